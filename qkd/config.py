@@ -1,0 +1,189 @@
+"""The schema of an experiment: every key a config file may hold, with its unit and its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: frozen, and unknown keys are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which images, and how they are split and batched."""
+
+    name: str = Field(description="digits, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
+    path: Path | None = Field(None, description="npz: folder with train.npz and test.npz; folder: with train/ and test/")
+    root: Path = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
+    download: bool = Field(True, description="fetch a torchvision set that is not in root")
+    image_size: Count | None = Field(None, description="side in pixels that images of a folder are resized to")
+    val_fraction: Fraction = Field(0.1, description="share of the training images kept for search and model selection")
+    train_limit: Count | None = Field(None, description="use only this many training images (stratified, seeded)")
+    batch_size: Count = Field(128, description="training images a step")
+    eval_batch_size: Count = Field(500, description="images a forward pass when scoring")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="decoding processes; folders only")
+
+
+class AgentConfig(Section):
+    """A role's augmentation agent."""
+
+    policy: str = Field("crop_flip", description="none, crop_flip, crop, trivial, randaugment, or file for a schedule")
+    schedule: Path | None = Field(None, description="schedule file (YAML) when policy is file")
+    crop_padding: Annotated[int, Field(ge=0)] = Field(4, description="pixels of padding before the random crop")
+    flip: bool = Field(True, description="horizontal flip with probability 1/2")
+    cutout: Annotated[int, Field(ge=0)] = Field(0, description="side in pixels of a final cut-out square; 0 is off")
+    magnitude: Annotated[int, Field(ge=0, le=9)] = Field(5, description="randaugment: level of every operation")
+    operations: Count = Field(2, description="randaugment: operations an image")
+
+    @model_validator(mode="after")
+    def _file_needs_path(self) -> AgentConfig:
+        if (self.policy == "file") != (self.schedule is not None):
+            raise ValueError("`schedule` names a file exactly when `policy` is `file`")
+        return self
+
+
+class TrainConfig(Section):
+    """Optimizer, learning-rate schedule and length of one training."""
+
+    epochs: Count = Field(description="passes over the training images")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is with Nesterov momentum")
+    lr: Positive = Field(0.1, description="peak learning rate")
+    momentum: Fraction = Field(0.9, description="sgd only")
+    weight_decay: NonNegative = Field(5e-4, description="on weights of rank 2 and more, not on biases, norms or scales")
+    scale_lr_factor: Positive = Field(1.0, description="learning rate of quantizer scales, as a factor of lr")
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="after the warm-up")
+    milestones: tuple[Fraction, ...] = Field((0.3, 0.6, 0.8), description="step: fractions of the training")
+    gamma: Positive = Field(0.1, description="step: factor at each milestone")
+    warmup_epochs: NonNegative = Field(0.0, description="linear rise of the learning rate, in epochs")
+    clip_grad_norm: Positive | None = Field(None, description="largest global gradient norm")
+    label_smoothing: Fraction = Field(0.0, description="share of the label spread over all classes")
+    ema_decay: Fraction = Field(0.0, description="decay a step of the averaged weights that are kept; 0 is off")
+    autocast: Literal["off", "bf16", "fp16"] = Field("off", description="reduced precision, where the device has it")
+    channels_last: bool = Field(False, description="memory format of images and convolutions")
+    checkpoint_every_s: NonNegative = Field(60.0, description="least seconds between checkpoints; one at every epoch's end")
+
+
+class TermConfig(Section):
+    """One weighted term of the student's loss."""
+
+    loss: str = Field(description="a name of `qkd ls losses`")
+    weight: NonNegative = Field(1.0, description="factor in the sum")
+    taps: tuple[tuple[str, str], ...] = Field((), description="feature losses: pairs [student module, teacher module]")
+    options: dict[str, float | int | str | bool] = Field(
+        default_factory=dict, description="keyword arguments of the loss, e.g. temperature"
+    )
+
+
+DEFAULT_TERMS = (
+    TermConfig(loss="cross_entropy", weight=0.5),
+    TermConfig(loss="soft_target", weight=0.5, options={"temperature": 4.0}),
+)
+
+
+class PhaseConfig(Section):
+    """A stretch of the student's epochs with its own loss terms."""
+
+    name: str = Field("tutoring", description="shown in logs, e.g. self_study, co_study, tutoring")
+    epochs: Count = Field(description="epochs of this phase; all phases add up to student.train.epochs")
+    terms: tuple[TermConfig, ...] | None = Field(None, description="loss terms; the student's own where absent")
+    freeze_batch_norm: bool = Field(
+        False, description="train the deployed arithmetic: folded batch norm with running statistics, int32 biases"
+    )
+
+
+class QuantConfig(Section):
+    """Bits and quantizers of the student (the keys of `quantizers.QuantSpec`)."""
+
+    weight_bits: Bits = Field(description="bits of weights")
+    act_bits: Bits = Field(description="bits of activations that enter a convolution or linear layer")
+    first_bits: Bits = Field(8, description="first layer: weights and image")
+    last_bits: Bits = Field(8, description="last layer: weights and input")
+    sum_bits: Bits = Field(8, description="inputs and output of residual sums, and what pooling averages")
+    weight_quantizer: Literal["lsq", "dorefa"] = Field("lsq", description="how weights meet their grid")
+    act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="how activations meet their grid")
+    per_channel: bool = Field(True, description="one weight scale an output channel, or one a tensor")
+    overrides: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="layer name pattern -> {weight_bits, act_bits}"
+    )
+
+
+class TeacherConfig(Section):
+    """The full-precision role."""
+
+    net: str = Field(description="a name of `qkd ls nets`")
+    weights: Path | None = Field(None, description="float weights (safetensors) to start from")
+    train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
+    agent: AgentConfig = Field(default_factory=AgentConfig)
+
+    @model_validator(mode="after")
+    def _needs_some_weights(self) -> TeacherConfig:
+        if self.train is None and self.weights is None:
+            raise ValueError("needs `train` (how to train it) or `weights` (a file of trained ones)")
+        return self
+
+
+class StudentConfig(Section):
+    """The low-bit role."""
+
+    net: str | None = Field(None, description="absent: the teacher's net")
+    init: Literal["auto", "teacher", "float", "random"] = Field(
+        "auto", description="auto: the teacher's weights where the nets agree, else an own float training"
+    )
+    float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
+    quant: QuantConfig = Field(description="bits and quantizers")
+    train: TrainConfig = Field(description="the low-bit training")
+    agent: AgentConfig = Field(default_factory=AgentConfig)
+    view: Literal["same", "own", "clean"] = Field(
+        "same", description="what the teacher sees: the student's images, its own agent's, or clean ones"
+    )
+    terms: tuple[TermConfig, ...] = Field(DEFAULT_TERMS, description="weighted loss terms")
+    phases: tuple[PhaseConfig, ...] = Field((), description="absent: one phase over all epochs, the last tenth frozen")
+    calibration_batches: Count = Field(8, description="training batches that set activation scales")
+
+    @model_validator(mode="after")
+    def _phases_add_up(self) -> StudentConfig:
+        total = sum(phase.epochs for phase in self.phases)
+        if self.phases and total != self.train.epochs:
+            raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
+        return self
+
+
+class ExportConfig(Section):
+    """How the student becomes a file."""
+
+    flavour: Literal["ort", "qcdq", "qonnx"] = Field("ort", description="which runtime the graph is for")
+    pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights")
+
+
+class BenchConfig(Section):
+    """How latency is measured."""
+
+    threads: Count = Field(1, description="intra-op threads")
+    batch_size: Count = Field(1, description="images an inference")
+    warmup: Annotated[int, Field(ge=0)] = Field(20, description="inferences before the clock starts")
+    rounds: Count = Field(200, description="timed inferences a model, interleaved")
+
+
+class RunConfig(Section):
+    """One experiment, from teacher to report."""
+
+    name: str = Field(description="name of the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="every random draw derives from it")
+    device: str = Field("auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: Count | None = Field(None, description="CPU threads of training; absent: all cores")
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    bench: BenchConfig = Field(default_factory=BenchConfig)

@@ -1,0 +1,35 @@
+"""Low-bit arithmetic on Brevitas: rewrites a float CNN into a trainable student and gives its integer view."""
+
+from quantizers.calibrate import act_quantizers, calibrate, freeze_batch_norm, quant_layers, quantizer_scales
+from quantizers.integer import Grid, IntegerView
+from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
+from quantizers.names import QUANTIZERS
+from quantizers.rewrite import Student, prepare
+from quantizers.settle import settle
+from quantizers.spec import QuantSpec
+from quantizers.tensor_quant import NotCalibratedError
+from quantizers.trace import RewriteError
+from quantizers.view import integer_view, layer_report
+
+__all__ = [
+    "QUANTIZERS",
+    "Grid",
+    "IntegerView",
+    "NotCalibratedError",
+    "QuantSpec",
+    "RewriteError",
+    "Student",
+    "act_quantizers",
+    "calibrate",
+    "fake_quantize",
+    "fake_quantize_per_channel",
+    "freeze_batch_norm",
+    "integer_view",
+    "is_fused",
+    "layer_report",
+    "prepare",
+    "quant_layers",
+    "quantizer_scales",
+    "set_fused",
+    "settle",
+]

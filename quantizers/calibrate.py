@@ -1,0 +1,178 @@
+"""Gives a student its activation scales from data, re-estimates batch norm, and moves scales off rounding ties."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
+from quantizers.settle import settle
+from quantizers.tensor_quant import ActQuant, RangeObserver
+
+
+def act_quantizers(student: nn.Module) -> dict[str, ActQuantizer]:
+    """Return the activation quantizers of a student by module path, in the order of the network."""
+    return {name: module for name, module in student.named_modules() if isinstance(module, ActQuantizer)}
+
+
+def quant_layers(student: nn.Module) -> dict[str, QuantConvBn2d | QuantLinearBn]:
+    """Return the low-bit layers of a student by module path, in the order of the network."""
+    kinds = (QuantConvBn2d, QuantLinearBn)
+    return {name: module for name, module in student.named_modules() if isinstance(module, kinds)}
+
+
+def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
+    """Set activation scales from data, re-estimate batch-norm statistics, and settle the scales; in place.
+
+    Three passes over the batches: the ranges of the float computation give first scales; the ranges seen with all
+    quantizers on give the final ones (each layer sees what its quantised predecessors really deliver); the last pass
+    estimates batch-norm statistics as the average over the batches. Parameters other than scales stay.
+
+    Args:
+        student: A network from :func:`prepare`.
+        batches: Image batches as the network takes them, float, ``[batch, channels, height, width]`` (or tuples that
+            start with one). They are kept in memory during the call; a few hundred images are enough.
+
+    Raises:
+        ValueError: If there are no batches, an image holds NaN or infinity, or no value but zero.
+    """
+    images = [_images(batch, student) for batch in batches]
+    _check(images)
+    quantizers = act_quantizers(student)
+    was_training = {module: module.training for module in student.modules()}
+    try:
+        student.eval()
+        _batch_statistics(student, enabled=True)
+        with torch.no_grad():
+            _observe(student, quantizers, images, bypass=True)
+            _observe(student, quantizers, images, bypass=False)
+            _reestimate(student, images)
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    settle(student)
+
+
+def _images(batch: Any, student: nn.Module) -> Tensor:
+    tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        raise TypeError(f"batches must be float image tensors, got {type(tensor).__name__} {getattr(tensor, 'dtype', '')}")
+    device = next((p.device for p in student.parameters()), tensor.device)
+    return tensor.to(device)
+
+
+def _check(images: Sequence[Tensor]) -> None:
+    if not images:
+        raise ValueError("calibrate needs at least one batch of images, got none")
+    for index, batch in enumerate(images):
+        if not bool(torch.isfinite(batch).all()):
+            raise ValueError(f"calibration batch {index} holds NaN or infinite values; check the images")
+    if not any(bool(batch.any()) for batch in images):
+        raise ValueError("all calibration images are zero; scales cannot be set from them")
+
+
+def _batch_statistics(student: nn.Module, *, enabled: bool) -> None:
+    """Let the layers with batch norm use the batch's own statistics, whatever mode the rest is in."""
+    for layer in quant_layers(student).values():
+        if layer.bn is not None:
+            layer.training = enabled
+            layer.bn.training = enabled
+
+
+def _observe(student: nn.Module, quantizers: dict[str, ActQuantizer], images: Sequence[Tensor], *, bypass: bool) -> None:
+    for quantizer in quantizers.values():
+        quantizer.quant.observer, quantizer.quant.bypass = RangeObserver(), bypass
+    momenta = _freeze_running_statistics(student)
+    deployed = _use_float_biases(student)
+    try:
+        for batch in images:
+            student(batch)
+        _set_scales([q.quant for q in quantizers.values()])
+    finally:
+        for quantizer in quantizers.values():
+            quantizer.quant.observer, quantizer.quant.bypass = None, False
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for layer, training in deployed.items():
+            layer.training = training
+
+
+def _use_float_biases(student: nn.Module) -> dict[nn.Module, bool]:
+    """Layers without batch norm must not round biases to a grid that is not set yet."""
+    before = {layer: layer.training for layer in quant_layers(student).values()}
+    for layer in before:
+        layer.training = True
+    return before
+
+
+def _freeze_running_statistics(student: nn.Module) -> dict[_BatchNorm, float | None]:
+    norms = {m: m.momentum for m in student.modules() if isinstance(m, _BatchNorm)}
+    for norm in norms:
+        norm.momentum = 0.0
+    return norms
+
+
+def _set_scales(quants: Sequence[ActQuant]) -> None:
+    groups: dict[ActQuant, list[ActQuant]] = {}
+    for quant in quants:
+        groups.setdefault(quant.owner, []).append(quant)
+    for owner, members in groups.items():
+        seen = [m for m in members if m.observer is not None and not m.observer.is_empty]
+        for member in seen:
+            member.set_range(member.observer)  # type: ignore[arg-type]
+        if seen:
+            owner.set_step(max(member.start_step(member.observer) for member in seen))  # type: ignore[arg-type]
+        for member in members:
+            member.mark_calibrated()
+
+
+def _reestimate(student: nn.Module, images: Sequence[Tensor]) -> None:
+    norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+        for batch in images:
+            student(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def freeze_batch_norm(student: nn.Module, enabled: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a sentence
+    """Let training use the deployed arithmetic: running statistics folded into the weights, int32 biases.
+
+    At 2 bits the grid of the biases is coarse; a student that has never seen it changes at export. So the last epochs
+    are trained this way. Gradients reach weights, scales and batch norm's affine parameters; statistics stay.
+
+    Args:
+        student: A network from :func:`prepare`.
+        enabled: False returns to batch statistics.
+    """
+    for layer in quant_layers(student).values():
+        layer.deployed_in_training = enabled
+
+
+def quantizer_scales(student: nn.Module) -> list[nn.Parameter]:
+    """Return the learned scales of weights and activations, each once, for a parameter group of their own."""
+    quants = [layer.quant for layer in quant_layers(student).values()]
+    quants += [quantizer.quant for quantizer in act_quantizers(student).values()]  # type: ignore[misc]
+    return list(dict.fromkeys(p for quant in quants for p in quant.parameters(recurse=False)))
+
+
+@contextlib.contextmanager
+def eval_mode(student: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode and restore every module's mode afterwards, also on failure."""
+    modes = {module: module.training for module in student.modules()}
+    student.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,177 @@
+"""The integer view of a student: a flat, typed list of what its deployed arithmetic computes.
+
+Everything that leaves the student (export, parity, cost, report, tests) reads weights, scales and zero points from
+here and from nowhere else. A value of the network is a named edge. An edge is either on a :class:`Grid` (its real
+value is ``scale * code``, ``code`` an integer) or real-valued (``grid is None``).
+
+``integer_view(student)`` (in ``quantizers.view``) builds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers an edge may hold, and their real size.
+
+    Args:
+        scale: Real value of one step, positive, a float32.
+        low: Smallest code (0 for unsigned grids, negative for signed or shifted ones).
+        high: Largest code. ``high - low + 1`` is ``2 ** bits``.
+    """
+
+    scale: float
+    low: int
+    high: int
+
+    @property
+    def bits(self) -> int:
+        """Width of the code in bits."""
+        return (self.high - self.low).bit_length()
+
+    @property
+    def zero_point(self) -> int:
+        """Zero point of the unsigned 8-bit storage of this grid: ``stored = code + zero_point``."""
+        return -self.low
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: ``output`` computed from ``inputs`` (edge names); ``name`` is the module path or fx node name."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Quantize(Node):
+    """``code = clip(round_half_even(x / scale), low, high)``; the input is real-valued or on another grid.
+
+    The grid is that of the output edge. A preceding ReLU/ReLU6 is absorbed by the grid's range.
+    """
+
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Conv(Node):
+    """A 2-d convolution of an edge on a grid; the output is real-valued (``acc * weight_scale * input scale``).
+
+    ``weights`` are codes, int8, shape ``[out_channels, in_channels / groups, height, width]``;
+    ``weight_scale`` float32 ``[out_channels]`` (batch norm folded in), or ``[1]`` if one for the tensor;
+    ``bias`` int32 ``[out_channels]`` in units of ``weight_scale * input scale``, or None.
+    """
+
+    weights: npt.NDArray[np.int8]
+    weight_bits: int
+    weight_scale: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.int32] | None
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]  # top, left, bottom, right
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Linear(Node):
+    """A fully connected layer of an edge on a grid; ``weights`` int8 ``[out_features, in_features]``; else as Conv."""
+
+    weights: npt.NDArray[np.int8]
+    weight_bits: int
+    weight_scale: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.int32] | None
+
+
+@dataclass(frozen=True)
+class Add(Node):
+    """Sum of two edges (both on grids of one scale, or real-valued); the output is real-valued."""
+
+
+@dataclass(frozen=True)
+class Mul(Node):
+    """Product of two broadcastable edges; the output is real-valued."""
+
+
+@dataclass(frozen=True)
+class Concat(Node):
+    """Concatenation along ``axis`` of edges on one common grid; the output is on it, too."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class MaxPool(Node):
+    """Maximum over windows; keeps the grid."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool
+
+
+@dataclass(frozen=True)
+class AveragePool(Node):
+    """Mean over windows of an edge on a grid; the output is real-valued."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    ceil_mode: bool
+    count_include_pad: bool
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool(Node):
+    """Mean over height and width; the output is real-valued, ``[batch, channels, 1, 1]`` (or 2-d without keepdims)."""
+
+    keepdims: bool
+
+
+@dataclass(frozen=True)
+class Shape(Node):
+    """An operation that moves values only and keeps the grid.
+
+    ``op`` is one of ``flatten`` (attributes: axis), ``reshape`` (shape, with 0 = copy, -1 = infer, batch first),
+    ``transpose`` (perm), ``slice`` (axis, start, end; for chunk and split), ``pad`` (pads: top, left, bottom, right,
+    value is the real zero), ``squeeze`` / ``unsqueeze`` (axes), ``identity``.
+    """
+
+    op: str
+    attributes: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Function(Node):
+    """An elementwise real function that stays in floating point.
+
+    ``op`` is the lower-case name: relu, relu6, silu, hardswish, sigmoid, hardsigmoid, gelu, tanh, leaky_relu, elu,
+    softmax (attributes: axis), ... ``attributes`` hold its parameters by PyTorch's names.
+    """
+
+    op: str
+    attributes: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IntegerView:
+    """A student as integers: ``nodes`` in the order of computation.
+
+    Args:
+        nodes: Every operation; edges are named by their producers.
+        grids: Edge name -> its grid; real-valued edges are absent.
+        inputs: Names of the graph inputs (real-valued), in the order of ``forward``.
+        outputs: Names of the edges that the model returns, in order.
+    """
+
+    nodes: tuple[Node, ...]
+    grids: Mapping[str, Grid]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]

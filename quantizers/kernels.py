@@ -1,0 +1,211 @@
+"""Fake quantization as one fused forward and one fused backward pass, with the published gradient of the step size."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+
+def _quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    # A division, not a product with 1/scale: ONNX Runtime's QuantizeLinear divides, and ties must fall alike.
+    return torch.clamp(torch.round(x / scale), low, high) * scale
+
+
+def _gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    v = x / scale
+    inside = (v > low) & (v < high)
+    grad_x = torch.where(inside, grad, torch.zeros_like(grad))
+    slope = torch.where(inside, torch.round(v) - v, torch.clamp(v, low, high))
+    return grad_x, grad * slope
+
+
+def _gradients_tensor(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x, terms = _gradients(grad, x, scale, low, high)
+    return grad_x, terms.sum()
+
+
+def _gradients_channel(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x, terms = _gradients(grad, x, scale, low, high)
+    return grad_x, terms.sum(dim=1, keepdim=True)
+
+
+def _clip_gradients_tensor(
+    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    v = x / scale
+    inside = (v > low) & (v < high)
+    zero = torch.zeros_like(grad)
+    return torch.where(inside, grad, zero), (torch.where(inside, zero, grad) * torch.clamp(v, low, high)).sum()
+
+
+class _Fusion:
+    """Compiles the four functions above on first use; falls back to eager, once and aloud, where that fails."""
+
+    def __init__(self) -> None:
+        self.enabled = os.environ.get("QKD_FUSED", "1") != "0"
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        if not self.enabled or torch.compiler.is_compiling():
+            return function(*tensors)
+        key = (function, tensors[0].device.type)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            return self._first(key, function, tensors)
+        return compiled(*tensors)
+
+    def _first(self, key: Any, function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Any:
+        compiled = torch.compile(function, dynamic=True, fullgraph=True)
+        try:
+            _require_compiler(tensors[0].device)
+            with _one_grad_mode():
+                result = compiled(*tensors)
+        except Exception as error:
+            self.enabled = False
+            _log.warning(
+                "low-bit quantizers run unfused (slower, same results): %s: %s",
+                type(error).__name__,
+                str(error).strip().splitlines()[0] if str(error).strip() else "no message",
+            )
+            return function(*tensors)
+        self._compiled[key] = compiled
+        return result
+
+
+@contextlib.contextmanager
+def _one_grad_mode() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def _require_compiler(device: torch.device) -> None:
+    if device.type != "cpu":
+        return
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if not any(name and shutil.which(name) for name in candidates):
+        raise RuntimeError("no C++ compiler found; install g++ or clang++, or name one in CXX")
+
+
+_fusion = _Fusion()
+
+
+def set_fused(*, enabled: bool) -> None:
+    """Switch the compiled kernels on or off for this process (environment: ``QKD_FUSED=0``)."""
+    _fusion.enabled = enabled
+
+
+def is_fused() -> bool:
+    """Tell whether compiled kernels are in use (True until a compilation has failed or they were switched off)."""
+    return _fusion.enabled
+
+
+def _flat(x: Tensor) -> Tensor:
+    """View a dense tensor of any memory format as one row, so that one kernel serves every shape."""
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x.as_strided((x.numel(),), (1,))
+    return x.contiguous().view(-1)
+
+
+def _like(flat: Tensor, x: Tensor) -> Tensor:
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return flat.as_strided(x.size(), x.stride())
+    return flat.view(x.size())
+
+
+def _same_format(grad: Tensor, x: Tensor) -> Tensor:
+    """Bring a gradient into the memory format of ``x``, so that flat views of both line up."""
+    if grad.stride() == x.stride():
+        return grad
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return grad.contiguous(memory_format=torch.channels_last)
+    return grad.contiguous()
+
+
+class _PerTensor(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float, residual: bool) -> Tensor:
+        return _like(_fusion(_quantize, _flat(x), scale, low, high).to(x.dtype), x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, low, high, ctx.grad_scale, ctx.residual = inputs
+        ctx.save_for_backward(x, scale, low, high)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, low, high = ctx.saved_tensors
+        function = _gradients_tensor if ctx.residual else _clip_gradients_tensor
+        grad_x, grad_s = _fusion(function, _flat(_same_format(grad, x)), _flat(x), scale, low, high)
+        return _like(grad_x, x), (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
+
+
+class _PerChannel(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float) -> Tensor:
+        rows = x.reshape(x.size(0), -1)
+        return _fusion(_quantize, rows, scale.view(-1, 1), low, high).view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, low, high, ctx.grad_scale = inputs
+        ctx.save_for_backward(x, scale, low, high)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, low, high = ctx.saved_tensors
+        rows = (x.size(0), -1)
+        grad_x, grad_s = _fusion(
+            _gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high
+        )
+        return grad_x.view(x.shape), (grad_s * ctx.grad_scale).view_as(scale), None, None, None
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, grad_scale: float = 1.0, residual: bool = True
+) -> Tensor:
+    r"""Return ``clip(round(x / scale), low, high) * scale`` with a straight-through gradient.
+
+    With :math:`v = x / s`, the gradient of the output with respect to ``x`` is 1 for ``low < v < high`` and 0
+    elsewhere; with respect to ``s`` it is :math:`\mathrm{round}(v) - v` inside, ``low`` or ``high`` outside, summed
+    over the tensor and multiplied by ``grad_scale``. Rounding is half to even.
+
+    Args:
+        x: Values of any shape, floating.
+        scale: One positive step size, shape ``[]``.
+        low: Smallest code, shape ``[]``, floating, on the device of ``x``.
+        high: Largest code, likewise.
+        grad_scale: Factor of the gradient of ``scale``; LSQ uses :math:`1 / \sqrt{N Q_P}`.
+        residual: Whether values inside the range contribute to the gradient of ``scale`` (LSQ: yes; PACT: no).
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+
+    References:
+        Esser et al., `Learned Step Size Quantization <https://arxiv.org/abs/1902.08153>`_, 2020, equations 1 to 3;
+        Choi et al., `PACT <https://arxiv.org/abs/1805.06085>`_, 2018, equations 1 to 3 (``residual=False``).
+    """
+    return _PerTensor.apply(x, scale, low, high, grad_scale, residual)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def fake_quantize_per_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, grad_scale: float) -> Tensor:
+    """Return the same as :func:`fake_quantize`, with one step size for each index of the first dimension.
+
+    Args:
+        x: Weights, shape ``[out_channels, ...]``.
+        scale: Positive step sizes, ``out_channels`` of them, shape ``[out_channels, 1, ...]``.
+        low: Smallest code, shape ``[]``.
+        high: Largest code, shape ``[]``.
+        grad_scale: Factor of the gradients of ``scale``.
+    """
+    return _PerChannel.apply(x, scale, low, high, grad_scale)  # type: ignore[no-any-return, no-untyped-call]

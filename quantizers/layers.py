@@ -1,0 +1,274 @@
+"""The modules a student consists of: Brevitas layers that know their input's grid, and the joints between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brevitas.nn as qnn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from quantizers.tensor_quant import ActQuant, NotCalibratedError, WeightQuant, round_straight_through
+
+# Biases keep to 30 bits and sign, so that bias plus accumulated products stays inside int32.
+BIAS_LIMIT = float(2**29)
+LEAST_SCALE = 1e-12
+
+
+class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
+    """Puts a tensor on a grid. On an unsigned grid the clip at zero is the ReLU, so none runs besides it.
+
+    Args:
+        injector: A class of :data:`quantizers.names.QUANTIZERS`.
+        name: Module path, for messages.
+        largest: Upper end of the real range where the float net bounds it (6 for ReLU6), else None.
+    """
+
+    def __init__(self, injector: Any, name: str, largest: float | None = None) -> None:
+        super().__init__(act_quant=injector, return_quant_tensor=False, act_largest=largest)
+        self.act_quant.skip_create_quant_tensor = True
+        self.name = name
+        self.origin: Origin | None = None
+
+    @property
+    def quant(self) -> ActQuant:
+        """Return the arithmetic inside."""
+        return self.act_quant.fused_activation_quant_proxy.tensor_quant  # type: ignore[no-any-return]
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
+        try:
+            return self.act_quant(input)  # type: ignore[no-any-return]
+        except NotCalibratedError:
+            raise NotCalibratedError(self.name) from None
+
+
+class Origin:
+    """What an activation quantizer reads, where that is an integer times a known unit (for :func:`settle`).
+
+    Args:
+        kind: ``add``, ``mul``, ``mean`` (of ``count`` values) or ``grid`` (another quantizer's output).
+        sources: The quantizers of the operands.
+        count: Number of averaged values.
+    """
+
+    def __init__(self, kind: str, sources: tuple[ActQuantizer, ...], count: int = 1) -> None:
+        self.kind, self.sources, self.count = kind, sources, count
+
+
+class _Deployable:
+    """What a convolution and a linear layer share: batch norm of their own, folded scales, int32 biases."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    bn: nn.modules.batchnorm._BatchNorm | None
+    weight_quant: Any
+    training: bool
+
+    def _attach(self, bn: nn.modules.batchnorm._BatchNorm | None) -> None:
+        self.weight_quant.skip_create_quant_tensor = True
+        self.bn = bn
+        self.deployed_in_training = False
+        self._source: tuple[ActQuantizer, ...] = ()
+        self._consumers: tuple[ActQuantizer, ...] = ()
+
+    @property
+    def source(self) -> ActQuantizer:
+        """Return the quantizer whose grid the input is on."""
+        return self._source[0]
+
+    @property
+    def consumers(self) -> tuple[ActQuantizer, ...]:
+        """Return the quantizers that read the output."""
+        return self._consumers
+
+    def connect(
+        self, *, source: ActQuantizer | None = None, consumers: tuple[ActQuantizer, ...] | None = None
+    ) -> None:
+        """Tell the layer its neighbours (kept in tuples, so that they are not registered as submodules)."""
+        if source is not None:
+            self._source = (source,)
+        if consumers is not None:
+            self._consumers = consumers
+
+    @property
+    def quant(self) -> WeightQuant:
+        """Return the arithmetic of the weights."""
+        return self.weight_quant.tensor_quant  # type: ignore[no-any-return]
+
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return batch norm's factor ``[channels]`` and the real bias after it ``[channels]`` (None: 1 and 0)."""
+        if self.bn is None:
+            return None, self.bias
+        mean, var = self.bn.running_mean, self.bn.running_var
+        if mean is None or var is None:
+            raise ValueError("batch norm without running statistics cannot be folded; set track_running_stats=True")
+        factor = torch.rsqrt(var + self.bn.eps)
+        factor = factor if self.bn.weight is None else factor * self.bn.weight
+        shift = -mean * factor if self.bn.bias is None else self.bn.bias - mean * factor
+        return factor, shift if self.bias is None else shift + self.bias * factor
+
+    def folded(self) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Return the signed factor on the weights, the positive weight scale and the real bias, each ``[channels]``.
+
+        The scale of a dead channel (batch-norm factor near zero) has a floor, so that its bias fits int32; what its
+        weights then add is less than ``2**-29`` of the bias a unit.
+        """
+        factor, shift = self._affine()
+        step = self.quant.step.reshape(-1)
+        if factor is None and shift is None:
+            return None, step, None
+        scale = step if factor is None else step * factor.abs()
+        if shift is not None:
+            floor = shift.detach().abs() / (BIAS_LIMIT * self.source.quant.step.detach())
+            needed = floor.max() if scale.numel() == 1 else floor  # one scale for the tensor must suit every bias
+            floored = torch.maximum(scale, needed)
+        else:
+            floored = scale
+        floored = floored.clamp_min(LEAST_SCALE)
+        if factor is None:
+            changed = floored / step
+            return (None if bool((floored == scale).all()) else changed), floored, shift
+        sign = torch.where(factor < 0, -1.0, 1.0)
+        return torch.where(floored == scale, factor, sign * floored / step), floored, shift
+
+    def deployed(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias as the exported graph uses them; differentiable, bias rounding straight through."""
+        weight = self.weight_quant(self.weight)
+        factor, scale, shift = self.folded()
+        if factor is not None:
+            weight = weight * factor.reshape((-1,) + (1,) * (weight.dim() - 1))
+        if shift is None:
+            return weight, None
+        unit = scale * self.source.quant.step
+        return weight, round_straight_through(shift / unit) * unit
+
+    def integers(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return weight codes, positive weight scale ``[channels]`` or ``[1]``, and int32 bias codes (as float64)."""
+        with torch.no_grad():
+            codes = self.quant.codes(self.weight)
+            factor, scale, shift = self.folded()
+            if factor is not None:
+                codes = codes * torch.where(factor < 0, -1.0, 1.0).reshape((-1,) + (1,) * (codes.dim() - 1))
+            if shift is None:
+                return codes, scale, None
+            return codes, scale, torch.round(shift / (scale * self.source.quant.step)).double()
+
+    @property
+    def uses_deployed(self) -> bool:
+        """Tell whether ``forward`` runs the deployed arithmetic now."""
+        return not self.training or self.deployed_in_training
+
+
+class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
+    """A 2-d convolution with low-bit weights and its batch norm.
+
+    In training mode batch norm uses the batch; in eval mode, and after :func:`freeze_batch_norm`, the layer computes
+    what the exported graph computes: batch norm folded into the weight scales, bias on the int32 grid.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, injector: Any, **weight_options: Any) -> None:
+        options = {f"weight_{key}": value for key, value in weight_options.items()}
+        qnn.QuantConv2d.__init__(
+            self, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+            conv.groups, bias=conv.bias is not None, weight_quant=None,
+        )  # fmt: skip
+        _adopt(self, conv, injector, options)
+        self._attach(bn)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
+        if self.uses_deployed:
+            return self._conv_forward(input, *self.deployed())  # type: ignore[no-any-return]
+        out = self._conv_forward(input, self.weight_quant(self.weight), self.bias)
+        return out if self.bn is None else self.bn(out)  # type: ignore[no-any-return]
+
+
+class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
+    """A fully connected layer with low-bit weights and its batch norm; modes as in :class:`QuantConvBn2d`."""
+
+    def __init__(self, linear: nn.Linear, bn: nn.BatchNorm1d | None, injector: Any, **weight_options: Any) -> None:
+        options = {f"weight_{key}": value for key, value in weight_options.items()}
+        qnn.QuantLinear.__init__(
+            self, linear.in_features, linear.out_features, bias=linear.bias is not None, weight_quant=None
+        )
+        _adopt(self, linear, injector, options)
+        self._attach(bn)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
+        if self.uses_deployed:
+            return F.linear(input, *self.deployed())
+        out = F.linear(input, self.weight_quant(self.weight), self.bias)
+        return out if self.bn is None else self.bn(out)  # type: ignore[no-any-return]
+
+
+def _adopt(layer: Any, original: nn.Conv2d | nn.Linear, injector: Any, options: dict[str, Any]) -> None:
+    """Take over the float weights first, then build the quantizer, whose step size starts from them."""
+    layer.weight = nn.Parameter(original.weight.detach().clone(), requires_grad=original.weight.requires_grad)
+    if original.bias is not None:
+        layer.bias = nn.Parameter(original.bias.detach().clone())
+    qnn.mixin.QuantWeightMixin.__init__(layer, injector, **options)
+    layer.to(original.weight.device)
+
+
+class Sum(nn.Module):
+    """Sum of two tensors on grids of one scale."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Product(nn.Module):
+    """Product of two tensors on grids."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+
+class Concat(nn.Module):
+    """Concatenation of tensors on one grid.
+
+    Args:
+        axis: Dimension along which they are joined.
+    """
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return torch.cat(tensors, self.axis)
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over height and width.
+
+    Args:
+        keepdims: Whether the result is ``[batch, channels, 1, 1]``, else ``[batch, channels]``.
+    """
+
+    def __init__(self, *, keepdims: bool) -> None:
+        super().__init__()
+        self.keepdims = keepdims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=self.keepdims)
+
+
+class WindowGather(nn.Module):
+    """Repeats rows and columns so that uneven adaptive pooling windows become even ones; moves values only.
+
+    Args:
+        rows: Source row of each output row.
+        columns: Source column of each output column.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, rows: list[int], columns: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(2, self.rows).index_select(3, self.columns)

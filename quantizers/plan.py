@@ -1,0 +1,200 @@
+"""Decides, from the readers of every value of a float graph, which grid the value lies on in the student."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from quantizers.spec import QuantSpec
+from quantizers.trace import (
+    ADAPTIVE,
+    ADD,
+    AVGPOOL,
+    CAT,
+    COMPUTE,
+    FUNCTION,
+    FUNCTION_NAMES,
+    MAXPOOL,
+    MEAN,
+    MUL,
+    NORM,
+    PASS,
+    PLACEHOLDER,
+    PRESERVING,
+    RELU,
+    UNSIGNED_FUNCTIONS,
+    RewriteError,
+    Traced,
+)
+
+Demand = tuple[str, int, "fx.Node | None"]  # ("compute" | "stream" | "cat", bits, the concatenation)
+
+
+class Plan:
+    """Where grids lie, and how wide they are.
+
+    A value read only by convolutions and linear layers lies on their grid. A value that sums, products or poolings
+    read, too, lies on the wider grid of sums, and the layers read a copy put on theirs.
+
+    Args:
+        traced: The float graph.
+        spec: Bits and quantizers.
+
+    Raises:
+        RewriteError: If an override pattern matches no layer.
+    """
+
+    def __init__(self, traced: Traced, spec: QuantSpec) -> None:
+        self.traced, self.spec = traced, spec
+        self.norm_of: dict[fx.Node, fx.Node] = {}
+        self.norm_host: dict[fx.Node, fx.Node] = {}
+        self._fold_norms()
+        self.folded = set(self.norm_host)
+        self.layer_bits = self._assign_layer_bits()
+        self._demands: dict[fx.Node, frozenset[Demand]] = {}
+        self._kinds: dict[fx.Node, str] = {}
+
+    def _fold_norms(self) -> None:
+        for node in self.traced.graph.nodes:
+            source = node.args[0] if node.args else None
+            if node.meta["kind"] != NORM or not isinstance(source, fx.Node):
+                continue
+            if source.meta["kind"] in COMPUTE and len(source.users) == 1:
+                self.norm_of[source], self.norm_host[node] = node, source
+
+    def _assign_layer_bits(self) -> dict[fx.Node, tuple[int, int]]:
+        layers = [n for n in self.traced.graph.nodes if n.meta["kind"] in COMPUTE]
+        names = [self.traced.path(n) for n in layers]
+        unused = self.spec.unused_overrides(names)
+        if unused:
+            raise RewriteError(f"overrides {unused} match no layer; the layers are: {', '.join(names)}")
+        return {
+            n: self.spec.layer_bits(self.traced.path(n), is_first=_reaches(n, up=True), is_last=_reaches(n, up=False))
+            for n in layers
+        }
+
+    # -- what the readers want -------------------------------------------------------------------------------------
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes that read the value of ``node`` (a folded batch norm's readers are its layer's)."""
+        users: list[fx.Node] = []
+        for user in node.users:
+            users.extend(self.readers(user) if user in self.folded else [user])
+        return users
+
+    def demands(self, node: fx.Node) -> frozenset[Demand]:
+        """Return what the readers of a value want its grid to be, seen through operations that only move values."""
+        if node not in self._demands:
+            self._demands[node] = frozenset(d for user in self.readers(node) for d in self._demand_of(user))
+        return self._demands[node]
+
+    def _demand_of(self, user: fx.Node) -> frozenset[Demand]:
+        kind = user.meta["kind"]
+        if kind in COMPUTE:
+            return frozenset({("compute", self.layer_bits[user][1], None)})
+        if kind in (ADD, MUL, AVGPOOL, MEAN, FUNCTION, NORM) or (kind == ADAPTIVE and not _is_identity(user)):
+            return frozenset({("stream", self.spec.sum_bits, None)})
+        if kind == CAT:
+            return frozenset({("cat", 0, user)})
+        if kind in PRESERVING or kind == ADAPTIVE:
+            return self.demands(user)
+        return frozenset()
+
+    def rectifiers(self, node: fx.Node) -> list[fx.Node]:
+        """Return the ReLUs behind a value that nothing else reads and that only moving operations separate from it."""
+        users = self.readers(node)
+        if not users or all(user.meta["kind"] == RELU for user in users):
+            return []
+        found: list[fx.Node] = []
+        for user in users:
+            kind = user.meta["kind"]
+            inner = [user] if kind == RELU else self._moved_rectifiers(user) if kind in (MAXPOOL, PASS) else []
+            if not inner:
+                return []
+            found.extend(inner)
+        return found
+
+    def _moved_rectifiers(self, node: fx.Node) -> list[fx.Node]:
+        users = self.readers(node)
+        if users and all(user.meta["kind"] == RELU for user in users):
+            return users
+        return self.rectifiers(node)
+
+    # -- the decisions ---------------------------------------------------------------------------------------------
+
+    def bits(self, node: fx.Node) -> int | None:
+        """Return the width of the grid of a value, or None where it stays real."""
+        demands = self.demands(node)
+        if not demands:
+            moved = self.rectifiers(node)
+            widths = [bits for bits in (self.bits(relu) for relu in moved) if bits is not None]
+            return max(widths) if widths else None
+        own = [bits for what, bits, _ in demands if what != "cat"]
+        if own:
+            return max(own)
+        return max(self.bits(cat) or self.spec.sum_bits for _, _, cat in demands if cat is not None)
+
+    def cats(self, node: fx.Node) -> frozenset[fx.Node]:
+        """Return the concatenations whose grid a value may lie on directly: those that alone read it, on one width."""
+        demands = self.demands(node)
+        cats = {cat for what, _, cat in demands if what == "cat" and cat is not None}
+        if len(cats) != len(demands) or len({(self.bits(cat), self.kind(cat)) for cat in cats}) > 1:
+            return frozenset()
+        return frozenset(cats)
+
+    def method(self, node: fx.Node, bits: int) -> str:
+        """Return the activation quantizer: the configured one where only low-bit layers read, else LSQ."""
+        only_layers = all(what == "compute" for what, _, _ in self.demands(node))
+        return self.spec.act_quantizer if only_layers and bits < 8 and node.meta["kind"] != PLACEHOLDER else "lsq"
+
+    def kind(self, node: fx.Node) -> str:
+        """Return whether the grid of a value is ``unsigned``, ``signed`` or ``shifted``."""
+        if node not in self._kinds:
+            cats = self.cats(node) if node.meta["kind"] != CAT else frozenset()
+            self._kinds[node] = self.kind(next(iter(cats))) if cats else self._natural_kind(node)
+        return self._kinds[node]
+
+    def _natural_kind(self, node: fx.Node) -> str:
+        kind = node.meta["kind"]
+        if kind == RELU or self.rectifiers(node):
+            return "unsigned"
+        if kind == PLACEHOLDER:
+            return "shifted"
+        if kind == FUNCTION:
+            return "unsigned" if self.function_name(node) in UNSIGNED_FUNCTIONS else "shifted"
+        if kind in (ADD, MUL, CAT, AVGPOOL, MEAN, ADAPTIVE, *PRESERVING):
+            operands = [n for n in node.all_input_nodes if n.meta["shape"] is not None]
+            kinds = {self._natural_kind(n) for n in operands}
+            return "unsigned" if kinds == {"unsigned"} else "signed"
+        return "signed"
+
+    def function_name(self, node: fx.Node) -> str:
+        """Return the name of a real function, as the integer view calls it."""
+        module = self.traced.module(node)
+        return FUNCTION_NAMES[type(module) if module is not None else node.target]
+
+    def largest(self, node: fx.Node) -> float | None:
+        """Return the upper bound that the float net's own activation puts on a value, or None."""
+        module = self.traced.module(node)
+        if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+            return float(module.max_val)
+        return 6.0 if getattr(node.target, "__name__", "") == "relu6" else None
+
+
+def _is_identity(node: fx.Node) -> bool:
+    operand = node.args[0] if node.args else node.kwargs["input"]
+    return operand.meta["shape"] == node.meta["shape"]  # type: ignore[union-attr]
+
+
+def _reaches(layer: fx.Node, *, up: bool) -> bool:
+    """Tell whether the image (up) or the output (down) is reached from ``layer`` without passing another layer."""
+    seen: set[fx.Node] = set()
+    front = list(layer.all_input_nodes if up else layer.users)
+    while front:
+        node = front.pop()
+        if node in seen or node.meta["kind"] in COMPUTE:
+            continue
+        seen.add(node)
+        if node.op == ("placeholder" if up else "output"):
+            return True
+        front.extend(node.all_input_nodes if up else node.users)
+    return False

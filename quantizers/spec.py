@@ -1,0 +1,88 @@
+"""How many bits each part of a student has, and which quantizers put it there."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+WEIGHT_METHODS = ("lsq", "dorefa")
+ACT_METHODS = ("lsq", "pact", "dorefa")
+OVERRIDE_KEYS = ("weight_bits", "act_bits")
+MIN_BITS, MAX_BITS = 2, 8
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Bits and quantizers of a student.
+
+    Args:
+        weight_bits: Bits of weights, 2 to 8.
+        act_bits: Bits of what enters a convolution or linear layer, 2 to 8.
+        first_bits: Bits of weights and input of the layers that see the image; None: as the others.
+        last_bits: Bits of weights and input of the layers that make the output; None: as the others.
+        sum_bits: Bits of the operands and results of residual sums, products and of what pooling averages. The skip
+            path is what the literature leaves at 32 bits; eight are enough, and integer kernels are 8 bits wide anyway.
+        weight_quantizer: ``lsq`` or ``dorefa``.
+        act_quantizer: ``lsq``, ``pact`` or ``dorefa``; for the inputs of low-bit layers. Sums, pools and the image are
+            always on learned step sizes.
+        per_channel: One weight step size an output channel (``lsq`` only), or one a tensor.
+        overrides: Layer name pattern (``fnmatch``: ``layer1.*``) -> ``{"weight_bits": 4, "act_bits": 4}``; the last
+            pattern that matches wins, over first and last layer, too.
+
+    Raises:
+        ValueError: If a bit width is not an integer from 2 to 8, a quantizer is unknown, or an override has another key.
+    """
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    first_bits: int | None = 8
+    last_bits: int | None = 8
+    sum_bits: int = 8
+    weight_quantizer: str = "lsq"
+    act_quantizer: str = "lsq"
+    per_channel: bool = True
+    overrides: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "act_bits", "sum_bits"):
+            _check_bits(name, getattr(self, name))
+        for name in ("first_bits", "last_bits"):
+            if getattr(self, name) is not None:
+                _check_bits(name, getattr(self, name))
+        _check_choice("weight_quantizer", self.weight_quantizer, WEIGHT_METHODS)
+        _check_choice("act_quantizer", self.act_quantizer, ACT_METHODS)
+        for pattern, values in self.overrides.items():
+            for key, bits in values.items():
+                _check_choice(f"overrides[{pattern!r}]", key, OVERRIDE_KEYS)
+                _check_bits(f"overrides[{pattern!r}].{key}", bits)
+
+    @property
+    def code(self) -> str:
+        """Return the short name of the widths, such as ``w2a2``."""
+        return f"w{self.weight_bits}a{self.act_bits}"
+
+    def layer_bits(self, name: str, *, is_first: bool, is_last: bool) -> tuple[int, int]:
+        """Return (weight bits, bits of the input) of the layer at module path ``name``."""
+        weight, act = self.weight_bits, self.act_bits
+        for applies, bits in ((is_first, self.first_bits), (is_last, self.last_bits)):
+            if applies and bits is not None:
+                weight, act = bits, bits
+        for pattern, values in self.overrides.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                weight, act = values.get("weight_bits", weight), values.get("act_bits", act)
+        return weight, act
+
+    def unused_overrides(self, names: list[str]) -> list[str]:
+        """Return the override patterns that match none of the layer ``names``."""
+        return [pattern for pattern in self.overrides if not fnmatch.filter(names, pattern)]
+
+
+def _check_bits(name: str, bits: object) -> None:
+    if not isinstance(bits, int) or isinstance(bits, bool) or not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"{name} must be an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,368 @@
+"""The arithmetic modules that Brevitas injects as ``tensor_quant``: learned or fixed step sizes on integer ranges."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.kernels import fake_quantize, fake_quantize_per_channel
+
+TINY = 1e-10  # least step size: keeps divisions finite when training drives a scale through zero
+
+
+def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
+    """Return the smallest and largest code of a full-range grid of ``bits`` bits."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+class NotCalibratedError(RuntimeError):
+    """An activation quantizer has no scale yet."""
+
+    def __init__(self, name: str = "a quantizer") -> None:
+        super().__init__(
+            f"{name}: scales are not calibrated; call quantizers.calibrate(student, batches) before training or export"
+        )
+
+
+class WeightQuant(nn.Module):
+    """Base of weight quantizers: ``forward`` gives (dequantised, scale, zero point, bit width) as Brevitas expects.
+
+    Args:
+        bit_width: Bits of a code.
+        low: Smallest code.
+        high: Largest code.
+    """
+
+    low: Tensor
+    high: Tensor
+    bit_width_value: Tensor
+    zero_point_value: Tensor
+
+    def __init__(self, bit_width: int, low: int, high: int) -> None:
+        super().__init__()
+        self.bits, self.low_code, self.high_code = bit_width, low, high
+        self.register_buffer("low", torch.tensor(float(low)), persistent=False)
+        self.register_buffer("high", torch.tensor(float(high)), persistent=False)
+        self.register_buffer("bit_width_value", torch.tensor(float(bit_width)), persistent=False)
+        self.register_buffer("zero_point_value", torch.tensor(0.0), persistent=False)
+
+    @property
+    def step(self) -> Tensor:
+        """Return the positive step size, shape ``[out_channels, 1, ...]`` or ``[]``."""
+        raise NotImplementedError
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        """Return the dequantised weight, differentiable."""
+        raise NotImplementedError
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the integer codes of ``weight`` as a floating tensor."""
+        return torch.clamp(torch.round(self.quantize(weight) / self.step), self.low, self.high)
+
+    def rescale(self, weight: Tensor, factor: Tensor) -> None:
+        """Multiply the dequantised weights by ``factor`` (shape of ``step``) in place; the codes stay."""
+        raise NotImplementedError
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.quantize(weight), self.step, self.zero_point_value, self.bit_width_value
+
+
+class LsqWeightQuant(WeightQuant):
+    r"""Weights on a learned step size: :math:`\hat w = \mathrm{round}(\mathrm{clip}(w/s, -Q_N, Q_P)) \cdot s`.
+
+    The gradient of ``s`` is scaled by :math:`1/\sqrt{N Q_P}`, ``N`` the number of weights that share it;
+    ``s`` starts at :math:`2\,\mathrm{mean}|w| / \sqrt{Q_P}`.
+
+    References:
+        Esser et al., `Learned Step Size Quantization <https://arxiv.org/abs/1902.08153>`_, 2020, section 2.
+    """
+
+    def __init__(self, bit_width: int, low: int, high: int, weight: Tensor, per_channel: bool) -> None:  # noqa: FBT001
+        super().__init__(bit_width, low, high)
+        self.per_channel = per_channel
+        rows = weight.detach().reshape(weight.size(0), -1) if per_channel else weight.detach().reshape(1, -1)
+        start = 2 * rows.abs().mean(dim=1) / math.sqrt(high)
+        # A channel of zeros has no size of its own; any positive step represents it exactly.
+        start = torch.where(start > TINY, start, start.mean().clamp_min(1e-3))
+        shape = (-1,) + (1,) * (weight.dim() - 1) if per_channel else ()
+        self.scale = nn.Parameter(start.reshape(shape).clone())
+        self.grad_scale = 1.0 / math.sqrt(rows.size(1) * high)
+
+    @property
+    def step(self) -> Tensor:
+        return self.scale.abs().clamp_min(TINY)
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        if self.per_channel:
+            return fake_quantize_per_channel(weight, self.step, self.low, self.high, grad_scale=self.grad_scale)
+        return fake_quantize(weight, self.step, self.low, self.high, grad_scale=self.grad_scale)
+
+    @torch.no_grad()
+    def rescale(self, weight: Tensor, factor: Tensor) -> None:
+        self.scale.copy_(self.step * factor.reshape(self.scale.shape))
+        weight.mul_(factor.reshape(self.scale.shape))
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes unchanged."""
+    return _RoundStraightThrough.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class DorefaWeightQuant(WeightQuant):
+    r"""DoReFa weights: :math:`\hat w = 2 Q_k(\tanh w / (2 \max|\tanh w|) + 1/2) - 1`, times a fixed gain.
+
+    The levels are the odd multiples of :math:`1/(2^k - 1)`: there is no zero, and a code needs ``k + 1`` signed bits.
+
+    Note:
+        The published formula leaves every layer with weights in [-1, 1], which batch norm undoes. A layer without
+        batch norm would change its output's size a hundredfold, so there a constant gain ``mean|w| / mean|w_q|``,
+        taken once from the float weights, restores it; with batch norm the gain is 1.
+
+    References:
+        Zhou et al., `DoReFa-Net <https://arxiv.org/abs/1606.06160>`_, 2016, section 2.3 (equation 9).
+    """
+
+    gain: Tensor
+
+    def __init__(self, bit_width: int, low: int, high: int, weight: Tensor, has_norm: bool) -> None:  # noqa: FBT001
+        levels = 2**bit_width - 1
+        super().__init__(bit_width + 1, -levels, levels)
+        self.levels = levels
+        self.register_buffer("gain", torch.tensor(1.0))
+        if not has_norm:
+            with torch.no_grad():
+                quantised = self.quantize(weight).abs().mean()
+                self.gain.copy_(weight.abs().mean().clamp_min(TINY) / quantised)
+
+    @property
+    def step(self) -> Tensor:
+        return self.gain / self.levels
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        bounded = torch.tanh(weight)
+        unit = bounded / (2 * bounded.abs().max().clamp_min(TINY)) + 0.5
+        return (2 * round_straight_through(unit * self.levels) - self.levels) * self.step
+
+    @torch.no_grad()
+    def rescale(self, weight: Tensor, factor: Tensor) -> None:
+        self.gain.mul_(factor.reshape(()))
+
+
+class ActQuant(nn.Module):
+    """An activation quantizer with one step size; it may borrow the step size of another (shared scales).
+
+    Args:
+        bit_width: Bits of a code.
+        kind: ``unsigned`` (0 ... 2**bits - 1; absorbs a preceding ReLU), ``signed`` or ``shifted`` (the zero point is
+            set by calibration).
+        largest: Upper end of the real range where the float net bounds it (6 for ReLU6), else None.
+    """
+
+    low: Tensor
+    high: Tensor
+    bit_width_value: Tensor
+    no_zero_point: Tensor
+    calibrated: Tensor
+
+    residual = True
+
+    def __init__(self, bit_width: int, kind: str, largest: float | None = None) -> None:
+        super().__init__()
+        self.bits, self.kind, self.largest = bit_width, kind, largest
+        low, high = code_range(bit_width, signed=kind != "unsigned")
+        self.register_buffer("low", torch.tensor(float(low)))
+        self.register_buffer("high", torch.tensor(float(high)))
+        self.register_buffer("bit_width_value", torch.tensor(float(bit_width)), persistent=False)
+        self.register_buffer("no_zero_point", torch.tensor(0.0), persistent=False)
+        self.register_buffer("calibrated", torch.tensor(False))
+        self._ready = False
+        self._lender: tuple[ActQuant, ...] = ()  # a tuple hides it from Module: its step is not registered twice
+        self.observer: RangeObserver | None = None
+        self.bypass = False
+        self.make_scale()
+
+    def make_scale(self) -> None:
+        """Create the parameter or buffer that holds the step size."""
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    @property
+    def owner(self) -> ActQuant:
+        """Return the quantizer whose step size this one uses: itself, unless :meth:`share` was called."""
+        return self._lender[0].owner if self._lender else self
+
+    def share(self, lender: ActQuant) -> None:
+        """Use the step size of ``lender`` from now on."""
+        if lender.owner is self.owner:
+            return
+        mine = self.owner
+        mine._lender = (lender.owner,)
+        mine.drop_scale()
+
+    def drop_scale(self) -> None:
+        """Remove the own step size."""
+        del self.scale
+
+    @property
+    def step(self) -> Tensor:
+        """Return the positive step size, shape ``[]``."""
+        return self.owner.own_step()
+
+    def own_step(self) -> Tensor:
+        """Return the positive step size held by this quantizer itself."""
+        return self.scale.abs().clamp_min(TINY)
+
+    @torch.no_grad()
+    def set_step(self, value: float) -> None:
+        """Set the step size of the owner."""
+        self.owner.scale.fill_(value)
+
+    def start_step(self, observed: RangeObserver) -> float:
+        """Return the step size to start from, given what calibration saw."""
+        high = max(float(self.high), 1.0)
+        if self.bits >= 8 or self.kind == "shifted":
+            # Eight bits hold the whole range; the published start would leave part of it unused.
+            start = max(observed.maximum / high, observed.minimum / float(self.low) if float(self.low) < 0 else 0.0)
+        else:
+            start = 2 * observed.mean_abs / math.sqrt(high)
+        if self.largest is not None:
+            start = min(start, self.largest / high)
+        return start if start > TINY else 1e-3
+
+    def set_range(self, observed: RangeObserver) -> None:
+        """Place the zero point of a shifted grid so that it covers what calibration saw."""
+        if self.kind != "shifted":
+            return
+        span = 2**self.bits - 1
+        low, high = min(observed.minimum, 0.0), max(observed.maximum, 0.0)
+        width = max(high - low, TINY)
+        zero_point = min(max(round(-low / width * span), 0), span - 1)
+        self.low.fill_(float(-zero_point))
+        self.high.fill_(float(span - zero_point))
+
+    def mark_calibrated(self) -> None:
+        """Declare the step size valid."""
+        self.calibrated.fill_(True)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Tell whether calibration (or a loaded state) has set the step size."""
+        if not self._ready:
+            self._ready = bool(self.calibrated)
+        return self._ready
+
+    def grad_scale(self, x: Tensor) -> float:
+        r"""Return the factor of the step size's gradient, :math:`1/\sqrt{N Q_P}` with ``N`` values an image."""
+        largest = 2 ** (self.bits - 1) - 1 if self.kind == "signed" else 2**self.bits - 1
+        return 1.0 / math.sqrt(max(x.numel() // max(x.size(0), 1), 1) * largest)
+
+    @property
+    def zero_point(self) -> Tensor:
+        """Return the zero point as Brevitas means it: 0 but for shifted grids."""
+        return -self.low if self.kind == "shifted" else self.no_zero_point
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.observer is not None:
+            self.observer.see(x)
+        if self.bypass:
+            out = torch.relu(x) if self.kind == "unsigned" else x
+            return out, self.no_zero_point, self.zero_point, self.bit_width_value
+        if not self.is_calibrated:
+            raise NotCalibratedError()
+        step = self.step
+        out = fake_quantize(x, step, self.low, self.high, grad_scale=self.grad_scale(x), residual=self.residual)
+        return out, step, self.zero_point, self.bit_width_value
+
+
+class LsqActQuant(ActQuant):
+    """Activations on a learned step size (LSQ), the default.
+
+    References:
+        Esser et al., `Learned Step Size Quantization <https://arxiv.org/abs/1902.08153>`_, 2020, section 2.
+    """
+
+
+class PactActQuant(ActQuant):
+    r"""PACT: the clipping level :math:`\alpha` is learned, the step is :math:`\alpha / Q_P`.
+
+    The gradient of :math:`\alpha` is that of the clipped values only. Values on signed edges are clipped on both sides.
+    The published L2 penalty on :math:`\alpha` is the optimizer's: give scales a weight decay.
+
+    References:
+        Choi et al., `PACT <https://arxiv.org/abs/1805.06085>`_, 2018, equations 1 to 3.
+    """
+
+    residual = False
+
+    def make_scale(self) -> None:
+        self.alpha = nn.Parameter(torch.tensor(1.0))
+
+    def drop_scale(self) -> None:
+        del self.alpha
+
+    def own_step(self) -> Tensor:
+        return self.alpha.abs().clamp_min(TINY) / self.high
+
+    @torch.no_grad()
+    def set_step(self, value: float) -> None:
+        owner = self.owner
+        target = owner.alpha if isinstance(owner, PactActQuant) else owner.scale
+        target.fill_(value * float(owner.high) if isinstance(owner, PactActQuant) else value)
+
+    def grad_scale(self, x: Tensor) -> float:
+        return 1.0
+
+
+class DorefaActQuant(ActQuant):
+    r"""DoReFa activations: :math:`Q_k(\mathrm{clip}(x, 0, 1))`, the range fixed at 1 (at [-1, 1] on signed edges).
+
+    References:
+        Zhou et al., `DoReFa-Net <https://arxiv.org/abs/1606.06160>`_, 2016, section 2.5 (equation 11).
+    """
+
+    residual = False
+
+    def make_scale(self) -> None:
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def start_step(self, observed: RangeObserver) -> float:
+        return 1.0 / float(self.high)
+
+
+class RangeObserver:
+    """What calibration sees of one tensor: smallest, largest, and mean absolute value."""
+
+    def __init__(self) -> None:
+        self.minimum, self.maximum, self._sum, self._count = math.inf, -math.inf, 0.0, 0
+
+    def see(self, x: Tensor) -> None:
+        """Take one batch into account."""
+        low, high = torch.aminmax(x.detach())
+        self.minimum, self.maximum = min(self.minimum, float(low)), max(self.maximum, float(high))
+        self._sum += float(x.detach().abs().double().sum())
+        self._count += x.numel()
+
+    @property
+    def mean_abs(self) -> float:
+        """Return the mean absolute value of everything seen."""
+        return self._sum / max(self._count, 1)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing has been seen."""
+        return self._count == 0

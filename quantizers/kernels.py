@@ -15,8 +15,13 @@ from torch import Tensor
 _log = logging.getLogger(__name__)
 
 
-def _quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+# The compiler keys its cache on the function, so per-tensor (rank 1) and per-channel (rank 2) calls have their own.
+def _quantize_tensor(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     # A division, not a product with 1/scale: ONNX Runtime's QuantizeLinear divides, and ties must fall alike.
+    return torch.clamp(torch.round(x / scale), low, high) * scale
+
+
+def _quantize_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.clamp(torch.round(x / scale), low, high) * scale
 
 
@@ -57,6 +62,8 @@ class _Fusion:
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         if not self.enabled or torch.compiler.is_compiling():
             return function(*tensors)
+        # Detached: whether an operand requires a gradient, or is a view, must not make another kernel.
+        tensors = tuple(tensor.detach() for tensor in tensors)
         key = (function, tensors[0].device.type)
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -133,7 +140,7 @@ def _same_format(grad: Tensor, x: Tensor) -> Tensor:
 class _PerTensor(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float, residual: bool) -> Tensor:
-        return _like(_fusion(_quantize, _flat(x), scale, low, high).to(x.dtype), x)
+        return _like(_fusion(_quantize_tensor, _flat(x), scale, low, high).to(x.dtype), x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -153,7 +160,7 @@ class _PerChannel(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float) -> Tensor:
         rows = x.reshape(x.size(0), -1)
-        return _fusion(_quantize, rows, scale.view(-1, 1), low, high).view(x.shape)
+        return _fusion(_quantize_channel, rows, scale.view(-1, 1), low, high).view(x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

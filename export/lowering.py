@@ -1,0 +1,361 @@
+"""Lower an integer view to an ONNX model, node by node.
+
+The graph is built directly with ``onnx.helper``. The exporter paths were measured and left: PyTorch's exporter keeps
+batch norm, float weights and a quantizer for them at run time; Brevitas' QCDQ export does, too, and refuses quantized
+biases; its TorchScript path is deprecated. The integer view already holds every code, so nothing needs to be traced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from export.checks import ExportError
+from export.elementwise import write_function
+from export.flavours import Flavour
+from export.graph import GraphBuilder
+from export.packing import Storage, ir_version
+from export.rewrite import arrange
+from quantizers.integer import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Function,
+    GlobalAveragePool,
+    Grid,
+    IntegerView,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    Quantize,
+    Shape,
+)
+
+PRODUCER = "qkd-toolkit"
+INPUT, OUTPUT = "images", "logits"
+INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model in memory.
+
+    Args:
+        model: The ONNX model.
+        view: The arranged view it was written from.
+        places: Name of the ONNX node -> the view's node it computes.
+    """
+
+    model: onnx.ModelProto
+    view: IntegerView
+    places: Mapping[str, Node]
+
+
+def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: Sequence[tuple[int, ...]]) -> Lowered:
+    """Return the ONNX model of a checked view.
+
+    Args:
+        view: What the student computes; ``export.checks.check_view`` has passed it.
+        flavour: How codes, weights and biases are stored.
+        storage: Element types of weights, and the opset.
+        input_shapes: A shape for each input, batch first; the batch becomes dynamic, the rest is fixed.
+
+    Raises:
+        ExportError: If a node has no ONNX form, or the graph's shapes do not fit each other.
+    """
+    lowering = _Lowering(arrange(view), flavour, storage)
+    for node in lowering.view.nodes:
+        lowering.write(node)
+    model = lowering.model(input_shapes)
+    helper.set_model_props(model, _properties(view, lowering, storage))
+    return Lowered(model, lowering.view, lowering.places)
+
+
+class _Lowering:
+    """The state of one lowering: the graph so far, and the tensor of each edge (stored where it is on a grid)."""
+
+    def __init__(self, view: IntegerView, flavour: Flavour, storage: Storage) -> None:
+        self.view, self.flavour, self.storage = view, flavour, storage
+        self.inputs = [INPUT] if len(view.inputs) == 1 else list(view.inputs)
+        self.outputs = [OUTPUT, *(f"{OUTPUT}_{number}" for number in range(2, len(view.outputs) + 1))]
+        self.graph = GraphBuilder(reserved=(*self.inputs, *self.outputs))
+        self.tensors = dict(zip(view.inputs, self.inputs, strict=True))
+        self.places: dict[str, Node] = {}
+
+    def write(self, node: Node) -> None:
+        """Write one node and remember which ONNX node computes it."""
+        writer = WRITERS.get(type(node))
+        if writer is None:
+            raise ExportError(f"{node.name}: no ONNX form is known for {type(node).__name__}")
+        before = len(self.graph.nodes)
+        self.tensors[node.output] = writer(self, node)
+        if not isinstance(node, (Quantize, Shape)) and len(self.graph.nodes) > before:
+            self.places[self.graph.nodes[-1].name] = node
+
+    def grid(self, edge: str) -> Grid | None:
+        """Return the grid of an edge, or None where it is real-valued."""
+        return self.view.grids.get(edge)
+
+    def real(self, edge: str) -> str:
+        """Return a real tensor of the edge, for one reader."""
+        grid = self.grid(edge)
+        stored = self.tensors[edge]
+        return stored if grid is None else self.flavour.dequantize(self.graph, edge, stored, grid)
+
+    def add(self, node: Node, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Append an ONNX node that carries the names of the view's node and edge."""
+        return self.graph.add(operator, inputs, node.output, name=node.name, **attributes)
+
+    def model(self, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
+        """Return the model, its outputs named and shaped, checked."""
+        self._name_outputs()
+        inputs = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape[1:]])
+            for name, shape in zip(self.inputs, input_shapes, strict=True)
+        ]
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
+        proto = helper.make_graph(self.graph.nodes, "student", inputs, outputs, self.graph.initialisers)
+        opset = self.storage.opset
+        model = helper.make_model(
+            proto,
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=ir_version(opset),
+            producer_name=PRODUCER,
+            producer_version=toolkit_version(),
+        )
+        return _shaped(model)
+
+    def _name_outputs(self) -> None:
+        for edge, name in zip(self.view.outputs, self.outputs, strict=True):
+            tensor = self.real(edge)
+            if tensor in self.inputs or tensor in self.outputs:
+                self.graph.nodes.append(helper.make_node("Identity", [tensor], [name], name=name))
+            else:
+                self.graph.rename_output(tensor, name)
+                self.tensors = {key: name if value == tensor else value for key, value in self.tensors.items()}
+
+
+def _shaped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the shapes of its outputs filled in, after onnx.checker has passed it."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        del model.graph.output[:]
+        model.graph.output.extend(inferred.graph.output)
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        raise ExportError(f"the graph does not fit together: {error}") from error
+    return model
+
+
+def toolkit_version() -> str:
+    """Return the version of the installed distribution, or ``unknown`` when run from a bare checkout."""
+    try:
+        return metadata.version(PRODUCER)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _write_quantize(lowering: _Lowering, node: Quantize) -> str:
+    edge = node.inputs[0]
+    stored, old = lowering.tensors[edge], lowering.grid(edge)
+    if old is None:
+        return lowering.flavour.quantize(lowering.graph, node, stored)
+    return lowering.flavour.requantize(lowering.graph, node, stored, old)
+
+
+def _layer_inputs(lowering: _Lowering, node: Conv | Linear) -> list[str]:
+    edge = node.inputs[0]
+    grid = lowering.grid(edge)
+    if grid is None:
+        raise ExportError(f"{node.name}: its input {edge!r} is not quantized")
+    tensors = [lowering.real(edge), lowering.flavour.weights(lowering.graph, node, lowering.storage)]
+    return tensors if node.bias is None else [*tensors, lowering.flavour.bias(lowering.graph, node, grid)]
+
+
+def _write_conv(lowering: _Lowering, node: Conv) -> str:
+    return lowering.add(
+        node,
+        "Conv",
+        _layer_inputs(lowering, node),
+        kernel_shape=list(node.weights.shape[2:]),
+        strides=list(node.stride),
+        pads=list(node.padding),
+        dilations=list(node.dilation),
+        group=node.groups,
+    )
+
+
+def _write_linear(lowering: _Lowering, node: Linear) -> str:
+    # Gemm and not MatMul + Add: ONNX Runtime has one integer kernel, bias included, for the former
+    return lowering.add(node, "Gemm", _layer_inputs(lowering, node), transB=1)
+
+
+def _write_pair(lowering: _Lowering, node: Node) -> str:
+    return lowering.add(node, type(node).__name__, [lowering.real(edge) for edge in node.inputs])
+
+
+def _write_concat(lowering: _Lowering, node: Concat) -> str:
+    return lowering.add(node, "Concat", [lowering.tensors[edge] for edge in node.inputs], axis=node.axis)
+
+
+def _write_max_pool(lowering: _Lowering, node: MaxPool) -> str:
+    return lowering.add(
+        node,
+        "MaxPool",
+        [lowering.tensors[node.inputs[0]]],
+        kernel_shape=list(node.kernel),
+        strides=list(node.stride),
+        pads=list(node.padding),
+        dilations=list(node.dilation),
+        ceil_mode=int(node.ceil_mode),
+    )
+
+
+def _write_average_pool(lowering: _Lowering, node: AveragePool) -> str:
+    return lowering.add(
+        node,
+        "AveragePool",
+        [lowering.real(node.inputs[0])],
+        kernel_shape=list(node.kernel),
+        strides=list(node.stride),
+        pads=list(node.padding),
+        ceil_mode=int(node.ceil_mode),
+        count_include_pad=int(node.count_include_pad),
+    )
+
+
+def _write_global_average_pool(lowering: _Lowering, node: GlobalAveragePool) -> str:
+    if not node.keepdims:
+        raise ExportError(f"{node.name}: a global mean must keep its axes here (rewrite.spell_out)")
+    return lowering.add(node, "GlobalAveragePool", [lowering.real(node.inputs[0])])
+
+
+def _write_function(lowering: _Lowering, node: Function) -> str:
+    return write_function(lowering.graph, node, lowering.real(node.inputs[0]))
+
+
+def _write_shape(lowering: _Lowering, node: Shape) -> str:
+    """Write a move of values: on stored codes, so that it is exact and needs no fusion."""
+    stored, settings = lowering.tensors[node.inputs[0]], node.attributes
+
+    def integers(key: str, values: object) -> str:
+        return lowering.graph.constant(f"{node.name}.{key}", np.array(values, np.int64))
+
+    try:
+        if node.op == "identity":
+            return stored
+        if node.op == "flatten":
+            return _write_flatten(lowering, node, stored)
+        if node.op == "reshape":
+            return lowering.add(node, "Reshape", [stored, integers("shape", settings["shape"])])
+        if node.op == "transpose":
+            return lowering.add(node, "Transpose", [stored], perm=list(cast("Sequence[int]", settings["perm"])))
+        if node.op == "slice":
+            end = INT64_MAX if settings.get("end") is None else settings["end"]
+            bounds = (("starts", settings["start"]), ("ends", end), ("axes", settings["axis"]))
+            return lowering.add(node, "Slice", [stored, *(integers(key, [value]) for key, value in bounds)])
+        if node.op == "gather":
+            indices = integers("indices", settings["indices"])
+            return lowering.add(node, "Gather", [stored, indices], axis=settings["axis"])
+        if node.op == "pad":
+            return _write_pad(lowering, node)
+        if node.op in ("squeeze", "unsqueeze"):
+            return lowering.add(node, node.op.capitalize(), [stored, integers("axes", settings["axes"])])
+    except KeyError as missing:
+        raise ExportError(f"{node.name}: {node.op} needs the attribute {missing}") from missing
+    raise ExportError(f"{node.name}: no ONNX form is known for {node.op!r}")
+
+
+def _write_flatten(lowering: _Lowering, node: Shape, stored: str) -> str:
+    axis = int(str(node.attributes.get("axis", 1)))
+    if axis < 1:
+        raise ExportError(f"{node.name}: flatten must leave the batch alone, got axis={axis}")
+    if axis == 1:
+        return lowering.add(node, "Flatten", [stored], axis=1)
+    # ONNX's Flatten always gives two axes; PyTorch keeps those before the first one flattened
+    shape = lowering.graph.constant(f"{node.name}.shape", np.array([0] * axis + [-1], np.int64))
+    return lowering.add(node, "Reshape", [stored, shape])
+
+
+def _write_pad(lowering: _Lowering, node: Shape) -> str:
+    edge = node.inputs[0]
+    top, left, bottom, right = cast("tuple[int, ...]", node.attributes["pads"])
+    pads = lowering.graph.constant(f"{node.name}.pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
+    grid = lowering.grid(edge)
+    if grid is None:
+        zero = lowering.graph.constant(f"{node.name}.zero", np.float32(0))
+    else:
+        zero = lowering.flavour.padding_value(lowering.graph, node.name, grid)
+    return lowering.add(node, "Pad", [lowering.tensors[edge], pads, zero])
+
+
+WRITERS: dict[type[Node], Callable[[_Lowering, Any], str]] = {
+    Add: _write_pair,
+    AveragePool: _write_average_pool,
+    Concat: _write_concat,
+    Conv: _write_conv,
+    Function: _write_function,
+    GlobalAveragePool: _write_global_average_pool,
+    Linear: _write_linear,
+    MaxPool: _write_max_pool,
+    Mul: _write_pair,
+    Quantize: _write_quantize,
+    Shape: _write_shape,
+}
+
+
+def _properties(view: IntegerView, lowering: _Lowering, storage: Storage) -> dict[str, str]:
+    """Return what the file says of itself: makers, bits, and where each quantizer's codes are found."""
+    layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
+    properties = {
+        "toolkit": f"{PRODUCER} {toolkit_version()}",
+        "flavour": lowering.flavour.name,
+        "opset": str(storage.opset),
+        "weight_bits": json.dumps({node.name: node.weight_bits for node in layers}),
+        "input_bits": json.dumps({node.name: view.grids[node.inputs[0]].bits for node in layers}),
+        "quantizers": json.dumps(_taps(view, lowering)),
+    }
+    step = output_step(view)
+    return properties if step is None else {**properties, "output_step": repr(step)}
+
+
+def _taps(view: IntegerView, lowering: _Lowering) -> list[dict[str, object]]:
+    return [
+        {
+            "name": node.name,
+            "tensor": lowering.tensors[node.output],
+            "scale": float(np.float32(node.grid.scale)),
+            "zero_point": node.grid.zero_point,
+        }
+        for node in view.nodes
+        if isinstance(node, Quantize)
+    ]
+
+
+def output_step(view: IntegerView) -> float | None:
+    """Return the real size of one step of the first output: of its grid, or of the accumulator it is read from.
+
+    For a layer it is its coarsest channel's ``input scale * weight scale``; for a sum or a mean, the largest scale of
+    its inputs. None where a float function comes last.
+    """
+    edge = view.outputs[0]
+    makers = {node.output: node for node in view.nodes}
+    while edge not in view.grids and isinstance(makers.get(edge), Shape):
+        edge = makers[edge].inputs[0]
+    if edge in view.grids:
+        return float(view.grids[edge].scale)
+    node = makers.get(edge)
+    if isinstance(node, (Conv, Linear)):
+        return float(view.grids[node.inputs[0]].scale * node.weight_scale.max())
+    if isinstance(node, (Add, AveragePool, GlobalAveragePool)):
+        return max((float(view.grids[name].scale) for name in node.inputs if name in view.grids), default=None)
+    return None

@@ -1,0 +1,66 @@
+"""Open ONNX files with ONNX Runtime, settings stated and nothing left to defaults."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+CPU = "CPUExecutionProvider"
+
+
+def runtime() -> Any:
+    """Return the ``onnxruntime`` module.
+
+    Raises:
+        ImportError: If it is not installed; says how to get it.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("this needs onnxruntime: pip install onnxruntime") from error
+    return onnxruntime
+
+
+def open_session(
+    model: bytes | str | PathLike[str],
+    *,
+    optimise: bool,
+    threads: int = 1,
+    provider: str = CPU,
+    spinning: bool = True,
+    optimised_path: Path | None = None,
+) -> Any:
+    """Return an inference session.
+
+    Args:
+        model: A file, or a serialised model.
+        optimise: All graph optimisations, or none of them.
+        threads: Intra-op threads, at least 1; nodes run one after the other.
+        provider: Name of the execution provider; the CPU takes what it leaves.
+        spinning: Whether idle threads wait busily: fast, but at the cost of whatever else runs.
+        optimised_path: Where the optimised graph is saved, if anywhere.
+
+    Raises:
+        ValueError: If ``threads`` is below 1, or the installed onnxruntime lacks the provider.
+        FileNotFoundError: If the file does not exist.
+        ImportError: If onnxruntime is missing.
+    """
+    ort = runtime()
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if provider not in ort.get_available_providers():
+        raise ValueError(f"provider {provider!r} is not in this onnxruntime; it has {ort.get_available_providers()}")
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        raise FileNotFoundError(f"no model file at {model}")
+    options = ort.SessionOptions()
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.log_severity_level = 4  # what fails is raised, too; no second report on stderr
+    if optimised_path is not None:
+        options.optimized_model_filepath = str(optimised_path)
+    providers = [provider] if provider == CPU else [provider, CPU]
+    return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=providers)

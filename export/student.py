@@ -1,0 +1,224 @@
+"""Write a student as an ONNX file, and say what a runtime makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from export.census import Census, count_operators, take_census
+from export.checks import ExportError, check_view, saturation_warnings
+from export.codes import training_flags_kept
+from export.flavours import find_flavour
+from export.lowering import Lowered, lower
+from export.packing import Pack, Storage, choose_storage, runtime_loads
+from export.writing import checked_target, write_whole
+from quantizers.integer import Conv, IntegerView, Linear
+
+if TYPE_CHECKING:
+    from quantizers import Student
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """A convolution or linear layer as it is in the file.
+
+    Args:
+        name: The layer's name.
+        kind: ``conv`` or ``linear``.
+        kernel: The operator that ONNX Runtime computes it with; empty where the file was not loaded.
+        weight_bits: Bits of its weights.
+        input_bits: Bits of its input.
+        storage: Element type of the stored weights.
+        weights: How many weights it has.
+        weight_bytes: What they take in the file.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    weight_bits: int
+    input_bits: int
+    storage: str
+    weights: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """An ONNX file, and what is known of it.
+
+    Args:
+        path: Where it lies.
+        size_bytes: Its size.
+        opset: Version of the operator set.
+        flavour: ``ort``, or ``float`` for a float twin.
+        packed: Whether any weights are stored in less than eight bits.
+        layers: Convolutions and linear layers in order; empty for a float twin.
+        warnings: Layers that stayed in float, and what else a user should know.
+        operators: Operator -> count as ONNX Runtime runs it; as the file has it where it was not loaded.
+        operators_in_file: Operator -> count before optimisation.
+    """
+
+    path: Path
+    size_bytes: int
+    opset: int
+    flavour: str
+    packed: bool
+    layers: tuple[ExportedLayer, ...]
+    warnings: tuple[str, ...]
+    operators: dict[str, int]
+    operators_in_file: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_onnx(
+    student: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    path: str | PathLike[str],
+    *,
+    flavour: str = "ort",
+    pack: Pack = "auto",
+    opset: int | None = None,
+    strict: bool = False,
+) -> ExportedModel:
+    """Write a calibrated student as an ONNX file that runs on integer kernels.
+
+    Input ``images``: float32 ``[batch, channels, height, width]``, normalised, the batch dynamic, the rest as in
+    ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is left as it was.
+
+    Args:
+        student: What ``quantizers.prepare`` made, calibrated.
+        example_inputs: One batch (its values do not matter), or one a model input.
+        path: Where the file goes; its folder must exist. An existing file is replaced.
+        flavour: ``ort``: QDQ form for ONNX Runtime.
+        pack: ``packed`` stores weights of up to 4 bits as INT4 and of 2 bits as INT2, ``int8`` in bytes, ``auto``
+            packs as far as the installed onnxruntime loads it.
+        opset: Version of the operator set; absent, the oldest that the storage allows (17, 21 or 25).
+        strict: Whether a layer that stays in float is an error rather than a warning.
+
+    Returns:
+        What was written, with a warning for each layer that ONNX Runtime leaves in float.
+
+    Raises:
+        ExportError: If the student cannot become such a file (the message names the layer), ``strict`` is set and a
+            layer stayed in float, an argument is none of the allowed ones, or the path cannot be written to.
+        quantizers.NotCalibratedError: If the student has not been calibrated.
+
+    Note:
+        x86 processors without VNNI add pairs of u8 x s8 products in a saturating int16. A student's 8-bit weights
+        keep to [-64, 63] for that reason; a view that breaks it gets a warning.
+    """
+    from quantizers import integer_view
+
+    target = checked_target(path)
+    chosen = find_flavour(flavour)
+    shapes = _shapes(example_inputs)
+    if not isinstance(student, fx.GraphModule):
+        raise ExportError(f"export_onnx takes what quantizers.prepare made, got {type(student).__name__}")
+    with training_flags_kept(student), torch.no_grad():
+        view = integer_view(cast("Student", student))
+    return write_view(view, shapes, target, flavour=chosen.name, pack=pack, opset=opset, strict=strict)
+
+
+def write_view(
+    view: IntegerView,
+    input_shapes: Sequence[tuple[int, ...]],
+    path: str | PathLike[str],
+    *,
+    flavour: str = "ort",
+    pack: Pack = "auto",
+    opset: int | None = None,
+    strict: bool = False,
+) -> ExportedModel:
+    """Write an integer view as an ONNX file; ``export_onnx`` without the student.
+
+    Args:
+        view: What the student computes.
+        input_shapes: A shape for each input of the view, batch first.
+        path: As for ``export_onnx``, and so are the other arguments.
+        flavour: See there.
+        pack: See there.
+        opset: See there.
+        strict: See there.
+
+    Raises:
+        ExportError: As ``export_onnx``.
+    """
+    target = checked_target(path)
+    if len(input_shapes) != len(view.inputs):
+        raise ExportError(f"the model has {len(view.inputs)} inputs, but example_inputs holds {len(input_shapes)}")
+    check_view(view)
+    layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
+    storage = choose_storage((layer.weight_bits for layer in layers), pack, opset)
+    lowered = lower(view, find_flavour(flavour), storage, input_shapes)
+    content = lowered.model.SerializeToString()
+    census, warnings = _census(content, lowered, storage, input_shapes)
+    if strict and census is not None and census.fall_backs:
+        raise ExportError("layers stay in float:\n  " + "\n  ".join(census.fall_backs))
+    write_whole(target, content)
+    return ExportedModel(
+        path=target,
+        size_bytes=len(content),
+        opset=storage.opset,
+        flavour=flavour,
+        packed=any(storage.of(layer.weight_bits).bits < 8 for layer in layers),
+        layers=tuple(_layer(layer, view, storage, census, lowered) for layer in layers),
+        warnings=(*warnings, *saturation_warnings(view)),
+        operators=dict(census.operators) if census else count_operators(lowered.model),
+        operators_in_file=count_operators(lowered.model),
+    )
+
+
+def _shapes(example_inputs: Tensor | Sequence[Tensor]) -> list[tuple[int, ...]]:
+    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    for number, tensor in enumerate(inputs):
+        if not isinstance(tensor, Tensor) or tensor.dim() < 2 or not tensor.is_floating_point():
+            found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ExportError(f"example input {number} must be a normalised float batch [batch, ...], got {found}")
+    return [tuple(tensor.shape) for tensor in inputs]
+
+
+def _census(
+    content: bytes, lowered: Lowered, storage: Storage, input_shapes: Sequence[tuple[int, ...]]
+) -> tuple[Census | None, list[str]]:
+    """Load the model once; return its census (None where the runtime cannot be asked) and warnings."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return None, ["not loaded: onnxruntime is missing, so nothing is known about its kernels"]
+    try:
+        census = take_census(content, lowered.view, lowered.places, input_shapes)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        used = {storage.of(n.weight_bits) for n in lowered.view.nodes if isinstance(n, (Conv, Linear))}
+        missing = sorted(kind.name for kind in used if not runtime_loads(kind))
+        if missing:
+            return None, [f"not loaded: the installed onnxruntime has no {', '.join(missing)}; another must run it"]
+        raise ExportError(f"ONNX Runtime refuses the graph: {error}") from error
+    functions = ", ".join(f"{count} {op}" for op, count in census.float_functions.items())
+    return census, [*census.fall_backs, *([f"elementwise functions run in float: {functions}"] if functions else [])]
+
+
+def _layer(
+    layer: Conv | Linear, view: IntegerView, storage: Storage, census: Census | None, lowered: Lowered
+) -> ExportedLayer:
+    kind = storage.of(layer.weight_bits)
+    place = next((name for name, node in lowered.places.items() if node.output == layer.output), layer.name)
+    return ExportedLayer(
+        name=layer.name,
+        kind=type(layer).__name__.lower(),
+        kernel=census.kernels.get(place, "") if census else "",
+        weight_bits=layer.weight_bits,
+        input_bits=view.grids[layer.inputs[0]].bits,
+        storage=kind.name,
+        weights=int(layer.weights.size),
+        weight_bytes=-(-int(layer.weights.size) * kind.bits // 8),
+    )

@@ -1,0 +1,21 @@
+"""Augmentation agents: typed policies and schedules, their files, and the batched engine that applies them."""
+
+from qkd.agents.agent import POLICIES, Agent, build_agent
+from qkd.agents.policy import PBA_OPERATIONS, Op, Policy, Schedule, Segment
+from qkd.agents.schedule_file import ScheduleError, ScheduleFile, load_schedule, read_schedule_file, save_schedule
+
+__all__ = [
+    "PBA_OPERATIONS",
+    "POLICIES",
+    "Agent",
+    "Op",
+    "Policy",
+    "Schedule",
+    "ScheduleError",
+    "ScheduleFile",
+    "Segment",
+    "build_agent",
+    "load_schedule",
+    "read_schedule_file",
+    "save_schedule",
+]

@@ -1,0 +1,154 @@
+"""Agents by name: what a role does to its training images, epoch by epoch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qkd.agents.drawing import NoDraws, OperationDraws, PolicyDraws, RandAugmentDraws, TrivialDraws
+from qkd.agents.engine import apply_operations, check_images, finish
+from qkd.agents.policy import Policy, Schedule, Segment
+from qkd.agents.schedule_file import load_schedule
+
+if TYPE_CHECKING:
+    from qkd.config import AgentConfig
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Turns uint8 batches into augmented ones; a value: it holds no state that a call changes.
+
+    Args:
+        name: The policy's name in the config.
+        draws: How the operations of an image are drawn.
+        epochs: Length of the training.
+        mean: Of the data set, per channel, fractions 0..1: the value of exposed, padded and cut pixels.
+        padding: Of the random crop that follows, in pixels; 0 is off.
+        flip: Whether half of the images are mirrored afterwards.
+        cutout: Side in pixels of a square that is cut out last; 0 is off.
+    """
+
+    name: str
+    draws: OperationDraws
+    epochs: int
+    mean: tuple[float, ...]
+    padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __call__(self, images: Tensor, *, generator: torch.Generator, epoch: int) -> Tensor:
+        """Return the batch as this agent shows it.
+
+        The result depends on the images, the epoch and the generator's state alone: the same state gives the same
+        batch, with a CPU generator on every device.
+
+        Args:
+            images: uint8, shape ``[batch, channels, height, width]``; untouched.
+            generator: Every draw comes from it.
+            epoch: Counts from 0.
+
+        Returns:
+            uint8, same shape and device.
+
+        Raises:
+            TypeError: If ``images`` are not uint8.
+            ValueError: If the shape, the number of channels or ``epoch`` is wrong.
+        """
+        check_images(images)
+        if images.shape[1] != len(self.mean):
+            raise ValueError(f"images have {images.shape[1]} channels, but the agent's mean has {len(self.mean)}")
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(f"epoch must be 0..{self.epochs - 1}, got {epoch=}")
+        fill = torch.tensor([round(255 * value) for value in self.mean], dtype=torch.uint8, device=images.device)
+        drawn = self.draws.draw(len(images), epoch, self.epochs, generator)
+        augmented = apply_operations(images, drawn, generator, fill)
+        return finish(augmented, generator, fill, padding=self.padding, flip=self.flip, cutout=self.cutout)
+
+    def schedule(self, epochs: int) -> Schedule | None:
+        """Return what is done before crop, flip and cut-out, as a schedule of ``epochs`` epochs.
+
+        ``none``, ``crop`` and ``crop_flip`` have one segment with an empty policy. ``trivial`` and ``randaugment``
+        have none: a policy draws 0, 1 or 2 operations at magnitudes of their own, they draw a fixed number at any or
+        at one.
+
+        Raises:
+            ValueError: If ``epochs`` is not positive.
+        """
+        if isinstance(self.draws, PolicyDraws):
+            return self.draws.schedule.stretched(epochs)
+        return Schedule((Segment(epochs, Policy()),)) if isinstance(self.draws, NoDraws) else None
+
+    def describe(self) -> str:
+        """Return one line for logs and reports."""
+        parts = [self.name]
+        if isinstance(self.draws, RandAugmentDraws):
+            parts.append(f"{self.draws.operations} operations at magnitude {self.draws.magnitude}")
+        parts += [f"crop after padding {self.padding}"] if self.padding else []
+        parts += ["flip"] if self.flip else []
+        parts += [f"cut-out {self.cutout}"] if self.cutout else []
+        return ", ".join(parts)
+
+
+def _no_draws(config: AgentConfig) -> OperationDraws:
+    return NoDraws()
+
+
+def _trivial(config: AgentConfig) -> OperationDraws:
+    return TrivialDraws()
+
+
+def _randaugment(config: AgentConfig) -> OperationDraws:
+    return RandAugmentDraws(config.operations, config.magnitude)
+
+
+def _from_file(config: AgentConfig) -> OperationDraws:
+    if config.schedule is None:
+        raise ValueError("agent.schedule: missing; policy `file` needs a schedule file")
+    return PolicyDraws(load_schedule(config.schedule))
+
+
+POLICIES: dict[str, Callable[[AgentConfig], OperationDraws]] = {
+    "crop": _no_draws,
+    "crop_flip": _no_draws,
+    "file": _from_file,
+    "none": _no_draws,
+    "randaugment": _randaugment,
+    "trivial": _trivial,
+}
+
+
+def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> Agent:
+    """Build a role's agent.
+
+    ``none`` leaves the images alone, whatever else is set; ``crop`` never flips; all others end with crop, flip and
+    cut-out as the config says.
+
+    Args:
+        config: The role's ``agent`` section.
+        epochs: Length of the training; a schedule is stretched to it.
+        mean: Of the data set, per channel, fractions 0..1.
+
+    Raises:
+        ValueError: If the policy is unknown (with the nearest one), ``none`` comes with a cut-out, ``epochs`` is not
+            positive, ``mean`` is out of range, or the schedule file is wrong (`ScheduleError`, all faults).
+    """
+    if config.policy not in POLICIES:
+        near = difflib.get_close_matches(config.policy, POLICIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"agent.policy: unknown policy {config.policy!r}{hint}; known: {', '.join(POLICIES)}")
+    if epochs < 1 or not mean or not all(0 <= value <= 1 for value in mean):
+        raise ValueError(
+            f"an agent needs positive epochs and a mean of fractions 0..1, got {epochs=}, mean={tuple(mean)}"
+        )
+    draws = POLICIES[config.policy](config)
+    if config.policy == "none":
+        if config.cutout:
+            raise ValueError(f"agent.cutout: policy `none` changes nothing, but cutout is {config.cutout}; use `crop`")
+        return Agent("none", draws, epochs, tuple(mean))
+    flip = config.flip and config.policy != "crop"
+    return Agent(config.policy, draws, epochs, tuple(mean), config.crop_padding, flip, config.cutout)

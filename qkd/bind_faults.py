@@ -1,0 +1,151 @@
+"""Word the faults that pydantic finds in a config: where, what was wrong, what was found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Fault: TypeAlias = tuple[tuple[str | int, ...], str]
+"""Where (keys and indices from the root) and what."""
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path (text)",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a group of keys",
+    "model": "a group of keys",
+    "finite": "a finite number",
+}
+
+
+def describe(value: object) -> str:
+    """Return a found value as a message shows it: text is quoted, groups and lists are named as such."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"a group of keys ({', '.join(map(str, list(value)[:4]))}{', ...' if len(value) > 4 else ''})"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean `x`?``, or the list of what is known where nothing is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    return f"known: {', '.join(names)}" if names else "nothing is known here"
+
+
+def schema_faults(error: ValidationError, data: Mapping[str, Any], schema: type[BaseModel]) -> list[Fault]:
+    """Return the faults of a failed validation, in the order of the file's keys as far as pydantic keeps it.
+
+    Args:
+        error: What pydantic raised.
+        data: The raw data it looked at.
+        schema: The root model, for the keys that are known at each place.
+    """
+    faults: dict[tuple[str | int, ...], str] = {}
+    for detail in error.errors(include_url=False):
+        where = tuple(detail["loc"])
+        inside = _inside(where, data, is_missing=detail["type"] in ("missing", "extra_forbidden"))
+        if inside != where:  # pydantic names the alternatives of a union in the path: one fault for all of them
+            faults.setdefault(inside, f"must be a number, text, or true or false, got {describe(detail['input'])}")
+        else:
+            faults.setdefault(where, _word(detail, schema))
+    return list(faults.items())
+
+
+def _inside(where: tuple[str | int, ...], data: Any, *, is_missing: bool) -> tuple[str | int, ...]:
+    """Return the part of ``where`` that exists in the data (all but the last key where that is what is missing)."""
+    for depth, key in enumerate(where):
+        if is_missing and depth == len(where) - 1:
+            return where
+        if isinstance(data, Mapping) and key in data:
+            data = data[str(key)]
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        else:
+            return where[:depth]
+    return where
+
+
+def _word(detail: ErrorDetails, schema: type[BaseModel]) -> str:
+    kind, found = detail["type"], describe(detail["input"])
+    context: dict[str, Any] = detail.get("ctx", {})
+    if kind == "missing":
+        return "missing, and it has no default"
+    if kind == "extra_forbidden":
+        return _unknown_key(tuple(detail["loc"]), schema)
+    if kind == "literal_error":
+        return f"must be {context['expected']}, got {found}"
+    if kind == "value_error":
+        return str(context.get("error", detail["msg"]))
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}, got {found}"
+    bound = _bound(kind, context)
+    if bound is not None:
+        return f"must be {bound}, got {found}"
+    expected = _TYPES.get(kind.split("_")[0])
+    return f"must be {expected}, got {found}" if expected else f"{detail['msg']}, got {found}"
+
+
+def _bound(kind: str, context: Mapping[str, Any]) -> str | None:
+    if kind == "greater_than":
+        return "positive" if context["gt"] == 0 else f"greater than {context['gt']:g}"
+    if kind == "greater_than_equal":
+        return "zero or positive" if context["ge"] == 0 else f"at least {context['ge']:g}"
+    if kind == "less_than":
+        return f"less than {context['lt']:g}"
+    if kind == "less_than_equal":
+        return f"at most {context['le']:g}"
+    return None
+
+
+def _unknown_key(where: tuple[str | int, ...], schema: type[BaseModel]) -> str:
+    key = str(where[-1])
+    known = list(_section(where[:-1], schema).model_fields)
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"unknown key; did you mean `{near[0]}`?"
+    homes = [path for path in _all_paths(schema) if path.rpartition(".")[2] == key]
+    if homes:
+        return f"unknown key here; did you mean `{'` or `'.join(homes)}`?"
+    return f"unknown key; known here: {', '.join(known)}"
+
+
+def _section(where: tuple[str | int, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    for key in where:
+        if isinstance(key, str) and key in schema.model_fields:
+            schema = next(iter(_models(schema.model_fields[key].annotation)), schema)
+    return schema
+
+
+def _all_paths(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted path of every key of groups (items of lists are left out: their index is not known)."""
+    paths = []
+    for name, field in schema.model_fields.items():
+        paths.append(prefix + name)
+        if typing.get_origin(field.annotation) is not tuple:
+            for model in _models(field.annotation):
+                paths += _all_paths(model, f"{prefix}{name}.")
+    return paths
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models(part)]

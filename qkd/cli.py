@@ -1,0 +1,229 @@
+"""The command line: load, call, write, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
+
+if TYPE_CHECKING:
+    from qkd.config import RunConfig
+
+STAGE_NAMES = ("teacher", "search", "distill", "export", "bench", "report")
+TABLE_NAMES = ("configs", "datasets", "nets", "losses", "quantizers", "devices", "policies")
+
+STAGE_HELP = {
+    "teacher": "train the full-precision teacher with its own agent",
+    "search": "settle both agents' schedules",
+    "distill": "train the low-bit student from the teacher",
+    "export": "write the student as ONNX and prove it equal to the trained model",
+    "bench": "measure the latency of the ONNX files on this machine",
+    "report": "write report.html and report.md",
+}
+
+EXAMPLES = """examples:
+  qkd run digits/w2a2                                 every stage; resumes where it stopped
+  qkd run digits/w2a2 student.train.epochs=3 name=short
+  qkd run my.yaml --dry-run                           find faults before training
+  qkd validate my.yaml                                all faults of a config at once
+  qkd ls nets
+
+exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
+
+Command: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: The arguments; ``sys.argv`` where absent.
+    """
+    args = parse(sys.argv[1:] if argv is None else argv)
+    command: Command = args.command
+    try:
+        return command(args)
+    except KeyboardInterrupt:
+        return _interrupted(args)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; nothing is left to say
+        return FAILED
+    except Exception as error:
+        return _failed(error, args)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed arguments; overrides may stand before and after options.
+
+    Raises:
+        SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
+    """
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]
+    if unknown:
+        parser.error(f"unknown argument(s): {' '.join(unknown)}; `qkd {args.name} --help` lists what there is")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="qkd",
+        description="Teacher -> low-bit student -> ONNX -> parity -> latency -> report.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    run = _add(commands, "run", run_all, "every stage, resuming where it stopped", needs_config=True, has_runs=True)
+    run.add_argument("--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing")
+    for name in STAGE_NAMES:
+        _add(commands, name, run_stage, STAGE_HELP[name], needs_config=True, has_runs=True)
+    ls = _add(commands, "ls", list_names, "configs, data sets, nets, losses, quantizers, devices, policies")
+    ls.add_argument("table", nargs="?", choices=TABLE_NAMES, help="only this one")
+    _add(commands, "show", show, "the resolved config, every default filled in", needs_config=True)
+    _add(commands, "validate", validate, "all faults of a config at once; runs nothing", needs_config=True)
+    _add(commands, "doctor", doctor, "versions, devices, name clashes")
+    return parser
+
+
+def run_all(args: argparse.Namespace) -> int:
+    """``qkd run``: every stage, then the closing table."""
+    config = _load(args)
+    if args.dry_run:
+        from qkd.dryrun import dry_run
+
+        return _print(args, dry_run(config, _progress()))
+    return _run(config, STAGE_NAMES, args)
+
+
+def run_stage(args: argparse.Namespace) -> int:
+    """``qkd teacher | search | distill | export | bench | report``: one stage."""
+    return _run(_load(args), (args.name,), args)
+
+
+def list_names(args: argparse.Namespace) -> int:
+    """``qkd ls``: the names that a config may hold."""
+    from qkd.listing import Listing, table
+
+    names = TABLE_NAMES if args.table is None else (args.table,)
+    return _print(args, Listing({name: table(name) for name in names}))
+
+
+def show(args: argparse.Namespace) -> int:
+    """``qkd show``: the resolved config as YAML, or JSON."""
+    from qkd.binding import config_text
+
+    config = _load(args)
+    print(json.dumps(config.model_dump(mode="json")) if args.json else config_text(config), end="")
+    return DONE
+
+
+def validate(args: argparse.Namespace) -> int:
+    """``qkd validate``: all faults at once; none is an answer, too."""
+    config = _load(args)
+    print(json.dumps({"name": config.name, "faults": []}) if args.json else f"{args.config}: no faults")
+    return DONE
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """``qkd doctor``: exit code 1 where another distribution sits on our names."""
+    from qkd.doctor import diagnose
+
+    report = diagnose()
+    _print(args, report)
+    return DONE if report.is_healthy else FAILED
+
+
+def _run(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
+    from qkd.pipeline import run_stages
+    from qkd.report import summarise
+    from qkd.rundir import RunFolder
+
+    with RunFolder.open(config, runs_dir=args.runs_dir) as run:
+        run_stages(run, names, _progress())
+        return _print(args, summarise(run.path))
+
+
+def _load(args: argparse.Namespace) -> RunConfig:
+    from qkd.binding import load_config
+    from qkd.listing import name_faults
+
+    return load_config(args.config, args.overrides, checks=(name_faults,))
+
+
+def _progress() -> Any:
+    from qkd.progress import Progress
+
+    return Progress()
+
+
+def _print(args: argparse.Namespace, result: Any) -> int:
+    print(json.dumps(result.to_json(), indent=2) if args.json else result.to_text())
+    return DONE
+
+
+def _add(
+    commands: Any, name: str, command: Command, text: str, *, needs_config: bool = False, has_runs: bool = False
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    if needs_config:
+        parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped config such as digits/w2a2")
+        parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
+    if has_runs:
+        parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of run folders (runs)")
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _interrupted(args: argparse.Namespace) -> int:
+    resumable = args.name in ("run", *STAGE_NAMES) and not getattr(args, "dry_run", False)
+    hint = "; nothing is lost: the same command goes on where it stopped" if resumable else ""
+    print(f"\nqkd: interrupted{hint}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _failed(error: Exception, args: argparse.Namespace) -> int:
+    if args.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    failure = classify(error)
+    where = "" if failure.is_expected or args.debug else f" (traceback: {write_traceback(error)})"
+    hint = f"\nqkd {args.name} --help tells more" if isinstance(error, UsageError) else ""
+    lines = failure.message.splitlines()
+    head = f"qkd: {len(lines)} faults:\n" if len(lines) > 1 and failure.exit_code == 2 else "qkd: "
+    print(f"{head}{failure.message}{where}{hint}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}))
+    return failure.exit_code
+
+
+class _Version(argparse.Action):
+    """Prints the version; reads it only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from qkd.doctor import own_version
+
+        print(f"qkd {own_version()}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""From a split to batches: in the order asked for, from memory or decoded by worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from qkd.data.errors import DataError
+from qkd.data.splits import Split
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    r"""Return images as the nets see them: :math:`(x / 255 - \mu_c) / \sigma_c` for each channel.
+
+    Args:
+        images: uint8, shape ``[batch, channels, height, width]``.
+        mean: Per channel, fraction 0..1.
+        std: Per channel, fraction, positive.
+
+    Returns:
+        float32, same shape and device.
+
+    Raises:
+        TypeError: If ``images`` are not uint8.
+        ValueError: If ``mean`` or ``std`` have another length than there are channels, or a ``std`` is not positive.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"needs uint8 images, got {images.dtype}")
+    channels = images.shape[1]
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"images have {channels} channels, but mean has {len(mean)} and std has {len(std)}")
+    if min(std) <= 0:
+        raise ValueError(f"std must be positive, got {tuple(std)}")
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
+    return images.to(torch.float32).mul_(scale).sub_(shift)
+
+
+def iterate(
+    split: Split,
+    indices: Tensor,
+    batch_size: int,
+    device: torch.device | str,
+    *,
+    drop_last: bool,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images at ``indices`` in batches, in exactly that order, whatever the number of workers.
+
+    No global random state is read or changed.
+
+    Args:
+        split: Where the images come from.
+        indices: Positions in ``split``, int64, shape ``[n]``; a slice of an epoch's order starts in mid-epoch.
+        batch_size: Images a batch, positive.
+        device: Where the batches are wanted.
+        drop_last: Leave out a last batch that is not full.
+        workers: Decoding processes, at most one a core; ignored where the split lies in memory.
+
+    Yields:
+        ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``.
+
+    Raises:
+        ValueError: If ``batch_size`` is not positive or ``workers`` is negative.
+        DataError: If an image cannot be read.
+    """
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size must be positive and workers not negative, got {batch_size=}, {workers=}")
+    end = len(indices) - len(indices) % batch_size if drop_last else len(indices)
+    chunks = [indices[start : start + batch_size].cpu() for start in range(0, end, batch_size)]
+    if split.decodes and workers and len(chunks) > 1:
+        return _decoded_by_workers(split, chunks, device, min(workers, len(chunks), _cores()))
+    return (split.batch(chunk, device) for chunk in chunks)
+
+
+class _Chunks(Dataset[tuple[Tensor, Tensor] | str]):
+    """A data set whose items are whole batches, so that a worker decodes one batch at a time."""
+
+    def __init__(self, split: Split, chunks: list[Tensor]) -> None:
+        self.split = split
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | str:
+        try:
+            return self.split.batch(self.chunks[index], "cpu")
+        except DataError as error:
+            # As a value: an exception that crosses the process border arrives wrapped in the worker's traceback.
+            return str(error)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; more decoding processes than that only get in each other's way."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _decoded_by_workers(
+    split: Split, chunks: list[Tensor], device: torch.device | str, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = DataLoader(
+        _Chunks(split, chunks),
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),  # else the loader draws from the global one
+        pin_memory=torch.device(device).type == "cuda",
+    )
+    for batch in loader:
+        if isinstance(batch, str):
+            raise DataError(batch)
+        images, labels = batch
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -1,0 +1,118 @@
+"""What a data set is once loaded: three parts that hand out uint8 batches, and the facts that go with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Split(Protocol):
+    """One part of a data set.
+
+    Attributes:
+        labels: Class numbers, int64, shape ``[n]``, on the CPU.
+        decodes: Whether a batch reads and decodes files (worth worker processes), or is a look-up in memory.
+    """
+
+    labels: Tensor
+    decodes: bool
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """Return ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``."""
+        ...
+
+    def subset(self, indices: Tensor) -> Split:
+        """Return the part made of these images, in this order."""
+        ...
+
+    def to(self, device: torch.device | str) -> Split:
+        """Move what is in memory to ``device``; return itself."""
+        ...
+
+
+class MemorySplit:
+    """A part that lies in memory as uint8.
+
+    Args:
+        images: uint8, shape ``[n, channels, height, width]``.
+        labels: int64, shape ``[n]``.
+
+    Raises:
+        TypeError: If ``images`` are not uint8 or ``labels`` not int64.
+        ValueError: If the shapes do not fit each other.
+    """
+
+    decodes = False
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        if images.dtype != torch.uint8 or labels.dtype != torch.int64:
+            raise TypeError(f"needs uint8 images and int64 labels, got {images.dtype} and {labels.dtype}")
+        if images.dim() != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                "needs images [n, channels, height, width] and labels [n], "
+                f"got {tuple(images.shape)} and {tuple(labels.shape)}"
+            )
+        self.images = images.contiguous()
+        self.labels = labels.cpu()
+        self._labels_on_device = labels.to(images.device)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """Return ``(images, labels)`` of these images on ``device``: one index-select where they already lie there."""
+        indices = indices.to(self.images.device, non_blocking=True)
+        images = self.images.index_select(0, indices)
+        labels = self._labels_on_device.index_select(0, indices)
+        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+    def subset(self, indices: Tensor) -> MemorySplit:
+        """Return the part made of these images, in this order."""
+        return MemorySplit(self.images[indices.to(self.images.device)], self.labels[indices.cpu()])
+
+    def to(self, device: torch.device | str) -> MemorySplit:
+        """Move images and labels to ``device`` once; return itself. ``labels`` stays on the CPU."""
+        self.images = self.images.to(device)
+        self._labels_on_device = self._labels_on_device.to(device)
+        return self
+
+
+@dataclasses.dataclass
+class Splits:
+    """A loaded data set.
+
+    Attributes:
+        train: Images to learn from.
+        val: Images kept from the training set for search and model selection; may be empty.
+        test: Images that are scored once, at the end.
+        classes: Names; a label is a position in it.
+        channels: 1 (grey) or 3 (colour).
+        image_size: Side in pixels; images are square.
+        mean: Per channel, fraction 0..1, of ``train``.
+        std: Per channel, fraction of the full range, of ``train``.
+        fingerprint: Hash of what was read (folders: names and sizes of the files), before it was split.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    def to(self, device: torch.device | str) -> Splits:
+        """Move every part that is in memory to ``device``, in place; return itself."""
+        for split in (self.train, self.val, self.test):
+            split.to(device)
+        return self

@@ -1,0 +1,65 @@
+"""The distillation step: student and fixed teacher on one batch, features tapped, terms summed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qkd.distill.taps import Taps
+from qkd.distill.terms import Outputs, WeightedTerms
+from qkd.training.loop import Batch, StepResult
+
+
+class DistillStep:
+    """A training step for the student.
+
+    The teacher is only read: it must be in eval mode with no parameter that requires a gradient; its forward pass
+    builds no graph, and is left out where no term needs it.
+
+    Args:
+        student: Gives logits ``[batch, classes]``.
+        teacher: The same, fixed.
+        terms: The loss.
+        view: Gives the teacher's images for a batch (normalised float32); absent: the student's own.
+        tap_paths: Float module path -> path within the student, for feature losses; absent: the paths are the same.
+
+    Raises:
+        ValueError: If a tap names no module.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        terms: WeightedTerms,
+        *,
+        view: Callable[[Batch], Tensor] | None = None,
+        tap_paths: Mapping[str, str] | None = None,
+    ) -> None:
+        self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
+        self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
+        self._teacher_taps = Taps(teacher, terms.teacher_taps, role="teacher")
+
+    @contextmanager
+    def tapped(self) -> Iterator[None]:
+        """Hold the forward hooks within a block; the step needs them where a term reads features."""
+        with ExitStack() as stack:
+            stack.enter_context(self._student_taps)
+            stack.enter_context(self._teacher_taps)
+            yield
+
+    def __call__(self, batch: Batch) -> StepResult:
+        """Return loss, terms and the student's logits for a batch."""
+        student_logits = self._student(batch.images)
+        student_features = self._student_taps.take()
+        teacher_logits, teacher_features = None, {}
+        if self._terms.needs_teacher:
+            with torch.no_grad():
+                teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
+            teacher_features = self._teacher_taps.take()
+        outputs = Outputs(student_logits, batch.labels, teacher_logits, student_features, teacher_features)
+        loss, terms = self._terms(outputs)
+        return StepResult(loss=loss, terms=terms, logits=student_logits)

@@ -1,0 +1,199 @@
+"""Try every step of an experiment on two batches, so that faults show before training and not after it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from export import export_float, export_onnx
+from export.runtime import open_session
+from qkd.agents import Agent, build_agent
+from qkd.config import RunConfig
+from qkd.data import Splits, iterate, load_splits, normalise
+from qkd.distill import build_terms
+from qkd.distill.step import DistillStep
+from qkd.nets import build_net, load_weights
+from qkd.progress import Progress
+from qkd.seeding import global_stream, stream
+from qkd.stages.models import prepare_student, student_net, student_start
+from qkd.stages.student import phases_of, teacher_view
+from qkd.training import Batch, StepResult, cpu_threads, supervised_step
+from qkd.training.precision import choose_device
+from quantizers import Student, calibrate, freeze_batch_norm, settle
+
+BATCHES = 2
+
+
+@dataclass(frozen=True)
+class Check:
+    """A step that was tried: its name, what came of it, and how long it took."""
+
+    name: str
+    outcome: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DryRunReport:
+    """The steps that were tried; all of them worked."""
+
+    name: str
+    checks: tuple[Check, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """Return a line a step."""
+        lines = [f"{check.name:<18}  {check.outcome}  ({check.seconds:.1f} s)" for check in self.checks]
+        return "\n".join([*lines, f"dry run of {self.name}: every step works; nothing was kept"])
+
+
+def dry_run(config: RunConfig, progress: Progress) -> DryRunReport:
+    """Load the data, train both roles for two batches, export the student and load the file; keep nothing.
+
+    Args:
+        config: The experiment.
+        progress: Where to say what is being tried.
+
+    Raises:
+        ValueError: If data, nets, agents or loss terms cannot be used.
+        quantizers.RewriteError: If the student's net cannot be rewritten.
+        export.ExportError: If the student cannot become an ONNX file.
+        RuntimeError: If a loss or a gradient is not finite.
+    """
+    with cpu_threads(config.threads), tempfile.TemporaryDirectory(prefix="qkd-dry-run-") as folder:
+        return _Trial(config, progress, Path(folder)).run()
+
+
+class _Trial:
+    """One dry run; its steps share nets, data and device."""
+
+    def __init__(self, config: RunConfig, progress: Progress, folder: Path) -> None:
+        self.config, self.progress, self.folder = config, progress, folder
+        self.device = choose_device(config.device)
+        self.checks: list[Check] = []
+
+    def run(self) -> DryRunReport:
+        with self._tried("data") as outcome:
+            self.splits: Splits = load_splits(self.config.data, seed=self.config.seed).to(self.device)
+            outcome.append(f"{len(self.splits.train)} training images, {len(self.splits.classes)} classes")
+        with self._tried("teacher") as outcome:
+            teacher = self._teacher(outcome)
+        with self._tried("student") as outcome:
+            student = self._student(teacher, outcome)
+        for phase in phases_of(self.config.student):
+            with self._tried(f"phase {phase.name}") as outcome:
+                terms = self.config.student.terms if phase.terms is None else phase.terms
+                smoothing = self.config.student.train.label_smoothing
+                step = DistillStep(
+                    student, teacher, build_terms(terms, label_smoothing=smoothing),
+                    view=teacher_view(self.config, self.splits), tap_paths=cast(Student, student).tap_paths,
+                )  # fmt: skip
+                student.train()
+                freeze_batch_norm(student, phase.freeze_batch_norm)
+                with step.tapped():
+                    outcome.append(_losses([_backward(step(batch), student) for batch in self._batches(self._agent())]))
+        with self._tried("export") as outcome:
+            outcome.append(self._export(student.cpu(), teacher.cpu()))
+        return DryRunReport(self.config.name, tuple(self.checks))
+
+    @contextmanager
+    def _tried(self, name: str) -> Iterator[list[str]]:
+        self.progress.stage("dry run", name)
+        outcome: list[str] = []
+        start = time.monotonic()
+        yield outcome
+        self.checks.append(Check(name, "; ".join(outcome) or "works", time.monotonic() - start))
+
+    def _teacher(self, outcome: list[str]) -> nn.Module:
+        settings = self.config.teacher
+        net = self._net(settings.net, "teacher")
+        if settings.weights is not None:
+            load_weights(net, settings.weights)
+        net.to(self.device)
+        if settings.train is not None:
+            step = supervised_step(net, label_smoothing=settings.train.label_smoothing)
+            agent = build_agent(settings.agent, epochs=settings.train.epochs, mean=self.splits.mean)
+            outcome.append(_losses([_backward(step(batch), net) for batch in self._batches(agent)]))
+        return net.eval().requires_grad_(False)
+
+    def _student(self, teacher: nn.Module, outcome: list[str]) -> fx.GraphModule:
+        net = self._net(student_net(self.config), "student")
+        if student_start(self.config) == "teacher":
+            net.load_state_dict(teacher.state_dict())
+        splits = self.splits
+        student = prepare_student(self.config, net, channels=splits.channels, size=splits.image_size).to(self.device)
+        calibrate(student, [batch.images for batch in self._batches(None)])
+        quant = self.config.student.quant
+        outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {student_start(self.config)}")
+        return student
+
+    def _net(self, name: str, role: str) -> nn.Module:
+        splits = self.splits
+        with global_stream(self.config.seed, "init", role):
+            return build_net(name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
+
+    def _agent(self) -> Agent:
+        student = self.config.student
+        return build_agent(student.agent, epochs=student.train.epochs, mean=self.splits.mean)
+
+    def _batches(self, agent: Agent | None) -> Iterator[Batch]:
+        """Yield the first two training batches, augmented where there is an agent."""
+        train, data = self.splits.train, self.config.data
+        size = min(data.batch_size, len(train))
+        indices = torch.arange(min(BATCHES * size, len(train)))
+        for step, (raw, labels) in enumerate(iterate(train, indices, size, self.device, drop_last=True)):
+            generator = stream(self.config.seed, "dry run", step)
+            images = raw if agent is None else agent(raw, generator=generator, epoch=0)
+            yield Batch(self._normal(images), labels, raw, 0, step)
+
+    def _normal(self, images: Tensor) -> Tensor:
+        return normalise(images, self.splits.mean, self.splits.std)
+
+    def _export(self, student: fx.GraphModule, teacher: nn.Module) -> str:
+        settle(student)
+        student.eval()
+        images = self._normal(self.splits.test.batch(torch.arange(min(2, len(self.splits.test))), "cpu")[0].cpu())
+        settings = self.config.export
+        path = self.folder / "student.onnx"
+        exported = export_onnx(student, images, path, flavour=settings.flavour, pack=settings.pack)
+        for warning in exported.warnings:
+            self.progress.warn(warning)
+        export_float(teacher, images, self.folder / "teacher.onnx")
+        for name in ("student", "teacher"):
+            session = open_session(self.folder / f"{name}.onnx", optimise=True)
+            session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        return f"student.onnx {exported.size_bytes:,} bytes; both files load and run"
+
+
+def _backward(result: StepResult, model: nn.Module) -> float:
+    """Back-propagate a step and return its loss.
+
+    Raises:
+        RuntimeError: If the loss or a gradient is not finite; names it.
+    """
+    loss = float(result.loss.detach())
+    model.zero_grad()
+    result.loss.backward()  # type: ignore[no-untyped-call]
+    wrong = [name for name, parameter in model.named_parameters()
+             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())]  # fmt: skip
+    model.zero_grad()
+    if not math.isfinite(loss) or wrong:
+        terms = {name: float(value.detach()) for name, value in result.terms.items()}
+        raise RuntimeError(f"not finite: loss {loss}, terms {terms}, gradients of {', '.join(wrong[:4]) or 'none'}")
+    return loss
+
+
+def _losses(values: list[float]) -> str:
+    return f"loss {', '.join(f'{value:.3f}' for value in values)}; gradients are finite"

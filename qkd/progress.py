@@ -1,0 +1,150 @@
+"""Progress on stderr: a bar with rate and time left on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+PLAIN_INTERVAL_S = 5.0  # a log file wants a line now and then, not one a step
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person writes them: ``8 s``, ``2:05``, ``1:02:05``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_values(values: dict[str, object]) -> str:
+    """Return ``name value`` pairs in one line; floats with four significant digits."""
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in values.items())  # fmt: skip
+
+
+class Tracker:
+    """Counts the work done within :meth:`Progress.track`; this one shows nothing."""
+
+    def update(self, n: int = 1, **values: object) -> None:
+        """Count ``n`` further units; ``values`` (loss, accuracy, ...) are shown beside the count."""
+
+    def close(self) -> None:
+        """Show the last state; called when the ``with`` block ends."""
+
+
+class PlainTracker(Tracker):
+    """Writes a line every few seconds: share, rate, time left and the latest values."""
+
+    def __init__(self, stream: TextIO, total: int, label: str, unit: str, interval_s: float) -> None:
+        self._stream, self._total, self._label, self._unit = stream, total, label, unit
+        self._interval_s = interval_s
+        self._done = 0
+        self._values: dict[str, object] = {}
+        self._start = self._last = time.monotonic()
+
+    def update(self, n: int = 1, **values: object) -> None:
+        """Count ``n`` units and write a line if the last one is some seconds old."""
+        self._done += n
+        self._values.update(values)
+        now = time.monotonic()
+        if now - self._last >= self._interval_s:
+            self._last = now
+            self._write(now)
+
+    def close(self) -> None:
+        """Write the closing line."""
+        self._write(time.monotonic())
+
+    def _write(self, now: float) -> None:
+        elapsed = now - self._start
+        rate = self._done / elapsed if elapsed > 0 else 0.0
+        parts = [f"{self._label}: {self._done}/{self._total} {self._unit}", f"{rate:.4g} {self._unit}/s"]
+        if self._done < self._total and rate > 0:
+            parts.append(f"{duration((self._total - self._done) / rate)} left")
+        else:
+            parts.append(duration(elapsed))
+        if self._values:
+            parts.append(format_values(self._values))
+        print("  " + ", ".join(parts), file=self._stream, flush=True)
+
+
+class BarTracker(Tracker):
+    """Draws a tqdm bar with rate and time left."""
+
+    def __init__(self, stream: TextIO, total: int, label: str, unit: str) -> None:
+        from tqdm import tqdm  # only a terminal needs it
+
+        self._bar = tqdm(total=total, desc=f"  {label}", unit=f" {unit}", file=stream, dynamic_ncols=True, leave=True)
+
+    def update(self, n: int = 1, **values: object) -> None:
+        """Move the bar by ``n`` units and show ``values`` behind it."""
+        if values:
+            self._bar.set_postfix_str(format_values(values), refresh=False)
+        self._bar.update(n)
+
+    def close(self) -> None:
+        """Leave the finished bar on the screen."""
+        self._bar.close()
+
+
+class Progress:
+    """Talks to the person who waits.
+
+    Args:
+        stream: Where to write; ``sys.stderr`` of the moment where absent.
+        interval_s: Least seconds between two plain lines of one tracker.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, interval_s: float = PLAIN_INTERVAL_S) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._interval_s = interval_s
+
+    def stage(self, name: str, note: str = "") -> None:
+        """Announce a stage, with a note such as ``already complete``."""
+        self._print(f"== {name}" + (f": {note}" if note else ""))
+
+    def say(self, text: str) -> None:
+        """Write a line of talk."""
+        self._print(f"  {text}")
+
+    def warn(self, text: str) -> None:
+        """Write a line that asks for attention."""
+        self._print(f"  warning: {text}")
+
+    @contextmanager
+    def track(self, total: int, label: str, unit: str) -> Iterator[Tracker]:
+        """Count work: ``with progress.track(10, "epoch 1", "steps") as tracker: tracker.update(1, loss=0.3)``.
+
+        Args:
+            total: Units of work in all.
+            label: What is being done.
+            unit: What is counted, in the plural.
+        """
+        tracker = self._tracker(total, label, unit)
+        try:
+            yield tracker
+        finally:
+            tracker.close()
+
+    def _tracker(self, total: int, label: str, unit: str) -> Tracker:
+        if self._stream.isatty():
+            return BarTracker(self._stream, total, label, unit)
+        return PlainTracker(self._stream, total, label, unit, self._interval_s)
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class Silent(Progress):
+    """Says nothing; for tests and for callers that talk themselves."""
+
+    def _tracker(self, total: int, label: str, unit: str) -> Tracker:
+        return Tracker()
+
+    def _print(self, text: str) -> None:
+        """Drop the text."""

@@ -1,0 +1,16 @@
+"""What a run came to: a summary of the run folder, as a table, a page and a text file."""
+
+from qkd.report.page import RunRecord, render_page
+from qkd.report.summary import LayerRow, ModelRow, RunSummary, read_json, summarise
+from qkd.report.text import render_text
+
+__all__ = [
+    "LayerRow",
+    "ModelRow",
+    "RunRecord",
+    "RunSummary",
+    "read_json",
+    "render_page",
+    "render_text",
+    "summarise",
+]

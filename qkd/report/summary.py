@@ -1,0 +1,191 @@
+"""Collect the figures of a run folder into one value; nothing is computed while printing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qkd.report.table import align, megabytes, milliseconds, percent
+
+ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> what it is
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A line of the closing table.
+
+    Args:
+        role: ``teacher``, ``FP32 twin`` or ``student`` with its code.
+        net: Name of the network.
+        test_accuracy: Fraction 0..1 on the test split, or None where it was not measured.
+        agreement: Fraction of test images with the same top class in PyTorch and ONNX Runtime (optimisations off).
+        agreement_optimised: The same with ONNX Runtime's optimisations on.
+        size_bytes: Size of the ONNX file.
+        median_ms, p10_ms, p90_ms: Latency of one inference.
+    """
+
+    role: str
+    net: str
+    test_accuracy: float | None = None
+    agreement: float | None = None
+    agreement_optimised: float | None = None
+    size_bytes: int | None = None
+    median_ms: float | None = None
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A convolution or linear layer of the student.
+
+    Args:
+        name, kind: Module path and what it is.
+        weight_bits, act_bits: Widths of weights and of the activations that enter.
+        used: Smallest and largest weight code that occurs.
+        allowed: Smallest and largest code of the grid.
+        parameters, macs: Weights, and multiply-accumulates an image.
+        parity_steps: Largest difference between PyTorch and ONNX Runtime on the layer's output, in output steps.
+    """
+
+    name: str
+    kind: str
+    weight_bits: int
+    act_bits: int
+    used: tuple[int, int]
+    allowed: tuple[int, int]
+    parameters: int
+    macs: int
+    parity_steps: float | None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run came to, as far as it got."""
+
+    name: str
+    folder: str
+    models: tuple[ModelRow, ...]
+    layers: tuple[LayerRow, ...] = ()
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    bench: Mapping[str, Any] = field(default_factory=dict)
+    report: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as plain data; accuracies are fractions."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """Return the closing table as text."""
+        if not self.models:
+            return f"{self.folder}: nothing has been trained yet"
+        lines = [align(model_table(self))]
+        lines.append(f"report: {self.report}" if self.report else f"run folder: {self.folder} (no report yet)")
+        return "\n".join(lines)
+
+
+def model_table(summary: RunSummary) -> list[list[str]]:
+    """Return heading and lines of the table of models, as text."""
+    head = ["model", "net", "test accuracy", "parity (optimised)", "ONNX file", "latency (median)"]
+    return [head, *([row.role, row.net, percent(row.test_accuracy), _parity(row), megabytes(row.size_bytes),
+                     milliseconds(row.median_ms)] for row in summary.models)]  # fmt: skip
+
+
+def summarise(path: Path) -> RunSummary:
+    """Return what a run folder holds so far.
+
+    Args:
+        path: The run folder; stages that have not run leave gaps.
+    """
+    export, bench = read_json(path / "export" / "export.json"), read_json(path / "bench" / "local.json")
+    parity = read_json(path / "export" / "parity.json")
+    report = path / "report.html"
+    return RunSummary(
+        name=path.name,
+        folder=str(path),
+        models=tuple(_models(path, export, parity, bench)),
+        layers=tuple(_layer(row) for row in read_json(path / "export" / "layers.json").get("layers", [])),
+        parity=parity,
+        bench=bench,
+        report=str(report) if report.is_file() else None,
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty one where the file is missing.
+
+    Raises:
+        ValueError: If the file is not JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run its stage again") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _models(
+    path: Path, export: Mapping[str, Any], parity: Mapping[str, Any], bench: Mapping[str, Any]
+) -> list[ModelRow]:
+    results = {
+        "teacher": read_json(path / "teacher" / "result.json"),
+        "float": read_json(path / "student" / "float" / "result.json"),
+        "student": read_json(path / "student" / "result.json"),
+    }
+    rows = []
+    for key, result in results.items():
+        if result:
+            is_twin = key == "teacher" and _nets_agree(results)
+            compared = parity if key == "student" else {}
+            rows.append(_model(key, result, export.get(key, {}), compared, bench.get("models", {}), is_twin=is_twin))
+    return rows
+
+
+def _nets_agree(results: Mapping[str, Mapping[str, Any]]) -> bool:
+    return not results["float"] and results["teacher"].get("net") == results["student"].get("net")
+
+
+def _model(
+    key: str, result: Mapping[str, Any], exported: Mapping[str, Any], parity: Mapping[str, Any],
+    latencies: Mapping[str, Mapping[str, Any]], *, is_twin: bool,
+) -> ModelRow:  # fmt: skip
+    role = ROLES[key]
+    if key == "student":
+        role += f" w{result['weight_bits']}a{result['act_bits']}"
+    latency = latencies.get(key, {})
+    return ModelRow(
+        role=f"{role} (= FP32 twin)" if is_twin else role,
+        net=str(result.get("net", "")),
+        test_accuracy=result.get("test_accuracy"),
+        agreement=parity.get("off", {}).get("top1_agreement"),
+        agreement_optimised=parity.get("on", {}).get("top1_agreement"),
+        size_bytes=exported.get("size_bytes"),
+        median_ms=latency.get("median_ms"),
+        p10_ms=latency.get("p10_ms"),
+        p90_ms=latency.get("p90_ms"),
+    )
+
+
+def _layer(row: Mapping[str, Any]) -> LayerRow:
+    return LayerRow(
+        name=row["name"],
+        kind=row["kind"],
+        weight_bits=row["weight_bits"],
+        act_bits=row["act_bits"],
+        used=(row["code_min"], row["code_max"]),
+        allowed=(row["range_low"], row["range_high"]),
+        parameters=row["parameters"],
+        macs=row["macs"],
+        parity_steps=row["parity_steps"],
+    )
+
+
+def _parity(row: ModelRow) -> str:
+    if row.agreement is None:
+        return "-"
+    return f"{percent(row.agreement)} ({percent(row.agreement_optimised)})"

@@ -1,0 +1,44 @@
+"""Write figures with their units, and align them in columns of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as percent with two digits; 100 % only where it is exactly that."""
+    if fraction is None:
+        return "-"
+    if fraction < 1 and round(100 * fraction, 2) >= 100:
+        return "99.99 %"  # rounding up would claim what is not so
+    return f"{100 * fraction:.2f} %"
+
+
+def megabytes(size_bytes: int | None) -> str:
+    """Return a file size in kB or MB (powers of ten)."""
+    if size_bytes is None:
+        return "-"
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def milliseconds(value_ms: float | None) -> str:
+    """Return a latency with three significant digits."""
+    return "-" if value_ms is None else f"{value_ms:.3g} ms"
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as columns of text; the first two to the left, figures to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) if index < 2 else cell.rjust(width)
+                 for index, (cell, width) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a Markdown table; the first row is the heading."""
+    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    head, *body = ["| " + " | ".join(row) + " |" for row in escaped]
+    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])

@@ -1,0 +1,72 @@
+"""Train a float net by itself: the teacher, or the float net that a student starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qkd.agents import build_agent
+from qkd.config import AgentConfig, DataConfig, TrainConfig
+from qkd.data import Splits
+from qkd.files import sha256_of
+from qkd.progress import Progress
+from qkd.stages.models import WEIGHTS, net_facts, save_net
+from qkd.stages.outcome import score, write_outcome
+from qkd.training import FitResult, Job, Phase, fit, supervised_step
+from qkd.training.checkpoint import CheckpointStore
+
+
+def train_float(
+    net: nn.Module,
+    train: TrainConfig,
+    agent: AgentConfig,
+    *,
+    role: str,
+    data: DataConfig,
+    splits: Splits,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+    fingerprint: dict[str, str],
+    progress: Progress,
+) -> FitResult:
+    """Train ``net`` in place on the labels, resuming from ``folder``; arguments as in :class:`qkd.training.Job`."""
+    step = supervised_step(net, label_smoothing=train.label_smoothing)
+    job = Job(
+        role=role,
+        model=net.to(device),
+        config=train,
+        data=data,
+        splits=splits,
+        agent=build_agent(agent, epochs=train.epochs, mean=splits.mean),
+        phases=(Phase("supervised", train.epochs, step),),
+        seed=seed,
+        device=device,
+        folder=folder,
+        fingerprint={**fingerprint, "data": splits.fingerprint, **agent_mark(agent)},
+    )
+    return fit(job, progress)
+
+
+def write_float(
+    folder: Path, net: nn.Module, name: str, splits: Splits, data: DataConfig, fitted: FitResult | None, **details: Any
+) -> list[Path]:
+    """Write weights and result of a trained float net; return the files of its manifest."""
+    facts = net_facts(name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
+    save_net(folder / WEIGHTS, net, facts)
+    result = write_outcome(folder, score(details.pop("role"), name, net, splits, data, fitted, **details))
+    return [folder / WEIGHTS, folder / "metrics.jsonl", result]
+
+
+def agent_mark(agent: AgentConfig) -> dict[str, str]:
+    """Return the hash of the agent's schedule file, if it has one: a changed schedule is another training."""
+    return {} if agent.schedule is None else {f"schedule {agent.schedule}": sha256_of(agent.schedule)}
+
+
+def keep_last_checkpoint(folder: Path) -> None:
+    """Delete all but the last checkpoint of a training that is done: it can still bring back altered weights."""
+    CheckpointStore(folder / "checkpoint", warn=lambda _: None).prune(1)
+

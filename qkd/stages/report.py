@@ -1,0 +1,115 @@
+"""The report stage: one page and one text file of what the run came to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qkd.agents import Schedule, load_schedule
+from qkd.agents.policy import LEVELS
+from qkd.config import AgentConfig, RunConfig
+from qkd.files import write_text
+from qkd.progress import Progress
+from qkd.report import RunRecord, read_json, render_page, render_text, summarise
+from qkd.rundir import RunFolder
+
+METRICS = {"teacher": "teacher", "float twin": "student/float", "student": "student"}
+
+
+def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every stage takes both
+    """Write ``report.html`` and ``report.md`` from the files of the other stages.
+
+    Raises:
+        ValueError: If one of these files is damaged.
+        OSError: If a report cannot be written.
+    """
+    summary = summarise(run.path)
+    write_text(run.path / "report.html", render_page(summary, gather(run)))
+    write_text(run.path / "report.md", render_text(summary))
+    inputs = [run.path / name for name in ("export/export.json", "export/parity.json", "export/layers.json")]
+    inputs += sorted(run.path.glob("**/metrics.jsonl")) + sorted(run.path.glob("**/result.json"))
+    inputs += sorted((run.path / "bench").glob("*.json")) + sorted((run.path / "search").glob("*.yaml"))
+    run.complete("report", [run.path / "report.html", run.path / "report.md"], inputs)
+
+
+def gather(run: RunFolder) -> RunRecord:
+    """Return what the page shows beside the summary, from a run's files."""
+    files = {role: run.path / folder / "metrics.jsonl" for role, folder in METRICS.items()}
+    settings = read_json(run.path / "search" / "result.json")
+    words = {role: settings.get(role) for role in ("teacher", "student")}
+    return RunRecord(
+        metrics={role: read_metrics(file) for role, file in files.items() if file.is_file()},
+        schedules=_drawings(run.path / "search", run.config),
+        agents={role: str(value.get("agent", "")) for role, value in words.items() if isinstance(value, Mapping)},
+        config=(run.path / "config.yaml").read_text(encoding="utf-8"),
+        environment=read_json(run.path / "environment.json"),
+    )
+
+
+def draw_agent(agent: AgentConfig, epochs: int, schedule: Schedule | None) -> dict[str, list[float]]:
+    """Return how strongly an agent acts in each epoch: its schedule's operations, then what ends every policy.
+
+    Args:
+        agent: The role's agent.
+        epochs: Length of its training.
+        schedule: What it does before crop, flip and cut-out; None where it draws operations anew for every image.
+    """
+    rows: dict[str, float] = {}
+    if agent.policy == "trivial":
+        rows["1 drawn operation"] = 0.5  # any magnitude: half of the strength on average
+    elif agent.policy == "randaugment":
+        rows[f"{agent.operations} drawn operations"] = (agent.magnitude + 1) / LEVELS
+    if agent.policy != "none":
+        rows |= {f"crop, padding {agent.crop_padding}": 1.0} if agent.crop_padding else {}
+        rows |= {"flip": 0.5} if agent.flip and agent.policy != "crop" else {}
+        rows |= {f"cut-out {agent.cutout}": 1.0} if agent.cutout else {}
+    constant = {name: [value] * epochs for name, value in rows.items()}
+    return {**(strengths(schedule) if schedule else {}), **constant}
+
+
+def strengths(schedule: Schedule) -> dict[str, list[float]]:
+    """Return how strongly each operation acts in each epoch: probability times magnitude, scaled to 0..1.
+
+    Args:
+        schedule: Policies over epochs. An operation that a policy holds twice counts with the stronger of both.
+    """
+    rows: dict[str, list[float]] = {}
+    done = 0
+    for segment in schedule.segments:
+        for op in segment.policy.ops:
+            row = rows.setdefault(op.name, [0.0] * schedule.epochs)
+            value = op.probability * (op.magnitude + 1) / LEVELS
+            for epoch in range(done, done + segment.epochs):
+                row[epoch] = max(row[epoch], value)
+        done += segment.epochs
+    return dict(sorted(rows.items()))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a ``metrics.jsonl``.
+
+    Raises:
+        ValueError: If a line is not JSON; names the line.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); delete it and run its stage again") from error
+    return lines
+
+
+def _drawings(folder: Path, config: RunConfig) -> dict[str, dict[str, list[float]]]:
+    drawings = {}
+    for role, agent, train in (
+        ("teacher", config.teacher.agent, config.teacher.train),
+        ("student", config.student.agent, config.student.train),
+    ):
+        file = folder / f"{role}.schedule.yaml"
+        schedule = load_schedule(file) if file.is_file() else None
+        if train is not None:
+            drawings[role] = draw_agent(agent, schedule.epochs if schedule else train.epochs, schedule)
+    return drawings

@@ -1,0 +1,61 @@
+"""The teacher stage: a full-precision net, trained with the teacher's agent or taken from a file."""
+
+from __future__ import annotations
+
+from qkd.data import load_splits
+from qkd.files import sha256_of, write_text
+from qkd.nets import build_net, load_weights
+from qkd.progress import Progress
+from qkd.rundir import RunFolder
+from qkd.seeding import global_stream
+from qkd.stages.float_training import keep_last_checkpoint, train_float, write_float
+from qkd.training import cpu_threads
+from qkd.training.precision import choose_device
+
+
+def run(run: RunFolder, progress: Progress) -> None:
+    """Train the teacher (resuming), score it once on the test images, and write ``teacher/``.
+
+    Raises:
+        ValueError: If the data, the net or the given weights cannot be used.
+        qkd.training.TrainingError: If the training diverges.
+        OSError: If a file cannot be written.
+    """
+    with cpu_threads(run.config.threads):
+        _run(run, progress)
+
+
+def _run(run: RunFolder, progress: Progress) -> None:
+    config, teacher = run.config, run.config.teacher
+    device = choose_device(config.device)
+    splits = load_splits(config.data, seed=config.seed).to(device)
+    with global_stream(config.seed, "init", "teacher"):
+        net = build_net(
+            teacher.net, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size
+        )
+    fingerprint = {}
+    if teacher.weights is not None:
+        load_weights(net, teacher.weights)
+        fingerprint[f"weights {teacher.weights}"] = sha256_of(teacher.weights)
+    folder = run.folder("teacher")
+    fitted = None
+    if teacher.train is None:
+        progress.say(f"teacher: {teacher.weights} as it is")
+        net.to(device)
+        write_text(folder / "metrics.jsonl", "")
+    else:
+        fitted = train_float(
+            net,
+            teacher.train,
+            teacher.agent,
+            role="teacher",
+            data=config.data,
+            splits=splits,
+            seed=config.seed,
+            device=device,
+            folder=folder,
+            fingerprint=fingerprint,
+            progress=progress,
+        )
+    run.complete("teacher", write_float(folder, net, teacher.net, splits, config.data, fitted, role="teacher"))
+    keep_last_checkpoint(folder)

@@ -1,0 +1,30 @@
+"""Training: optimizer, learning-rate schedule, averaged weights, checkpoints and the loop."""
+
+from qkd.training.averaging import WeightAverage
+from qkd.training.checkpoint import CheckpointStore
+from qkd.training.evaluate import accuracy
+from qkd.training.finite import TrainingError
+from qkd.training.loop import Batch, FitResult, Job, Phase, StepResult, fit
+from qkd.training.optimizer import build_optimizer
+from qkd.training.precision import Precision, choose_precision, cpu_threads
+from qkd.training.schedule import learning_rate
+from qkd.training.supervised import supervised_step
+
+__all__ = [
+    "Batch",
+    "CheckpointStore",
+    "FitResult",
+    "Job",
+    "Phase",
+    "Precision",
+    "StepResult",
+    "TrainingError",
+    "WeightAverage",
+    "accuracy",
+    "build_optimizer",
+    "choose_precision",
+    "cpu_threads",
+    "fit",
+    "learning_rate",
+    "supervised_step",
+]

@@ -1,0 +1,50 @@
+"""Score a classifier on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from qkd.config import DataConfig
+from qkd.data import Splits, iterate, normalise
+from qkd.data.splits import Split
+
+
+def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, device: torch.device) -> float | None:
+    """Return the share of a split's images that a model classifies right, in eval mode.
+
+    Args:
+        model: Gives logits ``[batch, classes]``. Its modes (train or eval, module by module) are restored.
+        split: The images.
+        splits: The set they belong to, for mean and std.
+        data: Batch size and workers.
+        device: Where the model is.
+
+    Returns:
+        A fraction in ``[0, 1]``, or None for an empty split.
+    """
+    if len(split) == 0:
+        return None
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    indices = torch.arange(len(split))
+    with evaluating(model), torch.no_grad():
+        for images, labels in iterate(
+            split, indices, data.eval_batch_size, device, drop_last=False, workers=data.workers
+        ):
+            right += (model(normalise(images, splits.mean, splits.std)).argmax(1) == labels).sum()
+    return right.item() / len(split)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode within a block; every module gets its own mode back after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,119 @@
+"""Find out where a value that is not finite came from: the term, the layer, the parameter.
+
+Errors: :class:`TrainingError` (a ``RuntimeError``) ends a training that cannot go on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkd.training.averaging import averaged_tensors
+
+
+class TrainingError(RuntimeError):
+    """A training met a loss, gradient or weight that is not finite and stopped.
+
+    Args:
+        message: For a person.
+        epoch: Epoch it happened in, from 1.
+        step: Step of the epoch, from 1.
+        term: Loss term that is not finite, or whose gradient is not; empty if none could be named.
+        layer: Module or parameter where it begins; empty if none could be named.
+    """
+
+    def __init__(self, message: str, *, epoch: int, step: int, term: str = "", layer: str = "") -> None:
+        super().__init__(message)
+        self.epoch, self.step, self.term, self.layer = epoch, step, term, layer
+
+
+def non_finite_weights(model: nn.Module) -> list[str]:
+    """Return the names of parameters and batch-norm statistics that hold NaN or an infinity, in model order."""
+    return [name for name, tensor in averaged_tensors(model).items() if not bool(torch.isfinite(tensor).all())]
+
+
+@contextmanager
+def watch_outputs(models: Mapping[str, nn.Module]) -> Iterator[list[str]]:
+    """Yield a list that gets the modules with a non-finite output, in the order in which they ran.
+
+    Args:
+        models: Role -> model; modules are named ``role.path (Type)``.
+    """
+    found: list[str] = []
+    handles = []
+
+    def watcher(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def watch(module: nn.Module, _inputs: Any, output: Any) -> None:
+            if any(not bool(torch.isfinite(tensor).all()) for tensor in _floating(output)):
+                found.append(f"{name} ({type(module).__name__})")
+
+        return watch
+
+    for role, model in models.items():
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_hook(watcher(f"{role}.{path}" if path else role)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def diagnose(
+    models: Mapping[str, nn.Module], rerun: Callable[[], tuple[Tensor, Mapping[str, Tensor]]]
+) -> tuple[str, str, str]:
+    """Run a batch again with hooks and say what is not finite.
+
+    Args:
+        models: Role -> model whose modules are watched; the first is the one being trained.
+        rerun: Repeats the step's forward pass; returns the loss and its terms, with their graph.
+
+    Returns:
+        The term, the layer (both may be empty), and a text that tells all that was found.
+    """
+    trained = next(iter(models.values()))
+    with watch_outputs(models) as outputs:
+        loss, terms = rerun()
+    values = {name: float(value.detach()) for name, value in terms.items()}
+    term = next((name for name, value in values.items() if not math.isfinite(value)), "")
+    layer = outputs[0] if outputs else ""
+    facts = [f"loss {float(loss.detach()):.6g}", *(f"term {name} {value:.6g}" for name, value in values.items())]
+    if layer:
+        facts.append(f"first non-finite output: {layer}")
+    if not term and not layer:
+        term, layer = _gradient_origin(trained, terms)
+        facts.append(f"non-finite gradient of term {term or 'none alone'}, first at {layer or 'no single parameter'}")
+    weights = non_finite_weights(trained)
+    if weights:
+        facts.append(f"non-finite weights: {', '.join(weights[:3])}{', ...' if len(weights) > 3 else ''}")
+    return term, layer, "; ".join(facts)
+
+
+def _gradient_origin(model: nn.Module, terms: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Return the first term with a non-finite gradient, and the parameter nearest the output that gets one."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for term, value in terms.items():
+        gradients = torch.autograd.grad(value, [p for _, p in named], retain_graph=True, allow_unused=True)
+        broken = [
+            name
+            for (name, _), gradient in zip(named, gradients, strict=True)
+            if gradient is not None and not bool(torch.isfinite(gradient).all())
+        ]
+        if broken:
+            return term, broken[-1]  # the backward pass reaches the last one first
+    return "", ""
+
+
+def _floating(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        yield from (tensor for value in output.values() for tensor in _floating(value))
+    elif isinstance(output, tuple | list):
+        yield from (tensor for value in output for tensor in _floating(value))

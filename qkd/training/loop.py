@@ -1,0 +1,423 @@
+"""The training loop: move data, augment, normalise, call the step, the optimizer and the log; resume bit for bit.
+
+Every random draw comes from a stream named by role, epoch and step, so that a checkpoint needs no generator's state:
+the step that follows it draws what it would have drawn anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qkd.config import DataConfig, TrainConfig
+from qkd.data import Splits, epoch_order, iterate, normalise
+from qkd.files import write_text
+from qkd.progress import Progress, Tracker
+from qkd.seeding import derive, stream
+from qkd.training.averaging import WeightAverage
+from qkd.training.checkpoint import Checkpoint, CheckpointStore
+from qkd.training.evaluate import accuracy
+from qkd.training.finite import TrainingError, diagnose, non_finite_weights
+from qkd.training.optimizer import build_optimizer, set_learning_rate
+from qkd.training.precision import choose_precision
+from qkd.training.schedule import learning_rate
+from qkd.training.state import collect, restore
+
+SHOW_EVERY_STEPS = 10  # on a CUDA device each value shown waits for the device
+SMALLEST_LOSS_SCALE = 2.0**-14  # below it float16 gradients are not too small but broken
+
+
+class Agent(Protocol):
+    """What the loop needs of an augmentation agent: uint8 in, uint8 out, same shape; ``epoch`` counts from 0."""
+
+    def __call__(self, images: Tensor, *, generator: torch.Generator, epoch: int) -> Tensor:
+        """Return the augmented images."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step is given.
+
+    Args:
+        images: Augmented and normalised, float32, shape ``[batch, channels, height, width]``.
+        labels: int64, shape ``[batch]``.
+        raw: The images before augmentation, uint8, same shape.
+        epoch: From 0.
+        step: Step of the epoch, from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    raw: Tensor
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives back.
+
+    Args:
+        loss: What is minimised, shape ``[]``.
+        terms: Its parts before weighting, shape ``[]`` each, with their graph (for a diagnosis).
+        logits: Of the net being trained, shape ``[batch, classes]``.
+    """
+
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    logits: Tensor
+
+
+Step = Callable[[Batch], StepResult]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs with one step.
+
+    Args:
+        name: Shown in logs.
+        epochs: Its length.
+        step: The forward pass and the loss.
+        enter: Called at the start of each of its epochs, after ``model.train()``.
+        hold: Context that is open while it trains (hooks).
+        allows_autocast: Whether reduced precision may be used.
+    """
+
+    name: str
+    epochs: int
+    step: Step
+    enter: Callable[[], None] = lambda: None
+    hold: Callable[[], AbstractContextManager[object]] = nullcontext
+    allows_autocast: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a training needs.
+
+    Args:
+        role: Names its random streams: ``teacher``, ``student``, ``student_float``.
+        model: Trained in place, on ``device``.
+        config: Optimizer, schedule, length.
+        data: Batch sizes and workers.
+        splits: The images.
+        agent: Augments the training images.
+        phases: In order; their epochs add up to ``config.epochs``.
+        seed: The run's seed.
+        device: Where to train.
+        folder: Gets ``metrics.jsonl`` and ``checkpoint/``.
+        fingerprint: Name -> hash of what the training was made from; a checkpoint made from something else is refused.
+        scales: Gives the quantizer scales among the model's parameters; called once the model is at its start.
+        others: Role -> further models that a diagnosis watches.
+    """
+
+    role: str
+    model: nn.Module
+    config: TrainConfig
+    data: DataConfig
+    splits: Splits
+    agent: Agent
+    phases: tuple[Phase, ...]
+    seed: int
+    device: torch.device
+    folder: Path
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    scales: Callable[[], Iterable[nn.Parameter]] = tuple
+    others: Mapping[str, nn.Module] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training was.
+
+    Args:
+        epochs: Its length.
+        seconds: Spent training, validation apart, over all interruptions.
+        images_per_second: Training images, over those seconds.
+        rows: The lines of ``metrics.jsonl``.
+    """
+
+    epochs: int
+    seconds: float
+    images_per_second: float
+    rows: tuple[Mapping[str, Any], ...]
+
+
+def fit(job: Job, progress: Progress, begin: Callable[[], None] = lambda: None) -> FitResult:
+    """Train, going on from the last good checkpoint in ``job.folder`` if there is one.
+
+    Afterwards the model has its last (or averaged, if that is on) weights.
+
+    Args:
+        job: What to train and how.
+        progress: Shows rate and time left.
+        begin: Called if there is no checkpoint, to bring the model to its start (e.g. calibration).
+
+    Returns:
+        Times and metrics.
+
+    Raises:
+        TrainingError: If loss, gradient or weights are not finite: with step, term and layer.
+        ValueError: If phases and epochs do not fit, the training set is empty, or the checkpoint was made from
+            something else.
+        OSError: If a checkpoint or the metrics cannot be written.
+    """
+    devices = [job.device] if job.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # the loop seeds the global generators (dropout) at every step
+        trainer = _Trainer(job, progress)
+        trainer.start(begin)
+        return trainer.run()
+
+
+@dataclass
+class _Position:
+    """Where a training stands; all of it goes into checkpoints."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Trainer:
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self.job, self.progress = job, progress
+        self.batch_size = min(job.data.batch_size, len(job.splits.train))
+        if self.batch_size == 0:
+            raise ValueError("the training set is empty: lower data.val_fraction, or use another data set")
+        self.steps = len(job.splits.train) // self.batch_size
+        if sum(phase.epochs for phase in job.phases) != job.config.epochs:
+            raise ValueError(f"epochs of the phases do not add up to train.epochs={job.config.epochs}")
+        learning_rate(job.config, 0, self.steps)  # a schedule that cannot be is known before the first step
+        self.precision, note = choose_precision(job.config.autocast, job.device)
+        if note:
+            progress.warn(note)
+        self.format = torch.channels_last if job.config.channels_last else torch.contiguous_format
+        job.model.to(memory_format=self.format)
+        self.store = CheckpointStore(job.folder / "checkpoint", progress.warn)
+        self.at = _Position()
+        self.sums: dict[str, Tensor] = {}
+        self.saved_at = time.monotonic()
+
+    def start(self, begin: Callable[[], None]) -> None:
+        """Bring everything to where training goes on: the last good checkpoint, or the beginning."""
+        checkpoint = self.store.load()
+        if checkpoint is None:
+            begin()
+        self.parameters = [parameter for parameter in self.job.model.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(self.job.model, self.job.config, self.job.scales())
+        self.scaler = torch.amp.GradScaler(self.job.device.type, enabled=self.precision.needs_scaler)
+        decay = self.job.config.ema_decay
+        self.average = WeightAverage(self.job.model, decay) if decay else None
+        if checkpoint is None:
+            self._save()
+        else:
+            self._restore(checkpoint)
+        self._write_metrics()
+
+    def run(self) -> FitResult:
+        epochs = self.job.config.epochs
+        left = (epochs - self.at.epoch) * self.steps - self.at.step
+        if left > 0 or self.at.epoch < epochs:
+            label = f"{self.job.role}, epochs {self.at.epoch + 1} to {epochs}"
+            with self.progress.track(left * self.batch_size, label, "images") as tracker:
+                while self.at.epoch < epochs:
+                    self._epoch(tracker)
+        if self.average is not None:
+            self.average.copy_to(self.job.model)
+        seconds = max(self.at.seconds, 1e-9)
+        images = epochs * self.steps * self.batch_size
+        return FitResult(epochs, self.at.seconds, images / seconds, tuple(self.at.rows))
+
+    def _epoch(self, tracker: Tracker) -> None:
+        job, at = self.job, self.at
+        phase = self._phase()
+        job.model.train()
+        phase.enter()
+        order = epoch_order(len(job.splits.train), stream(job.seed, job.role, "order", at.epoch))
+        rest = order[at.step * self.batch_size : self.steps * self.batch_size]
+        batches = iterate(
+            job.splits.train, rest, self.batch_size, job.device, drop_last=True, workers=job.data.workers
+        )
+        with phase.hold():
+            self._steps(phase, batches, tracker)
+        lr = learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
+        at.rows.append(self._row(phase, lr))
+        at.epoch, at.step, at.epoch_seconds, self.sums = at.epoch + 1, 0, 0.0, {}
+        self._save()
+        self._write_metrics()
+
+    def _steps(self, phase: Phase, batches: Iterable[tuple[Tensor, Tensor]], tracker: Tracker) -> None:
+        clock = time.monotonic()
+        for images, labels in batches:
+            loss = self._step(phase, images, labels)
+            self.at.step += 1
+            now = time.monotonic()
+            self.at.epoch_seconds += now - clock
+            self.at.seconds += now - clock
+            show = self.at.step % SHOW_EVERY_STEPS == 0
+            tracker.update(len(labels), **({"epoch": self.at.epoch + 1, "loss": float(loss)} if show else {}))
+            if now - self.saved_at >= self.job.config.checkpoint_every_s:
+                self._save()
+            clock = time.monotonic()
+
+    def _step(self, phase: Phase, images: Tensor, labels: Tensor) -> Tensor:
+        lr = learning_rate(self.job.config, self.at.epoch * self.steps + self.at.step, self.steps)
+        set_learning_rate(self.optimizer, lr)
+        batch = self._batch(images, labels)
+        result = self._forward(phase, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(result.loss).backward()  # type: ignore[no-untyped-call]
+        self._require_finite(phase, batch, result)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.job.model, self.at.epoch * self.steps + self.at.step)
+        self._count(result, labels)
+        return result.loss.detach()
+
+    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
+        job, epoch, step = self.job, self.at.epoch, self.at.step
+        augmented = job.agent(images, generator=stream(job.seed, job.role, "augment", epoch, step), epoch=epoch)
+        normalised = normalise(augmented, job.splits.mean, job.splits.std).contiguous(memory_format=self.format)
+        return Batch(normalised, labels, images, epoch, step)
+
+    def _forward(self, phase: Phase, batch: Batch) -> StepResult:
+        torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step))
+        with self.precision.context(enabled=phase.allows_autocast):
+            return phase.step(batch)
+
+    def _require_finite(self, phase: Phase, batch: Batch, result: StepResult) -> None:
+        """Clip the gradient if asked for, and stop before a broken one reaches the weights."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        limit = self.job.config.clip_grad_norm
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+        finite = torch.isfinite(result.loss.detach())
+        if self.precision.needs_scaler:  # an overflow is the scaler's to handle, unless scaling down does not help
+            finite = finite & (self.scaler.get_scale() > SMALLEST_LOSS_SCALE)
+        else:
+            finite = finite & torch.isfinite(norm)
+        if not bool(finite):
+            raise self._failure(phase, batch, result, norm)
+
+    def _failure(self, phase: Phase, batch: Batch, result: StepResult, norm: Tensor) -> TrainingError:
+        def rerun() -> tuple[Tensor, Mapping[str, Tensor]]:
+            repeated = self._forward(phase, batch)
+            return repeated.loss, repeated.terms
+
+        loss = float(result.loss.detach())
+        term, layer, facts = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
+        return TrainingError(
+            f"{self.job.role}: loss {loss:.6g}, gradient norm {float(norm):.6g} at epoch {batch.epoch + 1}, "
+            f"step {batch.step + 1} of {self.steps} ({phase.name}); run again with hooks: {facts}. "
+            f"The weights before this step are kept in the last checkpoint; lower train.lr, raise "
+            f"train.warmup_epochs or set train.clip_grad_norm, under another name",
+            epoch=batch.epoch + 1,
+            step=batch.step + 1,
+            term=term,
+            layer=layer,
+        )
+
+    def _count(self, result: StepResult, labels: Tensor) -> None:
+        right = (result.logits.detach().argmax(1) == labels).sum()
+        values = {"images": torch.tensor(len(labels)), "right": right, "loss": result.loss * len(labels)}
+        values.update({f"term/{name}": value * len(labels) for name, value in result.terms.items()})
+        for name, value in values.items():
+            value = value.detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _row(self, phase: Phase, lr: float) -> dict[str, Any]:
+        sums = {name: float(value) for name, value in self.sums.items()}
+        images = sums["images"]
+        terms = {name.removeprefix("term/"): value / images for name, value in sums.items() if name.startswith("term/")}
+        return {
+            "epoch": self.at.epoch + 1,
+            "phase": phase.name,
+            "lr": lr,
+            "train_loss": sums["loss"] / images,
+            "train_accuracy": sums["right"] / images,
+            "val_accuracy": self._val_accuracy(),
+            "terms": terms,
+            "seconds": self.at.epoch_seconds,
+            "images_per_second": images / max(self.at.epoch_seconds, 1e-9),
+        }
+
+    def _val_accuracy(self) -> float | None:
+        job = self.job
+        context = self.average.applied(job.model) if self.average is not None else nullcontext()
+        with context:
+            return accuracy(job.model, job.splits.val, job.splits, job.data, job.device)
+
+    def _phase(self) -> Phase:
+        first = 0
+        for phase in self.job.phases:
+            first += phase.epochs
+            if self.at.epoch < first:
+                return phase
+        raise ValueError(f"no phase for epoch {self.at.epoch + 1}")
+
+    def _save(self) -> None:
+        broken = non_finite_weights(self.job.model)
+        if broken:
+            raise TrainingError(
+                f"{self.job.role}: weights are not finite after epoch {self.at.epoch + 1}, step {self.at.step}: "
+                f"{', '.join(broken[:3])}; no checkpoint is written, the last one is kept; lower train.lr, raise "
+                f"train.warmup_epochs or set train.clip_grad_norm, under another name",
+                epoch=self.at.epoch + 1,
+                step=self.at.step,
+                layer=broken[0],
+            )
+        tensors = collect(self.job.model, self.optimizer, self.average)
+        tensors.update({f"sum/{name}": value for name, value in self.sums.items()})
+        state = {
+            "fingerprint": dict(self.job.fingerprint),
+            "epoch": self.at.epoch,
+            "step": self.at.step,
+            "seconds": self.at.seconds,
+            "epoch_seconds": self.at.epoch_seconds,
+            "rows": self.at.rows,
+            "sums": list(self.sums),
+            "scaler": self.scaler.state_dict(),
+        }
+        self.store.save(self.at.epoch * (self.steps + 1) + self.at.step, Checkpoint(tensors, state))
+        self.saved_at = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self._require_same_origin(state["fingerprint"])
+        restore(checkpoint.tensors, self.job.model, self.optimizer, self.average)
+        self.at = _Position(
+            state["epoch"], state["step"], state["seconds"], state["epoch_seconds"], list(state["rows"])
+        )
+        self.sums = {name: checkpoint.tensors[f"sum/{name}"].to(self.job.device) for name in state["sums"]}
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        where = f"epoch {self.at.epoch + 1}, step {self.at.step}" if self.at.epoch < self.job.config.epochs else "end"
+        self.progress.say(f"{self.job.role}: going on from the checkpoint at {where}")
+
+    def _require_same_origin(self, origin: Mapping[str, str]) -> None:
+        now = dict(self.job.fingerprint)
+        changed = sorted(name for name in origin.keys() | now.keys() if origin.get(name) != now.get(name))
+        if changed:
+            raise ValueError(
+                f"{self.store.folder}: the checkpoint was made from other inputs ({', '.join(changed)} changed since); "
+                f"restore them, or delete {self.job.folder} to train anew"
+            )
+
+    def _write_metrics(self) -> None:
+        lines = "".join(json.dumps(row) + "\n" for row in self.at.rows)
+        write_text(self.job.folder / "metrics.jsonl", lines)

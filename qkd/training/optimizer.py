@@ -1,0 +1,61 @@
+"""Build the optimizer: decayed weights, undecayed offsets, and quantizer scales at a rate of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from qkd.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, scales: Iterable[nn.Parameter] = ()) -> Optimizer:
+    """Build the optimizer of a training.
+
+    Three groups, empty ones left out: ``weights`` (rank 2 and more, with weight decay), ``offsets`` (biases and
+    norms, without), ``scales`` (quantizer scales, without, at ``scale_lr_factor`` times the learning rate). Each group
+    has the keys ``role`` and ``lr_factor``.
+
+    Args:
+        model: Its parameters that require a gradient are trained.
+        config: Kind, learning rate, momentum and weight decay.
+        scales: Parameters of the model that are quantizer scales, whatever their rank.
+
+    Returns:
+        SGD with Nesterov momentum, or AdamW.
+
+    Raises:
+        ValueError: If the model has nothing to train.
+    """
+    groups = _groups(model, config, {id(scale) for scale in scales})
+    if not groups:
+        raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")
+    if config.optimizer == "sgd":
+        nesterov = config.momentum > 0  # Nesterov's form needs a momentum
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of every group: ``lr`` times the group's ``lr_factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def _groups(model: nn.Module, config: TrainConfig, scale_ids: set[int]) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    scales = [parameter for parameter in trained if id(parameter) in scale_ids]
+    others = [parameter for parameter in trained if id(parameter) not in scale_ids]
+    weights = [parameter for parameter in others if parameter.dim() >= 2]
+    offsets = [parameter for parameter in others if parameter.dim() < 2]
+    groups: list[dict[str, Any]] = [
+        {"role": "weights", "params": weights, "weight_decay": config.weight_decay, "lr_factor": 1.0},
+        {"role": "offsets", "params": offsets, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"role": "scales", "params": scales, "weight_decay": 0.0, "lr_factor": config.scale_lr_factor},
+    ]
+    for group in groups:
+        group["lr"] = config.lr * group["lr_factor"]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,24 @@
+"""The training step of a net on its own: cross-entropy with the labels."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from qkd.distill.losses import cross_entropy_loss
+from qkd.training.loop import Batch, Step, StepResult
+
+
+def supervised_step(model: nn.Module, *, label_smoothing: float = 0.0) -> Step:
+    """Return the step that trains ``model`` on the labels alone.
+
+    Args:
+        model: Gives logits ``[batch, classes]``.
+        label_smoothing: Share of the label spread over all classes, in ``[0, 1)``.
+    """
+
+    def step(batch: Batch) -> StepResult:
+        logits = model(batch.images).float()
+        loss = cross_entropy_loss(logits, batch.labels, label_smoothing=label_smoothing)
+        return StepResult(loss=loss, terms={"cross_entropy": loss}, logits=logits)
+
+    return step

@@ -1,0 +1,23 @@
+"""The packages of the distribution, by name; everything else about it is in pyproject.toml."""
+
+from setuptools import setup
+
+PACKAGES = [
+    "export",
+    "qkd",
+    "qkd.agents",
+    "qkd.data",
+    "qkd.distill",
+    "qkd.nets",
+    "qkd.report",
+    "qkd.stages",
+    "qkd.training",
+    "quantizers",
+]
+
+setup(
+    packages=[*PACKAGES, "qkd.configs"],
+    package_dir={"qkd.configs": "configs"},  # shipped as data: `qkd run digits/w2a2` works from any folder
+    package_data={"qkd.configs": ["**/*.yaml"]},
+    include_package_data=False,
+)

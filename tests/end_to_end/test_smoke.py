@@ -1,0 +1,108 @@
+"""The shipped smoke config, from teacher to report, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+
+def qkd(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qkd.cli", *map(str, arguments)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("smoke")
+    done = qkd("run", "configs/digits/smoke.yaml", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_the_result_holds_what_was_asked_for(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = finished
+    run = folder / "runs" / "digits-smoke"
+    teacher, student = result["models"]
+    assert (teacher["role"], student["role"]) == ("teacher (= FP32 twin)", "student w2a2")
+    assert student["agreement"] == 1.0
+    assert 0.1 <= student["test_accuracy"] <= 1 and 0.1 <= teacher["test_accuracy"] <= 1
+    assert student["size_bytes"] == (run / "export" / "student.onnx").stat().st_size < teacher["size_bytes"] / 4
+    assert 0 < student["p10_ms"] <= student["median_ms"] <= student["p90_ms"]
+    assert Path(result["report"]).samefile(run / "report.html")
+    assert [row["name"] for row in result["layers"]][0::9] == ["conv1", "fc"]
+    assert all(row["parity_steps"] is not None for row in result["layers"])
+
+
+def test_every_file_is_there(finished: tuple[Path, dict[str, Any]]) -> None:
+    run = finished[0] / "runs" / "digits-smoke"
+    names = [
+        "config.yaml", "environment.json", "teacher/weights.safetensors", "teacher/metrics.jsonl",
+        "teacher/result.json", "search/teacher.schedule.yaml", "student/weights.safetensors",
+        "student/metrics.jsonl", "student/result.json", "export/student.onnx", "export/teacher.onnx",
+        "export/parity.json", "export/layers.json", "bench/local.json", "report.html", "report.md",
+    ]  # fmt: skip
+    assert [name for name in names if not (run / name).is_file()] == []
+    for name in ("student", "teacher"):
+        onnx.checker.check_model(onnx.load(run / "export" / f"{name}.onnx"))
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 6 and "http" not in page
+
+
+def test_again_it_costs_nothing_and_changes_nothing(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = finished
+    run = folder / "runs" / "digits-smoke"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    done = qkd("run", "digits/smoke", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == result
+    assert done.stderr.count("already complete") == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_closing_table_goes_to_stdout_and_talk_to_stderr(finished: tuple[Path, dict[str, Any]]) -> None:
+    done = qkd("report", "digits/smoke", folder=finished[0])
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("model") and lines[2].startswith("student w2a2") and lines[3].startswith("report: ")
+    assert "==" in done.stderr and "==" not in done.stdout
+
+
+def test_another_config_under_the_same_name_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
+    done = qkd("run", "digits/smoke", "student.train.lr=0.5", folder=finished[0])
+    assert done.returncode == 2
+    assert "student.train.lr: 0.01 there, 0.5 here" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_altered_file_is_exported_again(finished: tuple[Path, dict[str, Any]]) -> None:
+    run = finished[0] / "runs" / "digits-smoke"
+    original = (run / "export" / "student.onnx").read_bytes()
+    (run / "export" / "student.onnx").write_bytes(original[:-1])
+    done = qkd("export", "digits/smoke", folder=finished[0])
+    assert done.returncode == 0 and "export/student.onnx has changed" in done.stderr
+    assert (run / "export" / "student.onnx").read_bytes() == original
+
+
+def test_a_dry_run_keeps_nothing(tmp_path: Path) -> None:
+    done = qkd("run", "digits/smoke", "--dry-run", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    checks = {check["name"]: check["outcome"] for check in json.loads(done.stdout)["checks"]}
+    assert list(checks) == ["data", "teacher", "student", "phase tutoring", "phase settling", "export"]
+    assert "gradients are finite" in checks["phase settling"] and "load and run" in checks["export"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_finds_a_tap_that_is_not_there(tmp_path: Path) -> None:
+    terms = "student.terms=[{loss: similarity_preserving, taps: [[layer9, layer3]]}]"
+    done = qkd("run", "digits/smoke", terms, "--dry-run", folder=tmp_path)
+    assert done.returncode == 2
+    assert "layer9" in done.stderr

@@ -1,0 +1,225 @@
+"""A student and its file compute the same, and a file that does not is found out."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from export import ExportError, ParityError, check_parity, export_onnx
+from quantizers import NotCalibratedError, QuantSpec, calibrate, prepare
+
+
+class Residual(nn.Module):
+    """A convolution, a residual block, a mean and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8),
+        )  # fmt: skip
+        self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.relu(x + self.body(x))
+        return self.head(self.pool(x).flatten(1))
+
+
+def batches(seed: int, count: int = 3) -> list[torch.Tensor]:
+    """Return noisy images, each with a colour of its own, so that their classes differ."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = [2 * torch.randn(20, 3, 1, 1, generator=generator) for _ in range(count)]
+    return [colour + torch.randn(20, 3, 12, 12, generator=generator) for colour in colours]
+
+
+def make_student(weight_bits: int, act_bits: int):
+    torch.manual_seed(0)
+    model = Residual()
+    with torch.no_grad():
+        for batch in batches(1):
+            model(batch)  # running statistics
+    spec = QuantSpec(weight_bits=weight_bits, act_bits=act_bits)
+    student = prepare(model, spec, example_inputs=batches(1)[0])
+    calibrate(student, batches(1))
+    return student.eval()
+
+
+@pytest.fixture(scope="module", params=[(2, 2), (4, 4)], ids=["w2a2", "w4a4"])
+def student(request):
+    return make_student(*request.param)
+
+
+@pytest.fixture(scope="module")
+def path(student, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "student.onnx"
+    export_onnx(student, batches(1)[0], path, strict=True)
+    return path
+
+
+def altered(path, target, name, change):
+    model = onnx.load(path)
+    tensor = next(entry for entry in model.graph.initializer if entry.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+    onnx.save(model, target)
+    return target
+
+
+def test_student_and_file_agree(student, path):
+    report = check_parity(student, path, batches(2), layer_images=60)
+    assert report.images == report.layer_images == 60
+    assert report.off.top1_agreement == 1.0 and report.off.differing == 0
+    assert report.on.top1_agreement == 1.0
+    assert report.off.max_steps < 0.5  # less than half a unit of the last layer's accumulator: the same integers
+    assert len(report.layers) >= 6 and all(layer.values > 0 for layer in report.layers)
+    assert not any(layer.differing for layer in report.layers)
+    assert report.predicted_classes > 1 and not report.all_zero and report.notes == ()
+    assert report.accuracy is report.off.accuracy is None
+    report.raise_if_worse()
+    assert json.loads(json.dumps(report.to_json()))["off"]["top1_agreement"] == 1.0
+
+
+def test_layers_are_in_order_and_named_as_modules(student, path):
+    modules = dict(student.named_modules())
+    names = [layer.name for layer in check_parity(student, path, batches(2, 1)).layers]
+    assert all(name in modules for name in names) and len(set(names)) == len(names)
+
+
+def test_labels_give_accuracies(student, path):
+    pairs = []
+    with torch.no_grad():
+        for number, images in enumerate(batches(2)):
+            labels = student(images).argmax(1)
+            labels[: 5 * number] = (labels[: 5 * number] + 1) % 6
+            pairs.append((images, labels))
+    report = check_parity(student, path, pairs, layer_images=0)
+    assert report.accuracy == report.off.accuracy == report.on.accuracy == pytest.approx(45 / 60)
+    assert report.layers == () and report.layer_images == 0
+
+
+def test_layers_are_compared_on_so_many_images_at_most(student, path):
+    report = check_parity(student, path, batches(2), layer_images=25)
+    assert (report.images, report.layer_images) == (60, 25)
+    image = report.layers[0]
+    assert image.values == 25 * 3 * 12 * 12
+
+
+def test_an_altered_weight_is_found(student, path, tmp_path):
+    changed = altered(path, tmp_path / "changed.onnx", "stem.0.weight.int8", np.negative)
+    report = check_parity(student, changed, batches(2), layer_images=60)
+    image, first = report.layers[0], next(layer for layer in report.layers if layer.differing)
+    assert image.differing == 0 and first.name == report.layers[1].name and first.max_steps > 0
+    assert report.off.max_difference > 0 and report.off.differing > 0
+    with pytest.raises(ParityError, match=f"first layer that differs is {first.name}") as caught:
+        report.raise_if_worse()
+    assert caught.value.report is report
+
+
+def test_an_altered_bias_of_the_last_layer_is_found(student, path, tmp_path):
+    def lift(bias):
+        bias[5] += 2**24
+        return bias
+
+    report = check_parity(student, altered(path, tmp_path / "c.onnx", "head.bias.int32", lift), batches(2))
+    assert report.off.top1_agreement < 1 and report.off.max_steps == pytest.approx(2**24, rel=0.5)
+    assert not any(layer.differing for layer in report.layers)
+    with pytest.raises(ParityError, match="optimisations off: .*optimisations on"):
+        report.raise_if_worse()
+    report.raise_if_worse(min_top1_off=0.0, min_top1_on=0.0)
+
+
+def test_student_is_left_as_it_was(student, path, tmp_path):
+    student.train()
+    student.stem.eval()
+    flags = {name: module.training for name, module in student.named_modules()}
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    hooks = sum(len(module._forward_hooks) for module in student.modules())
+    try:
+        export_onnx(student, batches(1)[0], tmp_path / "n.onnx")
+        check_parity(student, path, batches(2, 1))
+        with pytest.raises(ExportError):
+            export_onnx(student, batches(1)[0], tmp_path / "n.onnx", opset=3)
+        with pytest.raises(ValueError, match="not finite"):
+            check_parity(student, path, [torch.full((1, 3, 12, 12), float("nan"))])
+        assert flags == {name: module.training for name, module in student.named_modules()}
+    finally:
+        student.eval()
+    assert hooks == sum(len(module._forward_hooks) for module in student.modules())
+    assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
+    assert (tmp_path / "n.onnx").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "there are no images"),
+        ([torch.zeros(4, 3, 12, 12)], "every image is all zeros"),
+        (
+            [torch.zeros(4, 3, 12, 12, dtype=torch.uint8)],
+            "batch 0: images must be normalised floats, found torch.uint8",
+        ),
+        ([(torch.ones(4, 3, 12, 12), torch.zeros(3))], r"batch 0: \[3\] labels for \[4, 3, 12, 12\] images"),
+    ],
+)
+def test_batches_that_prove_nothing(student, path, given, message):
+    with pytest.raises(ValueError, match=message):
+        check_parity(student, path, given)
+
+
+def test_a_file_of_others_is_refused(student, path, tmp_path):
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "n.onnx")
+    with pytest.raises(ValueError, match="compare a file that export_onnx wrote"):
+        check_parity(student, tmp_path / "n.onnx", batches(2, 1))
+    with pytest.raises(FileNotFoundError, match="no model file"):
+        check_parity(student, tmp_path / "none.onnx", batches(2, 1))
+
+
+def test_logits_that_are_all_zero_prove_nothing(tmp_path):
+    student = make_student(4, 4)
+    with torch.no_grad():
+        student.head.weight.zero_()
+        student.head.bias.zero_()
+    export_onnx(student, batches(1)[0], tmp_path / "n.onnx")
+    report = check_parity(student, tmp_path / "n.onnx", batches(2, 1))
+    assert report.all_zero and "every logit is zero" in report.notes[0]
+    with pytest.raises(ParityError, match="every logit is zero"):
+        report.raise_if_worse()
+
+
+def test_quantizers_that_the_student_lacks_are_noted(student, path, tmp_path):
+    model = onnx.load(path)
+    entry = next(entry for entry in model.metadata_props if entry.key == "quantizers")
+    taps = json.loads(entry.value)
+    taps[1]["name"] = "elsewhere"
+    entry.value = json.dumps(taps)
+    onnx.save(model, tmp_path / "n.onnx")
+    report = check_parity(student, tmp_path / "n.onnx", batches(2, 1))
+    assert len(report.layers) == len(taps) - 1
+    assert report.notes[0].startswith("elsewhere: its codes were not compared")
+
+
+def test_what_is_not_a_calibrated_student_is_refused(tmp_path):
+    images = batches(1)[0]
+    with pytest.raises(ExportError, match="takes what quantizers.prepare made, got Residual"):
+        export_onnx(Residual(), images, tmp_path / "n.onnx")
+    with pytest.raises(NotCalibratedError):
+        export_onnx(prepare(Residual(), QuantSpec(4, 4), example_inputs=images), images, tmp_path / "n.onnx")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3), [None]])
+def test_example_inputs_must_be_float_batches(student, tmp_path, given):
+    with pytest.raises(ExportError, match="example input 0 must be a normalised float batch"):
+        export_onnx(student, given, tmp_path / "n.onnx")

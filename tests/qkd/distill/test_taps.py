@@ -1,0 +1,97 @@
+"""Taps: they read real values by module path, and leave no trace."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+
+from qkd.distill import Taps, dequantised
+from qkd.testing import TinyNet
+from quantizers import QuantSpec, calibrate, prepare
+
+X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_values_are_the_modules_outputs() -> None:
+    net = TinyNet().eval()
+    with Taps(net, ["stem", "left.0"]) as taps:
+        net(X)
+        values = taps.take()
+        assert torch.equal(values["stem"], net.stem(X)) and torch.equal(values["left.0"], net.left[0](net.stem(X)))
+        net(2 * X)
+        assert torch.equal(taps.take()["stem"], net.stem(2 * X))
+        assert hooks(net) == 2
+    assert hooks(net) == 0
+
+
+def test_hooks_go_when_the_block_fails() -> None:
+    net = TinyNet()
+    with pytest.raises(KeyError), Taps(net, ["stem"]):
+        raise KeyError
+    assert hooks(net) == 0
+
+
+def test_gradients_flow_through_a_tap() -> None:
+    net = TinyNet()
+    with Taps(net, ["stem"]) as taps:
+        net(X)
+        taps.take()["stem"].sum().backward()
+    assert net.stem[0].weight.grad is not None and net.head.weight.grad is None
+
+
+@pytest.mark.parametrize(("path", "hint"), [("stm", "`stem`"), ("left.9", "`left.0`"), ("zzzz", "it has: "), ("", "")])
+def test_an_unknown_path_gets_near_matches(path: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="the teacher has no module") as caught:
+        Taps(TinyNet(), [path], role="teacher")
+    assert hint in str(caught.value)
+
+
+def test_a_module_that_did_not_run_is_named() -> None:
+    net = TinyNet()
+    with Taps(net, ["stem"]) as taps, pytest.raises(RuntimeError, match="did not run.*stem"):
+        taps.take()
+
+
+def test_quant_tensors_and_tuples_are_unwrapped() -> None:
+    quant_tensor = namedtuple("IntQuantTensor", "value scale zero_point")
+    inner = torch.ones(2)
+    assert dequantised(inner) is inner
+    assert dequantised(quant_tensor(inner, torch.tensor(0.1), torch.tensor(0))) is inner
+    assert dequantised((inner, 3)) is inner
+    with pytest.raises(TypeError, match="module a.b is a dict"):
+        dequantised({}, "a.b")
+
+
+def test_a_students_taps_are_on_its_grid() -> None:
+    net = TinyNet().eval()
+    student = prepare(net, QuantSpec(weight_bits=2, act_bits=2), example_inputs=X)
+    calibrate(student, [X])
+    student.eval()
+    with Taps(student, ["stem.2", "left.2"], translate=student.tap_paths, role="student") as taps:
+        student(X)
+        values = taps.take()
+    with Taps(net, ["stem.2", "left.2"]) as float_taps:
+        net(X)
+        floats = float_taps.take()
+    codes = {"left.2": 4, "stem.2": 256}  # 2 bits; 8 bits, since it is also an operand of the residual sum
+    for path, value in values.items():
+        assert type(value) is torch.Tensor and value.shape == floats[path].shape
+        assert 2 <= len(value.unique()) <= codes[path]
+        assert torch.corrcoef(torch.stack([value.flatten(), floats[path].flatten()]))[0, 1] > 0.7
+    with pytest.raises(ValueError, match="the student has no module 'stem.7'.*did you mean"):
+        Taps(student, ["stem.7"], translate=student.tap_paths, role="student")

@@ -1,0 +1,133 @@
+"""The weighted sum: its value, its parts, and every fault of a list of terms."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+from qkd.config import DEFAULT_TERMS, TermConfig
+from qkd.distill import LOSSES, Outputs, build_terms, check_terms, cross_entropy_loss, soft_target_loss
+
+Z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+V = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def outputs(**changes: Any) -> Outputs:
+    return Outputs(**{"student_logits": Z, "labels": LABELS, "teacher_logits": V, **changes})
+
+
+def term(loss: str, weight: float = 1.0, **changes: Any) -> TermConfig:
+    return TermConfig(loss=loss, weight=weight, **changes)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_entry_fits_its_function(name: str) -> None:
+    entry = LOSSES[name]
+    parameters = inspect.signature(entry.function).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert positional == list(entry.inputs)
+    assert set(entry.options) == set(keywords)
+    needed = {key for key, default in keywords.items() if default is inspect.Parameter.empty}
+    assert needed <= {key for key, option in entry.options.items() if option.default is not None}
+    assert entry.summary and entry.source and "\n" not in entry.summary
+
+
+def test_there_are_losses() -> None:
+    assert {"cross_entropy", "soft_target", "similarity_preserving"} <= set(LOSSES)
+
+
+def test_the_default_terms_are_half_and_half() -> None:
+    total, parts = build_terms(DEFAULT_TERMS)(outputs())
+    hard, soft = cross_entropy_loss(Z, LABELS), soft_target_loss(Z, V, temperature=4.0)
+    assert torch.equal(total, 0.5 * hard + 0.5 * soft)
+    assert list(parts) == ["cross_entropy", "soft_target"]
+    assert torch.equal(parts["cross_entropy"], hard) and torch.equal(parts["soft_target"], soft)
+
+
+def test_options_reach_the_loss() -> None:
+    built = build_terms([term("soft_target", options={"temperature": 2, "scale": 1, "reduction": "mean"})])
+    expected = soft_target_loss(Z, V, temperature=2, scale=1, reduction="mean")
+    assert torch.equal(built(outputs())[0], expected)
+
+
+def test_label_smoothing_is_the_trainings_unless_the_term_has_its_own() -> None:
+    total, _ = build_terms([term("cross_entropy")], label_smoothing=0.2)(outputs())
+    assert torch.equal(total, cross_entropy_loss(Z, LABELS, label_smoothing=0.2))
+    total, _ = build_terms([term("cross_entropy", options={"label_smoothing": 0})], label_smoothing=0.2)(outputs())
+    assert torch.equal(total, cross_entropy_loss(Z, LABELS))
+
+
+def test_weight_zero_leaves_the_term_out_and_needs_no_teacher() -> None:
+    plain = build_terms([term("cross_entropy")])
+    built = build_terms([term("cross_entropy"), term("soft_target", 0.0)])
+    assert not built.needs_teacher and built.names == ("cross_entropy",)
+    assert torch.equal(built(outputs(teacher_logits=None))[0], plain(outputs())[0])
+
+
+def test_labels_may_be_left_out_of_the_loss() -> None:
+    built = build_terms([term("soft_target")])
+    total, parts = built(outputs(labels=LABELS.flip(0)))
+    assert torch.equal(total, soft_target_loss(Z, V, temperature=4.0)) and list(parts) == ["soft_target"]
+
+
+def test_a_loss_may_occur_twice() -> None:
+    built = build_terms([term("soft_target", 0.5), term("soft_target", 0.25, options={"temperature": 1})])
+    total, parts = built(outputs())
+    assert list(parts) == ["soft_target", "soft_target_2"]
+    assert torch.equal(total, parts["soft_target"] * 0.5 + parts["soft_target_2"] * 0.25)
+
+
+def test_features_are_summed_over_the_pairs_of_taps() -> None:
+    built = build_terms([term("similarity_preserving", taps=(("a", "A"), ("b", "B"), ("a", "B")))])
+    assert built.student_taps == ("a", "b") and built.teacher_taps == ("A", "B") and built.needs_teacher
+    features = {name: torch.randn(4, 5) for name in "abAB"}
+    total, _ = built(outputs(student_features=features, teacher_features=features))
+    loss = LOSSES["similarity_preserving"].function
+    expected = sum(loss(features[s], features[t]) for s, t in ("aA", "bB", "aB"))
+    torch.testing.assert_close(total, expected)
+
+
+def test_half_precision_is_widened() -> None:
+    built = build_terms(DEFAULT_TERMS)
+    total, _ = built(outputs(student_logits=Z.bfloat16(), teacher_logits=V.bfloat16()))
+    assert total.dtype == torch.float32
+    wide = outputs(student_logits=Z.bfloat16().float(), teacher_logits=V.bfloat16().float())
+    assert torch.equal(total, built(wide)[0])
+
+
+@pytest.mark.parametrize(
+    ("terms", "fault"),
+    [
+        ([term("soft_targt")], "terms[0].loss: unknown loss 'soft_targt'; did you mean `soft_target`?"),
+        ([term("zzz")], "known: cross_entropy, "),
+        (
+            [term("cross_entropy"), term("soft_target", options={"temperatur": 4})],
+            "terms[1].options.temperatur: unknown option; did you mean `temperature`?",
+        ),
+        ([term("soft_target", options={"temperature": "hot"})], "options.temperature: must be a float, got 'hot'"),
+        ([term("soft_target", options={"temperature": True})], "options.temperature: must be a float, got True"),
+        ([term("soft_target", options={"temperature": -4.0})], "options.temperature: must be positive, got -4.0"),
+        ([term("soft_target", options={"reduction": "sum"})], "must be batchmean or mean, got 'sum'"),
+        ([term("cross_entropy", options={"label_smoothing": 1.5})], "must be in [0, 1), got 1.5"),
+        ([term("similarity_preserving")], "terms[0].taps: similarity_preserving reads features"),
+        ([term("similarity_preserving", taps=(("a", "b"),), options={"x": 1})], "unknown option; it has none"),
+        ([term("soft_target", taps=(("a", "b"),))], "reads no features"),
+        ([term("soft_target", 0.0)], "no term has a positive weight"),
+        ([], "no term has a positive weight"),
+    ],
+)
+def test_faults_are_told(terms: list[TermConfig], fault: str) -> None:
+    assert any(fault in line for line in check_terms(terms)), check_terms(terms)
+    with pytest.raises(ValueError, match="cannot be built"):
+        build_terms(terms)
+
+
+def test_all_faults_come_at_once() -> None:
+    faults = check_terms([term("soft_target", options={"scale": -1, "x": 1}), term("nothing")], "student.terms")
+    assert len(faults) == 3 and all(fault.startswith("student.terms[") for fault in faults)
+    assert check_terms(DEFAULT_TERMS) == ()

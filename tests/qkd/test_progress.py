@@ -1,0 +1,84 @@
+"""Progress: plain lines in a log, a bar on a terminal, silence on demand."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from qkd.progress import Progress, Silent, Tracker, duration, format_values
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("qkd.progress.time.monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (125, "2:05"), (3725, "1:02:05"), (-3, "0 s")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_values_have_four_digits() -> None:
+    assert format_values({"loss": 0.123456, "lr": 1e-5, "step": 7}) == "loss 0.1235, lr 1e-05, step 7"
+
+
+def test_plain_lines_come_at_intervals_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    with Progress(stream, interval_s=5.0).track(50, "epoch 1", "steps") as tracker:
+        for _ in range(50):
+            clock.now += 0.25
+            tracker.update(1, loss=0.5)
+    assert stream.getvalue().splitlines() == [
+        "  epoch 1: 20/50 steps, 4 steps/s, 8 s left, loss 0.5",
+        "  epoch 1: 40/50 steps, 4 steps/s, 2 s left, loss 0.5",
+        "  epoch 1: 50/50 steps, 4 steps/s, 12 s, loss 0.5",
+    ]
+
+
+def test_an_interrupted_tracker_still_says_where_it_was() -> None:
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), Progress(stream).track(3, "work", "parts") as tracker:
+        tracker.update(1)
+        raise KeyboardInterrupt
+    assert "work: 1/3 parts" in stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar_with_rate() -> None:
+    stream = Terminal()
+    with Progress(stream).track(4, "epoch 1", "steps") as tracker:
+        for _ in range(4):
+            tracker.update(1, loss=0.25)
+    text = stream.getvalue()
+    assert "epoch 1" in text and "4/4" in text and "steps/s" in text and "loss 0.25" in text
+
+
+def test_talk_goes_to_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    progress.stage("teacher", "already complete")
+    progress.stage("search")
+    progress.say("hello")
+    progress.warn("careful")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["== teacher: already complete", "== search", "  hello", "  warning: careful"]
+
+
+def test_silent_says_nothing() -> None:
+    stream = io.StringIO()
+    progress = Silent(stream)
+    progress.say("x")
+    progress.warn("x")
+    progress.stage("x")
+    with progress.track(1, "x", "y") as tracker:
+        tracker.update(1, loss=1.0)
+        assert type(tracker) is Tracker
+    assert stream.getvalue() == ""

@@ -1,0 +1,223 @@
+"""The report: figures collected from a run folder, drawn and written."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from qkd.report import render_page, render_text, summarise
+from qkd.report.charts import Series, line_chart, schedule_chart
+from qkd.report.page import RunRecord
+from qkd.report.table import align, markdown, megabytes, milliseconds, percent
+
+EVIL = "<script>alert('x')</script>&\"|"
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def make_run(path: Path, *, net: str = "resnet8", is_equal: bool = True) -> Path:
+    """Write what the stages leave, with known figures."""
+    write(path / "teacher" / "result.json", {"role": "teacher", "net": "resnet8", "test_accuracy": 0.99})
+    student = {"role": "student", "net": net, "test_accuracy": 0.97, "weight_bits": 2, "act_bits": 4}
+    write(path / "student" / "result.json", student)
+    if net != "resnet8":
+        write(path / "student" / "float" / "result.json", {"role": "float", "net": net, "test_accuracy": 0.98})
+    write(path / "export" / "export.json", {
+        "teacher": {"size_bytes": 2_500_000}, "student": {"size_bytes": 98_765},
+        "float": {"size_bytes": 400_000},
+    })  # fmt: skip
+    write(path / "export" / "parity.json", {
+        "passed": is_equal, "images": 360, "runtime_version": "1.31",
+        "off": {"top1_agreement": 1.0 if is_equal else 0.99, "differing": 0 if is_equal else 4},
+        "on": {"top1_agreement": 0.9999, "differing": 1},
+    })  # fmt: skip
+    rows = [
+        {"name": "conv1", "kind": "conv", "weight_bits": 8, "act_bits": 8, "code_min": -60, "code_max": 63,
+         "range_low": -64, "range_high": 63, "parameters": 144, "macs": 9216, "parity_steps": 0},
+        {"name": EVIL, "kind": "linear", "weight_bits": 2, "act_bits": 4, "code_min": -1, "code_max": 1,
+         "range_low": -2, "range_high": 1, "parameters": 10, "macs": 10, "parity_steps": 2},
+    ]  # fmt: skip
+    write(path / "export" / "layers.json", {"layers": rows})
+    write(path / "bench" / "local.json", {
+        "machine": {"cpu": "a processor", "onnxruntime": "1.31"}, "threads": 1, "batch_size": 1,
+        "rounds": 5, "warmup": 2,
+        "models": {"student": {"median_ms": 0.1234, "p10_ms": 0.1, "p90_ms": 0.2},
+                   "teacher": {"median_ms": 0.5, "p10_ms": 0.4, "p90_ms": 0.9}},
+    })  # fmt: skip
+    return path
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def record() -> RunRecord:
+    line = {"phase": "all", "train_loss": 2.0, "train_accuracy": 0.5, "val_accuracy": 0.4}
+    lines = [
+        {**line, "epoch": epoch, "terms": {"cross_entropy": 1.0 / epoch, "soft_target": 3.0}} for epoch in (1, 2, 3)
+    ]
+    return RunRecord(
+        metrics={"teacher": lines, "student": lines},
+        agents={"student": f"file, schedule {EVIL}"},
+        schedules={"teacher": {"Rotate": [0.2, 0.2, 0.8]}, "student": {EVIL: [0.5, 0.0, 1.0]}},
+        config=f"name: {EVIL}",
+        environment={"python": "3", "versions": {"torch": EVIL}},
+    )
+
+
+def test_the_summary_holds_the_figures_of_the_files(tmp_path: Path) -> None:
+    summary = summarise(make_run(tmp_path / "run"))
+    teacher, student = summary.models
+    assert (teacher.role, student.role) == ("teacher (= FP32 twin)", "student w2a4")
+    assert (teacher.test_accuracy, teacher.size_bytes, teacher.median_ms) == (0.99, 2_500_000, 0.5)
+    assert (student.test_accuracy, student.size_bytes, student.median_ms) == (0.97, 98_765, 0.1234)
+    assert (teacher.agreement, student.agreement, student.agreement_optimised) == (None, 1.0, 0.9999)
+    assert summary.layers[0].used == (-60, 63) and summary.layers[0].parity_steps == 0.0
+    assert summary.report is None
+    assert json.loads(json.dumps(summary.to_json()))["models"][1]["p90_ms"] == 0.2
+
+
+def test_another_net_has_its_own_float_twin(tmp_path: Path) -> None:
+    summary = summarise(make_run(tmp_path / "run", net="lenet5"))
+    assert [row.role for row in summary.models] == ["teacher", "FP32 twin", "student w2a4"]
+    assert summary.models[1].size_bytes == 400_000
+
+
+def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "report.html").write_text("x")
+    assert summarise(run).to_text().splitlines() == [
+        "model                  net      test accuracy  parity (optimised)  ONNX file  latency (median)",
+        "teacher (= FP32 twin)  resnet8        99.00 %                   -    2.50 MB            0.5 ms",
+        "student w2a4           resnet8        97.00 %  100.00 % (99.99 %)    98.8 kB          0.123 ms",
+        f"report: {run / 'report.html'}",
+    ]
+
+
+def test_a_run_that_got_nowhere_yet_has_gaps(tmp_path: Path) -> None:
+    assert "nothing has been trained yet" in summarise(tmp_path).to_text()
+    write(tmp_path / "teacher" / "result.json", {"role": "teacher", "net": "resnet8", "test_accuracy": 0.5})
+    summary = summarise(tmp_path)
+    assert "no report yet" in summary.to_text()
+    assert render_text(summary) and render_page(summary, RunRecord())
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "result.json").write_text("{")
+    with pytest.raises(ValueError, match="result.json is damaged"):
+        summarise(tmp_path)
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_the_page_stands_alone_and_says_it_all(tmp_path: Path, is_equal: bool) -> None:
+    text = render_page(summarise(make_run(tmp_path / "run", is_equal=is_equal)), record())
+    page = Page(text)
+    names = [tag for tag, _ in page.tags]
+    assert not {"script", "link", "img", "iframe", "object"} & set(names), "no resource from elsewhere, no code"
+    assert not re.search(r"https?://|url\(|@import|src=|href=", text)
+    assert names.count("svg") == 6, "loss and accuracy of two roles, two agents"
+    assert "prefers-color-scheme: dark" in text
+    words = "\n".join(page.words)
+    assert EVIL in words, "escaped, it is text again"
+    assert ("FAILED" in words) is (not is_equal)
+    for part in (
+        "97.00 %",
+        "98.8 kB",
+        "0.123 ms",
+        "-60 .. 63",
+        "-64 .. 63",
+        "2 steps",
+        "equal",
+        "a processor",
+        "Rotate",
+    ):
+        assert part in words, part
+
+
+def test_every_chart_is_well_formed(tmp_path: Path) -> None:
+    text = render_page(summarise(make_run(tmp_path / "run")), record())
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(charts) == 6
+    for chart in charts:
+        ElementTree.fromstring(chart)
+
+
+def test_the_text_report_is_a_table(tmp_path: Path) -> None:
+    text = render_text(summarise(make_run(tmp_path / "run")))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 4 + 4
+    assert "\\|" in text, "a bar in a name does not split a cell"
+    assert "passed: 360 test images" in text
+
+
+def points_of(chart: str) -> list[list[tuple[float, float]]]:
+    return [[(float(x), float(y)) for x, y in (pair.split(",") for pair in path.split())]
+            for path in re.findall(r'points="([^"]+)"', chart)]  # fmt: skip
+
+
+def test_a_curve_goes_where_its_values_go() -> None:
+    chart = line_chart("t", [Series("a", [(1, 0.0), (2, 1.0), (3, 0.5)])], x_label="epoch")
+    ((first, second, third),) = points_of(chart)
+    assert first[0] < second[0] < third[0]
+    assert second[1] < third[1] < first[1], "up is a smaller y"
+    assert third[1] == pytest.approx((first[1] + second[1]) / 2, abs=0.1)
+
+
+def test_points_that_are_not_finite_are_left_out() -> None:
+    chart = line_chart("t", [Series("a", [(1, 1.0), (2, math.nan), (3, math.inf), (4, 2.0)])], x_label="epoch")
+    assert [len(points) for points in points_of(chart)] == [2]
+    assert "nan" not in chart and "inf" not in chart
+    assert "nothing was recorded" in line_chart("t", [Series("a", [(1, math.nan)])], x_label="epoch")
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [1e9, 1e9], [1e-12, 2e-12], [-1.0, 1e6]])
+def test_any_range_can_be_drawn(values: list[float]) -> None:
+    chart = line_chart("t", [Series("a", list(enumerate(values)))], x_label="epoch")
+    ElementTree.fromstring(chart)
+    for points in points_of(chart):
+        assert all(0 <= x <= 460 and 0 <= y <= 240 for x, y in points)
+
+
+def test_a_schedule_draws_a_cell_a_stretch() -> None:
+    chart = schedule_chart("t", {"Rotate": [0.2, 0.2, 0.8, 0.0], "Invert": [0.0, 0.0, 0.0, 1.0]})
+    cells = re.findall(r'fill-opacity="([\d.]+)"', chart)
+    assert cells == ["0.200", "0.800", "1.000"]
+    ElementTree.fromstring(chart)
+    assert "no operation" in schedule_chart("t", {})
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"), [(1.0, "100.00 %"), (0.99999, "99.99 %"), (0.98765, "98.77 %"), (0, "0.00 %"), (None, "-")]
+)
+def test_percent_never_rounds_up_to_all(fraction: float | None, text: str) -> None:
+    assert percent(fraction) == text
+
+
+def test_figures_carry_units() -> None:
+    assert [megabytes(size) for size in (None, 12, 99_950, 1_000_000)] == ["-", "0.0 kB", "100.0 kB", "1.00 MB"]
+    assert [milliseconds(value) for value in (None, 0.01234, 12.345)] == ["-", "0.0123 ms", "12.3 ms"]
+    assert align([["a", "b", "c"], ["aa", "b", "10"]]) == "a   b   c\naa  b  10"
+    assert markdown([["a|b"], ["c\nd"]]) == "| a\\|b |\n| --- |\n| c d |"

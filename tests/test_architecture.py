@@ -1,0 +1,135 @@
+"""The shape of the code: which way imports point, what modules are called, and that importing is free."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {"quantizers": set(), "export": {"quantizers"}, "qkd": {"quantizers", "export"}}  # of ours, beside itself
+OUTSIDE = {
+    "torch", "torchvision", "brevitas", "onnx", "onnxruntime", "onnxscript", "numpy", "pydantic", "yaml", "safetensors",
+    "sklearn", "tqdm", "PIL", "setuptools",
+}  # fmt: skip
+VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
+LINES_AT_MOST = 450
+MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+PACKAGES = sorted(path.parent for path in MODULES if path.name == "__init__.py")
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Return the top-level names of every import, wherever it stands."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+def test_the_guards_see_the_code() -> None:
+    assert len(MODULES) > 50
+    assert {"qkd", "qkd.stages", "quantizers", "export"} <= {dotted(path) for path in PACKAGES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_module(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    package = path.relative_to(ROOT).parts[0]
+    ours = imported(tree) & set(MAY_IMPORT) - {package}
+    assert ours <= MAY_IMPORT[package], f"{package} must not import {ours - MAY_IMPORT[package]}"
+    assert "tests" not in imported(tree)
+    assert path.stem not in OUTSIDE | VAGUE, "a module has a name of its own"
+    assert ast.get_docstring(tree), "a module opens with a sentence"
+    assert ast.get_docstring(tree).splitlines()[0].endswith((".", "?")), "its first line is a sentence"  # type: ignore[union-attr]
+    assert len(text.splitlines()) <= LINES_AT_MOST
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_what_a_module_imports_from_outside_is_a_dependency(path: Path) -> None:
+    known = OUTSIDE | set(MAY_IMPORT) | set(sys.stdlib_module_names) | {"__future__", "pydantic_core"}
+    assert imported(ast.parse(path.read_text(encoding="utf-8"))) <= known
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: ".".join(folder.relative_to(ROOT).parts))
+def test_a_package_exports_what_it_says(folder: Path) -> None:
+    module = importlib.import_module(".".join(folder.relative_to(ROOT).parts))
+    values = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "annotations"}
+    public = {name for name, value in values.items() if not isinstance(value, types.ModuleType)}
+    assert sorted(module.__all__) == list(module.__all__), "sorted"
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert set(module.__all__) - public <= {name for name in module.__all__ if hasattr(module, name)}
+    assert public <= set(module.__all__), "everything public is listed"
+    body = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
+    kinds = {type(node).__name__ for node in body}
+    assert kinds <= {"Expr", "ImportFrom", "Import", "Assign", "AnnAssign"}, "re-exports and __all__, nothing else"
+
+
+GUARD = """
+import builtins, logging, sys
+sys.modules["onnxruntime"] = None  # importing it fails
+import torch
+def refuse(*args, **kwargs):
+    raise AssertionError("importing must not touch CUDA")
+torch.cuda._lazy_init = refuse
+before = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()
+real_open = builtins.open
+def watched(file, mode="r", *args, **kwargs):
+    if any(letter in mode for letter in "wax+"):
+        raise AssertionError(f"importing must not write {file}")
+    return real_open(file, mode, *args, **kwargs)
+builtins.open = watched
+handlers = list(logging.getLogger().handlers)
+import importlib
+importlib.import_module(sys.argv[1])
+assert torch.equal(before[0], torch.get_rng_state()), "importing must not seed or draw"
+assert torch.get_num_threads() == before[1] and torch.is_grad_enabled() == before[2]
+assert logging.getLogger().handlers == handlers, "importing must not set up logging"
+"""
+
+
+@pytest.mark.parametrize("name", ["export", "qkd.cli", "qkd.stages", "quantizers"])
+def test_importing_is_free(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", GUARD, name], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_of_ours_sets_a_warnings_filter_or_a_seed_at_import() -> None:
+    found = []
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for call in ast.walk(node) if isinstance(node, ast.Expr | ast.Assign) else ():
+                name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+                if name in ("warnings.filterwarnings", "warnings.simplefilter", "torch.manual_seed", "random.seed"):
+                    found.append(f"{dotted(path)}: {name}")
+    assert found == []
+
+
+def test_the_command_line_helps_without_torch() -> None:
+    code = "import sys; import qkd.cli; qkd.cli.build_parser().format_help(); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    modules = set(ast.literal_eval(done.stdout))
+    assert "qkd.cli" in modules
+    assert modules & {"torch", "pydantic", "numpy", "yaml", "onnxruntime"} == set()
+
+
+def test_sub_commands_are_short() -> None:
+    tree = ast.parse((ROOT / "qkd" / "cli.py").read_text(encoding="utf-8"))
+    commands = [node for node in tree.body if isinstance(node, ast.FunctionDef)
+                and [argument.annotation and ast.unparse(argument.annotation) for argument in node.args.args]
+                == ["argparse.Namespace"]]  # fmt: skip
+    assert len(commands) >= 6
+    assert [node.name for node in commands if (node.end_lineno or 0) - node.lineno >= 16] == []

@@ -207,6 +207,8 @@ def main() -> None:
         print(peak_memory_mb(args))
         return
     results = measure(args)
+    for variant, row in results.items():
+        print(f"{variant:22s}", row, flush=True)
     for variant in args.variants:
         command = [sys.executable, __file__, "--memory", variant, "--net", args.net, "--batch", str(args.batch)]
         out = subprocess.run([*command, "--size", str(args.size)], capture_output=True, text=True, check=True)

@@ -73,6 +73,12 @@ class TrainConfig(Section):
     channels_last: bool = Field(False, description="memory format of images and convolutions")
     checkpoint_every_s: NonNegative = Field(60.0, description="least seconds between checkpoints; one at every epoch's end")
 
+    @model_validator(mode="after")
+    def _warmup_is_shorter(self) -> TrainConfig:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"`warmup_epochs` must be less than `epochs`, got {self.warmup_epochs} of {self.epochs}")
+        return self
+
 
 class TermConfig(Section):
     """One weighted term of the student's loss."""
@@ -187,3 +193,29 @@ class RunConfig(Section):
     student: StudentConfig
     export: ExportConfig = Field(default_factory=ExportConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
+
+    @property
+    def student_net(self) -> str:
+        """Name of the student's net: its own, or the teacher's."""
+        return self.student.net or self.teacher.net
+
+    @property
+    def student_start(self) -> Literal["teacher", "float", "random"]:
+        """What the student starts from, with ``auto`` resolved."""
+        if self.student.init == "auto":
+            return "teacher" if self.student_net == self.teacher.net else "float"
+        return self.student.init
+
+    @model_validator(mode="after")
+    def _student_can_start(self) -> RunConfig:
+        if self.student_start == "teacher" and self.student_net != self.teacher.net:
+            raise ValueError(
+                f"student.init `teacher` needs one net for both roles, but the student's is {self.student_net} and the "
+                f"teacher's {self.teacher.net}; use `float` with student.float_train, or `random`"
+            )
+        if self.student_start == "float" and self.student.float_train is None:
+            raise ValueError(
+                f"student.float_train is missing: the student ({self.student_net}, init `{self.student.init}`) starts "
+                f"from an own float training; say how in student.float_train, or use init `random`"
+            )
+        return self

@@ -4,9 +4,10 @@ from quantizers.calibrate import act_quantizers, calibrate, freeze_batch_norm, q
 from quantizers.integer import Grid, IntegerView
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
 from quantizers.names import QUANTIZERS
-from quantizers.rewrite import Student, prepare
+from quantizers.rewrite import prepare
 from quantizers.settle import settle
 from quantizers.spec import QuantSpec
+from quantizers.student import Student
 from quantizers.tensor_quant import NotCalibratedError
 from quantizers.trace import RewriteError
 from quantizers.view import integer_view, layer_report

@@ -29,7 +29,7 @@ def quant_layers(student: nn.Module) -> dict[str, QuantConvBn2d | QuantLinearBn]
 def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     """Set activation scales from data, re-estimate batch-norm statistics, and settle the scales; in place.
 
-    Three passes over the batches: the ranges of the float computation give first scales; the ranges seen with all
+    Three passes over the batches: the ranges seen with activations in float give first scales; the ranges seen with all
     quantizers on give the final ones (each layer sees what its quantised predecessors really deliver); the last pass
     estimates batch-norm statistics as the average over the batches. Parameters other than scales stay.
 
@@ -39,14 +39,17 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
             start with one). They are kept in memory during the call; a few hundred images are enough.
 
     Raises:
+        TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
         ValueError: If there are no batches, an image holds NaN or infinity, or no value but zero.
     """
     images = [_images(batch, student) for batch in batches]
     _check(images)
     quantizers = act_quantizers(student)
     was_training = {module: module.training for module in student.modules()}
+    was_frozen = {layer: layer.deployed_in_training for layer in quant_layers(student).values()}
     try:
         student.eval()
+        freeze_batch_norm(student, False)  # a frozen layer would leave its reset statistics empty
         _batch_statistics(student, enabled=True)
         with torch.no_grad():
             _observe(student, quantizers, images, bypass=True)
@@ -55,13 +58,17 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     finally:
         for module, training in was_training.items():
             module.training = training
+        for layer, frozen in was_frozen.items():
+            layer.deployed_in_training = frozen
     settle(student)
 
 
 def _images(batch: Any, student: nn.Module) -> Tensor:
     tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        raise TypeError(f"batches must be float image tensors, got {type(tensor).__name__} {getattr(tensor, 'dtype', '')}")
+        raise TypeError(
+            f"batches must be float image tensors, got {type(tensor).__name__} {getattr(tensor, 'dtype', '')}"
+        )
     device = next((p.device for p in student.parameters()), tensor.device)
     return tensor.to(device)
 
@@ -84,7 +91,9 @@ def _batch_statistics(student: nn.Module, *, enabled: bool) -> None:
             layer.bn.training = enabled
 
 
-def _observe(student: nn.Module, quantizers: dict[str, ActQuantizer], images: Sequence[Tensor], *, bypass: bool) -> None:
+def _observe(
+    student: nn.Module, quantizers: dict[str, ActQuantizer], images: Sequence[Tensor], *, bypass: bool
+) -> None:
     for quantizer in quantizers.values():
         quantizer.quant.observer, quantizer.quant.bypass = RangeObserver(), bypass
     momenta = _freeze_running_statistics(student)
@@ -104,7 +113,7 @@ def _observe(student: nn.Module, quantizers: dict[str, ActQuantizer], images: Se
 
 def _use_float_biases(student: nn.Module) -> dict[nn.Module, bool]:
     """Layers without batch norm must not round biases to a grid that is not set yet."""
-    before = {layer: layer.training for layer in quant_layers(student).values()}
+    before: dict[nn.Module, bool] = {layer: layer.training for layer in quant_layers(student).values()}
     for layer in before:
         layer.training = True
     return before

@@ -82,9 +82,7 @@ class _Deployable:
         """Return the quantizers that read the output."""
         return self._consumers
 
-    def connect(
-        self, *, source: ActQuantizer | None = None, consumers: tuple[ActQuantizer, ...] | None = None
-    ) -> None:
+    def connect(self, *, source: ActQuantizer | None = None, consumers: tuple[ActQuantizer, ...] | None = None) -> None:
         """Tell the layer its neighbours (kept in tuples, so that they are not registered as submodules)."""
         if source is not None:
             self._source = (source,)
@@ -198,7 +196,7 @@ class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
         if self.uses_deployed:
             return F.linear(input, *self.deployed())
         out = F.linear(input, self.weight_quant(self.weight), self.bias)
-        return out if self.bn is None else self.bn(out)  # type: ignore[no-any-return]
+        return out if self.bn is None else self.bn(out)
 
 
 def _adopt(layer: Any, original: nn.Conv2d | nn.Linear, injector: Any, options: dict[str, Any]) -> None:

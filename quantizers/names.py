@@ -49,15 +49,19 @@ _ACT_METHODS = {"Lsq": LsqActQuant, "Pact": PactActQuant, "Dorefa": DorefaActQua
 _ACT_KINDS = {"Uint": "unsigned", "Int": "signed", "ShiftedUint": "shifted"}
 
 
+def _subclass(base: Any, name: str, fields: dict[str, Any]) -> Any:
+    return type(base)(name, (base,), fields)  # injectors have a metaclass of their own
+
+
 def _weights() -> dict[str, Any]:
     table: dict[str, Any] = {}
     for bits in BITS:
         for channel in (True, False):
             name = f"Int{bits}WeightPer{'Channel' if channel else 'Tensor'}Lsq"
             fields = {"tensor_quant": LsqWeightQuant, "bit_width": bits, "per_channel": channel}
-            table[name] = type(_Weight)(name, (_Weight,), fields)
+            table[name] = _subclass(_Weight, name, fields)
         name = f"Int{bits}WeightPerTensorDorefa"
-        table[name] = type(_Weight)(name, (_Weight,), {"tensor_quant": DorefaWeightQuant, "bit_width": bits})
+        table[name] = _subclass(_Weight, name, {"tensor_quant": DorefaWeightQuant, "bit_width": bits})
     return table
 
 
@@ -68,7 +72,7 @@ def _activations() -> dict[str, Any]:
             for method, module in _ACT_METHODS.items():
                 name = f"{prefix}{bits}ActPerTensor{method}"
                 fields = {"tensor_quant": module, "bit_width": bits, "kind": kind, "signed": kind == "signed"}
-                table[name] = type(_Act)(name, (_Act,), fields)
+                table[name] = _subclass(_Act, name, fields)
     return table
 
 

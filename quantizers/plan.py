@@ -26,6 +26,9 @@ from quantizers.trace import (
     Traced,
 )
 
+# A product of codes, twice, must fit the 16-bit pair sums of x86 integer kernels without VNNI.
+PAIR_SUM_LIMIT = 2**15 - 1
+
 Demand = tuple[str, int, "fx.Node | None"]  # ("compute" | "stream" | "cat", bits, the concatenation)
 
 
@@ -174,6 +177,11 @@ class Plan:
 
     def largest(self, node: fx.Node) -> float | None:
         """Return the upper bound that the float net's own activation puts on a value, or None."""
+        bounds = [self._bound(relu) for relu in self.rectifiers(node) or [node]]
+        known = [bound for bound in bounds if bound is not None]
+        return max(known) if len(known) == len(bounds) else None
+
+    def _bound(self, node: fx.Node) -> float | None:
         module = self.traced.module(node)
         if isinstance(module, nn.Hardtanh):  # ReLU6 is one
             return float(module.max_val)
@@ -182,7 +190,7 @@ class Plan:
 
 def _is_identity(node: fx.Node) -> bool:
     operand = node.args[0] if node.args else node.kwargs["input"]
-    return operand.meta["shape"] == node.meta["shape"]  # type: ignore[union-attr]
+    return bool(operand.meta["shape"] == node.meta["shape"])  # type: ignore[union-attr]
 
 
 def _reaches(layer: fx.Node, *, up: bool) -> bool:
@@ -198,3 +206,13 @@ def _reaches(layer: fx.Node, *, up: bool) -> bool:
             return True
         front.extend(node.all_input_nodes if up else node.users)
     return False
+
+
+def weight_range(weight_bits: int, act_bits: int, method: str) -> dict[str, int]:
+    """Return narrower code bounds where 16-bit pair sums would overflow: 8-bit weights on 8-bit activations."""
+    full = 2 ** (weight_bits - 1)
+    bound = PAIR_SUM_LIMIT // (2 * (2**act_bits - 1))
+    if method != "lsq" or full <= bound:
+        return {}
+    bound = 2 ** (bound.bit_length() - 1)
+    return {"low": -bound, "high": bound - 1}

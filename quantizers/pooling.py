@@ -43,9 +43,24 @@ def _arguments(traced: Traced, node: fx.Node, names: tuple[str, ...]) -> dict[st
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def adaptive_pool(
-    size: tuple[int, int], target: tuple[int, int]
-) -> tuple[WindowGather | None, nn.Module | None, int]:
+def spatial_mean(traced: Traced, node: fx.Node) -> tuple[GlobalAveragePool, int]:
+    """Return a mean over height and width as (module, values averaged).
+
+    Raises:
+        RewriteError: If it averages anything but the last two of four dimensions.
+    """
+    shape = node.all_input_nodes[0].meta["shape"]
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", range(len(shape)))
+    dims = (dims,) if isinstance(dims, int) else dims
+    if len(shape) != 4 or sorted(int(d) % 4 for d in dims) != [2, 3]:  # type: ignore[union-attr, arg-type]
+        raise RewriteError(
+            f"{traced.path(node)}: a mean over {tuple(dims)} of {shape} has no integer kernel; "  # type: ignore[arg-type]
+            "average height and width of a 4-d tensor in one call, x.mean((2, 3))"
+        )
+    return GlobalAveragePool(keepdims=len(node.meta["shape"]) == 4), shape[2] * shape[3]
+
+
+def adaptive_pool(size: tuple[int, int], target: tuple[int, int]) -> tuple[WindowGather | None, nn.Module | None, int]:
     """Return adaptive average pooling as (gather of windows or None, pooling or None, values averaged).
 
     Window ``i`` of ``n`` over ``size`` values reaches from ``floor(i * size / n)`` to ``ceil((i + 1) * size / n)``.

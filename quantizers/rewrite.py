@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from quantizers.layers import (
     ActQuantizer,
     Concat,
-    GlobalAveragePool,
     Origin,
     Product,
     QuantConvBn2d,
@@ -20,9 +19,10 @@ from quantizers.layers import (
     WindowGather,
 )
 from quantizers.names import act_quantizer, weight_quantizer
-from quantizers.plan import Plan
-from quantizers.pooling import adaptive_pool, pool_module
+from quantizers.plan import Plan, weight_range
+from quantizers.pooling import adaptive_pool, pool_module, spatial_mean
 from quantizers.spec import QuantSpec
+from quantizers.student import Student, assemble
 from quantizers.trace import (
     ADAPTIVE,
     ADD,
@@ -46,9 +46,6 @@ from quantizers.trace import (
     trace,
 )
 
-# A product of codes, twice, must fit the 16-bit pair sums of x86 integer kernels without VNNI.
-PAIR_SUM_LIMIT = 2**15 - 1
-
 
 @dataclass
 class _Value:
@@ -62,28 +59,14 @@ class _Value:
     producer: QuantConvBn2d | QuantLinearBn | None = None
 
 
-class Student(fx.GraphModule):
-    """A low-bit network: an fx graph of known modules only (:func:`prepare` makes it)."""
-
-    @property
-    def tap_paths(self) -> dict[str, str]:
-        """Module path of the float network -> path of the submodule here that gives the same (dequantised) output."""
-        return self.meta["tap_paths"]  # type: ignore[no-any-return]
-
-    @property
-    def spec(self) -> QuantSpec:
-        """Return the bits and quantizers the student was prepared with."""
-        return self.meta["spec"]  # type: ignore[no-any-return]
-
-
 def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor) -> Student:
     """Return a low-bit student of a float CNN: the same function on grids, weights copied, ready to calibrate.
 
     Convolutions and linear layers (with the batch norm behind them) become Brevitas layers with low-bit weights.
     Activations become quantizers; the operands of a residual sum share one scale, those of a concatenation one grid.
     ``student.tap_paths`` maps module paths of ``model`` to the student's modules that give the same (dequantised)
-    output. The structure depends on the structure of ``model`` and on ``spec`` only, so the state of one student loads
-    strictly into another prepared alike.
+    output; a layer whose batch norm is folded in has none of its own. The structure depends on the structure of
+    ``model`` and on ``spec`` only, so the state of one student loads strictly into another prepared alike.
 
     Args:
         model: A network torch.fx can trace, made of torch layers; it is not changed.
@@ -122,12 +105,7 @@ class _Writer:
                 self.values[node] = self.values[self.plan.norm_host[node]]
             else:
                 self.values[node] = self._emit(node)
-        root = nn.Module()
-        for path, module in self.modules.items():
-            _place(root, path, module)
-        student = Student(root, self.graph, class_name="Student")
-        student.meta.update(tap_paths=self._tap_paths(), spec=self.spec)
-        return student
+        return assemble(self.graph, self.modules, tap_paths=self._tap_paths(), spec=self.spec)
 
     # -- one float node -> new nodes -------------------------------------------------------------------------------
 
@@ -162,12 +140,10 @@ class _Writer:
             raise RewriteError(f"{self.traced.path(node)}: its input is on no grid")
         method = self.spec.weight_quantizer if weight_bits < 8 else "lsq"
         injector = weight_quantizer(weight_bits, method, per_channel=self.spec.per_channel)
-        options: dict[str, Any] = _weight_range(weight_bits, source.quant.bits, method)
+        options: dict[str, Any] = weight_range(weight_bits, source.quant.bits, method)
         if method == "dorefa":
             options["has_norm"] = norm is not None
         kind = QuantConvBn2d if isinstance(original, nn.Conv2d) else QuantLinearBn
-        if kind is QuantConvBn2d and original.padding_mode != "zeros":
-            raise RewriteError(f"{self.traced.path(node)}: padding mode {original.padding_mode!r} has no integer kernel; use zeros")
         layer = kind(original, norm, injector, **options)
         layer.connect(source=source)
         new = self._call(self.traced.path(node), layer, (operand.node,), root.meta["shape"])
@@ -179,27 +155,26 @@ class _Writer:
         if not isinstance(norm, nn.BatchNorm2d):
             raise RewriteError(f"{self.traced.path(node)}: batch norm after no linear layer; put it behind one")
         channels = norm.num_features
-        identity = nn.Conv2d(channels, channels, 1, groups=channels, bias=False).to(norm.running_mean.device)
+        identity = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
         nn.init.ones_(identity.weight)
         return self._compute(node, node, identity, norm, 8, self.spec.sum_bits)
 
     def _relu(self, node: fx.Node) -> _Value:
         operand = self.values[_operand(node)]
         quantizer = operand.quantizer
-        if quantizer is not None and quantizer.quant.kind == "unsigned":
+        is_bounded = quantizer is not None and (self.plan.largest(node) is None or quantizer.quant.largest is not None)
+        if quantizer is not None and quantizer.quant.kind == "unsigned" and is_bounded:
             return operand
-        if quantizer is not None:
-            operand.origin = Origin("grid", (quantizer,))
         bits = self.plan.bits(node)
         if bits is None:
             return _Value(self._copied(node))
         if quantizer is not None:
-            return self._quantized(self.traced.path(node), node, _Value(operand.node, origin=operand.origin), bits)
+            operand = _Value(operand.node, origin=Origin("grid", (quantizer,)))
         return self._quantized(self.traced.path(node), node, operand, bits)
 
     def _joint(self, node: fx.Node) -> _Value:
         kind = node.meta["kind"]
-        a, b = (self._on_grid(arg, self.spec.sum_bits, exact=True) for arg in node.args[:2])
+        a, b = (self._on_grid(arg, self.spec.sum_bits, exact=True) for arg in node.args[:2])  # type: ignore[arg-type]
         if a.quantizer is None or b.quantizer is None:
             raise RewriteError(f"{self.traced.path(node)}: an operand is on no grid")
         if kind == ADD:
@@ -240,12 +215,10 @@ class _Writer:
 
     def _avgpool(self, node: fx.Node) -> _Value:
         module = pool_module(self.traced, node)
-        return self._mean_of(node, module, module.kernel_size[0] * module.kernel_size[1])  # type: ignore[operator,index]
+        return self._mean_of(node, module, module.kernel_size[0] * module.kernel_size[1])  # type: ignore[index]
 
     def _mean(self, node: fx.Node) -> _Value:
-        keepdims = len(node.meta["shape"]) == 4
-        height, width = _operand(node).meta["shape"][2:]
-        return self._mean_of(node, GlobalAveragePool(keepdims=keepdims), height * width)
+        return self._mean_of(node, *spatial_mean(self.traced, node))
 
     def _adaptive(self, node: fx.Node) -> _Value:
         gather, pool, count = adaptive_pool(_operand(node).meta["shape"][2:], node.meta["shape"][2:])
@@ -344,7 +317,7 @@ class _Writer:
     def _call(self, path: str, module: nn.Module, args: tuple[fx.Node, ...], shape: Any) -> fx.Node:
         path = self._free(path)
         if hasattr(module, "inplace"):
-            module.inplace = False  # a quantizer's output is read by others, too
+            setattr(module, "inplace", False)  # noqa: B010 - a quantizer's output is read by others, too
         self.modules[path] = module
         node = self.graph.call_module(path, args)
         node.meta["shape"] = shape
@@ -356,12 +329,16 @@ class _Writer:
             operands = tuple(replaced.get(n, self.values[n].node) for n in node.all_input_nodes)
             return self._call(self.traced.path(node), self.traced.module(node), operands, node.meta["shape"])  # type: ignore[arg-type]
         new = self.graph.node_copy(node, lambda n: replaced.get(n, self.values[n].node))
+        if "inplace" in new.kwargs:
+            new.kwargs = {**new.kwargs, "inplace": False}
         new.meta = {"shape": node.meta["shape"]}
         return new
 
     def _tap_paths(self) -> dict[str, str]:
         taps = {}
         for path, node in self.traced.outputs.items():
+            if node in self.plan.norm_of or self.plan.rectifiers(node):
+                continue  # its own output does not exist: batch norm is folded, or a ReLU behind it absorbed
             value = self.values.get(node)
             if value is not None and value.node.op == "call_module":
                 taps[path] = str(value.node.target)
@@ -380,24 +357,3 @@ def _cat_arguments(node: fx.Node) -> tuple[list[fx.Node], int]:
 
 def _all_same(parts: list[_Value]) -> bool:
     return all(part.cats == parts[0].cats for part in parts)
-
-
-def _weight_range(weight_bits: int, act_bits: int, method: str) -> dict[str, int]:
-    """Return narrower code bounds where 16-bit pair sums would overflow: 8-bit weights on 8-bit activations."""
-    full = 2 ** (weight_bits - 1)
-    bound = PAIR_SUM_LIMIT // (2 * (2**act_bits - 1))
-    if method != "lsq" or full <= bound:
-        return {}
-    bound = 2 ** (bound.bit_length() - 1)
-    return {"low": -bound, "high": bound - 1}
-
-
-def _place(root: nn.Module, path: str, module: nn.Module) -> None:
-    *parents, name = path.split(".")
-    for parent in parents:
-        if not hasattr(root, parent):
-            root.add_module(parent, nn.Module())
-        root = getattr(root, parent)
-    for child_name, child in getattr(root, name, nn.Module()).named_children():
-        module.add_module(child_name, child)
-    root.add_module(name, module)

@@ -112,7 +112,7 @@ def _settle_layer(layer: QuantConvBn2d | QuantLinearBn) -> None:
     best = torch.cat(
         [
             factors[_choose(_distance(ties[None, None, :] / (part[:, None, None] * factors[None, :, None]), reach))]
-            for part in unit.split(chunk)
+            for part in torch.split(unit, chunk)
         ]
     )
     _rescale(layer, best.to(scale.dtype))
@@ -128,13 +128,14 @@ def _reach(layer: QuantConvBn2d | QuantLinearBn) -> float:
 
 def _rescale(layer: QuantConvBn2d | QuantLinearBn, factor: Tensor) -> None:
     """Multiply the folded weight scale of each channel by ``factor``, the codes unchanged."""
-    if layer.bn is not None and layer.bn.weight is not None:
+    bn = layer.bn
+    if bn is not None and bn.weight is not None and bn.running_mean is not None and bn.running_var is not None:
         # The real bias is beta - mean * factor: keep it, or a channel with a large mean would shift by many codes.
-        before = layer.bn.weight.clone()
-        layer.bn.weight.mul_(factor)
-        if layer.bn.bias is not None:
-            change = (layer.bn.weight - before) * torch.rsqrt(layer.bn.running_var + layer.bn.eps)
-            mean = layer.bn.running_mean if layer.bias is None else layer.bn.running_mean - layer.bias
-            layer.bn.bias.add_(change * mean)
+        before = bn.weight.clone()
+        bn.weight.mul_(factor)
+        if bn.bias is not None:
+            change = (bn.weight - before) * torch.rsqrt(bn.running_var + bn.eps)
+            mean = bn.running_mean if layer.bias is None else bn.running_mean - layer.bias
+            bn.bias.add_(change * mean)
     elif factor.numel() == layer.quant.step.numel():
         layer.quant.rescale(layer.weight, factor)

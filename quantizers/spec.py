@@ -31,7 +31,8 @@ class QuantSpec:
             pattern that matches wins, over first and last layer, too.
 
     Raises:
-        ValueError: If a bit width is not an integer from 2 to 8, a quantizer is unknown, or an override has another key.
+        ValueError: If a bit width is not an integer from 2 to 8, a quantizer is unknown, or an override has another key
+            or is no mapping.
     """
 
     weight_bits: int = 4
@@ -53,6 +54,10 @@ class QuantSpec:
         _check_choice("weight_quantizer", self.weight_quantizer, WEIGHT_METHODS)
         _check_choice("act_quantizer", self.act_quantizer, ACT_METHODS)
         for pattern, values in self.overrides.items():
+            if not isinstance(values, Mapping):
+                raise ValueError(
+                    f"overrides[{pattern!r}] must be a mapping such as {{'weight_bits': 4}}, got {values!r}"
+                )
             for key, bits in values.items():
                 _check_choice(f"overrides[{pattern!r}]", key, OVERRIDE_KEYS)
                 _check_bits(f"overrides[{pattern!r}].{key}", bits)

@@ -121,7 +121,7 @@ class _RoundStraightThrough(torch.autograd.Function):
 
 def round_straight_through(x: Tensor) -> Tensor:
     """Round half to even; the gradient passes unchanged."""
-    return _RoundStraightThrough.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return _RoundStraightThrough.apply(x)  # type: ignore[no-any-return]
 
 
 class DorefaWeightQuant(WeightQuant):
@@ -152,12 +152,14 @@ class DorefaWeightQuant(WeightQuant):
 
     @property
     def step(self) -> Tensor:
-        return self.gain / self.levels
+        step: Tensor = self.gain / self.levels
+        return step
 
     def quantize(self, weight: Tensor) -> Tensor:
         bounded = torch.tanh(weight)
         unit = bounded / (2 * bounded.abs().max().clamp_min(TINY)) + 0.5
-        return (2 * round_straight_through(unit * self.levels) - self.levels) * self.step
+        codes: Tensor = 2 * round_straight_through(unit * self.levels) - self.levels
+        return codes * self.step
 
     @torch.no_grad()
     def rescale(self, weight: Tensor, factor: Tensor) -> None:
@@ -278,7 +280,8 @@ class ActQuant(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.observer is not None:
-            self.observer.see(x)
+            # The published start is for what the layer reads: behind the ReLU that an unsigned grid absorbs.
+            self.observer.see(torch.relu(x) if self.kind == "unsigned" else x)
         if self.bypass:
             out = torch.relu(x) if self.kind == "unsigned" else x
             return out, self.no_zero_point, self.zero_point, self.bit_width_value

@@ -173,12 +173,33 @@ def _kind(traced: Traced, node: fx.Node) -> str:
     kind = _tensor_kind(traced, node)
     if kind is None:
         raise RewriteError(_unknown(traced, node))
-    if kind in (ADD, MUL) and any(_shape(arg) is None for arg in node.args[:2]):
+    _refuse(traced, node, kind)
+    return kind
+
+
+def _refuse(traced: Traced, node: fx.Node, kind: str) -> None:
+    """Raise for a use of a known operation that has no integer form."""
+    path = traced.path(node)
+    if kind in (ADD, MUL) and sum(_shape(arg) is not None for arg in node.args[:2]) < 2:
         raise RewriteError(
-            f"{traced.path(node)}: {node.target} with a constant has no integer form; fold the constant into a "
+            f"{path}: {node.target} with a constant has no integer form; fold the constant into a "
             "neighbouring layer, or do it to the images before the network"
         )
-    return kind
+    if kind == ADD and (len(node.args) > 2 or node.kwargs.get("alpha", 1) != 1):
+        raise RewriteError(f"{path}: a sum with alpha has no integer form; scale the weights of a neighbouring layer")
+    module = traced.module(node)
+    if kind == CONV and getattr(module, "padding_mode", "zeros") != "zeros":
+        raise RewriteError(f"{path}: padding mode {module.padding_mode!r} has no integer kernel; use zeros")  # type: ignore[union-attr]
+    if kind == NORM and getattr(module, "running_mean", None) is None:
+        raise RewriteError(
+            f"{path}: batch norm without running statistics cannot be folded; set track_running_stats=True"
+        )
+    if kind in (*COMPUTE, NORM) and sum(other.target == node.target for other in traced.graph.nodes) > 1:
+        raise RewriteError(
+            f"{path}: is called more than once, with one grid for each call; give each call its own copy"
+        )
+    if node.target is operator.getitem and isinstance(_shape(node.args[0]), tuple):
+        raise RewriteError(f"{path}: indexing a tensor has no integer form; use chunk or split")
 
 
 def _shape(arg: Any) -> Any:

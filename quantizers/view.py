@@ -20,9 +20,11 @@ from quantizers.layers import (
     Sum,
     WindowGather,
 )
-from quantizers.rewrite import Student
+from quantizers.student import Student
 from quantizers.tensor_quant import NotCalibratedError
 from quantizers.trace import FUNCTION_NAMES, RewriteError, pair
+
+Common = tuple[str, tuple[str, ...], str]  # name, input edges, output edge
 
 
 def grid_of(quantizer: ActQuantizer) -> ir.Grid:
@@ -87,7 +89,7 @@ class _Viewer:
             self.grids[made.output] = grid
 
     def _module(self, node: fx.Node, name: str, module: nn.Module, inputs: tuple[str, ...]) -> tuple[ir.Node, bool]:
-        common = (name, inputs, node.name)
+        common: Common = (name, inputs, node.name)
         if isinstance(module, ActQuantizer):
             return ir.Quantize(*common, grid=grid_of(module)), False
         if isinstance(module, (QuantConvBn2d, QuantLinearBn)):
@@ -106,7 +108,7 @@ class _Viewer:
             return ir.GlobalAveragePool(*common, keepdims=module.keepdims), False
         return self._moving_module(node, common, module)
 
-    def _moving_module(self, node: fx.Node, common: Any, module: nn.Module) -> tuple[ir.Node, bool]:
+    def _moving_module(self, node: fx.Node, common: Common, module: nn.Module) -> tuple[ir.Node, bool]:
         if isinstance(module, WindowGather):
             return self._gather(node, common, module), True
         if isinstance(module, nn.Flatten):
@@ -117,9 +119,11 @@ class _Viewer:
             return ir.Function(*common, "relu6" if isinstance(module, nn.ReLU6) else "relu"), False
         return ir.Shape(*common, "identity"), True  # drop-out and its kin
 
-    def _gather(self, node: fx.Node, common: Any, module: WindowGather) -> ir.Node:
+    def _gather(self, node: fx.Node, common: Common, module: WindowGather) -> ir.Node:
         name, inputs, output = common
-        rows = ir.Shape(f"{name}.rows", inputs, f"{output}_rows", "gather", {"axis": 2, "indices": module.rows.tolist()})
+        rows = ir.Shape(
+            f"{name}.rows", inputs, f"{output}_rows", "gather", {"axis": 2, "indices": module.rows.tolist()}
+        )
         self.nodes.append(rows)
         if inputs[0] in self.grids:
             self.grids[rows.output] = self.grids[inputs[0]]
@@ -129,7 +133,7 @@ class _Viewer:
     def _call(self, node: fx.Node, name: str, inputs: tuple[str, ...]) -> None:
         target = node.target if node.op == "call_function" else str(node.target)
         label = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        common = (name, inputs, node.name)
+        common: Common = (name, inputs, node.name)
         if label in ("chunk", "split"):
             self._pieces(node, inputs[0])
         elif label == "getitem":
@@ -141,7 +145,7 @@ class _Viewer:
         elif label in ("contiguous", "clone"):
             self._add(node, ir.Shape(*common, "identity"), keeps=True)
         elif target in FUNCTION_NAMES:
-            self._add(node, ir.Function(*common, FUNCTION_NAMES[target], dict(node.kwargs)))
+            self._add(node, ir.Function(*common, FUNCTION_NAMES[target], _arguments(node)))
         elif label in ("relu", "relu_", "relu6"):
             self._add(node, ir.Function(*common, "relu6" if label == "relu6" else "relu"))
         else:
@@ -168,7 +172,7 @@ class _Viewer:
         self.edges[node] = pieces[index]
 
 
-def _layer(common: Any, layer: QuantConvBn2d | QuantLinearBn) -> ir.Node:
+def _layer(common: Common, layer: QuantConvBn2d | QuantLinearBn) -> ir.Node:
     codes, scale, bias = layer.integers()
     name = common[0]
     if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
@@ -199,7 +203,7 @@ def _conv_padding(layer: QuantConvBn2d) -> tuple[int, int, int, int]:
     return (height, width, height, width)
 
 
-def _max_pool(common: Any, pool: nn.MaxPool2d) -> ir.Node:
+def _max_pool(common: Common, pool: nn.MaxPool2d) -> ir.Node:
     height, width = pair(pool.padding)
     return ir.MaxPool(
         *common, kernel=pair(pool.kernel_size), stride=pair(pool.stride), padding=(height, width, height, width),
@@ -207,7 +211,7 @@ def _max_pool(common: Any, pool: nn.MaxPool2d) -> ir.Node:
     )  # fmt: skip
 
 
-def _average_pool(common: Any, pool: nn.AvgPool2d) -> ir.Node:
+def _average_pool(common: Common, pool: nn.AvgPool2d) -> ir.Node:
     height, width = pair(pool.padding)
     return ir.AveragePool(
         *common, kernel=pair(pool.kernel_size), stride=pair(pool.stride), padding=(height, width, height, width),
@@ -215,7 +219,7 @@ def _average_pool(common: Any, pool: nn.AvgPool2d) -> ir.Node:
     )  # fmt: skip
 
 
-def _reshape(common: Any, node: fx.Node) -> ir.Node:
+def _reshape(common: Common, node: fx.Node) -> ir.Node:
     # Only the batch is free: the example's other sizes are those of the network.
     return ir.Shape(*common, "reshape", {"shape": (-1, *node.meta["shape"][1:])})
 
@@ -238,6 +242,13 @@ def _dimension(node: fx.Node, position: int, key: str) -> int:
 def _attributes(module: nn.Module) -> dict[str, object]:
     names = ("negative_slope", "alpha", "approximate", "beta", "threshold")
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+def _arguments(node: fx.Node) -> dict[str, object]:
+    """Return the parameters of a functional form by the names its module has."""
+    positions = {"leaky_relu": ("negative_slope",), "elu": ("alpha",), "softplus": ("beta", "threshold")}
+    positional = dict(zip(positions.get(FUNCTION_NAMES[node.target], ()), node.args[1:], strict=False))
+    return {**positional, **{key: value for key, value in node.kwargs.items() if key not in ("input", "inplace")}}
 
 
 def layer_report(student: Student) -> list[dict[str, Any]]:
@@ -267,5 +278,3 @@ def layer_report(student: Student) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-

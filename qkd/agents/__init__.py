@@ -5,10 +5,10 @@ from qkd.agents.policy import PBA_OPERATIONS, Op, Policy, Schedule, Segment
 from qkd.agents.schedule_file import ScheduleError, ScheduleFile, load_schedule, read_schedule_file, save_schedule
 
 __all__ = [
-    "PBA_OPERATIONS",
-    "POLICIES",
     "Agent",
     "Op",
+    "PBA_OPERATIONS",
+    "POLICIES",
     "Policy",
     "Schedule",
     "ScheduleError",

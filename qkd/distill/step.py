@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qkd.distill.taps import Taps
 from qkd.distill.terms import Outputs, WeightedTerms
-from qkd.training.loop import Batch, StepResult
+from qkd.training.job import Batch, StepResult
 
 
 class DistillStep:

@@ -79,7 +79,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
 def _verdicts(summary: RunSummary) -> str:
     parts = []
     if summary.parity:
-        style = "note" if summary.parity.get("is_equal") else "failed"
+        style = "note" if summary.parity["passed"] else "failed"
         parts.append(f'<p class="{style}">Parity {escape(parity_sentence(summary))}</p>')
     if summary.bench:
         parts.append(f'<p class="note">Latency: {escape(latency_sentence(summary))}</p>')

@@ -13,6 +13,7 @@ from qkd.config import AgentConfig, DataConfig, TrainConfig
 from qkd.data import Splits
 from qkd.files import sha256_of
 from qkd.progress import Progress
+from qkd.rundir import RunFolder
 from qkd.stages.models import WEIGHTS, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
 from qkd.training import FitResult, Job, Phase, fit, supervised_step
@@ -64,6 +65,12 @@ def write_float(
 def agent_mark(agent: AgentConfig) -> dict[str, str]:
     """Return the hash of the agent's schedule file, if it has one: a changed schedule is another training."""
     return {} if agent.schedule is None else {f"schedule {agent.schedule}": sha256_of(agent.schedule)}
+
+
+def warn_of_another_environment(run: RunFolder, progress: Progress) -> None:
+    """Say how this process differs from the one that made the run folder: resumed bits may differ, too."""
+    for change in run.environment_changes():
+        progress.warn(f"not what the run was begun with: {change}; what follows may differ in the last bits")
 
 
 def keep_last_checkpoint(folder: Path) -> None:

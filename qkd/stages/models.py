@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -74,29 +75,12 @@ def prepare_student(config: RunConfig, net: nn.Module, *, channels: int, size: i
 
 def student_net(config: RunConfig) -> str:
     """Return the name of the student's net: its own, or the teacher's."""
-    return config.student.net or config.teacher.net
+    return config.student_net
 
 
-def student_start(config: RunConfig) -> str:
-    """Return what the student starts from: ``teacher``, ``float`` (an own float training) or ``random``.
-
-    Raises:
-        ValueError: If ``init: teacher`` is asked for and the nets differ, or an own float training is needed and
-            ``student.float_train`` is absent.
-    """
-    init, is_same = config.student.init, student_net(config) == config.teacher.net
-    if init == "teacher" and not is_same:
-        raise ValueError(
-            f"student.init: `teacher` needs one net for both roles, but the student's is {student_net(config)} and the "
-            f"teacher's {config.teacher.net}; use init: float with student.float_train, or init: random"
-        )
-    start = ("teacher" if is_same else "float") if init == "auto" else init
-    if start == "float" and config.student.float_train is None:
-        raise ValueError(
-            f"student.float_train: missing; the student's net ({student_net(config)}) starts from an own float "
-            f"training (student.init: {init}); say how long and how in student.float_train, or use init: random"
-        )
-    return start
+def student_start(config: RunConfig) -> Literal["teacher", "float", "random"]:
+    """Return what the student starts from: the teacher's weights, an own float training, or random weights."""
+    return config.student_start
 
 
 def save_net(path: Path, model: nn.Module, facts: Mapping[str, str]) -> str:

@@ -8,7 +8,12 @@ from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
 from qkd.seeding import global_stream
-from qkd.stages.float_training import keep_last_checkpoint, train_float, write_float
+from qkd.stages.float_training import (
+    keep_last_checkpoint,
+    train_float,
+    warn_of_another_environment,
+    write_float,
+)
 from qkd.training import cpu_threads
 from qkd.training.precision import choose_device
 
@@ -21,6 +26,7 @@ def run(run: RunFolder, progress: Progress) -> None:
         qkd.training.TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """
+    warn_of_another_environment(run, progress)
     with cpu_threads(run.config.threads):
         _run(run, progress)
 

@@ -4,7 +4,8 @@ from qkd.training.averaging import WeightAverage
 from qkd.training.checkpoint import CheckpointStore
 from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError
-from qkd.training.loop import Batch, FitResult, Job, Phase, StepResult, fit
+from qkd.training.job import Batch, FitResult, Job, Phase, Step, StepResult
+from qkd.training.loop import fit
 from qkd.training.optimizer import build_optimizer
 from qkd.training.precision import Precision, choose_precision, cpu_threads
 from qkd.training.schedule import learning_rate
@@ -17,6 +18,7 @@ __all__ = [
     "Job",
     "Phase",
     "Precision",
+    "Step",
     "StepResult",
     "TrainingError",
     "WeightAverage",

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qkd.config import DataConfig, TrainConfig
-from qkd.data import Splits, epoch_order, iterate, normalise
+from qkd.data import epoch_order, iterate, normalise
 from qkd.files import write_text
 from qkd.progress import Progress, Tracker
 from qkd.seeding import derive, stream
@@ -26,6 +24,7 @@ from qkd.training.averaging import WeightAverage
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
 from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError, diagnose, non_finite_weights
+from qkd.training.job import Batch, FitResult, Job, Phase, StepResult
 from qkd.training.optimizer import build_optimizer, set_learning_rate
 from qkd.training.precision import choose_precision
 from qkd.training.schedule import learning_rate
@@ -33,124 +32,6 @@ from qkd.training.state import collect, restore
 
 SHOW_EVERY_STEPS = 10  # on a CUDA device each value shown waits for the device
 SMALLEST_LOSS_SCALE = 2.0**-14  # below it float16 gradients are not too small but broken
-
-
-class Agent(Protocol):
-    """What the loop needs of an augmentation agent: uint8 in, uint8 out, same shape; ``epoch`` counts from 0."""
-
-    def __call__(self, images: Tensor, *, generator: torch.Generator, epoch: int) -> Tensor:
-        """Return the augmented images."""
-        ...
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step is given.
-
-    Args:
-        images: Augmented and normalised, float32, shape ``[batch, channels, height, width]``.
-        labels: int64, shape ``[batch]``.
-        raw: The images before augmentation, uint8, same shape.
-        epoch: From 0.
-        step: Step of the epoch, from 0.
-    """
-
-    images: Tensor
-    labels: Tensor
-    raw: Tensor
-    epoch: int
-    step: int
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step gives back.
-
-    Args:
-        loss: What is minimised, shape ``[]``.
-        terms: Its parts before weighting, shape ``[]`` each, with their graph (for a diagnosis).
-        logits: Of the net being trained, shape ``[batch, classes]``.
-    """
-
-    loss: Tensor
-    terms: Mapping[str, Tensor]
-    logits: Tensor
-
-
-Step = Callable[[Batch], StepResult]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of epochs with one step.
-
-    Args:
-        name: Shown in logs.
-        epochs: Its length.
-        step: The forward pass and the loss.
-        enter: Called at the start of each of its epochs, after ``model.train()``.
-        hold: Context that is open while it trains (hooks).
-        allows_autocast: Whether reduced precision may be used.
-    """
-
-    name: str
-    epochs: int
-    step: Step
-    enter: Callable[[], None] = lambda: None
-    hold: Callable[[], AbstractContextManager[object]] = nullcontext
-    allows_autocast: bool = True
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a training needs.
-
-    Args:
-        role: Names its random streams: ``teacher``, ``student``, ``student_float``.
-        model: Trained in place, on ``device``.
-        config: Optimizer, schedule, length.
-        data: Batch sizes and workers.
-        splits: The images.
-        agent: Augments the training images.
-        phases: In order; their epochs add up to ``config.epochs``.
-        seed: The run's seed.
-        device: Where to train.
-        folder: Gets ``metrics.jsonl`` and ``checkpoint/``.
-        fingerprint: Name -> hash of what the training was made from; a checkpoint made from something else is refused.
-        scales: Gives the quantizer scales among the model's parameters; called once the model is at its start.
-        others: Role -> further models that a diagnosis watches.
-    """
-
-    role: str
-    model: nn.Module
-    config: TrainConfig
-    data: DataConfig
-    splits: Splits
-    agent: Agent
-    phases: tuple[Phase, ...]
-    seed: int
-    device: torch.device
-    folder: Path
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
-    scales: Callable[[], Iterable[nn.Parameter]] = tuple
-    others: Mapping[str, nn.Module] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a training was.
-
-    Args:
-        epochs: Its length.
-        seconds: Spent training, validation apart, over all interruptions.
-        images_per_second: Training images, over those seconds.
-        rows: The lines of ``metrics.jsonl``.
-    """
-
-    epochs: int
-    seconds: float
-    images_per_second: float
-    rows: tuple[Mapping[str, Any], ...]
 
 
 def fit(job: Job, progress: Progress, begin: Callable[[], None] = lambda: None) -> FitResult:
@@ -199,7 +80,6 @@ class _Trainer:
         self.steps = len(job.splits.train) // self.batch_size
         if sum(phase.epochs for phase in job.phases) != job.config.epochs:
             raise ValueError(f"epochs of the phases do not add up to train.epochs={job.config.epochs}")
-        learning_rate(job.config, 0, self.steps)  # a schedule that cannot be is known before the first step
         self.precision, note = choose_precision(job.config.autocast, job.device)
         if note:
             progress.warn(note)
@@ -254,6 +134,8 @@ class _Trainer:
             self._steps(phase, batches, tracker)
         lr = learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
         at.rows.append(self._row(phase, lr))
+        shown = {name: at.rows[-1][name] for name in ("train_accuracy", "val_accuracy")}
+        tracker.update(0, **{name: value for name, value in shown.items() if value is not None})
         at.epoch, at.step, at.epoch_seconds, self.sums = at.epoch + 1, 0, 0.0, {}
         self._save()
         self._write_metrics()

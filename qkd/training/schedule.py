@@ -19,16 +19,8 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         The rate. The warm-up rises linearly and reaches the peak at its last step. ``cosine`` falls from the peak
         towards 0 over the steps after the warm-up; ``step`` multiplies by ``gamma`` at each milestone (a fraction of
         all steps, warm-up included); ``constant`` stays.
-
-    Raises:
-        ValueError: If the warm-up is as long as the training.
     """
     total, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
-    if warmup >= total and warmup > 0:
-        raise ValueError(
-            f"warmup_epochs must be less than epochs, "
-            f"got warmup_epochs={config.warmup_epochs} of epochs={config.epochs}"
-        )
     if step < warmup:
         return config.lr * (step + 1) / warmup
     if config.schedule == "cosine":

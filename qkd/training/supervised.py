@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from qkd.distill.losses import cross_entropy_loss
-from qkd.training.loop import Batch, Step, StepResult
+from qkd.training.job import Batch, Step, StepResult
 
 
 def supervised_step(model: nn.Module, *, label_smoothing: float = 0.0) -> Step:

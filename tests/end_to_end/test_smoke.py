@@ -12,6 +12,8 @@ from typing import Any
 import onnx
 import pytest
 
+from qkd.cli import main
+
 
 def qkd(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "qkd.cli", *map(str, arguments)]
@@ -19,6 +21,26 @@ def qkd(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
+
+
+class Shell:
+    """Runs commands in this process, in a folder of its own: quicker than a process each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        self._monkeypatch.chdir(folder)
+        self._monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        self._capsys.readouterr()
+        code = main(arguments)
+        captured = self._capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, captured.out, captured.err)
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -69,31 +91,33 @@ def test_again_it_costs_nothing_and_changes_nothing(finished: tuple[Path, dict[s
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_the_closing_table_goes_to_stdout_and_talk_to_stderr(finished: tuple[Path, dict[str, Any]]) -> None:
-    done = qkd("report", "digits/smoke", folder=finished[0])
+def test_the_closing_table_goes_to_stdout_and_talk_to_stderr(
+    finished: tuple[Path, dict[str, Any]], shell: Shell
+) -> None:
+    done = shell("report", "digits/smoke", folder=finished[0])
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].startswith("model") and lines[2].startswith("student w2a2") and lines[3].startswith("report: ")
     assert "==" in done.stderr and "==" not in done.stdout
 
 
-def test_another_config_under_the_same_name_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
-    done = qkd("run", "digits/smoke", "student.train.lr=0.5", folder=finished[0])
+def test_another_config_under_the_same_name_is_refused(finished: tuple[Path, dict[str, Any]], shell: Shell) -> None:
+    done = shell("run", "digits/smoke", "student.train.lr=0.5", folder=finished[0])
     assert done.returncode == 2
     assert "student.train.lr: 0.01 there, 0.5 here" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_altered_file_is_exported_again(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_an_altered_file_is_exported_again(finished: tuple[Path, dict[str, Any]], shell: Shell) -> None:
     run = finished[0] / "runs" / "digits-smoke"
     original = (run / "export" / "student.onnx").read_bytes()
     (run / "export" / "student.onnx").write_bytes(original[:-1])
-    done = qkd("export", "digits/smoke", folder=finished[0])
+    done = shell("export", "digits/smoke", folder=finished[0])
     assert done.returncode == 0 and "export/student.onnx has changed" in done.stderr
     assert (run / "export" / "student.onnx").read_bytes() == original
 
 
-def test_a_dry_run_keeps_nothing(tmp_path: Path) -> None:
-    done = qkd("run", "digits/smoke", "--dry-run", "--json", folder=tmp_path)
+def test_a_dry_run_keeps_nothing(tmp_path: Path, shell: Shell) -> None:
+    done = shell("run", "digits/smoke", "--dry-run", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     checks = {check["name"]: check["outcome"] for check in json.loads(done.stdout)["checks"]}
     assert list(checks) == ["data", "teacher", "student", "phase tutoring", "phase settling", "export"]
@@ -101,8 +125,8 @@ def test_a_dry_run_keeps_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_finds_a_tap_that_is_not_there(tmp_path: Path) -> None:
+def test_a_dry_run_finds_a_tap_that_is_not_there(tmp_path: Path, shell: Shell) -> None:
     terms = "student.terms=[{loss: similarity_preserving, taps: [[layer9, layer3]]}]"
-    done = qkd("run", "digits/smoke", terms, "--dry-run", folder=tmp_path)
+    done = shell("run", "digits/smoke", terms, "--dry-run", folder=tmp_path)
     assert done.returncode == 2
     assert "layer9" in done.stderr

@@ -169,6 +169,10 @@ def test_values_of_a_union_give_one_fault() -> None:
     ]
 
 
+def test_a_flavour_that_cannot_be_written_yet_is_found_before_training() -> None:
+    assert faults_of(small(export={"flavour": "qcdq"})) == ["config.export.flavour: 'qcdq' is not there yet; use ort"]
+
+
 def test_phases_must_add_up() -> None:
     data = apply_overrides(small(), ["student.phases=[{epochs: 3}]"])
     assert faults_of(data) == ["config.student: epochs of `phases` add up to 3, but `train.epochs` is 2"]

@@ -143,6 +143,7 @@ def test_the_page_stands_alone_and_says_it_all(tmp_path: Path, is_equal: bool) -
     words = "\n".join(page.words)
     assert EVIL in words, "escaped, it is text again"
     assert ("FAILED" in words) is (not is_equal)
+    assert ('<p class="failed">' in text) is (not is_equal)
     for part in (
         "97.00 %",
         "98.8 kB",

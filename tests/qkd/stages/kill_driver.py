@@ -1,9 +1,9 @@
 """Run the training stages in child processes that the test kills; the imports are paid once.
 
-Reads a line a child from stdin: JSON ``{"config", "runs_dir", "die_at"}``. Each child is forked before any tensor was
-made, prints nothing, and runs the stages that are not complete. ``die_at`` is the number of the file operation (write,
-flush, rename, delete) at which the child kills itself with SIGKILL; 0: it lives. Answers with the child's id, and with
-its wait status once it has ended.
+Reads a line a child from stdin: JSON ``{"config", "runs_dir", "stages", "die_at"}``. Each child is forked before any
+tensor was made, prints nothing, and runs those of the stages that are not complete. ``die_at`` is the number
+of the file operation (write, flush, rename, delete) at which the child kills itself with SIGKILL; 0: it lives. Answers
+with the child's id, and with its wait status once it has ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from qkd.pipeline import run_stages
 from qkd.progress import Silent
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
-
-TRAINING_STAGES = ("teacher", "search", "distill")
 
 
 def die_at_file_operation(number: int) -> None:
@@ -47,7 +45,7 @@ def child(order: dict[str, Any]) -> None:
         die_at_file_operation(order["die_at"])
     config = RunConfig.model_validate(yaml.safe_load(Path(order["config"]).read_text("utf-8")))
     with RunFolder.open(config, Path(order["runs_dir"])) as run:
-        run_stages(run, TRAINING_STAGES, Silent(), STAGES)
+        run_stages(run, order["stages"], Silent(), STAGES)
 
 
 def main() -> None:

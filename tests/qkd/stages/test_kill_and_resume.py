@@ -57,7 +57,7 @@ class Driver:
 
     def __init__(self, folder: Path) -> None:
         environment = {**os.environ, "QKD_FUSED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self._errors = open(folder / "stderr.txt", "w+")
+        self._errors = (folder / "stderr.txt").open("w+")  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
             [sys.executable, str(DRIVER)],
             stdin=subprocess.PIPE,
@@ -68,9 +68,12 @@ class Driver:
             cwd=folder,
         )
 
-    def attempt(self, config: Path, runs_dir: Path, *, kill_after_s: float | None = None, die_at: int = 0) -> bool:
+    def attempt(
+        self, config: Path, runs_dir: Path, stages: list[str], *, kill_after_s: float | None = None, die_at: int = 0
+    ) -> bool:
         """Return whether a child ended by itself; raise with what it said if it failed."""
-        self._say(json.dumps({"config": str(config), "runs_dir": str(runs_dir), "die_at": die_at}))
+        order = {"config": str(config), "runs_dir": str(runs_dir), "stages": stages, "die_at": die_at}
+        self._say(json.dumps(order))
         pid = int(self._hear())
         timer = None
         if kill_after_s is not None:
@@ -158,7 +161,7 @@ def test_killed_runs_end_with_the_bits_of_a_run_never_killed(driver: Driver, tmp
     data = write_npz_set(tmp_path / "data")
     whole = experiment(data, "whole")
     started = time.monotonic()
-    assert driver.attempt(write_config(whole, tmp_path), tmp_path / "runs")
+    assert driver.attempt(write_config(whole, tmp_path), tmp_path / "runs", ["teacher", "search", "distill"])
     whole_s = time.monotonic() - started
     expected = steady(tmp_path / "runs" / "whole")
     rng, kills, round_number = random.Random(1), collections.Counter[str](), 0
@@ -167,16 +170,15 @@ def test_killed_runs_end_with_the_bits_of_a_run_never_killed(driver: Driver, tmp
         round_number += 1
         assert round_number < 12, f"the kills did not reach every stage: {dict(kills)}"
         config = experiment(data, f"killed{round_number}")
-        path, done, attempts = write_config(config, tmp_path), False, 0
-        while not done:
+        path, attempts = write_config(config, tmp_path), 0
+        while (stage := stage_of(config, tmp_path / "runs")) != "done":
             attempts += 1
             assert attempts < 200, "the run does not get on"
-            stage = stage_of(config, tmp_path / "runs")
+            where: dict[str, Any] = {"kill_after_s": rng.uniform(0.05, 0.3) * whole_s}
             if stage == "search" or rng.random() < 0.4:  # a moment between two file operations; search is all of these
-                done = driver.attempt(path, tmp_path / "runs", die_at=rng.randint(1, 12 if stage == "search" else 200))
-            else:
-                done = driver.attempt(path, tmp_path / "runs", kill_after_s=rng.uniform(0.1, 0.35) * whole_s)
-            if not done:
+                where = {"die_at": rng.randint(1, 30 if stage == "search" else 200)}
+            stages = ["distill" if stage == "student_float" else stage]
+            if not driver.attempt(path, tmp_path / "runs", stages, **where):
                 kills[stage_of(config, tmp_path / "runs")] += 1
         assert steady(tmp_path / "runs" / config.name) == expected, f"after {dict(kills)}"
         leftovers = [path for path in (tmp_path / "runs" / config.name).rglob(".*") if path.name != ".lock"]

@@ -88,7 +88,7 @@ def test_cosine_after_the_warm_up_spans_the_rest() -> None:
 
 
 def test_a_warm_up_as_long_as_the_training_is_an_error() -> None:
-    with pytest.raises(ValueError, match="warmup_epochs must be less than epochs"):
+    with pytest.raises(ValueError, match="`warmup_epochs` must be less than `epochs`"):
         rates(warmup_epochs=10)
 
 

@@ -1,0 +1,135 @@
+"""Trains configs over several seeds and writes the table of last-epoch test accuracies, with spread and parity.
+
+    python benchmarks/accuracy.py configs/digits/w4a4.yaml configs/digits/w2a2.yaml --seeds 0 1 2 \
+        --json benchmarks/results/accuracy_digits.json
+
+For every seed the first config trains the teacher; the others distil from the same one (their own teacher section is
+replaced by its weights). Each run goes through `qkd` up to the export, so every row carries the parity of the student
+it names over the whole test set. A run that fails stays in the table with its message. Extra `key.path=value` words are
+passed on to every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+STAGES = ("teacher", "search", "distill", "export")
+
+
+def run_one(config: str, seed: int, folder: Path, overrides: list[str], teacher: Path | None) -> dict[str, Any]:
+    """Run the stages of one config with one seed and return its row."""
+    name = f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
+    words = [f"name={name}", f"seed={seed}", *overrides]
+    if teacher is not None:
+        words += [f"teacher.weights={teacher}", "teacher.train=null"]
+    started = time.time()
+    for stage in STAGES:
+        command = [sys.executable, "-m", "qkd.cli", stage, config, *words, "--runs-dir", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        (folder / f"{name}.{stage}.log").write_text(done.stdout + done.stderr)
+        if done.returncode:
+            tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            return {"config": config, "seed": seed, "failed": f"{stage}: {tail}"}
+    return {"config": config, "seed": seed, "seconds": round(time.time() - started), **_read(folder / name)}
+
+
+def _read(run: Path) -> dict[str, Any]:
+    teacher = json.loads((run / "teacher" / "result.json").read_text())
+    student = json.loads((run / "student" / "result.json").read_text())
+    parity = json.loads((run / "export" / "parity.json").read_text())
+    return {
+        "teacher_accuracy": teacher["test_accuracy"],
+        "student_accuracy": student["test_accuracy"],
+        "weight_bits": student["weight_bits"],
+        "act_bits": student["act_bits"],
+        "images": parity["images"],
+        "parity_off": parity["off"]["top1_agreement"],
+        "parity_on": parity["on"]["top1_agreement"],
+        "integers_differing_off": sum(layer["differing"] for layer in parity["layers"]),
+        "student_bytes": (run / "export" / "student.onnx").stat().st_size,
+        "teacher_bytes": (run / "export" / "teacher.onnx").stat().st_size,
+    }
+
+
+def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Run all configs with one seed; the first one's teacher serves the others."""
+    rows, teacher = [], None
+    for config in args.configs:
+        rows.append(run_one(config, seed, args.runs_dir, args.overrides, teacher))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        first = args.runs_dir / f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
+        if teacher is None and "failed" not in rows[-1]:
+            teacher = (first / "teacher" / "weights.safetensors").resolve()
+    return rows
+
+
+def summarise(rows: list[dict[str, Any]], configs: list[str]) -> dict[str, Any]:
+    """Return mean and standard deviation a config, and of the teachers."""
+    good = [row for row in rows if "failed" not in row]
+    table = {config: _spread([r["student_accuracy"] for r in good if r["config"] == config]) for config in configs}
+    return {"teacher": _spread([r["teacher_accuracy"] for r in good if r["config"] == configs[0]]), **table}
+
+
+def _spread(values: list[float]) -> dict[str, float | int]:
+    if not values:
+        return {"seeds": 0}
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {
+        "seeds": len(values), "mean": round(statistics.mean(values), 5), "stdev": round(deviation, 5),
+        "min": min(values), "max": max(values),
+    }  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and hardware."""
+    import brevitas
+    import onnxruntime
+    import torch
+
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "brevitas": brevitas.__version__,
+        "onnxruntime": onnxruntime.__version__, "machine": platform.machine(), "cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(), "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Parse the command line, train, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", help="config files and key.path=value overrides")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="seeds trained side by side")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    args.configs = [word for word in args.words if "=" not in word]
+    args.overrides = [word for word in args.words if "=" in word]
+    args.runs_dir.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        rows = [row for part in pool.map(lambda seed: run_seed(args, seed), args.seeds) for row in part]
+    summary = summarise(rows, args.configs)
+    for name, row in summary.items():
+        print(f"{name:45s}", row)
+    if args.json:
+        record = {"what": "last-epoch test accuracy", "configs": args.configs, "overrides": _public(args.overrides)}
+        record |= {"environment": environment(), "summary": summary, "rows": rows}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _public(overrides: list[str]) -> list[str]:
+    """Return the overrides without this machine's folders."""
+    return [word for word in overrides if not word.startswith(("data.path=", "data.root="))]
+
+
+if __name__ == "__main__":
+    main()

@@ -27,8 +27,8 @@ class QuantSpec:
         act_quantizer: ``lsq``, ``pact`` or ``dorefa``; for the inputs of low-bit layers. Sums, pools and the image are
             always on learned step sizes.
         per_channel: One weight step size an output channel (``lsq`` only), or one a tensor.
-        overrides: Layer name pattern (``fnmatch``: ``layer1.*``) -> ``{"weight_bits": 4, "act_bits": 4}``; the last
-            pattern that matches wins, over first and last layer, too.
+        overrides: Layer name pattern (``fnmatch``: ``layer1.*``) -> ``{"weight_bits": 4, "act_bits": 4}``; for each
+            key the last pattern that matches wins, over first and last layer, too.
 
     Raises:
         ValueError: If a bit width is not an integer from 2 to 8, a quantizer is unknown, or an override has another key

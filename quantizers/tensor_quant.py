@@ -75,6 +75,10 @@ class LsqWeightQuant(WeightQuant):
     The gradient of ``s`` is scaled by :math:`1/\sqrt{N Q_P}`, ``N`` the number of weights that share it;
     ``s`` starts at :math:`2\,\mathrm{mean}|w| / \sqrt{Q_P}`.
 
+    Note:
+        At eight bits ``s`` starts at :math:`\max|w| / Q_P`: the published start suits few codes, and would leave an
+        8-bit layer about five bits until training has moved it.
+
     References:
         Esser et al., `Learned Step Size Quantization <https://arxiv.org/abs/1902.08153>`_, 2020, section 2.
     """
@@ -83,7 +87,11 @@ class LsqWeightQuant(WeightQuant):
         super().__init__(bit_width, low, high)
         self.per_channel = per_channel
         rows = weight.detach().reshape(weight.size(0), -1) if per_channel else weight.detach().reshape(1, -1)
-        start = 2 * rows.abs().mean(dim=1) / math.sqrt(high)
+        if bit_width >= 8:
+            # Eight bits hold the whole range; the published start would use an eighth of it.
+            start = rows.abs().amax(dim=1) / high
+        else:
+            start = 2 * rows.abs().mean(dim=1) / math.sqrt(high)
         # A channel of zeros has no size of its own; any positive step represents it exactly.
         start = torch.where(start > TINY, start, start.mean().clamp_min(1e-3))
         shape = (-1,) + (1,) * (weight.dim() - 1) if per_channel else ()

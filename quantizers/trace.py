@@ -100,7 +100,8 @@ class _Shapes(fx.Interpreter):
         except RewriteError:
             raise
         except Exception as error:
-            raise RewriteError(f"{n.name}: the float network fails on example_inputs: {error}") from error
+            reason = str(error).strip().partition("\n")[0]  # torch adds the graph's own trace below
+            raise RewriteError(f"{n.name}: the float network fails on example_inputs: {reason}") from error
         n.meta["shape"] = _shape_of(result)
         return result
 

@@ -106,7 +106,7 @@ class _Axis:
     def ticks(self) -> list[float]:
         raw = (self.high - self.low) / 4
         power = 10 ** math.floor(math.log10(raw))
-        step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw)
+        step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
         first = math.ceil(self.low / step - 1e-9)
         return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,12 +55,12 @@ class Plain(Net):
 
 
 class Shapes(Net):
-    """Grouped, depthwise, 1x1, strided, dilated, padding='same', even kernel, with bias and without batch norm."""
+    """Grouped, depthwise, 1x1, strided, dilated, padding='same', with bias and without batch norm."""
 
     def build(self) -> None:
         self.layers = nn.Sequential(
             conv_bn(8, 8, groups=4), nn.ReLU(), conv_bn(8, 8, groups=8), nn.ReLU6(), conv_bn(8, 8, 1, stride=2), nn.ReLU(),
-            conv_bn(8, 8, dilation=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 4, padding="same"), nn.ReLU(),
+            conv_bn(8, 8, dilation=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, (3, 5), padding="same"), nn.ReLU(),
             nn.Conv2d(8, 8, (3, 1), padding="valid"), nn.ReLU(), nn.Dropout2d(0.1),
         )  # fmt: skip
 
@@ -218,6 +219,9 @@ NETS: dict[str, type[Net]] = {
 }  # fmt: skip
 
 
+_students: dict[str, Any] = {}  # calibration is the slow part
+
+
 @pytest.fixture(autouse=True)
 def eager() -> Iterator[None]:
     """Compiling costs seconds: the fused path is tested where a test asks for it."""
@@ -258,13 +262,16 @@ def images() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def make_student(make_net: Callable[..., nn.Module], images: Callable[..., Tensor]) -> Callable[..., Any]:
-    """Return a calibrated student in eval mode."""
+    """Return a calibrated student in eval mode, a copy of its own."""
 
     def make(name: str = "plain", weight_bits: int = 2, act_bits: int = 2, seed: int = 0, **options: Any) -> Any:
         spec = quantizers.QuantSpec(weight_bits=weight_bits, act_bits=act_bits, **options)
-        student = quantizers.prepare(make_net(name, seed), spec, example_inputs=images(2))
-        quantizers.calibrate(student, [images(8, seed=5), images(8, seed=6)])
-        return student.eval()
+        key = f"{name} {seed} {spec}"
+        if key not in _students:
+            student = quantizers.prepare(make_net(name, seed), spec, example_inputs=images(2))
+            quantizers.calibrate(student, [images(8, seed=5), images(8, seed=6)])
+            _students[key] = student.eval()
+        return copy.deepcopy(_students[key])
 
     return make
 

@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401 - every optimizer imports it: once here, not in each child
 import yaml
 
 from qkd.config import RunConfig

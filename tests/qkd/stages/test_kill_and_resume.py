@@ -25,7 +25,7 @@ from qkd.testing import tiny_config, write_npz_set
 DRIVER = Path(__file__).with_name("kill_driver.py")
 ROOT = Path(__file__).resolve().parents[3]
 WEIGHTS = ("teacher/weights.safetensors", "student/float/weights.safetensors", "student/weights.safetensors")
-LEAST_KILLS = 24
+LEAST_KILLS = {"teacher": 6, "search": 3, "student_float": 6, "distill": 9}
 CLOCKED = ("seconds", "images_per_second")
 
 
@@ -165,18 +165,17 @@ def test_killed_runs_end_with_the_bits_of_a_run_never_killed(driver: Driver, tmp
     whole_s = time.monotonic() - started
     expected = steady(tmp_path / "runs" / "whole")
     rng, kills, round_number = random.Random(1), collections.Counter[str](), 0
-    wanted = {"teacher", "search", "student_float", "distill"}
-    while sum(kills.values()) < LEAST_KILLS or not wanted <= kills.keys():
+    while any(kills[stage] < least for stage, least in LEAST_KILLS.items()):
         round_number += 1
-        assert round_number < 12, f"the kills did not reach every stage: {dict(kills)}"
+        assert round_number < 20, f"the kills did not reach every stage: {dict(kills)}"
         config = experiment(data, f"killed{round_number}")
         path, attempts = write_config(config, tmp_path), 0
         while (stage := stage_of(config, tmp_path / "runs")) != "done":
             attempts += 1
             assert attempts < 200, "the run does not get on"
-            where: dict[str, Any] = {"kill_after_s": rng.uniform(0.05, 0.3) * whole_s}
+            where: dict[str, Any] = {"kill_after_s": rng.uniform(0.03, 0.2) * whole_s}
             if stage == "search" or rng.random() < 0.4:  # a moment between two file operations; search is all of these
-                where = {"die_at": rng.randint(1, 30 if stage == "search" else 200)}
+                where = {"die_at": rng.randint(1, 30 if stage == "search" else 120)}
             stages = ["distill" if stage == "student_float" else stage]
             if not driver.attempt(path, tmp_path / "runs", stages, **where):
                 kills[stage_of(config, tmp_path / "runs")] += 1
@@ -189,7 +188,7 @@ def test_killed_runs_end_with_the_bits_of_a_run_never_killed(driver: Driver, tmp
 @pytest.mark.slow
 def test_the_command_line_resumes_after_a_kill(tmp_path: Path) -> None:
     data = write_npz_set(tmp_path / "data")
-    environment = {**os.environ, "QKD_FUSED": "0", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # with the compiled quantizers, as a user has them
 
     def command(config: RunConfig, stage: str) -> list[str]:
         path = write_config(config, tmp_path)

@@ -1,0 +1,96 @@
+"""Devices, precision and threads; scoring a split and restoring modes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qkd.config import DataConfig
+from qkd.data import normalise
+from qkd.testing import TinyNet, synthetic_splits
+from qkd.training import accuracy, choose_precision, cpu_threads
+from qkd.training.evaluate import evaluating
+from qkd.training.precision import choose_device
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+DATA = DataConfig(name="npz", path=Path("unused"), eval_batch_size=7)
+
+
+@pytest.mark.parametrize(
+    ("requested", "dtype", "is_noted"),
+    [("off", None, False), ("bf16", torch.bfloat16, False), ("fp16", None, True)],
+)
+def test_precision_on_a_cpu(requested, dtype, is_noted: bool) -> None:
+    precision, note = choose_precision(requested, CPU)
+    assert precision.dtype is dtype and bool(note) == is_noted and not precision.needs_scaler
+    product = nn.Linear(4, 4)
+    with precision.context():
+        assert product(torch.ones(1, 4)).dtype is (dtype or torch.float32)
+    with precision.context(enabled=False):
+        assert product(torch.ones(1, 4)).dtype is torch.float32
+
+
+def test_fp16_on_cuda_needs_scaled_gradients() -> None:
+    precision, note = choose_precision("fp16", CUDA)
+    assert precision.dtype is torch.float16 and precision.needs_scaler and note == ""
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU and choose_device("cpu") == CPU
+    with pytest.raises(ValueError, match="cuda:1 is asked for, but PyTorch sees no such device"):
+        choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("auto") == CUDA and choose_device("cuda:0").index == 0
+    with pytest.raises(ValueError, match="cuda:1"):
+        choose_device("cuda:1")
+
+
+def test_threads_are_restored_on_failure() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    with cpu_threads(None):
+        assert torch.get_num_threads() == before
+
+
+class Oracle(nn.Module):
+    """Knows the answers to some of the images."""
+
+    def __init__(self, images: Tensor, labels: Tensor, right: int) -> None:
+        super().__init__()
+        self.images, self.right = images, right
+        self.answers = torch.where(torch.arange(len(labels)) < right, labels, (labels + 1) % 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training and not torch.is_grad_enabled()
+        which = (self.images[None] == x[:, None]).flatten(2).all(2).float().argmax(1)
+        return nn.functional.one_hot(self.answers[which], 4).float()
+
+
+@pytest.mark.parametrize("right", [0, 5, 18])
+def test_accuracy_counts(right: int) -> None:
+    splits = synthetic_splits(val=18)
+    raw, labels = splits.val.batch(torch.arange(18), "cpu")
+    oracle = Oracle(normalise(raw, splits.mean, splits.std), labels, right)
+    assert accuracy(oracle, splits.val, splits, DATA, CPU) == right / 18
+    assert oracle.training
+
+
+def test_an_empty_split_has_no_accuracy() -> None:
+    splits = synthetic_splits(val=0)
+    assert accuracy(TinyNet(), splits.val, splits, DATA, CPU) is None
+
+
+def test_every_module_gets_its_mode_back() -> None:
+    net = TinyNet().train()
+    net.left.eval()
+    with pytest.raises(KeyError), evaluating(net):
+        assert not any(module.training for module in net.modules())
+        raise KeyError
+    assert net.training and net.stem[1].training and not net.left.training and not net.left[1].training

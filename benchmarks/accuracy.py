@@ -63,7 +63,8 @@ def _read(run: Path) -> dict[str, Any]:
 
 def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Run all configs with one seed; the first one's teacher serves the others."""
-    rows, teacher = [], None
+    rows: list[dict[str, Any]] = []
+    teacher = Path(args.teachers.format(seed=seed)).resolve() if args.teachers else None
     for config in args.configs:
         rows.append(run_one(config, seed, args.runs_dir, args.overrides, teacher))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -108,6 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", help="config files and key.path=value overrides")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--teachers", help="trained teachers to use for all configs, e.g. runs/t-seed{seed}/teacher/weights.safetensors"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="seeds trained side by side")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--json", type=Path)

@@ -24,7 +24,9 @@ class DataConfig(Section):
     """Which images, and how they are split and batched."""
 
     name: str = Field(description="digits, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
-    path: Path | None = Field(None, description="npz: folder with train.npz and test.npz; folder: with train/ and test/")
+    path: Path | None = Field(
+        None, description="npz: folder with train.npz and test.npz; folder: with train/ and test/"
+    )
     root: Path = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
     download: bool = Field(True, description="fetch a torchvision set that is not in root")
     image_size: Count | None = Field(None, description="side in pixels that images of a folder are resized to")
@@ -71,7 +73,9 @@ class TrainConfig(Section):
     ema_decay: Fraction = Field(0.0, description="decay a step of the averaged weights that are kept; 0 is off")
     autocast: Literal["off", "bf16", "fp16"] = Field("off", description="reduced precision, where the device has it")
     channels_last: bool = Field(False, description="memory format of images and convolutions")
-    checkpoint_every_s: NonNegative = Field(60.0, description="least seconds between checkpoints; one at every epoch's end")
+    checkpoint_every_s: NonNegative = Field(
+        60.0, description="least seconds between checkpoints; one at every epoch's end"
+    )
 
     @model_validator(mode="after")
     def _warmup_is_shorter(self) -> TrainConfig:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,9 +42,7 @@ def _gradients_channel(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high
     return grad_x, terms.sum(dim=1, keepdim=True)
 
 
-def _clip_gradients_tensor(
-    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
+def _clip_gradients_tensor(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     v = x / scale
     inside = (v > low) & (v < high)
     zero = torch.zeros_like(grad)
@@ -74,8 +71,7 @@ class _Fusion:
         compiled = torch.compile(function, dynamic=True, fullgraph=True)
         try:
             _require_compiler(tensors[0].device)
-            with _one_grad_mode():
-                result = compiled(*tensors)
+            result = compiled(*tensors)
         except Exception as error:
             self.enabled = False
             _log.warning(
@@ -86,12 +82,6 @@ class _Fusion:
             return function(*tensors)
         self._compiled[key] = compiled
         return result
-
-
-@contextlib.contextmanager
-def _one_grad_mode() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def _require_compiler(device: torch.device) -> None:
@@ -139,7 +129,7 @@ def _same_format(grad: Tensor, x: Tensor) -> Tensor:
 
 class _PerTensor(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float, residual: bool) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float, residual: bool) -> Tensor:  # noqa: FBT001
         return _like(_fusion(_quantize_tensor, _flat(x), scale, low, high).to(x.dtype), x)
 
     @staticmethod
@@ -160,7 +150,8 @@ class _PerChannel(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float) -> Tensor:
         rows = x.reshape(x.size(0), -1)
-        return _fusion(_quantize_channel, rows, scale.view(-1, 1), low, high).view(x.shape)
+        out: Tensor = _fusion(_quantize_channel, rows, scale.view(-1, 1), low, high)
+        return out.view(x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -172,9 +163,7 @@ class _PerChannel(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, low, high = ctx.saved_tensors
         rows = (x.size(0), -1)
-        grad_x, grad_s = _fusion(
-            _gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high
-        )
+        grad_x, grad_s = _fusion(_gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high)
         return grad_x.view(x.shape), (grad_s * ctx.grad_scale).view_as(scale), None, None, None
 
 
@@ -202,7 +191,7 @@ def fake_quantize(
         Esser et al., `Learned Step Size Quantization <https://arxiv.org/abs/1902.08153>`_, 2020, equations 1 to 3;
         Choi et al., `PACT <https://arxiv.org/abs/1805.06085>`_, 2018, equations 1 to 3 (``residual=False``).
     """
-    return _PerTensor.apply(x, scale, low, high, grad_scale, residual)  # type: ignore[no-any-return, no-untyped-call]
+    return _PerTensor.apply(x, scale, low, high, grad_scale, residual)  # type: ignore[no-any-return]
 
 
 def fake_quantize_per_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, grad_scale: float) -> Tensor:
@@ -215,4 +204,4 @@ def fake_quantize_per_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tenso
         high: Largest code, shape ``[]``.
         grad_scale: Factor of the gradients of ``scale``.
     """
-    return _PerChannel.apply(x, scale, low, high, grad_scale)  # type: ignore[no-any-return, no-untyped-call]
+    return _PerChannel.apply(x, scale, low, high, grad_scale)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ from typing import Any
 
 from brevitas.inject import ExtendedInjector, value
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantizers.tensor_quant import (
     DorefaActQuant,
@@ -20,8 +20,23 @@ from quantizers.tensor_quant import (
 BITS = range(2, 9)
 
 
+class _KeepsQuantizer:
+    """Loads a state into the quantizer there is. Brevitas builds a new one, which would lose shared step sizes."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        nn.Module._load_from_state_dict(self, *args)  # type: ignore[arg-type]
+
+
+class _WeightProxy(_KeepsQuantizer, WeightQuantProxyFromInjector):  # type: ignore[misc]
+    pass
+
+
+class _ActProxy(_KeepsQuantizer, ActQuantProxyFromInjector):  # type: ignore[misc]
+    pass
+
+
 class _Weight(ExtendedInjector):  # type: ignore[misc]
-    proxy_class = WeightQuantProxyFromInjector
+    proxy_class = _WeightProxy
     signed = True
     narrow_range = False
     has_norm = True
@@ -40,7 +55,7 @@ class _Weight(ExtendedInjector):  # type: ignore[misc]
 
 
 class _Act(ExtendedInjector):  # type: ignore[misc]
-    proxy_class = ActQuantProxyFromInjector
+    proxy_class = _ActProxy
     narrow_range = False
     largest = None
 

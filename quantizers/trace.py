@@ -94,6 +94,10 @@ class _Tracer(fx.Tracer):
 class _Shapes(fx.Interpreter):
     """Runs the graph once and writes the shape of every tensor into its node."""
 
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False  # else fx writes the graph into our messages
+
     def run_node(self, n: fx.Node) -> Any:
         try:
             result = super().run_node(n)

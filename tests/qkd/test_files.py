@@ -44,7 +44,7 @@ def test_tensors_of_any_layout_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_equal_tensors_give_equal_bytes(tmp_path: Path) -> None:
     tensors = {name: torch.full((3,), float(ord(name))) for name in "bca"}
-    facts = {name: "x" for name in "zyxwvu"}
+    facts = dict.fromkeys("zyxwvu", "x")
     hashes = {files.write_safetensors(tmp_path / "t", tensors, facts) for _ in range(20)}
     hashes.add(files.write_safetensors(tmp_path / "t", dict(reversed(tensors.items())), dict(reversed(facts.items()))))
     assert len(hashes) == 1 and files.read_metadata(tmp_path / "t") == facts

@@ -27,8 +27,8 @@ def test_widths_follow_the_readers(make_net: Any, images: Any) -> None:
     plan, nodes = plan_of(make_net("residual"), images, sum_bits=6)
     bits = {path: plan.bits(node) for path, node in nodes.items()}
     assert bits["images"] == 8, "the first layer reads it"
-    assert bits["relu"] == 6, "sums read it, too"
-    assert bits["relu_1"] == 3, "one convolution alone reads it"
+    assert bits["relu_2"] == 6, "a sum reads it, too"
+    assert bits["relu"] == bits["relu_1"] == 3, "convolutions alone read them"
     assert bits["a.0.0"] is None and bits["a.0.1"] is None, "goes through a ReLU first"
     assert bits["b.0.0"] == bits["project.0"] == 6 and bits["add"] is None
     assert bits["head"] is None
@@ -47,8 +47,8 @@ def test_kinds(make_net: Any, images: Any) -> None:
 
 def test_quantizer_of_low_bit_inputs_only(make_net: Any, images: Any) -> None:
     plan, nodes = plan_of(make_net("residual"), images, act_quantizer="pact", first_bits=None)
-    methods = {path: plan.method(nodes[path], plan.bits(nodes[path]) or 8) for path in ("images", "relu", "relu_1")}
-    assert methods == {"images": "lsq", "relu": "lsq", "relu_1": "pact"}
+    methods = {path: plan.method(nodes[path], plan.bits(nodes[path]) or 8) for path in ("images", "relu_1", "relu_2")}
+    assert methods == {"images": "lsq", "relu_1": "pact", "relu_2": "lsq"}
 
 
 def test_a_relu_behind_pooling_bounds_the_grid_before_it(images: Any) -> None:

@@ -71,8 +71,7 @@ def test_eight_bits_come_close_to_the_float_net(net_name: str, make_net: Any, ma
         for seed in (5, 6):
             net(images(8, seed=seed))
         expected, got = net.eval()(images(6, seed=7)), student(images(6, seed=7))
-    spread = float((expected - expected.mean(0)).std())
-    assert float((got - expected).abs().mean()) < 0.25 * spread
+    assert float((got - expected).abs().mean()) < 0.1 * float(expected.std())
 
 
 def test_state_loads_strictly_into_a_fresh_student(net_name: str, make_net: Any, make_student: Any, images: Any) -> None:
@@ -114,7 +113,7 @@ def test_operands_of_sums_have_equal_steps(make_student: Any) -> None:
         for node in student.graph.nodes:
             if node.op == "call_module" and isinstance(modules[node.target], Sum):
                 a, b = (modules[operand.target].quant for operand in node.args)
-                assert a.owner is b.owner and float(a.step) == float(b.step) and a.bits == b.bits == 8
+                assert a.owner is b.owner and a.step.item() == b.step.item() and a.bits == b.bits == 8
                 sums += 1
         assert sums == {"residual": 3, "bottleneck": 2, "preactivation": 1}[name]
 
@@ -128,7 +127,7 @@ def test_operands_of_concatenations_lie_on_one_grid(make_student: Any) -> None:
                 assert len({view.grids[operand] for operand in node.inputs}) == 1
                 assert view.grids[node.output] == view.grids[node.inputs[0]]
                 found += 1
-        assert found == {"dense": 2, "branches": 2, "shuffle": 1}[name]
+        assert found == {"dense": 3, "branches": 2, "shuffle": 1}[name]
     dense = make_student("dense")
     rescaled = [n for n in act_quantizers(dense) if "_input" in n]
     assert len(rescaled) <= 1, "values of several concatenations need no grid for each"
@@ -216,12 +215,11 @@ def test_relu6_of_a_rectified_sum_still_bounds(images: Any) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.other = nn.Conv2d(4, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
             total = F.relu(self.a(x)) + F.relu(self.b(x))
-            return self.head(F.relu6(total)) + self.head2(total)
-
-        head2 = nn.Identity()
+            return self.head(F.relu6(total)) + self.other(total)
 
     net = Net()
     for conv in (net.a, net.b):

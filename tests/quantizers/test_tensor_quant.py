@@ -55,7 +55,7 @@ def test_eight_bit_weights_start_with_their_whole_range() -> None:
     weight = weights()
     quant = LsqWeightQuant(8, -128, 127, weight, per_channel=True)
     assert quant.codes(weight).abs().flatten(1).amax(1).tolist() == [127.0] * 4
-    assert float((quant.quantize(weight) - weight).abs().max()) <= 0.5001 * float(quant.step.max())
+    assert (quant.quantize(weight) - weight).abs().max().item() <= 0.5001 * quant.step.max().item()
 
 
 def test_lsq_weight_gradient_scale() -> None:
@@ -114,7 +114,7 @@ def test_dorefa_gradient_passes_tanh_and_maximum() -> None:
 def test_dorefa_gain_restores_the_size_without_batch_norm() -> None:
     weight = weights(2) * 0.01
     quant = DorefaWeightQuant(2, 0, 0, weight, has_norm=False)
-    assert float(quant.quantize(weight).abs().mean()) == pytest.approx(float(weight.abs().mean()), rel=1e-4)
+    assert quant.quantize(weight).abs().mean().item() == pytest.approx(float(weight.abs().mean()), rel=1e-4)
     assert float(DorefaWeightQuant(2, 0, 0, weight, has_norm=True).gain) == 1.0
     codes = quant.codes(weight)
     quant.rescale(weight, torch.tensor(1.001))
@@ -127,21 +127,21 @@ def test_lsq_activations_start_as_published(bits: int) -> None:
     quant = calibrated(LsqActQuant(bits, "unsigned"), x)
     rectified = [max(v, 0.0) for v in x.flatten().tolist()]
     expected = 2 * sum(rectified) / len(rectified) / math.sqrt(2**bits - 1)
-    assert float(quant.step) == pytest.approx(expected, rel=1e-5)
+    assert quant.step.item() == pytest.approx(expected, rel=1e-5)
     signed = calibrated(LsqActQuant(bits, "signed"), x)
-    assert float(signed.step) == pytest.approx(2 * float(x.abs().mean()) / math.sqrt(2 ** (bits - 1) - 1), rel=1e-5)
+    assert signed.step.item() == pytest.approx(2 * float(x.abs().mean()) / math.sqrt(2 ** (bits - 1) - 1), rel=1e-5)
 
 
 def test_wide_and_bounded_starts() -> None:
     x = torch.tensor([[-3.0, 1.0, 12.0]])
-    assert float(calibrated(LsqActQuant(8, "unsigned"), x).step) == pytest.approx(12 / 255)
-    assert float(calibrated(LsqActQuant(8, "signed"), x).step) == pytest.approx(12 / 127)
-    assert float(calibrated(LsqActQuant(8, "unsigned", largest=6.0), x).step) == pytest.approx(6 / 255)
+    assert calibrated(LsqActQuant(8, "unsigned"), x).step.item() == pytest.approx(12 / 255)
+    assert calibrated(LsqActQuant(8, "signed"), x).step.item() == pytest.approx(12 / 127)
+    assert calibrated(LsqActQuant(8, "unsigned", largest=6.0), x).step.item() == pytest.approx(6 / 255)
     shifted = calibrated(LsqActQuant(8, "shifted"), x)
     out, step, zero_point, bits = shifted(x)
-    assert (int(zero_point), int(bits)) == (51, 8) and float(out[0, 0]) == pytest.approx(-3.0, abs=float(step))
+    assert (int(zero_point), int(bits)) == (51, 8) and out[0, 0].item() == pytest.approx(-3.0, abs=step.item())
     assert float(shifted.high) - float(shifted.low) == 255
-    assert float(calibrated(LsqActQuant(2, "unsigned"), -x.abs()).step) > 0, "a dead ReLU keeps a positive step"
+    assert calibrated(LsqActQuant(2, "unsigned"), -x.abs()).step.item() > 0, "a dead ReLU keeps a positive step"
 
 
 def test_activation_gradient_scale_counts_values_of_one_image() -> None:
@@ -155,7 +155,7 @@ def test_pact_alpha_moves_by_clipped_values_only() -> None:
     quant = PactActQuant(2, "unsigned")
     quant.set_step(0.5)
     quant.mark_calibrated()
-    assert float(quant.alpha) == 1.5
+    assert quant.alpha.item() == 1.5
     x = torch.tensor([[-1.0, 0.3, 1.4, 1.6, 9.0]], requires_grad=True)
     out = quant(x)[0]
     assert out.tolist() == [[0.0, 0.5, 1.5, 1.5, 1.5]]
@@ -179,7 +179,7 @@ def test_shared_steps(method: type[ActQuant]) -> None:
     third.share(second)
     first.share(third)  # already one group: nothing happens, and nothing turns in circles
     third.set_step(0.125)
-    assert [float(q.step) for q in (first, second, third)] == [0.125] * 3
+    assert [q.step.item() for q in (first, second, third)] == [0.125] * 3
     assert second.owner is third.owner is first
     assert not list(second.parameters()) and len(list(first.parameters())) == 1
 
@@ -201,7 +201,7 @@ def test_steps_through_zero_stay_positive() -> None:
     quant = calibrated(LsqActQuant(2, "unsigned"), weights(5))
     for value in (0.0, -0.25):
         quant.scale.data.fill_(value)
-        assert float(quant.step) > 0 and bool(torch.isfinite(quant(weights(6))[0]).all())
+        assert quant.step.item() > 0 and bool(torch.isfinite(quant(weights(6))[0]).all())
 
 
 def test_observer() -> None:

@@ -11,17 +11,19 @@ from torch import nn
 from qkd.distill import Taps, dequantised
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet
-from quantizers import QuantSpec, calibrate, prepare
+from quantizers import QuantSpec, calibrate, is_fused, prepare, set_fused
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
+def one_thread_and_no_compiler():
+    threads, fused = torch.get_num_threads(), is_fused()
     torch.set_num_threads(1)
+    set_fused(enabled=False)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    set_fused(enabled=fused)
 
 
 def hooks(model: nn.Module) -> int:

@@ -1,0 +1,113 @@
+"""Calibration: scales and statistics from data, everything else as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import quantizers
+from quantizers import QuantSpec, act_quantizers, calibrate, freeze_batch_norm, prepare, quant_layers
+
+
+def fresh(make_net: Any, images: Any, name: str = "residual", **options: Any) -> Any:
+    return prepare(make_net(name), QuantSpec(**{"weight_bits": 2, "act_bits": 2, **options}), example_inputs=images(1))
+
+
+def test_modes_and_momenta_are_restored(make_net: Any, images: Any) -> None:
+    student = fresh(make_net, images, "perceptron")
+    student.get_submodule("drop").eval()
+    layer = quant_layers(student)["stem.0"]
+    layer.bn.momentum, layer.deployed_in_training = 0.37, True
+    modes = {name: module.training for name, module in student.named_modules()}
+    grads = [p.requires_grad for p in student.parameters()]
+    calibrate(student, [images(4)])
+    assert {name: module.training for name, module in student.named_modules()} == modes
+    assert layer.bn.momentum == 0.37 and layer.deployed_in_training
+    assert [p.requires_grad for p in student.parameters()] == grads
+    assert all(q.quant.observer is None and not q.quant.bypass for q in act_quantizers(student).values())
+
+
+def test_everything_is_restored_on_failure(make_net: Any, images: Any) -> None:
+    student = fresh(make_net, images)
+    modes = {name: module.training for name, module in student.named_modules()}
+    momenta = [m.momentum for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
+    with pytest.raises(RuntimeError):
+        calibrate(student, [torch.randn(2, 5, 8, 8)])
+    assert {name: module.training for name, module in student.named_modules()} == modes
+    assert [m.momentum for m in student.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
+    assert all(q.quant.observer is None and not q.quant.bypass for q in act_quantizers(student).values())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_statistics_are_the_average_over_the_batches(frozen: bool, make_net: Any, images: Any) -> None:
+    student, batches = fresh(make_net, images), [images(4, seed=1), images(6, seed=2), images(5, seed=3)]
+    freeze_batch_norm(student, frozen)
+    calibrate(student, batches)
+    layer = quant_layers(student)["stem.0"]
+    source = act_quantizers(student)["images_quant"]
+    means, variances = [], []
+    with torch.no_grad():
+        for batch in batches:
+            raw = layer._conv_forward(source(batch), layer.weight_quant(layer.weight), layer.bias)
+            means.append(raw.mean((0, 2, 3)))
+            variances.append(raw.transpose(0, 1).flatten(1).var(dim=1, unbiased=True))
+    torch.testing.assert_close(layer.bn.running_mean, torch.stack(means).mean(0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(layer.bn.running_var, torch.stack(variances).mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_only_scales_move_more_than_a_hair(make_net: Any, images: Any) -> None:
+    student = fresh(make_net, images)
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    calibrate(student, [images(8)])
+    for name, parameter in student.named_parameters():
+        if "act_quant" not in name:  # settling moves batch norm and weight scales by at most 0.2 %
+            torch.testing.assert_close(parameter.detach(), before[name], rtol=0.002, atol=0.02, msg=name)
+
+
+def test_scales_follow_the_images(make_net: Any, images: Any) -> None:
+    small, large = fresh(make_net, images), fresh(make_net, images)
+    calibrate(small, [images(8)])
+    calibrate(large, [images(8) * 10])
+    ratio = _step(large, "images_quant") / _step(small, "images_quant")
+    assert ratio == pytest.approx(10, rel=0.01)
+    values = images(8)
+    grid = act_quantizers(small)["images_quant"].quant
+    assert float(grid.low) < 0 < float(grid.high), "the zero point of an image with both signs"
+    assert _step(small, "images_quant") == pytest.approx(float(values.max() - values.min()) / 255, rel=0.02)
+
+
+def _step(student: Any, name: str) -> float:
+    return float(act_quantizers(student)[name].quant.step.detach())
+
+
+def test_order_of_calls_and_pairs(make_net: Any, images: Any) -> None:
+    """Pairs (images, labels) and generators are fine, and a second call gives the same scales."""
+    student = fresh(make_net, images)
+    calibrate(student, ((images(4), torch.zeros(4)) for _ in range(2)))
+    first = {name: _step(student, name) for name in act_quantizers(student)}
+    calibrate(student, [images(4), images(4)])
+    for name in first:
+        assert _step(student, name) == pytest.approx(first[name], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        ([], ValueError, "calibrate needs at least one batch of images, got none"),
+        ([torch.full((2, 3, 8, 8), float("nan"))], ValueError, "calibration batch 0 holds NaN or infinite values"),
+        ([torch.ones(2, 3, 8, 8), torch.full((2, 3, 8, 8), float("inf"))], ValueError, "calibration batch 1 holds NaN"),
+        ([torch.zeros(2, 3, 8, 8)], ValueError, "all calibration images are zero"),
+        ([torch.ones(2, 3, 8, 8, dtype=torch.uint8)], TypeError, "batches must be float image tensors, got Tensor torch.uint8"),
+        (["images"], TypeError, "batches must be float image tensors, got str"),
+    ],
+)
+def test_bad_batches(batches: list[Tensor], error: type[Exception], message: str, make_net: Any, images: Any) -> None:
+    student = fresh(make_net, images, "plain")
+    with pytest.raises(error, match=message):
+        calibrate(student, batches)
+    assert not any(q.quant.is_calibrated for q in act_quantizers(student).values())
+    with pytest.raises(quantizers.NotCalibratedError):
+        student(images(2))

@@ -1,0 +1,131 @@
+"""Layers: training with batch statistics, deployed arithmetic with everything folded, and hard batch norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import quantizers
+from quantizers import QuantSpec, act_quantizers, freeze_batch_norm, integer_view, quant_layers
+from quantizers import integer as ir
+from quantizers.layers import BIAS_LIMIT, GlobalAveragePool, WindowGather
+
+
+def conv_of(student: Any) -> Any:
+    return quant_layers(student)["conv"]
+
+
+def test_training_uses_batch_statistics(make_student: Any, images: Any) -> None:
+    student = make_student("plain")
+    layer, batch = conv_of(student).train(), torch.randn(4, 8, 5, 5)
+    out = layer(batch)
+    mean, var = layer.bn.running_mean.clone(), layer.bn.running_var.clone()
+    raw = F.conv2d(batch, layer.weight_quant(layer.weight), padding=1)
+    expected = F.batch_norm(raw, None, None, layer.bn.weight, layer.bn.bias, training=True, eps=layer.bn.eps)
+    torch.testing.assert_close(out, expected)
+    layer(batch)
+    assert not torch.equal(mean, layer.bn.running_mean) and not torch.equal(var, layer.bn.running_var)
+
+
+def test_eval_folds_batch_norm_and_rounds_the_bias(make_student: Any, images: Any) -> None:
+    layer = conv_of(make_student("plain"))
+    batch = torch.randint(0, 4, (4, 8, 5, 5)) * layer.source.quant.step.detach()
+    with torch.no_grad():
+        got = layer(batch)
+        raw = F.conv2d(batch, layer.weight_quant(layer.weight), padding=1)
+        exact = F.batch_norm(raw, layer.bn.running_mean, layer.bn.running_var, layer.bn.weight, layer.bn.bias, eps=layer.bn.eps)
+        _, scale, bias = layer.integers()
+        unit = scale * layer.source.quant.step
+    assert bool(((got - exact).abs() <= 0.5 * unit.reshape(1, -1, 1, 1) * 1.001 + 1e-5).all())
+    assert torch.equal(bias, bias.round()) and bias.dtype == torch.float64
+
+
+def test_negative_batch_norm_factors_flip_codes(make_student: Any, images: Any, compute: Any) -> None:
+    student = make_student("plain")
+    layer = conv_of(student)
+    before = layer.integers()[0].clone()
+    layer.bn.weight.data.mul_(torch.tensor([-1.0, 1.0] * 4))
+    after, scale, _ = layer.integers()
+    assert torch.equal(after[0::2], -before[0::2]) and torch.equal(after[1::2], before[1::2])
+    assert bool((scale > 0).all())
+    _check_against_integers(student, images(3), compute)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_channel": False}, {"weight_quantizer": "dorefa"}])
+def test_dead_channel_with_a_large_shift(options: Any, make_student: Any, images: Any, compute: Any) -> None:
+    """A batch-norm factor of zero: the channel is its bias, which must fit int32."""
+    student = make_student("plain", **options)
+    layer = conv_of(student)
+    layer.bn.weight.data[2], layer.bn.bias.data[2] = 0.0, 5.0
+    layer.bn.weight.data[3], layer.bn.bias.data[3] = 1e-30, -7.0
+    _, scale, bias = layer.integers()
+    assert bool((scale > 0).all()) and float(bias.abs().max()) <= BIAS_LIMIT
+    with torch.no_grad():
+        out = layer(torch.zeros(1, 8, 3, 3))
+    torch.testing.assert_close(out[0, 2:4, 0, 0], torch.tensor([5.0, -7.0]), rtol=1e-4, atol=1e-4)
+    _check_against_integers(student, images(3), compute)
+
+
+def _check_against_integers(student: Any, batch: Tensor, compute: Any) -> None:
+    view = integer_view(student)
+    with torch.no_grad():
+        expected, got = compute(view, batch)[view.outputs[0]], student(batch).double()
+    torch.testing.assert_close(got, expected, rtol=0.01, atol=0.01)
+    assert all(n.bias.dtype.name == "int32" for n in view.nodes if isinstance(n, (ir.Conv, ir.Linear)) and n.bias is not None)
+
+
+@pytest.mark.parametrize("name", ["residual", "squeeze_excite", "dense"])
+def test_frozen_training_is_the_deployed_arithmetic(name: str, make_student: Any, images: Any, train_step: Any) -> None:
+    student = make_student(name)
+    statistics = {k: v.clone() for k, v in student.state_dict().items() if "running" in k or "tracked" in k}
+    with torch.no_grad():
+        deployed = student(images(4))
+    freeze_batch_norm(student, True)
+    assert torch.equal(student.train()(images(4)).detach(), deployed)
+    train_step(student, images(4))
+    for parameter_name, parameter in student.named_parameters():
+        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), parameter_name
+    norms = [layer.bn for layer in quant_layers(student).values() if layer.bn is not None]
+    assert all(bool(norm.weight.grad.any()) and bool(norm.bias.grad.any()) for norm in norms[:1])
+    state = student.state_dict()
+    assert statistics and all(torch.equal(state[key], value) for key, value in statistics.items())
+    freeze_batch_norm(student, False)
+    assert not torch.allclose(student(images(4)).detach(), deployed)
+    state = student.state_dict()
+    assert not all(torch.equal(state[key], value) for key, value in statistics.items())
+
+
+def test_layers_without_batch_norm_round_their_bias_when_frozen(make_student: Any, images: Any) -> None:
+    student = make_student("shapes")
+    layer = quant_layers(student)["layers.8"]
+    assert layer.bn is None
+    weight, bias = layer.deployed()
+    unit = layer.folded()[1] * layer.source.quant.step
+    codes = (bias / unit).detach()
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+    assert not torch.equal(bias, layer.bias)
+    bias.sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.ones_like(layer.bias))  # rounding passes straight through
+
+
+def test_relu_is_absorbed(make_student: Any) -> None:
+    student = make_student("plain")
+    assert not any(isinstance(m, nn.ReLU) for m in student.modules())
+    assert {q.quant.kind for n, q in act_quantizers(student).items() if "relu" in n} == {"unsigned"}
+
+
+def test_quantizer_error_names_the_place(make_net: Any, images: Any) -> None:
+    student = quantizers.prepare(make_net("plain"), QuantSpec(), example_inputs=images(1))
+    with pytest.raises(quantizers.NotCalibratedError, match="^relu: "):
+        act_quantizers(student)["relu"](torch.zeros(1, 8, 2, 2))
+
+
+def test_moving_modules() -> None:
+    x = torch.arange(12.0).reshape(1, 1, 3, 4)
+    assert WindowGather([0, 2], [3, 3, 1])(x).tolist() == [[[[3, 3, 1], [11, 11, 9]]]]
+    assert GlobalAveragePool(keepdims=True)(x).shape == (1, 1, 1, 1)
+    assert GlobalAveragePool(keepdims=False)(x).tolist() == [[5.5]]

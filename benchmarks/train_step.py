@@ -203,6 +203,7 @@ def main() -> None:
     default = ["float", "ours_w4a4", "ours_w2a2", "stock_w4a4", "stock_w2a2"]
     parser.add_argument("--variants", nargs="+", default=default, help="also ours_w2a2_compiled")
     parser.add_argument("--memory", help="print the peak memory of one variant and exit")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the memory readings")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.threads:
@@ -213,15 +214,18 @@ def main() -> None:
     results = measure(args)
     for variant, row in results.items():
         print(f"{variant:22s}", row, flush=True)
-    for variant in args.variants:
+    for variant in [] if args.no_memory else args.variants:
         command = [sys.executable, __file__, "--memory", variant, "--net", args.net, "--batch", str(args.batch)]
         out = subprocess.run([*command, "--size", str(args.size)], capture_output=True, text=True, check=True)
         results[variant]["peak_memory_mb"] = round(float(out.stdout.split()[-1]), 1)
-    for variant, row in results.items():
+    for variant, row in ({} if args.no_memory else results).items():
         row["memory_ratio"] = round(row["peak_memory_mb"] / results["float"]["peak_memory_mb"], 3)
         print(f"{variant:22s}", row)
     if args.json:
-        record = {"what": "one distillation step", "arguments": {k: str(v) for k, v in vars(args).items()}}
+        record = {
+            "what": "one distillation step",
+            "arguments": {k: str(v) for k, v in vars(args).items() if k not in ("json", "memory")},
+        }
         args.json.write_text(json.dumps({**record, "environment": environment(), "results": results}, indent=1) + "\n")
 
 

@@ -164,8 +164,8 @@ def check_parity(
         layer_images: So many images at most are compared layer by layer; 0 leaves layers out.
 
     Raises:
-        ValueError: If there are no images, all of them are zero, some value is not finite, labels do not fit, or the
-            file was not written by ``export_onnx``.
+        ValueError: If there are no images, all of them are zero or of another shape than the file takes, some value is
+            not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
         FileNotFoundError: If there is no file at ``path``.
         ImportError: If onnxruntime is missing.
     """
@@ -173,6 +173,7 @@ def check_parity(
     tally, layers = _Tally(), _LayerTally(ways.taps)
     with evaluating(student):
         for images, labels in _pairs(batches):
+            ways.check_shape(images)
             for part, part_labels, tapped in _parts(images, labels, layer_images - layers.images):
                 logits, off = _run_student(student, part, ways, layers if tapped else None)
                 tally.add(logits, off, ways.run(ways.on, part), part_labels)
@@ -197,6 +198,11 @@ class _Ways:
     @property
     def output_step(self) -> float | None:
         return float(self.properties["output_step"]) if "output_step" in self.properties else None
+
+    def check_shape(self, images: Tensor) -> None:
+        wanted = self.off.get_inputs()[0].shape[1:]  # without the batch
+        if any(isinstance(size, int) for size in wanted) and list(images.shape[1:]) != list(wanted):
+            raise ValueError(f"images are {list(images.shape[1:])}, but the file takes {list(wanted)}, batch apart")
 
     def run(self, session: Any, images: Tensor) -> Array:
         return np.asarray(session.run([OUTPUT], {INPUT: images.numpy()})[0])

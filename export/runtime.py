@@ -42,7 +42,7 @@ def open_session(
         optimised_path: Where the optimised graph is saved, if anywhere.
 
     Raises:
-        ValueError: If ``threads`` is below 1, or the installed onnxruntime lacks the provider.
+        ValueError: If ``threads`` is below 1, the installed onnxruntime lacks the provider, or the file is damaged.
         FileNotFoundError: If the file does not exist.
         ImportError: If onnxruntime is missing.
     """
@@ -63,4 +63,9 @@ def open_session(
     if optimised_path is not None:
         options.optimized_model_filepath = str(optimised_path)
     providers = [provider] if provider == CPU else [provider, CPU]
-    return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=providers)
+    if isinstance(model, bytes):
+        return ort.InferenceSession(model, options, providers=providers)
+    try:
+        return ort.InferenceSession(str(model), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise ValueError(f"{model}: ONNX Runtime cannot load it ({error}); export it again") from error

@@ -61,6 +61,9 @@ def schema_faults(error: ValidationError, data: Mapping[str, Any], schema: type[
     faults: dict[tuple[str | int, ...], str] = {}
     for detail in error.errors(include_url=False):
         where = tuple(detail["loc"])
+        if where[-1:] == ("[key]",):  # pydantic's mark for a mapping's key; only those of given words can be wrong
+            faults.setdefault(where[:-1], f"unknown key; must be {detail['ctx']['expected']}")
+            continue
         inside = _inside(where, data, is_missing=detail["type"] in ("missing", "extra_forbidden"))
         if inside != where:  # pydantic names the alternatives of a union in the path: one fault for all of them
             faults.setdefault(inside, f"must be a number, text, or true or false, got {describe(detail['input'])}")

@@ -99,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run_all(args: argparse.Namespace) -> int:
     """``qkd run``: every stage, then the closing table."""
     config = _load(args)
+    if args.dry_run or not (args.runs_dir / config.name).exists():
+        _load(args, with_files=True)  # a fresh run needs all of them: say before training which are missing
     if args.dry_run:
         from qkd.dryrun import dry_run
 
@@ -130,7 +132,7 @@ def show(args: argparse.Namespace) -> int:
 
 def validate(args: argparse.Namespace) -> int:
     """``qkd validate``: all faults at once; none is an answer, too."""
-    config = _load(args)
+    config = _load(args, with_files=True)
     print(json.dumps({"name": config.name, "faults": []}) if args.json else f"{args.config}: no faults")
     return DONE
 
@@ -154,11 +156,12 @@ def _run(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> i
         return _print(args, summarise(run.path))
 
 
-def _load(args: argparse.Namespace) -> RunConfig:
+def _load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
     from qkd.binding import load_config
     from qkd.listing import name_faults
+    from qkd.named_files import file_faults
 
-    return load_config(args.config, args.overrides, checks=(name_faults,))
+    return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
 
 
 def _progress() -> Any:
@@ -204,8 +207,7 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
     failure = classify(error)
     where = "" if failure.is_expected or args.debug else f" (traceback: {write_traceback(error)})"
     hint = f"\nqkd {args.name} --help tells more" if isinstance(error, UsageError) else ""
-    lines = failure.message.splitlines()
-    head = f"qkd: {len(lines)} faults:\n" if len(lines) > 1 and failure.exit_code == 2 else "qkd: "
+    head = f"qkd: {failure.faults} faults:\n" if failure.faults > 1 else "qkd: "
     print(f"{head}{failure.message}{where}{hint}", file=sys.stderr)
     if args.json:
         print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}))

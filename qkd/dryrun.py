@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from export import export_float, export_onnx
 from export.runtime import open_session
 from qkd.agents import Agent, build_agent
-from qkd.config import RunConfig
+from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits, iterate, load_splits, normalise
 from qkd.distill import build_terms
 from qkd.distill.step import DistillStep
@@ -83,6 +83,7 @@ class _Trial:
         self.config, self.progress, self.folder = config, progress, folder
         self.device = choose_device(config.device)
         self.checks: list[Check] = []
+        self.float_nets: dict[str, nn.Module] = {}  # those that are exported, by the name of the file
 
     def run(self) -> DryRunReport:
         with self._tried("data") as outcome:
@@ -105,7 +106,7 @@ class _Trial:
                 with step.tapped():
                     outcome.append(_losses([_backward(step(batch), student) for batch in self._batches(self._agent())]))
         with self._tried("export") as outcome:
-            outcome.append(self._export(student.cpu(), teacher.cpu()))
+            outcome.append(self._export(student.cpu()))
         return DryRunReport(self.config.name, tuple(self.checks))
 
     @contextmanager
@@ -123,21 +124,29 @@ class _Trial:
             load_weights(net, settings.weights)
         net.to(self.device)
         if settings.train is not None:
-            step = supervised_step(net, label_smoothing=settings.train.label_smoothing)
-            agent = build_agent(settings.agent, epochs=settings.train.epochs, mean=self.splits.mean)
-            outcome.append(_losses([_backward(step(batch), net) for batch in self._batches(agent)]))
+            outcome.append(self._supervised(net, settings.train, settings.agent))
+        self.float_nets["teacher"] = net
         return net.eval().requires_grad_(False)
 
     def _student(self, teacher: nn.Module, outcome: list[str]) -> fx.GraphModule:
         net = self._net(student_net(self.config), "student")
+        own = self.config.student
         if student_start(self.config) == "teacher":
             net.load_state_dict(teacher.state_dict())
+        elif student_start(self.config) == "float" and own.float_train is not None:
+            outcome.append(f"in float: {self._supervised(net.to(self.device), own.float_train, own.agent)}")
+            self.float_nets["float"] = net.cpu()
         splits = self.splits
         student = prepare_student(self.config, net, channels=splits.channels, size=splits.image_size).to(self.device)
         calibrate(student, [batch.images for batch in self._batches(None)])
         quant = self.config.student.quant
         outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {student_start(self.config)}")
         return student
+
+    def _supervised(self, net: nn.Module, train: TrainConfig, agent_config: AgentConfig) -> str:
+        step = supervised_step(net, label_smoothing=train.label_smoothing)
+        agent = build_agent(agent_config, epochs=train.epochs, mean=self.splits.mean)
+        return _losses([_backward(step(batch), net) for batch in self._batches(agent)])
 
     def _net(self, name: str, role: str) -> nn.Module:
         splits = self.splits
@@ -161,7 +170,7 @@ class _Trial:
     def _normal(self, images: Tensor) -> Tensor:
         return normalise(images, self.splits.mean, self.splits.std)
 
-    def _export(self, student: fx.GraphModule, teacher: nn.Module) -> str:
+    def _export(self, student: fx.GraphModule) -> str:
         settle(student)
         student.eval()
         images = self._normal(self.splits.test.batch(torch.arange(min(2, len(self.splits.test))), "cpu")[0].cpu())
@@ -170,11 +179,12 @@ class _Trial:
         exported = export_onnx(student, images, path, flavour=settings.flavour, pack=settings.pack)
         for warning in exported.warnings:
             self.progress.warn(warning)
-        export_float(teacher, images, self.folder / "teacher.onnx")
-        for name in ("student", "teacher"):
+        for name, net in self.float_nets.items():
+            export_float(net.cpu(), images, self.folder / f"{name}.onnx")
+        for name in ("student", *self.float_nets):
             session = open_session(self.folder / f"{name}.onnx", optimise=True)
             session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        return f"student.onnx {exported.size_bytes:,} bytes; both files load and run"
+        return f"student.onnx {exported.size_bytes:,} bytes; {len(self.float_nets) + 1} files load and run"
 
 
 def _backward(result: StepResult, model: nn.Module) -> float:

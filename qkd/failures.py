@@ -41,11 +41,13 @@ class Failure:
         message: Text for stderr; one line for unexpected errors.
         exit_code: 1 or 2.
         is_expected: The message was written for this case; there is no need for a traceback.
+        faults: How many faults the message lists, a line each; 1 where it is one message, of however many lines.
     """
 
     message: str
     exit_code: int
     is_expected: bool
+    faults: int = 1
 
 
 def classify(error: Exception) -> Failure:
@@ -55,7 +57,7 @@ def classify(error: Exception) -> Failure:
     about the user's input, any other is a failed run. What comes from elsewhere is unexpected.
     """
     if isinstance(error, ConfigError):
-        return Failure(str(error), BAD_INPUT, is_expected=True)
+        return Failure(str(error), BAD_INPUT, is_expected=True, faults=len(error.faults))
     if isinstance(error, OSError) and error.errno is not None:
         code = BAD_INPUT if error.errno in INPUT_ERRNOS else FAILED
         return Failure(_os_message(error), code, is_expected=True)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from qkd.binding import config_text
 from qkd.config import RunConfig
 from qkd.files import (
     DamagedFileError,
@@ -158,11 +159,6 @@ class RunFolder:
                 f"{self.path} holds a run of another config:\n{lines}\n"
                 f"give this one another name (name=...), use another --runs-dir, or delete the folder"
             )
-
-
-def config_text(config: RunConfig) -> str:
-    """Return the resolved config, every default filled in, as YAML."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
 
 
 def environment(seed: int) -> dict[str, Any]:

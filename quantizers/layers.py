@@ -26,7 +26,7 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
     """
 
     def __init__(self, injector: Any, name: str, largest: float | None = None) -> None:
-        super().__init__(act_quant=injector, return_quant_tensor=False, act_largest=largest)
+        super().__init__(act_quant=injector, return_quant_tensor=False, largest=largest)
         self.act_quant.skip_create_quant_tensor = True
         self.name = name
         self.origin: Origin | None = None

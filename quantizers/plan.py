@@ -140,7 +140,10 @@ class Plan:
         """Return the concatenations whose grid a value may lie on directly: those that alone read it, on one width."""
         demands = self.demands(node)
         cats = {cat for what, _, cat in demands if what == "cat" and cat is not None}
-        if len(cats) != len(demands) or len({(self.bits(cat) or self.spec.sum_bits, self.kind(cat)) for cat in cats}) > 1:
+        if (
+            len(cats) != len(demands)
+            or len({(self.bits(cat) or self.spec.sum_bits, self.kind(cat)) for cat in cats}) > 1
+        ):
             return frozenset()
         return frozenset(cats)
 

@@ -26,7 +26,9 @@ def pool_module(traced: Traced, node: fx.Node) -> nn.MaxPool2d | nn.AvgPool2d:
     is_max = node.meta["kind"] == MAXPOOL
     arguments = _arguments(traced, node, _MAX_PARAMETERS if is_max else _AVG_PARAMETERS)
     if arguments.get("return_indices") or arguments.get("divisor_override"):
-        raise RewriteError(f"{traced.path(node)}: pooling with indices or another divisor has no integer kernel")
+        raise RewriteError(
+            f"{traced.path(node)}: pooling with indices or another divisor has no integer kernel; use plain pooling"
+        )
     kernel = pair(arguments["kernel_size"])
     stride = pair(arguments["stride"]) if arguments.get("stride") else kernel
     padding, ceil = pair(arguments.get("padding") or 0), bool(arguments.get("ceil_mode", False))

@@ -87,11 +87,9 @@ class LsqWeightQuant(WeightQuant):
         super().__init__(bit_width, low, high)
         self.per_channel = per_channel
         rows = weight.detach().reshape(weight.size(0), -1) if per_channel else weight.detach().reshape(1, -1)
-        if bit_width >= 8:
-            # Eight bits hold the whole range; the published start would use an eighth of it.
-            start = rows.abs().amax(dim=1) / high
-        else:
-            start = 2 * rows.abs().mean(dim=1) / math.sqrt(high)
+        published = 2 * rows.abs().mean(dim=1) / math.sqrt(high)
+        # Eight bits hold the whole range; the published start would use an eighth of it.
+        start = rows.abs().amax(dim=1) / high if bit_width >= 8 else published
         # A channel of zeros has no size of its own; any positive step represents it exactly.
         start = torch.where(start > TINY, start, start.mean().clamp_min(1e-3))
         shape = (-1,) + (1,) * (weight.dim() - 1) if per_channel else ()

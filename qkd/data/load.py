@@ -71,6 +71,8 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
             f"data.name: unknown data set {config.name!r}{_nearest(config.name)}; known: {', '.join(DATASETS)}"
         )
     everything, test, classes = DATASETS[config.name](config)
+    if len(classes) < 2:
+        raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs two at least")
     generator = torch.Generator().manual_seed(seed)
     train, val = _keep_back(everything, config.val_fraction, generator)
     train = _limit(train, config.train_limit, len(classes), generator)

@@ -104,7 +104,11 @@ def test_the_closing_table_goes_to_stdout_and_talk_to_stderr(
 def test_another_config_under_the_same_name_is_refused(finished: tuple[Path, dict[str, Any]], shell: Shell) -> None:
     done = shell("run", "digits/smoke", "student.train.lr=0.5", folder=finished[0])
     assert done.returncode == 2
-    assert "student.train.lr: 0.01 there, 0.5 here" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "student.train.lr: 0.01 there, 0.5 here" in done.stderr
+        and "faults" not in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_an_altered_file_is_exported_again(finished: tuple[Path, dict[str, Any]], shell: Shell) -> None:
@@ -130,3 +134,11 @@ def test_a_dry_run_finds_a_tap_that_is_not_there(tmp_path: Path, shell: Shell) -
     done = shell("run", "digits/smoke", terms, "--dry-run", folder=tmp_path)
     assert done.returncode == 2
     assert "layer9" in done.stderr
+
+
+def test_a_dry_run_tries_the_students_own_float_training(tmp_path: Path, shell: Shell) -> None:
+    own = ("student.net=lenet5_half", "student.float_train={epochs: 1, lr: 0.1}")
+    done = shell("run", "digits/smoke", *own, "--dry-run", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    checks = {check["name"]: check["outcome"] for check in json.loads(done.stdout)["checks"]}
+    assert checks["student"].startswith("in float: loss ") and "3 files load and run" in checks["export"]

@@ -168,6 +168,8 @@ def test_student_is_left_as_it_was(student, path, tmp_path):
             [torch.zeros(4, 3, 12, 12, dtype=torch.uint8)],
             "batch 0: images must be normalised floats, found torch.uint8",
         ),
+        ([torch.ones(4, 3, 16, 16)], r"images are \[3, 16, 16\], but the file takes \[3, 12, 12\]"),
+        ([torch.ones(4, 1, 12, 12)], r"images are \[1, 12, 12\], but the file takes \[3, 12, 12\]"),
         ([(torch.ones(4, 3, 12, 12), torch.zeros(3))], r"batch 0: \[3\] labels for \[4, 3, 12, 12\] images"),
     ],
 )
@@ -184,6 +186,9 @@ def test_a_file_of_others_is_refused(student, path, tmp_path):
         check_parity(student, tmp_path / "n.onnx", batches(2, 1))
     with pytest.raises(FileNotFoundError, match="no model file"):
         check_parity(student, tmp_path / "none.onnx", batches(2, 1))
+    (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"cut\.onnx: ONNX Runtime cannot load it"):
+        check_parity(student, tmp_path / "cut.onnx", batches(2, 1))
 
 
 def test_logits_that_are_all_zero_prove_nothing(tmp_path):

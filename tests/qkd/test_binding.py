@@ -108,7 +108,12 @@ def test_what_is_not_plain_yaml_is_refused(text: str, part: str) -> None:
 def test_all_faults_are_reported_at_once() -> None:
     data = small(
         student={
-            "quant": {"weigth_bits": 2, "act_bits": 99, "act_quantizer": "lqs"},
+            "quant": {
+                "weigth_bits": 2,
+                "act_bits": 99,
+                "act_quantizer": "lqs",
+                "overrides": {"fc": {"weight_bit": 4}, "layer1.*": {"act_bits": 9}},
+            },
             "train": {"epochs": 2.0, "lr": -4.0, "autocast": "on"},
             "weight_bits": 2,
             "terms": [{"loss": "soft_targets"}, {"loss": "soft_target", "options": {"temperature": -4.0}}],
@@ -124,6 +129,8 @@ def test_all_faults_are_reported_at_once() -> None:
         "config.student.quant.weight_bits: missing, and it has no default",
         "config.student.quant.act_bits: must be at most 8, got 99",
         "config.student.quant.act_quantizer: must be 'lsq', 'pact' or 'dorefa', got 'lqs'",
+        "config.student.quant.overrides.fc.weight_bit: unknown key; must be 'weight_bits' or 'act_bits'",
+        "config.student.quant.overrides.layer1.*.act_bits: must be at most 8, got 9",
         "config.student.train.epochs: must be a whole number, got 2.0",
         "config.student.train.lr: must be positive, got -4.0",
         "config.student.train.autocast: must be 'off', 'bf16' or 'fp16', got 'on'",

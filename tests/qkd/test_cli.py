@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def command(*_: Any) -> int:
+    def command(*_: Any, **__: Any) -> int:
         raise error
 
     monkeypatch.setattr(cli, "_load", command)

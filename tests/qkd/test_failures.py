@@ -21,6 +21,11 @@ def test_a_config_error_is_the_users() -> None:
     assert (failure.message, failure.exit_code, failure.is_expected) == ("config.a: b\nconfig.c: d", BAD_INPUT, True)
 
 
+def test_faults_are_counted_and_lines_are_not() -> None:
+    assert classify(ConfigError(["config.a: b", "config.c: d"])).faults == 2
+    assert classify(ValueError("one message\nof two lines")).faults == 1
+
+
 def test_a_value_error_that_our_code_raises_is_the_users(tmp_path) -> None:  # type: ignore[no-untyped-def]
     failure = classify(raised(refuse_pickle, tmp_path / "w.pt", b"PK\x03\x04"))
     assert failure.exit_code == BAD_INPUT and failure.is_expected and "pickled" in failure.message

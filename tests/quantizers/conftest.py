@@ -59,8 +59,9 @@ class Shapes(Net):
 
     def build(self) -> None:
         self.layers = nn.Sequential(
-            conv_bn(8, 8, groups=4), nn.ReLU(), conv_bn(8, 8, groups=8), nn.ReLU6(), conv_bn(8, 8, 1, stride=2), nn.ReLU(),
-            conv_bn(8, 8, dilation=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, (3, 5), padding="same"), nn.ReLU(),
+            conv_bn(8, 8, groups=4), nn.ReLU(), conv_bn(8, 8, groups=8), nn.ReLU6(),
+            conv_bn(8, 8, 1, stride=2), nn.ReLU(), conv_bn(8, 8, dilation=2, padding=2), nn.ReLU(),
+            nn.Conv2d(8, 8, (3, 5), padding="same"), nn.ReLU(),
             nn.Conv2d(8, 8, (3, 1), padding="valid"), nn.ReLU(), nn.Dropout2d(0.1),
         )  # fmt: skip
 

@@ -100,7 +100,11 @@ def test_order_of_calls_and_pairs(make_net: Any, images: Any) -> None:
         ([torch.full((2, 3, 8, 8), float("nan"))], ValueError, "calibration batch 0 holds NaN or infinite values"),
         ([torch.ones(2, 3, 8, 8), torch.full((2, 3, 8, 8), float("inf"))], ValueError, "calibration batch 1 holds NaN"),
         ([torch.zeros(2, 3, 8, 8)], ValueError, "all calibration images are zero"),
-        ([torch.ones(2, 3, 8, 8, dtype=torch.uint8)], TypeError, "batches must be float image tensors, got Tensor torch.uint8"),
+        (
+            [torch.ones(2, 3, 8, 8, dtype=torch.uint8)],
+            TypeError,
+            "batches must be float image tensors, got Tensor torch.uint8",
+        ),
         (["images"], TypeError, "batches must be float image tensors, got str"),
     ],
 )

@@ -37,7 +37,9 @@ def test_eval_folds_batch_norm_and_rounds_the_bias(make_student: Any, images: An
     with torch.no_grad():
         got = layer(batch)
         raw = F.conv2d(batch, layer.weight_quant(layer.weight), padding=1)
-        exact = F.batch_norm(raw, layer.bn.running_mean, layer.bn.running_var, layer.bn.weight, layer.bn.bias, eps=layer.bn.eps)
+        exact = F.batch_norm(
+            raw, layer.bn.running_mean, layer.bn.running_var, layer.bn.weight, layer.bn.bias, eps=layer.bn.eps
+        )
         _, scale, bias = layer.integers()
         unit = scale * layer.source.quant.step
     assert bool(((got - exact).abs() <= 0.5 * unit.reshape(1, -1, 1, 1) * 1.001 + 1e-5).all())
@@ -75,7 +77,9 @@ def _check_against_integers(student: Any, batch: Tensor, compute: Any) -> None:
     with torch.no_grad():
         expected, got = compute(view, batch)[view.outputs[0]], student(batch).double()
     torch.testing.assert_close(got, expected, rtol=0.01, atol=0.01)
-    assert all(n.bias.dtype.name == "int32" for n in view.nodes if isinstance(n, (ir.Conv, ir.Linear)) and n.bias is not None)
+    assert all(
+        n.bias.dtype.name == "int32" for n in view.nodes if isinstance(n, (ir.Conv, ir.Linear)) and n.bias is not None
+    )
 
 
 @pytest.mark.parametrize("name", ["residual", "squeeze_excite", "dense"])
@@ -129,3 +133,11 @@ def test_moving_modules() -> None:
     assert WindowGather([0, 2], [3, 3, 1])(x).tolist() == [[[[3, 3, 1], [11, 11, 9]]]]
     assert GlobalAveragePool(keepdims=True)(x).shape == (1, 1, 1, 1)
     assert GlobalAveragePool(keepdims=False)(x).tolist() == [[5.5]]
+
+
+def test_relu6_bounds_the_grid(make_student: Any) -> None:
+    quantizers_of = act_quantizers(make_student("bottleneck", 8, 8))
+    bounded = {name: q.quant for name, q in quantizers_of.items() if q.quant.largest is not None}
+    assert {"blocks.0.1", "blocks.0.3", "relu6"} <= set(bounded) and "relu" not in bounded
+    for quant in bounded.values():
+        assert quant.largest == 6.0 and quant.step.item() * float(quant.high) <= 6.0 * 1.003

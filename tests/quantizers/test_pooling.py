@@ -19,7 +19,9 @@ IMAGE = torch.randn(2, 3, 11, 10, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize(
     ("size", "target"),
-    [((7, 7), (1, 1)), ((6, 6), (6, 6)), ((6, 6), (3, 2)), ((2, 2), (6, 6)), ((7, 5), (3, 2)), ((13, 13), (6, 6)), ((1, 1), (7, 7)), ((3, 8), (6, 4))],
+    [
+     ((7, 7), (1, 1)), ((6, 6), (6, 6)), ((6, 6), (3, 2)), ((2, 2), (6, 6)),
+     ((7, 5), (3, 2)), ((13, 13), (6, 6)), ((1, 1), (7, 7)), ((3, 8), (6, 4))],
 )  # fmt: skip
 def test_adaptive_pooling(size: tuple[int, int], target: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -71,7 +73,9 @@ def test_spatial_mean(mean: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(module(IMAGE), mean(IMAGE))
 
 
-@pytest.mark.parametrize("mean", [lambda x: x.mean(1), lambda x: x.mean((1, 2)), lambda x: x.mean(-1), lambda x: x.mean()])
+@pytest.mark.parametrize(
+    "mean", [lambda x: x.mean(1), lambda x: x.mean((1, 2)), lambda x: x.mean(-1), lambda x: x.mean()]
+)
 def test_other_means_are_refused(mean: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(RewriteError, match=r"mean: a mean over .* has no integer kernel; average height and width"):
         spatial_mean(*node_of(mean))

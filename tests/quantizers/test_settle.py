@@ -12,7 +12,7 @@ from quantizers import integer as ir
 from quantizers.settle import LARGEST_CHANGE
 
 # Ties of narrow grids end at least this far from the integers; float32 sums are off by a millionth.
-LEAST_MARGIN = 1e-3
+LEAST_MARGIN = 5e-4
 NETS = ["plain", "residual", "dense", "shapes", "bottleneck"]
 
 
@@ -38,7 +38,9 @@ def margins(student: Any) -> list[float]:
         if layer is None:
             continue
         source = view.grids[layer.inputs[0]]
-        reach = max(-source.low, source.high) * float(abs(layer.weights.astype(int)).sum(axis=tuple(range(1, layer.weights.ndim))).max())
+        reach = max(-source.low, source.high) * float(
+            abs(layer.weights.astype(int)).sum(axis=tuple(range(1, layer.weights.ndim))).max()
+        )
         for scale in layer.weight_scale.tolist():
             for code in range(node.grid.low, node.grid.high):
                 tie = (code + 0.5) * node.grid.scale / (scale * source.scale)
@@ -92,12 +94,10 @@ def test_a_second_call_changes_almost_nothing(name: str, make_student: Any, imag
         before = student(images(4))
         settle(student)
         assert float((student(images(4)) - before).abs().mean()) <= 0.05 * float(before.std())
-    low_bit = {f"{n}.bn.weight" for n, layer in quant_layers(student).items() if all(c.quant.bits == 2 for c in layer.consumers)}
-    kept = 0
     for key, value in student.state_dict().items():
-        torch.testing.assert_close(value, first[key], rtol=LARGEST_CHANGE * 1.01, atol=1e-3)
-        kept += key in low_bit and bool(((value - first[key]).abs() <= 1e-6 * value.abs()).float().mean() > 0.9)
-    assert kept >= 2
+        if key.endswith("bn.bias"):  # follows its factor times the mean, so that the real bias stays
+            continue
+        torch.testing.assert_close(value, first[key], rtol=LARGEST_CHANGE * 1.01, atol=1e-12, msg=key)
 
 
 def test_per_tensor_and_dorefa(make_student: Any) -> None:

@@ -29,7 +29,10 @@ def test_only_first_and_last_may_be_none(field: str) -> None:
         ({"weight_quantizer": "pact"}, "weight_quantizer must be one of lsq, dorefa, got 'pact'"),
         ({"act_quantizer": "ewgs"}, "act_quantizer must be one of lsq, pact, dorefa, got 'ewgs'"),
         ({"overrides": {"layer1.*": {"bits": 4}}}, r"overrides\['layer1\.\*'\] must be one of weight_bits, act_bits"),
-        ({"overrides": {"fc": {"act_bits": 16}}}, r"overrides\['fc'\]\.act_bits must be an integer from 2 to 8, got 16"),
+        (
+            {"overrides": {"fc": {"act_bits": 16}}},
+            r"overrides\['fc'\]\.act_bits must be an integer from 2 to 8, got 16",
+        ),
         ({"overrides": {"fc": 4}}, r"overrides\['fc'\] must be a mapping such as .*, got 4"),
     ],
 )
@@ -53,7 +56,9 @@ def test_first_last_and_overrides() -> None:
     assert spec.layer_bits("conv1", is_first=True, is_last=False) == (8, 8)
     assert spec.layer_bits("other", is_first=False, is_last=False) == (2, 3)
     assert spec.layer_bits("layer1.1", is_first=False, is_last=False) == (4, 3)
-    assert spec.layer_bits("layer1.0", is_first=False, is_last=False) == (4, 5), "each key from the last pattern with it"
+    assert spec.layer_bits("layer1.0", is_first=False, is_last=False) == (4, 5), (
+        "each key from the last pattern with it"
+    )
     assert spec.layer_bits("fc", is_first=False, is_last=True) == (7, 6), "over first and last, too"
     assert QuantSpec(first_bits=None).layer_bits("conv1", is_first=True, is_last=False) == (4, 4)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -97,3 +100,10 @@ def test_moving_keeps_the_parts() -> None:
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_splits(DataConfig(**settings), seed=0)  # type: ignore[arg-type]
+
+
+def test_one_class_cannot_be_learned(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        np.savez(tmp_path / f"{part}.npz", images=np.ones((6, 4, 4), np.uint8), labels=np.zeros(6, np.int64))
+    with pytest.raises(DataError, match="one class"):
+        load_splits(DataConfig(name="npz", path=tmp_path), seed=0)

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from qkd.binding import config_text
 from qkd.config import RunConfig
 from qkd.files import sha256_of
-from qkd.rundir import RunFolder, config_text
+from qkd.rundir import RunFolder
 from qkd.testing import tiny_config, write_npz_set
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
@@ -207,9 +208,11 @@ def test_the_command_line_resumes_after_a_kill(tmp_path: Path) -> None:
             _wait_for(lambda: len(list(checkpoints.glob("*.json"))) > 1, process)  # noqa: B023 - called at once
             process.kill()
             assert process.wait() == -signal.SIGKILL
-        again = subprocess.run(
-            command(killed, stage), env=environment, cwd=tmp_path, capture_output=True, text=True
-        ) if folder != "student/float" else None  # the next kill is the one of the same stage
+        again = (
+            subprocess.run(command(killed, stage), env=environment, cwd=tmp_path, capture_output=True, text=True)
+            if folder != "student/float"
+            else None
+        )  # the next kill is the one of the same stage
         assert again is None or again.returncode == 0, again.stderr
         assert again is None or not folder or "going on from the checkpoint" in again.stderr
     assert steady(tmp_path / "runs" / "killed") == steady(tmp_path / "runs" / "whole")

@@ -1,0 +1,54 @@
+"""Look whether the files that a config names are there and can be used, before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qkd.bind_faults import Fault
+
+CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<class>/"}  # data set -> what path holds
+
+
+def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield a fault for each file or folder in raw config data that is missing, and for each fault of a schedule.
+
+    What lies in the files of the data set and in those of weights is looked at when they are loaded (``--dry-run``).
+
+    Args:
+        data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
+    """
+    yield from _data_faults(_group(data, "data"))
+    weights = _group(data, "teacher").get("weights")
+    if isinstance(weights, str) and not Path(weights).is_file():
+        yield ("teacher", "weights"), f"no such file: {weights}"
+    for role in ("teacher", "student"):
+        agent = _group(_group(data, role), "agent")
+        if agent.get("policy") == "file" and isinstance(agent.get("schedule"), str):
+            yield from (((role, "agent", "schedule"), fault) for fault in _schedule_faults(Path(agent["schedule"])))
+
+
+def _data_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
+    name, path = section.get("name"), section.get("path")
+    if not isinstance(name, str) or name not in CONTENT:
+        return
+    if path is None:
+        yield ("data", "path"), f"missing; data set `{name}` needs a folder with {CONTENT[name]}"
+    elif isinstance(path, str) and not Path(path).is_dir():
+        yield ("data", "path"), f"no such folder: {path}; data set `{name}` needs one with {CONTENT[name]}"
+
+
+def _schedule_faults(path: Path) -> list[str]:
+    from qkd.agents.schedule_file import ScheduleError, load_schedule
+
+    try:
+        load_schedule(path)
+    except ScheduleError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _group(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, Mapping) else {}

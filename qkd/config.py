@@ -40,7 +40,9 @@ class DataConfig(Section):
 class AgentConfig(Section):
     """A role's augmentation agent."""
 
-    policy: str = Field("crop_flip", description="none, crop_flip, crop, trivial, randaugment, or file for a schedule")
+    policy: str = Field(
+        "crop_flip", description="none, crop_flip, crop, trivial, randaugment, pba, or file for a schedule"
+    )
     schedule: Path | None = Field(None, description="schedule file (YAML) when policy is file")
     crop_padding: Annotated[int, Field(ge=0)] = Field(4, description="pixels of padding before the random crop")
     flip: bool = Field(True, description="horizontal flip with probability 1/2")

@@ -24,6 +24,7 @@ POLICY_NOTES = {
     "crop_flip": "random crop after padding, then a flip of half of the images",
     "file": "a schedule of policies over the epochs, from the YAML file `schedule` names",
     "none": "images as they are",
+    "pba": "the PBA operations, none to two an image, stronger in each third of the training, then crop and flip",
     "randaugment": "`operations` operations an image, all at `magnitude`, then crop and flip",
     "trivial": "one operation an image at any magnitude, then crop and flip",
 }

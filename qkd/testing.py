@@ -82,9 +82,7 @@ def synthetic_splits(
 ) -> Splits:
     """Return a loaded data set of :func:`synthetic_images`."""
     learn, select, score = (
-        MemorySplit(
-            *synthetic_images(count, classes=classes, channels=channels, image_size=image_size, seed=number)
-        )
+        MemorySplit(*synthetic_images(count, classes=classes, channels=channels, image_size=image_size, seed=number))
         for number, count in enumerate((train, val, test))
     )
     mean, std = channel_statistics(learn)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qkd.agents.builtin import pba_schedule
 from qkd.agents.drawing import NoDraws, OperationDraws, PolicyDraws, RandAugmentDraws, TrivialDraws
 from qkd.agents.engine import apply_operations, check_images, finish
 from qkd.agents.policy import Policy, Schedule, Segment
@@ -106,6 +107,10 @@ def _randaugment(config: AgentConfig) -> OperationDraws:
     return RandAugmentDraws(config.operations, config.magnitude)
 
 
+def _pba(config: AgentConfig) -> OperationDraws:
+    return PolicyDraws(pba_schedule())
+
+
 def _from_file(config: AgentConfig) -> OperationDraws:
     if config.schedule is None:
         raise ValueError("agent.schedule: missing; policy `file` needs a schedule file")
@@ -117,6 +122,7 @@ POLICIES: dict[str, Callable[[AgentConfig], OperationDraws]] = {
     "crop_flip": _no_draws,
     "file": _from_file,
     "none": _no_draws,
+    "pba": _pba,
     "randaugment": _randaugment,
     "trivial": _trivial,
 }

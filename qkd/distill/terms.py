@@ -190,10 +190,7 @@ def build_terms(terms: Sequence[TermConfig], *, label_smoothing: float = 0.0) ->
     if faults:
         raise ValueError("the loss terms cannot be built:\n" + "\n".join(f"  {fault}" for fault in faults))
     return WeightedTerms(
-        [
-            (name, term, _options(term, label_smoothing))
-            for name, term in zip(_part_names(terms), terms, strict=True)
-        ]
+        [(name, term, _options(term, label_smoothing)) for name, term in zip(_part_names(terms), terms, strict=True)]
     )
 
 

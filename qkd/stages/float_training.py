@@ -76,4 +76,3 @@ def warn_of_another_environment(run: RunFolder, progress: Progress) -> None:
 def keep_last_checkpoint(folder: Path) -> None:
     """Delete all but the last checkpoint of a training that is done: it can still bring back altered weights."""
     CheckpointStore(folder / "checkpoint", warn=lambda _: None).prune(1)
-

@@ -127,9 +127,7 @@ class _Trainer:
         phase.enter()
         order = epoch_order(len(job.splits.train), stream(job.seed, job.role, "order", at.epoch))
         rest = order[at.step * self.batch_size : self.steps * self.batch_size]
-        batches = iterate(
-            job.splits.train, rest, self.batch_size, job.device, drop_last=True, workers=job.data.workers
-        )
+        batches = iterate(job.splits.train, rest, self.batch_size, job.device, drop_last=True, workers=job.data.workers)
         with phase.hold():
             self._steps(phase, batches, tracker)
         lr = learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)

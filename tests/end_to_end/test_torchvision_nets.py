@@ -22,6 +22,8 @@ FLOAT_OPERATORS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "S
 # Grids of 8 bits have 255 ties; not every sum can be kept away from all of them.
 DIFFERING_CODES = 1e-3
 
+# SqueezeNet's logits are the mean of its last feature map: a real-valued output, so no grid stands behind that mean.
+ENDS_IN_FLOAT = {"squeezenet1_1": {"GlobalAveragePool": 1}}
 LARGE = ("alexnet", "vgg11_bn")  # half a gigabyte of float weights each: one specification
 
 NETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], int]] = {
@@ -71,7 +73,8 @@ def test_net(name: str, bits: int, tmp_path: Path) -> None:
 
     exported = export_onnx(student, batches[0], tmp_path / "student.onnx", flavour="ort")
     operators = Counter(exported.operators)
-    assert not {op: operators[op] for op in FLOAT_OPERATORS if operators[op]}, operators
+    floating = {op: operators[op] for op in FLOAT_OPERATORS if operators[op]}
+    assert floating == ENDS_IN_FLOAT.get(name, {}), operators
     assert operators["QLinearConv"] == sum(isinstance(m, nn.Conv2d) for m in model.modules())
 
     report = check_parity(student, tmp_path / "student.onnx", batches)

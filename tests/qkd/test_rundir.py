@@ -111,9 +111,7 @@ def test_completing_needs_the_files(config: RunConfig, tmp_path: Path) -> None:
         run.complete("teacher", files=[run.path / "teacher" / "weights"])
 
 
-def test_another_environment_is_told(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_environment_is_told(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunFolder.open(config, tmp_path) as run:
         there = rundir.environment(0)
         monkeypatch.setattr(
@@ -132,9 +130,7 @@ time.sleep(60)
 """
 
 
-def test_two_processes_do_not_share_a_folder_and_a_dead_one_does_not_block(
-    config: RunConfig, tmp_path: Path
-) -> None:
+def test_two_processes_do_not_share_a_folder_and_a_dead_one_does_not_block(config: RunConfig, tmp_path: Path) -> None:
     RunFolder.open(config, tmp_path).close()
     command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path / "tiny" / ".lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:

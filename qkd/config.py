@@ -112,6 +112,17 @@ class PhaseConfig(Section):
     freeze_batch_norm: bool = Field(
         False, description="train the deployed arithmetic: folded batch norm with running statistics, int32 biases"
     )
+    lr_factor: Positive | None = Field(
+        None,
+        description="factor on the learning rate; absent: 1, but 0.1 with freeze_batch_norm, which high rates break",
+    )
+
+    @property
+    def rate_factor(self) -> float:
+        """Return the factor on the learning rate that applies in this phase."""
+        if self.lr_factor is not None:
+            return self.lr_factor
+        return 0.1 if self.freeze_batch_norm else 1.0
 
 
 class QuantConfig(Section):

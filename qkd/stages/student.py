@@ -61,7 +61,9 @@ def phases_of(student: StudentConfig) -> tuple[PhaseConfig, ...]:
         return student.phases
     epochs = student.train.epochs
     frozen = max(1, epochs // FROZEN_SHARE)
-    settling = PhaseConfig(name="settling", epochs=frozen, freeze_batch_norm=True)
+    # Frozen batch norm diverges at high rates (seen at half a cosine from 0.03); the end of a cosine is low by itself.
+    factor = 1.0 if student.train.schedule == "cosine" and epochs >= FROZEN_SHARE else None
+    settling = PhaseConfig(name="settling", epochs=frozen, freeze_batch_norm=True, lr_factor=factor)
     return (PhaseConfig(name="tutoring", epochs=epochs - frozen), settling) if epochs > frozen else (settling,)
 
 
@@ -207,7 +209,7 @@ class _Distillation:
             freeze_batch_norm(student, phase.freeze_batch_norm)
 
         # the deployed arithmetic is float32: reduced precision would train something else
-        return Phase(phase.name, phase.epochs, step, enter, step.tapped, allows_autocast=not phase.freeze_batch_norm)
+        return Phase(phase.name, phase.epochs, step, enter, step.tapped, not phase.freeze_batch_norm, phase.rate_factor)
 
     def _view(self) -> Callable[[Batch], Tensor] | None:
         return teacher_view(self.config, self.splits)

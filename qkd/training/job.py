@@ -71,6 +71,7 @@ class Phase:
         enter: Called at the start of each of its epochs, after ``model.train()``.
         hold: Context that is open while it trains (hooks).
         allows_autocast: Whether reduced precision may be used.
+        lr_factor: Factor on the scheduled learning rate.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Phase:
     enter: Callable[[], None] = lambda: None
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
     allows_autocast: bool = True
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class _Trainer:
         batches = iterate(job.splits.train, rest, self.batch_size, job.device, drop_last=True, workers=job.data.workers)
         with phase.hold():
             self._steps(phase, batches, tracker)
-        lr = learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
+        lr = phase.lr_factor * learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
         at.rows.append(self._row(phase, lr))
         shown = {name: at.rows[-1][name] for name in ("train_accuracy", "val_accuracy")}
         tracker.update(0, **{name: value for name, value in shown.items() if value is not None})
@@ -153,7 +153,7 @@ class _Trainer:
             clock = time.monotonic()
 
     def _step(self, phase: Phase, images: Tensor, labels: Tensor) -> Tensor:
-        lr = learning_rate(self.job.config, self.at.epoch * self.steps + self.at.step, self.steps)
+        lr = phase.lr_factor * learning_rate(self.job.config, self.at.epoch * self.steps + self.at.step, self.steps)
         set_learning_rate(self.optimizer, lr)
         batch = self._batch(images, labels)
         result = self._forward(phase, batch)

@@ -36,12 +36,15 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     Args:
         student: A network from :func:`prepare`.
         batches: Image batches as the network takes them, float, ``[batch, channels, height, width]`` (or tuples that
-            start with one). They are kept in memory during the call; a few hundred images are enough.
+            start with one), or one such batch. They are kept in memory during the call; a few hundred images do.
 
     Raises:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
-        ValueError: If there are no batches, an image holds NaN or infinity, or no value but zero.
+        ValueError: If there are no batches, an image holds NaN or infinity, or no value but zero, or a batch does not
+            go through the student.
     """
+    if isinstance(batches, Tensor):
+        batches = [batches]  # one batch by itself
     images = [_images(batch, student) for batch in batches]
     _check(images)
     quantizers = act_quantizers(student)
@@ -99,8 +102,8 @@ def _observe(
     momenta = _freeze_running_statistics(student)
     deployed = _use_float_biases(student)
     try:
-        for batch in images:
-            student(batch)
+        for index, batch in enumerate(images):
+            _forward(student, batch, index)
         _set_scales([q.quant for q in quantizers.values()])
     finally:
         for quantizer in quantizers.values():
@@ -109,6 +112,16 @@ def _observe(
             norm.momentum = momentum
         for layer, training in deployed.items():
             layer.training = training
+
+
+def _forward(student: nn.Module, batch: Tensor, index: int) -> None:
+    try:
+        student(batch)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"calibration batch {index} of shape {tuple(batch.shape)} does not go through the student: {error}; "
+            "give float batches [batch, channels, height, width] of the size of example_inputs, several images each"
+        ) from error
 
 
 def _use_float_biases(student: nn.Module) -> dict[nn.Module, bool]:

@@ -151,7 +151,7 @@ class _PerChannel(torch.autograd.Function):
     def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float) -> Tensor:
         rows = x.reshape(x.size(0), -1)
         out: Tensor = _fusion(_quantize_channel, rows, scale.view(-1, 1), low, high)
-        return out.view(x.shape)
+        return out.to(x.dtype).view(x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -164,7 +164,7 @@ class _PerChannel(torch.autograd.Function):
         x, scale, low, high = ctx.saved_tensors
         rows = (x.size(0), -1)
         grad_x, grad_s = _fusion(_gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high)
-        return grad_x.view(x.shape), (grad_s * ctx.grad_scale).view_as(scale), None, None, None
+        return grad_x.view(x.shape), (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
 
 
 def fake_quantize(

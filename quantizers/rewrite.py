@@ -59,7 +59,7 @@ class _Value:
     producer: QuantConvBn2d | QuantLinearBn | None = None
 
 
-def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor) -> Student:
+def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor | tuple[Tensor]) -> Student:
     """Return a low-bit student of a float CNN: the same function on grids, weights copied, ready to calibrate.
 
     Convolutions and linear layers (with the batch norm behind them) become Brevitas layers with low-bit weights.
@@ -71,7 +71,8 @@ def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor) -> Studen
     Args:
         model: A network torch.fx can trace, made of torch layers; it is not changed.
         spec: Bits and quantizers.
-        example_inputs: Images as the network takes them, float, ``[batch, channels, height, width]``.
+        example_inputs: Images as the network takes them, float, ``[batch, channels, height, width]`` (or a tuple of one
+            such tensor).
 
     Returns:
         A graph module in training mode if ``model`` is, on the device of ``model``. Call :func:`calibrate` next.
@@ -79,7 +80,12 @@ def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor) -> Studen
     Raises:
         RewriteError: If a part of the network has no low-bit form (names the layer and the way out), or a pattern of
             ``spec.overrides`` matches no layer.
+        TypeError: If ``example_inputs`` is not one tensor.
     """
+    if isinstance(example_inputs, (tuple, list)) and len(example_inputs) == 1:
+        example_inputs = example_inputs[0]
+    if not isinstance(example_inputs, Tensor):
+        raise TypeError(f"example_inputs must be one image tensor, got {type(example_inputs).__name__}")
     traced = trace(model, example_inputs)
     student = _Writer(traced, spec).write()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -18,6 +18,7 @@ from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, which training has made robust against
 CANDIDATES = 201
 MARGIN = 0.125  # in accumulator units; reached margins are kept as they are
+NEARLY = 0.75  # of the best margin in reach: no further change for less than a third more, so that calls come to rest
 CHUNK_ELEMENTS = 4_000_000
 
 
@@ -62,13 +63,14 @@ def _distance(ties: Tensor, reach: float) -> Tensor:
 
 
 def _choose(distances: Tensor) -> Tensor:
-    """Return the candidate to take: the middle one (no change) if its margin suffices, else the best.
+    """Return the candidate to take: the middle one (no change) if its margin suffices or nearly is the best.
 
     Args:
         distances: Margins, shape ``[..., candidates]``.
     """
     middle = distances.size(-1) // 2
-    keep = distances[..., middle] >= MARGIN
+    enough = torch.clamp(distances.amax(dim=-1) * NEARLY, max=MARGIN)
+    keep = distances[..., middle] >= enough
     return torch.where(keep, torch.full_like(keep, middle, dtype=torch.long), distances.argmax(dim=-1))
 
 

@@ -34,7 +34,7 @@ def test_everything_is_restored_on_failure(make_net: Any, images: Any) -> None:
     student = fresh(make_net, images)
     modes = {name: module.training for name, module in student.named_modules()}
     momenta = [m.momentum for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"calibration batch 0 of shape \(2, 5, 8, 8\) does not go through"):
         calibrate(student, [torch.randn(2, 5, 8, 8)])
     assert {name: module.training for name, module in student.named_modules()} == modes
     assert [m.momentum for m in student.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
@@ -115,3 +115,10 @@ def test_bad_batches(batches: list[Tensor], error: type[Exception], message: str
     assert not any(q.quant.is_calibrated for q in act_quantizers(student).values())
     with pytest.raises(quantizers.NotCalibratedError):
         student(images(2))
+
+
+def test_one_batch_by_itself_is_enough(make_net: Any, images: Any) -> None:
+    whole, listed = fresh(make_net, images), fresh(make_net, images)
+    calibrate(whole, images(6, seed=4))
+    calibrate(listed, [images(6, seed=4)])
+    assert torch.equal(whole.eval()(images(2)), listed.eval()(images(2)))

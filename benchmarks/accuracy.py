@@ -61,10 +61,21 @@ def _read(run: Path) -> dict[str, Any]:
     }
 
 
+def collect(config: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the row of a run that is already there, without training."""
+    run = folder / f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
+    try:
+        return {"config": config, "seed": seed, **_read(run)}
+    except FileNotFoundError:
+        return {"config": config, "seed": seed, "failed": "not run to its end"}
+
+
 def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Run all configs with one seed; the first one's teacher serves the others."""
     rows: list[dict[str, Any]] = []
     teacher = Path(args.teachers.format(seed=seed)).resolve() if args.teachers else None
+    if args.collect:
+        return [collect(config, seed, args.runs_dir) for config in args.configs]
     for config in args.configs:
         rows.append(run_one(config, seed, args.runs_dir, args.overrides, teacher))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -78,7 +89,8 @@ def summarise(rows: list[dict[str, Any]], configs: list[str]) -> dict[str, Any]:
     """Return mean and standard deviation a config, and of the teachers."""
     good = [row for row in rows if "failed" not in row]
     table = {config: _spread([r["student_accuracy"] for r in good if r["config"] == config]) for config in configs}
-    return {"teacher": _spread([r["teacher_accuracy"] for r in good if r["config"] == configs[0]]), **table}
+    teachers = {row["seed"]: row["teacher_accuracy"] for row in good}  # one a seed, shared by the configs
+    return {"teacher": _spread(list(teachers.values())), **table}
 
 
 def _spread(values: list[float]) -> dict[str, float | int]:
@@ -114,6 +126,7 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="seeds trained side by side")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--collect", action="store_true", help="only gather the runs that are there; train nothing")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.configs = [word for word in args.words if "=" not in word]

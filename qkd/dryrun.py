@@ -24,7 +24,7 @@ from qkd.distill.step import DistillStep
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.seeding import global_stream, stream
-from qkd.stages.models import prepare_student, student_net, student_start
+from qkd.stages.models import prepare_student
 from qkd.stages.student import phases_of, teacher_view
 from qkd.training import Batch, StepResult, cpu_threads, supervised_step
 from qkd.training.precision import choose_device
@@ -129,18 +129,18 @@ class _Trial:
         return net.eval().requires_grad_(False)
 
     def _student(self, teacher: nn.Module, outcome: list[str]) -> fx.GraphModule:
-        net = self._net(student_net(self.config), "student")
+        net = self._net(self.config.student_net, "student")
         own = self.config.student
-        if student_start(self.config) == "teacher":
+        if self.config.student_start == "teacher":
             net.load_state_dict(teacher.state_dict())
-        elif student_start(self.config) == "float" and own.float_train is not None:
+        elif self.config.student_start == "float" and own.float_train is not None:
             outcome.append(f"in float: {self._supervised(net.to(self.device), own.float_train, own.agent)}")
             self.float_nets["float"] = net.cpu()
         splits = self.splits
         student = prepare_student(self.config, net, channels=splits.channels, size=splits.image_size).to(self.device)
         calibrate(student, [batch.images for batch in self._batches(None)])
         quant = self.config.student.quant
-        outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {student_start(self.config)}")
+        outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {self.config.student_start}")
         return student
 
     def _supervised(self, net: nn.Module, train: TrainConfig, agent_config: AgentConfig) -> str:

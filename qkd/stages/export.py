@@ -16,7 +16,7 @@ from qkd.files import write_json
 from qkd.progress import Progress, Tracker
 from qkd.rundir import RunFolder
 from qkd.stages.layers import layer_rows
-from qkd.stages.models import WEIGHTS, load_float_twin, load_student, load_teacher, student_net
+from qkd.stages.models import WEIGHTS, load_float_twin, load_student, load_teacher
 from qkd.training import cpu_threads
 from quantizers import Student
 
@@ -47,7 +47,7 @@ def float_nets(run: RunFolder) -> dict[str, nn.Module]:
     """Return the float nets that are exported: ``teacher``, and ``float`` where the student's twin is another net."""
     nets = {"teacher": load_teacher(run)}
     has_own = (run.path / "student" / "float" / WEIGHTS).exists()
-    twin = load_float_twin(run) if has_own or student_net(run.config) != run.config.teacher.net else None
+    twin = load_float_twin(run) if has_own or run.config.student_net != run.config.teacher.net else None
     return nets if twin is None else {**nets, "float": twin}
 
 

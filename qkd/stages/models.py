@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -37,7 +36,7 @@ def load_float_twin(run: RunFolder) -> nn.Module | None:
     own = run.path / "student" / "float" / WEIGHTS
     if own.exists():
         return _load_float(own)
-    return load_teacher(run) if student_net(run.config) == run.config.teacher.net else None
+    return load_teacher(run) if run.config.student_net == run.config.teacher.net else None
 
 
 def load_student(run: RunFolder) -> Student:
@@ -71,16 +70,6 @@ def prepare_student(config: RunConfig, net: nn.Module, *, channels: int, size: i
     """
     spec = QuantSpec(**config.student.quant.model_dump())
     return prepare(net, spec, example_inputs=torch.zeros(2, channels, size, size))
-
-
-def student_net(config: RunConfig) -> str:
-    """Return the name of the student's net: its own, or the teacher's."""
-    return config.student_net
-
-
-def student_start(config: RunConfig) -> Literal["teacher", "float", "random"]:
-    """Return what the student starts from: the teacher's weights, an own float training, or random weights."""
-    return config.student_start
 
 
 def save_net(path: Path, model: nn.Module, facts: Mapping[str, str]) -> str:

@@ -31,8 +31,6 @@ from qkd.stages.models import (
     net_facts,
     prepare_student,
     save_net,
-    student_net,
-    student_start,
 )
 from qkd.stages.outcome import score, write_outcome
 from qkd.training import Batch, Job, Phase, cpu_threads, fit
@@ -73,7 +71,7 @@ class _Distillation:
     def __init__(self, run: RunFolder, progress: Progress) -> None:
         self.folder, self.progress, self.config = run, progress, run.config
         self.device = choose_device(run.config.device)
-        self.start = student_start(run.config)
+        self.start = run.config.student_start
         self.splits: Splits = load_splits(run.config.data, seed=run.config.seed).to(self.device)
 
     def run(self) -> None:
@@ -87,7 +85,7 @@ class _Distillation:
         save_net(folder / WEIGHTS, student, self._facts())
         outcome = score(
             "student",
-            student_net(config),
+            config.student_net,
             student,
             self.splits,
             config.data,
@@ -128,7 +126,7 @@ class _Distillation:
             fingerprint={},
             progress=self.progress,
         )
-        files = write_float(folder, net, student_net(self.config), self.splits, self.config.data, fitted, role=name)
+        files = write_float(folder, net, self.config.student_net, self.splits, self.config.data, fitted, role=name)
         self.folder.complete(name, files)
         keep_last_checkpoint(folder)
         return files, inputs
@@ -137,7 +135,7 @@ class _Distillation:
         splits = self.splits
         with global_stream(self.config.seed, "init", "student"):
             return build_net(
-                student_net(self.config),
+                self.config.student_net,
                 classes=len(splits.classes),
                 channels=splits.channels,
                 image_size=splits.image_size,
@@ -146,7 +144,7 @@ class _Distillation:
     def _facts(self) -> dict[str, str]:
         splits = self.splits
         sizes = {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
-        return net_facts(student_net(self.config), **sizes)
+        return net_facts(self.config.student_net, **sizes)
 
     def _start_file(self) -> Path | None:
         return {

@@ -15,7 +15,7 @@ from qkd.nets import build_net, save_weights
 from qkd.progress import Silent
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_float_twin, load_student, load_teacher, student_start
+from qkd.stages.models import load_float_twin, load_student, load_teacher
 from qkd.stages.student import phases_of
 from qkd.testing import tiny_config, write_npz_set
 from qkd.training import TrainingError
@@ -249,7 +249,7 @@ def test_an_unknown_tap_is_told_before_training(data: Path, tmp_path: Path) -> N
 
 def test_starts() -> None:
     def start(**student: Any) -> str:
-        return student_start(tiny_config(Path("data"), {f"student.{key}": value for key, value in student.items()}))
+        return tiny_config(Path("data"), {f"student.{key}": value for key, value in student.items()}).student_start
 
     float_train = {"epochs": 1}
     assert start() == "teacher" and start(net="resnet8") == "teacher" and start(init="random") == "random"

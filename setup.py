@@ -4,6 +4,7 @@ from setuptools import setup
 
 PACKAGES = [
     "export",
+    "export.devices",
     "qkd",
     "qkd.agents",
     "qkd.data",

@@ -1,0 +1,101 @@
+"""Ask a machine what it is, and which storage of weights its runtime loads."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from export.devices.address import DeviceError
+from export.packing import INT2, INT4, INT8, probe_model
+
+KINDS = (INT2, INT4, INT8)  # narrowest first
+OLDEST_RUNTIME = "1.14"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a machine answered.
+
+    Args:
+        machine: CPU, flags, cores, architecture, kernel, memory and versions (None: not installed).
+        loads: Names of the element types whose tiny model the runtime loads.
+        providers: Execution providers of the runtime.
+        memory_available_bytes: Free memory; None where the system does not say.
+        free_disk_bytes: In the folder the files would go to; likewise.
+        runtime_error: Why onnxruntime could not be imported; None where it could.
+        python: Path of the interpreter.
+    """
+
+    machine: Mapping[str, Any]
+    loads: tuple[str, ...]
+    providers: tuple[str, ...]
+    memory_available_bytes: int | None
+    free_disk_bytes: int | None
+    runtime_error: str | None
+    python: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)
+
+    def check(self, needed_bytes: int) -> None:
+        """Raise unless this machine can measure at all.
+
+        Args:
+            needed_bytes: What would be copied to it.
+
+        Raises:
+            DeviceError: If onnxruntime or numpy is missing, nothing loads, or there is no room.
+        """
+        if self.runtime_error is not None:
+            raise DeviceError(
+                f"{self.python} has no working onnxruntime ({self.runtime_error}): install it there "
+                f"(pip install onnxruntime), or name a Python that has it"
+            )
+        if self.machine.get("numpy") is None:
+            raise DeviceError(f"{self.python} has no working numpy: install it there, or name a Python that has it")
+        if not self.loads:
+            raise DeviceError(
+                f"onnxruntime {self.machine.get('onnxruntime')} there loads none of the probe models, not even int8 "
+                f"weights in opset {INT8.opset}: it must be at least {OLDEST_RUNTIME}"
+            )
+        free = self.free_disk_bytes
+        if free is not None and free < needed_bytes:
+            raise DeviceError(
+                f"{needed_bytes:,} bytes must be copied, {free:,} are free there: make room, or set folder"
+            )
+
+
+@cache
+def probe_models() -> dict[str, str]:
+    """Return the tiny model of each element type, as base64."""
+    return {kind.name: base64.b64encode(probe_model(kind)).decode("ascii") for kind in KINDS}
+
+
+def read_probe(answer: Mapping[str, Any]) -> Probe:
+    """Return a probe of the runner's answer.
+
+    Raises:
+        DeviceError: If it is not what the runner writes.
+    """
+    try:
+        machine, loads = dict(answer["machine"]), dict(answer["loads"])
+        error = answer["runtime_error"]
+        return Probe(
+            machine=machine,
+            loads=tuple(kind.name for kind in KINDS if loads.get(kind.name) is True),
+            providers=tuple(str(name) for name in answer["providers"]),
+            memory_available_bytes=_count(answer["memory_available_bytes"]),
+            free_disk_bytes=_count(answer["free_disk_bytes"]),
+            runtime_error=None if error is None else str(error),
+            python=str(answer["executable"]) or "the Python there",
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeviceError(f"the device's answer to the probe is not the runner's ({error!r})") from error
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)

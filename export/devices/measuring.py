@@ -98,11 +98,13 @@ def measure_on(
         runtime()
     own, link = settings.on(device), link_to(device)
     probe = link.probe()
+    probe.check()
     fitted = {name: fit_storage(Path(path), probe.loads) for name, path in paths.items()}
     files: dict[str, Content] = {f"{number}.onnx": one.content for number, one in enumerate(fitted.values())}
     if sample is not None:
         files[SAMPLE] = sample_bytes(sample)
-    probe.check(0 if device.is_local else sum(map(size_of, files.values())))
+    if not device.is_local:
+        probe.check_room(sum(map(size_of, files.values())))
     answer = link.run(_job(list(paths), own, device, has_sample=sample is not None), files, say)
     return {
         name: LatencyReport(

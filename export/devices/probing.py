@@ -41,14 +41,11 @@ class Probe:
         """Return the fields as plain values."""
         return asdict(self)
 
-    def check(self, needed_bytes: int) -> None:
+    def check(self) -> None:
         """Raise unless this machine can measure at all.
 
-        Args:
-            needed_bytes: What would be copied to it.
-
         Raises:
-            DeviceError: If onnxruntime or numpy is missing, nothing loads, or there is no room.
+            DeviceError: If onnxruntime or numpy is missing, or the runtime loads none of the tiny models.
         """
         if self.runtime_error is not None:
             raise DeviceError(
@@ -62,6 +59,13 @@ class Probe:
                 f"onnxruntime {self.machine.get('onnxruntime')} there loads none of the probe models, not even int8 "
                 f"weights in opset {INT8.opset}: it must be at least {OLDEST_RUNTIME}"
             )
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Raise if there is no room for what would be copied.
+
+        Raises:
+            DeviceError: If less is free than needed.
+        """
         free = self.free_disk_bytes
         if free is not None and free < needed_bytes:
             raise DeviceError(

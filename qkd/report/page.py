@@ -10,6 +10,7 @@ from typing import Any
 from qkd.report.charts import Series, line_chart, schedule_chart
 from qkd.report.summary import RunSummary, model_table
 from qkd.report.text import latency_sentence, layer_table, parity_sentence
+from qkd.report.tradeoff import device_charts, device_table
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --paper: #ffffff; --soft: #667085; --rule: #d7dce3;
@@ -62,6 +63,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     sections = [
         _table(model_table(summary)),
         _verdicts(summary),
+        _section("Devices", _devices(summary)),
         _section("Training", _curves(record.metrics)),
         _section("Agents", _agents(record)),
         _section("Layers of the student", _table(layer_table(summary)) if summary.layers else ""),
@@ -84,6 +86,14 @@ def _verdicts(summary: RunSummary) -> str:
     if summary.bench:
         parts.append(f'<p class="note">Latency: {escape(latency_sentence(summary))}</p>')
     return "".join(parts)
+
+
+def _devices(summary: RunSummary) -> str:
+    rows = device_table(summary)
+    if len(rows) == 1:
+        return ""
+    charts = "".join(picture for pictures in device_charts(summary).values() for picture in pictures)
+    return _table(rows) + (f'<div class="charts">{charts}</div>' if charts else "")
 
 
 def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -64,7 +64,16 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to, as far as it got."""
+    """What a run came to, as far as it got.
+
+    Args:
+        name, folder: Of the run.
+        models, layers: The closing table, and the student's layers.
+        parity: The comparison of student and file.
+        bench: The measurement that the closing table shows: this machine's, or else the first device's.
+        devices: Every device's measurement, this machine first; of one that failed, its ``failure``.
+        report: Path of the page, once it is written.
+    """
 
     name: str
     folder: str
@@ -72,6 +81,7 @@ class RunSummary:
     layers: tuple[LayerRow, ...] = ()
     parity: Mapping[str, Any] = field(default_factory=dict)
     bench: Mapping[str, Any] = field(default_factory=dict)
+    devices: tuple[Mapping[str, Any], ...] = ()
     report: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +110,8 @@ def summarise(path: Path) -> RunSummary:
     Args:
         path: The run folder; stages that have not run leave gaps.
     """
-    export, bench = read_json(path / "export" / "export.json"), read_json(path / "bench" / "local.json")
+    export, devices = read_json(path / "export" / "export.json"), _devices(path / "bench")
+    bench = next((one for one in devices if one.get("models")), {})
     parity = read_json(path / "export" / "parity.json")
     report = path / "report.html"
     return RunSummary(
@@ -110,6 +121,7 @@ def summarise(path: Path) -> RunSummary:
         layers=tuple(_layer(row) for row in read_json(path / "export" / "layers.json").get("layers", [])),
         parity=parity,
         bench=bench,
+        devices=devices,
         report=str(report) if report.is_file() else None,
     )
 
@@ -127,6 +139,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run its stage again") from error
     return value if isinstance(value, dict) else {}
+
+
+def _devices(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    files = sorted(folder.glob("*.json"), key=lambda file: (file.name != "local.json", file.name))
+    found = ((file, read_json(file)) for file in files)
+    return tuple({"device": file.stem, **value} for file, value in found if value)
 
 
 def _models(

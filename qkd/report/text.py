@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qkd.report.summary import LayerRow, RunSummary, model_table
 from qkd.report.table import markdown
+from qkd.report.tradeoff import device_table
 
 LAYER_HEAD = [
     "layer",
@@ -30,6 +31,8 @@ def render_text(summary: RunSummary) -> str:
         parts += ["## Parity", parity_sentence(summary)]
     if summary.bench:
         parts += ["## Latency", latency_sentence(summary)]
+    if summary.devices:
+        parts.append(markdown(device_table(summary)))
     if summary.layers:
         parts += ["## Layers of the student", markdown(layer_table(summary))]
     return "\n\n".join(parts) + "\n"

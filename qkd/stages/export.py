@@ -17,6 +17,7 @@ from qkd.progress import Progress, Tracker
 from qkd.rundir import RunFolder
 from qkd.stages.layers import layer_rows
 from qkd.stages.models import WEIGHTS, load_float_twin, load_student, load_teacher
+from qkd.stages.sample import write_run_sample
 from qkd.training import cpu_threads
 from quantizers import Student
 
@@ -25,7 +26,7 @@ TOP1_ON = 0.999  # a runtime's optimisations may round a tie the other way now a
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Write ``export/``: the ONNX files, what is in them, and the comparison on every test image.
+    """Write ``export/``: the ONNX files, a sample for devices, and the comparison on every test image.
 
     Raises:
         export.ExportError: If a net cannot become an ONNX file.
@@ -36,7 +37,9 @@ def run(run: RunFolder, progress: Progress) -> None:
         splits = load_splits(run.config.data, seed=run.config.seed)
         example = _example(splits)
         folder, student = run.folder("export"), load_student(run)
-        files = _write_models(run, student, example, folder, progress)
+        nets = float_nets(run)
+        files = _write_models(run, student, nets, example, folder, progress)
+        files.append(write_run_sample(folder, {"student": student, **nets}, splits))
         report = _compare(student, folder / "student.onnx", splits, run.config.data, progress)
         files += _write_comparison(folder, student, report)
     _judge(report, progress)
@@ -52,7 +55,12 @@ def float_nets(run: RunFolder) -> dict[str, nn.Module]:
 
 
 def _write_models(
-    run: RunFolder, student: fx.GraphModule, example: Tensor, folder: Path, progress: Progress
+    run: RunFolder,
+    student: fx.GraphModule,
+    nets: Mapping[str, nn.Module],
+    example: Tensor,
+    folder: Path,
+    progress: Progress,
 ) -> list[Path]:
     settings = run.config.export
     exported = {
@@ -60,7 +68,7 @@ def _write_models(
     }
     for warning in exported["student"].warnings:
         progress.warn(warning)
-    for name, net in float_nets(run).items():
+    for name, net in nets.items():
         exported[name] = export_float(net, example, folder / f"{name}.onnx")
     write_json(folder / "export.json", {name: _facts(model) for name, model in exported.items()})
     progress.say(", ".join(f"{name}.onnx {model.size_bytes:,} bytes" for name, model in exported.items()))
@@ -111,8 +119,3 @@ def _test_batches(splits: Splits, data: DataConfig, tracker: Tracker) -> Iterato
     ):
         yield normalise(images, splits.mean, splits.std), labels
         tracker.update(len(labels))
-
-
-def exported_files(folder: Path, facts: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the ONNX files that ``export.json`` names, by what they hold."""
-    return {name: folder / str(model["path"]) for name, model in facts.items()}

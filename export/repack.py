@@ -159,7 +159,7 @@ def _read(model: bytes | str | PathLike[str]) -> onnx.ModelProto:
     except Exception as error:  # protobuf's error; its package is not ours to import
         where = "the content" if isinstance(model, bytes) else str(model)
         raise ValueError(
-            f"{where}: ONNX Runtime cannot load it ({error}), it is no ONNX file; export it again"
+            f"{where}: ONNX Runtime cannot load it: it is no ONNX file ({error}); export it again"
         ) from error
 
 

@@ -68,7 +68,11 @@ def read_sample(path: str | PathLike[str]) -> Sample:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no sample file at {path}")
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # opened here: numpy leaves its own handle open when the file is damaged
+        with Path(path).open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if not hasattr(content, "files"):
+                raise ValueError("it is a single array")
             arrays = {key: content[key] for key in content.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not an npz file of plain arrays ({error}); np.savez writes one") from error

@@ -64,7 +64,7 @@ def bench_models(args: argparse.Namespace, progress: Progress) -> BenchTable:
         if args.int8_baseline:
             targets = with_baseline(targets, Path(place), _calibration(targets, progress))
         results = measure_devices(devices, targets.paths, settings, sample=targets.sample, say=progress.say)
-    table = BenchTable(results, targets.reference)
+        table = BenchTable(results, targets.reference)
     if args.output is not None:
         write_json(args.output, table.to_json())
         progress.say(f"written to {args.output}")

@@ -111,7 +111,7 @@ def measured(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
         for key in ("frequency_mhz", "temperature_c", "load"):
             fields[key] = tuple(_optional(end.get(key), key) for end in ends)
         fields["machine"] = _machine(answer["machine"])
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise DeviceError(f"the device's answer is not what the runner writes: {error!r}") from error
     return fields
 

@@ -317,12 +317,10 @@ def cpu_fields() -> dict[str, str]:
 
 
 def cpu_name(fields: dict[str, str]) -> str:
-    """Return the processor's name, and on Arm, which has none in cpuinfo, core and board."""
-    if fields.get("model name"):
-        return fields["model name"]
+    """Return the processor's name; on Arm, where cpuinfo has a number for it, core and board."""
     board = (read("/proc/device-tree/model") or fields.get("hardware") or "").strip("\0 ")
     core = ARM_PARTS.get(fields.get("cpu part", "")) if fields.get("cpu implementer") == "0x41" else None
-    names = [name for name in (core, board) if name]
+    names = [name for name in (core or fields.get("model name"), board) if name]
     return ", ".join(names) or platform.processor() or platform.machine() or "unknown"
 
 

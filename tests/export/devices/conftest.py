@@ -186,6 +186,12 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def cache_folder() -> Path:
+    """Where fetched things are kept between runs of the tests."""
+    return CACHE
+
+
+@pytest.fixture(scope="session")
 def here() -> str:
     """The interpreter of the tests, as a device's Python."""
     import sys

@@ -16,6 +16,7 @@ from qkd.files import read_json
 
 CALIBRATION_IMAGES = 128
 BASELINE = "int8-static"
+NO_FLOAT = "the int8 baseline is made of a float model, but all of these are quantized: name one, too"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def is_float(path: Path) -> bool:
     try:
         operators = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     except Exception as error:  # protobuf's error; its package is not ours to import
-        raise ValueError(f"{path}: is no ONNX file ({error}); export it again") from error
+        raise ValueError(f"{path}: it is no ONNX file ({error}); export it again") from error
     return not operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "Quant"}
 
 
@@ -106,9 +107,7 @@ def with_baseline(targets: Targets, folder: Path, images: npt.NDArray[np.float32
     """
     name = targets.reference
     if name is None:
-        raise UsageError(
-            "--int8-baseline quantizes a float model, but every model here is quantized: name its float twin"
-        )
+        raise UsageError(NO_FLOAT)
     path = export_int8_baseline(targets.paths[name], images, folder / f"{BASELINE}.onnx")
     paths = {**targets.paths, BASELINE: path}
     return replace(targets, paths=paths, sample=expect(targets.sample, paths) if targets.sample else None)

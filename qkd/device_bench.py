@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export import Device, Settings, measure_devices
-from qkd.bench_targets import CALIBRATION_IMAGES, Targets, find_targets, is_run, with_baseline
+from qkd.bench_targets import CALIBRATION_IMAGES, NO_FLOAT, Targets, find_targets, is_run, with_baseline
 from qkd.device_file import resolve_devices
 from qkd.failures import UsageError
 from qkd.files import write_json
@@ -61,6 +61,8 @@ def bench_models(args: argparse.Namespace, progress: Progress) -> BenchTable:
     settings = Settings(**given)
     targets = find_targets([args.config, *args.overrides], args.sample)
     with tempfile.TemporaryDirectory(prefix="qkd-bench-") as place:
+        if args.int8_baseline and targets.reference is None:
+            raise UsageError(NO_FLOAT)
         if args.int8_baseline:
             targets = with_baseline(targets, Path(place), _calibration(targets, progress))
         results = measure_devices(devices, targets.paths, settings, sample=targets.sample, say=progress.say)

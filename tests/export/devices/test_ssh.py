@@ -46,6 +46,7 @@ def test_the_address_may_be_an_alias_of_the_users_config(ssh_server, here):
     assert ssh_server.left() == []
 
 
+@pytest.mark.slow
 def test_the_public_function_takes_a_device(ssh_server, here, plain):
     report = measure_interleaved({"a": plain}, on=ssh_server.device(python=here), warmup=0, rounds=3, memory=False)["a"]
     assert report.device.startswith("ssh://") and report.rounds == 3
@@ -107,6 +108,7 @@ def old_runtime(server, here, name, loads):
     return server.script(f"{name}.sh", f'#!/bin/sh\nPYTHONPATH={folder} exec {here} "$@"\n')
 
 
+@pytest.mark.slow
 def test_an_old_runtime_gets_the_weights_repacked(ssh_server, here, plain, packed, sample):
     python = old_runtime(ssh_server, here, "old", [17])
     report = measure(ssh_server.device(python=python), {"packed": packed}, sample=sample)["packed"]
@@ -124,12 +126,14 @@ def test_runtime_too_old_for_everything(ssh_server, here, packed):
     assert ssh_server.left() == []
 
 
+@pytest.mark.slow
 def test_a_runtime_that_lacks_the_provider(ssh_server, here, plain):
     with pytest.raises(ValueError, match=r"provider 'CUDAExecutionProvider' is not in this onnxruntime"):
         measure(ssh_server.device(python=here, provider="CUDAExecutionProvider"), {"a": plain})
     assert ssh_server.left() == []
 
 
+@pytest.mark.slow
 def test_disk_full_is_found_before_anything_is_copied(ssh_server, here, plain):
     small = ssh_server.script(
         "small", f"#!/bin/sh\nexec {here} -c \"import shutil,sys;shutil.disk_usage=lambda p:type('U',(),"
@@ -178,6 +182,7 @@ def test_disk_full_of_a_real_file_system(ssh_server, here, plain, sample):
         subprocess.run([*inside, "umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_hung_device(ssh_server, here, plain):
     """It answers the probe, then sleeps."""
     sleepy = ssh_server.script("sleepy", f'#!/bin/sh\n[ "$2" = run ] && exec sleep 60\nexec {here} "$@"\n')
@@ -188,6 +193,7 @@ def test_hung_device(ssh_server, here, plain):
     assert ssh_server.left() == []
 
 
+@pytest.mark.slow
 def test_host_lost_in_mid_run(ssh_server, here, plain):
     """The session is killed while the rounds run; the device, still up, cleans up by itself."""
     said = threading.Event()
@@ -223,7 +229,12 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+KINDS = [
+    kind if kind in ("escape sequences", "endless") else pytest.param(kind, marks=pytest.mark.slow) for kind in HOSTILE
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_hostile_output_never_reaches_the_terminal(ssh_server, plain, kind):
     said = []
     evil = ssh_server.script("evil", f"#!/bin/sh\n{HOSTILE[kind]}\n")
@@ -241,16 +252,14 @@ def test_hostile_output_never_reaches_the_terminal(ssh_server, plain, kind):
     assert "owned" not in words and ssh_server.left() == []
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [('"9"', "'9'"), ("-1", "'-1'"), ("1e999", "'None'"), ("true", "'True'"), ("[]", r"'\[\]'")]
-)
-def test_figures_that_cannot_be_are_refused(ssh_server, here, plain, value, shown):
+@pytest.mark.slow
+def test_figures_that_cannot_be_are_refused(ssh_server, here, plain):
     liar = ssh_server.script(
         "liar",
         f"#!{here}\nimport re, subprocess, sys\n"
         f"done = subprocess.run([{here!r}, *sys.argv[1:]], stdout=subprocess.PIPE, text=True)\n"
-        f"print(re.sub('\"median_ms\": [0-9.e-]+', '\"median_ms\": ' + {value!r}, done.stdout))\n",
+        "print(re.sub('\"median_ms\": [0-9.e-]+', '\"median_ms\": -1', done.stdout))\n",
     )
-    with pytest.raises(DeviceError, match=f"a.median_ms is {shown}"):
+    with pytest.raises(DeviceError, match="a.median_ms is '-1'"):
         measure(ssh_server.device(python=liar), {"a": plain})
     assert ssh_server.left() == []

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any
 
 from export.devices.address import Device, DeviceError
-from export.devices.measuring import Settings, measure_on
+from export.devices.measuring import Settings, check_files, measure_on
 from export.devices.report import LatencyReport
 from export.sample import Sample
 
@@ -61,6 +61,7 @@ def measure_devices(
         ValueError: If there is no device or no model, or two devices have one name.
     """
     _check_names(devices)
+    check_files(paths)
     found: dict[str, DeviceResult] = {}
     remote = [device for device in devices if not device.is_local]
 

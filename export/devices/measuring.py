@@ -93,7 +93,7 @@ def measure_on(
         ImportError: If onnxruntime is missing on this machine and this is where to measure.
         DeviceError: If the device cannot be reached, lacks something, or fails.
     """
-    _check_files(paths)
+    check_files(paths)
     if device.is_local:
         runtime()
     own, link = settings.on(device), link_to(device)
@@ -142,7 +142,13 @@ def probe_device(device: Device) -> Probe:
     return link_to(device).probe()
 
 
-def _check_files(paths: Mapping[str, str | PathLike[str]]) -> None:
+def check_files(paths: Mapping[str, str | PathLike[str]]) -> None:
+    """Raise unless there are models, and all of them are files.
+
+    Raises:
+        ValueError: If there is none.
+        FileNotFoundError: If a file does not exist.
+    """
     if not paths:
         raise ValueError("there is no model to measure: `paths` is empty")
     for path in paths.values():

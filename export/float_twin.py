@@ -18,6 +18,7 @@ from export.census import count_operators, optimised_graph
 from export.checks import ExportError
 from export.codes import device_of, evaluating
 from export.lowering import INPUT, OUTPUT
+from export.packing import ir_version
 from export.student import ExportedModel
 from export.writing import checked_target, write_whole
 
@@ -80,6 +81,7 @@ def _trace(model: nn.Module, images: Tensor, opset: int) -> onnx.ModelProto:
     found = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if found != opset:
         raise ExportError(f"PyTorch's ONNX exporter wrote opset {found}, not {opset}; ask for {found}")
+    proto.ir_version = ir_version(opset)  # the exporter's newest one shuts out runtimes that know every operator
     return proto
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from export.checks import ExportError
+from export.packing import ir_version
 from export.runtime import open_session, runtime
 from export.writing import checked_target, write_whole
 
@@ -68,7 +70,9 @@ def export_int8_baseline(
             _quantize(source, parts, Path(place), reduce_range=reduce_range)
         except Exception as error:  # onnxruntime's tools raise whatever their passes raise
             raise ExportError(f"{source}: onnxruntime cannot quantize it ({error})") from error
-        content = (Path(place) / "int8.onnx").read_bytes()
+        model = onnx.load(Path(place) / "int8.onnx")
+    model.ir_version = min(model.ir_version, ir_version(max(entry.version for entry in model.opset_import)))
+    content = model.SerializeToString()
     write_whole(target, content)
     return target
 

@@ -90,6 +90,12 @@ def capture(
     return Captured(code, bytes(running.stdout), printable(running.stderr.decode("utf-8", "replace"), KEPT_STDERR))
 
 
+def end_all() -> None:
+    """Kill every program that is being captured; who waits for one gets its exit code."""
+    for running in list(_RUNNING):
+        running.signal()
+
+
 class _Running:
     """A started program with a thread at each of its pipes."""
 
@@ -97,6 +103,7 @@ class _Running:
         self.process, self.say = process, say
         self.stdout, self.stderr = bytearray(), bytearray()
         self.excess = ""
+        _RUNNING.add(self)
         self.threads = [
             threading.Thread(target=self._read_stdout, daemon=True),
             threading.Thread(target=self._read_stderr, daemon=True),
@@ -127,8 +134,8 @@ class _Running:
 
     def kill(self) -> None:
         """End what still runs."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        _RUNNING.discard(self)
+        self.signal()
         self.process.wait()
         for thread in self.threads:
             thread.join(2.0)
@@ -168,8 +175,15 @@ class _Running:
 
     def _refuse(self, name: str) -> None:
         self.excess = name
+        self.signal()
+
+    def signal(self) -> None:
+        """Kill the program and what it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+
+_RUNNING: set[_Running] = set()  # so that an interrupted caller can end what its threads wait for
 
 
 def _blocks(pipe: IO[bytes] | None) -> Iterable[bytes]:

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 from export.devices.address import Device, DeviceError
+from export.devices.capture import end_all
 from export.devices.measuring import Settings, check_files, measure_on
 from export.devices.report import LatencyReport
 from export.sample import Sample
@@ -74,8 +75,15 @@ def measure_devices(
         except ValueError as error:
             return DeviceResult(device, failure=str(error), is_input_fault=True)
 
-    with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool:
-        found |= {result.device.title: result for result in pool.map(measure, remote)}
+    pool = ThreadPoolExecutor(max_workers=max(1, len(remote)))
+    try:
+        waiting = [pool.submit(measure, device) for device in remote]
+        found |= {result.device.title: result for result in (one.result() for one in waiting)}
+    except BaseException:  # interrupted: end what the threads wait for; they still tidy up on their devices
+        end_all()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     found |= {device.title: measure(device) for device in devices if device.is_local}
     return tuple(found[device.title] for device in devices)
 

@@ -9,7 +9,7 @@ import secrets
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,7 +98,7 @@ class RemoteLink:
 
 
 @contextlib.contextmanager
-def work_folder(device: Device, shell: Shell, token: str) -> Any:
+def work_folder(device: Device, shell: Shell, token: str) -> Iterator[str]:
     """Give the path of a folder to be made on a device, and remove it at the end, come what may.
 
     Its name is made here and not by the device, so that it is known even if the device's reply is lost.

@@ -9,7 +9,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,8 @@ from export.devices import Device
 KEYGEN = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd-toolkit"
 PACKAGES = ("openssh-server", "libwrap0")
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+MIRROR = "http://deb.debian.org/debian"
 
 
 def find_sshd() -> tuple[Path, Path | None]:
@@ -185,17 +189,74 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Fetcher:
+    """Fetches Debian packages of any release and processor, and wheels, into folders that are kept between runs.
+
+    The system is not changed: apt keeps to a folder of its own. Where something cannot be had, the test is skipped.
+    """
+
+    def debian(self, name: str, architecture: str, suite: str, packages: tuple[str, ...]) -> Path:
+        """Return a folder of unpacked packages."""
+        missing = [program for program in ("apt-get", "dpkg") if shutil.which(program) is None]
+        if missing or not KEYRING.exists():
+            pytest.skip(f"{name}: {', '.join(missing) or KEYRING} is missing, so Debian's packages cannot be fetched")
+        place = CACHE / name
+        if (place / "root").exists():
+            return place / "root"
+        shutil.rmtree(place, ignore_errors=True)
+        for folder in ("state/lists/partial", "cache/archives/partial", "debs"):
+            (place / folder).mkdir(parents=True)
+        (place / "status").touch()
+        (place / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n")
+        (place / "apt.conf").write_text(
+            f'APT::Architecture "{architecture}";\nAPT::Architectures {{ "{architecture}"; }};\n'
+            f'Dir::State "{place}/state";\nDir::State::status "{place}/status";\nDir::Cache "{place}/cache";\n'
+            f'Dir::Etc::sourcelist "{place}/sources.list";\nDir::Etc::sourceparts "/dev/null";\n'
+            'APT::Sandbox::User "root";\n'
+        )
+        call("apt-get", "update", cwd=place / "debs", APT_CONFIG=str(place / "apt.conf"))
+        call("apt-get", "download", *packages, cwd=place / "debs", APT_CONFIG=str(place / "apt.conf"))
+        for package in (place / "debs").glob("*.deb"):
+            call("dpkg", "-x", str(package), str(place / "part"))
+        for folder in ("debs", "state", "cache"):
+            shutil.rmtree(place / folder)
+        return (place / "part").rename(place / "root")
+
+    def wheels(self, name: str, python: str, platforms: tuple[str, ...], packages: tuple[str, ...]) -> Path:
+        """Return a folder of unpacked wheels for a Python such as ``3.11``."""
+        place, site = CACHE / name, CACHE / name / "site"
+        if site.exists():
+            return site
+        shutil.rmtree(place, ignore_errors=True)
+        tags = [word for tag in platforms for word in ("--platform", tag)]
+        tags += [word for tag in (f"cp{python.replace('.', '')}", "abi3", "none") for word in ("--abi", tag)]
+        call(
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *tags,
+            "--python-version", python, "--implementation", "cp", "--dest", str(place / "wheels"), *packages,
+        )  # fmt: skip
+        for wheel in (place / "wheels").glob("*.whl"):
+            zipfile.ZipFile(wheel).extractall(place / "part")
+        shutil.rmtree(place / "wheels")
+        return (place / "part").rename(site)
+
+
+def call(*command: str, cwd: Path | None = None, **environment: str) -> None:
+    """Run a command of a set-up; skip the test where it fails."""
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-300:]}")
+
+
 @pytest.fixture(scope="session")
-def cache_folder() -> Path:
-    """Where fetched things are kept between runs of the tests."""
-    return CACHE
+def fetcher() -> Fetcher:
+    return Fetcher()
 
 
 @pytest.fixture(scope="session")
 def here() -> str:
     """The interpreter of the tests, as a device's Python."""
-    import sys
-
     return sys.executable
 
 

@@ -6,10 +6,9 @@ system is changed. How long anything takes there means nothing, and is not looke
 
 from __future__ import annotations
 
-import shutil
+import platform
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,6 @@ from export.devices import Settings, measure_on, probe_device
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-MIRROR = "http://deb.debian.org/debian"
 PYTHON = ("libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libffi8", "python3.11-minimal",
           "libpython3.11-minimal", "libpython3.11-stdlib")  # fmt: skip
 NEW = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
@@ -30,41 +27,15 @@ SETTINGS = Settings(warmup=0, rounds=2, memory=False)
 
 
 class Arm:
-    """An aarch64 user space in a folder.
+    """An aarch64 user space.
 
     Args:
-        folder: Where it lies.
+        root: Debian's Python and what it needs.
+        qemu: The emulator.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.qemu = folder / "qemu/root/usr/bin/qemu-aarch64"
-        self.root = folder / "python/root"
-
-    def set_up(self) -> None:
-        """Fetch what is missing."""
-        if not self.root.exists():
-            fetch(self.folder / "python", "arm64", "bookworm", PYTHON)
-        if not self.qemu.exists():
-            fetch(self.folder / "qemu", "amd64", "trixie", ("qemu-user",))
-
-    def site(self, name: str, platforms: tuple[str, ...], packages: tuple[str, ...]) -> Path:
-        """Return a folder of unpacked wheels."""
-        site = self.folder / name
-        if not site.exists():
-            wheels = self.folder / f"{name}-wheels"
-            tags = [word for tag in platforms for word in ("--platform", tag)]
-            call(
-                sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *tags,
-                "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3",
-                "--abi", "none", "--dest", str(wheels), *packages,
-            )  # fmt: skip
-            part = self.folder / f"{name}.part"
-            for wheel in wheels.glob("*.whl"):
-                zipfile.ZipFile(wheel).extractall(part)
-            part.rename(site)
-            shutil.rmtree(wheels)
-        return site
+    def __init__(self, root: Path, qemu: Path) -> None:
+        self.root, self.qemu = root, qemu
 
     def python(self, cpu: str, site: Path) -> str:
         """Return the text of a script that is this user space's Python on a processor."""
@@ -74,48 +45,12 @@ class Arm:
         )
 
 
-def fetch(place: Path, architecture: str, suite: str, packages: tuple[str, ...]) -> None:
-    """Unpack Debian packages of any suite and architecture, with an apt that keeps to its own folder."""
-    shutil.rmtree(place, ignore_errors=True)
-    for name in ("state/lists/partial", "cache/archives/partial", "debs"):
-        (place / name).mkdir(parents=True)
-    (place / "status").touch()
-    lines = [f"deb [signed-by={KEYRING}] {MIRROR} {suite} main"]
-    (place / "sources.list").write_text("\n".join(lines) + "\n")
-    (place / "apt.conf").write_text(
-        f'APT::Architecture "{architecture}";\nAPT::Architectures {{ "{architecture}"; }};\n'
-        f'Dir::State "{place}/state";\nDir::State::status "{place}/status";\nDir::Cache "{place}/cache";\n'
-        f'Dir::Etc::sourcelist "{place}/sources.list";\nDir::Etc::sourceparts "/dev/null";\n'
-        'APT::Sandbox::User "root";\n'
-    )
-    call("apt-get", "update", cwd=place / "debs", APT_CONFIG=str(place / "apt.conf"))
-    call("apt-get", "download", *packages, cwd=place / "debs", APT_CONFIG=str(place / "apt.conf"))
-    for package in (place / "debs").glob("*.deb"):
-        call("dpkg", "-x", str(package), str(place / "part"))
-    shutil.rmtree(place / "debs")
-    shutil.rmtree(place / "state")
-    (place / "part").rename(place / "root")
-
-
-def call(*command: str, cwd: Path | None = None, **environment: str) -> None:
-    """Run a command of the set-up; skip the tests where it cannot be done."""
-    import os
-
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"no aarch64 user space: {' '.join(command[:4])} failed: {done.stderr.strip()[-300:]}")
-
-
 @pytest.fixture(scope="module")
-def arm(cache_folder: Path) -> Arm:
-    missing = [name for name in ("apt-get", "dpkg") if shutil.which(name) is None]
-    if missing or not KEYRING.exists():
-        pytest.skip(f"no aarch64 user space: {', '.join([*missing, '' if KEYRING.exists() else str(KEYRING)])} missing")
-    user_space = Arm(cache_folder / "aarch64")
-    user_space.set_up()
-    return user_space
+def arm(fetcher) -> Arm:
+    if platform.machine() != "x86_64":
+        pytest.skip("the emulator is fetched for x86-64")
+    root = fetcher.debian("aarch64-python", "arm64", "bookworm", PYTHON)
+    return Arm(root, fetcher.debian("qemu-user", "amd64", "trixie", ("qemu-user",)) / "usr/bin/qemu-aarch64")
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +71,8 @@ def few(sample: Sample, count: int = 64) -> Sample:
 
 
 @pytest.mark.parametrize(("cpu", "has_dotprod"), [("cortex-a72", False), ("cortex-a76", True)])
-def test_a_trained_student_computes_the_same_on_arm(ssh_server, arm, trained, cpu, has_dotprod):
-    site = arm.site("site-new", NEW, ("onnxruntime", "numpy"))
+def test_a_trained_student_computes_the_same_on_arm(ssh_server, fetcher, arm, trained, cpu, has_dotprod):
+    site = fetcher.wheels("aarch64-site-new", "3.11", NEW, ("onnxruntime", "numpy"))
     device = ssh_server.device(python=ssh_server.script(f"python-{cpu}", arm.python(cpu, site)), timeout_s=600.0)
     probe = probe_device(device)
     assert probe.machine["architecture"] == "aarch64"
@@ -156,8 +91,8 @@ def test_a_trained_student_computes_the_same_on_arm(ssh_server, arm, trained, cp
     assert ssh_server.left() == []
 
 
-def test_an_old_runtime_on_arm_gets_int8_weights(ssh_server, arm, trained):
-    site = arm.site("site-old", OLD, ("onnxruntime", "numpy<2"))
+def test_an_old_runtime_on_arm_gets_int8_weights(ssh_server, fetcher, arm, trained):
+    site = fetcher.wheels("aarch64-site-old", "3.11", OLD, ("onnxruntime", "numpy<2"))
     device = ssh_server.device(python=ssh_server.script("python-old", arm.python("cortex-a72", site)), timeout_s=600.0)
     probe = probe_device(device)
     assert probe.machine["onnxruntime"].startswith("1.16") and probe.loads == ("int8",)

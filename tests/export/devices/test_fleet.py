@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 
@@ -10,6 +12,7 @@ import pytest
 
 from export import Device, DeviceError, Settings, measure_devices
 from export.devices import fleet
+from export.devices.capture import capture
 
 QUICK = Settings(warmup=0, rounds=2, memory=False)
 
@@ -49,6 +52,24 @@ def test_remote_devices_run_side_by_side_and_this_machine_last_and_alone(monkeyp
     monkeypatch.setattr(fleet, "measure_on", slow)
     measure_devices([Device(), Device("ssh://a"), Device("ssh://b")], {"m": plain}, QUICK)
     assert order[-1] == "local" and {"ssh://a", "ssh://b"} in together and together[-1] == {"local"}
+
+
+def test_an_interrupt_ends_what_the_devices_do(monkeypatch, plain):
+    tidied = []
+
+    def hang(device, paths, settings, *, sample, say):
+        try:
+            capture(["sleep", "60"], timeout_s=100.0)
+        finally:
+            tidied.append(device.title)
+        raise DeviceError("killed")
+
+    monkeypatch.setattr(fleet, "measure_on", hang)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        measure_devices([Device("ssh://a"), Device("ssh://b"), Device()], {"m": plain}, QUICK)
+    assert time.monotonic() - start < 10 and sorted(tidied) == ["ssh://a", "ssh://b"]
 
 
 def test_faults_of_models_are_told_from_those_of_devices(plain):

@@ -71,7 +71,7 @@ def export_int8_baseline(
         except Exception as error:  # onnxruntime's tools raise whatever their passes raise
             raise ExportError(f"{source}: onnxruntime cannot quantize it ({error})") from error
         model = onnx.load(Path(place) / "int8.onnx")
-    model.ir_version = min(model.ir_version, ir_version(max(entry.version for entry in model.opset_import)))
+    _plain_header(model)
     content = model.SerializeToString()
     write_whole(target, content)
     return target
@@ -103,6 +103,15 @@ def _quantize(
         weight_type=quantization.QuantType.QInt8,
         calibrate_method=quantization.CalibrationMethod.MinMax,
     )
+
+
+def _plain_header(model: onnx.ModelProto) -> None:
+    """Leave out the operator sets that no node is of (the tools name all they know), which shut out old runtimes."""
+    used = {node.domain for node in model.graph.node} | {""}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    model.ir_version = ir_version(next(entry.version for entry in kept if entry.domain == ""))
 
 
 def _inputs(source: Path) -> list[Any]:

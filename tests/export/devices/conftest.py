@@ -195,8 +195,10 @@ class Fetcher:
     The system is not changed: apt keeps to a folder of its own. Where something cannot be had, the test is skipped.
     """
 
-    def debian(self, name: str, architecture: str, suite: str, packages: tuple[str, ...]) -> Path:
-        """Return a folder of unpacked packages."""
+    def debian(
+        self, name: str, architecture: str, suite: str, packages: tuple[str, ...], only: str | None = None
+    ) -> Path:
+        """Return a folder of unpacked packages; ``only`` names the one file of a large package that is kept."""
         missing = [program for program in ("apt-get", "dpkg") if shutil.which(program) is None]
         if missing or not KEYRING.exists():
             pytest.skip(f"{name}: {', '.join(missing) or KEYRING} is missing, so Debian's packages cannot be fetched")
@@ -218,6 +220,12 @@ class Fetcher:
         call("apt-get", "download", *packages, cwd=place / "debs", APT_CONFIG=str(place / "apt.conf"))
         for package in (place / "debs").glob("*.deb"):
             call("dpkg", "-x", str(package), str(place / "part"))
+        if only is not None:
+            (place / "all").mkdir()
+            (place / "part").rename(place / "all" / "root")
+            (place / "part" / only).parent.mkdir(parents=True)
+            (place / "all" / "root" / only).rename(place / "part" / only)
+            shutil.rmtree(place / "all")
         for folder in ("debs", "state", "cache"):
             shutil.rmtree(place / folder)
         return (place / "part").rename(place / "root")

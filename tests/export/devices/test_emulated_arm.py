@@ -50,7 +50,8 @@ def arm(fetcher) -> Arm:
     if platform.machine() != "x86_64":
         pytest.skip("the emulator is fetched for x86-64")
     root = fetcher.debian("aarch64-python", "arm64", "bookworm", PYTHON)
-    return Arm(root, fetcher.debian("qemu-user", "amd64", "trixie", ("qemu-user",)) / "usr/bin/qemu-aarch64")
+    emulator = "usr/bin/qemu-aarch64"
+    return Arm(root, fetcher.debian("qemu-aarch64", "amd64", "trixie", ("qemu-user",), only=emulator) / emulator)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ Errors: ``ExportError(ValueError)`` (nothing was written), ``ParityError(Runtime
 from export.checks import ExportError
 from export.float_twin import export_float
 from export.latency import LatencyReport, measure_interleaved, measure_latency
-from export.parity import Comparison, LayerParity, ParityError, ParityReport, check_parity
+from export.layer_parity import LayerParity
+from export.parity import Comparison, ParityError, ParityReport, check_parity
 from export.student import ExportedLayer, ExportedModel, export_onnx, write_view
 
 __all__ = [

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any, cast
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from export.codes import Codes, codes_in_order, device_of, evaluating, recorded_outputs
 from export.lowering import INPUT, OUTPUT
-from export.runtime import open_session, runtime
+from export.quant_session import QuantSession
+from export.runtime import load_model, open_session, runtime
 
 Array = npt.NDArray[np.float32]
 Batch = Tensor | Sequence[Tensor]
@@ -95,7 +96,7 @@ class ParityReport:
         predicted_classes: How many different classes the student predicts; 1 proves little.
         all_zero: Whether every logit of the student is zero, which proves nothing.
         notes: What could not be compared, and what makes the comparison weak.
-        runtime_version: Version of onnxruntime.
+        runtime_version: Version of onnxruntime, or ``qonnx`` and its version where that ran the file.
         threads: Its threads.
     """
 
@@ -153,7 +154,8 @@ def check_parity(
 
     The student runs in evaluation mode, which is its deployed arithmetic, and is left as it was. ONNX Runtime runs
     the file twice: optimisations off (float arithmetic between quantizers, which is what the file says) and on (the
-    integer kernels a device uses). The codes of every quantizer are compared with optimisations off.
+    integer kernels a device uses). The codes of every quantizer are compared with optimisations off. A ``qonnx`` file
+    is run by qonnx's own executor instead, node by node (slow), and ``on`` repeats ``off``.
 
     Args:
         student: What the file was exported from.
@@ -167,7 +169,7 @@ def check_parity(
         ValueError: If there are no images, all of them are zero or of another shape than the file takes, some value is
             not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
         FileNotFoundError: If there is no file at ``path``.
-        ImportError: If onnxruntime is missing.
+        ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
     """
     ways = _Ways(path, threads)
     tally, layers = _Tally(), _LayerTally(ways.taps)
@@ -185,15 +187,23 @@ class _Ways:
     """The file, opened in the ways that it is compared."""
 
     def __init__(self, path: str | PathLike[str], threads: int) -> None:
-        self.off = open_session(path, optimise=False, threads=threads)
-        self.on = open_session(path, optimise=True, threads=threads)
-        model = onnx.load(path)
+        model = load_model(path)
         self.properties = {entry.key: entry.value for entry in model.metadata_props}
         if "quantizers" not in self.properties:
             raise ValueError(f"{path} says nothing of its quantizers; compare a file that export_onnx wrote")
         self.taps: list[dict[str, Any]] = json.loads(self.properties["quantizers"])
         self.tensors = list(dict.fromkeys(tap["tensor"] for tap in self.taps))
-        self.tapped = open_session(_exposed(model, self.tensors), optimise=False, threads=threads)
+        self.notes: tuple[str, ...] = ()
+        if self.properties.get("flavour") == "qonnx":
+            session = QuantSession(path)
+            self.off = self.on = self.tapped = session
+            self.runtime_version = f"qonnx {session.version}"
+            self.notes = ("run by qonnx's executor, which has no optimisations: `on` repeats `off`",)
+        else:
+            self.off = open_session(path, optimise=False, threads=threads)
+            self.on = open_session(path, optimise=True, threads=threads)
+            self.tapped = open_session(_exposed(model, self.taps), optimise=False, threads=threads)
+            self.runtime_version = str(runtime().__version__)
 
     @property
     def output_step(self) -> float | None:
@@ -211,14 +221,22 @@ class _Ways:
         """Return the logits, and the codes of each tap."""
         logits, *stored = self.tapped.run([OUTPUT, *self.tensors], {INPUT: images.numpy()})
         found = dict(zip(self.tensors, stored, strict=True))
-        return logits, [found[tap["tensor"]].astype(np.int64) - tap["zero_point"] for tap in self.taps]
+        return logits, [_codes(found[tap["tensor"]], tap) for tap in self.taps]
 
 
-def _exposed(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
-    """Return a copy of the model that also gives these uint8 tensors out."""
+def _codes(stored: npt.NDArray[Any], tap: Mapping[str, Any]) -> Codes:
+    """Return the codes of a tapped tensor: stored integers, or real values on the grid."""
+    is_integer = np.issubdtype(stored.dtype, np.integer)
+    codes = stored - np.int64(tap["zero_point"]) if is_integer else np.rint(stored / np.float64(tap["scale"]))
+    return np.asarray(codes, np.int64)
+
+
+def _exposed(model: onnx.ModelProto, taps: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a copy of the model that also gives the tapped tensors out."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in tensors)
+    types = {str(tap["tensor"]): TensorProto.DataType.Value(tap.get("type", "UINT8")) for tap in taps}
+    copy.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
     return bytes(copy.SerializeToString())
 
 
@@ -347,8 +365,8 @@ class _Tally:
             layer_images=layers.images,
             predicted_classes=len(self.classes),
             all_zero=self.is_zero,
-            notes=tuple(self._notes(layers)),
-            runtime_version=str(runtime().__version__),
+            notes=(*ways.notes, *self._notes(layers)),
+            runtime_version=ways.runtime_version,
             threads=threads,
         )
 

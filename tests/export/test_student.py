@@ -175,12 +175,13 @@ def broken_views() -> dict:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
 @pytest.mark.parametrize(("damage", "message"), broken_views().values(), ids=broken_views())
-def test_what_cannot_be_represented_is_refused(residual, tmp_path, damage, message):
+def test_what_cannot_be_represented_is_refused(residual, tmp_path, damage, message, flavour):
     path = tmp_path / "n.onnx"
     path.write_bytes(b"an older file")
     with pytest.raises(ExportError, match=message):
-        write_view(damage(residual), [SHAPE], path)
+        write_view(damage(residual), [SHAPE], path, flavour=flavour)
     assert path.read_bytes() == b"an older file" and os.listdir(tmp_path) == ["n.onnx"]
 
 

@@ -4,6 +4,7 @@ from setuptools import setup
 
 PACKAGES = [
     "export",
+    "export.flavours",
     "qkd",
     "qkd.agents",
     "qkd.data",

@@ -96,6 +96,17 @@ def take_census(
     return Census(count_operators(optimised), kernels, fall_backs, dict(floating.most_common()))
 
 
+def float_inputs(view: IntegerView, places: Mapping[str, Node]) -> Iterator[str]:
+    """Yield a sentence for each layer, sum, product or mean that reads values on no grid, by its name.
+
+    What can be said of a graph that no runtime at hand loads: whoever reads such a node's inputs must compute in float.
+    """
+    for name, node in places.items():
+        real = [edge for edge in node.inputs if edge not in view.grids]
+        if isinstance(node, (*COUNTED, *KEEPS_CODES)) and real:
+            yield f"{name} ({type(node).__name__}) computes in float: an input is not quantized ({', '.join(real)})"
+
+
 def optimised_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
     """Return what ONNX Runtime makes of a model with all optimisations on, after a run on zeros of these shapes."""
     with tempfile.TemporaryDirectory() as folder:

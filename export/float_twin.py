@@ -56,7 +56,7 @@ def export_float(
     content = proto.SerializeToString()
     write_whole(target, content)
     operators, notes = _operators(proto, content, images)
-    return ExportedModel(target, len(content), opset, "float", False, (), notes, operators, count_operators(proto))
+    return ExportedModel(target, len(content), opset, "float", False, (), (), notes, operators, count_operators(proto))
 
 
 def _trace(model: nn.Module, images: Tensor, opset: int) -> onnx.ModelProto:

@@ -154,4 +154,11 @@ def _type_of(array: npt.NDArray[Any]) -> tuple[int, list[str | int]]:
 
 def in_order(found: Arrays, taps: Sequence[Mapping[str, Any]]) -> list[Codes]:
     """Return the codes of each quantizer of ``taps``, in that order."""
-    return [found[tap["tensor"]].astype(np.int64) - tap["zero_point"] for tap in taps]
+    return [_codes(found[tap["tensor"]], tap) for tap in taps]
+
+
+def _codes(stored: npt.NDArray[Any], tap: Mapping[str, Any]) -> Codes:
+    """Return the codes of a tapped tensor: stored integers, or real values on the grid."""
+    is_integer = np.issubdtype(stored.dtype, np.integer)
+    codes = stored - np.int64(tap["zero_point"]) if is_integer else np.rint(stored / np.float64(tap["scale"]))
+    return np.asarray(codes, np.int64)

@@ -19,10 +19,9 @@ from onnx import TensorProto, helper
 
 from export.checks import ExportError
 from export.elementwise import write_function
-from export.flavours import Flavour
+from export.flavours import Flavour, without_custom_operators
 from export.graph import GraphBuilder
 from export.packing import Storage, ir_version
-from export.rewrite import arrange
 from quantizers.integer import (
     Add,
     AveragePool,
@@ -67,12 +66,12 @@ def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: S
         view: What the student computes; ``export.checks.check_view`` has passed it.
         flavour: How codes, weights and biases are stored.
         storage: Element types of weights, and the opset.
-        input_shapes: A shape for each input, batch first; the batch becomes dynamic, the rest is fixed.
+        input_shapes: A shape for each input, batch first; the batch becomes what the flavour wants, the rest is fixed.
 
     Raises:
         ExportError: If a node has no ONNX form, or the graph's shapes do not fit each other.
     """
-    lowering = _Lowering(arrange(view), flavour, storage)
+    lowering = _Lowering(flavour.arrange(view), flavour, storage)
     for node in lowering.view.nodes:
         lowering.write(node)
     model = lowering.model(input_shapes)
@@ -118,8 +117,9 @@ class _Lowering:
     def model(self, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
         """Return the model, its outputs named and shaped, checked."""
         self._name_outputs()
+        batch = "batch" if self.flavour.has_dynamic_batch else 1
         inputs = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape[1:]])
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape[1:]])
             for name, shape in zip(self.inputs, input_shapes, strict=True)
         ]
         outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
@@ -127,7 +127,7 @@ class _Lowering:
         opset = self.storage.opset
         model = helper.make_model(
             proto,
-            opset_imports=[helper.make_opsetid("", opset)],
+            opset_imports=[helper.make_opsetid(*entry) for entry in {"": opset, **self.flavour.domains}.items()],
             ir_version=ir_version(opset),
             producer_name=PRODUCER,
             producer_version=toolkit_version(),
@@ -145,12 +145,21 @@ class _Lowering:
 
 
 def _shaped(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with the shapes of its outputs filled in, after onnx.checker has passed it."""
+    """Return the model with the shapes of its outputs filled in, after onnx.checker has passed it.
+
+    Where operators are not ONNX's own, readers cannot infer shapes by themselves: all tensors get theirs.
+    """
+    is_custom = len(model.opset_import) > 1
+    plain = without_custom_operators(model) if is_custom else model
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-        del model.graph.output[:]
-        model.graph.output.extend(inferred.graph.output)
-        onnx.checker.check_model(model, full_check=True)
+        inferred = onnx.shape_inference.infer_shapes(plain, check_type=True, strict_mode=True, data_prop=True)
+        for known in (model, plain):
+            del known.graph.output[:]
+            known.graph.output.extend(inferred.graph.output)
+        onnx.checker.check_model(plain, full_check=True)
+        if is_custom:
+            model.graph.value_info.extend(inferred.graph.value_info)
+            onnx.checker.check_model(model)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise ExportError(f"the graph does not fit together: {error}") from error
     return model
@@ -334,7 +343,9 @@ def _taps(view: IntegerView, lowering: _Lowering) -> list[dict[str, object]]:
             "name": node.name,
             "tensor": lowering.tensors[node.output],
             "scale": float(np.float32(node.grid.scale)),
-            "zero_point": node.grid.zero_point,
+            "zero_point": lowering.flavour.zero_point(node.grid),
+            "bits": node.grid.bits,
+            "type": TensorProto.DataType.Name(lowering.flavour.stored_type),
         }
         for node in view.nodes
         if isinstance(node, Quantize)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any, cast
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from export.codes import codes_in_order, device_of, evaluating, recorded_outputs
 from export.layer_parity import Arrays, LayerParity, LayerTally, SingleLayers, in_order
 from export.lowering import INPUT, OUTPUT
-from export.runtime import open_session, runtime
+from export.quant_session import QuantSession
+from export.runtime import load_model, open_session, runtime
 
 Array = npt.NDArray[np.float32]
 Batch = Tensor | Sequence[Tensor]
@@ -82,7 +83,7 @@ class ParityReport:
         predicted_classes: How many different classes the student predicts; 1 proves little.
         all_zero: Whether every logit of the student is zero, which proves nothing.
         notes: What could not be compared, and what makes the comparison weak.
-        runtime_version: Version of onnxruntime.
+        runtime_version: Version of onnxruntime, or ``qonnx`` and its version where that ran the file.
         threads: Its threads.
     """
 
@@ -142,7 +143,8 @@ def check_parity(
     The student runs in evaluation mode, which is its deployed arithmetic, and is left as it was. ONNX Runtime runs
     the file twice: optimisations off (float arithmetic between quantizers, which is what the file says) and on (the
     integer kernels a device uses). The codes of every quantizer are compared with optimisations off; then the kernels
-    between two quantizers run by themselves on those codes, so that no difference comes from an earlier layer.
+    between two quantizers run by themselves on those codes, so that no difference comes from an earlier layer. A
+    ``qonnx`` file is run by qonnx's own executor instead, node by node (slow), and ``on`` repeats ``off``.
 
     Args:
         student: What the file was exported from.
@@ -156,7 +158,7 @@ def check_parity(
         ValueError: If there are no images, all of them are zero or of another shape than the file takes, some value is
             not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
         FileNotFoundError: If there is no file at ``path``.
-        ImportError: If onnxruntime is missing.
+        ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
     """
     ways = _Ways(path, threads)
     tally, layers = _Tally(), LayerTally(ways.taps)
@@ -174,16 +176,25 @@ class _Ways:
     """The file, opened in the ways that it is compared."""
 
     def __init__(self, path: str | PathLike[str], threads: int) -> None:
-        self.off = open_session(path, optimise=False, threads=threads)
-        self.on = open_session(path, optimise=True, threads=threads)
-        model = onnx.load(path)
+        model = load_model(path)
         self.properties = {entry.key: entry.value for entry in model.metadata_props}
         if "quantizers" not in self.properties:
             raise ValueError(f"{path} says nothing of its quantizers; compare a file that export_onnx wrote")
         self.taps: list[dict[str, Any]] = json.loads(self.properties["quantizers"])
         self.tensors = list(dict.fromkeys(tap["tensor"] for tap in self.taps))
-        self.tapped = open_session(_exposed(model, self.tensors), optimise=False, threads=threads)
-        self.single = SingleLayers(model, self.tensors, [INPUT], OUTPUT, threads)
+        self.notes: tuple[str, ...] = ()
+        self.single: SingleLayers | None = None
+        if self.properties.get("flavour") == "qonnx":
+            session = QuantSession(path)
+            self.off = self.on = self.tapped = session
+            self.runtime_version = f"qonnx {session.version}"
+            self.notes = ("run by qonnx's executor, which has no optimisations: `on` repeats `off`",)
+        else:
+            self.off = open_session(path, optimise=False, threads=threads)
+            self.on = open_session(path, optimise=True, threads=threads)
+            self.tapped = open_session(_exposed(model, self.taps), optimise=False, threads=threads)
+            self.single = SingleLayers(model, self.tensors, [INPUT], OUTPUT, threads)
+            self.runtime_version = str(runtime().__version__)
 
     @property
     def output_step(self) -> float | None:
@@ -197,17 +208,19 @@ class _Ways:
     def run(self, session: Any, images: Tensor) -> Array:
         return np.asarray(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
-    def run_tapped(self, images: Tensor) -> Arrays:
-        """Return the images, the logits and the stored codes at every quantizer, by tensor."""
+    def run_tapped(self, images: Tensor) -> tuple[Arrays, Arrays]:
+        """Return images, logits and what every quantizer gives, by tensor: of the file, and of its kernels alone."""
         found = self.tapped.run([OUTPUT, *self.tensors], {INPUT: images.numpy()})
-        return {INPUT: images.numpy(), **dict(zip([OUTPUT, *self.tensors], found, strict=True))}
+        off = {INPUT: images.numpy(), **dict(zip([OUTPUT, *self.tensors], found, strict=True))}
+        return off, off if self.single is None else self.single.run(off)
 
 
-def _exposed(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
-    """Return a copy of the model that also gives these uint8 tensors out."""
+def _exposed(model: onnx.ModelProto, taps: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a copy of the model that also gives the tapped tensors out."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in tensors)
+    types = {str(tap["tensor"]): TensorProto.DataType.Value(tap.get("type", "UINT8")) for tap in taps}
+    copy.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
     return bytes(copy.SerializeToString())
 
 
@@ -240,8 +253,7 @@ def _run_student(student: nn.Module, images: Tensor, ways: _Ways, layers: LayerT
         return _logits(student(inputs)), ways.run(ways.off, images)
     with recorded_outputs(student, [tap["name"] for tap in ways.taps]) as outputs:
         logits = _logits(student(inputs))
-    off = ways.run_tapped(images)
-    on = ways.single.run(off)
+    off, on = ways.run_tapped(images)
     codes = codes_in_order(outputs, [(tap["name"], tap["scale"]) for tap in ways.taps])
     layers.add(codes, in_order(off, ways.taps), in_order(on, ways.taps), len(images))
     layers.saw_output(off[OUTPUT], on[OUTPUT])
@@ -313,8 +325,8 @@ class _Tally:
             layer_images=layers.images,
             predicted_classes=len(self.classes),
             all_zero=self.is_zero,
-            notes=tuple(self._notes(layers)),
-            runtime_version=str(runtime().__version__),
+            notes=(*ways.notes, *self._notes(layers)),
+            runtime_version=ways.runtime_version,
             threads=threads,
         )
 

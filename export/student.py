@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from export.census import Census, count_operators, take_census
+from export.census import Census, count_operators, float_inputs, take_census
 from export.checks import ExportError, check_view, saturation_warnings
 from export.codes import training_flags_kept
 from export.flavours import find_flavour
 from export.lowering import Lowered, lower
-from export.packing import Pack, Storage, choose_storage, runtime_loads
+from export.packing import Pack, Storage, runtime_loads
 from export.writing import checked_target, write_whole
 from quantizers.integer import Conv, IntegerView, Linear
 
@@ -57,10 +57,12 @@ class ExportedModel:
         path: Where it lies.
         size_bytes: Its size.
         opset: Version of the operator set.
-        flavour: ``ort``, or ``float`` for a float twin.
+        flavour: ``ort``, ``qcdq`` or ``qonnx``; ``float`` for a float twin.
         packed: Whether any weights are stored in less than eight bits.
         layers: Convolutions and linear layers in order; empty for a float twin.
-        warnings: Layers that stayed in float, and what else a user should know.
+        fall_backs: A sentence for each layer that stays in float: its name, and why. They are among the warnings, too.
+            For other runtimes (``qcdq``, ``qonnx``, or where none is at hand) the layers that read values on no grid.
+        warnings: What a user should know.
         operators: Operator -> count as ONNX Runtime runs it; as the file has it where it was not loaded.
         operators_in_file: Operator -> count before optimisation.
     """
@@ -71,6 +73,7 @@ class ExportedModel:
     flavour: str
     packed: bool
     layers: tuple[ExportedLayer, ...]
+    fall_backs: tuple[str, ...]
     warnings: tuple[str, ...]
     operators: dict[str, int]
     operators_in_file: dict[str, int]
@@ -90,7 +93,7 @@ def export_onnx(
     opset: int | None = None,
     strict: bool = False,
 ) -> ExportedModel:
-    """Write a calibrated student as an ONNX file that runs on integer kernels.
+    """Write a calibrated student as an ONNX file.
 
     Input ``images``: float32 ``[batch, channels, height, width]``, normalised, the batch dynamic, the rest as in
     ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is left as it was.
@@ -99,14 +102,18 @@ def export_onnx(
         student: What ``quantizers.prepare`` made, calibrated.
         example_inputs: One batch (its values do not matter), or one a model input.
         path: Where the file goes; its folder must exist. An existing file is replaced.
-        flavour: ``ort``: QDQ form for ONNX Runtime.
-        pack: ``packed`` stores weights of up to 4 bits as INT4 and of 2 bits as INT2, ``int8`` in bytes, ``auto``
-            packs as far as the installed onnxruntime loads it.
-        opset: Version of the operator set; absent, the oldest that the storage allows (17, 21 or 25).
+        flavour: ``ort``: QDQ form for ONNX Runtime, which finds an integer kernel for every layer. ``qcdq``: plain
+            QuantizeLinear, Clip, DequantizeLinear for other runtimes. ``qonnx``: Quant nodes for FINN and hls4ml, the
+            batch fixed at 1; ONNX Runtime cannot load it.
+        pack: ``ort`` only: ``packed`` stores weights of up to 4 bits as INT4 and of 2 bits as INT2, ``int8`` in bytes,
+            ``auto`` packs as far as the installed onnxruntime loads it. ``qcdq`` stores int8, ``qonnx`` float32.
+        opset: Version of the operator set; absent, the oldest that the storage allows (``ort``: 17, 21 or 25; others
+            13, or 14 with HardSwish).
         strict: Whether a layer that stays in float is an error rather than a warning.
 
     Returns:
-        What was written, with a warning for each layer that ONNX Runtime leaves in float.
+        What was written, with a warning for each layer that ONNX Runtime leaves in float (other flavours: that reads
+        values on no grid).
 
     Raises:
         ExportError: If the student cannot become such a file (the message names the layer), ``strict`` is set and a
@@ -157,13 +164,16 @@ def write_view(
     if len(input_shapes) != len(view.inputs):
         raise ExportError(f"the model has {len(view.inputs)} inputs, but example_inputs holds {len(input_shapes)}")
     check_view(view)
+    chosen = find_flavour(flavour)
     layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
-    storage = choose_storage((layer.weight_bits for layer in layers), pack, opset)
-    lowered = lower(view, find_flavour(flavour), storage, input_shapes)
+    storage = chosen.storage(view, pack, opset)
+    lowered = lower(view, chosen, storage, input_shapes)
     content = lowered.model.SerializeToString()
-    census, warnings = _census(content, lowered, storage, input_shapes)
-    if strict and census is not None and census.fall_backs:
-        raise ExportError("layers stay in float:\n  " + "\n  ".join(census.fall_backs))
+    census, warnings = _census(content, lowered, storage, input_shapes) if chosen.is_runnable else (None, [])
+    judged = census if chosen.is_judged_by_kernels else None
+    fall_backs = judged.fall_backs if judged else tuple(float_inputs(lowered.view, lowered.places))
+    if strict and fall_backs:
+        raise ExportError("layers stay in float:\n  " + "\n  ".join(fall_backs))
     write_whole(target, content)
     return ExportedModel(
         path=target,
@@ -172,7 +182,8 @@ def write_view(
         flavour=flavour,
         packed=any(storage.of(layer.weight_bits).bits < 8 for layer in layers),
         layers=tuple(_layer(layer, view, storage, census, lowered) for layer in layers),
-        warnings=(*warnings, *saturation_warnings(view)),
+        fall_backs=fall_backs,
+        warnings=(*fall_backs, *warnings, *chosen.notes(lowered.view), *saturation_warnings(view)),
         operators=dict(census.operators) if census else count_operators(lowered.model),
         operators_in_file=count_operators(lowered.model),
     )
@@ -204,7 +215,7 @@ def _census(
             return None, [f"not loaded: the installed onnxruntime has no {', '.join(missing)}; another must run it"]
         raise ExportError(f"ONNX Runtime refuses the graph: {error}") from error
     functions = ", ".join(f"{count} {op}" for op, count in census.float_functions.items())
-    return census, [*census.fall_backs, *([f"elementwise functions run in float: {functions}"] if functions else [])]
+    return census, ([f"elementwise functions run in float: {functions}"] if functions else [])
 
 
 def _layer(

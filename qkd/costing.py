@@ -14,21 +14,12 @@ from qkd.data import image_shape
 from qkd.failures import UsageError
 from qkd.nets import build_net
 from qkd.report.table import align, bytes_text
+from qkd.report.text import cost_rows
 from qkd.rundir import RunFolder
 from qkd.seeding import global_stream
 from qkd.stages.models import WEIGHTS, load_student, prepare_student
 from quantizers.calibrate import act_quantizers
 
-# row of the table -> field of the totals, and whether it is bytes
-ROWS = {
-    "parameters": ("parameters", False),
-    "multiply-accumulates": ("macs", False),
-    "bit operations (BOPs)": ("bops", False),
-    "weights at their bits": ("weight_bytes", True),
-    "weights, biases, weight scales": ("parameter_bytes", True),
-    "activation peak, codes in bytes": ("peak_stored_bytes", True),
-    "activation peak, at their bits": ("peak_packed_bytes", True),
-}
 LAYER_HEAD = ["layer", "kind", "output", "weight bits", "input bits", "parameters", "MACs", "BOPs", "weights"]
 
 
@@ -45,7 +36,10 @@ class CostTable:
 
     def to_text(self) -> str:
         """Return the tables as text."""
-        parts = [f"{self.report.name}, one image", align(_totals(self.report))]
+        parts = [
+            f"{self.report.name}, one image",
+            align([[label, "", *figures] for label, *figures in cost_rows(self.report.to_json())]),
+        ]
         if self.report.file_bytes is not None:
             parts.append(f"file: {bytes_text(self.report.file_bytes)}")
         if self.has_layers:
@@ -103,15 +97,6 @@ def _cost_of_config(config: RunConfig) -> CostReport:
     for quantizer in act_quantizers(student).values():
         quantizer.quant.mark_calibrated()
     return cost_of_student(student, name=config.name)
-
-
-def _totals(report: CostReport) -> list[list[str]]:
-    rows = [["", "", "student", "FP32 twin", "ratio"]]
-    for label, (key, is_bytes) in ROWS.items():
-        ours, twin = getattr(report.student, key), getattr(report.float_twin, key)
-        figures = [bytes_text(value) if is_bytes else f"{value:,}" for value in (ours, twin)]
-        rows.append([label, "", *figures, f"{twin / ours:.2f}" if ours else "-"])
-    return rows
 
 
 def _layers(report: CostReport) -> list[list[str]]:

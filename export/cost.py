@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import fx, nn
 
 from export.program import (
     FLOAT_BITS,
@@ -29,6 +31,9 @@ from export.program import (
 )
 from export.reading import program_of_file
 from quantizers.integer import IntegerView
+
+if TYPE_CHECKING:
+    from quantizers import Student
 
 SCALAR_BYTES = 4  # a bias is int32, a scale float32
 
@@ -121,6 +126,26 @@ def cost_of_view(view: IntegerView, input_shapes: Sequence[tuple[int, ...]], *, 
         ValueError: If the shapes do not fit the view.
     """
     return cost_of_program(program_of_view(view, input_shapes), name=name)
+
+
+def cost_of_student(student: nn.Module, *, name: str = "student") -> CostReport:
+    """Return the cost of a student that ``quantizers.prepare`` made, for images of the size it was prepared for.
+
+    Args:
+        student: The student; scales do not matter, but must be there.
+        name: For people.
+
+    Raises:
+        TypeError: If it is no student.
+        quantizers.NotCalibratedError: If the student has not been calibrated.
+    """
+    from quantizers import integer_view
+
+    if not isinstance(student, fx.GraphModule):
+        raise TypeError(f"cost_of_student takes what quantizers.prepare made, got {type(student).__name__}")
+    view = integer_view(cast("Student", student))
+    shapes = [tuple(node.meta["shape"]) for node in student.graph.nodes if node.op == "placeholder"]
+    return cost_of_view(view, shapes, name=name)
 
 
 def cost_of_file(path: str | PathLike[str]) -> CostReport:

@@ -52,7 +52,7 @@ def _same(node: Node, met: Sequence[Sizes]) -> Sizes:
 
 
 def _conv(node: Conv, met: Sequence[Sizes]) -> Sizes:
-    batch, channels, *image = met[0]
+    batch, channels, *image = _four(met[0])
     if channels != node.weights.shape[1] * node.groups:
         raise ValueError(f"it has {node.weights.shape[1] * node.groups} input channels")
     windows = _windows(image, node.weights.shape[2:], node.stride, node.padding, node.dilation, ceil_mode=False)
@@ -66,7 +66,7 @@ def _linear(node: Linear, met: Sequence[Sizes]) -> Sizes:
 
 
 def _pool(node: MaxPool | AveragePool, met: Sequence[Sizes]) -> Sizes:
-    batch, channels, *image = met[0]
+    batch, channels, *image = _four(met[0])
     dilation = node.dilation if isinstance(node, MaxPool) else (1, 1)
     windows = _windows(image, node.kernel, node.stride, node.padding, dilation, ceil_mode=node.ceil_mode)
     return (batch, channels, *windows)
@@ -101,7 +101,14 @@ def _concat(node: Concat, met: Sequence[Sizes]) -> Sizes:
 
 
 def _global_mean(node: GlobalAveragePool, met: Sequence[Sizes]) -> Sizes:
-    return (*met[0][:2], 1, 1) if node.keepdims else met[0][:2]
+    image = _four(met[0])
+    return (*image[:2], 1, 1) if node.keepdims else image[:2]
+
+
+def _four(shape: Sizes) -> Sizes:
+    if len(shape) != 4:
+        raise ValueError("it takes [batch, channels, height, width]")
+    return shape
 
 
 def _flatten(shape: Sizes, settings: Any) -> Sizes:

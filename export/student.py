@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from export.census import Census, count_operators, float_inputs, take_census
 from export.checks import ExportError, check_view, saturation_warnings
 from export.codes import training_flags_kept
+from export.cost import cost_of_view
 from export.flavours import find_flavour
 from export.lowering import Lowered, lower
 from export.packing import Pack, Storage, runtime_loads
@@ -59,6 +60,9 @@ class ExportedModel:
         opset: Version of the operator set.
         flavour: ``ort``, ``qcdq`` or ``qonnx``; ``float`` for a float twin.
         packed: Whether any weights are stored in less than eight bits.
+        packed_weight_bytes: What the weights take in the file.
+        theoretical_bytes: Weights at their bits, and four bytes for each bias and each weight scale; for a float twin,
+            four bytes a parameter.
         layers: Convolutions and linear layers in order; empty for a float twin.
         fall_backs: A sentence for each layer that stays in float: its name, and why. They are among the warnings, too.
             For other runtimes (``qcdq``, ``qonnx``, or where none is at hand) the layers that read values on no grid.
@@ -72,6 +76,8 @@ class ExportedModel:
     opset: int
     flavour: str
     packed: bool
+    packed_weight_bytes: int
+    theoretical_bytes: int
     layers: tuple[ExportedLayer, ...]
     fall_backs: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -174,6 +180,8 @@ def write_view(
     fall_backs = judged.fall_backs if judged else tuple(float_inputs(lowered.view, lowered.places))
     if strict and fall_backs:
         raise ExportError("layers stay in float:\n  " + "\n  ".join(fall_backs))
+    rows = tuple(_layer(layer, view, storage, census, lowered) for layer in layers)
+    theoretical_bytes = cost_of_view(view, input_shapes).student.parameter_bytes
     write_whole(target, content)
     return ExportedModel(
         path=target,
@@ -181,7 +189,9 @@ def write_view(
         opset=storage.opset,
         flavour=flavour,
         packed=any(storage.of(layer.weight_bits).bits < 8 for layer in layers),
-        layers=tuple(_layer(layer, view, storage, census, lowered) for layer in layers),
+        packed_weight_bytes=sum(row.weight_bytes for row in rows),
+        theoretical_bytes=theoretical_bytes,
+        layers=rows,
         fall_backs=fall_backs,
         warnings=(*fall_backs, *warnings, *chosen.notes(lowered.view), *saturation_warnings(view)),
         operators=dict(census.operators) if census else count_operators(lowered.model),

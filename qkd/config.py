@@ -185,8 +185,12 @@ class StudentConfig(Section):
 class ExportConfig(Section):
     """How the student becomes a file."""
 
-    flavour: Literal["ort", "qcdq", "qonnx"] = Field("ort", description="which runtime the graph is for")
-    pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights")
+    flavour: Literal["ort", "qcdq", "qonnx"] = Field(
+        "ort",
+        description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
+    )
+    pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights in student.onnx")
+    strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
 
 
 class BenchConfig(Section):

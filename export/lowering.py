@@ -22,6 +22,7 @@ from export.elementwise import write_function
 from export.flavours import Flavour, without_custom_operators
 from export.graph import GraphBuilder
 from export.packing import Storage, ir_version
+from export.saturation import WideGrid
 from quantizers.integer import (
     Add,
     AveragePool,
@@ -332,6 +333,7 @@ def _properties(view: IntegerView, lowering: _Lowering, storage: Storage) -> dic
         "weight_bits": json.dumps({node.name: node.weight_bits for node in layers}),
         "input_bits": json.dumps({node.name: view.grids[node.inputs[0]].bits for node in layers}),
         "quantizers": json.dumps(_taps(view, lowering)),
+        "unused_codes": json.dumps(_unused_codes(lowering)),
     }
     step = output_step(view)
     return properties if step is None else {**properties, "output_step": repr(step)}
@@ -343,13 +345,19 @@ def _taps(view: IntegerView, lowering: _Lowering) -> list[dict[str, object]]:
             "name": node.name,
             "tensor": lowering.tensors[node.output],
             "scale": float(np.float32(node.grid.scale)),
-            "zero_point": lowering.flavour.zero_point(node.grid),
+            "zero_point": lowering.flavour.zero_point(lowering.view.grids[node.output]),
             "bits": node.grid.bits,
             "type": TensorProto.DataType.Name(lowering.flavour.stored_type),
         }
         for node in view.nodes
         if isinstance(node, Quantize)
     ]
+
+
+def _unused_codes(lowering: _Lowering) -> dict[str, int]:
+    """Return the width of the codes in each tensor that could store more of them than occur."""
+    grids = lowering.view.grids
+    return {lowering.tensors[edge]: grid.bits for edge, grid in grids.items() if isinstance(grid, WideGrid)}
 
 
 def output_step(view: IntegerView) -> float | None:

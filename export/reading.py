@@ -65,6 +65,7 @@ class _Reader:
         self.shapes = _shapes(self.model)
         properties = {entry.key: entry.value for entry in model.metadata_props}
         self.weight_bits: dict[str, int] = json.loads(properties.get("weight_bits", "{}"))
+        self.unused_codes: dict[str, int] = json.loads(properties.get("unused_codes", "{}"))
         self.initialisers = {entry.name: entry for entry in self.model.graph.initializer}
         self.constants = {
             entry.name: _Constant(tuple(entry.dims), _type_bits(entry.data_type))
@@ -123,7 +124,7 @@ class _Reader:
     def _bits(self, node: onnx.NodeProto, reads: Sequence[str]) -> int:
         """Return the width of what a node makes."""
         if node.op_type == "QuantizeLinear":
-            return self._clipped_bits(node) or 8
+            return self.unused_codes.get(node.output[0]) or self._clipped_bits(node) or 8
         if node.op_type == "Quant":
             return int(self._number(node.input[3]))
         if node.op_type == "Clip" and self._clips_codes(node):

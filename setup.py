@@ -4,6 +4,7 @@ from setuptools import setup
 
 PACKAGES = [
     "export",
+    "export.devices",
     "export.flavours",
     "qkd",
     "qkd.agents",

@@ -1,20 +1,28 @@
 """Student -> ONNX, proof of equality, latency.
 
 Takes an ``nn.Module`` or a file, never a run folder. ONNX Runtime is imported when a function first needs it.
-Errors: ``ExportError(ValueError)`` (nothing was written), ``ParityError(RuntimeError)`` (carries the report).
+Errors: ``ExportError(ValueError)`` (nothing was written), ``ParityError(RuntimeError)`` (carries the report),
+``DeviceError(RuntimeError)`` (a device could not be reached, lacks something, or failed).
 """
 
 from export.checks import ExportError
 from export.cost import CostReport, LayerCost, Totals, cost_of_file, cost_of_student, cost_of_view
+from export.devices import Device, DeviceError, DeviceResult, LatencyReport, Settings, measure_devices
 from export.float_twin import export_float
-from export.latency import LatencyReport, measure_interleaved, measure_latency
+from export.int8_baseline import export_int8_baseline
+from export.latency import measure_interleaved, measure_latency
 from export.layer_parity import LayerParity
 from export.parity import Comparison, ParityError, ParityReport, check_parity
+from export.repack import repack
+from export.sample import Sample, expect, read_sample, sample_size, write_sample
 from export.student import ExportedLayer, ExportedModel, export_onnx, write_view
 
 __all__ = [
     "Comparison",
     "CostReport",
+    "Device",
+    "DeviceError",
+    "DeviceResult",
     "ExportError",
     "ExportedLayer",
     "ExportedModel",
@@ -23,14 +31,23 @@ __all__ = [
     "LayerParity",
     "ParityError",
     "ParityReport",
+    "Sample",
+    "Settings",
     "Totals",
     "check_parity",
     "cost_of_file",
     "cost_of_student",
     "cost_of_view",
+    "expect",
     "export_float",
+    "export_int8_baseline",
     "export_onnx",
+    "measure_devices",
     "measure_interleaved",
     "measure_latency",
+    "read_sample",
+    "repack",
+    "sample_size",
+    "write_sample",
     "write_view",
 ]

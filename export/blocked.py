@@ -11,30 +11,28 @@ accumulator itself, a whole number below 2**24 in float32; bias and scale come a
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.checks import ExportError
 from export.graph import GraphBuilder, pack_codes
-from export.packing import Blocks, ir_version
-from export.runtime import open_session
+from export.packing import INT8, Blocks, ir_version
 from quantizers.integer import Grid, IntegerView, Linear
 
 LinearForm = Literal["auto", "gemm", "matmul_nbits"]
 LINEAR_FORMS: tuple[LinearForm, ...] = ("auto", "gemm", "matmul_nbits")
 
 DOMAIN, OPERATOR = "com.microsoft", "MatMulNBits"
-OPSET = 21  # of the other operators around it
 INTEGER_ACCUMULATION = 4  # `accuracy_level`: int8 products, int32 sums
 SENTINEL = 127
 EXACT = 2**24  # whole numbers below it are exact in float32
 HEAVY_WEIGHTS = 2**20  # below, reading the weights is not what takes the time
-SLOW = 3.0  # a kernel that unpacks to float takes a hundred times as long as QGemm, an integer one half as long
+RACE_OUTPUTS, RACE_FEATURES = 512, 1016
 
 
 # 2-bit kernels are fast up to 128 weights a block, 4-bit ones as fast at 256 as at 128 (onnxruntime 1.31.1, AVX2)
@@ -95,12 +93,21 @@ def write_blocked(graph: GraphBuilder, layer: Linear, stored: str, zero_point: i
     ]
     if layer.bias is not None:  # codes: the sum stays whole
         inputs += ["", "", graph.constant(f"{name}.bias.codes", layer.bias.astype(np.float32))]
-    sums = graph.add(
-        OPERATOR, inputs, f"{name}.sums", name=name, domain=DOMAIN, K=count * blocks.size, N=layer.weights.shape[0],
+    factors = (  # multiplied when the file is loaded; apart, so that `unblocked` finds them as they were
+        graph.constant(f"{name}.weight.scale", layer.weight_scale.astype(np.float32)),
+        graph.constant(f"{name}.step", np.float32(step)),
+    )
+    unit = graph.add("Mul", factors, f"{name}.unit", name=f"{name}.unit")
+    sums = _matrix_product(graph, layer, inputs, f"{name}.sums", blocks)
+    return graph.add("Mul", [sums, unit], layer.output, name=f"{name}.scale")
+
+
+def _matrix_product(graph: GraphBuilder, layer: Linear, inputs: Sequence[str], output: str, blocks: Blocks) -> str:
+    outputs, features = layer.weights.shape
+    return graph.add(
+        OPERATOR, inputs, output, name=layer.name, domain=DOMAIN, K=blocks.count(features) * blocks.size, N=outputs,
         bits=blocks.bits, block_size=blocks.size, accuracy_level=INTEGER_ACCUMULATION,
     )  # fmt: skip
-    unit = np.float32(step) * layer.weight_scale.astype(np.float32)
-    return graph.add("Mul", [sums, graph.constant(f"{name}.unit", unit)], layer.output, name=f"{name}.scale")
 
 
 def _with_sentinels(graph: GraphBuilder, name: str, stored: str, zero_point: int, features: int, blocks: Blocks) -> str:
@@ -150,45 +157,58 @@ def runtime_is_fast(blocks: Blocks) -> bool:
 
     Without a kernel for a width it unpacks all weights to float at every call, which takes a hundred times as long.
     """
-    rng = np.random.default_rng(0)
-    weights = rng.integers(-(2 ** (blocks.bits - 1)), 2 ** (blocks.bits - 1), (512, 1016)).astype(np.int8)
-    layer = Linear("fc", ("x",), "y", weights, blocks.bits, np.ones(512, np.float32), None)
-    codes = rng.integers(0, 4, (1, 1016)).astype(np.uint8)
     try:
-        right, blocked_s = _try(_probe(layer, blocks), codes, weights)
-        _, plain_s = _try(_probe(layer, None), codes, weights)
-    except Exception:  # it is missing, or one of its exceptions, which share no public base: "no"
+        import onnxruntime
+    except ImportError:
         return False
-    return right and blocked_s < SLOW * plain_s
+    from export.devices.runner import wins_race  # the room of devices needs this module
+
+    return wins_race(onnxruntime, *race_models(blocks))
 
 
-def _probe(layer: Linear, blocks: Blocks | None) -> bytes:
-    """Return the layer by itself: in blocks, or as the QDQ form of a Gemm that becomes QGemm."""
-    graph = GraphBuilder(reserved=("x", "y"))
-    if blocks is not None:
-        write_blocked(graph, layer, "x", 0, 1.0, blocks)
-        graph.rename_output(graph.nodes[-1].output[0], "y")
-    else:
-        one, zero = graph.constant("one", np.float32(1)), graph.constant("zero", np.uint8(0))
-        weights, none = graph.constant("w", layer.weights), graph.constant("none", np.int8(0))
-        real = graph.add("DequantizeLinear", ["x", one, zero], "xr", name="x")
-        weight = graph.add("DequantizeLinear", [weights, one, none], "wr", name="w")
-        graph.nodes.append(helper.make_node("Gemm", [real, weight], ["y"], transB=1))
-    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, layer.weights.shape[1]])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, layer.weights.shape[0]])
-    proto = helper.make_graph(graph.nodes, "probe", [x], [y], graph.initialisers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    model = helper.make_model(proto, opset_imports=opsets, ir_version=ir_version(OPSET))
+def race_models(blocks: Blocks) -> tuple[bytes, bytes, int]:
+    """Return a layer in blocks, the same as a Gemm, and by how much the former's outputs are to be larger.
+
+    Input: uint8 ``x`` ``[1, 1016]``; output: float32 ``y`` ``[1, 512]``. Every weight is 1, the sentinels' included,
+    and made when the file is loaded, so that the files are small enough for a command line.
+    """
+    count = blocks.count(RACE_FEATURES)
+    each = 1 + 2 ** (blocks.bits - 1)
+    byte = sum(each << shift for shift in range(0, 8, blocks.bits))
+    layer = Linear(
+        "fc",
+        ("x",),
+        "y.real",
+        np.ones((RACE_OUTPUTS, RACE_FEATURES), np.int8),
+        blocks.bits,
+        np.ones(1, np.float32),
+        None,
+    )
+    graph = GraphBuilder(reserved=("x",))
+    x = _with_sentinels(graph, layer.name, "x", 0, RACE_FEATURES, blocks)
+    shape = (RACE_OUTPUTS, count, blocks.size * blocks.bits // 8)
+    packed = _filled(graph, "weights", np.array([byte], np.uint8), shape)
+    ones = _filled(graph, "ones", np.ones(1, np.float32), (RACE_OUTPUTS * count,))
+    _matrix_product(graph, layer, [x, packed, ones], "y", blocks)
+
+    plain = GraphBuilder(reserved=("x",))
+    one, zero = plain.constant("one", np.float32(1)), plain.constant("zero", np.uint8(0))
+    real = plain.add("DequantizeLinear", ["x", one, zero], "x.real", name="x.real")
+    codes = _filled(plain, "codes", np.ones(1, np.int8), layer.weights.shape)
+    weight = plain.add("DequantizeLinear", [codes, one, plain.constant("none", np.int8(0))], "w", name="w")
+    plain.nodes.append(helper.make_node("Gemm", [real, weight], ["y"], transB=1))
+    return _alone(graph), _alone(plain), SENTINEL * count
+
+
+def _filled(graph: GraphBuilder, name: str, value: npt.NDArray[Any], shape: Sequence[int]) -> str:
+    sizes = graph.constant(f"{name}.shape", np.array(shape, np.int64))
+    return graph.add("ConstantOfShape", [sizes], name, name=name, value=numpy_helper.from_array(value))
+
+
+def _alone(graph: GraphBuilder) -> bytes:
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, RACE_FEATURES])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, RACE_OUTPUTS])
+    proto = helper.make_graph(graph.nodes, "race", [x], [y], graph.initialisers)
+    opsets = [helper.make_opsetid("", INT8.opset), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(proto, opset_imports=opsets, ir_version=ir_version(INT8.opset))
     return bytes(model.SerializeToString())
-
-
-def _try(model: bytes, codes: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> tuple[bool, float]:
-    """Return whether the sums are right, and the best time of some runs in seconds."""
-    session = open_session(model, optimise=True, threads=1)
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        (found,) = session.run(None, {"x": codes})
-        times.append(time.perf_counter() - start)
-    wanted = codes.astype(np.int64) @ weights.T.astype(np.int64)
-    return bool(np.array_equal(found, wanted)), min(times)

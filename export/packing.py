@@ -54,6 +54,11 @@ class Blocks:
     bits: int
     size: int
 
+    @property
+    def name(self) -> str:
+        """As shown to people."""
+        return f"blocks of {self.size} x {self.bits} bits"
+
     def count(self, features: int) -> int:
         """Return how many blocks a row of so many weights fills."""
         return -(-features // (self.size - 1))
@@ -147,13 +152,13 @@ def runtime_loads(kind: ElementType) -> bool:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(_probe(kind), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(probe_model(kind), options, providers=["CPUExecutionProvider"])
     except Exception:  # onnxruntime's exceptions share no public base; any of them means "no"
         return False
     return True
 
 
-def _probe(kind: ElementType) -> bytes:
+def probe_model(kind: ElementType) -> bytes:
     """Return the smallest model with a packed weight: y = x * dequantize(cast(weight))."""
     graph = GraphBuilder(reserved=("x", "y"))
     packed = graph.packed_constant("weight", np.array([1, -1], np.int8), kind.code, kind.bits)

@@ -260,7 +260,7 @@ def _layer(
         kernel=census.kernels.get(place, "") if census else "",
         weight_bits=layer.weight_bits,
         input_bits=view.grids[layer.inputs[0]].bits,
-        storage=kind.name if blocks is None else f"blocks of {blocks.size} x {blocks.bits} bits",
+        storage=kind.name if blocks is None else blocks.name,
         weights=int(layer.weights.size),
         weight_bytes=size_bytes,
     )

@@ -28,9 +28,12 @@ def shipped_folder() -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the shipped configs by name, e.g. ``digits/w2a2``, in alphabetical order."""
+    """Return the shipped configs by name, e.g. ``digits/w2a2``, in alphabetical order.
+
+    Each lies in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
+    """
     folder = shipped_folder()
-    files = sorted(folder.rglob("*.yaml"))
+    files = sorted(path for path in folder.rglob("*.yaml") if path.parent != folder)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
+from qkd.failures import BAD_INPUT, DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
 
 if TYPE_CHECKING:
     from qkd.config import RunConfig
@@ -22,7 +22,7 @@ STAGE_HELP = {
     "search": "settle both agents' schedules",
     "distill": "train the low-bit student from the teacher",
     "export": "write the student as ONNX and prove it equal to the trained model",
-    "bench": "measure the latency of the ONNX files on this machine",
+    "bench": "measure the latency of ONNX files, here and on devices",
     "report": "write report.html and report.md",
 }
 
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   qkd run digits/w2a2 student.train.epochs=3 name=short
   qkd run my.yaml --dry-run                           find faults before training
   qkd validate my.yaml                                all faults of a config at once
+  qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
   qkd ls nets
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
 
@@ -66,7 +67,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]
+    takes = hasattr(args, "overrides")
+    models = args.name == "bench"  # whose further models may stand behind options, too
+    unknown = [text for text in rest if text.startswith("-") or not takes or ("=" not in text and not models)]
     if unknown:
         parser.error(f"unknown argument(s): {' '.join(unknown)}; `qkd {args.name} --help` lists what there is")
     if rest:
@@ -88,7 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
     run = _add(commands, "run", run_all, "every stage, resuming where it stopped", needs_config=True, has_runs=True)
     run.add_argument("--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing")
     for name in STAGE_NAMES:
-        stage = _add(commands, name, run_stage, STAGE_HELP[name], needs_config=True, has_runs=True)
+        command = run_bench if name == "bench" else run_stage
+        stage = _add(commands, name, command, STAGE_HELP[name], needs_config=True, has_runs=True)
+        if name == "bench":
+            _add_bench_options(stage)
         if name == "export":
             text = "a layer that stays in float is an error, also of an export that is complete (or export.strict=true)"
             stage.add_argument("--strict", action="store_true", help=text)
@@ -120,6 +126,20 @@ def run_all(args: argparse.Namespace) -> int:
 def run_stage(args: argparse.Namespace) -> int:
     """``qkd teacher | search | distill | export | bench | report``: one stage."""
     return _run(_load(args), (args.name,), args)
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """``qkd bench``: the stage of a config; or ONNX files and run folders on devices, 1 where a device failed."""
+    from qkd.device_bench import bench_models, names_models, refuse_options
+
+    if not names_models([args.config]):
+        refuse_options(args)
+        return run_stage(args)
+    table = bench_models(args, _progress())
+    _print(args, table)
+    if table.failures:
+        return BAD_INPUT if table.is_input_fault else FAILED
+    return DONE
 
 
 def list_names(args: argparse.Namespace) -> int:
@@ -211,6 +231,40 @@ def _add(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s CONFIG [key=value ...]\n       %(prog)s MODEL [MODEL ...] [--on DEVICE] [options]"
+    parser.description = "Measure a config's run, or models (ONNX files, run folders), here and on devices."
+    group = parser.add_argument_group("for models (a config has a bench section instead)")
+    for words in (
+        ("--on", "append", None, "DEVICE", "local, ssh://[user@]host[:port], adb://SERIAL or a name; may be repeated"),
+        ("--devices", None, Path, "FILE", "file of named devices (configs/devices.yaml)"),
+        ("--threads", None, int, "N", "intra-op threads (1)"),
+        ("--rounds", None, int, "N", "timed inferences a model, in turns (200)"),
+        ("--warmup", None, int, "N", "inferences before the clock starts (20)"),
+        ("--batch-size", None, int, "N", "images an inference (1)"),
+        ("--provider", None, str, "NAME", "execution provider (CPUExecutionProvider)"),
+        ("--affinity", None, _cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
+        ("--sample", None, Path, "FILE", "npz of images, labels: score the models on it where they run"),
+        ("--timeout", None, float, "SECONDS", "longest duration of one command on a device (600)"),
+        ("--output", None, Path, "FILE", "write the result as JSON, too"),
+    ):
+        option, action, kind, meta, text = words
+        group.add_argument(option, action=action, type=kind, metavar=meta, help=text)  # type: ignore[arg-type]
+    group.add_argument(
+        "--int8-baseline", action="store_true", help="measure onnxruntime's static int8 of the float model, too"
+    )
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    cpus: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"must be numbers of CPUs such as 0,1 or 4-7, got {text!r}")
+        cpus += range(int(first), int(last if dash else first) + 1)
+    return tuple(cpus)
 
 
 def _interrupted(args: argparse.Namespace) -> int:

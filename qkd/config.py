@@ -203,6 +203,14 @@ class BenchConfig(Section):
     batch_size: Count = Field(1, description="images an inference")
     warmup: Annotated[int, Field(ge=0)] = Field(20, description="inferences before the clock starts")
     rounds: Count = Field(200, description="timed inferences a model, interleaved")
+    on: tuple[str, ...] = Field(
+        ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
+    )
+    devices: Path | None = Field(None, description="devices file; absent: configs/devices.yaml")
+    provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")
+    affinity: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="CPUs it is pinned to; empty: none")
+    int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
+    timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")
 
 
 class RunConfig(Section):

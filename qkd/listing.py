@@ -125,7 +125,14 @@ def _devices() -> dict[str, str]:
     rows = {"auto": "cuda where there is one, else cpu", "cpu": f"{torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         rows[f"cuda:{index}"] = torch.cuda.get_device_name(index)
-    return rows
+    return {**rows, "local": "for bench: this machine", **_bench_devices()}
+
+
+def _bench_devices() -> dict[str, str]:
+    from qkd.device_file import default_file, read_devices
+
+    file = default_file()
+    return {name: f"for bench: {device.address} ({file})" for name, device in read_devices(file).items()}
 
 
 def _policies() -> dict[str, str]:

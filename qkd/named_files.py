@@ -24,6 +24,7 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
     """
     yield from _data_faults(_group(data, "data"))
+    yield from _device_faults(_group(data, "bench"))
     weights = _group(data, "teacher").get("weights")
     if isinstance(weights, str) and not Path(weights).is_file():
         yield ("teacher", "weights"), f"no such file: {weights}"
@@ -33,6 +34,19 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
             yield from (((role, "agent", "schedule"), fault) for fault in _schedule_faults(Path(agent["schedule"])))
     if _group(data, "export").get("flavour") == "qonnx" and find_spec("qonnx") is None:
         yield ("export", "flavour"), f"`qonnx` is proven with qonnx's executor, which is missing: {HINT}"
+
+
+def _device_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
+    from qkd.device_file import resolve_devices
+    from qkd.failures import ConfigError
+
+    names, file = section.get("on", ["local"]), section.get("devices")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return  # the schema says so
+    try:
+        resolve_devices(names, Path(file) if isinstance(file, str) else None)
+    except ConfigError as error:
+        yield from ((("bench", "on"), fault) for fault in error.faults)
 
 
 def _data_faults(section: Mapping[str, Any]) -> Iterator[Fault]:

@@ -54,6 +54,52 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
     return _svg(title, WIDTH, HEIGHT, "".join(parts))
 
 
+@dataclass(frozen=True)
+class Point:
+    """A labelled point of a scatter chart."""
+
+    label: str
+    x: float
+    y: float
+
+
+def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, percent: bool = False) -> str:
+    """Return an SVG element with a labelled dot for each point; a note where there is nothing to draw.
+
+    Args:
+        title: Heading of the chart.
+        points: What is drawn; points that are not finite are left out.
+        x_label: What the horizontal axis measures, with its unit; it starts at zero.
+        percent: Whether vertical values are fractions to be labelled in percent.
+    """
+    drawn = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    if not drawn:
+        return f'<p class="empty">{escape(title)}: nothing was recorded</p>'
+    x_axis = _Axis.around([0.0, 1.05 * max(point.x for point in drawn)], LEFT, WIDTH - RIGHT)
+    y_axis = _Axis.around([point.y for point in drawn], HEIGHT - BOTTOM - 8, TOP + 8)
+    parts = [_grid(x_axis, y_axis, x_label=x_label, percent=percent, whole=False)]
+    heights: list[float] = []
+    for index, point in enumerate(sorted(drawn, key=lambda point: -point.y)):
+        parts.append(_dot(point, index, x_axis, y_axis, heights, percent=percent))
+    return _svg(title, WIDTH, HEIGHT, "".join(parts))
+
+
+def _dot(point: Point, colour: int, x_axis: _Axis, y_axis: _Axis, heights: list[float], *, percent: bool) -> str:
+    """Return a dot and its label; labels keep a line's distance from those above (``heights``)."""
+    x, y = x_axis.at(point.x), y_axis.at(point.y)
+    line = 12.0  # pixels at 11 px letters
+    height = max(y + 4, heights[-1] + line if heights else 0.0)
+    heights.append(height)
+    is_right = x > (LEFT + WIDTH) / 2
+    place = f'x="{x - 8:.1f}" class="end"' if is_right else f'x="{x + 8:.1f}"'
+    value = f"{100 * point.y:.4g} %" if percent else f"{point.y:.4g}"
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[colour % len(COLOURS)]}">'
+        f"<title>{escape(point.label)}: {point.x:.4g}, {value}</title></circle>"
+        f'<text {place} y="{height:.1f}">{escape(point.label)}</text>'
+    )
+
+
 def schedule_chart(title: str, strengths: Mapping[str, Sequence[float]], *, column_label: str = "epoch") -> str:
     """Return an SVG element that shows how strongly each operation acts over the epochs.
 
@@ -111,7 +157,7 @@ class _Axis:
         return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, *, x_label: str, percent: bool) -> str:
+def _grid(x_axis: _Axis, y_axis: _Axis, *, x_label: str, percent: bool, whole: bool = True) -> str:
     parts = []
     for value in y_axis.ticks():
         y = y_axis.at(value)
@@ -119,8 +165,8 @@ def _grid(x_axis: _Axis, y_axis: _Axis, *, x_label: str, percent: bool) -> str:
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{label}</text>')
     for value in x_axis.ticks():
-        if value == round(value):  # epochs and steps are whole
-            parts.append(f'<text x="{x_axis.at(value):.1f}" y="{HEIGHT - BOTTOM + 16}" class="mid">{value:.0f}</text>')
+        if value == round(value) or not whole:  # epochs and steps are whole
+            parts.append(f'<text x="{x_axis.at(value):.1f}" y="{HEIGHT - BOTTOM + 16}" class="mid">{value:.4g}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" class="mid">{escape(x_label)}</text>')
     return "".join(parts)
 

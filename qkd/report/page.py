@@ -17,6 +17,7 @@ from qkd.report.text import (
     layer_table,
     parity_sentence,
 )
+from qkd.report.tradeoff import device_charts, device_table
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --paper: #ffffff; --soft: #667085; --rule: #d7dce3;
@@ -71,6 +72,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         _verdicts(summary),
         _section("Size", _sizes(summary)),
         _section("Cost of one image", _table(cost_table(summary)) if summary.cost else ""),
+        _section("Devices", _devices(summary)),
         _section("Training", _curves(record.metrics)),
         _section("Agents", _agents(record)),
         _section("Layers of the student", _table(layer_table(summary)) if summary.layers else ""),
@@ -101,6 +103,14 @@ def _verdicts(summary: RunSummary) -> str:
     if summary.bench:
         parts.append(f'<p class="note">Latency: {escape(latency_sentence(summary))}</p>')
     return "".join(parts)
+
+
+def _devices(summary: RunSummary) -> str:
+    rows = device_table(summary)
+    if len(rows) == 1:
+        return ""
+    charts = "".join(picture for pictures in device_charts(summary).values() for picture in pictures)
+    return _table(rows) + (f'<div class="charts">{charts}</div>' if charts else "")
 
 
 def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -73,9 +73,11 @@ class RunSummary:
     Args:
         name, folder: The run.
         models, layers: Lines of the tables.
-        parity, bench, cost: What the stages wrote of the comparison, the latencies and the student's cost.
+        parity, cost: What the export stage wrote of the comparison and of the student's cost.
         flavours: The student's files for other runtimes: name -> size and comparison.
-        report: The page; None before it is written.
+        bench: The measurement that the closing table shows: this machine's, or else the first device's.
+        devices: Every device's measurement, this machine first; of one that failed, its ``failure``.
+        report: Path of the page; None before it is written.
     """
 
     name: str
@@ -86,6 +88,7 @@ class RunSummary:
     bench: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
     flavours: Mapping[str, Any] = field(default_factory=dict)
+    devices: tuple[Mapping[str, Any], ...] = ()
     report: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -114,7 +117,8 @@ def summarise(path: Path) -> RunSummary:
     Args:
         path: The run folder; stages that have not run leave gaps.
     """
-    export, bench = read_json(path / "export" / "export.json"), read_json(path / "bench" / "local.json")
+    export, devices = read_json(path / "export" / "export.json"), _devices(path / "bench")
+    bench = next((one for one in devices if one.get("models")), {})
     parity = read_json(path / "export" / "parity.json")
     report = path / "report.html"
     return RunSummary(
@@ -126,6 +130,7 @@ def summarise(path: Path) -> RunSummary:
         bench=bench,
         cost=read_json(path / "export" / "cost.json"),
         flavours=_flavours(path, export),
+        devices=devices,
         report=str(report) if report.is_file() else None,
     )
 
@@ -160,6 +165,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run its stage again") from error
     return value if isinstance(value, dict) else {}
+
+
+def _devices(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    files = sorted(folder.glob("*.json"), key=lambda file: (file.name != "local.json", file.name))
+    found = ((file, read_json(file)) for file in files)
+    return tuple({"device": file.stem, **value} for file, value in found if value)
 
 
 def _models(

@@ -7,6 +7,7 @@ from typing import Any
 
 from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
 from qkd.report.table import bytes_text, markdown
+from qkd.report.tradeoff import device_table
 
 SIZE_NOTE = (
     "Theoretical: weights at their bits, four bytes for each bias and weight scale (a float net: for each parameter). "
@@ -53,6 +54,8 @@ def render_text(summary: RunSummary) -> str:
         parts += ["## Cost of one image", markdown(costs)]
     if summary.bench:
         parts += ["## Latency", latency_sentence(summary)]
+    if summary.devices:
+        parts.append(markdown(device_table(summary)))
     if summary.layers:
         parts += ["## Layers of the student", markdown(layer_table(summary))]
     return "\n\n".join(parts) + "\n"

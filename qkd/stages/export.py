@@ -25,18 +25,18 @@ from qkd.progress import Progress, Tracker
 from qkd.rundir import RunFolder
 from qkd.stages.layers import layer_rows
 from qkd.stages.models import WEIGHTS, load_float_twin, load_student, load_teacher
+from qkd.stages.sample import write_run_sample
 from qkd.training import cpu_threads
 
 TOP1_OFF = 1.0  # the file must do what the student does, image by image
-MEASURED = ("ort", "float")
 TOP1_ON = 0.999  # a runtime's optimisations may round a tie the other way now and then
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Write ``export/``: the ONNX files, what is in them and costs, and the comparison on every test image.
+    """Write ``export/``: the ONNX files, what they hold and cost, a sample for devices, and the comparison with them.
 
     ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavour of the config is
-    written beside it (``student.qonnx.onnx``) and compared, too.
+    written beside it (``student.qonnx.onnx``) and compared, too; every test image is.
 
     Raises:
         export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
@@ -48,7 +48,9 @@ def run(run: RunFolder, progress: Progress) -> None:
         splits = load_splits(run.config.data, seed=run.config.seed)
         example = _example(splits)
         folder, student = run.folder("export"), load_student(run)
-        files = _write_models(run, student, example, folder, progress)
+        nets = float_nets(run)
+        files = _write_models(run, student, nets, example, folder, progress)
+        files.append(write_run_sample(folder, {"student": student, **nets}, splits))
         reports = {
             name: _compare(student, folder / f"{name}.onnx", splits, run.config.data, progress)
             for name in student_files(run.config)
@@ -76,14 +78,19 @@ def float_nets(run: RunFolder) -> dict[str, nn.Module]:
 
 
 def _write_models(
-    run: RunFolder, student: fx.GraphModule, example: Tensor, folder: Path, progress: Progress
+    run: RunFolder,
+    student: fx.GraphModule,
+    nets: Mapping[str, nn.Module],
+    example: Tensor,
+    folder: Path,
+    progress: Progress,
 ) -> list[Path]:
     exported = {}
     for name, flavour in student_files(run.config).items():
         exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavour)
         for warning in exported[name].warnings:
             progress.warn(f"{name}.onnx: {warning}" if name != "student" else warning)
-    for name, net in float_nets(run).items():
+    for name, net in nets.items():
         exported[name] = export_float(net, example, folder / f"{name}.onnx")
     write_json(folder / "export.json", {name: _facts(model) for name, model in exported.items()})
     write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
@@ -100,8 +107,9 @@ def export_student(
         export.ExportError: If it cannot be written, or a layer stays in float where the config is strict.
     """
     settings = config.export
-    own = {"pack": settings.pack, "linear": settings.linear} if flavour == "ort" else {}  # the others have one form
-    return export_onnx(student, example, path, flavour=flavour, strict=settings.strict, **own)
+    if flavour != "ort":  # the others have one form each
+        return export_onnx(student, example, path, flavour=flavour, strict=settings.strict)
+    return export_onnx(student, example, path, pack=settings.pack, linear=settings.linear, strict=settings.strict)
 
 
 def _facts(model: ExportedModel) -> dict[str, Any]:
@@ -146,14 +154,6 @@ def _test_batches(splits: Splits, data: DataConfig, tracker: Tracker) -> Iterato
     ):
         yield normalise(images, splits.mean, splits.std), labels
         tracker.update(len(labels))
-
-
-def exported_files(folder: Path, facts: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the ONNX files of ``export.json`` that ONNX Runtime is to run, by what they hold.
-
-    A student in a flavour for other runtimes is left out: a latency in this one would say nothing of it.
-    """
-    return {name: folder / str(model["path"]) for name, model in facts.items() if model["flavour"] in MEASURED}
 
 
 def require_integer_layers(run: RunFolder) -> None:

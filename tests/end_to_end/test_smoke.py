@@ -71,13 +71,13 @@ def test_every_file_is_there(finished: tuple[Path, dict[str, Any]]) -> None:
         "config.yaml", "environment.json", "teacher/weights.safetensors", "teacher/metrics.jsonl",
         "teacher/result.json", "search/teacher.schedule.yaml", "student/weights.safetensors",
         "student/metrics.jsonl", "student/result.json", "export/student.onnx", "export/teacher.onnx",
-        "export/parity.json", "export/layers.json", "bench/local.json", "report.html", "report.md",
+        "export/parity.json", "export/layers.json", "export/sample.npz", "bench/local.json", "report.html", "report.md",
     ]  # fmt: skip
     assert [name for name in names if not (run / name).is_file()] == []
     for name in ("student", "teacher"):
         onnx.checker.check_model(onnx.load(run / "export" / f"{name}.onnx"))
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 6 and "http" not in page
+    assert page.count("<svg") == 8 and "http" not in page
 
 
 def test_again_it_costs_nothing_and_changes_nothing(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from export import ExportError, check_parity, export_onnx, write_view
 from export.blocked import HEAVY_WEIGHTS, choose_blocks, is_exact, pack_blocks, runtime_is_fast, unpack_blocks
 from export.packing import Blocks
+from export.repack import fit_storage
 from export.runtime import open_session
 from quantizers import QuantSpec, calibrate, prepare
 from quantizers.integer import Grid, IntegerView, Linear, Quantize
@@ -65,21 +66,21 @@ def test_sums_are_exact(bits: int, grid: Grid, has_bias: bool, tmp_path):
         assert np.array_equal(found, wanted.astype(np.float32)), optimise
 
 
-def test_without_sentinels_the_kernel_would_not_be_exact():
+def test_without_sentinels_the_kernel_would_not_be_exact(tmp_path, monkeypatch):
     """The trap that the sentinel is there for: codes 0 ... 15 quantized again to multiples of 15 / 127."""
     from export import blocked
 
     rng = np.random.default_rng(0)
     layer = linear(rng.integers(-8, 8, (16, 254)))
-    kept = blocked.SENTINEL
-    try:
-        blocked.SENTINEL = 0
-        model = blocked._probe(layer, Blocks(4, 128))
-    finally:
-        blocked.SENTINEL = kept
-    codes = rng.integers(0, 16, (1, 254)).astype(np.uint8)
-    (found,) = open_session(model, optimise=True).run(None, {"x": codes})
-    assert not np.array_equal(found, codes.astype(int) @ layer.weights.T.astype(int) * 0.25)
+    codes = rng.integers(0, 16, (1, 254))
+    exact = (codes @ layer.weights.T.astype(int) * 0.5 * 0.25).astype(np.float32)
+    for sentinel, is_right in ((127, True), (0, False)):
+        monkeypatch.setattr(blocked, "SENTINEL", sentinel)
+        monkeypatch.setattr(blocked, "is_exact", lambda *_: True)
+        write_view(view_of(layer), [(1, 254)], tmp_path / "n.onnx", linear="matmul_nbits")
+        images = (codes * 0.5).astype(np.float32)
+        (found,) = open_session(tmp_path / "n.onnx", optimise=True).run(None, {"images": images})
+        assert np.array_equal(found, exact) == is_right
 
 
 @pytest.mark.parametrize(
@@ -154,3 +155,36 @@ def test_a_student_and_its_file_agree_and_the_cost_is_the_same(bits: int, tmp_pa
     plain = export_onnx(student, images, tmp_path / "g.onnx", linear="gemm")
     assert {layer.kernel for layer in plain.layers} == {"QLinearConv", "QGemm"}
     assert cost_of_file(tmp_path / "n.onnx").layers == cost_of_file(tmp_path / "g.onnx").layers
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("grid", [GRID, Grid(0.5, -2, 5)])
+@pytest.mark.parametrize("features", [700, 508, 3])
+def test_a_file_in_blocks_is_repacked_for_a_runtime_without_them(bits: int, grid: Grid, features: int, tmp_path):
+    rng = np.random.default_rng(features)
+    half = 2 ** (bits - 1)
+    weights, bias = rng.integers(-half, half, (17, features)), rng.integers(-500, 500, 17)
+    view = view_of(replace(linear(weights, bits, bias), weight_scale=rng.uniform(0.1, 1, 17).astype(np.float32)), grid)
+    path = tmp_path / "n.onnx"
+    write_view(view, [(1, features)], path, linear="matmul_nbits")
+    write_view(view, [(1, features)], tmp_path / "g.onnx", linear="gemm", pack="int8")
+    images = rng.uniform(-2, 8, (4, features)).astype(np.float32)
+
+    def run(model: object, *, optimise: bool) -> np.ndarray:
+        return np.asarray(open_session(model, optimise=optimise).run(None, {"images": images})[0])
+
+    blocks = f"blocks of {128 if bits == 2 else 256} x {bits} bits"
+    for loads, opset, operator in ((("int8",), 17, "Gemm"), (("int8", "int4"), 21, "Gemm"), (("int8", blocks), 17, "")):
+        fitted = fit_storage(path, loads)
+        if not operator:
+            assert fitted.content == path
+            continue
+        model = onnx.load_from_string(fitted.content)
+        assert [entry.domain for entry in model.opset_import] == [""] and model.opset_import[0].version == opset
+        assert [node.op_type for node in model.graph.node].count("Gemm") == 1
+        assert {entry.name for entry in model.graph.initializer} <= {name for n in model.graph.node for name in n.input}
+        for optimise in (False, True):
+            found, plain = run(fitted.content, optimise=optimise), run(tmp_path / "g.onnx", optimise=optimise)
+            assert np.array_equal(found, plain)
+            # a Gemm with optimisations off multiplies first and adds in float
+            np.testing.assert_allclose(run(path, optimise=optimise), found, rtol=1e-5, atol=1e-4)

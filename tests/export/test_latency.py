@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-import export.machine
-from export import measure_interleaved, measure_latency, write_view
+from export import Sample, expect, measure_interleaved, measure_latency, write_view
 
 
 @pytest.fixture
@@ -17,27 +17,42 @@ def model(residual, tmp_path):
     return write_view(residual, [(1, 3, 15, 15)], tmp_path / "n.onnx").path
 
 
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).standard_normal((20, 3, 15, 15), dtype=np.float32)
+
+
 def test_report(model):
-    report = measure_latency(model, batch_size=3, warmup=2, rounds=30)
+    report = measure_latency(model, batch_size=3, warmup=2, rounds=30, affinity=(0,))
     assert 0 < report.min_ms <= report.p10_ms <= report.median_ms <= report.p90_ms <= report.p99_ms
     assert report.first_run_ms > 0 and report.load_ms > 0
     assert report.size_bytes == model.stat().st_size
     assert report.input_shape == (3, 3, 15, 15)
     assert (report.threads, report.rounds, report.warmup, report.device) == (1, 30, 2, "local")
     assert report.machine["onnxruntime"] and report.machine["cpu"]
+    assert 10e6 < report.runtime_memory_bytes < report.peak_memory_bytes < 2e9
+    assert report.repacked == () and report.images == 0 and report.accuracy is None
     assert json.loads(json.dumps(report.to_json()))["median_ms"] == report.median_ms
 
 
-def test_models_take_turns(model, monkeypatch):
-    order = []
-    import export.latency as latency
+def test_a_sample_is_scored_where_the_model_runs(model, images):
+    wrong = np.roll(expect(Sample(images), {"model": model}).logits["model"], 1, axis=1)
+    right = expect(Sample(images), {"model": model}).logits["model"]
+    sample = Sample(images, right.argmax(1), {"model": np.where(np.arange(len(images))[:, None] < 5, wrong, right)})
+    report = measure_latency(model, warmup=0, rounds=1, sample=sample, memory=False)
+    differing = (wrong[:5].argmax(1) != right[:5].argmax(1)).sum()
+    assert report.images == 20 and report.accuracy == 1.0
+    assert report.agreement == 1 - differing / 20 and differing
+    assert report.max_difference == pytest.approx(np.abs(wrong - right)[:5].max())
+    assert report.peak_memory_bytes is None
 
-    run = latency._Timed.run
-    monkeypatch.setattr(latency._Timed, "run", lambda self: order.append(id(self)) or run(self))
-    reports = measure_interleaved({"a": model, "b": model}, warmup=0, rounds=4)
-    assert reports["a"].interleaved_with == ("b",) and not reports["a"].spinning
-    (first, second), turns = order[:2], order[2:]
-    assert turns == [first, second, second, first, first, second, second, first]
+
+def test_a_sample_that_does_not_fit(model, images):
+    with pytest.raises(ValueError, match="takes images .*15, 15.*sample"):
+        measure_latency(model, warmup=0, rounds=1, sample=Sample(images[:, :, 1:]), memory=False)
+    logits = {"model": np.zeros((len(images), 7), np.float32)}
+    with pytest.raises(ValueError, match=r"expected logits are \(20, 7\), found \(20, 5\)"):
+        measure_latency(model, warmup=0, rounds=1, sample=Sample(images, logits=logits), memory=False)
 
 
 def test_threads_spin_only_when_alone(model):
@@ -52,7 +67,9 @@ def test_threads_spin_only_when_alone(model):
         ({"warmup": -1}, "warmup must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
-        ({"on": "ssh://pi"}, "device 'ssh://pi' is not there yet"),
+        ({"on": "pi"}, "device 'pi' is not an address; it must be local, ssh://"),
+        ({"affinity": (-1,)}, "affinity must be numbers of CPUs from 0 on"),
+        ({"affinity": (9999,)}, r"affinity \[9999\]: Invalid argument; this process may use CPUs \[0"),
         ({"provider": "Abacus"}, "provider 'Abacus' is not in this onnxruntime"),
     ],
 )
@@ -86,22 +103,3 @@ def test_inputs_that_cannot_be_filled(tmp_path, inputs, message):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     with pytest.raises(ValueError, match=message):
         measure_latency(path, warmup=0, rounds=1)
-
-
-def test_machine_without_proc(monkeypatch, tmp_path):
-    monkeypatch.setattr(export.machine, "CPU_INFO", tmp_path / "none")
-    monkeypatch.setattr(export.machine, "FREQUENCY", tmp_path / "none")
-    machine = export.machine.describe_machine("1.2.3")
-    assert machine["cpu"] and machine["cpu_flags"] == [] and machine["governor"] is None
-    assert export.machine.frequency_mhz() is None
-
-
-def test_machine_on_arm(monkeypatch, tmp_path):
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp crc32\n")
-    (tmp_path / "scaling_cur_freq").write_text("1500000\n")
-    (tmp_path / "scaling_governor").write_text("ondemand\n")
-    monkeypatch.setattr(export.machine, "CPU_INFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(export.machine, "FREQUENCY", tmp_path)
-    machine = export.machine.describe_machine("1.2.3")
-    assert machine["cpu_flags"] == ["asimd", "asimddp"] and machine["governor"] == "ondemand"
-    assert export.machine.frequency_mhz() == 1500.0

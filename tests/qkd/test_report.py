@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 import pytest
 
 from qkd.report import render_page, render_text, summarise
-from qkd.report.charts import Series, line_chart, schedule_chart
+from qkd.report.charts import Point, Series, line_chart, scatter_chart, schedule_chart
 from qkd.report.page import RunRecord
 from qkd.report.table import align, bytes_text, markdown, megabytes, milliseconds, percent
+from qkd.report.tradeoff import device_charts, device_table
 
 EVIL = "<script>alert('x')</script>&\"|"
 
@@ -51,8 +52,8 @@ def make_run(path: Path, *, net: str = "resnet8", is_equal: bool = True) -> Path
     write(path / "bench" / "local.json", {
         "machine": {"cpu": "a processor", "onnxruntime": "1.31"}, "threads": 1, "batch_size": 1,
         "rounds": 5, "warmup": 2,
-        "models": {"student": {"median_ms": 0.1234, "p10_ms": 0.1, "p90_ms": 0.2},
-                   "teacher": {"median_ms": 0.5, "p10_ms": 0.4, "p90_ms": 0.9}},
+        "models": {"student": {"median_ms": 0.1234, "p10_ms": 0.1, "p90_ms": 0.2, "size_bytes": 98_765},
+                   "teacher": {"median_ms": 0.5, "p10_ms": 0.4, "p90_ms": 0.9, "size_bytes": 2_500_000}},
     })  # fmt: skip
     return path
 
@@ -175,7 +176,7 @@ def test_the_page_stands_alone_and_says_it_all(tmp_path: Path, is_equal: bool) -
     names = [tag for tag, _ in page.tags]
     assert not {"script", "link", "img", "iframe", "object"} & set(names), "no resource from elsewhere, no code"
     assert not re.search(r"https?://|url\(|@import|src=|href=", text)
-    assert names.count("svg") == 6, "loss and accuracy of two roles, two agents"
+    assert names.count("svg") == 8, "loss and accuracy of two roles, two agents, a device's latency and size"
     assert "prefers-color-scheme: dark" in text
     words = "\n".join(page.words)
     assert EVIL in words, "escaped, it is text again"
@@ -198,7 +199,7 @@ def test_the_page_stands_alone_and_says_it_all(tmp_path: Path, is_equal: bool) -
 def test_every_chart_is_well_formed(tmp_path: Path) -> None:
     text = render_page(summarise(make_run(tmp_path / "run")), record())
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(charts) == 6
+    assert len(charts) == 8
     for chart in charts:
         ElementTree.fromstring(chart)
 
@@ -206,9 +207,81 @@ def test_every_chart_is_well_formed(tmp_path: Path) -> None:
 def test_the_text_report_is_a_table(tmp_path: Path) -> None:
     text = render_text(summarise(make_run(tmp_path / "run")))
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 + 4 + 4
+    assert len(rows) == 4 + 4 + 4 + 4  # models, sizes, devices, layers
     assert "\\|" in text, "a bar in a name does not split a cell"
     assert "passed: 360 test images" in text
+
+
+def make_devices(run: Path) -> Path:
+    """Add a device that measured with a sample, and one that failed."""
+    row = {"p10_ms": None, "p90_ms": 4.0, "p99_ms": 5.0, "peak_memory_bytes": 60_000_000, "agreement": 1.0}
+    write(run / "bench" / "pi.json", {
+        "device": "pi", "failure": None, "images": 256, "reference": "teacher", "models": {
+            "student": {**row, "median_ms": 2.0, "size_bytes": 98_765, "accuracy": 0.97, "repacked": ["int8"]},
+            "teacher": {**row, "median_ms": 8.0, "size_bytes": 2_500_000, "accuracy": 0.99, "notes": ["hot: " + EVIL]},
+        },
+    })  # fmt: skip
+    write(run / "bench" / "board.json", {"device": "board", "failure": f"Connection refused {EVIL}", "models": {}})
+    return run
+
+
+def test_every_device_has_lines_and_two_pictures(tmp_path: Path) -> None:
+    summary = summarise(make_devices(make_run(tmp_path / "run")))
+    assert [one["device"] for one in summary.devices] == ["local", "board", "pi"]
+    assert summary.bench["models"]["student"]["median_ms"] == 0.1234, "this machine comes first"
+    _, *rows = device_table(summary)
+    assert [row[:3] for row in rows] == [
+        ["local", "student", "0.123 ms"], ["local", "teacher", "0.5 ms"], ["board", "-", "-"],
+        ["pi", "student", "2 ms"], ["pi", "teacher", "8 ms"],
+    ]  # fmt: skip
+    assert rows[2][-1] == f"FAILED: Connection refused {EVIL}"
+    assert rows[3][3:] == [
+        "-",
+        "4 ms",
+        "5 ms",
+        "0.250",
+        "98.8 kB",
+        "60.00 MB",
+        "97.00 %",
+        "100.00 %",
+        "repacked to int8",
+    ]
+    charts = device_charts(summary)
+    assert list(charts) == ["local", "pi"] and all(len(pictures) == 2 for pictures in charts.values())
+    assert "test accuracy against latency" in charts["local"][0]
+    assert "accuracy on 256 images there against size" in charts["pi"][1]
+    page = render_page(summary, record())
+    words = "\n".join(Page(page).words)
+    assert f"FAILED: Connection refused {EVIL}" in words and "<script>" not in page
+    assert page.count("<svg") == 10 and "Connection refused" in render_text(summary)
+
+
+def test_a_summary_without_this_machine_shows_another(tmp_path: Path) -> None:
+    run = make_devices(make_run(tmp_path / "run"))
+    (run / "bench" / "local.json").unlink()
+    summary = summarise(run)
+    assert summary.bench["device"] == "pi" and summary.models[1].median_ms == 2.0
+
+
+def dots(chart: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)]
+
+
+def test_points_of_a_scatter_chart_lie_where_their_values_are() -> None:
+    chart = scatter_chart("t", [Point("low", 2.0, 0.5), Point("high", 8.0, 0.9), Point("mid", 5.0, 0.7)], x_label="ms")
+    ElementTree.fromstring(chart)
+    (high, mid, low) = dots(chart)
+    assert low[0] < mid[0] < high[0] and low[1] > mid[1] > high[1], "right is slower, up is better"
+    assert mid[0] == pytest.approx((low[0] + high[0]) / 2, abs=0.2)
+    assert low[0] - 52 == pytest.approx((high[0] - 52) / 4, abs=0.2), "the axis starts at zero"
+    assert "<script>" not in scatter_chart("t", [Point(EVIL, 1, 1)], x_label="ms")
+    assert "nothing was recorded" in scatter_chart("t", [Point("a", math.nan, 1.0)], x_label="ms")
+
+
+def test_labels_of_near_points_do_not_overlap() -> None:
+    chart = scatter_chart("t", [Point(name, 1.0, 0.9) for name in "abcd"], x_label="ms", percent=True)
+    heights = [float(y) for y in re.findall(r'class="end" y="([\d.]+)">[abcd]<', chart)]
+    assert len(heights) == 4 and all(after - before >= 12 for before, after in zip(heights, heights[1:], strict=False))
 
 
 def points_of(chart: str) -> list[list[tuple[float, float]]]:

@@ -13,13 +13,14 @@ import yaml
 
 import qkd.named_files
 from export import ExportError
+from qkd.bench_targets import run_files
 from qkd.cli import main
 from qkd.files import read_json
 from qkd.progress import Silent
 from qkd.report import summarise
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.export import exported_files, require_integer_layers
+from qkd.stages.export import require_integer_layers
 from qkd.testing import tiny_config, write_npz_set
 
 NEEDS_QONNX = "qonnx's executor is in the extra [qonnx], for Python 3.11 and newer"
@@ -105,7 +106,7 @@ def test_another_flavour_lies_beside_and_is_compared(data: Path, trained: Path, 
     assert parity["runtime_version"].startswith("qonnx ") == (flavour == "qonnx")
     assert any(f"parity of student.{flavour}.onnx: the same class" in line for line in listener.said)
     # what the bench stage runs: never a file that ONNX Runtime cannot load, or is not for it
-    assert sorted(exported_files(folder, facts)) == ["student", "teacher"]
+    assert sorted(run_files(run.path)) == ["student", "teacher"]
     assert summarise(run.path).flavours[f"student.{flavour}"]["parity"] == parity
     STAGES["bench"](run, Silent())
     STAGES["report"](run, Silent())

@@ -1,0 +1,89 @@
+"""Measure on several devices side by side; one that fails does not stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+from export.devices.address import Device, DeviceError
+from export.devices.measuring import Settings, check_files, measure_on
+from export.devices.report import LatencyReport
+from export.sample import Sample
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """What came of one device.
+
+    Args:
+        device: The device.
+        reports: Name of the model -> its report; empty where the device failed.
+        failure: Why it failed; empty where it did not.
+        is_input_fault: Whether the failure is one of the models or settings, not of the device.
+    """
+
+    device: Device
+    reports: Mapping[str, LatencyReport] = field(default_factory=dict)
+    failure: str = ""
+    is_input_fault: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return {
+            "device": self.device.title,
+            "address": self.device.address,
+            "failure": self.failure or None,
+            "models": {name: report.to_json() for name, report in self.reports.items()},
+        }
+
+
+def measure_devices(
+    devices: Sequence[Device],
+    paths: Mapping[str, str | PathLike[str]],
+    settings: Settings,
+    *,
+    sample: Sample | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[DeviceResult, ...]:
+    """Measure models on each device; see ``measure_on`` for the arguments.
+
+    Remote devices work side by side. This machine comes last and alone, so that packing and copying for the others
+    does not disturb its own figures.
+
+    Returns:
+        A result for each device, in their order; failures of a device stand in it.
+
+    Raises:
+        FileNotFoundError: If a model file does not exist.
+        ValueError: If there is no device or no model, or two devices have one name.
+    """
+    _check_names(devices)
+    check_files(paths)
+    found: dict[str, DeviceResult] = {}
+    remote = [device for device in devices if not device.is_local]
+
+    def measure(device: Device) -> DeviceResult:
+        heard = (lambda text: say(f"{device.title}: {text}")) if say else None
+        try:
+            return DeviceResult(device, measure_on(device, paths, settings, sample=sample, say=heard))
+        except (DeviceError, ImportError) as error:
+            return DeviceResult(device, failure=str(error))
+        except ValueError as error:
+            return DeviceResult(device, failure=str(error), is_input_fault=True)
+
+    with ThreadPoolExecutor(max_workers=max(1, len(remote))) as pool:
+        found |= {result.device.title: result for result in pool.map(measure, remote)}
+    found |= {device.title: measure(device) for device in devices if device.is_local}
+    return tuple(found[device.title] for device in devices)
+
+
+def _check_names(devices: Sequence[Device]) -> None:
+    if not devices:
+        raise ValueError("there is no device to measure on")
+    titles = [device.title for device in devices]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    if twice:
+        raise ValueError(f"device {', '.join(twice)} is named more than once")

@@ -1,0 +1,193 @@
+"""Measure with ``onnxruntime_perf_test`` on a device that has no Python, and read what it prints."""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from export.devices import runner
+from export.devices.address import Device, DeviceError
+from export.devices.capture import Captured, printable
+from export.devices.links import PROBE_S, work_folder
+from export.devices.probing import KINDS, Probe, probe_models
+from export.devices.shell import Content, Say, Shell
+
+TURNS = 4  # calls a model; the tool takes one model a call, so models take turns in blocks of rounds
+NAMES = {"CPUExecutionProvider": "cpu", "XnnpackExecutionProvider": "xnnpack", "NnapiExecutionProvider": "nnapi",
+         "QNNExecutionProvider": "qnn", "ACLExecutionProvider": "acl", "CUDAExecutionProvider": "cuda"}  # fmt: skip
+NOTE = "by onnxruntime_perf_test: one random image, classes not compared, rounds in blocks, p10 not given"
+FIGURES = {  # what it prints -> (our name, factor to our unit)
+    r"P50 Latency(?::| is)\s*([\d.e+-]+)\s*s": ("median_ms", 1e3),
+    r"P90 Latency(?::| is)\s*([\d.e+-]+)\s*s": ("p90_ms", 1e3),
+    r"P99 Latency(?::| is)\s*([\d.e+-]+)\s*s": ("p99_ms", 1e3),
+    r"Min Latency(?::| is)\s*([\d.e+-]+)\s*s": ("min_ms", 1e3),
+    r"Session creation time cost:\s*([\d.e+-]+)\s*s": ("load_ms", 1e3),
+}
+OPTIONAL = {
+    r"First inference time cost:\s*([\d.e+-]+)\s*ms": ("first_run_ms", 1.0),
+    r"Peak working set size:\s*(\d+)\s*bytes": ("peak_memory_bytes", 1.0),
+}
+STATE = (
+    "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq; echo ==; "
+    "cat /sys/class/thermal/thermal_zone*/temp; echo ==; cat /proc/loadavg"
+)
+FACTS = "uname -m; uname -sr; getprop ro.product.model; echo ==; cat /proc/meminfo; echo ==; cat /proc/cpuinfo"
+
+
+def read_output(text: str) -> dict[str, float | None]:
+    """Return the figures of one call, in milliseconds and bytes.
+
+    Args:
+        text: What the tool printed (``-m times -s``).
+
+    Raises:
+        DeviceError: If a figure that every version prints is missing.
+    """
+    figures: dict[str, float | None] = {}
+    for patterns, required in ((FIGURES, True), (OPTIONAL, False)):
+        for pattern, (name, factor) in patterns.items():
+            found = re.search(pattern, text)
+            try:
+                figures[name] = None if found is None else float(found[1]) * factor
+            except ValueError:
+                figures[name] = None
+            if figures[name] is None and required:
+                raise DeviceError(f"onnxruntime_perf_test printed no {name} ({printable(text) or 'nothing at all'})")
+    return figures
+
+
+def combine(blocks: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Return the figures of a model over its blocks: medians of medians and p90, the extremes of the rest."""
+    values = {name: [block[name] for block in blocks if block[name] is not None] for name in blocks[0]}
+    ways = {"min_ms": min, "p99_ms": max, "peak_memory_bytes": max, "first_run_ms": lambda found: found[0]}
+    merged: dict[str, float | None] = {}
+    for name, found in values.items():
+        merged[name] = float(ways.get(name, statistics.median)(found)) if found else None  # type: ignore[operator]
+    return {**merged, "p10_ms": None}
+
+
+class PerfTestLink:
+    """A device whose measuring tool is ``onnxruntime_perf_test``.
+
+    Args:
+        device: One with ``perf_test``.
+        shell: Its shell.
+    """
+
+    def __init__(self, device: Device, shell: Shell) -> None:
+        self.device, self.shell = device, shell
+        self.tool = shlex.quote(device.perf_test or "")
+
+    def probe(self) -> Probe:
+        """Run the tool on the tiny models: what it exits with 0 on, its runtime loads."""
+        token, loads = secrets.token_hex(8), []
+        models = {f"{name}.onnx": base64.b64decode(text) for name, text in probe_models().items()}
+        with work_folder(self.device, self.shell, token) as folder:
+            self.shell.put(folder, models, timeout_s=min(PROBE_S, self.device.timeout_s))
+            calls = {kind.name: self._call(folder, f"{kind.name}.onnx", 1, 1, "cpu", (), PROBE_S) for kind in KINDS}
+        loads = [name for name, done in calls.items() if done.code == 0]
+        if all(done.code in (126, 127) for done in calls.values()):
+            raise DeviceError(f"{self.device.perf_test} cannot be run there: {_words(calls[KINDS[-1].name])}")
+        machine = self._machine()
+        return Probe(machine, tuple(loads), tuple(NAMES), None, None, None, str(self.device.perf_test))
+
+    def run(self, job: Mapping[str, Any], files: Mapping[str, Content], say: Say | None) -> dict[str, Any]:
+        """Copy the models, let them take turns in blocks, and return an answer like the runner's.
+
+        Raises:
+            ValueError: If the tool cannot do what the job asks for.
+            DeviceError: If it fails.
+        """
+        if job["batch_size"] != 1:
+            raise ValueError(f"onnxruntime_perf_test takes free axes as 1, but batch_size is {job['batch_size']}")
+        if job["provider"] not in NAMES:
+            raise ValueError(f"onnxruntime_perf_test: provider {job['provider']!r} is not one of {', '.join(NAMES)}")
+        models = {entry["name"]: entry["file"] for entry in job["models"]}
+        wanted = {name: content for name, content in files.items() if name in models.values()}
+        with work_folder(self.device, self.shell, secrets.token_hex(8)) as folder:
+            self.shell.put(folder, wanted, timeout_s=self.device.timeout_s)
+            before = self._conditions()
+            blocks = self._take_turns(folder, models, job, say)
+            after = self._conditions()
+        row = {"notes": [], "input_shape": [], "images": 0}
+        return {
+            "models": {name: {**row, **combine(found)} for name, found in blocks.items()},
+            "machine": self._machine(),
+            "before": before,
+            "after": after,
+            "notes": [NOTE, *runner.condition_notes(before, after, {"threads": 0})],
+        }
+
+    def _take_turns(
+        self, folder: str, models: Mapping[str, str], job: Mapping[str, Any], say: Say | None
+    ) -> dict[str, list[dict[str, float | None]]]:
+        rounds = -(-job["rounds"] // TURNS)
+        blocks: dict[str, list[dict[str, float | None]]] = {name: [] for name in models}
+        order = list(models)
+        for number in range(TURNS):
+            for name in order[number % len(order) :] + order[: number % len(order)]:
+                settings = (rounds, job["threads"], NAMES[job["provider"]], job["affinity"], self.device.timeout_s)
+                done = self._call(folder, models[name], *settings)
+                if done.code:
+                    raise DeviceError(f"onnxruntime_perf_test failed on {name} (exit code {done.code}): {_words(done)}")
+                blocks[name].append(read_output(done.stdout.decode("utf-8", "replace")))
+                if say:
+                    say(f"{name}: block {number + 1} of {TURNS}, median {blocks[name][-1]['median_ms']:.3f} ms")
+        return blocks
+
+    def _call(
+        self, folder: str, file: str, rounds: int, threads: int, provider: str, affinity: Sequence[int], limit_s: float
+    ) -> Captured:
+        # -I: random input, free axes are 1; -o 99: all optimisations; -s: print percentiles
+        options = f"-I -m times -r {rounds} -x {threads} -e {provider} -o 99 -s"
+        pinned = f"taskset {sum(1 << cpu for cpu in affinity):x} " if affinity else ""
+        script = f"cd {shlex.quote(folder)} && {pinned}{self.tool} {options} {shlex.quote(file)}"
+        return self.shell.call(script, timeout_s=min(limit_s, self.device.timeout_s))
+
+    def _machine(self) -> dict[str, Any]:
+        text = self._ask(FACTS)
+        names, memory, cpu = (text.split("==") + ["", "", ""])[:3]
+        architecture, kernel, model = ([*names.strip().splitlines(), "", "", ""])[:3]
+        fields: dict[str, str] = {}
+        for line in cpu.splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip().lower(), value.strip())
+        core = fields.get("model name") or runner.ARM_PARTS.get(fields.get("cpu part", "")) or fields.get("hardware")
+        flags = set(fields.get("flags", fields.get("features", "")).split())
+        total = re.search(r"MemTotal:\s*(\d+) kB", memory)
+        return {
+            "cpu": printable(", ".join(filter(None, (core, model))) or "unknown"),
+            "cpu_flags": sorted(flags & runner.TELLING_FLAGS),
+            "cores": len(re.findall(r"^processor\s*:", cpu, re.MULTILINE)) or None,
+            "architecture": printable(architecture),
+            "kernel": printable(kernel),
+            "memory_bytes": int(total[1]) * 1024 if total else None,
+            "governor": None,
+            "python": None,
+            "onnxruntime": "that of onnxruntime_perf_test",
+            "numpy": "not needed",
+        }
+
+    def _conditions(self) -> dict[str, float | None]:
+        parts = [part.split() for part in (self._ask(STATE).split("==") + ["", "", ""])[:3]]
+        kilohertz, millidegrees = ([int(word) for word in part if word.isdigit()] for part in parts[:2])
+        plausible = [value / 1000 for value in millidegrees if 0 < value < 150_000]
+        load = parts[2][0] if parts[2] else ""
+        return {
+            "frequency_mhz": max(kilohertz) / 1000 if kilohertz else None,
+            "temperature_c": max(plausible) if plausible else None,
+            "load": float(load) if re.fullmatch(r"\d{1,6}\.\d\d", load) else None,
+        }
+
+    def _ask(self, script: str) -> str:
+        done = self.shell.call(f"{{ {script}; }} 2>/dev/null", timeout_s=min(PROBE_S, self.device.timeout_s))
+        return done.stdout.decode("utf-8", "replace")
+
+
+def _words(done: Captured) -> str:
+    return printable(done.stderr) or printable(done.stdout.decode("utf-8", "replace")) or "no reason given"

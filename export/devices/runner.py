@@ -1,0 +1,487 @@
+"""Measure ONNX files on the machine this one file is copied to; prints JSON between two marks.
+
+It needs the standard library, numpy and onnxruntime alone, runs from Python 3.8 and onnxruntime 1.14 on, and imports
+nothing of the toolkit. The toolkit's own measurements on this machine run it, too, so there is one timing loop.
+
+    python runner.py probe TOKEN FOLDER '{"int4": "<base64 of a tiny model>"}'
+    python runner.py run JOB.json           result on stdout, talk on stderr
+    python runner.py memory JOB.json INDEX  peak memory of one model, in a process of its own
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+NS_PER_MS = 1e6
+CPU = "CPUExecutionProvider"
+CPU_INFO = "/proc/cpuinfo"
+CPUFREQ = "/sys/devices/system/cpu/cpu%s/cpufreq"
+THERMAL = "/sys/class/thermal/thermal_zone*"
+# The instructions that decide how fast (and on x86 how exactly) int8 products run.
+TELLING_FLAGS = frozenset(
+    ("ssse3", "sse4_1", "avx", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx_vnni_int8")
+    + ("amx_int8", "amx_tile", "asimd", "asimddp", "i8mm", "sve", "sve2", "bf16")
+)
+# "CPU part" of Arm's own cores, as Linux names them (arch/arm64/include/asm/cputype.h)
+ARM_PARTS = {
+    "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1",
+    "0xd41": "Cortex-A78", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xd48": "Cortex-X2",
+}  # fmt: skip
+SCORED_BATCH = 16  # images a run while the sample is scored, where the model's batch is free
+NOISY = 1.25  # p90 over median above which a note is made; quiet machines stay below 1.05
+SLOWED = 1.10  # last quarter over first quarter of the rounds
+COOLED = 0.9  # frequency after over before
+WARMED_C = 10.0  # rise in degrees Celsius
+HOT_C = 80.0  # boards begin to throttle at 80 to 85 degrees Celsius
+RACE_RUNS = 20
+MANY_TIMES = 3.0  # a kernel that unpacks its weights first takes a hundred times as long, one that need not, half
+BUSY = 0.5  # load average over cores before the start
+
+
+class Refused(ValueError):
+    """What was asked for does not fit the model or the runtime."""
+
+
+def probe(models: dict[str, Any], folder: str = ".") -> dict[str, Any]:
+    """Return what this machine is, and which of the tiny models its runtime loads.
+
+    Args:
+        models: Name -> base64 of a model that must load, or the arguments of ``wins_race``, models as base64.
+        folder: Where files would go.
+    """
+    found: dict[str, Any] = {
+        "executable": sys.executable or "",
+        "machine": machine(),
+        "memory_available_bytes": memory_bytes("MemAvailable"),
+        "free_disk_bytes": shutil.disk_usage(folder).free if os.path.isdir(folder) else None,
+        "providers": [],
+        "loads": {},
+        "runtime_error": None,
+    }
+    try:
+        import onnxruntime
+    except Exception as error:  # a broken installation raises whatever it likes
+        found["runtime_error"] = f"{type(error).__name__}: {error}"
+        return found
+    found["providers"] = list(onnxruntime.get_available_providers())
+    for name, text in models.items():
+        if not isinstance(text, str):
+            special, plain, difference = text
+            pair = base64.b64decode(special), base64.b64decode(plain)
+            found["loads"][name] = wins_race(onnxruntime, *pair, difference)
+            continue
+        try:
+            onnxruntime.InferenceSession(base64.b64decode(text), quiet_options(onnxruntime), providers=[CPU])
+            found["loads"][name] = True
+        except Exception:  # onnxruntime's exceptions share no public base; any of them means "no"
+            found["loads"][name] = False
+    return found
+
+
+def wins_race(onnxruntime: Any, special: bytes, plain: bytes, difference: int) -> bool:
+    """Return whether a special kernel gives the plain one's outputs plus a number, and is not many times slower.
+
+    Args:
+        onnxruntime: The module.
+        special: A model with one uint8 input of known shape and one output.
+        plain: Another with the same.
+        difference: What every output of the former is to be larger by.
+    """
+    import numpy
+
+    outputs, best = [], []
+    try:
+        for model in (special, plain):
+            session = onnxruntime.InferenceSession(model, quiet_options(onnxruntime), providers=[CPU])
+            entry = session.get_inputs()[0]
+            codes = numpy.arange(math.prod(entry.shape), dtype=numpy.uint8).reshape(entry.shape) % 16
+            times = []
+            for _ in range(RACE_RUNS):
+                start = time.perf_counter()
+                found = session.run(None, {entry.name: codes})[0]
+                times.append(time.perf_counter() - start)
+            outputs.append(found)
+            best.append(min(times))
+    except Exception:  # onnxruntime's exceptions share no public base; any of them means "no"
+        return False
+    return bool((outputs[0] - outputs[1] == difference).all()) and best[0] < MANY_TIMES * best[1]
+
+
+def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Measure the models of a job in turns.
+
+    Args:
+        job: ``models`` (each ``name``, ``file``), ``threads``, ``batch_size``, ``warmup``, ``rounds``, ``provider``,
+            ``affinity``, ``seed``, ``spinning``, ``memory`` and ``sample`` (npz, or null).
+        folder: Where its files are.
+    """
+    import onnxruntime
+
+    pin(job["affinity"])
+    memory = [peak_memory(job, folder, index) if job["memory"] else {} for index in range(len(job["models"]))]
+    before = conditions(job["affinity"])
+    models = [Timed(onnxruntime, job, entry, folder) for entry in job["models"]]
+    for model in models:
+        say(f"{model.name}: loaded in {model.load_ms:.0f} ms, first run {model.first_run_ms:.1f} ms; warming up")
+        for _ in range(job["warmup"]):
+            model.run()
+    say("{} rounds of {}".format(job["rounds"], ", ".join(model.name for model in models)))
+    times = take_turns(models, job["rounds"])
+    after = conditions(job["affinity"])
+    results = {}
+    for model, taken, peak in zip(models, times, memory):  # noqa: B905 - `strict` is younger than Python 3.8
+        say("{}: median {:.3f} ms".format(model.name, statistics(taken)["median_ms"]))
+        results[model.name] = dict(model.facts(), **statistics(taken), **peak, **score(model, job, folder))
+        results[model.name]["notes"] = peak.get("notes", []) + timing_notes(taken)
+    notes = condition_notes(before, after, job)
+    return {"models": results, "machine": machine(), "before": before, "after": after, "notes": notes}
+
+
+def take_turns(models: list[Timed], rounds: int) -> list[list[int]]:
+    """Run every model once a round, the order rotating, and return what each inference took in nanoseconds."""
+    times: list[list[int]] = [[] for _ in models]
+    order = list(range(len(models)))
+    for number in range(rounds):
+        turn = number % len(order)
+        for index in order[turn:] + order[:turn]:
+            times[index].append(models[index].run())
+    return times
+
+
+class Timed:
+    """A loaded model with its input prepared; its first inference is done."""
+
+    def __init__(self, ort: Any, job: dict[str, Any], entry: dict[str, Any], folder: str) -> None:
+        import numpy
+
+        self.name, self.path = entry["name"], os.path.join(folder, entry["file"])
+        start = time.perf_counter_ns()
+        self.session = open_session(ort, self.path, job, self.name)
+        self.load_ms = (time.perf_counter_ns() - start) / NS_PER_MS
+        self.input, self.shape = input_of(self.session, self.name, job["batch_size"])
+        images = numpy.random.default_rng(job["seed"]).standard_normal(self.shape, dtype=numpy.float32)
+        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.feeds = {self.input: ort.OrtValue.ortvalue_from_numpy(images)}
+        self.first_run_ms = self.run() / NS_PER_MS
+
+    def run(self) -> int:
+        """Run one inference; return what it took in nanoseconds. The clock is around the call alone."""
+        start = time.perf_counter_ns()
+        self.session.run_with_ort_values(self.outputs, self.feeds)
+        return time.perf_counter_ns() - start
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known before the rounds."""
+        return {"load_ms": self.load_ms, "first_run_ms": self.first_run_ms, "input_shape": list(self.shape)}
+
+
+def quiet_options(ort: Any) -> Any:
+    """Return session options that print nothing: what fails is raised, too."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def open_session(ort: Any, path: str, job: dict[str, Any], name: str) -> Any:
+    """Return a session with all optimisations, its settings those of the job."""
+    provider, has = job["provider"], ort.get_available_providers()
+    if provider not in has:
+        raise Refused(f"provider {provider!r} is not in this onnxruntime ({ort.__version__}); it has {has}")
+    options = quiet_options(ort)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads, options.inter_op_num_threads = job["threads"], 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if job["spinning"] else "0")
+    settings: dict[str, str] = {}
+    if provider == "XnnpackExecutionProvider":  # it has a thread pool of its own
+        settings["intra_op_num_threads"] = str(job["threads"])
+    providers: list[Any] = [provider] if provider == CPU else [(provider, settings), CPU]
+    try:
+        session = ort.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        text = f"{name}: onnxruntime {ort.__version__} cannot load it ({error}); export it again"
+        raise Refused(text) from error
+    if session.get_providers()[0] != provider:
+        raise Refused(f"{name}: provider {provider!r} did not start; onnxruntime took {session.get_providers()}")
+    return session
+
+
+def input_of(session: Any, name: str, batch_size: int) -> tuple[str, tuple[int, ...]]:
+    """Return the input's name and the shape to fill it with."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        found = ", ".join(f"{entry.name}: {entry.type}" for entry in inputs)
+        raise Refused(f"{name}: latency is measured for one float32 input, found {found}")
+    shape = inputs[0].shape
+    if not shape or not all(isinstance(size, int) for size in shape[1:]):
+        raise Refused(f"{name}: only the batch may be free, its input is {shape}")
+    if isinstance(shape[0], int) and shape[0] != batch_size:
+        raise Refused(f"{name}: its batch is fixed at {shape[0]}, but batch_size is {batch_size}")
+    return inputs[0].name, (batch_size,) + tuple(shape[1:])
+
+
+def statistics(times_ns: list[int]) -> dict[str, float]:
+    """Return percentiles of inference times, in milliseconds."""
+    import numpy
+
+    values = numpy.percentile(numpy.asarray(times_ns) / NS_PER_MS, (50, 10, 90, 99, 0))
+    names = ("median_ms", "p10_ms", "p90_ms", "p99_ms", "min_ms")
+    return {name: float(value) for name, value in zip(names, values)}  # noqa: B905
+
+
+def score(model: Timed, job: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Run the sample; return how far logits and classes are from the expected ones, and the accuracy."""
+    if not job["sample"]:
+        return {}
+    import numpy
+
+    with numpy.load(os.path.join(folder, job["sample"]), allow_pickle=False) as content:
+        sample = {key: content[key] for key in content.files}
+    images, logits = sample["images"].astype(numpy.float32), run_in_batches(model, sample["images"])
+    result: dict[str, Any] = {"images": len(images)}
+    if "labels" in sample:
+        result["accuracy"] = float((logits.argmax(1) == sample["labels"]).mean())
+    expected = sample.get("logits." + model.name)
+    if expected is not None:
+        if expected.shape != logits.shape:
+            raise Refused(f"{model.name}: expected logits are {expected.shape}, found {logits.shape}")
+        difference = numpy.abs(logits.astype(numpy.float64) - expected)
+        result["agreement"] = float((logits.argmax(1) == expected.argmax(1)).mean())
+        result["max_difference"] = float(difference.max()) if numpy.isfinite(difference).all() else None
+    return result
+
+
+def run_in_batches(model: Timed, images: Any) -> Any:
+    """Return the first output for all images; where the batch is fixed, the last one is filled up and cut."""
+    import numpy
+
+    fixed = model.session.get_inputs()[0].shape[0]
+    size = fixed if isinstance(fixed, int) else SCORED_BATCH
+    if tuple(images.shape[1:]) != model.shape[1:]:
+        raise Refused(f"{model.name}: takes images {model.shape}, those of the sample are {images.shape}")
+    parts = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        short = size - len(part) if isinstance(fixed, int) else 0
+        filled = numpy.concatenate([part, numpy.repeat(part[-1:], short, 0)]).astype(numpy.float32)
+        parts.append(model.session.run(model.outputs[:1], {model.input: filled})[0][: len(part)])
+    return numpy.concatenate(parts)
+
+
+def peak_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
+    """Load and run one model in a process of its own; return its peak memory and what Python and runtime take."""
+    command = [sys.executable, os.path.abspath(__file__), "memory", os.path.join(folder, "job.json"), str(index)]
+    say("{}: peak memory, in a process of its own".format(job["models"][index]["name"]))
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=job["timeout_s"], check=False
+        )
+        return dict(json.loads(done.stdout.decode("utf-8")))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return {"notes": ["peak memory is not known: %s" % (str(error) or type(error).__name__)]}
+
+
+def child_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
+    """Return this process's peak memory after one inference, and before the model was loaded, in bytes."""
+    import onnxruntime
+
+    pin(job["affinity"])
+    base = peak_bytes()
+    Timed(onnxruntime, job, job["models"][index], folder)
+    return {"peak_memory_bytes": peak_bytes(), "runtime_memory_bytes": base}
+
+
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process.
+
+    Linux's VmHWM belongs to the program; ru_maxrss, which is left where that is missing, also remembers the parent.
+    """
+    for line in (read("/proc/self/status") or "").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def pin(cpus: list[int]) -> None:
+    """Keep this process and its threads on these CPUs; none: leave it where it is."""
+    if not cpus:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise Refused(f"affinity {cpus}: this system cannot pin a process to CPUs")
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        has = sorted(os.sched_getaffinity(0))
+        raise Refused(f"affinity {cpus}: {error.strerror}; this process may use CPUs {has}") from error
+
+
+def machine() -> dict[str, Any]:
+    """Return the CPU, its telling flags, governor (None where unreadable), memory, kernel and versions."""
+    fields = cpu_fields()
+    flags = set(fields.get("flags", fields.get("features", "")).split())  # x86 says flags, Arm says Features
+    return {
+        "cpu": cpu_name(fields),
+        "cpu_flags": sorted(flags & TELLING_FLAGS),
+        "cores": os.cpu_count(),
+        "architecture": platform.machine(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "governor": read(CPUFREQ % 0 + "/scaling_governor"),
+        "memory_bytes": memory_bytes("MemTotal"),
+        "python": sys.version.split()[0],
+        "onnxruntime": version_of("onnxruntime"),
+        "numpy": version_of("numpy"),
+    }
+
+
+def cpu_fields() -> dict[str, str]:
+    """Return the first value of each field of /proc/cpuinfo, names in lower case."""
+    fields: dict[str, str] = {}
+    for line in (read(CPU_INFO) or "").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    return fields
+
+
+def cpu_name(fields: dict[str, str]) -> str:
+    """Return the processor's name; on Arm, where cpuinfo has a number for it, core and board."""
+    board = (read("/proc/device-tree/model") or fields.get("hardware") or "").strip("\0 ")
+    core = ARM_PARTS.get(fields.get("cpu part", "")) if fields.get("cpu implementer") == "0x41" else None
+    names = [name for name in (core or fields.get("model name"), board) if name]
+    return ", ".join(names) or platform.processor() or platform.machine() or "unknown"
+
+
+def version_of(package: str) -> str | None:
+    """Return a package's version, None where it cannot be imported."""
+    try:
+        return str(__import__(package).__version__)
+    except Exception:  # a broken installation raises whatever it likes
+        return None
+
+
+def memory_bytes(field: str) -> int | None:
+    """Return a figure of /proc/meminfo, None where it is not known."""
+    for line in (read("/proc/meminfo") or "").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def conditions(cpus: list[int]) -> dict[str, Any]:
+    """Return frequency, temperature and load now; None where the system does not say."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"frequency_mhz": frequency_mhz(cpus), "temperature_c": temperature_c(), "load": load}
+
+
+def frequency_mhz(cpus: list[int]) -> float | None:
+    """Return the highest present frequency of these CPUs (none: all) in MHz."""
+    paths = [CPUFREQ % cpu for cpu in cpus] or glob.glob(CPUFREQ % "*")
+    texts = [read(path + "/scaling_cur_freq") for path in paths]
+    found = [int(text) / 1000 for text in texts if text is not None and text.isdigit()]
+    lines = [line for line in (read(CPU_INFO) or "").splitlines() if line.lower().startswith("cpu mhz")]
+    found = found or [float(line.split(":")[1]) for line in lines]
+    return max(found) if found else None
+
+
+def temperature_c() -> float | None:
+    """Return the temperature of the hottest thermal zone in degrees Celsius."""
+    texts = [read(path + "/temp") for path in glob.glob(THERMAL)]
+    found = [int(text) / 1000 for text in texts if text is not None and text.lstrip("-").isdigit()]
+    plausible = [value for value in found if 0 < value < 150]  # absent sensors read -273 or 0
+    return max(plausible) if plausible else None
+
+
+def timing_notes(times_ns: list[int]) -> list[str]:
+    """Return what makes the rounds of a model doubtful: noise, and rounds that became slower."""
+    notes, figures = [], statistics(times_ns)
+    if figures["p90_ms"] > NOISY * figures["median_ms"]:
+        notes.append("noisy: p90 is %.2f x the median" % (figures["p90_ms"] / figures["median_ms"]))
+    quarter = len(times_ns) // 4
+    if quarter >= 5:  # fewer say nothing
+        early, late = (statistics(part)["median_ms"] for part in (times_ns[:quarter], times_ns[-quarter:]))
+        if late > SLOWED * early:
+            notes.append("slowing: the last quarter of the rounds took %.2f x the first" % (late / early))
+    return notes
+
+
+def condition_notes(before: dict[str, Any], after: dict[str, Any], job: dict[str, Any]) -> list[str]:
+    """Return what makes the whole run doubtful: throttling, heat, other work on the machine."""
+    notes = []
+    if before["frequency_mhz"] and after["frequency_mhz"] and after["frequency_mhz"] < COOLED * before["frequency_mhz"]:
+        notes.append("throttled: from {:.0f} to {:.0f} MHz".format(before["frequency_mhz"], after["frequency_mhz"]))
+    if after["temperature_c"] is not None:
+        rise = after["temperature_c"] - (before["temperature_c"] or after["temperature_c"])
+        if rise >= WARMED_C or after["temperature_c"] >= HOT_C:
+            notes.append("hot: {:.0f} degrees Celsius, {:.0f} more than before".format(after["temperature_c"], rise))
+    cores = os.cpu_count() or 1
+    if before["load"] is not None and before["load"] > BUSY * cores:
+        notes.append("busy: load average {:.1f} on {} cores before the start".format(before["load"], cores))
+    if job["threads"] > cores:
+        notes.append("{} threads on {} cores".format(job["threads"], cores))
+    return notes
+
+
+def read(path: str) -> str | None:
+    """Return a file's text, None where it cannot be read."""
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def say(text: str) -> None:
+    """Tell progress on stderr; nobody has to listen."""
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+def answer(token: str, value: dict[str, Any]) -> None:
+    """Print a result between two marks that hold the token, so that greetings of a shell cannot be taken for it."""
+    sys.stdout.write(f"\n<<<qkd {token}\n{json.dumps(value)}\nqkd {token}>>>\n")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the first argument says; 0 also where the answer is an error that was understood."""
+    if arguments[0] == "probe":
+        answer(arguments[1], probe(json.loads(arguments[3]), arguments[2]))
+        return 0
+    path = os.path.abspath(arguments[1])
+    with open(path) as file:
+        job = json.load(file)
+    if hasattr(signal, "alarm"):  # ends a run whose caller has gone
+        signal.alarm(int(math.ceil(job["timeout_s"])) + 5)
+    if arguments[0] == "memory":
+        print(json.dumps(child_memory(job, os.path.dirname(path), int(arguments[2]))))
+        return 0
+    try:
+        answer(job["token"], run(job, os.path.dirname(path)))
+    except Refused as error:
+        answer(job["token"], {"refused": str(error)})
+    except Exception as error:  # reported to the caller, who has no other way to see it
+        answer(job["token"], {"failed": f"{type(error).__name__}: {error}"})
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.path[:1] in ([""], [os.path.dirname(os.path.abspath(globals().get("__file__", "")))]):
+        del sys.path[0]  # what lies beside this file, or where it is piped to, must not hide modules
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""Turn what a person names (ONNX files, run folders) into models to measure, and a sample to score them on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from export import Sample, expect, export_int8_baseline, read_sample
+from qkd.failures import UsageError
+from qkd.files import read_json
+
+CALIBRATION_IMAGES = 128
+BASELINE = "int8-static"
+MEASURED = ("ort", "float")  # flavours that ONNX Runtime is to run
+NO_FLOAT = "the int8 baseline is made of a float model, but all of these are quantized: name one, too"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Models and what they are scored on.
+
+    Args:
+        paths: Name -> file.
+        sample: With expected logits for each model; None: not scored.
+        runs: Run folders among what was named, by the prefix of their models' names (empty for a single one).
+    """
+
+    paths: Mapping[str, Path]
+    sample: Sample | None = None
+    runs: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def float_names(self) -> list[str]:
+        """Names of the files without quantizers; a student's own twin before its teacher."""
+        names = [name for name, path in self.paths.items() if is_float(path)]
+        return sorted(names, key=lambda name: name.rpartition("/")[2] != "float")
+
+    @property
+    def reference(self) -> str | None:
+        """The model that ratios are to: the first float one."""
+        return next(iter(self.float_names), None)
+
+
+def find_targets(names: Sequence[str], sample_file: Path | None = None) -> Targets:
+    """Return the models that are meant.
+
+    Args:
+        names: ONNX files and run folders; a folder means its exported files and its sample.
+        sample_file: An npz file of ``images`` and perhaps ``labels``; absent, the run folder's own.
+
+    Raises:
+        UsageError: If something is neither, or run folders have different samples and none is given.
+        ValueError: If a sample is damaged or does not fit a model.
+    """
+    folders = [Path(name) for name in names if is_run(Path(name))]
+    single = len(folders) == 1
+    runs = {"" if single else f"{folder.resolve().name}/": folder for folder in folders}
+    paths: dict[str, Path] = {}
+    for prefix, folder in runs.items():
+        paths |= {prefix + name: path for name, path in run_files(folder).items()}
+    for name in names:
+        if not is_run(Path(name)):
+            paths[_free_name(Path(name), paths)] = _model_file(Path(name))
+    sample = read_sample(sample_file) if sample_file else _own_sample(runs)
+    return Targets(paths, expect(sample, paths) if sample else None, runs)
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a path is a run folder whose export stage has run."""
+    return (path / "export" / "export.json").is_file()
+
+
+def run_files(folder: Path) -> dict[str, Path]:
+    """Return the ONNX files of a run folder: ``student``, ``teacher`` and perhaps ``float``.
+
+    A student in a flavour for other runtimes is left out: a latency in this one would say nothing of it.
+    """
+    facts = read_json(folder / "export" / "export.json")
+    return {
+        name: folder / "export" / str(model["path"]) for name, model in facts.items() if model["flavour"] in MEASURED
+    }
+
+
+def is_float(path: Path) -> bool:
+    """Return whether a file has no quantizer.
+
+    Raises:
+        ValueError: If it is no ONNX file.
+    """
+    try:
+        operators = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    except Exception as error:  # protobuf's error; its package is not ours to import
+        raise ValueError(f"{path}: it is no ONNX file ({error}); export it again") from error
+    return not operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "Quant"}
+
+
+def with_baseline(targets: Targets, folder: Path, images: npt.NDArray[np.float32]) -> Targets:
+    """Return the targets with onnxruntime's static int8 of the float model.
+
+    Args:
+        targets: With a float model.
+        folder: Where the file goes.
+        images: Calibration images, normalised, float32 ``[images, channels, height, width]``.
+
+    Raises:
+        UsageError: If there is no float model.
+        export.ExportError: If onnxruntime refuses it.
+    """
+    name = targets.reference
+    if name is None:
+        raise UsageError(NO_FLOAT)
+    path = export_int8_baseline(targets.paths[name], images, folder / f"{BASELINE}.onnx")
+    paths = {**targets.paths, BASELINE: path}
+    return replace(targets, paths=paths, sample=expect(targets.sample, paths) if targets.sample else None)
+
+
+def _model_file(path: Path) -> Path:
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder, but no run whose export stage has run (export/export.json is missing)")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; name ONNX files, run folders, or one config")
+    return path
+
+
+def _free_name(path: Path, taken: Mapping[str, Path]) -> str:
+    for name in (path.stem, path.name, str(path)):
+        if name not in taken:
+            return name
+    raise UsageError(f"{path} is named twice")
+
+
+def _own_sample(runs: Mapping[str, Path]) -> Sample | None:
+    found = {prefix: folder / "export" / "sample.npz" for prefix, folder in runs.items()}
+    samples = {prefix: read_sample(path) for prefix, path in found.items() if path.is_file()}
+    if not samples:
+        return None
+    first = next(iter(samples.values()))
+    if any(not np.array_equal(one.images, first.images) for one in samples.values()):
+        raise UsageError("the runs have different test images, so one sample cannot serve them all: give --sample FILE")
+    logits = {prefix + name: values for prefix, one in samples.items() for name, values in one.logits.items()}
+    return replace(first, logits=logits)

@@ -1,0 +1,114 @@
+"""Find the devices that are meant: addresses, or names of a devices file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, model_validator
+
+from export.devices import Device
+from qkd.bind_faults import did_you_mean, schema_faults
+from qkd.binding import read_config, shipped_folder
+from qkd.config import Count, Positive, Section
+from qkd.failures import ConfigError
+
+FILE_NAME = "devices.yaml"
+
+
+class DeviceEntry(Section):
+    """A device of a devices file; the keys of ``export.Device``."""
+
+    address: str = Field(description="local, ssh://[user@]host[:port] or adb://SERIAL")
+    python: str = Field("python3", description="the Python there that has onnxruntime; ~/ is the home folder there")
+    folder: str | None = Field(None, description="where a temporary folder may be made; absent: /tmp")
+    perf_test: str | None = Field(None, description="path of onnxruntime_perf_test there, to measure without Python")
+    ssh_options: tuple[str, ...] = Field((), description="further arguments of ssh")
+    timeout_s: Positive | None = Field(None, description="longest duration of one command there, in seconds")
+    threads: Count | None = Field(None, description="intra-op threads; absent: those of the measurement")
+    affinity: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, description="CPUs it is pinned to")
+    provider: str | None = Field(None, description="execution provider by onnxruntime's name")
+
+    @model_validator(mode="after")
+    def _makes_a_device(self) -> DeviceEntry:
+        self.device("")
+        return self
+
+    def device(self, name: str) -> Device:
+        """Return the device, under a name."""
+        values = {key: value for key, value in self.model_dump().items() if value is not None}
+        return Device(name=name, **values)
+
+
+class DevicesFile(Section):
+    """A devices file."""
+
+    devices: dict[str, DeviceEntry] = Field(description="name -> device")
+
+
+def read_devices(path: Path) -> dict[str, Device]:
+    """Return the devices of a file by name.
+
+    Args:
+        path: A YAML file in the form of ``configs/devices.yaml``.
+
+    Raises:
+        ConfigError: With every fault: no such file, no YAML, unknown, missing, ill-typed or bad keys.
+    """
+    if not path.is_file():
+        raise ConfigError([f"{path}: no such devices file; configs/devices.yaml shows the form"])
+    data = read_config(path)
+    try:
+        bound = DevicesFile.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        found = schema_faults(error, data, DevicesFile)
+        raise ConfigError([f"{path}: {'.'.join(map(str, where))}: {what}" for where, what in found]) from error
+    return {name: entry.device(name) for name, entry in bound.devices.items()}
+
+
+def default_file() -> Path:
+    """Return the devices file where none is named: ``configs/devices.yaml`` here, or else the shipped one."""
+    here = Path("configs") / FILE_NAME
+    return here if here.is_file() else shipped_folder() / FILE_NAME
+
+
+def resolve_devices(
+    names: Sequence[str], file: Path | None = None, *, timeout_s: float | None = None
+) -> tuple[Device, ...]:
+    """Return the devices that names or addresses mean.
+
+    Args:
+        names: ``local``, addresses, and names of the devices file.
+        file: The devices file; absent, the default one, read only where a name asks for it.
+        timeout_s: Of devices whose entry gives none, in seconds.
+
+    Raises:
+        ConfigError: With every fault of names, addresses and the file.
+    """
+    needs_file = file is not None or any("://" not in name and name != "local" for name in names)
+    path = file or default_file()
+    known = read_devices(path) if needs_file else {}
+    devices, faults = [], []
+    for name in names:
+        try:
+            devices.append(_find(name, known, path))
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError(faults)
+    return tuple(
+        replace(device, timeout_s=timeout_s) if timeout_s and device.timeout_s == Device.timeout_s else device
+        for device in devices
+    )
+
+
+def _find(name: str, known: dict[str, Device], path: Path) -> Device:
+    if name in known:
+        return known[name]
+    if name == "local" or "://" in name:
+        return Device(name)
+    raise ValueError(f"device {name!r} is neither an address (ssh://..., adb://...) nor in {path}; "
+                     f"{did_you_mean(name, [*known, 'local'])}")  # fmt: skip

@@ -1,0 +1,89 @@
+"""Set accuracy against latency and size, a device at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qkd.report.charts import Point, scatter_chart
+from qkd.report.summary import ROLES, RunSummary
+from qkd.report.table import megabytes, milliseconds, percent
+
+HEAD = [
+    "device",
+    "model",
+    "median",
+    "p10",
+    "p90",
+    "p99",
+    "to float",
+    "size",
+    "memory",
+    "accuracy",
+    "agreement",
+    "notes",
+]
+
+
+def device_table(summary: RunSummary) -> list[list[str]]:
+    """Return heading and lines of the table of devices, as text; a device that failed has a line with its reason."""
+    rows = [HEAD]
+    for bench in summary.devices:
+        for name, row in bench.get("models", {}).items():
+            rows.append(_cells(bench, name, row))
+        if bench.get("failure"):
+            rows.append([str(bench["device"]), *["-"] * (len(HEAD) - 2), f"FAILED: {bench['failure']}"])
+    return rows
+
+
+def device_charts(summary: RunSummary) -> dict[str, list[str]]:
+    """Return device -> its two pictures: accuracy against latency, and against the size of the file.
+
+    Accuracies are those measured on the device's sample where every model has one, else those of the test set.
+    """
+    charts = {}
+    for bench in summary.devices:
+        scores, words = _scores(summary, bench)
+        rows = {name: row for name, row in bench.get("models", {}).items() if scores.get(name) is not None}
+        if not rows:
+            continue
+        latency = [Point(_label(name), row["median_ms"], scores[name]) for name, row in rows.items()]
+        size = [Point(_label(name), row["size_bytes"] / 1e3, scores[name]) for name, row in rows.items()
+                if row.get("size_bytes") is not None]  # fmt: skip
+        head = f"{bench['device']}: {words}"
+        charts[str(bench["device"])] = [
+            scatter_chart(f"{head} against latency", latency, x_label="median latency in ms", percent=True),
+            scatter_chart(f"{head} against size", size, x_label="size of the file in kB", percent=True),
+        ]
+    return charts
+
+
+def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, float], str]:
+    rows = bench.get("models", {})
+    measured = {name: row.get("accuracy") for name, row in rows.items()}
+    if rows and all(value is not None for value in measured.values()):
+        return measured, f"accuracy on {bench.get('images', 'some')} images there"
+    by_role = {row.role.partition(" (")[0]: row.test_accuracy for row in summary.models}
+    known = {key: value for key, role in ROLES.items() for found, value in by_role.items()
+             if value is not None and found.startswith(role)}  # fmt: skip
+    return known, "test accuracy"
+
+
+def _cells(bench: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[str]:
+    reference = bench.get("models", {}).get(bench.get("reference"), {}).get("median_ms")
+    notes = [f"repacked to {', '.join(row['repacked'])}"] if row.get("repacked") else []
+    return [
+        str(bench["device"]),
+        _label(name),
+        *(milliseconds(row.get(key)) for key in ("median_ms", "p10_ms", "p90_ms", "p99_ms")),
+        f"{row['median_ms'] / reference:.3f}" if reference else "-",
+        megabytes(row.get("size_bytes")),
+        megabytes(row.get("peak_memory_bytes")),
+        percent(row.get("accuracy")),
+        percent(row.get("agreement")),
+        "; ".join([*notes, *row.get("notes", [])]) or "-",
+    ]
+
+
+def _label(name: str) -> str:
+    return ROLES.get(name, name)

@@ -1,0 +1,106 @@
+"""The bench stage: one file a device, failures included, and the baseline where it is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export import read_sample
+from qkd.failures import ConfigError
+from qkd.progress import Progress, Silent
+from qkd.rundir import RunFolder
+from qkd.stages import STAGES
+from qkd.stages.bench import BenchError, file_name
+from qkd.stages.sample import calibration_images
+from qkd.testing import tiny_config, write_npz_set
+
+NOWHERE = "ssh://127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def exported(data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A run after its export stage."""
+    from quantizers import is_fused, set_fused
+
+    before = is_fused()
+    set_fused(enabled=False)
+    config = tiny_config(data, {"teacher.train.epochs": 1, "student.train.epochs": 2})
+    run = RunFolder.open(config, tmp_path_factory.mktemp("runs"))
+    for name in ("teacher", "search", "distill", "export"):
+        STAGES[name](run, Silent())
+    set_fused(enabled=before)
+    return run
+
+
+def bench(exported: RunFolder, data: Path, progress: Progress | None = None, **changes: Any) -> Path:
+    """Run the stage with other settings on the same files; return the folder of its results."""
+    for path in (exported.path / "bench").glob("*"):
+        path.unlink()
+    config = tiny_config(data, {f"bench.{key}": value for key, value in changes.items()})
+    run = RunFolder(config, exported.path)
+    STAGES["bench"](run, progress or Silent())
+    assert run.is_complete("bench")
+    return exported.path / "bench"
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_the_export_stage_writes_a_sample_with_what_pytorch_computes(exported: RunFolder, data: Path) -> None:
+    sample = read_sample(exported.path / "export" / "sample.npz")
+    assert sample.images.shape == (32, 1, 8, 8) and set(sample.logits) == {"student", "teacher"}
+    with np.load(data / "test.npz") as test:
+        np.testing.assert_array_equal(sample.labels, test["labels"])
+    assert sample.logits["student"].shape == (32, 4) and len(np.unique(sample.logits["student"], axis=0)) > 16
+    assert "export/sample.npz" in read(exported.path / "manifests" / "export.json")["files"]
+
+
+def test_calibration_images_are_training_images(data: Path) -> None:
+    images = calibration_images(tiny_config(data), 20)
+    assert images.shape == (20, 1, 8, 8) and images.dtype == np.float32
+    np.testing.assert_array_equal(images, calibration_images(tiny_config(data), 20))
+    assert len(calibration_images(tiny_config(data))) == 48  # all that are left after validation
+
+
+def test_local_results_and_the_baseline(exported: RunFolder, data: Path) -> None:
+    folder = bench(exported, data, int8_baseline=True, affinity=(0,))
+    assert sorted(path.name for path in folder.iterdir()) == ["int8-static.onnx", "local.json"]
+    result = read(folder / "local.json")
+    assert list(result["models"]) == ["student", "teacher", "int8-static"] and result["reference"] == "teacher"
+    assert result["rounds"] == 5 and result["affinity"] == [0] and result["images"] == 32
+    student = result["models"]["student"]
+    assert student["agreement"] == 1.0 and student["path"] == "student.onnx" and student["peak_memory_bytes"] > 1e6
+    assert result["models"]["teacher"]["agreement"] == 1.0
+
+
+def test_a_device_that_fails_is_written_down_and_the_others_go_on(
+    exported: RunFolder, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bench(exported, data, Progress(), on=("local", NOWHERE))
+    assert sorted(path.name for path in folder.iterdir()) == ["local.json", "ssh-127.0.0.1-1.json"]
+    failed = read(folder / "ssh-127.0.0.1-1.json")
+    assert "Connection refused" in failed["failure"] and failed["models"] == {} and failed["device"] == NOWHERE
+    assert "warning: ssh://127.0.0.1:1 failed" in capsys.readouterr().err
+
+
+def test_no_device_at_all_fails_the_stage(exported: RunFolder, data: Path) -> None:
+    with pytest.raises(BenchError, match=r"no device could measure: ssh://127\.0\.0\.1:1: .*Connection refused"):
+        bench(exported, data, on=(NOWHERE,))
+    assert (exported.path / "bench" / "ssh-127.0.0.1-1.json").is_file()
+    with pytest.raises(ConfigError, match="device 'pi9' is neither an address"):
+        bench(exported, data, on=("pi9",))
+
+
+def test_names_of_files() -> None:
+    assert file_name("ssh://pi@board:22") == "ssh-pi-board-22" and file_name("local") == "local"
+    assert file_name("adb://R58M") == "adb-R58M" and file_name("../../x") == "x"

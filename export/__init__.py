@@ -8,7 +8,8 @@ from export.checks import ExportError
 from export.cost import CostReport, LayerCost, Totals, cost_of_file, cost_of_student, cost_of_view
 from export.float_twin import export_float
 from export.latency import LatencyReport, measure_interleaved, measure_latency
-from export.parity import Comparison, LayerParity, ParityError, ParityReport, check_parity
+from export.layer_parity import LayerParity
+from export.parity import Comparison, ParityError, ParityReport, check_parity
 from export.student import ExportedLayer, ExportedModel, export_onnx, write_view
 
 __all__ = [

@@ -33,6 +33,7 @@ from quantizers.integer import (
 # What computes on integers; whatever else carries a layer's name after optimisation is a float kernel.
 INTEGER_KERNELS = frozenset(
     {
+        "MatMulNBits",  # at the accuracy level it is written with: int8 products, int32 sums
         "QLinearConv",
         "QGemm",
         "QLinearMatMul",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
@@ -43,16 +43,40 @@ FLOAT32 = ElementType("float32", TensorProto.FLOAT, 32, 13)
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """How the weights of a layer are cut.
+
+    Args:
+        bits: Of a stored weight, 2 or 4.
+        size: Weights in a block, the sentinel's included; a power of two.
+    """
+
+    bits: int
+    size: int
+
+    def count(self, features: int) -> int:
+        """Return how many blocks a row of so many weights fills."""
+        return -(-features // (self.size - 1))
+
+    def bytes_of(self, shape: tuple[int, int]) -> int:
+        """Return what weights ``[outputs, inputs]`` take in the file, scales included."""
+        outputs, features = shape
+        return outputs * self.count(features) * (self.size * self.bits // 8 + np.dtype(np.float32).itemsize)
+
+
+@dataclass(frozen=True)
 class Storage:
     """How the weights of a file are stored.
 
     Args:
         types: The element types allowed, narrowest first; the last one holds every width.
         opset: The file's operator set.
+        blocks: Linear layers that are stored in blocks of ``MatMulNBits`` instead, by name.
     """
 
     types: tuple[ElementType, ...]
     opset: int
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
 
     def of(self, weight_bits: int) -> ElementType:
         """Return the narrowest allowed type that holds ``weight_bits``."""

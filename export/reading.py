@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from export.blocked import DOMAIN as BLOCK_DOMAIN
+from export.blocked import OPERATOR as BLOCK_OPERATOR
 from export.flavours import QUANT_DOMAIN, without_custom_operators
 from export.program import FLOAT_BITS, LayerFacts, Operation, Program, Role, Value
 from export.runtime import load_model
 
-LAYERS = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
+LAYERS = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear", BLOCK_OPERATOR: "linear"}
 ALIAS_OPERATORS = frozenset({"DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout",
                              "BatchNormalization"})  # fmt: skip
 # Batch norm among them: runtimes fold it into the layer before it when they load a file.
@@ -45,13 +47,17 @@ def program_of_file(path: str | PathLike[str]) -> Program:
         ValueError: If it is no ONNX file, or the size of a tensor cannot be told.
     """
     model = load_model(path)
-    if any(node.domain not in ("", QUANT_DOMAIN) for node in model.graph.node):
-        strange = sorted({node.domain for node in model.graph.node} - {"", QUANT_DOMAIN})
+    strange = sorted({node.domain for node in model.graph.node if not _is_known(node)})
+    if strange:
         raise ValueError(f"{path}: its operators of {', '.join(strange)} are not known; cost is counted for ONNX's own")
     try:
         return _Reader(model).program()
     except _Unknown as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _is_known(node: onnx.NodeProto) -> bool:
+    return node.domain in ("", QUANT_DOMAIN) or (node.domain, node.op_type) == (BLOCK_DOMAIN, BLOCK_OPERATOR)
 
 
 class _Unknown(Exception):
@@ -65,6 +71,8 @@ class _Reader:
         self.shapes = _shapes(self.model)
         properties = {entry.key: entry.value for entry in model.metadata_props}
         self.weight_bits: dict[str, int] = json.loads(properties.get("weight_bits", "{}"))
+        self.input_bits: dict[str, int] = json.loads(properties.get("input_bits", "{}"))
+        self.unused_codes: dict[str, int] = json.loads(properties.get("unused_codes", "{}"))
         self.initialisers = {entry.name: entry for entry in self.model.graph.initializer}
         self.constants = {
             entry.name: _Constant(tuple(entry.dims), _type_bits(entry.data_type))
@@ -76,6 +84,7 @@ class _Reader:
         self.bits: dict[str, int] = {}
         self.values: dict[str, Value] = {}
         self.operations: list[Operation] = []
+        self.makers = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
             for name in node.input:
@@ -111,7 +120,7 @@ class _Reader:
             self.same[node.output[0]] = reads[0]
             return
         bits, role = self._bits(node, reads), self._role(node)
-        layer = self._layer(node) if node.op_type in LAYERS else None
+        layer = self._layer_facts(node)
         for name in node.output:
             if name:
                 self._value(name, bits)
@@ -142,7 +151,7 @@ class _Reader:
     def _bits(self, node: onnx.NodeProto, reads: Sequence[str]) -> int:
         """Return the width of what a node makes."""
         if node.op_type == "QuantizeLinear":
-            return self._clipped_bits(node) or 8
+            return self.unused_codes.get(node.output[0]) or self._clipped_bits(node) or 8
         if node.op_type == "Quant":
             return self.grid_bits.get(node.output[0]) or int(self._number(node.input[3]))
         if node.op_type == "Clip" and self._clips_codes(node):
@@ -166,6 +175,33 @@ class _Reader:
         return len(bounds) == 2 and all(
             entry is not None and entry.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for entry in bounds
         )
+
+    def _layer_facts(self, node: onnx.NodeProto) -> LayerFacts | None:
+        if node.op_type == BLOCK_OPERATOR:
+            return self._blocked_layer(node)
+        return self._layer(node) if node.op_type in LAYERS else None
+
+    def _blocked_layer(self, node: onnx.NodeProto) -> LayerFacts:
+        """Return the facts of a layer whose weights lie in blocks, each with a sentinel that is no weight."""
+        source = node.input[0]
+        while self.makers[source].op_type != "Cast":  # of the codes, before sentinels came among them
+            source = self.makers[source].input[0]
+        (unit,) = (name for reader in self.readers[node.output[0]] for name in reader.input if name in self.constants)
+        features = prod(self._shape(source))
+        bias = self.constants.get(node.input[5]) if len(node.input) > 5 else None
+        return LayerFacts(
+            kind=LAYERS[BLOCK_OPERATOR],
+            weights=features * self._outputs(node),
+            weight_bits=int(self.weight_bits[node.name]),
+            biases=0 if bias is None else prod(bias.shape),
+            weight_scales=prod(self.constants[unit].shape),
+            input_bits=int(self.input_bits[node.name]),
+            macs=features * self._outputs(node),
+            output_shape=(self._outputs(node),),
+        )
+
+    def _outputs(self, node: onnx.NodeProto) -> int:
+        return int(next(entry.i for entry in node.attribute if entry.name == "N"))
 
     def _layer(self, node: onnx.NodeProto) -> LayerFacts | None:
         weight = self.constants.get(node.input[1])

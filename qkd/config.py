@@ -190,6 +190,9 @@ class ExportConfig(Section):
         description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
     )
     pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights in student.onnx")
+    linear: Literal["auto", "gemm", "matmul_nbits"] = Field(
+        "auto", description="form of low-bit linear layers in student.onnx; auto: blocks of MatMulNBits for heavy ones"
+    )
     strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
 
 

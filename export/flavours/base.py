@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from export.checks import ExportError
 from export.graph import GraphBuilder
@@ -107,15 +107,26 @@ def dequantized_constant(
 def without_custom_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which each operator of another domain is the Identity of its first input.
 
-    Quantizers keep shape and type, so what ONNX infers of the copy holds for the model.
+    Quantizers keep shape and type, so what ONNX infers of the copy holds for the model. ``MatMulNBits`` becomes a
+    column of its input: a vector of one scale an output follows it, which gives the right shape from there on.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for node in copy.graph.node:
         if node.domain:
-            plain = helper.make_node("Identity", [node.input[0]], list(node.output), name=node.name)
-            node.CopyFrom(plain)
+            node.CopyFrom(_stand_in(node, copy.graph))
     own = [entry for entry in copy.opset_import if not entry.domain]
     del copy.opset_import[:]
     copy.opset_import.extend(own)
     return copy
+
+
+def _stand_in(node: onnx.NodeProto, graph: onnx.GraphProto) -> onnx.NodeProto:
+    if node.op_type != "MatMulNBits":
+        return helper.make_node("Identity", [node.input[0]], list(node.output), name=node.name)
+    bounds = [f"{node.name}.stand_in.{key}" for key in ("start", "end", "axis")]
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array([value], np.int64), name)
+        for name, value in zip(bounds, (0, 1, 1), strict=True)
+    )
+    return helper.make_node("Slice", [node.input[0], *bounds], list(node.output), name=node.name)

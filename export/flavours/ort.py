@@ -12,6 +12,7 @@ from export.flavours.base import bias_values, dequantized_constant
 from export.graph import GraphBuilder
 from export.packing import INT8, Pack, Storage, choose_storage
 from export.rewrite import arrange
+from export.saturation import saturate
 from quantizers.integer import Conv, Grid, IntegerView, Linear, Quantize
 
 
@@ -43,8 +44,8 @@ class OrtFlavour:
         return choose_storage((layer.weight_bits for layer in layers), cast(Pack, pack), opset)
 
     def arrange(self, view: IntegerView) -> IntegerView:
-        """Bring each operator between its quantizers, where ONNX Runtime fuses them."""
-        return arrange(view)
+        """Bring each operator between its quantizers, where ONNX Runtime fuses them, and save clips."""
+        return saturate(arrange(view))
 
     def notes(self, view: IntegerView) -> Iterator[str]:
         """Yield nothing: the census says what is to be said."""
@@ -67,14 +68,18 @@ class OrtFlavour:
     def requantize(self, graph: GraphBuilder, node: Quantize, stored: str, old: Grid) -> str:
         """Write a change of grid so that it stays one integer pass.
 
-        A bare DequantizeLinear -> QuantizeLinear runs as two float passes. With a Concat of one input between,
-        ONNX Runtime makes it QLinearConcat, which is one look-up in a table of 256.
+        A bare DequantizeLinear -> QuantizeLinear runs as two float passes. With a zero added between, ONNX Runtime
+        makes it QLinearAdd, whose kernel for a scalar takes half the time of QLinearConcat of one input (a look-up in
+        a table of 256) on 16 KB and a third of it on 200 KB.
         """
         if (old.scale, old.low) == (node.grid.scale, node.grid.low):
             return self._clip(graph, node, stored) if node.grid.high < old.high else stored
+        name = f"{node.name}.requantize"
         real = self.dequantize(graph, node.inputs[0], stored, old)
-        single = graph.add("Concat", [real], f"{node.output}.real", name=f"{node.name}.requantize", axis=1)
-        return self.quantize(graph, node, single)
+        scale, zero_point = _scale_and_zero(graph, node.inputs[0], old)
+        code = graph.constant(f"{name}.nothing", np.uint8(old.zero_point))
+        nothing = graph.add("DequantizeLinear", [code, scale, zero_point], f"{name}.zero", name=f"{name}.zero")
+        return self.quantize(graph, node, graph.add("Add", [real, nothing], f"{node.output}.real", name=name))
 
     def dequantize(self, graph: GraphBuilder, edge: str, stored: str, grid: Grid) -> str:
         """Write DequantizeLinear."""

@@ -100,8 +100,8 @@ def export_student(
         export.ExportError: If it cannot be written, or a layer stays in float where the config is strict.
     """
     settings = config.export
-    pack = settings.pack if flavour == "ort" else "auto"  # the others have one storage each
-    return export_onnx(student, example, path, flavour=flavour, pack=pack, strict=settings.strict)
+    own = {"pack": settings.pack, "linear": settings.linear} if flavour == "ort" else {}  # the others have one form
+    return export_onnx(student, example, path, flavour=flavour, strict=settings.strict, **own)
 
 
 def _facts(model: ExportedModel) -> dict[str, Any]:

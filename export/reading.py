@@ -144,7 +144,7 @@ class _Reader:
 
     def _is_joined(self, name: str) -> bool:
         """Tell whether a value is a concatenation of codes that is only put on their own grid again (flavour qcdq)."""
-        made = next((node for node in self.nodes if name in node.output), None)
+        made = self.makers.get(name)
         is_joined = made is not None and made.op_type == "Concat" and len(made.input) > 1
         return is_joined and self.bits[name] < FLOAT_BITS and len(self.readers[name]) == 1
 

@@ -114,6 +114,21 @@ def test_concatenations_and_shifted_grids_cost_the_same_in_every_file(net, tmp_p
         assert (read.student, read.layers) == (counted.student, counted.layers), flavour
 
 
+def test_linear_layers_in_blocks_cost_what_they_did(net, tmp_path):
+    net.quantize(net.conv(net.image(), "c", (3, 4)), "a", 4, 0.5, -8)
+    net.shape("a", "flat", "flatten", axis=1)
+    net.quantize(net.linear("flat", "hidden", (900, 50), bits=2), "h", 4, 1.0)
+    view = net.view(net.linear("h", "head", (50, 7), bits=3, bias=False))
+    exported = write_view(view, [SHAPE], tmp_path / "n.onnx", linear="matmul_nbits")
+    assert exported.operators_in_file["MatMulNBits"] == 2
+    counted, read = cost_of_view(view, [SHAPE]), cost_of_file(tmp_path / "n.onnx")
+    assert read.layers == counted.layers and [layer.macs for layer in read.layers[1:]] == [45000, 350]
+    assert read.student.parameter_bytes == counted.student.parameter_bytes
+    assert read.student.bops == counted.student.bops and read.float_twin.macs == counted.float_twin.macs
+    # the codes of a layer in blocks are float32 while it runs
+    assert read.student.peak_stored_bytes >= counted.student.peak_stored_bytes
+
+
 def test_json_has_ratios(residual):
     value = json.loads(json.dumps(cost_of_view(residual, [SHAPE]).to_json()))
     assert value["ratios"]["macs"] == 1 and value["ratios"]["bops"] == pytest.approx(115343360 / 3938304)

@@ -3,9 +3,9 @@
 The bit operations (BOPs) of a layer are ``multiply-accumulates * weight bits * activation bits``.
 
 References:
-    van Baalen et al., `Bayesian Bits <https://arxiv.org/abs/2005.07093>`_, 2020, appendix B.2 (BOP count); qonnx's
-    inference cost counts the same. Baskin et al., `UNIQ <https://arxiv.org/abs/1804.10969>`_, 2018, add the width of
-    the accumulator, which is left out here.
+    van Baalen et al., `Bayesian Bits <https://arxiv.org/abs/2005.07093>`_, 2020, supplementary material (BOP count);
+    qonnx's inference cost counts the same. Baskin et al., `UNIQ <https://arxiv.org/abs/1804.10969>`_, 2018, add the
+    width of the accumulator, which is left out here.
 """
 
 from __future__ import annotations
@@ -152,6 +152,8 @@ def cost_of_file(path: str | PathLike[str]) -> CostReport:
     """Return the cost of an ONNX file: one that ``export_onnx`` wrote in any flavour, or of a float net.
 
     The file is not run, and neither its target nor qonnx is needed. Batch norm counts nothing, as runtimes fold it.
+    Everything but the activation peaks is what ``cost_of_student`` gives; these differ where a file needs several
+    operators for one function (SiLU), whose intermediate results count here.
 
     Raises:
         FileNotFoundError: If the file does not exist.

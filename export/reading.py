@@ -39,8 +39,8 @@ class _Constant:
 def program_of_file(path: str | PathLike[str]) -> Program:
     """Return the program of an ONNX file for one image.
 
-    Widths of weights are those that ``export_onnx`` wrote beside the graph; without them, those of the stored type or
-    of the Quant node. Widths of activations are those of Clip and Quant nodes, eight bits behind a bare QuantizeLinear.
+    Widths are those that ``export_onnx`` wrote beside the graph. Without them, a weight's is that of its stored type or
+    of its Quant, an activation's that of its Clip or Quant; eight bits behind a bare QuantizeLinear.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -78,6 +78,9 @@ class _Reader:
             entry.name: _Constant(tuple(entry.dims), _type_bits(entry.data_type))
             for entry in self.initialisers.values()
         }
+        taps = json.loads(properties.get("quantizers", "[]"))
+        self.grid_bits = {str(tap["tensor"]): int(tap["bits"]) for tap in taps if "bits" in tap}
+        self.same: dict[str, str] = {}  # output of a Clip that belongs to the Quant behind it -> what it clips
         self.bits: dict[str, int] = {}
         self.values: dict[str, Value] = {}
         self.operations: list[Operation] = []
@@ -112,7 +115,10 @@ class _Reader:
             self.constants[name] = _Constant(self.shapes.get(name, ()), bits, scales)
 
     def _run(self, node: onnx.NodeProto) -> None:
-        reads = tuple(name for name in node.input if name and name not in self.constants)
+        reads = tuple(self.same.get(name, name) for name in node.input if name and name not in self.constants)
+        if self._belongs_to_a_quant(node):
+            self.same[node.output[0]] = reads[0]
+            return
         bits, role = self._bits(node, reads), self._role(node)
         layer = self._layer_facts(node)
         for name in node.output:
@@ -123,18 +129,31 @@ class _Reader:
     def _role(self, node: onnx.NodeProto) -> Role:
         if node.op_type in ALIAS_OPERATORS or (node.op_type == "Concat" and len(node.input) == 1):
             return "alias"
+        if node.op_type == "QuantizeLinear" and self._is_joined(node.input[0]):
+            return "alias"
         if node.op_type == "Clip" and self._clips_codes(node):
             made = self.operations[-1] if self.operations else None
             follows = made is not None and made.output == node.input[0] and made.role == "quantize"
             return "alias" if follows and len(self.readers[node.input[0]]) == 1 else "compute"
         return "quantize" if node.op_type in ("QuantizeLinear", "Quant") else "compute"
 
+    def _belongs_to_a_quant(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a node is the Clip of a shifted grid: only a Quant reads it."""
+        after = self.readers.get(node.output[0], [])
+        return node.op_type == "Clip" and len(after) == 1 and after[0].op_type == "Quant"
+
+    def _is_joined(self, name: str) -> bool:
+        """Tell whether a value is a concatenation of codes that is only put on their own grid again (flavour qcdq)."""
+        made = self.makers.get(name)
+        is_joined = made is not None and made.op_type == "Concat" and len(made.input) > 1
+        return is_joined and self.bits[name] < FLOAT_BITS and len(self.readers[name]) == 1
+
     def _bits(self, node: onnx.NodeProto, reads: Sequence[str]) -> int:
         """Return the width of what a node makes."""
         if node.op_type == "QuantizeLinear":
             return self.unused_codes.get(node.output[0]) or self._clipped_bits(node) or 8
         if node.op_type == "Quant":
-            return int(self._number(node.input[3]))
+            return self.grid_bits.get(node.output[0]) or int(self._number(node.input[3]))
         if node.op_type == "Clip" and self._clips_codes(node):
             return self._width(node)
         if node.op_type in MOVES_FIRST_INPUT:

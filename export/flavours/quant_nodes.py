@@ -27,9 +27,12 @@ class QonnxFlavour:
     to even. Every grid is one Quant; weights and biases are float initialisers behind a Quant of their own (per
     channel: the scale is ``[out_channels, 1, ...]``), biases of 32 bits on the grid of the accumulator.
 
+    No Quant has a zero point: the readers have no integer type for it, and it is added before rounding, which costs
+    float32 the last bits (1 value in 100,000 of an image came out one code away) and turns ties around where it is
+    odd. So a shifted grid is a Clip of the real values to its range, and a signed Quant that is wide enough for both
+    ends, one bit more than the grid has.
+
     Note:
-        On a shifted grid the zero point is added before rounding. With an odd one, exact ties (k + 1/2) round the
-        other way than they do in the student; settled scales keep layers away from ties.
         ``BipolarQuant`` (one bit) and ``Trunc`` are not needed: students have 2 to 8 bits, and means are put on their
         grid by a Quant.
     """
@@ -52,21 +55,26 @@ class QonnxFlavour:
     def notes(self, view: IntegerView) -> Iterator[str]:
         """Yield that the runtime was not asked, and the shifted grids, whose types QONNX cannot name."""
         yield "not loaded: ONNX Runtime has no Quant operator; check_parity proves the file with qonnx's executor"
-        shifted = [node.name for node in view.nodes if isinstance(node, Quantize) and self.zero_point(node.grid)]
+        shifted = [node.name for node in view.nodes if isinstance(node, Quantize) and _is_shifted(node.grid)]
         if shifted:
-            yield f"these quantizers have a zero point, for which QONNX has no integer type: {', '.join(shifted)}"
+            yield f"these quantizers are shifted, and so declared wider than their grids: {', '.join(shifted)}"
 
     def zero_point(self, grid: Grid) -> int:
-        """Return 0 for unsigned and signed grids, else the shift that makes every code unsigned."""
-        return 0 if grid.low in (0, -(2 ** (grid.bits - 1))) else grid.zero_point
+        """Return 0: no Quant has one."""
+        return 0
 
     def quantize(self, graph: GraphBuilder, node: Quantize, x: str) -> str:
-        """Write a Quant of the grid's width."""
-        grid, zero_point = node.grid, self.zero_point(node.grid)
-        is_signed = grid.low + zero_point < 0
-        return _quant(
-            graph, x, np.float32(grid.scale), grid.bits, node.output, node.name, zero_point=zero_point, signed=is_signed
+        """Write a Quant of the grid's width; for a shifted grid a Clip to its range, and a wider one."""
+        grid, scale = node.grid, np.float32(node.grid.scale)
+        if not _is_shifted(grid):
+            return _quant(graph, x, scale, grid.bits, node.output, node.name, signed=grid.low < 0)
+        low, high = (
+            graph.constant(f"{node.output}.{end}", np.float32(code) * scale)
+            for end, code in (("low", grid.low), ("high", grid.high))
         )
+        clipped = graph.add("Clip", [x, low, high], f"{node.output}.clipped", name=f"{node.name}.clip")
+        bits = 1 + max((-grid.low - 1).bit_length(), grid.high.bit_length())
+        return _quant(graph, clipped, scale, bits, node.output, node.name)
 
     def requantize(self, graph: GraphBuilder, node: Quantize, stored: str, old: Grid) -> str:
         """Write the same as for any real tensor."""
@@ -97,6 +105,10 @@ class QonnxFlavour:
         return graph.constant(f"{name}.zero", np.float32(0))
 
 
+def _is_shifted(grid: Grid) -> bool:
+    return grid.low not in (0, -(2 ** (grid.bits - 1)))
+
+
 def _quant(
     graph: GraphBuilder,
     x: str,
@@ -105,13 +117,12 @@ def _quant(
     output: str,
     name: str,
     *,
-    zero_point: int = 0,
     signed: bool = True,
 ) -> str:
     # the readers want all parameters as floats, scalars without axes
     inputs = [
         graph.constant(f"{output}.scale", np.asarray(scale, np.float32)),
-        graph.constant(f"{output}.zero_point", np.float32(zero_point)),
+        graph.constant(f"{output}.zero_point", np.float32(0)),
         graph.constant(f"{output}.bits", np.float32(bits)),
     ]
     settings = {"signed": int(signed), "narrow": 0, "rounding_mode": "ROUND"}

@@ -173,14 +173,42 @@ def test_qonnx_says_what_it_cannot_run(residual, images, tmp_path):
         QuantSession(tmp_path / "n.onnx")
 
 
-@pytest.mark.parametrize("flavour", ["qcdq", "qonnx"], indirect=True)
-def test_shifted_grids_have_a_zero_point_and_a_warning(net, tools, images, tmp_path, flavour):
+@pytest.mark.parametrize(
+    ("flavour", "warning"),
+    [("qcdq", "have a zero point, which some runtimes do not take: a_quant, b_quant"),
+     ("qonnx", "are shifted, and so declared wider than their grids: a_quant, b_quant")],
+    indirect=["flavour"],
+)  # fmt: skip
+def test_shifted_grids(net, tools, images, tmp_path, flavour, warning):
     net.quantize(net.conv(net.image(), "c", (3, 4)), "a", 8, 0.5, -100)
-    net.quantize(net.conv("a", "d", (4, 4)), "b", 4, 2.0, -4)
+    net.quantize(net.conv("a", "d", (4, 4)), "b", 4, 0.5, -5)  # an odd shift, and sums on ties
     view = net.view(net.conv("b", "e", (4, 4)))
     exported = write_view(view, [images.shape], tmp_path / "n.onnx", flavour=flavour)
-    assert any("have a zero point" in warning and "a_quant, b_quant" in warning for warning in exported.warnings)
-    assert_same(view, tools, images, *run_taps(tmp_path / "n.onnx", images))
+    assert any(line.endswith(warning) for line in exported.warnings)
+    logits, codes = run_taps(tmp_path / "n.onnx", images)
+    assert_same(view, tools, images, logits, codes)
+    assert (codes["b_quant"].min(), codes["b_quant"].max()) == (-5, 10)
+    if flavour == "qonnx":
+        model = onnx.load(tmp_path / "n.onnx")
+        tensors = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+        quants = {node.name: node for node in model.graph.node if node.op_type == "Quant"}
+        assert all(tensors[node.input[2]] == 0 for node in quants.values())
+        assert tensors[quants["a_quant"].input[3]] == 9 and tensors[quants["b_quant"].input[3]] == 5
+
+
+@pytest.mark.parametrize("flavour", ["qcdq", "qonnx"], indirect=True)
+def test_values_next_to_a_tie_keep_their_side_on_shifted_grids(net, tools, tmp_path, flavour):
+    """Added before rounding, a zero point of 140 would lose the bit that decides."""
+    net.quantize("x", "image", 8, 1.0, -141)
+    below, above = (np.nextafter(np.float32(0.5), np.float32(end)) for end in (0, 1))
+    images = np.zeros((1, 3, 15, 15), np.float32)
+    images[0, 0, 0, :6] = [below, above, -below, -above, 0.5, 1.5]
+    images[0, 1] = np.arange(-300, 300, 600 / 225, dtype=np.float32).reshape(15, 15)
+    view = net.view(net.conv("image", "c", (3, 4)))
+    write_view(view, [images.shape], tmp_path / "n.onnx", flavour=flavour)
+    logits, codes = run_taps(tmp_path / "n.onnx", images)
+    assert codes["image_quant"][0, 0, 0, :6].tolist() == [0, 1, 0, -1, 0, 2]
+    assert_same(view, tools, images, logits, codes)
 
 
 @pytest.mark.parametrize("flavour", ["qcdq", "qonnx"], indirect=True)

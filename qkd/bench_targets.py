@@ -82,7 +82,9 @@ def run_files(folder: Path) -> dict[str, Path]:
     """
     facts = read_json(folder / "export" / "export.json")
     return {
-        name: folder / "export" / str(model["path"]) for name, model in facts.items() if model["flavour"] in MEASURED
+        name: folder / "export" / str(model["path"])
+        for name, model in facts.items()
+        if model.get("flavour", "ort") in MEASURED
     }
 
 

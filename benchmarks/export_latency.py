@@ -27,6 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -82,8 +83,8 @@ def write_files(name: str, folder: Path, *, with_brevitas: bool) -> dict[str, di
 def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     start = time.perf_counter()
     known = make(path)
-    data = path.with_name(path.name + ".data")  # some exporters keep weights beside the file
-    size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    path.with_name(path.name + ".data").unlink(missing_ok=True)  # a leftover: `_brevitas` checks that nothing is there
+    size = path.stat().st_size
     print(f"  {path.name}: {size / 1e6:.2f} MB, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return {**known, "path": str(path), "size_bytes": size}
 
@@ -100,7 +101,10 @@ def _brevitas(net: nn.Module, images: Tensor, path: Path) -> dict[str, Any]:
     with torch.no_grad():
         student(images)  # activation scales
         export_onnx_qcdq(student.eval(), args=images[:1], export_path=str(path), dynamo=True, opset_version=18)
-    return {}
+    model = onnx.load(path, load_external_data=False)
+    if any(entry.data_location == onnx.TensorProto.EXTERNAL for entry in model.graph.initializer):
+        raise RuntimeError(f"{path}: weights lie in another file, so its size says nothing")
+    return {"operators": dict(collections.Counter(node.op_type for node in model.graph.node))}
 
 
 def _students(
@@ -217,10 +221,13 @@ def main() -> None:
     parser.add_argument("--no-brevitas", action="store_true", help="leave Brevitas' own export out")
     parser.add_argument("--profile", action="store_true", help="also the time of each operator")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--update", action="store_true", help="keep what the JSON file says of other nets")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
+    if args.update and args.json and args.json.exists():
+        results = json.loads(args.json.read_text())["nets"]
     for name in args.nets:
         facts = write_files(name, args.work, with_brevitas=not args.no_brevitas)
         gc.collect()
@@ -232,13 +239,12 @@ def main() -> None:
 
 def _write(path: Path, results: dict[str, Any], args: argparse.Namespace) -> None:
     import brevitas
-    import onnx
     import onnxruntime
 
     versions = {module.__name__: module.__version__ for module in (torch, brevitas, onnx, onnxruntime)}
     record = {
         "what": "latency of exported nets, batch 1, one thread, variants of a net interleaved; ratios of medians",
-        "command": f"python benchmarks/export_latency.py --nets {' '.join(args.nets)} --rounds {args.rounds}",
+        "command": f"python benchmarks/export_latency.py --nets {' '.join(results)} --rounds {args.rounds} --profile",
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions,
         "nets": results,

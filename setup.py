@@ -5,6 +5,7 @@ from setuptools import setup
 PACKAGES = [
     "export",
     "export.devices",
+    "export.flavours",
     "qkd",
     "qkd.agents",
     "qkd.data",

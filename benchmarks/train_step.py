@@ -41,14 +41,15 @@ def stock_brevitas(model: nn.Module, bits: int) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             new = qnn.QuantConv2d(
                 module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
-                bias=module.bias is not None, weight_quant=Int8WeightPerChannelFloat, weight_bit_width=width,
+                module.dilation, module.groups, bias=module.bias is not None,
+                weight_quant=Int8WeightPerChannelFloat, weight_bit_width=width,
             )  # fmt: skip
         elif isinstance(module, nn.Linear):
             new = qnn.QuantLinear(
                 module.in_features, module.out_features, bias=True, weight_quant=Int8WeightPerChannelFloat,
                 weight_bit_width=width,
             )  # fmt: skip
-        elif isinstance(module, nn.ReLU):
+        elif isinstance(module, (nn.ReLU, nn.ReLU6)):
             new = qnn.QuantReLU(act_quant=Uint8ActPerTensorFloat, bit_width=bits)
         if new is not None:
             setattr(parent, name.rpartition(".")[2], new)

@@ -33,6 +33,7 @@ from quantizers.integer import (
 # What computes on integers; whatever else carries a layer's name after optimisation is a float kernel.
 INTEGER_KERNELS = frozenset(
     {
+        "MatMulNBits",  # at the accuracy level it is written with: int8 products, int32 sums
         "QLinearConv",
         "QGemm",
         "QLinearMatMul",
@@ -94,6 +95,17 @@ def take_census(
     )
     fall_backs = tuple(_fall_backs(kernels, view, places))
     return Census(count_operators(optimised), kernels, fall_backs, dict(floating.most_common()))
+
+
+def float_inputs(view: IntegerView, places: Mapping[str, Node]) -> Iterator[str]:
+    """Yield a sentence for each layer, sum, product or mean that reads values on no grid, by its name.
+
+    What can be said of a graph that no runtime at hand loads: whoever reads such a node's inputs must compute in float.
+    """
+    for name, node in places.items():
+        real = [edge for edge in node.inputs if edge not in view.grids]
+        if isinstance(node, (*COUNTED, *KEEPS_CODES)) and real:
+            yield f"{name} ({type(node).__name__}) computes in float: an input is not quantized ({', '.join(real)})"
 
 
 def optimised_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:

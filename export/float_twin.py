@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from os import PathLike
 from typing import Any
 
@@ -22,6 +23,7 @@ from export.packing import ir_version
 from export.student import ExportedModel
 from export.writing import checked_target, write_whole
 
+FLOAT = onnx.TensorProto.FLOAT
 FLOAT_OPSET = 18  # what torch's exporter writes without converting versions
 
 
@@ -57,7 +59,21 @@ def export_float(
     content = proto.SerializeToString()
     write_whole(target, content)
     operators, notes = _operators(proto, content, images)
-    return ExportedModel(target, len(content), opset, "float", False, (), notes, operators, count_operators(proto))
+    sizes = [(prod(entry.dims), len(entry.dims)) for entry in proto.graph.initializer if entry.data_type == FLOAT]
+    return ExportedModel(
+        path=target,
+        size_bytes=len(content),
+        opset=opset,
+        flavour="float",
+        packed=False,
+        packed_weight_bytes=4 * sum(count for count, axes in sizes if axes > 1),  # the others are biases and norms
+        theoretical_bytes=4 * sum(count for count, _ in sizes),
+        layers=(),
+        fall_backs=(),
+        warnings=notes,
+        operators=operators,
+        operators_in_file=count_operators(proto),
+    )
 
 
 def _trace(model: nn.Module, images: Tensor, opset: int) -> onnx.ModelProto:

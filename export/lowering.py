@@ -17,12 +17,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from export.blocked import DOMAIN as BLOCK_DOMAIN
+from export.blocked import write_blocked
 from export.checks import ExportError
 from export.elementwise import write_function
-from export.flavours import Flavour
+from export.flavours import Flavour, without_custom_operators
 from export.graph import GraphBuilder
 from export.packing import Storage, ir_version
-from export.rewrite import arrange
+from export.saturation import WideGrid
 from quantizers.integer import (
     Add,
     AveragePool,
@@ -67,12 +69,12 @@ def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: S
         view: What the student computes; ``export.checks.check_view`` has passed it.
         flavour: How codes, weights and biases are stored.
         storage: Element types of weights, and the opset.
-        input_shapes: A shape for each input, batch first; the batch becomes dynamic, the rest is fixed.
+        input_shapes: A shape for each input, batch first; the batch becomes what the flavour wants, the rest is fixed.
 
     Raises:
         ExportError: If a node has no ONNX form, or the graph's shapes do not fit each other.
     """
-    lowering = _Lowering(arrange(view), flavour, storage)
+    lowering = _Lowering(flavour.arrange(view), flavour, storage)
     for node in lowering.view.nodes:
         lowering.write(node)
     model = lowering.model(input_shapes)
@@ -99,7 +101,8 @@ class _Lowering:
         before = len(self.graph.nodes)
         self.tensors[node.output] = writer(self, node)
         if not isinstance(node, (Quantize, Shape)) and len(self.graph.nodes) > before:
-            self.places[self.graph.nodes[-1].name] = node
+            made = [entry.name for entry in self.graph.nodes[before:]]
+            self.places[node.name if node.name in made else made[-1]] = node
 
     def grid(self, edge: str) -> Grid | None:
         """Return the grid of an edge, or None where it is real-valued."""
@@ -118,8 +121,9 @@ class _Lowering:
     def model(self, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
         """Return the model, its outputs named and shaped, checked."""
         self._name_outputs()
+        batch = "batch" if self.flavour.has_dynamic_batch else 1
         inputs = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape[1:]])
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape[1:]])
             for name, shape in zip(self.inputs, input_shapes, strict=True)
         ]
         outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
@@ -127,12 +131,16 @@ class _Lowering:
         opset = self.storage.opset
         model = helper.make_model(
             proto,
-            opset_imports=[helper.make_opsetid("", opset)],
+            opset_imports=[helper.make_opsetid(*entry) for entry in self._domains().items()],
             ir_version=ir_version(opset),
             producer_name=PRODUCER,
             producer_version=toolkit_version(),
         )
-        return _shaped(model)
+        return _shaped(model, is_opaque=bool(self.flavour.domains))
+
+    def _domains(self) -> dict[str, int]:
+        blocks = {BLOCK_DOMAIN: 1} if self.storage.blocks else {}
+        return {"": self.storage.opset, **self.flavour.domains, **blocks}
 
     def _name_outputs(self) -> None:
         for edge, name in zip(self.view.outputs, self.outputs, strict=True):
@@ -144,13 +152,22 @@ class _Lowering:
                 self.tensors = {key: name if value == tensor else value for key, value in self.tensors.items()}
 
 
-def _shaped(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with the shapes of its outputs filled in, after onnx.checker has passed it."""
+def _shaped(model: onnx.ModelProto, *, is_opaque: bool) -> onnx.ModelProto:
+    """Return the model with the shapes of its outputs filled in, after onnx.checker has passed it.
+
+    Where a flavour's operators are not ONNX's own (``is_opaque``), its readers cannot infer shapes by themselves: all
+    tensors get theirs.
+    """
+    plain = without_custom_operators(model) if len(model.opset_import) > 1 else model
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-        del model.graph.output[:]
-        model.graph.output.extend(inferred.graph.output)
-        onnx.checker.check_model(model, full_check=True)
+        inferred = onnx.shape_inference.infer_shapes(plain, check_type=True, strict_mode=True, data_prop=True)
+        for known in (model, plain):
+            del known.graph.output[:]
+            known.graph.output.extend(inferred.graph.output)
+        onnx.checker.check_model(plain, full_check=True)
+        if is_opaque:
+            model.graph.value_info.extend(inferred.graph.value_info)
+            onnx.checker.check_model(model)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise ExportError(f"the graph does not fit together: {error}") from error
     return model
@@ -195,6 +212,10 @@ def _write_conv(lowering: _Lowering, node: Conv) -> str:
 
 
 def _write_linear(lowering: _Lowering, node: Linear) -> str:
+    grid, blocks = lowering.grid(node.inputs[0]), lowering.storage.blocks.get(node.name)
+    if grid is not None and blocks is not None:
+        stored = lowering.tensors[node.inputs[0]]
+        return write_blocked(lowering.graph, node, stored, grid.zero_point, grid.scale, blocks)
     # Gemm and not MatMul + Add: ONNX Runtime has one integer kernel, bias included, for the former
     return lowering.add(node, "Gemm", _layer_inputs(lowering, node), transB=1)
 
@@ -323,6 +344,8 @@ def _properties(view: IntegerView, lowering: _Lowering, storage: Storage) -> dic
         "weight_bits": json.dumps({node.name: node.weight_bits for node in layers}),
         "input_bits": json.dumps({node.name: view.grids[node.inputs[0]].bits for node in layers}),
         "quantizers": json.dumps(_taps(view, lowering)),
+        "blocks": json.dumps({name: [blocks.bits, blocks.size] for name, blocks in storage.blocks.items()}),
+        "unused_codes": json.dumps(_unused_codes(lowering)),
     }
     step = output_step(view)
     return properties if step is None else {**properties, "output_step": repr(step)}
@@ -334,11 +357,19 @@ def _taps(view: IntegerView, lowering: _Lowering) -> list[dict[str, object]]:
             "name": node.name,
             "tensor": lowering.tensors[node.output],
             "scale": float(np.float32(node.grid.scale)),
-            "zero_point": node.grid.zero_point,
+            "zero_point": lowering.flavour.zero_point(lowering.view.grids[node.output]),
+            "bits": node.grid.bits,
+            "type": TensorProto.DataType.Name(lowering.flavour.stored_type),
         }
         for node in view.nodes
         if isinstance(node, Quantize)
     ]
+
+
+def _unused_codes(lowering: _Lowering) -> dict[str, int]:
+    """Return the width of the codes in each tensor that could store more of them than occur."""
+    grids = lowering.view.grids
+    return {lowering.tensors[edge]: grid.bits for edge, grid in grids.items() if isinstance(grid, WideGrid)}
 
 
 def output_step(view: IntegerView) -> float | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
@@ -39,6 +39,34 @@ class ElementType:
 INT8 = ElementType("int8", TensorProto.INT8, 8, 17)
 INT4 = ElementType("int4", TensorProto.INT4, 4, 21)
 INT2 = ElementType("int2", TensorProto.INT2, 2, 25)
+FLOAT32 = ElementType("float32", TensorProto.FLOAT, 32, 13)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the weights of a layer are cut.
+
+    Args:
+        bits: Of a stored weight, 2 or 4.
+        size: Weights in a block, the sentinel's included; a power of two.
+    """
+
+    bits: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """As shown to people."""
+        return f"blocks of {self.size} x {self.bits} bits"
+
+    def count(self, features: int) -> int:
+        """Return how many blocks a row of so many weights fills."""
+        return -(-features // (self.size - 1))
+
+    def bytes_of(self, shape: tuple[int, int]) -> int:
+        """Return what weights ``[outputs, inputs]`` take in the file, scales included."""
+        outputs, features = shape
+        return outputs * self.count(features) * (self.size * self.bits // 8 + np.dtype(np.float32).itemsize)
 
 
 @dataclass(frozen=True)
@@ -46,12 +74,14 @@ class Storage:
     """How the weights of a file are stored.
 
     Args:
-        types: The element types allowed, narrowest first, the last one INT8.
+        types: The element types allowed, narrowest first; the last one holds every width.
         opset: The file's operator set.
+        blocks: Linear layers that are stored in blocks of ``MatMulNBits`` instead, by name.
     """
 
     types: tuple[ElementType, ...]
     opset: int
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
 
     def of(self, weight_bits: int) -> ElementType:
         """Return the narrowest allowed type that holds ``weight_bits``."""
@@ -67,15 +97,39 @@ def choose_storage(weight_bits: Iterable[int], pack: Pack, opset: int | None) ->
     Raises:
         ExportError: If ``pack`` is unknown, or ``opset`` is too old for the graph or unknown to the installed onnx.
     """
-    if pack not in PACKS:
-        raise ExportError(f"pack must be one of {', '.join(PACKS)}, got {pack!r}")
-    newest = onnx.defs.onnx_opset_version()
-    if opset is not None and not INT8.opset <= opset <= newest:
-        raise ExportError(f"opset must be {INT8.opset} to {newest} (the installed onnx), got {opset}")
+    _check(pack, opset, INT8.opset)
     packed = tuple(kind for kind in (INT2, INT4) if _allowed(kind, pack, opset))
     storage = Storage((*packed, INT8), opset or INT8.opset)
     used = {storage.of(bits) for bits in weight_bits}
     return Storage(storage.types, max(storage.opset, *(kind.opset for kind in used), INT8.opset))
+
+
+def bytes_only(pack: str, opset: int | None, oldest: int) -> Storage:
+    """Return the storage of graphs whose weights are int8, written with ``opset`` or the oldest possible one.
+
+    Raises:
+        ExportError: If ``pack`` is unknown, or ``opset`` is too old or unknown to the installed onnx.
+    """
+    _check(pack, opset, oldest)
+    return Storage((INT8,), opset or oldest)
+
+
+def floats_only(pack: str, opset: int | None, oldest: int) -> Storage:
+    """Return the storage of graphs whose weights are float; else as :func:`bytes_only`.
+
+    Raises:
+        ExportError: As there.
+    """
+    _check(pack, opset, oldest)
+    return Storage((FLOAT32,), opset or oldest)
+
+
+def _check(pack: str, opset: int | None, oldest: int) -> None:
+    if pack not in PACKS:
+        raise ExportError(f"pack must be one of {', '.join(PACKS)}, got {pack!r}")
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not oldest <= opset <= newest:
+        raise ExportError(f"opset must be {oldest} to {newest} (the installed onnx), got {opset}")
 
 
 def _allowed(kind: ElementType, pack: Pack, opset: int | None) -> bool:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any, cast
@@ -18,9 +18,11 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from export.codes import Codes, codes_in_order, device_of, evaluating, recorded_outputs
+from export.codes import codes_in_order, device_of, evaluating, recorded_outputs
+from export.layer_parity import Arrays, LayerParity, LayerTally, SingleLayers, in_order
 from export.lowering import INPUT, OUTPUT
-from export.runtime import open_session, runtime
+from export.quant_session import QuantSession
+from export.runtime import load_model, open_session, runtime
 
 Array = npt.NDArray[np.float32]
 Batch = Tensor | Sequence[Tensor]
@@ -64,23 +66,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class LayerParity:
-    """The integer codes of one quantizer, optimisations off.
-
-    Args:
-        name: The quantizer's module path.
-        values: Codes compared.
-        differing: Codes that differ.
-        max_steps: Largest difference of two codes.
-    """
-
-    name: str
-    values: int
-    differing: int
-    max_steps: int
-
-
-@dataclass(frozen=True)
 class ParityReport:
     """How an exported graph compares with its student.
 
@@ -90,12 +75,15 @@ class ParityReport:
         on: Against ONNX Runtime with optimisations on: what does a device compute?
         output_step: Real size of one step of the logits; None where the last layer has none.
         accuracy: The student's own, 0..1; None without labels.
-        layers: Quantizers in order of computation, on the first ``layer_images`` images.
+        layers: Quantizers in order of computation, on the first ``layer_images`` images: student against file, and
+            integer kernels one by one, fed the same codes.
+        output_steps_on: Largest difference that the last layer's kernel alone makes, in output steps; None where the
+            output has no step or layers were left out.
         layer_images: Images that layers were compared on.
         predicted_classes: How many different classes the student predicts; 1 proves little.
         all_zero: Whether every logit of the student is zero, which proves nothing.
         notes: What could not be compared, and what makes the comparison weak.
-        runtime_version: Version of onnxruntime.
+        runtime_version: Version of onnxruntime, or ``qonnx`` and its version where that ran the file.
         threads: Its threads.
     """
 
@@ -105,6 +93,7 @@ class ParityReport:
     output_step: float | None
     accuracy: float | None
     layers: tuple[LayerParity, ...]
+    output_steps_on: float | None
     layer_images: int
     predicted_classes: int
     all_zero: bool
@@ -153,7 +142,9 @@ def check_parity(
 
     The student runs in evaluation mode, which is its deployed arithmetic, and is left as it was. ONNX Runtime runs
     the file twice: optimisations off (float arithmetic between quantizers, which is what the file says) and on (the
-    integer kernels a device uses). The codes of every quantizer are compared with optimisations off.
+    integer kernels a device uses). The codes of every quantizer are compared with optimisations off; then the kernels
+    between two quantizers run by themselves on those codes, so that no difference comes from an earlier layer. A
+    ``qonnx`` file is run by qonnx's own executor instead, node by node (slow), and ``on`` repeats ``off``.
 
     Args:
         student: What the file was exported from.
@@ -167,10 +158,10 @@ def check_parity(
         ValueError: If there are no images, all of them are zero or of another shape than the file takes, some value is
             not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
         FileNotFoundError: If there is no file at ``path``.
-        ImportError: If onnxruntime is missing.
+        ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
     """
     ways = _Ways(path, threads)
-    tally, layers = _Tally(), _LayerTally(ways.taps)
+    tally, layers = _Tally(), LayerTally(ways.taps)
     with evaluating(student):
         for images, labels in _pairs(batches):
             ways.check_shape(images)
@@ -185,15 +176,25 @@ class _Ways:
     """The file, opened in the ways that it is compared."""
 
     def __init__(self, path: str | PathLike[str], threads: int) -> None:
-        self.off = open_session(path, optimise=False, threads=threads)
-        self.on = open_session(path, optimise=True, threads=threads)
-        model = onnx.load(path)
+        model = load_model(path)
         self.properties = {entry.key: entry.value for entry in model.metadata_props}
         if "quantizers" not in self.properties:
             raise ValueError(f"{path} says nothing of its quantizers; compare a file that export_onnx wrote")
         self.taps: list[dict[str, Any]] = json.loads(self.properties["quantizers"])
         self.tensors = list(dict.fromkeys(tap["tensor"] for tap in self.taps))
-        self.tapped = open_session(_exposed(model, self.tensors), optimise=False, threads=threads)
+        self.notes: tuple[str, ...] = ()
+        self.single: SingleLayers | None = None
+        if self.properties.get("flavour") == "qonnx":
+            session = QuantSession(path)
+            self.off = self.on = self.tapped = session
+            self.runtime_version = f"qonnx {session.version}"
+            self.notes = ("run by qonnx's executor, which has no optimisations: `on` repeats `off`",)
+        else:
+            self.off = open_session(path, optimise=False, threads=threads)
+            self.on = open_session(path, optimise=True, threads=threads)
+            self.tapped = open_session(_exposed(model, self.taps), optimise=False, threads=threads)
+            self.single = SingleLayers(model, self.tensors, [INPUT], OUTPUT, threads)
+            self.runtime_version = str(runtime().__version__)
 
     @property
     def output_step(self) -> float | None:
@@ -207,18 +208,19 @@ class _Ways:
     def run(self, session: Any, images: Tensor) -> Array:
         return np.asarray(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
-    def run_tapped(self, images: Tensor) -> tuple[Array, list[Codes]]:
-        """Return the logits, and the codes of each tap."""
-        logits, *stored = self.tapped.run([OUTPUT, *self.tensors], {INPUT: images.numpy()})
-        found = dict(zip(self.tensors, stored, strict=True))
-        return logits, [found[tap["tensor"]].astype(np.int64) - tap["zero_point"] for tap in self.taps]
+    def run_tapped(self, images: Tensor) -> tuple[Arrays, Arrays]:
+        """Return images, logits and what every quantizer gives, by tensor: of the file, and of its kernels alone."""
+        found = self.tapped.run([OUTPUT, *self.tensors], {INPUT: images.numpy()})
+        off = {INPUT: images.numpy(), **dict(zip([OUTPUT, *self.tensors], found, strict=True))}
+        return off, off if self.single is None else self.single.run(off)
 
 
-def _exposed(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
-    """Return a copy of the model that also gives these uint8 tensors out."""
+def _exposed(model: onnx.ModelProto, taps: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a copy of the model that also gives the tapped tensors out."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in tensors)
+    types = {str(tap["tensor"]): TensorProto.DataType.Value(tap.get("type", "UINT8")) for tap in taps}
+    copy.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
     return bytes(copy.SerializeToString())
 
 
@@ -244,49 +246,24 @@ def _parts(images: Tensor, labels: Tensor | None, tapped: int) -> Iterator[tuple
         start = end
 
 
-def _run_student(student: nn.Module, images: Tensor, ways: _Ways, layers: _LayerTally | None) -> tuple[Array, Array]:
+def _run_student(student: nn.Module, images: Tensor, ways: _Ways, layers: LayerTally | None) -> tuple[Array, Array]:
     """Return the logits of the student, and of the file with optimisations off; compare layers where asked to."""
     inputs = images.to(device_of(student))
     if layers is None:
         return _logits(student(inputs)), ways.run(ways.off, images)
     with recorded_outputs(student, [tap["name"] for tap in ways.taps]) as outputs:
         logits = _logits(student(inputs))
-    off, codes = ways.run_tapped(images)
-    layers.add(codes_in_order(outputs, [(tap["name"], tap["scale"]) for tap in ways.taps]), codes, len(images))
-    return logits, off
+    off, on = ways.run_tapped(images)
+    codes = codes_in_order(outputs, [(tap["name"], tap["scale"]) for tap in ways.taps])
+    layers.add(codes, in_order(off, ways.taps), in_order(on, ways.taps), len(images))
+    layers.saw_output(off[OUTPUT], on[OUTPUT])
+    return logits, off[OUTPUT]
 
 
 def _logits(output: Any) -> Array:
     first = output[0] if isinstance(output, (tuple, list)) else output
     values = cast(Tensor, getattr(first, "value", first))
     return np.asarray(values.detach().float().cpu().numpy())
-
-
-class _LayerTally:
-    """Sums over images of what each quantizer's codes differ by."""
-
-    def __init__(self, taps: Sequence[dict[str, Any]]) -> None:
-        self.names = [str(tap["name"]) for tap in taps]
-        self.images = 0
-        self.values, self.differing, self.largest = ([0] * len(taps) for _ in range(3))
-        self.missing: dict[str, str] = {}
-
-    def add(self, student: Sequence[Codes | None], file: Sequence[Codes], images: int) -> None:
-        self.images += images
-        for index, (ours, theirs) in enumerate(zip(student, file, strict=True)):
-            if ours is None:
-                self.missing[self.names[index]] = "the student has no such module, or calls it less often"
-            elif ours.shape != theirs.shape:
-                self.missing[self.names[index]] = f"shape {ours.shape} in the student, {theirs.shape} in the file"
-            else:
-                steps = np.abs(ours - theirs)
-                self.values[index] += steps.size
-                self.differing[index] += int(np.count_nonzero(steps))
-                self.largest[index] = max(self.largest[index], int(steps.max(initial=0)))
-
-    def rows(self) -> tuple[LayerParity, ...]:
-        rows = zip(self.names, self.values, self.differing, self.largest, strict=True)
-        return tuple(LayerParity(*row) for row in rows if row[1])
 
 
 @dataclass
@@ -332,7 +309,7 @@ class _Tally:
             self.labelled += len(logits)
             self.right += int((logits.argmax(1) == wanted).sum())
 
-    def report(self, ways: _Ways, layers: _LayerTally, threads: int) -> ParityReport:
+    def report(self, ways: _Ways, layers: LayerTally, threads: int) -> ParityReport:
         if not self.images:
             raise ValueError("there are no images to compare on: `batches` is empty")
         if not self.saw_values:
@@ -344,11 +321,12 @@ class _Tally:
             output_step=ways.output_step,
             accuracy=self._accuracy(self.right),
             layers=layers.rows(),
+            output_steps_on=_steps(layers.output_difference, ways.output_step) if layers.images else None,
             layer_images=layers.images,
             predicted_classes=len(self.classes),
             all_zero=self.is_zero,
-            notes=tuple(self._notes(layers)),
-            runtime_version=str(runtime().__version__),
+            notes=(*ways.notes, *self._notes(layers)),
+            runtime_version=ways.runtime_version,
             threads=threads,
         )
 
@@ -362,15 +340,19 @@ class _Tally:
             differing=self.images - side.agreeing,
             max_difference=side.largest,
             mean_difference=mean,
-            max_steps=None if step is None else side.largest / step,
-            mean_steps=None if step is None else mean / step,
+            max_steps=_steps(side.largest, step),
+            mean_steps=_steps(mean, step),
             accuracy=self._accuracy(side.right),
         )
 
-    def _notes(self, layers: _LayerTally) -> Iterator[str]:
+    def _notes(self, layers: LayerTally) -> Iterator[str]:
         if self.is_zero:
             yield "every logit is zero: this comparison proves nothing"
         elif len(self.classes) == 1:
             yield "the student predicts one class for all images: top-1 agreement proves little"
         for name, why in layers.missing.items():
             yield f"{name}: its codes were not compared ({why})"
+
+
+def _steps(difference: float, step: float | None) -> float | None:
+    return None if step is None else difference / step

@@ -12,11 +12,15 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from export.blocked import WIDTHS
 from export.checks import ExportError
+from export.flavours import without_custom_operators
 from export.graph import pack_codes
 from export.packing import INT2, INT4, INT8, ElementType, Storage, ir_version
+from export.unblock import blocks_of, unblock
 
 KINDS = {kind.name: kind for kind in (INT2, INT4, INT8)}
+BLOCKS = {blocks.name: blocks for blocks in WIDTHS}
 PACKED = {INT2.code: INT2, INT4.code: INT4}
 SUFFIX = ".weight.int8"  # of the tensor of codes, which `export_onnx` names after its layer
 FLAVOUR = "ort"  # the flavour whose operators mean the same in every opset from INT8's to INT2's
@@ -51,26 +55,29 @@ def fit_storage(path: Path, loads: Collection[str]) -> Fitted:
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise ExportError(f"{path}: it keeps weights in other files; save it as one file")
     used = {PACKED[tensor.data_type].name for tensor in model.graph.initializer if tensor.data_type in PACKED}
+    used |= {blocks.name for blocks in blocks_of(model).values()}
     if used <= set(loads):
         return Fitted(path)
-    storage = [kind.name for kind in KINDS.values() if kind.name in loads]
+    storage = [name for name in (*KINDS, *BLOCKS) if name in loads]
     if INT8.name not in storage:
         raise ExportError(f"{path}: the runtime loads no weights in {', '.join(KINDS)}; it is too old")
     content = repack(path, storage)
     after = onnx.load_from_string(content)
     kinds = {PACKED.get(tensor.data_type, INT8).name for tensor in after.graph.initializer}
-    return Fitted(content, tuple(name for name in KINDS if name in kinds))
+    kinds |= {blocks.name for blocks in blocks_of(after).values()}
+    return Fitted(content, tuple(name for name in (*KINDS, *BLOCKS) if name in kinds))
 
 
 def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> bytes:
     """Return a file of ``export_onnx`` with its weights stored in other types, and the opset that follows.
 
     Every layer gets the narrowest allowed type that holds its width. ``INT2 or INT4 initialiser -> Cast`` and a plain
-    INT8 initialiser hold the same codes, so every output stays the same, bit for bit.
+    INT8 initialiser hold the same codes, so every output stays the same, bit for bit. Linear layers in blocks of
+    ``MatMulNBits`` stay as they are where such blocks are allowed, and become Gemm elsewhere.
 
     Args:
         model: The file, or its content.
-        storage: Allowed element types: ``int2``, ``int4``, ``int8``; the last one is always allowed.
+        storage: Allowed element types: ``int2``, ``int4``, ``int8`` (always allowed), and names of blocks.
 
     Returns:
         The new file's content. Equal to what ``export_onnx`` writes with that storage.
@@ -80,22 +87,23 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
         ValueError: If it is no ONNX file.
     """
     names = {storage} if isinstance(storage, str) else set(storage)
-    unknown = sorted(names - set(KINDS))
+    unknown = sorted(names - {*KINDS, *BLOCKS})
     if unknown:
-        raise ExportError(f"storage must be of {', '.join(KINDS)}, got {', '.join(unknown)}")
+        raise ExportError(f"storage must be of {', '.join((*KINDS, *BLOCKS))}, got {', '.join(unknown)}")
     proto = _read(model)
     bits = _weight_bits(proto)
+    unblock(proto, [layer for layer, blocks in blocks_of(proto).items() if blocks.name not in names])
+    bits = {layer: width for layer, width in bits.items() if layer not in blocks_of(proto)}
     allowed = tuple(kind for kind in KINDS.values() if kind.name in names | {INT8.name})
     chosen = {layer: Storage(allowed, 0).of(width) for layer, width in bits.items()}
     _Repacking(proto, chosen).run()
-    opset = max(INT8.opset, *(kind.opset for kind in chosen.values()))
-    del proto.opset_import[:]
-    proto.opset_import.append(helper.make_opsetid("", opset))
+    opset = max([INT8.opset, *(kind.opset for kind in chosen.values())])
+    next(entry for entry in proto.opset_import if not entry.domain).version = opset
     proto.ir_version = ir_version(opset)
     for entry in proto.metadata_props:
         entry.value = str(opset) if entry.key == "opset" else entry.value
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(without_custom_operators(proto), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"repacked to {', '.join(sorted(names))}, the graph does not hold ({error})") from error
     return bytes(proto.SerializeToString())

@@ -6,6 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 CPU = "CPUExecutionProvider"
 
 
@@ -20,6 +22,24 @@ def runtime() -> Any:
     except ImportError as error:
         raise ImportError("this needs onnxruntime: pip install onnxruntime") from error
     return onnxruntime
+
+
+def load_model(path: str | PathLike[str]) -> onnx.ModelProto:
+    """Return the model in a file.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is damaged, or no ONNX file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's exceptions share no public base
+        raise ValueError(f"{path}: it is no ONNX file, or a damaged one ({error}); export it again") from error
+    if not model.graph.node:
+        raise ValueError(f"{path}: it is an ONNX file without a graph; export it again")
+    return model
 
 
 def open_session(

@@ -16,6 +16,7 @@ from qkd.files import read_json
 
 CALIBRATION_IMAGES = 128
 BASELINE = "int8-static"
+MEASURED = ("ort", "float")  # flavours that ONNX Runtime is to run
 NO_FLOAT = "the int8 baseline is made of a float model, but all of these are quantized: name one, too"
 
 
@@ -75,9 +76,16 @@ def is_run(path: Path) -> bool:
 
 
 def run_files(folder: Path) -> dict[str, Path]:
-    """Return the ONNX files of a run folder: ``student``, ``teacher`` and perhaps ``float``."""
+    """Return the ONNX files of a run folder: ``student``, ``teacher`` and perhaps ``float``.
+
+    A student in a flavour for other runtimes is left out: a latency in this one would say nothing of it.
+    """
     facts = read_json(folder / "export" / "export.json")
-    return {name: folder / "export" / str(model["path"]) for name, model in facts.items()}
+    return {
+        name: folder / "export" / str(model["path"])
+        for name, model in facts.items()
+        if model.get("flavour", "ort") in MEASURED
+    }
 
 
 def is_float(path: Path) -> bool:

@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   qkd validate my.yaml                                all faults of a config at once
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
   qkd ls nets
+  qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
@@ -94,10 +95,18 @@ def build_parser() -> argparse.ArgumentParser:
         stage = _add(commands, name, command, STAGE_HELP[name], needs_config=True, has_runs=True)
         if name == "bench":
             _add_bench_options(stage)
+        if name == "export":
+            text = "a layer that stays in float is an error, also of an export that is complete (or export.strict=true)"
+            stage.add_argument("--strict", action="store_true", help=text)
     ls = _add(commands, "ls", list_names, "configs, data sets, nets, losses, quantizers, devices, policies")
     ls.add_argument("table", nargs="?", choices=TABLE_NAMES, help="only this one")
     _add(commands, "show", show, "the resolved config, every default filled in", needs_config=True)
     _add(commands, "validate", validate, "all faults of a config at once; runs nothing", needs_config=True)
+    text = "parameters, operations and memory of a student, beside its FP32 twin; nothing is trained"
+    count = _add(commands, "cost", cost, text, has_runs=True)
+    count.add_argument("config", metavar="MODEL.onnx|RUN|CONFIG", help="an ONNX file, a run (folder or name), a config")
+    count.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. student.quant.act_bits=2")
+    count.add_argument("--layers", action="store_true", help="every layer, too (--json always has them)")
     _add(commands, "doctor", doctor, "versions, devices, name clashes")
     return parser
 
@@ -157,6 +166,14 @@ def validate(args: argparse.Namespace) -> int:
     return DONE
 
 
+def cost(args: argparse.Namespace) -> int:
+    """``qkd cost``: what a file, a run's student or a config's student costs."""
+    from qkd.costing import CostTable, cost_of_target
+
+    report = cost_of_target(args.config, runs_dir=args.runs_dir, overrides=args.overrides, load=lambda: _load(args))
+    return _print(args, CostTable(report, has_layers=args.layers))
+
+
 def doctor(args: argparse.Namespace) -> int:
     """``qkd doctor``: exit code 1 where another distribution sits on our names."""
     from qkd.doctor import diagnose
@@ -173,6 +190,10 @@ def _run(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> i
 
     with RunFolder.open(config, runs_dir=args.runs_dir) as run:
         run_stages(run, names, _progress())
+        if getattr(args, "strict", False):
+            from qkd.stages.export import require_integer_layers
+
+            require_integer_layers(run)
         return _print(args, summarise(run.path))
 
 

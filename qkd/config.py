@@ -185,8 +185,15 @@ class StudentConfig(Section):
 class ExportConfig(Section):
     """How the student becomes a file."""
 
-    flavour: Literal["ort", "qcdq", "qonnx"] = Field("ort", description="which runtime the graph is for")
-    pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights")
+    flavour: Literal["ort", "qcdq", "qonnx"] = Field(
+        "ort",
+        description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
+    )
+    pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights in student.onnx")
+    linear: Literal["auto", "gemm", "matmul_nbits"] = Field(
+        "auto", description="form of low-bit linear layers in student.onnx; auto: blocks of MatMulNBits for heavy ones"
+    )
+    strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
 
 
 class BenchConfig(Section):

@@ -14,7 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from export import export_float, export_onnx
+from export import export_float
+from export.lowering import INPUT, OUTPUT
+from export.quant_session import QuantSession
 from export.runtime import open_session
 from qkd.agents import Agent, build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig
@@ -24,6 +26,7 @@ from qkd.distill.step import DistillStep
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.seeding import global_stream, stream
+from qkd.stages.export import export_student, student_files
 from qkd.stages.models import prepare_student
 from qkd.stages.student import phases_of, teacher_view
 from qkd.training import Batch, StepResult, cpu_threads, supervised_step
@@ -174,17 +177,23 @@ class _Trial:
         settle(student)
         student.eval()
         images = self._normal(self.splits.test.batch(torch.arange(min(2, len(self.splits.test))), "cpu")[0].cpu())
-        settings = self.config.export
-        path = self.folder / "student.onnx"
-        exported = export_onnx(student, images, path, flavour=settings.flavour, pack=settings.pack)
-        for warning in exported.warnings:
-            self.progress.warn(warning)
+        exported = [
+            export_student(self.config, student, images, self.folder / f"{name}.onnx", flavour)
+            for name, flavour in student_files(self.config).items()
+        ]
+        for model in exported:
+            for warning in model.warnings:
+                self.progress.warn(f"{model.path.name}: {warning}")
+            if model.flavour == "qonnx":
+                QuantSession(model.path).run([OUTPUT], {INPUT: images.numpy()})
         for name, net in self.float_nets.items():
             export_float(net.cpu(), images, self.folder / f"{name}.onnx")
-        for name in ("student", *self.float_nets):
+        runnable = [model.path.stem for model in exported if model.flavour != "qonnx"]
+        for name in (*runnable, *self.float_nets):
             session = open_session(self.folder / f"{name}.onnx", optimise=True)
             session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        return f"student.onnx {exported.size_bytes:,} bytes; {len(self.float_nets) + 1} files load and run"
+        count = len(self.float_nets) + len(exported)
+        return f"student.onnx {exported[0].size_bytes:,} bytes; {count} files load and run"
 
 
 def _backward(result: StepResult, model: nn.Module) -> float:

@@ -69,7 +69,6 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     for role in ("teacher", "student"):
         yield from _unknown(data, (role, "net"), "net", "nets")
         yield from _unknown(data, (role, "agent", "policy"), "agent policy", "policies")
-    yield from _flavour_faults(data)
     yield from _term_faults(data, ("student", "terms"))
     phases = _get(data, ("student", "phases"))
     for index in range(len(phases) if isinstance(phases, list) else 0):
@@ -159,14 +158,6 @@ def _unknown(data: Mapping[str, Any], where: tuple[str | int, ...], kind: str, t
         hint = did_you_mean(name, known)
         hint = f"`qkd ls {table_name}` lists them" if hint.startswith("known: ") and len(known) > 20 else hint
         yield where, f"unknown {kind} {describe(name)}; {hint}"
-
-
-def _flavour_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
-    from export.flavours import FLAVOURS, PLANNED
-
-    name = _get(data, ("export", "flavour"))
-    if isinstance(name, str) and name in PLANNED and name not in FLAVOURS:
-        yield ("export", "flavour"), f"{describe(name)} is not there yet; use {' or '.join(FLAVOURS)}"
 
 
 def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Iterator[Fault]:

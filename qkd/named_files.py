@@ -1,11 +1,13 @@
-"""Look whether the files that a config names are there and can be used, before anything is run."""
+"""Look whether the files (and the one optional package) that a config needs are there, before anything is run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from export.quant_session import HINT
 from qkd.bind_faults import Fault
 
 CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<class>/"}  # data set -> what path holds
@@ -13,6 +15,8 @@ CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<
 
 def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield a fault for each file or folder in raw config data that is missing, and for each fault of a schedule.
+
+    A flavour whose executor is not installed is one, too: it would come up after the training.
 
     What lies in the files of the data set and in those of weights is looked at when they are loaded (``--dry-run``).
 
@@ -28,6 +32,8 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         agent = _group(_group(data, role), "agent")
         if agent.get("policy") == "file" and isinstance(agent.get("schedule"), str):
             yield from (((role, "agent", "schedule"), fault) for fault in _schedule_faults(Path(agent["schedule"])))
+    if _group(data, "export").get("flavour") == "qonnx" and find_spec("qonnx") is None:
+        yield ("export", "flavour"), f"`qonnx` is proven with qonnx's executor, which is missing: {HINT}"
 
 
 def _device_faults(section: Mapping[str, Any]) -> Iterator[Fault]:

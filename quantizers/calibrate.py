@@ -58,6 +58,7 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
             _observe(student, quantizers, images, bypass=True)
             _observe(student, quantizers, images, bypass=False)
             _reestimate(student, images)
+            _widen_steps(student)
     finally:
         for module, training in was_training.items():
             module.training = training
@@ -165,6 +166,21 @@ def _reestimate(student: nn.Module, images: Sequence[Tensor]) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _widen_steps(student: nn.Module) -> None:
+    """Let no grid lie within a single unit of the accumulators it reads.
+
+    That happens behind dead layers, where nothing but zeros was seen. A step below ``unit / 2**bits`` tells zero from
+    not zero and no more, but it would show the rounding errors of a zero that is summed in floating point.
+    """
+    for layer in quant_layers(student).values():
+        _, scale, _ = layer.folded()
+        unit = float(scale.max() * layer.source.quant.step)
+        for consumer in layer.consumers:
+            least = unit / 2.0**consumer.quant.bits
+            if float(consumer.quant.step) < least:
+                consumer.quant.owner.set_step(least)
 
 
 def freeze_batch_norm(student: nn.Module, enabled: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a sentence

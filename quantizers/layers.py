@@ -94,6 +94,24 @@ class _Deployable:
         """Return the arithmetic of the weights."""
         return self.weight_quant.tensor_quant  # type: ignore[no-any-return]
 
+    def _sign(self) -> Tensor | None:
+        """Return 1 or -1 for each channel, shaped like the weights: the sign of batch norm's factor (None: all 1)."""
+        if self.bn is None or self.bn.weight is None:
+            return None
+        sign = torch.where(self.bn.weight.detach() < 0, -1.0, 1.0).to(self.weight.dtype)
+        return sign.reshape((-1,) + (1,) * (self.weight.dim() - 1))
+
+    def low_bit_weight(self) -> Tensor:
+        """Return the weight on its grid; differentiable.
+
+        The grid reaches one code further down than up. Folding a negative batch-norm factor turns the weights of that
+        channel round, so they are quantised turned round: the folded codes then fit the same bits.
+        """
+        sign = self._sign()
+        if sign is None:
+            return self.weight_quant(self.weight)  # type: ignore[no-any-return]
+        return self.weight_quant(self.weight * sign) * sign  # type: ignore[no-any-return]
+
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Return batch norm's factor ``[channels]`` and the real bias after it ``[channels]`` (None: 1 and 0)."""
         if self.bn is None:
@@ -132,7 +150,7 @@ class _Deployable:
 
     def deployed(self) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias as the exported graph uses them; differentiable, bias rounding straight through."""
-        weight = self.weight_quant(self.weight)
+        weight = self.low_bit_weight()
         factor, scale, shift = self.folded()
         if factor is not None:
             weight = weight * factor.reshape((-1,) + (1,) * (weight.dim() - 1))
@@ -144,10 +162,9 @@ class _Deployable:
     def integers(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return weight codes, positive weight scale ``[channels]`` or ``[1]``, and int32 bias codes (as float64)."""
         with torch.no_grad():
-            codes = self.quant.codes(self.weight)
-            factor, scale, shift = self.folded()
-            if factor is not None:
-                codes = codes * torch.where(factor < 0, -1.0, 1.0).reshape((-1,) + (1,) * (codes.dim() - 1))
+            sign = self._sign()
+            codes = self.quant.codes(self.weight if sign is None else self.weight * sign)
+            _, scale, shift = self.folded()
             if shift is None:
                 return codes, scale, None
             return codes, scale, torch.round(shift / (scale * self.source.quant.step)).double()
@@ -177,7 +194,7 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         if self.uses_deployed:
             return self._conv_forward(input, *self.deployed())  # type: ignore[no-any-return]
-        out = self._conv_forward(input, self.weight_quant(self.weight), self.bias)
+        out = self._conv_forward(input, self.low_bit_weight(), self.bias)
         return out if self.bn is None else self.bn(out)  # type: ignore[no-any-return]
 
 
@@ -195,7 +212,7 @@ class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         if self.uses_deployed:
             return F.linear(input, *self.deployed())
-        out = F.linear(input, self.weight_quant(self.weight), self.bias)
+        out = F.linear(input, self.low_bit_weight(), self.bias)
         return out if self.bn is None else self.bn(out)
 
 

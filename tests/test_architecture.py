@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {"quantizers": set(), "export": {"quantizers"}, "qkd": {"quantizers", "export"}}  # of ours, beside itself
 OUTSIDE = {
     "torch", "torchvision", "brevitas", "onnx", "onnxruntime", "onnxscript", "numpy", "pydantic", "yaml", "safetensors",
-    "sklearn", "tqdm", "PIL", "setuptools",
+    "sklearn", "tqdm", "PIL", "setuptools", "qonnx",
 }  # fmt: skip
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 LINES_AT_MOST = 450
+RUNNER_LINES = 520  # one file by purpose: it is copied to devices alone
 MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 PACKAGES = sorted(path.parent for path in MODULES if path.name == "__init__.py")
 
@@ -60,7 +61,7 @@ def test_module(path: Path) -> None:
     assert path.stem not in OUTSIDE | VAGUE, "a module has a name of its own"
     assert ast.get_docstring(tree), "a module opens with a sentence"
     assert ast.get_docstring(tree).splitlines()[0].endswith((".", "?")), "its first line is a sentence"  # type: ignore[union-attr]
-    assert len(text.splitlines()) <= LINES_AT_MOST
+    assert len(text.splitlines()) <= (RUNNER_LINES if path.name == "runner.py" else LINES_AT_MOST)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

@@ -18,7 +18,7 @@ from export.devices import runner
 from export.devices.address import Device, DeviceError
 from export.devices.answer import read_answer
 from export.devices.capture import capture
-from export.devices.probing import Probe, probe_models, read_probe
+from export.devices.probing import Probe, probe_models, probe_races, read_probe
 from export.devices.shell import Content, Say, Shell, quote_program
 
 RUNNER, JOB = "runner.py", "job.json"
@@ -80,7 +80,7 @@ class RemoteLink:
     def probe(self) -> Probe:
         """Feed the runner to the device's Python; nothing is copied."""
         token = secrets.token_hex(8)
-        words = (token, self.device.work_folder, json.dumps(probe_models()))
+        words = (token, self.device.work_folder, json.dumps({**probe_models(), **probe_races()}))
         script = f"exec {self.python} - probe {' '.join(map(shlex.quote, words))}"
         limit = min(PROBE_S, self.device.timeout_s)
         return read_probe(read_answer(self.shell.call(script, timeout_s=limit, stdin=[runner_source()]), token))
@@ -119,7 +119,7 @@ def runner_source() -> bytes:
 
 @cache
 def _probe_here() -> dict[str, Any]:
-    answer: dict[str, Any] = runner.probe(probe_models(), tempfile.gettempdir())
+    answer: dict[str, Any] = runner.probe({**probe_models(), **probe_races()}, tempfile.gettempdir())
     return answer
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from export.blocked import WIDTHS, race_models
 from export.devices.address import DeviceError
 from export.packing import INT2, INT4, INT8, probe_model
 
@@ -21,7 +22,7 @@ class Probe:
 
     Args:
         machine: CPU, flags, cores, architecture, kernel, memory and versions (None: not installed).
-        loads: Names of the element types whose tiny model the runtime loads.
+        loads: Names of the element types whose tiny model the runtime loads, and of the blocks that it is fast at.
         providers: Execution providers of the runtime.
         memory_available_bytes: Free memory; None where the system does not say.
         free_disk_bytes: In the folder the files would go to; likewise.
@@ -76,7 +77,18 @@ class Probe:
 @cache
 def probe_models() -> dict[str, str]:
     """Return the tiny model of each element type, as base64."""
-    return {kind.name: base64.b64encode(probe_model(kind)).decode("ascii") for kind in KINDS}
+    return {kind.name: _text(probe_model(kind)) for kind in KINDS}
+
+
+@cache
+def probe_races() -> dict[str, tuple[str, str, int]]:
+    """Return what shows whether a runtime is fast at linear layers in blocks: the arguments of ``wins_race``."""
+    races = {blocks.name: race_models(blocks) for blocks in WIDTHS}
+    return {name: (_text(special), _text(plain), number) for name, (special, plain, number) in races.items()}
+
+
+def _text(model: bytes) -> str:
+    return base64.b64encode(model).decode("ascii")
 
 
 def read_probe(answer: Mapping[str, Any]) -> Probe:
@@ -90,7 +102,7 @@ def read_probe(answer: Mapping[str, Any]) -> Probe:
         error = answer["runtime_error"]
         return Probe(
             machine=machine,
-            loads=tuple(kind.name for kind in KINDS if loads.get(kind.name) is True),
+            loads=tuple(kind.name for kind in (*KINDS, *WIDTHS) if loads.get(kind.name) is True),
             providers=tuple(str(name) for name in answer["providers"]),
             memory_available_bytes=_count(answer["memory_available_bytes"]),
             free_disk_bytes=_count(answer["free_disk_bytes"]),

@@ -8,8 +8,15 @@ from html import escape
 from typing import Any
 
 from qkd.report.charts import Series, line_chart, schedule_chart
-from qkd.report.summary import RunSummary, model_table
-from qkd.report.text import latency_sentence, layer_table, parity_sentence
+from qkd.report.summary import RunSummary, model_table, size_table
+from qkd.report.text import (
+    SIZE_NOTE,
+    cost_table,
+    flavour_sentence,
+    latency_sentence,
+    layer_table,
+    parity_sentence,
+)
 from qkd.report.tradeoff import device_charts, device_table
 
 STYLE = """
@@ -54,7 +61,7 @@ class RunRecord:
 
 
 def render_page(summary: RunSummary, record: RunRecord) -> str:
-    """Return the page: table of models, curves, schedules, layers, config and environment.
+    """Return the page: table of models, sizes, cost, curves, schedules, layers, config and environment.
 
     Args:
         summary: The figures.
@@ -63,6 +70,8 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     sections = [
         _table(model_table(summary)),
         _verdicts(summary),
+        _section("Size", _sizes(summary)),
+        _section("Cost of one image", _table(cost_table(summary)) if summary.cost else ""),
         _section("Devices", _devices(summary)),
         _section("Training", _curves(record.metrics)),
         _section("Agents", _agents(record)),
@@ -78,11 +87,19 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     )
 
 
+def _sizes(summary: RunSummary) -> str:
+    rows = size_table(summary)
+    return f'{_table(rows)}<p class="note">{escape(SIZE_NOTE)}</p>' if len(rows) > 1 else ""
+
+
 def _verdicts(summary: RunSummary) -> str:
     parts = []
     if summary.parity:
         style = "note" if summary.parity["passed"] else "failed"
         parts.append(f'<p class="{style}">Parity {escape(parity_sentence(summary))}</p>')
+    for name, facts in summary.flavours.items():
+        style = "failed" if facts["parity"] and not facts["parity"]["passed"] else "note"
+        parts.append(f'<p class="{style}">{escape(flavour_sentence(name, facts))}</p>')
     if summary.bench:
         parts.append(f'<p class="note">Latency: {escape(latency_sentence(summary))}</p>')
     return "".join(parts)

@@ -24,6 +24,8 @@ class ModelRow:
         agreement: Fraction of test images with the same top class in PyTorch and ONNX Runtime (optimisations off).
         agreement_optimised: The same with ONNX Runtime's optimisations on.
         size_bytes: Size of the ONNX file.
+        packed_weight_bytes: What the weights take in it.
+        theoretical_bytes: Weights at their bits, four bytes for each bias and weight scale.
         median_ms, p10_ms, p90_ms: Latency of one inference.
     """
 
@@ -33,6 +35,8 @@ class ModelRow:
     agreement: float | None = None
     agreement_optimised: float | None = None
     size_bytes: int | None = None
+    packed_weight_bytes: int | None = None
+    theoretical_bytes: int | None = None
     median_ms: float | None = None
     p10_ms: float | None = None
     p90_ms: float | None = None
@@ -67,12 +71,13 @@ class RunSummary:
     """What a run came to, as far as it got.
 
     Args:
-        name, folder: Of the run.
-        models, layers: The closing table, and the student's layers.
-        parity: The comparison of student and file.
+        name, folder: The run.
+        models, layers: Lines of the tables.
+        parity, cost: What the export stage wrote of the comparison and of the student's cost.
+        flavours: The student's files for other runtimes: name -> size and comparison.
         bench: The measurement that the closing table shows: this machine's, or else the first device's.
         devices: Every device's measurement, this machine first; of one that failed, its ``failure``.
-        report: Path of the page, once it is written.
+        report: Path of the page; None before it is written.
     """
 
     name: str
@@ -81,6 +86,8 @@ class RunSummary:
     layers: tuple[LayerRow, ...] = ()
     parity: Mapping[str, Any] = field(default_factory=dict)
     bench: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    flavours: Mapping[str, Any] = field(default_factory=dict)
     devices: tuple[Mapping[str, Any], ...] = ()
     report: str | None = None
 
@@ -121,9 +128,28 @@ def summarise(path: Path) -> RunSummary:
         layers=tuple(_layer(row) for row in read_json(path / "export" / "layers.json").get("layers", [])),
         parity=parity,
         bench=bench,
+        cost=read_json(path / "export" / "cost.json"),
+        flavours=_flavours(path, export),
         devices=devices,
         report=str(report) if report.is_file() else None,
     )
+
+
+def size_table(summary: RunSummary) -> list[list[str]]:
+    """Return heading and lines of the table of sizes, as text; only the heading where nothing has been exported."""
+    head = ["model", "net", "file", "weights in it", "theoretical"]
+    return [head, *([row.role, row.net, *map(megabytes, (row.size_bytes, row.packed_weight_bytes,
+                     row.theoretical_bytes))] for row in summary.models if row.size_bytes is not None)]  # fmt: skip
+
+
+def _flavours(path: Path, export: Mapping[str, Any]) -> dict[str, Any]:
+    """Return size and comparison of the student's files for other runtimes."""
+    found = {}
+    for name, facts in export.items():
+        if name.startswith("student."):
+            parity = read_json(path / "export" / f"{name.replace('student', 'parity')}.json")
+            found[name] = {"size_bytes": facts.get("size_bytes"), "flavour": facts.get("flavour"), "parity": parity}
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -183,6 +209,8 @@ def _model(
         agreement=parity.get("off", {}).get("top1_agreement"),
         agreement_optimised=parity.get("on", {}).get("top1_agreement"),
         size_bytes=exported.get("size_bytes"),
+        packed_weight_bytes=exported.get("packed_weight_bytes"),
+        theoretical_bytes=exported.get("theoretical_bytes"),
         median_ms=latency.get("median_ms"),
         p10_ms=latency.get("p10_ms"),
         p90_ms=latency.get("p90_ms"),

@@ -21,6 +21,11 @@ def megabytes(size_bytes: int | None) -> str:
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
 
 
+def bytes_text(size_bytes: int) -> str:
+    """Return a number of bytes: as it is below 10 kB, else in kB or MB."""
+    return f"{size_bytes:,} B" if size_bytes < 10_000 else megabytes(size_bytes)
+
+
 def milliseconds(value_ms: float | None) -> str:
     """Return a latency with three significant digits."""
     return "-" if value_ms is None else f"{value_ms:.3g} ms"

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from qkd.report.summary import LayerRow, RunSummary, model_table
-from qkd.report.table import markdown
+from collections.abc import Mapping
+from typing import Any
+
+from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
+from qkd.report.table import bytes_text, markdown
 from qkd.report.tradeoff import device_table
 
+SIZE_NOTE = (
+    "Theoretical: weights at their bits, four bytes for each bias and weight scale (a float net: for each parameter). "
+    "The file holds the graph, too."
+)
+# row -> field of the totals, and whether it is bytes
+COSTS = {
+    "parameters": ("parameters", False),
+    "multiply-accumulates": ("macs", False),
+    "bit operations (BOPs)": ("bops", False),
+    "weights at their bits": ("weight_bytes", True),
+    "weights, biases, weight scales": ("parameter_bytes", True),
+    "activation peak, codes in bytes": ("peak_stored_bytes", True),
+    "activation peak, at their bits": ("peak_packed_bytes", True),
+}
+COST_HEAD = ["", "student", "FP32 twin", "ratio"]
 LAYER_HEAD = [
     "layer",
     "kind",
@@ -29,6 +47,11 @@ def render_text(summary: RunSummary) -> str:
     parts = [f"# {summary.name}", markdown(model_table(summary))]
     if summary.parity:
         parts += ["## Parity", parity_sentence(summary)]
+    parts += [flavour_sentence(name, facts) for name, facts in summary.flavours.items()]
+    if len(sizes := size_table(summary)) > 1:
+        parts += ["## Size", markdown(sizes), SIZE_NOTE]
+    if len(costs := cost_table(summary)) > 1:
+        parts += ["## Cost of one image", markdown(costs)]
     if summary.bench:
         parts += ["## Latency", latency_sentence(summary)]
     if summary.devices:
@@ -36,6 +59,42 @@ def render_text(summary: RunSummary) -> str:
     if summary.layers:
         parts += ["## Layers of the student", markdown(layer_table(summary))]
     return "\n\n".join(parts) + "\n"
+
+
+def cost_table(summary: RunSummary) -> list[list[str]]:
+    """Return heading and lines of the cost of the student beside its float twin's; only the heading where none is."""
+    return cost_rows(summary.cost) if summary.cost else [COST_HEAD]
+
+
+def cost_rows(cost: Mapping[str, Any]) -> list[list[str]]:
+    """Return heading and lines of a cost report's totals, as text.
+
+    Args:
+        cost: What ``CostReport.to_json`` gives.
+    """
+    rows = [COST_HEAD]
+    for label, (key, is_bytes) in COSTS.items():
+        values = [cost["student"][key], cost["float_twin"][key]]
+        figures = [bytes_text(value) if is_bytes else f"{value:,}" for value in values]
+        rows.append([label, *figures, f"{values[1] / values[0]:.2f}" if values[0] else "-"])
+    return rows
+
+
+def flavour_sentence(name: str, facts: Mapping[str, Any]) -> str:
+    """Return what became of a file of the student for other runtimes."""
+    parity = facts["parity"]
+    if not parity:
+        return f"{name}.onnx ({bytes_text(facts['size_bytes'])}): not compared."
+    verdict = "passed" if parity["passed"] else "FAILED"
+    return (
+        f"{name}.onnx ({bytes_text(facts['size_bytes'])}): {verdict}: {parity['images']} test images, PyTorch against "
+        f"{_runtime(parity)}; the class differs on {parity['off']['differing']}."
+    )
+
+
+def _runtime(parity: Mapping[str, Any]) -> str:
+    version = str(parity["runtime_version"])
+    return version if version.startswith("qonnx") else f"ONNX Runtime {version}"
 
 
 def parity_sentence(summary: RunSummary) -> str:

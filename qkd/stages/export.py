@@ -1,35 +1,46 @@
-"""The export stage: student and float nets as ONNX files, and the student's file proven equal to the student."""
+"""The export stage: student and float nets as ONNX files, and the student's files proven equal to the student."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from export import ExportedModel, ParityReport, check_parity, export_float, export_onnx
-from qkd.config import DataConfig
+from export import (
+    ExportedModel,
+    ExportError,
+    ParityReport,
+    check_parity,
+    cost_of_file,
+    export_float,
+    export_onnx,
+)
+from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, load_splits, normalise
-from qkd.files import write_json
+from qkd.files import read_json, write_json
 from qkd.progress import Progress, Tracker
 from qkd.rundir import RunFolder
 from qkd.stages.layers import layer_rows
 from qkd.stages.models import WEIGHTS, load_float_twin, load_student, load_teacher
 from qkd.stages.sample import write_run_sample
 from qkd.training import cpu_threads
-from quantizers import Student
 
 TOP1_OFF = 1.0  # the file must do what the student does, image by image
 TOP1_ON = 0.999  # a runtime's optimisations may round a tie the other way now and then
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Write ``export/``: the ONNX files, a sample for devices, and the comparison on every test image.
+    """Write ``export/``: the ONNX files, what they hold and cost, a sample for devices, and the comparison with them.
+
+    ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavour of the config is
+    written beside it (``student.qonnx.onnx``) and compared, too; every test image is.
 
     Raises:
-        export.ExportError: If a net cannot become an ONNX file.
+        export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
+        ImportError: If the flavour is ``qonnx``, and qonnx is not installed.
         export.ParityError: If the file's class differs from the student's on any test image (optimisations off). The
             files and the comparison stay, the stage is not complete.
     """
@@ -40,10 +51,22 @@ def run(run: RunFolder, progress: Progress) -> None:
         nets = float_nets(run)
         files = _write_models(run, student, nets, example, folder, progress)
         files.append(write_run_sample(folder, {"student": student, **nets}, splits))
-        report = _compare(student, folder / "student.onnx", splits, run.config.data, progress)
-        files += _write_comparison(folder, student, report)
-    _judge(report, progress)
-    run.complete("export", files, _inputs(run))
+        reports = {
+            name: _compare(student, folder / f"{name}.onnx", splits, run.config.data, progress)
+            for name in student_files(run.config)
+        }
+        for name, report in reports.items():
+            files.append(_write_parity(folder, name, report))
+        write_json(folder / "layers.json", {"layers": layer_rows(student, reports["student"])})
+    for name, report in reports.items():
+        _judge(name, report, progress)
+    run.complete("export", [*files, folder / "layers.json"], _inputs(run))
+
+
+def student_files(config: RunConfig) -> dict[str, str]:
+    """Return the student's files without their ending, and the flavour of each; ``student`` comes first."""
+    flavour = config.export.flavour
+    return {"student": "ort"} if flavour == "ort" else {"student": "ort", f"student.{flavour}": flavour}
 
 
 def float_nets(run: RunFolder) -> dict[str, nn.Module]:
@@ -62,17 +85,31 @@ def _write_models(
     folder: Path,
     progress: Progress,
 ) -> list[Path]:
-    settings = run.config.export
-    exported = {
-        "student": export_onnx(student, example, folder / "student.onnx", flavour=settings.flavour, pack=settings.pack)
-    }
-    for warning in exported["student"].warnings:
-        progress.warn(warning)
+    exported = {}
+    for name, flavour in student_files(run.config).items():
+        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavour)
+        for warning in exported[name].warnings:
+            progress.warn(f"{name}.onnx: {warning}" if name != "student" else warning)
     for name, net in nets.items():
         exported[name] = export_float(net, example, folder / f"{name}.onnx")
     write_json(folder / "export.json", {name: _facts(model) for name, model in exported.items()})
+    write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
     progress.say(", ".join(f"{name}.onnx {model.size_bytes:,} bytes" for name, model in exported.items()))
-    return [folder / "export.json", *(model.path for model in exported.values())]
+    return [folder / "export.json", folder / "cost.json", *(model.path for model in exported.values())]
+
+
+def export_student(
+    config: RunConfig, student: fx.GraphModule, example: Tensor, path: Path, flavour: str
+) -> ExportedModel:
+    """Write the student in a flavour, packed and judged as the config says.
+
+    Raises:
+        export.ExportError: If it cannot be written, or a layer stays in float where the config is strict.
+    """
+    settings = config.export
+    if flavour != "ort":  # the others have one form each
+        return export_onnx(student, example, path, flavour=flavour, strict=settings.strict)
+    return export_onnx(student, example, path, pack=settings.pack, linear=settings.linear, strict=settings.strict)
 
 
 def _facts(model: ExportedModel) -> dict[str, Any]:
@@ -84,22 +121,20 @@ def _compare(student: fx.GraphModule, path: Path, splits: Splits, data: DataConf
         return check_parity(student, path, _test_batches(splits, data, tracker))
 
 
-def _write_comparison(folder: Path, student: fx.GraphModule, report: ParityReport) -> list[Path]:
-    parity = {**report.to_json(), "passed": report.off.top1_agreement >= TOP1_OFF and not report.all_zero}
-    write_json(folder / "parity.json", parity)
-    write_json(folder / "layers.json", {"layers": layer_rows(cast(Student, student), report)})
-    return [folder / "parity.json", folder / "layers.json"]
+def _write_parity(folder: Path, name: str, report: ParityReport) -> Path:
+    path = folder / f"{name.replace('student', 'parity')}.json"
+    write_json(path, {**report.to_json(), "passed": report.off.top1_agreement >= TOP1_OFF and not report.all_zero})
+    return path
 
 
-def _judge(report: ParityReport, progress: Progress) -> None:
+def _judge(name: str, report: ParityReport, progress: Progress) -> None:
     for note in report.notes:
-        progress.warn(note)
+        progress.warn(f"{name}.onnx: {note}")
     report.raise_if_worse(min_top1_off=TOP1_OFF, min_top1_on=0.0)
-    progress.say(f"parity: the same class on all {report.images} test images")
+    progress.say(f"parity of {name}.onnx: the same class on all {report.images} test images")
     if report.on.top1_agreement < TOP1_ON:
-        progress.warn(
-            f"with ONNX Runtime's optimisations on, {report.on.differing} of {report.images} images get another class"
-        )
+        differing = f"{report.on.differing} of {report.images} images get another class"
+        progress.warn(f"{name}.onnx: with ONNX Runtime's optimisations on, {differing}")
 
 
 def _inputs(run: RunFolder) -> list[Path]:
@@ -119,3 +154,15 @@ def _test_batches(splits: Splits, data: DataConfig, tracker: Tracker) -> Iterato
     ):
         yield normalise(images, splits.mean, splits.std), labels
         tracker.update(len(labels))
+
+
+def require_integer_layers(run: RunFolder) -> None:
+    """Refuse an export in which a layer stayed in float, whatever the config allowed when it was made.
+
+    Raises:
+        export.ExportError: Naming the layers, and why.
+    """
+    exported = read_json(run.path / "export" / "export.json")
+    faults = [f"{name}.onnx: {fault}" for name in student_files(run.config) for fault in exported[name]["fall_backs"]]
+    if faults:
+        raise ExportError("layers stay in float:\n  " + "\n  ".join(faults))

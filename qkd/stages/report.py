@@ -28,8 +28,11 @@ def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every sta
     summary = summarise(run.path)
     write_text(run.path / "report.html", render_page(summary, gather(run)))
     write_text(run.path / "report.md", render_text(summary))
-    inputs = [run.path / name for name in ("export/export.json", "export/parity.json", "export/layers.json")]
-    inputs += sorted(run.path.glob("**/metrics.jsonl")) + sorted(run.path.glob("**/result.json"))
+    inputs = (
+        sorted((run.path / "export").glob("*.json"))
+        + sorted(run.path.glob("**/metrics.jsonl"))
+        + sorted(run.path.glob("**/result.json"))
+    )
     inputs += sorted((run.path / "bench").glob("*.json")) + sorted((run.path / "search").glob("*.yaml"))
     run.complete("report", [run.path / "report.html", run.path / "report.md"], inputs)
 

@@ -61,7 +61,7 @@ def test_fit_repacks_only_where_it_must(files):
 
 
 def test_unknown_storage(files):
-    with pytest.raises(ExportError, match="storage must be of int2, int4, int8, got int3"):
+    with pytest.raises(ExportError, match="storage must be of int2, int4, int8, blocks of .*, got int3"):
         repack(files["int2"], ["int8", "int3"])
 
 

@@ -176,8 +176,15 @@ def test_values_of_a_union_give_one_fault() -> None:
     ]
 
 
-def test_a_flavour_that_cannot_be_written_yet_is_found_before_training() -> None:
-    assert faults_of(small(export={"flavour": "qcdq"})) == ["config.export.flavour: 'qcdq' is not there yet; use ort"]
+@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
+def test_every_flavour_can_be_asked_for(flavour: str) -> None:
+    config = bind(small(export={"flavour": flavour, "strict": True}))
+    assert config.export.flavour == flavour and config.export.strict
+
+
+def test_a_flavour_that_is_none_is_a_fault() -> None:
+    (fault,) = faults_of(small(export={"flavour": "tflite"}))
+    assert fault.startswith("config.export.flavour: ") and "qonnx" in fault and "tflite" in fault
 
 
 def test_phases_must_add_up() -> None:

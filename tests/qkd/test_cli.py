@@ -58,6 +58,7 @@ def test_help_shows_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
         "ls",
         "show",
         "validate",
+        "cost",
         "doctor",
     ):
         assert f"\n    {name} " in text

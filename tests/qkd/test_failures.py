@@ -43,7 +43,7 @@ def test_a_run_that_fails_by_our_own_word_is_expected() -> None:
     from export.parity import Comparison
 
     side = Comparison(0.5, 1, 1.0, 1.0, None, None, None)
-    report = ParityReport(2, side, side, None, None, (), 0, 2, False, (), "1", 1)
+    report = ParityReport(2, side, side, None, None, (), None, 0, 2, False, (), "1", 1)
     error = raised(report.raise_if_worse)
     assert isinstance(error, ParityError)
     failure = classify(error)

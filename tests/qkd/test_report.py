@@ -15,7 +15,7 @@ import pytest
 from qkd.report import render_page, render_text, summarise
 from qkd.report.charts import Point, Series, line_chart, scatter_chart, schedule_chart
 from qkd.report.page import RunRecord
-from qkd.report.table import align, markdown, megabytes, milliseconds, percent
+from qkd.report.table import align, bytes_text, markdown, megabytes, milliseconds, percent
 from qkd.report.tradeoff import device_charts, device_table
 
 EVIL = "<script>alert('x')</script>&\"|"
@@ -100,6 +100,43 @@ def test_the_summary_holds_the_figures_of_the_files(tmp_path: Path) -> None:
     assert json.loads(json.dumps(summary.to_json()))["models"][1]["p90_ms"] == 0.2
 
 
+def test_three_sizes_and_the_cost_stand_in_both_reports(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    sizes = {"size_bytes": 98_765, "packed_weight_bytes": 61_000, "theoretical_bytes": 65_400, "flavour": "ort"}
+    other = {**sizes, "size_bytes": 123_456, "flavour": "qcdq"}
+    write(run / "export" / "export.json", {"student": sizes, "teacher": {"size_bytes": 9}, "student.qcdq": other,
+                                           "student.qonnx": {**other, "size_bytes": 7}})  # fmt: skip
+    totals = {"parameters": 1000, "macs": 2000, "bops": 8000, "weight_bytes": 250, "parameter_bytes": 300,
+              "peak_stored_bytes": 50, "peak_packed_bytes": 0, "peak_at": "conv1"}  # fmt: skip
+    twin = {**totals, "bops": 2_048_000, "weight_bytes": 4000}
+    write(run / "export" / "cost.json", {"student": totals, "float_twin": twin})
+    compared = {"passed": False, "images": 9, "runtime_version": "1.31", "off": {"differing": 2}}
+    write(run / "export" / "parity.qcdq.json", compared)
+    summary = summarise(run)
+    text, page = render_text(summary), render_page(summary, record())
+    assert "| student w2a4 | resnet8 | 98.8 kB | 61.0 kB | 65.4 kB |" in text
+    assert "| teacher (= FP32 twin) | resnet8 | 0.0 kB | - | - |" in text
+    assert "| bit operations (BOPs) | 8,000 | 2,048,000 | 256.00 |" in text
+    assert "| weights at their bits | 250 B | 4,000 B | 16.00 |" in text
+    assert "| activation peak, at their bits | 0 B | 0 B | - |" in text
+    words = Page(page).words
+    assert {"61.0 kB", "65.4 kB", "256.00", "2,048,000"} <= set(words)
+    assert "student.qcdq.onnx (123.5 kB): FAILED: 9 test images, PyTorch against ONNX Runtime 1.31; the class" in text
+    assert '<p class="failed">student.qcdq.onnx' in page and "student.qonnx.onnx (7 B): not compared." in text
+    assert json.loads(json.dumps(summary.to_json()))["flavours"]["student.qcdq"]["parity"]["images"] == 9
+
+
+def test_reports_without_sizes_or_cost_leave_them_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "export" / "export.json").unlink()
+    text, page = render_text(summarise(run)), render_page(summarise(run), record())
+    assert "## Size" not in text and "Cost" not in text and "<h2>Size" not in page
+
+
+def test_bytes_are_whole_until_they_are_many() -> None:
+    assert [bytes_text(size) for size in (0, 9_999, 10_000, 2_000_000)] == ["0 B", "9,999 B", "10.0 kB", "2.00 MB"]
+
+
 def test_another_net_has_its_own_float_twin(tmp_path: Path) -> None:
     summary = summarise(make_run(tmp_path / "run", net="lenet5"))
     assert [row.role for row in summary.models] == ["teacher", "FP32 twin", "student w2a4"]
@@ -170,7 +207,7 @@ def test_every_chart_is_well_formed(tmp_path: Path) -> None:
 def test_the_text_report_is_a_table(tmp_path: Path) -> None:
     text = render_text(summarise(make_run(tmp_path / "run")))
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 + 4 + 4
+    assert len(rows) == 4 + 4 + 4 + 4  # models, sizes, devices, layers
     assert "\\|" in text, "a bar in a name does not split a cell"
     assert "passed: 360 test images" in text
 

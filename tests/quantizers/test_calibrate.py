@@ -67,6 +67,21 @@ def test_only_scales_move_more_than_a_hair(make_net: Any, images: Any) -> None:
             torch.testing.assert_close(parameter.detach(), before[name], rtol=0.002, atol=0.02, msg=name)
 
 
+def test_no_grid_lies_within_one_unit_of_what_it_reads(make_net: Any, images: Any) -> None:
+    net = make_net("residual")
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        norms[0].weight.zero_()  # nothing comes out of the first layer, so nothing goes into the others
+        for norm in norms:
+            norm.bias.zero_()
+    student = prepare(net, QuantSpec(weight_bits=2, act_bits=2), example_inputs=images(1))
+    calibrate(student, [images(8)])
+    for layer in quant_layers(student).values():
+        unit = float((layer.folded()[1].max() * layer.source.quant.step).detach())
+        for consumer in layer.consumers:
+            assert float(consumer.quant.step.detach()) >= 0.99 * unit / 2**consumer.quant.bits
+
+
 def test_scales_follow_the_images(make_net: Any, images: Any) -> None:
     small, large = fresh(make_net, images), fresh(make_net, images)
     calibrate(small, [images(8)])

@@ -52,9 +52,39 @@ def test_negative_batch_norm_factors_flip_codes(make_student: Any, images: Any, 
     before = layer.integers()[0].clone()
     layer.bn.weight.data.mul_(torch.tensor([-1.0, 1.0] * 4))
     after, scale, _ = layer.integers()
-    assert torch.equal(after[0::2], -before[0::2]) and torch.equal(after[1::2], before[1::2])
+    inside = before[0::2] > layer.quant.low_code
+    assert bool(inside.any()) and torch.equal(after[0::2][inside], -before[0::2][inside])
+    assert torch.equal(after[1::2], before[1::2])
     assert bool((scale > 0).all())
     _check_against_integers(student, images(3), compute)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_turned_round_codes_still_fit_their_bits(bits: int, make_student: Any, images: Any, compute: Any) -> None:
+    student = make_student("plain", weight_bits=bits, overrides={"conv": {"weight_bits": bits, "act_bits": 4}})
+    layer = conv_of(student)
+    low, high = layer.quant.low_code, layer.quant.high_code
+    with torch.no_grad():
+        spread = torch.linspace(low - 1, high + 1, layer.weight[0].numel())  # in every channel
+        layer.weight.copy_(spread.expand(8, -1).reshape(layer.weight.shape))
+        layer.weight.mul_(layer.quant.step.reshape(-1, 1, 1, 1))
+        layer.bn.weight.copy_(torch.tensor([-1.0, 0.5] * 4))
+    codes, _, _ = layer.integers()
+    assert int(codes.min()) == low and int(codes.max()) == high
+    _check_against_integers(student, images(3), compute)
+
+
+def test_training_sees_the_weights_that_are_deployed_where_batch_norm_turns_them(make_student: Any) -> None:
+    layer = conv_of(make_student("plain"))
+    with torch.no_grad():
+        layer.bn.weight.copy_(torch.tensor([-1.0, 1.0] * 4))
+        layer.weight[0] = 2 * layer.quant.low_code * layer.quant.step[0]
+        layer.weight[1] = 2 * layer.quant.low_code * layer.quant.step[1]
+        weight = layer.low_bit_weight() / layer.quant.step
+        codes, _, _ = layer.integers()
+    turned = torch.tensor([-1.0, 1.0] * 4).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(weight, (codes * turned).to(weight.dtype))
+    assert float(weight[0].min()) == -layer.quant.high_code and float(weight[1].min()) == layer.quant.low_code
 
 
 @pytest.mark.parametrize("options", [{}, {"per_channel": False}, {"weight_quantizer": "dorefa"}])

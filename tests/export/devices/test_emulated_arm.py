@@ -78,7 +78,7 @@ def test_a_trained_student_computes_the_same_on_arm(ssh_server, fetcher, arm, tr
     probe = probe_device(device)
     assert probe.machine["architecture"] == "aarch64"
     assert ("asimddp" in probe.machine["cpu_flags"]) == has_dotprod
-    assert probe.loads == ("int2", "int4", "int8")
+    assert probe.loads[:3] == ("int2", "int4", "int8")
     paths = {"student": trained / "student.onnx", "teacher": trained / "teacher.onnx"}
     sample = few(read_sample(trained / "sample.npz"))
     assert len(np.unique(sample.logits["student"].argmax(1))) > 3, "a collapsed student proves nothing"

@@ -41,7 +41,7 @@ def test_a_run_is_measured_scored_and_leaves_nothing(ssh_server, here, plain, pa
 
 def test_the_address_may_be_an_alias_of_the_users_config(ssh_server, here):
     probe = probe_device(ssh_server.device(python=here, address="ssh://board"))
-    assert probe.loads == ("int2", "int4", "int8") and "CPUExecutionProvider" in probe.providers
+    assert probe.loads[:3] == ("int2", "int4", "int8") and "CPUExecutionProvider" in probe.providers
     assert probe.memory_available_bytes > 1e6 and probe.free_disk_bytes > 1e6
     assert ssh_server.left() == []
 

@@ -1,0 +1,164 @@
+"""Compare integer codes layer by layer: file against student, and integer kernels against the file's own arithmetic.
+
+A difference of one step in an early layer changes what every later layer sees, so a whole network says little about a
+kernel. ``SingleLayers`` therefore cuts the graph at every quantizer and feeds each piece the codes it should get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from export.codes import Codes
+from export.runtime import open_session
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """The integer codes of one quantizer.
+
+    Args:
+        name: The quantizer's module path.
+        values: Codes compared.
+        differing: Codes of the student that differ from the file's, optimisations off.
+        max_steps: Largest such difference.
+        differing_on: Codes of the integer kernels that lead here that differ from the file's with optimisations off,
+            both fed the same codes.
+        max_steps_on: Largest such difference.
+    """
+
+    name: str
+    values: int
+    differing: int
+    max_steps: int
+    differing_on: int
+    max_steps_on: int
+
+
+class LayerTally:
+    """Sums over images of what each quantizer's codes differ by."""
+
+    def __init__(self, taps: Sequence[Mapping[str, Any]]) -> None:
+        self.names = [str(tap["name"]) for tap in taps]
+        self.images = 0
+        self.values = [0] * len(taps)
+        self.student, self.kernels = _Differences(len(taps)), _Differences(len(taps))
+        self.missing: dict[str, str] = {}
+        self.output_difference = 0.0
+
+    def saw_output(self, off: npt.NDArray[Any], on: npt.NDArray[Any]) -> None:
+        """Add the outputs of the last layer alone, both fed the same codes."""
+        difference = np.abs(off.astype(np.float64) - on)
+        self.output_difference = max(self.output_difference, float(difference.max(initial=0)))
+
+    def add(self, student: Sequence[Codes | None], off: Sequence[Codes], on: Sequence[Codes], images: int) -> None:
+        """Add a batch: codes of the student, of the file, and of its integer kernels one by one."""
+        self.images += images
+        for index, (ours, theirs, kernels) in enumerate(zip(student, off, on, strict=True)):
+            if ours is None:
+                self.missing[self.names[index]] = "the student has no such module, or calls it less often"
+            elif ours.shape != theirs.shape:
+                self.missing[self.names[index]] = f"shape {ours.shape} in the student, {theirs.shape} in the file"
+            else:
+                self.values[index] += theirs.size
+                self.student.add(index, ours, theirs)
+                self.kernels.add(index, kernels, theirs)
+
+    def rows(self) -> tuple[LayerParity, ...]:
+        """Return a row a quantizer that was compared."""
+        rows = zip(self.names, self.values, *self.student.columns, *self.kernels.columns, strict=True)
+        return tuple(LayerParity(*row) for row in rows if row[1])
+
+
+class _Differences:
+    def __init__(self, count: int) -> None:
+        self.columns = ([0] * count, [0] * count)  # codes that differ, largest difference
+
+    def add(self, index: int, ours: Codes, theirs: Codes) -> None:
+        steps = np.abs(ours - theirs)
+        differing, largest = self.columns
+        differing[index] += int(np.count_nonzero(steps))
+        largest[index] = max(largest[index], int(steps.max(initial=0)))
+
+
+class SingleLayers:
+    """Every piece of a graph between quantizers, opened by itself with optimisations on.
+
+    Args:
+        model: The whole graph.
+        tensors: Stored tensors of its quantizers; the graph is cut at these.
+        inputs: Names of the graph's inputs.
+        output: Name of its (first) output.
+        threads: ONNX Runtime's threads.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, tensors: Sequence[str], inputs: Sequence[str], output: str, threads: int
+    ) -> None:
+        self.model, self.tensors, self.output, self.threads = model, tensors, output, threads
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.initialisers = {entry.name: entry for entry in model.graph.initializer}
+        self.cuts = {*tensors, *inputs}
+        self.sessions: dict[str, tuple[Any, list[str]]] = {}
+
+    def run(self, found: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Return each quantizer's tensor and the output as the integer kernels before it give them.
+
+        Args:
+            found: The codes at every cut and the model's inputs, which are what each piece is fed.
+        """
+        return {target: self._run(target, found) for target in (*self.tensors, self.output)}
+
+    def _run(self, target: str, found: Arrays) -> npt.NDArray[Any]:
+        if target not in self.sessions:
+            self.sessions[target] = self._open(target, found)
+        session, feeds = self.sessions[target]
+        return np.asarray(session.run([target], {name: found[name] for name in feeds})[0])
+
+    def _open(self, target: str, found: Arrays) -> tuple[Any, list[str]]:
+        nodes, feeds = self._piece(target)
+        used = {name for node in nodes for name in node.input}
+        inputs = [helper.make_tensor_value_info(name, *_type_of(found[name])) for name in feeds]
+        output = helper.make_tensor_value_info(target, _type_of(found[target])[0], None)
+        constants = [entry for name, entry in self.initialisers.items() if name in used]
+        piece = onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import)
+        piece.graph.CopyFrom(helper.make_graph(nodes, "piece", inputs, [output], constants))
+        return open_session(piece.SerializeToString(), optimise=True, threads=self.threads), feeds
+
+    def _piece(self, target: str) -> tuple[list[onnx.NodeProto], list[str]]:
+        """Return the nodes between the cuts before ``target`` and itself, in the graph's order, and those cuts."""
+        names: set[str] = set()
+        feeds: dict[str, None] = {}
+        pending = [target]
+        while pending:
+            tensor = pending.pop()
+            if tensor in self.cuts and tensor != target:
+                feeds[tensor] = None
+            elif tensor in self.makers and self.makers[tensor].name not in names:
+                names.add(self.makers[tensor].name)
+                pending += [name for name in self.makers[tensor].input if name]
+        return [node for node in self.model.graph.node if node.name in names], list(feeds)
+
+
+def _type_of(array: npt.NDArray[Any]) -> tuple[int, list[str | int]]:
+    return helper.np_dtype_to_tensor_dtype(array.dtype), ["batch", *array.shape[1:]]
+
+
+def in_order(found: Arrays, taps: Sequence[Mapping[str, Any]]) -> list[Codes]:
+    """Return the codes of each quantizer of ``taps``, in that order."""
+    return [_codes(found[tap["tensor"]], tap) for tap in taps]
+
+
+def _codes(stored: npt.NDArray[Any], tap: Mapping[str, Any]) -> Codes:
+    """Return the codes of a tapped tensor: stored integers, or real values on the grid."""
+    is_integer = np.issubdtype(stored.dtype, np.integer)
+    codes = stored - np.int64(tap["zero_point"]) if is_integer else np.rint(stored / np.float64(tap["scale"]))
+    return np.asarray(codes, np.int64)

@@ -1,0 +1,107 @@
+"""Two hundred random nets: rewritten, trained a few steps, exported, and equal to their files, kernel by kernel."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch.nn import functional as F  # noqa: N812
+
+import quantizers
+from export import ParityReport, check_parity, export_onnx
+from quantizers import QuantSpec
+
+
+def _load_random_nets() -> Any:
+    """Load the module beside this one; with --import-mode=importlib tests do not see each other."""
+    path = Path(__file__).with_name("random_nets.py")
+    spec = importlib.util.spec_from_file_location("random_nets", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["random_nets"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+random_nets = _load_random_nets()
+NETS = 200
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eager() -> Iterator[None]:
+    before = quantizers.is_fused()
+    quantizers.set_fused(enabled=False)
+    yield
+    quantizers.set_fused(enabled=before)
+
+
+def trained_student(spec: Any) -> tuple[Any, list[torch.Tensor]]:
+    """Return a student after three steps on random images that carry a colour by class, and unseen images."""
+    torch.manual_seed(spec.seed)
+    model = random_nets.RandomNet(spec)
+    labels = torch.arange(8) % 5
+    colours = torch.randn(5, spec.channels, 1, 1)
+    batches = [colours[labels] + torch.randn(8, spec.channels, *spec.size) for _ in range(5)]
+    quant = QuantSpec(
+        weight_bits=spec.weight_bits, act_bits=spec.act_bits, first_bits=spec.edge_bits, last_bits=spec.edge_bits,
+        sum_bits=spec.sum_bits, per_channel=spec.per_channel,
+    )  # fmt: skip
+    student = quantizers.prepare(model, quant, example_inputs=batches[0])
+    quantizers.calibrate(student, batches[:2])
+    student.train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-2)
+    for batch in batches[:3]:
+        optimizer.zero_grad()
+        F.cross_entropy(student(batch), labels).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+    quantizers.settle(student)
+    return student.eval(), [batch[: spec.batch] for batch in batches[3:]]
+
+
+def check(spec: Any, folder: Path) -> ParityReport:
+    student, batches = trained_student(spec)
+    path = folder / "student.onnx"
+    export_onnx(student, batches[0], path)
+    report = check_parity(student, path, batches)
+    assert report.layers and all("top-1" in note or "zero" in note for note in report.notes), report.notes
+    # equal logits may come in either order, so classes are not compared here but the logits behind them
+    assert report.off.max_steps is not None and report.off.max_steps < 0.5, report.off
+    for layer in report.layers:
+        assert layer.max_steps <= 1 and layer.max_steps_on <= 1, layer
+        assert layer.differing == 0, layer
+        assert layer.differing_on <= max(1, 1e-3 * layer.values), layer
+    return report
+
+
+@pytest.mark.slow
+def test_random_nets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(
+        max_examples=NETS, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(spec=random_nets.net_specs())
+    def run(spec: Any) -> None:
+        report = check(spec, tmp_path)
+        seen["nets"] += 1
+        seen["codes"] += sum(layer.values for layer in report.layers)
+        seen["differing off"] += sum(layer.differing for layer in report.layers)
+        seen["differing on"] += sum(layer.differing_on for layer in report.layers)
+        seen["images"] += report.images
+        seen["other class on"] += report.on.differing
+        seen["nets with several classes"] += report.predicted_classes > 1
+
+    run()
+    with capsys.disabled():
+        print("\nrandom nets:", ", ".join(f"{count:,} {what}" for what, count in seen.items()))
+    assert seen["nets"] >= NETS
+    assert seen["differing on"] <= 1e-3 * seen["codes"]
+    assert seen["nets with several classes"] > NETS // 4

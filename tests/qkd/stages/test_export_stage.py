@@ -1,0 +1,182 @@
+"""The export stage: flavours beside student.onnx, sizes and cost, and layers that stay in float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import yaml
+
+import qkd.named_files
+from export import ExportError
+from qkd.bench_targets import run_files
+from qkd.cli import main
+from qkd.files import read_json
+from qkd.progress import Silent
+from qkd.report import summarise
+from qkd.rundir import RunFolder
+from qkd.stages import STAGES
+from qkd.stages.export import require_integer_layers
+from qkd.testing import tiny_config, write_npz_set
+
+NEEDS_QONNX = "qonnx's executor is in the extra [qonnx], for Python 3.11 and newer"
+
+
+class Listening(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unfused() -> Iterator[None]:
+    from quantizers import is_fused, set_fused
+
+    before = is_fused()
+    set_fused(enabled=False)  # compiling takes longer than these trainings
+    yield
+    set_fused(enabled=before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of runs that holds a trained one, not exported."""
+    folder = tmp_path_factory.mktemp("runs")
+    with RunFolder.open(tiny_config(data), folder) as run:
+        for name in ("teacher", "search", "distill"):
+            STAGES[name](run, Silent())
+    return folder
+
+
+def export(data: Path, trained: Path, listener: Any = None, **settings: Any) -> RunFolder:
+    config = tiny_config(data, {f"export.{key}": value for key, value in settings.items()})
+    run = RunFolder(config, trained / "tiny")
+    STAGES["export"](run, listener or Silent())
+    assert run.is_complete("export")
+    return run
+
+
+def test_sizes_and_cost_are_written(data: Path, trained: Path) -> None:
+    run = export(data, trained)
+    facts, cost = (read_json(run.path / "export" / f"{name}.json") for name in ("export", "cost"))
+    assert sorted(facts) == ["student", "teacher"]
+    student, teacher = facts["student"], facts["teacher"]
+    assert student["size_bytes"] == cost["file_bytes"] == (run.path / "export" / "student.onnx").stat().st_size
+    assert student["packed_weight_bytes"] == sum(layer["weight_bytes"] for layer in student["layers"])
+    assert student["packed_weight_bytes"] == cost["student"]["weight_bytes"]  # 8 and 4 bits: stored at their bits
+    assert student["theoretical_bytes"] == cost["student"]["parameter_bytes"] < student["size_bytes"]
+    assert teacher["packed_weight_bytes"] == cost["float_twin"]["weight_bytes"]
+    assert teacher["packed_weight_bytes"] < teacher["theoretical_bytes"] < teacher["size_bytes"]
+    summary = summarise(run.path)
+    assert summary.models[1].theoretical_bytes == student["theoretical_bytes"] and summary.cost == cost
+    assert summary.flavours == {}
+
+
+@pytest.mark.parametrize("flavour", ["qcdq", "qonnx"])
+def test_another_flavour_lies_beside_and_is_compared(data: Path, trained: Path, flavour: str) -> None:
+    if flavour == "qonnx":
+        pytest.importorskip("qonnx", reason=NEEDS_QONNX)
+    listener = Listening()
+    run = export(data, trained, listener, flavour=flavour, pack="packed", strict=True)
+    folder = run.path / "export"
+    facts = read_json(folder / "export.json")
+    assert facts[f"student.{flavour}"]["flavour"] == flavour and facts["student"]["flavour"] == "ort"
+    domains = {entry.domain for entry in onnx.load(folder / f"student.{flavour}.onnx").opset_import}
+    assert ("qonnx.custom_op.general" in domains) == (flavour == "qonnx")
+    parity = read_json(folder / f"parity.{flavour}.json")
+    assert parity["passed"] and parity["images"] == 32 and parity["off"]["differing"] == 0 and parity["layers"]
+    assert all(layer["differing"] == 0 for layer in parity["layers"])
+    assert parity["runtime_version"].startswith("qonnx ") == (flavour == "qonnx")
+    assert any(f"parity of student.{flavour}.onnx: the same class" in line for line in listener.said)
+    # what the bench stage runs: never a file that ONNX Runtime cannot load, or is not for it
+    assert sorted(run_files(run.path)) == ["student", "teacher"]
+    assert summarise(run.path).flavours[f"student.{flavour}"]["parity"] == parity
+    STAGES["bench"](run, Silent())
+    STAGES["report"](run, Silent())
+    assert f"student.{flavour}.onnx" in (run.path / "report.md").read_text()
+
+
+def test_a_flavour_that_cannot_be_proven_is_found_before_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(qkd.named_files, "find_spec", lambda name: None)
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(tiny_config(data, {"export.flavour": "qonnx"}).model_dump(mode="json")))
+    assert main(["run", str(file), "--runs-dir", str(tmp_path / "runs")]) == 2
+    found = capsys.readouterr().err
+    assert "export.flavour: `qonnx` is proven with qonnx's executor, which is missing: pip install" in found
+    assert not (tmp_path / "runs").exists()
+    assert main(["validate", str(file), "export.flavour=qcdq"]) == 0
+
+
+@pytest.fixture(scope="module")
+def squeezing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the config of a net that ends with convolution and ReLU (its mean is over one pixel): they stay float."""
+    folder = tmp_path_factory.mktemp("squeezing")
+    changes = {"name": "squeezed", "teacher.net": "torchvision/squeezenet1_1"}
+    changes |= {"teacher.train": {"epochs": 1, "lr": 1e-3}, "student.train": {"epochs": 1, "lr": 1e-3}}
+    config = tiny_config(write_npz_set(folder / "data", train=32, test=16, image_size=21), changes)
+    (folder / "c.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return folder
+
+
+SENTENCE = "classifier.1 (Conv) runs as FusedConv in float: its real-valued output is read by classifier.2"
+
+
+def test_a_fall_back_is_a_warning_or_with_strict_an_error(squeezing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = [str(squeezing / "c.yaml"), "--runs-dir", str(squeezing / "runs")]
+    assert main(["run", *common, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert f"warning: {SENTENCE}" in captured.err
+    facts = json.loads((squeezing / "runs" / "squeezed" / "export" / "export.json").read_text())
+    assert [line.startswith(SENTENCE) for line in facts["student"]["fall_backs"]] == [True]
+    # an export that is complete is judged, too, and stays
+    assert main(["export", *common, "--strict"]) == 2
+    captured = capsys.readouterr()
+    assert "already complete" in captured.err and f"student.onnx: {SENTENCE}" in captured.err and captured.out == ""
+    assert main(["export", *common]) == 0
+    # with strict in the config, the stage itself refuses, and writes nothing
+    run = RunFolder(tiny_config(squeezing / "data", {"export.strict": True}), squeezing / "runs" / "squeezed")
+    (run.path / "export" / "student.onnx").unlink()
+    with pytest.raises(ExportError, match=r"layers stay in float:\n  classifier\.1"):
+        STAGES["export"](run, Silent())
+    assert not (run.path / "export" / "student.onnx").exists() and not run.is_complete("export")
+    with pytest.raises(ExportError, match=r"student\.onnx: classifier\.1"):
+        require_integer_layers(run)
+
+
+def test_strict_lets_integer_layers_pass(data: Path, trained: Path) -> None:
+    require_integer_layers(export(data, trained, strict=True))
+
+
+def test_dry_run_tries_every_flavour(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(tiny_config(data).model_dump(mode="json")))
+    flavours = ["qcdq"]
+    try:
+        import qonnx  # noqa: F401
+
+        flavours.append("qonnx")
+    except ImportError:
+        pass
+    for flavour in flavours:
+        assert main(["run", str(file), f"export.flavour={flavour}", "--dry-run", "--json"]) == 0
+        checks = json.loads(capsys.readouterr().out)["checks"]
+        assert "3 files load and run" in checks[-1]["outcome"]

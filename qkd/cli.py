@@ -234,6 +234,9 @@ def _add(
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        if action.dest == "config":
+            action.metavar, action.help = "CONFIG|MODEL", "a config; or an ONNX file or run folder, more may follow"
     parser.usage = "%(prog)s CONFIG [key=value ...]\n       %(prog)s MODEL [MODEL ...] [--on DEVICE] [options]"
     parser.description = "Measure a config's run, or models (ONNX files, run folders), here and on devices."
     group = parser.add_argument_group("for models (a config has a bench section instead)")

@@ -103,7 +103,18 @@ def parity_sentence(summary: RunSummary) -> str:
     return (
         f"{'passed' if parity['passed'] else 'FAILED'}: {parity['images']} test images, PyTorch against ONNX Runtime "
         f"{parity['runtime_version']}; the class differs on {parity['off']['differing']} with optimisations off "
-        f"and on {parity['on']['differing']} with them on."
+        f"and on {parity['on']['differing']} with them on.{_codes_sentence(parity)}"
+    )
+
+
+def _codes_sentence(parity: Mapping[str, Any]) -> str:
+    layers = parity.get("layers", ())
+    if not layers:
+        return ""
+    values, off, on = (sum(layer.get(key, 0) for layer in layers) for key in ("values", "differing", "differing_on"))
+    return (
+        f" Layer by layer, on {parity['layer_images']} images: {off:,} of {values:,} codes differ between student and "
+        f"file, {on:,} between the file's arithmetic and each integer kernel fed the same codes."
     )
 
 

@@ -16,6 +16,7 @@ from qkd.report import render_page, render_text, summarise
 from qkd.report.charts import Point, Series, line_chart, scatter_chart, schedule_chart
 from qkd.report.page import RunRecord
 from qkd.report.table import align, bytes_text, markdown, megabytes, milliseconds, percent
+from qkd.report.text import parity_sentence
 from qkd.report.tradeoff import device_charts, device_table
 
 EVIL = "<script>alert('x')</script>&\"|"
@@ -210,6 +211,19 @@ def test_the_text_report_is_a_table(tmp_path: Path) -> None:
     assert len(rows) == 4 + 4 + 4 + 4  # models, sizes, devices, layers
     assert "\\|" in text, "a bar in a name does not split a cell"
     assert "passed: 360 test images" in text
+
+
+def test_the_parity_sentence_counts_codes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    path = run / "export" / "parity.json"
+    parity = json.loads(path.read_text())
+    first = {"name": "a", "values": 1500, "differing": 2, "differing_on": 1}
+    layers = [first, {"name": "b", "values": 500, "differing": 0, "differing_on": 3}]
+    path.write_text(json.dumps({**parity, "layers": layers, "layer_images": 32}))
+    sentence = parity_sentence(summarise(run))
+    assert "on 32 images: 2 of 2,000 codes differ between student and file, 4 between" in sentence
+    path.write_text(json.dumps({**parity, "layers": []}))
+    assert "codes" not in parity_sentence(summarise(run))
 
 
 def make_devices(run: Path) -> Path:

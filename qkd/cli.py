@@ -26,6 +26,9 @@ STAGE_HELP = {
     "report": "write report.html and report.md",
 }
 
+# command -> placeholder and help of its first argument, where that may be more than a config
+CONFIG_MEANS = {"bench": ("CONFIG|MODEL", "a config; or an ONNX file or run folder, more may follow")}
+
 EXAMPLES = """examples:
   qkd run digits/w2a2                                 every stage; resumes where it stopped
   qkd run digits/w2a2 student.train.epochs=3 name=short
@@ -223,7 +226,8 @@ def _add(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )
     if needs_config:
-        parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped config such as digits/w2a2")
+        meta, meant = CONFIG_MEANS.get(name, ("CONFIG", "a YAML file, or a shipped config such as digits/w2a2"))
+        parser.add_argument("config", metavar=meta, help=meant)
         parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
     if has_runs:
         parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of run folders (runs)")
@@ -234,9 +238,6 @@ def _add(
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
-    for action in parser._actions:
-        if action.dest == "config":
-            action.metavar, action.help = "CONFIG|MODEL", "a config; or an ONNX file or run folder, more may follow"
     parser.usage = "%(prog)s CONFIG [key=value ...]\n       %(prog)s MODEL [MODEL ...] [--on DEVICE] [options]"
     parser.description = "Measure a config's run, or models (ONNX files, run folders), here and on devices."
     group = parser.add_argument_group("for models (a config has a bench section instead)")

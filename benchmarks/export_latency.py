@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--no-brevitas", action="store_true", help="leave Brevitas' own export out")
     parser.add_argument("--profile", action="store_true", help="also the time of each operator")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--reuse", action="store_true", help="measure the files that an earlier call left in --work")
     parser.add_argument("--update", action="store_true", help="keep what the JSON file says of other nets")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -229,7 +230,12 @@ def main() -> None:
     if args.update and args.json and args.json.exists():
         results = json.loads(args.json.read_text())["nets"]
     for name in args.nets:
-        facts = write_files(name, args.work, with_brevitas=not args.no_brevitas)
+        known = args.work / f"{name}.facts.json"
+        if args.reuse and known.exists():
+            facts = json.loads(known.read_text())
+        else:
+            facts = write_files(name, args.work, with_brevitas=not args.no_brevitas)
+            known.write_text(json.dumps(facts))
         gc.collect()
         results[name] = measure(name, facts, args)
         print(table(name, results[name]), flush=True)

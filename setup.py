@@ -10,6 +10,7 @@ PACKAGES = [
     "qkd.agents",
     "qkd.data",
     "qkd.distill",
+    "qkd.distill.losses",
     "qkd.nets",
     "qkd.report",
     "qkd.stages",

@@ -27,7 +27,7 @@ class DistillStep:
         tap_paths: Float module path -> path within the student, for feature losses; absent: the paths are the same.
 
     Raises:
-        ValueError: If a tap names no module.
+        ValueError: If a tap names no module, or a term reads the teacher's last layer and that is not linear.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class DistillStep:
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
         self._teacher_taps = Taps(teacher, terms.teacher_taps, role="teacher")
+        self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -60,6 +61,20 @@ class DistillStep:
             with torch.no_grad():
                 teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
             teacher_features = self._teacher_taps.take()
-        outputs = Outputs(student_logits, batch.labels, teacher_logits, student_features, teacher_features)
+        outputs = Outputs(
+            student_logits, batch.labels, teacher_logits, student_features, teacher_features, self._class_weights
+        )
         loss, terms = self._terms(outputs)
         return StepResult(loss=loss, terms=terms, logits=student_logits)
+
+
+def last_weights(teacher: nn.Module) -> Tensor:
+    """Return the weights of a net's last linear layer, ``[classes, features]``, without gradient.
+
+    Raises:
+        ValueError: If it has no linear layer.
+    """
+    layers = [module for module in teacher.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError("a loss term reads the teacher's last linear layer (class_weights), but it has none")
+    return layers[-1].weight.detach()

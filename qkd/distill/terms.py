@@ -11,7 +11,23 @@ from typing import Any
 from torch import Tensor
 
 from qkd.config import TermConfig
-from qkd.distill.losses import cross_entropy_loss, similarity_preserving_loss, soft_target_loss
+from qkd.distill.losses import (
+    angle_relation_loss,
+    attention_transfer_loss,
+    class_relation_loss,
+    cross_entropy_loss,
+    decoupled_loss,
+    distance_relation_loss,
+    hint_loss,
+    information_flow_loss,
+    probabilistic_transfer_loss,
+    similarity_preserving_loss,
+    soft_target_loss,
+    teacher_confidence_loss,
+    top_classes_loss,
+)
+from qkd.distill.losses.levels import REMAINDERS
+from qkd.distill.losses.relations import FLOW_REDUCTIONS, KERNELS
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,15 @@ def _is_not_negative(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
 
+def _one_of(choices: Sequence[str]) -> Option:
+    return Option(str, f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+_TEMPERATURE = Option(float, "positive", _is_positive, default=4.0)
+_SCALE = Option(float, "not negative (absent: temperature squared)", _is_not_negative)
+_WEIGHT = Option(float, "not negative", _is_not_negative)
+_FEATURES = ("student_feature", "teacher_feature")
+
 LOSSES: dict[str, LossEntry] = {
     "cross_entropy": LossEntry(
         cross_entropy_loss,
@@ -83,16 +108,93 @@ LOSSES: dict[str, LossEntry] = {
         "student against the teacher's softened distribution",
         "Hinton et al. 2015, section 2",
         {
-            "temperature": Option(float, "positive", _is_positive, default=4.0),
-            "scale": Option(float, "not negative (absent: temperature squared)", _is_not_negative),
+            "temperature": _TEMPERATURE,
+            "scale": _SCALE,
             "reduction": Option(str, "batchmean or mean", lambda value: value in ("batchmean", "mean")),
         },
     ),
+    "decoupled": LossEntry(
+        decoupled_loss,
+        ("student_logits", "teacher_logits", "labels"),
+        "soft targets in two parts: the true class, and the others among themselves",
+        "Zhao et al. 2022, equation 7",
+        {"temperature": _TEMPERATURE, "target_weight": _WEIGHT, "others_weight": _WEIGHT, "scale": _SCALE},
+    ),
+    "teacher_confidence": LossEntry(
+        teacher_confidence_loss,
+        ("student_logits", "teacher_logits", "labels"),
+        "KD-pt: how sure the teacher is of each image, and nothing else",
+        "Tang et al. 2020, instance level (our reading of the form)",
+        {"temperature": _TEMPERATURE, "scale": _SCALE},
+    ),
+    "class_relation": LossEntry(
+        class_relation_loss,
+        ("student_logits", "labels", "class_weights"),
+        "KD-sim: how the true class relates to the others in the teacher's last layer; needs no teacher forward pass",
+        "Tang et al. 2020, domain level (our reading of the form)",
+        {
+            "temperature": _TEMPERATURE,
+            "sharpness": Option(float, "positive", _is_positive),
+            "one_hot_share": Option(float, "in [0, 1)", lambda value: 0 <= value < 1),
+            "scale": _SCALE,
+        },
+    ),
+    "top_classes": LossEntry(
+        top_classes_loss,
+        ("student_logits", "teacher_logits"),
+        "KD-topk: soft targets of the classes that the teacher thinks likeliest",
+        "Tang et al. 2020",
+        {
+            "temperature": _TEMPERATURE,
+            "classes": Option(int, "at least 1", lambda value: value >= 1, default=3),
+            "remainder": _one_of(REMAINDERS),
+            "scale": _SCALE,
+        },
+    ),
+    "hint": LossEntry(
+        hint_loss, _FEATURES, "mean squared difference at pairs of taps of one shape", "Romero et al. 2015, equation 3"
+    ),
+    "attention_transfer": LossEntry(
+        attention_transfer_loss,
+        _FEATURES,
+        "where in the image features are large, at pairs of taps",
+        "Zagoruyko and Komodakis 2017, section 3.1",
+        {"power": Option(float, "at least 1", lambda value: math.isfinite(value) and value >= 1)},
+    ),
     "similarity_preserving": LossEntry(
         similarity_preserving_loss,
-        ("student_feature", "teacher_feature"),
+        _FEATURES,
         "which images of a batch look alike, at pairs of taps",
         "Tung and Mori 2019, equations 1 to 4",
+    ),
+    "distance_relation": LossEntry(
+        distance_relation_loss,
+        _FEATURES,
+        "RKD-D: how far images of a batch lie apart, at pairs of taps",
+        "Park et al. 2019, equations 5 to 8",
+    ),
+    "angle_relation": LossEntry(
+        angle_relation_loss,
+        _FEATURES,
+        "RKD-A: angles that three images of a batch form, at pairs of taps",
+        "Park et al. 2019, equations 9 to 11",
+    ),
+    "probabilistic_transfer": LossEntry(
+        probabilistic_transfer_loss,
+        _FEATURES,
+        "PKT: probabilities that images of a batch are neighbours, at pairs of taps",
+        "Passalis and Tefas 2018, equations 3, 5 and 6",
+    ),
+    "information_flow": LossEntry(
+        information_flow_loss,
+        _FEATURES,
+        "IFM: Jeffreys divergence of neighbour probabilities, at pairs of taps",
+        "Passalis et al. 2020, section 3",
+        {
+            "kernel": _one_of(KERNELS),
+            "reduction": _one_of(FLOW_REDUCTIONS),
+            "normalize": Option(bool, "true or false", lambda value: True),
+        },
     ),
 }
 
@@ -107,6 +209,7 @@ class Outputs:
         teacher_logits: Shape ``[batch, classes]``; None where no term needs the teacher.
         student_features: Tap (float module path) -> tensor.
         teacher_features: Tap -> tensor.
+        class_weights: Of the teacher's last layer, shape ``[classes, features]``; None where no term reads them.
     """
 
     student_logits: Tensor
@@ -114,6 +217,7 @@ class Outputs:
     teacher_logits: Tensor | None = None
     student_features: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
+    class_weights: Tensor | None = None
 
 
 class WeightedTerms:
@@ -134,6 +238,11 @@ class WeightedTerms:
     def needs_teacher(self) -> bool:
         """Whether a step must run the teacher."""
         return any(LOSSES[config.loss].needs_teacher for _, config, _ in self._terms)
+
+    @property
+    def needs_class_weights(self) -> bool:
+        """Whether a term reads the weights of the teacher's last layer."""
+        return any("class_weights" in LOSSES[config.loss].inputs for _, config, _ in self._terms)
 
     @property
     def student_taps(self) -> tuple[str, ...]:
@@ -211,7 +320,7 @@ def _evaluate(entry: LossEntry, config: TermConfig, options: Mapping[str, Any], 
 def _input(outputs: Outputs, name: str) -> Tensor:
     value = getattr(outputs, name)
     if value is None:
-        raise ValueError(f"a loss term needs {name}, but the step did not run the teacher")
+        raise ValueError(f"a loss term needs {name}, but the step has none: it comes from the teacher")
     return _widen(value)
 
 

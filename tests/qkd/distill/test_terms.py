@@ -104,7 +104,7 @@ def test_half_precision_is_widened() -> None:
     ("terms", "fault"),
     [
         ([term("soft_targt")], "terms[0].loss: unknown loss 'soft_targt'; did you mean `soft_target`?"),
-        ([term("zzz")], "known: cross_entropy, "),
+        ([term("zzz")], "known: angle_relation, "),
         (
             [term("cross_entropy"), term("soft_target", options={"temperatur": 4})],
             "terms[1].options.temperatur: unknown option; did you mean `temperature`?",

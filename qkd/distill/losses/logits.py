@@ -1,15 +1,15 @@
-"""Distillation losses: pure functions of tensors with keyword-only scalars."""
+"""Losses on logits: labels, soft targets, and soft targets in two parts."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-NORM_FLOOR = 1e-12  # below it a row counts as zero and stays zero: 0 / 0 would be NaN, forwards and backwards
+from qkd.distill.losses.checks import check_labels, check_logits, check_temperature, check_weight
+from qkd.distill.losses.stable import log_others
 
 Reduction = Literal["batchmean", "mean"]
 
@@ -88,11 +88,8 @@ def soft_target_loss(
         >>> round(soft_target_loss(torch.zeros(1, 2), teacher_logits, temperature=1.0).item(), 4)
         0.3278
     """
-    _check_pair(student_logits, teacher_logits)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be positive and finite, got {temperature=}")
-    if scale is not None and not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"scale must be finite and not negative, got {scale=}")
+    check_logits(student_logits, teacher_logits)
+    check_temperature(temperature, scale)
     if reduction not in ("batchmean", "mean"):
         raise ValueError(f"reduction must be 'batchmean' or 'mean', got {reduction=}")
     student_log = functional.log_softmax(student_logits / temperature, dim=1)
@@ -103,58 +100,70 @@ def soft_target_loss(
     return divergence / count * (temperature**2 if scale is None else scale)
 
 
-def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-    r"""Return how differently two features order the images of a batch by similarity.
+def decoupled_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    target_weight: float = 1.0,
+    others_weight: float = 8.0,
+    scale: float | None = None,
+) -> Tensor:
+    r"""Return soft targets in two parts with weights of their own: the true class, and the others among themselves.
 
-    .. math:: L = \frac1{B^2} \| \tilde G_t - \tilde G_s \|_F^2,\quad G = Q Q^T,\quad \tilde G = G
-              \text{ with rows of L2 norm 1}
+    .. math:: L = \frac{c}{B} \sum_b \big[ \alpha\, \mathrm{KL}(b_t \| b_s) + \beta\, \mathrm{KL}(r_t \| r_s) \big]
 
-    where :math:`Q` is the feature flattened to one row an image.
+    with :math:`b = (q_y, 1 - q_y)` and :math:`r_k = q_k / (1 - q_y)` for :math:`k \ne y`, where
+    :math:`q = \sigma(z / \tau)`. :func:`soft_target_loss` is the case :math:`\alpha = 1,\ \beta = 1 - p_y` of each
+    image.
 
     Args:
-        student_feature: Shape ``[batch, ...]``, floating.
-        teacher_feature: Shape ``[batch, ...]``; everything but ``batch`` may differ from the student's. Treated as a
-            constant: no gradient flows into it.
+        student_logits: Shape ``[batch, classes]``, floating, at least two classes.
+        teacher_logits: Same shape. Treated as a constant.
+        labels: Shape ``[batch]``, int64.
+        temperature: :math:`\tau > 0`.
+        target_weight: :math:`\alpha \ge 0`.
+        others_weight: :math:`\beta \ge 0`; 8 is published for CIFAR-100.
+        scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
 
     Returns:
-        A scalar, shape ``[]``, dimensionless, in ``[0, 4 / batch]``; zero where both features are equal, and
-        unchanged when a feature is scaled or an orthogonal map is applied to it.
+        A scalar, shape ``[]``, in nats. Zero where both logits are equal.
 
     Raises:
-        ValueError: If the batches differ, or a feature has no dimension beside the batch.
+        ValueError: If shapes do not fit, there are fewer than two classes, or a number is out of range.
 
     References:
-        Tung, Mori, `Similarity-Preserving Knowledge Distillation <https://arxiv.org/abs/1907.09682>`_, 2019,
-        equations 1 to 4.
-
-    Note:
-        An image whose feature is all zero has no direction; its row stays zero (value and gradient).
+        Zhao et al., `Decoupled Knowledge Distillation <https://arxiv.org/abs/2203.08679>`_, 2022, equation 7.
 
     Example:
-        >>> feature = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-        >>> similarity_preserving_loss(feature, 3 * feature).item() < 1e-12
-        True
+        >>> z = torch.tensor([[1.0, 0.0, -1.0]])
+        >>> decoupled_loss(z, z, torch.tensor([0]), temperature=4.0).item()
+        0.0
     """
-    if student_feature.dim() < 2 or teacher_feature.dim() < 2 or len(student_feature) != len(teacher_feature):
-        raise ValueError(
-            f"need features [batch, ...] of one batch, "
-            f"got {tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
-        )
-    difference = _similarity(teacher_feature.detach()) - _similarity(student_feature)
-    return difference.square().sum() / len(student_feature) ** 2
+    check_logits(student_logits, teacher_logits, least_classes=2)
+    check_labels(student_logits, labels)
+    check_temperature(temperature, scale)
+    check_weight(target_weight=target_weight, others_weight=others_weight)
+    student_log = functional.log_softmax(student_logits / temperature, dim=1)
+    teacher_log = functional.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    is_target = functional.one_hot(labels, student_logits.shape[1]).bool()
+    target = _binary_divergence(student_log, teacher_log, is_target)
+    others = _others_divergence(student_log, teacher_log, is_target)
+    total = target_weight * target + others_weight * others
+    return total / len(labels) * (temperature**2 if scale is None else scale)
 
 
-def _similarity(feature: Tensor) -> Tensor:
-    """Return the row-normalised Gram matrix of the batch, ``[batch, batch]``."""
-    rows = feature.flatten(1)
-    # the loss ignores the feature's size, so dividing by its largest entry only keeps the squares from overflowing
-    rows = rows / rows.detach().abs().amax().clamp_min(torch.finfo(rows.dtype).tiny)
-    return functional.normalize(rows @ rows.T, dim=1, eps=NORM_FLOOR)
+def _binary_divergence(student_log: Tensor, teacher_log: Tensor, is_target: Tensor) -> Tensor:
+    student, teacher = (
+        torch.stack((rows[is_target], log_others(rows, is_target)), 1) for rows in (student_log, teacher_log)
+    )
+    return functional.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
-def _check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student and teacher need logits of one shape [batch, classes], "
-            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        )
+def _others_divergence(student_log: Tensor, teacher_log: Tensor, is_target: Tensor) -> Tensor:
+    classes = student_log.shape[1] - 1
+    student, teacher = (
+        functional.log_softmax(rows[~is_target].reshape(-1, classes), dim=1) for rows in (student_log, teacher_log)
+    )
+    return functional.kl_div(student, teacher, reduction="sum", log_target=True)

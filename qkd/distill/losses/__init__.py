@@ -1,0 +1,38 @@
+"""Distillation losses: pure functions of tensors with keyword-only scalars."""
+
+from qkd.distill.losses.features import attention_transfer_loss, hint_loss
+from qkd.distill.losses.levels import (
+    class_relation_loss,
+    class_relation_targets,
+    equivalent_label_smoothing,
+    gradient_rescaling,
+    teacher_confidence_loss,
+    top_classes_loss,
+)
+from qkd.distill.losses.logits import cross_entropy_loss, decoupled_loss, soft_target_loss
+from qkd.distill.losses.relations import (
+    angle_relation_loss,
+    distance_relation_loss,
+    information_flow_loss,
+    probabilistic_transfer_loss,
+    similarity_preserving_loss,
+)
+
+__all__ = [
+    "angle_relation_loss",
+    "attention_transfer_loss",
+    "class_relation_loss",
+    "class_relation_targets",
+    "cross_entropy_loss",
+    "decoupled_loss",
+    "distance_relation_loss",
+    "equivalent_label_smoothing",
+    "gradient_rescaling",
+    "hint_loss",
+    "information_flow_loss",
+    "probabilistic_transfer_loss",
+    "similarity_preserving_loss",
+    "soft_target_loss",
+    "teacher_confidence_loss",
+    "top_classes_loss",
+]

@@ -1,0 +1,94 @@
+"""Refuse tensors and numbers that a loss is not defined for, saying what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from torch import Tensor
+
+
+def check_logits(student_logits: Tensor, teacher_logits: Tensor, *, least_classes: int = 1) -> None:
+    """Raise unless both are ``[batch, classes]`` and of one shape.
+
+    Raises:
+        ValueError: If they are not, or there are fewer than ``least_classes`` classes.
+    """
+    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student and teacher need logits of one shape [batch, classes], "
+            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
+    if student_logits.shape[1] < least_classes:
+        raise ValueError(f"needs at least {least_classes} classes, got {student_logits.shape[1]}")
+
+
+def check_labels(logits: Tensor, labels: Tensor) -> None:
+    """Raise unless labels are ``[batch]``, as many as the logits' rows.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"need labels [batch] for logits [batch, classes], got {tuple(labels.shape)} and {tuple(logits.shape)}"
+        )
+
+
+def check_temperature(temperature: float, scale: float | None = None) -> None:
+    """Raise unless the temperature is positive and finite, and the scale, if any, finite and not negative.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be positive and finite, got {temperature=}")
+    if scale is not None and not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"scale must be finite and not negative, got {scale=}")
+
+
+def check_weight(**weights: float) -> None:
+    """Raise unless every weight is finite and not negative.
+
+    Raises:
+        ValueError: If one is not; names it.
+    """
+    for name, value in weights.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise unless a value is one of the choices.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_features(student_feature: Tensor, teacher_feature: Tensor) -> None:
+    """Raise unless both are ``[batch, ...]`` of one batch.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if student_feature.dim() < 2 or teacher_feature.dim() < 2 or len(student_feature) != len(teacher_feature):
+        raise ValueError(
+            f"need features [batch, ...] of one batch, "
+            f"got {tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
+        )
+
+
+def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:
+    """Raise unless both are ``[batch, channels, height, width]`` of one batch.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if student_feature.dim() != 4 or teacher_feature.dim() != 4 or len(student_feature) != len(teacher_feature):
+        raise ValueError(
+            f"need features [batch, channels, height, width] of one batch, "
+            f"got {tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
+        )

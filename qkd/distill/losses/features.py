@@ -1,0 +1,82 @@
+"""Losses that compare two features value by value, or where in the image they are large."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional
+
+from qkd.distill.losses.checks import check_features, check_maps
+from qkd.distill.losses.stable import unit_rows
+
+
+def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    r"""Return the mean squared difference of two features (the hint of FitNets).
+
+    .. math:: L = \frac1N \sum (f_s - f_t)^2
+
+    Args:
+        student_feature: Shape ``[batch, ...]``, floating; of another width than the teacher's only behind an adapter.
+        teacher_feature: Same shape. Treated as a constant.
+
+    Returns:
+        A scalar, shape ``[]``.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    References:
+        Romero et al., `FitNets <https://arxiv.org/abs/1412.6550>`_, 2015, equation 3 (there a sum over the feature and
+        one half; the mean keeps its size when layers differ).
+    """
+    check_features(student_feature, teacher_feature)
+    if student_feature.shape != teacher_feature.shape:
+        raise ValueError(
+            f"a hint compares features of one shape, got {tuple(student_feature.shape)} and "
+            f"{tuple(teacher_feature.shape)}: tap layers of one shape"
+        )
+    return functional.mse_loss(student_feature, teacher_feature.detach())
+
+
+def attention_transfer_loss(student_feature: Tensor, teacher_feature: Tensor, *, power: float = 2.0) -> Tensor:
+    r"""Return how differently two features spread their attention over the image.
+
+    .. math:: L = \frac{1}{B H W} \sum_b \| \hat a_s - \hat a_t \|_2^2,\quad
+              a = \frac1C \sum_c |f_c|^p,\quad \hat a = a / \|a\|_2
+
+    Args:
+        student_feature: Shape ``[batch, channels, height, width]``; channels may differ from the teacher's. Where its
+            height or width is larger, it is averaged down to the teacher's, and the other way round.
+        teacher_feature: Likewise. Treated as a constant.
+        power: :math:`p \ge 1`.
+
+    Returns:
+        A scalar, shape ``[]``; unchanged when a feature is scaled.
+
+    Raises:
+        ValueError: If features are not four-dimensional, the batches differ, or ``power`` is below 1.
+
+    References:
+        Zagoruyko, Komodakis, `Paying More Attention to Attention <https://arxiv.org/abs/1612.03928>`_, 2017, section
+        3.1: equation 2 with the mean of squares, which is what is commonly used; the paper has the norm itself.
+
+    Note:
+        An image whose feature is all zero has no attention; its map stays zero (value and gradient).
+    """
+    check_maps(student_feature, teacher_feature)
+    if not (math.isfinite(power) and power >= 1):
+        raise ValueError(f"power must be at least 1 and finite, got {power}")
+    height, width = (min(pair) for pair in zip(student_feature.shape[2:], teacher_feature.shape[2:], strict=True))
+    student, teacher = (
+        _attention(maps, (height, width), power) for maps in (student_feature, teacher_feature.detach())
+    )
+    return functional.mse_loss(student, teacher)
+
+
+def _attention(maps: Tensor, size: tuple[int, int], power: float) -> Tensor:
+    """Return attention as rows of norm 1, ``[batch, height * width]``."""
+    if tuple(maps.shape[2:]) != size:
+        maps = functional.adaptive_avg_pool2d(maps, size)
+    magnitudes = maps.square() if power == 2 else maps.abs().pow(power)
+    return unit_rows(magnitudes.mean(1).flatten(1))

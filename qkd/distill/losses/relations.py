@@ -1,0 +1,247 @@
+"""Losses on what the images of a batch are to each other: similarities, distances, angles, probabilities."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qkd.distill.losses.checks import check_choice, check_features
+from qkd.distill.losses.stable import distances, row_norms, unit_rows
+
+NORM_FLOOR = 1e-12  # below it a row counts as zero and stays zero: 0 / 0 would be NaN, forwards and backwards
+PKT_EPSILON = 1e-7  # of the published loss, in both logarithms
+NORM_EPSILON = 1e-6  # added to norms and squared distances in information flow modelling, as published
+LEAST_SIMILARITY = 1e-7  # antiparallel features give (cos + 1) / 2 = -6e-8 in float32: no logarithm
+
+Kernel = Literal["combined", "cosine", "t"]
+KERNELS: tuple[Kernel, ...] = ("combined", "cosine", "t")
+FlowReduction = Literal["mean", "row_mean"]
+FLOW_REDUCTIONS: tuple[FlowReduction, ...] = ("mean", "row_mean")
+
+
+def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    r"""Return how differently two features order the images of a batch by similarity.
+
+    .. math:: L = \frac1{B^2} \| \tilde G_t - \tilde G_s \|_F^2,\quad G = Q Q^T,\quad \tilde G = G
+              \text{ with rows of L2 norm 1}
+
+    where :math:`Q` is the feature flattened to one row an image.
+
+    Args:
+        student_feature: Shape ``[batch, ...]``, floating.
+        teacher_feature: Shape ``[batch, ...]``; everything but ``batch`` may differ from the student's. Treated as a
+            constant: no gradient flows into it.
+
+    Returns:
+        A scalar, shape ``[]``, dimensionless, in ``[0, 4 / batch]``; zero where both features are equal, and
+        unchanged when a feature is scaled or an orthogonal map is applied to it.
+
+    Raises:
+        ValueError: If the batches differ, or a feature has no dimension beside the batch.
+
+    References:
+        Tung, Mori, `Similarity-Preserving Knowledge Distillation <https://arxiv.org/abs/1907.09682>`_, 2019,
+        equations 1 to 4.
+
+    Note:
+        An image whose feature is all zero has no direction; its row stays zero (value and gradient).
+
+    Example:
+        >>> feature = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+        >>> similarity_preserving_loss(feature, 3 * feature).item() < 1e-12
+        True
+    """
+    check_features(student_feature, teacher_feature)
+    difference = _similarity(teacher_feature.detach()) - _similarity(student_feature)
+    return difference.square().sum() / len(student_feature) ** 2
+
+
+def _similarity(feature: Tensor) -> Tensor:
+    """Return the row-normalised Gram matrix of the batch, ``[batch, batch]``."""
+    rows = feature.flatten(1)
+    # the loss ignores the feature's size, so dividing by its largest entry only keeps the squares from overflowing
+    rows = rows / rows.detach().abs().amax().clamp_min(torch.finfo(rows.dtype).tiny)
+    return functional.normalize(rows @ rows.T, dim=1, eps=NORM_FLOOR)
+
+
+def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    r"""Return how differently two features place the images of a batch apart (RKD-D).
+
+    .. math:: L = \frac1{B^2} \sum_{ij} \ell_1(\psi^s_{ij} - \psi^t_{ij}),\quad \psi_{ij} = \|x_i - x_j\| / \mu
+
+    with Huber's :math:`\ell_1` (:math:`\delta = 1`) and :math:`\mu` the mean of the distances that are not zero.
+
+    Args:
+        student_feature: Shape ``[batch, ...]``, floating; flattened to a row an image.
+        teacher_feature: Shape ``[batch, ...]``; all but ``batch`` may differ. Treated as a constant.
+
+    Returns:
+        A scalar, shape ``[]``; zero where both features are equal up to rotation and scale.
+
+    Raises:
+        ValueError: If the batches differ, or a feature has no dimension beside the batch.
+
+    References:
+        Park et al., `Relational Knowledge Distillation <https://arxiv.org/abs/1904.05068>`_, 2019, equations 5 to 8.
+
+    Note:
+        Images with equal features have distance zero, and no gradient flows through it.
+    """
+    check_features(student_feature, teacher_feature)
+    student, teacher = (_mean_distances(rows) for rows in (student_feature, teacher_feature.detach()))
+    return functional.smooth_l1_loss(student, teacher)
+
+
+def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    r"""Return how different the angles are that three images of a batch form (RKD-A).
+
+    .. math:: L = \frac1{B^3} \sum_{ijk} \ell_1(a^s_{ijk} - a^t_{ijk}),\quad
+              a_{ijk} = \langle e_{ij}, e_{ik} \rangle,\quad e_{ij} = (x_j - x_i) / \|x_j - x_i\|
+
+    Args:
+        student_feature: As for :func:`distance_relation_loss`. Memory grows with ``batch ** 3``.
+        teacher_feature: Likewise.
+
+    Returns:
+        A scalar, shape ``[]``; zero where both features are equal up to rotation, shift and scale.
+
+    Raises:
+        ValueError: As there.
+
+    References:
+        Park et al. 2019, equations 9 to 11.
+
+    Note:
+        The direction between equal features is zero, and no gradient flows through it.
+    """
+    check_features(student_feature, teacher_feature)
+    student, teacher = (_angles(rows) for rows in (student_feature, teacher_feature.detach()))
+    return functional.smooth_l1_loss(student, teacher)
+
+
+def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    r"""Return the divergence of the probabilities that an image of the batch is another's neighbour (PKT).
+
+    .. math:: L = \frac1{B^2} \sum_{ij} P_{ij} \ln \frac{P_{ij} + \epsilon}{Q_{ij} + \epsilon},\quad
+              P_{ij} = \frac{k_{ij}}{\sum_j k_{ij}},\quad k = (\cos + 1) / 2
+
+    Args:
+        student_feature: Shape ``[batch, ...]``, gives :math:`Q`.
+        teacher_feature: Shape ``[batch, ...]``, gives :math:`P`. Treated as a constant.
+
+    Returns:
+        A scalar, shape ``[]``, in nats.
+
+    Raises:
+        ValueError: If the batches differ, or a feature has no dimension beside the batch.
+
+    References:
+        Passalis, Tefas, `Learning Deep Representations with Probabilistic Knowledge Transfer
+        <https://arxiv.org/abs/1803.10837>`_, 2018, equations 3, 5 and 6.
+    """
+    check_features(student_feature, teacher_feature)
+    student, teacher = (
+        _rows_to_one((unit_rows(rows.flatten(1)) @ unit_rows(rows.flatten(1)).T + 1) / 2)
+        for rows in (student_feature, teacher_feature.detach())
+    )
+    return (teacher * torch.log((teacher + PKT_EPSILON) / (student + PKT_EPSILON))).mean()
+
+
+def information_flow_loss(
+    student_feature: Tensor,
+    teacher_feature: Tensor,
+    *,
+    kernel: Kernel = "combined",
+    reduction: FlowReduction = "mean",
+    normalize: bool = False,
+) -> Tensor:
+    r"""Return the Jeffreys divergence of neighbour probabilities in two layers (information flow modelling).
+
+    .. math:: J = \frac1{B^2} \sum_{ij} (P_{ij} - Q_{ij}) (\ln P_{ij} - \ln Q_{ij})
+
+    with :math:`P, Q` the rows, summing to one, of a kernel matrix: the cosine kernel
+    :math:`(\langle x_i, x_j \rangle / ((|x_i| + \epsilon)(|x_j| + \epsilon)) + 1) / 2`, or the T kernel
+    :math:`1 / (1 + \sqrt{\|x_i - x_j\|^2 + \epsilon})`, :math:`\epsilon = 10^{-6}`.
+
+    Args:
+        student_feature: Shape ``[batch, ...]``.
+        teacher_feature: Shape ``[batch, ...]``. Treated as a constant.
+        kernel: ``combined`` is the sum of ``cosine`` and ``t``.
+        reduction: ``mean`` over all pairs, as published, shrinks with the batch; ``row_mean`` is ``batch`` times it.
+        normalize: Divide each feature by its root mean square over the batch first (ours): the T kernel sees scale,
+            and a low-bit student has a scale of its own.
+
+    Returns:
+        A scalar, shape ``[]``, in nats, not negative; zero where both features are equal up to rotation, and the same
+        when student and teacher change places.
+
+    Raises:
+        ValueError: If the batches differ, a feature has no dimension beside the batch, or a choice is unknown.
+
+    References:
+        Passalis, Tzelepi, Tefas, `Heterogeneous Knowledge Distillation Using Information Flow Modeling
+        <https://arxiv.org/abs/2005.00727>`_, 2020, section 3.
+    """
+    check_features(student_feature, teacher_feature)
+    check_choice("kernel", kernel, KERNELS)
+    check_choice("reduction", reduction, FLOW_REDUCTIONS)
+    student, teacher = student_feature.flatten(1), teacher_feature.detach().flatten(1)
+    if normalize:
+        student, teacher = (rows / _root_mean_square(rows) for rows in (student, teacher))
+    kernels = (_cosine_kernel, _t_kernel) if kernel == "combined" else (_KERNELS[kernel],)
+    parts = [_jeffreys(_rows_to_one(make(teacher)), _rows_to_one(make(student))) for make in kernels]
+    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    return total / len(student) if reduction == "row_mean" else total / len(student) ** 2
+
+
+def _mean_distances(feature: Tensor) -> Tensor:
+    apart = distances(feature.flatten(1))
+    count = (apart.detach() > 0).sum().clamp_min(1)
+    mean = apart.sum() / count
+    return apart / torch.where(mean > 0, mean, torch.ones_like(mean))
+
+
+def _angles(feature: Tensor) -> Tensor:
+    """Return the cosine of the angle at each image between each two others, ``[batch, batch, batch]``.
+
+    From products of all pairs, so that no tensor of ``batch ** 2`` differences is made. Angles do not change with
+    shift and scale; both are taken out first, for precision.
+    """
+    rows = feature.flatten(1)
+    rows = rows - rows.detach().mean(0)
+    rows = rows / rows.detach().abs().amax().clamp_min(torch.finfo(rows.dtype).tiny)
+    apart = distances(rows)
+    inverse = torch.where(apart > 0, 1 / torch.where(apart > 0, apart, torch.ones_like(apart)), torch.zeros_like(apart))
+    products = rows @ rows.T
+    at_corner = products.diagonal()[:, None, None] + products[None] - products[:, :, None] - products[:, None]
+    return at_corner * inverse[:, :, None] * inverse[:, None]
+
+
+def _cosine_kernel(rows: Tensor) -> Tensor:
+    norms = row_norms(rows) + NORM_EPSILON
+    return ((rows @ rows.T / (norms.unsqueeze(0) * norms.unsqueeze(1)) + 1) / 2).clamp_min(LEAST_SIMILARITY)
+
+
+def _t_kernel(rows: Tensor) -> Tensor:
+    squares = rows.square().sum(1)
+    apart = (squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * rows @ rows.T).clamp_min(0)
+    return 1 / (1 + (apart + NORM_EPSILON).sqrt())
+
+
+_KERNELS = {"cosine": _cosine_kernel, "t": _t_kernel}
+
+
+def _rows_to_one(kernel: Tensor) -> Tensor:
+    return kernel / kernel.sum(1, keepdim=True)
+
+
+def _jeffreys(p: Tensor, q: Tensor) -> Tensor:
+    return ((p - q) * (p.log() - q.log())).sum()
+
+
+def _root_mean_square(rows: Tensor) -> Tensor:
+    mean = rows.square().mean()
+    return torch.where(mean > 0, mean, torch.ones_like(mean)).sqrt()

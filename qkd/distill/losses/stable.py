@@ -1,0 +1,71 @@
+"""Arithmetic that stays finite, values and gradients, where the plain form would divide by zero or take its root.
+
+What a 2-bit student gives is often degenerate: rows of zeros, equal rows, rows that point in opposite directions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Return L2 norms over the last dimension; of a row of zeros it is 0, with gradient 0 (not NaN).
+
+    Args:
+        rows: Shape ``[..., features]``, floating.
+    """
+    squares, size = _scaled_squares(rows)
+    return _root(squares) * size
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return rows of norm 1 along the last dimension; a row of zeros stays, with gradient 0.
+
+    Args:
+        rows: Shape ``[..., features]``, floating, of any size: rows of 1e30 do not overflow.
+    """
+    squares, size = _scaled_squares(rows)
+    is_zero = squares <= 0
+    scale = torch.where(is_zero, torch.ones_like(squares), squares).rsqrt()
+    return rows / size.unsqueeze(-1) * torch.where(is_zero, torch.zeros_like(scale), scale).unsqueeze(-1)
+
+
+def distances(rows: Tensor) -> Tensor:
+    """Return Euclidean distances of all pairs, ``[rows, rows]``; between equal rows exactly 0, with gradient 0.
+
+    Differences are squared, rather than squares and products added up: those cancel for rows that lie close together.
+
+    Args:
+        rows: Shape ``[rows, features]``, floating.
+    """
+    size = rows.detach().abs().amax()
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    scaled = rows / size  # squares of 1e30 overflow float32
+    return torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist") * size
+
+
+def log_others(log_probabilities: Tensor, is_target: Tensor) -> Tensor:
+    """Return the logarithm of what all but the marked class of each row have together, shape ``[batch]``.
+
+    ``log(1 - p)`` itself is minus infinity as soon as p rounds to 1.
+
+    Args:
+        log_probabilities: Shape ``[batch, classes]``, at least two classes.
+        is_target: Same shape, bool, one class a row.
+    """
+    others = log_probabilities[~is_target].reshape(len(log_probabilities), -1)
+    return torch.logsumexp(others, dim=1)
+
+
+def _scaled_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's sum of squares after division by its largest entry, and that entry (1 for zeros)."""
+    size = rows.detach().abs().amax(dim=-1)
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    return (rows / size.unsqueeze(-1)).square().sum(dim=-1), size
+
+
+def _root(squares: Tensor) -> Tensor:
+    is_zero = squares <= 0
+    root = torch.where(is_zero, torch.ones_like(squares), squares).sqrt()
+    return torch.where(is_zero, torch.zeros_like(root), root)

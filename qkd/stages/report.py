@@ -9,6 +9,7 @@ from typing import Any
 
 from qkd.agents import Schedule, load_schedule
 from qkd.agents.policy import LEVELS
+from qkd.agents.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
 from qkd.progress import Progress
@@ -63,7 +64,7 @@ def draw_agent(agent: AgentConfig, epochs: int, schedule: Schedule | None) -> di
     if agent.policy == "trivial":
         rows["1 drawn operation"] = 0.5  # any magnitude: half of the strength on average
     elif agent.policy == "randaugment":
-        rows[f"{agent.operations} drawn operations"] = (agent.magnitude + 1) / LEVELS
+        rows[f"{agent.operations} drawn operations"] = agent.magnitude / (BINS - 1)
     if agent.policy != "none":
         rows |= {f"crop, padding {agent.crop_padding}": 1.0} if agent.crop_padding else {}
         rows |= {"flip": 0.5} if agent.flip and agent.policy != "crop" else {}

@@ -14,6 +14,7 @@ from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
 from qkd.progress import Progress
 from qkd.report import RunRecord, read_json, render_page, render_text, summarise
+from qkd.report.stacks import schedule_picture
 from qkd.rundir import RunFolder
 
 METRICS = {"teacher": "teacher", "float twin": "student/float", "student": "student"}
@@ -46,6 +47,7 @@ def gather(run: RunFolder) -> RunRecord:
     return RunRecord(
         metrics={role: read_metrics(file) for role, file in files.items() if file.is_file()},
         schedules=_drawings(run.path / "search", run.config),
+        stacks=_stacks(run.path / "search"),
         agents={role: str(value.get("agent", "")) for role, value in words.items() if isinstance(value, Mapping)},
         config=(run.path / "config.yaml").read_text(encoding="utf-8"),
         environment=read_json(run.path / "environment.json"),
@@ -104,6 +106,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); delete it and run its stage again") from error
     return lines
+
+
+def _stacks(folder: Path) -> dict[str, str]:
+    """Return the pictures of the schedules that hold an operation: role -> SVG."""
+    found = {role: folder / f"{role}.schedule.yaml" for role in ("teacher", "student")}
+    schedules = {role: load_schedule(file) for role, file in found.items() if file.is_file()}
+    return {
+        role: schedule_picture(f"{role}'s schedule", schedule).to_svg()
+        for role, schedule in schedules.items()
+        if any(segment.policy.ops for segment in schedule.segments)
+    }
 
 
 def _drawings(folder: Path, config: RunConfig) -> dict[str, dict[str, list[float]]]:

@@ -37,7 +37,7 @@ def _fixed_table(name: str, value: float) -> Tensor:
         return 255 - old
     if name == "Posterize":
         return old & ~((1 << (8 - int(value))) - 1)
-    return torch.where(old < value, old, 255 - old)
+    return torch.where(old.to(torch.float64) < value, old, 255 - old)  # float32 would round the threshold
 
 
 def histograms(images: Tensor) -> Tensor:

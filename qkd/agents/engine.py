@@ -1,4 +1,7 @@
-"""The batched engine: applies to every image of a batch the operations drawn for it, a few tensor passes in all."""
+"""The batched engine: applies to every image of a batch the operations drawn for it, a few tensor passes in all.
+
+On a CPU with a C++ compiler `qkd.agents.native` does the same work, with the same bits, in one call.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qkd.agents import native
 from qkd.agents.blending import blend, luminance, mean_grey, smooth
 from qkd.agents.counting import FloatArray, IntArray, SampleDraws, Use
 from qkd.agents.drawing import Drawn
-from qkd.agents.geometry import crop_flip_maps, cut_maps, operation_maps
+from qkd.agents.geometry import crop_flip_maps, cut_boxes, cut_maps, matrix_table, operation_maps
 from qkd.agents.pending import PendingBatch
 from qkd.agents.policy import PBA_OPERATIONS
 from qkd.agents.rows import take_rows, to_device
@@ -87,8 +91,10 @@ def augment(images: Tensor, drawn: Drawn, draws: SampleDraws, fill: Tensor, fini
         return images
     chances = draws.uniform(Use.CENTRES, 2 * rounds).reshape(len(images), rounds, 2)
     ending = _Ending.draw(finish, draws, images.shape[-2:])
-    step = max(1, CHUNK_PIXELS // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
     signs = draws.integers(2, Use.SIGNS, rounds)
+    if images.device.type == "cpu" and native.load() is not None:
+        return _compiled(images, fill, drawn, signs, chances, ending)
+    step = max(1, CHUNK_PIXELS // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
     parts = []
     for start in range(0, len(images), step):
         rows = slice(start, start + step)
@@ -99,6 +105,35 @@ def augment(images: Tensor, drawn: Drawn, draws: SampleDraws, fill: Tensor, fini
         ending.apply(batch, rows, images.shape[-2:])
         parts.append(batch.images())
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _compiled(
+    images: Tensor, fill: Tensor, drawn: Drawn, signs: IntArray, chances: FloatArray, ending: _Ending
+) -> Tensor:
+    """Return what the batched engine would return, made by the compiled function."""
+    space, kinds, levels = drawn.space, drawn.kinds, drawn.levels
+    batch, height, width = len(images), *images.shape[-2:]
+    codes = _codes()[kinds]
+    geometric, fixed, enhancing = (_ranks(names)[kinds].clip(0) for names in (GEOMETRIC, FIXED_TABLES, ENHANCING))
+    boxes = np.zeros((batch, kinds.shape[1] + 1, 4), dtype=np.int64)
+    if "Cutout" in space.operations:
+        boxes[:, :-1] = cut_boxes(_sides(space, min(height, width))[levels], _positions(chances, height, width))
+    finish = ending.finish
+    if finish.cutout:
+        boxes[:, -1] = cut_boxes(np.full(batch, finish.cutout), ending.centres)
+    windows = np.column_stack((ending.offsets - finish.padding, ending.flips))
+    return native.run(
+        images,
+        fill,
+        codes,
+        matrix_table(space, height, width).numpy()[(geometric * space.levels + levels) * 2 + signs],
+        _factors(space)[enhancing, levels, signs],
+        fixed_tables(space, images.device),
+        (fixed * space.levels + levels) * 2 + signs,
+        boxes,
+        windows if finish.padding or finish.flip else None,
+        has_cut=finish.cutout > 0,
+    )
 
 
 @dataclass(frozen=True)
@@ -133,10 +168,9 @@ class _Round:
         rows = self._rows(("Cutout",))
         if len(rows):
             height, width = self.size
-            side = min(height, width)
-            sides = np.array([int(self.space.meaning("Cutout", level, 1, side)) for level in range(self.space.levels)])
-            centres = _positions(self.chances[rows], height, width)
-            self.batch.add_maps(rows, cut_maps(sides[self.levels[rows]], centres, (height, width), self.batch.device))
+            sides = _sides(self.space, min(height, width))[self.levels[rows]]
+            boxes = cut_boxes(sides, _positions(self.chances[rows], height, width))
+            self.batch.add_maps(rows, cut_maps(boxes, (height, width), self.batch.device))
 
     def _settle(self) -> None:
         """Bring those up to date whose operation needs their pixels: blended ones, and tables made from pixels."""
@@ -222,14 +256,29 @@ class _Ending:
             offsets, flips = self.offsets[rows], self.flips[rows]
             batch.add_maps(everyone, crop_flip_maps(offsets, flips, self.finish.padding, shape, batch.device))
         if self.finish.cutout:
-            sides = np.full(len(everyone), self.finish.cutout)
-            batch.add_maps(everyone, cut_maps(sides, self.centres[rows], shape, batch.device))
+            boxes = cut_boxes(np.full(len(everyone), self.finish.cutout), self.centres[rows])
+            batch.add_maps(everyone, cut_maps(boxes, shape, batch.device))
 
 
 @functools.lru_cache(maxsize=64)
 def _ranks(names: tuple[str, ...]) -> IntArray:
     """Return for every operation, and at last for none, its position in ``names`` or -1."""
     return np.array([*(names.index(name) if name in names else -1 for name in PBA_OPERATIONS), -1], dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _codes() -> IntArray:
+    """Return for every operation, and at last for none, its code in the compiled source."""
+    named = dict.fromkeys(GEOMETRIC, native.AFFINE) | dict.fromkeys(FIXED_TABLES, native.TABLE)
+    named |= {"Cutout": native.CUT, "Equalize": native.EQUALIZE, "AutoContrast": native.AUTOCONTRAST}
+    named |= {"Contrast": native.CONTRAST, "Color": native.COLOUR, "Sharpness": native.SHARPNESS}
+    return np.array([*(named[name] for name in PBA_OPERATIONS), native.NOTHING], dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=16)
+def _sides(space: Space, side: int) -> IntArray:
+    """Return the side of the square that a cut-out takes at every level."""
+    return np.array([int(space.meaning("Cutout", level, 1, side)) for level in range(space.levels)], dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -242,5 +291,5 @@ def _factors(space: Space) -> npt.NDArray[np.float32]:
 
 def _positions(chances: FloatArray, height: int, width: int) -> IntArray:
     """Return a column and a row of the image from two numbers in [0, 1) each."""
-    scaled: IntArray = (chances * np.array([width, height])[: chances.shape[1]]).astype(np.int64)
+    scaled: IntArray = (chances * np.array([width, height])[: chances.shape[-1]]).astype(np.int64)
     return scaled

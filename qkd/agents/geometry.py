@@ -90,7 +90,7 @@ def operation_maps(
     rows = (operations * space.levels + levels) * 2 + signs
     if len(GEOMETRIC) * space.levels * 2 * height * width * 8 <= _KEPT_BYTES:
         return take_rows(_all_operation_maps(space, height, width, device), rows)
-    return affine_maps(_matrices(space, height, width)[torch.from_numpy(rows)].to(device), height, width)
+    return affine_maps(take_rows(matrix_table(space, height, width), rows).to(device), height, width)
 
 
 def crop_flip_maps(
@@ -113,23 +113,36 @@ def crop_flip_maps(
     return _crop_flip_maps(to_device(rows, device), padding, height, width)
 
 
-def cut_maps(sides: IntArray, centres: IntArray, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Return index maps that leave all pixels where they are but those of a square each, which are exposed.
+def cut_boxes(sides: IntArray, centres: IntArray) -> IntArray:
+    """Return squares around points: columns ``x0`` up to but not ``x1``, rows ``y0`` up to but not ``y1``.
 
-    The square covers columns ``centre - side // 2`` to ``centre - side // 2 + side - 1``, and rows likewise; what lies
-    beyond the border is clipped.
+    A square covers columns ``centre - side // 2`` to ``centre - side // 2 + side - 1``, and rows likewise.
 
     Args:
-        sides: In pixels, shape ``[batch]``; 0 exposes nothing.
-        centres: Column and row, shape ``[batch, 2]``.
+        sides: In pixels, shape ``[...]``; 0 covers nothing.
+        centres: Column and row, shape ``[..., 2]``.
+
+    Returns:
+        ``(x0, x1, y0, y1)``, shape ``[..., 4]``; they may reach beyond the image.
+    """
+    first = centres - (sides // 2)[..., None]
+    end = first + sides[..., None]
+    return np.stack((first[..., 0], end[..., 0], first[..., 1], end[..., 1]), axis=-1)
+
+
+def cut_maps(boxes: IntArray, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return index maps that leave all pixels where they are but those of a box each, which are exposed.
+
+    Args:
+        boxes: As `cut_boxes` gives them, shape ``[batch, 4]``.
         size: ``(height, width)``.
         device: Where the maps are wanted.
     """
     height, width = size
-    in_columns = _covered(width, sides, centres[:, 0])
-    in_rows = _covered(height, sides, centres[:, 1])
-    is_cut = torch.from_numpy(in_rows).to(device).unsqueeze(2) & torch.from_numpy(in_columns).to(device).unsqueeze(1)
-    places = torch.arange(height * width, device=device).expand(len(sides), -1)
+    x0, x1, y0, y1 = (to_device(edge, device).view(-1, 1, 1) for edge in np.ascontiguousarray(boxes.T))
+    x, y = torch.arange(width, device=device), torch.arange(height, device=device).unsqueeze(1)
+    is_cut = ((x >= x0) & (x < x1)) & ((y >= y0) & (y < y1))
+    places = torch.arange(height * width, device=device).expand(len(boxes), -1)
     return places.masked_fill(is_cut.flatten(1), height * width)
 
 
@@ -155,7 +168,7 @@ def affine_maps(maps: Tensor, height: int, width: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def _matrices(space: Space, height: int, width: int) -> Tensor:
+def matrix_table(space: Space, height: int, width: int) -> Tensor:
     """Return every geometric operation's fixed-point map: int64, shape ``[operations * levels * signs, 6]``."""
     rows = [
         fixed_point(operation_matrix(space, name, level, sign=sign, height=height, width=width))
@@ -168,7 +181,7 @@ def _matrices(space: Space, height: int, width: int) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _all_operation_maps(space: Space, height: int, width: int, device: torch.device) -> Tensor:
-    return affine_maps(_matrices(space, height, width).to(device), height, width)
+    return affine_maps(matrix_table(space, height, width).to(device), height, width)
 
 
 @functools.lru_cache(maxsize=8)
@@ -186,12 +199,3 @@ def _crop_flip_maps(numbers: Tensor, padding: int, height: int, width: int) -> T
     outside = ((columns < 0) | (columns >= width)).unsqueeze(1) | ((rows < 0) | (rows >= height)).unsqueeze(2)
     places = rows.unsqueeze(2) * width + columns.unsqueeze(1)
     return places.masked_fill_(outside, height * width).flatten(1)
-
-
-def _covered(length: int, sides: IntArray, centres: IntArray) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    first = (centres - sides // 2)[:, None]
-    positions = np.arange(length)
-    covered: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (positions >= first) & (
-        positions < first + sides[:, None]
-    )
-    return covered

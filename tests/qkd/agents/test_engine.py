@@ -12,12 +12,27 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
-from qkd.agents import PBA_OPERATIONS
+from qkd.agents import PBA_OPERATIONS, native
+from qkd.agents import engine as engine_module
 from qkd.agents.counting import SampleDraws
 from qkd.agents.drawing import NONE, Drawn
 from qkd.agents.engine import Finish, augment, check_images
+from qkd.agents.pending import PendingBatch
+from qkd.agents.spaces import PBA, RANDAUGMENT, TRIVIAL_WIDE, Space
 
 SIGNED = ("Rotate", "TranslateX", "TranslateY", "ShearX", "ShearY")
+
+
+@pytest.fixture(params=["compiled", "batched"], autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run every test with both engines."""
+    if request.param == "batched":
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip("no C++ compiler")
+    return str(request.param)
+
+
 POINT = tuple(name for name in PBA_OPERATIONS if name not in (*SIGNED, "Cutout"))
 # Published values at levels 0..9 for 32x32 images, written out.
 DEGREES = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27)
@@ -254,3 +269,32 @@ def test_images_of_another_kind_are_refused() -> None:
         check_images(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"got shape \(3, 8, 8\)"):
         check_images(torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+
+class EagerBatch(PendingBatch):
+    """A batch on which nothing waits: every map and every table is done at once."""
+
+    def add_maps(self, rows: np.ndarray, maps: Tensor) -> None:
+        super().add_maps(rows, maps)
+        self.settle(rows)
+
+    def add_tables(self, rows: np.ndarray, tables: Tensor) -> None:
+        super().add_tables(rows, tables)
+        self.settle(rows)
+
+
+@pytest.mark.parametrize("space", [PBA, RANDAUGMENT, TRIVIAL_WIDE], ids=lambda space: space.name)
+@pytest.mark.parametrize("source", image_sets(), ids=lambda images: "x".join(map(str, images.shape[1:])))
+def test_composed_operations_are_the_operations_one_after_the_other(
+    space: Space, source: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    images = source[torch.arange(300) % len(source)]
+    names = [PBA_OPERATIONS.index(name) for name in space.operations if name != "Identity"]
+    drawn = Drawn(rng.choice([NONE, *names], (300, 5)), rng.integers(space.levels, size=(300, 5)), space)
+    fill = torch.tensor(FILL[: images.shape[1]], dtype=torch.uint8)
+    finish = Finish(padding=3, flip=True, cutout=3)
+    made = augment(images, drawn, draws_of(images), fill, finish)
+    monkeypatch.setattr(native, "load", lambda: None)
+    monkeypatch.setattr(engine_module, "PendingBatch", EagerBatch)
+    assert torch.equal(augment(images, drawn, draws_of(images), fill, finish), made)

@@ -42,28 +42,60 @@ SOURCE = r"""
 typedef int64_t i64;
 typedef uint8_t u8;
 
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx2", "default")))  // chosen when the library is loaded
+#else
+#define WIDE
+#endif
+
 static void look_up(u8* p, i64 n, const u8* table) { for (i64 i = 0; i < n; ++i) p[i] = table[p[i]]; }
 
-static u8 mixed(float x, float base, float factor) {
+static inline u8 mixed(float x, float base, float factor) {
     float v = (x - base) * factor;
     v = v + base;
-    return (u8)(v < 0.0f ? 0.0f : v > 255.0f ? 255.0f : v);
+    v = v < 0.0f ? 0.0f : v;
+    v = v > 255.0f ? 255.0f : v;
+    return (u8)(int)v;
 }
 
-static void affine(const u8* in, u8* out, i64 C, i64 H, i64 W, const i64* m, const u8* fill, i64* from) {
+// Source places of a line, as T: 32 bits do for sides up to 4,096. A place outside is 0, and marked.
+template <typename T>
+static inline void places_of(T* from, u8* outside, T W, T H, T a, T cx, T d, T cy) {
+    for (T x = 0; x < W; ++x) {
+        T column = (a * x + cx) >> 16, row = (d * x + cy) >> 16;
+        bool is_out = (column | row | (W - 1 - column) | (H - 1 - row)) < 0;
+        from[x] = is_out ? 0 : row * W + column;
+        outside[x] = is_out ? 255 : 0;
+    }
+}
+
+WIDE static void short_places(int32_t* from, u8* outside, i64 W, i64 H, i64 a, i64 cx, i64 d, i64 cy) {
+    places_of<int32_t>(from, outside, (int32_t)W, (int32_t)H, (int32_t)a, (int32_t)cx, (int32_t)d, (int32_t)cy);
+}
+
+static void long_places(i64* from, u8* outside, i64 W, i64 H, i64 a, i64 cx, i64 d, i64 cy) {
+    places_of<i64>(from, outside, W, H, a, cx, d, cy);
+}
+
+template <typename T>
+static void affine(const u8* in, u8* out, i64 C, i64 H, i64 W, const i64* m, const u8* fill,
+                   void (*places)(T*, u8*, i64, i64, i64, i64, i64, i64)) {
+    std::vector<T> from(W);
+    std::vector<u8> outside(W);
     for (i64 y = 0; y < H; ++y) {
-        i64 cx = m[1] * y + m[2], cy = m[4] * y + m[5];
-        for (i64 x = 0; x < W; ++x, cx += m[0], cy += m[3]) {
-            i64 column = cx >> 16, row = cy >> 16;
-            bool inside = column >= 0 && column < W && row >= 0 && row < H;
-            from[x] = inside ? row * W + column : -1;
-        }
+        places(from.data(), outside.data(), W, H, m[0], m[1] * y + m[2], m[3], m[4] * y + m[5]);
         for (i64 c = 0; c < C; ++c) {
             const u8* plane = in + c * H * W;
             u8* line = out + (c * H + y) * W;
-            for (i64 x = 0; x < W; ++x) line[x] = from[x] < 0 ? fill[c] : plane[from[x]];
+            for (i64 x = 0; x < W; ++x) line[x] = plane[from[x]];
+            for (i64 x = 0; x < W; ++x) line[x] = (line[x] & ~outside[x]) | (fill[c] & outside[x]);
         }
     }
+}
+
+static void move(const u8* in, u8* out, i64 C, i64 H, i64 W, const i64* m, const u8* fill) {
+    if (std::max(H, W) <= 4096) affine<int32_t>(in, out, C, H, W, m, fill, short_places);
+    else affine<i64>(in, out, C, H, W, m, fill, long_places);
 }
 
 static void cut(u8* p, i64 C, i64 H, i64 W, const i64* box, const u8* fill) {
@@ -95,9 +127,16 @@ static void equalize(u8* p, i64 n) {
     look_up(p, n, table);
 }
 
+WIDE static void range_of(const u8* p, i64 n, u8* low, u8* high) {
+    u8 least = 255, most = 0;
+    for (i64 i = 0; i < n; ++i) { least = std::min(least, p[i]); most = std::max(most, p[i]); }
+    *low = least;
+    *high = most;
+}
+
 static void autocontrast(u8* p, i64 n) {
-    u8 low = 255, high = 0;
-    for (i64 i = 0; i < n; ++i) { low = std::min(low, p[i]); high = std::max(high, p[i]); }
+    u8 low, high;
+    range_of(p, n, &low, &high);
     if (high <= low) return;
     double scale = 255.0 / (double)(high - low), offset = -(double)low * scale;
     u8 table[256];
@@ -109,7 +148,7 @@ static void autocontrast(u8* p, i64 n) {
     look_up(p, n, table);
 }
 
-static void light_of(const u8* p, i64 C, i64 n, u8* light) {
+WIDE static void light_of(const u8* p, i64 C, i64 n, u8* light) {
     if (C == 1) { std::memcpy(light, p, n); return; }
     if (C == 3) {
         for (i64 i = 0; i < n; ++i)
@@ -133,14 +172,14 @@ static void contrast(u8* p, i64 C, i64 n, float factor, u8* light) {
     look_up(p, C * n, table);
 }
 
-static void colour(u8* p, i64 C, i64 n, float factor, u8* light) {
+WIDE static void colour(u8* __restrict p, i64 C, i64 n, float factor, u8* __restrict light) {
     if (C == 1) return;
     light_of(p, C, n, light);
     for (i64 c = 0; c < C; ++c)
         for (i64 i = 0; i < n; ++i) p[c * n + i] = mixed((float)p[c * n + i], (float)light[i], factor);
 }
 
-static void sharpness(const u8* in, u8* out, i64 C, i64 H, i64 W, float factor) {
+WIDE static void sharpness(const u8* __restrict in, u8* __restrict out, i64 C, i64 H, i64 W, float factor) {
     std::memcpy(out, in, C * H * W);
     if (H < 3 || W < 3) return;
     for (i64 c = 0; c < C; ++c)
@@ -150,7 +189,7 @@ static void sharpness(const u8* in, u8* out, i64 C, i64 H, i64 W, float factor) 
             for (i64 x = 1; x < W - 1; ++x) {
                 int total = p[x - W - 1] + p[x - W] + p[x - W + 1] + p[x - 1] + 5 * p[x] + p[x + 1]
                           + p[x + W - 1] + p[x + W] + p[x + W + 1];
-                line[x] = mixed((float)p[x], (float)((2 * total + 13) / 26), factor);
+                line[x] = mixed((float)p[x], (float)((2 * total + 13) * 80660 >> 21), factor);
             }
         }
 }
@@ -178,14 +217,13 @@ extern "C" void qkd_augment(
     const u8* fill, i64 has_window, i64 has_cut) {
     i64 n = H * W, size = C * n;
     std::vector<u8> one(size), two(size), light(n);
-    std::vector<i64> from(W);
     for (i64 b = 0; b < batch; ++b) {
         u8 *now = one.data(), *next = two.data();
         std::memcpy(now, images + b * size, size);
         for (i64 r = 0; r < rounds; ++r) {
             i64 at = b * rounds + r;
             switch (codes[at]) {
-                case 1: affine(now, next, C, H, W, maps + 6 * at, fill, from.data()); std::swap(now, next); break;
+                case 1: move(now, next, C, H, W, maps + 6 * at, fill); std::swap(now, next); break;
                 case 2: cut(now, C, H, W, boxes + 4 * (b * (rounds + 1) + r), fill); break;
                 case 3: look_up(now, size, tables + 256 * table_rows[at]); break;
                 case 4: for (i64 c = 0; c < C; ++c) equalize(now + c * n, n); break;

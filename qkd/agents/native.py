@@ -216,14 +216,21 @@ extern "C" void qkd_augment(
     const float* factors, const u8* tables, const i64* table_rows, const i64* boxes, const i64* windows,
     const u8* fill, i64 has_window, i64 has_cut) {
     i64 n = H * W, size = C * n;
-    std::vector<u8> one(size), two(size), light(n);
+    std::vector<u8> first(has_window ? size : 0), second(size), light(n);
     for (i64 b = 0; b < batch; ++b) {
-        u8 *now = one.data(), *next = two.data();
-        std::memcpy(now, images + b * size, size);
+        const u8* image = images + b * size;
+        u8* out = result + b * size;
+        u8 *now = has_window ? first.data() : out, *next = second.data();
+        bool is_read = false;  // whether the image is in `now`
         for (i64 r = 0; r < rounds; ++r) {
             i64 at = b * rounds + r;
+            if (codes[at] != 0 && codes[at] != 1 && !is_read) { std::memcpy(now, image, size); is_read = true; }
             switch (codes[at]) {
-                case 1: move(now, next, C, H, W, maps + 6 * at, fill); std::swap(now, next); break;
+                case 1:
+                    move(is_read ? now : image, next, C, H, W, maps + 6 * at, fill);
+                    std::swap(now, next);
+                    is_read = true;
+                    break;
                 case 2: cut(now, C, H, W, boxes + 4 * (b * (rounds + 1) + r), fill); break;
                 case 3: look_up(now, size, tables + 256 * table_rows[at]); break;
                 case 4: for (i64 c = 0; c < C; ++c) equalize(now + c * n, n); break;
@@ -233,9 +240,9 @@ extern "C" void qkd_augment(
                 case 8: sharpness(now, next, C, H, W, factors[at]); std::swap(now, next); break;
             }
         }
-        u8* out = result + b * size;
-        if (has_window) crop(now, out, C, H, W, windows + 3 * b, fill);
-        else std::memcpy(out, now, size);
+        const u8* done = is_read ? now : image;
+        if (has_window) crop(done, out, C, H, W, windows + 3 * b, fill);
+        else if (done != out) std::memcpy(out, done, size);
         if (has_cut) cut(out, C, H, W, boxes + 4 * (b * (rounds + 1) + rounds), fill);
     }
 }

@@ -36,6 +36,7 @@ EXAMPLES = """examples:
   qkd validate my.yaml                                all faults of a config at once
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
   qkd ls nets
+  qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
@@ -110,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     count.add_argument("config", metavar="MODEL.onnx|RUN|CONFIG", help="an ONNX file, a run (folder or name), a config")
     count.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. student.quant.act_bits=2")
     count.add_argument("--layers", action="store_true", help="every layer, too (--json always has them)")
+    _add_policy_commands(commands)
     _add(commands, "doctor", doctor, "versions, devices, name clashes")
     return parser
 
@@ -186,6 +188,32 @@ def doctor(args: argparse.Namespace) -> int:
     return DONE if report.is_healthy else FAILED
 
 
+def policy_import(args: argparse.Namespace) -> int:
+    """``qkd policy import``: a published search log becomes a schedule file."""
+    from qkd.policy_tools import import_policy
+
+    options = {"epochs": args.epochs, "op_order": args.op_order, "trial": args.trial, "role": args.role}
+    return _print(args, import_policy(args.log, args.out, **options))
+
+
+def policy_show(args: argparse.Namespace) -> int:
+    """``qkd policy show``: a schedule in words, and as a picture."""
+    from qkd.policy_tools import show_policy
+
+    return _print(args, show_policy(args.policy, epochs=args.epochs, out=args.out))
+
+
+def policy_sample(args: argparse.Namespace) -> int:
+    """``qkd policy sample``: a grid of augmented images."""
+    from qkd.config import DataConfig
+    from qkd.policy_tools import sample_policy
+
+    where = {} if args.data_root is None else {"root": args.data_root}
+    data = DataConfig(name=args.data, path=args.data_path, **where)
+    options = {"epochs": args.epochs, "out": args.out, "seed": args.seed, "length": args.length}
+    return _print(args, sample_policy(args.policy, data, **options))
+
+
 def _run(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
     from qkd.pipeline import run_stages
     from qkd.report import summarise
@@ -259,6 +287,53 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--int8-baseline", action="store_true", help="measure onnxruntime's static int8 of the float model, too"
     )
+
+
+def _add_policy_commands(commands: Any) -> None:
+    text = "import published search logs, show schedules, draw augmented images"
+    parser = commands.add_parser("policy", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    take = _add(
+        actions, "import", policy_import, "a search log of PBA or role-kd as a schedule file; nothing in it is run"
+    )
+    take.add_argument(
+        "log", metavar="LOG", type=Path, help="pbt_policy_<id>.txt, pbt_global.txt, or best.txt beside them"
+    )
+    take.add_argument("--epochs", type=_positive, required=True, help="length of the search (published: 200)")
+    take.add_argument(
+        "--op-order",
+        choices=("py2", "source"),
+        required=True,
+        help="py2: all published logs; source: logs of a Python 3 run of the released code",
+    )
+    take.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="schedule file to write")
+    take.add_argument("--trial", metavar="ID", help="whose lineage to follow in pbt_global.txt")
+    take.add_argument("--role", choices=("teacher", "student"), help="noted in the file")
+    look = _add(actions, "show", policy_show, "a schedule in words, and as a picture")
+    grid = _add(actions, "sample", policy_sample, "a grid of augmented images, a row an epoch")
+    for action in (look, grid):
+        action.add_argument("policy", metavar="FILE|POLICY", help="a schedule file, or a name of `qkd ls policies`")
+    look.add_argument("--epochs", type=_positive, help="stretch it to this length")
+    look.add_argument("--out", type=Path, metavar="FILE.svg|FILE.png", help="draw it")
+    grid.add_argument("--data", required=True, metavar="NAME", help="a name of `qkd ls datasets`")
+    grid.add_argument("--data-path", type=Path, help="folder of npz and folder sets")
+    grid.add_argument("--data-root", type=Path, help="where torchvision keeps its sets (data)")
+    grid.add_argument("--epochs", type=_epochs, required=True, metavar="0,10,20", help="rows, counted from 0")
+    grid.add_argument("--length", type=_positive, help="epochs of the training (the schedule's)")
+    grid.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    grid.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _epochs(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"must be epochs such as 0,10,20, got {text!r}")
+    return tuple(int(part) for part in text.split(","))
 
 
 def _cpus(text: str) -> tuple[int, ...]:

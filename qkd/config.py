@@ -47,7 +47,10 @@ class AgentConfig(Section):
     crop_padding: Annotated[int, Field(ge=0)] = Field(4, description="pixels of padding before the random crop")
     flip: bool = Field(True, description="horizontal flip with probability 1/2")
     cutout: Annotated[int, Field(ge=0)] = Field(0, description="side in pixels of a final cut-out square; 0 is off")
-    magnitude: Annotated[int, Field(ge=0, le=9)] = Field(5, description="randaugment: level of every operation")
+    flatten: bool = Field(
+        False, description="pba, file: every image takes the policy of a random epoch (the order is left out)"
+    )
+    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="randaugment: level of every operation, 0..30")
     operations: Count = Field(2, description="randaugment: operations an image")
 
     @model_validator(mode="after")

@@ -25,8 +25,8 @@ POLICY_NOTES = {
     "file": "a schedule of policies over the epochs, from the YAML file `schedule` names",
     "none": "images as they are",
     "pba": "the PBA operations, none to two an image, stronger in each third of the training, then crop and flip",
-    "randaugment": "`operations` operations an image, all at `magnitude`, then crop and flip",
-    "trivial": "one operation an image at any magnitude, then crop and flip",
+    "randaugment": "RandAugment: `operations` operations an image, all at `magnitude` of 0..30, then crop and flip",
+    "trivial": "TrivialAugment (wide): one operation an image at any magnitude, then crop and flip",
 }
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qkd.agents.builtin import pba_schedule
+from qkd.agents.counting import SampleDraws, take_key
 from qkd.agents.drawing import NoDraws, OperationDraws, PolicyDraws, RandAugmentDraws, TrivialDraws
-from qkd.agents.engine import apply_operations, check_images, finish
+from qkd.agents.engine import Finish, augment, check_images
 from qkd.agents.policy import Policy, Schedule, Segment
 from qkd.agents.schedule_file import load_schedule
 
@@ -42,40 +44,48 @@ class Agent:
     flip: bool = False
     cutout: int = 0
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator, epoch: int) -> Tensor:
+    def __call__(
+        self, images: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
+    ) -> Tensor:
         """Return the batch as this agent shows it.
 
-        The result depends on the images, the epoch and the generator's state alone: the same state gives the same
-        batch, with a CPU generator on every device.
+        What an image becomes depends on the image, the epoch, the generator's state and the image's number in
+        ``samples`` alone: the same on every device, and however an epoch is cut into batches, if every batch comes with
+        a generator in the state that belongs to the epoch.
 
         Args:
             images: uint8, shape ``[batch, channels, height, width]``; untouched.
-            generator: Every draw comes from it.
+            generator: Is drawn from once, for the key of all further draws.
             epoch: Counts from 0.
+            samples: A number for each image, such as its position in the data set, int64, shape ``[batch]``; absent:
+                0, 1, 2, ..., so that batches of one epoch need generators in different states.
 
         Returns:
             uint8, same shape and device.
 
         Raises:
             TypeError: If ``images`` are not uint8.
-            ValueError: If the shape, the number of channels or ``epoch`` is wrong.
+            ValueError: If the shape, the number of channels, of ``samples``, or ``epoch`` is wrong.
         """
         check_images(images)
         if images.shape[1] != len(self.mean):
             raise ValueError(f"images have {images.shape[1]} channels, but the agent's mean has {len(self.mean)}")
         if not 0 <= epoch < self.epochs:
             raise ValueError(f"epoch must be 0..{self.epochs - 1}, got {epoch=}")
+        if samples is not None and samples.shape != images.shape[:1]:
+            raise ValueError(f"samples must number {len(images)} images, got shape {tuple(samples.shape)}")
+        numbers = np.arange(len(images)) if samples is None else samples.cpu().numpy()
+        draws = SampleDraws(take_key(generator), numbers)
         fill = torch.tensor([round(255 * value) for value in self.mean], dtype=torch.uint8, device=images.device)
-        drawn = self.draws.draw(len(images), epoch, self.epochs, generator)
-        augmented = apply_operations(images, drawn, generator, fill)
-        return finish(augmented, generator, fill, padding=self.padding, flip=self.flip, cutout=self.cutout)
+        drawn = self.draws.draw(draws, epoch, self.epochs)
+        return augment(images, drawn, draws, fill, Finish(self.padding, self.flip, self.cutout))
 
     def schedule(self, epochs: int) -> Schedule | None:
         """Return what is done before crop, flip and cut-out, as a schedule of ``epochs`` epochs.
 
         ``none``, ``crop`` and ``crop_flip`` have one segment with an empty policy. ``trivial`` and ``randaugment``
         have none: a policy draws 0, 1 or 2 operations at magnitudes of their own, they draw a fixed number at any or
-        at one.
+        at one, from other spaces. ``flatten`` takes all these policies at once, without their order.
 
         Raises:
             ValueError: If ``epochs`` is not positive.
@@ -87,6 +97,7 @@ class Agent:
     def describe(self) -> str:
         """Return one line for logs and reports."""
         parts = [self.name]
+        parts += ["flattened"] if isinstance(self.draws, PolicyDraws) and self.draws.flatten else []
         if isinstance(self.draws, RandAugmentDraws):
             parts.append(f"{self.draws.operations} operations at magnitude {self.draws.magnitude}")
         parts += [f"crop after padding {self.padding}"] if self.padding else []
@@ -108,13 +119,13 @@ def _randaugment(config: AgentConfig) -> OperationDraws:
 
 
 def _pba(config: AgentConfig) -> OperationDraws:
-    return PolicyDraws(pba_schedule())
+    return PolicyDraws(pba_schedule(), config.flatten)
 
 
 def _from_file(config: AgentConfig) -> OperationDraws:
     if config.schedule is None:
         raise ValueError("agent.schedule: missing; policy `file` needs a schedule file")
-    return PolicyDraws(load_schedule(config.schedule))
+    return PolicyDraws(load_schedule(config.schedule), config.flatten)
 
 
 POLICIES: dict[str, Callable[[AgentConfig], OperationDraws]] = {

@@ -1,11 +1,12 @@
-"""Operations that mix an image with a degenerate one: colour with its grey, sharpness with its smoothed self."""
+"""Operations that mix an image with a degenerate one: its mean grey, its grey, or its smoothed self."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_RED, _GREEN, _BLUE = 19595, 38470, 7471  # ITU-R 601-2 luma in 1/65536, as Pillow converts to grey
+# ITU-R 601-2 luma in 1/65536, as Pillow converts to grey. Sums stay below 2 ** 24, so float32 holds them exactly.
+_RED, _GREEN, _BLUE, _HALF = 19595.0, 38470.0, 7471.0, 32768.0
 
 
 def blend(degenerate: Tensor, images: Tensor, factors: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def blend(degenerate: Tensor, images: Tensor, factors: Tensor) -> Tensor:
         uint8, the broadcast shape.
     """
     base = degenerate.to(torch.float32)
-    mixed = base + factors.to(torch.float32) * (images.to(torch.float32) - base)
+    mixed = (images.to(torch.float32) - base).mul_(factors.to(torch.float32)).add_(base)
     return mixed.clamp_(0, 255).to(torch.uint8)
 
 
@@ -28,57 +29,46 @@ def luminance(images: Tensor) -> Tensor:
     """Return images as grey: ITU-R 601-2 luma of three channels; of any other number their mean, rounded.
 
     Args:
-        images: uint8, shape ``[batch, channels, height, width]``.
+        images: uint8, or float32 of whole numbers 0..255, shape ``[batch, channels, height, width]``.
 
     Returns:
-        Integers 0..255, shape ``[batch, 1, height, width]``.
+        Whole numbers 0..255, float32, shape ``[batch, 1, height, width]``.
     """
     channels = images.shape[1]
     if channels == 1:
-        return images
+        return images.to(torch.float32)
     if channels != 3:
-        return (2 * images.sum(1, keepdim=True, dtype=torch.int32) + channels) // (2 * channels)
-    red, green, blue = (images[:, channel : channel + 1].to(torch.int32) for channel in range(3))
-    return (red * _RED + green * _GREEN + blue * _BLUE + 0x8000) >> 16
+        return images.sum(1, keepdim=True, dtype=torch.float32).div_(channels).add_(0.5).floor_()
+    red, green, blue = (images[:, channel : channel + 1].to(torch.float32) for channel in range(3))
+    total = (red * _RED).add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE)
+    return total.add_(_HALF).mul_(1 / 65536).floor_()
 
 
-def recolour(images: Tensor, factors: Tensor) -> Tensor:
-    """Return images with more or less colour; grey images as they are.
-
-    Args:
-        images: uint8, shape ``[batch, channels, height, width]``.
-        factors: Shape ``[batch]``: 0 is grey, 1 changes nothing.
-    """
-    if images.shape[1] == 1:
-        return images
-    return blend(luminance(images), images, factors.view(-1, 1, 1, 1))
-
-
-def sharpen(images: Tensor, factors: Tensor) -> Tensor:
-    """Return images sharper or smoother.
+def mean_grey(light: Tensor) -> Tensor:
+    """Return the mean of each grey image, rounded half up.
 
     Args:
-        images: uint8, shape ``[batch, channels, height, width]``.
-        factors: Shape ``[batch]``: 0 is smoothed, 1 changes nothing, above 1 is sharper.
-    """
-    return blend(smooth(images), images, factors.view(-1, 1, 1, 1))
-
-
-def smooth(images: Tensor) -> Tensor:
-    """Return the mean of each 3x3 neighbourhood, its centre weighing 5 of 13, rounded; the border as it is.
-
-    Args:
-        images: uint8, shape ``[batch, channels, height, width]``.
+        light: Whole numbers, shape ``[batch, 1, height, width]``.
 
     Returns:
-        uint8, same shape: ``PIL.ImageFilter.SMOOTH``.
+        Whole numbers, float32, shape ``[batch, 1, 1, 1]``.
+    """
+    count = light[0].numel() if len(light) else 1
+    total = light.sum((1, 2, 3), keepdim=True, dtype=torch.float64)  # whole numbers: exact in any order
+    return total.mul_(2).add_(count).div_(2 * count).floor_().to(torch.float32)
+
+
+def smooth(images: Tensor, out: Tensor) -> None:
+    """Write the mean of each 3x3 neighbourhood, its centre weighing 5 of 13, rounded; the border as it is.
+
+    Args:
+        images: Whole numbers 0..255, float32, shape ``[batch, channels, height, width]``.
+        out: Same shape and type; what ``PIL.ImageFilter.SMOOTH`` makes.
     """
     height, width = images.shape[-2:]
+    out.copy_(images)
     if height < 3 or width < 3:
-        return images
-    values = images.to(torch.int32)
-    rows = values[..., :-2, :] + values[..., 1:-1, :] + values[..., 2:, :]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * values[..., 1:-1, 1:-1]
-    result = images.clone()
-    result[..., 1:-1, 1:-1] = ((2 * total + 13) // 26).to(torch.uint8)  # total / 13, no ties: 13 is odd
-    return result
+        return
+    rows = (images[..., :-2, :] + images[..., 1:-1, :]).add_(images[..., 2:, :])
+    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(images[..., 1:-1, 1:-1], alpha=4)
+    out[..., 1:-1, 1:-1] = total.mul_(1 / 13).add_(0.5).floor_()  # no ties, and none near: 13 is odd

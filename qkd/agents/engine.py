@@ -1,26 +1,59 @@
-"""The batched engine: applies to every image of a batch the operations drawn for it, a few tensor passes in all."""
+"""The batched engine: applies to every image of a batch the operations drawn for it, a few tensor passes in all.
+
+On a CPU with a C++ compiler `qkd.agents.native` does the same work, with the same bits, in one call.
+"""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qkd.agents.blending import recolour, sharpen
-from qkd.agents.cutting import cut_out
-from qkd.agents.drawing import Drawn, integers, uniform
-from qkd.agents.geometry import GEOMETRIC, crop_flip, map_table, warp
-from qkd.agents.magnitudes import cutout_pixels, enhance_factor
-from qkd.agents.policy import LEVELS, PBA_OPERATIONS
+from qkd.agents import native
+from qkd.agents.blending import blend, luminance, mean_grey, smooth
+from qkd.agents.counting import FloatArray, IntArray, SampleDraws, Use
+from qkd.agents.drawing import Drawn
+from qkd.agents.geometry import crop_flip_maps, cut_boxes, cut_maps, matrix_table, operation_maps
+from qkd.agents.pending import PendingBatch
+from qkd.agents.policy import PBA_OPERATIONS
+from qkd.agents.rows import take_rows, to_device
+from qkd.agents.spaces import ENHANCING, GEOMETRIC, Space
 from qkd.agents.tables import (
     FIXED_TABLES,
     autocontrast_tables,
-    contrast_tables,
     equalize_tables,
-    fixed_table,
-    look_up,
+    fixed_tables,
+    histograms,
+    move_counts,
+    range_of,
 )
 
-_FACTORS = tuple(enhance_factor(level) for level in range(LEVELS))
+# A contrast is a table, too, but its mean grey is not known from histograms of the channels.
+BLENDING = ("Contrast", "Color", "Sharpness")
+COUNTING = ("Equalize", "AutoContrast")  # their tables are made from histograms
+CHUNK_PIXELS = 1 << 18  # on a CPU, so many pixels at a time stay in its cache
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What comes after the operations, always in this order.
+
+    Note: the role-kd release draws crop offsets 0..7 of the 0..8 that a padding of 4 allows; we draw all of them. It
+    pads with zeros after normalisation, which is the data set's mean, as here.
+
+    Args:
+        padding: Of a random crop, pixels on each side; 0 is off.
+        flip: Mirror left to right with probability 1/2.
+        cutout: Side of a square in pixels, centred anywhere in the image, clipped at its border; 0 is off.
+    """
+
+    padding: int = 0
+    flip: bool = False
+    cutout: int = 0
 
 
 def check_images(images: Tensor) -> None:
@@ -36,125 +69,227 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"agents take images [batch, channels, height, width], got shape {tuple(images.shape)}")
 
 
-def apply_operations(images: Tensor, drawn: Drawn, generator: torch.Generator, fill: Tensor) -> Tensor:
-    """Return images after their operations, round by round: in a round an image has one operation or none.
+def augment(images: Tensor, drawn: Drawn, draws: SampleDraws, fill: Tensor, finish: Finish | None = None) -> Tensor:
+    """Return images after their operations in order, and after ``finish``.
 
-    Images of a kind of operation go through it together: geometric ones share a gather, point operations share a table
-    look-up; colour, sharpness and cut-out follow on their own. Pixels that a geometric operation exposes take ``fill``
-    at once, and later operations treat them as any pixel.
+    Pixels that a geometric operation or a cut-out exposes take ``fill`` at once, and later operations treat them as any
+    pixel. What an image becomes depends on nothing but itself, its operations and its draws.
 
     Args:
         images: uint8, shape ``[batch, channels, height, width]``.
         drawn: The operations.
-        generator: For signs and cut-out centres; the same number of draws whatever the operations are.
+        draws: For signs, cut-out centres, crop and flip; of the same images.
         fill: uint8, shape ``[channels]``, on the images' device.
+        finish: What comes last; absent: nothing.
 
     Returns:
-        uint8, same shape and device; ``images`` are untouched.
+        uint8, same shape and device; ``images`` are untouched, and returned where nothing is done.
     """
+    finish = finish or Finish()
     rounds = drawn.kinds.shape[1]
-    if rounds == 0 or images.numel() == 0:
+    if images.numel() == 0 or (rounds == 0 and finish == Finish()):
         return images
-    result = images.clone(memory_format=torch.contiguous_format)
-    for kinds, levels in zip(drawn.kinds.unbind(1), drawn.levels.unbind(1), strict=True):
-        chances = uniform((3, len(images)), generator).to(images.device)
-        _apply_round(result, kinds.to(images.device), levels.to(images.device), chances, fill)
-    return result
+    chances = draws.uniform(Use.CENTRES, 2 * rounds).reshape(len(images), rounds, 2)
+    ending = _Ending.draw(finish, draws, images.shape[-2:])
+    signs = draws.integers(2, Use.SIGNS, rounds)
+    if images.device.type == "cpu" and native.load() is not None:
+        return _compiled(images, fill, drawn, signs, chances, ending)
+    step = max(1, CHUNK_PIXELS // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+    parts = []
+    for start in range(0, len(images), step):
+        rows = slice(start, start + step)
+        batch = PendingBatch(images[rows], fill, rounds + 2)
+        for index in range(rounds):
+            choice = (drawn.kinds[rows, index], drawn.levels[rows, index], signs[rows, index], chances[rows, index])
+            _Round(batch, images.shape[-2:], drawn.space, *choice).apply()
+        ending.apply(batch, rows, images.shape[-2:])
+        parts.append(batch.images())
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def finish(
-    images: Tensor, generator: torch.Generator, fill: Tensor, *, padding: int, flip: bool, cutout: int
+def _compiled(
+    images: Tensor, fill: Tensor, drawn: Drawn, signs: IntArray, chances: FloatArray, ending: _Ending
 ) -> Tensor:
-    """Return images after what always comes last: pad and crop at random, mirror half of them, cut a square out.
-
-    Note: the role-kd release draws crop offsets 0..7 of the 0..8 that a padding of 4 allows; we draw all of them. It
-    pads with zeros after normalisation, which is the data set's mean, as here.
-
-    Args:
-        images: uint8, shape ``[batch, channels, height, width]``.
-        generator: Is drawn from for what is switched on.
-        fill: uint8, shape ``[channels]``, on the images' device.
-        padding: Pixels on each side; 0 is off.
-        flip: Mirror left to right with probability 1/2.
-        cutout: Side of the square in pixels, centred anywhere in the image, clipped at its border; 0 is off.
-
-    Returns:
-        uint8, same shape and device.
-    """
-    batch, _, height, width = images.shape
-    device = images.device
-    if padding or flip:
-        offsets = integers(2 * padding + 1, (2, batch), generator).to(device) - padding
-        is_flipped = (uniform((batch,), generator) < 0.5).to(device) if flip else torch.zeros_like(offsets[0]).bool()
-        images = crop_flip(images, offsets[0], offsets[1], is_flipped, fill)
-    if cutout:
-        x, y = _positions(uniform((2, batch), generator).to(device), height, width)
-        images = cut_out(images, torch.full_like(x, cutout), x, y, fill)
-    return images
-
-
-def _apply_round(images: Tensor, kinds: Tensor, levels: Tensor, chances: Tensor, fill: Tensor) -> None:
-    """Apply one operation an image, in place. ``chances``: three uniform numbers an image, for sign and centre."""
-    height, width = images.shape[-2:]
-    device = images.device
-    factors = torch.tensor(_FACTORS, device=device)
-    rows = _rows_of(kinds, GEOMETRIC)
-    if len(rows):
-        signs = (chances[0, rows] < 0.5).to(torch.int64)
-        maps = map_table(height, width).to(device)[_rank(kinds[rows], GEOMETRIC), levels[rows], signs]
-        images.index_copy_(0, rows, warp(images.index_select(0, rows), maps, fill))
-    _apply_tables(images, kinds, levels, factors)
-    for name, operation in (("Color", recolour), ("Sharpness", sharpen)):
-        rows = _rows_of(kinds, (name,))
-        if len(rows):
-            images.index_copy_(0, rows, operation(images.index_select(0, rows), factors[levels[rows]]))
-    rows = _rows_of(kinds, ("Cutout",))
-    if len(rows):
-        sides = torch.tensor([cutout_pixels(level, min(height, width)) for level in range(LEVELS)], device=device)
-        x, y = _positions(chances[1:, rows], height, width)
-        images.index_copy_(0, rows, cut_out(images.index_select(0, rows), sides[levels[rows]], x, y, fill))
-
-
-def _apply_tables(images: Tensor, kinds: Tensor, levels: Tensor, factors: Tensor) -> None:
-    """Apply the point operations of a round, in place: each image's table is made, then all are looked up at once."""
-    fixed, contrast, equalize, autocontrast = (
-        _rows_of(kinds, names) for names in (FIXED_TABLES, ("Contrast",), ("Equalize",), ("AutoContrast",))
+    """Return what the batched engine would return, made by the compiled function."""
+    space, kinds, levels = drawn.space, drawn.kinds, drawn.levels
+    batch, height, width = len(images), *images.shape[-2:]
+    codes = _codes()[kinds]
+    geometric, fixed, enhancing = (_ranks(names)[kinds].clip(0) for names in (GEOMETRIC, FIXED_TABLES, ENHANCING))
+    boxes = np.zeros((batch, kinds.shape[1] + 1, 4), dtype=np.int64)
+    if "Cutout" in space.operations:
+        boxes[:, :-1] = cut_boxes(_sides(space, min(height, width))[levels], _positions(chances, height, width))
+    finish = ending.finish
+    if finish.cutout:
+        boxes[:, -1] = cut_boxes(np.full(batch, finish.cutout), ending.centres)
+    windows = np.column_stack((ending.offsets - finish.padding, ending.flips))
+    return native.run(
+        images,
+        fill,
+        codes,
+        matrix_table(space, height, width).numpy()[(geometric * space.levels + levels) * 2 + signs],
+        _factors(space)[enhancing, levels, signs],
+        fixed_tables(space, images.device),
+        (fixed * space.levels + levels) * 2 + signs,
+        boxes,
+        windows if finish.padding or finish.flip else None,
+        has_cut=finish.cutout > 0,
     )
-    channels, tables = images.shape[1], []
-    if len(fixed):
-        table = fixed_table().to(images.device)[_rank(kinds[fixed], FIXED_TABLES), levels[fixed]]
-        tables.append(table.unsqueeze(1).expand(-1, channels, -1))
-    if len(contrast):
-        made = contrast_tables(images.index_select(0, contrast), factors[levels[contrast]])
-        tables.append(made.expand(-1, channels, -1))
-    if len(equalize):
-        tables.append(equalize_tables(images.index_select(0, equalize)))
-    if len(autocontrast):
-        tables.append(autocontrast_tables(images.index_select(0, autocontrast)))
-    if tables:
-        rows = torch.cat((fixed, contrast, equalize, autocontrast))
-        images.index_copy_(0, rows, look_up(images.index_select(0, rows), torch.cat(tables)))
 
 
-def _rows_of(kinds: Tensor, names: tuple[str, ...]) -> Tensor:
-    """Return the positions of the images whose operation is one of ``names``."""
-    return (_rank(kinds, names) >= 0).nonzero().flatten()
+@dataclass(frozen=True)
+class _Round:
+    """One operation or none for each image; arrays of shape ``[batch]``, but ``chances`` ``[batch, 2]``."""
+
+    batch: PendingBatch
+    size: tuple[int, ...]
+    space: Space
+    kinds: IntArray
+    levels: IntArray
+    signs: IntArray
+    chances: FloatArray
+
+    def apply(self) -> None:
+        self._geometric()
+        self._cut()
+        self._settle()
+        self._tables()
+        self._blend()
+
+    def _geometric(self) -> None:
+        rows = self._rows(GEOMETRIC)
+        if len(rows):
+            operations = _ranks(GEOMETRIC)[self.kinds[rows]]
+            device = self.batch.device
+            size = self.size[0], self.size[1]
+            maps = operation_maps(self.space, operations, self.levels[rows], self.signs[rows], size, device)
+            self.batch.add_maps(rows, maps)
+
+    def _cut(self) -> None:
+        rows = self._rows(("Cutout",))
+        if len(rows):
+            height, width = self.size
+            sides = _sides(self.space, min(height, width))[self.levels[rows]]
+            boxes = cut_boxes(sides, _positions(self.chances[rows], height, width))
+            self.batch.add_maps(rows, cut_maps(boxes, (height, width), self.batch.device))
+
+    def _settle(self) -> None:
+        """Bring those up to date whose operation needs their pixels: blended ones, and tables made from pixels."""
+        needs = self._is_any(BLENDING) & ((self.batch.maps > 0) | self.batch.has_table)
+        rows = np.nonzero(needs | (self._is_any(COUNTING) & (self.batch.maps > 0)))[0]
+        if len(rows):
+            self.batch.settle(rows)
+
+    def _tables(self) -> None:
+        """Let the tables of this round's point operations wait, all at once."""
+        fixed, equalize, autocontrast = (
+            self._rows(names) for names in (FIXED_TABLES, ("Equalize",), ("AutoContrast",))
+        )
+        tables = [self._fixed(fixed)] if len(fixed) else []
+        rows = np.concatenate((equalize, autocontrast))
+        if len(rows):
+            counts = histograms(self.batch.pixels(rows))
+            if self.batch.has_table[rows].any():  # exact, without moving a pixel
+                counts = move_counts(counts, self.batch.tables(rows))
+            tables.append(equalize_tables(counts[: len(equalize)]))
+            tables.append(autocontrast_tables(*range_of(counts[len(equalize) :])))
+        if tables:
+            self.batch.add_tables(np.concatenate((fixed, rows)), torch.cat(tables))
+
+    def _fixed(self, rows: IntArray) -> Tensor:
+        tables = fixed_tables(self.space, self.batch.device)
+        place = (_ranks(FIXED_TABLES)[self.kinds[rows]], self.levels[rows], self.signs[rows])
+        flat = (place[0] * self.space.levels + place[1]) * 2 + place[2]
+        return take_rows(tables.view(-1, 1, 256), flat).expand(-1, self.batch.channels, -1)
+
+    def _blend(self) -> None:
+        """Mix images with a degenerate one each: their mean grey, their grey, or their smoothed selves."""
+        found = [self._rows((name,)) for name in BLENDING]
+        rows = np.concatenate(found)
+        if not len(rows):
+            return
+        ranks = _ranks(ENHANCING)[self.kinds[rows]]
+        factors = to_device(_factors(self.space)[ranks, self.levels[rows], self.signs[rows]], self.batch.device)
+        values = self.batch.pixels(rows).to(torch.float32)
+        contrast, grey = len(found[0]), len(found[0]) + len(found[1])
+        base = torch.empty_like(values)
+        if grey:
+            light = luminance(values[:grey])
+            base[:contrast] = mean_grey(light[:contrast])
+            # Pillow leaves grey images alone, and so does mixing them with themselves.
+            base[contrast:grey] = light[contrast:]
+        if grey < len(rows):
+            smooth(values[grey:], base[grey:])
+        self.batch.write(rows, blend(base, values, factors.view(-1, 1, 1, 1)))
+
+    def _rows(self, names: tuple[str, ...]) -> IntArray:
+        return np.nonzero(self._is_any(names))[0]
+
+    def _is_any(self, names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+        chosen: npt.NDArray[np.bool_] = _ranks(names)[self.kinds] >= 0
+        return chosen
 
 
-def _rank(kinds: Tensor, names: tuple[str, ...]) -> Tensor:
-    """Return the position in ``names`` of each operation."""
-    return _ranks(names, kinds.device)[kinds]
+@dataclass(frozen=True)
+class _Ending:
+    """The draws of a `Finish`: all arrays of shape ``[batch, ...]``."""
+
+    finish: Finish
+    offsets: IntArray
+    flips: IntArray
+    centres: IntArray
+
+    @classmethod
+    def draw(cls, finish: Finish, draws: SampleDraws, size: tuple[int, ...]) -> _Ending:
+        offsets = draws.integers(2 * finish.padding + 1, Use.CROP, 2 if finish.padding else 0)
+        flips = draws.integers(2, Use.FLIP, 1)[:, 0] * int(finish.flip)
+        return cls(
+            finish,
+            offsets if finish.padding else np.zeros((len(draws), 2), np.int64),
+            flips,
+            _positions(draws.uniform(Use.CUTOUT, 2 if finish.cutout else 0), size[0], size[1]),
+        )
+
+    def apply(self, batch: PendingBatch, rows: slice, size: tuple[int, ...]) -> None:
+        everyone = np.arange(len(batch.maps))
+        shape = size[0], size[1]
+        if self.finish.padding or self.finish.flip:
+            offsets, flips = self.offsets[rows], self.flips[rows]
+            batch.add_maps(everyone, crop_flip_maps(offsets, flips, self.finish.padding, shape, batch.device))
+        if self.finish.cutout:
+            boxes = cut_boxes(np.full(len(everyone), self.finish.cutout), self.centres[rows])
+            batch.add_maps(everyone, cut_maps(boxes, shape, batch.device))
 
 
-def _ranks(names: tuple[str, ...], device: torch.device) -> Tensor:
+@functools.lru_cache(maxsize=64)
+def _ranks(names: tuple[str, ...]) -> IntArray:
     """Return for every operation, and at last for none, its position in ``names`` or -1."""
-    ranks = [names.index(name) if name in names else -1 for name in PBA_OPERATIONS]
-    return torch.tensor([*ranks, -1], device=device)
+    return np.array([*(names.index(name) if name in names else -1 for name in PBA_OPERATIONS), -1], dtype=np.int64)
 
 
-def _positions(chances: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return a column and a row of the image from two uniform numbers each."""
-    scale = torch.tensor([[width], [height]], device=chances.device)
-    # float32 may round a chance just below 1 up to the whole side.
-    x, y = torch.minimum((chances * scale).to(torch.int64), scale - 1)
-    return x, y
+@functools.lru_cache(maxsize=1)
+def _codes() -> IntArray:
+    """Return for every operation, and at last for none, its code in the compiled source."""
+    named = dict.fromkeys(GEOMETRIC, native.AFFINE) | dict.fromkeys(FIXED_TABLES, native.TABLE)
+    named |= {"Cutout": native.CUT, "Equalize": native.EQUALIZE, "AutoContrast": native.AUTOCONTRAST}
+    named |= {"Contrast": native.CONTRAST, "Color": native.COLOUR, "Sharpness": native.SHARPNESS}
+    return np.array([*(named[name] for name in PBA_OPERATIONS), native.NOTHING], dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=16)
+def _sides(space: Space, side: int) -> IntArray:
+    """Return the side of the square that a cut-out takes at every level."""
+    return np.array([int(space.meaning("Cutout", level, 1, side)) for level in range(space.levels)], dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _factors(space: Space) -> npt.NDArray[np.float32]:
+    """Return the factors of ``ENHANCING`` at every level and sign, float32, ``[operation, level, sign]``."""
+    rows = [[[space.meaning(name, level, sign, 0) for sign in (1, -1)] for level in range(space.levels)]
+            for name in ENHANCING]  # fmt: skip
+    return np.array(rows, dtype=np.float32)
+
+
+def _positions(chances: FloatArray, height: int, width: int) -> IntArray:
+    """Return a column and a row of the image from two numbers in [0, 1) each."""
+    scaled: IntArray = (chances * np.array([width, height])[: chances.shape[-1]]).astype(np.int64)
+    return scaled

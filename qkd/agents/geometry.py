@@ -1,4 +1,8 @@
-"""Geometric operations as index maps: where each pixel of a sample comes from, in Pillow's fixed-point arithmetic."""
+"""Geometric operations as index maps: where each pixel of a sample comes from, in Pillow's fixed-point arithmetic.
+
+An index map is int64 of shape ``[maps, height * width]``: the source pixel in row-major order, or ``height * width``
+where a pixel comes from outside (an exposed one). Maps compose exactly: by a gather of one from the other.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qkd.agents.magnitudes import rotate_degrees, shear_slope, translate_pixels
-from qkd.agents.policy import LEVELS
+from qkd.agents.counting import IntArray
+from qkd.agents.rows import take_rows, to_device
+from qkd.agents.spaces import GEOMETRIC, Space
 
-GEOMETRIC = ("Rotate", "TranslateX", "TranslateY", "ShearX", "ShearY")
 _FRACTION_BITS = 16  # of Pillow's nearest-neighbour affine transform
 _ONE = 1 << _FRACTION_BITS
+_KEPT_BYTES = 1 << 24  # tables of all maps are kept up to this size: sides up to about 80
 
 
 def fixed_point(matrix: Sequence[float]) -> tuple[int, ...]:
@@ -40,12 +46,13 @@ def rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
     return cos, sin, cos * -x + sin * -y + x, minus_sin, cos, minus_sin * -x + cos * -y + y
 
 
-def operation_matrix(name: str, level: int, *, sign: int, height: int, width: int) -> tuple[float, ...]:
+def operation_matrix(space: Space, name: str, level: int, *, sign: int, height: int, width: int) -> tuple[float, ...]:
     """Return the affine map of a geometric operation.
 
     Args:
+        space: What the level means.
         name: One of ``GEOMETRIC``.
-        level: 0..9.
+        level: From 0.
         sign: 1 or -1.
         height: Of the image, in pixels.
         width: Of the image, in pixels.
@@ -53,75 +60,142 @@ def operation_matrix(name: str, level: int, *, sign: int, height: int, width: in
     Raises:
         ValueError: If the operation is not geometric.
     """
+    if name not in GEOMETRIC:
+        raise ValueError(f"not a geometric operation: {name!r}")
+    value = space.meaning(name, level, sign, height if name == "TranslateY" else width)
     if name == "Rotate":
-        return rotation(sign * rotate_degrees(level), height, width)
-    if name == "TranslateX":
-        return 1, 0, sign * translate_pixels(level, width), 0, 1, 0
-    if name == "TranslateY":
-        return 1, 0, 0, 0, 1, sign * translate_pixels(level, height)
-    if name == "ShearX":
-        return 1, sign * shear_slope(level), 0, 0, 1, 0
-    if name == "ShearY":
-        return 1, 0, 0, sign * shear_slope(level), 1, 0
-    raise ValueError(f"not a geometric operation: {name!r}")
+        return rotation(value, height, width)
+    return {
+        "TranslateX": (1, 0, value, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, value),
+        "ShearX": (1, value, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, value, 1, 0),
+    }[name]
 
 
-@functools.lru_cache(maxsize=32)
-def map_table(height: int, width: int) -> Tensor:
-    """Return every geometric operation's map: int64, shape ``[operation, level, sign, 6]``; sign 0 is plus, 1 minus."""
-    rows = [
-        fixed_point(operation_matrix(name, level, sign=sign, height=height, width=width))
-        for name in GEOMETRIC
-        for level in range(LEVELS)
-        for sign in (1, -1)
-    ]
-    return torch.tensor(rows, dtype=torch.int64).view(len(GEOMETRIC), LEVELS, 2, 6)
-
-
-def crop_flip(images: Tensor, offsets_x: Tensor, offsets_y: Tensor, is_flipped: Tensor, fill: Tensor) -> Tensor:
-    """Return images shifted by whole pixels and then mirrored left to right where asked: one gather.
+def operation_maps(
+    space: Space, operations: IntArray, levels: IntArray, signs: IntArray, size: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Return the index map of each sample's geometric operation.
 
     Args:
-        images: Shape ``[batch, channels, height, width]``, any dtype.
-        offsets_x: Source column of the first result column, int64, shape ``[batch]``; negative: from the padding.
-        offsets_y: Source row of the first result row, int64, shape ``[batch]``.
-        is_flipped: bool, shape ``[batch]``.
-        fill: Value of the padding, per channel, shape ``[channels]``.
+        space: What levels mean.
+        operations: Positions in ``GEOMETRIC``, shape ``[batch]``.
+        levels: Same shape.
+        signs: 0 is plus, 1 is minus; same shape.
+        size: ``(height, width)``.
+        device: Where the maps are wanted.
     """
-    height, width = images.shape[-2:]
-    x = torch.arange(width, device=images.device)
-    columns = offsets_x.unsqueeze(1) + torch.where(is_flipped.unsqueeze(1), width - 1 - x, x)
-    rows = offsets_y.unsqueeze(1) + torch.arange(height, device=images.device)
-    return _take(images, columns.unsqueeze(1), rows.unsqueeze(2), fill)
+    height, width = size
+    rows = (operations * space.levels + levels) * 2 + signs
+    if len(GEOMETRIC) * space.levels * 2 * height * width * 8 <= _KEPT_BYTES:
+        return take_rows(_all_operation_maps(space, height, width, device), rows)
+    return affine_maps(take_rows(matrix_table(space, height, width), rows).to(device), height, width)
 
 
-def warp(images: Tensor, maps: Tensor, fill: Tensor) -> Tensor:
-    """Return each image with its pixels taken from where its map says: one gather.
+def crop_flip_maps(
+    offsets: IntArray, flips: IntArray, padding: int, size: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Return the index maps of a crop of the padded image, mirrored left to right afterwards where asked.
 
     Args:
-        images: Shape ``[batch, channels, height, width]``, any dtype.
-        maps: Fixed-point maps, int64, shape ``[batch, 6]``.
-        fill: Value of pixels that come from outside, per channel, shape ``[channels]``.
+        offsets: Column and row of the window's corner in the padded image, 0..2 * padding, shape ``[batch, 2]``.
+        flips: 0 or 1, shape ``[batch]``.
+        padding: Pixels on each side.
+        size: ``(height, width)``.
+        device: Where the maps are wanted.
+    """
+    height, width = size
+    choices = 2 * padding + 1
+    rows = (flips * choices + offsets[:, 1]) * choices + offsets[:, 0]
+    if 2 * choices**2 * height * width * 8 <= _KEPT_BYTES:
+        return take_rows(_all_crop_flip_maps(padding, height, width, device), rows)
+    return _crop_flip_maps(to_device(rows, device), padding, height, width)
+
+
+def cut_boxes(sides: IntArray, centres: IntArray) -> IntArray:
+    """Return squares around points: columns ``x0`` up to but not ``x1``, rows ``y0`` up to but not ``y1``.
+
+    A square covers columns ``centre - side // 2`` to ``centre - side // 2 + side - 1``, and rows likewise.
+
+    Args:
+        sides: In pixels, shape ``[...]``; 0 covers nothing.
+        centres: Column and row, shape ``[..., 2]``.
 
     Returns:
-        Shape, dtype and device of ``images``.
+        ``(x0, x1, y0, y1)``, shape ``[..., 4]``; they may reach beyond the image.
     """
-    height, width = images.shape[-2:]
+    first = centres - (sides // 2)[..., None]
+    end = first + sides[..., None]
+    return np.stack((first[..., 0], end[..., 0], first[..., 1], end[..., 1]), axis=-1)
+
+
+def cut_maps(boxes: IntArray, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return index maps that leave all pixels where they are but those of a box each, which are exposed.
+
+    Args:
+        boxes: As `cut_boxes` gives them, shape ``[batch, 4]``.
+        size: ``(height, width)``.
+        device: Where the maps are wanted.
+    """
+    height, width = size
+    x0, x1, y0, y1 = (to_device(edge, device).view(-1, 1, 1) for edge in np.ascontiguousarray(boxes.T))
+    x, y = torch.arange(width, device=device), torch.arange(height, device=device).unsqueeze(1)
+    is_cut = ((x >= x0) & (x < x1)) & ((y >= y0) & (y < y1))
+    places = torch.arange(height * width, device=device).expand(len(boxes), -1)
+    return places.masked_fill(is_cut.flatten(1), height * width)
+
+
+def affine_maps(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return the index maps of fixed-point affine maps.
+
+    Args:
+        maps: int64, shape ``[n, 6]``.
+        height: In pixels.
+        width: In pixels.
+    """
     # 32 bits do for sides up to 4,096: a coordinate stays below four sides, and 16 bits are its fraction.
     dtype = torch.int32 if max(height, width) <= 4096 else torch.int64
-    x = torch.arange(width, device=images.device, dtype=dtype)
-    y = torch.arange(height, device=images.device, dtype=dtype).unsqueeze(1)
+    x = torch.arange(width, device=maps.device, dtype=dtype)
+    y = torch.arange(height, device=maps.device, dtype=dtype).unsqueeze(1)
     a, b, c, d, e, f = maps.to(dtype).view(-1, 6, 1, 1).unbind(1)
-    columns = (a * x + (b * y + c)) >> _FRACTION_BITS  # an arithmetic shift: -0.1 is column -1, outside
-    rows = (d * x + (e * y + f)) >> _FRACTION_BITS
-    return _take(images, columns, rows, fill)
+    columns = (a * x + (b * y + c)).bitwise_right_shift_(_FRACTION_BITS)  # arithmetic: -0.1 is column -1, outside
+    rows = (d * x + (e * y + f)).bitwise_right_shift_(_FRACTION_BITS)
+    # A sign bit in a coordinate, or in what is left up to the border, says outside.
+    outside = (width - 1 - columns).bitwise_or_(columns).bitwise_or_(rows).bitwise_or_(height - 1 - rows)
+    places = columns.add_(rows, alpha=width).masked_fill_(outside < 0, height * width)
+    return places.to(torch.int64).flatten(1)
 
 
-def _take(images: Tensor, columns: Tensor, rows: Tensor, fill: Tensor) -> Tensor:
-    """Gather pixels by source column and row: integers that broadcast to ``[batch, height, width]``."""
-    channels, height, width = images.shape[1:]
-    is_inside = ((columns >= 0) & (columns < width)) & ((rows >= 0) & (rows < height))
-    source = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    index = source.to(torch.int64).flatten(1).unsqueeze(1).expand(-1, channels, -1)
-    moved = images.flatten(2).gather(2, index).view(images.shape)
-    return torch.where(is_inside.unsqueeze(1), moved, fill.view(1, -1, 1, 1))
+@functools.lru_cache(maxsize=16)
+def matrix_table(space: Space, height: int, width: int) -> Tensor:
+    """Return every geometric operation's fixed-point map: int64, shape ``[operations * levels * signs, 6]``."""
+    rows = [
+        fixed_point(operation_matrix(space, name, level, sign=sign, height=height, width=width))
+        for name in GEOMETRIC
+        for level in range(space.levels)
+        for sign in (1, -1)
+    ]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _all_operation_maps(space: Space, height: int, width: int, device: torch.device) -> Tensor:
+    return affine_maps(matrix_table(space, height, width).to(device), height, width)
+
+
+@functools.lru_cache(maxsize=8)
+def _all_crop_flip_maps(padding: int, height: int, width: int, device: torch.device) -> Tensor:
+    return _crop_flip_maps(torch.arange(2 * (2 * padding + 1) ** 2, device=device), padding, height, width)
+
+
+def _crop_flip_maps(numbers: Tensor, padding: int, height: int, width: int) -> Tensor:
+    """Return the maps with these numbers: ``(flip * choices + row offset) * choices + column offset``."""
+    choices, device = 2 * padding + 1, numbers.device
+    x = torch.arange(width, device=device)
+    is_flipped = (numbers // choices**2 == 1).unsqueeze(1)
+    columns = (numbers % choices - padding).unsqueeze(1) + torch.where(is_flipped, width - 1 - x, x)
+    rows = (numbers // choices % choices - padding).unsqueeze(1) + torch.arange(height, device=device)
+    outside = ((columns < 0) | (columns >= width)).unsqueeze(1) | ((rows < 0) | (rows >= height)).unsqueeze(2)
+    places = rows.unsqueeze(2) * width + columns.unsqueeze(1)
+    return places.masked_fill_(outside, height * width).flatten(1)

@@ -48,6 +48,7 @@ class RunRecord:
     Args:
         metrics: Role -> the lines of its ``metrics.jsonl``.
         schedules: Role -> operation -> strength in 0..1 for each epoch.
+        stacks: Role -> SVG element of its schedule: probabilities and magnitudes, stacked over the epochs.
         agents: Role -> what its agent does, in a line.
         config: The resolved config as text.
         environment: Versions, seed and commit.
@@ -56,6 +57,7 @@ class RunRecord:
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     schedules: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     agents: Mapping[str, str] = field(default_factory=dict)
+    stacks: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -144,7 +146,8 @@ def _agents(record: RunRecord) -> str:
     if not charts:
         return lines
     note = "The darker, the more often and the stronger an operation acts (probability x magnitude)."
-    return f'{lines}<div class="charts">{"".join(charts)}</div><p class="note">{note}</p>'
+    pictures = "".join(record.stacks.values())
+    return f'{lines}<div class="charts">{"".join(charts)}</div><p class="note">{note}</p>{pictures}'
 
 
 def _section(title: str, content: str) -> str:

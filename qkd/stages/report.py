@@ -9,10 +9,12 @@ from typing import Any
 
 from qkd.agents import Schedule, load_schedule
 from qkd.agents.policy import LEVELS
+from qkd.agents.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
 from qkd.progress import Progress
 from qkd.report import RunRecord, read_json, render_page, render_text, summarise
+from qkd.report.stacks import schedule_picture
 from qkd.rundir import RunFolder
 
 METRICS = {"teacher": "teacher", "float twin": "student/float", "student": "student"}
@@ -45,6 +47,7 @@ def gather(run: RunFolder) -> RunRecord:
     return RunRecord(
         metrics={role: read_metrics(file) for role, file in files.items() if file.is_file()},
         schedules=_drawings(run.path / "search", run.config),
+        stacks=_stacks(run.path / "search"),
         agents={role: str(value.get("agent", "")) for role, value in words.items() if isinstance(value, Mapping)},
         config=(run.path / "config.yaml").read_text(encoding="utf-8"),
         environment=read_json(run.path / "environment.json"),
@@ -63,7 +66,7 @@ def draw_agent(agent: AgentConfig, epochs: int, schedule: Schedule | None) -> di
     if agent.policy == "trivial":
         rows["1 drawn operation"] = 0.5  # any magnitude: half of the strength on average
     elif agent.policy == "randaugment":
-        rows[f"{agent.operations} drawn operations"] = (agent.magnitude + 1) / LEVELS
+        rows[f"{agent.operations} drawn operations"] = agent.magnitude / (BINS - 1)
     if agent.policy != "none":
         rows |= {f"crop, padding {agent.crop_padding}": 1.0} if agent.crop_padding else {}
         rows |= {"flip": 0.5} if agent.flip and agent.policy != "crop" else {}
@@ -103,6 +106,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); delete it and run its stage again") from error
     return lines
+
+
+def _stacks(folder: Path) -> dict[str, str]:
+    """Return the pictures of the schedules that hold an operation: role -> SVG."""
+    found = {role: folder / f"{role}.schedule.yaml" for role in ("teacher", "student")}
+    schedules = {role: load_schedule(file) for role, file in found.items() if file.is_file()}
+    return {
+        role: schedule_picture(f"{role}'s schedule", schedule).to_svg()
+        for role, schedule in schedules.items()
+        if any(segment.policy.ops for segment in schedule.segments)
+    }
 
 
 def _drawings(folder: Path, config: RunConfig) -> dict[str, dict[str, list[float]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from qkd.agents import build_agent
@@ -225,7 +224,10 @@ def teacher_view(config: RunConfig, splits: Splits) -> Callable[[Batch], Tensor]
     agent = build_agent(config.teacher.agent, epochs=config.student.train.epochs, mean=splits.mean)
 
     def own(batch: Batch) -> Tensor:
-        generator: torch.Generator = stream(config.seed, "teacher_view", batch.epoch, batch.step)
-        return normalise(agent(batch.raw, generator=generator, epoch=batch.epoch), splits.mean, splits.std)
+        # Without positions in the data set, batches are told apart by their step.
+        names = (batch.epoch, batch.step) if batch.samples is None else (batch.epoch,)
+        generator = stream(config.seed, "teacher_view", *names)
+        seen = agent(batch.raw, generator=generator, epoch=batch.epoch, samples=batch.samples)
+        return normalise(seen, splits.mean, splits.std)
 
     return own

@@ -18,8 +18,10 @@ from qkd.data import Splits
 class Agent(Protocol):
     """What the loop needs of an augmentation agent: uint8 in, uint8 out, same shape; ``epoch`` counts from 0."""
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator, epoch: int) -> Tensor:
-        """Return the augmented images."""
+    def __call__(
+        self, images: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
+    ) -> Tensor:
+        """Return the augmented images; with ``samples`` (positions in the data set) whatever batch they are in."""
         ...
 
 
@@ -33,6 +35,7 @@ class Batch:
         raw: The images before augmentation, uint8, same shape.
         epoch: From 0.
         step: Step of the epoch, from 0.
+        samples: Positions of the images in the training set, int64, shape ``[batch]``; None where they have none.
     """
 
     images: Tensor
@@ -40,6 +43,7 @@ class Batch:
     raw: Tensor
     epoch: int
     step: int
+    samples: Tensor | None = None
 
 
 @dataclass(frozen=True)

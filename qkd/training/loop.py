@@ -129,7 +129,7 @@ class _Trainer:
         rest = order[at.step * self.batch_size : self.steps * self.batch_size]
         batches = iterate(job.splits.train, rest, self.batch_size, job.device, drop_last=True, workers=job.data.workers)
         with phase.hold():
-            self._steps(phase, batches, tracker)
+            self._steps(phase, batches, rest, tracker)
         lr = phase.lr_factor * learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
         at.rows.append(self._row(phase, lr))
         shown = {name: at.rows[-1][name] for name in ("train_accuracy", "val_accuracy")}
@@ -138,10 +138,10 @@ class _Trainer:
         self._save()
         self._write_metrics()
 
-    def _steps(self, phase: Phase, batches: Iterable[tuple[Tensor, Tensor]], tracker: Tracker) -> None:
+    def _steps(self, phase: Phase, batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, tracker: Tracker) -> None:
         clock = time.monotonic()
-        for images, labels in batches:
-            loss = self._step(phase, images, labels)
+        for (images, labels), samples in zip(batches, torch.split(order, self.batch_size), strict=True):
+            loss = self._step(phase, images, labels, samples)
             self.at.step += 1
             now = time.monotonic()
             self.at.epoch_seconds += now - clock
@@ -152,10 +152,10 @@ class _Trainer:
                 self._save()
             clock = time.monotonic()
 
-    def _step(self, phase: Phase, images: Tensor, labels: Tensor) -> Tensor:
+    def _step(self, phase: Phase, images: Tensor, labels: Tensor, samples: Tensor) -> Tensor:
         lr = phase.lr_factor * learning_rate(self.job.config, self.at.epoch * self.steps + self.at.step, self.steps)
         set_learning_rate(self.optimizer, lr)
-        batch = self._batch(images, labels)
+        batch = self._batch(images, labels, samples)
         result = self._forward(phase, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(result.loss).backward()  # type: ignore[no-untyped-call]
@@ -167,11 +167,13 @@ class _Trainer:
         self._count(result, labels)
         return result.loss.detach()
 
-    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
+    def _batch(self, images: Tensor, labels: Tensor, samples: Tensor) -> Batch:
         job, epoch, step = self.job, self.at.epoch, self.at.step
-        augmented = job.agent(images, generator=stream(job.seed, job.role, "augment", epoch, step), epoch=epoch)
+        # One stream an epoch: what an image becomes depends on its place in the data set, not on its batch.
+        generator = stream(job.seed, job.role, "augment", epoch)
+        augmented = job.agent(images, generator=generator, epoch=epoch, samples=samples)
         normalised = normalise(augmented, job.splits.mean, job.splits.std).contiguous(memory_format=self.format)
-        return Batch(normalised, labels, images, epoch, step)
+        return Batch(normalised, labels, images, epoch, step, samples)
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
         torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step))

@@ -61,6 +61,28 @@ def test_an_agent_leaves_the_global_generator_alone(name: str, tmp_path: Path) -
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("cuts", [(48,), (1, 46, 1), (7, 16, 25)])
+def test_an_image_becomes_the_same_in_whatever_batch_it_is(name: str, cuts: tuple[int, ...], tmp_path: Path) -> None:
+    agent, batch = agent_named(name, tmp_path), images()
+    samples = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[: len(batch)]
+    whole = agent(batch, generator=torch.Generator().manual_seed(1), epoch=3, samples=samples)
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
+    parts = [
+        agent(batch[rows], generator=torch.Generator().manual_seed(1), epoch=3, samples=samples[rows])
+        for rows in order.split(list(cuts))
+    ]
+    assert torch.equal(torch.cat(parts), whole[order])
+    other = agent(batch, generator=torch.Generator().manual_seed(1), epoch=3, samples=samples + 1000)
+    assert torch.equal(other, whole) == (name == "none")
+
+
+def test_samples_must_number_the_images() -> None:
+    agent = build_agent(AgentConfig(), epochs=1, mean=MEAN)
+    with pytest.raises(ValueError, match=r"samples must number 48 images, got shape \(47,\)"):
+        agent(images(), generator=torch.Generator(), epoch=0, samples=torch.arange(47))
+
+
 def test_none_returns_the_images() -> None:
     agent = build_agent(AgentConfig(policy="none"), epochs=1, mean=MEAN)
     assert torch.equal(agent(images(), generator=torch.Generator(), epoch=0), images())
@@ -106,7 +128,7 @@ def test_agents_say_what_they_do(tmp_path: Path) -> None:
     assert agent_named("file", tmp_path).schedule(4) == Schedule((Segment(2, Policy()), Segment(2, EVERYTHING)))
     assert agent_named("none", tmp_path).describe() == "none"
     assert agent_named("randaugment", tmp_path).describe() == (
-        "randaugment, 2 operations at magnitude 5, crop after padding 4, flip"
+        "randaugment, 2 operations at magnitude 9, crop after padding 4, flip"
     )
 
 

@@ -12,11 +12,27 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
-from qkd.agents import PBA_OPERATIONS
+from qkd.agents import PBA_OPERATIONS, native
+from qkd.agents import engine as engine_module
+from qkd.agents.counting import SampleDraws
 from qkd.agents.drawing import NONE, Drawn
-from qkd.agents.engine import apply_operations, check_images, finish
+from qkd.agents.engine import Finish, augment, check_images
+from qkd.agents.pending import PendingBatch
+from qkd.agents.spaces import PBA, RANDAUGMENT, TRIVIAL_WIDE, Space
 
 SIGNED = ("Rotate", "TranslateX", "TranslateY", "ShearX", "ShearY")
+
+
+@pytest.fixture(params=["compiled", "batched"], autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run every test with both engines."""
+    if request.param == "batched":
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip("no C++ compiler")
+    return str(request.param)
+
+
 POINT = tuple(name for name in PBA_OPERATIONS if name not in (*SIGNED, "Cutout"))
 # Published values at levels 0..9 for 32x32 images, written out.
 DEGREES = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27)
@@ -92,10 +108,13 @@ def by_pillow(image: Tensor, name: str, level: int, sign: int) -> Tensor:
 
 
 def by_engine(images: Tensor, names: list[list[str]], levels: list[list[int]], seed: int = 0) -> Tensor:
-    kinds = torch.tensor([[PBA_OPERATIONS.index(name) for name in row] for row in names])
+    kinds = np.array([[PBA_OPERATIONS.index(name) for name in row] for row in names])
     fill = torch.tensor(FILL[: images.shape[1]], dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(seed)
-    return apply_operations(images, Drawn(kinds, torch.tensor(levels)), generator, fill)
+    return augment(images, Drawn(kinds, np.array(levels)), draws_of(images, seed), fill)
+
+
+def draws_of(images: Tensor, seed: int = 0) -> SampleDraws:
+    return SampleDraws(seed, np.arange(len(images)))
 
 
 def at_every_level(name: str, images: Tensor) -> list[tuple[Tensor, Tensor, int]]:
@@ -196,10 +215,10 @@ def test_other_numbers_of_channels_work() -> None:
 def test_no_operation_leaves_an_image_alone_and_the_input_is_untouched() -> None:
     images = photographs(32, 32, 12)
     before = images.clone()
-    kinds = torch.full((len(images), 2), NONE)
-    kinds[0] = torch.tensor([PBA_OPERATIONS.index("Invert"), NONE])
+    kinds = np.full((len(images), 2), NONE)
+    kinds[0] = PBA_OPERATIONS.index("Invert"), NONE
     fill = torch.tensor(FILL, dtype=torch.uint8)
-    made = apply_operations(images, Drawn(kinds, torch.zeros_like(kinds)), torch.Generator(), fill)
+    made = augment(images, Drawn(kinds, np.zeros_like(kinds)), draws_of(images), fill)
     assert torch.equal(images, before)
     assert torch.equal(made[1:], before[1:])
     assert torch.equal(made[0], 255 - before[0])
@@ -210,15 +229,20 @@ def test_memory_format_and_empty_batches_do_not_matter() -> None:
     names, levels = [["Rotate", "Equalize"]] * len(images), [[5, 0]] * len(images)
     strided = images.to(memory_format=torch.channels_last)
     assert torch.equal(by_engine(strided, names, levels), by_engine(images, names, levels))
-    empty = torch.zeros((0, 2), dtype=torch.int64)
+    empty = np.zeros((0, 2), dtype=np.int64)
     fill = torch.tensor(FILL, dtype=torch.uint8)
-    assert apply_operations(images[:0], Drawn(empty, empty), torch.Generator(), fill).shape == (0, 3, 32, 32)
+    assert augment(images[:0], Drawn(empty, empty), draws_of(images[:0]), fill).shape == (0, 3, 32, 32)
+
+
+def finished(images: Tensor, fill: Tensor, finish: Finish) -> Tensor:
+    nothing = np.zeros((len(images), 0), dtype=np.int64)
+    return augment(images, Drawn(nothing, nothing), draws_of(images), fill, finish)
 
 
 def test_finishing_crops_every_offset_and_flips_half() -> None:
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(4000, 1, 8, 8).contiguous()
     fill = torch.tensor([200], dtype=torch.uint8)
-    made = finish(images, torch.Generator().manual_seed(0), fill, padding=2, flip=True, cutout=0)
+    made = finished(images, fill, Finish(padding=2, flip=True))
     padded = torch.full((12, 12), 200, dtype=torch.uint8)
     padded[2:10, 2:10] = images[0, 0]
     expected = {}
@@ -235,10 +259,9 @@ def test_finishing_crops_every_offset_and_flips_half() -> None:
 def test_finishing_cuts_a_square_of_the_size_asked_for() -> None:
     images = torch.zeros((500, 1, 32, 32), dtype=torch.uint8)
     fill = torch.tensor([9], dtype=torch.uint8)
-    made = finish(images, torch.Generator().manual_seed(0), fill, padding=0, flip=False, cutout=5)
+    made = finished(images, fill, Finish(cutout=5))
     assert int((made > 0).sum((1, 2, 3)).max()) == 25
-    untouched = finish(images, torch.Generator(), fill, padding=0, flip=False, cutout=0)
-    assert torch.equal(untouched, images)
+    assert torch.equal(finished(images, fill, Finish()), images)
 
 
 def test_images_of_another_kind_are_refused() -> None:
@@ -246,3 +269,32 @@ def test_images_of_another_kind_are_refused() -> None:
         check_images(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"got shape \(3, 8, 8\)"):
         check_images(torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+
+class EagerBatch(PendingBatch):
+    """A batch on which nothing waits: every map and every table is done at once."""
+
+    def add_maps(self, rows: np.ndarray, maps: Tensor) -> None:
+        super().add_maps(rows, maps)
+        self.settle(rows)
+
+    def add_tables(self, rows: np.ndarray, tables: Tensor) -> None:
+        super().add_tables(rows, tables)
+        self.settle(rows)
+
+
+@pytest.mark.parametrize("space", [PBA, RANDAUGMENT, TRIVIAL_WIDE], ids=lambda space: space.name)
+@pytest.mark.parametrize("source", image_sets(), ids=lambda images: "x".join(map(str, images.shape[1:])))
+def test_composed_operations_are_the_operations_one_after_the_other(
+    space: Space, source: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    images = source[torch.arange(300) % len(source)]
+    names = [PBA_OPERATIONS.index(name) for name in space.operations if name != "Identity"]
+    drawn = Drawn(rng.choice([NONE, *names], (300, 5)), rng.integers(space.levels, size=(300, 5)), space)
+    fill = torch.tensor(FILL[: images.shape[1]], dtype=torch.uint8)
+    finish = Finish(padding=3, flip=True, cutout=3)
+    made = augment(images, drawn, draws_of(images), fill, finish)
+    monkeypatch.setattr(native, "load", lambda: None)
+    monkeypatch.setattr(engine_module, "PendingBatch", EagerBatch)
+    assert torch.equal(augment(images, drawn, draws_of(images), fill, finish), made)

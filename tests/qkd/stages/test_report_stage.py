@@ -25,7 +25,7 @@ def test_strength_is_probability_times_magnitude() -> None:
         (AgentConfig(policy="crop_flip"), {"crop, padding 4": [1.0, 1.0], "flip": [0.5, 0.5]}),
         (AgentConfig(policy="trivial", flip=False, crop_padding=0, cutout=3),
          {"1 drawn operation": [0.5, 0.5], "cut-out 3": [1.0, 1.0]}),
-        (AgentConfig(policy="randaugment", magnitude=4, operations=3, crop_padding=0),
+        (AgentConfig(policy="randaugment", magnitude=15, operations=3, crop_padding=0),
          {"3 drawn operations": [0.5, 0.5], "flip": [0.5, 0.5]}),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ PACKAGES = [
     "qkd.distill",
     "qkd.nets",
     "qkd.report",
+    "qkd.search",
     "qkd.stages",
     "qkd.training",
     "quantizers",

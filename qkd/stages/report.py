@@ -14,6 +14,7 @@ from qkd.files import write_text
 from qkd.progress import Progress
 from qkd.report import RunRecord, read_json, render_page, render_text, summarise
 from qkd.rundir import RunFolder
+from qkd.stages.role_agents import named_agent
 
 METRICS = {"teacher": "teacher", "float twin": "student/float", "student": "student"}
 
@@ -108,8 +109,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _drawings(folder: Path, config: RunConfig) -> dict[str, dict[str, list[float]]]:
     drawings = {}
     for role, agent, train in (
-        ("teacher", config.teacher.agent, config.teacher.train),
-        ("student", config.student.agent, config.student.train),
+        ("teacher", named_agent(config, "teacher"), config.teacher.train),
+        ("student", named_agent(config, "student"), config.student.train),
     ):
         file = folder / f"{role}.schedule.yaml"
         schedule = load_schedule(file) if file.is_file() else None

@@ -65,6 +65,33 @@ class Turn:
     own: tuple[Path, str] | None
     result: Path
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the turn as plain data, for a worker elsewhere."""
+        return {
+            **{name: getattr(self, name) for name in ("number", "member", "first_epoch", "epochs")},
+            "schedule": [[segment.epochs, policy_rows(segment.policy)] for segment in self.schedule.segments],
+            "source": _plain_file(self.source),
+            "own": _plain_file(self.own),
+            "result": str(self.result),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Turn:
+        """Return the turn that :meth:`to_json` described."""
+        segments = tuple(
+            Segment(epochs, Policy(tuple(Op(*row) for row in rows))) for epochs, rows in values["schedule"]
+        )
+        return cls(
+            number=values["number"],
+            member=values["member"],
+            first_epoch=values["first_epoch"],
+            epochs=values["epochs"],
+            schedule=Schedule(segments),
+            source=_file(values["source"]),
+            own=_file(values["own"]),
+            result=Path(values["result"]),
+        )
+
 
 class Journal:
     """A search in its folder; opens what is there or begins anew.
@@ -226,6 +253,14 @@ class Journal:
 def policy_rows(policy: Policy) -> list[list[Any]]:
     """Return a policy as plain data: ``[name, probability, magnitude]`` of each operation."""
     return [[op.name, op.probability, op.magnitude] for op in policy.ops]
+
+
+def _plain_file(file: tuple[Path, str] | None) -> list[str] | None:
+    return None if file is None else [str(file[0]), file[1]]
+
+
+def _file(value: Sequence[str] | None) -> tuple[Path, str] | None:
+    return None if value is None else (Path(value[0]), value[1])
 
 
 def _plain(member: Member) -> dict[str, Any]:

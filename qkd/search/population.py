@@ -164,7 +164,7 @@ def last_round(population: Round) -> Round:
 
 
 def waiting(population: Round) -> list[int]:
-    """Return the members whose turn is still to come; those at rest are called where all others have diverged."""
+    """Return the members (indices) whose turn is to come; those at rest are called where all others have diverged."""
     active = [member for member in population if not member.rests]
     is_lost = all(member.score is not None and member.score.is_diverged for member in active)
     return [member.index for member in (population if is_lost else active) if member.score is None]

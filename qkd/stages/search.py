@@ -31,6 +31,7 @@ def run(run: RunFolder, progress: Progress) -> None:
         ValueError: If an agent's policy or schedule file cannot be used, or a search's settings do not fit the data.
         OSError: If a file cannot be written.
     """
+    folder = run.folder("search")
     with cpu_threads(run.config.threads):
         files = search_agent(run, "teacher", progress)
         _require_teacher(run)
@@ -38,8 +39,8 @@ def run(run: RunFolder, progress: Progress) -> None:
     searched = run.config.searched_roles
     note = f"searched: {' and '.join(searched)}" if searched else NOTE
     roles: dict[str, dict[str, Any]] = {role: _describe(run, role, progress) for role in ROLES}
-    files += [run.path / "search" / facts["schedule"] for facts in roles.values() if facts["schedule"]]
-    result = run.folder("search") / "result.json"
+    files += [folder / facts["schedule"] for facts in roles.values() if facts["schedule"]]
+    result = folder / "result.json"
     write_json(result, {"searched": bool(searched), "note": note, **roles})
     progress.say(note)
     run.complete("search", [*dict.fromkeys(files), result])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ from qkd.config import PhaseConfig, RunConfig, StudentConfig, TrainConfig
 from qkd.data import Splits, load_splits
 from qkd.files import sha256_of
 from qkd.nets import build_net, load_weights
-from qkd.progress import Progress
+from qkd.progress import Progress, Silent
 from qkd.rundir import RunFolder
 from qkd.search import (
     Journal,
@@ -25,9 +26,11 @@ from qkd.search import (
     search_splits,
     write_search,
 )
+from qkd.search.ray_engine import run_ray
 from qkd.seeding import global_stream
 from qkd.stages.models import WEIGHTS, load_teacher
 from qkd.stages.role_agents import Role, agent_inputs, agent_mark, named_agent
+from qkd.stages.stored import stored_config
 from qkd.stages.student import distill_phases, run_view
 from qkd.stages.student_start import StudentStart, phases_of
 from qkd.training import Phase, supervised_step
@@ -123,6 +126,21 @@ def build_trial(run: RunFolder, role: Role, splits: Splits, device: torch.device
     return (_teacher_trial if role == "teacher" else _student_trial)(run, splits, device, progress)
 
 
+def trial_of_folder(path: str, role: Role) -> Trial:
+    """Return :func:`build_trial` of a run folder, in a process of its own: a worker's.
+
+    Args:
+        path: The run folder; it is read, not locked.
+        role: Whose agent.
+    """
+    config = stored_config(Path(path))
+    torch.set_num_threads(config.threads or 1)
+    device = choose_device(config.device)
+    splits = load_splits(config.data, seed=config.seed).to(device)
+    found = search_splits(splits, config.search, seed=config.seed)
+    return build_trial(RunFolder(config, Path(path)), role, found, device, Silent())
+
+
 def stretched_train(train: TrainConfig, epochs: int) -> TrainConfig:
     """Return a training's settings with the search's length; the warm-up keeps its share."""
     warmup = train.warmup_epochs * epochs / train.epochs
@@ -158,7 +176,10 @@ def _engine(
     board = SearchBoard(progress.board(), role, settings.members)
     if journal.is_done:
         return
-    run_local(journal, build_trial(run, role, splits, device, progress), board)
+    if settings.engine == "ray":
+        run_ray(journal, functools.partial(trial_of_folder, str(run.path), role), board, settings)
+    else:
+        run_local(journal, build_trial(run, role, splits, device, progress), board)
 
 
 def _teacher_trial(run: RunFolder, splits: Splits, device: torch.device, progress: Progress) -> Trial:

@@ -71,8 +71,8 @@ def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
     report = cost_report(journal, len(found.val))
     write_search(journal, folder, _provenance(run, role, journal, found), report)
     progress.say(report.to_text())
+    journal.discard_states()  # before the manifest: after it nobody would come to do it; the journal is all it takes
     run.complete(stage, files, inputs)
-    journal.discard_states()
     return files
 
 

@@ -21,6 +21,7 @@ from qkd.search.journal import Journal, Turn
 from qkd.search.population import Score, SearchError
 from qkd.search.trial import Trial
 
+MESSAGE_LENGTH = 300  # of a worker's error: Ray adds advice on memory to every lost one
 HINT = "install the extra: pip install 'qkd-toolkit[ray]', or use search.engine=local"
 
 
@@ -44,19 +45,36 @@ def run_ray(journal: Journal, build: Callable[[], Trial], board: SearchBoard, se
     is_ours = not ray.is_initialized()
     if is_ours:
         _connect(ray, settings)
+    errors = ""
     try:
-        with tempfile.TemporaryDirectory(prefix="qkd-ray-") as storage:
-            scheduler = rounds_scheduler(journal, board)
-            with contextlib.redirect_stdout(sys.stderr):  # Tune announces itself; stdout is for results
-                results = _tuner(tune, journal, build, scheduler, settings, storage).fit()
+        # Tune brings back a worker that is lost in a turn, but gives up where it is lost while it starts: begin again
+        for _ in range(1 + settings.worker_failures):
+            errors = _run(tune, journal, build, board, settings)
+            if journal.is_done:
+                return
     finally:
         if is_ours:
             ray.shutdown()
-    if scheduler.failure is not None:
-        raise scheduler.failure
-    if not journal.is_done:
-        errors = "; ".join(str(error).strip().splitlines()[-1] for error in results.errors) or "no worker said why"
-        raise SearchError(f"a member of the {journal.role}'s search failed on its worker: {errors}")
+    raise SearchError(
+        f"a member of the {journal.role}'s search failed on its workers again and again: {errors}; what was found so "
+        f"far is kept, and the same command goes on from there"
+    )
+
+
+def _run(tune: Any, journal: Journal, build: Callable[[], Trial], board: SearchBoard, settings: SearchConfig) -> str:
+    """Let Tune take turns until the search is done or a member's failures are too many; return what they were."""
+    scheduler = rounds_scheduler(journal, board)
+    with tempfile.TemporaryDirectory(prefix="qkd-ray-") as storage:
+        with contextlib.redirect_stdout(sys.stderr):  # Tune announces itself; stdout is for results
+            results = _tuner(tune, journal, build, scheduler, settings, storage).fit()
+        if scheduler.failure is not None:
+            raise scheduler.failure
+        return "; ".join(_last_line(error) for error in results.errors) or "no worker said why"
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:MESSAGE_LENGTH]
 
 
 def member_trainable() -> type:

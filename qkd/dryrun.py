@@ -25,6 +25,7 @@ from qkd.distill import build_terms
 from qkd.distill.step import DistillStep
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
+from qkd.search import search_splits
 from qkd.seeding import global_stream, stream
 from qkd.stages.export import export_student, student_files
 from qkd.stages.models import prepare_student
@@ -94,6 +95,9 @@ class _Trial:
         with self._tried("data") as outcome:
             self.splits: Splits = load_splits(self.config.data, seed=self.config.seed).to(self.device)
             outcome.append(f"{len(self.splits.train)} training images, {len(self.splits.classes)} classes")
+            if self.config.searched_roles:
+                found = search_splits(self.splits, self.config.search, seed=self.config.seed)
+                outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")
         with self._tried("teacher") as outcome:
             teacher = self._teacher(outcome)
         with self._tried("student") as outcome:

@@ -105,6 +105,9 @@ class Board:
             is_news: Whether a log should have the headline, however young the last one is.
         """
 
+    def leave(self) -> None:
+        """Leave what is drawn where it is: other lines follow, the next table comes below them."""
+
 
 class PlainBoard(Board):
     """Writes headlines: news at once, others every few seconds."""
@@ -136,6 +139,10 @@ class LiveBoard(Board):
         print(up + "".join(f"\x1b[2K{line}\n" for line in lines) + "\x1b[J", end="", file=self._stream, flush=True)
         self._height = len(lines)
 
+    def leave(self) -> None:
+        """Draw the next table below what is there."""
+        self._height = 0
+
 
 class Progress:
     """Talks to the person who waits.
@@ -148,6 +155,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None, *, interval_s: float = PLAIN_INTERVAL_S) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._interval_s = interval_s
+        self._board = Board()
 
     def stage(self, name: str, note: str = "") -> None:
         """Announce a stage, with a note such as ``already complete``."""
@@ -178,7 +186,9 @@ class Progress:
 
     def board(self) -> Board:
         """Return a board: a table that is drawn in place on a terminal, headlines elsewhere."""
-        return LiveBoard(self._stream) if self._stream.isatty() else PlainBoard(self._stream, self._interval_s)
+        live = self._stream.isatty()
+        self._board = LiveBoard(self._stream) if live else PlainBoard(self._stream, self._interval_s)
+        return self._board
 
     def _tracker(self, total: int, label: str, unit: str) -> Tracker:
         if self._stream.isatty():
@@ -186,6 +196,7 @@ class Progress:
         return PlainTracker(self._stream, total, label, unit, self._interval_s)
 
     def _print(self, text: str) -> None:
+        self._board.leave()
         print(text, file=self._stream, flush=True)
 
 

@@ -38,6 +38,10 @@ from qkd.training.precision import choose_device
 from qkd.training.state import fill
 from quantizers import quantizer_scales
 
+REWARDS = {
+    "teacher": "the teacher's own validation accuracy, batch norm in eval mode",
+    "student": "validation accuracy of the low-bit student (deployed arithmetic), distilled from the run's teacher",
+}
 # settings that say where a search runs, not what it finds
 _WHERE = ("engine", "workers", "gpus_per_worker", "address", "worker_failures")
 
@@ -258,7 +262,7 @@ def _provenance(run: RunFolder, role: Role, journal: Journal, splits: Splits) ->
     return {
         "seed": run.config.seed,
         "net": run.config.teacher.net if role == "teacher" else run.config.student_net,
-        "reward": f"validation accuracy of the {role} in its deployed arithmetic, batch norm in eval mode",
+        "reward": REWARDS[role],
         "made_from": dict(journal.fingerprint),
         "settings": {**settings, "train_images": len(splits.train), "val_images": len(splits.val)},
     }

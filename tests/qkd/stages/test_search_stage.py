@@ -19,8 +19,11 @@ from qkd.failures import UsageError
 from qkd.files import sha256_of
 from qkd.pipeline import run_stages as run_in_order
 from qkd.progress import Progress, Silent
+from qkd.report import render_page, summarise
 from qkd.rundir import RunFolder
+from qkd.search.board import table, turns_done
 from qkd.stages import STAGES
+from qkd.stages.report import gather, read_search
 from qkd.stages.role_agents import role_agent, unsearched_agent
 from qkd.stages.searching import config_mark, open_journal, search_agent, stretched_phases, stretched_train
 from qkd.testing import tiny_config, write_npz_set
@@ -284,6 +287,34 @@ def test_lengths_follow_the_search(data: Path) -> None:
     plain = config_of(data).student
     assert [(p.epochs, p.freeze_batch_norm) for p in stretched_phases(plain, 20)] == [(18, False), (2, True)]
     assert unsearched_agent(plain.agent).policy == "crop_flip" and not unsearched_agent(plain.agent).flip
+
+
+def test_the_report_draws_both_searches_and_both_schedules(done: RunFolder) -> None:
+    record = gather(done)
+    assert list(record.searches) == ["teacher", "student"] and list(record.schedules) == ["teacher", "student"]
+    found = record.searches["student"]
+    assert list(found.epochs) == [2, 4, 5] and len(found.best) == len(found.mean) == len(found.chosen) == 3
+    assert all(mean <= best for mean, best in zip(found.mean, found.best, strict=True))
+    page = render_page(summarise(done.path), record)
+    for text in (
+        "student&#x27;s search: validation accuracy",
+        "teacher&#x27;s agent",
+        "found by the teacher&#x27;s",
+    ):
+        assert text in page
+    assert "validated 216 in" in page and "it is 3.02 times" in page
+    assert read_search(done.path, "nobody") is None
+
+
+def test_the_table_tells_where_members_come_from(done: RunFolder) -> None:
+    from qkd.data import load_splits
+
+    journal = open_journal(done, "teacher", load_splits(done.config.data, seed=0), [])
+    lines = table(journal)
+    assert lines[0].split() == ["member", "epoch", "accuracy", "before", "lineage"] and len(lines) == 5
+    assert sum("(rests)" in line for line in lines) == 3
+    (finalist,) = (line for line in lines[1:] if "(rests)" not in line)
+    assert finalist.split()[1] == "5" and finalist.count(" > ") == 2 and turns_done(journal) == 9
 
 
 def test_progress_says_how_far_it_is(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

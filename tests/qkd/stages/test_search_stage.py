@@ -110,12 +110,12 @@ def test_the_same_seed_finds_the_same_and_another_one_something_else(
 
 def test_a_changed_schedule_undoes_what_was_made_from_it(data: Path, tmp_path: Path) -> None:
     run = RunFolder.open(config_of(data, {"student.agent": {"policy": "none"}}), tmp_path)
-    run_in_order(run, ("teacher", "search", "distill"), Silent())
+    run_in_order(run, ("teacher", "search"), Silent())
     file = run.path / "search" / "teacher.schedule.yaml"
     text = file.read_text()
     file.write_text(text + "\n")
     assert run.why_incomplete("teacher") == run.why_incomplete("search_teacher") == f"search/{file.name} has changed"
-    run_in_order(run, ("teacher", "search", "distill"), Silent())  # written anew out of the journal
+    run_in_order(run, ("teacher", "search"), Silent())  # written anew out of the journal
     assert file.read_text() == text and run.is_complete("teacher")
 
 
@@ -137,7 +137,7 @@ def test_search_alone_does_what_it_can_and_says_what_is_missing(
 
 def test_a_shared_schedule(data: Path, tmp_path: Path) -> None:
     run = RunFolder.open(config_of(data, {"student.agent": {"policy": "teacher", "crop_padding": 2}}), tmp_path)
-    run_in_order(run, ("teacher", "search", "distill"), Silent())
+    run_in_order(run, ("teacher", "search"), Silent())
     shared = role_agent(run, "student")
     assert shared.schedule == run.path / "search" / "teacher.schedule.yaml" and shared.crop_padding == 2
     found = read_schedule_file(run.path / "search" / "student.schedule.yaml")

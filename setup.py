@@ -13,6 +13,7 @@ PACKAGES = [
     "qkd.distill.losses",
     "qkd.nets",
     "qkd.report",
+    "qkd.search",
     "qkd.stages",
     "qkd.training",
     "quantizers",

@@ -41,7 +41,9 @@ class AgentConfig(Section):
     """A role's augmentation agent."""
 
     policy: str = Field(
-        "crop_flip", description="none, crop_flip, crop, trivial, randaugment, pba, or file for a schedule"
+        "crop_flip",
+        description="none, crop_flip, crop, trivial, randaugment, pba; file: a schedule; search: what this run's "
+        "search finds for the role; teacher (student only): the teacher's",
     )
     schedule: Path | None = Field(None, description="schedule file (YAML) when policy is file")
     crop_padding: Annotated[int, Field(ge=0)] = Field(4, description="pixels of padding before the random crop")
@@ -185,6 +187,28 @@ class StudentConfig(Section):
         return self
 
 
+class SearchConfig(Section):
+    """The population search of an agent, for each role whose policy is ``search``."""
+
+    members: Annotated[int, Field(ge=2)] = Field(16, description="size of the population")
+    epochs: Count = Field(200, description="passes of each member over the search's training images")
+    interval_epochs: Count = Field(3, description="epochs between two exploit-and-explore points")
+    train_images: Count = Field(4000, description="at most this many training images (stratified, seeded)")
+    val_images: Count | None = Field(
+        None, description="images that score a member, out of the training images; absent: the run's validation part"
+    )
+    compat: Literal["correct", "weights_only"] = Field(
+        "correct",
+        description="what a copy takes over: correct: the whole state; weights_only: as released, trained weights but "
+        "neither the optimizer's state nor batch-norm statistics",
+    )
+    engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
+    workers: Count = Field(2, description="ray: members that train at a time")
+    gpus_per_worker: NonNegative = Field(0.0, description="ray: share of a GPU that a worker gets")
+    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: one of its own, here")
+    worker_failures: Annotated[int, Field(ge=0)] = Field(3, description="ray: lost workers a member survives")
+
+
 class ExportConfig(Section):
     """How the student becomes a file."""
 
@@ -226,6 +250,7 @@ class RunConfig(Section):
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig
+    search: SearchConfig = Field(default_factory=SearchConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
 
@@ -240,6 +265,23 @@ class RunConfig(Section):
         if self.student.init == "auto":
             return "teacher" if self.student_net == self.teacher.net else "float"
         return self.student.init
+
+    @property
+    def searched_roles(self) -> tuple[str, ...]:
+        """The roles (``teacher``, ``student``) whose agent this run's search finds, in the order of their searches."""
+        agents = (("teacher", self.teacher.agent), ("student", self.student.agent))
+        return tuple(role for role, agent in agents if agent.policy == "search")
+
+    @model_validator(mode="after")
+    def _agents_can_be_found(self) -> RunConfig:
+        if self.teacher.agent.policy == "teacher":
+            raise ValueError("teacher.agent.policy: `teacher` is for the student; name a policy, or `search` for one")
+        if self.teacher.agent.policy == "search" and self.teacher.train is None:
+            raise ValueError(
+                "teacher.agent.policy: `search` needs teacher.train: the search trains teachers as it says; a teacher "
+                "that is taken from a file has no use for an agent"
+            )
+        return self
 
     @model_validator(mode="after")
     def _student_can_start(self) -> RunConfig:

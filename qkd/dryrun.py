@@ -25,10 +25,13 @@ from qkd.distill import build_terms
 from qkd.distill.step import DistillStep
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
+from qkd.search import search_splits
 from qkd.seeding import global_stream, stream
 from qkd.stages.export import export_student, student_files
 from qkd.stages.models import prepare_student
-from qkd.stages.student import phases_of, teacher_view
+from qkd.stages.role_agents import Role, named_agent
+from qkd.stages.student import teacher_view
+from qkd.stages.student_start import phases_of
 from qkd.training import Batch, StepResult, cpu_threads, supervised_step
 from qkd.training.precision import choose_device
 from quantizers import Student, calibrate, freeze_batch_norm, settle
@@ -92,6 +95,9 @@ class _Trial:
         with self._tried("data") as outcome:
             self.splits: Splits = load_splits(self.config.data, seed=self.config.seed).to(self.device)
             outcome.append(f"{len(self.splits.train)} training images, {len(self.splits.classes)} classes")
+            if self.config.searched_roles:
+                found = search_splits(self.splits, self.config.search, seed=self.config.seed)
+                outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")
         with self._tried("teacher") as outcome:
             teacher = self._teacher(outcome)
         with self._tried("student") as outcome:
@@ -102,7 +108,8 @@ class _Trial:
                 smoothing = self.config.student.train.label_smoothing
                 step = DistillStep(
                     student, teacher, build_terms(terms, label_smoothing=smoothing),
-                    view=teacher_view(self.config, self.splits), tap_paths=cast(Student, student).tap_paths,
+                    view=teacher_view(self.config, self.splits, self._tried_agent("teacher")),
+                    tap_paths=cast(Student, student).tap_paths,
                 )  # fmt: skip
                 student.train()
                 freeze_batch_norm(student, phase.freeze_batch_norm)
@@ -127,7 +134,7 @@ class _Trial:
             load_weights(net, settings.weights)
         net.to(self.device)
         if settings.train is not None:
-            outcome.append(self._supervised(net, settings.train, settings.agent))
+            outcome.append(self._supervised(net, settings.train, self._tried_agent("teacher")))
         self.float_nets["teacher"] = net
         return net.eval().requires_grad_(False)
 
@@ -137,7 +144,9 @@ class _Trial:
         if self.config.student_start == "teacher":
             net.load_state_dict(teacher.state_dict())
         elif self.config.student_start == "float" and own.float_train is not None:
-            outcome.append(f"in float: {self._supervised(net.to(self.device), own.float_train, own.agent)}")
+            outcome.append(
+                f"in float: {self._supervised(net.to(self.device), own.float_train, self._tried_agent('student'))}"
+            )
             self.float_nets["float"] = net.cpu()
         splits = self.splits
         student = prepare_student(self.config, net, channels=splits.channels, size=splits.image_size).to(self.device)
@@ -157,8 +166,13 @@ class _Trial:
             return build_net(name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
 
     def _agent(self) -> Agent:
-        student = self.config.student
-        return build_agent(student.agent, epochs=student.train.epochs, mean=self.splits.mean)
+        epochs = self.config.student.train.epochs
+        return build_agent(self._tried_agent("student"), epochs=epochs, mean=self.splits.mean)
+
+    def _tried_agent(self, role: Role) -> AgentConfig:
+        """Return a role's agent; in place of one that is still to be searched the schedule that comes with us."""
+        agent = named_agent(self.config, role)
+        return agent.model_copy(update={"policy": "pba"}) if agent.policy == "search" else agent
 
     def _batches(self, agent: Agent | None) -> Iterator[Batch]:
         """Yield the first two training batches, augmented where there is an agent."""

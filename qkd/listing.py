@@ -26,8 +26,12 @@ POLICY_NOTES = {
     "none": "images as they are",
     "pba": "the PBA operations, none to two an image, stronger in each third of the training, then crop and flip",
     "randaugment": "RandAugment: `operations` operations an image, all at `magnitude` of 0..30, then crop and flip",
+    "search": "what this run's population search finds for the role, then crop and flip",
+    "teacher": "for the student: the teacher's policy",
     "trivial": "TrivialAugment (wide): one operation an image at any magnitude, then crop and flip",
 }
+
+RUN_POLICIES = ("search", "teacher")  # which a run resolves before an agent is built
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def _bench_devices() -> dict[str, str]:
 def _policies() -> dict[str, str]:
     from qkd.agents import POLICIES
 
-    return {name: POLICY_NOTES.get(name, "") for name in sorted(POLICIES)}
+    return {name: POLICY_NOTES.get(name, "") for name in sorted({*POLICIES, *RUN_POLICIES})}
 
 
 TABLES: dict[str, Callable[[], dict[str, str]]] = {

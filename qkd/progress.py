@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -92,6 +93,57 @@ class BarTracker(Tracker):
         self._bar.close()
 
 
+class Board:
+    """Holds a table within :meth:`Progress.board`; this one shows nothing."""
+
+    def show(self, headline: str, rows: Sequence[str] = (), *, is_news: bool = False) -> None:
+        """Show a headline and, where there is room for a table, its rows.
+
+        Args:
+            headline: One line that says it all.
+            rows: Lines of the table, its heading first.
+            is_news: Whether a log should have the headline, however young the last one is.
+        """
+
+    def leave(self) -> None:
+        """Leave what is drawn where it is: other lines follow, the next table comes below them."""
+
+
+class PlainBoard(Board):
+    """Writes headlines: news at once, others every few seconds."""
+
+    def __init__(self, stream: TextIO, interval_s: float) -> None:
+        self._stream, self._interval_s = stream, interval_s
+        self._last = time.monotonic()
+
+    def show(self, headline: str, rows: Sequence[str] = (), *, is_news: bool = False) -> None:
+        """Write the headline if it is news or the last one is some seconds old."""
+        now = time.monotonic()
+        if is_news or now - self._last >= self._interval_s:
+            self._last = now
+            print(f"  {headline}", file=self._stream, flush=True)
+
+
+class LiveBoard(Board):
+    """Draws the table in place on a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._height = 0
+
+    def show(self, headline: str, rows: Sequence[str] = (), *, is_news: bool = False) -> None:
+        """Draw over what was drawn last; lines are cut at the terminal's width, so that each takes one."""
+        columns, lines_at_most = shutil.get_terminal_size()
+        lines = [f"  {line}"[: columns - 1] for line in (headline, *rows)][: lines_at_most - 1]
+        up = f"\x1b[{self._height}A" if self._height else ""
+        print(up + "".join(f"\x1b[2K{line}\n" for line in lines) + "\x1b[J", end="", file=self._stream, flush=True)
+        self._height = len(lines)
+
+    def leave(self) -> None:
+        """Draw the next table below what is there."""
+        self._height = 0
+
+
 class Progress:
     """Talks to the person who waits.
 
@@ -103,6 +155,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None, *, interval_s: float = PLAIN_INTERVAL_S) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._interval_s = interval_s
+        self._board = Board()
 
     def stage(self, name: str, note: str = "") -> None:
         """Announce a stage, with a note such as ``already complete``."""
@@ -131,17 +184,28 @@ class Progress:
         finally:
             tracker.close()
 
+    def board(self) -> Board:
+        """Return a board: a table that is drawn in place on a terminal, headlines elsewhere."""
+        live = self._stream.isatty()
+        self._board = LiveBoard(self._stream) if live else PlainBoard(self._stream, self._interval_s)
+        return self._board
+
     def _tracker(self, total: int, label: str, unit: str) -> Tracker:
         if self._stream.isatty():
             return BarTracker(self._stream, total, label, unit)
         return PlainTracker(self._stream, total, label, unit, self._interval_s)
 
     def _print(self, text: str) -> None:
+        self._board.leave()
         print(text, file=self._stream, flush=True)
 
 
 class Silent(Progress):
     """Says nothing; for tests and for callers that talk themselves."""
+
+    def board(self) -> Board:
+        """Return a board that shows nothing."""
+        return Board()
 
     def _tracker(self, total: int, label: str, unit: str) -> Tracker:
         return Tracker()

@@ -169,3 +169,16 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
         return Agent("none", draws, epochs, tuple(mean))
     flip = config.flip and config.policy != "crop"
     return Agent(config.policy, draws, epochs, tuple(mean), config.crop_padding, flip, config.cutout)
+
+
+def agent_of_schedule(schedule: Schedule, config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> Agent:
+    """Return the agent that plays a schedule at hand; crop, flip and cut-out as the config says.
+
+    Args:
+        schedule: Stretched to ``epochs``.
+        config: Its ``policy`` and ``schedule`` are not looked at.
+        epochs: Length of the training.
+        mean: Of the data set, per channel, fractions 0..1.
+    """
+    draws = PolicyDraws(schedule)
+    return Agent("schedule", draws, epochs, tuple(mean), config.crop_padding, config.flip, config.cutout)

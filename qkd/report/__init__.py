@@ -1,6 +1,6 @@
 """What a run came to: a summary of the run folder, as a table, a page and a text file."""
 
-from qkd.report.page import RunRecord, render_page
+from qkd.report.page import RunRecord, SearchRecord, render_page
 from qkd.report.summary import LayerRow, ModelRow, RunSummary, read_json, summarise
 from qkd.report.text import render_text
 
@@ -9,6 +9,7 @@ __all__ = [
     "ModelRow",
     "RunRecord",
     "RunSummary",
+    "SearchRecord",
     "read_json",
     "render_page",
     "render_text",

@@ -42,6 +42,25 @@ pre { overflow-x: auto; font-size: 13px; }
 
 
 @dataclass(frozen=True)
+class SearchRecord:
+    """The population search of a role's agent.
+
+    Args:
+        epochs: Reached at the end of each round.
+        best: Highest validation accuracy of each round, fractions.
+        mean: Mean of the round's members.
+        chosen: Of the states that led to the schedule that was found.
+        cost: Images read and time spent, in a line.
+    """
+
+    epochs: Sequence[int]
+    best: Sequence[float]
+    mean: Sequence[float]
+    chosen: Sequence[float]
+    cost: str
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """What a page shows beside the summary.
 
@@ -50,6 +69,7 @@ class RunRecord:
         schedules: Role -> operation -> strength in 0..1 for each epoch.
         stacks: Role -> SVG element of its schedule: probabilities and magnitudes, stacked over the epochs.
         agents: Role -> what its agent does, in a line.
+        searches: Role -> what its search came to, round by round.
         config: The resolved config as text.
         environment: Versions, seed and commit.
     """
@@ -58,6 +78,7 @@ class RunRecord:
     schedules: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     agents: Mapping[str, str] = field(default_factory=dict)
     stacks: Mapping[str, str] = field(default_factory=dict)
+    searches: Mapping[str, SearchRecord] = field(default_factory=dict)
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,6 +97,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         _section("Cost of one image", _table(cost_table(summary)) if summary.cost else ""),
         _section("Devices", _devices(summary)),
         _section("Training", _curves(record.metrics)),
+        _section("Search", _searches(record.searches)),
         _section("Agents", _agents(record)),
         _section("Layers of the student", _table(layer_table(summary)) if summary.layers else ""),
         _section("Config", f"<pre>{escape(record.config)}</pre>" if record.config else ""),
@@ -138,6 +160,21 @@ def _loss_series(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
 
 def _points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(float(line["epoch"]), float(line[key])) for line in lines if isinstance(line.get(key), int | float)]
+
+
+def _searches(searches: Mapping[str, SearchRecord]) -> str:
+    charts, lines = [], []
+    for role, found in searches.items():
+        series = [
+            Series(name, list(zip(map(float, found.epochs), values, strict=True)), colour, is_dashed=name == "mean")
+            for colour, (name, values) in enumerate(
+                {"best": found.best, "mean": found.mean, "found schedule": found.chosen}.items()
+            )
+        ]
+        title = f"{role}'s search: validation accuracy"
+        charts.append(line_chart(title, series, x_label="epoch of the search", percent=True))
+        lines.append(f'<p class="note">{escape(found.cost)}</p>')
+    return f'<div class="charts">{"".join(charts)}</div>{"".join(lines)}' if charts else ""
 
 
 def _agents(record: RunRecord) -> str:

@@ -11,11 +11,11 @@ from torch import nn
 from qkd.agents import build_agent
 from qkd.config import AgentConfig, DataConfig, TrainConfig
 from qkd.data import Splits
-from qkd.files import sha256_of
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
 from qkd.stages.models import WEIGHTS, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
+from qkd.stages.role_agents import agent_mark
 from qkd.training import FitResult, Job, Phase, fit, supervised_step
 from qkd.training.checkpoint import CheckpointStore
 
@@ -60,11 +60,6 @@ def write_float(
     save_net(folder / WEIGHTS, net, facts)
     result = write_outcome(folder, score(details.pop("role"), name, net, splits, data, fitted, **details))
     return [folder / WEIGHTS, folder / "metrics.jsonl", result]
-
-
-def agent_mark(agent: AgentConfig) -> dict[str, str]:
-    """Return the hash of the agent's schedule file, if it has one: a changed schedule is another training."""
-    return {} if agent.schedule is None else {f"schedule {agent.schedule}": sha256_of(agent.schedule)}
 
 
 def warn_of_another_environment(run: RunFolder, progress: Progress) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qkd.agents import Schedule, load_schedule
+from qkd.agents import Schedule, load_schedule, read_schedule_file
 from qkd.agents.policy import LEVELS
 from qkd.agents.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
-from qkd.progress import Progress
-from qkd.report import RunRecord, read_json, render_page, render_text, summarise
+from qkd.progress import Progress, duration
+from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_text, summarise
 from qkd.report.stacks import schedule_picture
 from qkd.rundir import RunFolder
+from qkd.stages.role_agents import named_agent
 
 METRICS = {"teacher": "teacher", "float twin": "student/float", "student": "student"}
 
@@ -35,7 +37,9 @@ def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every sta
         + sorted(run.path.glob("**/metrics.jsonl"))
         + sorted(run.path.glob("**/result.json"))
     )
-    inputs += sorted((run.path / "bench").glob("*.json")) + sorted((run.path / "search").glob("*.yaml"))
+    inputs += sorted((run.path / "bench").glob("*.json")) + [
+        path for kind in ("yaml", "cost.json") for path in sorted((run.path / "search").glob(f"*.{kind}"))
+    ]
     run.complete("report", [run.path / "report.html", run.path / "report.md"], inputs)
 
 
@@ -49,8 +53,44 @@ def gather(run: RunFolder) -> RunRecord:
         schedules=_drawings(run.path / "search", run.config),
         stacks=_stacks(run.path / "search"),
         agents={role: str(value.get("agent", "")) for role, value in words.items() if isinstance(value, Mapping)},
+        searches={role: record for role in run.config.searched_roles if (record := read_search(run.path, role))},
         config=(run.path / "config.yaml").read_text(encoding="utf-8"),
         environment=read_json(run.path / "environment.json"),
+    )
+
+
+def read_search(run_path: Path, role: str) -> SearchRecord | None:
+    """Return what a role's search came to, from its files; None where it has left none.
+
+    Args:
+        run_path: The run folder.
+        role: Whose agent was searched.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    folder = run_path / "search"
+    if not (folder / f"{role}.schedule.yaml").is_file():
+        return None
+    found = read_schedule_file(folder / f"{role}.schedule.yaml").provenance
+    cost = read_json(folder / f"{role}.cost.json")
+    return SearchRecord(
+        epochs=tuple(itertools.accumulate(found["epochs_of_rounds"])),
+        best=found["best_val_accuracy"],
+        mean=found["mean_val_accuracy"],
+        chosen=found["lineage_val_accuracy"],
+        cost=_search_cost(role, cost) if cost else "",
+    )
+
+
+def _search_cost(role: str, cost: Mapping[str, Any]) -> str:
+    run = cost["run"]
+    return (
+        f"The {role}'s search trained on {run['trained_images']:,} images and validated {run['validated_images']:,} in "
+        f"{duration(cost['seconds'])}. Scoring after every epoch, as published, would have validated "
+        f"{cost['run_validates_less_by']:.2f} times as many; in the published setting "
+        f"({cost['published']['validated_images'] / 1e6:.0f} million images) it is "
+        f"{cost['published_validates_more_by']:.2f} times."
     )
 
 
@@ -122,8 +162,8 @@ def _stacks(folder: Path) -> dict[str, str]:
 def _drawings(folder: Path, config: RunConfig) -> dict[str, dict[str, list[float]]]:
     drawings = {}
     for role, agent, train in (
-        ("teacher", config.teacher.agent, config.teacher.train),
-        ("student", config.student.agent, config.student.train),
+        ("teacher", named_agent(config, "teacher"), config.teacher.train),
+        ("student", named_agent(config, "student"), config.student.train),
     ):
         file = folder / f"{role}.schedule.yaml"
         schedule = load_schedule(file) if file.is_file() else None

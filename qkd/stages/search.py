@@ -1,55 +1,83 @@
-"""The search stage: the schedules of both agents, as files."""
+"""The search stage: the schedules of both agents, as files; the student's is searched here, if one is."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-from qkd.agents import Agent, build_agent, save_schedule
+from qkd.agents import build_agent, read_schedule_file, save_schedule
 from qkd.data import load_splits
+from qkd.failures import UsageError
 from qkd.files import write_json
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
+from qkd.stages.role_agents import Role, role_agent, schedule_file, searcher
+from qkd.stages.searching import search_agent
+from qkd.training import cpu_threads
 
 NOTE = "the agents are those that the config names; no search was run"
+ROLES: tuple[Role, ...] = ("teacher", "student")
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Write what each agent does, epoch by epoch, to ``search/``.
+    """Search the agents whose policy is ``search``, and write what each agent does, epoch by epoch, to ``search/``.
 
-    A ``ROLE.schedule.yaml`` for each agent that has a schedule; ``result.json`` describes both. (A TrivialAugment- or
-    RandAugment-like agent draws operations anew for every image, and has none.)
+    The teacher's search comes before the teacher's training, which runs it where it is needed; the student's follows
+    here. A ``ROLE.schedule.yaml`` for each agent that has a schedule; ``result.json`` describes both. (A
+    TrivialAugment- or RandAugment-like agent draws operations anew for every image, and has none.)
 
     Raises:
-        ValueError: If an agent's policy or schedule file cannot be used.
+        UsageError: If the student's agent is searched, and there is no teacher yet.
+        qkd.search.SearchError: If a search's whole population diverges.
+        ValueError: If an agent's policy or schedule file cannot be used, or a search's settings do not fit the data.
         OSError: If a file cannot be written.
     """
-    config = run.config
-    mean = load_splits(config.data, seed=config.seed).mean
     folder = run.folder("search")
-    student_epochs = config.student.train.epochs
-    teacher_epochs = config.teacher.train.epochs if config.teacher.train else student_epochs
-    files: list[Path] = []
-    roles: dict[str, object] = {}
-    for role, settings, epochs in (
-        ("teacher", config.teacher.agent, teacher_epochs),
-        ("student", config.student.agent, student_epochs),
-    ):
-        agent = build_agent(settings, epochs=epochs, mean=mean)
-        path = _write_schedule(agent, role, settings.policy, epochs, folder)
-        files += [path] if path else []
-        roles[role] = {"agent": agent.describe(), "epochs": epochs, "schedule": path.name if path else None}
-        progress.say(f"{role}: {agent.describe()}")
+    with cpu_threads(run.config.threads):
+        files = search_agent(run, "teacher", progress)
+        _require_teacher(run)
+        files += search_agent(run, "student", progress)
+    searched = run.config.searched_roles
+    note = f"searched: {' and '.join(searched)}" if searched else NOTE
+    roles: dict[str, dict[str, Any]] = {role: _describe(run, role, progress) for role in ROLES}
+    files += [folder / facts["schedule"] for facts in roles.values() if facts["schedule"]]
     result = folder / "result.json"
-    write_json(result, {"searched": False, "note": NOTE, **roles})
-    progress.say(NOTE)
-    run.complete("search", [*files, result])
+    write_json(result, {"searched": bool(searched), "note": note, **roles})
+    progress.say(note)
+    run.complete("search", [*dict.fromkeys(files), result])
 
 
-def _write_schedule(agent: Agent, role: str, policy: str, epochs: int, folder: Path) -> Path | None:
-    schedule = agent.schedule(epochs)
-    path = folder / f"{role}.schedule.yaml"
+def _require_teacher(run: RunFolder) -> None:
+    why = run.why_incomplete("teacher")
+    if "student" in run.config.searched_roles and why:
+        found = "the teacher's agent is found, but " if "teacher" in run.config.searched_roles else ""
+        raise UsageError(
+            f"{found}the student's search distils from the teacher of {run.path}, which is missing ({why}); run "
+            f"`qkd teacher` with the same config first, or `qkd run` for all stages"
+        )
+
+
+def _describe(run: RunFolder, role: Role, progress: Progress) -> dict[str, Any]:
+    """Write a role's schedule if a search has not; return what ``result.json`` says of the role."""
+    config, settings = run.config, role_agent(run, role)
+    train = config.student.train if role == "student" else config.teacher.train or config.student.train
+    mean = load_splits(config.data, seed=config.seed).mean
+    agent = build_agent(settings, epochs=train.epochs, mean=mean)
+    facts: dict[str, Any] = {"agent": agent.describe(), "epochs": train.epochs, "schedule": None}
+    origin = searcher(config, role)
+    if origin in config.searched_roles:
+        found = read_schedule_file(schedule_file(run.path, origin)).provenance
+        facts["agent"] = f"found by the {origin}'s search{facts['agent'].removeprefix(settings.policy)}"
+        facts["search"] = {"role": origin, "val_accuracy": found["val_accuracy"], "member": found["member"]}
+    progress.say(f"{role}: {facts['agent']}")
+    path = schedule_file(run.path, role)
+    if role in config.searched_roles:
+        return {**facts, "schedule": path.name}
+    schedule = agent.schedule(train.epochs)
     if schedule is None:
         path.unlink(missing_ok=True)
-        return None
-    save_schedule(schedule, path, role=role, provenance={"policy": policy, "searched": False})
-    return path
+        return facts
+    is_shared = origin != role and origin in config.searched_roles
+    policy = config.student.agent.policy if role == "student" else config.teacher.agent.policy
+    provenance: dict[str, Any] = {"policy": policy, "searched": is_shared}
+    save_schedule(schedule, path, role=role, provenance=provenance)
+    return {**facts, "schedule": path.name}

@@ -14,20 +14,25 @@ from qkd.stages.float_training import (
     warn_of_another_environment,
     write_float,
 )
+from qkd.stages.role_agents import agent_inputs, role_agent
+from qkd.stages.searching import search_agent
 from qkd.training import cpu_threads
 from qkd.training.precision import choose_device
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Train the teacher (resuming), score it once on the test images, and write ``teacher/``.
+    """Search the teacher's agent where the config says so, train the teacher (both resuming), score it once
+    on the test images, and write ``teacher/``.
 
     Raises:
         ValueError: If the data, the net or the given weights cannot be used.
+        qkd.search.SearchError: If the search's whole population diverges.
         qkd.training.TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """
     warn_of_another_environment(run, progress)
     with cpu_threads(run.config.threads):
+        search_agent(run, "teacher", progress)
         _run(run, progress)
 
 
@@ -53,7 +58,7 @@ def _run(run: RunFolder, progress: Progress) -> None:
         fitted = train_float(
             net,
             teacher.train,
-            teacher.agent,
+            role_agent(run, "teacher"),
             role="teacher",
             data=config.data,
             splits=splits,
@@ -63,5 +68,6 @@ def _run(run: RunFolder, progress: Progress) -> None:
             fingerprint=fingerprint,
             progress=progress,
         )
-    run.complete("teacher", write_float(folder, net, teacher.net, splits, config.data, fitted, role="teacher"))
+    files = write_float(folder, net, teacher.net, splits, config.data, fitted, role="teacher")
+    run.complete("teacher", files, agent_inputs(run, "teacher"))
     keep_last_checkpoint(folder)

@@ -5,7 +5,7 @@ from qkd.training.checkpoint import CheckpointStore
 from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError
 from qkd.training.job import Batch, FitResult, Job, Phase, Step, StepResult
-from qkd.training.loop import fit
+from qkd.training.loop import Trainer, fit
 from qkd.training.optimizer import build_optimizer
 from qkd.training.precision import Precision, choose_precision, cpu_threads
 from qkd.training.schedule import learning_rate
@@ -20,6 +20,7 @@ __all__ = [
     "Precision",
     "Step",
     "StepResult",
+    "Trainer",
     "TrainingError",
     "WeightAverage",
     "accuracy",

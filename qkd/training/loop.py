@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qkd.data import epoch_order, iterate, normalise
+from qkd.data.splits import Split
 from qkd.files import write_text
 from qkd.progress import Progress, Tracker
 from qkd.seeding import derive, stream
@@ -55,7 +56,7 @@ def fit(job: Job, progress: Progress, begin: Callable[[], None] = lambda: None) 
     """
     devices = [job.device] if job.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # the loop seeds the global generators (dropout) at every step
-        trainer = _Trainer(job, progress)
+        trainer = Trainer(job, progress)
         trainer.start(begin)
         return trainer.run()
 
@@ -71,7 +72,20 @@ class _Position:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-class _Trainer:
+class Trainer:
+    """A training that stands at some step: it goes on by epochs, and its whole state can be taken and put back.
+
+    :func:`fit` runs one to its end with files; a search runs many in turns (``equip``, ``restore``, ``train_epoch``,
+    ``state``). Whoever holds one forks PyTorch's global generators: each step seeds them (dropout).
+
+    Args:
+        job: What to train and how.
+        progress: Where to talk.
+
+    Raises:
+        ValueError: If phases and epochs do not fit, or the training set is empty.
+    """
+
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress
         self.batch_size = min(job.data.batch_size, len(job.splits.train))
@@ -95,16 +109,22 @@ class _Trainer:
         checkpoint = self.store.load()
         if checkpoint is None:
             begin()
+        self.equip()
+        if checkpoint is None:
+            self._save()
+        else:
+            self._require_same_origin(checkpoint.state["fingerprint"])
+            self.restore(checkpoint)
+            self._say_where()
+        self._write_metrics()
+
+    def equip(self) -> None:
+        """Build optimizer, loss scaler and averages for the model as it is."""
         self.parameters = [parameter for parameter in self.job.model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(self.job.model, self.job.config, self.job.scales())
         self.scaler = torch.amp.GradScaler(self.job.device.type, enabled=self.precision.needs_scaler)
         decay = self.job.config.ema_decay
         self.average = WeightAverage(self.job.model, decay) if decay else None
-        if checkpoint is None:
-            self._save()
-        else:
-            self._restore(checkpoint)
-        self._write_metrics()
 
     def run(self) -> FitResult:
         epochs = self.job.config.epochs
@@ -113,14 +133,21 @@ class _Trainer:
             label = f"{self.job.role}, epochs {self.at.epoch + 1} to {epochs}"
             with self.progress.track(left * self.batch_size, label, "images") as tracker:
                 while self.at.epoch < epochs:
-                    self._epoch(tracker)
+                    self.train_epoch(tracker)
+                    self._save()
+                    self._write_metrics()
         if self.average is not None:
             self.average.copy_to(self.job.model)
         seconds = max(self.at.seconds, 1e-9)
         images = epochs * self.steps * self.batch_size
         return FitResult(epochs, self.at.seconds, images / seconds, tuple(self.at.rows))
 
-    def _epoch(self, tracker: Tracker) -> None:
+    def train_epoch(self, tracker: Tracker) -> None:
+        """Train to the end of the epoch it stands in, and score the validation images, if there are any.
+
+        Raises:
+            TrainingError: If loss, gradient or weights are not finite.
+        """
         job, at = self.job, self.at
         phase = self._phase()
         job.model.train()
@@ -135,8 +162,6 @@ class _Trainer:
         shown = {name: at.rows[-1][name] for name in ("train_accuracy", "val_accuracy")}
         tracker.update(0, **{name: value for name, value in shown.items() if value is not None})
         at.epoch, at.step, at.epoch_seconds, self.sums = at.epoch + 1, 0, 0.0, {}
-        self._save()
-        self._write_metrics()
 
     def _steps(self, phase: Phase, batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, tracker: Tracker) -> None:
         clock = time.monotonic()
@@ -232,17 +257,18 @@ class _Trainer:
             "lr": lr,
             "train_loss": sums["loss"] / images,
             "train_accuracy": sums["right"] / images,
-            "val_accuracy": self._val_accuracy(),
+            "val_accuracy": self.score(self.job.splits.val),
             "terms": terms,
             "seconds": self.at.epoch_seconds,
             "images_per_second": images / max(self.at.epoch_seconds, 1e-9),
         }
 
-    def _val_accuracy(self) -> float | None:
+    def score(self, split: Split) -> float | None:
+        """Return the accuracy on a split in eval mode, of the averaged weights where there are any."""
         job = self.job
         context = self.average.applied(job.model) if self.average is not None else nullcontext()
         with context:
-            return accuracy(job.model, job.splits.val, job.splits, job.data, job.device)
+            return accuracy(job.model, split, job.splits, job.data, job.device)
 
     def _phase(self) -> Phase:
         first = 0
@@ -252,7 +278,12 @@ class _Trainer:
                 return phase
         raise ValueError(f"no phase for epoch {self.at.epoch + 1}")
 
-    def _save(self) -> None:
+    def state(self) -> Checkpoint:
+        """Return everything that a training needs to go on.
+
+        Raises:
+            TrainingError: If weights are not finite.
+        """
         broken = non_finite_weights(self.job.model)
         if broken:
             raise TrainingError(
@@ -275,12 +306,19 @@ class _Trainer:
             "sums": list(self.sums),
             "scaler": self.scaler.state_dict(),
         }
-        self.store.save(self.at.epoch * (self.steps + 1) + self.at.step, Checkpoint(tensors, state))
+        return Checkpoint(tensors, state)
+
+    def _save(self) -> None:
+        self.store.save(self.at.epoch * (self.steps + 1) + self.at.step, self.state())
         self.saved_at = time.monotonic()
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put back what :meth:`state` returned, bit for bit.
+
+        Raises:
+            ValueError: If it belongs to another model.
+        """
         state = checkpoint.state
-        self._require_same_origin(state["fingerprint"])
         restore(checkpoint.tensors, self.job.model, self.optimizer, self.average)
         self.at = _Position(
             state["epoch"], state["step"], state["seconds"], state["epoch_seconds"], list(state["rows"])
@@ -288,6 +326,8 @@ class _Trainer:
         self.sums = {name: checkpoint.tensors[f"sum/{name}"].to(self.job.device) for name in state["sums"]}
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+    def _say_where(self) -> None:
         where = f"epoch {self.at.epoch + 1}, step {self.at.step}" if self.at.epoch < self.job.config.epochs else "end"
         self.progress.say(f"{self.job.role}: going on from the checkpoint at {where}")
 

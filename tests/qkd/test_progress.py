@@ -82,3 +82,29 @@ def test_silent_says_nothing() -> None:
         tracker.update(1, loss=1.0)
         assert type(tracker) is Tracker
     assert stream.getvalue() == ""
+
+
+def test_a_board_on_a_terminal_is_drawn_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qkd.progress.shutil.get_terminal_size", lambda: (20, 10))
+    stream = Terminal()
+    progress = Progress(stream)
+    board = progress.board()
+    board.show("round 1", ["a", "b" * 40])
+    first = stream.getvalue()
+    assert "\x1b[3A" not in first and "b" * 17 in first and "b" * 18 not in first  # cut: every line takes one
+    board.show("round 2", ["a"])
+    assert stream.getvalue()[len(first) :].startswith("\x1b[3A\x1b[2K  round 2\n")  # over all three lines
+    progress.say("a line of talk")
+    board.show("round 3")
+    assert stream.getvalue().endswith("a line of talk\n\x1b[2K  round 3\n\x1b[J")  # below it, not over it
+
+
+def test_a_board_in_a_log_writes_news_and_now_and_then_a_headline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    board = Progress(stream, interval_s=5.0).board()
+    for second in range(12):
+        clock.now = 100.0 + second
+        board.show(f"turn {second}", ["a table"], is_news=second == 1)
+    assert stream.getvalue().splitlines() == ["  turn 1", "  turn 6", "  turn 11"]
+    Silent(stream).board().show("nothing", is_news=True)
+    assert "nothing" not in stream.getvalue()

@@ -16,7 +16,7 @@ from qkd.progress import Silent
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.models import load_float_twin, load_student, load_teacher
-from qkd.stages.student import phases_of
+from qkd.stages.student_start import phases_of
 from qkd.testing import tiny_config, write_npz_set
 from qkd.training import TrainingError
 from quantizers import integer_view

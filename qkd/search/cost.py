@@ -1,0 +1,118 @@
+"""What a search reads and what the published one read: images trained, images validated, seconds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qkd.search.journal import Journal
+from qkd.search.population import quantile_size, round_lengths
+
+# The published search (role-kd's logs): 16 members, 200 epochs of 31 steps of 128 out of 4,000 images, and 359 full
+# batches of 128 of 46,000 validation images after every epoch.
+PUBLISHED_MEMBERS, PUBLISHED_EPOCHS, PUBLISHED_INTERVAL, BATCH = 16, 200, 3, 128
+PUBLISHED_TRAIN, PUBLISHED_VAL = 4_000, 46_000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Images read by a search.
+
+    Args:
+        trained_images: Seen by training steps.
+        validated_images: Read to score members.
+    """
+
+    trained_images: int
+    validated_images: int
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """The cost of a run's search beside the published one's.
+
+    Args:
+        role: Whose agent was searched.
+        run: As counted in this run.
+        run_every_epoch: What the same run would have validated had it scored after every epoch, as published.
+        seconds: Spent in turns, summed over the members.
+        published: As the published code does it.
+        ours_at_published: The published setting as this toolkit does it: scores at perturbation points only.
+    """
+
+    role: str
+    run: Cost
+    run_every_epoch: Cost
+    seconds: float
+    published: Cost
+    ours_at_published: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data, with both ratios."""
+        return {
+            **asdict(self),
+            "run_validates_less_by": _ratio(self.run_every_epoch, self.run),
+            "published_validates_more_by": _ratio(self.published, self.ours_at_published),
+        }
+
+    def to_text(self) -> str:
+        """Return a line for people."""
+        return (
+            f"{self.role}'s search: {self.run.trained_images:,} images trained, {self.run.validated_images:,} "
+            f"validated in {self.seconds:.0f} s; scoring every epoch, as published, would have validated "
+            f"{_ratio(self.run_every_epoch, self.run):.3g} times as many"
+        )
+
+
+def published_cost() -> Cost:
+    """Return what the published search reads: 12.7 million training images and 147 million validation images."""
+    turns = PUBLISHED_MEMBERS * PUBLISHED_EPOCHS
+    return Cost(turns * (PUBLISHED_TRAIN // BATCH) * BATCH, turns * (PUBLISHED_VAL // BATCH) * BATCH)
+
+
+def cost_of_setting(
+    *, members: int, epochs: int, interval_epochs: int, train_images: int, val_images: int, batch_size: int
+) -> Cost:
+    """Return what a search of this toolkit reads if no member diverges.
+
+    Members are scored at the end of a round only, and of the last round there are only the finalists.
+    """
+    lengths = round_lengths(epochs, interval_epochs)
+    finalists = quantile_size(members) if len(lengths) > 1 else members
+    an_epoch = (train_images // batch_size) * batch_size
+    trained = (members * sum(lengths[:-1]) + finalists * lengths[-1]) * an_epoch
+    return Cost(trained, (members * (len(lengths) - 1) + finalists) * val_images)
+
+
+def ours_at_published() -> Cost:
+    """Return what the published setting reads here."""
+    return cost_of_setting(
+        members=PUBLISHED_MEMBERS, epochs=PUBLISHED_EPOCHS, interval_epochs=PUBLISHED_INTERVAL,
+        train_images=PUBLISHED_TRAIN, val_images=PUBLISHED_VAL, batch_size=BATCH,
+    )  # fmt: skip
+
+
+def cost_report(journal: Journal, val_images: int) -> CostReport:
+    """Return what a search has cost so far.
+
+    Args:
+        journal: The search.
+        val_images: Images that score a member once.
+    """
+    scores = [(member.score, length) for population, length in zip(journal.rounds, journal.lengths, strict=False)
+              for member in population if member.score is not None]  # fmt: skip
+    trained = sum(score.trained_images for score, _ in scores)
+    validated = sum(score.validated_images for score, _ in scores)
+    every_epoch = sum(length * val_images for score, length in scores if score.validated_images)
+    return CostReport(
+        role=journal.role,
+        run=Cost(trained, validated),
+        run_every_epoch=Cost(trained, every_epoch),
+        seconds=sum(score.seconds for score, _ in scores),
+        published=published_cost(),
+        ours_at_published=ours_at_published(),
+    )
+
+
+def _ratio(more: Cost, less: Cost) -> float:
+    return more.validated_images / less.validated_images if less.validated_images else 0.0

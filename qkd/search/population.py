@@ -1,0 +1,238 @@
+"""Members of a population and its rounds as values: who goes on, who copies whom, and the schedule a member lived.
+
+Errors: :class:`SearchError` (a ``RuntimeError``) ends a search that has nothing to go on with.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qkd.agents import Policy, Schedule, Segment
+from qkd.search.space import explore, start_policy
+from qkd.seeding import derive
+
+QUANTILE = 0.25  # share that copies, and share that is copied
+_DIVERGED = (
+    "every member of the population has diverged; lower train.lr, raise train.warmup_epochs or set "
+    "train.clip_grad_norm of the role that is searched, under another name"
+)
+
+
+class SearchError(RuntimeError):
+    """A search that cannot go on, or has found nothing."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What became of a member in a round.
+
+    Args:
+        accuracy: Share of the validation images it classifies right; 0 where it diverged.
+        is_diverged: Whether loss or weights were not finite.
+        state_sha256: Of the file that holds its state; empty where it diverged.
+        trained_images: Images that its training steps saw in this round.
+        validated_images: Images that were read to score it.
+        seconds: Spent on it.
+    """
+
+    accuracy: float
+    is_diverged: bool
+    state_sha256: str
+    trained_images: int
+    validated_images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member in one round.
+
+    Args:
+        index: Its place in the population, from 0.
+        policy: What its agent does in this round.
+        source: Index of the member whose state of the round before it goes on from: its own, or the one it copied.
+        score: None before the round is done.
+        rests: Whether it is left out: in the last round only members of the top quarter go on.
+    """
+
+    index: int
+    policy: Policy
+    source: int
+    score: Score | None = None
+    rests: bool = False
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it gave up its own state for another's."""
+        return self.source != self.index
+
+
+Round = tuple[Member, ...]
+
+
+def first_round(members: int) -> Round:
+    """Return the population before anything is trained: every policy is the start policy."""
+    return tuple(Member(index, start_policy(), index) for index in range(members))
+
+
+def quantiles(population: Round) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return ``(bottom, top)``: indices of the members that copy, and of those that may be copied.
+
+    Each is a quarter of the population, rounded up, but at most half of it (16 members: 4 and 4); a single member has
+    nobody to copy. Of equal scores the lower index counts as the better. Members that diverged always copy, and are
+    never copied.
+
+    Args:
+        population: A round with all scores.
+
+    Raises:
+        SearchError: If every member has diverged.
+        ValueError: If a score is missing.
+    """
+    if any(member.score is None for member in population):
+        raise ValueError("quantiles need the scores of all members")
+    ranked = sorted(population, key=lambda member: (_accuracy(member), -member.index))
+    size = quantile_size(len(ranked))
+    healthy = [member.index for member in ranked if member.score is not None and not member.score.is_diverged]
+    if not healthy:
+        raise SearchError(_DIVERGED)
+    sick = [member.index for member in ranked if member.index not in healthy]
+    top = tuple(reversed(healthy[-max(size, 1) :])) if size or sick else ()
+    bottom = [member.index for member in ranked[:size] if member.index not in sick]
+    return tuple(index for index in (*sick, *bottom) if index not in top), top
+
+
+def quantile_size(members: int) -> int:
+    """Return how many members copy, and how many may be copied: a quarter rounded up, at most half."""
+    return min(math.ceil(members * QUANTILE), members // 2)
+
+
+def next_round(population: Round, *, seed: int, role: str, number: int) -> Round:
+    """Return the next round: exploit, then explore.
+
+    Each member of the bottom quarter takes state and policy of a uniformly random member of the top quarter, and its
+    copy of the policy is explored; all others go on as they are.
+
+    Args:
+        population: A round with all scores.
+        seed: The run's.
+        role: ``teacher`` or ``student``: names the random draws.
+        number: Of the round that is done, from 0.
+
+    Raises:
+        SearchError: If every member has diverged.
+        ValueError: If a score is missing.
+
+    Note:
+        The published searches are asynchronous: a member is compared when its own clock passes the interval, with the
+        others wherever they stand. Here all members reach the end of a round first, so that the outcome does not depend
+        on who was fast.
+    """
+    bottom, top = quantiles(population)
+    following = []
+    for member in population:
+        if member.index not in bottom:
+            following.append(Member(member.index, member.policy, member.index))
+            continue
+        rng = random.Random(derive(seed, "search", role, "perturb", number, member.index))
+        donor = population[rng.choice(sorted(top))]
+        following.append(Member(member.index, explore(donor.policy, rng), donor.index))
+    return tuple(following)
+
+
+def last_round(population: Round) -> Round:
+    """Return the last round: members of the top quarter go on as they are, all others rest.
+
+    Nothing is copied any more after it, so only a member that may be chosen is worth its training and its score; one
+    that has just explored has had no time to prove its policy.
+
+    Args:
+        population: The round before, with all scores.
+
+    Raises:
+        SearchError: If every member has diverged.
+        ValueError: If a score is missing.
+    """
+    _, top = quantiles(population)
+    finalists = top or tuple(member.index for member in population)
+    return tuple(
+        Member(member.index, member.policy, member.index, rests=member.index not in finalists) for member in population
+    )
+
+
+def waiting(population: Round) -> list[int]:
+    """Return the members (indices) whose turn is to come; those at rest are called where all others have diverged."""
+    active = [member for member in population if not member.rests]
+    is_lost = all(member.score is not None and member.score.is_diverged for member in active)
+    return [member.index for member in (population if is_lost else active) if member.score is None]
+
+
+def best_member(history: Sequence[Round]) -> int:
+    """Return the index of the best member of the last round.
+
+    The highest accuracy; of equal ones the highest mean along the lineage, then the lowest index. (The releases chose
+    by a rule that is not in their code.)
+
+    Raises:
+        SearchError: If every member has diverged.
+    """
+    healthy = [member.index for member in history[-1] if member.score is not None and not member.score.is_diverged]
+    if not healthy:
+        raise SearchError(_DIVERGED)
+
+    def merit(index: int) -> tuple[float, float, int]:
+        line = lineage(history, index)
+        return _accuracy(line[-1]), sum(map(_accuracy, line)) / len(line), -index
+
+    return max(healthy, key=merit)
+
+
+def lineage(history: Sequence[Round], index: int) -> tuple[Member, ...]:
+    """Return the members, one a round, whose states led to a member's state of the last round.
+
+    Args:
+        history: Rounds in order; a member's ``source`` points into the round before.
+        index: Of the member in the last round.
+    """
+    line = []
+    for population in reversed(history):
+        line.append(population[index])
+        index = population[index].source
+    return tuple(reversed(line))
+
+
+def schedule_of(line: Sequence[Member], lengths: Sequence[int]) -> Schedule:
+    """Return the schedule that a lineage went through; neighbours with one policy become one segment.
+
+    Args:
+        line: A member a round.
+        lengths: Epochs of each round.
+
+    Raises:
+        ValueError: If there are not as many lengths as members.
+    """
+    segments: list[Segment] = []
+    for member, epochs in zip(line, lengths, strict=True):
+        if segments and segments[-1].policy == member.policy:
+            segments[-1] = Segment(segments[-1].epochs + epochs, member.policy)
+        else:
+            segments.append(Segment(epochs, member.policy))
+    return Schedule(tuple(segments))
+
+
+def round_lengths(epochs: int, interval_epochs: int) -> tuple[int, ...]:
+    """Return the epochs of each round: the interval, and what is left for the last one."""
+    whole, rest = divmod(epochs, interval_epochs)
+    return (interval_epochs,) * whole + ((rest,) if rest else ())
+
+
+def with_score(population: Round, index: int, score: Score) -> Round:
+    """Return the round with a member's score filled in."""
+    return tuple(replace(member, score=score) if member.index == index else member for member in population)
+
+
+def _accuracy(member: Member) -> float:
+    return member.score.accuracy if member.score is not None else 0.0

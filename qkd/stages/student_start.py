@@ -1,0 +1,133 @@
+"""What a student starts from: its own float training where it has one, the weights, the calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qkd.config import PhaseConfig, StudentConfig
+from qkd.data import Splits, epoch_order, iterate, normalise
+from qkd.nets import build_net, load_weights
+from qkd.progress import Progress
+from qkd.rundir import RunFolder
+from qkd.seeding import global_stream, stream
+from qkd.stages.float_training import keep_last_checkpoint, train_float, write_float
+from qkd.stages.models import WEIGHTS, net_facts, prepare_student
+from qkd.stages.role_agents import named_agent, role_agent, unsearched_agent
+from quantizers import Student, calibrate
+
+FLOAT_STAGE = "student_float"  # its manifest: a part of the stage that needs it first
+FROZEN_SHARE = 10  # without phases, one epoch in ten (at least one) trains the deployed arithmetic at the end
+
+
+def phases_of(student: StudentConfig) -> tuple[PhaseConfig, ...]:
+    """Return the phases of a student; without any in the config: tutoring, its last tenth with batch norm frozen."""
+    if student.phases:
+        return student.phases
+    epochs = student.train.epochs
+    frozen = max(1, epochs // FROZEN_SHARE)
+    # Frozen batch norm diverges at high rates (seen at half a cosine from 0.03); the end of a cosine is low by itself.
+    factor = 1.0 if student.train.schedule == "cosine" and epochs >= FROZEN_SHARE else None
+    settling = PhaseConfig(name="settling", epochs=frozen, freeze_batch_norm=True, lr_factor=factor)
+    return (PhaseConfig(name="tutoring", epochs=epochs - frozen), settling) if epochs > frozen else (settling,)
+
+
+class StudentStart:
+    """The student of a run before its distillation.
+
+    Args:
+        run: The run; its teacher is complete.
+        splits: Its images, on ``device``.
+        device: Where to train.
+        progress: Where to talk.
+    """
+
+    def __init__(self, run: RunFolder, splits: Splits, device: torch.device, progress: Progress) -> None:
+        self.run, self.splits, self.device, self.progress = run, splits, device, progress
+        self.config = run.config
+        self.kind = run.config.student_start
+
+    def float_files(self) -> list[Path]:
+        """Run the own float training where there is one (resuming); return its files.
+
+        Raises:
+            qkd.training.TrainingError: If it diverges.
+            OSError: If a file cannot be written.
+        """
+        if self.kind != "float":
+            return []
+        folder = self.run.folder("student/float")
+        if self.run.is_complete(FLOAT_STAGE):
+            return [folder / WEIGHTS, folder / "metrics.jsonl", folder / "result.json"]
+        train = self.config.student.float_train
+        if train is None:
+            raise ValueError("student.float_train: missing")
+        agent = named_agent(self.config, "student")
+        # a searched schedule of the student's is found from this start, so this training does without it
+        is_own = self.config.student.agent.policy == "search"
+        net = self.net()
+        fitted = train_float(
+            net,
+            train,
+            unsearched_agent(agent) if is_own else role_agent(self.run, "student"),
+            role=FLOAT_STAGE,
+            data=self.config.data,
+            splits=self.splits,
+            seed=self.config.seed,
+            device=self.device,
+            folder=folder,
+            fingerprint={},
+            progress=self.progress,
+        )
+        name, data = self.config.student_net, self.config.data
+        files = write_float(folder, net, name, self.splits, data, fitted, role=FLOAT_STAGE)
+        self.run.complete(FLOAT_STAGE, files)
+        keep_last_checkpoint(folder)
+        return files
+
+    def net(self) -> nn.Module:
+        """Return the student's float net, freshly initialised from the run's seed."""
+        splits = self.splits
+        with global_stream(self.config.seed, "init", "student"):
+            return build_net(
+                self.config.student_net,
+                classes=len(splits.classes),
+                channels=splits.channels,
+                image_size=splits.image_size,
+            )
+
+    def facts(self) -> dict[str, str]:
+        """Return what is kept beside the student's weights."""
+        splits = self.splits
+        sizes = {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
+        return net_facts(self.config.student_net, **sizes)
+
+    def file(self) -> Path | None:
+        """Return the weights it starts from; None where they are random."""
+        return {
+            "teacher": self.run.path / "teacher" / WEIGHTS,
+            "float": self.run.path / "student" / "float" / WEIGHTS,
+        }.get(self.kind)
+
+    def student(self) -> Student:
+        """Return the low-bit student with its start's weights, on the device, not calibrated."""
+        net, source = self.net(), self.file()
+        if source is not None:
+            load_weights(net, source)
+        student = prepare_student(self.config, net, channels=self.splits.channels, size=self.splits.image_size)
+        return student.to(self.device)
+
+    def calibrate(self, student: Student) -> None:
+        """Set activation scales and batch-norm statistics from training images."""
+        self.progress.say(f"student: calibrating on {self.config.student.calibration_batches} batches")
+        calibrate(student, self._batches())
+
+    def _batches(self) -> Iterator[Tensor]:
+        config, train = self.config, self.splits.train
+        size = min(config.data.batch_size, len(train))
+        order = epoch_order(len(train), stream(config.seed, "calibration"))[: size * config.student.calibration_batches]
+        for images, _ in iterate(train, order, size, self.device, drop_last=True):
+            yield normalise(images, self.splits.mean, self.splits.std)

@@ -1,0 +1,326 @@
+"""The search of both agents within a run: order, files, reproduction, interruption, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+import qkd.data.load
+from qkd.agents import load_schedule, read_schedule_file
+from qkd.cli import main
+from qkd.failures import UsageError
+from qkd.files import sha256_of
+from qkd.pipeline import run_stages as run_in_order
+from qkd.progress import Progress, Silent
+from qkd.report import render_page, summarise
+from qkd.rundir import RunFolder
+from qkd.search.board import table, turns_done
+from qkd.stages import STAGES
+from qkd.stages.report import gather, read_search
+from qkd.stages.role_agents import role_agent, unsearched_agent
+from qkd.stages.searching import config_mark, open_journal, search_agent, stretched_phases, stretched_train
+from qkd.testing import tiny_config, write_npz_set
+
+SEARCHED = {"policy": "search", "crop_padding": 1, "flip": False}
+SEARCH = {"members": 4, "epochs": 5, "interval_epochs": 2, "train_images": 32, "val_images": 24}
+BOTH = {"teacher.agent": SEARCHED, "student.agent": SEARCHED, "search": SEARCH}
+FILES = ("teacher.schedule.yaml", "teacher.population.jsonl", "student.schedule.yaml", "student.population.jsonl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unfused():
+    from quantizers import is_fused, set_fused
+
+    before = is_fused()
+    set_fused(enabled=False)  # compiling takes longer than these trainings
+    yield
+    set_fused(enabled=before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz_set(tmp_path_factory.mktemp("data"))
+
+
+def config_of(data: Path, changes: dict[str, Any] | None = None, **search: Any) -> Any:
+    return tiny_config(data, copy.deepcopy({**BOTH, **(changes or {}), "search": {**SEARCH, **search}}))
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Return a run with both searches, through the stages in order."""
+    run = RunFolder.open(config_of(data), tmp_path_factory.mktemp("runs"))
+    run_in_order(run, ("teacher", "search", "distill"), Silent())
+    return run
+
+
+def steady(run: RunFolder) -> dict[str, str]:
+    return {name: (run.path / "search" / name).read_text() for name in FILES if (run.path / "search" / name).is_file()}
+
+
+def population(run: RunFolder, role: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "search" / f"{role}.population.jsonl").read_text().splitlines()]
+
+
+def test_both_agents_are_found_and_used(done: RunFolder) -> None:
+    result = json.loads((done.path / "search" / "result.json").read_text())
+    assert result["searched"] is True and result["note"] == "searched: teacher and student"
+    for role in ("teacher", "student"):
+        found = read_schedule_file(done.path / "search" / f"{role}.schedule.yaml")
+        assert found.role == role and found.schedule.epochs == 5
+        facts = found.provenance
+        assert facts["seed"] == 0 and facts["searched"] is True and facts["settings"]["members"] == 4
+        assert facts["made_from"]["config"] == config_mark(done.config, role)
+        assert len(facts["made_from"]["data"]) > 8
+        assert len(facts["lineage"]) == len(facts["best_val_accuracy"]) == len(facts["epochs_of_rounds"]) == 3
+        assert facts["val_accuracy"] == facts["lineage_val_accuracy"][-1] == result[role]["search"]["val_accuracy"]
+        log = population(done, role)
+        assert [(row["round"], row["member"]) for row in log[:8]] == [(n, m) for n in (0, 1) for m in range(4)]
+        assert {row["epoch"] for row in log} == {2, 4, 5} and len(log) == 9
+        assert sum(row["copied"] for row in log) == 1 and all(len(row["ops"]) == 30 for row in log)
+        cost = json.loads((done.path / "search" / f"{role}.cost.json").read_text())
+        assert cost["run"] == {"trained_images": (4 * 4 + 1) * 32, "validated_images": 9 * 24}
+        assert cost["published_validates_more_by"] >= 3 and cost["seconds"] > 0
+        agent = role_agent(done, role)
+        assert agent.policy == "file" and agent.crop_padding == 1 and not agent.flip
+        assert agent.schedule is not None and load_schedule(agent.schedule) == found.schedule
+        assert sorted(path.name for path in (done.path / "search" / role).iterdir()) == ["journal.json"]
+    weights = sha256_of(done.path / "teacher" / "weights.safetensors")
+    assert found.provenance["made_from"]["teacher/weights.safetensors"] == weights  # the student's: from that teacher
+    assert len({json.dumps(row["ops"]) for row in population(done, "student")}) > 1
+
+
+def test_the_same_seed_finds_the_same_and_another_one_something_else(
+    done: RunFolder, data: Path, tmp_path: Path
+) -> None:
+    again = RunFolder.open(config_of(data, {"name": "again"}), tmp_path)
+    run_in_order(again, ("teacher", "search"), Silent())
+    assert steady(again) == steady(done) and len(steady(done)) == 4
+    other = RunFolder.open(config_of(data, {"name": "other", "seed": 1}), tmp_path)
+    search_agent(other, "teacher", Silent())
+    assert steady(other)["teacher.population.jsonl"] != steady(done)["teacher.population.jsonl"]
+
+
+def test_a_changed_schedule_undoes_what_was_made_from_it(data: Path, tmp_path: Path) -> None:
+    run = RunFolder.open(config_of(data, {"student.agent": {"policy": "none"}}), tmp_path)
+    run_in_order(run, ("teacher", "search"), Silent())
+    file = run.path / "search" / "teacher.schedule.yaml"
+    text = file.read_text()
+    file.write_text(text + "\n")
+    assert run.why_incomplete("teacher") == run.why_incomplete("search_teacher") == f"search/{file.name} has changed"
+    run_in_order(run, ("teacher", "search"), Silent())  # written anew out of the journal
+    assert file.read_text() == text and run.is_complete("teacher")
+
+
+def test_search_alone_does_what_it_can_and_says_what_is_missing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder.open(config_of(data), tmp_path)
+    with pytest.raises(UsageError, match=r"the teacher's agent is found, but the student's search distils .*qkd teac"):
+        STAGES["search"](run, Silent())
+    assert run.is_complete("search_teacher") and not run.is_complete("search")
+    run.close()
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
+    assert main(["search", str(path), "--runs-dir", str(tmp_path)]) == 2
+    assert "run `qkd teacher` with the same config first" in capsys.readouterr().err
+    for stage in ("teacher", "search"):
+        assert main([stage, str(path), "--runs-dir", str(tmp_path)]) == 0
+
+
+def test_a_shared_schedule(data: Path, tmp_path: Path) -> None:
+    run = RunFolder.open(config_of(data, {"student.agent": {"policy": "teacher", "crop_padding": 2}}), tmp_path)
+    run_in_order(run, ("teacher", "search"), Silent())
+    shared = role_agent(run, "student")
+    assert shared.schedule == run.path / "search" / "teacher.schedule.yaml" and shared.crop_padding == 2
+    found = read_schedule_file(run.path / "search" / "student.schedule.yaml")
+    original = load_schedule(run.path / "search" / "teacher.schedule.yaml")
+    assert found.schedule == original.stretched(run.config.student.train.epochs)
+    assert found.provenance == {"policy": "teacher", "searched": True}
+    assert not (run.path / "search" / "student").exists()
+    plain = tiny_config(
+        data, {"teacher.agent.policy": "trivial", "student.agent": {"policy": "teacher", "flip": False}}
+    )
+    agent = role_agent(RunFolder(plain, tmp_path), "student")
+    assert (agent.policy, agent.flip) == ("trivial", False)
+
+
+def test_a_student_of_another_net_gets_its_own_start_first(data: Path, tmp_path: Path) -> None:
+    changes = {
+        "student.init": "float", "student.float_train": {"epochs": 1, "lr": 0.05}, "student.view": "own",
+        "student.terms": [{"loss": "cross_entropy"}, {"loss": "similarity_preserving", "taps": [["layer3", "layer3"]]}],
+    }  # fmt: skip
+    run = RunFolder.open(config_of(data, changes, compat="weights_only"), tmp_path)
+    run_in_order(run, ("teacher", "search", "distill"), Silent())
+    made_from = read_schedule_file(run.path / "search" / "student.schedule.yaml").provenance["made_from"]
+    assert {"student/float/weights.safetensors", "search/teacher.schedule.yaml"} <= set(made_from)
+
+
+def test_no_test_image_is_read(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.open(config_of(data), tmp_path)
+    reads: list[str] = []
+    load = qkd.data.load.DATASETS["npz"]
+
+    def poisoned(config: Any) -> Any:
+        everything, test, classes = load(config)
+
+        def refuse(*_: Any) -> Any:
+            reads.append("test")
+            raise AssertionError("a test image was read")
+
+        test.batch = refuse
+        return everything, test, classes
+
+    monkeypatch.setitem(qkd.data.load.DATASETS, "npz", poisoned)
+    search_agent(run, "teacher", Silent())
+    assert reads == []
+    with pytest.raises(AssertionError, match="a test image was read"):  # the poison works: the stage's last step scores
+        STAGES["teacher"](run, Silent())
+    monkeypatch.undo()
+    STAGES["teacher"](run, Silent())
+    monkeypatch.setitem(qkd.data.load.DATASETS, "npz", poisoned)
+    reads.clear()
+    search_agent(run, "student", Silent())
+    assert reads == [] and run.is_complete("search_student")
+
+
+class Stop(BaseException):
+    """What stands for a kill within a test's process."""
+
+
+def test_stopped_between_any_two_file_operations_it_ends_with_the_same_bits(
+    done: RunFolder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {name: text for name, text in steady(done).items() if name.startswith("teacher")}
+    real, stops = {name: getattr(os, name) for name in ("write", "fsync", "replace", "unlink")}, 0
+    for die_at in range(3, 60, 14):  # a search has about 90 operations; a new one begins after each stop
+        run = RunFolder.open(config_of(data, {"name": f"stopped{die_at}"}), tmp_path)
+        while not run.is_complete("search_teacher"):
+            count = [0]
+
+            def counted(function: Any, count: list[int] = count, die_at: int = die_at) -> Any:
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    count[0] += 1
+                    if count[0] == die_at:
+                        raise Stop
+                    return function(*args, **kwargs)
+
+                return call
+
+            for name, function in real.items():
+                monkeypatch.setattr(os, name, counted(function))
+            try:
+                search_agent(run, "teacher", Silent())
+            except Stop:
+                stops += 1
+            finally:
+                monkeypatch.undo()
+            die_at += 5  # so that it gets on, and stops elsewhere
+        assert steady(run) == expected
+        assert [path.name for path in (run.path / "search" / "teacher").iterdir()] == ["journal.json"]
+    assert stops > 8
+
+
+def test_images_are_refused_that_are_not_there(data: Path, tmp_path: Path) -> None:
+    run = RunFolder.open(config_of(data, val_images=33), tmp_path)
+    with pytest.raises(ValueError, match=r"search\.val_images: 33 are asked for, but there are 32"):
+        search_agent(run, "teacher", Silent())
+
+
+def test_another_teacher_is_another_search(data: Path, tmp_path: Path) -> None:
+    run = RunFolder.open(config_of(data, {"teacher.agent": {"policy": "none"}}), tmp_path)
+    STAGES["teacher"](run, Silent())
+    from qkd.data import load_splits
+
+    splits = load_splits(run.config.data, seed=0)
+    weights = run.path / "teacher" / "weights.safetensors"
+    open_journal(run, "student", splits, [weights])._write()
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"begun with other inputs \(teacher/weights\.safetensors changed since\)"):
+        open_journal(run, "student", splits, [weights])
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"teacher.agent.policy": "teacher"}, r"`teacher` is for the student"),
+    ({"teacher.train": None, "teacher.weights": "w.safetensors"}, r"`search` needs teacher\.train"),
+    ({"search.members": 1}, r"greater than or equal to 2"),
+    ({"search.interval_epochs": 0}, r"greater than or equal to 1"),
+    ({"search.engine": "dask"}, r"'local' or 'ray'"),
+])  # fmt: skip
+def test_configs_that_make_no_sense(data: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        tiny_config(data, copy.deepcopy({**BOTH, **changes}))
+
+
+def test_a_config_may_name_the_new_policies(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    values = config_of(data).model_dump(mode="json")
+    path.write_text(yaml.safe_dump(values))
+    assert main(["validate", str(path)]) == 0
+    assert main(["validate", str(path), "teacher.agent.policy=serch"]) == 2
+    assert "did you mean `search`" in capsys.readouterr().err
+    assert main(["ls", "policies"]) == 0
+    assert "population search" in capsys.readouterr().out
+    assert main(["run", str(path), "--dry-run", "--runs-dir", str(tmp_path)]) == 0
+
+
+def test_lengths_follow_the_search(data: Path) -> None:
+    changes = {
+        "student.train": {"epochs": 10, "lr": 0.1, "warmup_epochs": 2},
+        "student.phases": [
+            {"name": "a", "epochs": 3},
+            {"name": "b", "epochs": 6},
+            {"name": "c", "epochs": 1, "freeze_batch_norm": True},
+        ],
+    }
+    student = config_of(data, changes).student
+    assert [(p.name, p.epochs) for p in stretched_phases(student, 25)] == [("a", 7), ("b", 15), ("c", 3)]
+    assert [(p.name, p.epochs) for p in stretched_phases(student, 5)] == [("a", 1), ("b", 3), ("c", 1)]
+    assert stretched_train(student.train, 5).warmup_epochs == 1.0
+    plain = config_of(data).student
+    assert [(p.epochs, p.freeze_batch_norm) for p in stretched_phases(plain, 20)] == [(18, False), (2, True)]
+    assert unsearched_agent(plain.agent).policy == "crop_flip" and not unsearched_agent(plain.agent).flip
+
+
+def test_the_report_draws_both_searches_and_both_schedules(done: RunFolder) -> None:
+    record = gather(done)
+    assert list(record.searches) == ["teacher", "student"] and list(record.schedules) == ["teacher", "student"]
+    found = record.searches["student"]
+    assert list(found.epochs) == [2, 4, 5] and len(found.best) == len(found.mean) == len(found.chosen) == 3
+    assert all(mean <= best for mean, best in zip(found.mean, found.best, strict=True))
+    page = render_page(summarise(done.path), record)
+    for text in (
+        "student&#x27;s search: validation accuracy",
+        "teacher&#x27;s agent",
+        "found by the teacher&#x27;s",
+    ):
+        assert text in page
+    assert "validated 216 in" in page and "it is 3.02 times" in page
+    assert read_search(done.path, "nobody") is None
+
+
+def test_the_table_tells_where_members_come_from(done: RunFolder) -> None:
+    from qkd.data import load_splits
+
+    journal = open_journal(done, "teacher", load_splits(done.config.data, seed=0), [])
+    lines = table(journal)
+    assert lines[0].split() == ["member", "epoch", "accuracy", "before", "lineage"] and len(lines) == 5
+    assert sum("(rests)" in line for line in lines) == 3
+    (finalist,) = (line for line in lines[1:] if "(rests)" not in line)
+    assert finalist.split()[1] == "5" and finalist.count(" > ") == 2 and turns_done(journal) == 9
+
+
+def test_progress_says_how_far_it_is(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder.open(config_of(data), tmp_path)
+    search_agent(run, "teacher", Progress())
+    lines = [line for line in capsys.readouterr().err.splitlines() if "turn" in line]
+    assert "teacher's search: turn 0/9, epoch 0/5" in lines[0] and "turn 9/9" in lines[-1]
+    assert any("epoch 2/5, best " in line and " left" in line for line in lines)
+    assert len(lines) <= 9

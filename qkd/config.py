@@ -208,6 +208,15 @@ class SearchConfig(Section):
     address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: one of its own, here")
     worker_failures: Annotated[int, Field(ge=0)] = Field(3, description="ray: lost workers a member survives")
 
+    @model_validator(mode="after")
+    def _has_a_perturbation(self) -> SearchConfig:
+        if self.interval_epochs >= self.epochs:
+            raise ValueError(
+                f"`interval_epochs` must be less than `epochs`, or no policy is ever explored, "
+                f"got {self.interval_epochs} of {self.epochs}"
+            )
+        return self
+
 
 class ExportConfig(Section):
     """How the student becomes a file."""

@@ -6,7 +6,7 @@ import time
 
 from qkd.progress import Board, duration
 from qkd.search.journal import Journal
-from qkd.search.population import Round, lineage, quantile_size
+from qkd.search.population import Round, finalists_of, lineage
 
 ANCESTORS_SHOWN = 8
 
@@ -57,7 +57,7 @@ def turns_done(journal: Journal) -> int:
 
 def turns_in_all(journal: Journal, members: int) -> int:
     """Return how many turns a search takes; in the last round only the top quarter takes one."""
-    return (len(journal.lengths) - 1) * members + (quantile_size(members) if len(journal.lengths) > 1 else members)
+    return (len(journal.lengths) - 1) * members + finalists_of(members, len(journal.lengths))
 
 
 def scores(population: Round) -> list[float]:

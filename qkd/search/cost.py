@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qkd.search.journal import Journal
-from qkd.search.population import quantile_size, round_lengths
+from qkd.search.population import finalists_of, round_lengths
 
 # The published search (role-kd's logs): 16 members, 200 epochs of 31 steps of 128 out of 4,000 images, and 359 full
 # batches of 128 of 46,000 validation images after every epoch.
@@ -78,7 +78,7 @@ def cost_of_setting(
     Members are scored at the end of a round only, and of the last round there are only the finalists.
     """
     lengths = round_lengths(epochs, interval_epochs)
-    finalists = quantile_size(members) if len(lengths) > 1 else members
+    finalists = finalists_of(members, len(lengths))
     an_epoch = (train_images // batch_size) * batch_size
     trained = (members * sum(lengths[:-1]) + finalists * lengths[-1]) * an_epoch
     return Cost(trained, (members * (len(lengths) - 1) + finalists) * val_images)

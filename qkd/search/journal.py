@@ -24,6 +24,7 @@ from qkd.files import (
     write_json,
 )
 from qkd.search.population import (
+    ROUNDS_FOR_A_FINAL,
     Member,
     Round,
     Score,
@@ -179,7 +180,8 @@ class Journal:
     def _settle(self) -> None:
         """Begin the next round where one is complete, and delete the states that nothing can ask for any more."""
         if not self._open() and len(self.rounds) < len(self.lengths):
-            is_last = len(self.rounds) == len(self.lengths) - 1
+            rounds = len(self.lengths)
+            is_last = len(self.rounds) == rounds - 1 and rounds >= ROUNDS_FOR_A_FINAL
             done, number = self.rounds[-1], self.number
             following = last_round(done) if is_last else next_round(done, seed=self.seed, role=self.role, number=number)
             self.rounds.append(following)

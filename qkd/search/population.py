@@ -15,6 +15,7 @@ from qkd.search.space import explore, start_policy
 from qkd.seeding import derive
 
 QUANTILE = 0.25  # share that copies, and share that is copied
+ROUNDS_FOR_A_FINAL = 3  # with fewer, the final would leave no round in which an explored policy is tried
 _DIVERGED = (
     "every member of the population has diverged; lower train.lr, raise train.warmup_epochs or set "
     "train.clip_grad_norm of the role that is searched, under another name"
@@ -161,6 +162,16 @@ def last_round(population: Round) -> Round:
     return tuple(
         Member(member.index, member.policy, member.index, rests=member.index not in finalists) for member in population
     )
+
+
+def finalists_of(members: int, rounds: int) -> int:
+    """Return how many members take a turn in the last round: the top quarter, but all where there are two rounds only.
+
+    Args:
+        members: Size of the population.
+        rounds: Of the search.
+    """
+    return quantile_size(members) if rounds >= ROUNDS_FOR_A_FINAL else members
 
 
 def waiting(population: Round) -> list[int]:

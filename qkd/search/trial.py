@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qkd.agents.agent import agent_of_schedule
 from qkd.config import AgentConfig, DataConfig, TrainConfig
 from qkd.data import Splits
-from qkd.files import make_folder, parse_safetensors, read_metadata, read_verified, write_safetensors
+from qkd.files import DamagedFileError, make_folder, parse_safetensors, read_metadata, read_verified, write_safetensors
 from qkd.progress import Progress, Silent, Tracker
 from qkd.search.images import without_validation
 from qkd.search.journal import Turn
@@ -72,7 +72,7 @@ class Trial:
             The score. A member whose loss, gradient or weights are not finite has accuracy 0 and no state.
 
         Raises:
-            DamagedFileError: If a state is altered.
+            DamagedFileError: If a state is altered or gone.
             OSError: If a state cannot be read or written.
         """
         started = time.monotonic()
@@ -155,5 +155,10 @@ def _write_state(path: Path, checkpoint: Checkpoint) -> str:
 
 
 def _read_state(path: Path, sha256: str) -> Checkpoint:
-    tensors = parse_safetensors(path, read_verified(path, sha256))
+    try:
+        tensors = parse_safetensors(path, read_verified(path, sha256))
+    except FileNotFoundError as error:
+        raise DamagedFileError(f"{path}: is gone; restore it, or delete {path.parent} to search anew") from error
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error}; restore it, or delete {path.parent} to search anew") from error
     return Checkpoint(tensors, json.loads(read_metadata(path)["state"]))

@@ -65,10 +65,14 @@ def test_an_interrupt_ends_what_the_devices_do(monkeypatch, plain):
         raise DeviceError("killed")
 
     monkeypatch.setattr(fleet, "measure_on", hang)
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-    start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        measure_devices([Device("ssh://a"), Device("ssh://b"), Device()], {"m": plain}, QUICK)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with `&` ignores SIGINT
+    try:
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            measure_devices([Device("ssh://a"), Device("ssh://b"), Device()], {"m": plain}, QUICK)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 10 and sorted(tidied) == ["ssh://a", "ssh://b"]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from qkd.files import DamagedFileError, write_bytes
 from qkd.search import Journal, Score, SearchError, Turn, start_policy
+from qkd.search.board import turns_in_all
 
 
 def journal(folder: Path, **changes: Any) -> Journal:
@@ -85,6 +86,16 @@ def test_a_member_that_diverged_has_no_state_and_copies(tmp_path: Path) -> None:
         take(lost, turns[-1], is_diverged=True)
     with pytest.raises(SearchError, match="every member"):  # and says so again when it is asked again
         journal(tmp_path / "lost")
+
+
+def test_with_two_rounds_only_every_member_takes_part_in_the_last(tmp_path: Path) -> None:
+    one, taken = journal(tmp_path, epochs=4), []
+    while turns := one.turns():
+        taken.append((turns[0].number, turns[0].member))
+        take(one, turns[0])
+    assert taken == [(number, member) for number in (0, 1) for member in range(4)]
+    assert one.rounds[-1][0].is_copy and one.rounds[-1][0].policy != start_policy()
+    assert turns_in_all(one, 4) == 8
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

@@ -208,8 +208,11 @@ def test_an_altered_state_is_refused(tmp_path: Path) -> None:
     one.take(turn(tmp_path, 0, 0))
     following = turn(tmp_path, 1, 0)
     (tmp_path / "0-0").write_bytes((tmp_path / "0-0").read_bytes()[:-1] + b"x")
-    with pytest.raises(DamagedFileError, match="truncated or altered"):
+    with pytest.raises(DamagedFileError, match=r"truncated or altered.*delete .* to search anew"):
         one.take(following)
     (tmp_path / "0-0").write_bytes(b"\x80\x04pickle")
     with pytest.raises(ValueError, match="is a pickled file"):
+        one.take(following)
+    (tmp_path / "0-0").unlink()
+    with pytest.raises(DamagedFileError, match=r"0-0: is gone; restore it, or delete"):
         one.take(following)

@@ -251,6 +251,7 @@ def test_another_teacher_is_another_search(data: Path, tmp_path: Path) -> None:
     ({"teacher.agent.policy": "teacher"}, r"`teacher` is for the student"),
     ({"teacher.train": None, "teacher.weights": "w.safetensors"}, r"`search` needs teacher\.train"),
     ({"search.members": 1}, r"greater than or equal to 2"),
+    ({"search.interval_epochs": 5}, r"`interval_epochs` must be less than `epochs`, .* got 5 of 5"),
     ({"search.interval_epochs": 0}, r"greater than or equal to 1"),
     ({"search.engine": "dask"}, r"'local' or 'ray'"),
 ])  # fmt: skip

@@ -329,3 +329,26 @@ def test_fp16_on_a_cpu_is_float32_with_a_warning(tmp_path: Path, splits: Splits)
 
 def test_the_result_is_typed(tmp_path: Path, splits: Splits) -> None:
     assert isinstance(fit(make_job(tmp_path, splits), Silent()), FitResult)
+
+
+def test_an_image_is_augmented_alike_in_batches_of_any_size(tmp_path: Path, splits: Splits) -> None:
+    def seen(batch_size: int) -> dict[tuple[int, int], Tensor]:
+        found: dict[tuple[int, int], Tensor] = {}
+
+        def record(batch: Batch) -> StepResult:
+            assert batch.samples is not None
+            assert torch.equal(batch.raw, splits.train.batch(batch.samples, CPU)[0])
+            found.update(
+                {(batch.epoch, int(sample)): image for sample, image in zip(batch.samples, batch.images, strict=True)}
+            )
+            return supervised_step(job.model)(batch)
+
+        data = DATA.model_copy(update={"batch_size": batch_size})
+        job = make_job(tmp_path / str(batch_size), splits, data=data)
+        fit(Job(**{**vars(job), "phases": (Phase("record", 3, record),)}), Silent())
+        return found
+
+    eight, whole = seen(8), seen(72)
+    assert eight.keys() == whole.keys() and len(whole) == 3 * 72
+    assert all(torch.equal(eight[key], whole[key]) for key in whole)
+    assert any(not torch.equal(whole[0, sample], whole[1, sample]) for sample in range(72))

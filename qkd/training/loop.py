@@ -165,7 +165,9 @@ class Trainer:
 
     def _steps(self, phase: Phase, batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, tracker: Tracker) -> None:
         clock = time.monotonic()
-        for (images, labels), samples in zip(batches, torch.split(order, self.batch_size), strict=True):
+        # Killed after the last step of an epoch was saved, nothing is left of it; torch.split gives an empty part.
+        places = torch.split(order, self.batch_size) if len(order) else ()
+        for (images, labels), samples in zip(batches, places, strict=True):
             loss = self._step(phase, images, labels, samples)
             self.at.step += 1
             now = time.monotonic()

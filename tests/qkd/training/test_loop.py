@@ -18,6 +18,7 @@ from qkd.progress import Silent
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training import Batch, FitResult, Job, Phase, StepResult, TrainingError, fit, supervised_step
+from qkd.training.loop import Trainer
 
 DATA = DataConfig(name="npz", path=Path("unused"), batch_size=16, eval_batch_size=20)
 CPU = torch.device("cpu")
@@ -155,6 +156,23 @@ def test_resuming_between_checkpoints_equals_no_interruption(tmp_path: Path, spl
     interrupted(tmp_path / "cut", splits, (1, 2), train=rare)
     assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 1
     resumed = make_job(tmp_path / "cut", splits, train=rare)
+    fit(resumed, Silent())
+    assert equal(state(resumed), state(whole))
+
+
+def test_resuming_after_the_last_step_of_an_epoch_equals_no_interruption(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_job(tmp_path / "whole", splits)
+    fit(whole, Silent())
+
+    def stop(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "score", stop)  # the last step is done and saved, the epoch is not
+        fit(make_job(tmp_path / "cut", splits), Silent())
+    resumed = make_job(tmp_path / "cut", splits)
     fit(resumed, Silent())
     assert equal(state(resumed), state(whole))
 

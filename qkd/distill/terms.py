@@ -26,8 +26,8 @@ from qkd.distill.losses import (
     teacher_confidence_loss,
     top_classes_loss,
 )
+from qkd.distill.losses.information_flow import DIVERGENCES, KERNELS, REDUCTIONS
 from qkd.distill.losses.levels import REMAINDERS
-from qkd.distill.losses.relations import FLOW_REDUCTIONS, KERNELS
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,13 @@ LOSSES: dict[str, LossEntry] = {
     "information_flow": LossEntry(
         information_flow_loss,
         _FEATURES,
-        "IFM: Jeffreys divergence of neighbour probabilities, at pairs of taps",
+        "IFM: divergence of the probabilities that images of a batch are neighbours, at pairs of taps",
         "Passalis et al. 2020, section 3",
         {
             "kernel": _one_of(KERNELS),
-            "reduction": _one_of(FLOW_REDUCTIONS),
+            "reduction": _one_of(REDUCTIONS),
+            "divergence": _one_of(DIVERGENCES),
+            "sigma": Option(float, "positive", _is_positive),
             "normalize": Option(bool, "true or false", lambda value: True),
         },
     ),

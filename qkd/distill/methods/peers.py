@@ -95,9 +95,9 @@ def student_ensemble_loss(
     by_labels = [cross_entropy_loss(one, labels, other_labels, other_share, label_smoothing=label_smoothing)
                  for one in logits]  # fmt: skip
     by_average = [soft_target_loss(one, average, temperature=temperature) for one in logits]
-    by_features = [
-        hint_loss(own, lead) for others in features[1:] for own, lead in _pairs(others, features[0])
-    ] or [torch.zeros_like(by_labels[0])]
+    by_features = [hint_loss(own, lead) for others in features[1:] for own, lead in _pairs(others, features[0])] or [
+        torch.zeros_like(by_labels[0])
+    ]
     parts = [torch.stack(values).sum() for values in (by_labels, by_features, by_average)]
     total = label_weight * parts[0] + feature_weight * parts[1] + ensemble_weight * parts[2]
     return StudentEnsembleLoss(total, *parts)

@@ -109,9 +109,9 @@ def test_gradcheck() -> None:
     own, fixed = values(5, 3, seed=1).requires_grad_(), values(5, 3)
     # The average is a constant: against a difference quotient only a net that is not part of it can be checked.
     assert torch.autograd.gradcheck(
-        lambda first, feature: student_ensemble_loss(
-            [first, logits[1].detach()], LABELS, [[fixed], [feature]], ensemble_weight=0
-        ).total,
+        lambda first, feature: (
+            student_ensemble_loss([first, logits[1].detach()], LABELS, [[fixed], [feature]], ensemble_weight=0).total
+        ),
         (logits[0], own),
     )
 

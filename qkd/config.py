@@ -133,6 +133,11 @@ class PhaseConfig(Section):
         "student is its teacher",
     )
     teacher_lr_factor: Positive = Field(1.0, description="co-study: the teacher's learning rate, as a factor of lr")
+    peers: bool = Field(
+        True,
+        description="whether student.peers learn along, where there are any; student.terms do not apply then, and "
+        "`terms` come on top",
+    )
     freeze_batch_norm: bool = Field(
         False, description="train the deployed arithmetic: folded batch norm with running statistics, int32 biases"
     )
@@ -173,6 +178,19 @@ class TeacherConfig(Section):
     untrained: bool = Field(False, description="random weights, for a student phase with teacher_terms to train")
     train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
     agent: AgentConfig = Field(default_factory=AgentConfig)
+    members: Count = Field(1, description="nets that differ by seed only; the student learns from their average")
+    ensemble: Literal["probability", "logit"] = Field("probability", description="what is averaged over the members")
+    ensemble_temperature: Positive = Field(
+        1.0, description="probability: temperature at which they are averaged; terms have one of their own"
+    )
+
+    @model_validator(mode="after")
+    def _members_are_trained(self) -> TeacherConfig:
+        if self.members > 1 and (self.train is None or self.weights is not None):
+            raise ValueError(
+                "`members` above 1 needs `train` and no `weights`: members start from weights of their own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _needs_some_weights(self) -> TeacherConfig:
@@ -180,6 +198,72 @@ class TeacherConfig(Section):
             raise ValueError("`untrained` goes with neither `train` nor `weights`")
         if not self.untrained and self.train is None and self.weights is None:
             raise ValueError("needs `train` (how to train it) or `weights` (a file of trained ones)")
+        return self
+
+
+class AuxiliaryConfig(Section):
+    """An auxiliary teacher: trained from the teacher first, then the student's teacher in its place."""
+
+    net: str | None = Field(None, description="absent: the student's net")
+    quant: QuantConfig | None = Field(None, description="absent: full precision; between teacher and student: 8 bits")
+    init: Literal["auto", "random"] = Field(
+        "auto",
+        description="auto: float_train where it is there, else the student's float training or the teacher, where the "
+        "net is theirs, else random",
+    )
+    float_train: TrainConfig | None = Field(
+        None, description="a float training of its own, on the labels, to start from"
+    )
+    train: TrainConfig = Field(description="its training from the teacher")
+    terms: tuple[TermConfig, ...] = Field(
+        (TermConfig(loss="information_flow", taps=(("flatten", "flatten"),)),),
+        description="weighted loss terms; by default information flow before the last layer, as our nets name it",
+    )
+    phases: tuple[PhaseConfig, ...] = Field((), description="absent: as for a student; one phase in full precision")
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> AuxiliaryConfig:
+        total = sum(phase.epochs for phase in self.phases)
+        if self.phases and total != self.train.epochs:
+            raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
+        if any(phase.teacher_terms is not None for phase in self.phases):
+            raise ValueError("`phases` with teacher_terms are for the student")
+        if self.quant is None and any(phase.freeze_batch_norm for phase in self.phases):
+            raise ValueError("`phases` with freeze_batch_norm need `quant`: full precision has no deployed arithmetic")
+        return self
+
+
+class PeerConfig(Section):
+    """A net that learns beside the student and from it; thrown away in the end."""
+
+    net: str | None = Field(None, description="absent: the student's net")
+    weight_bits: Bits | None = Field(None, description="absent, with act_bits: full precision")
+    act_bits: Bits | None = Field(None, description="other keys are those of student.quant")
+    taps: tuple[str, ...] | None = Field(None, description="its modules for student.peers.taps; absent: the same names")
+
+    @model_validator(mode="after")
+    def _bits_come_together(self) -> PeerConfig:
+        if (self.weight_bits is None) != (self.act_bits is None):
+            raise ValueError("give `weight_bits` and `act_bits`, or neither for full precision")
+        return self
+
+
+class PeersConfig(Section):
+    """A student ensemble: the student and its peers learn from labels, from their average and from the first peer."""
+
+    nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers; the first one's features are the goal")
+    taps: tuple[str, ...] = Field((), description="modules of the student whose features meet the first peer's")
+    temperature: Positive = Field(3.0, description="of the soft targets from the average")
+    label_weight: NonNegative = Field(0.7, description="of the cross-entropies")
+    feature_weight: NonNegative = Field(0.15, description="of the squared differences of features")
+    ensemble_weight: NonNegative = Field(0.15, description="of the soft targets from the average")
+    lr_factor: Positive = Field(1.0, description="the peers' learning rate, as a factor of the student's")
+
+    @model_validator(mode="after")
+    def _taps_pair_up(self) -> PeersConfig:
+        for index, peer in enumerate(self.nets):
+            if peer.taps is not None and len(peer.taps) != len(self.taps):
+                raise ValueError(f"nets[{index}].taps names {len(peer.taps)} modules, but `taps` {len(self.taps)}")
         return self
 
 
@@ -200,6 +284,8 @@ class StudentConfig(Section):
     terms: tuple[TermConfig, ...] = Field(DEFAULT_TERMS, description="weighted loss terms")
     phases: tuple[PhaseConfig, ...] = Field((), description="absent: one phase over all epochs, the last tenth frozen")
     calibration_batches: Count = Field(8, description="training batches that set activation scales")
+    auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
+    peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
 
     @model_validator(mode="after")
     def _phases_add_up(self) -> StudentConfig:
@@ -329,6 +415,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _methods_go_together(self) -> RunConfig:
+        faults = _method_faults(self.teacher, self.student)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @model_validator(mode="after")
     def _student_can_start(self) -> RunConfig:
         if self.student_start == "teacher" and self.student_net != self.teacher.net:
             raise ValueError(
@@ -341,3 +434,20 @@ class RunConfig(Section):
                 f"from an own float training; say how in student.float_train, or use init `random`"
             )
         return self
+
+
+def _method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
+    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary stays as it is."""
+    learner, where = (student, "student") if student.auxiliary is None else (student.auxiliary, "student.auxiliary")
+    terms = [*learner.terms, *(term for phase in learner.phases for term in phase.terms or ())]
+    faults = [
+        f"{where}: {term.loss} has taps, but teacher.members is {teacher.members}, and an ensemble has no features: "
+        f"use losses on logits, or one member"
+        for term in terms if term.taps and term.weight > 0 and teacher.members > 1
+    ]  # fmt: skip
+    if any(phase.teacher_terms is not None for phase in student.phases):
+        faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []
+    if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
+        faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
+    return faults

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -175,6 +176,7 @@ class StudentEnsembleStep:
         ensemble_weight: Likewise.
         label_smoothing: Likewise.
         own: The student's forward pass with further terms of its own (a teacher's, say); absent: it has none.
+        own_hold: Context that ``own`` needs (hooks).
 
     Raises:
         ValueError: If a tap names no module, or the nets have different numbers of taps.
@@ -191,21 +193,24 @@ class StudentEnsembleStep:
         ensemble_weight: float = 0.15,
         label_smoothing: float = 0.0,
         own: Step | None = None,
+        own_hold: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         counts = {learner.name: len(learner.taps) for learner in learners}
         if len(set(counts.values())) > 1:
             raise ValueError(f"peers: every net needs the same number of taps, got {counts}")
-        self._learners, self._adapters, self._own = tuple(learners), adapters, own
+        self._learners, self._adapters = tuple(learners), adapters
+        self._own, self._own_hold = own, own_hold
         self._taps = [
             Taps(one.net, dict.fromkeys(one.taps), translate=one.tap_paths, role=one.name) for one in learners
         ]
-        self._numbers = {
-            "temperature": temperature,
-            "label_weight": label_weight,
-            "feature_weight": feature_weight,
-            "ensemble_weight": ensemble_weight,
-            "label_smoothing": label_smoothing,
-        }
+        self._loss = partial(
+            student_ensemble_loss,
+            temperature=temperature,
+            label_weight=label_weight,
+            feature_weight=feature_weight,
+            ensemble_weight=ensemble_weight,
+            label_smoothing=label_smoothing,
+        )
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -213,6 +218,7 @@ class StudentEnsembleStep:
         with ExitStack() as stack:
             for taps in self._taps:
                 stack.enter_context(taps)
+            stack.enter_context(self._own_hold())
             yield
 
     def __call__(self, batch: Batch) -> StepResult:
@@ -226,7 +232,7 @@ class StudentEnsembleStep:
             [_wide(found[path]) for path in learner.taps]
             for net, (learner, found) in enumerate(zip(self._learners, seen, strict=True))
         ]  # fmt: skip
-        loss = student_ensemble_loss(logits, batch.labels, features, *second_labels(batch), **self._numbers)
+        loss = self._loss(logits, batch.labels, features, *second_labels(batch))
         terms = {"labels": loss.labels, "features": loss.features, "ensemble": loss.ensemble}
         right = {
             f"{learner.name}_accuracy": (one.detach().argmax(1) == batch.labels).double().mean()

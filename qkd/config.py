@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Bits = Annotated[int, Field(ge=2, le=8)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A group of keys: frozen, and unknown keys are an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from qkd.config_methods import PeersConfig
+from qkd.config_stages import BenchConfig, ExportConfig, SearchConfig
+from qkd.config_types import Bits, Count, Fraction, NonNegative, Positive, Section
 
 
 class DataConfig(Section):
@@ -233,40 +225,6 @@ class AuxiliaryConfig(Section):
         return self
 
 
-class PeerConfig(Section):
-    """A net that learns beside the student and from it; thrown away in the end."""
-
-    net: str | None = Field(None, description="absent: the student's net")
-    weight_bits: Bits | None = Field(None, description="absent, with act_bits: full precision")
-    act_bits: Bits | None = Field(None, description="other keys are those of student.quant")
-    taps: tuple[str, ...] | None = Field(None, description="its modules for student.peers.taps; absent: the same names")
-
-    @model_validator(mode="after")
-    def _bits_come_together(self) -> PeerConfig:
-        if (self.weight_bits is None) != (self.act_bits is None):
-            raise ValueError("give `weight_bits` and `act_bits`, or neither for full precision")
-        return self
-
-
-class PeersConfig(Section):
-    """A student ensemble: the student and its peers learn from labels, from their average and from the first peer."""
-
-    nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers; the first one's features are the goal")
-    taps: tuple[str, ...] = Field((), description="modules of the student whose features meet the first peer's")
-    temperature: Positive = Field(3.0, description="of the soft targets from the average")
-    label_weight: NonNegative = Field(0.7, description="of the cross-entropies")
-    feature_weight: NonNegative = Field(0.15, description="of the squared differences of features")
-    ensemble_weight: NonNegative = Field(0.15, description="of the soft targets from the average")
-    lr_factor: Positive = Field(1.0, description="the peers' learning rate, as a factor of the student's")
-
-    @model_validator(mode="after")
-    def _taps_pair_up(self) -> PeersConfig:
-        for index, peer in enumerate(self.nets):
-            if peer.taps is not None and len(peer.taps) != len(self.taps):
-                raise ValueError(f"nets[{index}].taps names {len(peer.taps)} modules, but `taps` {len(self.taps)}")
-        return self
-
-
 class StudentConfig(Section):
     """The low-bit role."""
 
@@ -293,68 +251,6 @@ class StudentConfig(Section):
         if self.phases and total != self.train.epochs:
             raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
         return self
-
-
-class SearchConfig(Section):
-    """The population search of an agent, for each role whose policy is ``search``."""
-
-    members: Annotated[int, Field(ge=2)] = Field(16, description="size of the population")
-    epochs: Count = Field(200, description="passes of each member over the search's training images")
-    interval_epochs: Count = Field(3, description="epochs between two exploit-and-explore points")
-    train_images: Count = Field(4000, description="at most this many training images (stratified, seeded)")
-    val_images: Count | None = Field(
-        None, description="images that score a member, out of the training images; absent: the run's validation part"
-    )
-    compat: Literal["correct", "weights_only"] = Field(
-        "correct",
-        description="what a copy takes over: correct: the whole state; weights_only: as released, trained weights but "
-        "neither the optimizer's state nor batch-norm statistics",
-    )
-    engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
-    workers: Count = Field(2, description="ray: members that train at a time")
-    gpus_per_worker: NonNegative = Field(0.0, description="ray: share of a GPU that a worker gets")
-    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: one of its own, here")
-    worker_failures: Annotated[int, Field(ge=0)] = Field(3, description="ray: lost workers a member survives")
-
-    @model_validator(mode="after")
-    def _has_a_perturbation(self) -> SearchConfig:
-        if self.interval_epochs >= self.epochs:
-            raise ValueError(
-                f"`interval_epochs` must be less than `epochs`, or no policy is ever explored, "
-                f"got {self.interval_epochs} of {self.epochs}"
-            )
-        return self
-
-
-class ExportConfig(Section):
-    """How the student becomes a file."""
-
-    flavour: Literal["ort", "qcdq", "qonnx"] = Field(
-        "ort",
-        description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
-    )
-    pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights in student.onnx")
-    linear: Literal["auto", "gemm", "matmul_nbits"] = Field(
-        "auto", description="form of low-bit linear layers in student.onnx; auto: blocks of MatMulNBits for heavy ones"
-    )
-    strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
-
-
-class BenchConfig(Section):
-    """How latency is measured."""
-
-    threads: Count = Field(1, description="intra-op threads")
-    batch_size: Count = Field(1, description="images an inference")
-    warmup: Annotated[int, Field(ge=0)] = Field(20, description="inferences before the clock starts")
-    rounds: Count = Field(200, description="timed inferences a model, interleaved")
-    on: tuple[str, ...] = Field(
-        ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
-    )
-    devices: Path | None = Field(None, description="devices file; absent: configs/devices.yaml")
-    provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")
-    affinity: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="CPUs it is pinned to; empty: none")
-    int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
-    timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")
 
 
 class RunConfig(Section):

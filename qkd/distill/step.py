@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from qkd.distill.taps import Taps
+from qkd.distill.taps import Taps, tap_paths_of
 from qkd.distill.terms import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
 
@@ -44,7 +44,7 @@ class DistillStep:
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
         self._first_epoch = first_epoch
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
-        self._teacher_taps = Taps(teacher, terms.teacher_taps, role="teacher")
+        self._teacher_taps = Taps(teacher, terms.teacher_taps, translate=tap_paths_of(teacher), role="teacher")
         self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
 
     @contextmanager

@@ -25,8 +25,8 @@ from qkd.distill.losses import (
     top_classes_loss,
 )
 from qkd.distill.losses.features import build_adapter
+from qkd.distill.losses.information_flow import DIVERGENCES, KERNELS, REDUCTIONS
 from qkd.distill.losses.levels import REMAINDERS
-from qkd.distill.losses.relations import FLOW_REDUCTIONS, KERNELS
 
 
 @dataclass(frozen=True)
@@ -235,11 +235,13 @@ LOSSES: dict[str, LossEntry] = {
     "information_flow": LossEntry(
         information_flow_loss,
         _FEATURES,
-        "IFM: Jeffreys divergence of neighbour probabilities, at pairs of taps",
+        "IFM: divergence of the probabilities that images of a batch are neighbours, at pairs of taps",
         "Passalis et al. 2020, section 3",
         {
             "kernel": _one_of(KERNELS),
-            "reduction": _one_of(FLOW_REDUCTIONS),
+            "divergence": _one_of(DIVERGENCES),
+            "sigma": Option(float, "positive", _is_positive),
+            "reduction": _one_of(REDUCTIONS),
             "normalize": Option(bool, "true or false", lambda value: True),
         },
     ),

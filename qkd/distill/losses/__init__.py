@@ -1,6 +1,7 @@
 """Distillation losses: pure functions of tensors with keyword-only scalars."""
 
 from qkd.distill.losses.features import attention_transfer_loss, hint_loss
+from qkd.distill.losses.information_flow import information_flow_loss
 from qkd.distill.losses.levels import (
     class_relation_loss,
     class_relation_targets,
@@ -13,7 +14,6 @@ from qkd.distill.losses.logits import cross_entropy_loss, decoupled_loss, soft_t
 from qkd.distill.losses.relations import (
     angle_relation_loss,
     distance_relation_loss,
-    information_flow_loss,
     probabilistic_transfer_loss,
     similarity_preserving_loss,
 )

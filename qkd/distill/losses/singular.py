@@ -149,7 +149,7 @@ def right_singular_vectors(feature: Tensor, count: int) -> Tensor:
 
 
 class _SingularVectors(torch.autograd.Function):
-    """Right singular vectors from the eigenvectors of the smaller of the two Gram matrices, in double precision.
+    """Right singular vectors from the eigenvectors of the smaller of the two Gram matrices.
 
     With C = A^T A, eigenvalues l, and g the gradient of vector v_i, perturbation theory gives
     w = sum over j of v_j (v_j . g) / (l_i - l_j), and the gradient of A is A (w v_i^T + v_i w^T).
@@ -159,30 +159,28 @@ class _SingularVectors(torch.autograd.Function):
     def forward(ctx: Any, matrix: Tensor, count: int) -> Tensor:
         finite = matrix.isfinite().all(2).all(1)[:, None, None]
         size = matrix.abs().amax((1, 2), keepdim=True)
-        size = torch.where(finite & (size > 0), size, torch.ones_like(size)).double()
-        scaled = torch.where(finite, matrix.double(), 0) / size  # vectors know no scale, but squares overflow
+        size = torch.where(finite & (size > 0), size, torch.ones_like(size))
+        scaled = torch.where(finite, matrix, 0) / size  # vectors know no scale, but squares overflow
         values, vectors = _decompose(scaled)
         ctx.save_for_backward(scaled, values, vectors, size)
-        ctx.epsilon = torch.finfo(matrix.dtype).eps
-        first = vectors[:, :, :count].mT.to(matrix.dtype)
-        return torch.where(finite, first, torch.nan)  # what is not finite is for the training loop to find
+        # what is not finite is for the training loop to find
+        return torch.where(finite, vectors[:, :, :count].mT, torch.nan)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         scaled, values, vectors, size = ctx.saved_tensors
         count = gradient.shape[1]
-        wanted = gradient.double()
-        least = ctx.epsilon * values[:, :1, None]
-        along = wanted @ vectors
+        least = torch.finfo(values.dtype).eps * values[:, :1, None]
+        along = gradient @ vectors
         gaps = values[:, :count, None] - values[:, None, :]
         inside = (along * _reciprocal(gaps, least)) @ vectors.mT
-        outside = (wanted - along @ vectors.mT) * _reciprocal(values[:, :count, None], least)  # eigenvalue zero
+        outside = (gradient - along @ vectors.mT) * _reciprocal(values[:, :count, None], least)  # eigenvalue zero
         own = vectors[:, :, :count].mT
         turn = (inside + outside) * (own != 0).any(2, keepdim=True)
         result = ((scaled @ turn.mT) @ own + (scaled @ own.mT) @ turn) / size
         # Only a feature of 1e-33 and less has a gradient beyond float32; as published, it counts for nothing.
-        return torch.nan_to_num(result.to(gradient.dtype), nan=torch.nan, posinf=0.0, neginf=0.0), None
+        return torch.nan_to_num(result, nan=torch.nan, posinf=0.0, neginf=0.0), None
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:

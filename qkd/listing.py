@@ -78,6 +78,7 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     for index in range(len(phases) if isinstance(phases, list) else 0):
         yield from _term_faults(data, ("student", "phases", index, "terms"))
         yield from _term_faults(data, ("student", "phases", index, "teacher_terms"))
+    yield from _phase_faults(data)
 
 
 def _configs() -> dict[str, str]:
@@ -182,6 +183,24 @@ def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Itera
         path, _, what = line.partition(": ")
         keys = path.replace("[", ".").replace("]", "").split(".")[1:]
         yield (*where, *(int(key) if key.isdecimal() else key for key in keys)), what
+
+
+def _phase_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    from pydantic import TypeAdapter, ValidationError
+
+    from qkd.config import DEFAULT_TERMS, PhaseConfig, TermConfig
+    from qkd.distill import phase_faults
+
+    raw, terms = _get(data, ("student", "phases")), _get(data, ("student", "terms"))
+    if not isinstance(raw, list):
+        return
+    try:
+        phases = [PhaseConfig.model_validate(phase) for phase in raw]
+        own = DEFAULT_TERMS if terms is None else TypeAdapter(tuple[TermConfig, ...]).validate_python(terms)
+    except ValidationError:
+        return  # the schema says what is wrong
+    for index, key, what in phase_faults(own, phases):
+        yield ("student", "phases", index, key), what
 
 
 def _get(data: Any, where: tuple[str | int, ...]) -> Any:

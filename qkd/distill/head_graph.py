@@ -109,6 +109,11 @@ class MultiHeadGraph(nn.Module):
         self.attention = nn.ModuleList(PairAttention(*pair, heads=heads) for pair in pairs)
         self.estimators = nn.ModuleList(PairEstimator(*pair, heads=heads) for pair in pairs)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the attention has learned from a batch at all."""
+        return bool(self.get_buffer("attention.0.sender_norm.num_batches_tracked"))
+
     def graphs(self, vectors: Sequence[Tensor], *, learns: bool) -> list[Tensor]:
         """Return the graph of each pair of neighbours, ``[heads, batch, batch]``; see :class:`PairAttention`."""
         with torch.autocast(vectors[0].device.type, enabled=False):
@@ -139,6 +144,8 @@ def _project(rows: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, *, learns: b
 def _normalised(rows: Tensor, norm: nn.BatchNorm1d, *, learns: bool) -> Tensor:
     """Apply batch norm in the form asked for, whatever mode the module is in."""
     weight, bias = (norm.weight, norm.bias) if learns else (norm.weight.detach(), norm.bias.detach())
+    if learns and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked += 1
     return functional.batch_norm(
         rows, norm.running_mean, norm.running_var, weight, bias, learns, norm.momentum or 0.0, norm.eps
     )

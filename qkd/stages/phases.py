@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from qkd.config import PhaseConfig, RunConfig, TermConfig
 from qkd.data import Splits
-from qkd.distill import WeightedTerms, build_terms
+from qkd.distill import WeightedTerms, build_terms, phase_faults
+from qkd.distill.combine import clipped_backward
 from qkd.distill.methods import CoStudyStep
 from qkd.distill.modules import ModuleBank, build_bank
 from qkd.distill.step import DistillStep
-from qkd.training import Batch, Partner, Phase
+from qkd.training import Batch, Partner, Phase, StepResult
+from qkd.training.job import Backward, plain_backward
 from quantizers import Student, freeze_batch_norm
 
 
@@ -53,8 +55,11 @@ def distillation(
         splits: The images, for their shape.
 
     Raises:
-        ValueError: If a term or a tap cannot be used.
+        ValueError: If a term or a tap cannot be used, or a phase cannot be trained as it says.
     """
+    faults = [f"phases[{index}].{key}: {what}" for index, key, what in phase_faults(config.student.terms, phases)]
+    if faults:
+        raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
     return _Builder(config, phases, student, teacher, view, net, splits).build()
 
 
@@ -78,6 +83,7 @@ class _Builder:
     ) -> None:
         self.config, self.configs, self.student, self.teacher, self.view = config, phases, student, teacher, view
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
+        self.clipped_from: int | None = None  # where clipping begins: its epochs are counted through later phases
         teacher.requires_grad_(bool(self.studies))
         device = next(teacher.parameters()).device
         images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
@@ -108,18 +114,45 @@ class _Builder:
         terms = self._terms(terms_of(self.config, phase), self.bank)
         step = self._step(phase, terms, first_epoch)
 
+        if phase.trains == "modules" and not terms.has_modules:
+            raise ValueError(
+                f"phase {phase.name}: trains `modules`, but at these taps no term needs one; remove the phase"
+            )
+
         def enter() -> None:
             freeze_batch_norm(self.student, phase.freeze_batch_norm)
+            if phase.trains == "modules":
+                self.student.eval()
             self.teacher.train(phase.teacher_terms is not None)
 
         # the deployed arithmetic is float32: reduced precision would train something else
         allows_autocast = not phase.freeze_batch_norm
-        return Phase(phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor)
+        return Phase(
+            phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,
+            self._backward(phase, first_epoch),
+        )  # fmt: skip
+
+    def _backward(self, phase: PhaseConfig, first_epoch: int) -> Backward:
+        if phase.combine == "sum":
+            return plain_backward
+        begin = first_epoch if self.clipped_from is None else self.clipped_from
+        self.clipped_from = begin
+
+        def backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], Tensor]) -> None:
+            if result.task is None or result.knowledge is None:
+                raise ValueError("clipped gradients need terms with and without the teacher")
+            epoch = batch.epoch - begin
+            clipped_backward(result.task, result.knowledge, scale, self.student.parameters(), epoch=epoch)
+
+        return backward
 
     def _step(self, phase: PhaseConfig, terms: WeightedTerms, first_epoch: int) -> DistillStep | CoStudyStep:
         nets, paths = (self.student, self.teacher), self.student.tap_paths
         if phase.teacher_terms is None:
-            return DistillStep(*nets, terms, view=self.view, tap_paths=paths, first_epoch=first_epoch)
+            return DistillStep(
+                *nets, terms, view=self.view, tap_paths=paths, first_epoch=first_epoch,
+                student_learns=phase.trains == "student",
+            )  # fmt: skip
         taught = self._terms(phase.teacher_terms, self.teacher_bank)
         return CoStudyStep(*nets, terms, taught, view=self.view, tap_paths=paths, first_epoch=first_epoch)
 

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.distill.losses.checks import check_feature_lists, check_logits, check_weight
+from qkd.distill.losses.checks import check_choice, check_feature_lists, check_logits, check_weight
 from qkd.distill.losses.relations import angle_relation_loss
-from qkd.distill.losses.singular import CANDIDATES, aligned_pairs, main_direction
+from qkd.distill.losses.singular import CANDIDATES, aligned_pairs, main_direction, vector_divergence
 from qkd.distill.losses.stable import distances, unit_rows
 
 ATTENTION_DECAY = 5e-4
 LEAST_DISTANCE = 1e-6  # the root of the 1e-12 under which squared distances do not fall, as published
 MEAN_EPSILON = 1e-8
 
+Attention = Literal["trained", "random"]
+ATTENTIONS: tuple[Attention, ...] = ("trained", "random")
+
 
 class HeadGraphs(Protocol):
     """What the losses need of :class:`~qkd.distill.head_graph.MultiHeadGraph`."""
 
     training: bool
+
+    @property
+    def is_trained(self) -> bool: ...
 
     def adapters(self, features: Sequence[Tensor], /) -> Sequence[Tensor]: ...
 
@@ -34,11 +40,13 @@ class HeadGraphs(Protocol):
 
 
 def multi_head_graph_loss(
-    student_features: Sequence[Tensor],
-    teacher_features: Sequence[Tensor],
+    student_stages: Sequence[Tensor],
+    teacher_stages: Sequence[Tensor],
     *,
-    module: HeadGraphs,
+    module: HeadGraphs | None = None,
     candidates: int = CANDIDATES,
+    attention: Attention = "trained",
+    singular_weight: float = 0.0,
 ) -> Tensor:
     r"""Return how differently student and teacher relate the images of a batch under the same attention (MHGD).
 
@@ -48,28 +56,40 @@ def multi_head_graph_loss(
     with v the singular vectors of :func:`~qkd.distill.losses.singular.aligned_vectors`, student first.
 
     Args:
-        student_features: In the order of the net, at least two, each ``[batch, channels, ...]``, floating.
-        teacher_features: Likewise. Treated as constants.
+        student_stages: In the order of the net, at least two, each ``[batch, channels, ...]``, floating.
+        teacher_stages: Likewise. Treated as constants.
         module: The attention, the same for both, treated as a constant; it is trained by
             :func:`graph_attention_loss`. Its adapters learn from this loss.
         candidates: Singular vectors of the student that are looked at.
+        attention: ``trained``: refuse an attention that never learned. ``random`` takes it as it is: role-kd's released
+            code throws the attention's training step away, so that it compares graphs in a fixed random projection.
+        singular_weight: Weight of :func:`~qkd.distill.losses.singular.singular_vector_loss` of the same vectors, which
+            then cost one decomposition instead of two; 1 as role-kd combines them.
 
     Returns:
         A scalar, shape ``[]``, in nats, a sum over rows and heads as published; not negative.
 
     Raises:
-        ValueError: As for :func:`~qkd.distill.losses.singular.singular_vector_loss`.
+        ValueError: As for :func:`~qkd.distill.losses.singular.singular_vector_loss`; if there is no module, it never
+            learned though it should have, ``attention`` is unknown, or ``singular_weight`` is negative or not finite.
 
     References:
         Lee, Song, `Graph-based Knowledge Distillation by Multi-head Attention Network
         <https://arxiv.org/abs/1907.02226>`_, 2019.
     """
-    students, teachers = aligned_pairs(
-        student_features, teacher_features, candidates=candidates, module=module.adapters
-    )
+    check_choice("attention", attention, ATTENTIONS)
+    check_weight(singular_weight=singular_weight)
+    module = _required(module)
+    if attention == "trained" and not module.is_trained:
+        raise ValueError(
+            "the attention of multi_head_graph never learned: let a phase with graph_attention (trains: modules) come "
+            "first, or set its option `attention` to `random`, as in role-kd's released code"
+        )
+    students, teachers = aligned_pairs(student_stages, teacher_stages, candidates=candidates, module=module.adapters)
     student_graphs, teacher_graphs = (module.graphs(vectors, learns=False) for vectors in (students, teachers))
     parts = [graph_divergence(*pair) for pair in zip(student_graphs, teacher_graphs, strict=True)]
-    return torch.stack(parts).sum()
+    loss = torch.stack(parts).sum()
+    return loss + singular_weight * vector_divergence(students, teachers) if singular_weight else loss
 
 
 def graph_divergence(student_graph: Tensor, teacher_graph: Tensor) -> Tensor:
@@ -84,7 +104,7 @@ def graph_divergence(student_graph: Tensor, teacher_graph: Tensor) -> Tensor:
 
 
 def graph_attention_loss(
-    teacher_features: Sequence[Tensor], *, module: HeadGraphs, weight_decay: float = ATTENTION_DECAY
+    teacher_stages: Sequence[Tensor], *, module: HeadGraphs | None = None, weight_decay: float = ATTENTION_DECAY
 ) -> Tensor:
     r"""Return how badly the attention predicts the teacher's vectors of a feature from those of the one before.
 
@@ -93,7 +113,7 @@ def graph_attention_loss(
     It trains the attention of MHGD on the teacher alone, before the student is distilled with it.
 
     Args:
-        teacher_features: In the order of the net, at least two, each ``[batch, channels, ...]``. Constants.
+        teacher_stages: In the order of the net, at least two, each ``[batch, channels, ...]``. Constants.
         module: The attention and its estimators. In training mode, batch norm takes the batch's statistics and notes
             them, and heads are dropped at random (PyTorch's global generator).
         weight_decay: :math:`\lambda`, on all matrices of attention and estimators.
@@ -103,16 +123,18 @@ def graph_attention_loss(
 
     Raises:
         ValueError: If there are fewer than two features, batches differ, a training batch has a single image (it has
-            no statistics for batch norm), or ``weight_decay`` is negative or not finite.
+            no statistics for batch norm), there is no module, or ``weight_decay`` is negative or
+            not finite.
 
     References:
         Lee, Song 2019, as released; the estimator's form is ours.
     """
-    check_feature_lists(teacher_features, teacher_features, least=2)
+    check_feature_lists(teacher_stages, teacher_stages, least=2)
     check_weight(weight_decay=weight_decay)
-    if module.training and len(teacher_features[0]) < 2:
+    module = _required(module)
+    if module.training and len(teacher_stages[0]) < 2:
         raise ValueError("attention is trained on batch statistics: need at least 2 images in a batch, got 1")
-    vectors = [main_direction(feature) for feature in teacher_features]
+    vectors = [main_direction(feature) for feature in teacher_stages]
     predicted = module.predictions(module.graphs(vectors, learns=module.training), vectors)
     parts = [1 - (unit_rows(guess) * true).sum(1).mean() for guess, true in zip(predicted, vectors[1:], strict=True)]
     squares = torch.stack([weight.square().sum() for weight in module.weights()]).sum()
@@ -155,6 +177,12 @@ def logit_relation_loss(
     student, teacher = unit_rows(student_logits), unit_rows(teacher_logits.detach())
     distance = functional.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
     return distance_weight * distance + angle_weight * angle_relation_loss(student, teacher)
+
+
+def _required(module: HeadGraphs | None) -> HeadGraphs:
+    if module is None:
+        raise ValueError("needs its attention as module=: qkd.distill.head_graph.MultiHeadGraph")
+    return module
 
 
 def _relative_distances(rows: Tensor) -> Tensor:

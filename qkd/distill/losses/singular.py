@@ -18,8 +18,8 @@ WidthMatch = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 def singular_vector_loss(
-    student_features: Sequence[Tensor],
-    teacher_features: Sequence[Tensor],
+    student_stages: Sequence[Tensor],
+    teacher_stages: Sequence[Tensor],
     *,
     candidates: int = CANDIDATES,
     module: WidthMatch | None = None,
@@ -34,9 +34,9 @@ def singular_vector_loss(
     most in the teacher's direction or against it, turned to it (:func:`aligned_vectors`).
 
     Args:
-        student_features: In the order of the net, at least two, each ``[batch, channels, ...]``, floating. Height and
+        student_stages: In the order of the net, at least two, each ``[batch, channels, ...]``, floating. Height and
             width may differ from the teacher's.
-        teacher_features: Likewise; as many channels as the student's. Treated as constants.
+        teacher_stages: Likewise; as many channels as the student's. Treated as constants.
         candidates: At least 1.
         module: Maps the student's features to the teacher's widths
             (:class:`~qkd.distill.width_adapters.WidthAdapters`), where these differ.
@@ -57,9 +57,18 @@ def singular_vector_loss(
         Published losses leave the teacher's sign to the library. We turn the teacher's vector so that its entries add
         up to something positive: for features after a ReLU, whose first vector has no mixed signs, nothing changes.
     """
-    pairs = aligned_pairs(student_features, teacher_features, candidates=candidates, module=module)
-    students, teachers = ([relation(*neighbours) for neighbours in _neighbours(vectors)] for vectors in pairs)
-    parts = [(student - teacher).square().sum() for student, teacher in zip(students, teachers, strict=True)]
+    return vector_divergence(*aligned_pairs(student_stages, teacher_stages, candidates=candidates, module=module))
+
+
+def vector_divergence(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    """Return the sum of squared differences of :func:`relation` over neighbours, batch and channels, shape ``[]``.
+
+    Args:
+        students: Vectors of each feature, in order, ``[batch, channels]`` each.
+        teachers: Likewise.
+    """
+    ours, theirs = ([relation(*pair) for pair in _neighbours(vectors)] for vectors in (students, teachers))
+    parts = [(mine - other).square().sum() for mine, other in zip(ours, theirs, strict=True)]
     return torch.stack(parts).sum()
 
 
@@ -69,8 +78,8 @@ def relation(vectors: Tensor, before: Tensor) -> Tensor:
 
 
 def aligned_pairs(
-    student_features: Sequence[Tensor],
-    teacher_features: Sequence[Tensor],
+    student_stages: Sequence[Tensor],
+    teacher_stages: Sequence[Tensor],
     *,
     candidates: int = CANDIDATES,
     module: WidthMatch | None = None,
@@ -80,13 +89,13 @@ def aligned_pairs(
     Raises:
         ValueError: As for :func:`singular_vector_loss`.
     """
-    check_feature_lists(student_features, teacher_features, least=2)
+    check_feature_lists(student_stages, teacher_stages, least=2)
     if candidates < 1:
         raise ValueError(f"candidates must be at least 1, got {candidates=}")
-    students = student_features if module is None else module(student_features)
+    students = student_stages if module is None else module(student_stages)
     pairs = [
         aligned_vectors(student, teacher, candidates=candidates)
-        for student, teacher in zip(students, teacher_features, strict=True)
+        for student, teacher in zip(students, teacher_stages, strict=True)
     ]
     return [student for student, _ in pairs], [teacher for _, teacher in pairs]
 
@@ -145,7 +154,9 @@ def right_singular_vectors(feature: Tensor, count: int) -> Tensor:
         of zero are zeros: any other choice would be arbitrary.
     """
     matrix = feature.flatten(2) if feature.dim() > 2 else feature.unsqueeze(2)
-    return _SingularVectors.apply(matrix.mT, count)  # type: ignore[no-any-return]
+    matrix = matrix.float() if matrix.element_size() < 4 else matrix
+    with torch.autocast(feature.device.type, enabled=False):
+        return _SingularVectors.apply(matrix.mT, count)  # type: ignore[no-any-return]
 
 
 class _SingularVectors(torch.autograd.Function):
@@ -157,8 +168,8 @@ class _SingularVectors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, count: int) -> Tensor:
-        finite = matrix.isfinite().all(2).all(1)[:, None, None]
-        size = matrix.abs().amax((1, 2), keepdim=True)
+        size = torch.linalg.vector_norm(matrix, torch.inf, (1, 2), keepdim=True)
+        finite = size.isfinite()
         size = torch.where(finite & (size > 0), size, torch.ones_like(size))
         scaled = torch.where(finite, matrix, 0) / size  # vectors know no scale, but squares overflow
         values, vectors = _decompose(scaled)

@@ -15,6 +15,7 @@ from qkd.distill.losses import (
     graph_divergence,
     logit_relation_loss,
     multi_head_graph_loss,
+    singular_vector_loss,
 )
 from qkd.distill.losses.singular import aligned_vectors, main_direction
 
@@ -36,6 +37,7 @@ def graph_module(students=WIDTHS, dtype: torch.dtype = torch.float64, heads: int
             nn.init.uniform_(part.running_mean, -0.2, 0.2)
             nn.init.uniform_(part.running_var, 0.5, 2.0)
             nn.init.uniform_(part.weight, 0.5, 2.0)
+            part.num_batches_tracked += 1  # as after training
     return module
 
 
@@ -124,6 +126,26 @@ def test_adapters_learn_from_the_graph_loss_alone() -> None:
     module.zero_grad()
     graph_attention_loss(teachers, module=module).backward()
     assert gradients(module.adapters) == [None, None]
+
+
+def test_an_attention_that_never_learned_is_refused_unless_it_is_meant_to_be_random() -> None:
+    torch.manual_seed(0)
+    module = MultiHeadGraph(WIDTHS, WIDTHS).double()
+    assert not module.is_trained
+    with pytest.raises(ValueError, match="attention of multi_head_graph never learned: let a phase with graph_attent"):
+        multi_head_graph_loss(features(0), features(1), module=module)
+    assert multi_head_graph_loss(features(0), features(1), module=module, attention="random").item() > 0
+    graph_attention_loss(features(1), module=module)
+    assert module.is_trained
+    multi_head_graph_loss(features(0), features(1), module=module)
+
+
+def test_with_the_singular_vectors_loss_it_is_the_sum() -> None:
+    students, teachers, module = features(0), features(1), graph_module()
+    graphs = multi_head_graph_loss(students, teachers, module=module)
+    vectors = singular_vector_loss(students, teachers)
+    both = multi_head_graph_loss(students, teachers, module=module, singular_weight=0.3)
+    torch.testing.assert_close(both, graphs + 0.3 * vectors)
 
 
 # --- the attention's own loss
@@ -301,6 +323,14 @@ def test_what_they_refuse() -> None:
         MultiHeadGraph([4], [4])
     with pytest.raises(ValueError, match="heads must be at least 1, got heads=0"):
         MultiHeadGraph([4, 4], [4, 4], heads=0)
+    with pytest.raises(ValueError, match="needs its attention as module="):
+        multi_head_graph_loss(features(0), features(1))
+    with pytest.raises(ValueError, match="needs its attention as module="):
+        graph_attention_loss(features(1))
+    with pytest.raises(ValueError, match="singular_weight must be finite and not negative, got -1"):
+        multi_head_graph_loss(features(0), features(1), module=module, singular_weight=-1.0)
+    with pytest.raises(ValueError, match="attention must be one of trained, random, got 'released'"):
+        multi_head_graph_loss(features(0), features(1), module=module, attention="released")
     with pytest.raises(ValueError, match=r"of one shape \[batch, classes\]"):
         logit_relation_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="angle_weight must be finite"):

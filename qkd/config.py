@@ -161,6 +161,68 @@ class TeacherConfig(Section):
         return self
 
 
+class BranchTrainingConfig(Section):
+    """How the teacher's auxiliary branches learn."""
+
+    joint: bool = Field(
+        False, description="with the teacher, in its own training (teacher.train); else behind the finished teacher"
+    )
+    train: TrainConfig | None = Field(None, description="optimizer and length of the branches' own training; not joint")
+
+    @model_validator(mode="after")
+    def _has_one_training(self) -> BranchTrainingConfig:
+        if self.joint == (self.train is not None):
+            raise ValueError(
+                "needs `train` exactly when `joint` is false: with `joint` the branches learn as teacher.train says"
+            )
+        return self
+
+
+class RotationsConfig(Section):
+    """Distillation on images in four orientations, through auxiliary branches that are thrown away afterwards."""
+
+    mode: Literal["offline", "online"] = Field(
+        "offline", description="offline: the fixed teacher and its branches teach; online: both nets learn, as peers"
+    )
+    student_taps: tuple[str, ...] = Field(
+        (), description="modules of the student that branches read, input to output; absent: its residual stages"
+    )
+    teacher_taps: tuple[str, ...] = Field(
+        (), description="modules of the teacher that branches read, as many; absent: its residual stages"
+    )
+    teacher_branches: BranchTrainingConfig | None = Field(None, description="offline: how the teacher's branches learn")
+    peer_start: Literal["teacher", "random"] = Field(
+        "teacher", description="online: the peer's weights at the start: the finished teacher's, or random ones"
+    )
+    temperature: Positive = Field(3.0, description="of all soft targets; their factor is its square")
+    task_weight: NonNegative = Field(1.0, description="of the upright images' cross-entropy with the labels")
+    branch_weight: NonNegative = Field(1.0, description="of the branches' soft targets")
+    logit_weight: NonNegative = Field(1.0, description="of the soft targets of the nets' own logits")
+    joint_weight: NonNegative = Field(
+        1.0, description="online: of the branches' cross-entropy with joint labels of class and orientation"
+    )
+
+    @model_validator(mode="after")
+    def _branches_can_learn(self) -> RotationsConfig:
+        if (self.mode == "offline") != (self.teacher_branches is not None):
+            raise ValueError(
+                "needs `teacher_branches` exactly when `mode` is offline; online, the branches of both nets learn "
+                "with the student"
+            )
+        if self.student_taps and self.teacher_taps and len(self.student_taps) != len(self.teacher_taps):
+            raise ValueError(
+                f"`student_taps` and `teacher_taps` pair up: got {len(self.student_taps)} and {len(self.teacher_taps)}"
+            )
+        if max(self.task_weight, self.branch_weight, self.logit_weight) == 0:
+            raise ValueError("no weight is positive, so there is nothing to learn from")
+        if self.mode == "offline" and (self.peer_start != "teacher" or self.joint_weight != 1):
+            raise ValueError(
+                "`peer_start` and `joint_weight` are for mode online: offline, the teacher is finished and the "
+                "student's branches see no joint labels"
+            )
+        return self
+
+
 class StudentConfig(Section):
     """The low-bit role."""
 
@@ -177,6 +239,9 @@ class StudentConfig(Section):
     )
     terms: tuple[TermConfig, ...] = Field(DEFAULT_TERMS, description="weighted loss terms")
     phases: tuple[PhaseConfig, ...] = Field((), description="absent: one phase over all epochs, the last tenth frozen")
+    rotations: RotationsConfig | None = Field(
+        None, description="HSSAKD: turned images and auxiliary branches in place of `terms`"
+    )
     calibration_batches: Count = Field(8, description="training batches that set activation scales")
 
     @model_validator(mode="after")

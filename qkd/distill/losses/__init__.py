@@ -1,5 +1,6 @@
 """Distillation losses: pure functions of tensors with keyword-only scalars."""
 
+from qkd.distill.losses.branches import branch_soft_target_loss, joint_label_loss
 from qkd.distill.losses.features import attention_transfer_loss, hint_loss
 from qkd.distill.losses.levels import (
     class_relation_loss,
@@ -21,6 +22,7 @@ from qkd.distill.losses.relations import (
 __all__ = [
     "angle_relation_loss",
     "attention_transfer_loss",
+    "branch_soft_target_loss",
     "class_relation_loss",
     "class_relation_targets",
     "cross_entropy_loss",
@@ -30,6 +32,7 @@ __all__ = [
     "gradient_rescaling",
     "hint_loss",
     "information_flow_loss",
+    "joint_label_loss",
     "probabilistic_transfer_loss",
     "similarity_preserving_loss",
     "soft_target_loss",

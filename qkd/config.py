@@ -191,9 +191,6 @@ class RotationsConfig(Section):
         (), description="modules of the teacher that branches read, as many; absent: its residual stages"
     )
     teacher_branches: BranchTrainingConfig | None = Field(None, description="offline: how the teacher's branches learn")
-    peer_start: Literal["teacher", "random"] = Field(
-        "teacher", description="online: the peer's weights at the start: the finished teacher's, or random ones"
-    )
     temperature: Positive = Field(3.0, description="of all soft targets; their factor is its square")
     task_weight: NonNegative = Field(1.0, description="of the upright images' cross-entropy with the labels")
     branch_weight: NonNegative = Field(1.0, description="of the branches' soft targets")
@@ -215,11 +212,8 @@ class RotationsConfig(Section):
             )
         if max(self.task_weight, self.branch_weight, self.logit_weight) == 0:
             raise ValueError("no weight is positive, so there is nothing to learn from")
-        if self.mode == "offline" and (self.peer_start != "teacher" or self.joint_weight != 1):
-            raise ValueError(
-                "`peer_start` and `joint_weight` are for mode online: offline, the teacher is finished and the "
-                "student's branches see no joint labels"
-            )
+        if self.mode == "offline" and self.joint_weight != 1:
+            raise ValueError("`joint_weight` is for mode online: offline, the student's branches see no joint labels")
         return self
 
 

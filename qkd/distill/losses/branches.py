@@ -10,10 +10,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from qkd.distill.losses.logits import cross_entropy_loss, soft_target_loss
-from qkd.distill.turns import joint_labels
+from qkd.distill.turns import TURNS, joint_labels
 
 
-def joint_label_loss(branch_logits: Sequence[Tensor], labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def joint_label_loss(
+    branch_logits: Sequence[Tensor],
+    labels: Tensor,
+    other_labels: Tensor | None = None,
+    other_share: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     r"""Return the cross-entropy of branches with the joint labels of turned images, summed over the branches.
 
     .. math:: L = \sum_l \frac{1}{4B} \sum_{b, r} -\log \sigma(a^l_{4b + r})_{4 y_b + r}
@@ -22,13 +29,16 @@ def joint_label_loss(branch_logits: Sequence[Tensor], labels: Tensor, *, label_s
         branch_logits: :math:`a^l`, a tensor a branch, shape ``[4 * batch, 4 * classes]``, floating; rows in the order
             of :func:`~qkd.distill.turns.turn_images`.
         labels: True classes :math:`y`, shape ``[batch]``, int64.
+        other_labels: Second classes of mixed images (CutMix), shape ``[batch]``, int64; absent: there are none.
+        other_share: What part of each label they are, shape ``[batch]``, in ``[0, 1]``. Given exactly with them.
         label_smoothing: In ``[0, 1)``, the share of a joint label spread over all ``4 * classes``.
 
     Returns:
         A scalar, shape ``[]``, in nats.
 
     Raises:
-        ValueError: If there are no branches, shapes do not fit, or ``label_smoothing`` is out of range.
+        ValueError: If there are no branches, shapes do not fit, only one of the two ``other`` tensors is given, or
+            ``label_smoothing`` is out of range.
 
     References:
         Yang et al., `Hierarchical Self-supervised Augmented Knowledge Distillation
@@ -41,7 +51,11 @@ def joint_label_loss(branch_logits: Sequence[Tensor], labels: Tensor, *, label_s
     """
     _require_branches(branch_logits)
     targets = joint_labels(labels)
-    losses = [cross_entropy_loss(logits, targets, label_smoothing=label_smoothing) for logits in branch_logits]
+    others = None if other_labels is None else joint_labels(other_labels)
+    shares = None if other_share is None else other_share.repeat_interleave(TURNS)
+    losses = [
+        cross_entropy_loss(logits, targets, others, shares, label_smoothing=label_smoothing) for logits in branch_logits
+    ]
     return sum(losses[1:], losses[0])
 
 

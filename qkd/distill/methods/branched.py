@@ -86,43 +86,21 @@ class BranchClassifier(nn.Module):
         self.branches = branched.branches
         self._branched = (branched,)  # a tuple hides it from state_dict, train() and the optimizer
 
+    @property
+    def branched(self) -> BranchedNet:
+        """Return net and branches."""
+        return self._branched[0]
+
     def forward(self, images: Tensor) -> Tensor:
         """Return log probabilities ``[batch, classes]`` of upright images: of the branches' mean over orientations."""
-        (branched,) = self._branched
-        with branched.tapped():
-            return mean_log_probabilities(branched(images, backbone_learns=False).branches)
+        with self.branched.tapped():
+            return mean_log_probabilities(self.branched(images, backbone_learns=False).branches)
 
 
 def mean_log_probabilities(branches: Sequence[Tensor]) -> Tensor:
     """Return the log of the branches' mean class probabilities, ``[rows, classes]``."""
     each = torch.stack([class_log_probabilities(joint) for joint in branches])
     return each.logsumexp(0) - torch.log(torch.tensor(float(len(branches))))
-
-
-def feature_shapes(
-    net: nn.Module, taps: Sequence[str], images: Tensor, *, role: str = "model"
-) -> list[tuple[int, ...]]:
-    """Return the shapes of tapped features without their batch; the net's mode and buffers stay as they are.
-
-    Args:
-        net: A float net.
-        taps: Module paths.
-        images: A batch that it takes.
-        role: ``teacher`` or ``student``, for errors.
-
-    Raises:
-        ValueError: If a tap names no module.
-    """
-    modes = {module: module.training for module in net.modules()}
-    net.eval()  # batch norm in training mode would count this batch
-    try:
-        with torch.no_grad(), Taps(net, taps, role=role) as read:
-            net(images)
-            features = read.take()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return [tuple(features[path].shape[1:]) for path in taps]
 
 
 def widened(tensor: Tensor) -> Tensor:

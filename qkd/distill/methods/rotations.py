@@ -16,6 +16,7 @@ from torch import Tensor
 from qkd.config import RotationsConfig
 from qkd.distill.losses import branch_soft_target_loss, cross_entropy_loss, joint_label_loss, soft_target_loss
 from qkd.distill.methods.branched import BranchedNet, BranchedOutput, mean_log_probabilities
+from qkd.distill.step import second_labels
 from qkd.distill.turns import turn_images, upright
 from qkd.training.job import Batch, StepResult
 
@@ -49,13 +50,13 @@ class BranchStep:
     def __call__(self, batch: Batch) -> StepResult:
         """Return the loss, its terms, and logits of the upright images: the branches', or the net's where it learns."""
         given = self._teacher(turn_images(batch.images), backbone_learns=self._joint)
-        joint_labels = ("joint_labels", 1.0, lambda: joint_label_loss(given.branches, batch.labels, **self._options))
+        joint_labels = ("joint_labels", 1.0, lambda: joint_label_loss(given.branches, *_labels(batch), **self._options))
         if not self._joint:
             return _result([joint_labels], mean_log_probabilities([upright(joint) for joint in given.branches]))
         return _result([("cross_entropy", 1.0, lambda: self._task(given, batch)), joint_labels], upright(given.logits))
 
     def _task(self, given: BranchedOutput, batch: Batch) -> Tensor:
-        return cross_entropy_loss(upright(given.logits), batch.labels, **self._options)
+        return cross_entropy_loss(upright(given.logits), *_labels(batch), **self._options)
 
     @property
     def _options(self) -> dict[str, float]:
@@ -120,7 +121,7 @@ class RotationStep:
             (
                 "cross_entropy",
                 own.task_weight,
-                lambda: cross_entropy_loss(logits, batch.labels, label_smoothing=self._smoothing),
+                lambda: cross_entropy_loss(logits, *_labels(batch), label_smoothing=self._smoothing),
             ),
             *_soft_targets(student, teacher, own),
         ]
@@ -185,15 +186,20 @@ class PeerStep:
             (
                 "cross_entropy",
                 config.task_weight,
-                lambda: cross_entropy_loss(upright(own.logits), batch.labels, label_smoothing=smoothing),
+                lambda: cross_entropy_loss(upright(own.logits), *_labels(batch), label_smoothing=smoothing),
             ),
             (
                 "joint_labels",
                 config.joint_weight,
-                lambda: joint_label_loss(own.branches, batch.labels, label_smoothing=smoothing),
+                lambda: joint_label_loss(own.branches, *_labels(batch), label_smoothing=smoothing),
             ),
             *_soft_targets(own, other, config),
         ]
+
+
+def _labels(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return labels, second labels and their shares; the latter are None where images are not mixed."""
+    return (batch.labels, *second_labels(batch))
 
 
 def _soft_targets(own: BranchedOutput, other: BranchedOutput, config: RotationsConfig) -> list[Weighted]:

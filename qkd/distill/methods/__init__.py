@@ -1,6 +1,7 @@
-"""Training steps that are more than a student and a fixed teacher on one batch."""
+"""Training steps that are more than a student beside a fixed teacher."""
 
 from qkd.distill.methods.branched import BranchClassifier, BranchedNet
+from qkd.distill.methods.co_study import CoStudyStep
 from qkd.distill.methods.rotations import BranchStep, PeerStep, RotationStep
 
-__all__ = ["BranchClassifier", "BranchStep", "BranchedNet", "PeerStep", "RotationStep"]
+__all__ = ["BranchClassifier", "BranchStep", "BranchedNet", "CoStudyStep", "PeerStep", "RotationStep"]

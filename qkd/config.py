@@ -170,7 +170,7 @@ class TeacherConfig(Section):
 
     net: str = Field(description="a name of `qkd ls nets`")
     weights: Path | None = Field(None, description="float weights (safetensors) to start from")
-    untrained: bool = Field(False, description="random weights, for a student phase with teacher_terms to train")
+    untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
     train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
     agent: AgentConfig = Field(default_factory=AgentConfig)
 
@@ -259,6 +259,21 @@ class StudentConfig(Section):
         None, description="HSSAKD: turned images and auxiliary branches in place of `terms`"
     )
     calibration_batches: Count = Field(8, description="training batches that set activation scales")
+
+    @model_validator(mode="after")
+    def _rotations_bring_their_loss(self) -> StudentConfig:
+        if self.rotations is None:
+            return self
+        if self.terms != DEFAULT_TERMS:
+            raise ValueError("`rotations` bring a loss of their own: give `terms` to phases that go without, not here")
+        if any(phase.teacher_terms is not None for phase in self.phases):
+            raise ValueError(
+                "a phase has `teacher_terms`, but `rotations` need a teacher that fits its branches; use mode online "
+                "for a teacher that learns along"
+            )
+        if self.phases and all(phase.terms is not None for phase in self.phases):
+            raise ValueError("every phase has `terms` of its own, so none would train on `rotations`; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _phases_add_up(self) -> StudentConfig:
@@ -356,6 +371,19 @@ class RunConfig(Section):
                 f"student.view: must be `same` with CutMix ({mixing[0]}.agent), got `{self.student.view}`: the teacher "
                 f"would judge another mixture than the student sees"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_branches_can_learn(self) -> RunConfig:
+        own = self.student.rotations
+        branches = None if own is None else own.teacher_branches
+        if branches is not None and branches.joint and self.teacher.train is None:
+            raise ValueError(
+                "teacher.train is missing: student.rotations.teacher_branches.joint trains branches as it says; use "
+                "joint false with a training of their own"
+            )
+        if branches is not None and self.teacher.untrained:
+            raise ValueError("teacher.untrained: offline rotations learn from a trained teacher; use mode online")
         return self
 
     @property

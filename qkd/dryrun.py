@@ -21,6 +21,7 @@ from export.runtime import open_session
 from qkd.agents import Agent, build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits, iterate, load_splits, normalise
+from qkd.distill.methods import BranchStep
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.search import search_splits
@@ -29,6 +30,7 @@ from qkd.stages.export import export_student, student_files
 from qkd.stages.models import prepare_student
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, named_agent
+from qkd.stages.rotating import branched_teacher, fresh_branches
 from qkd.stages.student_start import phases_of
 from qkd.stages.views import teacher_view
 from qkd.training import Batch, StepResult, cpu_threads, supervised_step
@@ -101,10 +103,11 @@ class _Trial:
             teacher = self._teacher(outcome)
         with self._tried("student") as outcome:
             student = self._student(teacher, outcome)
+        branches = self._teacher_branches(teacher)
         made = distillation(
             self.config, phases_of(self.config.student), cast(Student, student), teacher,
             teacher_view(self.config, self.splits, self._tried_agent("teacher")),
-            net=self._net(self.config.student_net, "student"), splits=self.splits,
+            net=self._net(self.config.student_net, "student"), splits=self.splits, branches=branches,
         )  # fmt: skip
         for phase in made.phases:
             with self._tried(f"phase {phase.name}") as outcome:
@@ -152,6 +155,19 @@ class _Trial:
         quant = self.config.student.quant
         outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {self.config.student_start}")
         return student
+
+    def _teacher_branches(self, teacher: nn.Module) -> nn.ModuleList | None:
+        """Return the branches that offline rotations learn from, after two batches of their training."""
+        own = self.config.student.rotations
+        if own is None or own.teacher_branches is None:
+            return None
+        with self._tried("teacher branches") as outcome:
+            branches = fresh_branches(self.config, teacher, self.splits, "teacher")
+            step = BranchStep(branched_teacher(self.config, teacher, branches), joint=False)
+            agent = build_agent(self._tried_agent("teacher"), epochs=1, mean=self.splits.mean)
+            with step.tapped():
+                outcome.append(_losses([_backward(step(batch), branches) for batch in self._batches(agent)]))
+        return branches
 
     def _supervised(self, net: nn.Module, train: TrainConfig, agent_config: AgentConfig) -> str:
         step = supervised_step(net, label_smoothing=train.label_smoothing)

@@ -88,4 +88,5 @@ def class_log_probabilities(joint_logits: Tensor) -> Tensor:
     """
     if joint_logits.dim() != 2 or joint_logits.shape[1] % TURNS:
         raise ValueError(f"need joint logits [rows, 4 * classes], got {tuple(joint_logits.shape)}")
-    return functional.log_softmax(joint_logits, dim=1).unflatten(1, (-1, TURNS)).logsumexp(dim=2)
+    by_class = functional.log_softmax(joint_logits, dim=1).reshape(len(joint_logits), -1, TURNS)
+    return by_class.logsumexp(dim=2)

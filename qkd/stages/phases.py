@@ -14,6 +14,7 @@ from qkd.distill import WeightedTerms, build_terms
 from qkd.distill.methods import CoStudyStep
 from qkd.distill.modules import ModuleBank, build_bank
 from qkd.distill.step import DistillStep
+from qkd.stages.rotating import Rotations, rotations
 from qkd.training import Batch, Partner, Phase
 from quantizers import Student, freeze_batch_norm
 
@@ -24,7 +25,8 @@ class Distillation:
 
     Args:
         phases: Ready to train.
-        partners: Nets that learn beside the student: modules of loss terms, a teacher that studies along.
+        partners: Nets that learn beside the student: modules of loss terms, auxiliary branches, a teacher that studies
+            along.
     """
 
     phases: tuple[Phase, ...]
@@ -40,6 +42,7 @@ def distillation(
     *,
     net: nn.Module,
     splits: Splits,
+    branches: nn.ModuleList | None = None,
 ) -> Distillation:
     """Return the phases of a distillation and the nets that learn beside the student.
 
@@ -51,16 +54,24 @@ def distillation(
         view: Gives the teacher's images; None where it sees the student's.
         net: The student's float net, for the shapes of its features.
         splits: The images, for their shape.
+        branches: The teacher's trained ones, for offline rotations.
 
     Raises:
-        ValueError: If a term or a tap cannot be used.
+        ValueError: If a term or a tap cannot be used, or branches are needed and missing.
     """
-    return _Builder(config, phases, student, teacher, view, net, splits).build()
+    return _Builder(config, phases, student, teacher, view, net, splits, branches).build()
 
 
 def terms_of(config: RunConfig, phase: PhaseConfig) -> tuple[TermConfig, ...]:
-    """Return the student's terms in a phase: its own, or the student's."""
+    """Return the student's terms in a phase: its own, or the student's; none where it trains on turned images."""
+    if is_turned(config, phase):
+        return ()
     return config.student.terms if phase.terms is None else phase.terms
+
+
+def is_turned(config: RunConfig, phase: PhaseConfig) -> bool:
+    """Return whether a phase trains on turned images: all do that have no terms of their own, if any does."""
+    return config.student.rotations is not None and phase.terms is None
 
 
 class _Builder:
@@ -75,10 +86,12 @@ class _Builder:
         view: Callable[[Batch], Tensor] | None,
         net: nn.Module,
         splits: Splits,
+        branches: nn.ModuleList | None,
     ) -> None:
         self.config, self.configs, self.student, self.teacher, self.view = config, phases, student, teacher, view
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
-        teacher.requires_grad_(bool(self.studies))
+        turning = config.student.rotations
+        teacher.requires_grad_(bool(self.studies) or (turning is not None and turning.mode == "online"))
         device = next(teacher.parameters()).device
         images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
         own = [term for phase in phases for term in terms_of(config, phase)]
@@ -86,6 +99,9 @@ class _Builder:
         net = net.to(device)
         self.bank = build_bank(net, teacher, own, images, seed=config.seed)
         self.teacher_bank = build_bank(teacher, net, others, images, seed=config.seed)
+        self.turned: Rotations | None = None
+        if turning is not None:
+            self.turned = rotations(config, student, teacher, branches, view, net=net, splits=splits)
 
     def build(self) -> Distillation:
         phases, first_epoch = [], 0
@@ -102,21 +118,24 @@ class _Builder:
             if len(factors) > 1:
                 raise ValueError(f"teacher_lr_factor must be the same in all phases, got {sorted(factors)}")
             partners.append(Partner("teacher", self.teacher, factors.pop()))
-        return tuple(partners)
+        return (*partners, *(self.turned.partners if self.turned is not None else ()))
 
     def _phase(self, phase: PhaseConfig, first_epoch: int) -> Phase:
-        terms = self._terms(terms_of(self.config, phase), self.bank)
-        step = self._step(phase, terms, first_epoch)
+        turned = self.turned if is_turned(self.config, phase) else None
+        step = turned.step if turned is not None else self._step(phase, first_epoch)
 
         def enter() -> None:
             freeze_batch_norm(self.student, phase.freeze_batch_norm)
             self.teacher.train(phase.teacher_terms is not None)
+            if turned is not None:
+                turned.enter()
 
         # the deployed arithmetic is float32: reduced precision would train something else
         allows_autocast = not phase.freeze_batch_norm
         return Phase(phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor)
 
-    def _step(self, phase: PhaseConfig, terms: WeightedTerms, first_epoch: int) -> DistillStep | CoStudyStep:
+    def _step(self, phase: PhaseConfig, first_epoch: int) -> DistillStep | CoStudyStep:
+        terms = self._terms(terms_of(self.config, phase), self.bank)
         nets, paths = (self.student, self.teacher), self.student.tap_paths
         if phase.teacher_terms is None:
             return DistillStep(*nets, terms, view=self.view, tap_paths=paths, first_epoch=first_epoch)

@@ -1,11 +1,11 @@
-"""Auxiliary branches of a run: built, trained behind the finished teacher, kept, and wired into a distillation's step."""
+"""Auxiliary branches of a run: built, trained behind the finished teacher, kept, and wired into a distillation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,8 @@ def taps_of(config: RunConfig, net: nn.Module, role: Role) -> tuple[str, ...]:
     taps = named or stage_names(net)
     if not taps:
         raise ValueError(
-            f"student.rotations.{role}_taps: the {role}'s net has no stages of residual blocks that branches could read "
-            f"unasked; name modules that give maps, from the input to the output"
+            f"student.rotations.{role}_taps: the {role}'s net has no stages of residual blocks to read; "
+            f"name modules that give maps, from the input to the output"
         )
     return taps
 
@@ -177,6 +177,20 @@ def train_branches(run: RunFolder, splits: Splits, device: torch.device, progres
     return files
 
 
+def joint_training(config: RunConfig, net: nn.Module, branches: nn.ModuleList) -> dict[str, Any]:
+    """Return what the teacher's own training needs to train branches along: its phase and its partner.
+
+    Raises:
+        ValueError: If a tap names no module, or the config does not train the teacher.
+    """
+    train = config.teacher.train
+    if train is None:
+        raise ValueError("teacher.train: missing; joint branches learn with the teacher")
+    step = BranchStep(branched_teacher(config, net, branches), joint=True, label_smoothing=train.label_smoothing)
+    phase = Phase("with branches", train.epochs, step, _modes(train=[branches], fix=[]), step.tapped)
+    return {"phase": phase, "partners": (Partner("branches", branches),)}
+
+
 def rotations(
     config: RunConfig,
     student: Student,
@@ -253,7 +267,7 @@ def _job(
         data=config.data,
         splits=splits,
         agent=build_agent(agent, epochs=train.epochs, mean=splits.mean),
-        phases=(Phase("branches", train.epochs, step, teacher.eval, step.tapped),),
+        phases=(Phase("branches", train.epochs, step, _modes(train=[], fix=[teacher]), step.tapped),),
         seed=config.seed,
         device=device,
         folder=folder,
@@ -267,6 +281,6 @@ def _job(
 
 
 def _write_result(run: RunFolder, model: BranchClassifier, splits: Splits, fitted: FitResult, folder: Path) -> Path:
-    config = run.config
-    outcome = score("teacher branches", config.teacher.net, model, splits, config.data, fitted, taps=model.branched.paths)
+    config, taps = run.config, model.branched.paths
+    outcome = score("teacher branches", config.teacher.net, model, splits, config.data, fitted, taps=taps)
     return write_outcome(folder, outcome)

@@ -31,6 +31,7 @@ from qkd.seeding import global_stream
 from qkd.stages.models import WEIGHTS, load_teacher
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, agent_inputs, agent_mark, named_agent
+from qkd.stages.rotating import branches_file, load_branches, train_branches
 from qkd.stages.stored import stored_config
 from qkd.stages.student_start import StudentStart, phases_of
 from qkd.stages.views import run_view
@@ -168,8 +169,9 @@ def _inputs(run: RunFolder, role: Role, splits: Splits, device: torch.device, pr
         return []
     start = StudentStart(run, splits, device, progress)
     start.float_files()
-    source = start.file()
-    files = [run.path / "teacher" / WEIGHTS, *([source] if source is not None else [])]
+    train_branches(run, splits, device, progress)
+    own = (start.file(), branches_file(run))
+    files = [run.path / "teacher" / WEIGHTS, *(path for path in own if path is not None)]
     files += agent_inputs(run, "teacher") if run.config.student.view == "own" else []
     return list(dict.fromkeys(files))
 
@@ -216,7 +218,8 @@ def _student_trial(run: RunFolder, splits: Splits, device: torch.device, progres
     own = config.student.model_copy(update={"train": train, "phases": lengths})
     as_searched = config.model_copy(update={"student": own})
     view = run_view(run, as_searched, splits)
-    made = distillation(as_searched, lengths, student, teacher, view, net=start.net(), splits=splits)
+    branches = load_branches(run, teacher, splits)
+    made = distillation(as_searched, lengths, student, teacher, view, net=start.net(), splits=splits, branches=branches)
     fresh = [{name: tensor.clone() for name, tensor in one.module.state_dict().items()} for one in made.partners]
     calibrated: dict[str, torch.Tensor] = {}
 

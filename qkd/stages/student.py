@@ -16,6 +16,7 @@ from qkd.stages.models import WEIGHTS, load_teacher, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
 from qkd.stages.phases import Distillation, distillation
 from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
+from qkd.stages.rotating import branches_file, branches_mark, load_branches, train_branches
 from qkd.stages.student_start import StudentStart, phases_of
 from qkd.stages.views import run_view
 from qkd.training import Job, cpu_threads, fit
@@ -48,7 +49,7 @@ class _Distillation:
     def run(self) -> None:
         config, run = self.config, self.folder
         teacher = load_teacher(run).to(self.device)
-        files = self.start.float_files()
+        files = [*self.start.float_files(), *train_branches(run, self.splits, self.device, self.progress)]
         student = self.start.student()
         folder = run.folder("student")
         made = self._distillation(student, teacher)
@@ -72,7 +73,8 @@ class _Distillation:
             view=config.student.view,
         )
         files += [folder / WEIGHTS, folder / "metrics.jsonl", write_outcome(folder, outcome)]
-        run.complete("distill", files, [run.path / "teacher" / WEIGHTS, *agent_inputs(run, "student")])
+        joint = [path for path in [branches_file(run)] if path is not None and path not in files]
+        run.complete("distill", files, [run.path / "teacher" / WEIGHTS, *joint, *agent_inputs(run, "student")])
         keep_last_checkpoint(folder)
 
     def _distillation(self, student: Student, teacher: nn.Module) -> Distillation:
@@ -84,6 +86,7 @@ class _Distillation:
             run_view(self.folder, self.config, self.splits),
             net=self.start.net(),
             splits=self.splits,
+            branches=load_branches(self.folder, teacher, self.splits),
         )
 
     def _keep_studied(self, teacher: nn.Module, made: Distillation) -> list[Path]:
@@ -117,6 +120,7 @@ class _Distillation:
                 "data": self.splits.fingerprint,
                 "teacher": sha256_of(self.folder.path / "teacher" / WEIGHTS),
                 **({"start": sha256_of(source)} if source is not None else {}),
+                **branches_mark(self.folder),
                 **agent_mark(agent),
             },
             scales=lambda: quantizer_scales(student),

@@ -50,17 +50,17 @@ class BranchStep:
     def __call__(self, batch: Batch) -> StepResult:
         """Return the loss, its terms, and logits of the upright images: the branches', or the net's where it learns."""
         given = self._teacher(turn_images(batch.images), backbone_learns=self._joint)
-        joint_labels = ("joint_labels", 1.0, lambda: joint_label_loss(given.branches, *_labels(batch), **self._options))
+        joint_labels = (
+            "joint_labels",
+            1.0,
+            lambda: joint_label_loss(given.branches, *_labels(batch), label_smoothing=self._smoothing),
+        )
         if not self._joint:
             return _result([joint_labels], mean_log_probabilities([upright(joint) for joint in given.branches]))
         return _result([("cross_entropy", 1.0, lambda: self._task(given, batch)), joint_labels], upright(given.logits))
 
     def _task(self, given: BranchedOutput, batch: Batch) -> Tensor:
-        return cross_entropy_loss(upright(given.logits), *_labels(batch), **self._options)
-
-    @property
-    def _options(self) -> dict[str, float]:
-        return {"label_smoothing": self._smoothing}
+        return cross_entropy_loss(upright(given.logits), *_labels(batch), label_smoothing=self._smoothing)
 
 
 class RotationStep:

@@ -191,7 +191,7 @@ class TeacherConfig(Section):
 
     net: str = Field(description="a name of `qkd ls nets`")
     weights: Path | None = Field(None, description="float weights (safetensors) to start from")
-    untrained: bool = Field(False, description="random weights, for a student phase with teacher_terms to train")
+    untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
     train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
     agent: AgentConfig = Field(default_factory=AgentConfig)
     members: Count = Field(1, description="nets that differ by seed only; the student learns from their average")
@@ -249,6 +249,62 @@ class AuxiliaryConfig(Section):
         return self
 
 
+class BranchTrainingConfig(Section):
+    """How the teacher's auxiliary branches learn."""
+
+    joint: bool = Field(
+        False, description="with the teacher, in its own training (teacher.train); else behind the finished teacher"
+    )
+    train: TrainConfig | None = Field(None, description="optimizer and length of the branches' own training; not joint")
+
+    @model_validator(mode="after")
+    def _has_one_training(self) -> BranchTrainingConfig:
+        if self.joint == (self.train is not None):
+            raise ValueError(
+                "needs `train` exactly when `joint` is false: with `joint` the branches learn as teacher.train says"
+            )
+        return self
+
+
+class RotationsConfig(Section):
+    """Distillation on images in four orientations, through auxiliary branches that are thrown away afterwards."""
+
+    mode: Literal["offline", "online"] = Field(
+        "offline", description="offline: the fixed teacher and its branches teach; online: both nets learn, as peers"
+    )
+    student_taps: tuple[str, ...] = Field(
+        (), description="modules of the student that branches read, input to output; absent: its residual stages"
+    )
+    teacher_taps: tuple[str, ...] = Field(
+        (), description="modules of the teacher that branches read, as many; absent: its residual stages"
+    )
+    teacher_branches: BranchTrainingConfig | None = Field(None, description="offline: how the teacher's branches learn")
+    temperature: Positive = Field(3.0, description="of all soft targets; their factor is its square")
+    task_weight: NonNegative = Field(1.0, description="of the upright images' cross-entropy with the labels")
+    branch_weight: NonNegative = Field(1.0, description="of the branches' soft targets")
+    logit_weight: NonNegative = Field(1.0, description="of the soft targets of the nets' own logits")
+    joint_weight: NonNegative = Field(
+        1.0, description="online: of the branches' cross-entropy with joint labels of class and orientation"
+    )
+
+    @model_validator(mode="after")
+    def _branches_can_learn(self) -> RotationsConfig:
+        if (self.mode == "offline") != (self.teacher_branches is not None):
+            raise ValueError(
+                "needs `teacher_branches` exactly when `mode` is offline; online, the branches of both nets learn "
+                "with the student"
+            )
+        if self.student_taps and self.teacher_taps and len(self.student_taps) != len(self.teacher_taps):
+            raise ValueError(
+                f"`student_taps` and `teacher_taps` pair up: got {len(self.student_taps)} and {len(self.teacher_taps)}"
+            )
+        if max(self.task_weight, self.branch_weight, self.logit_weight) == 0:
+            raise ValueError("no weight is positive, so there is nothing to learn from")
+        if self.mode == "offline" and self.joint_weight != 1:
+            raise ValueError("`joint_weight` is for mode online: offline, the student's branches see no joint labels")
+        return self
+
+
 class StudentConfig(Section):
     """The low-bit role."""
 
@@ -265,9 +321,29 @@ class StudentConfig(Section):
     )
     terms: tuple[TermConfig, ...] = Field(DEFAULT_TERMS, description="weighted loss terms")
     phases: tuple[PhaseConfig, ...] = Field((), description="absent: one phase over all epochs, the last tenth frozen")
+    rotations: RotationsConfig | None = Field(
+        None, description="HSSAKD: turned images and auxiliary branches in place of `terms`"
+    )
     calibration_batches: Count = Field(8, description="training batches that set activation scales")
     auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
     peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
+
+    @model_validator(mode="after")
+    def _rotations_bring_their_loss(self) -> StudentConfig:
+        if self.rotations is None:
+            return self
+        if self.peers is not None:
+            raise ValueError("`rotations` and `peers` each bring a step of their own; choose one")
+        if self.terms != DEFAULT_TERMS:
+            raise ValueError("`rotations` bring a loss of their own: give `terms` to phases that go without, not here")
+        if any(phase.teacher_terms is not None for phase in self.phases):
+            raise ValueError(
+                "a phase has `teacher_terms`, but `rotations` need a teacher that fits its branches; use mode online "
+                "for a teacher that learns along"
+            )
+        if self.phases and all(phase.terms is not None for phase in self.phases):
+            raise ValueError("every phase has `terms` of its own, so none would train on `rotations`; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _phases_add_up(self) -> StudentConfig:
@@ -303,6 +379,19 @@ class RunConfig(Section):
                 f"student.view: must be `same` with CutMix ({mixing[0]}.agent), got `{self.student.view}`: the teacher "
                 f"would judge another mixture than the student sees"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_branches_can_learn(self) -> RunConfig:
+        own = self.student.rotations
+        branches = None if own is None else own.teacher_branches
+        if branches is not None and branches.joint and self.teacher.train is None:
+            raise ValueError(
+                "teacher.train is missing: student.rotations.teacher_branches.joint trains branches as it says; use "
+                "joint false with a training of their own"
+            )
+        if branches is not None and self.teacher.untrained:
+            raise ValueError("teacher.untrained: offline rotations learn from a trained teacher; use mode online")
         return self
 
     @property

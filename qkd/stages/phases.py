@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from qkd.distill.modules import ModuleBank, build_bank
 from qkd.distill.step import DistillStep
 from qkd.distill.taps import tap_paths_of
 from qkd.stages.peers import Peer, adapters, learners
+from qkd.stages.rotating import Rotations, rotations
 from qkd.training import Batch, Partner, Phase, StepResult
 from qkd.training.job import Backward, plain_backward
 from quantizers import Student, freeze_batch_norm
@@ -29,7 +31,8 @@ class Distillation:
 
     Args:
         phases: Ready to train.
-        partners: Nets that learn beside the student: modules of loss terms, a teacher that studies along, peers.
+        partners: Nets that learn beside the student: modules of loss terms, auxiliary branches, a teacher that studies
+            along, peers.
         low_bit: Those of them that need a calibration at the start, as the student does.
     """
 
@@ -48,6 +51,7 @@ def distillation(
     net: nn.Module,
     splits: Splits,
     peers: Sequence[Peer] = (),
+    branches: nn.ModuleList | None = None,
 ) -> Distillation:
     """Return the phases of a distillation and the nets that learn beside the student.
 
@@ -60,26 +64,33 @@ def distillation(
         net: The student's float net, for the shapes of its features.
         splits: The images, for their shape.
         peers: Of the student, where ``student.peers`` names any.
+        branches: The teacher's trained ones, for offline rotations.
 
     Raises:
-        ValueError: If a term or a tap cannot be used, or a phase cannot be trained as it says.
+        ValueError: If a term or a tap cannot be used, a phase cannot be trained as it says, or branches are needed and
+            missing.
     """
     faults = [f"phases[{index}].{key}: {what}" for index, key, what in phase_faults(config.student.terms, phases)]
     if faults:
         raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
-    return _Builder(config, phases, student, teacher, view, net, splits, peers).build()
+    return _Builder(config, phases, student, teacher, view, net, splits, peers, branches).build()
 
 
 def terms_of(config: RunConfig, phase: PhaseConfig) -> tuple[TermConfig, ...]:
-    """Return the student's terms in a phase: its own, or the student's; with peers the phase's own or none."""
+    """Return the student's terms in a phase: its own, or the student's; none where peers or rotations bring theirs."""
     if phase.terms is not None:
         return phase.terms
-    return () if has_peers(config, phase) else config.student.terms
+    return () if has_peers(config, phase) or is_turned(config, phase) else config.student.terms
 
 
 def has_peers(config: RunConfig, phase: PhaseConfig) -> bool:
     """Return whether the student's peers learn along in a phase."""
     return config.student.peers is not None and phase.peers
+
+
+def is_turned(config: RunConfig, phase: PhaseConfig) -> bool:
+    """Return whether a phase trains on turned images: all do that have no terms of their own, if any does."""
+    return config.student.rotations is not None and phase.terms is None
 
 
 class _Builder:
@@ -95,6 +106,7 @@ class _Builder:
         net: nn.Module,
         splits: Splits,
         peers: Sequence[Peer],
+        branches: nn.ModuleList | None,
     ) -> None:
         self.config, self.configs, self.student, self.teacher, self.view = config, phases, student, teacher, view
         self.peers, section = tuple(peers), config.student.peers
@@ -104,13 +116,17 @@ class _Builder:
         self.adapters = adapters(peers, net, taps, splits, seed=config.seed, device=device) if peers else None
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
         self.clipped_from: int | None = None  # where clipping begins: its epochs are counted through later phases
-        teacher.requires_grad_(bool(self.studies))
+        turning = config.student.rotations
+        teacher.requires_grad_(bool(self.studies) or (turning is not None and turning.mode == "online"))
         images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
         own = [term for phase in phases for term in terms_of(config, phase)]
         others = [term for phase in self.studies for term in phase.teacher_terms or ()]
         net = net.to(device)
         self.bank = build_bank(net, teacher, own, images, seed=config.seed)
         self.teacher_bank = build_bank(teacher, net, others, images, seed=config.seed)
+        self.turned: Rotations | None = None
+        if turning is not None:
+            self.turned = rotations(config, cast(Student, student), teacher, branches, view, net=net, splits=splits)
 
     def build(self) -> Distillation:
         phases, first_epoch = [], 0
@@ -128,7 +144,7 @@ class _Builder:
             if len(factors) > 1:
                 raise ValueError(f"teacher_lr_factor must be the same in all phases, got {sorted(factors)}")
             partners.append(Partner("teacher", self.teacher, factors.pop()))
-        return (*partners, *self._peer_partners())
+        return (*partners, *self._peer_partners(), *(self.turned.partners if self.turned is not None else ()))
 
     def _peer_partners(self) -> list[Partner]:
         section = self.config.student.peers
@@ -138,7 +154,8 @@ class _Builder:
         return [*(peer.partner(section.lr_factor) for peer in self.peers), *maps]
 
     def _phase(self, phase: PhaseConfig, first_epoch: int) -> Phase:
-        step = self._step(phase, first_epoch)
+        turned = self.turned if is_turned(self.config, phase) else None
+        step = self._step(phase, first_epoch) if turned is None else turned.step
 
         def enter() -> None:
             self.teacher.train(phase.teacher_terms is not None)
@@ -147,6 +164,8 @@ class _Builder:
                 freeze_batch_norm(learner.net, phase.freeze_batch_norm)
             if phase.trains == "modules":
                 self.student.eval()
+            if turned is not None:
+                turned.enter()
 
         # the deployed arithmetic is float32: reduced precision would train something else
         allows_autocast = not phase.freeze_batch_norm

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_choice, check_features
+from qkd.distill.losses.given import given
 from qkd.distill.losses.stable import distances, row_norms, unit_rows
 
 NORM_FLOOR = 1e-12  # below it a row counts as zero and stays zero: 0 / 0 would be NaN, forwards and backwards
@@ -55,7 +56,7 @@ def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor)
         True
     """
     check_features(student_feature, teacher_feature)
-    difference = _similarity(teacher_feature.detach()) - _similarity(student_feature)
+    difference = _similarity(given(teacher_feature)) - _similarity(student_feature)
     return difference.square().sum() / len(student_feature) ** 2
 
 
@@ -91,7 +92,7 @@ def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> 
         Images with equal features have distance zero, and no gradient flows through it.
     """
     check_features(student_feature, teacher_feature)
-    student, teacher = (_mean_distances(rows) for rows in (student_feature, teacher_feature.detach()))
+    student, teacher = (_mean_distances(rows) for rows in (student_feature, given(teacher_feature)))
     return functional.smooth_l1_loss(student, teacher)
 
 
@@ -118,7 +119,7 @@ def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Ten
         The direction between equal features is zero, and no gradient flows through it.
     """
     check_features(student_feature, teacher_feature)
-    student, teacher = (_angles(rows) for rows in (student_feature, teacher_feature.detach()))
+    student, teacher = (_angles(rows) for rows in (student_feature, given(teacher_feature)))
     return functional.smooth_l1_loss(student, teacher)
 
 
@@ -145,7 +146,7 @@ def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor
     check_features(student_feature, teacher_feature)
     student, teacher = (
         _rows_to_one((unit_rows(rows.flatten(1)) @ unit_rows(rows.flatten(1)).T + 1) / 2)
-        for rows in (student_feature, teacher_feature.detach())
+        for rows in (student_feature, given(teacher_feature))
     )
     return (teacher * torch.log((teacher + PKT_EPSILON) / (student + PKT_EPSILON))).mean()
 
@@ -188,7 +189,7 @@ def information_flow_loss(
     check_features(student_feature, teacher_feature)
     check_choice("kernel", kernel, KERNELS)
     check_choice("reduction", reduction, FLOW_REDUCTIONS)
-    student, teacher = student_feature.flatten(1), teacher_feature.detach().flatten(1)
+    student, teacher = student_feature.flatten(1), given(teacher_feature).flatten(1)
     if normalize:
         student, teacher = (rows / _root_mean_square(rows) for rows in (student, teacher))
     kernels = (_cosine_kernel, _t_kernel) if kernel == "combined" else (_KERNELS[kernel],)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qkd.config import PhaseConfig, RunConfig, TermConfig
+from qkd.config import MetaConfig, PhaseConfig, RunConfig, TermConfig
 from qkd.data import Splits
 from qkd.distill import WeightedTerms, build_terms
-from qkd.distill.methods import CoStudyStep
+from qkd.distill.methods import CoStudyStep, MetaSchedule, MetaStep, Quiz
 from qkd.distill.modules import ModuleBank, build_bank
 from qkd.distill.step import DistillStep
 from qkd.training import Batch, Partner, Phase
-from quantizers import Student, freeze_batch_norm
+from quantizers import Student, freeze_batch_norm, quantizer_scales
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def distillation(
         teacher: Its parameters require a gradient afterwards only if a phase trains it.
         view: Gives the teacher's images; None where it sees the student's.
         net: The student's float net, for the shapes of its features.
-        splits: The images, for their shape.
+        splits: The images: their shape, how many steps an epoch has, and the quiz.
 
     Raises:
         ValueError: If a term or a tap cannot be used.
@@ -77,6 +77,8 @@ class _Builder:
         splits: Splits,
     ) -> None:
         self.config, self.configs, self.student, self.teacher, self.view = config, phases, student, teacher, view
+        self.splits = splits
+        self.metas = [phase.meta for phase in phases if phase.meta is not None]
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
         teacher.requires_grad_(bool(self.studies))
         device = next(teacher.parameters()).device
@@ -86,6 +88,7 @@ class _Builder:
         net = net.to(device)
         self.bank = build_bank(net, teacher, own, images, seed=config.seed)
         self.teacher_bank = build_bank(teacher, net, others, images, seed=config.seed)
+        self.optimizer = _teacher_optimizer(teacher, self.metas[0]) if self.metas else None
 
     def build(self) -> Distillation:
         phases, first_epoch = [], 0
@@ -102,6 +105,8 @@ class _Builder:
             if len(factors) > 1:
                 raise ValueError(f"teacher_lr_factor must be the same in all phases, got {sorted(factors)}")
             partners.append(Partner("teacher", self.teacher, factors.pop()))
+        if self.optimizer is not None:
+            partners.append(Partner("teacher", self.teacher, optimizer=self.optimizer))
         return tuple(partners)
 
     def _phase(self, phase: PhaseConfig, first_epoch: int) -> Phase:
@@ -118,10 +123,38 @@ class _Builder:
 
     def _step(self, phase: PhaseConfig, terms: WeightedTerms, first_epoch: int) -> DistillStep | CoStudyStep:
         nets, paths = (self.student, self.teacher), self.student.tap_paths
+        if phase.meta is not None:
+            return self._meta_step(phase, phase.meta, terms, first_epoch)
         if phase.teacher_terms is None:
             return DistillStep(*nets, terms, view=self.view, tap_paths=paths, first_epoch=first_epoch)
         taught = self._terms(phase.teacher_terms, self.teacher_bank)
         return CoStudyStep(*nets, terms, taught, view=self.view, tap_paths=paths, first_epoch=first_epoch)
 
+    def _meta_step(self, phase: PhaseConfig, meta: MetaConfig, terms: WeightedTerms, first_epoch: int) -> MetaStep:
+        splits, train = self.splits, self.config.student.train
+        if splits.quiz is None or self.optimizer is None:
+            raise ValueError(f"phase {phase.name}: meta needs a quiz, but the images have none; see qkd.data.take_quiz")
+        size = min(self.config.data.batch_size, len(splits.train))
+        device = next(self.teacher.parameters()).device
+        return MetaStep(
+            self.student,
+            self.teacher,
+            terms,
+            Quiz(splits.quiz, batch_size=size, mean=splits.mean, std=splits.std, seed=self.config.seed, device=device),
+            MetaSchedule(train, meta, steps_per_epoch=len(splits.train) // size, lr_factor=phase.rate_factor),
+            self.optimizer,
+            order=meta.order,
+            scales=lambda: quantizer_scales(self.student),
+            scale_lr_factor=train.scale_lr_factor,
+            view=self.view,
+            tap_paths=self.student.tap_paths,
+            first_epoch=first_epoch,
+        )
+
     def _terms(self, terms: Sequence[TermConfig], bank: ModuleBank) -> WeightedTerms:
         return build_terms(terms, label_smoothing=self.config.student.train.label_smoothing, bank=bank)
+
+
+def _teacher_optimizer(teacher: nn.Module, meta: MetaConfig) -> torch.optim.Optimizer:
+    momentum, decay = meta.teacher_momentum, meta.teacher_weight_decay
+    return torch.optim.SGD(teacher.parameters(), lr=0.0, momentum=momentum, weight_decay=decay)  # each step sets lr

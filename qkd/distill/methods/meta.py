@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from qkd.distill.losses.given import teacher_in_graph
 from qkd.distill.methods.meta_gradient import MetaGradient, Order, meta_gradient
-from qkd.distill.step import DistillStep
+from qkd.distill.step import DistillStep, second_labels
 from qkd.distill.terms import Outputs, WeightedTerms
 from qkd.training.finite import TrainingError
 from qkd.training.job import Batch, StepResult
@@ -55,7 +55,8 @@ class MetaStep(DistillStep):
         rates: Gives the learning rates for a batch.
         optimizer: Of the teacher's parameters; its learning rate is set at every step.
         order: How the quiz's gradient comes about; see :func:`~qkd.distill.methods.meta_gradient.meta_gradient`.
-        lr_factors: Name of a student's weight -> factor on ``inner_lr`` (step sizes of quantizers).
+        scales: Gives the step sizes of quantizers among the student's weights; called at the first step.
+        scale_lr_factor: Factor on ``inner_lr`` for those.
         view: Gives the teacher's images for a batch (normalised float32); absent: the student's own.
         tap_paths: Float module path -> path within the student.
         first_epoch: Of the training, where the phase begins.
@@ -82,19 +83,22 @@ class MetaStep(DistillStep):
         optimizer: Optimizer,
         *,
         order: Order = "second",
-        lr_factors: Mapping[str, float] | None = None,
+        scales: Callable[[], Iterable[nn.Parameter]] = tuple,
+        scale_lr_factor: float = 1.0,
         view: Callable[[Batch], Tensor] | None = None,
         tap_paths: Mapping[str, str] | None = None,
+        first_epoch: int = 0,
     ) -> None:
-        super().__init__(student, teacher, terms, view=view, tap_paths=tap_paths)
+        super().__init__(student, teacher, terms, view=view, tap_paths=tap_paths, first_epoch=first_epoch)
         if not (terms.needs_teacher or terms.needs_class_weights):
             raise ValueError("no loss term reads the teacher, so a quiz cannot teach it; add one, e.g. soft_target")
         self._quiz, self._rates, self._optimizer, self._order = quiz, rates, optimizer, order
-        self._lr_factors = lr_factors
+        self._scales, self._scale_lr_factor = scales, scale_lr_factor
+        self._lr_factors: dict[str, float] | None = None
         self._last_weight = _last_weight(teacher) if terms.needs_class_weights else ""
 
     def __call__(self, batch: Batch) -> StepResult:
-        """Teach the teacher, then return the plain step's result; ``quiz`` among its facts is the quiz loss."""
+        """Teach the teacher, then return the plain step's result; ``quiz_loss`` is among its facts."""
         rates = self._rates(batch)
         if rates.teacher_lr is None:
             return super().__call__(batch)
@@ -102,7 +106,7 @@ class MetaStep(DistillStep):
         self._require_finite(found, batch)
         self._move(found.gradients, rates.teacher_lr)
         result = super().__call__(batch)
-        return dataclasses.replace(result, terms={**result.terms, "quiz": found.quiz_loss})
+        return dataclasses.replace(result, facts={**result.facts, "quiz_loss": found.quiz_loss})
 
     def gradient(self, batch: Batch, inner_lr: float) -> MetaGradient:
         """Return the quiz loss after an assumed step, and its gradient by the teacher's parameters; changes nothing.
@@ -124,12 +128,20 @@ class MetaStep(DistillStep):
             def student_loss(weights: Mapping[str, Tensor]) -> Tensor:
                 logits, features = self._assumed(weights, batch.images)
                 outputs = dataclasses.replace(taught, student_logits=logits, student_features=features)
-                return self._terms(outputs)[0]
+                return self._terms.weigh(outputs, epoch=batch.epoch - self._first_epoch).total
 
             return meta_gradient(
                 student_loss, quiz_loss, weights, tuple(teacher.values()),
-                inner_lr=inner_lr, order=self._order, lr_factors=self._lr_factors,
+                inner_lr=inner_lr, order=self._order, lr_factors=self._factors(),
             )  # fmt: skip
+
+    def _factors(self) -> dict[str, float]:
+        """Return weight -> factor on its learning rate, where that is not 1."""
+        if self._lr_factors is None:
+            scales = set() if self._scale_lr_factor == 1 else {id(scale) for scale in self._scales()}
+            named = self._student.named_parameters()
+            self._lr_factors = {name: self._scale_lr_factor for name, weight in named if id(weight) in scales}
+        return self._lr_factors
 
     def _assumed(self, weights: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits and features of the student with other weights; it keeps its own, and its statistics."""
@@ -140,7 +152,8 @@ class MetaStep(DistillStep):
 
     def _taught(self, batch: Batch, teacher: Mapping[str, Tensor]) -> Outputs:
         """Return the teacher's half of the outputs, with its graph; the student's is missing."""
-        outputs = Outputs(batch.images, batch.labels)
+        labels, share = second_labels(batch)
+        outputs = Outputs(batch.images, batch.labels, other_labels=labels, other_share=share)
         if self._last_weight:
             outputs = dataclasses.replace(outputs, class_weights=teacher[self._last_weight])
         if not self._terms.needs_teacher:
@@ -181,4 +194,5 @@ def _kept_random_state(device: torch.device) -> Iterator[None]:
 
 def _last_weight(teacher: nn.Module) -> str:
     """Return the name of the weights of a net's last linear layer, which :func:`last_weights` reads."""
-    return [f"{name}.weight".lstrip(".") for name, module in teacher.named_modules() if isinstance(module, nn.Linear)][-1]
+    linear = [name for name, module in teacher.named_modules() if isinstance(module, nn.Linear)]
+    return f"{linear[-1]}.weight".lstrip(".")

@@ -16,8 +16,9 @@ Loss = Callable[[Mapping[str, Tensor]], Tensor]
 ORDERS: tuple[Order, ...] = ("second", "first")
 
 # The finite difference of `first` moves the student by this share of its weights' norm. DARTS moves it by 0.01 in all,
-# however many weights there are; a 2-bit student of 80,000 weights hardly notices that.
-PROBE_SHARE = 0.01
+# which hardly a low-bit weight notices. On ResNet-8 (2 and 4 bit; digits) the direction agrees best with `second` here:
+# cosine 0.98 to 1.00 at 0.03, 0.91 to 0.99 at 0.01, below 0.75 at 0.001, where steps of the staircase are what it sees.
+PROBE_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def meta_gradient(
 
     .. math:: \nabla_\phi Q \approx -\frac{\eta}{2 \epsilon}
               \big[ \nabla_\phi l(\theta + \epsilon g, \phi) - \nabla_\phi l(\theta - \epsilon g, \phi) \big],\quad
-              \epsilon = 0.01\, \|\theta\| / \|g\|
+              \epsilon = 0.03\, \|\theta\| / \|g\|
 
     Args:
         student_loss: :math:`l`: gives the student's loss, shape ``[]``, for weights in the place of its own; its graph

@@ -1,54 +1,12 @@
-"""The quiz of a teacher that learns to teach: training images that the student never learns from."""
+"""Batches of the quiz by which a student's teacher is judged."""
 
 from __future__ import annotations
-
-import dataclasses
-import hashlib
 
 import torch
 from torch import Tensor
 
-from qkd.data import Split, Splits, normalise
-from qkd.data.sampling import stratified_quotas, take_quotas
+from qkd.data import Split, normalise
 from qkd.seeding import stream
-
-
-@dataclasses.dataclass(frozen=True)
-class QuizSplits:
-    """The images of a run whose student is quizzed.
-
-    Args:
-        splits: ``train`` lacks the quiz; mean and standard deviation stay; the fingerprint tells of the quiz.
-        quiz: Images of the training set, as many of each class in proportion.
-    """
-
-    splits: Splits
-    quiz: Split
-
-
-def take_quiz(splits: Splits, images: int, *, seed: int) -> QuizSplits:
-    """Divide the training images into those that the student learns from and the quiz: stratified, seeded.
-
-    Args:
-        splits: The run's images.
-        images: Size of the quiz.
-        seed: The run's.
-
-    Raises:
-        ValueError: If the quiz, or what it leaves, lacks a class that the training images have.
-    """
-    counts = torch.bincount(splits.train.labels, minlength=len(splits.classes))
-    quotas = stratified_quotas(counts, min(images, len(splits.train)))
-    lacking = int(((counts > 0) & ((quotas == 0) | (quotas == counts))).sum())
-    if lacking:
-        raise ValueError(
-            f"quiz_images: {images} of {len(splits.train)} training images leave {lacking} of {int((counts > 0).sum())}"
-            f" classes without an image on one side; each class needs one in the quiz and one to learn from"
-        )
-    taken, rest = take_quotas(splits.train.labels, quotas, stream(seed, "quiz", "split"))
-    mark = hashlib.sha256(f"{splits.fingerprint} without quiz ".encode() + taken.numpy().tobytes()).hexdigest()
-    learnt = dataclasses.replace(splits, train=splits.train.subset(rest), fingerprint=mark)
-    return QuizSplits(learnt, splits.train.subset(taken))
 
 
 class Quiz:

@@ -113,6 +113,29 @@ DEFAULT_TERMS = (
 )
 
 
+class MetaConfig(Section):
+    """MetaDistil: the teacher learns to teach, from how a student that follows it does in a quiz."""
+
+    quiz_images: Count = Field(
+        description="training images (stratified, seeded) that the student never learns from: the quiz"
+    )
+    inner_lr: NonNegative | None = Field(
+        None,
+        description="peak learning rate of the student's assumed step, scheduled as the student's; absent: "
+        "student.train.lr",
+    )
+    teacher_lr: NonNegative = Field(0.05, description="largest learning rate of the teacher; falls as the student's")
+    teacher_start_epoch: Annotated[int, Field(ge=0)] = Field(
+        0, description="first epoch of student.train, from 0, in which the teacher is taught; plain steps until then"
+    )
+    teacher_momentum: Fraction = Field(0.9, description="of the teacher's SGD")
+    teacher_weight_decay: NonNegative = Field(5e-4, description="of the teacher's SGD, on all its weights")
+    order: Literal["second", "first"] = Field(
+        "second",
+        description="second: differentiate the student's gradient; first: finite differences of first gradients",
+    )
+
+
 class PhaseConfig(Section):
     """A stretch of the student's epochs with its own loss terms."""
 
@@ -139,6 +162,7 @@ class PhaseConfig(Section):
         description="clipped: in each weight tensor, the gradient of the terms that need the teacher is no longer than "
         "that of the others, times a factor that rises from 0.5 to 1 with the epochs",
     )
+    meta: MetaConfig | None = Field(None, description="MetaDistil: the teacher is taught by a quiz")
     freeze_batch_norm: bool = Field(
         False, description="train the deployed arithmetic: folded batch norm with running statistics, int32 biases"
     )
@@ -350,6 +374,30 @@ class StudentConfig(Section):
         total = sum(phase.epochs for phase in self.phases)
         if self.phases and total != self.train.epochs:
             raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
+        return self
+
+    @property
+    def quiz_images(self) -> int | None:
+        """Size of the quiz that the student's images lack; None where no phase has one."""
+        return next((phase.meta.quiz_images for phase in self.phases if phase.meta is not None), None)
+
+    @model_validator(mode="after")
+    def _one_teacher_is_taught_one_way(self) -> StudentConfig:
+        metas = [phase.meta for phase in self.phases if phase.meta is not None]
+        for name in ("quiz_images", "teacher_momentum", "teacher_weight_decay"):
+            values = sorted({getattr(meta, name) for meta in metas})
+            if len(values) > 1:
+                raise ValueError(f"`meta.{name}` must be the same in all phases, got {values}")
+        if metas and any(phase.teacher_terms is not None for phase in self.phases):
+            raise ValueError("`meta` and `teacher_terms` both move the teacher; use one of them in a run")
+        first = 0
+        for phase in self.phases:
+            first += phase.epochs
+            if phase.meta is not None and phase.meta.teacher_start_epoch >= first:
+                raise ValueError(
+                    f"`meta.teacher_start_epoch` of phase `{phase.name}` is {phase.meta.teacher_start_epoch}, but the "
+                    f"phase ends with epoch {first - 1} (counted from 0), so its teacher would never be taught"
+                )
         return self
 
 

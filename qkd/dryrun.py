@@ -33,7 +33,7 @@ from qkd.stages.peers import Peer, build_peers
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, named_agent
 from qkd.stages.rotating import branched_teacher, fresh_branches
-from qkd.stages.student_start import phases_of
+from qkd.stages.student_start import phases_of, student_images
 from qkd.stages.views import teacher_view
 from qkd.training import Batch, Phase, cpu_threads, supervised_step
 from qkd.training.precision import choose_device
@@ -96,8 +96,11 @@ class _Trial:
 
     def run(self) -> DryRunReport:
         with self._tried("data") as outcome:
-            self.splits: Splits = load_splits(self.config.data, seed=self.config.seed).to(self.device)
+            images = load_splits(self.config.data, seed=self.config.seed)
+            self.splits: Splits = student_images(self.config, images).to(self.device)
             outcome.append(f"{len(self.splits.train)} training images, {len(self.splits.classes)} classes")
+            if self.splits.quiz is not None:
+                outcome.append(f"{len(self.splits.quiz)} more for the quiz")
             if self.config.searched_roles:
                 found = search_splits(self.splits, self.config.search, seed=self.config.seed)
                 outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")

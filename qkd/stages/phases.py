@@ -10,11 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qkd.config import PhaseConfig, RunConfig, TermConfig
+from qkd.config import MetaConfig, PhaseConfig, RunConfig, TermConfig
 from qkd.data import Splits
 from qkd.distill import WeightedTerms, build_terms, phase_faults
 from qkd.distill.combine import clipped_backward
-from qkd.distill.methods import CoStudyStep, EnsembleTeacher, StudentEnsembleStep
+from qkd.distill.methods import CoStudyStep, EnsembleTeacher, MetaSchedule, MetaStep, Quiz, StudentEnsembleStep
 from qkd.distill.modules import ModuleBank, build_bank
 from qkd.distill.step import DistillStep
 from qkd.distill.taps import tap_paths_of
@@ -22,7 +22,7 @@ from qkd.stages.peers import Peer, adapters, learners
 from qkd.stages.rotating import Rotations, rotations
 from qkd.training import Batch, Partner, Phase, StepResult
 from qkd.training.job import Backward, plain_backward
-from quantizers import Student, freeze_batch_norm
+from quantizers import Student, freeze_batch_norm, quantizer_scales
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def distillation(
         teacher: Its parameters require a gradient afterwards only if a phase trains it.
         view: Gives the teacher's images; None where it sees the student's.
         net: The student's float net, for the shapes of its features.
-        splits: The images, for their shape.
+        splits: The images: their shape, how many steps an epoch has, and the quiz.
         peers: Of the student, where ``student.peers`` names any.
         branches: The teacher's trained ones, for offline rotations.
 
@@ -114,6 +114,8 @@ class _Builder:
         device = next(student.parameters()).device
         self.learners = learners(peers, student, taps)
         self.adapters = adapters(peers, net, taps, splits, seed=config.seed, device=device) if peers else None
+        self.splits = splits
+        self.metas = [phase.meta for phase in phases if phase.meta is not None]
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
         self.clipped_from: int | None = None  # where clipping begins: its epochs are counted through later phases
         turning = config.student.rotations
@@ -127,6 +129,7 @@ class _Builder:
         self.turned: Rotations | None = None
         if turning is not None:
             self.turned = rotations(config, cast(Student, student), teacher, branches, view, net=net, splits=splits)
+        self.optimizer = _teacher_optimizer(teacher, self.metas[0]) if self.metas else None
 
     def build(self) -> Distillation:
         phases, first_epoch = [], 0
@@ -144,6 +147,8 @@ class _Builder:
             if len(factors) > 1:
                 raise ValueError(f"teacher_lr_factor must be the same in all phases, got {sorted(factors)}")
             partners.append(Partner("teacher", self.teacher, factors.pop()))
+        if self.optimizer is not None:
+            partners.append(Partner("teacher", self.teacher, optimizer=self.optimizer))
         return (*partners, *self._peer_partners(), *(self.turned.partners if self.turned is not None else ()))
 
     def _peer_partners(self) -> list[Partner]:
@@ -188,8 +193,10 @@ class _Builder:
 
         return backward
 
-    def _step(self, phase: PhaseConfig, first_epoch: int) -> DistillStep | CoStudyStep | StudentEnsembleStep:
+    def _step(self, phase: PhaseConfig, first_epoch: int) -> DistillStep | CoStudyStep | StudentEnsembleStep | MetaStep:
         chosen = terms_of(self.config, phase)
+        if phase.meta is not None:
+            return self._meta_step(phase, phase.meta, self._terms(chosen, self.bank), first_epoch)
         if has_peers(self.config, phase):
             return self._ensemble_step(self._distill_step(chosen, first_epoch) if chosen else None)
         if phase.teacher_terms is None:
@@ -231,5 +238,31 @@ class _Builder:
             own_hold=nullcontext if own is None else own.tapped,
         )
 
+    def _meta_step(self, phase: PhaseConfig, meta: MetaConfig, terms: WeightedTerms, first_epoch: int) -> MetaStep:
+        splits, train = self.splits, self.config.student.train
+        if splits.quiz is None or self.optimizer is None:
+            raise ValueError(f"phase {phase.name}: meta needs a quiz, but the images have none; see qkd.data.take_quiz")
+        size = min(self.config.data.batch_size, len(splits.train))
+        device = next(self.teacher.parameters()).device
+        return MetaStep(
+            cast(Student, self.student),
+            self.teacher,
+            terms,
+            Quiz(splits.quiz, batch_size=size, mean=splits.mean, std=splits.std, seed=self.config.seed, device=device),
+            MetaSchedule(train, meta, steps_per_epoch=len(splits.train) // size, lr_factor=phase.rate_factor),
+            self.optimizer,
+            order=meta.order,
+            scales=lambda: quantizer_scales(cast(Student, self.student)),
+            scale_lr_factor=train.scale_lr_factor,
+            view=self.view,
+            tap_paths=tap_paths_of(self.student),
+            first_epoch=first_epoch,
+        )
+
     def _terms(self, terms: Sequence[TermConfig], bank: ModuleBank) -> WeightedTerms:
         return build_terms(terms, label_smoothing=self.config.student.train.label_smoothing, bank=bank)
+
+
+def _teacher_optimizer(teacher: nn.Module, meta: MetaConfig) -> torch.optim.Optimizer:
+    momentum, decay = meta.teacher_momentum, meta.teacher_weight_decay
+    return torch.optim.SGD(teacher.parameters(), lr=0.0, momentum=momentum, weight_decay=decay)  # each step sets lr

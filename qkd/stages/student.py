@@ -19,7 +19,7 @@ from qkd.stages.peers import Peer, peer_results
 from qkd.stages.phases import Distillation, distillation
 from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
 from qkd.stages.rotating import branches_file, branches_mark, load_branches, train_branches
-from qkd.stages.student_start import StudentStart, phases_of
+from qkd.stages.student_start import StudentStart, phases_of, student_images
 from qkd.stages.views import run_view
 from qkd.training import Job, cpu_threads, fit
 from qkd.training.precision import choose_device
@@ -45,7 +45,8 @@ class _Distillation:
     def __init__(self, run: RunFolder, progress: Progress) -> None:
         self.folder, self.progress, self.config = run, progress, run.config
         self.device = choose_device(run.config.device)
-        self.splits: Splits = load_splits(run.config.data, seed=run.config.seed).to(self.device)
+        images = load_splits(run.config.data, seed=run.config.seed)
+        self.splits: Splits = student_images(run.config, images).to(self.device)
         self.start = StudentStart(run, self.splits, self.device, progress)
 
     def run(self) -> None:
@@ -98,7 +99,7 @@ class _Distillation:
         )
 
     def _keep_studied(self, teacher: nn.Module, made: Distillation) -> list[Path]:
-        """Write and score a teacher that studied along; return its files."""
+        """Write and score a teacher that learnt beside the student; return its files."""
         if all(partner.module is not teacher for partner in made.partners):
             return []
         name, splits = self.config.teacher.net, self.splits

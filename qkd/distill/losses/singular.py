@@ -135,7 +135,7 @@ def aligned_vectors(
 
 def main_direction(feature: Tensor) -> Tensor:
     """Return the first right singular vector of each image, ``[batch, channels]``, a constant whose sum is positive."""
-    vectors = right_singular_vectors(feature.detach(), 1)[:, 0]
+    vectors = right_singular_vectors(given(feature), 1)[:, 0]
     return torch.where(vectors.sum(1, keepdim=True) < 0, -vectors, vectors)
 
 

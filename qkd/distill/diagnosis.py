@@ -276,8 +276,9 @@ def find_failures(plain: Knowledge, softened: Knowledge) -> tuple[Finding, ...]:
         found.append(
             Finding(
                 "no_instance_knowledge",
-                f"no instance knowledge {at}: p_t varies by {softened.confidence_std:.4f} only (std, below {FLAT_STD:g})"
-                f", so that soft targets re-scale all gradients alike; try another temperature or another teacher",
+                f"no instance knowledge {at}: p_t varies by {softened.confidence_std:.4f} only (std, below "
+                f"{FLAT_STD:g}), so that soft targets re-scale all gradients alike; try another temperature or another "
+                f"teacher",
             )
         )
     return tuple(found)
@@ -285,7 +286,7 @@ def find_failures(plain: Knowledge, softened: Knowledge) -> tuple[Finding, ...]:
 
 def _instance_information(log_p: Tensor, labels: Tensor) -> Tensor:
     divergences = []
-    for label in labels.unique():
+    for label in torch.unique(labels).tolist():
         rows = log_p[labels == label]
         mean = rows.logsumexp(0) - math.log(len(rows))
         divergences.append((rows.exp() * (rows - mean)).sum(1))
@@ -296,7 +297,7 @@ def _relation_information(log_p: Tensor, labels: Tensor) -> Tensor:
     """Return the mean over true classes of KL(mean distribution over the wrong classes || uniform)."""
     classes = log_p.shape[1]
     values = []
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         others = torch.cat([log_p[:, :label], log_p[:, label + 1 :]], dim=1)[labels == label].logsumexp(0)
         log_share = others - others.logsumexp(0)
         values.append((log_share.exp() * (log_share + math.log(classes - 1))).sum())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qkd.config import TermConfig
 from qkd.distill.losses import gradient_rescaling
+from qkd.distill.terms import Outputs
 
 RESCALING_LIMIT = 10.0  # where the student is sure, its own gradient is nearly zero and the ratio has no bound
 DEFAULT_TEMPERATURE = 4.0
@@ -57,16 +58,17 @@ class SoftTargets:
         return self.hard_weight + sum(term.weight for term in self.terms)
 
 
-def soft_targets(terms: Sequence[TermConfig]) -> SoftTargets | None:
+def soft_targets(terms: Sequence[TermConfig], *, epoch: int = 0) -> SoftTargets | None:
     """Return what a loss's terms do to gradients at the logits; None where none of them has soft targets.
 
     Terms on features are left out, and so is label smoothing of the cross-entropy.
 
     Args:
         terms: As the config has them.
+        epoch: Of their phase, from 0, for weights that decay.
     """
-    soft = tuple(_soft_term(term) for term in terms if term.loss in RESCALING_LOSSES and term.weight > 0)
-    hard = sum(term.weight for term in terms if term.loss == "cross_entropy")
+    soft = tuple(_soft_term(term, epoch) for term in terms if term.loss in RESCALING_LOSSES and term.weight > 0)
+    hard = sum(term.weight * term.decay**epoch for term in terms if term.loss == "cross_entropy")
     return SoftTargets(hard, soft) if soft else None
 
 
@@ -119,10 +121,27 @@ def rescaling_facts(rescaling: Tensor) -> Mapping[str, Tensor]:
     return {"w_mean": w.mean(), "w_std": w.std(correction=0), "w_p10": low, "w_p50": middle, "w_p90": high}
 
 
-def _soft_term(term: TermConfig) -> SoftTerm:
+def step_facts(terms: Sequence[TermConfig], outputs: Outputs, *, epoch: int) -> Mapping[str, Tensor]:
+    """Return :func:`rescaling_facts` of a training step; empty where a loss has no soft targets at its logits.
+
+    Empty, too, where images are mixed: there is no one true class.
+
+    Args:
+        terms: Of the loss.
+        outputs: Of the step's forward passes.
+        epoch: Of the phase, from 0.
+    """
+    targets = soft_targets(terms, epoch=epoch)
+    if targets is None or outputs.teacher_logits is None or outputs.other_labels is not None:
+        return {}
+    student, teacher = (logits.detach().float() for logits in (outputs.student_logits, outputs.teacher_logits))
+    return rescaling_facts(loss_rescaling(student, teacher, outputs.labels, targets))
+
+
+def _soft_term(term: TermConfig, epoch: int) -> SoftTerm:
     scale = term.options.get("scale")
     return SoftTerm(
-        term.weight,
+        term.weight * term.decay**epoch,
         float(term.options.get("temperature", DEFAULT_TEMPERATURE)),
         None if scale is None else float(scale),
         term.options.get("reduction") == "mean",

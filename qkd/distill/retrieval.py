@@ -151,7 +151,7 @@ def _order(base: Tensor, asked: Tensor, metric: Metric) -> Tensor:
         part = base[start : start + rows].double()
         block = asked @ part.T
         products[:, start : start + rows] = block if metric == "cosine" else 2 * block - part.square().sum(1)
-    return products.sort(1, descending=True, stable=True).indices
+    return products.sort(dim=1, descending=True, stable=True).indices
 
 
 def _centred(database: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:

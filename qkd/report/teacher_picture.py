@@ -103,12 +103,17 @@ def _over_epochs(rows: Sequence[Mapping[str, float]], height: float) -> tuple[li
         bars += [Bar(x, at(row[name]) - 1, 0.9 * slot, 2, colour, note)
                  for name, colour in (("w_p50", MIDDLE), ("w_mean", MEAN))]  # fmt: skip
     bars += [Bar(LEFT, at(value), width, 1, RULE, f"w_t = {value:g}") for value in (0.0, 1.0)]
-    words = [Words(LEFT, top - 5, "gradient re-scaling w_t over the epochs: band 80 % of the images, blue median, red mean")]
+    words = [
+        Words(LEFT, top - 5, "gradient re-scaling w_t over the epochs: band 80 % of the images, blue median, red mean")
+    ]
     words += [Words(LEFT - 5, at(value) + 4, f"{value:g}", ends_there=True) for value in (0.0, 1.0)]
     words += [Words(LEFT - 5, at(value) + 4, f"{value:.2g}", ends_there=True)
               for value in (low, high) if value not in (0.0, 1.0)]  # fmt: skip
     first, last = (f"{rows[place]['epoch']:.0f}" for place in (0, -1))
-    words += [Words(LEFT, top + PANEL + 14, f"epoch {first}"), Words(LEFT + width, top + PANEL + 14, last, ends_there=True)]
+    words += [
+        Words(LEFT, top + PANEL + 14, f"epoch {first}"),
+        Words(LEFT + width, top + PANEL + 14, last, ends_there=True),
+    ]
     return bars, words
 
 

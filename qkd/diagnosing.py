@@ -14,6 +14,7 @@ from qkd.config import RunConfig, TermConfig
 from qkd.data import Splits, load_splits
 from qkd.data.superclasses import superclasses
 from qkd.distill.diagnosis import (
+    REFERENCE_TEMPERATURE,
     Finding,
     Knowledge,
     class_relations,
@@ -213,9 +214,9 @@ class _Subject:
         teacher = self._teacher()
         told = self._read(teacher, "teacher", {})
         logits, labels = told.logits.double(), told.labels
-        plain, softened = (
+        plain, reference, softened = (
             teacher_knowledge(logits, labels, temperature=value, superclasses=self.groups)
-            for value in (1.0, self.temperature)
+            for value in (1.0, REFERENCE_TEMPERATURE, self.temperature)
         )
         geometry = self._geometry("teacher", teacher, told, told.logits)
         rescaling = self._student(told, geometry)
@@ -226,7 +227,7 @@ class _Subject:
             accuracy=float((logits.argmax(1) == labels).double().mean()),
             plain=plain,
             softened=softened,
-            findings=find_failures(plain, softened),
+            findings=find_failures(plain, reference, softened),
             geometry=geometry,
             rescaling=rescaling,
             epochs=self._epochs(),

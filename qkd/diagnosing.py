@@ -24,7 +24,14 @@ from qkd.distill.diagnosis import (
 )
 from qkd.distill.losses.stable import unit_rows
 from qkd.distill.outputs import NetOutputs, last_linear, read_outputs, some_images
-from qkd.distill.rescaling import DEFAULT_TEMPERATURE, loss_rescaling, rescaling_facts, soft_targets
+from qkd.distill.rescaling import (
+    DEFAULT_TEMPERATURE,
+    LEAST_DOUBT,
+    image_gradients,
+    rescaling_facts,
+    soft_targets,
+    summarise,
+)
 from qkd.failures import UsageError
 from qkd.files import write_bytes, write_text
 from qkd.nets import build_net, load_weights
@@ -58,6 +65,12 @@ ROWS = {
     "contrast": "superclass contrast",
     "uniform_share": "uniform share, median",
 }
+W_COLUMNS = {
+    "w_mean": "mean",
+    "w_std": "std",
+    "w_share": f"of images with 1 - q_t >= {LEAST_DOUBT:g}",
+    "w_total": "of the sum of all gradients",
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +100,8 @@ class Diagnosis:
     softened: Knowledge
     findings: tuple[Finding, ...]
     geometry: Mapping[str, Mapping[str, float]]
-    rescaling: Mapping[str, float] | None
-    epochs: tuple[Mapping[str, float], ...]
+    rescaling: Mapping[str, float | None] | None
+    epochs: tuple[Mapping[str, float | None], ...]
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 
@@ -135,14 +148,18 @@ class Diagnosis:
         return rows
 
     def _rescaling_rows(self) -> list[list[str]]:
-        names = ("w_mean", "w_std", "w_p10", "w_p50", "w_p90")
-        rows = [["gradient re-scaling w_t", "", "mean", "std", "10 %", "median", "90 %"]]
+        rows = [["gradient re-scaling w_t", "", *W_COLUMNS.values()]]
         step = max(1, -(-len(self.epochs) // SHOWN_EPOCHS))
         shown = [row for index, row in enumerate(self.epochs) if (len(self.epochs) - 1 - index) % step == 0]
-        rows += [[f"epoch {row['epoch']:.0f}", "", *(f"{row[name]:.3f}" for name in names)] for row in shown]
+        rows += [[f"epoch {row['epoch']:.0f}", "", *_w_cells(row)] for row in shown]
         if self.rescaling is not None:
-            rows.append(["finished student", "", *(f"{self.rescaling[name]:.3f}" for name in names)])
+            rows.append(["finished student", "", *_w_cells(self.rescaling)])
         return rows
+
+
+def _w_cells(row: Mapping[str, float | None]) -> list[str]:
+    values = [(name, row[name]) for name in W_COLUMNS]
+    return [percent(value) if name == "w_share" else "-" if value is None else f"{value:.3f}" for name, value in values]
 
 
 def diagnose_target(
@@ -259,7 +276,7 @@ class _Subject:
                 indices=self.indices, tap_paths=tap_paths, role=role, tracker=tracker,
             )  # fmt: skip
 
-    def _student(self, told: NetOutputs, geometry: dict[str, dict[str, float]]) -> Mapping[str, float] | None:
+    def _student(self, told: NetOutputs, geometry: dict[str, dict[str, float]]) -> Mapping[str, float | None] | None:
         """Add the student's geometry, and return its re-scaling of gradients; None where there is no student."""
         if self.folder is None or not (self.folder / "student" / WEIGHTS).is_file():
             return None
@@ -269,8 +286,8 @@ class _Subject:
         if self.targets is None:
             self.notes.append("the student's loss has no soft targets at its logits: no w_t")
             return None
-        w = loss_rescaling(found.logits.double(), told.logits.double(), told.labels, self.targets)
-        return {name: float(value) for name, value in rescaling_facts(w).items()}
+        gradients = image_gradients(found.logits.double(), told.logits.double(), told.labels, self.targets)
+        return summarise({name: float(value) for name, value in rescaling_facts(*gradients).items()})
 
     def _geometry(
         self, role: str, model: nn.Module, found: NetOutputs, teacher_logits: Tensor
@@ -299,13 +316,13 @@ class _Subject:
             f"{role}, float weights": layer.weight.detach().cpu(),
         }
 
-    def _epochs(self) -> tuple[Mapping[str, float], ...]:
+    def _epochs(self) -> tuple[Mapping[str, float | None], ...]:
         """Return what the student's training logged of w_t."""
         file = None if self.folder is None else self.folder / "student" / "metrics.jsonl"
         if file is None or not file.is_file():
             return ()
         rows = [(row.get("epoch"), row.get("facts") or {}) for row in read_metrics(file)]
-        found = tuple({"epoch": epoch, **facts} for epoch, facts in rows if "w_mean" in facts)
+        found = tuple({"epoch": epoch, **summarise(facts)} for epoch, facts in rows if "w_counted" in facts)
         if rows and not found and self.targets is not None:
             self.notes.append(f"{file} has no w_t: this student was trained before it was logged")
         return found

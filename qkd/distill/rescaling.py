@@ -1,18 +1,28 @@
-r"""Follow by how much a loss's soft targets re-scale each image's gradient: :math:`w_t` of Tang et al. 2020."""
+r"""Follow by how much a loss's soft targets re-scale each image's gradient: :math:`w_t` of Tang et al. 2020.
+
+The gradient of an image is meant as the sum, over the wrong classes, of the gradients by the student's logits:
+:math:`1 - q_t` for the cross-entropy with the labels, with :math:`q_t` the student's probability of the true class.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from qkd.config import TermConfig
-from qkd.distill.losses import gradient_rescaling
+from qkd.distill.losses.checks import check_labels, check_logits
+from qkd.distill.losses.stable import log_others
 from qkd.distill.terms import Outputs
 
-RESCALING_LIMIT = 10.0  # where the student is sure, its own gradient is nearly zero and the ratio has no bound
+# An image counts towards the mean of w_t while the student gives its wrong classes this much. Where they get less, the
+# label's gradient is almost gone, and the ratio tells how close to nothing it is: on digits, whose images are learned
+# within a few epochs, most values were beyond +-10.
+LEAST_DOUBT = 0.05
 DEFAULT_TEMPERATURE = 4.0
 # Losses whose gradient by the logits, summed over the wrong classes, is that of soft targets of the true class.
 RESCALING_LOSSES = ("soft_target", "teacher_confidence")
@@ -72,12 +82,16 @@ def soft_targets(terms: Sequence[TermConfig], *, epoch: int = 0) -> SoftTargets 
     return SoftTargets(hard, soft) if soft else None
 
 
-def loss_rescaling(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, targets: SoftTargets) -> Tensor:
-    r"""Return :math:`w_t` of each image for a loss of several terms, shape ``[batch]``, without gradient.
+def image_gradients(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, targets: SoftTargets
+) -> tuple[Tensor, Tensor]:
+    r"""Return each image's gradient from the plain cross-entropy and from a loss, shape ``[batch]`` each.
 
-    It is the sum, over the wrong classes, of the loss's gradients by the student's logits, over that of the plain
-    cross-entropy times the sum of the weights. With one term it is
-    :func:`~qkd.distill.losses.gradient_rescaling`.
+    .. math:: g = 1 - q_t, \qquad
+              g_L = \frac{a g + \sum_j b_j \frac{c_j}{\tau_j} (\tilde p_t - \tilde q_t)_{\tau_j}}{a + \sum_j b_j}
+
+    with :math:`a` the weight of the cross-entropy and :math:`b_j` those of the soft targets. Their ratio is
+    :math:`w_t = g_L / g`; with one term it is :func:`~qkd.distill.losses.gradient_rescaling`.
 
     Args:
         student_logits: Shape ``[batch, classes]``.
@@ -85,40 +99,75 @@ def loss_rescaling(student_logits: Tensor, teacher_logits: Tensor, labels: Tenso
         labels: Shape ``[batch]``, int64.
         targets: The loss.
 
+    Returns:
+        :math:`g` and :math:`g_L`, without graph.
+
     Raises:
         ValueError: If shapes do not fit, or there are fewer than two classes.
     """
-    total = torch.full_like(student_logits[:, 0], targets.hard_weight).detach()
+    check_logits(student_logits, teacher_logits, least_classes=2)
+    check_labels(student_logits, labels)
+    student, teacher = student_logits.detach(), teacher_logits.detach()
+    is_target = functional.one_hot(labels, student.shape[1]).bool()
+    hard = log_others(functional.log_softmax(student, dim=1), is_target).exp()
+    total = targets.hard_weight * hard
     for term in targets.terms:
         scale = term.temperature**2 if term.scale is None else term.scale
-        scale = scale / student_logits.shape[1] if term.is_mean else scale
-        total = total + term.weight * gradient_rescaling(
-            student_logits, teacher_logits, labels, teacher_share=1.0, temperature=term.temperature, scale=scale
-        )
-    return total / targets.total_weight
+        scale = scale / student.shape[1] if term.is_mean else scale
+        p, q = (functional.softmax(logits / term.temperature, dim=1)[is_target] for logits in (teacher, student))
+        total = total + term.weight * scale / term.temperature * (p - q)
+    return hard, total / targets.total_weight
 
 
-def rescaling_facts(rescaling: Tensor) -> Mapping[str, Tensor]:
-    """Return mean, standard deviation and the 10, 50 and 90 % quantiles of :math:`w_t` over images.
-
-    Values beyond +-10 count as +-10: where the student is almost sure, the ratio's denominator is almost zero.
+def rescaling_facts(hard: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """Return means over images, from which :func:`summarise` tells :math:`w_t`; those of steps may be averaged.
 
     Args:
-        rescaling: Of :func:`loss_rescaling`, shape ``[images]``, at least one.
+        hard: Gradients of the cross-entropy, of :func:`image_gradients`, shape ``[images]``, at least one.
+        loss: Of the loss, same shape.
 
     Returns:
-        ``w_mean``, ``w_std``, ``w_p10``, ``w_p50``, ``w_p90``, shape ``[]`` each, float32. The quantiles are values of
-        images (the nearest rank).
+        ``hard_gradient`` and ``loss_gradient``: their means. ``w_counted``: share of the images whose ``hard`` is at
+        least 0.05. ``w_sum`` and ``w_square``: means over *all* images of :math:`w_t` and its square, where an image
+        that does not count adds nothing. Shape ``[]`` each.
 
     Raises:
-        ValueError: If there is no image.
+        ValueError: If there is no image, or the shapes differ.
     """
-    if rescaling.dim() != 1 or len(rescaling) == 0:
-        raise ValueError(f"needs w_t of at least one image, [images], got {tuple(rescaling.shape)}")
-    w = rescaling.detach().float().clamp(-RESCALING_LIMIT, RESCALING_LIMIT)
-    ordered = w.sort().values
-    low, middle, high = (ordered[round((len(w) - 1) * share)] for share in (0.1, 0.5, 0.9))
-    return {"w_mean": w.mean(), "w_std": w.std(correction=0), "w_p10": low, "w_p50": middle, "w_p90": high}
+    if hard.dim() != 1 or len(hard) == 0 or hard.shape != loss.shape:
+        raise ValueError(
+            f"needs gradients of at least one image, [images], got {tuple(hard.shape)} and {tuple(loss.shape)}"
+        )
+    counts = hard >= LEAST_DOUBT
+    w = torch.where(counts, loss / hard.clamp_min(LEAST_DOUBT), 0.0)
+    return {
+        "hard_gradient": hard.mean(),
+        "loss_gradient": loss.mean(),
+        "w_counted": counts.to(hard.dtype).mean(),
+        "w_sum": w.mean(),
+        "w_square": w.square().mean(),
+    }
+
+
+def summarise(facts: Mapping[str, float]) -> dict[str, float | None]:
+    """Return what :func:`rescaling_facts` say, averaged over steps or not.
+
+    Args:
+        facts: Means over images.
+
+    Returns:
+        ``w_mean`` and ``w_std`` of the images that count; ``w_share``, their share; ``w_total``, the sum of the loss's
+        gradients over that of the cross-entropy's, of all images. None where there is nothing to divide by.
+    """
+    share, hard = facts["w_counted"], facts["hard_gradient"]
+    mean = facts["w_sum"] / share if share > 0 else None
+    variance = None if mean is None else max(0.0, facts["w_square"] / share - mean**2)
+    return {
+        "w_mean": mean,
+        "w_std": None if variance is None else math.sqrt(variance),
+        "w_share": share,
+        "w_total": facts["loss_gradient"] / hard if hard > 0 else None,
+    }
 
 
 def step_facts(terms: Sequence[TermConfig], outputs: Outputs, *, epoch: int) -> Mapping[str, Tensor]:
@@ -135,7 +184,7 @@ def step_facts(terms: Sequence[TermConfig], outputs: Outputs, *, epoch: int) -> 
     if targets is None or outputs.teacher_logits is None or outputs.other_labels is not None:
         return {}
     student, teacher = (logits.detach().float() for logits in (outputs.student_logits, outputs.teacher_logits))
-    return rescaling_facts(loss_rescaling(student, teacher, outputs.labels, targets))
+    return rescaling_facts(*image_gradients(student, teacher, outputs.labels, targets))
 
 
 def _soft_term(term: TermConfig, epoch: int) -> SoftTerm:

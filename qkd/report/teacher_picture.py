@@ -10,7 +10,7 @@ from qkd.report.stacks import LEFT, PANEL, TOP, WIDTH, Bar, Picture, Words
 HALF = (WIDTH - LEFT) // 2
 GAP = 46
 COLOURS = ("#1f4e9c", "#e8a21a")  # of the two temperatures
-BAND, MIDDLE, MEAN, RULE = "#8fbcf0", "#1f4e9c", "#d94f2b", "#888888"
+BAND, MEAN, TOTAL, RULE = "#8fbcf0", "#1f4e9c", "#d94f2b", "#888888"
 POSITIVE, NEGATIVE, DIAGONAL = (0xD9, 0x4F, 0x2B), (0x1F, 0x4E, 0x9C), "#8c8c8c"
 MOST_NOTED_CLASSES = 32  # a title for each pair of more would be most of the file
 
@@ -22,7 +22,7 @@ def teacher_picture(
     relations: Sequence[Sequence[float]],
     relations_label: str,
     classes: Sequence[str],
-    rescaling: Sequence[Mapping[str, float]] = (),
+    rescaling: Sequence[Mapping[str, float | None]] = (),
 ) -> Picture:
     """Return the picture of a diagnosis.
 
@@ -32,7 +32,8 @@ def teacher_picture(
         relations: Correlation of each two classes, in ``[-1, 1]``.
         relations_label: What they are, in a few words.
         classes: Names, in the order of ``relations``.
-        rescaling: For each epoch ``epoch``, ``w_mean``, ``w_p10``, ``w_p50`` and ``w_p90``; empty: not drawn.
+        rescaling: For each epoch ``epoch``, ``w_mean``, ``w_std`` and ``w_total``, the last three possibly None;
+            empty: not drawn.
     """
     bars, words = [], [Words(LEFT, 14, title)]
     for part in (_histogram(confidences), _heat_map(relations, relations_label, classes)):
@@ -83,38 +84,40 @@ def _heat_map(
     return bars, words
 
 
-def _over_epochs(rows: Sequence[Mapping[str, float]], height: float) -> tuple[list[Bar], list[Words]]:
-    top, width = height, WIDTH - 10 - LEFT
-    values = [row[name] for row in rows for name in ("w_mean", "w_p10", "w_p90")] + [0.0, 1.0]
+def _over_epochs(rows: Sequence[Mapping[str, float | None]], top: int) -> tuple[list[Bar], list[Words]]:
+    width = WIDTH - 10 - LEFT
+    bands = [_band(row) for row in rows]
+    values = [0.0, 1.0, *(value for band in bands for value in band.values())]
     low, high = min(values), max(values)
 
     def at(value: float) -> float:
         return top + PANEL - (value - low) / (high - low) * PANEL
 
     slot = width / len(rows)
-    bars = []
-    for index, row in enumerate(rows):
-        x = LEFT + index * slot
-        note = "epoch {:.0f}: w_t {:.3f} on average, median {:.3f}, 80 % of the images {:.3f} to {:.3f}".format(
-            row["epoch"], row["w_mean"], row["w_p50"], row["w_p10"], row["w_p90"]
-        )
-        band = max(at(row["w_p10"]) - at(row["w_p90"]), 1.0)
-        bars.append(Bar(x, at(row["w_p90"]), 0.9 * slot, band, BAND, note))
-        bars += [Bar(x, at(row[name]) - 1, 0.9 * slot, 2, colour, note)
-                 for name, colour in (("w_p50", MIDDLE), ("w_mean", MEAN))]  # fmt: skip
-    bars += [Bar(LEFT, at(value), width, 1, RULE, f"w_t = {value:g}") for value in (0.0, 1.0)]
-    words = [
-        Words(LEFT, top - 5, "gradient re-scaling w_t over the epochs: band 80 % of the images, blue median, red mean")
-    ]
-    words += [Words(LEFT - 5, at(value) + 4, f"{value:g}", ends_there=True) for value in (0.0, 1.0)]
-    words += [Words(LEFT - 5, at(value) + 4, f"{value:.2g}", ends_there=True)
-              for value in (low, high) if value not in (0.0, 1.0)]  # fmt: skip
-    first, last = (f"{rows[place]['epoch']:.0f}" for place in (0, -1))
-    words += [
-        Words(LEFT, top + PANEL + 14, f"epoch {first}"),
-        Words(LEFT + width, top + PANEL + 14, last, ends_there=True),
-    ]
+    bars = [Bar(LEFT, at(value), width, 1, RULE, f"w_t = {value:g}") for value in (0.0, 1.0)]
+    for index, (row, band) in enumerate(zip(rows, bands, strict=True)):
+        x, thick = LEFT + index * slot, 0.9 * slot
+        note = f"epoch {row['epoch']:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in band.items())
+        if "mean" in band:
+            height = max(at(band["mean less std"]) - at(band["mean and std"]), 1.0)
+            bars.append(Bar(x, at(band["mean and std"]), thick, height, BAND, note))
+        bars += [Bar(x, at(band[name]) - 1, thick, 2, colour, note)
+                 for name, colour in (("mean", MEAN), ("total", TOTAL)) if name in band]  # fmt: skip
+    words = [Words(LEFT, top - 5, "gradient re-scaling w_t over the epochs: blue mean and std, red of all gradients")]
+    ends = [value for value in (low, high) if value not in (0.0, 1.0)]
+    words += [Words(LEFT - 5, at(value) + 4, f"{value:.3g}", ends_there=True) for value in (0.0, 1.0, *ends)]
+    words.append(Words(LEFT, top + PANEL + 14, f"epoch {rows[0]['epoch']:.0f}"))
+    words.append(Words(LEFT + width, top + PANEL + 14, f"{rows[-1]['epoch']:.0f}", ends_there=True))
     return bars, words
+
+
+def _band(row: Mapping[str, float | None]) -> dict[str, float]:
+    """Return what is drawn of an epoch, in the order of its note."""
+    mean, std, total = (row[name] for name in ("w_mean", "w_std", "w_total"))
+    band = {}
+    if mean is not None and std is not None:
+        band = {"mean": mean, "mean less std": mean - std, "mean and std": mean + std}
+    return band if total is None else {**band, "total": total}
 
 
 def _shade(share: float) -> str:

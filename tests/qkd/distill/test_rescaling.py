@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qkd.config import TermConfig
 from qkd.distill import build_terms, cross_entropy_loss, soft_target_loss
 from qkd.distill.losses import gradient_rescaling, teacher_confidence_loss
-from qkd.distill.rescaling import RESCALING_LIMIT, loss_rescaling, rescaling_facts, soft_targets, step_facts
+from qkd.distill.rescaling import LEAST_DOUBT, image_gradients, rescaling_facts, soft_targets, step_facts, summarise
 from qkd.distill.step import DistillStep
 from qkd.distill.terms import Outputs
 from qkd.training import Batch
@@ -29,7 +29,9 @@ def test_one_term_is_the_published_identity() -> None:
     targets = soft_targets(terms(("cross_entropy", 0.3, {}), ("soft_target", 0.7, {"temperature": 3.0})))
     assert targets is not None and targets.temperature == 3.0 and targets.total_weight == pytest.approx(1)
     expected = gradient_rescaling(logits(0), logits(1), LABELS, teacher_share=0.7, temperature=3.0)
-    assert torch.allclose(loss_rescaling(logits(0), logits(1), LABELS, targets), expected, atol=1e-14)
+    hard, loss = image_gradients(logits(0), logits(1), LABELS, targets)
+    assert torch.allclose(hard, 1 - logits(0).softmax(1)[range(5), LABELS], atol=1e-14)
+    assert torch.allclose(loss / hard, expected, atol=1e-14)
 
 
 def test_several_terms_are_the_ratio_of_gradients() -> None:
@@ -48,7 +50,9 @@ def test_several_terms_are_the_ratio_of_gradients() -> None:
     wrong = torch.ones(5, 4, dtype=torch.float64).scatter(1, LABELS[:, None], 0.0)
     ours = (torch.autograd.grad(loss, z)[0] * wrong).sum(1)
     plain = (torch.autograd.grad(cross_entropy_loss(z, LABELS), z)[0] * wrong).sum(1)
-    assert torch.allclose(loss_rescaling(z, v, LABELS, targets), ours / plain / 2.9, atol=1e-13)
+    hard, mixed = image_gradients(z, v, LABELS, targets)
+    assert torch.allclose(mixed, 5 * ours / 2.9, atol=1e-13)  # losses are means over five images
+    assert torch.allclose(hard, 5 * plain, atol=1e-13) and not mixed.requires_grad
 
 
 def test_weights_decay_and_losses_without_soft_targets_have_none() -> None:
@@ -60,13 +64,46 @@ def test_weights_decay_and_losses_without_soft_targets_have_none() -> None:
 
 
 def test_facts_by_hand() -> None:
-    w = torch.tensor([3.0, 0.0, 1.0, 2.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 1e30])  # the last counts as 10
-    facts = {name: value.item() for name, value in rescaling_facts(w).items()}
-    assert facts == pytest.approx({"w_mean": 5.0, "w_std": 10**0.5, "w_p10": 1.0, "w_p50": 5.0, "w_p90": 9.0})
-    assert rescaling_facts(-w)["w_p10"].item() == -9 and rescaling_facts(w[:1])["w_std"].item() == 0
-    for bad in (torch.zeros(0), torch.zeros(2, 2)):
+    hard = torch.tensor([0.5, 0.25, LEAST_DOUBT / 2, 0.0])  # w_t is 1, 3, and of no account twice
+    facts = rescaling_facts(hard, torch.tensor([0.5, 0.75, 7.0, -1.0]))
+    values = {name: value.item() for name, value in facts.items()}
+    assert values == pytest.approx(
+        {"hard_gradient": 0.775 / 4, "loss_gradient": 7.25 / 4, "w_counted": 0.5, "w_sum": 1.0, "w_square": 2.5}
+    )
+    assert summarise(values) == pytest.approx({"w_mean": 2, "w_std": 1, "w_share": 0.5, "w_total": 7.25 / 0.775})
+    nothing = summarise({name: value.item() for name, value in rescaling_facts(0 * hard, hard).items()})
+    assert nothing == {"w_mean": None, "w_std": None, "w_share": 0, "w_total": None}
+
+
+def test_facts_of_batches_average_to_those_of_all_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hard, loss = (torch.rand(12, generator=generator, dtype=torch.float64) for _ in range(2))
+    hard[3] = 0.01
+    parts = [rescaling_facts(hard[start : start + 4], loss[start : start + 4]) for start in (0, 4, 8)]
+    means = {name: sum(float(part[name]) for part in parts) / 3 for name in parts[0]}
+    w = (loss / hard)[hard >= LEAST_DOUBT]
+    found = summarise(means)
+    assert (found["w_mean"], found["w_std"]) == pytest.approx((w.mean().item(), w.std(correction=0).item()))
+    assert found["w_total"] == pytest.approx((loss.sum() / hard.sum()).item())
+
+
+def test_what_is_refused() -> None:
+    for hard, loss in (
+        (torch.zeros(0), torch.zeros(0)),
+        (torch.zeros(2, 2), torch.zeros(2, 2)),
+        (torch.ones(2), torch.ones(3)),
+    ):
         with pytest.raises(ValueError, match="at least one image"):
-            rescaling_facts(bad)
+            rescaling_facts(hard, loss)
+    targets = soft_targets(terms(("soft_target", 1.0, {})))
+    assert targets is not None
+    for student, teacher, labels, message in (
+        (logits(0), logits(1)[:4], LABELS, "of one shape"),
+        (logits(0)[:, :1], logits(1)[:, :1], LABELS, "at least 2 classes"),
+        (logits(0), logits(1), LABELS[:4], "need labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            image_gradients(student, teacher, labels, targets)
 
 
 @pytest.mark.parametrize("kind", ["zeros", "huge", "sure student", "bf16"])
@@ -80,8 +117,8 @@ def test_a_step_logs_finite_facts(kind: str) -> None:
     }[kind]
     config = terms(("cross_entropy", 0.5, {}), ("soft_target", 0.5, {}))
     facts = step_facts(config, Outputs(student, LABELS, teacher), epoch=0)
-    assert set(facts) == {"w_mean", "w_std", "w_p10", "w_p50", "w_p90"}
-    assert all(torch.isfinite(value) and abs(value) <= RESCALING_LIMIT for value in facts.values())
+    assert set(facts) == {"hard_gradient", "loss_gradient", "w_counted", "w_sum", "w_square"}
+    assert all(bool(torch.isfinite(value)) and value.shape == () for value in facts.values())
     assert step_facts(config, Outputs(student, LABELS, None), epoch=0) == {}
     mixed = Outputs(student, LABELS, teacher, other_labels=LABELS, other_share=torch.zeros(5))
     assert step_facts(config, mixed, epoch=0) == {}
@@ -94,6 +131,8 @@ def test_the_distillation_step_gives_them() -> None:
     result = DistillStep(net, teacher, build_terms(config))(batch)
     with torch.no_grad():
         w = gradient_rescaling(net(batch.images), teacher(batch.images), LABELS, teacher_share=0.5, temperature=2.0)
-    assert result.facts["w_mean"].item() == pytest.approx(w.mean().item(), rel=1e-5)
+    told = summarise({name: value.item() for name, value in result.facts.items()})
+    assert told["w_share"] == 1 and told["w_mean"] == pytest.approx(w.mean().item(), rel=1e-5)
+    assert told["w_std"] == pytest.approx(w.std(correction=0).item(), rel=1e-3)
     assert not any(value.requires_grad for value in result.facts.values())
     assert DistillStep(net, teacher, build_terms(terms(("cross_entropy", 1.0, {}))))(batch).facts == {}

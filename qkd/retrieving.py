@@ -150,7 +150,11 @@ def _retrieve(
     for role in roles:
         database, asked = reader.read(role)
         sizes[role] = database[0].shape[1]
-        scores[role] = {metric: score_retrieval(*database, *asked, metric=metric, compat=compat) for metric in METRICS}
+        with progress.track(len(METRICS) * len(asked[0]), f"{role}, ranks", "queries") as tracker:
+            scores[role] = {
+                metric: score_retrieval(*database, *asked, metric=metric, compat=compat, done=tracker.update)
+                for metric in METRICS
+            }
     database_size, query_count = (len(reader.places[name]) for name in ("database", "queries"))
     return RetrievalReport(run.config.name, tap, compat, database_size, query_count, sizes, scores)
 

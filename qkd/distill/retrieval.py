@@ -6,7 +6,7 @@ For a query with :math:`R` images of its class in the database, :math:`P_n` is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -52,6 +52,7 @@ def score_retrieval(
     *,
     metric: Metric = "l2",
     compat: Compat = "correct",
+    done: Callable[[int], object] = lambda queries: None,
 ) -> RetrievalScores:
     """Rank the database for every query, nearest first (ties: the earlier image), and score the ranks.
 
@@ -66,6 +67,7 @@ def score_retrieval(
         compat: ``released`` interpolates as the published program does: it takes the queries 128 at a time, and
             raises precision to the largest one behind it at as many ranks as the batch has queries, less one. So
             ranks from 128 on (and more of them in a last, smaller batch) are as they are.
+        done: Called with the number of queries that were ranked, each time some were.
 
     Raises:
         ValueError: If shapes do not fit, features are not finite, a query's class is not in the database, or a name
@@ -84,6 +86,7 @@ def score_retrieval(
         nearest = _order(base, asked[start:stop].double(), metric)
         relevance = database_labels[nearest] == query_labels[start:stop].unsqueeze(1)
         sums += _score_block(relevance, ranks).sum(1)
+        done(stop - start)
     return RetrievalScores(*(sums / len(asked)).tolist())
 
 

@@ -95,7 +95,9 @@ def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = {compat: score_retrieval(*sets, compat=compat) for compat in retrieval.COMPATS}
     monkeypatch.setattr(retrieval, "BLOCK_VALUES", 1700)  # five queries, 340 rows of the database
     for compat in retrieval.COMPATS:
-        found = score_retrieval(*sets, compat=compat)
+        counts: list[int] = []
+        found = score_retrieval(*sets, compat=compat, done=counts.append)
+        assert sum(counts) == 290 and max(counts) == 5
         assert list(found.to_json().values()) == pytest.approx(list(whole[compat].to_json().values()), abs=1e-14)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qkd.distill.losses.checks import check_feature_lists
+from qkd.distill.losses.given import given
 
 CANDIDATES = 4  # singular vectors of the student among which the teacher's first one looks for its like, as published
 BANDWIDTH = 8.0  # of the kernel exp(-difference ** 2 / 8)

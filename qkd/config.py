@@ -42,13 +42,16 @@ class AgentConfig(Section):
 
     policy: str = Field(
         "crop_flip",
-        description="none, crop_flip, crop, trivial, randaugment, pba; file: a schedule; search: what this run's "
-        "search finds for the role; teacher (student only): the teacher's",
+        description="none, crop_flip, crop, cutmix, trivial, randaugment, pba; file: a schedule; search: what this "
+        "run's search finds for the role; teacher (student only): the teacher's",
     )
     schedule: Path | None = Field(None, description="schedule file (YAML) when policy is file")
     crop_padding: Annotated[int, Field(ge=0)] = Field(4, description="pixels of padding before the random crop")
     flip: bool = Field(True, description="horizontal flip with probability 1/2")
     cutout: Annotated[int, Field(ge=0)] = Field(0, description="side in pixels of a final cut-out square; 0 is off")
+    cutmix: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="probability that an image gets a box of another one; absent: 0.5 for cutmix, else 0"
+    )
     flatten: bool = Field(
         False, description="pba, file: every image takes the policy of a random epoch (the order is left out)"
     )
@@ -60,6 +63,13 @@ class AgentConfig(Section):
         if (self.policy == "file") != (self.schedule is not None):
             raise ValueError("`schedule` names a file exactly when `policy` is `file`")
         return self
+
+    @property
+    def cutmix_probability(self) -> float:
+        """Return the probability of CutMix that applies."""
+        if self.cutmix is not None:
+            return self.cutmix
+        return 0.5 if self.policy == "cutmix" else 0.0  # 0.5: as published for CIFAR
 
 
 class TrainConfig(Section):
@@ -97,6 +107,9 @@ class TermConfig(Section):
     loss: str = Field(description="a name of `qkd ls losses`")
     weight: NonNegative = Field(1.0, description="factor in the sum")
     taps: tuple[tuple[str, str], ...] = Field((), description="feature losses: pairs [student module, teacher module]")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor on the weight after each epoch of its phase"
+    )
     options: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="keyword arguments of the loss, e.g. temperature"
     )
@@ -114,6 +127,12 @@ class PhaseConfig(Section):
     name: str = Field("tutoring", description="shown in logs, e.g. self_study, co_study, tutoring")
     epochs: Count = Field(description="epochs of this phase; all phases add up to student.train.epochs")
     terms: tuple[TermConfig, ...] | None = Field(None, description="loss terms; the student's own where absent")
+    teacher_terms: tuple[TermConfig, ...] | None = Field(
+        None,
+        description="co-study: the teacher is trained along, with these terms; in them it is the student, and the "
+        "student is its teacher",
+    )
+    teacher_lr_factor: Positive = Field(1.0, description="co-study: the teacher's learning rate, as a factor of lr")
     freeze_batch_norm: bool = Field(
         False, description="train the deployed arithmetic: folded batch norm with running statistics, int32 biases"
     )
@@ -151,12 +170,15 @@ class TeacherConfig(Section):
 
     net: str = Field(description="a name of `qkd ls nets`")
     weights: Path | None = Field(None, description="float weights (safetensors) to start from")
+    untrained: bool = Field(False, description="random weights, for a student phase with teacher_terms to train")
     train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
     agent: AgentConfig = Field(default_factory=AgentConfig)
 
     @model_validator(mode="after")
     def _needs_some_weights(self) -> TeacherConfig:
-        if self.train is None and self.weights is None:
+        if self.untrained and (self.train is not None or self.weights is not None):
+            raise ValueError("`untrained` goes with neither `train` nor `weights`")
+        if not self.untrained and self.train is None and self.weights is None:
             raise ValueError("needs `train` (how to train it) or `weights` (a file of trained ones)")
         return self
 
@@ -262,6 +284,20 @@ class RunConfig(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
+
+    @model_validator(mode="after")
+    def _mixed_images_are_seen_by_both(self) -> RunConfig:
+        agents = {
+            "student": self.student.agent,
+            **({"teacher": self.teacher.agent} if self.student.view == "own" else {}),
+        }
+        mixing = [role for role, agent in agents.items() if agent.cutmix_probability]
+        if mixing and self.student.view != "same":
+            raise ValueError(
+                f"student.view: must be `same` with CutMix ({mixing[0]}.agent), got `{self.student.view}`: the teacher "
+                f"would judge another mixture than the student sees"
+            )
+        return self
 
     @property
     def student_net(self) -> str:

@@ -21,20 +21,19 @@ from export.runtime import open_session
 from qkd.agents import Agent, build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits, iterate, load_splits, normalise
-from qkd.distill import build_terms
-from qkd.distill.step import DistillStep
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.search import search_splits
 from qkd.seeding import global_stream, stream
 from qkd.stages.export import export_student, student_files
 from qkd.stages.models import prepare_student
+from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, named_agent
-from qkd.stages.student import teacher_view
 from qkd.stages.student_start import phases_of
+from qkd.stages.views import teacher_view
 from qkd.training import Batch, StepResult, cpu_threads, supervised_step
 from qkd.training.precision import choose_device
-from quantizers import Student, calibrate, freeze_batch_norm, settle
+from quantizers import Student, calibrate, settle
 
 BATCHES = 2
 
@@ -102,19 +101,18 @@ class _Trial:
             teacher = self._teacher(outcome)
         with self._tried("student") as outcome:
             student = self._student(teacher, outcome)
-        for phase in phases_of(self.config.student):
+        made = distillation(
+            self.config, phases_of(self.config.student), cast(Student, student), teacher,
+            teacher_view(self.config, self.splits, self._tried_agent("teacher")),
+            net=self._net(self.config.student_net, "student"), splits=self.splits,
+        )  # fmt: skip
+        for phase in made.phases:
             with self._tried(f"phase {phase.name}") as outcome:
-                terms = self.config.student.terms if phase.terms is None else phase.terms
-                smoothing = self.config.student.train.label_smoothing
-                step = DistillStep(
-                    student, teacher, build_terms(terms, label_smoothing=smoothing),
-                    view=teacher_view(self.config, self.splits, self._tried_agent("teacher")),
-                    tap_paths=cast(Student, student).tap_paths,
-                )  # fmt: skip
                 student.train()
-                freeze_batch_norm(student, phase.freeze_batch_norm)
-                with step.tapped():
-                    outcome.append(_losses([_backward(step(batch), student) for batch in self._batches(self._agent())]))
+                phase.enter()
+                with phase.hold():
+                    batches = self._batches(self._agent())
+                    outcome.append(_losses([_backward(phase.step(batch), student) for batch in batches]))
         with self._tried("export") as outcome:
             outcome.append(self._export(student.cpu()))
         return DryRunReport(self.config.name, tuple(self.checks))
@@ -181,8 +179,10 @@ class _Trial:
         indices = torch.arange(min(BATCHES * size, len(train)))
         for step, (raw, labels) in enumerate(iterate(train, indices, size, self.device, drop_last=True)):
             generator = stream(self.config.seed, "dry run", step)
-            images = raw if agent is None else agent(raw, generator=generator, epoch=0)
-            yield Batch(self._normal(images), labels, raw, 0, step)
+            images, mixed = raw, None
+            if agent is not None:
+                images, mixed = agent.with_labels(raw, labels, generator=generator, epoch=0)
+            yield Batch(self._normal(images), labels, raw, 0, step, mixed=mixed)
 
     def _normal(self, images: Tensor) -> Tensor:
         return normalise(images, self.splits.mean, self.splits.std)

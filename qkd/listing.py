@@ -77,6 +77,7 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     phases = _get(data, ("student", "phases"))
     for index in range(len(phases) if isinstance(phases, list) else 0):
         yield from _term_faults(data, ("student", "phases", index, "terms"))
+        yield from _term_faults(data, ("student", "phases", index, "teacher_terms"))
 
 
 def _configs() -> dict[str, str]:

@@ -15,6 +15,7 @@ from qkd.agents.builtin import pba_schedule
 from qkd.agents.counting import SampleDraws, take_key
 from qkd.agents.drawing import NoDraws, OperationDraws, PolicyDraws, RandAugmentDraws, TrivialDraws
 from qkd.agents.engine import Finish, augment, check_images
+from qkd.agents.mixing import Mixed, mix_boxes
 from qkd.agents.policy import Policy, Schedule, Segment
 from qkd.agents.schedule_file import load_schedule
 
@@ -34,6 +35,7 @@ class Agent:
         padding: Of the random crop that follows, in pixels; 0 is off.
         flip: Whether half of the images are mirrored afterwards.
         cutout: Side in pixels of a square that is cut out last; 0 is off.
+        cutmix: Probability that an image gets a box of another; 0 is off.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Agent:
     padding: int = 0
     flip: bool = False
     cutout: int = 0
+    cutmix: float = 0.0
 
     def __call__(
         self, images: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
@@ -80,6 +83,33 @@ class Agent:
         drawn = self.draws.draw(draws, epoch, self.epochs)
         return augment(images, drawn, draws, fill, Finish(self.padding, self.flip, self.cutout))
 
+    def with_labels(
+        self, images: Tensor, labels: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
+    ) -> tuple[Tensor, Mixed | None]:
+        """Return the batch as this agent shows it, and the second labels of images that have a box of another.
+
+        Args:
+            images: As for a call.
+            labels: int64, shape ``[batch]``.
+            generator: As for a call.
+            epoch: As for a call.
+            samples: As for a call.
+
+        Returns:
+            The images; None where this agent does not mix any (``cutmix`` is 0).
+
+        Raises:
+            TypeError: As a call.
+            ValueError: As a call.
+        """
+        state = generator.get_state()
+        seen = self(images, generator=generator, epoch=epoch, samples=samples)
+        if not self.cutmix:
+            return seen, None
+        generator.set_state(state)  # the same key: these draws belong to the same images
+        numbers = np.arange(len(images)) if samples is None else samples.cpu().numpy()
+        return mix_boxes(seen, labels, SampleDraws(take_key(generator), numbers), self.cutmix)
+
     def schedule(self, epochs: int) -> Schedule | None:
         """Return what is done before crop, flip and cut-out, as a schedule of ``epochs`` epochs.
 
@@ -103,6 +133,7 @@ class Agent:
         parts += [f"crop after padding {self.padding}"] if self.padding else []
         parts += ["flip"] if self.flip else []
         parts += [f"cut-out {self.cutout}"] if self.cutout else []
+        parts += [f"CutMix of {self.cutmix:.0%} of the images"] if self.cutmix else []
         return ", ".join(parts)
 
 
@@ -131,6 +162,7 @@ def _from_file(config: AgentConfig) -> OperationDraws:
 POLICIES: dict[str, Callable[[AgentConfig], OperationDraws]] = {
     "crop": _no_draws,
     "crop_flip": _no_draws,
+    "cutmix": _no_draws,
     "file": _from_file,
     "none": _no_draws,
     "pba": _pba,
@@ -151,8 +183,8 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
         mean: Of the data set, per channel, fractions 0..1.
 
     Raises:
-        ValueError: If the policy is unknown (with the nearest one), ``none`` comes with a cut-out, ``epochs`` is not
-            positive, ``mean`` is out of range, or the schedule file is wrong (`ScheduleError`, all faults).
+        ValueError: If the policy is unknown (with the nearest one), ``none`` comes with a cut-out or CutMix, ``epochs``
+            is not positive, ``mean`` is out of range, or the schedule file is wrong (`ScheduleError`, all faults).
     """
     if config.policy not in POLICIES:
         near = difflib.get_close_matches(config.policy, POLICIES, n=1)
@@ -166,9 +198,12 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
     if config.policy == "none":
         if config.cutout:
             raise ValueError(f"agent.cutout: policy `none` changes nothing, but cutout is {config.cutout}; use `crop`")
+        if config.cutmix_probability:
+            raise ValueError("agent.cutmix: policy `none` changes nothing, but cutmix is set; use `crop`")
         return Agent("none", draws, epochs, tuple(mean))
     flip = config.flip and config.policy != "crop"
-    return Agent(config.policy, draws, epochs, tuple(mean), config.crop_padding, flip, config.cutout)
+    finish = (config.crop_padding, flip, config.cutout, config.cutmix_probability)
+    return Agent(config.policy, draws, epochs, tuple(mean), *finish)
 
 
 def agent_of_schedule(schedule: Schedule, config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> Agent:

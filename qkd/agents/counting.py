@@ -33,6 +33,7 @@ class Use(IntEnum):
     FLIP = 8
     CUTOUT = 9
     EPOCH = 10
+    MIX = 11
 
 
 class SampleDraws:

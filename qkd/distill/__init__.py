@@ -1,8 +1,9 @@
 """Distillation: losses as pure functions, their weighted sum, and taps that read features."""
 
 from qkd.distill.losses import cross_entropy_loss, similarity_preserving_loss, soft_target_loss
+from qkd.distill.table import LOSSES, LossEntry, Option
 from qkd.distill.taps import Taps, dequantised
-from qkd.distill.terms import LOSSES, LossEntry, Option, Outputs, WeightedTerms, build_terms, check_terms
+from qkd.distill.terms import Outputs, WeightedTerms, build_terms, check_terms
 
 __all__ = [
     "LOSSES",

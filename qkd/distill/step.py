@@ -25,6 +25,7 @@ class DistillStep:
         terms: The loss.
         view: Gives the teacher's images for a batch (normalised float32); absent: the student's own.
         tap_paths: Float module path -> path within the student, for feature losses; absent: the paths are the same.
+        first_epoch: Of the training, where the phase begins: terms with a decay count from it.
 
     Raises:
         ValueError: If a tap names no module, or a term reads the teacher's last layer and that is not linear.
@@ -38,8 +39,10 @@ class DistillStep:
         *,
         view: Callable[[Batch], Tensor] | None = None,
         tap_paths: Mapping[str, str] | None = None,
+        first_epoch: int = 0,
     ) -> None:
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
+        self._first_epoch = first_epoch
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
         self._teacher_taps = Taps(teacher, terms.teacher_taps, role="teacher")
         self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
@@ -62,10 +65,16 @@ class DistillStep:
                 teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
             teacher_features = self._teacher_taps.take()
         outputs = Outputs(
-            student_logits, batch.labels, teacher_logits, student_features, teacher_features, self._class_weights
-        )
-        loss, terms = self._terms(outputs)
-        return StepResult(loss=loss, terms=terms, logits=student_logits)
+            student_logits, batch.labels, teacher_logits, student_features, teacher_features, self._class_weights,
+            *second_labels(batch),
+        )  # fmt: skip
+        found = self._terms.weigh(outputs, epoch=batch.epoch - self._first_epoch)
+        return StepResult(found.total, found.parts, student_logits, found.task, found.knowledge)
+
+
+def second_labels(batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return the second labels of a batch and their shares; None where images are not mixed."""
+    return (None, None) if batch.mixed is None else (batch.mixed.labels, batch.mixed.share)
 
 
 def last_weights(teacher: nn.Module) -> Tensor:

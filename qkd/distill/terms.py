@@ -1,202 +1,17 @@
-"""The table of losses, and the weighted sum that a config makes of them."""
+"""The weighted sum of losses that a config describes."""
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from qkd.config import TermConfig
-from qkd.distill.losses import (
-    angle_relation_loss,
-    attention_transfer_loss,
-    class_relation_loss,
-    cross_entropy_loss,
-    decoupled_loss,
-    distance_relation_loss,
-    hint_loss,
-    information_flow_loss,
-    probabilistic_transfer_loss,
-    similarity_preserving_loss,
-    soft_target_loss,
-    teacher_confidence_loss,
-    top_classes_loss,
-)
-from qkd.distill.losses.levels import REMAINDERS
-from qkd.distill.losses.relations import FLOW_REDUCTIONS, KERNELS
-
-
-@dataclass(frozen=True)
-class Option:
-    """A keyword argument of a loss that a config may set.
-
-    Args:
-        kind: ``float`` (whole numbers are taken, too), ``int``, ``str`` or ``bool``.
-        claim: What a value must be, as it reads after "must be".
-        accepts: Whether a value of the right kind is allowed.
-        default: Value where the config says nothing; None leaves it to the function.
-    """
-
-    kind: type
-    claim: str
-    accepts: Callable[[Any], bool]
-    default: float | int | str | bool | None = None
-
-
-@dataclass(frozen=True)
-class LossEntry:
-    """A row of :data:`LOSSES`.
-
-    Args:
-        function: The loss: tensors by position, options by keyword.
-        inputs: What the tensors are, in order: fields of :class:`Outputs`, or ``student_feature`` and
-            ``teacher_feature`` for a loss that is called once for each pair of taps (and summed over them).
-        summary: One line for `qkd ls losses`.
-        source: Where it is published.
-        options: Name -> what the config may say.
-    """
-
-    function: Callable[..., Tensor]
-    inputs: tuple[str, ...]
-    summary: str
-    source: str
-    options: Mapping[str, Option] = field(default_factory=dict)
-
-    @property
-    def needs_taps(self) -> bool:
-        """Whether the config must name pairs of modules."""
-        return "student_feature" in self.inputs
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the teacher's forward pass is needed."""
-        return any(name.startswith("teacher_") for name in self.inputs)
-
-
-def _is_positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
-
-
-def _is_not_negative(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
-
-
-def _one_of(choices: Sequence[str]) -> Option:
-    return Option(str, f"one of {', '.join(choices)}", lambda value: value in choices)
-
-
-_TEMPERATURE = Option(float, "positive", _is_positive, default=4.0)
-_SCALE = Option(float, "not negative (absent: temperature squared)", _is_not_negative)
-_WEIGHT = Option(float, "not negative", _is_not_negative)
-_FEATURES = ("student_feature", "teacher_feature")
-
-LOSSES: dict[str, LossEntry] = {
-    "cross_entropy": LossEntry(
-        cross_entropy_loss,
-        ("student_logits", "labels"),
-        "student against the labels",
-        "Szegedy et al. 2015, section 7 (label smoothing)",
-        {"label_smoothing": Option(float, "in [0, 1)", lambda value: 0 <= value < 1)},
-    ),
-    "soft_target": LossEntry(
-        soft_target_loss,
-        ("student_logits", "teacher_logits"),
-        "student against the teacher's softened distribution",
-        "Hinton et al. 2015, section 2",
-        {
-            "temperature": _TEMPERATURE,
-            "scale": _SCALE,
-            "reduction": Option(str, "batchmean or mean", lambda value: value in ("batchmean", "mean")),
-        },
-    ),
-    "decoupled": LossEntry(
-        decoupled_loss,
-        ("student_logits", "teacher_logits", "labels"),
-        "soft targets in two parts: the true class, and the others among themselves",
-        "Zhao et al. 2022, equation 7",
-        {"temperature": _TEMPERATURE, "target_weight": _WEIGHT, "others_weight": _WEIGHT, "scale": _SCALE},
-    ),
-    "teacher_confidence": LossEntry(
-        teacher_confidence_loss,
-        ("student_logits", "teacher_logits", "labels"),
-        "KD-pt: how sure the teacher is of each image, and nothing else",
-        "Tang et al. 2020, instance level (our reading of the form)",
-        {"temperature": _TEMPERATURE, "scale": _SCALE},
-    ),
-    "class_relation": LossEntry(
-        class_relation_loss,
-        ("student_logits", "labels", "class_weights"),
-        "KD-sim: how the true class relates to the others in the teacher's last layer; needs no teacher forward pass",
-        "Tang et al. 2020, domain level (our reading of the form)",
-        {
-            "temperature": _TEMPERATURE,
-            "sharpness": Option(float, "positive", _is_positive),
-            "one_hot_share": Option(float, "in [0, 1)", lambda value: 0 <= value < 1),
-            "scale": _SCALE,
-        },
-    ),
-    "top_classes": LossEntry(
-        top_classes_loss,
-        ("student_logits", "teacher_logits"),
-        "KD-topk: soft targets of the classes that the teacher thinks likeliest",
-        "Tang et al. 2020",
-        {
-            "temperature": _TEMPERATURE,
-            "classes": Option(int, "at least 1", lambda value: value >= 1, default=3),
-            "remainder": _one_of(REMAINDERS),
-            "scale": _SCALE,
-        },
-    ),
-    "hint": LossEntry(
-        hint_loss, _FEATURES, "mean squared difference at pairs of taps of one shape", "Romero et al. 2015, equation 3"
-    ),
-    "attention_transfer": LossEntry(
-        attention_transfer_loss,
-        _FEATURES,
-        "where in the image features are large, at pairs of taps",
-        "Zagoruyko and Komodakis 2017, section 3.1",
-        {"power": Option(float, "at least 1", lambda value: math.isfinite(value) and value >= 1)},
-    ),
-    "similarity_preserving": LossEntry(
-        similarity_preserving_loss,
-        _FEATURES,
-        "which images of a batch look alike, at pairs of taps",
-        "Tung and Mori 2019, equations 1 to 4",
-    ),
-    "distance_relation": LossEntry(
-        distance_relation_loss,
-        _FEATURES,
-        "RKD-D: how far images of a batch lie apart, at pairs of taps",
-        "Park et al. 2019, equations 5 to 8",
-    ),
-    "angle_relation": LossEntry(
-        angle_relation_loss,
-        _FEATURES,
-        "RKD-A: angles that three images of a batch form, at pairs of taps",
-        "Park et al. 2019, equations 9 to 11",
-    ),
-    "probabilistic_transfer": LossEntry(
-        probabilistic_transfer_loss,
-        _FEATURES,
-        "PKT: probabilities that images of a batch are neighbours, at pairs of taps",
-        "Passalis and Tefas 2018, equations 3, 5 and 6",
-    ),
-    "information_flow": LossEntry(
-        information_flow_loss,
-        _FEATURES,
-        "IFM: Jeffreys divergence of neighbour probabilities, at pairs of taps",
-        "Passalis et al. 2020, section 3",
-        {
-            "kernel": _one_of(KERNELS),
-            "reduction": _one_of(FLOW_REDUCTIONS),
-            "normalize": Option(bool, "true or false", lambda value: True),
-        },
-    ),
-}
+from qkd.distill.modules import ModuleBank
+from qkd.distill.table import LOSSES, LossEntry
 
 
 @dataclass(frozen=True)
@@ -210,6 +25,8 @@ class Outputs:
         student_features: Tap (float module path) -> tensor.
         teacher_features: Tap -> tensor.
         class_weights: Of the teacher's last layer, shape ``[classes, features]``; None where no term reads them.
+        other_labels: Second labels of mixed images, int64, shape ``[batch]``; None where images are not mixed.
+        other_share: What part of each label they are, shape ``[batch]``.
     """
 
     student_logits: Tensor
@@ -218,6 +35,48 @@ class Outputs:
     student_features: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
     class_weights: Tensor | None = None
+    other_labels: Tensor | None = None
+    other_share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What terms give on one batch.
+
+    Args:
+        total: The weighted sum, shape ``[]``, with its graph.
+        parts: Each term's value before weighting, shape ``[]``.
+        task: The weighted sum of the terms that need no teacher; None where there is none.
+        knowledge: The weighted sum of those that do; None where there is none.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    task: Tensor | None
+    knowledge: Tensor | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss, ready to be computed.
+
+    Args:
+        name: Of its part; a loss that occurs twice has a number behind it.
+        config: Weight, decay and taps.
+        entry: Its row of the table.
+        options: Keyword arguments.
+        modules: One a pair of taps for a pairwise loss, else one; None where it needs none; empty for a loss without.
+    """
+
+    name: str
+    config: TermConfig
+    entry: LossEntry
+    options: Mapping[str, Any]
+    modules: tuple[nn.Module | None, ...] = ()
+
+    def weight(self, epoch: int) -> float:
+        """Return its weight in an epoch of its phase, from 0."""
+        return self.config.weight * self.config.decay**epoch
 
 
 class WeightedTerms:
@@ -226,46 +85,68 @@ class WeightedTerms:
     A term of weight zero is left out altogether: it costs nothing and changes no bit of the result.
     """
 
-    def __init__(self, terms: Sequence[tuple[str, TermConfig, dict[str, Any]]]) -> None:
-        self._terms = tuple(term for term in terms if term[1].weight > 0)
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._terms = tuple(term for term in terms if term.config.weight > 0)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the parts, in order; a loss that occurs twice has a number behind it."""
-        return tuple(name for name, _, _ in self._terms)
+        return tuple(term.name for term in self._terms)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a step must run the teacher."""
-        return any(LOSSES[config.loss].needs_teacher for _, config, _ in self._terms)
+        return any(term.entry.needs_teacher for term in self._terms)
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether a term reads anything of the student."""
+        return any(term.entry.needs_student for term in self._terms)
 
     @property
     def needs_class_weights(self) -> bool:
         """Whether a term reads the weights of the teacher's last layer."""
-        return any("class_weights" in LOSSES[config.loss].inputs for _, config, _ in self._terms)
+        return any("class_weights" in term.entry.inputs for term in self._terms)
 
     @property
     def student_taps(self) -> tuple[str, ...]:
         """Module paths of the student's float net that features are read from."""
-        return _unique(pair[0] for _, config, _ in self._terms for pair in config.taps)
+        return _unique(pair[0] for term in self._terms for pair in term.config.taps)
 
     @property
     def teacher_taps(self) -> tuple[str, ...]:
         """Module paths of the teacher that features are read from."""
-        return _unique(pair[1] for _, config, _ in self._terms for pair in config.taps)
+        return _unique(pair[1] for term in self._terms for pair in term.config.taps)
 
-    def __call__(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Outputs, *, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum, shape ``[]``, and its parts before weighting, shape ``[]`` each."""
-        total: Tensor | None = None
+        weighted = self.weigh(outputs, epoch=epoch)
+        return weighted.total, dict(weighted.parts)
+
+    def weigh(self, outputs: Outputs, *, epoch: int = 0) -> Weighted:
+        """Return the weighted sum, its parts, and its share of the task and of the teacher's knowledge.
+
+        Args:
+            outputs: Of the forward passes.
+            epoch: Of the phase, from 0: terms with a decay weigh less from epoch to epoch.
+
+        Raises:
+            ValueError: If no term has a positive weight, or one reads what the step does not have.
+        """
         parts: dict[str, Tensor] = {}
-        for name, config, options in self._terms:
-            value = _evaluate(LOSSES[config.loss], config, options, outputs)
-            parts[name] = value
-            weighted = value if config.weight == 1 else value * config.weight
-            total = weighted if total is None else total + weighted
+        total = task = knowledge = None
+        for term in self._terms:
+            parts[term.name] = value = _evaluate(term, outputs)
+            weight = term.weight(epoch)
+            value = value if weight == 1 else value * weight
+            total = value if total is None else total + value
+            if term.entry.needs_teacher:
+                knowledge = value if knowledge is None else knowledge + value
+            else:
+                task = value if task is None else task + value
         if total is None:
             raise ValueError("no loss term has a positive weight")
-        return total, parts
+        return Weighted(total, parts, task, knowledge)
 
 
 def check_terms(terms: Sequence[TermConfig], where: str = "terms") -> tuple[str, ...]:
@@ -281,12 +162,15 @@ def check_terms(terms: Sequence[TermConfig], where: str = "terms") -> tuple[str,
     return tuple(faults)
 
 
-def build_terms(terms: Sequence[TermConfig], *, label_smoothing: float = 0.0) -> WeightedTerms:
+def build_terms(
+    terms: Sequence[TermConfig], *, label_smoothing: float = 0.0, bank: ModuleBank | None = None
+) -> WeightedTerms:
     """Build the loss that a list of terms describes.
 
     Args:
         terms: As the config has them.
         label_smoothing: Of cross-entropy terms that do not set their own.
+        bank: Builds the modules of losses that need some; absent: they are computed without.
 
     Returns:
         A callable from :class:`Outputs` to the weighted sum and its parts.
@@ -298,27 +182,56 @@ def build_terms(terms: Sequence[TermConfig], *, label_smoothing: float = 0.0) ->
     faults = check_terms(terms)
     if faults:
         raise ValueError("the loss terms cannot be built:\n" + "\n".join(f"  {fault}" for fault in faults))
-    return WeightedTerms(
-        [(name, term, _options(term, label_smoothing)) for name, term in zip(_part_names(terms), terms, strict=True)]
-    )
+    names = _part_names(terms)
+    return WeightedTerms([_build(name, term, label_smoothing, bank) for name, term in zip(names, terms, strict=True)])
 
 
-def _evaluate(entry: LossEntry, config: TermConfig, options: Mapping[str, Any], outputs: Outputs) -> Tensor:
-    if not entry.needs_taps:
-        return entry.function(*(_input(outputs, name) for name in entry.inputs), **options)
+def _build(name: str, term: TermConfig, label_smoothing: float, bank: ModuleBank | None) -> Term:
+    entry, options = LOSSES[term.loss], _options(term, label_smoothing)
+    modules: tuple[nn.Module | None, ...] = ()
+    if entry.module is not None and bank is not None and term.weight > 0:
+        groups = [(pair,) for pair in term.taps] if entry.is_pairwise else [term.taps]
+        modules = tuple(bank.take(entry.module, pairs, options) for pairs in groups)
+    return Term(name, term, entry, options, modules)
+
+
+def _evaluate(term: Term, outputs: Outputs) -> Tensor:
+    entry = term.entry
+    if not entry.is_pairwise:
+        return _call(term, 0, _stages(term, outputs), outputs)
     values = []
-    for student_path, teacher_path in config.taps:
+    for index, (student_path, teacher_path) in enumerate(term.config.taps):
         features = {
             "student_feature": _widen(outputs.student_features[student_path]),
             "teacher_feature": _widen(outputs.teacher_features[teacher_path]),
         }
-        tensors = (features[name] if name in features else _input(outputs, name) for name in entry.inputs)
-        values.append(entry.function(*tensors, **options))
+        values.append(_call(term, index, features, outputs))
     return values[0] if len(values) == 1 else sum(values[1:], values[0])
 
 
-def _input(outputs: Outputs, name: str) -> Tensor:
+def _stages(term: Term, outputs: Outputs) -> dict[str, Any]:
+    """Return the lists of features of a loss that reads all its taps at once; of those it reads only."""
+    sides = {"student_stages": (0, outputs.student_features), "teacher_stages": (1, outputs.teacher_features)}
+    return {
+        name: [_widen(features[pair[side]]) for pair in term.config.taps]
+        for name, (side, features) in sides.items()
+        if name in term.entry.inputs
+    }
+
+
+def _call(term: Term, index: int, features: Mapping[str, Any], outputs: Outputs) -> Tensor:
+    inputs = term.entry.inputs
+    if outputs.other_labels is not None and "labels" in inputs and "other_labels" not in inputs:
+        raise ValueError(f"{term.name} reads one label an image, but mixed images (CutMix) have two; use cross_entropy")
+    tensors = [features[name] if name in features else _input(outputs, name) for name in inputs]
+    module = {} if term.entry.module is None else {"module": term.modules[index] if term.modules else None}
+    return term.entry.function(*tensors, **term.options, **module)
+
+
+def _input(outputs: Outputs, name: str) -> Tensor | None:
     value = getattr(outputs, name)
+    if value is None and name.startswith("other_"):
+        return None
     if value is None:
         raise ValueError(f"a loss term needs {name}, but the step has none: it comes from the teacher")
     return _widen(value)

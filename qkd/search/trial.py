@@ -19,7 +19,7 @@ from qkd.progress import Progress, Silent, Tracker
 from qkd.search.images import without_validation
 from qkd.search.journal import Turn
 from qkd.search.population import Score
-from qkd.training import Job, Phase, Trainer, TrainingError
+from qkd.training import Job, Partner, Phase, Trainer, TrainingError
 from qkd.training.checkpoint import Checkpoint
 from qkd.training.state import MODEL
 
@@ -43,6 +43,7 @@ class Trial:
         begin: Brings the model to a member's start.
         scales: Gives the quantizer scales among the model's parameters.
         others: Role -> further models that a diagnosis watches.
+        partners: Nets that are trained beside the model; ``begin`` brings them to their start, too.
         compat: ``correct`` or ``weights_only`` (`qkd.config.SearchConfig.compat`).
         progress: Where to say that a member has diverged.
     """
@@ -59,6 +60,7 @@ class Trial:
     begin: Callable[[int], None]
     scales: Callable[[], Iterable[nn.Parameter]] = tuple
     others: Mapping[str, nn.Module] = field(default_factory=dict)
+    partners: tuple[Partner, ...] = ()
     compat: str = "correct"
     progress: Progress = field(default_factory=Silent)
 
@@ -114,6 +116,7 @@ class Trial:
             folder=turn.result.parent,
             scales=self.scales,
             others=self.others,
+            partners=self.partners,
         )
         return Trainer(job, self.progress)
 

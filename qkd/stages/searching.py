@@ -29,10 +29,11 @@ from qkd.search import (
 from qkd.search.ray_engine import run_ray
 from qkd.seeding import global_stream
 from qkd.stages.models import WEIGHTS, load_teacher
+from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, agent_inputs, agent_mark, named_agent
 from qkd.stages.stored import stored_config
-from qkd.stages.student import distill_phases, run_view
 from qkd.stages.student_start import StudentStart, phases_of
+from qkd.stages.views import run_view
 from qkd.training import Phase, supervised_step
 from qkd.training.precision import choose_device
 from qkd.training.state import fill
@@ -208,14 +209,15 @@ def _teacher_trial(run: RunFolder, splits: Splits, device: torch.device, progres
 
 def _student_trial(run: RunFolder, splits: Splits, device: torch.device, progress: Progress) -> Trial:
     config, epochs = run.config, run.config.search.epochs
-    teacher = load_teacher(run).to(device).requires_grad_(False)
+    teacher = load_teacher(run).to(device)
     start = StudentStart(run, splits, device, progress)
     student = start.student()
     train, lengths = stretched_train(config.student.train, epochs), stretched_phases(config.student, epochs)
     own = config.student.model_copy(update={"train": train, "phases": lengths})
     as_searched = config.model_copy(update={"student": own})
     view = run_view(run, as_searched, splits)
-    phases = distill_phases(as_searched, lengths, student, teacher, view)
+    made = distillation(as_searched, lengths, student, teacher, view, net=start.net(), splits=splits)
+    fresh = [{name: tensor.clone() for name, tensor in one.module.state_dict().items()} for one in made.partners]
     calibrated: dict[str, torch.Tensor] = {}
 
     def begin(member: int) -> None:  # noqa: ARG001 - every member starts from the same weights
@@ -224,10 +226,14 @@ def _student_trial(run: RunFolder, splits: Splits, device: torch.device, progres
             start.calibrate(student)
             calibrated.update({name: tensor.clone() for name, tensor in student.state_dict().items()})
         fill(student, calibrated)
+        for partner, state in zip(made.partners, fresh, strict=True):
+            fill(partner.module, state)
+            if partner.optimizer is not None:
+                partner.optimizer.state.clear()
 
     return _trial(
-        run, "student", student, train, splits, phases, device, begin=begin, progress=progress,
-        scales=lambda: quantizer_scales(student), others={"teacher": teacher},
+        run, "student", student, train, splits, made.phases, device, begin=begin, progress=progress,
+        scales=lambda: quantizer_scales(student), others={"teacher": teacher}, partners=made.partners,
     )  # fmt: skip
 
 

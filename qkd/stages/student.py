@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from qkd.agents import build_agent
-from qkd.config import AgentConfig, PhaseConfig, RunConfig
-from qkd.data import Splits, load_splits, normalise
-from qkd.distill import build_terms
-from qkd.distill.step import DistillStep
+from qkd.data import Splits, load_splits
 from qkd.files import sha256_of
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
-from qkd.seeding import stream
 from qkd.stages.float_training import keep_last_checkpoint, warn_of_another_environment
-from qkd.stages.models import WEIGHTS, load_teacher, save_net
+from qkd.stages.models import WEIGHTS, load_teacher, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
+from qkd.stages.phases import Distillation, distillation
 from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
 from qkd.stages.student_start import StudentStart, phases_of
-from qkd.training import Batch, Job, Phase, cpu_threads, fit
+from qkd.stages.views import run_view
+from qkd.training import Job, cpu_threads, fit
 from qkd.training.precision import choose_device
-from quantizers import Student, freeze_batch_norm, quantizer_scales, settle
+from quantizers import Student, quantizer_scales, settle
 
 
 def run(run: RunFolder, progress: Progress) -> None:
@@ -50,13 +47,17 @@ class _Distillation:
 
     def run(self) -> None:
         config, run = self.config, self.folder
-        teacher = load_teacher(run).to(self.device).requires_grad_(False)
+        teacher = load_teacher(run).to(self.device)
         files = self.start.float_files()
         student = self.start.student()
         folder = run.folder("student")
-        fitted = fit(self._job(student, teacher, folder), self.progress, begin=lambda: self.start.calibrate(student))
+        made = self._distillation(student, teacher)
+        fitted = fit(
+            self._job(student, teacher, made, folder), self.progress, begin=lambda: self.start.calibrate(student)
+        )
         settle(student)
         save_net(folder / WEIGHTS, student, self.start.facts())
+        files += self._keep_studied(teacher, made)
         outcome = score(
             "student",
             config.student_net,
@@ -74,7 +75,29 @@ class _Distillation:
         run.complete("distill", files, [run.path / "teacher" / WEIGHTS, *agent_inputs(run, "student")])
         keep_last_checkpoint(folder)
 
-    def _job(self, student: Student, teacher: nn.Module, folder: Path) -> Job:
+    def _distillation(self, student: Student, teacher: nn.Module) -> Distillation:
+        return distillation(
+            self.config,
+            phases_of(self.config.student),
+            student,
+            teacher,
+            run_view(self.folder, self.config, self.splits),
+            net=self.start.net(),
+            splits=self.splits,
+        )
+
+    def _keep_studied(self, teacher: nn.Module, made: Distillation) -> list[Path]:
+        """Write and score a teacher that studied along; return its files."""
+        if all(partner.module is not teacher for partner in made.partners):
+            return []
+        name, splits = self.config.teacher.net, self.splits
+        sizes = {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
+        place = self.folder.folder("student/teacher")
+        save_net(place / WEIGHTS, teacher, net_facts(name, **sizes))
+        outcome = score("co-studied teacher", name, teacher, splits, self.config.data, None)
+        return [place / WEIGHTS, write_outcome(place, outcome)]
+
+    def _job(self, student: Student, teacher: nn.Module, made: Distillation, folder: Path) -> Job:
         config = self.config
         train = config.student.train
         source = self.start.file()
@@ -86,13 +109,7 @@ class _Distillation:
             data=config.data,
             splits=self.splits,
             agent=build_agent(agent, epochs=train.epochs, mean=self.splits.mean),
-            phases=distill_phases(
-                self.config,
-                phases_of(config.student),
-                student,
-                teacher,
-                run_view(self.folder, self.config, self.splits),
-            ),
+            phases=made.phases,
             seed=config.seed,
             device=self.device,
             folder=folder,
@@ -104,80 +121,5 @@ class _Distillation:
             },
             scales=lambda: quantizer_scales(student),
             others={"teacher": teacher},
+            partners=made.partners,
         )
-
-
-def distill_phases(
-    config: RunConfig,
-    phases: Sequence[PhaseConfig],
-    student: Student,
-    teacher: nn.Module,
-    view: Callable[[Batch], Tensor] | None,
-) -> tuple[Phase, ...]:
-    """Return the phases of a distillation, ready to train.
-
-    Args:
-        config: Its ``student`` section has the loss terms.
-        phases: Names, lengths and what is special about each.
-        student: The net that is trained.
-        teacher: The fixed teacher.
-        view: Gives the teacher's images; None where it sees the student's.
-    """
-    return tuple(_phase(config, phase, student, teacher, view) for phase in phases)
-
-
-def _phase(
-    config: RunConfig,
-    phase: PhaseConfig,
-    student: Student,
-    teacher: nn.Module,
-    view: Callable[[Batch], Tensor] | None,
-) -> Phase:
-    own = config.student
-    terms = build_terms(own.terms if phase.terms is None else phase.terms, label_smoothing=own.train.label_smoothing)
-    step = DistillStep(student, teacher, terms, view=view, tap_paths=student.tap_paths)
-
-    def enter() -> None:
-        freeze_batch_norm(student, phase.freeze_batch_norm)
-
-    # the deployed arithmetic is float32: reduced precision would train something else
-    return Phase(phase.name, phase.epochs, step, enter, step.tapped, not phase.freeze_batch_norm, phase.rate_factor)
-
-
-def teacher_view(
-    config: RunConfig, splits: Splits, agent: AgentConfig | None = None
-) -> Callable[[Batch], Tensor] | None:
-    """Return what gives the teacher its images for a batch (normalised); None where it sees the student's.
-
-    ``own``: the teacher's agent augments the same raw images, with random draws of its own; ``clean``: raw images.
-
-    Args:
-        config: Its ``student.view`` says which.
-        splits: The images' mean and standard deviation.
-        agent: The teacher's; the config's where absent.
-    """
-    if config.student.view == "same":
-        return None
-    if config.student.view == "clean":
-        return lambda batch: normalise(batch.raw, splits.mean, splits.std)
-    agent_of_teacher = build_agent(agent or config.teacher.agent, epochs=config.student.train.epochs, mean=splits.mean)
-
-    def own(batch: Batch) -> Tensor:
-        # Without positions in the data set, batches are told apart by their step.
-        names = (batch.epoch, batch.step) if batch.samples is None else (batch.epoch,)
-        generator = stream(config.seed, "teacher_view", *names)
-        seen = agent_of_teacher(batch.raw, generator=generator, epoch=batch.epoch, samples=batch.samples)
-        return normalise(seen, splits.mean, splits.std)
-
-    return own
-
-
-def run_view(run: RunFolder, config: RunConfig, splits: Splits) -> Callable[[Batch], Tensor] | None:
-    """Return :func:`teacher_view` with the agent that the run has found for its teacher, where it needs one.
-
-    Args:
-        run: The run.
-        config: The run's, or one with another length of the student's training.
-        splits: The images' mean and standard deviation.
-    """
-    return teacher_view(config, splits, role_agent(run, "teacher") if config.student.view == "own" else None)

@@ -51,7 +51,7 @@ def _run(run: RunFolder, progress: Progress) -> None:
     folder = run.folder("teacher")
     fitted = None
     if teacher.train is None:
-        progress.say(f"teacher: {teacher.weights} as it is")
+        progress.say("teacher: untrained" if teacher.untrained else f"teacher: {teacher.weights} as it is")
         net.to(device)
         write_text(folder / "metrics.jsonl", "")
     else:

@@ -4,7 +4,7 @@ from qkd.training.averaging import WeightAverage
 from qkd.training.checkpoint import CheckpointStore
 from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError
-from qkd.training.job import Batch, FitResult, Job, Phase, Step, StepResult
+from qkd.training.job import Batch, FitResult, Job, Partner, Phase, Step, StepResult
 from qkd.training.loop import Trainer, fit
 from qkd.training.optimizer import build_optimizer
 from qkd.training.precision import Precision, choose_precision, cpu_threads
@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointStore",
     "FitResult",
     "Job",
+    "Partner",
     "Phase",
     "Precision",
     "Step",

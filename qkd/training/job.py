@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from qkd.agents.mixing import Mixed
 from qkd.config import DataConfig, TrainConfig
 from qkd.data import Splits
 
@@ -22,6 +24,12 @@ class Agent(Protocol):
         self, images: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
     ) -> Tensor:
         """Return the augmented images; with ``samples`` (positions in the data set) whatever batch they are in."""
+        ...
+
+    def with_labels(
+        self, images: Tensor, labels: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
+    ) -> tuple[Tensor, Mixed | None]:
+        """Return the augmented images, and second labels where images are mixed."""
         ...
 
 
@@ -36,6 +44,7 @@ class Batch:
         epoch: From 0.
         step: Step of the epoch, from 0.
         samples: Positions of the images in the training set, int64, shape ``[batch]``; None where they have none.
+        mixed: Second labels where the agent mixes images (CutMix).
     """
 
     images: Tensor
@@ -44,6 +53,7 @@ class Batch:
     epoch: int
     step: int
     samples: Tensor | None = None
+    mixed: Mixed | None = None
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,46 @@ class StepResult:
         loss: What is minimised, shape ``[]``.
         terms: Its parts before weighting, shape ``[]`` each, with their graph (for a diagnosis).
         logits: Of the net being trained, shape ``[batch, classes]``.
+        task: What of the loss comes from the labels alone, shape ``[]``; None where a step does not tell.
+        knowledge: What of it comes from a teacher, shape ``[]``; None likewise.
+        facts: Further values whose mean an epoch's line of the metrics gets, shape ``[]`` each, without a graph.
     """
 
     loss: Tensor
     terms: Mapping[str, Tensor]
     logits: Tensor
+    task: Tensor | None = None
+    knowledge: Tensor | None = None
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Step = Callable[[Batch], StepResult]
+Backward = Callable[[Batch, StepResult, Callable[[Tensor], Tensor]], None]
+"""How a step's result becomes gradients: batch, result, and what scales a loss for reduced precision."""
+
+
+def plain_backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], Tensor]) -> None:  # noqa: ARG001
+    """Back-propagate the loss."""
+    scale(result.loss).backward()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Partner:
+    """A net that is trained beside the job's model and thrown away: an adapter, a branch, a teacher that learns, too.
+
+    Its state is in every checkpoint. In a phase that gives its parameters no gradient it stays as it is.
+
+    Args:
+        name: Names its tensors in checkpoints; no other partner of the job has it.
+        module: On the job's device.
+        lr_factor: Factor on the learning rate; weight decay is the job's.
+        optimizer: Moves its parameters where the phase's own step calls it; absent: the loop's does.
+    """
+
+    name: str
+    module: nn.Module
+    lr_factor: float = 1.0
+    optimizer: Optimizer | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +118,7 @@ class Phase:
         hold: Context that is open while it trains (hooks).
         allows_autocast: Whether reduced precision may be used.
         lr_factor: Factor on the scheduled learning rate.
+        backward: Turns the step's result into gradients.
     """
 
     name: str
@@ -85,6 +128,7 @@ class Phase:
     hold: Callable[[], AbstractContextManager[object]] = nullcontext
     allows_autocast: bool = True
     lr_factor: float = 1.0
+    backward: Backward = plain_backward
 
 
 @dataclass(frozen=True)
@@ -105,6 +149,7 @@ class Job:
         fingerprint: Name -> hash of what the training was made from; a checkpoint made from something else is refused.
         scales: Gives the quantizer scales among the model's parameters; called once the model is at its start.
         others: Role -> further models that a diagnosis watches.
+        partners: Nets that are trained beside the model.
     """
 
     role: str
@@ -120,6 +165,7 @@ class Job:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     scales: Callable[[], Iterable[nn.Parameter]] = tuple
     others: Mapping[str, nn.Module] = field(default_factory=dict)
+    partners: tuple[Partner, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,9 @@ class Trainer:
 
     def equip(self) -> None:
         """Build optimizer, loss scaler and averages for the model as it is."""
-        self.parameters = [parameter for parameter in self.job.model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.job.model, self.job.config, self.job.scales())
+        joined = [partner for partner in self.job.partners if partner.optimizer is None]
+        self.optimizer = build_optimizer(self.job.model, self.job.config, self.job.scales(), joined)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(self.job.device.type, enabled=self.precision.needs_scaler)
         decay = self.job.config.ema_decay
         self.average = WeightAverage(self.job.model, decay) if decay else None
@@ -185,22 +186,22 @@ class Trainer:
         batch = self._batch(images, labels, samples)
         result = self._forward(phase, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(result.loss).backward()  # type: ignore[no-untyped-call]
+        phase.backward(batch, result, self.scaler.scale)
         self._require_finite(phase, batch, result)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.job.model, self.at.epoch * self.steps + self.at.step)
-        self._count(result, labels)
+        self._count(result, labels if batch.mixed is None else batch.mixed.main(labels))
         return result.loss.detach()
 
     def _batch(self, images: Tensor, labels: Tensor, samples: Tensor) -> Batch:
         job, epoch, step = self.job, self.at.epoch, self.at.step
         # One stream an epoch: what an image becomes depends on its place in the data set, not on its batch.
         generator = stream(job.seed, job.role, "augment", epoch)
-        augmented = job.agent(images, generator=generator, epoch=epoch, samples=samples)
+        augmented, mixed = job.agent.with_labels(images, labels, generator=generator, epoch=epoch, samples=samples)
         normalised = normalise(augmented, job.splits.mean, job.splits.std).contiguous(memory_format=self.format)
-        return Batch(normalised, labels, images, epoch, step, samples)
+        return Batch(normalised, labels, images, epoch, step, samples, mixed)
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
         torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step))
@@ -245,6 +246,7 @@ class Trainer:
         right = (result.logits.detach().argmax(1) == labels).sum()
         values = {"images": torch.tensor(len(labels)), "right": right, "loss": result.loss * len(labels)}
         values.update({f"term/{name}": value * len(labels) for name, value in result.terms.items()})
+        values.update({f"fact/{name}": value * len(labels) for name, value in result.facts.items()})
         for name, value in values.items():
             value = value.detach().double()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -252,15 +254,20 @@ class Trainer:
     def _row(self, phase: Phase, lr: float) -> dict[str, Any]:
         sums = {name: float(value) for name, value in self.sums.items()}
         images = sums["images"]
-        terms = {name.removeprefix("term/"): value / images for name, value in sums.items() if name.startswith("term/")}
+        means = {name: value / images for name, value in sums.items()}
+        terms, facts = (
+            {name.removeprefix(kind): value for name, value in means.items() if name.startswith(kind)}
+            for kind in ("term/", "fact/")
+        )
         return {
             "epoch": self.at.epoch + 1,
             "phase": phase.name,
             "lr": lr,
-            "train_loss": sums["loss"] / images,
-            "train_accuracy": sums["right"] / images,
+            "train_loss": means["loss"],
+            "train_accuracy": means["right"],
             "val_accuracy": self.score(self.job.splits.val),
             "terms": terms,
+            **({"facts": facts} if facts else {}),
             "seconds": self.at.epoch_seconds,
             "images_per_second": images / max(self.at.epoch_seconds, 1e-9),
         }
@@ -287,6 +294,8 @@ class Trainer:
             TrainingError: If weights are not finite.
         """
         broken = non_finite_weights(self.job.model)
+        for partner in self.job.partners:
+            broken += [f"{partner.name}.{name}" for name in non_finite_weights(partner.module)]
         if broken:
             raise TrainingError(
                 f"{self.job.role}: weights are not finite after epoch {self.at.epoch + 1}, step {self.at.step}: "
@@ -296,7 +305,7 @@ class Trainer:
                 step=self.at.step,
                 layer=broken[0],
             )
-        tensors = collect(self.job.model, self.optimizer, self.average)
+        tensors = collect(self.job.model, self.optimizer, self.average, self.job.partners)
         tensors.update({f"sum/{name}": value for name, value in self.sums.items()})
         state = {
             "fingerprint": dict(self.job.fingerprint),
@@ -321,7 +330,7 @@ class Trainer:
             ValueError: If it belongs to another model.
         """
         state = checkpoint.state
-        restore(checkpoint.tensors, self.job.model, self.optimizer, self.average)
+        restore(checkpoint.tensors, self.job.model, self.optimizer, self.average, self.job.partners)
         self.at = _Position(
             state["epoch"], state["step"], state["seconds"], state["epoch_seconds"], list(state["rows"])
         )

@@ -10,9 +10,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from qkd.config import TrainConfig
+from qkd.training.job import Partner
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig, scales: Iterable[nn.Parameter] = ()) -> Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    config: TrainConfig,
+    scales: Iterable[nn.Parameter] = (),
+    partners: Iterable[Partner] = (),
+) -> Optimizer:
     """Build the optimizer of a training.
 
     Three groups, empty ones left out: ``weights`` (rank 2 and more, with weight decay), ``offsets`` (biases and
@@ -23,6 +29,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, scales: Iterable[nn.P
         model: Its parameters that require a gradient are trained.
         config: Kind, learning rate, momentum and weight decay.
         scales: Parameters of the model that are quantizer scales, whatever their rank.
+        partners: Nets trained along: two more groups each, at their own factor of the learning rate.
 
     Returns:
         SGD with Nesterov momentum, or AdamW.
@@ -33,6 +40,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig, scales: Iterable[nn.P
     groups = _groups(model, config, {id(scale) for scale in scales})
     if not groups:
         raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")
+    for partner in partners:
+        groups += _groups(partner.module, config, set(), partner.lr_factor)
     if config.optimizer == "sgd":
         nesterov = config.momentum > 0  # Nesterov's form needs a momentum
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
@@ -45,15 +54,15 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_factor"]
 
 
-def _groups(model: nn.Module, config: TrainConfig, scale_ids: set[int]) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, config: TrainConfig, scale_ids: set[int], factor: float = 1.0) -> list[dict[str, Any]]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     scales = [parameter for parameter in trained if id(parameter) in scale_ids]
     others = [parameter for parameter in trained if id(parameter) not in scale_ids]
     weights = [parameter for parameter in others if parameter.dim() >= 2]
     offsets = [parameter for parameter in others if parameter.dim() < 2]
     groups: list[dict[str, Any]] = [
-        {"role": "weights", "params": weights, "weight_decay": config.weight_decay, "lr_factor": 1.0},
-        {"role": "offsets", "params": offsets, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"role": "weights", "params": weights, "weight_decay": config.weight_decay, "lr_factor": factor},
+        {"role": "offsets", "params": offsets, "weight_decay": 0.0, "lr_factor": factor},
         {"role": "scales", "params": scales, "weight_decay": 0.0, "lr_factor": config.scale_lr_factor},
     ]
     for group in groups:

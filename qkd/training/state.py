@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,27 +10,38 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qkd.training.averaging import WeightAverage
+from qkd.training.job import Partner
 
-MODEL, OPTIMIZER, AVERAGE = "model/", "optimizer/", "average/"  # prefixes of tensor names in a checkpoint
+# prefixes of tensor names in a checkpoint
+MODEL, OPTIMIZER, AVERAGE, PARTNER = "model/", "optimizer/", "average/", "partner/"
 
 
-def collect(model: nn.Module, optimizer: Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
+def collect(
+    model: nn.Module, optimizer: Optimizer, average: WeightAverage | None, partners: Sequence[Partner] = ()
+) -> dict[str, Tensor]:
     """Return every tensor that a training needs to go on, by name.
 
-    Names are ``model/<state name>``, ``optimizer/<parameter name>/<key>`` and ``average/<parameter name>``.
+    Names are ``model/<state name>``, ``optimizer/<parameter name>/<key>``, ``average/<parameter name>``, and the first
+    two again behind ``partner/<name>/``.
     """
     tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{OPTIMIZER}{name}/{key}"] = value
+    tensors.update({OPTIMIZER + name: tensor for name, tensor in _moments(model, optimizer).items()})
+    for partner in partners:
+        prefix = f"{PARTNER}{partner.name}/"
+        tensors.update({f"{prefix}{MODEL}{name}": tensor for name, tensor in partner.module.state_dict().items()})
+        own = _moments(partner.module, partner.optimizer or optimizer)
+        tensors.update({f"{prefix}{OPTIMIZER}{name}": tensor for name, tensor in own.items()})
     if average is not None:
         tensors.update({AVERAGE + name: tensor for name, tensor in average.tensors.items()})
     return tensors
 
 
 def restore(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer, average: WeightAverage | None
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: Optimizer,
+    average: WeightAverage | None,
+    partners: Sequence[Partner] = (),
 ) -> None:
     """Put the tensors of :func:`collect` back, bit for bit.
 
@@ -38,7 +49,15 @@ def restore(
         ValueError: If they belong to another model.
     """
     fill(model, _below(tensors, MODEL))
-    _restore_optimizer(_below(tensors, OPTIMIZER), model, optimizer)
+    moments = [(model, _below(tensors, OPTIMIZER))]
+    for partner in partners:
+        own = _below(tensors, f"{PARTNER}{partner.name}/")
+        fill(partner.module, _below(own, MODEL))
+        if partner.optimizer is None:
+            moments.append((partner.module, _below(own, OPTIMIZER)))
+        else:
+            _restore_optimizer([(partner.module, _below(own, OPTIMIZER))], partner.optimizer)
+    _restore_optimizer(moments, optimizer)
     if average is not None:
         average.load(_below(tensors, AVERAGE))
 
@@ -69,14 +88,25 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(tensors[name])
 
 
-def _restore_optimizer(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return ``<parameter name>/<key>`` -> tensor of what an optimizer keeps for a model's parameters."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore_optimizer(moments: Iterable[tuple[nn.Module, Mapping[str, Tensor]]], optimizer: Optimizer) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states: dict[str, dict[str, Any]] = {}
-    for full_name, tensor in tensors.items():
-        name, key = full_name.rsplit("/", 1)
-        states.setdefault(name, {})[key] = tensor
-    by_index = {index: states[names[p]] for index, p in enumerate(parameters) if names[p] in states}
+    states: dict[nn.Parameter, dict[str, Any]] = {}
+    for model, tensors in moments:
+        named = dict(model.named_parameters())
+        for full_name, tensor in tensors.items():
+            name, key = full_name.rsplit("/", 1)
+            states.setdefault(named[name], {})[key] = tensor
+    by_index = {index: states[parameter] for index, parameter in enumerate(parameters) if parameter in states}
     optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})

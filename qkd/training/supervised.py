@@ -18,7 +18,8 @@ def supervised_step(model: nn.Module, *, label_smoothing: float = 0.0) -> Step:
 
     def step(batch: Batch) -> StepResult:
         logits = model(batch.images).float()
-        loss = cross_entropy_loss(logits, batch.labels, label_smoothing=label_smoothing)
+        other = (None, None) if batch.mixed is None else (batch.mixed.labels, batch.mixed.share)
+        loss = cross_entropy_loss(logits, batch.labels, *other, label_smoothing=label_smoothing)
         return StepResult(loss=loss, terms={"cross_entropy": loss}, logits=logits)
 
     return step

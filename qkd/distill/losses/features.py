@@ -4,39 +4,84 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_features, check_maps
 from qkd.distill.losses.stable import unit_rows
 
 
-def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+def hint_loss(student_feature: Tensor, teacher_feature: Tensor, *, module: nn.Module | None = None) -> Tensor:
     r"""Return the mean squared difference of two features (the hint of FitNets).
 
-    .. math:: L = \frac1N \sum (f_s - f_t)^2
+    .. math:: L = \frac1N \sum (r(f_s) - f_t)^2
 
     Args:
-        student_feature: Shape ``[batch, ...]``, floating; of another width than the teacher's only behind an adapter.
-        teacher_feature: Same shape. Treated as a constant.
+        student_feature: Shape ``[batch, ...]``, floating.
+        teacher_feature: Same shape, or the shape that ``module`` gives. Treated as a constant.
+        module: The regressor :math:`r` (:func:`build_adapter`); absent: the identity.
 
     Returns:
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, behind the regressor.
 
     References:
         Romero et al., `FitNets <https://arxiv.org/abs/1412.6550>`_, 2015, equation 3 (there a sum over the feature and
         one half; the mean keeps its size when layers differ).
     """
     check_features(student_feature, teacher_feature)
+    student_feature = student_feature if module is None else module(student_feature)
     if student_feature.shape != teacher_feature.shape:
         raise ValueError(
             f"a hint compares features of one shape, got {tuple(student_feature.shape)} and "
             f"{tuple(teacher_feature.shape)}: tap layers of one shape"
         )
     return functional.mse_loss(student_feature, teacher_feature.detach())
+
+
+class Adapter(nn.Module):
+    """Brings a student's feature to the teacher's shape: a 1x1 convolution, and an average over the image plane.
+
+    Note: FitNets' regressor is a larger convolution without padding that also changes the size; a 1x1 convolution
+    costs less and has been the usual choice since.
+
+    Args:
+        channels: Of the student and of the teacher.
+        size: Height and width of the teacher's feature; None for features that are vectors.
+    """
+
+    def __init__(self, channels: tuple[int, int], size: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.size = size
+        self.map: nn.Module = nn.Linear(*channels) if size is None else nn.Conv2d(*channels, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return the feature, ``[batch, teacher's channels, height, width]`` or ``[batch, teacher's channels]``."""
+        mapped: Tensor = self.map(feature)
+        fits = self.size is None or tuple(mapped.shape[2:]) == self.size
+        return mapped if fits else functional.adaptive_avg_pool2d(mapped, self.size)
+
+
+def build_adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module | None:
+    """Return what brings a feature of one shape to another; None where they are the same.
+
+    Args:
+        student: Without the batch: ``(channels, height, width)`` or ``(channels,)``.
+        teacher: Likewise.
+
+    Raises:
+        ValueError: If one is an image plane and the other is not.
+    """
+    if student == teacher:
+        return None
+    if len(student) != len(teacher) or len(student) not in (1, 3):
+        raise ValueError(
+            f"no adapter from a student's feature {student} to a teacher's {teacher}: tap two convolutional layers or "
+            f"two that give vectors"
+        )
+    return Adapter((student[0], teacher[0]), (teacher[1], teacher[2]) if len(teacher) == 3 else None)
 
 
 def attention_transfer_loss(student_feature: Tensor, teacher_feature: Tensor, *, power: float = 2.0) -> Tensor:

@@ -14,7 +14,14 @@ from qkd.distill.losses.stable import log_others
 Reduction = Literal["batchmean", "mean"]
 
 
-def cross_entropy_loss(student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    other_labels: Tensor | None = None,
+    other_share: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     r"""Return the cross-entropy with the labels, averaged over the batch.
 
     .. math:: L = -\frac1B \sum_b \sum_k y_{bk} \log \sigma(z_b)_k,\quad y = (1 - a)\,\mathrm{onehot} + a / K
@@ -22,13 +29,17 @@ def cross_entropy_loss(student_logits: Tensor, labels: Tensor, *, label_smoothin
     Args:
         student_logits: Unnormalised scores :math:`z`, shape ``[batch, classes]``, floating.
         labels: True classes, shape ``[batch]``, int64, in ``0 .. classes - 1``.
+        other_labels: Second classes of mixed images (CutMix), same shape and type; absent: there are none.
+        other_share: What part of each label they are, shape ``[batch]``, in ``[0, 1]``:
+            :math:`y = (1 - s)\,\mathrm{onehot}(y_1) + s\,\mathrm{onehot}(y_2)`. Given exactly with them.
         label_smoothing: :math:`a` in ``[0, 1)``, the share of the label spread over all :math:`K` classes.
 
     Returns:
         A scalar, shape ``[]``, in nats, of the type of the logits.
 
     Raises:
-        ValueError: If the shapes do not fit, or ``label_smoothing`` is out of range.
+        ValueError: If the shapes do not fit, only one of the two ``other`` tensors is given, or ``label_smoothing`` is
+            out of range.
 
     References:
         Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2015, section 7.
@@ -46,7 +57,20 @@ def cross_entropy_loss(student_logits: Tensor, labels: Tensor, *, label_smoothin
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing=}")
-    return functional.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
+    if (other_labels is None) != (other_share is None):
+        raise ValueError("other_labels and other_share belong together: give both or none")
+    if other_labels is None or other_share is None:
+        return functional.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
+    if other_labels.shape != labels.shape or other_share.shape != labels.shape:
+        raise ValueError(
+            f"need other_labels and other_share as labels, {tuple(labels.shape)}, "
+            f"got {tuple(other_labels.shape)} and {tuple(other_share.shape)}"
+        )
+    first, second = (
+        functional.cross_entropy(student_logits, of, label_smoothing=label_smoothing, reduction="none")
+        for of in (labels, other_labels)
+    )
+    return torch.lerp(first, second, other_share.to(first.dtype)).mean()
 
 
 def soft_target_loss(

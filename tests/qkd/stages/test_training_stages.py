@@ -196,7 +196,7 @@ def test_an_own_net_gets_an_own_float_training_and_labels_may_be_absent(data: Pa
 @pytest.mark.parametrize("view", ["own", "clean"])
 def test_the_view_changes_what_the_teacher_sees_only(data: Path, tmp_path: Path, view: str) -> None:
     from qkd.data import load_splits, normalise
-    from qkd.stages.student import teacher_view
+    from qkd.stages.views import teacher_view
     from qkd.training import Batch
 
     config = tiny_config(data, {"student.view": view})

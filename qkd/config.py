@@ -13,6 +13,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
+UNSCHEDULED = ("none", "crop", "crop_flip", "cutmix", "trivial", "randaugment")  # policies that are alike in all epochs
+
 
 class Section(BaseModel):
     """A group of keys: frozen, and unknown keys are an error."""
@@ -62,6 +64,15 @@ class AgentConfig(Section):
     def _file_needs_path(self) -> AgentConfig:
         if (self.policy == "file") != (self.schedule is not None):
             raise ValueError("`schedule` names a file exactly when `policy` is `file`")
+        return self
+
+    @model_validator(mode="after")
+    def _flatten_has_epochs_to_mix(self) -> AgentConfig:
+        if self.flatten and self.policy in UNSCHEDULED:
+            raise ValueError(
+                f"`flatten` mixes the epochs of a schedule (policy pba, file or search), but policy `{self.policy}` "
+                f"has none; leave `flatten` out"
+            )
         return self
 
     @property
@@ -321,6 +332,12 @@ class RunConfig(Section):
     def _agents_can_be_found(self) -> RunConfig:
         if self.teacher.agent.policy == "teacher":
             raise ValueError("teacher.agent.policy: `teacher` is for the student; name a policy, or `search` for one")
+        taken = self.teacher.agent.policy
+        if self.student.agent.policy == "teacher" and self.student.agent.flatten and taken in UNSCHEDULED:
+            raise ValueError(
+                f"student.agent.flatten: it mixes the epochs of a schedule, but the teacher's policy `{taken}`, which "
+                f"the student takes, has none; leave `flatten` out"
+            )
         if self.teacher.agent.policy == "search" and self.teacher.train is None:
             raise ValueError(
                 "teacher.agent.policy: `search` needs teacher.train: the search trains teachers as it says; a teacher "

@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     run = _add(commands, "run", run_all, "every stage, resuming where it stopped", needs_config=True, has_runs=True)
     run.add_argument("--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing")
+    run.add_argument("--until", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="the last stage to run")
     for name in STAGE_NAMES:
         command = run_bench if name == "bench" else run_stage
         stage = _add(commands, name, command, STAGE_HELP[name], needs_config=True, has_runs=True)
@@ -120,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_all(args: argparse.Namespace) -> int:
-    """``qkd run``: every stage, then the closing table."""
+    """``qkd run``: every stage (or up to one), then the closing table."""
     config = _load(args)
     if args.dry_run or not (args.runs_dir / config.name).exists():
         _load(args, with_files=True)  # a fresh run needs all of them: say before training which are missing
@@ -128,7 +129,7 @@ def run_all(args: argparse.Namespace) -> int:
         from qkd.dryrun import dry_run
 
         return _print(args, dry_run(config, _progress()))
-    return _run(config, STAGE_NAMES, args)
+    return _run(config, STAGE_NAMES[: STAGE_NAMES.index(args.until) + 1], args)
 
 
 def run_stage(args: argparse.Namespace) -> int:

@@ -132,6 +132,15 @@ class PhaseConfig(Section):
         description="whether student.peers learn along, where there are any; student.terms do not apply then, and "
         "`terms` come on top",
     )
+    trains: Literal["student", "modules"] = Field(
+        "student",
+        description="modules: only the modules of loss terms learn (attention, adapters); the student stands still",
+    )
+    combine: Literal["sum", "clipped"] = Field(
+        "sum",
+        description="clipped: in each weight tensor, the gradient of the terms that need the teacher is no longer than "
+        "that of the others, times a factor that rises from 0.5 to 1 with the epochs",
+    )
     freeze_batch_norm: bool = Field(
         False, description="train the deployed arithmetic: folded batch norm with running statistics, int32 biases"
     )
@@ -139,6 +148,21 @@ class PhaseConfig(Section):
         None,
         description="factor on the learning rate; absent: 1, but 0.1 with freeze_batch_norm, which high rates break",
     )
+
+    @model_validator(mode="after")
+    def _student_learns_or_stands_still(self) -> PhaseConfig:
+        if self.trains == "modules":
+            asked = {
+                "teacher_terms": self.teacher_terms is not None,
+                "combine": self.combine != "sum",
+                "freeze_batch_norm": self.freeze_batch_norm,
+            }
+            wrong = [f"`{name}`" for name, is_asked in asked.items() if is_asked]
+            if wrong:
+                raise ValueError(f"`trains: modules` goes without {', '.join(wrong)}: the student stands still")
+        if self.teacher_terms is not None and self.combine != "sum":
+            raise ValueError("`combine: clipped` goes without `teacher_terms`: it weighs a fixed teacher's terms")
+        return self
 
     @property
     def rate_factor(self) -> float:

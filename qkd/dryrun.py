@@ -34,7 +34,7 @@ from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, named_agent
 from qkd.stages.student_start import phases_of
 from qkd.stages.views import teacher_view
-from qkd.training import Batch, StepResult, cpu_threads, supervised_step
+from qkd.training import Batch, Phase, cpu_threads, supervised_step
 from qkd.training.precision import choose_device
 from quantizers import Student, calibrate, settle
 
@@ -134,7 +134,7 @@ class _Trial:
                 phase.enter()
                 with phase.hold():
                     batches = self._batches(self._agent())
-                    outcome.append(_losses([_backward(phase.step(batch), student) for batch in batches]))
+                    outcome.append(_losses([_backward(phase, batch, student) for batch in batches]))
 
     def _auxiliary(self, outcome: list[str]) -> nn.Module:
         config = auxiliary_config(self.config)
@@ -189,7 +189,8 @@ class _Trial:
     def _supervised(self, net: nn.Module, train: TrainConfig, agent_config: AgentConfig) -> str:
         step = supervised_step(net, label_smoothing=train.label_smoothing)
         agent = build_agent(agent_config, epochs=train.epochs, mean=self.splits.mean)
-        return _losses([_backward(step(batch), net) for batch in self._batches(agent)])
+        phase = Phase("supervised", 1, step)
+        return _losses([_backward(phase, batch, net) for batch in self._batches(agent)])
 
     def _net(self, name: str, role: str) -> nn.Module:
         splits = self.splits
@@ -243,15 +244,16 @@ class _Trial:
         return f"student.onnx {exported[0].size_bytes:,} bytes; {count} files load and run"
 
 
-def _backward(result: StepResult, model: nn.Module) -> float:
-    """Back-propagate a step and return its loss.
+def _backward(phase: Phase, batch: Batch, model: nn.Module) -> float:
+    """Take a phase's step on a batch, back-propagate it as the phase does, and return its loss.
 
     Raises:
         RuntimeError: If the loss or a gradient is not finite; names it.
     """
-    loss = float(result.loss.detach())
     model.zero_grad()
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    result = phase.step(batch)
+    loss = float(result.loss.detach())
+    phase.backward(batch, result, lambda value: value)
     wrong = [name for name, parameter in model.named_parameters()
              if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())]  # fmt: skip
     model.zero_grad()

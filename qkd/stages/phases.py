@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from qkd.config import PhaseConfig, RunConfig, TermConfig
 from qkd.data import Splits
-from qkd.distill import WeightedTerms, build_terms
+from qkd.distill import WeightedTerms, build_terms, phase_faults
+from qkd.distill.combine import clipped_backward
 from qkd.distill.methods import CoStudyStep, EnsembleTeacher, StudentEnsembleStep
 from qkd.distill.modules import ModuleBank, build_bank
 from qkd.distill.step import DistillStep
 from qkd.distill.taps import tap_paths_of
 from qkd.stages.peers import Peer, adapters, learners
-from qkd.training import Batch, Partner, Phase
+from qkd.training import Batch, Partner, Phase, StepResult
+from qkd.training.job import Backward, plain_backward
 from quantizers import Student, freeze_batch_norm
 
 
@@ -61,8 +63,11 @@ def distillation(
         peers: Of the student, where ``student.peers`` names any.
 
     Raises:
-        ValueError: If a term or a tap cannot be used.
+        ValueError: If a term or a tap cannot be used, or a phase cannot be trained as it says.
     """
+    faults = [f"phases[{index}].{key}: {what}" for index, key, what in phase_faults(config.student.terms, phases)]
+    if faults:
+        raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
     return _Builder(config, phases, student, teacher, view, net, splits, peers).build()
 
 
@@ -99,6 +104,7 @@ class _Builder:
         self.learners = learners(peers, student, taps)
         self.adapters = adapters(peers, net, taps, splits, seed=config.seed, device=device) if peers else None
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
+        self.clipped_from: int | None = None  # where clipping begins: its epochs are counted through later phases
         teacher.requires_grad_(bool(self.studies))
         images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
         own = [term for phase in phases for term in terms_of(config, phase)]
@@ -143,30 +149,56 @@ class _Builder:
             for learner in self.learners:
                 learner.net.train()
                 freeze_batch_norm(learner.net, phase.freeze_batch_norm)
+            if phase.trains == "modules":
+                self.student.eval()
 
         # the deployed arithmetic is float32: reduced precision would train something else
         allows_autocast = not phase.freeze_batch_norm
-        return Phase(phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor)
+        return Phase(
+            phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,
+            self._backward(phase, first_epoch),
+        )  # fmt: skip
+
+    def _backward(self, phase: PhaseConfig, first_epoch: int) -> Backward:
+        if phase.combine == "sum":
+            return plain_backward
+        begin = first_epoch if self.clipped_from is None else self.clipped_from
+        self.clipped_from = begin
+
+        def backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], Tensor]) -> None:
+            if result.task is None or result.knowledge is None:
+                raise ValueError("clipped gradients need terms with and without the teacher")
+            epoch = batch.epoch - begin
+            clipped_backward(result.task, result.knowledge, scale, self.student.parameters(), epoch=epoch)
+
+        return backward
 
     def _step(self, phase: PhaseConfig, first_epoch: int) -> DistillStep | CoStudyStep | StudentEnsembleStep:
         chosen = terms_of(self.config, phase)
         if has_peers(self.config, phase):
             return self._ensemble_step(self._distill_step(chosen, first_epoch) if chosen else None)
         if phase.teacher_terms is None:
-            return self._distill_step(chosen, first_epoch)
+            return self._distill_step(chosen, first_epoch, student_learns=phase.trains == "student")
         nets, paths = (self.student, self.teacher), tap_paths_of(self.student)
         terms, taught = self._terms(chosen, self.bank), self._terms(phase.teacher_terms, self.teacher_bank)
         return CoStudyStep(*nets, terms, taught, view=self.view, tap_paths=paths, first_epoch=first_epoch)
 
-    def _distill_step(self, chosen: Sequence[TermConfig], first_epoch: int) -> DistillStep:
+    def _distill_step(
+        self, chosen: Sequence[TermConfig], first_epoch: int, *, student_learns: bool = True
+    ) -> DistillStep:
         terms = self._terms(chosen, self.bank)
+        if not student_learns and not terms.has_modules:
+            raise ValueError("a phase trains `modules`, but at these taps no term needs one; remove the phase")
         if isinstance(self.teacher, EnsembleTeacher) and (terms.teacher_taps or terms.needs_class_weights):
             raise ValueError(
                 f"the teacher is an ensemble of {len(self.teacher.members)} nets: it has neither features nor a last "
                 f"layer of its own; use losses on logits, or teacher.members: 1"
             )
         paths = tap_paths_of(self.student)
-        return DistillStep(self.student, self.teacher, terms, view=self.view, tap_paths=paths, first_epoch=first_epoch)
+        return DistillStep(
+            self.student, self.teacher, terms, view=self.view, tap_paths=paths, first_epoch=first_epoch,
+            student_learns=student_learns,
+        )  # fmt: skip
 
     def _ensemble_step(self, own: DistillStep | None) -> StudentEnsembleStep:
         section = self.config.student.peers

@@ -157,8 +157,13 @@ def stretched_phases(student: StudentConfig, epochs: int) -> tuple[PhaseConfig, 
     """Return a student's phases with the search's length; the last one fills what whole epochs leave over."""
     if not student.phases:
         return phases_of(student.model_copy(update={"train": stretched_train(student.train, epochs)}))
-    lengths = [phase.epochs * epochs // student.train.epochs for phase in student.phases]
+    # attention that never learned is of no use, so that its phase is kept, however short the search
+    least = [1 if phase.trains == "modules" else 0 for phase in student.phases]
+    shares = [phase.epochs * epochs // student.train.epochs for phase in student.phases]
+    lengths = [max(pair) for pair in zip(least, shares, strict=True)]
     lengths[-1] += epochs - sum(lengths)
+    if lengths[-1] < 0:
+        raise ValueError(f"search.epochs: {epochs} are too few for the student's {len(student.phases)} phases")
     pairs = zip(student.phases, lengths, strict=True)
     return tuple(phase.model_copy(update={"epochs": length}) for phase, length in pairs if length)
 

@@ -201,3 +201,22 @@ def test_similarity_of_degenerate_features_is_finite(factor: float) -> None:
 def test_similarity_refuses(shapes) -> None:
     with pytest.raises(ValueError, match="features"):
         similarity_preserving_loss(torch.zeros(shapes[0]), torch.zeros(shapes[1]))
+
+
+def test_mixed_labels_are_a_mixture_of_both_losses() -> None:
+    z = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    first, second = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 3, 2, 1])
+    share = torch.tensor([0.0, 0.25, 0.7, 1.0], dtype=torch.float64)
+    log = torch.log_softmax(z, 1)
+    rows = range(4)
+    expected = -((1 - share) * log[rows, first] + share * log[rows, second]).mean()
+    torch.testing.assert_close(cross_entropy_loss(z, first, second, share), expected, rtol=1e-12, atol=0)
+    assert torch.equal(cross_entropy_loss(z, first, first, share), cross_entropy_loss(z, first))
+
+
+def test_mixed_labels_come_with_their_shares() -> None:
+    z, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="other_labels and other_share belong together"):
+        cross_entropy_loss(z, labels, labels)
+    with pytest.raises(ValueError, match=r"need other_labels and other_share as labels"):
+        cross_entropy_loss(z, labels, labels, torch.zeros(3))

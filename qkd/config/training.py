@@ -61,7 +61,9 @@ class TermConfig(Section):
     weight: NonNegative = Field(1.0, description="factor in the sum")
     taps: tuple[tuple[str, str], ...] = Field((), description="feature losses: pairs [student module, teacher module]")
     decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="factor on the weight after each epoch of its phase"
+        1.0,
+        description="factor on the weight after each epoch of its phase; the student's own terms count from the first "
+        "phase that has them",
     )
     options: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="keyword arguments of the loss, e.g. temperature"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -132,10 +133,13 @@ class _Builder:
         self.optimizer = _teacher_optimizer(teacher, self.metas[0]) if self.metas else None
 
     def build(self) -> Distillation:
-        phases, first_epoch = [], 0
-        for phase in self.configs:
-            phases.append(self._phase(phase, first_epoch))
-            first_epoch += phase.epochs
+        starts = list(accumulate((phase.epochs for phase in self.configs), initial=0))[:-1]
+        shared = next((start for start, phase in zip(starts, self.configs, strict=True) if phase.terms is None), 0)
+        phases = [
+            # the student's own terms go on decaying through all phases that have them: settling is no new beginning
+            self._phase(phase, shared if phase.terms is None else start)
+            for start, phase in zip(starts, self.configs, strict=True)
+        ]
         low_bit = tuple(peer.model for peer in self.peers if isinstance(peer.model, Student))
         return Distillation(tuple(phases), self._partners(), low_bit)
 

@@ -286,6 +286,7 @@ def test_the_stored_table_is_what_the_stored_figures_say(program: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_an_arm_of_shared_parts_is_the_arm_that_runs_alone(
     program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -202,10 +202,12 @@ class FakeRuns:
 
     def __init__(self, failing: str = "") -> None:
         self.calls: list[tuple[str, str]] = []
+        self.words: dict[str, list[str]] = {}
         self.failing = failing
 
     def __call__(self, config: str, name: str, words: list[str], folder: Path, *, until: str) -> str:
         self.calls.append((name, until))
+        self.words[name] = words
         if self.failing and name.startswith(self.failing):
             return "teacher: no luck"
         role = "teacher" if until == "teacher" else "student"
@@ -258,6 +260,16 @@ def test_nothing_is_computed_twice(program: Any, monkeypatch: pytest.MonkeyPatch
     assert record["summary"]["role_wise"]["search_trained_images"] == 2000
     again = compare(program, monkeypatch, tmp_path, FakeRuns(), "--collect")
     assert again["summary"] == record["summary"] and again["searches"] == record["searches"]
+
+
+def test_no_override_trains_a_teacher_again(program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = FakeRuns()
+    words = ("teacher.train.epochs=3", "teacher.agent.policy=pba", "student.train.epochs=4")
+    compare(program, monkeypatch, tmp_path, fake, "--seeds", "0", *words)
+    for name, own in fake.words.items():
+        config = load_config(CONFIG, own)
+        assert config.student.train.epochs == 4 and config.teacher.agent.policy != "pba"
+        assert (config.teacher.train is not None) == name.startswith("teacher-")
 
 
 def test_a_failed_teacher_fails_its_arms_alone(program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_nothing_is_computed_twice(program: Any, monkeypatch: pytest.MonkeyPatch
 def test_no_override_trains_a_teacher_again(program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = FakeRuns()
     words = ("teacher.train.epochs=3", "teacher.agent.policy=pba", "student.train.epochs=4")
-    compare(program, monkeypatch, tmp_path, fake, "--seeds", "0", *words)
+    compare(program, monkeypatch, tmp_path, fake, *words, "--seeds", "0")
     for name, own in fake.words.items():
         config = load_config(CONFIG, own)
         assert config.student.train.epochs == 4 and config.teacher.agent.policy != "pba"

@@ -67,6 +67,10 @@ class Method:
         self.optimizer = build_optimizer(student, config.student.train, quantizer_scales(student), joined)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-4  # weights move a little, so that no step is degenerate
+        chosen = self.phase
+        for self.phase in made.phases[: made.phases.index(chosen)]:  # what comes before it may have something to learn
+            self.timed(1)
+        self.phase = chosen
 
     def _teacher(self, config: RunConfig, splits: Splits) -> nn.Module:
         count = config.teacher.members

@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Bits = Annotated[int, Field(ge=2, le=8)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A group of keys: frozen, and unknown keys are an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from qkd.config_methods import MetaConfig, PeersConfig, require_one_quiz
+from qkd.config_stages import BenchConfig, ExportConfig, SearchConfig
+from qkd.config_types import Bits, Count, Fraction, NonNegative, Positive, Section
 
 
 class DataConfig(Section):
@@ -121,29 +113,6 @@ DEFAULT_TERMS = (
 )
 
 
-class MetaConfig(Section):
-    """MetaDistil: the teacher learns to teach, from how a student that follows it does in a quiz."""
-
-    quiz_images: Count = Field(
-        description="training images (stratified, seeded) that the student never learns from: the quiz"
-    )
-    inner_lr: NonNegative | None = Field(
-        None,
-        description="peak learning rate of the student's assumed step, scheduled as the student's; absent: "
-        "student.train.lr",
-    )
-    teacher_lr: NonNegative = Field(0.05, description="largest learning rate of the teacher; falls as the student's")
-    teacher_start_epoch: Annotated[int, Field(ge=0)] = Field(
-        0, description="first epoch of student.train, from 0, in which the teacher is taught; plain steps until then"
-    )
-    teacher_momentum: Fraction = Field(0.9, description="of the teacher's SGD")
-    teacher_weight_decay: NonNegative = Field(5e-4, description="of the teacher's SGD, on all its weights")
-    order: Literal["second", "first"] = Field(
-        "second",
-        description="second: differentiate the student's gradient; first: finite differences of first gradients",
-    )
-
-
 class PhaseConfig(Section):
     """A stretch of the student's epochs with its own loss terms."""
 
@@ -157,6 +126,20 @@ class PhaseConfig(Section):
     )
     teacher_lr_factor: Positive = Field(1.0, description="co-study: the teacher's learning rate, as a factor of lr")
     meta: MetaConfig | None = Field(None, description="MetaDistil: the teacher is taught by a quiz")
+    peers: bool = Field(
+        True,
+        description="whether student.peers learn along, where there are any; student.terms do not apply then, and "
+        "`terms` come on top",
+    )
+    trains: Literal["student", "modules"] = Field(
+        "student",
+        description="modules: only the modules of loss terms learn (attention, adapters); the student stands still",
+    )
+    combine: Literal["sum", "clipped"] = Field(
+        "sum",
+        description="clipped: in each weight tensor, the gradient of the terms that need the teacher is no longer than "
+        "that of the others, times a factor that rises from 0.5 to 1 with the epochs",
+    )
     freeze_batch_norm: bool = Field(
         False, description="train the deployed arithmetic: folded batch norm with running statistics, int32 biases"
     )
@@ -164,6 +147,21 @@ class PhaseConfig(Section):
         None,
         description="factor on the learning rate; absent: 1, but 0.1 with freeze_batch_norm, which high rates break",
     )
+
+    @model_validator(mode="after")
+    def _student_learns_or_stands_still(self) -> PhaseConfig:
+        if self.trains == "modules":
+            asked = {
+                "teacher_terms": self.teacher_terms is not None,
+                "combine": self.combine != "sum",
+                "freeze_batch_norm": self.freeze_batch_norm,
+            }
+            wrong = [f"`{name}`" for name, is_asked in asked.items() if is_asked]
+            if wrong:
+                raise ValueError(f"`trains: modules` goes without {', '.join(wrong)}: the student stands still")
+        if self.teacher_terms is not None and self.combine != "sum":
+            raise ValueError("`combine: clipped` goes without `teacher_terms`: it weighs a fixed teacher's terms")
+        return self
 
     @property
     def rate_factor(self) -> float:
@@ -197,6 +195,19 @@ class TeacherConfig(Section):
     untrained: bool = Field(False, description="random weights, for a student phase with teacher_terms to train")
     train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
     agent: AgentConfig = Field(default_factory=AgentConfig)
+    members: Count = Field(1, description="nets that differ by seed only; the student learns from their average")
+    ensemble: Literal["probability", "logit"] = Field("probability", description="what is averaged over the members")
+    ensemble_temperature: Positive = Field(
+        1.0, description="probability: temperature at which they are averaged; terms have one of their own"
+    )
+
+    @model_validator(mode="after")
+    def _members_are_trained(self) -> TeacherConfig:
+        if self.members > 1 and (self.train is None or self.weights is not None):
+            raise ValueError(
+                "`members` above 1 needs `train` and no `weights`: members start from weights of their own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _needs_some_weights(self) -> TeacherConfig:
@@ -204,6 +215,38 @@ class TeacherConfig(Section):
             raise ValueError("`untrained` goes with neither `train` nor `weights`")
         if not self.untrained and self.train is None and self.weights is None:
             raise ValueError("needs `train` (how to train it) or `weights` (a file of trained ones)")
+        return self
+
+
+class AuxiliaryConfig(Section):
+    """An auxiliary teacher: trained from the teacher first, then the student's teacher in its place."""
+
+    net: str | None = Field(None, description="absent: the student's net")
+    quant: QuantConfig | None = Field(None, description="absent: full precision; between teacher and student: 8 bits")
+    init: Literal["auto", "random"] = Field(
+        "auto",
+        description="auto: float_train where it is there, else the student's float training or the teacher, where the "
+        "net is theirs, else random",
+    )
+    float_train: TrainConfig | None = Field(
+        None, description="a float training of its own, on the labels, to start from"
+    )
+    train: TrainConfig = Field(description="its training from the teacher")
+    terms: tuple[TermConfig, ...] = Field(
+        (TermConfig(loss="information_flow", taps=(("flatten", "flatten"),)),),
+        description="weighted loss terms; by default information flow before the last layer, as our nets name it",
+    )
+    phases: tuple[PhaseConfig, ...] = Field((), description="absent: as for a student; one phase in full precision")
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> AuxiliaryConfig:
+        total = sum(phase.epochs for phase in self.phases)
+        if self.phases and total != self.train.epochs:
+            raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
+        if any(phase.teacher_terms is not None for phase in self.phases):
+            raise ValueError("`phases` with teacher_terms are for the student")
+        if self.quant is None and any(phase.freeze_batch_norm for phase in self.phases):
+            raise ValueError("`phases` with freeze_batch_norm need `quant`: full precision has no deployed arithmetic")
         return self
 
 
@@ -224,6 +267,8 @@ class StudentConfig(Section):
     terms: tuple[TermConfig, ...] = Field(DEFAULT_TERMS, description="weighted loss terms")
     phases: tuple[PhaseConfig, ...] = Field((), description="absent: one phase over all epochs, the last tenth frozen")
     calibration_batches: Count = Field(8, description="training batches that set activation scales")
+    auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
+    peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
 
     @model_validator(mode="after")
     def _phases_add_up(self) -> StudentConfig:
@@ -240,12 +285,11 @@ class StudentConfig(Section):
     @model_validator(mode="after")
     def _one_teacher_is_taught_one_way(self) -> StudentConfig:
         metas = [phase.meta for phase in self.phases if phase.meta is not None]
-        for name in ("quiz_images", "teacher_momentum", "teacher_weight_decay"):
-            values = sorted({getattr(meta, name) for meta in metas})
-            if len(values) > 1:
-                raise ValueError(f"`meta.{name}` must be the same in all phases, got {values}")
+        require_one_quiz(metas)
         if metas and any(phase.teacher_terms is not None for phase in self.phases):
             raise ValueError("`meta` and `teacher_terms` both move the teacher; use one of them in a run")
+        if self.peers is not None and any(phase.meta is not None and phase.peers for phase in self.phases):
+            raise ValueError("a phase has either `meta` or peers; say `peers: false` there")
         first = 0
         for phase in self.phases:
             first += phase.epochs
@@ -255,68 +299,6 @@ class StudentConfig(Section):
                     f"phase ends with epoch {first - 1} (counted from 0), so its teacher would never be taught"
                 )
         return self
-
-
-class SearchConfig(Section):
-    """The population search of an agent, for each role whose policy is ``search``."""
-
-    members: Annotated[int, Field(ge=2)] = Field(16, description="size of the population")
-    epochs: Count = Field(200, description="passes of each member over the search's training images")
-    interval_epochs: Count = Field(3, description="epochs between two exploit-and-explore points")
-    train_images: Count = Field(4000, description="at most this many training images (stratified, seeded)")
-    val_images: Count | None = Field(
-        None, description="images that score a member, out of the training images; absent: the run's validation part"
-    )
-    compat: Literal["correct", "weights_only"] = Field(
-        "correct",
-        description="what a copy takes over: correct: the whole state; weights_only: as released, trained weights but "
-        "neither the optimizer's state nor batch-norm statistics",
-    )
-    engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
-    workers: Count = Field(2, description="ray: members that train at a time")
-    gpus_per_worker: NonNegative = Field(0.0, description="ray: share of a GPU that a worker gets")
-    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: one of its own, here")
-    worker_failures: Annotated[int, Field(ge=0)] = Field(3, description="ray: lost workers a member survives")
-
-    @model_validator(mode="after")
-    def _has_a_perturbation(self) -> SearchConfig:
-        if self.interval_epochs >= self.epochs:
-            raise ValueError(
-                f"`interval_epochs` must be less than `epochs`, or no policy is ever explored, "
-                f"got {self.interval_epochs} of {self.epochs}"
-            )
-        return self
-
-
-class ExportConfig(Section):
-    """How the student becomes a file."""
-
-    flavour: Literal["ort", "qcdq", "qonnx"] = Field(
-        "ort",
-        description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
-    )
-    pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights in student.onnx")
-    linear: Literal["auto", "gemm", "matmul_nbits"] = Field(
-        "auto", description="form of low-bit linear layers in student.onnx; auto: blocks of MatMulNBits for heavy ones"
-    )
-    strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
-
-
-class BenchConfig(Section):
-    """How latency is measured."""
-
-    threads: Count = Field(1, description="intra-op threads")
-    batch_size: Count = Field(1, description="images an inference")
-    warmup: Annotated[int, Field(ge=0)] = Field(20, description="inferences before the clock starts")
-    rounds: Count = Field(200, description="timed inferences a model, interleaved")
-    on: tuple[str, ...] = Field(
-        ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
-    )
-    devices: Path | None = Field(None, description="devices file; absent: configs/devices.yaml")
-    provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")
-    affinity: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="CPUs it is pinned to; empty: none")
-    int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
-    timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")
 
 
 class RunConfig(Section):
@@ -377,6 +359,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _methods_go_together(self) -> RunConfig:
+        faults = _method_faults(self.teacher, self.student)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @model_validator(mode="after")
     def _student_can_start(self) -> RunConfig:
         if self.student_start == "teacher" and self.student_net != self.teacher.net:
             raise ValueError(
@@ -389,3 +378,23 @@ class RunConfig(Section):
                 f"from an own float training; say how in student.float_train, or use init `random`"
             )
         return self
+
+
+def _method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
+    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary stays as it is."""
+    learner, where = (student, "student") if student.auxiliary is None else (student.auxiliary, "student.auxiliary")
+    terms = [*learner.terms, *(term for phase in learner.phases for term in phase.terms or ())]
+    faults = [
+        f"{where}: {term.loss} has taps, but teacher.members is {teacher.members}, and an ensemble has no features: "
+        f"use losses on logits, or one member"
+        for term in terms if term.taps and term.weight > 0 and teacher.members > 1
+    ]  # fmt: skip
+    if any(phase.meta is not None for phase in student.phases):
+        faults += ["student.phases: meta needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: meta goes with no student.auxiliary"] if student.auxiliary else []
+    if any(phase.teacher_terms is not None for phase in student.phases):
+        faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []
+    if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
+        faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
+    return faults

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,17 +21,20 @@ from export.runtime import open_session
 from qkd.agents import Agent, build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits, iterate, load_splits, normalise
+from qkd.distill.methods import EnsembleTeacher
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.search import search_splits
 from qkd.seeding import global_stream, stream
+from qkd.stages.auxiliary import auxiliary_config
 from qkd.stages.export import export_student, student_files
 from qkd.stages.models import prepare_student
+from qkd.stages.peers import Peer, build_peers
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, named_agent
 from qkd.stages.student_start import phases_of, student_images
 from qkd.stages.views import teacher_view
-from qkd.training import Batch, StepResult, cpu_threads, supervised_step
+from qkd.training import Batch, Phase, cpu_threads, supervised_step
 from qkd.training.precision import choose_device
 from quantizers import Student, calibrate, settle
 
@@ -102,23 +105,55 @@ class _Trial:
                 outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")
         with self._tried("teacher") as outcome:
             teacher = self._teacher(outcome)
+        guide = teacher
+        if self.config.teacher.members > 1:  # members differ by seed only, so one stands for all
+            settings, copies = self.config.teacher, [teacher] * self.config.teacher.members
+            guide = EnsembleTeacher(copies, settings.ensemble, temperature=settings.ensemble_temperature)
+        if self.config.student.auxiliary is not None:
+            with self._tried("auxiliary") as outcome:
+                auxiliary = self._auxiliary(outcome)
+            self._phases(auxiliary_config(self.config), auxiliary, guide)
+            guide = auxiliary.eval().requires_grad_(False)
         with self._tried("student") as outcome:
             student = self._student(teacher, outcome)
+        peers = build_peers(self.config, self.splits, None, self.device)
+        self._phases(self.config, student, guide, peers)
+        with self._tried("export") as outcome:
+            outcome.append(self._export(student.cpu()))
+        return DryRunReport(self.config.name, tuple(self.checks))
+
+    def _phases(self, config: RunConfig, student: nn.Module, teacher: nn.Module, peers: tuple[Peer, ...] = ()) -> None:
+        """Try every phase of a distillation."""
+        view = teacher_view(config, self.splits, self._tried_agent("teacher"))
+        net = self._net(config.student_net, "student")
         made = distillation(
-            self.config, phases_of(self.config.student), cast(Student, student), teacher,
-            teacher_view(self.config, self.splits, self._tried_agent("teacher")),
-            net=self._net(self.config.student_net, "student"), splits=self.splits,
-        )  # fmt: skip
+            config, phases_of(config.student), student, teacher, view, net=net, splits=self.splits, peers=peers
+        )
+        for other in made.low_bit:
+            calibrate(other, [batch.images for batch in self._batches(None)])
         for phase in made.phases:
             with self._tried(f"phase {phase.name}") as outcome:
                 student.train()
                 phase.enter()
                 with phase.hold():
                     batches = self._batches(self._agent())
-                    outcome.append(_losses([_backward(phase.step(batch), student) for batch in batches]))
-        with self._tried("export") as outcome:
-            outcome.append(self._export(student.cpu()))
-        return DryRunReport(self.config.name, tuple(self.checks))
+                    outcome.append(_losses([_backward(phase, batch, student) for batch in batches]))
+
+    def _auxiliary(self, outcome: list[str]) -> nn.Module:
+        config = auxiliary_config(self.config)
+        net = self._net(config.student_net, "auxiliary").to(self.device)
+        own = config.student.float_train
+        if own is not None:
+            outcome.append(f"in float: {self._supervised(net, own, self._tried_agent('student'))}")
+        is_float = self.config.student.auxiliary is None or self.config.student.auxiliary.quant is None
+        return net if is_float else self._low_bit(config, net)
+
+    def _low_bit(self, config: RunConfig, net: nn.Module) -> Student:
+        """Return the calibrated low-bit form of a net in the student's place of a config."""
+        splits = self.splits
+        low_bit = prepare_student(config, net.cpu(), channels=splits.channels, size=splits.image_size).to(self.device)
+        calibrate(low_bit, [batch.images for batch in self._batches(None)])
+        return low_bit
 
     @contextmanager
     def _tried(self, name: str) -> Iterator[list[str]]:
@@ -149,9 +184,7 @@ class _Trial:
                 f"in float: {self._supervised(net.to(self.device), own.float_train, self._tried_agent('student'))}"
             )
             self.float_nets["float"] = net.cpu()
-        splits = self.splits
-        student = prepare_student(self.config, net, channels=splits.channels, size=splits.image_size).to(self.device)
-        calibrate(student, [batch.images for batch in self._batches(None)])
+        student = self._low_bit(self.config, net)
         quant = self.config.student.quant
         outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {self.config.student_start}")
         return student
@@ -159,7 +192,8 @@ class _Trial:
     def _supervised(self, net: nn.Module, train: TrainConfig, agent_config: AgentConfig) -> str:
         step = supervised_step(net, label_smoothing=train.label_smoothing)
         agent = build_agent(agent_config, epochs=train.epochs, mean=self.splits.mean)
-        return _losses([_backward(step(batch), net) for batch in self._batches(agent)])
+        phase = Phase("supervised", 1, step)
+        return _losses([_backward(phase, batch, net) for batch in self._batches(agent)])
 
     def _net(self, name: str, role: str) -> nn.Module:
         splits = self.splits
@@ -213,15 +247,16 @@ class _Trial:
         return f"student.onnx {exported[0].size_bytes:,} bytes; {count} files load and run"
 
 
-def _backward(result: StepResult, model: nn.Module) -> float:
-    """Back-propagate a step and return its loss.
+def _backward(phase: Phase, batch: Batch, model: nn.Module) -> float:
+    """Take a phase's step on a batch, back-propagate it as the phase does, and return its loss.
 
     Raises:
         RuntimeError: If the loss or a gradient is not finite; names it.
     """
-    loss = float(result.loss.detach())
     model.zero_grad()
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    result = phase.step(batch)
+    loss = float(result.loss.detach())
+    phase.backward(batch, result, lambda value: value)
     wrong = [name for name, parameter in model.named_parameters()
              if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())]  # fmt: skip
     model.zero_grad()

@@ -1,6 +1,7 @@
 """Distillation: losses as pure functions, their weighted sum, and taps that read features."""
 
 from qkd.distill.losses import cross_entropy_loss, similarity_preserving_loss, soft_target_loss
+from qkd.distill.phase_checks import phase_faults
 from qkd.distill.table import LOSSES, LossEntry, Option
 from qkd.distill.taps import Taps, dequantised
 from qkd.distill.terms import Outputs, WeightedTerms, build_terms, check_terms
@@ -16,6 +17,7 @@ __all__ = [
     "check_terms",
     "cross_entropy_loss",
     "dequantised",
+    "phase_faults",
     "similarity_preserving_loss",
     "soft_target_loss",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qkd.config import TermConfig
 from qkd.distill.table import LOSSES, FeatureShapes, ModuleKind
-from qkd.distill.taps import Taps
+from qkd.distill.taps import Taps, tap_paths_of
 from qkd.seeding import global_stream
 
 Pairs = tuple[tuple[str, str], ...]
@@ -100,7 +100,7 @@ def feature_shapes(
     """Return path -> shape of a module's output without the batch, from one forward pass in eval mode.
 
     Args:
-        model: A float net; its modes are restored.
+        model: A net; its modes are restored.
         paths: Module paths.
         images: Normalised, shape ``[batch, channels, height, width]``.
         role: ``teacher`` or ``student``, for errors.
@@ -112,7 +112,7 @@ def feature_shapes(
         return {}
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    with torch.no_grad(), Taps(model, paths, role=role) as taps:
+    with torch.no_grad(), Taps(model, paths, translate=tap_paths_of(model), role=role) as taps:
         model(images)
         values = taps.take()
     for module, mode in modes.items():

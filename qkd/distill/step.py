@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from qkd.distill.taps import Taps
+from qkd.distill.taps import Taps, tap_paths_of
 from qkd.distill.terms import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
 
@@ -26,6 +26,7 @@ class DistillStep:
         view: Gives the teacher's images for a batch (normalised float32); absent: the student's own.
         tap_paths: Float module path -> path within the student, for feature losses; absent: the paths are the same.
         first_epoch: Of the training, where the phase begins: terms with a decay count from it.
+        student_learns: False builds no graph of the student's forward pass: only modules of terms get a gradient.
 
     Raises:
         ValueError: If a tap names no module, or a term reads the teacher's last layer and that is not linear.
@@ -40,11 +41,12 @@ class DistillStep:
         view: Callable[[Batch], Tensor] | None = None,
         tap_paths: Mapping[str, str] | None = None,
         first_epoch: int = 0,
+        student_learns: bool = True,
     ) -> None:
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
-        self._first_epoch = first_epoch
+        self._first_epoch, self._student_learns = first_epoch, student_learns
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
-        self._teacher_taps = Taps(teacher, terms.teacher_taps, role="teacher")
+        self._teacher_taps = Taps(teacher, terms.teacher_taps, translate=tap_paths_of(teacher), role="teacher")
         self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
 
     @contextmanager
@@ -57,7 +59,8 @@ class DistillStep:
 
     def __call__(self, batch: Batch) -> StepResult:
         """Return loss, terms and the student's logits for a batch."""
-        student_logits = self._student(batch.images)
+        with nullcontext() if self._student_learns else torch.no_grad():
+            student_logits = self._student(batch.images)
         student_features = self._student_taps.take()
         teacher_logits, teacher_features = None, {}
         if self._terms.needs_teacher:

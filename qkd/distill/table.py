@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qkd.distill.head_graph import HEADS, MultiHeadGraph
 from qkd.distill.losses import (
     angle_relation_loss,
     attention_transfer_loss,
@@ -16,17 +17,23 @@ from qkd.distill.losses import (
     cross_entropy_loss,
     decoupled_loss,
     distance_relation_loss,
+    graph_attention_loss,
     hint_loss,
     information_flow_loss,
+    logit_relation_loss,
+    multi_head_graph_loss,
     probabilistic_transfer_loss,
     similarity_preserving_loss,
+    singular_vector_loss,
     soft_target_loss,
     teacher_confidence_loss,
     top_classes_loss,
 )
 from qkd.distill.losses.features import build_adapter
+from qkd.distill.losses.graphs import ATTENTIONS
+from qkd.distill.losses.information_flow import DIVERGENCES, KERNELS, REDUCTIONS
 from qkd.distill.losses.levels import REMAINDERS
-from qkd.distill.losses.relations import FLOW_REDUCTIONS, KERNELS
+from qkd.distill.width_adapters import WidthAdapters
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class ModuleKind:
     Args:
         name: Of the kind, e.g. ``adapter``.
         build: Makes it from the shapes of its taps and the term's options; None where these taps need none.
-        options: Names of the options that its shape depends on.
+        options: Names of the options that its shape depends on; the loss itself does not get them.
     """
 
     name: str
@@ -89,6 +96,11 @@ class LossEntry:
         source: Where it is published.
         options: Name -> what the config may say.
         module: What it needs beside tensors; the function gets it as the keyword ``module``, None where it needs none.
+        least_taps: Pairs of taps it needs at least, where it reads features.
+        taught_by: Loss that trains its module, in the same or an earlier phase, with the same taps; empty: it does so
+            itself, or has none.
+        teaches: Whether a gradient into the teacher can be asked for (MetaDistil); singular vectors of the teacher stay
+            constants.
     """
 
     function: Callable[..., Tensor]
@@ -97,6 +109,9 @@ class LossEntry:
     source: str
     options: Mapping[str, Option] = field(default_factory=dict)
     module: ModuleKind | None = None
+    least_taps: int = 1
+    taught_by: str = ""
+    teaches: bool = True
 
     @property
     def is_pairwise(self) -> bool:
@@ -135,7 +150,24 @@ _TEMPERATURE = Option(float, "positive", _is_positive, default=4.0)
 _SCALE = Option(float, "not negative (absent: temperature squared)", _is_not_negative)
 _WEIGHT = Option(float, "not negative", _is_not_negative)
 _FEATURES = ("student_feature", "teacher_feature")
+_STAGES = ("student_stages", "teacher_stages")
+_CANDIDATES = Option(int, "at least 1", lambda value: value >= 1)
+_HEADS = Option(int, "at least 1", lambda value: value >= 1, default=HEADS)
 ADAPTER = ModuleKind("adapter", lambda shapes, options: build_adapter(shapes.student[0], shapes.teacher[0]))
+WIDTHS = ModuleKind("widths", lambda shapes, options: _widths(shapes))
+GRAPH = ModuleKind(
+    "graph", lambda shapes, options: MultiHeadGraph(*_channels(shapes), heads=options["heads"]), ("heads",)
+)
+
+
+def _channels(shapes: FeatureShapes) -> tuple[list[int], list[int]]:
+    return [shape[0] for shape in shapes.student], [shape[0] for shape in shapes.teacher]
+
+
+def _widths(shapes: FeatureShapes) -> WidthAdapters | None:
+    student, teacher = _channels(shapes)
+    return None if student == teacher else WidthAdapters(student, teacher)
+
 
 LOSSES: dict[str, LossEntry] = {
     "cross_entropy": LossEntry(
@@ -226,6 +258,49 @@ LOSSES: dict[str, LossEntry] = {
         "RKD-A: angles that three images of a batch form, at pairs of taps",
         "Park et al. 2019, equations 9 to 11",
     ),
+    "logit_relation": LossEntry(
+        logit_relation_loss,
+        ("student_logits", "teacher_logits"),
+        "RKD, distances and angles, on logits of length 1",
+        "Park et al. 2019, as role-kd applies it",
+        {"distance_weight": _WEIGHT, "angle_weight": _WEIGHT},
+    ),
+    "singular_vector": LossEntry(
+        singular_vector_loss,
+        _STAGES,
+        "KD-SVD: how the first singular vectors of neighbouring taps relate",
+        "Lee, Kim and Song 2018",
+        {"candidates": _CANDIDATES},
+        module=WIDTHS,
+        least_taps=2,
+        teaches=False,
+    ),
+    "multi_head_graph": LossEntry(
+        multi_head_graph_loss,
+        _STAGES,
+        "MHGD: how images of a batch relate, in an attention that graph_attention trains on the teacher",
+        "Lee and Song 2019; with singular_weight 1 MHGD-SVD of role-kd",
+        {
+            "heads": _HEADS,
+            "candidates": _CANDIDATES,
+            "attention": _one_of(ATTENTIONS),
+            "singular_weight": _WEIGHT,
+        },
+        module=GRAPH,
+        least_taps=2,
+        taught_by="graph_attention",
+        teaches=False,
+    ),
+    "graph_attention": LossEntry(
+        graph_attention_loss,
+        ("teacher_stages",),
+        "trains MHGD's attention on the teacher alone, for a phase that trains modules",
+        "Lee and Song 2019 (our form of the estimator)",
+        {"heads": _HEADS, "weight_decay": _WEIGHT},
+        module=GRAPH,
+        least_taps=2,
+        teaches=False,
+    ),
     "probabilistic_transfer": LossEntry(
         probabilistic_transfer_loss,
         _FEATURES,
@@ -235,11 +310,13 @@ LOSSES: dict[str, LossEntry] = {
     "information_flow": LossEntry(
         information_flow_loss,
         _FEATURES,
-        "IFM: Jeffreys divergence of neighbour probabilities, at pairs of taps",
+        "IFM: divergence of the probabilities that images of a batch are neighbours, at pairs of taps",
         "Passalis et al. 2020, section 3",
         {
             "kernel": _one_of(KERNELS),
-            "reduction": _one_of(FLOW_REDUCTIONS),
+            "divergence": _one_of(DIVERGENCES),
+            "sigma": Option(float, "positive", _is_positive),
+            "reduction": _one_of(REDUCTIONS),
             "normalize": Option(bool, "true or false", lambda value: True),
         },
     ),

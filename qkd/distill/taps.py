@@ -76,6 +76,11 @@ class Taps:
         return read
 
 
+def tap_paths_of(model: nn.Module) -> Mapping[str, str] | None:
+    """Return what :class:`Taps` takes as ``translate``: a low-bit net's ``tap_paths``, None for a float one."""
+    return getattr(model, "tap_paths", None)
+
+
 def dequantised(output: object, path: str = "module") -> Tensor:
     """Return the plain tensor of a module's output.
 

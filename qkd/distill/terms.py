@@ -104,6 +104,11 @@ class WeightedTerms:
         return any(term.entry.needs_student for term in self._terms)
 
     @property
+    def has_modules(self) -> bool:
+        """Whether a term is computed with a module that learns."""
+        return any(module is not None for term in self._terms for module in term.modules)
+
+    @property
     def needs_class_weights(self) -> bool:
         """Whether a term reads the weights of the teacher's last layer."""
         return any("class_weights" in term.entry.inputs for term in self._terms)
@@ -225,7 +230,9 @@ def _call(term: Term, index: int, features: Mapping[str, Any], outputs: Outputs)
         raise ValueError(f"{term.name} reads one label an image, but mixed images (CutMix) have two; use cross_entropy")
     tensors = [features[name] if name in features else _input(outputs, name) for name in inputs]
     module = {} if term.entry.module is None else {"module": term.modules[index] if term.modules else None}
-    return term.entry.function(*tensors, **term.options, **module)
+    shaping = () if term.entry.module is None else term.entry.module.options
+    options = {name: value for name, value in term.options.items() if name not in shaping}
+    return term.entry.function(*tensors, **options, **module)
 
 
 def _input(outputs: Outputs, name: str) -> Tensor | None:
@@ -265,6 +272,8 @@ def _term_faults(term: TermConfig, where: str) -> list[str]:
     faults = [fault for name, value in term.options.items() for fault in _option_faults(entry, name, value, where)]
     if entry.needs_taps and not term.taps:
         faults.append(f"{where}.taps: {term.loss} reads features: name pairs [student module, teacher module]")
+    elif entry.needs_taps and len(term.taps) < entry.least_taps:
+        faults.append(f"{where}.taps: {term.loss} relates taps: name at least {entry.least_taps}, got {len(term.taps)}")
     if term.taps and not entry.needs_taps:
         faults.append(f"{where}.taps: {term.loss} reads no features; remove the taps")
     return faults

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qkd.config import RunConfig
+from qkd.config import QuantConfig, RunConfig
+from qkd.distill.methods import EnsembleTeacher
 from qkd.files import read_metadata, read_safetensors, write_safetensors
 from qkd.nets import build_net, load_weights
 from qkd.rundir import RunFolder
@@ -16,16 +17,83 @@ from qkd.training.state import fill
 from quantizers import QuantSpec, Student, prepare
 
 WEIGHTS = "weights.safetensors"
+AUXILIARY = "student/auxiliary"  # folder of the auxiliary teacher
 
 
 def load_teacher(run: RunFolder) -> nn.Module:
-    """Return the run's teacher, in eval mode, on the CPU.
+    """Return the run's teacher (of an ensemble: the first member), in eval mode, on the CPU.
 
     Raises:
         FileNotFoundError: If there is none yet.
         ValueError: If its file is damaged or of another net.
     """
     return _load_float(run.path / "teacher" / WEIGHTS)
+
+
+def load_guide(run: RunFolder) -> nn.Module:
+    """Return what the student learns from: its auxiliary, or the teacher's ensemble, or the teacher.
+
+    In eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If a file is damaged or of another net.
+    """
+    return load_ensemble(run) if run.config.student.auxiliary is None else load_auxiliary(run)
+
+
+def load_ensemble(run: RunFolder) -> nn.Module:
+    """Return the run's teacher as a student learns from it: the average of its members, or its only one.
+
+    In eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If one is not there yet.
+        ValueError: If a file is damaged or of another net.
+    """
+    teacher = run.config.teacher
+    members = [load_member(run, number) for number in range(teacher.members)]
+    if len(members) == 1:
+        return members[0]
+    return EnsembleTeacher(members, teacher.ensemble, temperature=teacher.ensemble_temperature).eval()
+
+
+def load_member(run: RunFolder, number: int) -> nn.Module:
+    """Return a member of the run's teacher, from 0, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If its file is damaged or of another net.
+    """
+    return _load_float(member_folder(run, number) / WEIGHTS)
+
+
+def load_auxiliary(run: RunFolder) -> nn.Module:
+    """Return the run's auxiliary teacher, low-bit or float, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If its file is damaged or of another net.
+    """
+    auxiliary, path = run.config.student.auxiliary, run.path / AUXILIARY / WEIGHTS
+    quant = None if auxiliary is None else auxiliary.quant
+    return _load_float(path) if quant is None else _load_low_bit(path, quant)
+
+
+def guide_files(run: RunFolder) -> list[Path]:
+    """Return the weights of what the student learns from, and of the teachers behind it."""
+    own = [] if run.config.student.auxiliary is None else [run.path / AUXILIARY / WEIGHTS]
+    return [*member_files(run), *own]
+
+
+def member_files(run: RunFolder) -> list[Path]:
+    """Return the weights of the teacher's members, the first one's in ``teacher/`` itself."""
+    return [member_folder(run, number) / WEIGHTS for number in range(run.config.teacher.members)]
+
+
+def member_folder(run: RunFolder, number: int) -> Path:
+    """Return the folder of a member of the teacher, from 0; it may not be there yet."""
+    return run.path / "teacher" / f"member_{number}" if number else run.path / "teacher"
 
 
 def load_float_twin(run: RunFolder) -> nn.Module | None:
@@ -46,21 +114,19 @@ def load_student(run: RunFolder) -> Student:
         FileNotFoundError: If there is none yet.
         ValueError: If its file is damaged or of another student.
     """
-    path = run.path / "student" / WEIGHTS
-    facts = _facts(path)
-    student = prepare_student(run.config, _build(facts), channels=int(facts["channels"]), size=int(facts["image_size"]))
-    try:
-        fill(student, read_safetensors(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return student.eval()
+    return _load_low_bit(run.path / "student" / WEIGHTS, run.config.student.quant)
 
 
 def prepare_student(config: RunConfig, net: nn.Module, *, channels: int, size: int) -> Student:
-    """Return the low-bit student of a float net, not calibrated.
+    """Return the low-bit student of a float net, not calibrated: :func:`prepare_low_bit` as ``student.quant`` says."""
+    return prepare_low_bit(config.student.quant, net, channels=channels, size=size)
+
+
+def prepare_low_bit(quant: QuantConfig, net: nn.Module, *, channels: int, size: int) -> Student:
+    """Return the low-bit form of a float net, not calibrated.
 
     Args:
-        config: Its ``student.quant`` says how many bits.
+        quant: How many bits.
         net: The float net; untouched.
         channels: Of the images.
         size: Side of the images in pixels.
@@ -68,8 +134,7 @@ def prepare_student(config: RunConfig, net: nn.Module, *, channels: int, size: i
     Raises:
         quantizers.RewriteError: If the net cannot be rewritten.
     """
-    spec = QuantSpec(**config.student.quant.model_dump())
-    return prepare(net, spec, example_inputs=torch.zeros(2, channels, size, size))
+    return prepare(net, QuantSpec(**quant.model_dump()), example_inputs=torch.zeros(2, channels, size, size))
 
 
 def save_net(path: Path, model: nn.Module, facts: Mapping[str, str]) -> str:
@@ -86,6 +151,16 @@ def _load_float(path: Path) -> nn.Module:
     net = _build(_facts(path))
     load_weights(net, path)
     return net.eval()
+
+
+def _load_low_bit(path: Path, quant: QuantConfig) -> Student:
+    facts = _facts(path)
+    student = prepare_low_bit(quant, _build(facts), channels=int(facts["channels"]), size=int(facts["image_size"]))
+    try:
+        fill(student, read_safetensors(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return student.eval()
 
 
 def _facts(path: Path) -> dict[str, str]:

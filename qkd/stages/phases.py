@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from qkd.config import MetaConfig, PhaseConfig, RunConfig, TermConfig
+from qkd.config import PhaseConfig, RunConfig, TermConfig
+from qkd.config_methods import MetaConfig
 from qkd.data import Splits
-from qkd.distill import WeightedTerms, build_terms
-from qkd.distill.methods import CoStudyStep, MetaSchedule, MetaStep, Quiz
+from qkd.distill import WeightedTerms, build_terms, phase_faults
+from qkd.distill.combine import clipped_backward
+from qkd.distill.methods import CoStudyStep, EnsembleTeacher, MetaSchedule, MetaStep, Quiz, StudentEnsembleStep
 from qkd.distill.modules import ModuleBank, build_bank
 from qkd.distill.step import DistillStep
-from qkd.training import Batch, Partner, Phase
+from qkd.distill.taps import tap_paths_of
+from qkd.stages.peers import Peer, adapters, learners
+from qkd.training import Batch, Partner, Phase, StepResult
+from qkd.training.job import Backward, plain_backward
 from quantizers import Student, freeze_batch_norm, quantizer_scales
 
 
@@ -24,43 +30,57 @@ class Distillation:
 
     Args:
         phases: Ready to train.
-        partners: Nets that learn beside the student: modules of loss terms, a teacher that studies along.
+        partners: Nets that learn beside the student: modules of loss terms, a teacher that studies along, peers.
+        low_bit: Those of them that need a calibration at the start, as the student does.
     """
 
     phases: tuple[Phase, ...]
     partners: tuple[Partner, ...]
+    low_bit: tuple[Student, ...] = ()
 
 
 def distillation(
     config: RunConfig,
     phases: Sequence[PhaseConfig],
-    student: Student,
+    student: nn.Module,
     teacher: nn.Module,
     view: Callable[[Batch], Tensor] | None,
     *,
     net: nn.Module,
     splits: Splits,
+    peers: Sequence[Peer] = (),
 ) -> Distillation:
     """Return the phases of a distillation and the nets that learn beside the student.
 
     Args:
         config: Its ``student`` section has the loss terms.
         phases: Names, lengths and what is special about each.
-        student: The net that is trained.
+        student: The net that is trained, low-bit or float.
         teacher: Its parameters require a gradient afterwards only if a phase trains it.
         view: Gives the teacher's images; None where it sees the student's.
         net: The student's float net, for the shapes of its features.
         splits: The images: their shape, how many steps an epoch has, and the quiz.
+        peers: Of the student, where ``student.peers`` names any.
 
     Raises:
-        ValueError: If a term or a tap cannot be used.
+        ValueError: If a term or a tap cannot be used, or a phase cannot be trained as it says.
     """
-    return _Builder(config, phases, student, teacher, view, net, splits).build()
+    faults = [f"phases[{index}].{key}: {what}" for index, key, what in phase_faults(config.student.terms, phases)]
+    if faults:
+        raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return _Builder(config, phases, student, teacher, view, net, splits, peers).build()
 
 
 def terms_of(config: RunConfig, phase: PhaseConfig) -> tuple[TermConfig, ...]:
-    """Return the student's terms in a phase: its own, or the student's."""
-    return config.student.terms if phase.terms is None else phase.terms
+    """Return the student's terms in a phase: its own, or the student's; with peers the phase's own or none."""
+    if phase.terms is not None:
+        return phase.terms
+    return () if has_peers(config, phase) else config.student.terms
+
+
+def has_peers(config: RunConfig, phase: PhaseConfig) -> bool:
+    """Return whether the student's peers learn along in a phase."""
+    return config.student.peers is not None and phase.peers
 
 
 class _Builder:
@@ -70,18 +90,24 @@ class _Builder:
         self,
         config: RunConfig,
         phases: Sequence[PhaseConfig],
-        student: Student,
+        student: nn.Module,
         teacher: nn.Module,
         view: Callable[[Batch], Tensor] | None,
         net: nn.Module,
         splits: Splits,
+        peers: Sequence[Peer],
     ) -> None:
         self.config, self.configs, self.student, self.teacher, self.view = config, phases, student, teacher, view
         self.splits = splits
         self.metas = [phase.meta for phase in phases if phase.meta is not None]
+        self.peers, section = tuple(peers), config.student.peers
+        taps = () if section is None else section.taps
+        device = next(student.parameters()).device
+        self.learners = learners(peers, student, taps)
+        self.adapters = adapters(peers, net, taps, splits, seed=config.seed, device=device) if peers else None
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
+        self.clipped_from: int | None = None  # where clipping begins: its epochs are counted through later phases
         teacher.requires_grad_(bool(self.studies))
-        device = next(teacher.parameters()).device
         images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
         own = [term for phase in phases for term in terms_of(config, phase)]
         others = [term for phase in self.studies for term in phase.teacher_terms or ()]
@@ -95,7 +121,8 @@ class _Builder:
         for phase in self.configs:
             phases.append(self._phase(phase, first_epoch))
             first_epoch += phase.epochs
-        return Distillation(tuple(phases), self._partners())
+        low_bit = tuple(peer.model for peer in self.peers if isinstance(peer.model, Student))
+        return Distillation(tuple(phases), self._partners(), low_bit)
 
     def _partners(self) -> tuple[Partner, ...]:
         banks = {"terms": self.bank, "teacher_terms": self.teacher_bank}
@@ -107,27 +134,57 @@ class _Builder:
             partners.append(Partner("teacher", self.teacher, factors.pop()))
         if self.optimizer is not None:
             partners.append(Partner("teacher", self.teacher, optimizer=self.optimizer))
-        return tuple(partners)
+        return (*partners, *self._peer_partners())
+
+    def _peer_partners(self) -> list[Partner]:
+        section = self.config.student.peers
+        if section is None or self.adapters is None:
+            return []
+        maps = [Partner("peer_adapters", self.adapters, section.lr_factor)] if len(self.adapters.maps) else []
+        return [*(peer.partner(section.lr_factor) for peer in self.peers), *maps]
 
     def _phase(self, phase: PhaseConfig, first_epoch: int) -> Phase:
-        terms = self._terms(terms_of(self.config, phase), self.bank)
-        step = self._step(phase, terms, first_epoch)
+        step = self._step(phase, first_epoch)
 
         def enter() -> None:
-            freeze_batch_norm(self.student, phase.freeze_batch_norm)
             self.teacher.train(phase.teacher_terms is not None)
+            for learner in self.learners:
+                learner.net.train()
+                freeze_batch_norm(learner.net, phase.freeze_batch_norm)
+            if phase.trains == "modules":
+                self.student.eval()
 
         # the deployed arithmetic is float32: reduced precision would train something else
         allows_autocast = not phase.freeze_batch_norm
-        return Phase(phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor)
+        return Phase(
+            phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,
+            self._backward(phase, first_epoch),
+        )  # fmt: skip
 
-    def _step(self, phase: PhaseConfig, terms: WeightedTerms, first_epoch: int) -> DistillStep | CoStudyStep:
-        nets, paths = (self.student, self.teacher), self.student.tap_paths
+    def _backward(self, phase: PhaseConfig, first_epoch: int) -> Backward:
+        if phase.combine == "sum":
+            return plain_backward
+        begin = first_epoch if self.clipped_from is None else self.clipped_from
+        self.clipped_from = begin
+
+        def backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], Tensor]) -> None:
+            if result.task is None or result.knowledge is None:
+                raise ValueError("clipped gradients need terms with and without the teacher")
+            epoch = batch.epoch - begin
+            clipped_backward(result.task, result.knowledge, scale, self.student.parameters(), epoch=epoch)
+
+        return backward
+
+    def _step(self, phase: PhaseConfig, first_epoch: int) -> DistillStep | CoStudyStep | StudentEnsembleStep:
+        chosen = terms_of(self.config, phase)
+        if has_peers(self.config, phase):
+            return self._ensemble_step(self._distill_step(chosen, first_epoch) if chosen else None)
         if phase.meta is not None:
-            return self._meta_step(phase, phase.meta, terms, first_epoch)
+            return self._meta_step(phase, phase.meta, self._terms(chosen, self.bank), first_epoch)
         if phase.teacher_terms is None:
-            return DistillStep(*nets, terms, view=self.view, tap_paths=paths, first_epoch=first_epoch)
-        taught = self._terms(phase.teacher_terms, self.teacher_bank)
+            return self._distill_step(chosen, first_epoch, student_learns=phase.trains == "student")
+        nets, paths = (self.student, self.teacher), tap_paths_of(self.student)
+        terms, taught = self._terms(chosen, self.bank), self._terms(phase.teacher_terms, self.teacher_bank)
         return CoStudyStep(*nets, terms, taught, view=self.view, tap_paths=paths, first_epoch=first_epoch)
 
     def _meta_step(self, phase: PhaseConfig, meta: MetaConfig, terms: WeightedTerms, first_epoch: int) -> MetaStep:
@@ -147,8 +204,41 @@ class _Builder:
             scales=lambda: quantizer_scales(self.student),
             scale_lr_factor=train.scale_lr_factor,
             view=self.view,
-            tap_paths=self.student.tap_paths,
+            tap_paths=tap_paths_of(self.student),
             first_epoch=first_epoch,
+        )
+
+    def _distill_step(
+        self, chosen: Sequence[TermConfig], first_epoch: int, *, student_learns: bool = True
+    ) -> DistillStep:
+        terms = self._terms(chosen, self.bank)
+        if not student_learns and not terms.has_modules:
+            raise ValueError("a phase trains `modules`, but at these taps no term needs one; remove the phase")
+        if isinstance(self.teacher, EnsembleTeacher) and (terms.teacher_taps or terms.needs_class_weights):
+            raise ValueError(
+                f"the teacher is an ensemble of {len(self.teacher.members)} nets: it has neither features nor a last "
+                f"layer of its own; use losses on logits, or teacher.members: 1"
+            )
+        paths = tap_paths_of(self.student)
+        return DistillStep(
+            self.student, self.teacher, terms, view=self.view, tap_paths=paths, first_epoch=first_epoch,
+            student_learns=student_learns,
+        )  # fmt: skip
+
+    def _ensemble_step(self, own: DistillStep | None) -> StudentEnsembleStep:
+        section = self.config.student.peers
+        if section is None or self.adapters is None:
+            raise ValueError("student.peers: the phase has peers, but there are none")
+        return StudentEnsembleStep(
+            self.learners,
+            self.adapters,
+            temperature=section.temperature,
+            label_weight=section.label_weight,
+            feature_weight=section.feature_weight,
+            ensemble_weight=section.ensemble_weight,
+            label_smoothing=self.config.student.train.label_smoothing,
+            own=own,
+            own_hold=nullcontext if own is None else own.tapped,
         )
 
     def _terms(self, terms: Sequence[TermConfig], bank: ModuleBank) -> WeightedTerms:

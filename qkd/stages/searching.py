@@ -28,7 +28,8 @@ from qkd.search import (
 )
 from qkd.search.ray_engine import run_ray
 from qkd.seeding import global_stream
-from qkd.stages.models import WEIGHTS, load_teacher
+from qkd.stages.auxiliary import train_auxiliary
+from qkd.stages.models import guide_files, load_guide
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, agent_inputs, agent_mark, named_agent
 from qkd.stages.stored import stored_config
@@ -156,8 +157,13 @@ def stretched_phases(student: StudentConfig, epochs: int) -> tuple[PhaseConfig, 
     """Return a student's phases with the search's length; the last one fills what whole epochs leave over."""
     if not student.phases:
         return phases_of(student.model_copy(update={"train": stretched_train(student.train, epochs)}))
-    lengths = [phase.epochs * epochs // student.train.epochs for phase in student.phases]
+    # attention that never learned is of no use, so that its phase is kept, however short the search
+    least = [1 if phase.trains == "modules" else 0 for phase in student.phases]
+    shares = [phase.epochs * epochs // student.train.epochs for phase in student.phases]
+    lengths = [max(pair) for pair in zip(least, shares, strict=True)]
     lengths[-1] += epochs - sum(lengths)
+    if lengths[-1] < 0:
+        raise ValueError(f"search.epochs: {epochs} are too few for the student's {len(student.phases)} phases")
     pairs = zip(student.phases, lengths, strict=True)
     return tuple(_stretched(phase, length, epochs / student.train.epochs) for phase, length in pairs if length)
 
@@ -176,14 +182,15 @@ def _images(config: RunConfig, role: Role) -> Splits:
     return student_images(config, splits) if role == "student" else splits
 
 
-def _inputs(run: RunFolder, role: Role, splits: Splits, device: torch.device, progress: Progress) -> list[Path]:
+def _inputs(run: RunFolder, role: Role, full: Splits, device: torch.device, progress: Progress) -> list[Path]:
     """Return the files of the run folder that a search is made from, after making those that are its own to make."""
     if role == "teacher":
         return []
-    start = StudentStart(run, splits, device, progress)
+    start = StudentStart(run, full, device, progress)
     start.float_files()
+    train_auxiliary(run, full, device, progress)
     source = start.file()
-    files = [run.path / "teacher" / WEIGHTS, *([source] if source is not None else [])]
+    files = [*guide_files(run), *([source] if source is not None else [])]
     files += agent_inputs(run, "teacher") if run.config.student.view == "own" else []
     return list(dict.fromkeys(files))
 
@@ -223,25 +230,28 @@ def _teacher_trial(run: RunFolder, splits: Splits, device: torch.device, progres
 
 def _student_trial(run: RunFolder, splits: Splits, device: torch.device, progress: Progress) -> Trial:
     config, epochs = run.config, run.config.search.epochs
-    teacher = load_teacher(run).to(device)
+    teacher = load_guide(run).to(device)
     start = StudentStart(run, splits, device, progress)
     student = start.student()
     train, lengths = stretched_train(config.student.train, epochs), stretched_phases(config.student, epochs)
     own = config.student.model_copy(update={"train": train, "phases": lengths})
     as_searched = config.model_copy(update={"student": own})
     view = run_view(run, as_searched, splits)
-    made = distillation(as_searched, lengths, student, teacher, view, net=start.net(), splits=splits)
-    fresh = [{name: tensor.clone() for name, tensor in one.module.state_dict().items()} for one in made.partners]
-    calibrated: dict[str, torch.Tensor] = {}
+    peers = start.peers()
+    made = distillation(as_searched, lengths, student, teacher, view, net=start.net(), splits=splits, peers=peers)
+    modules = [partner.module for partner in made.partners]
+    fresh = [_state_of(module) for module in modules]
+    calibrated: list[dict[str, torch.Tensor]] = []
 
     def begin(member: int) -> None:  # noqa: ARG001 - every member starts from the same weights
         if not calibrated:
-            fill(student, start.student().state_dict())
-            start.calibrate(student)
-            calibrated.update({name: tensor.clone() for name, tensor in student.state_dict().items()})
-        fill(student, calibrated)
-        for partner, state in zip(made.partners, fresh, strict=True):
-            fill(partner.module, state)
+            for module, state in zip((student, *modules), (start.student().state_dict(), *fresh), strict=True):
+                fill(module, state)
+            start.calibrate(student, *made.low_bit)
+            calibrated.extend(_state_of(module) for module in (student, *modules))
+        for module, state in zip((student, *modules), calibrated, strict=True):
+            fill(module, state)
+        for partner in made.partners:
             if partner.optimizer is not None:
                 partner.optimizer.state.clear()
 
@@ -249,6 +259,10 @@ def _student_trial(run: RunFolder, splits: Splits, device: torch.device, progres
         run, "student", student, train, splits, made.phases, device, begin=begin, progress=progress,
         scales=lambda: quantizer_scales(student), others={"teacher": teacher}, partners=made.partners,
     )  # fmt: skip
+
+
+def _state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def _trial(

@@ -11,9 +11,11 @@ from qkd.data import Splits, load_splits
 from qkd.files import sha256_of
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
+from qkd.stages.auxiliary import train_auxiliary
 from qkd.stages.float_training import keep_last_checkpoint, warn_of_another_environment
-from qkd.stages.models import WEIGHTS, load_teacher, net_facts, save_net
+from qkd.stages.models import WEIGHTS, guide_files, load_guide, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
+from qkd.stages.peers import Peer, peer_results
 from qkd.stages.phases import Distillation, distillation
 from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
 from qkd.stages.student_start import StudentStart, phases_of, student_images
@@ -48,15 +50,18 @@ class _Distillation:
 
     def run(self) -> None:
         config, run = self.config, self.folder
-        teacher = load_teacher(run).to(self.device)
-        files = self.start.float_files()
-        student = self.start.student()
+        files = self.start.float_files() + train_auxiliary(run, self.splits, self.device, self.progress)
+        teacher = load_guide(run).to(self.device)
+        student, peers = self.start.student(), self.start.peers()
         folder = run.folder("student")
-        made = self._distillation(student, teacher)
+        made = self._distillation(student, teacher, peers)
         fitted = fit(
-            self._job(student, teacher, made, folder), self.progress, begin=lambda: self.start.calibrate(student)
+            self._job(student, teacher, made, folder),
+            self.progress,
+            begin=lambda: self.start.calibrate(student, *made.low_bit),
         )
         settle(student)
+        found = peer_results(peers, config, self.splits, self.device)
         save_net(folder / WEIGHTS, student, self.start.facts())
         files += self._keep_studied(teacher, made)
         outcome = score(
@@ -71,12 +76,13 @@ class _Distillation:
             act_bits=config.student.quant.act_bits,
             start=self.start.kind,
             view=config.student.view,
+            **({"peers": found} if found else {}),
         )
         files += [folder / WEIGHTS, folder / "metrics.jsonl", write_outcome(folder, outcome)]
-        run.complete("distill", files, [run.path / "teacher" / WEIGHTS, *agent_inputs(run, "student")])
+        run.complete("distill", files, [*guide_files(run), *agent_inputs(run, "student")])
         keep_last_checkpoint(folder)
 
-    def _distillation(self, student: Student, teacher: nn.Module) -> Distillation:
+    def _distillation(self, student: Student, teacher: nn.Module, peers: tuple[Peer, ...]) -> Distillation:
         return distillation(
             self.config,
             phases_of(self.config.student),
@@ -85,6 +91,7 @@ class _Distillation:
             run_view(self.folder, self.config, self.splits),
             net=self.start.net(),
             splits=self.splits,
+            peers=peers,
         )
 
     def _keep_studied(self, teacher: nn.Module, made: Distillation) -> list[Path]:
@@ -97,6 +104,11 @@ class _Distillation:
         save_net(place / WEIGHTS, teacher, net_facts(name, **sizes))
         outcome = score("co-studied teacher", name, teacher, splits, self.config.data, None)
         return [place / WEIGHTS, write_outcome(place, outcome)]
+
+    def _guide_marks(self) -> dict[str, str]:
+        """Return the hashes of what the student learns from; a teacher's name is its folder."""
+        files = {path.parent.relative_to(self.folder.path).as_posix(): path for path in guide_files(self.folder)}
+        return {name: sha256_of(path) for name, path in files.items()}
 
     def _job(self, student: Student, teacher: nn.Module, made: Distillation, folder: Path) -> Job:
         config = self.config
@@ -116,11 +128,11 @@ class _Distillation:
             folder=folder,
             fingerprint={
                 "data": self.splits.fingerprint,
-                "teacher": sha256_of(self.folder.path / "teacher" / WEIGHTS),
+                **self._guide_marks(),
                 **({"start": sha256_of(source)} if source is not None else {}),
                 **agent_mark(agent),
             },
             scales=lambda: quantizer_scales(student),
-            others={"teacher": teacher},
+            others={"teacher": teacher, **{partner.name: partner.module for partner in made.partners}},
             partners=made.partners,
         )

@@ -16,10 +16,10 @@ from qkd.rundir import RunFolder
 from qkd.seeding import global_stream, stream
 from qkd.stages.float_training import keep_last_checkpoint, train_float, write_float
 from qkd.stages.models import WEIGHTS, net_facts, prepare_student
+from qkd.stages.peers import Peer, build_peers
 from qkd.stages.role_agents import named_agent, role_agent, unsearched_agent
 from quantizers import Student, calibrate
 
-FLOAT_STAGE = "student_float"  # its manifest: a part of the stage that needs it first
 FROZEN_SHARE = 10  # without phases, one epoch in ten (at least one) trains the deployed arithmetic at the end
 
 
@@ -58,12 +58,26 @@ class StudentStart:
         splits: Its images (:func:`student_images`), on ``device``.
         device: Where to train.
         progress: Where to talk.
+        role: ``student``, or another that a config in the student's place describes; names random streams.
+        folder: Of the role, in the run folder.
+        borrowed: Weights it starts from, instead of those that the config names.
     """
 
-    def __init__(self, run: RunFolder, splits: Splits, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        splits: Splits,
+        device: torch.device,
+        progress: Progress,
+        *,
+        role: str = "student",
+        folder: str = "student",
+        borrowed: Path | None = None,
+    ) -> None:
         self.run, self.splits, self.device, self.progress = run, splits, device, progress
         self.config = run.config
         self.kind = run.config.student_start
+        self.role, self._folder, self._borrowed = role, folder, borrowed
 
     def float_files(self) -> list[Path]:
         """Run the own float training where there is one (resuming); return its files.
@@ -74,12 +88,12 @@ class StudentStart:
         """
         if self.kind != "float":
             return []
-        folder = self.run.folder("student/float")
-        if self.run.is_complete(FLOAT_STAGE):
+        folder, stage = self.run.folder(f"{self._folder}/float"), f"{self.role}_float"
+        if self.run.is_complete(stage):  # its manifest: a part of the stage that needs it first
             return [folder / WEIGHTS, folder / "metrics.jsonl", folder / "result.json"]
         train = self.config.student.float_train
         if train is None:
-            raise ValueError("student.float_train: missing")
+            raise ValueError(f"{self.role}: float_train is missing")
         agent = named_agent(self.config, "student")
         # a searched schedule of the student's is found from this start, so this training does without it
         is_own = self.config.student.agent.policy == "search"
@@ -88,7 +102,7 @@ class StudentStart:
             net,
             train,
             unsearched_agent(agent) if is_own else role_agent(self.run, "student"),
-            role=FLOAT_STAGE,
+            role=stage,
             data=self.config.data,
             splits=self.splits,
             seed=self.config.seed,
@@ -98,15 +112,15 @@ class StudentStart:
             progress=self.progress,
         )
         name, data = self.config.student_net, self.config.data
-        files = write_float(folder, net, name, self.splits, data, fitted, role=FLOAT_STAGE)
-        self.run.complete(FLOAT_STAGE, files)
+        files = write_float(folder, net, name, self.splits, data, fitted, role=stage)
+        self.run.complete(stage, files)
         keep_last_checkpoint(folder)
         return files
 
     def net(self) -> nn.Module:
         """Return the student's float net, freshly initialised from the run's seed."""
         splits = self.splits
-        with global_stream(self.config.seed, "init", "student"):
+        with global_stream(self.config.seed, "init", self.role):
             return build_net(
                 self.config.student_net,
                 classes=len(splits.classes),
@@ -122,23 +136,33 @@ class StudentStart:
 
     def file(self) -> Path | None:
         """Return the weights it starts from; None where they are random."""
-        return {
+        return self._borrowed or {
             "teacher": self.run.path / "teacher" / WEIGHTS,
-            "float": self.run.path / "student" / "float" / WEIGHTS,
+            "float": self.run.path / self._folder / "float" / WEIGHTS,
         }.get(self.kind)
 
-    def student(self) -> Student:
-        """Return the low-bit student with its start's weights, on the device, not calibrated."""
+    def float_net(self) -> nn.Module:
+        """Return the student's float net with its start's weights, on the CPU."""
         net, source = self.net(), self.file()
         if source is not None:
             load_weights(net, source)
-        student = prepare_student(self.config, net, channels=self.splits.channels, size=self.splits.image_size)
+        return net
+
+    def student(self) -> Student:
+        """Return the low-bit student with its start's weights, on the device, not calibrated."""
+        splits = self.splits
+        student = prepare_student(self.config, self.float_net(), channels=splits.channels, size=splits.image_size)
         return student.to(self.device)
 
-    def calibrate(self, student: Student) -> None:
+    def peers(self) -> tuple[Peer, ...]:
+        """Return the peers that learn beside the student, on the device, not calibrated."""
+        return build_peers(self.config, self.splits, self.file(), self.device)
+
+    def calibrate(self, *students: Student) -> None:
         """Set activation scales and batch-norm statistics from training images."""
-        self.progress.say(f"student: calibrating on {self.config.student.calibration_batches} batches")
-        calibrate(student, self._batches())
+        self.progress.say(f"{self.role}: calibrating on {self.config.student.calibration_batches} batches")
+        for student in students:
+            calibrate(student, self._batches())
 
     def _batches(self) -> Iterator[Tensor]:
         config, train = self.config, self.splits.train

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from qkd.data import load_splits
 from qkd.files import sha256_of, write_text
-from qkd.nets import build_net, load_weights
+from qkd.nets import load_weights
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
-from qkd.seeding import global_stream
 from qkd.stages.float_training import (
     keep_last_checkpoint,
     train_float,
     warn_of_another_environment,
     write_float,
 )
+from qkd.stages.members import ensemble_results, fresh_teacher, train_members
 from qkd.stages.role_agents import agent_inputs, role_agent
 from qkd.stages.searching import search_agent
 from qkd.training import cpu_threads
@@ -40,10 +40,7 @@ def _run(run: RunFolder, progress: Progress) -> None:
     config, teacher = run.config, run.config.teacher
     device = choose_device(config.device)
     splits = load_splits(config.data, seed=config.seed).to(device)
-    with global_stream(config.seed, "init", "teacher"):
-        net = build_net(
-            teacher.net, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size
-        )
+    net = fresh_teacher(config, splits)
     fingerprint = {}
     if teacher.weights is not None:
         load_weights(net, teacher.weights)
@@ -68,6 +65,8 @@ def _run(run: RunFolder, progress: Progress) -> None:
             fingerprint=fingerprint,
             progress=progress,
         )
-    files = write_float(folder, net, teacher.net, splits, config.data, fitted, role="teacher")
-    run.complete("teacher", files, agent_inputs(run, "teacher"))
+    others = train_members(run, splits, device, progress)
+    details = ensemble_results(run, net, splits, device)
+    files = write_float(folder, net, teacher.net, splits, config.data, fitted, role="teacher", **details)
+    run.complete("teacher", [*files, *others], agent_inputs(run, "teacher"))
     keep_last_checkpoint(folder)

@@ -98,12 +98,14 @@ class Partner:
         module: On the job's device.
         lr_factor: Factor on the learning rate; weight decay is the job's.
         optimizer: Moves its parameters where the phase's own step calls it; absent: the loop's does.
+        scales: Gives the quantizer scales among its parameters; called once it is at its start.
     """
 
     name: str
     module: nn.Module
     lr_factor: float = 1.0
     optimizer: Optimizer | None = None
+    scales: Callable[[], Iterable[nn.Parameter]] = tuple
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def build_optimizer(
         model: Its parameters that require a gradient are trained.
         config: Kind, learning rate, momentum and weight decay.
         scales: Parameters of the model that are quantizer scales, whatever their rank.
-        partners: Nets trained along: two more groups each, at their own factor of the learning rate.
+        partners: Nets trained along: up to three more groups each, at their own factor of the learning rate.
 
     Returns:
         SGD with Nesterov momentum, or AdamW.
@@ -41,7 +41,7 @@ def build_optimizer(
     if not groups:
         raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")
     for partner in partners:
-        groups += _groups(partner.module, config, set(), partner.lr_factor)
+        groups += _groups(partner.module, config, {id(scale) for scale in partner.scales()}, partner.lr_factor)
     if config.optimizer == "sgd":
         nesterov = config.momentum > 0  # Nesterov's form needs a momentum
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
@@ -63,7 +63,7 @@ def _groups(model: nn.Module, config: TrainConfig, scale_ids: set[int], factor: 
     groups: list[dict[str, Any]] = [
         {"role": "weights", "params": weights, "weight_decay": config.weight_decay, "lr_factor": factor},
         {"role": "offsets", "params": offsets, "weight_decay": 0.0, "lr_factor": factor},
-        {"role": "scales", "params": scales, "weight_decay": 0.0, "lr_factor": config.scale_lr_factor},
+        {"role": "scales", "params": scales, "weight_decay": 0.0, "lr_factor": factor * config.scale_lr_factor},
     ]
     for group in groups:
         group["lr"] = config.lr * group["lr_factor"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -92,3 +92,21 @@ def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:
             f"need features [batch, channels, height, width] of one batch, "
             f"got {tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
         )
+
+
+def check_feature_lists(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], *, least: int) -> None:
+    """Raise unless both are lists of one length of features ``[batch, channels, ...]`` of one batch.
+
+    Raises:
+        ValueError: If they are not, or have fewer than ``least`` features.
+    """
+    if len(student_features) != len(teacher_features) or len(student_features) < least:
+        raise ValueError(
+            f"need as many features of the student as of the teacher, at least {least}, "
+            f"got {len(student_features)} and {len(teacher_features)}"
+        )
+    for student, teacher in zip(student_features, teacher_features, strict=True):
+        check_features(student, teacher)
+    sizes = sorted({len(feature) for feature in student_features})
+    if len(sizes) > 1:
+        raise ValueError(f"need features of one batch, got batches of {', '.join(map(str, sizes))}")

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.distill.losses.checks import check_choice, check_features
+from qkd.distill.losses.checks import check_features
 from qkd.distill.losses.given import given
-from qkd.distill.losses.stable import distances, row_norms, unit_rows
+from qkd.distill.losses.stable import distances, unit_rows
 
 NORM_FLOOR = 1e-12  # below it a row counts as zero and stays zero: 0 / 0 would be NaN, forwards and backwards
 PKT_EPSILON = 1e-7  # of the published loss, in both logarithms
-NORM_EPSILON = 1e-6  # added to norms and squared distances in information flow modelling, as published
-LEAST_SIMILARITY = 1e-7  # antiparallel features give (cos + 1) / 2 = -6e-8 in float32: no logarithm
-
-Kernel = Literal["combined", "cosine", "t"]
-KERNELS: tuple[Kernel, ...] = ("combined", "cosine", "t")
-FlowReduction = Literal["mean", "row_mean"]
-FLOW_REDUCTIONS: tuple[FlowReduction, ...] = ("mean", "row_mean")
 
 
 def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -151,53 +142,6 @@ def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor
     return (teacher * torch.log((teacher + PKT_EPSILON) / (student + PKT_EPSILON))).mean()
 
 
-def information_flow_loss(
-    student_feature: Tensor,
-    teacher_feature: Tensor,
-    *,
-    kernel: Kernel = "combined",
-    reduction: FlowReduction = "mean",
-    normalize: bool = False,
-) -> Tensor:
-    r"""Return the Jeffreys divergence of neighbour probabilities in two layers (information flow modelling).
-
-    .. math:: J = \frac1{B^2} \sum_{ij} (P_{ij} - Q_{ij}) (\ln P_{ij} - \ln Q_{ij})
-
-    with :math:`P, Q` the rows, summing to one, of a kernel matrix: the cosine kernel
-    :math:`(\langle x_i, x_j \rangle / ((|x_i| + \epsilon)(|x_j| + \epsilon)) + 1) / 2`, or the T kernel
-    :math:`1 / (1 + \sqrt{\|x_i - x_j\|^2 + \epsilon})`, :math:`\epsilon = 10^{-6}`.
-
-    Args:
-        student_feature: Shape ``[batch, ...]``.
-        teacher_feature: Shape ``[batch, ...]``. Treated as a constant.
-        kernel: ``combined`` is the sum of ``cosine`` and ``t``.
-        reduction: ``mean`` over all pairs, as published, shrinks with the batch; ``row_mean`` is ``batch`` times it.
-        normalize: Divide each feature by its root mean square over the batch first (ours): the T kernel sees scale,
-            and a low-bit student has a scale of its own.
-
-    Returns:
-        A scalar, shape ``[]``, in nats, not negative; zero where both features are equal up to rotation, and the same
-        when student and teacher change places.
-
-    Raises:
-        ValueError: If the batches differ, a feature has no dimension beside the batch, or a choice is unknown.
-
-    References:
-        Passalis, Tzelepi, Tefas, `Heterogeneous Knowledge Distillation Using Information Flow Modeling
-        <https://arxiv.org/abs/2005.00727>`_, 2020, section 3.
-    """
-    check_features(student_feature, teacher_feature)
-    check_choice("kernel", kernel, KERNELS)
-    check_choice("reduction", reduction, FLOW_REDUCTIONS)
-    student, teacher = student_feature.flatten(1), given(teacher_feature).flatten(1)
-    if normalize:
-        student, teacher = (rows / _root_mean_square(rows) for rows in (student, teacher))
-    kernels = (_cosine_kernel, _t_kernel) if kernel == "combined" else (_KERNELS[kernel],)
-    parts = [_jeffreys(_rows_to_one(make(teacher)), _rows_to_one(make(student))) for make in kernels]
-    total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    return total / len(student) if reduction == "row_mean" else total / len(student) ** 2
-
-
 def _mean_distances(feature: Tensor) -> Tensor:
     apart = distances(feature.flatten(1))
     count = (apart.detach() > 0).sum().clamp_min(1)
@@ -221,28 +165,5 @@ def _angles(feature: Tensor) -> Tensor:
     return at_corner * inverse[:, :, None] * inverse[:, None]
 
 
-def _cosine_kernel(rows: Tensor) -> Tensor:
-    norms = row_norms(rows) + NORM_EPSILON
-    return ((rows @ rows.T / (norms.unsqueeze(0) * norms.unsqueeze(1)) + 1) / 2).clamp_min(LEAST_SIMILARITY)
-
-
-def _t_kernel(rows: Tensor) -> Tensor:
-    squares = rows.square().sum(1)
-    apart = (squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * rows @ rows.T).clamp_min(0)
-    return 1 / (1 + (apart + NORM_EPSILON).sqrt())
-
-
-_KERNELS = {"cosine": _cosine_kernel, "t": _t_kernel}
-
-
 def _rows_to_one(kernel: Tensor) -> Tensor:
     return kernel / kernel.sum(1, keepdim=True)
-
-
-def _jeffreys(p: Tensor, q: Tensor) -> Tensor:
-    return ((p - q) * (p.log() - q.log())).sum()
-
-
-def _root_mean_square(rows: Tensor) -> Tensor:
-    mean = rows.square().mean()
-    return torch.where(mean > 0, mean, torch.ones_like(mean)).sqrt()

@@ -1,9 +1,21 @@
 """Training steps that are more than a student beside a fixed teacher."""
 
 from qkd.distill.methods.co_study import CoStudyStep
+from qkd.distill.methods.ensemble import EnsembleTeacher
 from qkd.distill.methods.meta import MetaRates, MetaStep
 from qkd.distill.methods.meta_gradient import MetaGradient, meta_gradient
 from qkd.distill.methods.meta_schedule import MetaSchedule
+from qkd.distill.methods.peers import StudentEnsembleStep
 from qkd.distill.methods.quiz import Quiz
 
-__all__ = ["CoStudyStep", "MetaGradient", "MetaRates", "MetaSchedule", "MetaStep", "Quiz", "meta_gradient"]
+__all__ = [
+    "CoStudyStep",
+    "EnsembleTeacher",
+    "MetaGradient",
+    "MetaRates",
+    "MetaSchedule",
+    "MetaStep",
+    "Quiz",
+    "StudentEnsembleStep",
+    "meta_gradient",
+]

@@ -31,7 +31,9 @@ def test_every_entry_fits_its_function(name: str) -> None:
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert positional == list(entry.inputs)
-    assert set(entry.options) | ({"module"} if entry.module else set()) == set(keywords)
+    shaping = set(entry.module.options) if entry.module else set()
+    assert shaping <= set(entry.options)
+    assert set(entry.options) - shaping | ({"module"} if entry.module else set()) == set(keywords)
     needed = {key for key, default in keywords.items() if default is inspect.Parameter.empty}
     assert needed <= {key for key, option in entry.options.items() if option.default is not None}
     assert entry.summary and entry.source and "\n" not in entry.summary

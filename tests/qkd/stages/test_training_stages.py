@@ -115,8 +115,8 @@ def test_the_teacher_is_untouched_by_the_distillation(done: RunFolder, data: Pat
     import qkd.stages.student as stage
 
     seen: dict[str, torch.nn.Module] = {}
-    load = stage.load_teacher
-    monkeypatch.setattr(stage, "load_teacher", lambda run: seen.setdefault("teacher", load(run)))
+    load = stage.load_guide
+    monkeypatch.setattr(stage, "load_guide", lambda run: seen.setdefault("teacher", load(run)))
     before = read_safetensors(done.path / "teacher" / "weights.safetensors")
     for path in (done.path / "student" / "checkpoint").iterdir():
         path.unlink()

@@ -1,0 +1,239 @@
+"""Compares distillation methods on one pair with one budget: accuracy with spread, both widths, several seeds.
+
+    python benchmarks/methods.py --jobs 2
+
+Every method is a config of ``configs/digits/methods``; what makes it that method (terms, phases, partners, start) takes
+the place of the same keys of the base config, phases stretched to its epochs and the learning rate scaled alike, so
+that all students see the same number of batches. All rows of a seed have the same teacher, but for methods whose
+teacher is a part of the method; these train their own. Students are scored once, on the whole test set, after their
+last epoch. Complete runs are not run again. A run that fails stays in the table with its message. With ``--steps FILE``
+(written by ``method_steps.py``) the table has time and memory of a step, too. Extra ``key.path=value`` words are passed
+on to every run. Writes OUT.json and OUT.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+from stage_runs import environment, public, run_stages, spread
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ROOT / "configs" / "digits" / "methods"
+PLAIN, KD = "plain", "soft_targets"
+SHARED = ("net", "quant", "float_train", "train", "agent")  # of the student: the same for all methods
+TEACHER = ("untrained", "members", "ensemble")  # of the teacher: a method's own
+Task = tuple[str, int, int]  # method, bits, seed
+
+
+def merged(base: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    """Return the base config with what makes a method: its phases have the base's length, its rates the base's scale.
+
+    Args:
+        base: Nested mappings of the base config.
+        method: Of a method's config, whose ``student.train.epochs`` its phases add up to.
+    """
+    own, student = method["student"], dict(base["student"])
+    student = {key: value for key, value in student.items() if key in SHARED}
+    student |= {key: value for key, value in own.items() if key not in SHARED}
+    epochs = student["train"]["epochs"]
+    factor = own["train"]["lr"] / yaml.safe_load((METHODS / f"{KD}.yaml").read_text())["student"]["train"]["lr"]
+    student["train"] = {**student["train"], "lr": student["train"]["lr"] * factor}
+    if "phases" in student:
+        lengths = stretched([phase["epochs"] for phase in student["phases"]], epochs)
+        student["phases"] = [{**phase, "epochs": n} for phase, n in zip(student["phases"], lengths, strict=True) if n]
+    teacher = {**base["teacher"], **{key: value for key, value in method["teacher"].items() if key in TEACHER}}
+    if teacher.get("untrained"):
+        teacher.pop("train")
+    return {**base, "teacher": teacher, "student": student}
+
+
+def stretched(lengths: Sequence[int], total: int) -> list[int]:
+    """Return whole lengths in about the same proportions that add up to ``total``, at least 1 each."""
+    ends = [round(sum(lengths[: index + 1]) * total / sum(lengths)) for index in range(len(lengths))]
+    found = [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    found[found.index(max(found))] += total - sum(found)
+    return found
+
+
+def has_own_teacher(config: dict[str, Any]) -> bool:
+    """Whether a method's teacher is trained another way than the others'."""
+    joint = (config["student"].get("rotations") or {}).get("teacher_branches", {}).get("joint", False)
+    return joint or any(config["teacher"].get(key) for key in ("untrained", "members"))
+
+
+class Comparison:
+    """The runs of the comparison: where they lie, and what they are made from."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.folder = args, args.runs_dir
+        self.base = yaml.safe_load(args.config.read_text())
+        self.configs = {name: merged(self.base, yaml.safe_load(self.file(name).read_text())) for name in args.methods}
+
+    @staticmethod
+    def file(name: str) -> Path:
+        """Return a method's config."""
+        return METHODS / f"{name}.yaml"
+
+    def teacher(self, seed: int) -> Path:
+        """Return the run folder of the shared teacher."""
+        return self.folder / f"teacher-seed{seed}"
+
+    def run(self, task: Task) -> str:
+        """Run a task; return why it failed, or nothing."""
+        name, bits, seed = task
+        config = json.loads(json.dumps(self.configs[name]))
+        config["student"]["quant"] |= {"weight_bits": bits, "act_bits": bits}
+        if not has_own_teacher(config):
+            weights = self.teacher(seed) / "teacher" / "weights.safetensors"
+            config["teacher"] = {"net": config["teacher"]["net"], "weights": str(weights.resolve())}
+        path = self.folder / f"{run_name(task)}.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return self._stages(str(path), run_name(task), seed, "distill")
+
+    def train_teacher(self, seed: int) -> str:
+        """Train the shared teacher of a seed."""
+        return self._stages(str(self.args.config), self.teacher(seed).name, seed, "teacher")
+
+    def _stages(self, config: str, name: str, seed: int, until: str) -> str:
+        words = [f"seed={seed}", *self.args.overrides]
+        why = run_stages(config, name, words, self.folder, until=until)
+        print(f"{name}: {why or 'done'}", file=sys.stderr, flush=True)
+        return why
+
+    def row(self, task: Task, failure: str | None) -> dict[str, Any]:
+        """Return what a task came to."""
+        name, bits, seed = task
+        row: dict[str, Any] = {"method": name, "bits": bits, "seed": seed}
+        run = self.folder / run_name(task)
+        if failure or not (run / "student" / "result.json").is_file():
+            return {**row, "failed": failure or "not run to its end"}
+        student = json.loads((run / "student" / "result.json").read_text())
+        teacher = json.loads((run / "teacher" / "result.json").read_text())
+        lines = [json.loads(line) for line in (run / "student" / "metrics.jsonl").read_text().splitlines()]
+        return {
+            **row,
+            "accuracy": student["test_accuracy"],
+            "teacher_accuracy": teacher["test_accuracy"],
+            "seconds": round(student["seconds"], 1),
+            "first_train_accuracy": lines[0]["train_accuracy"],
+            "last_train_accuracy": lines[-1]["train_accuracy"],
+        }
+
+
+def run_name(task: Task) -> str:
+    """Return the name of a task's run folder."""
+    return f"{task[0]}-w{task[1]}a{task[1]}-seed{task[2]}"
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a line a method and width, best first within a width: spread, and the mean difference to plain KD."""
+    good = {(row["method"], row["bits"], row["seed"]): row["accuracy"] for row in rows if "failed" not in row}
+    table = []
+    for bits in sorted({row["bits"] for row in rows}):
+        lines = []
+        for name in dict.fromkeys(row["method"] for row in rows):
+            mine = {seed: value for (method, width, seed), value in good.items() if (method, width) == (name, bits)}
+            paired = [value - good[KD, bits, seed] for seed, value in mine.items() if (KD, bits, seed) in good]
+            failed = [row["failed"] for row in rows if (row["method"], row["bits"]) == (name, bits) and "failed" in row]
+            difference = round(statistics.mean(paired), 5) if paired else None
+            lines.append({"method": name, "bits": bits, **spread(list(mine.values())), "to_kd": difference,
+                          "failures": failed})  # fmt: skip
+        table += sorted(lines, key=lambda line: -line.get("mean", 0))
+    return table
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the record as a table a person reads."""
+    steps = record.get("steps") or {}
+    facts = record["environment"]
+    text = [
+        "# Distillation methods on one pair", "",
+        f"{record['what']}. {len(record['seeds'])} seeds ({', '.join(map(str, record['seeds']))}); "
+        f"{record['pair']}. Last epoch, {record['test_images']} test images read once. ± is the standard deviation of "
+        f"the seeds; `to KD` the mean difference to `{KD}` of the same seed, in points. Teacher: "
+        f"{100 * record['teacher']['mean']:.2f} ± {100 * record['teacher']['stdev']:.2f} %.", "",
+        f"Made by `python benchmarks/methods.py` on {facts['cpu']} ({facts['cores']} cores), torch {facts['torch']}, "
+        f"brevitas {facts['brevitas']}, {facts['date']}.", "",
+    ]  # fmt: skip
+    for bits in sorted({line["bits"] for line in record["table"]}):
+        text += [f"## W{bits}A{bits}", "", "| method | accuracy | to KD | time of a step / KD | memory / KD |",
+                 "|---|---|---|---|---|"]  # fmt: skip
+        for line in (line for line in record["table"] if line["bits"] == bits):
+            step = steps.get(f"{line['method']}-w{bits}a{bits}", {})
+            figures = [f"{step[key]:.2f}" if key in step else "" for key in ("time_ratio", "memory_ratio")]
+            text.append(f"| {line['method']} | {_accuracy(line)} | {_points(line['to_kd'])} | {' | '.join(figures)} |")
+        text.append("")
+    return "\n".join(text)
+
+
+def _accuracy(line: dict[str, Any]) -> str:
+    shown = f"{100 * line['mean']:.2f} ± {100 * line['stdev']:.2f} %" if line["seeds"] else "none"
+    failed = f" ({len(line['failures'])} failed: {line['failures'][0][:120]})" if line["failures"] else ""
+    return shown + failed
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.2f}"
+
+
+def main() -> None:
+    """Parse the command line, run what is missing, write table and record."""
+    known = sorted(path.stem for path in METHODS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "fashion-mnist" / "methods.yaml")
+    parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="METHOD", help=", ".join(known))
+    parser.add_argument("--bits", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--collect", action="store_true", help="only gather the runs that are there")
+    parser.add_argument("--steps", type=Path, help="what method_steps.py wrote")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "methods", help="without suffix")
+    args = parser.parse_args()
+    args.runs_dir.mkdir(parents=True, exist_ok=True)
+    comparison = Comparison(args)
+    tasks = [(name, bits, seed) for seed in args.seeds for bits in args.bits for name in args.methods]
+    failures: dict[Task, str] = {}
+    if not args.collect:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(comparison.train_teacher, args.seeds))
+            failures = dict(zip(tasks, pool.map(comparison.run, tasks), strict=True))
+    rows = [comparison.row(task, failures.get(task)) for task in tasks]
+    write(args, comparison, rows)
+
+
+def write(args: argparse.Namespace, comparison: Comparison, rows: list[dict[str, Any]]) -> None:
+    """Write OUT.json and OUT.md, and print the table."""
+    base = comparison.base
+    shared = {row["seed"]: row["teacher_accuracy"] for row in rows if row["method"] == KD and "failed" not in row}
+    facts = environment()
+    record = {
+        "what": "Test accuracy of low-bit students by distillation method, equal budgets",
+        "pair": f"{base['teacher']['net']} -> {base['student']['net']}, {base['data'].get('train_limit', 'all')} "
+        f"training images of {base['data']['name']}, {base['student']['train']['epochs']} epochs",
+        "test_images": 10_000,
+        "seeds": args.seeds,
+        "overrides": public(args.overrides),
+        "environment": facts,
+        "teacher": spread(list(shared.values())),
+        "table": summarise(rows),
+        "steps": json.loads(args.steps.read_text())["rows"] if args.steps else {},
+        "rows": rows,
+    }
+    args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    text = markdown(record)
+    args.out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

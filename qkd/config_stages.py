@@ -1,0 +1,72 @@
+"""The sections of the schema that say how the stages around the trainings work: search, export, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from qkd.config_types import Count, NonNegative, Positive, Section
+
+
+class SearchConfig(Section):
+    """The population search of an agent, for each role whose policy is ``search``."""
+
+    members: Annotated[int, Field(ge=2)] = Field(16, description="size of the population")
+    epochs: Count = Field(200, description="passes of each member over the search's training images")
+    interval_epochs: Count = Field(3, description="epochs between two exploit-and-explore points")
+    train_images: Count = Field(4000, description="at most this many training images (stratified, seeded)")
+    val_images: Count | None = Field(
+        None, description="images that score a member, out of the training images; absent: the run's validation part"
+    )
+    compat: Literal["correct", "weights_only"] = Field(
+        "correct",
+        description="what a copy takes over: correct: the whole state; weights_only: as released, trained weights but "
+        "neither the optimizer's state nor batch-norm statistics",
+    )
+    engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
+    workers: Count = Field(2, description="ray: members that train at a time")
+    gpus_per_worker: NonNegative = Field(0.0, description="ray: share of a GPU that a worker gets")
+    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: one of its own, here")
+    worker_failures: Annotated[int, Field(ge=0)] = Field(3, description="ray: lost workers a member survives")
+
+    @model_validator(mode="after")
+    def _has_a_perturbation(self) -> SearchConfig:
+        if self.interval_epochs >= self.epochs:
+            raise ValueError(
+                f"`interval_epochs` must be less than `epochs`, or no policy is ever explored, "
+                f"got {self.interval_epochs} of {self.epochs}"
+            )
+        return self
+
+
+class ExportConfig(Section):
+    """How the student becomes a file."""
+
+    flavour: Literal["ort", "qcdq", "qonnx"] = Field(
+        "ort",
+        description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
+    )
+    pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights in student.onnx")
+    linear: Literal["auto", "gemm", "matmul_nbits"] = Field(
+        "auto", description="form of low-bit linear layers in student.onnx; auto: blocks of MatMulNBits for heavy ones"
+    )
+    strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
+
+
+class BenchConfig(Section):
+    """How latency is measured."""
+
+    threads: Count = Field(1, description="intra-op threads")
+    batch_size: Count = Field(1, description="images an inference")
+    warmup: Annotated[int, Field(ge=0)] = Field(20, description="inferences before the clock starts")
+    rounds: Count = Field(200, description="timed inferences a model, interleaved")
+    on: tuple[str, ...] = Field(
+        ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
+    )
+    devices: Path | None = Field(None, description="devices file; absent: configs/devices.yaml")
+    provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")
+    affinity: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="CPUs it is pinned to; empty: none")
+    int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
+    timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")

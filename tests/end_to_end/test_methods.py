@@ -1,0 +1,127 @@
+"""Every method's config: it learns, goes on bit for bit after an interruption, and leaves no trace in the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from qkd.binding import load_config, read_config, shipped_configs
+from qkd.config import RunConfig
+from qkd.distill import LOSSES
+from qkd.dryrun import dry_run
+from qkd.files import read_safetensors
+from qkd.pipeline import run_stages
+from qkd.progress import Silent
+from qkd.rundir import RunFolder
+from qkd.training.loop import Trainer
+
+SHIPPED = shipped_configs()
+METHODS = sorted(name for name in SHIPPED if name.startswith("digits/methods/"))
+PLAIN = "digits/methods/plain"
+STAGES = ("teacher", "search", "distill", "export")
+
+
+class Interrupted(Exception):
+    """Stands for a kill; tests/qkd/stages/test_kill_and_resume.py kills processes."""
+
+
+def short(name: str, bits: int = 2) -> RunConfig:
+    """Return a method's config with few images and short trainings of the nets before the student."""
+    words = ["data.train_limit=256", "data.batch_size=64", f"student.quant.weight_bits={bits}"]
+    words.append(f"student.quant.act_bits={bits}")
+    config = read_config(SHIPPED[name])
+    for section in (("teacher", "train"), ("student", "float_train")):
+        values: Any = config
+        for key in section:
+            values = (values or {}).get(key)
+        if values:
+            words += [f"{'.'.join(section)}.epochs=2", f"{'.'.join(section)}.warmup_epochs=0.5"]
+    return load_config(name, words)
+
+
+def run(config: RunConfig, folder: Path, stages: tuple[str, ...] = STAGES) -> Path:
+    with RunFolder.open(config, runs_dir=folder) as opened:
+        run_stages(opened, stages, Silent())
+        return opened.path
+
+
+def operators(path: Path) -> Counter[tuple[str, tuple[int, ...]]]:
+    """Return the file's operators with the shapes of their constants."""
+    model = onnx.load(path)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    return Counter(
+        (node.op_type, tuple(size for name in node.input for size in shapes.get(name, ()))) for node in model.graph.node
+    )
+
+
+@pytest.fixture(scope="module")
+def plain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(short(PLAIN), tmp_path_factory.mktemp("plain")) / "export" / "student.onnx"
+
+
+def test_every_loss_has_a_config() -> None:
+    text = "\n".join(SHIPPED[name].read_text() for name in METHODS)
+    assert sorted(set(LOSSES) - set(re.findall(r"loss: (\w+)", text))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_learns_resumes_and_leaves_no_trace(
+    name: str, tmp_path: Path, plain_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    config = short(name)
+    whole = run(config, tmp_path / "whole")
+    rows = [json.loads(line) for line in (whole / "student" / "metrics.jsonl").read_text().splitlines()]
+    # a phase that trains modules alone has the student as it began
+    start, end = rows[0]["train_accuracy"], rows[-1]["train_accuracy"]
+    assert end > start, f"{name}: {start} -> {end}"
+    values = [value for row in rows for value in row["terms"].values()]
+    assert all(math.isfinite(value) for value in values)
+    for term in {term for row in rows for term in row["terms"]}:
+        course = [row["terms"][term] for row in rows if term in row["terms"]]
+        assert len(course) == 1 or len(set(course)) > 1, f"{term} did not move"
+    assert operators(whole / "export" / "student.onnx") == operators(plain_file)
+
+    cut = tmp_path / "cut"
+    stop_inside_the_students_training(config, monkeypatch, at=29)
+    with pytest.raises(Interrupted):
+        run(config, cut)
+    monkeypatch.undo()
+    again = run(config, cut)
+    expected = read_safetensors(whole / "student" / "weights.safetensors")
+    found = read_safetensors(again / "student" / "weights.safetensors")
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_works_with_a_w4a4_student(name: str) -> None:
+    report = dry_run(short(name, bits=4), Silent())
+    assert any(check.name.startswith("phase") for check in report.checks)
+
+
+def stop_inside_the_students_training(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
+    """Let the student's training end with an exception at a step, with a checkpoint after every step before it."""
+    step, done = Trainer._step, 0
+
+    def counting(self: Trainer, *arguments: Any) -> Any:
+        nonlocal done
+        if self.job.role != "student":
+            return step(self, *arguments)
+        if done == at:
+            raise Interrupted
+        done += 1
+        self.saved_at = -math.inf  # a checkpoint after this step
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", counting)

@@ -1,0 +1,331 @@
+"""Ensembles, peers and auxiliary teachers through the stages: files, results, resumption, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qkd.data import load_splits, normalise
+from qkd.distill.methods import EnsembleTeacher
+from qkd.files import read_json, read_safetensors, sha256_of
+from qkd.progress import Silent
+from qkd.rundir import RunFolder
+from qkd.stages import STAGES
+from qkd.stages.models import load_auxiliary, load_ensemble, load_guide, load_member, load_student, load_teacher
+from qkd.stages.peers import build_peers
+from qkd.testing import tiny_config, write_npz_set
+from quantizers import Student, set_fused
+
+SOFT = [{"loss": "cross_entropy"}, {"loss": "soft_target", "options": {"temperature": 2}}]
+FLOW = [{"loss": "information_flow", "weight": 10, "decay": 0.7, "taps": [["layer3", "layer3"]],
+         "options": {"reduction": "row_mean"}}, {"loss": "cross_entropy"}]  # fmt: skip
+ENSEMBLE = {"teacher.members": 3, "teacher.train.epochs": 1, "student.terms": SOFT}
+PEERS = {
+    "student.init": "float",
+    "student.float_train": {"epochs": 1, "lr": 0.05},
+    "student.quant": {"weight_bits": 2, "act_bits": 2},
+    "student.peers": {
+        "nets": [{}, {"weight_bits": 4, "act_bits": 4}, {"net": "wrn_16_1"}],
+        "taps": ["layer2", "layer3"],
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def unfused():
+    from quantizers import is_fused
+
+    before = is_fused()
+    set_fused(enabled=False)  # compiling takes longer than these trainings
+    yield
+    set_fused(enabled=before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz_set(tmp_path_factory.mktemp("data"))
+
+
+def run_stages(config: Any, runs_dir: Path, *names: str) -> RunFolder:
+    run = RunFolder.open(config, runs_dir)
+    for name in names:
+        STAGES[name](run, Silent())
+        assert run.is_complete(name)
+    return run
+
+
+def result(run: RunFolder, name: str) -> dict[str, Any]:
+    return json.loads((run.path / name / "result.json").read_text())
+
+
+def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / name / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- ensemble teacher
+
+
+@pytest.fixture(scope="module")
+def ensemble(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    set_fused(enabled=False)
+    config = tiny_config(data, {**ENSEMBLE, "name": "ensemble"})
+    return run_stages(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
+
+
+def test_members_differ_and_the_first_is_the_teacher(ensemble: RunFolder, data: Path, tmp_path: Path) -> None:
+    hashes = [sha256_of(ensemble.path / "teacher" / part / "weights.safetensors")
+              for part in ("", "member_1", "member_2")]  # fmt: skip
+    assert len(set(hashes)) == 3
+    alone = run_stages(tiny_config(data, {**ENSEMBLE, "teacher.members": 1, "name": "alone"}), tmp_path, "teacher")
+    assert sha256_of(alone.path / "teacher" / "weights.safetensors") == hashes[0]
+    assert not (alone.path / "teacher" / "member_1").exists() and "ensemble" not in result(alone, "teacher")
+
+
+def test_the_result_has_members_and_ensemble(ensemble: RunFolder) -> None:
+    found = result(ensemble, "teacher")
+    tests = [member["test_accuracy"] for member in found["members"]]
+    assert tests[0] == found["test_accuracy"] and tests[1] == result(ensemble, "teacher/member_1")["test_accuracy"]
+    assert found["members_mean"] == pytest.approx(sum(tests) / 3)
+    assert found["members_spread"] == pytest.approx(torch.tensor(tests).double().std().item())
+    assert found["ensemble"]["space"] == "probability" and 0 <= found["ensemble"]["test_accuracy"] <= 1
+    splits = load_splits(ensemble.config.data, seed=0)
+    images, labels = splits.test.batch(torch.arange(32), "cpu")
+    with torch.no_grad():
+        shown = normalise(images, splits.mean, splits.std)
+        average = torch.stack([load_member(ensemble, number)(shown).softmax(1) for number in range(3)]).mean(0)
+        teacher = load_ensemble(ensemble)
+        assert isinstance(teacher, EnsembleTeacher) and not teacher.training
+        torch.testing.assert_close(teacher(shown).softmax(1), average)
+    accuracy = (average.argmax(1) == labels).double().mean().item()
+    assert found["ensemble"]["test_accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_student_learns_from_the_ensemble(ensemble: RunFolder) -> None:
+    inputs = read_json(ensemble.path / "manifests" / "distill.json")["inputs"]
+    assert {f"teacher/member_{number}/weights.safetensors" for number in (1, 2)} <= set(inputs)
+    assert len(rows(ensemble, "student")) == 2
+    path = ensemble.path / "teacher" / "member_2" / "weights.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1])
+    try:
+        assert ensemble.why_incomplete("teacher") == "teacher/member_2/weights.safetensors has changed"
+        assert ensemble.why_incomplete("distill") == "teacher/member_2/weights.safetensors has changed"
+        STAGES["teacher"](ensemble, Silent())
+    finally:
+        assert path.read_bytes() == good
+    assert ensemble.is_complete("teacher") and ensemble.is_complete("distill")
+
+
+def test_only_the_first_member_is_exported_and_the_student_as_ever(ensemble: RunFolder) -> None:
+    STAGES["export"](ensemble, Silent())
+    assert sorted(path.name for path in (ensemble.path / "export").glob("*.onnx")) == ["student.onnx", "teacher.onnx"]
+    first, teacher = load_member(ensemble, 0).state_dict(), load_teacher(ensemble).state_dict()
+    assert all(torch.equal(first[name], teacher[name]) for name in first)
+
+
+def test_an_ensemble_has_no_features(data: Path) -> None:
+    with pytest.raises(ValueError, match=r"student: information_flow has taps, but teacher\.members is 3"):
+        tiny_config(data, {**ENSEMBLE, "student.terms": FLOW})
+    with pytest.raises(ValueError, match=r"student\.auxiliary: information_flow has taps"):
+        tiny_config(data, {**ENSEMBLE, "student.auxiliary": {"train": {"epochs": 1}}})
+    auxiliary = {"train": {"epochs": 1}, "terms": SOFT}
+    assert tiny_config(data, {**ENSEMBLE, "student.terms": FLOW, "student.auxiliary": auxiliary}).teacher.members == 3
+    study = [{"name": "co_study", "epochs": 2, "teacher_terms": SOFT}]
+    with pytest.raises(ValueError, match=r"teacher_terms needs teacher\.members 1"):
+        tiny_config(data, {**ENSEMBLE, "student.phases": study})
+    with pytest.raises(ValueError, match=r"needs `train` and no `weights`"):
+        tiny_config(data, {**ENSEMBLE, "teacher.weights": "given.safetensors"})
+
+
+def test_an_ensemble_has_no_last_layer(ensemble: RunFolder, data: Path, tmp_path: Path) -> None:
+    terms = [{"loss": "class_relation"}]
+    run = run_stages(tiny_config(data, {**ENSEMBLE, "student.terms": terms, "name": "layer"}), tmp_path, "teacher")
+    with pytest.raises(ValueError, match="ensemble of 3 nets: it has neither features nor a last layer"):
+        STAGES["distill"](run, Silent())
+
+
+# --- peers
+
+
+@pytest.fixture(scope="module")
+def peers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    set_fused(enabled=False)
+    config = tiny_config(data, {**PEERS, "name": "peers", "teacher.train.epochs": 1})
+    return run_stages(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
+
+
+def test_peers_are_reported_and_thrown_away(peers: RunFolder) -> None:
+    found = result(peers, "student")
+    widths = [(peer["name"], peer["net"], peer["weight_bits"], peer["act_bits"]) for peer in found["peers"]]
+    assert widths == [
+        ("peer_0", "resnet8", None, None), ("peer_1", "resnet8", 4, 4), ("peer_2", "wrn_16_1", None, None)
+    ]  # fmt: skip
+    assert all(0 <= peer["test_accuracy"] <= 1 and 0 <= peer["val_accuracy"] <= 1 for peer in found["peers"])
+    assert found["weight_bits"] == 2
+    terms, facts = rows(peers, "student")[0]["terms"], rows(peers, "student")[0]["facts"]
+    assert set(terms) == {"labels", "features", "ensemble"}
+    assert set(facts) == {"peer_0_accuracy", "peer_1_accuracy", "peer_2_accuracy"}
+    kept = read_safetensors(peers.path / "student" / "weights.safetensors")
+    assert set(kept) == set(load_student(peers).state_dict()), "the student's weights and no others"
+    checkpoint = next((peers.path / "student" / "checkpoint").glob("*.safetensors"))
+    kinds = {name.split("/")[1] for name in read_safetensors(checkpoint) if name.startswith("partner/")}
+    # layer2 of wrn_16_1 has resnet8's shape, and so has all else: no adapter is needed
+    assert kinds == {"peer_0", "peer_1", "peer_2"}
+
+
+def test_peers_start_from_the_students_weights_where_the_net_is_its(peers: RunFolder) -> None:
+    splits = load_splits(peers.config.data, seed=0)
+    start = peers.path / "student" / "float" / "weights.safetensors"
+    made = build_peers(peers.config, splits, start, torch.device("cpu"))
+    stored = read_safetensors(start)
+    assert all(torch.equal(stored[name], tensor) for name, tensor in made[0].model.state_dict().items())
+    low = made[1].model
+    assert isinstance(low, Student) and (low.spec.weight_bits, low.spec.act_bits) == (4, 4)
+    assert [peer.shapes for peer in made] == [((32, 4, 4), (64, 2, 2))] * 3
+
+
+def test_peers_survive_an_interruption_bit_for_bit(
+    peers: RunFolder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import qkd.training.loop as loop
+
+    changes = {**PEERS, "name": "cut", "teacher.train.epochs": 1, "student.train": {
+        "epochs": 2, "lr": 0.01, "checkpoint_every_s": 0}}  # fmt: skip
+    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search")
+    real, count = loop.Trainer._save, [0]
+
+    def cut(trainer: Any) -> None:
+        real(trainer)
+        count[0] += trainer.job.role == "student"
+        if count[0] == 4:
+            count[0] += 1
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Trainer, "_save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        STAGES["distill"](run, Silent())
+    monkeypatch.undo()
+    STAGES["distill"](run, Silent())
+    names = ("student/weights.safetensors", "student/float/weights.safetensors")
+    assert [sha256_of(run.path / name) for name in names] == [sha256_of(peers.path / name) for name in names]
+    assert result(run, "student")["peers"] == result(peers, "student")["peers"]
+
+
+def test_a_phase_may_leave_peers_out_or_add_terms(data: Path, tmp_path: Path) -> None:
+    phases = [
+        {"name": "together", "epochs": 1, "terms": [{"loss": "soft_target", "weight": 0.5}]},
+        {"name": "alone", "epochs": 1, "peers": False, "freeze_batch_norm": True},
+    ]
+    changes = {**PEERS, "name": "phases", "teacher.train.epochs": 1, "student.phases": phases}
+    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    first, second = rows(run, "student")
+    assert set(first["terms"]) == {"labels", "features", "ensemble", "soft_target"}
+    assert set(second["terms"]) == {"cross_entropy", "soft_target"} and "facts" not in second
+
+
+def test_refused_peers(data: Path) -> None:
+    with pytest.raises(ValueError, match="give `weight_bits` and `act_bits`, or neither"):
+        tiny_config(data, {"student.peers": {"nets": [{"weight_bits": 4}]}})
+    with pytest.raises(ValueError, match="at least 1"):
+        tiny_config(data, {"student.peers": {"nets": []}})
+    with pytest.raises(ValueError, match=r"nets\[1\]\.taps names 2 modules, but `taps` 1"):
+        tiny_config(data, {"student.peers": {"nets": [{}, {"taps": ["a", "b"]}], "taps": ["layer1"]}})
+    study = [{"name": "co_study", "epochs": 2, "teacher_terms": SOFT}]
+    with pytest.raises(ValueError, match="either teacher_terms or peers; say `peers: false` there"):
+        tiny_config(data, {**PEERS, "student.phases": study})
+
+
+def test_an_unknown_tap_of_a_peer_is_told(peers: RunFolder, data: Path) -> None:
+    section = {"nets": [{"taps": ["layer33"]}], "taps": ["layer3"]}
+    config = tiny_config(data, {**PEERS, "student.peers": section})
+    with pytest.raises(ValueError, match="the peer_0 has no module 'layer33'; did you mean .*`layer3`"):
+        build_peers(config, load_splits(config.data, seed=0), None, torch.device("cpu"))
+
+
+# --- auxiliary teacher
+
+
+@pytest.mark.parametrize("quant", [None, {"weight_bits": 8, "act_bits": 8}])
+def test_an_auxiliary_takes_the_teachers_place(data: Path, tmp_path: Path, quant: Any) -> None:
+    changes = {
+        "name": "auxiliary",
+        "teacher.net": "wrn_16_1",
+        "teacher.train.epochs": 1,
+        "student.net": "resnet8",
+        "student.init": "random",
+        "student.terms": FLOW,
+        "student.auxiliary": {"train": {"epochs": 2, "lr": 0.01}, "quant": quant},
+    }
+    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    found = result(run, "student/auxiliary")
+    assert (found["role"], found["net"], found["weight_bits"]) == ("auxiliary", "resnet8", quant and 8)
+    assert set(rows(run, "student/auxiliary")[0]["terms"]) == {"information_flow"}
+    auxiliary = load_auxiliary(run)
+    assert isinstance(auxiliary, Student) == (quant is not None) and not auxiliary.training
+    before = {name: tensor.clone() for name, tensor in auxiliary.state_dict().items()}
+    assert all(torch.equal(before[name], tensor) for name, tensor in load_guide(run).state_dict().items())
+    inputs = read_json(run.path / "manifests" / "distill.json")["inputs"]
+    assert {"student/auxiliary/weights.safetensors", "teacher/weights.safetensors"} <= set(inputs)
+    assert run.is_complete("auxiliary")
+    path = run.path / "student" / "auxiliary" / "weights.safetensors"
+    good = path.read_bytes()
+    path.unlink()
+    assert run.why_incomplete("distill") == "student/auxiliary/weights.safetensors is gone"
+    STAGES["distill"](run, Silent())
+    assert path.read_bytes() == good
+
+
+def test_what_an_auxiliary_starts_from(data: Path, tmp_path: Path) -> None:
+    from qkd.stages.auxiliary import _borrowed, auxiliary_config, auxiliary_phases
+
+    def config(auxiliary: Any, **changes: Any) -> Any:
+        base = {"teacher.net": "wrn_16_1", "student.net": "resnet8", "student.init": "random"}
+        given = {f"student.{name}": value for name, value in changes.items()}
+        return tiny_config(data, {**base, **given, "student.auxiliary": {"train": {"epochs": 4}, **auxiliary}})
+
+    def start(auxiliary: Any, **changes: Any) -> str:
+        made = config(auxiliary, **changes)
+        borrowed = _borrowed(RunFolder(made, tmp_path))
+        return "student" if borrowed is not None else auxiliary_config(made).student_start
+
+    own = {"float_train": {"epochs": 1}}
+    trained = {"init": "float", **own}
+    assert start({}) == "random" and start(own) == "float" and start({"net": "wrn_16_1"}) == "teacher"
+    assert start({}, **trained) == "student" and start(own, **trained) == "float"
+    assert start({"init": "random"}, **trained) == "random" == start({"net": "lenet5"}, **trained)
+    only = auxiliary_phases(config({}).student.auxiliary)
+    assert [(phase.epochs, phase.freeze_batch_norm) for phase in only] == [(4, False)]
+    low = config({"quant": {"weight_bits": 8, "act_bits": 8}})
+    assert auxiliary_phases(low.student.auxiliary) == () and auxiliary_config(low).student.quant.weight_bits == 8
+
+
+def test_refused_auxiliaries(data: Path) -> None:
+    def refused(auxiliary: Any, match: str, **changes: Any) -> None:
+        given = {f"student.{name}": value for name, value in changes.items()}
+        with pytest.raises(ValueError, match=match):
+            tiny_config(data, {"student.auxiliary": {"train": {"epochs": 2}, **auxiliary}, **given})
+
+    refused({"phases": [{"epochs": 3}]}, "add up to 3, but `train.epochs` is 2")
+    refused({"phases": [{"epochs": 2, "freeze_batch_norm": True}]}, "freeze_batch_norm need `quant`")
+    refused({"phases": [{"epochs": 2, "teacher_terms": SOFT}]}, "teacher_terms are for the student")
+    study = [{"name": "co_study", "epochs": 2, "teacher_terms": SOFT}]
+    refused({}, r"teacher_terms goes with no student\.auxiliary", phases=study)
+
+
+def test_ensemble_auxiliary_and_peers_together(data: Path, tmp_path: Path) -> None:
+    changes = {
+        **ENSEMBLE, **PEERS,
+        "name": "all",
+        "teacher.members": 2,
+        "teacher.ensemble": "logit",
+        "student.auxiliary": {"train": {"epochs": 1}, "terms": SOFT},
+        "student.phases": [{"name": "tutoring", "epochs": 2, "terms": FLOW}],
+    }  # fmt: skip
+    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    assert result(run, "teacher")["ensemble"]["space"] == "logit"
+    terms = rows(run, "student")[1]["terms"]
+    assert set(terms) == {"labels", "features", "ensemble", "information_flow", "cross_entropy"}

@@ -32,6 +32,7 @@ from qkd.stages.auxiliary import train_auxiliary
 from qkd.stages.models import guide_files, load_guide
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, agent_inputs, agent_mark, named_agent
+from qkd.stages.rotating import branches_file, load_branches, train_branches
 from qkd.stages.stored import stored_config
 from qkd.stages.student_start import StudentStart, phases_of, student_images
 from qkd.stages.views import run_view
@@ -189,8 +190,9 @@ def _inputs(run: RunFolder, role: Role, full: Splits, device: torch.device, prog
     start = StudentStart(run, full, device, progress)
     start.float_files()
     train_auxiliary(run, full, device, progress)
-    source = start.file()
-    files = [*guide_files(run), *([source] if source is not None else [])]
+    train_branches(run, full, device, progress)
+    own = (start.file(), branches_file(run))
+    files = [*guide_files(run), *(path for path in own if path is not None)]
     files += agent_inputs(run, "teacher") if run.config.student.view == "own" else []
     return list(dict.fromkeys(files))
 
@@ -238,7 +240,10 @@ def _student_trial(run: RunFolder, splits: Splits, device: torch.device, progres
     as_searched = config.model_copy(update={"student": own})
     view = run_view(run, as_searched, splits)
     peers = start.peers()
-    made = distillation(as_searched, lengths, student, teacher, view, net=start.net(), splits=splits, peers=peers)
+    made = distillation(
+        as_searched, lengths, student, teacher, view,
+        net=start.net(), splits=splits, peers=peers, branches=load_branches(run, teacher, splits),
+    )  # fmt: skip
     modules = [partner.module for partner in made.partners]
     fresh = [_state_of(module) for module in modules]
     calibrated: list[dict[str, torch.Tensor]] = []

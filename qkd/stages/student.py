@@ -18,6 +18,7 @@ from qkd.stages.outcome import score, write_outcome
 from qkd.stages.peers import Peer, peer_results
 from qkd.stages.phases import Distillation, distillation
 from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
+from qkd.stages.rotating import branches_file, branches_mark, load_branches, train_branches
 from qkd.stages.student_start import StudentStart, phases_of, student_images
 from qkd.stages.views import run_view
 from qkd.training import Job, cpu_threads, fit
@@ -51,6 +52,7 @@ class _Distillation:
     def run(self) -> None:
         config, run = self.config, self.folder
         files = self.start.float_files() + train_auxiliary(run, self.splits, self.device, self.progress)
+        files += train_branches(run, self.splits, self.device, self.progress)
         teacher = load_guide(run).to(self.device)
         student, peers = self.start.student(), self.start.peers()
         folder = run.folder("student")
@@ -79,7 +81,8 @@ class _Distillation:
             **({"peers": found} if found else {}),
         )
         files += [folder / WEIGHTS, folder / "metrics.jsonl", write_outcome(folder, outcome)]
-        run.complete("distill", files, [*guide_files(run), *agent_inputs(run, "student")])
+        joint = [path for path in [branches_file(run)] if path is not None and path not in files]
+        run.complete("distill", files, [*guide_files(run), *joint, *agent_inputs(run, "student")])
         keep_last_checkpoint(folder)
 
     def _distillation(self, student: Student, teacher: nn.Module, peers: tuple[Peer, ...]) -> Distillation:
@@ -92,6 +95,7 @@ class _Distillation:
             net=self.start.net(),
             splits=self.splits,
             peers=peers,
+            branches=load_branches(self.folder, teacher, self.splits),
         )
 
     def _keep_studied(self, teacher: nn.Module, made: Distillation) -> list[Path]:
@@ -130,6 +134,7 @@ class _Distillation:
                 "data": self.splits.fingerprint,
                 **self._guide_marks(),
                 **({"start": sha256_of(source)} if source is not None else {}),
+                **branches_mark(self.folder),
                 **agent_mark(agent),
             },
             scales=lambda: quantizer_scales(student),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qkd.config import PhaseConfig, RunConfig, StudentConfig
 from qkd.data import Splits, epoch_order, iterate, normalise, take_quiz
+from qkd.distill.turns import turn_images
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
@@ -169,4 +170,5 @@ class StudentStart:
         size = min(config.data.batch_size, len(train))
         order = epoch_order(len(train), stream(config.seed, "calibration"))[: size * config.student.calibration_batches]
         for images, _ in iterate(train, order, size, self.device, drop_last=True):
-            yield normalise(images, self.splits.mean, self.splits.std)
+            upright = normalise(images, self.splits.mean, self.splits.std)
+            yield upright if config.student.rotations is None else turn_images(upright)

@@ -187,6 +187,23 @@ def test_a_flavour_that_is_none_is_a_fault() -> None:
     assert fault.startswith("config.export.flavour: ") and "qonnx" in fault and "tflite" in fault
 
 
+@pytest.mark.parametrize("policy", ["none", "crop", "crop_flip", "cutmix", "trivial", "randaugment"])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_flatten_needs_a_policy_with_epochs(role: str, policy: str) -> None:
+    data = apply_overrides(small(), [f"{role}.agent={{policy: {policy}, flatten: true}}"])
+    (fault,) = faults_of(data)
+    assert fault.startswith(f"config.{role}.agent: `flatten` mixes the epochs of a schedule") and f"`{policy}`" in fault
+
+
+def test_flatten_looks_at_the_policy_that_the_student_takes() -> None:
+    taking = ["student.agent={policy: teacher, flatten: true}"]
+    (fault,) = faults_of(apply_overrides(small(), [*taking, "teacher.agent={policy: trivial}"]))
+    assert "student.agent.flatten" in fault and "`trivial`" in fault
+    for policy in ("pba", "search"):
+        assert bind(apply_overrides(small(), [*taking, f"teacher.agent={{policy: {policy}}}"])).student.agent.flatten
+    assert bind(apply_overrides(small(), ["teacher.agent={policy: pba, flatten: true}"])).teacher.agent.flatten
+
+
 def test_phases_must_add_up() -> None:
     data = apply_overrides(small(), ["student.phases=[{epochs: 3}]"])
     assert faults_of(data) == ["config.student: epochs of `phases` add up to 3, but `train.epochs` is 2"]

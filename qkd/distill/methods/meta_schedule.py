@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from qkd.config import TrainConfig
-from qkd.config_methods import MetaConfig
+from qkd.config import MetaConfig, TrainConfig
 from qkd.distill.methods.meta import MetaRates
 from qkd.training.job import Batch
 from qkd.training.schedule import learning_rate

@@ -120,6 +120,7 @@ def test_the_student_learns_from_the_ensemble(ensemble: RunFolder) -> None:
     assert ensemble.is_complete("teacher") and ensemble.is_complete("distill")
 
 
+@pytest.mark.slow
 def test_only_the_first_member_is_exported_and_the_student_as_ever(ensemble: RunFolder) -> None:
     STAGES["export"](ensemble, Silent())
     assert sorted(path.name for path in (ensemble.path / "export").glob("*.onnx")) == ["student.onnx", "teacher.onnx"]
@@ -316,6 +317,7 @@ def test_refused_auxiliaries(data: Path) -> None:
     refused({}, r"teacher_terms goes with no student\.auxiliary", phases=study)
 
 
+@pytest.mark.slow
 def test_ensemble_auxiliary_and_peers_together(data: Path, tmp_path: Path) -> None:
     changes = {
         **ENSEMBLE, **PEERS,
@@ -329,3 +331,83 @@ def test_ensemble_auxiliary_and_peers_together(data: Path, tmp_path: Path) -> No
     assert result(run, "teacher")["ensemble"]["space"] == "logit"
     terms = rows(run, "student")[1]["terms"]
     assert set(terms) == {"labels", "features", "ensemble", "information_flow", "cross_entropy"}
+
+
+def test_a_critical_period_fades_over_all_phases_that_share_its_terms(data: Path, tmp_path: Path) -> None:
+    flow = {"loss": "information_flow", "weight": 8, "decay": 0.5, "taps": [["layer3", "layer3"]]}
+    phases = [
+        {"name": "self_study", "epochs": 1, "terms": [{"loss": "cross_entropy"}]},
+        {"name": "tutoring", "epochs": 2},
+        {"name": "settling", "epochs": 1, "freeze_batch_norm": True},
+        {"name": "again", "epochs": 1, "terms": [flow]},
+    ]
+    changes = {
+        "name": "critical",
+        "teacher.net": "wrn_16_1",
+        "teacher.train.epochs": 1,
+        "student.net": "resnet8",
+        "student.init": "random",
+        "student.train": {"epochs": 5, "lr": 0.01},
+        "student.phases": phases,
+        "student.terms": [flow],
+    }
+    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    factors = [row["train_loss"] / row["terms"]["information_flow"] for row in rows(run, "student")[1:]]
+    assert factors == pytest.approx([8, 4, 2, 8])
+
+
+@pytest.mark.slow
+def test_a_dry_run_tries_auxiliary_peers_and_ensemble(data: Path) -> None:
+    from qkd.dryrun import dry_run
+
+    changes = {
+        **ENSEMBLE, **PEERS,
+        "teacher.net": "wrn_16_1",
+        "student.net": "resnet8",
+        "student.auxiliary": {
+            "train": {"epochs": 2}, "terms": SOFT, "quant": {"weight_bits": 8, "act_bits": 8},
+            "float_train": {"epochs": 1},
+        },
+        "student.phases": [{"name": "together", "epochs": 2, "terms": FLOW}],
+    }  # fmt: skip
+    report = dry_run(tiny_config(data, changes), Silent())
+    names = [check.name for check in report.checks]
+    assert names == [
+        "data", "teacher", "auxiliary", "phase tutoring", "phase settling", "student", "phase together", "export"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_search_with_peers_and_auxiliary_finds_the_same_when_it_is_cut(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qkd.search.trial import Trial
+
+    changes = {
+        **PEERS,
+        "teacher.train.epochs": 1,
+        "student.terms": FLOW,
+        "student.agent": {"policy": "search", "crop_padding": 1, "flip": False},
+        "student.auxiliary": {"train": {"epochs": 1}},
+        "search": {"members": 2, "epochs": 2, "interval_epochs": 1, "train_images": 32, "val_images": 16},
+        "data.val_fraction": 0.25,
+    }
+    take, turns, found = Trial.take, [0], []
+
+    def cut(trial: Trial, turn: Any) -> Any:
+        turns[0] += 1
+        if turns[0] == 2:
+            raise KeyboardInterrupt
+        return take(trial, turn)
+
+    for name in ("once", "twice"):
+        run = run_stages(tiny_config(data, {**changes, "name": name}), tmp_path, "teacher")
+        if name == "twice":
+            monkeypatch.setattr(Trial, "take", cut)
+            with pytest.raises(KeyboardInterrupt):
+                STAGES["search"](run, Silent())
+            monkeypatch.undo()
+        STAGES["search"](run, Silent())
+        found.append((run.path / "search" / "student.schedule.yaml").read_text())
+    assert found[0] == found[1]
+    assert (tmp_path / "once" / "student" / "auxiliary" / "result.json").is_file()

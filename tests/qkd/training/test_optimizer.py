@@ -10,7 +10,7 @@ from torch import nn
 
 from qkd.config import TrainConfig
 from qkd.testing import TinyNet
-from qkd.training import WeightAverage, build_optimizer, learning_rate
+from qkd.training import Partner, WeightAverage, build_optimizer, learning_rate
 from qkd.training.optimizer import set_learning_rate
 from quantizers import QuantSpec, prepare, quantizer_scales
 
@@ -33,6 +33,18 @@ def test_groups_of_a_student() -> None:
     }  # fmt: skip
     set_learning_rate(optimizer, 0.2)
     assert {role: group["lr"] for role, group in groups.items()} == {"weights": 0.2, "offsets": 0.2, "scales": 0.05}
+
+
+def test_a_low_bit_partner_has_scales_at_their_own_rate_and_without_decay() -> None:
+    partner = prepare(TinyNet(), QuantSpec(weight_bits=4, act_bits=4), example_inputs=torch.zeros(2, 1, 8, 8))
+    scales = quantizer_scales(partner)
+    joined = Partner("peer", partner, 0.5, scales=lambda: scales)
+    optimizer = build_optimizer(TinyNet(), config(scale_lr_factor=0.25, weight_decay=1e-3), (), [joined])
+    weights, offsets, own = optimizer.param_groups[2:]
+    assert {id(p) for p in own["params"]} == {id(p) for p in scales}
+    assert any(p.dim() >= 2 for p in scales) and not {id(p) for p in scales} & {id(p) for p in weights["params"]}
+    assert [group["lr_factor"] for group in (weights, offsets, own)] == [0.5, 0.5, 0.125]
+    assert [group["weight_decay"] for group in (weights, offsets, own)] == [1e-3, 0.0, 0.0]
 
 
 def test_kinds() -> None:

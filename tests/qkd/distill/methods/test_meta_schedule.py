@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.config import TrainConfig
-from qkd.config_methods import MetaConfig
+from qkd.config import MetaConfig, TrainConfig
 from qkd.distill.methods import MetaRates, MetaSchedule
 from qkd.training import Batch, learning_rate
 

@@ -14,8 +14,7 @@ from torch.nn import functional
 
 import quantizers
 from qkd.agents import build_agent
-from qkd.config import AgentConfig, DataConfig, TermConfig, TrainConfig
-from qkd.config_methods import MetaConfig
+from qkd.config import AgentConfig, DataConfig, MetaConfig, TermConfig, TrainConfig
 from qkd.data import Splits, normalise, take_quiz
 from qkd.distill import build_terms
 from qkd.distill.methods import MetaRates, MetaSchedule, MetaStep, Quiz

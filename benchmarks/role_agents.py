@@ -115,7 +115,8 @@ class Runs:
         return words + _agent("student", arm.student, self.arm(FINDER, seed) if is_found else None)
 
     def _run(self, path: Path, words: Sequence[str], until: str) -> str:
-        return run_stages(self.config, path.name, [*words, *self.words], self.folder, until=until)
+        words = [*self.words, *words]  # an arm's come last: `teacher.train.epochs=3` must not train its teacher again
+        return run_stages(self.config, path.name, words, self.folder, until=until)
 
 
 def _agent(role: str, policy: str, found_in: Path | None) -> list[str]:

@@ -202,10 +202,12 @@ class FakeRuns:
 
     def __init__(self, failing: str = "") -> None:
         self.calls: list[tuple[str, str]] = []
+        self.words: dict[str, list[str]] = {}
         self.failing = failing
 
     def __call__(self, config: str, name: str, words: list[str], folder: Path, *, until: str) -> str:
         self.calls.append((name, until))
+        self.words[name] = words
         if self.failing and name.startswith(self.failing):
             return "teacher: no luck"
         role = "teacher" if until == "teacher" else "student"
@@ -260,6 +262,16 @@ def test_nothing_is_computed_twice(program: Any, monkeypatch: pytest.MonkeyPatch
     assert again["summary"] == record["summary"] and again["searches"] == record["searches"]
 
 
+def test_no_override_trains_a_teacher_again(program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = FakeRuns()
+    words = ("teacher.train.epochs=3", "teacher.agent.policy=pba", "student.train.epochs=4")
+    compare(program, monkeypatch, tmp_path, fake, *words, "--seeds", "0")
+    for name, own in fake.words.items():
+        config = load_config(CONFIG, own)
+        assert config.student.train.epochs == 4 and config.teacher.agent.policy != "pba"
+        assert (config.teacher.train is not None) == name.startswith("teacher-")
+
+
 def test_a_failed_teacher_fails_its_arms_alone(program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = FakeRuns(failing="teacher-search-seed1")
     record = compare(program, monkeypatch, tmp_path, fake, "--seeds", "0", "1")
@@ -286,6 +298,7 @@ def test_the_stored_table_is_what_the_stored_figures_say(program: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_an_arm_of_shared_parts_is_the_arm_that_runs_alone(
     program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -11,7 +11,9 @@ from qkd.distill import LOSSES, Outputs, build_terms
 from qkd.distill.losses.given import given, teacher_in_graph
 
 TEACHERS = sorted(
-    name for name, entry in LOSSES.items() if entry.needs_teacher or "class_weights" in entry.inputs
+    name
+    for name, entry in LOSSES.items()
+    if entry.teaches and (entry.needs_teacher or "class_weights" in entry.inputs)
 )  # fmt: skip
 
 
@@ -36,6 +38,8 @@ def loss_of(name: str, values: Outputs) -> Tensor:
 
 def test_there_are_losses() -> None:
     assert len(TEACHERS) >= 10
+    constant = {name for name, entry in LOSSES.items() if not entry.teaches}
+    assert constant == {"graph_attention", "multi_head_graph", "singular_vector"}  # singular vectors
 
 
 @pytest.mark.parametrize("name", TEACHERS)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from qkd.config import PhaseConfig
 from qkd.data import load_splits
+from qkd.distill import phase_faults
 from qkd.files import read_safetensors
 from qkd.progress import Silent
 from qkd.rundir import RunFolder
@@ -128,3 +130,33 @@ TEACHING = {"quiz_images": 12}
 def test_what_a_config_may_not_say(data: Path, phases: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_config(data, {**CHANGES, "student.phases": phases})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student.peers": {"nets": [{"net": "lenet5"}]}}, "either `meta` or peers"),
+        ({"teacher.members": 2}, "meta needs teacher.members 1"),
+    ],
+)
+def test_what_it_does_not_go_with(data: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_config(data, {**CHANGES, **changes})
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ({"terms": [{"loss": "cross_entropy"}]}, "no term of the phase reads the teacher"),
+        ({"terms": [{"loss": "cross_entropy"}, {"loss": "soft_target", "weight": 0}]}, "no term of the phase reads"),
+        (
+            {"terms": [{"loss": "soft_target"}, {"loss": "singular_vector", "taps": [["a", "a"], ["b", "b"]]}]},
+            "no gradient passes singular_vector into the teacher",
+        ),
+        ({"trains": "modules", "terms": [{"loss": "hint", "taps": [["a", "a"]]}]}, "the student stands still"),
+    ],
+)
+def test_what_terms_it_cannot_teach_with(phase: dict[str, Any], message: str) -> None:
+    phases = [PhaseConfig.model_validate({"epochs": 1, "meta": TEACHING, **phase})]
+    faults = [(key, what) for _, key, what in phase_faults((), phases)]
+    assert [key for key, _ in faults] == ["meta"] and message in faults[0][1]

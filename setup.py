@@ -11,6 +11,7 @@ PACKAGES = [
     "qkd.data",
     "qkd.distill",
     "qkd.distill.losses",
+    "qkd.distill.methods",
     "qkd.nets",
     "qkd.report",
     "qkd.search",

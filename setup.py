@@ -8,6 +8,7 @@ PACKAGES = [
     "export.flavours",
     "qkd",
     "qkd.agents",
+    "qkd.config",
     "qkd.data",
     "qkd.distill",
     "qkd.distill.losses",

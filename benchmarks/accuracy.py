@@ -13,33 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-STAGES = ("teacher", "search", "distill", "export")
+from stage_runs import environment, public, run_stages, spread
 
 
 def run_one(config: str, seed: int, folder: Path, overrides: list[str], teacher: Path | None) -> dict[str, Any]:
     """Run the stages of one config with one seed and return its row."""
     name = f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
-    words = [f"name={name}", f"seed={seed}", *overrides]
+    words = [f"seed={seed}", *overrides]
     if teacher is not None:
         words += [f"teacher.weights={teacher}", "teacher.train=null"]
     started = time.time()
-    for stage in STAGES:
-        command = [sys.executable, "-m", "qkd.cli", stage, config, *words, "--runs-dir", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        (folder / f"{name}.{stage}.log").write_text(done.stdout + done.stderr)
-        if done.returncode:
-            tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            return {"config": config, "seed": seed, "failed": f"{stage}: {tail}"}
+    if why := run_stages(config, name, words, folder, until="export"):
+        return {"config": config, "seed": seed, "failed": why}
     return {"config": config, "seed": seed, "seconds": round(time.time() - started), **_read(folder / name)}
 
 
@@ -88,32 +79,9 @@ def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
 def summarise(rows: list[dict[str, Any]], configs: list[str]) -> dict[str, Any]:
     """Return mean and standard deviation a config, and of the teachers."""
     good = [row for row in rows if "failed" not in row]
-    table = {config: _spread([r["student_accuracy"] for r in good if r["config"] == config]) for config in configs}
+    table = {config: spread([r["student_accuracy"] for r in good if r["config"] == config]) for config in configs}
     teachers = {row["seed"]: row["teacher_accuracy"] for row in good}  # one a seed, shared by the configs
-    return {"teacher": _spread(list(teachers.values())), **table}
-
-
-def _spread(values: list[float]) -> dict[str, float | int]:
-    if not values:
-        return {"seeds": 0}
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {
-        "seeds": len(values), "mean": round(statistics.mean(values), 5), "stdev": round(deviation, 5),
-        "min": min(values), "max": max(values),
-    }  # fmt: skip
-
-
-def environment() -> dict[str, Any]:
-    """Return versions and hardware."""
-    import brevitas
-    import onnxruntime
-    import torch
-
-    return {
-        "python": platform.python_version(), "torch": torch.__version__, "brevitas": brevitas.__version__,
-        "onnxruntime": onnxruntime.__version__, "machine": platform.machine(), "cores": os.cpu_count(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(), "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+    return {"teacher": spread(list(teachers.values())), **table}
 
 
 def main() -> None:
@@ -138,14 +106,9 @@ def main() -> None:
     for name, row in summary.items():
         print(f"{name:45s}", row)
     if args.json:
-        record = {"what": "last-epoch test accuracy", "configs": args.configs, "overrides": _public(args.overrides)}
+        record = {"what": "last-epoch test accuracy", "configs": args.configs, "overrides": public(args.overrides)}
         record |= {"environment": environment(), "summary": summary, "rows": rows}
         args.json.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _public(overrides: list[str]) -> list[str]:
-    """Return the overrides without this machine's folders."""
-    return [word for word in overrides if not word.startswith(("data.path=", "data.root="))]
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/methods.py --jobs 2
 
 Every method is a config of ``configs/digits/methods``; what makes it that method (terms, phases, partners, start) takes
-the place of the same keys of the base config, phases stretched to its epochs and the learning rate scaled alike, so
-that all students see the same number of batches. All rows of a seed have the same teacher, but for methods whose
+the place of the same keys of the base config, phases stretched to its epochs, so that all students see the same number
+of batches. All rows of a seed have the same teacher, but for methods whose
 teacher is a part of the method; these train their own. Students are scored once, on the whole test set, after their
 last epoch. Complete runs are not run again. A run that fails stays in the table with its message. With ``--steps FILE``
 (written by ``method_steps.py``) the table has time and memory of a step, too. Extra ``key.path=value`` words are passed
@@ -25,6 +25,8 @@ from typing import Any
 import yaml
 from stage_runs import environment, public, run_stages, spread
 
+from qkd.yaml_text import parse_yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "configs" / "digits" / "methods"
 PLAIN, KD = "plain", "soft_targets"
@@ -34,7 +36,7 @@ Task = tuple[str, int, int]  # method, bits, seed
 
 
 def merged(base: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    """Return the base config with what makes a method: its phases have the base's length, its rates the base's scale.
+    """Return the base config with what makes a method: its phases have the base's length, its rate is the base's.
 
     Args:
         base: Nested mappings of the base config.
@@ -44,8 +46,8 @@ def merged(base: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
     student = {key: value for key, value in student.items() if key in SHARED}
     student |= {key: value for key, value in own.items() if key not in SHARED}
     epochs = student["train"]["epochs"]
-    factor = own["train"]["lr"] / yaml.safe_load((METHODS / f"{KD}.yaml").read_text())["student"]["train"]["lr"]
-    student["train"] = {**student["train"], "lr": student["train"]["lr"] * factor}
+    if own.get("init") == "random":  # what starts from nothing needs the rate of a training from nothing
+        student["train"] = {**student["train"], "lr": student["float_train"]["lr"]}
     if "phases" in student:
         lengths = stretched([phase["epochs"] for phase in student["phases"]], epochs)
         student["phases"] = [{**phase, "epochs": n} for phase, n in zip(student["phases"], lengths, strict=True) if n]
@@ -74,8 +76,8 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, args.runs_dir
-        self.base = yaml.safe_load(args.config.read_text())
-        self.configs = {name: merged(self.base, yaml.safe_load(self.file(name).read_text())) for name in args.methods}
+        self.base = parse_yaml(args.config.read_text())
+        self.configs = {name: merged(self.base, parse_yaml(self.file(name).read_text())) for name in args.methods}
 
     @staticmethod
     def file(name: str) -> Path:

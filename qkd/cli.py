@@ -38,6 +38,8 @@ EXAMPLES = """examples:
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
+  qkd diagnose runs/digits-w2a2 --out teacher.svg     what its teacher tells, and which known failure it shows
+  qkd retrieve runs/digits-w2a2                       do features find images of their class?
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
@@ -94,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     run = _add(commands, "run", run_all, "every stage, resuming where it stopped", needs_config=True, has_runs=True)
     run.add_argument("--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing")
+    run.add_argument("--until", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="the last stage to run")
     for name in STAGE_NAMES:
         command = run_bench if name == "bench" else run_stage
         stage = _add(commands, name, command, STAGE_HELP[name], needs_config=True, has_runs=True)
@@ -111,13 +114,14 @@ def build_parser() -> argparse.ArgumentParser:
     count.add_argument("config", metavar="MODEL.onnx|RUN|CONFIG", help="an ONNX file, a run (folder or name), a config")
     count.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. student.quant.act_bits=2")
     count.add_argument("--layers", action="store_true", help="every layer, too (--json always has them)")
+    _add_measuring_commands(commands)
     _add_policy_commands(commands)
     _add(commands, "doctor", doctor, "versions, devices, name clashes")
     return parser
 
 
 def run_all(args: argparse.Namespace) -> int:
-    """``qkd run``: every stage, then the closing table."""
+    """``qkd run``: every stage (or up to one), then the closing table."""
     config = _load(args)
     if args.dry_run or not (args.runs_dir / config.name).exists():
         _load(args, with_files=True)  # a fresh run needs all of them: say before training which are missing
@@ -125,7 +129,7 @@ def run_all(args: argparse.Namespace) -> int:
         from qkd.dryrun import dry_run
 
         return _print(args, dry_run(config, _progress()))
-    return _run(config, STAGE_NAMES, args)
+    return _run(config, STAGE_NAMES[: STAGE_NAMES.index(args.until) + 1], args)
 
 
 def run_stage(args: argparse.Namespace) -> int:
@@ -177,6 +181,23 @@ def cost(args: argparse.Namespace) -> int:
 
     report = cost_of_target(args.config, runs_dir=args.runs_dir, overrides=args.overrides, load=lambda: _load(args))
     return _print(args, CostTable(report, has_layers=args.layers))
+
+
+def diagnose(args: argparse.Namespace) -> int:
+    """``qkd diagnose``: what a teacher tells, and which known failure of distillation it shows."""
+    from qkd.diagnosing import diagnose_target
+
+    options = {"limit": args.limit, "temperature": args.temperature, "out": args.out, "progress": _progress()}
+    where = {"runs_dir": args.runs_dir, "overrides": args.overrides, "load": lambda: _load(args)}
+    return _print(args, diagnose_target(args.config, **where, **options))
+
+
+def retrieve(args: argparse.Namespace) -> int:
+    """``qkd retrieve``: how well features of test images find training images of their class."""
+    from qkd.retrieving import retrieve_target
+
+    options = {"role": args.role, "tap": args.tap, "compat": args.compat, "limit": args.limit, "queries": args.queries}
+    return _print(args, retrieve_target(args.run, runs_dir=args.runs_dir, progress=_progress(), **options))
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -287,6 +308,25 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--int8-baseline", action="store_true", help="measure onnxruntime's static int8 of the float model, too"
     )
+
+
+def _add_measuring_commands(commands: Any) -> None:
+    text = "what a teacher's soft targets tell, on its training images, and which known failure they show"
+    look = _add(commands, "diagnose", diagnose, text, has_runs=True)
+    look.add_argument("config", metavar="CONFIG|RUN", help="a run (folder or name) with a teacher, or its config")
+    look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
+    look.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
+    look.add_argument("--temperature", type=float, metavar="T", help="of the distillation (the config's)")
+    look.add_argument("--out", type=Path, metavar="FILE.svg|FILE.png", help="draw it")
+    text = "how well features of test images find training images of their class (mAP, top-100)"
+    find = _add(commands, "retrieve", retrieve, text, has_runs=True)
+    find.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
+    find.add_argument("--role", choices=("teacher", "student"), help="whose features (of both, as far as trained)")
+    find.add_argument("--tap", metavar="PATH", help="module whose output to read (the last linear layer's input)")
+    text = "released: interpolate precision as the published program does, at the first 127 ranks only"
+    find.add_argument("--compat", choices=("correct", "released"), default="correct", help=text)
+    find.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
+    find.add_argument("--queries", type=_positive, metavar="N", help="at most N test images, stratified (all)")
 
 
 def _add_policy_commands(commands: Any) -> None:

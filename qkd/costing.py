@@ -15,6 +15,7 @@ from qkd.failures import UsageError
 from qkd.nets import build_net
 from qkd.report.table import align, bytes_text
 from qkd.report.text import cost_rows
+from qkd.run_target import run_folder
 from qkd.rundir import RunFolder
 from qkd.seeding import global_stream
 from qkd.stages.models import WEIGHTS, load_student, prepare_student
@@ -63,19 +64,12 @@ def cost_of_target(
         FileNotFoundError: If the file does not exist.
         ValueError: If a file cannot be read, or the student cannot be built.
     """
-    folder = _run_folder(target, runs_dir)
+    folder = run_folder(target, runs_dir)
     if overrides and (folder is not None or target.endswith(".onnx")):
         raise UsageError(f"{target} is what it is: {overrides[0]} can change a config only; name a config instead")
     if target.endswith(".onnx"):
         return cost_of_file(target)
     return _cost_of_config(load()) if folder is None else _cost_of_run(folder)
-
-
-def _run_folder(target: str, runs_dir: Path) -> Path | None:
-    for folder in (Path(target), runs_dir / target):
-        if (folder / "config.yaml").is_file():
-            return folder
-    return None
 
 
 def _cost_of_run(folder: Path) -> CostReport:

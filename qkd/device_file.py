@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from export.devices import Device
 from qkd.bind_faults import did_you_mean, schema_faults
 from qkd.binding import read_config, shipped_folder
-from qkd.config_types import Count, Positive, Section
+from qkd.config import Count, Positive, Section
 from qkd.failures import ConfigError
 
 FILE_NAME = "devices.yaml"

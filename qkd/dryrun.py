@@ -21,7 +21,7 @@ from export.runtime import open_session
 from qkd.agents import Agent, build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits, iterate, load_splits, normalise
-from qkd.distill.methods import EnsembleTeacher
+from qkd.distill.methods import BranchStep, EnsembleTeacher
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.search import search_splits
@@ -32,7 +32,8 @@ from qkd.stages.models import prepare_student
 from qkd.stages.peers import Peer, build_peers
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, named_agent
-from qkd.stages.student_start import phases_of
+from qkd.stages.rotating import branched_teacher, fresh_branches
+from qkd.stages.student_start import phases_of, student_images
 from qkd.stages.views import teacher_view
 from qkd.training import Batch, Phase, cpu_threads, supervised_step
 from qkd.training.precision import choose_device
@@ -95,8 +96,11 @@ class _Trial:
 
     def run(self) -> DryRunReport:
         with self._tried("data") as outcome:
-            self.splits: Splits = load_splits(self.config.data, seed=self.config.seed).to(self.device)
+            images = load_splits(self.config.data, seed=self.config.seed)
+            self.splits: Splits = student_images(self.config, images).to(self.device)
             outcome.append(f"{len(self.splits.train)} training images, {len(self.splits.classes)} classes")
+            if self.splits.quiz is not None:
+                outcome.append(f"{len(self.splits.quiz)} more for the quiz")
             if self.config.searched_roles:
                 found = search_splits(self.splits, self.config.search, seed=self.config.seed)
                 outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")
@@ -114,18 +118,26 @@ class _Trial:
         with self._tried("student") as outcome:
             student = self._student(teacher, outcome)
         peers = build_peers(self.config, self.splits, None, self.device)
-        self._phases(self.config, student, guide, peers)
+        self._phases(self.config, student, guide, peers, self._teacher_branches(teacher))
         with self._tried("export") as outcome:
             outcome.append(self._export(student.cpu()))
         return DryRunReport(self.config.name, tuple(self.checks))
 
-    def _phases(self, config: RunConfig, student: nn.Module, teacher: nn.Module, peers: tuple[Peer, ...] = ()) -> None:
+    def _phases(
+        self,
+        config: RunConfig,
+        student: nn.Module,
+        teacher: nn.Module,
+        peers: tuple[Peer, ...] = (),
+        branches: nn.ModuleList | None = None,
+    ) -> None:
         """Try every phase of a distillation."""
         view = teacher_view(config, self.splits, self._tried_agent("teacher"))
         net = self._net(config.student_net, "student")
         made = distillation(
-            config, phases_of(config.student), student, teacher, view, net=net, splits=self.splits, peers=peers
-        )
+            config, phases_of(config.student), student, teacher, view,
+            net=net, splits=self.splits, peers=peers, branches=branches,
+        )  # fmt: skip
         for other in made.low_bit:
             calibrate(other, [batch.images for batch in self._batches(None)])
         for phase in made.phases:
@@ -185,6 +197,20 @@ class _Trial:
         quant = self.config.student.quant
         outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {self.config.student_start}")
         return student
+
+    def _teacher_branches(self, teacher: nn.Module) -> nn.ModuleList | None:
+        """Return the branches that offline rotations learn from, after two batches of their training."""
+        own = self.config.student.rotations
+        if own is None or own.teacher_branches is None:
+            return None
+        with self._tried("teacher branches") as outcome:
+            branches = fresh_branches(self.config, teacher, self.splits, "teacher")
+            step = BranchStep(branched_teacher(self.config, teacher, branches), joint=False)
+            agent = build_agent(self._tried_agent("teacher"), epochs=1, mean=self.splits.mean)
+            phase = Phase("branches", 1, step)
+            with step.tapped():
+                outcome.append(_losses([_backward(phase, batch, branches) for batch in self._batches(agent)]))
+        return branches
 
     def _supervised(self, net: nn.Module, train: TrainConfig, agent_config: AgentConfig) -> str:
         step = supervised_step(net, label_smoothing=train.label_smoothing)

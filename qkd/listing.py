@@ -22,6 +22,7 @@ DATASET_NOTES = {
 POLICY_NOTES = {
     "crop": "random crop after padding",
     "crop_flip": "random crop after padding, then a flip of half of the images",
+    "cutmix": "CutMix: after crop and flip half of the images (the share `cutmix`) get a box of another one",
     "file": "a schedule of policies over the epochs, from the YAML file `schedule` names",
     "none": "images as they are",
     "pba": "the PBA operations, none to two an image, stronger in each third of the training, then crop and flip",

@@ -1,4 +1,8 @@
-"""Fake quantization as one fused forward and one fused backward pass, with the published gradient of the step size."""
+"""Fake quantization as one fused forward and one fused backward pass, with the published gradient of the step size.
+
+A backward pass that is itself to be differentiated (``create_graph=True``) runs unfused, as operations that autograd
+knows; values are the same, and so are gradients but for the order in which those of step sizes are summed.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,23 @@ def _clip_gradients_tensor(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, 
     inside = (v > low) & (v < high)
     zero = torch.zeros_like(grad)
     return torch.where(inside, grad, zero), (torch.where(inside, zero, grad) * torch.clamp(v, low, high)).sum()
+
+
+def _open_gradients(
+    grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, residual: bool = True
+) -> tuple[Tensor, Tensor]:
+    r"""Return the gradient of ``x`` and the terms of the step size's, both differentiable with their true slopes.
+
+    In ``grad`` both are linear. The terms' slope in ``v = x / scale`` is that of the sawtooth ``round(v) - v``, which
+    is -1, and nothing where ``v`` is clipped; jumps count for nothing. (``clamp`` would claim a slope on its edges,
+    where every zero behind a ReLU lies.)
+    """
+    v = (x / scale).detach()
+    inside = (v > low) & (v < high)
+    zero = torch.zeros_like(v)
+    # masked before the division, whose slope is x / scale**2: a huge clipped value must not make 0 * inf of it
+    sawtooth = torch.round(v) - torch.where(inside, x, zero) / scale if residual else zero
+    return torch.where(inside, grad, zero), grad * torch.where(inside, sawtooth, torch.clamp(v, low, high))
 
 
 class _Fusion:
@@ -138,9 +159,11 @@ class _PerTensor(torch.autograd.Function):
         ctx.save_for_backward(x, scale, low, high)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, low, high = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            grad_x, terms = _open_gradients(grad, x, scale, low, high, residual=ctx.residual)
+            return grad_x, (terms.sum() * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
         function = _gradients_tensor if ctx.residual else _clip_gradients_tensor
         grad_x, grad_s = _fusion(function, _flat(_same_format(grad, x)), _flat(x), scale, low, high)
         return _like(grad_x, x), (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
@@ -159,9 +182,12 @@ class _PerChannel(torch.autograd.Function):
         ctx.save_for_backward(x, scale, low, high)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, low, high = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            grad_x, terms = _open_gradients(grad, x, scale.view((-1,) + (1,) * (x.dim() - 1)), low, high)
+            grad_s = terms.reshape(x.size(0), -1).sum(dim=1)
+            return grad_x, (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
         rows = (x.size(0), -1)
         grad_x, grad_s = _fusion(_gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high)
         return grad_x.view(x.shape), (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
@@ -174,7 +200,9 @@ def fake_quantize(
 
     With :math:`v = x / s`, the gradient of the output with respect to ``x`` is 1 for ``low < v < high`` and 0
     elsewhere; with respect to ``s`` it is :math:`\mathrm{round}(v) - v` inside, ``low`` or ``high`` outside, summed
-    over the tensor and multiplied by ``grad_scale``. Rounding is half to even.
+    over the tensor and multiplied by ``grad_scale``. Rounding is half to even. These gradients can be differentiated
+    again (``create_graph=True``): the second derivatives are those of the gradients as functions of ``x``, ``s`` and
+    the gradient that arrives, between the points where they jump.
 
     Args:
         x: Values of any shape, floating.

@@ -3,6 +3,7 @@
 from qkd.data.batches import iterate, normalise
 from qkd.data.errors import DataError
 from qkd.data.load import DATASETS, load_splits
+from qkd.data.quiz import take_quiz
 from qkd.data.sampling import epoch_order
 from qkd.data.shapes import ImageShape, image_shape
 from qkd.data.splits import MemorySplit, Split, Splits
@@ -19,4 +20,5 @@ __all__ = [
     "iterate",
     "load_splits",
     "normalise",
+    "take_quiz",
 ]

@@ -98,7 +98,10 @@ class Splits:
         image_size: Side in pixels; images are square.
         mean: Per channel, fraction 0..1, of ``train``.
         std: Per channel, fraction of the full range, of ``train``.
-        fingerprint: Hash of what was read (folders: names and sizes of the files), before it was split.
+        fingerprint: Hash of what was read (folders: names and sizes of the files), before it was split; of the quiz,
+            too, where there is one.
+        quiz: Training images that the student does not learn from, because they judge its teacher
+            (:func:`qkd.data.take_quiz`); they are not in ``train``.
     """
 
     train: Split
@@ -110,9 +113,11 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    quiz: Split | None = None
 
     def to(self, device: torch.device | str) -> Splits:
         """Move every part that is in memory to ``device``, in place; return itself."""
-        for split in (self.train, self.val, self.test):
-            split.to(device)
+        for split in (self.train, self.val, self.test, self.quiz):
+            if split is not None:
+                split.to(device)
         return self

@@ -36,11 +36,24 @@ def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[tuple[s
         yield "trains", "`modules`, but no term of the phase has one to train (e.g. graph_attention, hint)"
     if phase.trains == "student" and entries and not any(entry.needs_student for entry in entries):
         yield "terms", "none of them reads the student, so it learns nothing; set `trains: modules`"
+    if phase.meta is not None:
+        yield from (("meta", what) for what in _meta_faults(phase, terms))
     if phase.combine == "clipped":
         sides = {entry.needs_teacher for entry in entries if entry.needs_student}
         if sides != {True, False}:
             missing = "needs the teacher" if sides == {False} else "does without the teacher (e.g. cross_entropy)"
             yield "combine", f"`clipped` weighs two gradients against each other, but no term {missing}"
+
+
+def _meta_faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[str]:
+    if phase.trains == "modules":
+        yield "the student stands still with `trains: modules`, so a quiz tells nothing of its teacher"
+    entries = {term.loss: LOSSES[term.loss] for term in terms}
+    if not any(entry.needs_teacher or "class_weights" in entry.inputs for entry in entries.values()):
+        yield "no term of the phase reads the teacher, so a quiz cannot teach it; add one, e.g. soft_target"
+    deaf = [name for name, entry in entries.items() if not entry.teaches]
+    if deaf:
+        yield f"no gradient passes {', '.join(deaf)} into the teacher, so a quiz cannot teach through it; use others"
 
 
 def _counts(term: TermConfig) -> bool:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from qkd.distill.rescaling import step_facts
 from qkd.distill.taps import Taps, tap_paths_of
 from qkd.distill.terms import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
@@ -71,8 +72,10 @@ class DistillStep:
             student_logits, batch.labels, teacher_logits, student_features, teacher_features, self._class_weights,
             *second_labels(batch),
         )  # fmt: skip
-        found = self._terms.weigh(outputs, epoch=batch.epoch - self._first_epoch)
-        return StepResult(found.total, found.parts, student_logits, found.task, found.knowledge)
+        epoch = batch.epoch - self._first_epoch
+        found = self._terms.weigh(outputs, epoch=epoch)
+        facts = step_facts(self._terms.configs, outputs, epoch=epoch)
+        return StepResult(found.total, found.parts, student_logits, found.task, found.knowledge, facts)
 
 
 def second_labels(batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:

@@ -99,6 +99,8 @@ class LossEntry:
         least_taps: Pairs of taps it needs at least, where it reads features.
         taught_by: Loss that trains its module, in the same or an earlier phase, with the same taps; empty: it does so
             itself, or has none.
+        teaches: Whether a gradient into the teacher can be asked for (MetaDistil); singular vectors of the teacher stay
+            constants.
     """
 
     function: Callable[..., Tensor]
@@ -109,6 +111,7 @@ class LossEntry:
     module: ModuleKind | None = None
     least_taps: int = 1
     taught_by: str = ""
+    teaches: bool = True
 
     @property
     def is_pairwise(self) -> bool:
@@ -270,6 +273,7 @@ LOSSES: dict[str, LossEntry] = {
         {"candidates": _CANDIDATES},
         module=WIDTHS,
         least_taps=2,
+        teaches=False,
     ),
     "multi_head_graph": LossEntry(
         multi_head_graph_loss,
@@ -285,6 +289,7 @@ LOSSES: dict[str, LossEntry] = {
         module=GRAPH,
         least_taps=2,
         taught_by="graph_attention",
+        teaches=False,
     ),
     "graph_attention": LossEntry(
         graph_attention_loss,
@@ -294,6 +299,7 @@ LOSSES: dict[str, LossEntry] = {
         {"heads": _HEADS, "weight_decay": _WEIGHT},
         module=GRAPH,
         least_taps=2,
+        teaches=False,
     ),
     "probabilistic_transfer": LossEntry(
         probabilistic_transfer_loss,

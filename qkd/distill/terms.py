@@ -94,6 +94,11 @@ class WeightedTerms:
         return tuple(term.name for term in self._terms)
 
     @property
+    def configs(self) -> tuple[TermConfig, ...]:
+        """The terms as the config has them, those of weight zero left out."""
+        return tuple(term.config for term in self._terms)
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether a step must run the teacher."""
         return any(term.entry.needs_teacher for term in self._terms)

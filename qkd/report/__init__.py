@@ -1,6 +1,7 @@
 """What a run came to: a summary of the run folder, as a table, a page and a text file."""
 
-from qkd.report.page import RunRecord, SearchRecord, render_page
+from qkd.report.page import RunRecord, render_page
+from qkd.report.searches import SearchRecord
 from qkd.report.summary import LayerRow, ModelRow, RunSummary, read_json, summarise
 from qkd.report.text import render_text
 

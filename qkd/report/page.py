@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from qkd.report.charts import Series, line_chart, schedule_chart
+from qkd.report.searches import SearchRecord
 from qkd.report.summary import RunSummary, model_table, size_table
 from qkd.report.text import (
     SIZE_NOTE,
@@ -39,25 +40,6 @@ svg { width: 100%; height: auto; font: 11px system-ui, sans-serif; fill: var(--i
 .empty, .note { color: var(--soft); } .failed { color: var(--c2); font-weight: 600; }
 pre { overflow-x: auto; font-size: 13px; }
 """
-
-
-@dataclass(frozen=True)
-class SearchRecord:
-    """The population search of a role's agent.
-
-    Args:
-        epochs: Reached at the end of each round.
-        best: Highest validation accuracy of each round, fractions.
-        mean: Mean of the round's members.
-        chosen: Of the states that led to the schedule that was found.
-        cost: Images read and time spent, in a line.
-    """
-
-    epochs: Sequence[int]
-    best: Sequence[float]
-    mean: Sequence[float]
-    chosen: Sequence[float]
-    cost: str
 
 
 @dataclass(frozen=True)

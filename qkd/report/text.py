@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qkd.report.searches import SearchRecord, search_table
 from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
 from qkd.report.table import bytes_text, markdown
 from qkd.report.tradeoff import device_table
@@ -13,6 +14,7 @@ SIZE_NOTE = (
     "Theoretical: weights at their bits, four bytes for each bias and weight scale (a float net: for each parameter). "
     "The file holds the graph, too."
 )
+SEARCH_NOTE = "Validation accuracies of members of the population; the test images have no part in a search."
 # row -> field of the totals, and whether it is bytes
 COSTS = {
     "parameters": ("parameters", False),
@@ -42,8 +44,16 @@ def layer_table(summary: RunSummary) -> list[list[str]]:
     return [LAYER_HEAD, *(_layer_cells(row) for row in summary.layers)]
 
 
-def render_text(summary: RunSummary) -> str:
-    """Return ``report.md``: the models, what was compared, the layers."""
+def render_text(
+    summary: RunSummary, *, searches: Mapping[str, SearchRecord] | None = None, agents: Mapping[str, str] | None = None
+) -> str:
+    """Return ``report.md``: the models, what was compared, the agents and their searches, the layers.
+
+    Args:
+        summary: The figures.
+        searches: Role -> what its search came to.
+        agents: Role -> what its agent does, in a line.
+    """
     parts = [f"# {summary.name}", markdown(model_table(summary))]
     if summary.parity:
         parts += ["## Parity", parity_sentence(summary)]
@@ -56,6 +66,11 @@ def render_text(summary: RunSummary) -> str:
         parts += ["## Latency", latency_sentence(summary)]
     if summary.devices:
         parts.append(markdown(device_table(summary)))
+    if searches:
+        parts += ["## Search", markdown(search_table(searches)), SEARCH_NOTE]
+        parts += [one.cost for one in searches.values() if one.cost]
+    if agents:
+        parts += ["## Agents", "\n".join(f"- {role}: {words}" for role, words in agents.items())]
     if summary.layers:
         parts += ["## Layers of the student", markdown(layer_table(summary))]
     return "\n\n".join(parts) + "\n"

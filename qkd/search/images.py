@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qkd.config_stages import SearchConfig
+from qkd.config import SearchConfig
 from qkd.data import MemorySplit, Split, Splits
 from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.seeding import stream

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from qkd.config_stages import SearchConfig
+from qkd.config import SearchConfig
 from qkd.search.board import SearchBoard
 from qkd.search.journal import Journal, Turn
 from qkd.search.population import Score, SearchError

@@ -8,7 +8,7 @@ from typing import Any
 
 from export import DeviceResult, Settings, measure_devices
 from qkd.bench_targets import Targets, find_targets, with_baseline
-from qkd.config_stages import BenchConfig
+from qkd.config import BenchConfig
 from qkd.device_file import resolve_devices
 from qkd.files import write_json
 from qkd.progress import Progress

@@ -16,7 +16,7 @@ from qkd.rundir import RunFolder
 from qkd.stages.models import WEIGHTS, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
 from qkd.stages.role_agents import agent_mark
-from qkd.training import FitResult, Job, Phase, fit, supervised_step
+from qkd.training import FitResult, Job, Partner, Phase, fit, supervised_step
 from qkd.training.checkpoint import CheckpointStore
 
 
@@ -33,8 +33,13 @@ def train_float(
     folder: Path,
     fingerprint: dict[str, str],
     progress: Progress,
+    phase: Phase | None = None,
+    partners: tuple[Partner, ...] = (),
 ) -> FitResult:
-    """Train ``net`` in place on the labels, resuming from ``folder``; arguments as in :class:`qkd.training.Job`."""
+    """Train ``net`` in place, resuming from ``folder``; arguments as in :class:`qkd.training.Job`.
+
+    ``phase`` says how; absent: on the labels alone.
+    """
     step = supervised_step(net, label_smoothing=train.label_smoothing)
     job = Job(
         role=role,
@@ -43,11 +48,12 @@ def train_float(
         data=data,
         splits=splits,
         agent=build_agent(agent, epochs=train.epochs, mean=splits.mean),
-        phases=(Phase("supervised", train.epochs, step),),
+        phases=(phase or Phase("supervised", train.epochs, step),),
         seed=seed,
         device=device,
         folder=folder,
         fingerprint={**fingerprint, "data": splits.fingerprint, **agent_mark(agent)},
+        partners=partners,
     )
     return fit(job, progress)
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qkd.config import QuantConfig, RunConfig
-from qkd.config_methods import PeerConfig
+from qkd.config import PeerConfig, QuantConfig, RunConfig
 from qkd.data import Splits
 from qkd.distill.methods.peers import Learner, PeerAdapters
 from qkd.distill.modules import feature_shapes

@@ -6,22 +6,24 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from qkd.config import PhaseConfig, RunConfig, TermConfig
+from qkd.config import MetaConfig, PhaseConfig, RunConfig, TermConfig
 from qkd.data import Splits
 from qkd.distill import WeightedTerms, build_terms, phase_faults
 from qkd.distill.combine import clipped_backward
-from qkd.distill.methods import CoStudyStep, EnsembleTeacher, StudentEnsembleStep
+from qkd.distill.methods import CoStudyStep, EnsembleTeacher, MetaSchedule, MetaStep, Quiz, StudentEnsembleStep
 from qkd.distill.modules import ModuleBank, build_bank
 from qkd.distill.step import DistillStep
 from qkd.distill.taps import tap_paths_of
 from qkd.stages.peers import Peer, adapters, learners
+from qkd.stages.rotating import Rotations, rotations
 from qkd.training import Batch, Partner, Phase, StepResult
 from qkd.training.job import Backward, plain_backward
-from quantizers import Student, freeze_batch_norm
+from quantizers import Student, freeze_batch_norm, quantizer_scales
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Distillation:
 
     Args:
         phases: Ready to train.
-        partners: Nets that learn beside the student: modules of loss terms, a teacher that studies along, peers.
+        partners: Nets that learn beside the student: modules of loss terms, auxiliary branches, a teacher that studies
+            along, peers.
         low_bit: Those of them that need a calibration at the start, as the student does.
     """
 
@@ -49,6 +52,7 @@ def distillation(
     net: nn.Module,
     splits: Splits,
     peers: Sequence[Peer] = (),
+    branches: nn.ModuleList | None = None,
 ) -> Distillation:
     """Return the phases of a distillation and the nets that learn beside the student.
 
@@ -59,28 +63,35 @@ def distillation(
         teacher: Its parameters require a gradient afterwards only if a phase trains it.
         view: Gives the teacher's images; None where it sees the student's.
         net: The student's float net, for the shapes of its features.
-        splits: The images, for their shape.
+        splits: The images: their shape, how many steps an epoch has, and the quiz.
         peers: Of the student, where ``student.peers`` names any.
+        branches: The teacher's trained ones, for offline rotations.
 
     Raises:
-        ValueError: If a term or a tap cannot be used, or a phase cannot be trained as it says.
+        ValueError: If a term or a tap cannot be used, a phase cannot be trained as it says, or branches are needed and
+            missing.
     """
     faults = [f"phases[{index}].{key}: {what}" for index, key, what in phase_faults(config.student.terms, phases)]
     if faults:
         raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
-    return _Builder(config, phases, student, teacher, view, net, splits, peers).build()
+    return _Builder(config, phases, student, teacher, view, net, splits, peers, branches).build()
 
 
 def terms_of(config: RunConfig, phase: PhaseConfig) -> tuple[TermConfig, ...]:
-    """Return the student's terms in a phase: its own, or the student's; with peers the phase's own or none."""
+    """Return the student's terms in a phase: its own, or the student's; none where peers or rotations bring theirs."""
     if phase.terms is not None:
         return phase.terms
-    return () if has_peers(config, phase) else config.student.terms
+    return () if has_peers(config, phase) or is_turned(config, phase) else config.student.terms
 
 
 def has_peers(config: RunConfig, phase: PhaseConfig) -> bool:
     """Return whether the student's peers learn along in a phase."""
     return config.student.peers is not None and phase.peers
+
+
+def is_turned(config: RunConfig, phase: PhaseConfig) -> bool:
+    """Return whether a phase trains on turned images: all do that have no terms of their own, if any does."""
+    return config.student.rotations is not None and phase.terms is None
 
 
 class _Builder:
@@ -96,6 +107,7 @@ class _Builder:
         net: nn.Module,
         splits: Splits,
         peers: Sequence[Peer],
+        branches: nn.ModuleList | None,
     ) -> None:
         self.config, self.configs, self.student, self.teacher, self.view = config, phases, student, teacher, view
         self.peers, section = tuple(peers), config.student.peers
@@ -103,15 +115,24 @@ class _Builder:
         device = next(student.parameters()).device
         self.learners = learners(peers, student, taps)
         self.adapters = adapters(peers, net, taps, splits, seed=config.seed, device=device) if peers else None
+        self.splits = splits
+        self.metas = [phase.meta for phase in phases if phase.meta is not None]
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
-        self.clipped_from: int | None = None  # where clipping begins: its epochs are counted through later phases
-        teacher.requires_grad_(bool(self.studies))
+        starts = accumulate((phase.epochs for phase in phases), initial=0)
+        clipped = (start for start, phase in zip(starts, phases, strict=False) if phase.combine == "clipped")
+        self.clipped_from = next(clipped, 0)  # where clipping begins: its epochs are counted through later phases
+        turning = config.student.rotations
+        teacher.requires_grad_(bool(self.studies) or (turning is not None and turning.mode == "online"))
         images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
         own = [term for phase in phases for term in terms_of(config, phase)]
         others = [term for phase in self.studies for term in phase.teacher_terms or ()]
         net = net.to(device)
         self.bank = build_bank(net, teacher, own, images, seed=config.seed)
         self.teacher_bank = build_bank(teacher, net, others, images, seed=config.seed)
+        self.turned: Rotations | None = None
+        if turning is not None:
+            self.turned = rotations(config, cast(Student, student), teacher, branches, view, net=net, splits=splits)
+        self.optimizer = _teacher_optimizer(teacher, self.metas[0]) if self.metas else None
 
     def build(self) -> Distillation:
         starts = list(accumulate((phase.epochs for phase in self.configs), initial=0))[:-1]
@@ -132,7 +153,9 @@ class _Builder:
             if len(factors) > 1:
                 raise ValueError(f"teacher_lr_factor must be the same in all phases, got {sorted(factors)}")
             partners.append(Partner("teacher", self.teacher, factors.pop()))
-        return (*partners, *self._peer_partners())
+        if self.optimizer is not None:
+            partners.append(Partner("teacher", self.teacher, optimizer=self.optimizer))
+        return (*partners, *self._peer_partners(), *(self.turned.partners if self.turned is not None else ()))
 
     def _peer_partners(self) -> list[Partner]:
         section = self.config.student.peers
@@ -142,7 +165,8 @@ class _Builder:
         return [*(peer.partner(section.lr_factor) for peer in self.peers), *maps]
 
     def _phase(self, phase: PhaseConfig, first_epoch: int) -> Phase:
-        step = self._step(phase, first_epoch)
+        turned = self.turned if is_turned(self.config, phase) else None
+        step = self._step(phase, first_epoch) if turned is None else turned.step
 
         def enter() -> None:
             self.teacher.train(phase.teacher_terms is not None)
@@ -151,32 +175,38 @@ class _Builder:
                 freeze_batch_norm(learner.net, phase.freeze_batch_norm)
             if phase.trains == "modules":
                 self.student.eval()
+            if turned is not None:
+                turned.enter()
 
         # the deployed arithmetic is float32: reduced precision would train something else
         allows_autocast = not phase.freeze_batch_norm
         return Phase(
             phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,
-            self._backward(phase, first_epoch),
+            self._backward(phase),
         )  # fmt: skip
 
-    def _backward(self, phase: PhaseConfig, first_epoch: int) -> Backward:
+    def _backward(self, phase: PhaseConfig) -> Backward:
         if phase.combine == "sum":
             return plain_backward
-        begin = first_epoch if self.clipped_from is None else self.clipped_from
-        self.clipped_from = begin
 
         def backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], Tensor]) -> None:
             if result.task is None or result.knowledge is None:
                 raise ValueError("clipped gradients need terms with and without the teacher")
-            epoch = batch.epoch - begin
+            epoch = batch.epoch - self.clipped_from
             clipped_backward(result.task, result.knowledge, scale, self.student.parameters(), epoch=epoch)
 
         return backward
 
-    def _step(self, phase: PhaseConfig, first_epoch: int) -> DistillStep | CoStudyStep | StudentEnsembleStep:
+    def _step(self, phase: PhaseConfig, first_epoch: int) -> DistillStep | CoStudyStep | StudentEnsembleStep | MetaStep:
         chosen = terms_of(self.config, phase)
+        if phase.meta is not None:
+            return self._meta_step(phase, phase.meta, self._terms(chosen, self.bank), first_epoch)
         if has_peers(self.config, phase):
             return self._ensemble_step(self._distill_step(chosen, first_epoch) if chosen else None)
+        if phase.trains == "modules" and not self._terms(chosen, self.bank).has_modules:
+            raise ValueError(
+                f"phase {phase.name}: trains `modules`, but at these taps no term needs one; remove the phase"
+            )
         if phase.teacher_terms is None:
             return self._distill_step(chosen, first_epoch, student_learns=phase.trains == "student")
         nets, paths = (self.student, self.teacher), tap_paths_of(self.student)
@@ -187,8 +217,6 @@ class _Builder:
         self, chosen: Sequence[TermConfig], first_epoch: int, *, student_learns: bool = True
     ) -> DistillStep:
         terms = self._terms(chosen, self.bank)
-        if not student_learns and not terms.has_modules:
-            raise ValueError("a phase trains `modules`, but at these taps no term needs one; remove the phase")
         if isinstance(self.teacher, EnsembleTeacher) and (terms.teacher_taps or terms.needs_class_weights):
             raise ValueError(
                 f"the teacher is an ensemble of {len(self.teacher.members)} nets: it has neither features nor a last "
@@ -216,5 +244,31 @@ class _Builder:
             own_hold=nullcontext if own is None else own.tapped,
         )
 
+    def _meta_step(self, phase: PhaseConfig, meta: MetaConfig, terms: WeightedTerms, first_epoch: int) -> MetaStep:
+        splits, train = self.splits, self.config.student.train
+        if splits.quiz is None or self.optimizer is None:
+            raise ValueError(f"phase {phase.name}: meta needs a quiz, but the images have none; see qkd.data.take_quiz")
+        size = min(self.config.data.batch_size, len(splits.train))
+        device = next(self.teacher.parameters()).device
+        return MetaStep(
+            cast(Student, self.student),
+            self.teacher,
+            terms,
+            Quiz(splits.quiz, batch_size=size, mean=splits.mean, std=splits.std, seed=self.config.seed, device=device),
+            MetaSchedule(train, meta, steps_per_epoch=len(splits.train) // size, lr_factor=phase.rate_factor),
+            self.optimizer,
+            order=meta.order,
+            scales=lambda: quantizer_scales(cast(Student, self.student)),
+            scale_lr_factor=train.scale_lr_factor,
+            view=self.view,
+            tap_paths=tap_paths_of(self.student),
+            first_epoch=first_epoch,
+        )
+
     def _terms(self, terms: Sequence[TermConfig], bank: ModuleBank) -> WeightedTerms:
         return build_terms(terms, label_smoothing=self.config.student.train.label_smoothing, bank=bank)
+
+
+def _teacher_optimizer(teacher: nn.Module, meta: MetaConfig) -> torch.optim.Optimizer:
+    momentum, decay = meta.teacher_momentum, meta.teacher_weight_decay
+    return torch.optim.SGD(teacher.parameters(), lr=0.0, momentum=momentum, weight_decay=decay)  # each step sets lr

@@ -30,8 +30,9 @@ def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every sta
         OSError: If a report cannot be written.
     """
     summary = summarise(run.path)
-    write_text(run.path / "report.html", render_page(summary, gather(run)))
-    write_text(run.path / "report.md", render_text(summary))
+    record = gather(run)
+    write_text(run.path / "report.html", render_page(summary, record))
+    write_text(run.path / "report.md", render_text(summary, searches=record.searches, agents=record.agents))
     inputs = (
         sorted((run.path / "export").glob("*.json"))
         + sorted(run.path.glob("**/metrics.jsonl"))

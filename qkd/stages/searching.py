@@ -32,8 +32,9 @@ from qkd.stages.auxiliary import train_auxiliary
 from qkd.stages.models import guide_files, load_guide
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, agent_inputs, agent_mark, named_agent
+from qkd.stages.rotating import branches_file, load_branches, train_branches
 from qkd.stages.stored import stored_config
-from qkd.stages.student_start import StudentStart, phases_of
+from qkd.stages.student_start import StudentStart, phases_of, student_images
 from qkd.stages.views import run_view
 from qkd.training import Phase, supervised_step
 from qkd.training.precision import choose_device
@@ -69,7 +70,7 @@ def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
     if run.is_complete(stage):
         return files
     device = choose_device(run.config.device)
-    splits = load_splits(run.config.data, seed=run.config.seed).to(device)
+    splits = _images(run.config, role).to(device)
     inputs = _inputs(run, role, splits, device, progress)
     journal = open_journal(run, role, splits, inputs)
     found = search_splits(splits, run.config.search, seed=run.config.seed)
@@ -142,7 +143,7 @@ def trial_of_folder(path: str, role: Role) -> Trial:
     config = stored_config(Path(path))
     torch.set_num_threads(config.threads or 1)
     device = choose_device(config.device)
-    splits = load_splits(config.data, seed=config.seed).to(device)
+    splits = _images(config, role).to(device)
     found = search_splits(splits, config.search, seed=config.seed)
     return build_trial(RunFolder(config, Path(path)), role, found, device, Silent())
 
@@ -165,7 +166,21 @@ def stretched_phases(student: StudentConfig, epochs: int) -> tuple[PhaseConfig, 
     if lengths[-1] < 0:
         raise ValueError(f"search.epochs: {epochs} are too few for the student's {len(student.phases)} phases")
     pairs = zip(student.phases, lengths, strict=True)
-    return tuple(phase.model_copy(update={"epochs": length}) for phase, length in pairs if length)
+    return tuple(_stretched(phase, length, epochs / student.train.epochs) for phase, length in pairs if length)
+
+
+def _stretched(phase: PhaseConfig, epochs: int, factor: float) -> PhaseConfig:
+    """Return a phase with another length, and what is counted in epochs of the training in the same proportion."""
+    if phase.meta is None:
+        return phase.model_copy(update={"epochs": epochs})
+    meta = phase.meta.model_copy(update={"teacher_start_epoch": int(phase.meta.teacher_start_epoch * factor)})
+    return phase.model_copy(update={"epochs": epochs, "meta": meta})
+
+
+def _images(config: RunConfig, role: Role) -> Splits:
+    """Return the images that a role may learn from."""
+    splits = load_splits(config.data, seed=config.seed)
+    return student_images(config, splits) if role == "student" else splits
 
 
 def _inputs(run: RunFolder, role: Role, full: Splits, device: torch.device, progress: Progress) -> list[Path]:
@@ -175,8 +190,9 @@ def _inputs(run: RunFolder, role: Role, full: Splits, device: torch.device, prog
     start = StudentStart(run, full, device, progress)
     start.float_files()
     train_auxiliary(run, full, device, progress)
-    source = start.file()
-    files = [*guide_files(run), *([source] if source is not None else [])]
+    train_branches(run, full, device, progress)
+    own = (start.file(), branches_file(run))
+    files = [*guide_files(run), *(path for path in own if path is not None)]
     files += agent_inputs(run, "teacher") if run.config.student.view == "own" else []
     return list(dict.fromkeys(files))
 
@@ -224,7 +240,10 @@ def _student_trial(run: RunFolder, splits: Splits, device: torch.device, progres
     as_searched = config.model_copy(update={"student": own})
     view = run_view(run, as_searched, splits)
     peers = start.peers()
-    made = distillation(as_searched, lengths, student, teacher, view, net=start.net(), splits=splits, peers=peers)
+    made = distillation(
+        as_searched, lengths, student, teacher, view,
+        net=start.net(), splits=splits, peers=peers, branches=load_branches(run, teacher, splits),
+    )  # fmt: skip
     modules = [partner.module for partner in made.partners]
     fresh = [_state_of(module) for module in modules]
     calibrated: list[dict[str, torch.Tensor]] = []

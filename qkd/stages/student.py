@@ -18,7 +18,8 @@ from qkd.stages.outcome import score, write_outcome
 from qkd.stages.peers import Peer, peer_results
 from qkd.stages.phases import Distillation, distillation
 from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
-from qkd.stages.student_start import StudentStart, phases_of
+from qkd.stages.rotating import branches_file, branches_mark, load_branches, train_branches
+from qkd.stages.student_start import StudentStart, phases_of, student_images
 from qkd.stages.views import run_view
 from qkd.training import Job, cpu_threads, fit
 from qkd.training.precision import choose_device
@@ -44,12 +45,14 @@ class _Distillation:
     def __init__(self, run: RunFolder, progress: Progress) -> None:
         self.folder, self.progress, self.config = run, progress, run.config
         self.device = choose_device(run.config.device)
-        self.splits: Splits = load_splits(run.config.data, seed=run.config.seed).to(self.device)
+        images = load_splits(run.config.data, seed=run.config.seed)
+        self.splits: Splits = student_images(run.config, images).to(self.device)
         self.start = StudentStart(run, self.splits, self.device, progress)
 
     def run(self) -> None:
         config, run = self.config, self.folder
         files = self.start.float_files() + train_auxiliary(run, self.splits, self.device, self.progress)
+        files += train_branches(run, self.splits, self.device, self.progress)
         teacher = load_guide(run).to(self.device)
         student, peers = self.start.student(), self.start.peers()
         folder = run.folder("student")
@@ -78,7 +81,8 @@ class _Distillation:
             **({"peers": found} if found else {}),
         )
         files += [folder / WEIGHTS, folder / "metrics.jsonl", write_outcome(folder, outcome)]
-        run.complete("distill", files, [*guide_files(run), *agent_inputs(run, "student")])
+        joint = [path for path in [branches_file(run)] if path is not None and path not in files]
+        run.complete("distill", files, [*guide_files(run), *joint, *agent_inputs(run, "student")])
         keep_last_checkpoint(folder)
 
     def _distillation(self, student: Student, teacher: nn.Module, peers: tuple[Peer, ...]) -> Distillation:
@@ -91,10 +95,11 @@ class _Distillation:
             net=self.start.net(),
             splits=self.splits,
             peers=peers,
+            branches=load_branches(self.folder, teacher, self.splits),
         )
 
     def _keep_studied(self, teacher: nn.Module, made: Distillation) -> list[Path]:
-        """Write and score a teacher that studied along; return its files."""
+        """Write and score a teacher that learnt beside the student; return its files."""
         if all(partner.module is not teacher for partner in made.partners):
             return []
         name, splits = self.config.teacher.net, self.splits
@@ -129,6 +134,7 @@ class _Distillation:
                 "data": self.splits.fingerprint,
                 **self._guide_marks(),
                 **({"start": sha256_of(source)} if source is not None else {}),
+                **branches_mark(self.folder),
                 **agent_mark(agent),
             },
             scales=lambda: quantizer_scales(student),

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qkd.config import PhaseConfig, StudentConfig
-from qkd.data import Splits, epoch_order, iterate, normalise
+from qkd.config import PhaseConfig, RunConfig, StudentConfig
+from qkd.data import Splits, epoch_order, iterate, normalise, take_quiz
+from qkd.distill.turns import turn_images
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
@@ -35,12 +36,27 @@ def phases_of(student: StudentConfig) -> tuple[PhaseConfig, ...]:
     return (PhaseConfig(name="tutoring", epochs=epochs - frozen), settling) if epochs > frozen else (settling,)
 
 
+def student_images(config: RunConfig, splits: Splits) -> Splits:
+    """Return the images of a run as its student may use them: without the quiz, where a phase has one.
+
+    Raises:
+        ValueError: If there are not enough training images for the quiz.
+    """
+    images = config.student.quiz_images
+    if images is None:
+        return splits
+    try:
+        return take_quiz(splits, images, seed=config.seed)
+    except ValueError as error:
+        raise ValueError(f"student.phases: meta.{error}") from error
+
+
 class StudentStart:
     """The student of a run before its distillation.
 
     Args:
         run: The run; its teacher is complete.
-        splits: Its images, on ``device``.
+        splits: Its images (:func:`student_images`), on ``device``.
         device: Where to train.
         progress: Where to talk.
         role: ``student``, or another that a config in the student's place describes; names random streams.
@@ -154,4 +170,5 @@ class StudentStart:
         size = min(config.data.batch_size, len(train))
         order = epoch_order(len(train), stream(config.seed, "calibration"))[: size * config.student.calibration_batches]
         for images, _ in iterate(train, order, size, self.device, drop_last=True):
-            yield normalise(images, self.splits.mean, self.splits.std)
+            upright = normalise(images, self.splits.mean, self.splits.std)
+            yield upright if config.student.rotations is None else turn_images(upright)

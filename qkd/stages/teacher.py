@@ -15,6 +15,7 @@ from qkd.stages.float_training import (
 )
 from qkd.stages.members import ensemble_results, fresh_teacher, train_members
 from qkd.stages.role_agents import agent_inputs, role_agent
+from qkd.stages.rotating import JOINT_FILE, fresh_branches, is_joint, joint_training, save_branches
 from qkd.stages.searching import search_agent
 from qkd.training import cpu_threads
 from qkd.training.precision import choose_device
@@ -47,6 +48,7 @@ def _run(run: RunFolder, progress: Progress) -> None:
         fingerprint[f"weights {teacher.weights}"] = sha256_of(teacher.weights)
     folder = run.folder("teacher")
     fitted = None
+    branches = fresh_branches(config, net.to(device), splits, "teacher") if is_joint(config) else None
     if teacher.train is None:
         progress.say("teacher: untrained" if teacher.untrained else f"teacher: {teacher.weights} as it is")
         net.to(device)
@@ -64,9 +66,11 @@ def _run(run: RunFolder, progress: Progress) -> None:
             folder=folder,
             fingerprint=fingerprint,
             progress=progress,
+            **({} if branches is None else joint_training(config, net, branches)),
         )
     others = train_members(run, splits, device, progress)
     details = ensemble_results(run, net, splits, device)
     files = write_float(folder, net, teacher.net, splits, config.data, fitted, role="teacher", **details)
+    files += [] if branches is None else [save_branches(folder / JOINT_FILE, branches, config, splits)]
     run.complete("teacher", [*files, *others], agent_inputs(run, "teacher"))
     keep_last_checkpoint(folder)

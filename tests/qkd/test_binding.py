@@ -135,7 +135,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "config.student.train.lr: must be positive, got -4.0",
         "config.student.train.autocast: must be 'off', 'bf16' or 'fp16', got 'on'",
         "config.student.weight_bits: unknown key here; did you mean `student.quant.weight_bits` or "
-        "`student.auxiliary.quant.weight_bits`?",
+            "`student.auxiliary.quant.weight_bits`?",
         "config.student.terms.0.loss: unknown loss 'soft_targets'; did you mean `soft_target`?",
         "config.student.terms.1.options.temperature: must be positive, got -4.0",
         "config.student.agent.policy: unknown agent policy 'crop_flap'; did you mean `crop_flip`?",
@@ -186,6 +186,23 @@ def test_every_flavour_can_be_asked_for(flavour: str) -> None:
 def test_a_flavour_that_is_none_is_a_fault() -> None:
     (fault,) = faults_of(small(export={"flavour": "tflite"}))
     assert fault.startswith("config.export.flavour: ") and "qonnx" in fault and "tflite" in fault
+
+
+@pytest.mark.parametrize("policy", ["none", "crop", "crop_flip", "cutmix", "trivial", "randaugment"])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_flatten_needs_a_policy_with_epochs(role: str, policy: str) -> None:
+    data = apply_overrides(small(), [f"{role}.agent={{policy: {policy}, flatten: true}}"])
+    (fault,) = faults_of(data)
+    assert fault.startswith(f"config.{role}.agent: `flatten` mixes the epochs of a schedule") and f"`{policy}`" in fault
+
+
+def test_flatten_looks_at_the_policy_that_the_student_takes() -> None:
+    taking = ["student.agent={policy: teacher, flatten: true}"]
+    (fault,) = faults_of(apply_overrides(small(), [*taking, "teacher.agent={policy: trivial}"]))
+    assert "student.agent.flatten" in fault and "`trivial`" in fault
+    for policy in ("pba", "search"):
+        assert bind(apply_overrides(small(), [*taking, f"teacher.agent={{policy: {policy}}}"])).student.agent.flatten
+    assert bind(apply_overrides(small(), ["teacher.agent={policy: pba, flatten: true}"])).teacher.agent.flatten
 
 
 def test_phases_must_add_up() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from qkd import cli
 from qkd.binding import bind, load_config, shipped_configs
-from qkd.cli import main, parse
+from qkd.cli import STAGE_NAMES, main, parse
 from qkd.yaml_text import parse_yaml
 
 GOOD = "name: small\ndata: {name: digits}\nteacher: {net: resnet8, train: {epochs: 1}}\n" \
@@ -94,6 +94,17 @@ def test_overrides_may_stand_before_and_after_options() -> None:
     args = parse(["run", "c.yaml", "a=1", "--runs-dir", "x", "b.c=2", "--json", "d=-1"])
     assert args.overrides == ["a=1", "b.c=2", "d=-1"]
     assert args.runs_dir == Path("x") and args.json
+
+
+def test_a_run_may_end_early(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("qkd.pipeline.run_stages", lambda run, names, progress: asked.append(tuple(names)))
+    for words in (["--until", "distill"], ["--until", "teacher"], []):
+        assert main(["run", str(config), "--runs-dir", str(tmp_path / "runs"), *words]) == 0
+    assert asked == [STAGE_NAMES[:3], STAGE_NAMES[:1], STAGE_NAMES]
+    with pytest.raises(SystemExit) as caught:
+        main(["run", str(config), "--until", "never"])
+    assert caught.value.code == 2
 
 
 def test_validate_accepts_a_good_config(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

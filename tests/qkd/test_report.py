@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qkd.report import render_page, render_text, summarise
+from qkd.report import SearchRecord, render_page, render_text, summarise
 from qkd.report.charts import Point, Series, line_chart, scatter_chart, schedule_chart
 from qkd.report.page import RunRecord
 from qkd.report.table import align, bytes_text, markdown, megabytes, milliseconds, percent
@@ -211,6 +211,20 @@ def test_the_text_report_is_a_table(tmp_path: Path) -> None:
     assert len(rows) == 4 + 4 + 4 + 4  # models, sizes, devices, layers
     assert "\\|" in text, "a bar in a name does not split a cell"
     assert "passed: 360 test images" in text
+
+
+def test_the_text_report_tells_of_the_searches_and_the_agents(tmp_path: Path) -> None:
+    found = SearchRecord((3, 6, 8), (0.5, 0.6, 0.71), (0.4, 0.5, 0.7), (0.45, 0.6, 0.69), "It trained on 9 images.")
+    other = SearchRecord((2,), (0.25,), (0.125,), (0.25,), "")
+    summary = summarise(make_run(tmp_path / "run"))
+    words = {"teacher": "found by the teacher's search, flip", "student": "trivial"}
+    text = render_text(summary, searches={"teacher": found, "student": other}, agents=words)
+    assert "## Search" in text and "It trained on 9 images." in text
+    assert "| teacher | 3 | 8 | 69.00 % | 71.00 % | 70.00 % | 50.00 % |" in text
+    assert "| student | 1 | 2 | 25.00 % | 25.00 % | 12.50 % | 25.00 % |" in text
+    assert "- teacher: found by the teacher's search, flip\n- student: trivial\n" in text
+    plain = render_text(summary)
+    assert "Search" not in plain and "Agents" not in plain
 
 
 def test_the_parity_sentence_counts_codes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Distillation losses: pure functions of tensors with keyword-only scalars."""
 
+from qkd.distill.losses.branches import branch_soft_target_loss, joint_label_loss
 from qkd.distill.losses.features import attention_transfer_loss, hint_loss
 from qkd.distill.losses.graphs import (
     graph_attention_loss,
@@ -29,6 +30,7 @@ __all__ = [
     "aligned_vectors",
     "angle_relation_loss",
     "attention_transfer_loss",
+    "branch_soft_target_loss",
     "class_relation_loss",
     "class_relation_targets",
     "cross_entropy_loss",
@@ -40,6 +42,7 @@ __all__ = [
     "graph_divergence",
     "hint_loss",
     "information_flow_loss",
+    "joint_label_loss",
     "logit_relation_loss",
     "multi_head_graph_loss",
     "probabilistic_transfer_loss",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_features, check_maps
+from qkd.distill.losses.given import given
 from qkd.distill.losses.stable import unit_rows
 
 
@@ -38,7 +39,7 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor, *, module: nn.Mo
             f"a hint compares features of one shape, got {tuple(student_feature.shape)} and "
             f"{tuple(teacher_feature.shape)}: tap layers of one shape"
         )
-    return functional.mse_loss(student_feature, teacher_feature.detach())
+    return functional.mse_loss(student_feature, given(teacher_feature))
 
 
 class Adapter(nn.Module):
@@ -113,9 +114,7 @@ def attention_transfer_loss(student_feature: Tensor, teacher_feature: Tensor, *,
     if not (math.isfinite(power) and power >= 1):
         raise ValueError(f"power must be at least 1 and finite, got {power}")
     height, width = (min(pair) for pair in zip(student_feature.shape[2:], teacher_feature.shape[2:], strict=True))
-    student, teacher = (
-        _attention(maps, (height, width), power) for maps in (student_feature, teacher_feature.detach())
-    )
+    student, teacher = (_attention(maps, (height, width), power) for maps in (student_feature, given(teacher_feature)))
     return functional.mse_loss(student, teacher)
 
 

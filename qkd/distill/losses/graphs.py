@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_choice, check_feature_lists, check_logits, check_weight
+from qkd.distill.losses.given import given
 from qkd.distill.losses.relations import angle_relation_loss
 from qkd.distill.losses.singular import CANDIDATES, aligned_pairs, main_direction, vector_divergence
 from qkd.distill.losses.stable import distances, unit_rows
@@ -99,7 +100,7 @@ def graph_divergence(student_graph: Tensor, teacher_graph: Tensor) -> Tensor:
         student_graph: Shape ``[heads, batch, batch]``.
         teacher_graph: Likewise. Treated as a constant.
     """
-    student, teacher = student_graph.log_softmax(-1), teacher_graph.detach().log_softmax(-1)
+    student, teacher = student_graph.log_softmax(-1), given(teacher_graph).log_softmax(-1)
     return (student.exp() * (student - teacher)).sum()
 
 
@@ -174,7 +175,7 @@ def logit_relation_loss(
     """
     check_logits(student_logits, teacher_logits)
     check_weight(distance_weight=distance_weight, angle_weight=angle_weight)
-    student, teacher = unit_rows(student_logits), unit_rows(teacher_logits.detach())
+    student, teacher = unit_rows(student_logits), unit_rows(given(teacher_logits))
     distance = functional.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
     return distance_weight * distance + angle_weight * angle_relation_loss(student, teacher)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_choice, check_features
+from qkd.distill.losses.given import given
 from qkd.distill.losses.stable import row_norms
 
 NORM_EPSILON = 1e-6  # added to norms and squared distances, as published
@@ -93,7 +94,7 @@ def information_flow_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be positive and finite, got {sigma=}")
-    student, teacher = student_feature.flatten(1), teacher_feature.detach().flatten(1)
+    student, teacher = student_feature.flatten(1), given(teacher_feature).flatten(1)
     if normalize:
         student, teacher = (rows / _root_mean_square(rows) for rows in (student, teacher))
     kernels: tuple[Kernel, ...] = ("cosine", "t") if kernel == "combined" else (kernel,)

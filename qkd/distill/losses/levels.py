@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_choice, check_labels, check_logits, check_temperature
+from qkd.distill.losses.given import given
 from qkd.distill.losses.stable import log_others, unit_rows
 
 Remainder = Literal["uniform", "renormalize"]
@@ -54,7 +55,7 @@ def teacher_confidence_loss(
     check_logits(student_logits, teacher_logits, least_classes=2)
     check_labels(student_logits, labels)
     check_temperature(temperature, scale)
-    teacher_log = functional.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
     is_target = functional.one_hot(labels, teacher_log.shape[1]).bool()
     others = log_others(teacher_log, is_target) - math.log(teacher_log.shape[1] - 1)
     target_log = torch.where(is_target, teacher_log, others.unsqueeze(1))
@@ -117,7 +118,7 @@ def class_relation_targets(class_weights: Tensor, *, sharpness: float = 0.3, one
         raise ValueError(f"sharpness must be positive and finite, got {sharpness}")
     if not 0 <= one_hot_share < 1:
         raise ValueError(f"one_hot_share must be in [0, 1), got {one_hot_share}")
-    rows = unit_rows(class_weights.detach())
+    rows = unit_rows(given(class_weights))
     related = functional.softmax(rows @ rows.T / sharpness, dim=1)
     return one_hot_share * torch.eye(len(rows), dtype=rows.dtype, device=rows.device) + (1 - one_hot_share) * related
 
@@ -160,7 +161,7 @@ def top_classes_loss(
     count = student_logits.shape[1]
     if not 1 <= classes <= count:
         raise ValueError(f"classes must be 1 to {count} (all of them), got {classes}")
-    teacher_log = functional.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
     if classes == count:
         return _divergence(student_logits, teacher_log, temperature, scale)
     kept = torch.zeros_like(teacher_log, dtype=torch.bool)
@@ -241,7 +242,7 @@ def equivalent_label_smoothing(teacher_logits: Tensor, labels: Tensor, *, temper
     check_labels(teacher_logits, labels)
     check_temperature(temperature)
     classes = teacher_logits.shape[1]
-    sure = functional.softmax(teacher_logits.detach() / temperature, dim=1)
+    sure = functional.softmax(given(teacher_logits) / temperature, dim=1)
     mean = sure.gather(1, labels.unsqueeze(1)).mean()
     return classes * (1 - mean) / (classes - 1)
 

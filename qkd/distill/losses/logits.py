@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_labels, check_logits, check_temperature, check_weight
+from qkd.distill.losses.given import given
 from qkd.distill.losses.stable import log_others
 
 Reduction = Literal["batchmean", "mean"]
@@ -117,7 +118,7 @@ def soft_target_loss(
     if reduction not in ("batchmean", "mean"):
         raise ValueError(f"reduction must be 'batchmean' or 'mean', got {reduction=}")
     student_log = functional.log_softmax(student_logits / temperature, dim=1)
-    teacher_log = functional.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
     # "sum" and an own divisor: PyTorch warns that its "mean" is about to change its meaning
     divergence = functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
     count = len(student_logits) if reduction == "batchmean" else student_logits.numel()
@@ -170,7 +171,7 @@ def decoupled_loss(
     check_temperature(temperature, scale)
     check_weight(target_weight=target_weight, others_weight=others_weight)
     student_log = functional.log_softmax(student_logits / temperature, dim=1)
-    teacher_log = functional.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
     is_target = functional.one_hot(labels, student_logits.shape[1]).bool()
     target = _binary_divergence(student_log, teacher_log, is_target)
     others = _others_divergence(student_log, teacher_log, is_target)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_features
+from qkd.distill.losses.given import given
 from qkd.distill.losses.stable import distances, unit_rows
 
 NORM_FLOOR = 1e-12  # below it a row counts as zero and stays zero: 0 / 0 would be NaN, forwards and backwards
@@ -46,7 +47,7 @@ def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor)
         True
     """
     check_features(student_feature, teacher_feature)
-    difference = _similarity(teacher_feature.detach()) - _similarity(student_feature)
+    difference = _similarity(given(teacher_feature)) - _similarity(student_feature)
     return difference.square().sum() / len(student_feature) ** 2
 
 
@@ -82,7 +83,7 @@ def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> 
         Images with equal features have distance zero, and no gradient flows through it.
     """
     check_features(student_feature, teacher_feature)
-    student, teacher = (_mean_distances(rows) for rows in (student_feature, teacher_feature.detach()))
+    student, teacher = (_mean_distances(rows) for rows in (student_feature, given(teacher_feature)))
     return functional.smooth_l1_loss(student, teacher)
 
 
@@ -109,7 +110,7 @@ def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Ten
         The direction between equal features is zero, and no gradient flows through it.
     """
     check_features(student_feature, teacher_feature)
-    student, teacher = (_angles(rows) for rows in (student_feature, teacher_feature.detach()))
+    student, teacher = (_angles(rows) for rows in (student_feature, given(teacher_feature)))
     return functional.smooth_l1_loss(student, teacher)
 
 
@@ -136,7 +137,7 @@ def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor
     check_features(student_feature, teacher_feature)
     student, teacher = (
         _rows_to_one((unit_rows(rows.flatten(1)) @ unit_rows(rows.flatten(1)).T + 1) / 2)
-        for rows in (student_feature, teacher_feature.detach())
+        for rows in (student_feature, given(teacher_feature))
     )
     return (teacher * torch.log((teacher + PKT_EPSILON) / (student + PKT_EPSILON))).mean()
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from qkd.distill.losses.checks import check_feature_lists
 
 CANDIDATES = 4  # singular vectors of the student among which the teacher's first one looks for its like, as published
+POWER_ROUNDS, POWERS_A_ROUND = 4, 8  # power iteration: looks whether it has converged after each round
 BANDWIDTH = 8.0  # of the kernel exp(-difference ** 2 / 8)
 
 WidthMatch = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -135,7 +138,9 @@ def aligned_vectors(
 
 def main_direction(feature: Tensor) -> Tensor:
     """Return the first right singular vector of each image, ``[batch, channels]``, a constant whose sum is positive."""
-    vectors = right_singular_vectors(feature.detach(), 1)[:, 0]
+    feature = feature.detach()
+    vectors = _by_powers(_matrix(feature))
+    vectors = right_singular_vectors(feature, 1)[:, 0] if vectors is None else vectors
     return torch.where(vectors.sum(1, keepdim=True) < 0, -vectors, vectors)
 
 
@@ -153,10 +158,38 @@ def right_singular_vectors(feature: Tensor, count: int) -> Tensor:
         Shape ``[batch, count, channels]``, by falling singular value, of arbitrary sign. Vectors to a singular value
         of zero are zeros: any other choice would be arbitrary.
     """
-    matrix = feature.flatten(2) if feature.dim() > 2 else feature.unsqueeze(2)
-    matrix = matrix.float() if matrix.element_size() < 4 else matrix
     with torch.autocast(feature.device.type, enabled=False):
-        return _SingularVectors.apply(matrix.mT, count)  # type: ignore[no-any-return]
+        return _SingularVectors.apply(_matrix(feature), count)  # type: ignore[no-any-return]
+
+
+def _matrix(feature: Tensor) -> Tensor:
+    """Return a feature as ``[batch, positions, channels]``, in single precision at least."""
+    rows = feature.flatten(2) if feature.dim() > 2 else feature.unsqueeze(2)
+    return (rows.float() if rows.element_size() < 4 else rows).mT
+
+
+def _by_powers(matrix: Tensor) -> Tensor | None:
+    """Return the first right singular vectors of matrices without negative entries by power iteration, if it converges.
+
+    It costs a third of a decomposition. Without negative entries the first vector has none either, so that a start
+    without zeros cannot miss it; what has not converged to rounding (equal singular values, say) gives None.
+    """
+    size = matrix.amax((1, 2), keepdim=True)
+    if not bool((matrix.amin() >= 0) & size.isfinite().all()):
+        return None
+    scaled = matrix / torch.where(size > 0, size, 1)
+    is_wide = matrix.shape[2] > matrix.shape[1]
+    with torch.autocast(matrix.device.type, enabled=False):
+        gram = scaled @ scaled.mT if is_wide else scaled.mT @ scaled
+        vectors = gram.sum(2, keepdim=True)
+        least = torch.finfo(gram.dtype).eps * math.sqrt(gram.shape[1])
+        for _ in range(POWER_ROUNDS):
+            for _ in range(POWERS_A_ROUND):
+                vectors = gram @ functional.normalize(vectors, dim=1)
+            value, unit = vectors.norm(dim=1, keepdim=True), functional.normalize(vectors, dim=1)
+            if bool(((gram @ unit - value * unit).norm(dim=1, keepdim=True) <= least * value).all()):
+                return functional.normalize(scaled.mT @ unit if is_wide else unit, dim=1)[:, :, 0]
+    return None
 
 
 class _SingularVectors(torch.autograd.Function):

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
+from qkd.distill.rescaling import step_facts
 from qkd.distill.step import last_weights, second_labels
 from qkd.distill.taps import Taps
 from qkd.distill.terms import Outputs, WeightedTerms
@@ -87,7 +88,8 @@ class CoStudyStep:
         )  # fmt: skip
         other = self._teacher_terms.weigh(teaches, epoch=epoch)
         parts = {**own.parts, **{f"teacher_{name}": value for name, value in other.parts.items()}}
-        return StepResult(own.total + other.total, parts, student_logits)
+        facts = step_facts(self._terms.configs, learns, epoch=epoch)
+        return StepResult(own.total + other.total, parts, student_logits, facts=facts)
 
 
 def _still(features: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qkd.distill.losses import aligned_vectors, right_singular_vectors, singular_vector_loss
-from qkd.distill.losses.singular import main_direction
+from qkd.distill.losses.singular import _by_powers, _matrix, main_direction
 from qkd.distill.width_adapters import WidthAdapters
 
 BATCH = 3
@@ -134,6 +134,28 @@ def test_what_stays_in_the_kernel_counts_in_the_gradient() -> None:
     right_singular_vectors(feature, 1)[0, 0, 1].backward()
     assert feature.grad is not None
     assert feature.grad.flatten().abs().tolist() == pytest.approx([0.0, 0.5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(8, 6, 6), (12, 3, 3), (5, 1, 1)])
+def test_the_teachers_vector_by_powers_is_that_of_a_decomposition(shape: tuple[int, int, int], dtype) -> None:
+    feature = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    feature[0] = 0
+    feature[1] *= 1e-30 if dtype == torch.float32 else 1e-200
+    found = _by_powers(_matrix(feature))
+    assert found is not None and not found[0].any()
+    expected = right_singular_vectors(feature, 1)[:, 0]
+    torch.testing.assert_close(found, expected * expected.sum(1, keepdim=True).sign(), rtol=0, atol=1e-6)
+    if dtype == torch.float64:
+        torch.testing.assert_close(found, expected * expected.sum(1, keepdim=True).sign(), rtol=0, atol=1e-13)
+
+
+def test_powers_give_up_where_they_could_be_wrong() -> None:
+    slow = torch.eye(4)[None] + torch.diag(torch.tensor([0, 0, 0, 1e-6]))  # singular values that are all but equal
+    assert _by_powers(slow) is None
+    assert main_direction(slow[..., None]).abs().argmax() == 3
+    assert _by_powers(torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])) is None  # a start of ones would miss (1, -1)
+    assert _by_powers(torch.tensor([[[math.nan, 1.0], [1.0, 1.0]]])) is None
 
 
 HOSTILE = {

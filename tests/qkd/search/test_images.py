@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.config_stages import SearchConfig
+from qkd.config import SearchConfig
 from qkd.data import MemorySplit, Split
 from qkd.search import search_splits
 from qkd.search.images import JoinedSplit, join, without_validation

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from qkd.config_types import Count, NonNegative, Positive, Section
+from qkd.config.sections import Count, NonNegative, Positive, Section
 
 
 class SearchConfig(Section):

@@ -1,0 +1,205 @@
+"""Measures one training step of every distillation method beside one of plain distillation, interleaved in one run.
+
+    python benchmarks/method_steps.py --rounds 15
+
+The pair, the batch and the methods are those of ``methods.py``. A step is everything from the batch to the moved
+weights: forward passes, loss, gradients, the optimizer. Each round takes every method once, in turn; the ratio is the
+median over the rounds of (method / plain distillation of the same round). Memory is what a step keeps for its backward
+pass: the storages that autograd saves, counted once each, so it is exact and the same on every run. Extra
+``key.path=value`` words go to every config (where the images are). Writes OUT, which ``methods.py --steps`` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods import KD, METHODS, ROOT, merged
+from stage_runs import environment, public
+from torch import Tensor, nn
+
+from qkd.binding import apply_overrides, bind
+from qkd.config import RunConfig
+from qkd.data import Splits, load_splits, normalise
+from qkd.distill.methods import EnsembleTeacher
+from qkd.nets import build_net
+from qkd.stages.auxiliary import auxiliary_config
+from qkd.stages.models import prepare_student
+from qkd.stages.peers import build_peers
+from qkd.stages.phases import distillation
+from qkd.stages.rotating import fresh_branches
+from qkd.stages.student_start import phases_of, student_images
+from qkd.training import Batch, Phase, build_optimizer
+from qkd.yaml_text import parse_yaml
+from quantizers import Student, calibrate, quantizer_scales
+
+CPU = torch.device("cpu")
+
+
+class Method:
+    """A method's longest phase, ready to step, as its stage would build it, from random weights."""
+
+    def __init__(self, config: RunConfig, splits: Splits, batch: Batch) -> None:
+        torch.manual_seed(0)
+        self.batch = batch
+        splits = student_images(config, splits)
+        guide = self._teacher(config, splits)
+        branches = None
+        if config.student.rotations is not None and config.student.rotations.mode == "offline":
+            branches = fresh_branches(config, guide, splits, "teacher")
+        student = self._low_bit(config, splits)
+        peers = build_peers(config, splits, None, CPU)
+        made = distillation(
+            config, phases_of(config.student), student, guide, None,
+            net=_net(config.student_net, splits), splits=splits, peers=peers, branches=branches,
+        )  # fmt: skip
+        for other in made.low_bit:
+            calibrate(other, [batch.images])
+        self.student = student
+        self.phase: Phase = max(made.phases, key=lambda phase: phase.epochs)
+        joined = [partner for partner in made.partners if partner.optimizer is None]
+        self.optimizer = build_optimizer(student, config.student.train, quantizer_scales(student), joined)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-4  # weights move a little, so that no step is degenerate
+        chosen = self.phase
+        for self.phase in made.phases[: made.phases.index(chosen)]:  # what comes before it may have something to learn
+            self.timed(1)
+        self.phase = chosen
+
+    def _teacher(self, config: RunConfig, splits: Splits) -> nn.Module:
+        count = config.teacher.members
+        nets = [_net(config.teacher.net, splits) for _ in range(count)]
+        guide = nets[0] if count == 1 else EnsembleTeacher(nets, config.teacher.ensemble)
+        if config.student.auxiliary is not None:
+            own = auxiliary_config(config)
+            is_float = config.student.auxiliary.quant is None
+            guide = _net(own.student_net, splits) if is_float else self._low_bit(own, splits)
+        return guide.eval().requires_grad_(False)
+
+    def _low_bit(self, config: RunConfig, splits: Splits) -> Student:
+        net = _net(config.student_net, splits)
+        student = prepare_student(config, net, channels=splits.channels, size=splits.image_size)
+        calibrate(student, [self.batch.images])
+        return student
+
+    def step(self) -> None:
+        """Take one step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.phase.backward(self.batch, self.phase.step(self.batch), lambda loss: loss)
+        self.optimizer.step()
+
+    def timed(self, steps: int) -> float:
+        """Return the mean seconds of some steps."""
+        self.student.train()
+        self.phase.enter()
+        with self.phase.hold():
+            started = time.perf_counter()
+            for _ in range(steps):
+                self.step()
+            return (time.perf_counter() - started) / steps
+
+    def kept_bytes(self) -> int:
+        """Return how much a step's forward pass keeps for its backward pass."""
+        seen: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        self.student.train()
+        self.phase.enter()
+        with self.phase.hold(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            self.step()
+        return sum(seen.values())
+
+
+def _net(name: str, splits: Splits) -> nn.Module:
+    return build_net(name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
+
+
+def first_batch(splits: Splits, size: int) -> Batch:
+    """Return the first training images, as they are, as a batch."""
+    places = torch.arange(size)
+    raw, labels = splits.train.batch(places, "cpu")
+    return Batch(normalise(raw, splits.mean, splits.std), labels, raw, 0, 0, places)
+
+
+def build_all(args: argparse.Namespace) -> tuple[dict[str, Method], dict[str, str]]:
+    """Return name -> method, and name -> why it could not be built."""
+    base = parse_yaml(args.config.read_text())
+    data = bind(apply_overrides(base, args.overrides)).data
+    splits = load_splits(data, seed=0)
+    batch = first_batch(splits, args.batch or data.batch_size)
+    made: dict[str, Method] = {}
+    failed: dict[str, str] = {}
+    for bits in args.bits:
+        for name in args.methods:
+            values = merged(base, parse_yaml((METHODS / f"{name}.yaml").read_text()))
+            widths = [f"student.quant.{kind}_bits={bits}" for kind in ("weight", "act")]
+            try:
+                config = bind(apply_overrides(values, [*args.overrides, *widths]))
+                made[f"{name}-w{bits}a{bits}"] = Method(config, splits, batch)
+            except (ValueError, RuntimeError) as error:
+                failed[f"{name}-w{bits}a{bits}"] = str(error)
+    return made, failed
+
+
+def measure(made: dict[str, Method], rounds: int, of: Callable[[str], str]) -> dict[str, dict[str, float]]:
+    """Return name -> time and memory, and both relative to plain distillation of the same width."""
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for number in range(rounds + 2):  # the first two warm up: kernels are compiled, memory is taken
+        for name, method in made.items():
+            found = method.timed(2)
+            if number >= 2:
+                seconds[name].append(found)
+    kept = {name: method.kept_bytes() for name, method in made.items()}
+    rows = {}
+    for name, values in seconds.items():
+        ratios = [own / plain for own, plain in zip(values, seconds[of(name)], strict=True)]
+        rows[name] = {
+            "step_ms": round(1000 * statistics.median(values), 2),
+            "time_ratio": round(statistics.median(ratios), 3),
+            "time_ratio_p10": round(sorted(ratios)[len(ratios) // 10], 3),
+            "time_ratio_p90": round(sorted(ratios)[(9 * len(ratios)) // 10], 3),
+            "kept_mb": round(kept[name] / 1e6, 2),
+            "memory_ratio": round(kept[name] / kept[of(name)], 3),
+        }
+    return rows
+
+
+def main() -> None:
+    """Parse the command line, measure, print, write."""
+    known = sorted(path.stem for path in METHODS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every config")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "fashion-mnist" / "methods.yaml")
+    parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="METHOD", help=", ".join(known))
+    parser.add_argument("--bits", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, help="images a step (the config's)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "method_steps.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if KD not in args.methods:
+        args.methods = [KD, *args.methods]
+    made, failed = build_all(args)
+    rows: dict[str, Any] = dict(measure(made, args.rounds, lambda name: f"{KD}-{name.rsplit('-', 1)[1]}"))
+    rows |= {name: {"failed": why} for name, why in failed.items()}
+    for name, row in sorted(rows.items(), key=lambda item: item[1].get("time_ratio", 0)):
+        print(f"{name:36s}", row)
+    record = {
+        "what": "one training step a method, relative to plain distillation in the same round; one thread",
+        "overrides": public(args.overrides), "rounds": args.rounds, "environment": environment(), "rows": rows,
+    }  # fmt: skip
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Runs the stages of a config in a process of its own, and describes where: what the accuracy benchmarks share."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# A process keeps the memory that it frees: without this a tenth of a small net's training is page faults (glibc only).
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+PRIVATE = ("data.path=", "data.root=", "data.name=npz")
+
+
+def run_stages(config: str, name: str, words: Sequence[str], folder: Path, *, until: str) -> str:
+    """Run a config's stages, resuming; return why it failed, or nothing.
+
+    Args:
+        config: Path of the config.
+        name: Of the run folder in ``folder``; what the run says is written to ``NAME.log`` beside it.
+        words: ``key.path=value`` overrides.
+        folder: Where run folders are kept.
+        until: The last stage to run.
+    """
+    command = [sys.executable, "-m", "qkd.cli", "run", config, f"name={name}", *words, "--until", until]
+    done = subprocess.run(
+        [*command, "--runs-dir", str(folder)], capture_output=True, text=True, check=False,
+        env={**os.environ, **KEEP_MEMORY},
+    )  # fmt: skip
+    (folder / f"{name}.log").write_text(done.stdout + done.stderr)
+    if not done.returncode:
+        return ""
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    stage = next((line[3:].split(":")[0] for line in reversed(lines) if line.startswith("== ")), "config")
+    return f"{stage}: {lines[-1]}".replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int]:
+    """Return count, mean, standard deviation (of a sample), least and largest; the count alone where there is none."""
+    if not values:
+        return {"seeds": 0}
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {
+        "seeds": len(values), "mean": round(statistics.mean(values), 5), "stdev": round(deviation, 5),
+        "min": min(values), "max": max(values),
+    }  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and hardware."""
+    import brevitas
+    import onnxruntime
+    import torch
+
+    from qkd.rundir import environment as of_run
+
+    run = of_run(0)
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "brevitas": brevitas.__version__,
+        "onnxruntime": onnxruntime.__version__, "machine": platform.machine(), "cpu": run["cpu"],
+        "cores": os.cpu_count(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "commit": run["commit"], "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def public(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without this machine's folders."""
+    return [word for word in overrides if not word.startswith(PRIVATE)]

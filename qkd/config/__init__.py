@@ -1,0 +1,33 @@
+"""The schema of an experiment: every key a config file may hold, with its unit and its default."""
+
+from qkd.config.data import AgentConfig, DataConfig
+from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
+from qkd.config.methods import AuxiliaryConfig, BranchTrainingConfig, PeerConfig, PeersConfig, RotationsConfig
+from qkd.config.sections import Count, Positive, Section
+from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
+from qkd.config.training import DEFAULT_TERMS, MetaConfig, PhaseConfig, QuantConfig, TermConfig, TrainConfig
+
+__all__ = [
+    "AgentConfig",
+    "AuxiliaryConfig",
+    "BenchConfig",
+    "BranchTrainingConfig",
+    "Count",
+    "DEFAULT_TERMS",
+    "DataConfig",
+    "ExportConfig",
+    "MetaConfig",
+    "PeerConfig",
+    "PeersConfig",
+    "PhaseConfig",
+    "Positive",
+    "QuantConfig",
+    "RotationsConfig",
+    "RunConfig",
+    "SearchConfig",
+    "Section",
+    "StudentConfig",
+    "TeacherConfig",
+    "TermConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,232 @@
+"""The schema of an experiment: two roles, and everything that is done with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
+from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
+from qkd.config.sections import Count, Positive, Section
+from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
+from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, TermConfig, TrainConfig
+
+
+class TeacherConfig(Section):
+    """The full-precision role."""
+
+    net: str = Field(description="a name of `qkd ls nets`")
+    weights: Path | None = Field(None, description="float weights (safetensors) to start from")
+    untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
+    train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
+    agent: AgentConfig = Field(default_factory=AgentConfig)
+    members: Count = Field(1, description="nets that differ by seed only; the student learns from their average")
+    ensemble: Literal["probability", "logit"] = Field("probability", description="what is averaged over the members")
+    ensemble_temperature: Positive = Field(
+        1.0, description="probability: temperature at which they are averaged; terms have one of their own"
+    )
+
+    @model_validator(mode="after")
+    def _members_are_trained(self) -> TeacherConfig:
+        if self.members > 1 and (self.train is None or self.weights is not None):
+            raise ValueError(
+                "`members` above 1 needs `train` and no `weights`: members start from weights of their own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _needs_some_weights(self) -> TeacherConfig:
+        if self.untrained and (self.train is not None or self.weights is not None):
+            raise ValueError("`untrained` goes with neither `train` nor `weights`")
+        if not self.untrained and self.train is None and self.weights is None:
+            raise ValueError("needs `train` (how to train it) or `weights` (a file of trained ones)")
+        return self
+
+
+class StudentConfig(Section):
+    """The low-bit role."""
+
+    net: str | None = Field(None, description="absent: the teacher's net")
+    init: Literal["auto", "teacher", "float", "random"] = Field(
+        "auto", description="auto: the teacher's weights where the nets agree, else an own float training"
+    )
+    float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
+    quant: QuantConfig = Field(description="bits and quantizers")
+    train: TrainConfig = Field(description="the low-bit training")
+    agent: AgentConfig = Field(default_factory=AgentConfig)
+    view: Literal["same", "own", "clean"] = Field(
+        "same", description="what the teacher sees: the student's images, its own agent's, or clean ones"
+    )
+    terms: tuple[TermConfig, ...] = Field(DEFAULT_TERMS, description="weighted loss terms")
+    phases: tuple[PhaseConfig, ...] = Field((), description="absent: one phase over all epochs, the last tenth frozen")
+    rotations: RotationsConfig | None = Field(
+        None, description="HSSAKD: turned images and auxiliary branches in place of `terms`"
+    )
+    calibration_batches: Count = Field(8, description="training batches that set activation scales")
+    auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
+    peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
+
+    @model_validator(mode="after")
+    def _rotations_bring_their_loss(self) -> StudentConfig:
+        if self.rotations is None:
+            return self
+        if self.peers is not None:
+            raise ValueError("`rotations` and `peers` each bring a step of their own; choose one")
+        if self.terms != DEFAULT_TERMS:
+            raise ValueError("`rotations` bring a loss of their own: give `terms` to phases that go without, not here")
+        if any(phase.teacher_terms is not None for phase in self.phases):
+            raise ValueError(
+                "a phase has `teacher_terms`, but `rotations` need a teacher that fits its branches; use mode online "
+                "for a teacher that learns along"
+            )
+        if self.phases and all(phase.terms is not None for phase in self.phases):
+            raise ValueError("every phase has `terms` of its own, so none would train on `rotations`; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_add_up(self) -> StudentConfig:
+        total = sum(phase.epochs for phase in self.phases)
+        if self.phases and total != self.train.epochs:
+            raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
+        return self
+
+    @property
+    def quiz_images(self) -> int | None:
+        """Size of the quiz that the student's images lack; None where no phase has one."""
+        return next((phase.meta.quiz_images for phase in self.phases if phase.meta is not None), None)
+
+    @model_validator(mode="after")
+    def _one_teacher_is_taught_one_way(self) -> StudentConfig:
+        metas = [phase.meta for phase in self.phases if phase.meta is not None]
+        for name in ("quiz_images", "teacher_momentum", "teacher_weight_decay"):
+            values = sorted({getattr(meta, name) for meta in metas})
+            if len(values) > 1:
+                raise ValueError(f"`meta.{name}` must be the same in all phases, got {values}")
+        if metas and any(phase.teacher_terms is not None for phase in self.phases):
+            raise ValueError("`meta` and `teacher_terms` both move the teacher; use one of them in a run")
+        first = 0
+        for phase in self.phases:
+            first += phase.epochs
+            if phase.meta is not None and phase.meta.teacher_start_epoch >= first:
+                raise ValueError(
+                    f"`meta.teacher_start_epoch` of phase `{phase.name}` is {phase.meta.teacher_start_epoch}, but the "
+                    f"phase ends with epoch {first - 1} (counted from 0), so its teacher would never be taught"
+                )
+        return self
+
+
+class RunConfig(Section):
+    """One experiment, from teacher to report."""
+
+    name: str = Field(description="name of the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="every random draw derives from it")
+    device: str = Field("auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: Count | None = Field(None, description="CPU threads of training; absent: all cores")
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    bench: BenchConfig = Field(default_factory=BenchConfig)
+
+    @model_validator(mode="after")
+    def _mixed_images_are_seen_by_both(self) -> RunConfig:
+        agents = {
+            "student": self.student.agent,
+            **({"teacher": self.teacher.agent} if self.student.view == "own" else {}),
+        }
+        mixing = [role for role, agent in agents.items() if agent.cutmix_probability]
+        if mixing and self.student.view != "same":
+            raise ValueError(
+                f"student.view: must be `same` with CutMix ({mixing[0]}.agent), got `{self.student.view}`: the teacher "
+                f"would judge another mixture than the student sees"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_branches_can_learn(self) -> RunConfig:
+        own = self.student.rotations
+        branches = None if own is None else own.teacher_branches
+        if branches is not None and branches.joint and self.teacher.train is None:
+            raise ValueError(
+                "teacher.train is missing: student.rotations.teacher_branches.joint trains branches as it says; use "
+                "joint false with a training of their own"
+            )
+        if branches is not None and self.teacher.untrained:
+            raise ValueError("teacher.untrained: offline rotations learn from a trained teacher; use mode online")
+        return self
+
+    @property
+    def student_net(self) -> str:
+        """Name of the student's net: its own, or the teacher's."""
+        return self.student.net or self.teacher.net
+
+    @property
+    def student_start(self) -> Literal["teacher", "float", "random"]:
+        """What the student starts from, with ``auto`` resolved."""
+        if self.student.init == "auto":
+            return "teacher" if self.student_net == self.teacher.net else "float"
+        return self.student.init
+
+    @property
+    def searched_roles(self) -> tuple[str, ...]:
+        """The roles (``teacher``, ``student``) whose agent this run's search finds, in the order of their searches."""
+        agents = (("teacher", self.teacher.agent), ("student", self.student.agent))
+        return tuple(role for role, agent in agents if agent.policy == "search")
+
+    @model_validator(mode="after")
+    def _agents_can_be_found(self) -> RunConfig:
+        if self.teacher.agent.policy == "teacher":
+            raise ValueError("teacher.agent.policy: `teacher` is for the student; name a policy, or `search` for one")
+        taken = self.teacher.agent.policy
+        if self.student.agent.policy == "teacher" and self.student.agent.flatten and taken in UNSCHEDULED:
+            raise ValueError(
+                f"student.agent.flatten: it mixes the epochs of a schedule, but the teacher's policy `{taken}`, which "
+                f"the student takes, has none; leave `flatten` out"
+            )
+        if self.teacher.agent.policy == "search" and self.teacher.train is None:
+            raise ValueError(
+                "teacher.agent.policy: `search` needs teacher.train: the search trains teachers as it says; a teacher "
+                "that is taken from a file has no use for an agent"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_go_together(self) -> RunConfig:
+        faults = _method_faults(self.teacher, self.student)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @model_validator(mode="after")
+    def _student_can_start(self) -> RunConfig:
+        if self.student_start == "teacher" and self.student_net != self.teacher.net:
+            raise ValueError(
+                f"student.init `teacher` needs one net for both roles, but the student's is {self.student_net} and the "
+                f"teacher's {self.teacher.net}; use `float` with student.float_train, or `random`"
+            )
+        if self.student_start == "float" and self.student.float_train is None:
+            raise ValueError(
+                f"student.float_train is missing: the student ({self.student_net}, init `{self.student.init}`) starts "
+                f"from an own float training; say how in student.float_train, or use init `random`"
+            )
+        return self
+
+
+def _method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
+    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary stays as it is."""
+    learner, where = (student, "student") if student.auxiliary is None else (student.auxiliary, "student.auxiliary")
+    terms = [*learner.terms, *(term for phase in learner.phases for term in phase.terms or ())]
+    faults = [
+        f"{where}: {term.loss} has taps, but teacher.members is {teacher.members}, and an ensemble has no features: "
+        f"use losses on logits, or one member"
+        for term in terms if term.taps and term.weight > 0 and teacher.members > 1
+    ]  # fmt: skip
+    if any(phase.teacher_terms is not None for phase in student.phases):
+        faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []
+    if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
+        faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
+    return faults

@@ -1,0 +1,132 @@
+"""The schema of nets and branches that learn beside a student."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from qkd.config.sections import Bits, NonNegative, Positive, Section
+from qkd.config.training import PhaseConfig, QuantConfig, TermConfig, TrainConfig
+
+
+class PeerConfig(Section):
+    """A net that learns beside the student and from it; thrown away in the end."""
+
+    net: str | None = Field(None, description="absent: the student's net")
+    weight_bits: Bits | None = Field(None, description="absent, with act_bits: full precision")
+    act_bits: Bits | None = Field(None, description="other keys are those of student.quant")
+    taps: tuple[str, ...] | None = Field(None, description="its modules for student.peers.taps; absent: the same names")
+
+    @model_validator(mode="after")
+    def _bits_come_together(self) -> PeerConfig:
+        if (self.weight_bits is None) != (self.act_bits is None):
+            raise ValueError("give `weight_bits` and `act_bits`, or neither for full precision")
+        return self
+
+
+class PeersConfig(Section):
+    """A student ensemble: the student and its peers learn from labels, from their average and from the first peer."""
+
+    nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers; the first one's features are the goal")
+    taps: tuple[str, ...] = Field((), description="modules of the student whose features meet the first peer's")
+    temperature: Positive = Field(3.0, description="of the soft targets from the average")
+    label_weight: NonNegative = Field(0.7, description="of the cross-entropies")
+    feature_weight: NonNegative = Field(0.15, description="of the squared differences of features")
+    ensemble_weight: NonNegative = Field(0.15, description="of the soft targets from the average")
+    lr_factor: Positive = Field(1.0, description="the peers' learning rate, as a factor of the student's")
+
+    @model_validator(mode="after")
+    def _taps_pair_up(self) -> PeersConfig:
+        for index, peer in enumerate(self.nets):
+            if peer.taps is not None and len(peer.taps) != len(self.taps):
+                raise ValueError(f"nets[{index}].taps names {len(peer.taps)} modules, but `taps` {len(self.taps)}")
+        return self
+
+
+class AuxiliaryConfig(Section):
+    """An auxiliary teacher: trained from the teacher first, then the student's teacher in its place."""
+
+    net: str | None = Field(None, description="absent: the student's net")
+    quant: QuantConfig | None = Field(None, description="absent: full precision; between teacher and student: 8 bits")
+    init: Literal["auto", "random"] = Field(
+        "auto",
+        description="auto: float_train where it is there, else the student's float training or the teacher, where the "
+        "net is theirs, else random",
+    )
+    float_train: TrainConfig | None = Field(
+        None, description="a float training of its own, on the labels, to start from"
+    )
+    train: TrainConfig = Field(description="its training from the teacher")
+    terms: tuple[TermConfig, ...] = Field(
+        (TermConfig(loss="information_flow", taps=(("flatten", "flatten"),)),),
+        description="weighted loss terms; by default information flow before the last layer, as our nets name it",
+    )
+    phases: tuple[PhaseConfig, ...] = Field((), description="absent: as for a student; one phase in full precision")
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> AuxiliaryConfig:
+        total = sum(phase.epochs for phase in self.phases)
+        if self.phases and total != self.train.epochs:
+            raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
+        if any(phase.teacher_terms is not None for phase in self.phases):
+            raise ValueError("`phases` with teacher_terms are for the student")
+        if self.quant is None and any(phase.freeze_batch_norm for phase in self.phases):
+            raise ValueError("`phases` with freeze_batch_norm need `quant`: full precision has no deployed arithmetic")
+        return self
+
+
+class BranchTrainingConfig(Section):
+    """How the teacher's auxiliary branches learn."""
+
+    joint: bool = Field(
+        False, description="with the teacher, in its own training (teacher.train); else behind the finished teacher"
+    )
+    train: TrainConfig | None = Field(None, description="optimizer and length of the branches' own training; not joint")
+
+    @model_validator(mode="after")
+    def _has_one_training(self) -> BranchTrainingConfig:
+        if self.joint == (self.train is not None):
+            raise ValueError(
+                "needs `train` exactly when `joint` is false: with `joint` the branches learn as teacher.train says"
+            )
+        return self
+
+
+class RotationsConfig(Section):
+    """Distillation on images in four orientations, through auxiliary branches that are thrown away afterwards."""
+
+    mode: Literal["offline", "online"] = Field(
+        "offline", description="offline: the fixed teacher and its branches teach; online: both nets learn, as peers"
+    )
+    student_taps: tuple[str, ...] = Field(
+        (), description="modules of the student that branches read, input to output; absent: its residual stages"
+    )
+    teacher_taps: tuple[str, ...] = Field(
+        (), description="modules of the teacher that branches read, as many; absent: its residual stages"
+    )
+    teacher_branches: BranchTrainingConfig | None = Field(None, description="offline: how the teacher's branches learn")
+    temperature: Positive = Field(3.0, description="of all soft targets; their factor is its square")
+    task_weight: NonNegative = Field(1.0, description="of the upright images' cross-entropy with the labels")
+    branch_weight: NonNegative = Field(1.0, description="of the branches' soft targets")
+    logit_weight: NonNegative = Field(1.0, description="of the soft targets of the nets' own logits")
+    joint_weight: NonNegative = Field(
+        1.0, description="online: of the branches' cross-entropy with joint labels of class and orientation"
+    )
+
+    @model_validator(mode="after")
+    def _branches_can_learn(self) -> RotationsConfig:
+        if (self.mode == "offline") != (self.teacher_branches is not None):
+            raise ValueError(
+                "needs `teacher_branches` exactly when `mode` is offline; online, the branches of both nets learn "
+                "with the student"
+            )
+        if self.student_taps and self.teacher_taps and len(self.student_taps) != len(self.teacher_taps):
+            raise ValueError(
+                f"`student_taps` and `teacher_taps` pair up: got {len(self.student_taps)} and {len(self.teacher_taps)}"
+            )
+        if max(self.task_weight, self.branch_weight, self.logit_weight) == 0:
+            raise ValueError("no weight is positive, so there is nothing to learn from")
+        if self.mode == "offline" and self.joint_weight != 1:
+            raise ValueError("`joint_weight` is for mode online: offline, the student's branches see no joint labels")
+        return self

@@ -1,0 +1,157 @@
+"""The schema of a training: optimizer, bits, loss terms, phases."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from qkd.config.sections import Bits, Count, Fraction, NonNegative, Positive, Section
+
+
+class TrainConfig(Section):
+    """Optimizer, learning-rate schedule and length of one training."""
+
+    epochs: Count = Field(description="passes over the training images")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is with Nesterov momentum")
+    lr: Positive = Field(0.1, description="peak learning rate")
+    momentum: Fraction = Field(0.9, description="sgd only")
+    weight_decay: NonNegative = Field(5e-4, description="on weights of rank 2 and more, not on biases, norms or scales")
+    scale_lr_factor: Positive = Field(1.0, description="learning rate of quantizer scales, as a factor of lr")
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="after the warm-up")
+    milestones: tuple[Fraction, ...] = Field((0.3, 0.6, 0.8), description="step: fractions of the training")
+    gamma: Positive = Field(0.1, description="step: factor at each milestone")
+    warmup_epochs: NonNegative = Field(0.0, description="linear rise of the learning rate, in epochs")
+    clip_grad_norm: Positive | None = Field(None, description="largest global gradient norm")
+    label_smoothing: Fraction = Field(0.0, description="share of the label spread over all classes")
+    ema_decay: Fraction = Field(0.0, description="decay a step of the averaged weights that are kept; 0 is off")
+    autocast: Literal["off", "bf16", "fp16"] = Field("off", description="reduced precision, where the device has it")
+    channels_last: bool = Field(False, description="memory format of images and convolutions")
+    checkpoint_every_s: NonNegative = Field(
+        60.0, description="least seconds between checkpoints; one at every epoch's end"
+    )
+
+    @model_validator(mode="after")
+    def _warmup_is_shorter(self) -> TrainConfig:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"`warmup_epochs` must be less than `epochs`, got {self.warmup_epochs} of {self.epochs}")
+        return self
+
+
+class QuantConfig(Section):
+    """Bits and quantizers of the student (the keys of `quantizers.QuantSpec`)."""
+
+    weight_bits: Bits = Field(description="bits of weights")
+    act_bits: Bits = Field(description="bits of activations that enter a convolution or linear layer")
+    first_bits: Bits = Field(8, description="first layer: weights and image")
+    last_bits: Bits = Field(8, description="last layer: weights and input")
+    sum_bits: Bits = Field(8, description="inputs and output of residual sums, and what pooling averages")
+    weight_quantizer: Literal["lsq", "dorefa"] = Field("lsq", description="how weights meet their grid")
+    act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="how activations meet their grid")
+    per_channel: bool = Field(True, description="one weight scale an output channel, or one a tensor")
+    overrides: dict[str, dict[Literal["weight_bits", "act_bits"], Bits]] = Field(
+        default_factory=dict, description="layer name pattern -> {weight_bits, act_bits}"
+    )
+
+
+class TermConfig(Section):
+    """One weighted term of the student's loss."""
+
+    loss: str = Field(description="a name of `qkd ls losses`")
+    weight: NonNegative = Field(1.0, description="factor in the sum")
+    taps: tuple[tuple[str, str], ...] = Field((), description="feature losses: pairs [student module, teacher module]")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="factor on the weight after each epoch of its phase; the student's own terms count from the first "
+        "phase that has them",
+    )
+    options: dict[str, float | int | str | bool] = Field(
+        default_factory=dict, description="keyword arguments of the loss, e.g. temperature"
+    )
+
+
+DEFAULT_TERMS = (
+    TermConfig(loss="cross_entropy", weight=0.5),
+    TermConfig(loss="soft_target", weight=0.5, options={"temperature": 4.0}),
+)
+
+
+class MetaConfig(Section):
+    """MetaDistil: the teacher learns to teach, from how a student that follows it does in a quiz."""
+
+    quiz_images: Count = Field(
+        description="training images (stratified, seeded) that the student never learns from: the quiz"
+    )
+    inner_lr: NonNegative | None = Field(
+        None,
+        description="peak learning rate of the student's assumed step, scheduled as the student's; absent: "
+        "student.train.lr",
+    )
+    teacher_lr: NonNegative = Field(0.05, description="largest learning rate of the teacher; falls as the student's")
+    teacher_start_epoch: Annotated[int, Field(ge=0)] = Field(
+        0, description="first epoch of student.train, from 0, in which the teacher is taught; plain steps until then"
+    )
+    teacher_momentum: Fraction = Field(0.9, description="of the teacher's SGD")
+    teacher_weight_decay: NonNegative = Field(5e-4, description="of the teacher's SGD, on all its weights")
+    order: Literal["second", "first"] = Field(
+        "second",
+        description="second: differentiate the student's gradient; first: finite differences of first gradients",
+    )
+
+
+class PhaseConfig(Section):
+    """A stretch of the student's epochs with its own loss terms."""
+
+    name: str = Field("tutoring", description="shown in logs, e.g. self_study, co_study, tutoring")
+    epochs: Count = Field(description="epochs of this phase; all phases add up to student.train.epochs")
+    terms: tuple[TermConfig, ...] | None = Field(None, description="loss terms; the student's own where absent")
+    teacher_terms: tuple[TermConfig, ...] | None = Field(
+        None,
+        description="co-study: the teacher is trained along, with these terms; in them it is the student, and the "
+        "student is its teacher",
+    )
+    teacher_lr_factor: Positive = Field(1.0, description="co-study: the teacher's learning rate, as a factor of lr")
+    peers: bool = Field(
+        True,
+        description="whether student.peers learn along, where there are any; student.terms do not apply then, and "
+        "`terms` come on top",
+    )
+    trains: Literal["student", "modules"] = Field(
+        "student",
+        description="modules: only the modules of loss terms learn (attention, adapters); the student stands still",
+    )
+    combine: Literal["sum", "clipped"] = Field(
+        "sum",
+        description="clipped: in each weight tensor, the gradient of the terms that need the teacher is no longer than "
+        "that of the others, times a factor that rises from 0.5 to 1 with the epochs",
+    )
+    meta: MetaConfig | None = Field(None, description="MetaDistil: the teacher is taught by a quiz")
+    freeze_batch_norm: bool = Field(
+        False, description="train the deployed arithmetic: folded batch norm with running statistics, int32 biases"
+    )
+    lr_factor: Positive | None = Field(
+        None,
+        description="factor on the learning rate; absent: 1, but 0.1 with freeze_batch_norm, which high rates break",
+    )
+
+    @model_validator(mode="after")
+    def _student_learns_or_stands_still(self) -> PhaseConfig:
+        if self.trains == "modules":
+            asked = {
+                "teacher_terms": self.teacher_terms is not None,
+                "combine": self.combine != "sum",
+                "freeze_batch_norm": self.freeze_batch_norm,
+            }
+            wrong = [f"`{name}`" for name, is_asked in asked.items() if is_asked]
+            if wrong:
+                raise ValueError(f"`trains: modules` goes without {', '.join(wrong)}: the student stands still")
+        if self.teacher_terms is not None and self.combine != "sum":
+            raise ValueError("`combine: clipped` goes without `teacher_terms`: it weighs a fixed teacher's terms")
+        return self
+
+    @property
+    def rate_factor(self) -> float:
+        """Return the factor on the learning rate that applies in this phase."""
+        if self.lr_factor is not None:
+            return self.lr_factor
+        return 0.1 if self.freeze_batch_norm else 1.0

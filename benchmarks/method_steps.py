@@ -3,7 +3,7 @@
     python benchmarks/method_steps.py --rounds 15
 
 The pair, the batch and the methods are those of ``methods.py``. A step is everything from the batch to the moved
-weights: forward passes, loss, gradients, the optimizer. Each round takes every method once, in turn; the ratio is the
+weights: forward passes, loss, gradients, the optimizer; where a method has phases, their mean, weighted by epochs. Each round takes every method once, in turn; the ratio is the
 median over the rounds of (method / plain distillation of the same round). Memory is what a step keeps for its backward
 pass: the storages that autograd saves, counted once each, so it is exact and the same on every run. Extra
 ``key.path=value`` words go to every config (where the images are). Writes OUT, which ``methods.py --steps`` reads.
@@ -15,7 +15,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ CPU = torch.device("cpu")
 
 
 class Method:
-    """A method's longest phase, ready to step, as its stage would build it, from random weights."""
+    """A method's phases, ready to step, as its stage would build them, from random weights."""
 
     def __init__(self, config: RunConfig, splits: Splits, batch: Batch) -> None:
         torch.manual_seed(0)
@@ -63,19 +64,11 @@ class Method:
         for other in made.low_bit:
             calibrate(other, [batch.images])
         self.student = student
-        self.phase: Phase = max(made.phases, key=lambda phase: phase.epochs)
+        self.phases = made.phases
         joined = [partner for partner in made.partners if partner.optimizer is None]
         self.optimizer = build_optimizer(student, config.student.train, quantizer_scales(student), joined)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-4  # weights move a little, so that no step is degenerate
-        self.batch = replace(batch, epoch=0)
-        for phase in made.phases:
-            if phase is self.phase:
-                break
-            chosen, self.phase = self.phase, phase  # what comes before it may have something to learn
-            self.timed(1)
-            self.phase = chosen
-            self.batch = replace(self.batch, epoch=self.batch.epoch + phase.epochs)
 
     def _teacher(self, config: RunConfig, splits: Splits) -> nn.Module:
         count = config.teacher.members
@@ -93,24 +86,36 @@ class Method:
         calibrate(student, [self.batch.images])
         return student
 
-    def step(self) -> None:
+    def step(self, phase: Phase, batch: Batch) -> None:
         """Take one step."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.phase.backward(self.batch, self.phase.step(self.batch), lambda loss: loss)
+        phase.backward(batch, phase.step(batch), lambda loss: loss)
         self.optimizer.step()
 
-    def timed(self, steps: int) -> float:
-        """Return the mean seconds of some steps."""
+    def timed(self) -> float:
+        """Return the seconds of a step, the mean over the phases, which weigh as many epochs as they have."""
+        total, first = 0.0, 0
+        for phase in self.phases:
+            batch = replace(self.batch, epoch=first + phase.epochs - 1)
+            first += phase.epochs
+            with self._within(phase):
+                started = time.perf_counter()
+                self.step(phase, batch)
+                total += phase.epochs * (time.perf_counter() - started)
+        return total / first
+
+    @contextmanager
+    def _within(self, phase: Phase) -> Iterator[None]:
         self.student.train()
-        self.phase.enter()
-        with self.phase.hold():
-            started = time.perf_counter()
-            for _ in range(steps):
-                self.step()
-            return (time.perf_counter() - started) / steps
+        phase.enter()
+        with phase.hold():
+            yield
 
     def kept_bytes(self) -> int:
-        """Return how much a step's forward pass keeps for its backward pass."""
+        """Return how much a step's forward pass keeps for its backward pass, in the phase that keeps most."""
+        return max(self._kept_bytes(phase) for phase in self.phases)
+
+    def _kept_bytes(self, phase: Phase) -> int:
         seen: dict[int, int] = {}
 
         def count(tensor: Tensor) -> Tensor:
@@ -118,10 +123,10 @@ class Method:
             seen[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        self.student.train()
-        self.phase.enter()
-        with self.phase.hold(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            self.step()
+        epochs = sum(one.epochs for one in self.phases[: self.phases.index(phase) + 1])
+        batch = replace(self.batch, epoch=epochs - 1)
+        with self._within(phase), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            self.step(phase, batch)
         return sum(seen.values())
 
 
@@ -161,7 +166,7 @@ def measure(made: dict[str, Method], rounds: int, of: Callable[[str], str]) -> d
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for number in range(rounds + 2):  # the first two warm up: kernels are compiled, memory is taken
         for name, method in made.items():
-            found = method.timed(2)
+            found = method.timed()
             if number >= 2:
                 seconds[name].append(found)
     kept = {name: method.kept_bytes() for name, method in made.items()}

@@ -3,10 +3,11 @@
     python benchmarks/method_steps.py --rounds 15
 
 The pair, the batch and the methods are those of ``methods.py``. A step is everything from the batch to the moved
-weights: forward passes, loss, gradients, the optimizer; where a method has phases, their mean, weighted by epochs. Each round takes every method once, in turn; the ratio is the
-median over the rounds of (method / plain distillation of the same round). Memory is what a step keeps for its backward
-pass: the storages that autograd saves, counted once each, so it is exact and the same on every run. Extra
-``key.path=value`` words go to every config (where the images are). Writes OUT, which ``methods.py --steps`` reads.
+weights: forward passes, loss, gradients, the optimizer; where a method has phases, their mean, weighted by epochs. Each
+round takes every method once, in turn; the ratio is the median over the rounds of (method / plain distillation of the
+same round). Memory is what a step keeps for its backward pass: the storages that autograd saves, counted once each, so
+it is exact and the same on every run. Extra ``key.path=value`` words go to every config (where the images are). Writes
+OUT, which ``methods.py --steps`` reads.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def test_a_step_moves_the_weights_of_the_teacher_alone(splits: Splits) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before if name not in weights)
     assert all(not torch.equal(before[name], after[name]) for name in ("head.weight", "stem.0.weight"))
     assert all(weight.grad is None for weight in weights.values())
-    assert set(result.facts) == {"quiz_loss"} and not result.facts["quiz_loss"].requires_grad
+    assert "quiz_loss" in result.facts and not result.facts["quiz_loss"].requires_grad
     assert set(result.terms) == {"cross_entropy", "soft_target"} and result.loss.requires_grad
 
 
@@ -350,7 +350,7 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path, splits: Splits, s
         fitted(make_job(tmp_path / "parts", splits, stop=stop))
     parts = fitted(make_job(tmp_path / "parts", splits))
     assert same(whole[0], parts[0]) and same(whole[1], parts[1]) and whole[2] == parts[2]
-    assert ["facts" in row for row in whole[2]] == [False, True, True]
+    assert ["quiz_loss" in row.get("facts", {}) for row in whole[2]] == [False, True, True]
     assert not same(whole[1], copy_of(nets(splits)[1]))
 
 

@@ -16,11 +16,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from methods import KD, METHODS, ROOT, merged
+from methods import KD, METHODS, OF_ANOTHER_PAIR, ROOT, merged
 from stage_runs import environment, public
 from torch import Tensor, nn
 
@@ -67,6 +68,14 @@ class Method:
         self.optimizer = build_optimizer(student, config.student.train, quantizer_scales(student), joined)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-4  # weights move a little, so that no step is degenerate
+        self.batch = replace(batch, epoch=0)
+        for phase in made.phases:
+            if phase is self.phase:
+                break
+            chosen, self.phase = self.phase, phase  # what comes before it may have something to learn
+            self.timed(1)
+            self.phase = chosen
+            self.batch = replace(self.batch, epoch=self.batch.epoch + phase.epochs)
 
     def _teacher(self, config: RunConfig, splits: Splits) -> nn.Module:
         count = config.teacher.members
@@ -172,7 +181,7 @@ def measure(made: dict[str, Method], rounds: int, of: Callable[[str], str]) -> d
 
 def main() -> None:
     """Parse the command line, measure, print, write."""
-    known = sorted(path.stem for path in METHODS.glob("*.yaml"))
+    known = sorted(path.stem for path in METHODS.glob("*.yaml") if path.stem not in OF_ANOTHER_PAIR)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every config")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "fashion-mnist" / "methods.yaml")

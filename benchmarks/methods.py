@@ -15,21 +15,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-from stage_runs import environment, public, run_stages, spread
+from stage_runs import environment, public, spread
 
+from qkd.binding import apply_overrides, bind
+from qkd.data import load_splits
+from qkd.pipeline import run_stages
+from qkd.progress import Progress
+from qkd.rundir import RunFolder
+from qkd.stages.models import WEIGHTS
 from qkd.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "configs" / "digits" / "methods"
 PLAIN, KD = "plain", "soft_targets"
+OF_ANOTHER_PAIR = ("self-distillation",)  # its student has the teacher's net
 SHARED = ("net", "quant", "float_train", "train", "agent")  # of the student: the same for all methods
 TEACHER = ("untrained", "members", "ensemble")  # of the teacher: a method's own
 Task = tuple[str, int, int]  # method, bits, seed
@@ -94,20 +102,37 @@ class Comparison:
         config = json.loads(json.dumps(self.configs[name]))
         config["student"]["quant"] |= {"weight_bits": bits, "act_bits": bits}
         if not has_own_teacher(config):
-            weights = self.teacher(seed) / "teacher" / "weights.safetensors"
+            weights = self.teacher(seed) / "teacher" / WEIGHTS
             config["teacher"] = {"net": config["teacher"]["net"], "weights": str(weights.resolve())}
-        path = self.folder / f"{run_name(task)}.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        return self._stages(str(path), run_name(task), seed, "distill")
+        if config["student"].get("init", "auto") == "auto":  # all of a seed start from the same float student
+            config["student"]["weights"] = str((self.start(seed) / "student" / "float" / WEIGHTS).resolve())
+            config["student"].pop("float_train")
+        return self._stages(config, run_name(task), seed, ("teacher", "search", "distill"))
 
-    def train_teacher(self, seed: int) -> str:
-        """Train the shared teacher of a seed."""
-        return self._stages(str(self.args.config), self.teacher(seed).name, seed, "teacher")
+    def train_shared(self, seed: int) -> str:
+        """Train what the runs of a seed share: the teacher, and the float student (and an epoch of distillation)."""
+        why = self._stages(self.base, self.teacher(seed).name, seed, ("teacher",))
+        weights = self.teacher(seed) / "teacher" / WEIGHTS
+        teacher = {"net": self.base["teacher"]["net"], "weights": str(weights.resolve())}
+        train = {**self.base["student"]["train"], "epochs": 1}
+        start = {**self.base, "teacher": teacher, "student": {**self.base["student"], "train": train}}
+        return why or self._stages(start, self.start(seed).name, seed, ("teacher", "search", "distill"))
 
-    def _stages(self, config: str, name: str, seed: int, until: str) -> str:
-        words = [f"seed={seed}", *self.args.overrides]
-        why = run_stages(config, name, words, self.folder, until=until)
-        print(f"{name}: {why or 'done'}", file=sys.stderr, flush=True)
+    def start(self, seed: int) -> Path:
+        """Return the run folder of the float student that the students of a seed start from."""
+        return self.folder / f"start-seed{seed}"
+
+    def _stages(self, values: dict[str, Any], name: str, seed: int, stages: tuple[str, ...]) -> str:
+        """Run stages in this process; return why they failed, or nothing."""
+        started = time.monotonic()
+        try:
+            config = bind(apply_overrides(values, [f"name={name}", f"seed={seed}", *self.args.overrides]))
+            with RunFolder.open(config, runs_dir=self.folder) as run, (self.folder / f"{name}.log").open("w") as log:
+                run_stages(run, stages, Progress(log))
+            why = ""
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".replace(f"{self.folder.resolve()}/", "")
+        print(f"{name}: {why or 'done'} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
         return why
 
     def row(self, task: Task, failure: str | None) -> dict[str, Any]:
@@ -188,7 +213,7 @@ def _points(value: float | None) -> str:
 
 def main() -> None:
     """Parse the command line, run what is missing, write table and record."""
-    known = sorted(path.stem for path in METHODS.glob("*.yaml"))
+    known = sorted(path.stem for path in METHODS.glob("*.yaml") if path.stem not in OF_ANOTHER_PAIR)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "fashion-mnist" / "methods.yaml")
@@ -206,8 +231,9 @@ def main() -> None:
     tasks = [(name, bits, seed) for seed in args.seeds for bits in args.bits for name in args.methods]
     failures: dict[Task, str] = {}
     if not args.collect:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(comparison.train_teacher, args.seeds))
+        # processes, not threads: steps of small nets hold the interpreter; a run each would import PyTorch anew
+        with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(comparison.train_shared, args.seeds))
             failures = dict(zip(tasks, pool.map(comparison.run, tasks), strict=True))
     rows = [comparison.row(task, failures.get(task)) for task in tasks]
     write(args, comparison, rows)
@@ -222,7 +248,7 @@ def write(args: argparse.Namespace, comparison: Comparison, rows: list[dict[str,
         "what": "Test accuracy of low-bit students by distillation method, equal budgets",
         "pair": f"{base['teacher']['net']} -> {base['student']['net']}, {base['data'].get('train_limit', 'all')} "
         f"training images of {base['data']['name']}, {base['student']['train']['epochs']} epochs",
-        "test_images": 10_000,
+        "test_images": len(load_splits(bind(apply_overrides(base, args.overrides)).data, seed=0).test),
         "seeds": args.seeds,
         "overrides": public(args.overrides),
         "environment": facts,

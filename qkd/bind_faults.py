@@ -122,11 +122,11 @@ def _unknown_key(where: tuple[str | int, ...], schema: type[BaseModel]) -> str:
     key = str(where[-1])
     known = list(_section(where[:-1], schema).model_fields)
     near = difflib.get_close_matches(key, known, n=1)
+    homes = [path for path in _all_paths(schema) if path.rpartition(".")[2] == key]
+    if homes:  # the very name, in another place, is likelier meant than a like one here
+        return f"unknown key here; did you mean `{'` or `'.join(homes)}`?"
     if near:
         return f"unknown key; did you mean `{near[0]}`?"
-    homes = [path for path in _all_paths(schema) if path.rpartition(".")[2] == key]
-    if homes:
-        return f"unknown key here; did you mean `{'` or `'.join(homes)}`?"
     return f"unknown key; known here: {', '.join(known)}"
 
 

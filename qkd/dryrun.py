@@ -193,6 +193,8 @@ class _Trial:
                 f"in float: {self._supervised(net.to(self.device), own.float_train, self._tried_agent('student'))}"
             )
             self.float_nets["float"] = net.cpu()
+        elif own.weights is not None:
+            load_weights(net, own.weights)
         student = self._low_bit(self.config, net)
         quant = self.config.student.quant
         outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {self.config.student_start}")

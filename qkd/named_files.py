@@ -25,10 +25,10 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     """
     yield from _data_faults(_group(data, "data"))
     yield from _device_faults(_group(data, "bench"))
-    weights = _group(data, "teacher").get("weights")
-    if isinstance(weights, str) and not Path(weights).is_file():
-        yield ("teacher", "weights"), f"no such file: {weights}"
     for role in ("teacher", "student"):
+        weights = _group(data, role).get("weights")
+        if isinstance(weights, str) and not Path(weights).is_file():
+            yield (role, "weights"), f"no such file: {weights}"
         agent = _group(_group(data, role), "agent")
         if agent.get("policy") == "file" and isinstance(agent.get("schedule"), str):
             yield from (((role, "agent", "schedule"), fault) for fault in _schedule_faults(Path(agent["schedule"])))

@@ -50,8 +50,10 @@ class StudentConfig(Section):
 
     net: str | None = Field(None, description="absent: the teacher's net")
     init: Literal["auto", "teacher", "float", "random"] = Field(
-        "auto", description="auto: the teacher's weights where the nets agree, else an own float training"
+        "auto",
+        description="auto: `weights` where given, else the teacher's where the nets agree, else an own float training",
     )
+    weights: Path | None = Field(None, description="float weights of the student's net to start from, with init auto")
     float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
     quant: QuantConfig = Field(description="bits and quantizers")
     train: TrainConfig = Field(description="the low-bit training")
@@ -168,8 +170,10 @@ class RunConfig(Section):
         return self.student.net or self.teacher.net
 
     @property
-    def student_start(self) -> Literal["teacher", "float", "random"]:
+    def student_start(self) -> Literal["weights", "teacher", "float", "random"]:
         """What the student starts from, with ``auto`` resolved."""
+        if self.student.weights is not None:
+            return "weights"
         if self.student.init == "auto":
             return "teacher" if self.student_net == self.teacher.net else "float"
         return self.student.init
@@ -206,6 +210,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _student_can_start(self) -> RunConfig:
+        if self.student.weights is not None and self.student.init != "auto":
+            raise ValueError(
+                f"student.weights name what the student starts from, and so does init `{self.student.init}`; leave one "
+                f"out"
+            )
         if self.student_start == "teacher" and self.student_net != self.teacher.net:
             raise ValueError(
                 f"student.init `teacher` needs one net for both roles, but the student's is {self.student_net} and the "

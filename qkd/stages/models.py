@@ -97,13 +97,17 @@ def member_folder(run: RunFolder, number: int) -> Path:
 
 
 def load_float_twin(run: RunFolder) -> nn.Module | None:
-    """Return the student's net in full precision: the teacher where the nets agree, else the own float training's.
+    """Return the student's net in full precision: the own float training's, the weights it started from, the teacher.
 
     In eval mode, on the CPU; None where the run has neither.
     """
     own = run.path / "student" / "float" / WEIGHTS
     if own.exists():
         return _load_float(own)
+    if run.config.student.weights is not None:
+        net = _build(_facts(run.path / "student" / WEIGHTS))
+        load_weights(net, run.config.student.weights)
+        return net.eval()
     return load_teacher(run) if run.config.student_net == run.config.teacher.net else None
 
 

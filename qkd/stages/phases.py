@@ -118,7 +118,9 @@ class _Builder:
         self.splits = splits
         self.metas = [phase.meta for phase in phases if phase.meta is not None]
         self.studies = [phase for phase in phases if phase.teacher_terms is not None]
-        self.clipped_from: int | None = None  # where clipping begins: its epochs are counted through later phases
+        starts = accumulate((phase.epochs for phase in phases), initial=0)
+        clipped = (start for start, phase in zip(starts, phases, strict=False) if phase.combine == "clipped")
+        self.clipped_from = next(clipped, 0)  # where clipping begins: its epochs are counted through later phases
         turning = config.student.rotations
         teacher.requires_grad_(bool(self.studies) or (turning is not None and turning.mode == "online"))
         images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
@@ -180,19 +182,17 @@ class _Builder:
         allows_autocast = not phase.freeze_batch_norm
         return Phase(
             phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,
-            self._backward(phase, first_epoch),
+            self._backward(phase),
         )  # fmt: skip
 
-    def _backward(self, phase: PhaseConfig, first_epoch: int) -> Backward:
+    def _backward(self, phase: PhaseConfig) -> Backward:
         if phase.combine == "sum":
             return plain_backward
-        begin = first_epoch if self.clipped_from is None else self.clipped_from
-        self.clipped_from = begin
 
         def backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], Tensor]) -> None:
             if result.task is None or result.knowledge is None:
                 raise ValueError("clipped gradients need terms with and without the teacher")
-            epoch = batch.epoch - begin
+            epoch = batch.epoch - self.clipped_from
             clipped_backward(result.task, result.knowledge, scale, self.student.parameters(), epoch=epoch)
 
         return backward
@@ -203,6 +203,10 @@ class _Builder:
             return self._meta_step(phase, phase.meta, self._terms(chosen, self.bank), first_epoch)
         if has_peers(self.config, phase):
             return self._ensemble_step(self._distill_step(chosen, first_epoch) if chosen else None)
+        if phase.trains == "modules" and not self._terms(chosen, self.bank).has_modules:
+            raise ValueError(
+                f"phase {phase.name}: trains `modules`, but at these taps no term needs one; remove the phase"
+            )
         if phase.teacher_terms is None:
             return self._distill_step(chosen, first_epoch, student_learns=phase.trains == "student")
         nets, paths = (self.student, self.teacher), tap_paths_of(self.student)
@@ -213,8 +217,6 @@ class _Builder:
         self, chosen: Sequence[TermConfig], first_epoch: int, *, student_learns: bool = True
     ) -> DistillStep:
         terms = self._terms(chosen, self.bank)
-        if not student_learns and not terms.has_modules:
-            raise ValueError("a phase trains `modules`, but at these taps no term needs one; remove the phase")
         if isinstance(self.teacher, EnsembleTeacher) and (terms.teacher_taps or terms.needs_class_weights):
             raise ValueError(
                 f"the teacher is an ensemble of {len(self.teacher.members)} nets: it has neither features nor a last "

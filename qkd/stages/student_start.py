@@ -137,10 +137,14 @@ class StudentStart:
 
     def file(self) -> Path | None:
         """Return the weights it starts from; None where they are random."""
-        return self._borrowed or {
-            "teacher": self.run.path / "teacher" / WEIGHTS,
-            "float": self.run.path / self._folder / "float" / WEIGHTS,
-        }.get(self.kind)
+        return (
+            self._borrowed
+            or self.config.student.weights
+            or {
+                "teacher": self.run.path / "teacher" / WEIGHTS,
+                "float": self.run.path / self._folder / "float" / WEIGHTS,
+            }.get(self.kind)
+        )
 
     def float_net(self) -> nn.Module:
         """Return the student's float net with its start's weights, on the CPU."""

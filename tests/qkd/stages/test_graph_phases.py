@@ -198,6 +198,23 @@ def test_gradients_are_clipped_by_the_tasks_norm_and_the_epoch(data: Path) -> No
         assert adapters and all(parameter.grad is not None for parameter in adapters)
 
 
+def test_clipping_counts_its_epochs_from_the_first_phase_that_clips(data: Path) -> None:
+    """Not from the first one with the student's terms, from which their decay counts."""
+    terms = [{"loss": "cross_entropy"}, {"loss": "soft_target", "weight": 1e4}]
+    phases = [{"epochs": 3}, {"epochs": 2, "combine": "clipped"}]
+    made, student, _, batches = built(data, config(data, **{"student.terms": terms, "student.phases": phases}))
+    clipped, batch = made.phases[1], batches[4]  # the second epoch that clips
+    weight = student.get_parameter(next(name for name, p in student.named_parameters() if p.dim() == 4))
+    student.train()
+    clipped.enter()
+    with clipped.hold():
+        result = clipped.step(batch)
+        (task,) = torch.autograd.grad(result.task, weight, retain_graph=True)
+        clipped.backward(batch, result, lambda loss: loss)
+    assert weight.grad is not None
+    assert ((weight.grad - task).norm() / task.norm()).item() == pytest.approx(0.731, rel=1e-3)
+
+
 def test_attention_that_nothing_trains_is_told_at_once(data: Path) -> None:
     settings = config(data, **{"student.train.epochs": 3, "student.phases": PHASES[1:]})
     with pytest.raises(ValueError, match=r"phases\[0\].terms: nothing trains the attention of multi_head_graph"):

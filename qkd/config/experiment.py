@@ -108,6 +108,10 @@ class StudentConfig(Section):
                 raise ValueError(f"`meta.{name}` must be the same in all phases, got {values}")
         if metas and any(phase.teacher_terms is not None for phase in self.phases):
             raise ValueError("`meta` and `teacher_terms` both move the teacher; use one of them in a run")
+        if metas and self.rotations is not None:
+            raise ValueError("`meta` moves the teacher, but `rotations` need one that fits its branches; choose one")
+        if self.peers is not None and any(phase.meta is not None and phase.peers for phase in self.phases):
+            raise ValueError("a phase has either `meta` or peers; say `peers: false` there")
         first = 0
         for phase in self.phases:
             first += phase.epochs
@@ -233,6 +237,9 @@ def _method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
         f"use losses on logits, or one member"
         for term in terms if term.taps and term.weight > 0 and teacher.members > 1
     ]  # fmt: skip
+    if student.quiz_images is not None:
+        faults += ["student.phases: meta needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: meta goes with no student.auxiliary"] if student.auxiliary else []
     if any(phase.teacher_terms is not None for phase in student.phases):
         faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
         faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []

@@ -71,6 +71,8 @@ class AuxiliaryConfig(Section):
             raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
         if any(phase.teacher_terms is not None for phase in self.phases):
             raise ValueError("`phases` with teacher_terms are for the student")
+        if any(phase.meta is not None for phase in self.phases):
+            raise ValueError("`phases` with meta are for the student: its quiz is kept from the student alone")
         if self.quant is None and any(phase.freeze_batch_norm for phase in self.phases):
             raise ValueError("`phases` with freeze_batch_norm need `quant`: full precision has no deployed arithmetic")
         return self

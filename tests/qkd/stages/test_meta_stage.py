@@ -137,6 +137,18 @@ def test_what_a_config_may_not_say(data: Path, phases: list[dict[str, Any]], mes
     [
         ({"student.peers": {"nets": [{"net": "lenet5"}]}}, "either `meta` or peers"),
         ({"teacher.members": 2}, "meta needs teacher.members 1"),
+        ({"student.rotations": {"mode": "online"}}, "`meta` moves the teacher, but `rotations`"),
+        ({"student.auxiliary": {"train": {"epochs": 1}}}, "meta goes with no student.auxiliary"),
+        (
+            {
+                "student.phases": [],
+                "student.auxiliary": {
+                    "train": {"epochs": 1},
+                    "phases": [{"epochs": 1, "meta": {"quiz_images": 12}}],
+                },
+            },
+            "`phases` with meta are for the student",
+        ),
     ],
 )
 def test_what_it_does_not_go_with(data: Path, changes: dict[str, Any], message: str) -> None:

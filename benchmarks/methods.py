@@ -241,14 +241,14 @@ def main() -> None:
 
 def write(args: argparse.Namespace, comparison: Comparison, rows: list[dict[str, Any]]) -> None:
     """Write OUT.json and OUT.md, and print the table."""
-    base = comparison.base
+    config = bind(apply_overrides(comparison.base, args.overrides))
     shared = {row["seed"]: row["teacher_accuracy"] for row in rows if row["method"] == KD and "failed" not in row}
     facts = environment()
     record = {
         "what": "Test accuracy of low-bit students by distillation method, equal budgets",
-        "pair": f"{base['teacher']['net']} -> {base['student']['net']}, {base['data'].get('train_limit', 'all')} "
-        f"training images of {base['data']['name']}, {base['student']['train']['epochs']} epochs",
-        "test_images": len(load_splits(bind(apply_overrides(base, args.overrides)).data, seed=0).test),
+        "pair": f"{config.teacher.net} -> {config.student_net}, {config.data.train_limit or 'all'} training images of "
+        f"{comparison.base['data']['name']}, {config.student.train.epochs} epochs",
+        "test_images": len(load_splits(config.data, seed=0).test),
         "seeds": args.seeds,
         "overrides": public(args.overrides),
         "environment": facts,

@@ -76,6 +76,8 @@ class StudentConfig(Section):
             return self
         if self.peers is not None:
             raise ValueError("`rotations` and `peers` each bring a step of their own; choose one")
+        if self.auxiliary is not None:
+            raise ValueError("`rotations` learn from the teacher's branches, but the student's teacher is `auxiliary`")
         if self.terms != DEFAULT_TERMS:
             raise ValueError("`rotations` bring a loss of their own: give `terms` to phases that go without, not here")
         if any(phase.teacher_terms is not None for phase in self.phases):
@@ -83,7 +85,15 @@ class StudentConfig(Section):
                 "a phase has `teacher_terms`, but `rotations` need a teacher that fits its branches; use mode online "
                 "for a teacher that learns along"
             )
-        if self.phases and all(phase.terms is not None for phase in self.phases):
+        if any(phase.meta is not None for phase in self.phases):
+            raise ValueError("a phase has `meta`, which moves the teacher away from what its branches were trained on")
+        turned = [phase for phase in self.phases if phase.terms is None]
+        if any(phase.trains != "student" or phase.combine != "sum" for phase in turned):
+            raise ValueError(
+                "`trains` and `combine` are for phases with `terms`; a phase without trains on `rotations`, whose "
+                "terms are summed"
+            )
+        if self.phases and not turned:
             raise ValueError("every phase has `terms` of its own, so none would train on `rotations`; leave one out")
         return self
 
@@ -159,6 +169,11 @@ class RunConfig(Section):
             raise ValueError(
                 "teacher.train is missing: student.rotations.teacher_branches.joint trains branches as it says; use "
                 "joint false with a training of their own"
+            )
+        if own is not None and self.teacher.members > 1:
+            raise ValueError(
+                f"teacher.members: must be 1 with student.rotations, got {self.teacher.members}: branches read the "
+                f"features of one net"
             )
         if branches is not None and self.teacher.untrained:
             raise ValueError("teacher.untrained: offline rotations learn from a trained teacher; use mode online")

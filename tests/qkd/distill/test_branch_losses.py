@@ -19,6 +19,22 @@ def test_joint_labels_by_hand() -> None:
     assert abs(loss.item() - (math.log(16 / 9) + math.log(8))) < 1e-12
 
 
+def test_mixed_images_have_a_share_of_each_joint_label() -> None:
+    generator = torch.Generator().manual_seed(2)
+    branch = torch.randn(8, 12, dtype=torch.float64, generator=generator)
+    labels, others, share = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([0.25, 0.5], dtype=torch.float64)
+    rows = -torch.log_softmax(branch, 1)
+    by_hand = [
+        (1 - share[row // 4]) * rows[row, 4 * labels[row // 4] + row % 4]
+        + share[row // 4] * rows[row, 4 * others[row // 4] + row % 4]
+        for row in range(8)
+    ]
+    loss = joint_label_loss([branch], labels, others, share)
+    assert abs(float(loss - torch.stack(by_hand).mean())) < 1e-12
+    with pytest.raises(ValueError, match="belong together"):
+        joint_label_loss([branch], labels, others)
+
+
 def test_branch_soft_targets_by_hand() -> None:
     # Temperature 2, teacher (2 log 3, 0) -> (3/4, 1/4), student (0, 0) -> (1/2, 1/2):
     # KL = 3/4 log(3/2) + 1/4 log(1/2); times 4; twice, because there are two branches.

@@ -36,6 +36,7 @@ OFFLINE: dict[str, Any] = {
 }
 JOINT = {**OFFLINE, "student.rotations": {"teacher_branches": {"joint": True}}}
 ONLINE = {**OFFLINE, "student.rotations": {"mode": "online"}, "student.quant": {"weight_bits": 4, "act_bits": 4}}
+TERMS = [{"loss": "soft_target"}]
 PARTS = {"cross_entropy", "branch_soft_target", "soft_target"}
 
 
@@ -249,6 +250,14 @@ def test_a_net_without_stages_needs_taps(data: Path, tmp_path: Path) -> None:
             "a phase has `teacher_terms`",
         ),
         ({**JOINT, "teacher.train": None, "teacher.weights": "w.safetensors"}, r"joint trains branches as it says"),
+        ({"student.phases": [{"epochs": 2, "combine": "clipped"}]}, "are for phases with `terms`"),
+        ({"student.phases": [{"epochs": 2, "trains": "modules"}]}, "are for phases with `terms`"),
+        (
+            {"student.phases": [{"epochs": 1}, {"epochs": 1, "terms": TERMS, "meta": {"quiz_images": 8}}]},
+            "a phase has `meta`",
+        ),
+        ({"student.auxiliary": {"train": {"epochs": 1}}}, "the student's teacher is `auxiliary`"),
+        ({"teacher.members": 2}, r"teacher\.members: must be 1 with student\.rotations, got 2"),
         ({"teacher.train": None, "teacher.untrained": True}, "learn from a trained teacher"),
     ],
 )  # fmt: skip

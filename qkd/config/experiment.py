@@ -86,7 +86,9 @@ class StudentConfig(Section):
                 "for a teacher that learns along"
             )
         if any(phase.meta is not None for phase in self.phases):
-            raise ValueError("a phase has `meta`, which moves the teacher away from what its branches were trained on")
+            raise ValueError(
+                "a phase has `meta`, which moves the teacher away from what its branches were trained on; choose one"
+            )
         turned = [phase for phase in self.phases if phase.terms is None]
         if any(phase.trains != "student" or phase.combine != "sum" for phase in turned):
             raise ValueError(
@@ -118,8 +120,6 @@ class StudentConfig(Section):
                 raise ValueError(f"`meta.{name}` must be the same in all phases, got {values}")
         if metas and any(phase.teacher_terms is not None for phase in self.phases):
             raise ValueError("`meta` and `teacher_terms` both move the teacher; use one of them in a run")
-        if metas and self.rotations is not None:
-            raise ValueError("`meta` moves the teacher, but `rotations` need one that fits its branches; choose one")
         if self.peers is not None and any(phase.meta is not None and phase.peers for phase in self.phases):
             raise ValueError("a phase has either `meta` or peers; say `peers: false` there")
         first = 0

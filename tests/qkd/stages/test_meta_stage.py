@@ -137,7 +137,7 @@ def test_what_a_config_may_not_say(data: Path, phases: list[dict[str, Any]], mes
     [
         ({"student.peers": {"nets": [{"net": "lenet5"}]}}, "either `meta` or peers"),
         ({"teacher.members": 2}, "meta needs teacher.members 1"),
-        ({"student.rotations": {"mode": "online"}}, "`meta` moves the teacher, but `rotations`"),
+        ({"student.rotations": {"mode": "online"}}, "a phase has `meta`, which moves the teacher away"),
         ({"student.auxiliary": {"train": {"epochs": 1}}}, "meta goes with no student.auxiliary"),
         (
             {

@@ -135,7 +135,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "config.student.train.lr: must be positive, got -4.0",
         "config.student.train.autocast: must be 'off', 'bf16' or 'fp16', got 'on'",
         "config.student.weight_bits: unknown key here; did you mean `student.quant.weight_bits` or "
-            "`student.auxiliary.quant.weight_bits`?",
+        "`student.auxiliary.quant.weight_bits`?",
         "config.student.terms.0.loss: unknown loss 'soft_targets'; did you mean `soft_target`?",
         "config.student.terms.1.options.temperature: must be positive, got -4.0",
         "config.student.agent.policy: unknown agent policy 'crop_flap'; did you mean `crop_flip`?",

@@ -187,7 +187,27 @@ def _models(
             is_twin = key == "teacher" and _nets_agree(results)
             compared = parity if key == "student" else {}
             rows.append(_model(key, result, export.get(key, {}), compared, bench.get("models", {}), is_twin=is_twin))
+    return rows + _company(path, results)
+
+
+def _company(path: Path, results: Mapping[str, Mapping[str, Any]]) -> list[ModelRow]:
+    """Return lines of the nets that the student learned from or with and that are thrown away: accuracies alone."""
+    teacher, rows = results["teacher"], []
+    if "ensemble" in teacher:
+        role = f"ensemble of {len(teacher['members'])} teachers"
+        rows.append(ModelRow(role, str(teacher.get("net", "")), teacher["ensemble"].get("test_accuracy")))
+    for folder, role in (("auxiliary", "auxiliary teacher"), ("teacher", "teacher, taught along")):
+        found = read_json(path / "student" / folder / "result.json")
+        if found:
+            rows.append(ModelRow(role + _code(found), str(found.get("net", "")), found.get("test_accuracy")))
+    for peer in results["student"].get("peers", []):
+        rows.append(ModelRow("peer" + _code(peer), str(peer.get("net", "")), peer.get("test_accuracy")))
     return rows
+
+
+def _code(result: Mapping[str, Any]) -> str:
+    bits = result.get("weight_bits")
+    return "" if bits is None else f" w{bits}a{result['act_bits']}"
 
 
 def _nets_agree(results: Mapping[str, Mapping[str, Any]]) -> bool:

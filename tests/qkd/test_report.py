@@ -360,3 +360,23 @@ def test_figures_carry_units() -> None:
     assert [milliseconds(value) for value in (None, 0.01234, 12.345)] == ["-", "0.0123 ms", "12.3 ms"]
     assert align([["a", "b", "c"], ["aa", "b", "10"]]) == "a   b   c\naa  b  10"
     assert markdown([["a|b"], ["c\nd"]]) == "| a\\|b |\n| --- |\n| c d |"
+
+
+def test_nets_that_helped_the_student_have_lines_of_their_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    members = [{"test_accuracy": 0.9}, {"test_accuracy": 0.92}]
+    teacher = {"net": "resnet8", "test_accuracy": 0.9, "members": members, "ensemble": {"test_accuracy": 0.95}}
+    write(run / "teacher" / "result.json", teacher)
+    peers = [{"net": "resnet8", "weight_bits": None, "act_bits": None, "test_accuracy": 0.94},
+             {"net": "resnet8", "weight_bits": 4, "act_bits": 4, "test_accuracy": 0.93}]  # fmt: skip
+    student = {"net": "resnet8", "test_accuracy": 0.97, "weight_bits": 2, "act_bits": 4, "peers": peers}
+    write(run / "student" / "result.json", student)
+    write(run / "student" / "auxiliary" / "result.json",
+          {"net": "lenet5", "weight_bits": 8, "act_bits": 8, "test_accuracy": 0.96})  # fmt: skip
+    write(run / "student" / "teacher" / "result.json", {"net": "resnet8", "test_accuracy": 0.91})
+    lines = [(row.role, row.net, row.test_accuracy) for row in summarise(run).models[2:]]
+    assert lines == [
+        ("ensemble of 2 teachers", "resnet8", 0.95), ("auxiliary teacher w8a8", "lenet5", 0.96),
+        ("teacher, taught along", "resnet8", 0.91), ("peer", "resnet8", 0.94), ("peer w4a4", "resnet8", 0.93),
+    ]  # fmt: skip
+    assert "ensemble of 2 teachers" in render_text(summarise(run))

@@ -36,7 +36,7 @@ test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 
 demo: $(STAMP)
-	$(BIN)/qkd run configs/digits/w2a2.yaml --runs-dir $(RUNS)
+	$(BIN)/qkd run configs/digits/rolewise.yaml --runs-dir $(RUNS)
 
 dist-check: $(STAMP)
 	$(BIN)/pytest -m slow tests/test_packaging.py

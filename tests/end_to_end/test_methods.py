@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,15 @@ class Interrupted(Exception):
 
 def short(name: str, bits: int = 2) -> RunConfig:
     """Return a method's config with few images and short trainings of the nets before the student."""
-    words = ["data.train_limit=256", "data.batch_size=64", f"student.quant.weight_bits={bits}"]
+    words = ["data.train_limit=640", "data.batch_size=64", f"student.quant.weight_bits={bits}"]
     words.append(f"student.quant.act_bits={bits}")
     config = read_config(SHIPPED[name])
-    for section in (("teacher", "train"), ("student", "float_train")):
+    for section, epochs in ((("teacher", "train"), 5), (("student", "float_train"), 2)):
         values: Any = config
         for key in section:
             values = (values or {}).get(key)
         if values:
-            words += [f"{'.'.join(section)}.epochs=2", f"{'.'.join(section)}.warmup_epochs=0.5"]
+            words += [f"{'.'.join(section)}.epochs={epochs}", f"{'.'.join(section)}.warmup_epochs=0.5"]
     return load_config(name, words)
 
 
@@ -79,6 +80,8 @@ def test_a_method_learns_resumes_and_leaves_no_trace(
 ) -> None:
     torch.set_num_threads(1)
     config = short(name)
+    begun = run(config, tmp_path / "whole", ("teacher", "search"))
+    shutil.copytree(begun, tmp_path / "cut" / config.name)
     whole = run(config, tmp_path / "whole")
     rows = [json.loads(line) for line in (whole / "student" / "metrics.jsonl").read_text().splitlines()]
     # a phase that trains modules alone has the student as it began

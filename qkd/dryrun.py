@@ -7,7 +7,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,14 @@ class _Trial:
         )  # fmt: skip
         for other in made.low_bit:
             calibrate(other, [batch.images for batch in self._batches(None)])
-        for phase in made.phases:
+        ends = accumulate(phase.epochs for phase in made.phases)
+        for phase, end in zip(made.phases, ends, strict=True):
             with self._tried(f"phase {phase.name}") as outcome:
                 student.train()
                 phase.enter()
                 with phase.hold():
-                    batches = self._batches(self._agent())
+                    # of the phase's last epoch: some steps do more from an epoch on, and none may come before its phase
+                    batches = (replace(batch, epoch=end - 1) for batch in self._batches(self._agent()))
                     outcome.append(_losses([_backward(phase, batch, student) for batch in batches]))
 
     def _auxiliary(self, outcome: list[str]) -> nn.Module:

@@ -50,7 +50,8 @@ class Method:
 
     def __init__(self, config: RunConfig, splits: Splits, batch: Batch) -> None:
         torch.manual_seed(0)
-        self.batch = batch
+        self.format = torch.channels_last if config.student.train.channels_last else torch.contiguous_format
+        self.batch = replace(batch, images=batch.images.to(memory_format=self.format))
         splits = student_images(config, splits)
         guide = self._teacher(config, splits)
         branches = None
@@ -79,13 +80,13 @@ class Method:
             own = auxiliary_config(config)
             is_float = config.student.auxiliary.quant is None
             guide = _net(own.student_net, splits) if is_float else self._low_bit(own, splits)
-        return guide.eval().requires_grad_(False)
+        return guide.to(memory_format=self.format).eval().requires_grad_(False)
 
     def _low_bit(self, config: RunConfig, splits: Splits) -> Student:
         net = _net(config.student_net, splits)
         student = prepare_student(config, net, channels=splits.channels, size=splits.image_size)
         calibrate(student, [self.batch.images])
-        return student
+        return student.to(memory_format=self.format)
 
     def step(self, phase: Phase, batch: Batch) -> None:
         """Take one step."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import shutil
 import statistics
 import sys
 import time
@@ -40,7 +41,9 @@ PLAIN, KD = "plain", "soft_targets"
 OF_ANOTHER_PAIR = ("self-distillation",)  # its student has the teacher's net
 SHARED = ("net", "quant", "float_train", "train", "agent")  # of the student: the same for all methods
 TEACHER = ("untrained", "members", "ensemble")  # of the teacher: a method's own
+STAGES = ("teacher", "search", "distill")
 Task = tuple[str, int, int]  # method, bits, seed
+Shared = tuple[str, dict[str, Any], int]  # kind of teacher, its config, seed
 
 
 def merged(base: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
@@ -73,10 +76,22 @@ def stretched(lengths: Sequence[int], total: int) -> list[int]:
     return found
 
 
-def has_own_teacher(config: dict[str, Any]) -> bool:
-    """Whether a method's teacher is trained another way than the others'."""
+def teacher_kind(name: str, config: dict[str, Any]) -> str | None:
+    """Return which trained teacher a method takes: ``"teacher"``, one of its own kind (an ensemble), none (its runs
+    train it with the student, or with branches)."""
     joint = (config["student"].get("rotations") or {}).get("teacher_branches", {}).get("joint", False)
-    return joint or any(config["teacher"].get(key) for key in ("untrained", "members"))
+    if joint or config["teacher"].get("untrained"):
+        return None
+    return f"teacher-{name}" if config["teacher"].get("members") else "teacher"
+
+
+def take_teacher(run: RunFolder, source: Path) -> None:
+    """Copy the complete teacher stage of another run folder: its weights and its score are those of this run, too."""
+    manifest = source / "manifests" / "teacher.json"
+    for name in json.loads(manifest.read_text())["files"]:
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, run.path / name)
+    shutil.copyfile(manifest, run.folder("manifests") / manifest.name)
 
 
 class Comparison:
@@ -92,42 +107,48 @@ class Comparison:
         """Return a method's config."""
         return METHODS / f"{name}.yaml"
 
-    def teacher(self, seed: int) -> Path:
-        """Return the run folder of the shared teacher."""
-        return self.folder / f"teacher-seed{seed}"
-
     def run(self, task: Task) -> str:
         """Run a task; return why it failed, or nothing."""
         name, bits, seed = task
         config = json.loads(json.dumps(self.configs[name]))
         config["student"]["quant"] |= {"weight_bits": bits, "act_bits": bits}
-        if not has_own_teacher(config):
-            weights = self.teacher(seed) / "teacher" / WEIGHTS
-            config["teacher"] = {"net": config["teacher"]["net"], "weights": str(weights.resolve())}
+        kind = teacher_kind(name, config)
         if config["student"].get("init", "auto") == "auto":  # all of a seed start from the same float student
             config["student"]["weights"] = str((self.start(seed) / "student" / "float" / WEIGHTS).resolve())
             config["student"].pop("float_train")
-        return self._stages(config, run_name(task), seed, ("teacher", "search", "distill"))
+        return self._stages(config, run_name(task), seed, STAGES, self.folder / f"{kind}-seed{seed}" if kind else None)
 
-    def train_shared(self, seed: int) -> str:
-        """Train what the runs of a seed share: the teacher, and the float student (and an epoch of distillation)."""
-        why = self._stages(self.base, self.teacher(seed).name, seed, ("teacher",))
-        weights = self.teacher(seed) / "teacher" / WEIGHTS
-        teacher = {"net": self.base["teacher"]["net"], "weights": str(weights.resolve())}
+    def shared(self) -> list[Shared]:
+        """Return what the runs share: each kind of teacher, and the float student, of each seed."""
+        kinds = {teacher_kind(name, config): config["teacher"] for name, config in self.configs.items()}
+        kinds["teacher"] = self.base["teacher"]
+        return [(kind, kinds[kind], seed) for seed in self.args.seeds for kind in kinds if kind]
+
+    def train_shared(self, shared: Shared) -> str:
+        """Train a teacher, and with the common one the float student (and an epoch of distillation)."""
+        kind, teacher, seed = shared
+        folder = self.folder / f"{kind}-seed{seed}"
+        why = self._stages({**self.base, "teacher": teacher}, folder.name, seed, ("teacher",))
+        if why or kind != "teacher":
+            return why
         train = {**self.base["student"]["train"], "epochs": 1}
-        start = {**self.base, "teacher": teacher, "student": {**self.base["student"], "train": train}}
-        return why or self._stages(start, self.start(seed).name, seed, ("teacher", "search", "distill"))
+        start = {**self.base, "student": {**self.base["student"], "train": train}}
+        return self._stages(start, self.start(seed).name, seed, STAGES, folder)
 
     def start(self, seed: int) -> Path:
         """Return the run folder of the float student that the students of a seed start from."""
         return self.folder / f"start-seed{seed}"
 
-    def _stages(self, values: dict[str, Any], name: str, seed: int, stages: tuple[str, ...]) -> str:
-        """Run stages in this process; return why they failed, or nothing."""
+    def _stages(
+        self, values: dict[str, Any], name: str, seed: int, stages: tuple[str, ...], teacher: Path | None = None
+    ) -> str:
+        """Run stages in this process, with another folder's teacher if given; return why they failed, or nothing."""
         started = time.monotonic()
         try:
             config = bind(apply_overrides(values, [f"name={name}", f"seed={seed}", *self.args.overrides]))
-            with RunFolder.open(config, runs_dir=self.folder) as run, (self.folder / f"{name}.log").open("w") as log:
+            with RunFolder.open(config, runs_dir=self.folder) as run, (self.folder / f"{name}.log").open("a") as log:
+                if teacher is not None and not run.is_complete("teacher"):
+                    take_teacher(run, teacher)
                 run_stages(run, stages, Progress(log))
             why = ""
         except Exception as error:
@@ -233,7 +254,7 @@ def main() -> None:
     if not args.collect:
         # processes, not threads: steps of small nets hold the interpreter; a run each would import PyTorch anew
         with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(comparison.train_shared, args.seeds))
+            list(pool.map(comparison.train_shared, comparison.shared()))
             failures = dict(zip(tasks, pool.map(comparison.run, tasks), strict=True))
     rows = [comparison.row(task, failures.get(task)) for task in tasks]
     write(args, comparison, rows)

@@ -40,6 +40,7 @@ EXAMPLES = """examples:
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
   qkd diagnose runs/digits-w2a2 --out teacher.svg     what its teacher tells, and which known failure it shows
   qkd retrieve runs/digits-w2a2                       do features find images of their class?
+  qkd match runs/digits-w2a2                          which layers of the teacher to follow with which
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
@@ -200,6 +201,15 @@ def retrieve(args: argparse.Namespace) -> int:
     return _print(args, retrieve_target(args.run, runs_dir=args.runs_dir, progress=_progress(), **options))
 
 
+def match(args: argparse.Namespace) -> int:
+    """``qkd match``: which layer of the teacher each layer of the student is to follow."""
+    from qkd.matching import match_target
+
+    taps = {"student_taps": args.student_taps, "teacher_taps": args.teacher_taps}
+    limit = {} if args.limit is None else {"limit": args.limit}
+    return _print(args, match_target(args.run, runs_dir=args.runs_dir, progress=_progress(), **taps, **limit))
+
+
 def doctor(args: argparse.Namespace) -> int:
     """``qkd doctor``: exit code 1 where another distribution sits on our names."""
     from qkd.doctor import diagnose
@@ -327,6 +337,13 @@ def _add_measuring_commands(commands: Any) -> None:
     find.add_argument("--compat", choices=("correct", "released"), default="correct", help=text)
     find.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
     find.add_argument("--queries", type=_positive, metavar="N", help="at most N test images, stratified (all)")
+    text = "which teacher layer each student layer is to follow: pairs of taps, by what layers tell about the class"
+    pairs = _add(commands, "match", match, text, has_runs=True)
+    pairs.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
+    for role in ("student", "teacher"):
+        text = f"the {role}'s layers, from input to output (of residual nets: the stages, then the pooled features)"
+        pairs.add_argument(f"--{role}-taps", nargs="+", metavar="PATH", help=text)
+    pairs.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (2000)")
 
 
 def _add_policy_commands(commands: Any) -> None:

@@ -14,7 +14,10 @@ from torch.nn import functional
 from qkd.config import RunConfig
 from qkd.data import MemorySplit, Splits
 from qkd.data.statistics import channel_statistics
+from qkd.progress import Silent
+from qkd.rundir import RunFolder
 from qkd.seeding import stream
+from qkd.stages import STAGES
 
 
 class TinyNet(nn.Module):
@@ -127,6 +130,25 @@ def tiny_config(data_folder: Path, changes: Mapping[str, Any] | None = None) -> 
             section = section.setdefault(name, {})
         section[last] = value
     return RunConfig.model_validate(values)
+
+
+def run_tiny(config: RunConfig, runs_dir: Path, *stages: str) -> RunFolder:
+    """Run stages of an experiment, silently, and return its folder, which stays locked.
+
+    Args:
+        config: The experiment.
+        runs_dir: Where its folder is made.
+        stages: In order.
+
+    Raises:
+        RuntimeError: If a stage has ended, but is not complete.
+    """
+    run = RunFolder.open(config, runs_dir)
+    for stage in stages:
+        STAGES[stage](run, Silent())
+        if why := run.why_incomplete(stage):
+            raise RuntimeError(f"{stage} is not complete: {why}")
+    return run
 
 
 def _tiny_agent() -> dict[str, Any]:

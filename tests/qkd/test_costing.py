@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,7 @@ from qkd.rundir import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import tiny_config, write_npz_set
 
-
-@pytest.fixture(scope="module", autouse=True)
-def unfused() -> Iterator[None]:
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)
-    yield
-    set_fused(enabled=before)
+pytestmark = pytest.mark.usefixtures("unfused")
 
 
 @pytest.fixture(scope="module")

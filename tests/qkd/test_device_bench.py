@@ -21,12 +21,8 @@ QUICK = ("--rounds", "3", "--warmup", "0")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(unfused: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as the stages up to export leave it, of a net that was not trained."""
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     (folder / "export").mkdir(parents=True)
@@ -45,7 +41,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sample(folder / "export" / "sample.npz", Sample(images.numpy(), labels, logits))
     data = write_npz_set(folder.parent / "data")
     (folder / "config.yaml").write_text(config_text(tiny_config(data)))
-    set_fused(enabled=before)
     return folder
 
 

@@ -16,29 +16,16 @@ from qkd.rundir import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.bench import BenchError, file_name
 from qkd.stages.sample import calibration_images
-from qkd.testing import tiny_config, write_npz_set
+from qkd.testing import run_tiny, tiny_config
 
 NOWHERE = "ssh://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def exported(data: Path, tmp_path_factory: pytest.TempPathFactory):
+def exported(unfused: None, data: Path, tmp_path_factory: pytest.TempPathFactory):
     """A run after its export stage."""
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)
     config = tiny_config(data, {"teacher.train.epochs": 1, "student.train.epochs": 2})
-    run = RunFolder.open(config, tmp_path_factory.mktemp("runs"))
-    for name in ("teacher", "search", "distill", "export"):
-        STAGES[name](run, Silent())
-    set_fused(enabled=before)
-    return run
+    return run_tiny(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill", "export")
 
 
 def bench(exported: RunFolder, data: Path, progress: Progress | None = None, **changes: Any) -> Path:

@@ -17,8 +17,10 @@ from qkd.rundir import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.models import load_auxiliary, load_ensemble, load_guide, load_member, load_student, load_teacher
 from qkd.stages.peers import build_peers
-from qkd.testing import tiny_config, write_npz_set
-from quantizers import Student, set_fused
+from qkd.testing import run_tiny, tiny_config
+from quantizers import Student
+
+pytestmark = pytest.mark.usefixtures("unfused")
 
 SOFT = [{"loss": "cross_entropy"}, {"loss": "soft_target", "options": {"temperature": 2}}]
 FLOW = [{"loss": "information_flow", "weight": 10, "decay": 0.7, "taps": [["layer3", "layer3"]],
@@ -35,29 +37,6 @@ PEERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def unfused():
-    from quantizers import is_fused
-
-    before = is_fused()
-    set_fused(enabled=False)  # compiling takes longer than these trainings
-    yield
-    set_fused(enabled=before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("data"))
-
-
-def run_stages(config: Any, runs_dir: Path, *names: str) -> RunFolder:
-    run = RunFolder.open(config, runs_dir)
-    for name in names:
-        STAGES[name](run, Silent())
-        assert run.is_complete(name)
-    return run
-
-
 def result(run: RunFolder, name: str) -> dict[str, Any]:
     return json.loads((run.path / name / "result.json").read_text())
 
@@ -71,16 +50,15 @@ def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def ensemble(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    set_fused(enabled=False)
     config = tiny_config(data, {**ENSEMBLE, "name": "ensemble"})
-    return run_stages(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
+    return run_tiny(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
 
 
 def test_members_differ_and_the_first_is_the_teacher(ensemble: RunFolder, data: Path, tmp_path: Path) -> None:
     hashes = [sha256_of(ensemble.path / "teacher" / part / "weights.safetensors")
               for part in ("", "member_1", "member_2")]  # fmt: skip
     assert len(set(hashes)) == 3
-    alone = run_stages(tiny_config(data, {**ENSEMBLE, "teacher.members": 1, "name": "alone"}), tmp_path, "teacher")
+    alone = run_tiny(tiny_config(data, {**ENSEMBLE, "teacher.members": 1, "name": "alone"}), tmp_path, "teacher")
     assert sha256_of(alone.path / "teacher" / "weights.safetensors") == hashes[0]
     assert not (alone.path / "teacher" / "member_1").exists() and "ensemble" not in result(alone, "teacher")
 
@@ -144,7 +122,7 @@ def test_an_ensemble_has_no_features(data: Path) -> None:
 
 def test_an_ensemble_has_no_last_layer(ensemble: RunFolder, data: Path, tmp_path: Path) -> None:
     terms = [{"loss": "class_relation"}]
-    run = run_stages(tiny_config(data, {**ENSEMBLE, "student.terms": terms, "name": "layer"}), tmp_path, "teacher")
+    run = run_tiny(tiny_config(data, {**ENSEMBLE, "student.terms": terms, "name": "layer"}), tmp_path, "teacher")
     with pytest.raises(ValueError, match="ensemble of 3 nets: it has neither features nor a last layer"):
         STAGES["distill"](run, Silent())
 
@@ -154,9 +132,8 @@ def test_an_ensemble_has_no_last_layer(ensemble: RunFolder, data: Path, tmp_path
 
 @pytest.fixture(scope="module")
 def peers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    set_fused(enabled=False)
     config = tiny_config(data, {**PEERS, "name": "peers", "teacher.train.epochs": 1})
-    return run_stages(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
+    return run_tiny(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
 
 
 def test_peers_are_reported_and_thrown_away(peers: RunFolder) -> None:
@@ -196,7 +173,7 @@ def test_peers_survive_an_interruption_bit_for_bit(
 
     changes = {**PEERS, "name": "cut", "teacher.train.epochs": 1, "student.train": {
         "epochs": 2, "lr": 0.01, "checkpoint_every_s": 0}}  # fmt: skip
-    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search")
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search")
     real, count = loop.Trainer._save, [0]
 
     def cut(trainer: Any) -> None:
@@ -222,7 +199,7 @@ def test_a_phase_may_leave_peers_out_or_add_terms(data: Path, tmp_path: Path) ->
         {"name": "alone", "epochs": 1, "peers": False, "freeze_batch_norm": True},
     ]
     changes = {**PEERS, "name": "phases", "teacher.train.epochs": 1, "student.phases": phases}
-    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
     first, second = rows(run, "student")
     assert set(first["terms"]) == {"labels", "features", "ensemble", "soft_target"}
     assert set(second["terms"]) == {"cross_entropy", "soft_target"}
@@ -262,7 +239,7 @@ def test_an_auxiliary_takes_the_teachers_place(data: Path, tmp_path: Path, quant
         "student.terms": FLOW,
         "student.auxiliary": {"train": {"epochs": 2, "lr": 0.01}, "quant": quant},
     }
-    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
     found = result(run, "student/auxiliary")
     assert (found["role"], found["net"], found["weight_bits"]) == ("auxiliary", "resnet8", quant and 8)
     assert set(rows(run, "student/auxiliary")[0]["terms"]) == {"information_flow"}
@@ -328,7 +305,7 @@ def test_ensemble_auxiliary_and_peers_together(data: Path, tmp_path: Path) -> No
         "student.auxiliary": {"train": {"epochs": 1}, "terms": SOFT},
         "student.phases": [{"name": "tutoring", "epochs": 2, "terms": FLOW}],
     }  # fmt: skip
-    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
     assert result(run, "teacher")["ensemble"]["space"] == "logit"
     terms = rows(run, "student")[1]["terms"]
     assert set(terms) == {"labels", "features", "ensemble", "information_flow", "cross_entropy"}
@@ -352,7 +329,7 @@ def test_a_critical_period_fades_over_all_phases_that_share_its_terms(data: Path
         "student.phases": phases,
         "student.terms": [flow],
     }
-    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
     factors = [row["train_loss"] / row["terms"]["information_flow"] for row in rows(run, "student")[1:]]
     assert factors == pytest.approx([8, 4, 2, 8])
 
@@ -402,7 +379,7 @@ def test_a_search_with_peers_and_auxiliary_finds_the_same_when_it_is_cut(
         return take(trial, turn)
 
     for name in ("once", "twice"):
-        run = run_stages(tiny_config(data, {**changes, "name": name}), tmp_path, "teacher")
+        run = run_tiny(tiny_config(data, {**changes, "name": name}), tmp_path, "teacher")
         if name == "twice":
             monkeypatch.setattr(Trial, "take", cut)
             with pytest.raises(KeyboardInterrupt):

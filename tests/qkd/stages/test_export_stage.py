@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from qkd.stages import STAGES
 from qkd.stages.export import require_integer_layers
 from qkd.testing import tiny_config, write_npz_set
 
+pytestmark = pytest.mark.usefixtures("unfused")
+
 NEEDS_QONNX = "qonnx's executor is in the extra [qonnx], for Python 3.11 and newer"
 
 
@@ -38,21 +39,6 @@ class Listening(Silent):
 
     def say(self, text: str) -> None:
         self.said.append(text)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unfused() -> Iterator[None]:
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)  # compiling takes longer than these trainings
-    yield
-    set_fused(enabled=before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

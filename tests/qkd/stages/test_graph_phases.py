@@ -21,10 +21,12 @@ from qkd.stages import STAGES
 from qkd.stages.models import load_student
 from qkd.stages.phases import distillation
 from qkd.stages.searching import stretched_phases
-from qkd.testing import tiny_config, write_npz_set
+from qkd.testing import run_tiny, tiny_config
 from qkd.training import Batch
 from qkd.training.loop import Trainer
 from quantizers import QuantSpec, Student, calibrate, prepare
+
+pytestmark = pytest.mark.usefixtures("unfused")
 
 STAGE_TAPS = [[f"layer{number}"] * 2 for number in (1, 2, 3)]
 TERMS = [
@@ -50,30 +52,8 @@ CHANGES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def unfused():
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)  # compiling takes longer than these trainings
-    yield
-    set_fused(enabled=before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("data"))
-
-
 def config(data: Path, **changes: Any) -> Any:
     return tiny_config(data, CHANGES | changes)
-
-
-def run_stages(settings: Any, runs_dir: Path, *names: str) -> RunFolder:
-    run = RunFolder.open(settings, runs_dir)
-    for name in names:
-        STAGES[name](run, Silent())
-    return run
 
 
 def rows(run: RunFolder) -> list[dict[str, Any]]:
@@ -90,7 +70,7 @@ def test_a_run_learns_and_leaves_no_trace_and_a_killed_one_goes_on_bit_for_bit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
     settings = config(data, **{"student.quant.weight_bits": bits, "student.quant.act_bits": bits})
-    whole = run_stages(settings, tmp_path / "whole", "teacher", "search", "distill")
+    whole = run_tiny(settings, tmp_path / "whole", "teacher", "search", "distill")
     table = rows(whole)
     attention = [row["terms"]["graph_attention"] for row in table[:2]]
     assert attention[1] < attention[0]

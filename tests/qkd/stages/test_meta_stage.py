@@ -13,14 +13,11 @@ from qkd.config import PhaseConfig
 from qkd.data import load_splits
 from qkd.distill import phase_faults
 from qkd.files import read_safetensors
-from qkd.progress import Silent
 from qkd.rundir import RunFolder
-from qkd.stages import STAGES
 from qkd.stages.models import load_student, load_teacher
 from qkd.stages.searching import stretched_phases
 from qkd.stages.student_start import student_images
-from qkd.testing import tiny_config, write_npz_set
-from quantizers import is_fused, set_fused
+from qkd.testing import run_tiny, tiny_config
 
 TAUGHT = [
     {"name": "meta", "epochs": 2, "meta": {"quiz_images": 12, "teacher_start_epoch": 1}},
@@ -38,20 +35,8 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    before = is_fused()
-    set_fused(enabled=False)
-    config = tiny_config(data, CHANGES)
-    run = RunFolder.open(config, tmp_path_factory.mktemp("runs"))
-    for name in ("teacher", "search", "distill"):
-        STAGES[name](run, Silent())
-    set_fused(enabled=before)
-    return run
+def done(unfused: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run_tiny(tiny_config(data, CHANGES), tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
 
 
 def test_the_teacher_is_taught_and_kept_beside_the_student(done: RunFolder) -> None:

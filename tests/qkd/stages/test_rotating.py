@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ from qkd.stages import STAGES
 from qkd.stages.models import load_student, load_teacher, prepare_student
 from qkd.stages.rotating import JOINT_FILE, STAGE, load_branches
 from qkd.stages.student_start import StudentStart
-from qkd.testing import tiny_config, write_npz_set
+from qkd.testing import run_tiny, tiny_config, write_npz_set
 from qkd.training.loop import Trainer
 from quantizers.calibrate import quant_layers
+
+pytestmark = pytest.mark.usefixtures("unfused")
 
 OFFLINE: dict[str, Any] = {
     "teacher.net": "wrn_16_1",
@@ -40,16 +41,6 @@ TERMS = [{"loss": "soft_target"}]
 PARTS = {"cross_entropy", "branch_soft_target", "soft_target"}
 
 
-@pytest.fixture(autouse=True)
-def unfused() -> Iterator[None]:
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)  # compiling takes longer than these trainings
-    yield
-    set_fused(enabled=before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_npz_set(tmp_path_factory.mktemp("data"), train=48, test=16)
@@ -59,21 +50,10 @@ def experiment(data: Path, name: str, changes: dict[str, Any]) -> RunConfig:
     return tiny_config(data, copy.deepcopy({"name": name, **changes}))
 
 
-def run_stages(config: RunConfig, runs_dir: Path, *names: str) -> RunFolder:
-    run = RunFolder.open(config, runs_dir)
-    for name in names:
-        STAGES[name](run, Silent())
-        assert run.is_complete(name)
-    return run
-
-
 @pytest.fixture(scope="module")
 def offline(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    from quantizers import set_fused
-
-    set_fused(enabled=False)
     folder = tmp_path_factory.mktemp("runs")
-    return run_stages(experiment(data, "offline", OFFLINE), folder, "teacher", "search", "distill")
+    return run_tiny(experiment(data, "offline", OFFLINE), folder, "teacher", "search", "distill")
 
 
 def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
@@ -107,7 +87,7 @@ def test_a_training_of_branches_reads_the_teacher_only(
     seen: list[torch.nn.Module] = []
     load = module.load_teacher
     monkeypatch.setattr(module, "load_teacher", lambda run: seen.append(load(run)) or seen[-1])
-    run = run_stages(experiment(data, "again", OFFLINE), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(experiment(data, "again", OFFLINE), tmp_path, "teacher", "search", "distill")
     (teacher,) = seen
     stored = read_safetensors(run.path / "teacher" / "weights.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in teacher.state_dict().items())
@@ -165,7 +145,7 @@ def test_calibration_sees_all_four_orientations(offline: RunFolder) -> None:
 
 
 def test_joint_branches_learn_with_the_teacher(data: Path, tmp_path: Path) -> None:
-    run = run_stages(experiment(data, "joint", JOINT), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(experiment(data, "joint", JOINT), tmp_path, "teacher", "search", "distill")
     assert [set(row["terms"]) for row in rows(run, "teacher")] == [{"cross_entropy", "joint_labels"}]
     assert [set(row["terms"]) for row in rows(run, "student")] == [PARTS] * 2
     assert not (run.path / "student" / STAGE).exists()
@@ -178,7 +158,7 @@ def test_joint_branches_learn_with_the_teacher(data: Path, tmp_path: Path) -> No
 
 
 def test_peers_learn_from_each_other(data: Path, tmp_path: Path) -> None:
-    run = run_stages(experiment(data, "online", ONLINE), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(experiment(data, "online", ONLINE), tmp_path, "teacher", "search", "distill")
     names = PARTS | {"joint_labels"}
     assert [set(row["terms"]) for row in rows(run, "student")] == [names | {f"peer_{name}" for name in names}] * 2
     before, after = (
@@ -195,7 +175,7 @@ def test_an_interrupted_run_gives_the_same_bits(
     steps = {f"{role}.checkpoint_every_s": 0 for role in ("teacher.train", "student.train")}
     if "train" in changes["student.rotations"].get("teacher_branches", {}):
         steps["student.rotations.teacher_branches.train.checkpoint_every_s"] = 0
-    whole = run_stages(experiment(data, "whole", {**changes, **steps}), tmp_path / "a",
+    whole = run_tiny(experiment(data, "whole", {**changes, **steps}), tmp_path / "a",
                        "teacher", "search", "distill")  # fmt: skip
     run = RunFolder.open(experiment(data, "whole", {**changes, **steps}), tmp_path / "b")
     real, count = Trainer._step, [0]
@@ -225,7 +205,7 @@ def test_phases_with_terms_of_their_own_go_without(data: Path, tmp_path: Path) -
         {"name": "self_study", "epochs": 1, "terms": [{"loss": "cross_entropy"}]},
         {"name": "turned", "epochs": 1, "freeze_batch_norm": True},
     ]
-    run = run_stages(
+    run = run_tiny(
         experiment(data, "phases", {**OFFLINE, "student.phases": phases}), tmp_path, "teacher", "search", "distill"
     )
     assert [set(row["terms"]) for row in rows(run, "student")] == [{"cross_entropy"}, PARTS]
@@ -234,7 +214,7 @@ def test_phases_with_terms_of_their_own_go_without(data: Path, tmp_path: Path) -
 def test_a_net_without_stages_needs_taps(data: Path, tmp_path: Path) -> None:
     changes = {**OFFLINE, "teacher.net": "lenet5_half"}
     with pytest.raises(ValueError, match=r"student\.rotations\.teacher_taps: the teacher's net has no stages"):
-        run_stages(experiment(data, "untapped", changes), tmp_path, "teacher", "search", "distill")
+        run_tiny(experiment(data, "untapped", changes), tmp_path, "teacher", "search", "distill")
 
 
 @pytest.mark.parametrize(

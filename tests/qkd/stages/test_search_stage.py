@@ -26,27 +26,14 @@ from qkd.stages import STAGES
 from qkd.stages.report import gather, read_search
 from qkd.stages.role_agents import role_agent, unsearched_agent
 from qkd.stages.searching import config_mark, open_journal, search_agent, stretched_phases, stretched_train
-from qkd.testing import tiny_config, write_npz_set
+from qkd.testing import tiny_config
+
+pytestmark = pytest.mark.usefixtures("unfused")
 
 SEARCHED = {"policy": "search", "crop_padding": 1, "flip": False}
 SEARCH = {"members": 4, "epochs": 5, "interval_epochs": 2, "train_images": 32, "val_images": 24}
 BOTH = {"teacher.agent": SEARCHED, "student.agent": SEARCHED, "search": SEARCH}
 FILES = ("teacher.schedule.yaml", "teacher.population.jsonl", "student.schedule.yaml", "student.population.jsonl")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unfused():
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)  # compiling takes longer than these trainings
-    yield
-    set_fused(enabled=before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("data"))
 
 
 def config_of(data: Path, changes: dict[str, Any] | None = None, **search: Any) -> Any:

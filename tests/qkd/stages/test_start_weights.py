@@ -14,14 +14,9 @@ from qkd.pipeline import run_stages
 from qkd.progress import Silent
 from qkd.rundir import RunFolder
 from qkd.stages.models import load_float_twin, load_student
-from qkd.testing import tiny_config, write_npz_set
+from qkd.testing import tiny_config
 
 NARROW = {"student.net": "lenet5", "teacher.train.epochs": 1, "student.train.epochs": 1}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("set"))
 
 
 def run(config: RunConfig, folder: Path) -> RunFolder:

@@ -17,42 +17,18 @@ from qkd.rundir import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.models import load_float_twin, load_student, load_teacher
 from qkd.stages.student_start import phases_of
-from qkd.testing import tiny_config, write_npz_set
+from qkd.testing import run_tiny, tiny_config
 from qkd.training import TrainingError
 from quantizers import integer_view
 
-
-@pytest.fixture(autouse=True)
-def quiet_and_unfused(monkeypatch: pytest.MonkeyPatch):
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)  # compiling takes longer than these trainings
-    yield
-    set_fused(enabled=before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("data"))
-
-
-def run_stages(config: Any, runs_dir: Path, *names: str) -> RunFolder:
-    run = RunFolder.open(config, runs_dir)
-    for name in names:
-        STAGES[name](run, Silent())
-        assert run.is_complete(name)
-    return run
+pytestmark = pytest.mark.usefixtures("unfused")
 
 
 @pytest.fixture(scope="module")
 def done(data: Path, tmp_path_factory: pytest.TempPathFactory):
     """Return a run after its three training stages."""
-    from quantizers import set_fused
-
-    set_fused(enabled=False)
     config = tiny_config(data, {"student.train.epochs": 3, "student.quant.weight_bits": 2, "student.quant.act_bits": 2})
-    return run_stages(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
+    return run_tiny(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
 
 
 def result(run: RunFolder, name: str) -> dict[str, Any]:
@@ -158,7 +134,7 @@ def test_weight_zero_equals_plain_training_bit_for_bit(data: Path, tmp_path: Pat
     for name, extra in (("plain", []), ("zero", [{"loss": "soft_target", "weight": 0}])):
         terms = [{"loss": "cross_entropy", "weight": 1}, *extra]
         changes = {"name": name, "teacher.train.epochs": 1, "student.terms": terms}
-        run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+        run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
         hashes.append(sha256_of(run.path / "student" / "weights.safetensors"))
         assert set(rows(run, "student")[0]["terms"]) == {"cross_entropy"}
     assert hashes[0] == hashes[1]
@@ -182,7 +158,7 @@ def test_an_own_net_gets_an_own_float_training_and_labels_may_be_absent(data: Pa
         "student.phases": phases,
         "student.view": "own",
     }
-    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
     assert [set(row["terms"]) for row in rows(run, "student")] == [
         {"cross_entropy"}, {"soft_target", "similarity_preserving"}
     ]  # fmt: skip
@@ -216,7 +192,7 @@ def test_weights_from_a_file_are_used_as_they_are(data: Path, tmp_path: Path) ->
     net = build_net("resnet8", classes=4, channels=1, image_size=8)
     save_weights(net, tmp_path / "given.safetensors")
     changes = {"teacher.weights": str(tmp_path / "given.safetensors"), "teacher.train": None}
-    run = run_stages(tiny_config(data, changes), tmp_path, "teacher", "search")
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search")
     assert result(run, "teacher")["epochs"] == 0 and rows(run, "teacher") == []
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), load_teacher(run).parameters(), strict=True))
 
@@ -229,7 +205,7 @@ def test_a_mismatched_teacher_file_is_refused(data: Path, tmp_path: Path, net: s
     save_weights(build_net(net, classes=classes, channels=1, image_size=8), tmp_path / "given.safetensors")
     changes = {"teacher.weights": str(tmp_path / "given.safetensors"), "teacher.train": None}
     with pytest.raises(ValueError, match=match):
-        run_stages(tiny_config(data, changes), tmp_path, "teacher")
+        run_tiny(tiny_config(data, changes), tmp_path, "teacher")
 
 
 def test_a_run_without_a_teacher_says_which_stage_is_missing(data: Path, tmp_path: Path) -> None:
@@ -242,7 +218,7 @@ def test_a_run_without_a_teacher_says_which_stage_is_missing(data: Path, tmp_pat
 
 def test_an_unknown_tap_is_told_before_training(data: Path, tmp_path: Path) -> None:
     terms = [{"loss": "cross_entropy"}, {"loss": "similarity_preserving", "taps": [["layer3", "layer33"]]}]
-    run = run_stages(tiny_config(data, {"student.terms": terms}), tmp_path, "teacher", "search")
+    run = run_tiny(tiny_config(data, {"student.terms": terms}), tmp_path, "teacher", "search")
     with pytest.raises(ValueError, match="the teacher has no module 'layer33'; did you mean .*`layer3`"):
         STAGES["distill"](run, Silent())
 
@@ -271,7 +247,7 @@ def test_phases_by_default_end_with_the_deployed_arithmetic() -> None:
 
 
 def test_a_diverging_student_stops_and_names_the_layer(data: Path, tmp_path: Path) -> None:
-    run = run_stages(tiny_config(data, {"student.train.lr": 1e36}), tmp_path, "teacher", "search")
+    run = run_tiny(tiny_config(data, {"student.train.lr": 1e36}), tmp_path, "teacher", "search")
     with pytest.raises(TrainingError) as caught:
         STAGES["distill"](run, Silent())
     assert "student" in str(caught.value) and caught.value.layer
@@ -282,7 +258,7 @@ def test_a_full_disk_loses_nothing(data: Path, tmp_path: Path, monkeypatch: pyte
     import errno
     import os
 
-    whole = run_stages(tiny_config(data, {"name": "whole"}), tmp_path, "teacher")
+    whole = run_tiny(tiny_config(data, {"name": "whole"}), tmp_path, "teacher")
     run = RunFolder.open(tiny_config(data, {"name": "full", "teacher.train.checkpoint_every_s": 0}), tmp_path)
     write, count = os.write, [0]
 
@@ -318,5 +294,5 @@ def test_threads_are_set_for_the_stage_only(data: Path, tmp_path: Path, monkeypa
 
 def test_stages_are_quiet(caplog: pytest.LogCaptureFixture, data: Path, tmp_path: Path, capsys) -> None:
     with caplog.at_level(logging.WARNING):
-        run_stages(tiny_config(data, {"teacher.train.epochs": 1}), tmp_path, "teacher", "search")
+        run_tiny(tiny_config(data, {"teacher.train.epochs": 1}), tmp_path, "teacher", "search")
     assert capsys.readouterr().out == "" and not caplog.records

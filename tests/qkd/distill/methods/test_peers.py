@@ -15,17 +15,11 @@ from qkd.distill.methods.peers import Learner, PeerAdapters, StudentEnsembleStep
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training.job import Batch, StepResult
-from quantizers import QuantSpec, calibrate, freeze_batch_norm, is_fused, prepare, quantizer_scales, set_fused
+from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, quantizer_scales
+
+pytestmark = pytest.mark.usefixtures("unfused")
 
 TAPS = ("stem", "relu")
-
-
-@pytest.fixture(autouse=True)
-def unfused():
-    before = is_fused()
-    set_fused(enabled=False)  # compiling takes longer than these steps
-    yield
-    set_fused(enabled=before)
 
 
 def values(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

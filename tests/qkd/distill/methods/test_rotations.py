@@ -19,19 +19,11 @@ from qkd.seeding import global_stream
 from qkd.training import Batch
 from quantizers import QuantSpec, calibrate, prepare
 
+pytestmark = pytest.mark.usefixtures("unfused")
+
 CLASSES, SIZE = 3, 8
 OFFLINE = RotationsConfig.model_validate({"teacher_branches": {"train": {"epochs": 1}}})
 ONLINE = RotationsConfig(mode="online")
-
-
-@pytest.fixture(autouse=True)
-def unfused():
-    from quantizers import is_fused, set_fused
-
-    before = is_fused()
-    set_fused(enabled=False)
-    yield
-    set_fused(enabled=before)
 
 
 def branched(name: str, seed: int, *, bits: int | None = None) -> BranchedNet:

@@ -23,6 +23,7 @@ from qkd.distill.diagnosis import (
     teacher_knowledge,
 )
 from qkd.distill.losses.stable import unit_rows
+from qkd.distill.methods import EnsembleTeacher
 from qkd.distill.outputs import NetOutputs, last_linear, read_outputs, some_images
 from qkd.distill.rescaling import (
     DEFAULT_TEMPERATURE,
@@ -41,7 +42,7 @@ from qkd.report.teacher_picture import teacher_picture
 from qkd.run_target import run_folder
 from qkd.rundir import RunFolder
 from qkd.seeding import stream
-from qkd.stages.models import WEIGHTS, load_student, load_teacher
+from qkd.stages.models import AUXILIARY, WEIGHTS, load_auxiliary, load_ensemble, load_student
 from qkd.stages.report import read_metrics
 from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
@@ -79,7 +80,7 @@ class Diagnosis:
 
     Args:
         name: Of the experiment.
-        net: The teacher's.
+        net: What the student learns from: the teacher's net; of an ensemble or an auxiliary, that it is one.
         images: Training images that were read.
         accuracy: Of the teacher on them, a fraction.
         plain: What it tells at temperature 1.
@@ -228,7 +229,7 @@ class _Subject:
         self.notes: list[str] = []
 
     def diagnose(self, out: Path | None) -> Diagnosis:
-        teacher = self._teacher()
+        teacher, net = self._teacher()
         told = self._read(teacher, "teacher", {})
         logits, labels = told.logits.double(), told.labels
         plain, reference, softened = (
@@ -239,7 +240,7 @@ class _Subject:
         rescaling = self._student(told, geometry)
         diagnosis = Diagnosis(
             name=self.config.name,
-            net=self.config.teacher.net,
+            net=net,
             images=len(labels),
             accuracy=float((logits.argmax(1) == labels).double().mean()),
             plain=plain,
@@ -255,10 +256,19 @@ class _Subject:
             self._draw(diagnosis, logits, labels, out)
         return diagnosis
 
-    def _teacher(self) -> nn.Module:
+    def _teacher(self) -> tuple[nn.Module, str]:
+        """Return what the student learns from (a teacher, an ensemble, an auxiliary), and what it is in words."""
+        own, auxiliary = self.config.teacher, self.config.student.auxiliary
         if self.folder is not None:
-            return load_teacher(RunFolder(self.config, self.folder))
-        own, splits = self.config.teacher, self.splits
+            run = RunFolder(self.config, self.folder)
+            name = own.net if own.members == 1 else f"{own.net}, an ensemble of {own.members}"
+            if auxiliary is None:
+                return load_ensemble(run), name
+            if (self.folder / AUXILIARY / WEIGHTS).is_file():
+                return load_auxiliary(run), f"{self.config.student_net}, an auxiliary that learned from {name}"
+            self.notes.append("the auxiliary teacher is not trained yet: this is the teacher that it will learn from")
+            return load_ensemble(run), name
+        splits = self.splits
         if own.train is not None or own.weights is None:
             raise UsageError(
                 f"{self.config.name} has no trained teacher yet: run `qkd teacher` with this config first "
@@ -266,7 +276,7 @@ class _Subject:
             )
         net = build_net(own.net, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
         load_weights(net, own.weights)
-        return net
+        return net, own.net
 
     def _read(self, model: nn.Module, role: str, tap_paths: Mapping[str, str]) -> NetOutputs:
         model.to(self.device)
@@ -294,6 +304,9 @@ class _Subject:
     ) -> dict[str, dict[str, float]]:
         if len(self.splits.classes) < 3 or found.features is None or found.features.dim() != 2:
             self.notes.append(f"geometry of the {role}: needs 3 classes and a linear layer that reads a row an image")
+            return {}
+        if isinstance(model, EnsembleTeacher):
+            self.notes.append(f"geometry of the {role}: an ensemble has no last layer of its own")
             return {}
         part = slice(None) if len(found.labels) <= MOST_PAIR_IMAGES else _some_rows(found.labels, self.config.seed)
         features, logits, labels = found.features[part], teacher_logits[part], found.labels[part]

@@ -21,8 +21,8 @@ from qkd.files import write_safetensors
 from qkd.progress import Silent
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_student, load_teacher
-from qkd.testing import tiny_config, write_npz_set
+from qkd.stages.models import load_guide, load_student, load_teacher
+from qkd.testing import run_tiny, tiny_config, write_npz_set
 
 pytestmark = pytest.mark.usefixtures("unfused")
 
@@ -121,6 +121,29 @@ def test_a_config_means_its_run_or_its_weights(folder: Path, tmp_path: Path, dia
     given = diagnose(config, "name=other", "teacher.train=null", f"teacher.weights={weights}")
     assert given["temperatures"] == diagnose("tiny")["temperatures"]
     assert given["rescaling"] is None and given["epochs"] == [] and set(given["geometry"]) == {"teacher"}
+
+
+def test_what_the_student_learns_from_is_measured(folder: Path, diagnose: Any) -> None:
+    short = {"teacher.train.epochs": 1, "student.train.epochs": 2}
+    many = tiny_config(folder / "data", {**short, "name": "many", "teacher.members": 2})
+    low = {"quant": {"weight_bits": 8, "act_bits": 8}, "train": {"epochs": 1, "lr": 0.01}}
+    by_way = tiny_config(folder / "data", {**short, "name": "by_way", "student.auxiliary": low})
+    for config in (many, by_way):
+        with run_tiny(config, folder / "runs", "teacher", "search", "distill") as run:
+            found = diagnose(config.name)
+        splits = load_splits(config.data, config.seed)
+        images, labels = splits.train.batch(torch.arange(len(splits.train)), "cpu")
+        with torch.no_grad():
+            logits = load_guide(run)(normalise(images, splits.mean, splits.std)).double()
+        expected = teacher_knowledge(logits, labels, temperature=1).to_json()
+        measured = {name: value for name, value in expected.items() if value is not None}
+        assert {name: found["temperatures"][0][name] for name in measured} == pytest.approx(measured, rel=1e-4)
+        assert found["rescaling"] is not None
+    ensemble, auxiliary = diagnose("many"), diagnose("by_way")
+    assert ensemble["net"] == "resnet8, an ensemble of 2" and "teacher" not in ensemble["geometry"]
+    assert ensemble["notes"] == ["geometry of the teacher: an ensemble has no last layer of its own"]
+    assert auxiliary["net"] == "resnet8, an auxiliary that learned from resnet8"
+    assert {"teacher, as deployed", "teacher, float weights"} <= set(auxiliary["geometry"])
 
 
 def test_tables_and_pictures_are_for_people(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

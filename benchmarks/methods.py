@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import shutil
 import statistics
 import sys
 import time
@@ -85,15 +84,6 @@ def teacher_kind(name: str, config: dict[str, Any]) -> str | None:
     return f"teacher-{name}" if config["teacher"].get("members") else "teacher"
 
 
-def take_teacher(run: RunFolder, source: Path) -> None:
-    """Copy the complete teacher stage of another run folder: its weights and its score are those of this run, too."""
-    manifest = source / "manifests" / "teacher.json"
-    for name in json.loads(manifest.read_text())["files"]:
-        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, run.path / name)
-    shutil.copyfile(manifest, run.folder("manifests") / manifest.name)
-
-
 class Comparison:
     """The runs of the comparison: where they lie, and what they are made from."""
 
@@ -148,7 +138,7 @@ class Comparison:
             config = bind(apply_overrides(values, [f"name={name}", f"seed={seed}", *self.args.overrides]))
             with RunFolder.open(config, runs_dir=self.folder) as run, (self.folder / f"{name}.log").open("a") as log:
                 if teacher is not None and not run.is_complete("teacher"):
-                    take_teacher(run, teacher)
+                    run.adopt("teacher", teacher)
                 run_stages(run, stages, Progress(log))
             why = ""
         except Exception as error:

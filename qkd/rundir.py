@@ -23,6 +23,7 @@ from qkd.files import (
     read_json,
     remove_unfinished,
     sha256_of,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -106,6 +107,28 @@ class RunFolder:
             FileNotFoundError: If one of the files is not there.
         """
         manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs)}
+        write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
+
+    def adopt(self, stage: str, source: Path) -> None:
+        """Copy a complete stage of another run, with its inputs: it is complete here, too.
+
+        Whether the other run's config means the same stage is the caller's to know.
+
+        Args:
+            stage: Name of the stage.
+            source: The other run's folder.
+
+        Raises:
+            ValueError: If the stage is not complete there.
+            OSError: If a file cannot be read or written.
+        """
+        other = RunFolder(self.config, Path(source).resolve())
+        if why := other.why_incomplete(stage):
+            raise ValueError(f"{source}: its stage {stage} is not complete ({why}); run it there first")
+        manifest = read_json(other.path / _MANIFESTS / f"{stage}.json")
+        for name in {**manifest["files"], **manifest["inputs"]}:
+            make_folder((self.path / name).parent)
+            write_bytes(self.path / name, (other.path / name).read_bytes())
         write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
 
     def is_complete(self, stage: str) -> bool:

@@ -91,7 +91,7 @@ def match_layers(student: Mapping[str, float], teacher: Mapping[str, float]) -> 
     """
     if not student or not teacher:
         raise ValueError("layers to match are missing: student and teacher need one each")
-    last = next(reversed(teacher))
+    *_, last = teacher
     found = []
     for index, (tap, information) in enumerate(student.items(), 1):
         nearest = min(teacher, key=lambda other: abs(teacher[other] - information))

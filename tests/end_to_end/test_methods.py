@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from export import export_onnx
 from qkd.binding import load_config, read_config, shipped_configs
 from qkd.config import RunConfig
 from qkd.distill import LOSSES
@@ -22,12 +23,13 @@ from qkd.files import read_safetensors
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
 from qkd.rundir import RunFolder
+from qkd.stages.models import load_student
+from qkd.stages.stored import stored_config
 from qkd.training.loop import Trainer
 
 SHIPPED = shipped_configs()
 METHODS = sorted(name for name in SHIPPED if name.startswith("digits/methods/"))
 PLAIN = "digits/methods/plain"
-STAGES = ("teacher", "search", "distill", "export")
 
 
 class Interrupted(Exception):
@@ -35,11 +37,13 @@ class Interrupted(Exception):
 
 
 def short(name: str, bits: int = 2) -> RunConfig:
-    """Return a method's config with few images and short trainings of the nets before the student."""
+    """Return a method's config with few images and short trainings; one with phases keeps its epochs."""
     words = ["data.train_limit=640", "data.batch_size=64", f"student.quant.weight_bits={bits}"]
     words.append(f"student.quant.act_bits={bits}")
     config = read_config(SHIPPED[name])
-    for section, epochs in ((("teacher", "train"), 5), (("student", "float_train"), 2)):
+    sections = [(("teacher", "train"), 5), (("student", "float_train"), 2)]
+    sections += [] if "phases" in config["student"] else [(("student", "train"), 5)]
+    for section, epochs in sections:
         values: Any = config
         for key in section:
             values = (values or {}).get(key)
@@ -48,14 +52,19 @@ def short(name: str, bits: int = 2) -> RunConfig:
     return load_config(name, words)
 
 
-def run(config: RunConfig, folder: Path, stages: tuple[str, ...] = STAGES) -> Path:
+def run(config: RunConfig, folder: Path, teacher: Path) -> Path:
+    """Run a config up to its student, with the teacher of another run, and return its folder."""
     with RunFolder.open(config, runs_dir=folder) as opened:
-        run_stages(opened, stages, Silent())
+        if not opened.is_complete("teacher"):
+            opened.adopt("teacher", teacher)
+        run_stages(opened, ("teacher", "search", "distill"), Silent())
         return opened.path
 
 
-def operators(path: Path) -> Counter[tuple[str, tuple[int, ...]]]:
-    """Return the file's operators with the shapes of their constants."""
+def operators(folder: Path) -> Counter[tuple[str, tuple[int, ...]]]:
+    """Export a run's student; return the file's operators with the shapes of their constants."""
+    path = folder / "student.onnx"
+    export_onnx(load_student(RunFolder(stored_config(folder), folder)), torch.zeros(1, 1, 8, 8), path)
     model = onnx.load(path)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     return Counter(
@@ -64,8 +73,28 @@ def operators(path: Path) -> Counter[tuple[str, tuple[int, ...]]]:
 
 
 @pytest.fixture(scope="module")
-def plain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(short(PLAIN), tmp_path_factory.mktemp("plain")) / "export" / "student.onnx"
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig], Path]:
+    """Return what gives the folder of a run with a config's teacher, trained once for all that share it."""
+    folder, known = tmp_path_factory.mktemp("teachers"), {}
+
+    def of(config: RunConfig) -> Path:
+        key = json.dumps([part.model_dump(mode="json") for part in (config.data, config.teacher)])
+        key += f"{config.seed} {config.student.rotations}"  # branches may learn with the teacher
+        if key not in known:
+            with RunFolder.open(config.model_copy(update={"name": f"teacher-{len(known)}"}), folder) as opened:
+                run_stages(opened, ("teacher",), Silent())
+                known[key] = opened.path
+        return known[key]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def plain_operators(
+    teachers: Callable[[RunConfig], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Counter[tuple[str, tuple[int, ...]]]:
+    config = short(PLAIN)
+    return operators(run(config, tmp_path_factory.mktemp("plain"), teachers(config)))
 
 
 def test_every_loss_has_a_config() -> None:
@@ -76,13 +105,16 @@ def test_every_loss_has_a_config() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_learns_resumes_and_leaves_no_trace(
-    name: str, tmp_path: Path, plain_file: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tmp_path: Path,
+    teachers: Callable[[RunConfig], Path],
+    plain_operators: Counter[tuple[str, tuple[int, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.set_num_threads(1)
     config = short(name)
-    begun = run(config, tmp_path / "whole", ("teacher", "search"))
-    shutil.copytree(begun, tmp_path / "cut" / config.name)
-    whole = run(config, tmp_path / "whole")
+    teacher = teachers(config)
+    whole = run(config, tmp_path / "whole", teacher)
     rows = [json.loads(line) for line in (whole / "student" / "metrics.jsonl").read_text().splitlines()]
     # a phase that trains modules alone has the student as it began
     start, end = rows[0]["train_accuracy"], rows[-1]["train_accuracy"]
@@ -92,16 +124,16 @@ def test_a_method_learns_resumes_and_leaves_no_trace(
     for term in {term for row in rows for term in row["terms"]}:
         course = [row["terms"][term] for row in rows if term in row["terms"]]
         assert len(course) == 1 or len(set(course)) > 1, f"{term} did not move"
-    assert operators(whole / "export" / "student.onnx") == operators(plain_file)
+    assert operators(whole) == plain_operators
 
     if not has_state(config):
         return  # the student's own state is the same for all of these; `soft_targets` stands for them
     cut = tmp_path / "cut"
     stop_inside_the_students_training(config, monkeypatch, at=29)
     with pytest.raises(Interrupted):
-        run(config, cut)
+        run(config, cut, teacher)
     monkeypatch.undo()
-    again = run(config, cut)
+    again = run(config, cut, teacher)
     expected = read_safetensors(whole / "student" / "weights.safetensors")
     found = read_safetensors(again / "student" / "weights.safetensors")
     assert expected.keys() == found.keys()

@@ -106,6 +106,23 @@ def test_a_stage_is_complete_while_its_files_stay(config: RunConfig, tmp_path: P
         assert "damaged" in run.why_incomplete("teacher")
 
 
+def test_a_stage_of_another_run_is_adopted(config: RunConfig, tmp_path: Path) -> None:
+    with RunFolder.open(config, tmp_path / "one") as one, RunFolder.open(config, tmp_path / "two") as two:
+        weights, given = one.folder("teacher/member_1") / "weights", one.folder("search") / "schedule"
+        with pytest.raises(ValueError, match=r"its stage teacher is not complete \(not run\)"):
+            two.adopt("teacher", one.path)
+        weights.write_bytes(b"w")
+        given.write_bytes(b"s")
+        one.complete("teacher", files=[weights], inputs=[given])
+        two.adopt("teacher", one.path)
+        assert two.is_complete("teacher")
+        assert (two.path / "teacher/member_1/weights").read_bytes() == b"w"
+        weights.write_bytes(b"W")
+        with pytest.raises(ValueError, match="member_1/weights has changed"):
+            two.adopt("teacher", one.path)
+        assert two.is_complete("teacher")
+
+
 def test_completing_needs_the_files(config: RunConfig, tmp_path: Path) -> None:
     with RunFolder.open(config, tmp_path) as run, pytest.raises(FileNotFoundError):
         run.complete("teacher", files=[run.path / "teacher" / "weights"])

@@ -57,7 +57,7 @@ def class_information(features: Tensor, labels: Tensor) -> float:
         raise ValueError(f"features need a row for each of {len(labels)} labels, got shape {tuple(features.shape)}")
     rows = features.flatten(1)
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for label in labels.unique():
+    for label in range(len(torch.bincount(labels))):
         places = (labels == label).nonzero().flatten()
         if len(places) >= LEAST_IMAGES:
             halves[0].append(places[::2])

@@ -13,6 +13,7 @@ from qkd.config import TermConfig
 from qkd.distill.table import LOSSES, FeatureShapes, ModuleKind
 from qkd.distill.taps import Taps, tap_paths_of
 from qkd.seeding import global_stream
+from qkd.training.evaluate import evaluating
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -110,11 +111,7 @@ def feature_shapes(
     """
     if not paths:
         return {}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad(), Taps(model, paths, translate=tap_paths_of(model), role=role) as taps:
+    with evaluating(model), torch.no_grad(), Taps(model, paths, translate=tap_paths_of(model), role=role) as taps:
         model(images)
         values = taps.take()
-    for module, mode in modes.items():
-        module.training = mode
     return {path: tuple(value.shape[1:]) for path, value in values.items()}

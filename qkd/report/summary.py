@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qkd.files import read_json as read_value
 from qkd.report.table import align, megabytes, milliseconds, percent
 
 ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> what it is
@@ -156,14 +156,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or an empty one where the file is missing.
 
     Raises:
-        ValueError: If the file is not JSON.
+        DamagedFileError: If the file is not JSON.
     """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run its stage again") from error
+    value = read_value(path) if path.is_file() else {}
     return value if isinstance(value, dict) else {}
 
 

@@ -106,7 +106,7 @@ class _Distillation:
         sizes = {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
         place = self.folder.folder("student/teacher")
         save_net(place / WEIGHTS, teacher, net_facts(name, **sizes))
-        outcome = score("co-studied teacher", name, teacher, splits, self.config.data, None)
+        outcome = score("teacher, taught along", name, teacher, splits, self.config.data, None)
         return [place / WEIGHTS, write_outcome(place, outcome)]
 
     def _guide_marks(self) -> dict[str, str]:

@@ -166,7 +166,7 @@ def test_a_run_that_got_nowhere_yet_has_gaps(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "result.json").write_text("{")
-    with pytest.raises(ValueError, match="result.json is damaged"):
+    with pytest.raises(ValueError, match="result.json: not JSON"):
         summarise(tmp_path)
 
 

@@ -53,6 +53,43 @@ def experiment(data: Path, name: str) -> RunConfig:
     )  # fmt: skip
 
 
+SHORT = {"teacher.train": {"epochs": 2, "lr": 0.05, "checkpoint_every_s": 0},
+         "student.train": {"epochs": 3, "lr": 0.01, "checkpoint_every_s": 0}}  # fmt: skip
+METHODS: dict[str, dict[str, Any]] = {  # what stands beside the student: trainings before it, and nets within its own
+    "ensemble_and_auxiliary": {
+        "teacher.members": 2,
+        "student.auxiliary": {
+            "quant": {"weight_bits": 8, "act_bits": 8},
+            "train": {"epochs": 3, "lr": 0.01, "checkpoint_every_s": 0},
+            "terms": [{"loss": "cross_entropy"}, {"loss": "soft_target"}],
+        },
+        "student.terms": [
+            {"loss": "cross_entropy"},
+            {"loss": "hint", "taps": [["layer2", "layer2"]]},
+            {"loss": "information_flow", "decay": 0.7, "taps": [["layer3", "layer3"]]},
+        ],
+    },
+    "peers": {"student.peers": {"nets": [{}, {"weight_bits": 8, "act_bits": 8}], "taps": ["layer2", "layer3"]}},
+    "rotations": {
+        "student.rotations": {"teacher_branches": {"train": {"epochs": 2, "lr": 0.05, "checkpoint_every_s": 0}}}
+    },
+    "rotations_online": {"teacher.train": None, "teacher.untrained": True, "student.rotations": {"mode": "online"}},
+    "co_study": {
+        "student.phases": [
+            {"name": "co_study", "epochs": 2, "teacher_terms": [{"loss": "cross_entropy"}, {"loss": "soft_target"}]},
+            {"name": "settling", "epochs": 1, "freeze_batch_norm": True},
+        ],
+    },
+    "meta": {
+        "student.init": "random",
+        "student.phases": [
+            {"name": "meta", "epochs": 2, "meta": {"quiz_images": 12}},
+            {"name": "settling", "epochs": 1, "freeze_batch_norm": True},
+        ],
+    },
+}
+
+
 class Driver:
     """The process that forks children on demand."""
 
@@ -184,6 +221,37 @@ def test_killed_runs_end_with_the_bits_of_a_run_never_killed(driver: Driver, tmp
         leftovers = [path for path in (tmp_path / "runs" / config.name).rglob(".*") if path.name != ".lock"]
         assert leftovers == []
     print(f"\n{sum(kills.values())} kills in {round_number} runs: {dict(kills)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_methods_end_with_the_bits_of_a_run_never_killed(method: str, driver: Driver, tmp_path: Path) -> None:
+    data = write_npz_set(tmp_path / "data")
+    stages, runs = ["teacher", "search", "distill"], tmp_path / "runs"
+    whole = tiny_config(data, {**SHORT, **METHODS[method], "name": "whole"})
+    assert driver.attempt(write_config(whole, tmp_path), runs, stages)
+    killed = tiny_config(data, {**SHORT, **METHODS[method], "name": "killed"})
+    path, rng, kills = write_config(killed, tmp_path), random.Random(2), 0
+    while not driver.attempt(path, runs, stages, die_at=rng.randint(15, 60)):  # a file operation
+        kills += 1
+        assert kills < 60, "the run does not get on"
+    assert kills >= 2
+    assert left_by(runs / "killed") == left_by(runs / "whole")
+    print(f"\n{kills} kills")
+
+
+def left_by(run: Path) -> dict[str, Any]:
+    """Return all that a run keeps, of every net in it, without what a clock has touched."""
+    found: dict[str, Any] = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if path.name == "result.json":
+            found[name] = _unclocked(json.loads(path.read_text()))
+        elif path.name == "metrics.jsonl":
+            found[name] = [_unclocked(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.suffix == ".safetensors" and "checkpoint" not in name:
+            found[name] = sha256_of(path)
+    return found
 
 
 @pytest.mark.slow

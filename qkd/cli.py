@@ -1,4 +1,4 @@
-"""The command line: load, call, write, print."""
+"""The command line: the parser of all commands, and how errors end; what a command does is in `commands.py`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
-from qkd.failures import BAD_INPUT, DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
-
-if TYPE_CHECKING:
-    from qkd.config import RunConfig
-
-STAGE_NAMES = ("teacher", "search", "distill", "export", "bench", "report")
-TABLE_NAMES = ("configs", "datasets", "nets", "losses", "quantizers", "devices", "policies")
+from qkd import commands as do
+from qkd.commands import STAGE_NAMES, TABLE_NAMES
+from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",
@@ -95,187 +91,30 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    run = _add(commands, "run", run_all, "every stage, resuming where it stopped", needs_config=True, has_runs=True)
+    run = _add(commands, "run", do.run_all, "every stage, resuming where it stopped", needs_config=True, has_runs=True)
     run.add_argument("--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing")
     run.add_argument("--until", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="the last stage to run")
     for name in STAGE_NAMES:
-        command = run_bench if name == "bench" else run_stage
+        command = do.run_bench if name == "bench" else do.run_stage
         stage = _add(commands, name, command, STAGE_HELP[name], needs_config=True, has_runs=True)
         if name == "bench":
             _add_bench_options(stage)
         if name == "export":
             text = "a layer that stays in float is an error, also of an export that is complete (or export.strict=true)"
             stage.add_argument("--strict", action="store_true", help=text)
-    ls = _add(commands, "ls", list_names, "configs, data sets, nets, losses, quantizers, devices, policies")
+    ls = _add(commands, "ls", do.list_names, "configs, data sets, nets, losses, quantizers, devices, policies")
     ls.add_argument("table", nargs="?", choices=TABLE_NAMES, help="only this one")
-    _add(commands, "show", show, "the resolved config, every default filled in", needs_config=True)
-    _add(commands, "validate", validate, "all faults of a config at once; runs nothing", needs_config=True)
+    _add(commands, "show", do.show, "the resolved config, every default filled in", needs_config=True)
+    _add(commands, "validate", do.validate, "all faults of a config at once; runs nothing", needs_config=True)
     text = "parameters, operations and memory of a student, beside its FP32 twin; nothing is trained"
-    count = _add(commands, "cost", cost, text, has_runs=True)
+    count = _add(commands, "cost", do.cost, text, has_runs=True)
     count.add_argument("config", metavar="MODEL.onnx|RUN|CONFIG", help="an ONNX file, a run (folder or name), a config")
     count.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. student.quant.act_bits=2")
     count.add_argument("--layers", action="store_true", help="every layer, too (--json always has them)")
     _add_measuring_commands(commands)
     _add_policy_commands(commands)
-    _add(commands, "doctor", doctor, "versions, devices, name clashes")
+    _add(commands, "doctor", do.doctor, "versions, devices, name clashes")
     return parser
-
-
-def run_all(args: argparse.Namespace) -> int:
-    """``qkd run``: every stage (or up to one), then the closing table."""
-    config = _load(args)
-    if args.dry_run or not (args.runs_dir / config.name).exists():
-        _load(args, with_files=True)  # a fresh run needs all of them: say before training which are missing
-    if args.dry_run:
-        from qkd.dryrun import dry_run
-
-        return _print(args, dry_run(config, _progress()))
-    return _run(config, STAGE_NAMES[: STAGE_NAMES.index(args.until) + 1], args)
-
-
-def run_stage(args: argparse.Namespace) -> int:
-    """``qkd teacher | search | distill | export | bench | report``: one stage."""
-    return _run(_load(args), (args.name,), args)
-
-
-def run_bench(args: argparse.Namespace) -> int:
-    """``qkd bench``: the stage of a config; or ONNX files and run folders on devices, 1 where a device failed."""
-    from qkd.device_bench import bench_models, names_models, refuse_options
-
-    if not names_models([args.config]):
-        refuse_options(args)
-        return run_stage(args)
-    table = bench_models(args, _progress())
-    _print(args, table)
-    if table.failures:
-        return BAD_INPUT if table.is_input_fault else FAILED
-    return DONE
-
-
-def list_names(args: argparse.Namespace) -> int:
-    """``qkd ls``: the names that a config may hold."""
-    from qkd.listing import Listing, table
-
-    names = TABLE_NAMES if args.table is None else (args.table,)
-    return _print(args, Listing({name: table(name) for name in names}))
-
-
-def show(args: argparse.Namespace) -> int:
-    """``qkd show``: the resolved config as YAML, or JSON."""
-    from qkd.binding import config_text
-
-    config = _load(args)
-    print(json.dumps(config.model_dump(mode="json")) if args.json else config_text(config), end="")
-    return DONE
-
-
-def validate(args: argparse.Namespace) -> int:
-    """``qkd validate``: all faults at once; none is an answer, too."""
-    config = _load(args, with_files=True)
-    print(json.dumps({"name": config.name, "faults": []}) if args.json else f"{args.config}: no faults")
-    return DONE
-
-
-def cost(args: argparse.Namespace) -> int:
-    """``qkd cost``: what a file, a run's student or a config's student costs."""
-    from qkd.costing import CostTable, cost_of_target
-
-    report = cost_of_target(args.config, runs_dir=args.runs_dir, overrides=args.overrides, load=lambda: _load(args))
-    return _print(args, CostTable(report, has_layers=args.layers))
-
-
-def diagnose(args: argparse.Namespace) -> int:
-    """``qkd diagnose``: what a teacher tells, and which known failure of distillation it shows."""
-    from qkd.diagnosing import diagnose_target
-
-    options = {"limit": args.limit, "temperature": args.temperature, "out": args.out, "progress": _progress()}
-    where = {"runs_dir": args.runs_dir, "overrides": args.overrides, "load": lambda: _load(args)}
-    return _print(args, diagnose_target(args.config, **where, **options))
-
-
-def retrieve(args: argparse.Namespace) -> int:
-    """``qkd retrieve``: how well features of test images find training images of their class."""
-    from qkd.retrieving import retrieve_target
-
-    options = {"role": args.role, "tap": args.tap, "compat": args.compat, "limit": args.limit, "queries": args.queries}
-    return _print(args, retrieve_target(args.run, runs_dir=args.runs_dir, progress=_progress(), **options))
-
-
-def match(args: argparse.Namespace) -> int:
-    """``qkd match``: which layer of the teacher each layer of the student is to follow."""
-    from qkd.matching import match_target
-
-    taps = {"student_taps": args.student_taps, "teacher_taps": args.teacher_taps}
-    limit = {} if args.limit is None else {"limit": args.limit}
-    return _print(args, match_target(args.run, runs_dir=args.runs_dir, progress=_progress(), **taps, **limit))
-
-
-def doctor(args: argparse.Namespace) -> int:
-    """``qkd doctor``: exit code 1 where another distribution sits on our names."""
-    from qkd.doctor import diagnose
-
-    report = diagnose()
-    _print(args, report)
-    return DONE if report.is_healthy else FAILED
-
-
-def policy_import(args: argparse.Namespace) -> int:
-    """``qkd policy import``: a published search log becomes a schedule file."""
-    from qkd.policy_tools import import_policy
-
-    options = {"epochs": args.epochs, "op_order": args.op_order, "trial": args.trial, "role": args.role}
-    return _print(args, import_policy(args.log, args.out, **options))
-
-
-def policy_show(args: argparse.Namespace) -> int:
-    """``qkd policy show``: a schedule in words, and as a picture."""
-    from qkd.policy_tools import show_policy
-
-    return _print(args, show_policy(args.policy, epochs=args.epochs, out=args.out))
-
-
-def policy_sample(args: argparse.Namespace) -> int:
-    """``qkd policy sample``: a grid of augmented images."""
-    from qkd.config import DataConfig
-    from qkd.policy_tools import sample_policy
-
-    where = {} if args.data_root is None else {"root": args.data_root}
-    data = DataConfig(name=args.data, path=args.data_path, **where)
-    options = {"epochs": args.epochs, "out": args.out, "seed": args.seed, "length": args.length}
-    return _print(args, sample_policy(args.policy, data, **options))
-
-
-def _run(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
-    from qkd.pipeline import run_stages
-    from qkd.report import summarise
-    from qkd.rundir import RunFolder
-
-    with RunFolder.open(config, runs_dir=args.runs_dir) as run:
-        run_stages(run, names, _progress())
-        if getattr(args, "strict", False):
-            from qkd.stages.export import require_integer_layers
-
-            require_integer_layers(run)
-        return _print(args, summarise(run.path))
-
-
-def _load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
-    from qkd.binding import load_config
-    from qkd.listing import name_faults
-    from qkd.named_files import file_faults
-
-    return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
-
-
-def _progress() -> Any:
-    from qkd.progress import Progress
-
-    return Progress()
-
-
-def _print(args: argparse.Namespace, result: Any) -> int:
-    print(json.dumps(result.to_json(), indent=2) if args.json else result.to_text())
-    return DONE
 
 
 def _add(
@@ -322,14 +161,14 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_measuring_commands(commands: Any) -> None:
     text = "what a teacher's soft targets tell, on its training images, and which known failure they show"
-    look = _add(commands, "diagnose", diagnose, text, has_runs=True)
+    look = _add(commands, "diagnose", do.diagnose, text, has_runs=True)
     look.add_argument("config", metavar="CONFIG|RUN", help="a run (folder or name) with a teacher, or its config")
     look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
     look.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
     look.add_argument("--temperature", type=float, metavar="T", help="of the distillation (the config's)")
     look.add_argument("--out", type=Path, metavar="FILE.svg|FILE.png", help="draw it")
     text = "how well features of test images find training images of their class (mAP, top-100)"
-    find = _add(commands, "retrieve", retrieve, text, has_runs=True)
+    find = _add(commands, "retrieve", do.retrieve, text, has_runs=True)
     find.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
     find.add_argument("--role", choices=("teacher", "student"), help="whose features (of both, as far as trained)")
     find.add_argument("--tap", metavar="PATH", help="module whose output to read (the last linear layer's input)")
@@ -338,7 +177,7 @@ def _add_measuring_commands(commands: Any) -> None:
     find.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
     find.add_argument("--queries", type=_positive, metavar="N", help="at most N test images, stratified (all)")
     text = "which teacher layer each student layer is to follow: pairs of taps, by what layers tell about the class"
-    pairs = _add(commands, "match", match, text, has_runs=True)
+    pairs = _add(commands, "match", do.match, text, has_runs=True)
     pairs.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
     for role in ("student", "teacher"):
         text = f"the {role}'s layers, from input to output (of residual nets: the stages, then the pooled features)"
@@ -351,7 +190,7 @@ def _add_policy_commands(commands: Any) -> None:
     parser = commands.add_parser("policy", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     take = _add(
-        actions, "import", policy_import, "a search log of PBA or role-kd as a schedule file; nothing in it is run"
+        actions, "import", do.policy_import, "a search log of PBA or role-kd as a schedule file; nothing in it is run"
     )
     take.add_argument(
         "log", metavar="LOG", type=Path, help="pbt_policy_<id>.txt, pbt_global.txt, or best.txt beside them"
@@ -366,8 +205,8 @@ def _add_policy_commands(commands: Any) -> None:
     take.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="schedule file to write")
     take.add_argument("--trial", metavar="ID", help="whose lineage to follow in pbt_global.txt")
     take.add_argument("--role", choices=("teacher", "student"), help="noted in the file")
-    look = _add(actions, "show", policy_show, "a schedule in words, and as a picture")
-    grid = _add(actions, "sample", policy_sample, "a grid of augmented images, a row an epoch")
+    look = _add(actions, "show", do.policy_show, "a schedule in words, and as a picture")
+    grid = _add(actions, "sample", do.policy_sample, "a grid of augmented images, a row an epoch")
     for action in (look, grid):
         action.add_argument("policy", metavar="FILE|POLICY", help="a schedule file, or a name of `qkd ls policies`")
     look.add_argument("--epochs", type=_positive, help="stretch it to this length")

@@ -48,6 +48,7 @@ def short(name: str, bits: int = 2) -> RunConfig:
         for key in section:
             values = (values or {}).get(key)
         if values:
+            epochs = min(epochs, values["epochs"])
             words += [f"{'.'.join(section)}.epochs={epochs}", f"{'.'.join(section)}.warmup_epochs=0.5"]
     return load_config(name, words)
 
@@ -156,7 +157,7 @@ def test_a_method_works_with_a_w4a4_student(name: str) -> None:
 
 
 def stop_inside_the_students_training(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-    """Let the student's training end with an exception at a step, with a checkpoint after every step before it."""
+    """Let the student's training end with an exception at a step, with a checkpoint after each of the two before it."""
     step, done = Trainer._step, 0
 
     def counting(self: Trainer, *arguments: Any) -> Any:
@@ -166,7 +167,8 @@ def stop_inside_the_students_training(config: RunConfig, monkeypatch: pytest.Mon
         if done == at:
             raise Interrupted
         done += 1
-        self.saved_at = -math.inf  # a checkpoint after this step
+        if done >= at - 1:
+            self.saved_at = -math.inf  # a checkpoint after this step
         return step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_step", counting)

@@ -31,7 +31,7 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def command(*_: Any, **__: Any) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_load", command)
+    monkeypatch.setattr("qkd.commands._load", command)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["export", "--help"], ["ls", "--help"]])

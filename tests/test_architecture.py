@@ -136,7 +136,7 @@ def test_the_command_line_helps_without_torch() -> None:
 
 
 def test_sub_commands_are_short() -> None:
-    tree = ast.parse((ROOT / "qkd" / "cli.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "qkd" / "commands.py").read_text(encoding="utf-8"))
     commands = [node for node in tree.body if isinstance(node, ast.FunctionDef)
                 and [argument.annotation and ast.unparse(argument.annotation) for argument in node.args.args]
                 == ["argparse.Namespace"]]  # fmt: skip

@@ -6,8 +6,8 @@ The pair, the batch and the methods are those of ``methods.py``. A step is every
 weights: forward passes, loss, gradients, the optimizer; where a method has phases, their mean, weighted by epochs. Each
 round takes every method once, in turn; the ratio is the median over the rounds of (method / plain distillation of the
 same round). Memory is what a step keeps for its backward pass: the storages that autograd saves, counted once each, so
-it is exact and the same on every run. Extra ``key.path=value`` words go to every config (where the images are). Writes
-OUT, which ``methods.py --steps`` reads.
+it is exact and the same on every run. Methods that clip gradients are measured with plain sums, too (``NAME+sum``).
+Extra ``key.path=value`` words go to every config (where the images are). Writes OUT, which ``methods.py --steps`` reads.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from qkd.yaml_text import parse_yaml
 from quantizers import Student, calibrate, quantizer_scales
 
 CPU = torch.device("cpu")
+UNCLIPPED = "+sum"  # of a row's name: the same method with summed gradients, which needs one backward pass less
 
 
 class Method:
@@ -156,11 +157,21 @@ def build_all(args: argparse.Namespace) -> tuple[dict[str, Method], dict[str, st
             values = merged(base, parse_yaml((METHODS / f"{name}.yaml").read_text()))
             widths = [f"student.quant.{kind}_bits={bits}" for kind in ("weight", "act")]
             try:
-                config = bind(apply_overrides(values, [*args.overrides, *widths]))
-                made[f"{name}-w{bits}a{bits}"] = Method(config, splits, batch)
+                for suffix, one in {"": values, **unclipped(values)}.items():
+                    config = bind(apply_overrides(one, [*args.overrides, *widths]))
+                    made[f"{name}{suffix}-w{bits}a{bits}"] = Method(config, splits, batch)
             except (ValueError, RuntimeError) as error:
                 failed[f"{name}-w{bits}a{bits}"] = str(error)
     return made, failed
+
+
+def unclipped(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the config with plain sums, by its suffix, where its phases clip gradients: what the clipping costs."""
+    phases = values["student"].get("phases", [])
+    if all(phase.get("combine", "sum") == "sum" for phase in phases):
+        return {}
+    plain = [{key: value for key, value in phase.items() if key != "combine"} for phase in phases]
+    return {UNCLIPPED: {**values, "student": {**values["student"], "phases": plain}}}
 
 
 def measure(made: dict[str, Method], rounds: int, of: Callable[[str], str]) -> dict[str, dict[str, float]]:

@@ -209,6 +209,13 @@ def markdown(record: dict[str, Any]) -> str:
             figures = [f"{step[key]:.2f}" if key in step else "" for key in ("time_ratio", "memory_ratio")]
             text.append(f"| {line['method']} | {_accuracy(line)} | {_points(line['to_kd'])} | {' | '.join(figures)} |")
         text.append("")
+        sums = {name.split("+")[0]: row for name, row in steps.items() if name.endswith(f"+sum-w{bits}a{bits}")}
+        if sums:
+            told = ", ".join(f"{name} {row['time_ratio']:.2f}" for name, row in sums.items())
+            text += [
+                f"Without the clipping of gradients, which takes a second backward pass, a step takes: {told}.",
+                "",
+            ]
     return "\n".join(text)
 
 

@@ -7,7 +7,7 @@ weights: forward passes, loss, gradients, the optimizer; where a method has phas
 round takes every method once, in turn; the ratio is the median over the rounds of (method / plain distillation of the
 same round). Memory is what a step keeps for its backward pass: the storages that autograd saves, counted once each, so
 it is exact and the same on every run. Methods that clip gradients are measured with plain sums, too (``NAME+sum``).
-Extra ``key.path=value`` words go to every config (where the images are). Writes OUT, which ``methods.py --steps`` reads.
+Extra ``key.path=value`` words go to every config (where the images are). Writes OUT for ``methods.py --steps``.
 """
 
 from __future__ import annotations

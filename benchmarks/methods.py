@@ -182,8 +182,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             paired = [value - good[KD, bits, seed] for seed, value in mine.items() if (KD, bits, seed) in good]
             failed = [row["failed"] for row in rows if (row["method"], row["bits"]) == (name, bits) and "failed" in row]
             difference = round(statistics.mean(paired), 5) if paired else None
+            scatter = round(statistics.stdev(paired), 5) if len(paired) > 1 else None
             lines.append({"method": name, "bits": bits, **spread(list(mine.values())), "to_kd": difference,
-                          "failures": failed})  # fmt: skip
+                          "to_kd_stdev": scatter, "failures": failed})  # fmt: skip
         table += sorted(lines, key=lambda line: -line.get("mean", 0))
     return table
 
@@ -196,7 +197,7 @@ def markdown(record: dict[str, Any]) -> str:
         "# Distillation methods on one pair", "",
         f"{record['what']}. {len(record['seeds'])} seeds ({', '.join(map(str, record['seeds']))}); "
         f"{record['pair']}. Last epoch, {record['test_images']} test images read once. ± is the standard deviation of "
-        f"the seeds; `to KD` the mean difference to `{KD}` of the same seed, in points. Teacher: "
+        f"the seeds; `to KD` the mean difference to `{KD}` of the same seed, in points, ± that of the seeds. Teacher: "
         f"{100 * record['teacher']['mean']:.2f} ± {100 * record['teacher']['stdev']:.2f} %.", "",
         f"Made by `python benchmarks/methods.py` on {facts['cpu']} ({facts['cores']} cores), torch {facts['torch']}, "
         f"brevitas {facts['brevitas']}, {facts['date']}.", "",
@@ -207,7 +208,8 @@ def markdown(record: dict[str, Any]) -> str:
         for line in (line for line in record["table"] if line["bits"] == bits):
             step = steps.get(f"{line['method']}-w{bits}a{bits}", {})
             figures = [f"{step[key]:.2f}" if key in step else "" for key in ("time_ratio", "memory_ratio")]
-            text.append(f"| {line['method']} | {_accuracy(line)} | {_points(line['to_kd'])} | {' | '.join(figures)} |")
+            difference = _points(line["to_kd"], line["to_kd_stdev"])
+            text.append(f"| {line['method']} | {_accuracy(line)} | {difference} | {' | '.join(figures)} |")
         text.append("")
         sums = {name.split("+")[0]: row for name, row in steps.items() if name.endswith(f"+sum-w{bits}a{bits}")}
         if sums:
@@ -225,8 +227,10 @@ def _accuracy(line: dict[str, Any]) -> str:
     return shown + failed
 
 
-def _points(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:+.2f}"
+def _points(value: float | None, scatter: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:+.2f}" + ("" if scatter is None else f" ± {100 * scatter:.2f}")
 
 
 def main() -> None:

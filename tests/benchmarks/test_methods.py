@@ -65,6 +65,6 @@ def test_the_page_shows_every_line(methods: Any) -> None:
         "steps": {"hint-w2a2": {"time_ratio": 1.12, "memory_ratio": 1.03}, "mhgd+sum-w2a2": {"time_ratio": 1.07}},
     }  # fmt: skip
     page = methods.markdown(record)
-    assert "| hint | 89.00 ± 5.66 % | +4.00 | 1.12 | 1.03 |" in page
+    assert "| hint | 89.00 ± 5.66 % | +4.00 ± 1.41 | 1.12 | 1.03 |" in page
     assert "second backward pass, a step takes: mhgd 1.07." in page
     assert "| meta | none (1 failed: ValueError: no quiz) |  |  |  |" in page

@@ -81,7 +81,9 @@ class RetrievalReport:
                 for role, found in self.scores.items() for metric, scores in found.items()]  # fmt: skip
         lines.append(align([HEAD, *rows]))
         if self.compat == "released":
-            lines.append("interpolated as the released program does: the first 127 ranks only (a last batch: fewer)")
+            lines.append(
+                "scored as the released program does: interpolated up to rank 128, precision at the nearest recall"
+            )
         return "\n".join(lines)
 
 

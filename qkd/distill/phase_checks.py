@@ -39,7 +39,7 @@ def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[tuple[s
     if phase.meta is not None:
         yield from (("meta", what) for what in _meta_faults(phase, terms))
     if phase.combine == "clipped":
-        sides = {entry.needs_teacher for entry in entries if entry.needs_student}
+        sides = {entry.is_distillation for entry in entries if entry.needs_student}
         if sides != {True, False}:
             missing = "needs the teacher" if sides == {False} else "does without the teacher (e.g. cross_entropy)"
             yield "combine", f"`clipped` weighs two gradients against each other, but no term {missing}"
@@ -49,7 +49,7 @@ def _meta_faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[st
     if phase.trains == "modules":
         yield "the student stands still with `trains: modules`, so a quiz tells nothing of its teacher"
     entries = {term.loss: LOSSES[term.loss] for term in terms}
-    if not any(entry.needs_teacher or "class_weights" in entry.inputs for entry in entries.values()):
+    if not any(entry.is_distillation for entry in entries.values()):
         yield "no term of the phase reads the teacher, so a quiz cannot teach it; add one, e.g. soft_target"
     deaf = [name for name, entry in entries.items() if not entry.teaches]
     if deaf:

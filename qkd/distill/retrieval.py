@@ -64,9 +64,10 @@ def score_retrieval(
         queries: Shape ``[queries, ...]``.
         query_labels: Shape ``[queries]``.
         metric: ``l2`` or ``cosine``; a row of zeros has cosine 0 with every other.
-        compat: ``released`` interpolates as the published program does: it takes the queries 128 at a time, and
-            raises precision to the largest one behind it at as many ranks as the batch has queries, less one. So
-            ranks from 128 on (and more of them in a last, smaller batch) are as they are.
+        compat: ``released`` scores as the published program does: it takes the queries 128 at a time, and raises
+            precision to the largest one behind it, up to the 128th rank only (less in a last, smaller batch; ranks
+            behind it stay as they are); and it takes the precision at a recall from the rank whose recall is the
+            nearest to it, not from the first that reaches it.
         done: Called with the number of queries that were ranked, each time some were.
 
     Raises:
@@ -105,12 +106,12 @@ def interpolated(precision: Tensor, ranks: int | None = None) -> Tensor:
 
     Args:
         precision: Shape ``[queries, ranks]``.
-        ranks: How many ranks to treat, the rest staying as they are; absent: all.
+        ranks: How many ranks to raise, to the largest one up to the rank behind them; the rest stays as it is and
+            counts for nothing (the released program's loop ends there). Absent: all.
     """
-    raised = precision.flip(1).cummax(1).values.flip(1)
-    if ranks is None or ranks >= precision.shape[1]:
-        return raised
-    return torch.cat([raised[:, :ranks], precision[:, ranks:]], dim=1)
+    end = precision.shape[1] if ranks is None else ranks + 1
+    raised = precision[:, :end].flip(1).cummax(1).values.flip(1)
+    return torch.cat([raised, precision[:, end:]], dim=1)
 
 
 def eleven_point(relevance: Tensor, precision: Tensor) -> Tensor:
@@ -128,11 +129,24 @@ def eleven_point(relevance: Tensor, precision: Tensor) -> Tensor:
     return precision.gather(1, torch.searchsorted(hits, needed)).mean(1)
 
 
+def nearest_eleven_point(relevance: Tensor, precision: Tensor) -> Tensor:
+    """Return :func:`eleven_point` as the released program has it: at the first rank whose recall is nearest.
+
+    Args:
+        relevance: bool, shape ``[queries, ranks]``, at least one true in each row.
+        precision: Same shape.
+    """
+    recall = relevance.cumsum(1).double() / relevance.sum(1, keepdim=True)
+    ranks = [(recall - 0.1 * tenth).abs().argmin(1, keepdim=True) for tenth in range(11)]
+    return precision.gather(1, torch.cat(ranks, dim=1)).mean(1)
+
+
 def _score_block(relevance: Tensor, ranks: int | None) -> Tensor:
     precision = precisions(relevance)
     raised = interpolated(precision, ranks)
     exact = (precision * relevance).sum(1) / relevance.sum(1)
-    return torch.stack([eleven_point(relevance, raised), raised[:, min(TOP, raised.shape[1]) - 1], exact])
+    at_recalls = eleven_point if ranks is None else nearest_eleven_point
+    return torch.stack([at_recalls(relevance, raised), raised[:, min(TOP, raised.shape[1]) - 1], exact])
 
 
 def _blocks(queries: int, images: int, compat: Compat) -> Iterator[tuple[int, int, int | None]]:

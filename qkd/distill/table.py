@@ -133,6 +133,11 @@ class LossEntry:
         """Whether the teacher's forward pass is needed."""
         return any(name.startswith("teacher_") for name in self.inputs)
 
+    @property
+    def is_distillation(self) -> bool:
+        """Whether it tells what the teacher knows: from a forward pass, or from its weights."""
+        return self.needs_teacher or "class_weights" in self.inputs
+
 
 def _is_positive(value: float) -> bool:
     return math.isfinite(value) and value > 0

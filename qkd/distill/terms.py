@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qkd.config import TermConfig
@@ -143,6 +144,10 @@ class WeightedTerms:
         Raises:
             ValueError: If no term has a positive weight, or one reads what the step does not have.
         """
+        with torch.autocast(outputs.student_logits.device.type, enabled=False):  # it would round products again
+            return self._weigh(outputs, epoch)
+
+    def _weigh(self, outputs: Outputs, epoch: int) -> Weighted:
         parts: dict[str, Tensor] = {}
         total = task = knowledge = None
         for term in self._terms:
@@ -150,7 +155,7 @@ class WeightedTerms:
             weight = term.weight(epoch)
             value = value if weight == 1 else value * weight
             total = value if total is None else total + value
-            if term.entry.needs_teacher:
+            if term.entry.is_distillation:
                 knowledge = value if knowledge is None else knowledge + value
             else:
                 task = value if task is None else task + value

@@ -85,7 +85,7 @@ def test_the_table_is_for_people(folder: Path, capsys: pytest.CaptureFixture[str
     assert [line.split()[:2] for line in lines[2:6]] == [
         [role, metric] for role in ("teacher", "student") for metric in ("l2", "cosine")
     ]
-    assert lines[6].startswith("interpolated as the released program does")
+    assert lines[6].startswith("scored as the released program does")
 
 
 @pytest.mark.parametrize(

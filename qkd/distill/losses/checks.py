@@ -19,20 +19,32 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor, *, least_classe
             f"student and teacher need logits of one shape [batch, classes], "
             f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         )
+    _check_not_empty(student_logits)
     if student_logits.shape[1] < least_classes:
         raise ValueError(f"needs at least {least_classes} classes, got {student_logits.shape[1]}")
 
 
 def check_labels(logits: Tensor, labels: Tensor) -> None:
-    """Raise unless labels are ``[batch]``, as many as the logits' rows.
+    """Raise unless labels are ``[batch]``, as many as the logits' rows, and name classes.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If they do not. On a GPU their values are not looked at, which would wait for it.
     """
-    if labels.shape != logits.shape[:1]:
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"need labels [batch] for logits [batch, classes], got {tuple(labels.shape)} and {tuple(logits.shape)}"
+            f"need logits [batch, classes] and labels [batch], got {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
+    _check_not_empty(logits)
+    if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise ValueError(
+            f"labels must be 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+
+
+def _check_not_empty(tensor: Tensor) -> None:
+    if len(tensor) == 0:
+        raise ValueError("the batch is empty: a loss is a mean over images")
 
 
 def check_temperature(temperature: float, scale: float | None = None) -> None:
@@ -79,6 +91,7 @@ def check_features(student_feature: Tensor, teacher_feature: Tensor) -> None:
             f"need features [batch, ...] of one batch, "
             f"got {tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
         )
+    _check_not_empty(student_feature)
 
 
 def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:
@@ -92,6 +105,7 @@ def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:
             f"need features [batch, channels, height, width] of one batch, "
             f"got {tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
         )
+    _check_not_empty(student_feature)
 
 
 def check_feature_lists(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], *, least: int) -> None:

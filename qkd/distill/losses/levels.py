@@ -43,7 +43,8 @@ def teacher_confidence_loss(
         scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
 
     Returns:
-        A scalar, shape ``[]``, in nats.
+        A scalar, shape ``[]``, in nats: the cross-entropy :math:`H(\rho, \tilde q)` less the entropy of
+        :math:`\rho`, a constant of the student; the gradient is the same.
 
     Raises:
         ValueError: If shapes do not fit, there are fewer than two classes, or a number is out of range.
@@ -89,7 +90,7 @@ def class_relation_loss(
         scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
 
     Returns:
-        A scalar, shape ``[]``, in nats.
+        A scalar, shape ``[]``, in nats: the cross-entropy less the entropy of :math:`\rho`.
 
     Raises:
         ValueError: If shapes do not fit, or a number is out of range.
@@ -100,10 +101,10 @@ def class_relation_loss(
     """
     check_labels(student_logits, labels)
     check_temperature(temperature, scale)
-    targets = class_relation_targets(class_weights, sharpness=sharpness, one_hot_share=one_hot_share)
+    targets = _relation_logs(class_weights, sharpness, one_hot_share)
     if student_logits.dim() != 2 or len(targets) != student_logits.shape[1]:
         raise ValueError(f"need logits [batch, {len(targets)}] for these class weights, got {student_logits.shape}")
-    return _divergence(student_logits, targets[labels].to(student_logits.dtype).log(), temperature, scale)
+    return _divergence(student_logits, targets[labels].to(student_logits.dtype), temperature, scale)
 
 
 def class_relation_targets(class_weights: Tensor, *, sharpness: float = 0.3, one_hot_share: float = 0.0) -> Tensor:
@@ -112,6 +113,11 @@ def class_relation_targets(class_weights: Tensor, *, sharpness: float = 0.3, one
     Raises:
         ValueError: If the weights are not two-dimensional, or a number is out of range.
     """
+    return _relation_logs(class_weights, sharpness, one_hot_share).exp()
+
+
+def _relation_logs(class_weights: Tensor, sharpness: float, one_hot_share: float) -> Tensor:
+    """Return the logarithms of the targets: a small sharpness gives probabilities that underflow."""
     if class_weights.dim() != 2:
         raise ValueError(f"need class weights [classes, features], got {tuple(class_weights.shape)}")
     if not (math.isfinite(sharpness) and sharpness > 0):
@@ -119,8 +125,12 @@ def class_relation_targets(class_weights: Tensor, *, sharpness: float = 0.3, one
     if not 0 <= one_hot_share < 1:
         raise ValueError(f"one_hot_share must be in [0, 1), got {one_hot_share}")
     rows = unit_rows(given(class_weights))
-    related = functional.softmax(rows @ rows.T / sharpness, dim=1)
-    return one_hot_share * torch.eye(len(rows), dtype=rows.dtype, device=rows.device) + (1 - one_hot_share) * related
+    logs = functional.log_softmax(rows @ rows.T / sharpness, dim=1)
+    if not one_hot_share:
+        return logs
+    logs = logs + math.log1p(-one_hot_share)
+    own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    return torch.where(own, torch.logaddexp(logs, torch.full_like(logs, math.log(one_hot_share))), logs)
 
 
 def top_classes_loss(
@@ -147,7 +157,8 @@ def top_classes_loss(
         scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
 
     Returns:
-        A scalar, shape ``[]``, in nats. With all classes it is :func:`soft_target_loss`, bit for bit.
+        A scalar, shape ``[]``, in nats: the cross-entropy less the entropy of :math:`\rho`. With all classes it is
+        :func:`soft_target_loss`, bit for bit.
 
     Raises:
         ValueError: If shapes do not fit, or a number is out of range.

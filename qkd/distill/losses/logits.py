@@ -51,11 +51,7 @@ def cross_entropy_loss(
         >>> abs(cross_entropy_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item() - math.log(4)) < 1e-6
         True
     """
-    if student_logits.dim() != 2 or labels.shape != student_logits.shape[:1]:
-        raise ValueError(
-            f"need logits [batch, classes] and labels [batch], "
-            f"got {tuple(student_logits.shape)} and {tuple(labels.shape)}"
-        )
+    check_labels(student_logits, labels)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing=}")
     if (other_labels is None) != (other_share is None):
@@ -67,6 +63,7 @@ def cross_entropy_loss(
             f"need other_labels and other_share as labels, {tuple(labels.shape)}, "
             f"got {tuple(other_labels.shape)} and {tuple(other_share.shape)}"
         )
+    check_labels(student_logits, other_labels)
     first, second = (
         functional.cross_entropy(student_logits, of, label_smoothing=label_smoothing, reduction="none")
         for of in (labels, other_labels)

@@ -8,10 +8,9 @@ from torch.nn import functional
 
 from qkd.distill.losses.checks import check_features
 from qkd.distill.losses.given import given
-from qkd.distill.losses.stable import distances, unit_rows
+from qkd.distill.losses.stable import distances, offset_unit_rows, unit_rows
 
-NORM_FLOOR = 1e-12  # below it a row counts as zero and stays zero: 0 / 0 would be NaN, forwards and backwards
-PKT_EPSILON = 1e-7  # of the published loss, in both logarithms
+PKT_EPSILON = 1e-7  # of the published loss, in both logarithms and beside the norms
 
 
 def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -39,7 +38,9 @@ def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor)
         equations 1 to 4.
 
     Note:
-        An image whose feature is all zero has no direction; its row stays zero (value and gradient).
+        An image whose feature is all zero is similar to none: its row of :math:`\tilde G` stays zero and passes no
+        gradient (the published 0 / 1e-12 passes one of 1e10 to a row that a quantizer rounded to zero); what others'
+        rows say of their similarity to it is as for any image.
 
     Example:
         >>> feature = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -56,7 +57,7 @@ def _similarity(feature: Tensor) -> Tensor:
     rows = feature.flatten(1)
     # the loss ignores the feature's size, so dividing by its largest entry only keeps the squares from overflowing
     rows = rows / rows.detach().abs().amax().clamp_min(torch.finfo(rows.dtype).tiny)
-    return functional.normalize(rows @ rows.T, dim=1, eps=NORM_FLOOR)
+    return unit_rows(rows @ rows.T)
 
 
 def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -118,7 +119,10 @@ def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor
     r"""Return the divergence of the probabilities that an image of the batch is another's neighbour (PKT).
 
     .. math:: L = \frac1{B^2} \sum_{ij} P_{ij} \ln \frac{P_{ij} + \epsilon}{Q_{ij} + \epsilon},\quad
-              P_{ij} = \frac{k_{ij}}{\sum_j k_{ij}},\quad k = (\cos + 1) / 2
+              P_{ij} = \frac{k_{ij}}{\sum_j k_{ij}},\quad
+              k_{ij} = \frac12 + \frac{\langle x_i, x_j \rangle}{2 (|x_i| + \epsilon)(|x_j| + \epsilon)}
+
+    with :math:`\epsilon = 10^{-7}`, as in the released code.
 
     Args:
         student_feature: Shape ``[batch, ...]``, gives :math:`Q`.
@@ -133,12 +137,13 @@ def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor
     References:
         Passalis, Tefas, `Learning Deep Representations with Probabilistic Knowledge Transfer
         <https://arxiv.org/abs/1803.10837>`_, 2018, equations 3, 5 and 6.
+
+    Note:
+        An image whose feature is all zero has cosine 0 with every other, and gets no gradient.
     """
     check_features(student_feature, teacher_feature)
-    student, teacher = (
-        _rows_to_one((unit_rows(rows.flatten(1)) @ unit_rows(rows.flatten(1)).T + 1) / 2)
-        for rows in (student_feature, given(teacher_feature))
-    )
+    both = [offset_unit_rows(rows.flatten(1), PKT_EPSILON) for rows in (student_feature, given(teacher_feature))]
+    student, teacher = (_rows_to_one((units @ units.T + 1) / 2) for units in both)
     return (teacher * torch.log((teacher + PKT_EPSILON) / (student + PKT_EPSILON))).mean()
 
 
@@ -152,17 +157,23 @@ def _mean_distances(feature: Tensor) -> Tensor:
 def _angles(feature: Tensor) -> Tensor:
     """Return the cosine of the angle at each image between each two others, ``[batch, batch, batch]``.
 
-    From products of all pairs, so that no tensor of ``batch ** 2`` differences is made. Angles do not change with
-    shift and scale; both are taken out first, for precision.
+    From products of all pairs, so that no tensor of ``batch ** 2`` differences is made. Such products cancel where two
+    images lie close together, so they are taken in float64 (where the device has it). Angles do not change with shift
+    and scale; both are taken out first, for precision.
     """
     rows = feature.flatten(1)
+    rows = rows if rows.device.type == "mps" else rows.double()
     rows = rows - rows.detach().mean(0)
     rows = rows / rows.detach().abs().amax().clamp_min(torch.finfo(rows.dtype).tiny)
     apart = distances(rows)
     inverse = torch.where(apart > 0, 1 / torch.where(apart > 0, apart, torch.ones_like(apart)), torch.zeros_like(apart))
     products = rows @ rows.T
     at_corner = products.diagonal()[:, None, None] + products[None] - products[:, :, None] - products[:, None]
-    return at_corner * inverse[:, :, None] * inverse[:, None]
+    return (at_corner * inverse[:, :, None] * inverse[:, None]).to(_type_of(feature))
+
+
+def _type_of(feature: Tensor) -> torch.dtype:
+    return torch.float32 if feature.element_size() < 4 else feature.dtype
 
 
 def _rows_to_one(kernel: Tensor) -> Tensor:

@@ -31,6 +31,21 @@ def unit_rows(rows: Tensor) -> Tensor:
     return rows / size.unsqueeze(-1) * torch.where(is_zero, torch.zeros_like(scale), scale).unsqueeze(-1)
 
 
+def offset_unit_rows(rows: Tensor, epsilon: float) -> Tensor:
+    """Return rows divided by their norm plus epsilon, as some published losses have it; a row of zeros stays.
+
+    Deviation: the gradient of a row of zeros is 0. That of the published form is NaN (the root of zero) or, with a safe
+    root, ``1 / epsilon`` times that of any other row: one dead image of a 2-bit student would drown the batch.
+
+    Args:
+        rows: Shape ``[..., features]``, floating.
+        epsilon: Positive.
+    """
+    norms = row_norms(rows)
+    factor = torch.where(norms > 0, 1 / (norms + epsilon), torch.zeros_like(norms))
+    return rows * factor.unsqueeze(-1)
+
+
 def distances(rows: Tensor) -> Tensor:
     """Return Euclidean distances of all pairs, ``[rows, rows]``; between equal rows exactly 0, with gradient 0.
 
@@ -39,6 +54,7 @@ def distances(rows: Tensor) -> Tensor:
     Args:
         rows: Shape ``[rows, features]``, floating.
     """
+    rows = rows.float() if rows.element_size() < 4 else rows  # there is no such kernel for half precision on a CPU
     size = rows.detach().abs().amax()
     size = torch.where(size > 0, size, torch.ones_like(size))
     scaled = rows / size  # squares of 1e30 overflow float32

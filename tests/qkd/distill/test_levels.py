@@ -144,6 +144,17 @@ def test_targets_of_a_class_are_the_same_for_every_image() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_small_sharpness_does_not_underflow(share: float) -> None:
+    weights = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    z, labels = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.tensor([0, 1])
+    loss = class_relation_loss(z, labels, weights, temperature=4.0, sharpness=0.01, one_hot_share=share)
+    loss.backward()
+    one_hot = soft_target_loss(z, 1e3 * functional.one_hot(labels, 3).float(), temperature=4.0)
+    assert loss.item() == pytest.approx(one_hot.item(), rel=1e-5)  # so sharp a relation is the label
+    assert z.grad is not None and bool(z.grad.isfinite().all())
+
+
 def test_classes_that_are_all_alike_give_label_smoothing() -> None:
     simplex = torch.eye(CLASSES, dtype=torch.float64) - 1 / CLASSES  # every pair of rows at the same angle
     targets = class_relation_targets(simplex)

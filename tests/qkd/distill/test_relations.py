@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from qkd.distill.losses import (
     attention_transfer_loss,
     distance_relation_loss,
     hint_loss,
+    information_flow_loss,
     probabilistic_transfer_loss,
+    similarity_preserving_loss,
 )
 from qkd.distill.losses.stable import distances, row_norms, unit_rows
 
@@ -98,7 +101,8 @@ def test_relational_losses_ignore_size_shift_and_rotation(loss) -> None:
 
 
 def naive_probabilities(f: Tensor) -> Tensor:
-    rows = functional.normalize(f.reshape(BATCH, -1), dim=1)
+    rows = f.reshape(BATCH, -1)
+    rows = rows / (rows.norm(dim=1, keepdim=True) + 1e-7)
     kernel = (rows @ rows.T + 1) / 2
     return kernel / kernel.sum(1, keepdim=True)
 
@@ -108,7 +112,54 @@ def test_probabilistic_transfer_is_the_naive_formula() -> None:
     p, q = naive_probabilities(teacher), naive_probabilities(student)
     expected = (p * ((p + 1e-7) / (q + 1e-7)).log()).mean()
     torch.testing.assert_close(probabilistic_transfer_loss(student, teacher), expected, rtol=1e-9, atol=0)
-    assert probabilistic_transfer_loss(3 * teacher, teacher).item() == pytest.approx(0, abs=1e-15)
+    assert probabilistic_transfer_loss(3 * teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+# --- what a 2-bit student gives
+
+
+def rounded(rows: Tensor, *, dead: int) -> Tensor:
+    """Return rows of which one has become zeros, with a gradient as if it had not (a quantizer's)."""
+    kept = torch.ones(len(rows), 1, dtype=rows.dtype)
+    kept[dead] = 0
+    return rows + (rows * kept - rows).detach()
+
+
+@pytest.mark.parametrize("loss", [similarity_preserving_loss, probabilistic_transfer_loss, information_flow_loss])
+def test_a_dead_image_does_not_drown_the_batch(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    student, teacher = feature(0, 8, 16).requires_grad_(), feature(1, 8, 5)
+    (gradient,) = torch.autograd.grad(loss(rounded(student, dead=0), teacher), student)
+    sizes = gradient.norm(dim=1)
+    assert bool(sizes[1:].min() > 0)
+    assert sizes[0] <= 10 * sizes[1:].max()  # the published forms: 1e6 to 1e10 times
+
+
+def test_angles_of_images_that_lie_close_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.rand(6, 64, generator=generator), torch.rand(6, 64, generator=generator)
+    student[1] = student[0] + 1e-6 * torch.randn(64, generator=generator)
+
+    def naive(rows: Tensor) -> Tensor:
+        edges = functional.normalize(rows[None] - rows[:, None], dim=2)
+        return torch.einsum("ijd,ikd->ijk", edges, edges)
+
+    exact = student.double().requires_grad_()
+    expected = functional.smooth_l1_loss(naive(exact), naive(teacher.double()))
+    expected.backward()
+    student.requires_grad_()
+    found = angle_relation_loss(student, teacher)
+    found.backward()
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert exact.grad is not None and student.grad is not None
+    error = (student.grad - exact.grad).norm() / exact.grad.norm()
+    assert error.item() < 1e-3
+
+
+@pytest.mark.parametrize("loss", [distance_relation_loss, angle_relation_loss])
+def test_half_precision_is_widened(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    student, teacher = feature(0, BATCH, 4).half(), feature(1, BATCH, 3).half()
+    assert loss(student, teacher).item() == loss(student.float(), teacher.float()).item()
 
 
 # --- value by value

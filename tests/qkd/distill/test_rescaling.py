@@ -100,7 +100,7 @@ def test_what_is_refused() -> None:
     for student, teacher, labels, message in (
         (logits(0), logits(1)[:4], LABELS, "of one shape"),
         (logits(0)[:, :1], logits(1)[:, :1], LABELS, "at least 2 classes"),
-        (logits(0), logits(1), LABELS[:4], "need labels"),
+        (logits(0), logits(1), LABELS[:4], "and labels"),
     ):
         with pytest.raises(ValueError, match=message):
             image_gradients(student, teacher, labels, targets)

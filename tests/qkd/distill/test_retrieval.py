@@ -11,7 +11,14 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from qkd.distill import retrieval
-from qkd.distill.retrieval import RetrievalScores, eleven_point, interpolated, precisions, score_retrieval
+from qkd.distill.retrieval import (
+    RetrievalScores,
+    eleven_point,
+    interpolated,
+    nearest_eleven_point,
+    precisions,
+    score_retrieval,
+)
 
 
 def rows(count: int, size: int = 3, seed: int = 0) -> Tensor:
@@ -38,11 +45,18 @@ def test_interpolation_lifts_what_lies_before_a_better_rank() -> None:
     relevance = torch.tensor([[False, True, True]])
     assert precisions(relevance).tolist() == [[0.0, 0.5, 2 / 3]]
     assert interpolated(precisions(relevance)).tolist() == [[2 / 3] * 3]
-    assert interpolated(precisions(relevance), 1).tolist() == [[2 / 3, 0.5, 2 / 3]]
+    # only rank 1 is lifted, by rank 2 alone: the released loop begins there
+    assert interpolated(precisions(relevance), 1).tolist() == [[0.5, 0.5, 2 / 3]]
     assert on_a_line([0, 1, 1]).map_11_point == pytest.approx(2 / 3)
-    # only rank 1 is lifted: recall 0 at rank 1, up to 0.5 at rank 2, above at rank 3
-    lifted = eleven_point(relevance, interpolated(precisions(relevance), 1))
-    assert lifted.item() == pytest.approx((2 / 3 + 5 * 0.5 + 5 * 2 / 3) / 11)
+
+
+def test_the_nearest_recall_of_the_released_program() -> None:
+    # hits at 2 and 3: recall 0, 1/2, 1. Levels 0 to 0.2 are nearest to 0, 0.3 to 0.7 to 1/2, 0.8 to 1 to 1
+    relevance = torch.tensor([[False, True, True]])
+    precision = precisions(relevance)
+    assert nearest_eleven_point(relevance, precision).item() == pytest.approx((3 * 0 + 5 * 0.5 + 3 * 2 / 3) / 11)
+    # the first rank that reaches a recall: 0 at rank 1, 0.1 to 0.5 at rank 2, 0.6 to 1 at rank 3
+    assert eleven_point(relevance, precision).item() == pytest.approx((0 + 5 * 0.5 + 5 * 2 / 3) / 11)
 
 
 def test_recall_levels_are_counted_in_whole_images() -> None:
@@ -109,11 +123,13 @@ def test_the_released_program_interpolates_as_many_ranks_as_a_batch_has_queries_
     raised = precisions(relevance)
     for first, last in ((0, 128), (128, 150)):
         for row in raised[first:last]:
-            plain = row.clone()
-            for rank in range(last - first - 1):
-                row[rank] = plain[rank:].max()
+            for rank in reversed(range(last - first - 1)):
+                row[rank] = max(row[rank], row[rank + 1])
+    recall = relevance.cumsum(1).double() / relevance.sum(1, keepdim=True)
+    at_levels = [[row[int((own - 0.1 * tenth).abs().argmin())] for tenth in range(11)]
+                 for row, own in zip(raised, recall, strict=True)]  # fmt: skip
     found = score_retrieval(database, labels, queries, asked, compat="released")
-    assert found.map_11_point == pytest.approx(eleven_point(relevance, raised).mean().item(), abs=1e-12)
+    assert found.map_11_point == pytest.approx(torch.tensor(at_levels).double().mean().item(), abs=1e-12)
     assert found.top_100 == pytest.approx(raised[:, 99].mean().item(), abs=1e-12)
     correct = score_retrieval(database, labels, queries, asked)
     assert correct.map_11_point > found.map_11_point and correct.top_100 > found.top_100

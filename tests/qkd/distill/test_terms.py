@@ -39,6 +39,45 @@ def test_every_entry_fits_its_function(name: str) -> None:
     assert entry.summary and entry.source and "\n" not in entry.summary
 
 
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"graph_attention", "multi_head_graph"}))  # need modules
+def test_reduced_precision_does_not_reach_a_loss(name: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels, clusters = torch.arange(16) % 4, torch.randn(4, 8, 4, 4, generator=generator).relu()
+
+    def maps() -> torch.Tensor:  # images of a class nearly alike: products of bfloat16 could not tell them apart
+        return (clusters[labels] + 0.03 * torch.randn(16, 8, 4, 4, generator=generator)).relu()
+
+    student, teacher = ({"a": maps(), "b": maps()} for _ in range(2))
+    logits = torch.randn(2, 16, 4, generator=generator)
+    weights = torch.randn(4, 8, generator=generator)
+    given = Outputs(logits[0], labels, logits[1], student, teacher, class_weights=weights)
+    taps = (("a", "a"), ("b", "b")) if LOSSES[name].needs_taps else ()
+    built = build_terms([term(name, taps=taps)])
+    expected = built(given)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = built(given)[0]
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 1, -1, 0], [0, 1, -100, 0]])
+def test_labels_are_classes(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match="labels must be 0 to 2 for 3 classes, got"):
+        build_terms([term("cross_entropy")])(outputs(labels=torch.tensor(labels)))
+
+
+def test_an_empty_batch_is_refused() -> None:
+    empty = {"student_logits": Z[:0], "teacher_logits": V[:0], "labels": LABELS[:0]}
+    for name in ("cross_entropy", "soft_target", "decoupled", "teacher_confidence"):
+        with pytest.raises(ValueError, match="the batch is empty"):
+            build_terms([term(name)])(outputs(**empty))
+
+
+def test_what_tells_of_the_teacher_is_no_task() -> None:
+    built = build_terms([term("cross_entropy"), term("class_relation"), term("soft_target")])
+    found = built.weigh(outputs(class_weights=torch.eye(3)))
+    assert found.task is not None and torch.equal(found.task, found.parts["cross_entropy"])
+
+
 def test_there_are_losses() -> None:
     assert {"cross_entropy", "soft_target", "similarity_preserving"} <= set(LOSSES)
 

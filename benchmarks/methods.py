@@ -129,6 +129,11 @@ class Comparison:
         """Return the run folder of the float student that the students of a seed start from."""
         return self.folder / f"start-seed{seed}"
 
+    def float_students(self) -> list[float]:
+        """Return the test accuracies of the float students that were trained."""
+        files = [self.start(seed) / "student" / "float" / "result.json" for seed in self.args.seeds]
+        return [json.loads(file.read_text())["test_accuracy"] for file in files if file.is_file()]
+
     def _stages(
         self, values: dict[str, Any], name: str, seed: int, stages: tuple[str, ...], teacher: Path | None = None
     ) -> str:
@@ -198,7 +203,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['what']}. {len(record['seeds'])} seeds ({', '.join(map(str, record['seeds']))}); "
         f"{record['pair']}. Last epoch, {record['test_images']} test images read once. ± is the standard deviation of "
         f"the seeds; `to KD` the mean difference to `{KD}` of the same seed, in points, ± that of the seeds. Teacher: "
-        f"{100 * record['teacher']['mean']:.2f} ± {100 * record['teacher']['stdev']:.2f} %.", "",
+        f"{_accuracy(record['teacher'])}; the student's net in float: {_accuracy(record['float_student'])}.", "",
         f"Made by `python benchmarks/methods.py` on {facts['cpu']} ({facts['cores']} cores), torch {facts['torch']}, "
         f"brevitas {facts['brevitas']}, {facts['date']}.", "",
     ]  # fmt: skip
@@ -223,7 +228,8 @@ def markdown(record: dict[str, Any]) -> str:
 
 def _accuracy(line: dict[str, Any]) -> str:
     shown = f"{100 * line['mean']:.2f} ± {100 * line['stdev']:.2f} %" if line["seeds"] else "none"
-    failed = f" ({len(line['failures'])} failed: {line['failures'][0][:120]})" if line["failures"] else ""
+    failures = line.get("failures")
+    failed = f" ({len(failures)} failed: {failures[0][:120]})" if failures else ""
     return shown + failed
 
 
@@ -275,6 +281,7 @@ def write(args: argparse.Namespace, comparison: Comparison, rows: list[dict[str,
         "overrides": public(args.overrides),
         "environment": facts,
         "teacher": spread(list(shared.values())),
+        "float_student": spread(comparison.float_students()),
         "table": summarise(rows),
         "steps": json.loads(args.steps.read_text())["rows"] if args.steps else {},
         "rows": rows,

@@ -61,7 +61,8 @@ def test_the_page_shows_every_line(methods: Any) -> None:
     record = {
         "what": "Accuracy", "pair": "a -> b", "seeds": [0, 1], "test_images": 40,
         "environment": {"cpu": "some", "cores": 2, "torch": "2", "brevitas": "0", "date": "today"},
-        "teacher": {"seeds": 2, "mean": 0.95, "stdev": 0.01}, "float_student": {"seeds": 0}, "table": methods.summarise(rows()),
+        "teacher": {"seeds": 2, "mean": 0.95, "stdev": 0.01}, "float_student": {"seeds": 0},
+        "table": methods.summarise(rows()),
         "steps": {"hint-w2a2": {"time_ratio": 1.12, "memory_ratio": 1.03}, "mhgd+sum-w2a2": {"time_ratio": 1.07}},
     }  # fmt: skip
     page = methods.markdown(record)

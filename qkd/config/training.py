@@ -122,8 +122,8 @@ class PhaseConfig(Section):
     )
     combine: Literal["sum", "clipped"] = Field(
         "sum",
-        description="clipped: in each weight tensor, the gradient of the terms that tell of the teacher is no longer than "
-        "that of the others, times a factor that rises from 0.5 to 1 with the epochs",
+        description="clipped: in each weight tensor, the gradient of the terms that tell of the teacher is no longer "
+        "than that of the others, times a factor that rises from 0.5 to 1 with the epochs",
     )
     meta: MetaConfig | None = Field(None, description="MetaDistil: the teacher is taught by a quiz")
     freeze_batch_norm: bool = Field(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -178,6 +179,7 @@ def measure(made: dict[str, Method], rounds: int, of: Callable[[str], str]) -> d
     """Return name -> time and memory, and both relative to plain distillation of the same width."""
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for number in range(rounds + 2):  # the first two warm up: kernels are compiled, memory is taken
+        print(f"round {number + 1} of {rounds + 2}, the first two warm up", file=sys.stderr, flush=True)
         for name, method in made.items():
             found = method.timed()
             if number >= 2:

@@ -36,6 +36,7 @@ from qkd.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "configs" / "digits" / "methods"
+NOT_RUN = "not run to its end"
 PLAIN, KD = "plain", "soft_targets"
 OF_ANOTHER_PAIR = ("self-distillation",)  # its student has the teacher's net
 SHARED = ("net", "quant", "float_train", "train", "agent")  # of the student: the same for all methods
@@ -157,7 +158,7 @@ class Comparison:
         row: dict[str, Any] = {"method": name, "bits": bits, "seed": seed}
         run = self.folder / run_name(task)
         if failure or not (run / "student" / "result.json").is_file():
-            return {**row, "failed": failure or "not run to its end"}
+            return {**row, "failed": failure or NOT_RUN}
         student = json.loads((run / "student" / "result.json").read_text())
         teacher = json.loads((run / "teacher" / "result.json").read_text())
         lines = [json.loads(line) for line in (run / "student" / "metrics.jsonl").read_text().splitlines()]
@@ -228,9 +229,10 @@ def markdown(record: dict[str, Any]) -> str:
 
 def _accuracy(line: dict[str, Any]) -> str:
     shown = f"{100 * line['mean']:.2f} ± {100 * line['stdev']:.2f} %" if line["seeds"] else "none"
-    failures = line.get("failures")
+    missing = line.get("failures", [])
+    failures = [why for why in missing if why != NOT_RUN]
     failed = f" ({len(failures)} failed: {failures[0][:120]})" if failures else ""
-    return shown + failed
+    return shown + failed + (f" ({missing.count(NOT_RUN)} of the seeds not run)" if NOT_RUN in missing else "")
 
 
 def _points(value: float | None, scatter: float | None) -> str:

@@ -57,6 +57,12 @@ def test_the_summary_pairs_seeds_and_keeps_failures(methods: Any) -> None:
     assert (third["method"], third["seeds"], third["failures"]) == ("meta", 0, ["ValueError: no quiz"])
 
 
+def test_seeds_that_were_not_run_are_no_failures(methods: Any) -> None:
+    made = [*rows(), {"method": "hint", "bits": 2, "seed": 2, "failed": methods.NOT_RUN}]
+    line = next(line for line in methods.summarise(made) if line["method"] == "hint")
+    assert methods._accuracy(line) == "89.00 ± 5.66 % (1 of the seeds not run)"
+
+
 def test_the_page_shows_every_line(methods: Any) -> None:
     record = {
         "what": "Accuracy", "pair": "a -> b", "seeds": [0, 1], "test_images": 40,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.config import TermConfig
+from qkd.distill.losses.stable import widened
 from qkd.distill.modules import ModuleBank
 from qkd.distill.table import LOSSES, LossEntry
 
@@ -217,8 +218,8 @@ def _evaluate(term: Term, outputs: Outputs) -> Tensor:
     values = []
     for index, (student_path, teacher_path) in enumerate(term.config.taps):
         features = {
-            "student_feature": _widen(outputs.student_features[student_path]),
-            "teacher_feature": _widen(outputs.teacher_features[teacher_path]),
+            "student_feature": widened(outputs.student_features[student_path]),
+            "teacher_feature": widened(outputs.teacher_features[teacher_path]),
         }
         values.append(_call(term, index, features, outputs))
     return values[0] if len(values) == 1 else sum(values[1:], values[0])
@@ -228,7 +229,7 @@ def _stages(term: Term, outputs: Outputs) -> dict[str, Any]:
     """Return the lists of features of a loss that reads all its taps at once; of those it reads only."""
     sides = {"student_stages": (0, outputs.student_features), "teacher_stages": (1, outputs.teacher_features)}
     return {
-        name: [_widen(features[pair[side]]) for pair in term.config.taps]
+        name: [widened(features[pair[side]]) for pair in term.config.taps]
         for name, (side, features) in sides.items()
         if name in term.entry.inputs
     }
@@ -251,12 +252,7 @@ def _input(outputs: Outputs, name: str) -> Tensor | None:
         return None
     if value is None:
         raise ValueError(f"a loss term needs {name}, but the step has none: it comes from the teacher")
-    return _widen(value)
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    """Return half-precision tensors in float32: sums of exponentials and squares need the range."""
-    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+    return widened(value)
 
 
 def _options(term: TermConfig, label_smoothing: float) -> dict[str, Any]:

@@ -124,8 +124,7 @@ def _attention(maps: Tensor, size: tuple[int, int], power: float) -> Tensor:
     if tuple(maps.shape[2:]) != size:
         maps = functional.adaptive_avg_pool2d(maps, size)
     largest = maps.detach().abs().amax((1, 2, 3), keepdim=True)
-    maps = maps / torch.where(
-        largest > 0, largest, torch.ones_like(largest)
-    )  # attention has no scale, but powers overflow
+    # attention has no scale, but powers overflow
+    maps = maps / torch.where(largest > 0, largest, torch.ones_like(largest))
     magnitudes = maps.square() if power == 2 else maps.abs().pow(power)
     return unit_rows(magnitudes.mean(1).flatten(1))

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from qkd.distill.losses.checks import check_features
 from qkd.distill.losses.given import given
-from qkd.distill.losses.stable import distances, offset_unit_rows, unit_rows
+from qkd.distill.losses.stable import distances, offset_unit_rows, unit_rows, widened
 
 PKT_EPSILON = 1e-7  # of the published loss, in both logarithms and beside the norms
 
@@ -161,6 +161,7 @@ def _angles(feature: Tensor) -> Tensor:
     images lie close together, so they are taken in float64 (where the device has it). Angles do not change with shift
     and scale; both are taken out first, for precision.
     """
+    feature = widened(feature)
     rows = feature.flatten(1)
     rows = rows if rows.device.type == "mps" else rows.double()
     rows = rows - rows.detach().mean(0)
@@ -169,11 +170,7 @@ def _angles(feature: Tensor) -> Tensor:
     inverse = torch.where(apart > 0, 1 / torch.where(apart > 0, apart, torch.ones_like(apart)), torch.zeros_like(apart))
     products = rows @ rows.T
     at_corner = products.diagonal()[:, None, None] + products[None] - products[:, :, None] - products[:, None]
-    return (at_corner * inverse[:, :, None] * inverse[:, None]).to(_type_of(feature))
-
-
-def _type_of(feature: Tensor) -> torch.dtype:
-    return torch.float32 if feature.element_size() < 4 else feature.dtype
+    return (at_corner * inverse[:, :, None] * inverse[:, None]).to(feature.dtype)
 
 
 def _rows_to_one(kernel: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from qkd.distill.losses.checks import check_feature_lists
+from qkd.distill.losses.stable import widened
 
 CANDIDATES = 4  # singular vectors of the student among which the teacher's first one looks for its like, as published
 POWER_ROUNDS, POWERS_A_ROUND = 4, 8  # power iteration: looks whether it has converged after each round
@@ -165,7 +166,7 @@ def right_singular_vectors(feature: Tensor, count: int) -> Tensor:
 def _matrix(feature: Tensor) -> Tensor:
     """Return a feature as ``[batch, positions, channels]``, in single precision at least."""
     rows = feature.flatten(2) if feature.dim() > 2 else feature.unsqueeze(2)
-    return (rows.float() if rows.element_size() < 4 else rows).mT
+    return widened(rows).mT
 
 
 def _by_powers(matrix: Tensor) -> Tensor | None:

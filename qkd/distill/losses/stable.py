@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Return half-precision tensors in float32 (sums of exponentials and squares need the range), others as is."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+
+
 def row_norms(rows: Tensor) -> Tensor:
     """Return L2 norms over the last dimension; of a row of zeros it is 0, with gradient 0 (not NaN).
 
@@ -54,7 +59,7 @@ def distances(rows: Tensor) -> Tensor:
     Args:
         rows: Shape ``[rows, features]``, floating.
     """
-    rows = rows.float() if rows.element_size() < 4 else rows  # there is no such kernel for half precision on a CPU
+    rows = widened(rows)  # there is no such kernel for half precision on a CPU
     size = rows.detach().abs().amax()
     size = torch.where(size > 0, size, torch.ones_like(size))
     scaled = rows / size  # squares of 1e30 overflow float32

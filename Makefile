@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNS ?= runs
+WORKERS ?= auto
+# A process a core, each with one thread: the nets of the tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadscope
 
 .PHONY: setup lint format types test test-slow demo dist-check clean
 
@@ -30,10 +33,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 demo: $(STAMP)
 	$(BIN)/qkd run configs/digits/rolewise.yaml --runs-dir $(RUNS)

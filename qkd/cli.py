@@ -172,7 +172,7 @@ def _add_measuring_commands(commands: Any) -> None:
     find.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
     find.add_argument("--role", choices=("teacher", "student"), help="whose features (of both, as far as trained)")
     find.add_argument("--tap", metavar="PATH", help="module whose output to read (the last linear layer's input)")
-    text = "released: interpolate precision as the published program does, at the first 127 ranks only"
+    text = "released: as the published program scores: up to rank 128, precision at the nearest recall"
     find.add_argument("--compat", choices=("correct", "released"), default="correct", help=text)
     find.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
     find.add_argument("--queries", type=_positive, metavar="N", help="at most N test images, stratified (all)")

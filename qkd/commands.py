@@ -19,13 +19,16 @@ TABLE_NAMES = ("configs", "datasets", "nets", "losses", "quantizers", "devices",
 def run_all(args: argparse.Namespace) -> int:
     """``qkd run``: every stage (or up to one), then the closing table."""
     config = _load(args)
-    if args.dry_run or not (args.runs_dir / config.name).exists():
+    stages, is_fresh = STAGE_NAMES[: STAGE_NAMES.index(args.until) + 1], not (args.runs_dir / config.name).exists()
+    if args.dry_run or is_fresh:
         _load(args, with_files=True)  # a fresh run needs all of them: say before training which are missing
-    if args.dry_run:
-        from qkd.dryrun import dry_run
+        from qkd.dryrun import check_distillation, dry_run
 
-        return _print(args, dry_run(config, _progress()))
-    return _run(config, STAGE_NAMES[: STAGE_NAMES.index(args.until) + 1], args)
+        if args.dry_run:
+            return _print(args, dry_run(config, _progress()))
+        if "distill" in stages:
+            check_distillation(config, _progress())
+    return _run(config, stages, args)
 
 
 def run_stage(args: argparse.Namespace) -> int:

@@ -33,16 +33,16 @@ from qkd.distill.rescaling import (
     soft_targets,
     summarise,
 )
-from qkd.failures import UsageError
+from qkd.failures import ConfigError, UsageError
 from qkd.files import write_bytes, write_text
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.report.table import align, percent
 from qkd.report.teacher_picture import teacher_picture
-from qkd.run_target import run_folder
+from qkd.run_target import run_folder, runs_in
 from qkd.rundir import RunFolder
 from qkd.seeding import stream
-from qkd.stages.models import AUXILIARY, WEIGHTS, load_auxiliary, load_ensemble, load_student
+from qkd.stages.models import WEIGHTS, load_followed, load_student
 from qkd.stages.report import read_metrics
 from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
@@ -80,7 +80,8 @@ class Diagnosis:
 
     Args:
         name: Of the experiment.
-        net: What the student learns from: the teacher's net; of an ensemble or an auxiliary, that it is one.
+        net: What the student follows: the teacher's net; of an ensemble, an auxiliary or a teacher that was taught
+            along, that it is one.
         images: Training images that were read.
         accuracy: Of the teacher on them, a fraction.
         plain: What it tells at temperature 1.
@@ -198,6 +199,8 @@ def diagnose_target(
     """
     if out is not None and out.suffix not in ENDINGS:
         raise UsageError(f"--out must end in .svg or .png, got {out}")
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out: there is no folder {out.parent}; create it, or name another")
     if temperature is not None and not 0 < temperature < float("inf"):
         raise UsageError(f"--temperature must be positive and finite, got {temperature}")
     if limit is not None and limit < 2:
@@ -205,10 +208,19 @@ def diagnose_target(
     folder = run_folder(target, runs_dir)
     if folder is not None and overrides:
         raise UsageError(f"{target} is what it is: {overrides[0]} can change a config only; name a config instead")
-    config = load() if folder is None else stored_config(folder)
+    config = _loaded(target, runs_dir, load) if folder is None else stored_config(folder)
     folder = _matching_run(config, runs_dir) if folder is None else folder
     with cpu_threads(config.threads):
         return _Subject(config, folder, limit, temperature, progress).diagnose(out)
+
+
+def _loaded(target: str, runs_dir: Path, load: Callable[[], RunConfig]) -> RunConfig:
+    try:
+        return load()
+    except ConfigError as error:
+        if Path(target).is_file():  # a config with faults of its own
+            raise
+        raise UsageError(f"{error}; nor is it a run: {runs_in(runs_dir)}") from error
 
 
 class _Subject:
@@ -257,18 +269,12 @@ class _Subject:
         return diagnosis
 
     def _teacher(self) -> tuple[nn.Module, str]:
-        """Return what the student learns from (a teacher, an ensemble, an auxiliary), and what it is in words."""
-        own, auxiliary = self.config.teacher, self.config.student.auxiliary
+        """Return what the student follows (a teacher, an ensemble, an auxiliary), and what it is in words."""
         if self.folder is not None:
-            run = RunFolder(self.config, self.folder)
-            name = own.net if own.members == 1 else f"{own.net}, an ensemble of {own.members}"
-            if auxiliary is None:
-                return load_ensemble(run), name
-            if (self.folder / AUXILIARY / WEIGHTS).is_file():
-                return load_auxiliary(run), f"{self.config.student_net}, an auxiliary that learned from {name}"
-            self.notes.append("the auxiliary teacher is not trained yet: this is the teacher that it will learn from")
-            return load_ensemble(run), name
-        splits = self.splits
+            followed = load_followed(RunFolder(self.config, self.folder))
+            self.notes += [followed.note] if followed.note else []
+            return followed.model, followed.words
+        own, splits = self.config.teacher, self.splits
         if own.train is not None or own.weights is None:
             raise UsageError(
                 f"{self.config.name} has no trained teacher yet: run `qkd teacher` with this config first "

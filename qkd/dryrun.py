@@ -24,7 +24,7 @@ from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits, iterate, load_splits, normalise
 from qkd.distill.methods import BranchStep, EnsembleTeacher
 from qkd.nets import build_net, load_weights
-from qkd.progress import Progress
+from qkd.progress import Progress, Silent
 from qkd.search import search_splits
 from qkd.seeding import global_stream, stream
 from qkd.stages.auxiliary import auxiliary_config
@@ -41,6 +41,7 @@ from qkd.training.precision import choose_device
 from quantizers import Student, calibrate, settle
 
 BATCHES = 2
+FEW_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,44 @@ def dry_run(config: RunConfig, progress: Progress) -> DryRunReport:
         return _Trial(config, progress, Path(folder)).run()
 
 
-class _Trial:
-    """One dry run; its steps share nets, data and device."""
+def check_distillation(config: RunConfig, progress: Progress) -> None:
+    """Take two steps of every phase of the student's training on a few images, as a run does before its first stage.
 
-    def __init__(self, config: RunConfig, progress: Progress, folder: Path) -> None:
-        self.config, self.progress, self.folder = config, progress, folder
+    What needs nets and data to be seen (a tap that is no module, shapes that do not fit, too large a quiz) would
+    otherwise show when the teacher is trained and both agents are found. Of :func:`dry_run` this is the part that takes
+    seconds.
+
+    Args:
+        config: The experiment.
+        progress: Where to say that it is done.
+
+    Raises:
+        ValueError: If data, nets, agents or loss terms cannot be used.
+        quantizers.RewriteError: If the student's net cannot be rewritten.
+        RuntimeError: If a loss or a gradient is not finite.
+    """
+    progress.say("before the first stage: every phase of the student's training takes two steps on a few images")
+    with cpu_threads(config.threads), tempfile.TemporaryDirectory(prefix="qkd-check-") as folder:
+        _Trial(config, Silent(), Path(folder), is_brief=True).train()
+
+
+class _Trial:
+    """One dry run; its steps share nets, data and device. A brief one has small batches, and trains no float net."""
+
+    def __init__(self, config: RunConfig, progress: Progress, folder: Path, *, is_brief: bool = False) -> None:
+        self.config, self.progress, self.folder, self.is_brief = config, progress, folder, is_brief
         self.device = choose_device(config.device)
         self.checks: list[Check] = []
         self.float_nets: dict[str, nn.Module] = {}  # those that are exported, by the name of the file
 
     def run(self) -> DryRunReport:
+        student = self.train()
+        with self._tried("export") as outcome:
+            outcome.append(self._export(student.cpu()))
+        return DryRunReport(self.config.name, tuple(self.checks))
+
+    def train(self) -> fx.GraphModule:
+        """Try all that comes before the export; return the student."""
         with self._tried("data") as outcome:
             images = load_splits(self.config.data, seed=self.config.seed)
             self.splits: Splits = student_images(self.config, images).to(self.device)
@@ -120,9 +149,7 @@ class _Trial:
             student = self._student(teacher, outcome)
         peers = build_peers(self.config, self.splits, None, self.device)
         self._phases(self.config, student, guide, peers, self._teacher_branches(teacher))
-        with self._tried("export") as outcome:
-            outcome.append(self._export(student.cpu()))
-        return DryRunReport(self.config.name, tuple(self.checks))
+        return student
 
     def _phases(
         self,
@@ -218,6 +245,8 @@ class _Trial:
         return branches
 
     def _supervised(self, net: nn.Module, train: TrainConfig, agent_config: AgentConfig) -> str:
+        if self.is_brief:
+            return ""
         step = supervised_step(net, label_smoothing=train.label_smoothing)
         agent = build_agent(agent_config, epochs=train.epochs, mean=self.splits.mean)
         phase = Phase("supervised", 1, step)
@@ -240,7 +269,7 @@ class _Trial:
     def _batches(self, agent: Agent | None) -> Iterator[Batch]:
         """Yield the first two training batches, augmented where there is an agent."""
         train, data = self.splits.train, self.config.data
-        size = min(data.batch_size, len(train))
+        size = min(data.batch_size, len(train), *([FEW_IMAGES] if self.is_brief else []))
         indices = torch.arange(min(BATCHES * size, len(train)))
         for step, (raw, labels) in enumerate(iterate(train, indices, size, self.device, drop_last=True)):
             generator = stream(self.config.seed, "dry run", step)

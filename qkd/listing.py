@@ -32,6 +32,17 @@ POLICY_NOTES = {
     "trivial": "TrivialAugment (wide): one operation an image at any magnitude, then crop and flip",
 }
 
+METHOD_NOTES = {  # what is switched on by a key of its own, not by a term
+    "student.auxiliary": "a net between teacher and student, of the student's topology (Passalis et al. 2020)",
+    "student.peers": "a student ensemble: nets of several widths or bits learn together (Walawalkar et al. 2020)",
+    "student.phases: combine": "gradients of distillation clipped against the task's (Lee, Kim, Song 2018)",
+    "student.phases: meta": "MetaDistil: a quiz teaches the teacher (Zhou, Xu, McAuley 2022)",
+    "student.phases: teacher_terms": "co-study: teacher and student learn from each other (Kim et al. 2019, QKD)",
+    "student.rotations": "HSSAKD: joint labels of class and rotation, branches, offline or online (Yang et al. 2021)",
+    "teacher.members": "an ensemble teacher, or self-distillation with one net for both (Allen-Zhu, Li 2020)",
+    "teacher.untrained": "Apprentice: a teacher that learns with its student (Mishra, Marr 2018)",
+}
+
 RUN_POLICIES = ("search", "teacher")  # which a run resolves before an agent is built
 
 
@@ -83,7 +94,7 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         for index in range(_length(data, (*learner, "phases"))):
             for kind in ("terms", "teacher_terms"):
                 yield from _term_faults(data, (*learner, "phases", index, kind))
-    yield from _phase_faults(data)
+        yield from _phase_faults(data, learner)
 
 
 def _configs() -> dict[str, str]:
@@ -117,7 +128,8 @@ def _nets() -> dict[str, str]:
 def _losses() -> dict[str, str]:
     from qkd.distill import LOSSES
 
-    return {name: f"{entry.summary} ({entry.source})" for name, entry in sorted(LOSSES.items())}
+    rows = {name: f"{entry.summary} ({entry.source})" for name, entry in sorted(LOSSES.items())}
+    return {**rows, **METHOD_NOTES}
 
 
 def _quantizers() -> dict[str, str]:
@@ -180,14 +192,22 @@ def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Itera
     raw = _get(data, where)
     if not isinstance(raw, list):
         return
-    try:
-        terms = [TermConfig.model_validate(term) for term in raw]
-    except ValidationError:
-        return  # the schema says what is wrong
+    terms, places = [], []
+    for place, term in enumerate(raw):
+        try:
+            terms.append(TermConfig.model_validate(term))
+            places.append(place)
+        except ValidationError:
+            continue  # the schema says what is wrong with this one
+    if not terms:
+        return
     for line in check_terms(terms, "terms"):
         path, _, what = line.partition(": ")
-        keys = path.replace("[", ".").replace("]", "").split(".")[1:]
-        yield (*where, *(int(key) if key.isdecimal() else key for key in keys)), what
+        keys = [int(key) if key.isdecimal() else key for key in path.replace("[", ".").replace("]", "").split(".")[1:]]
+        if keys:
+            yield (*where, places[int(keys[0])], *keys[1:]), what
+        elif len(terms) == len(raw):  # of the list as a whole
+            yield where, what
 
 
 def _length(data: Mapping[str, Any], where: tuple[str | int, ...]) -> int:
@@ -196,22 +216,26 @@ def _length(data: Mapping[str, Any], where: tuple[str | int, ...]) -> int:
     return len(found) if isinstance(found, list) else 0
 
 
-def _phase_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+def _phase_faults(data: Mapping[str, Any], learner: tuple[str, ...]) -> Iterator[Fault]:
+    """Yield what is wrong with the phases of ``student`` or its auxiliary; without any, with the one that it has."""
     from pydantic import TypeAdapter, ValidationError
 
-    from qkd.config import DEFAULT_TERMS, PhaseConfig, TermConfig
+    from qkd.config import AuxiliaryConfig, PhaseConfig, StudentConfig, TermConfig
     from qkd.distill import phase_faults
 
-    raw, terms = _get(data, ("student", "phases")), _get(data, ("student", "terms"))
-    if not isinstance(raw, list):
+    section = _get(data, learner)
+    if not isinstance(section, Mapping):
         return
+    schema = StudentConfig if learner == ("student",) else AuxiliaryConfig
+    raw, terms = section.get("phases"), section.get("terms")
     try:
-        phases = [PhaseConfig.model_validate(phase) for phase in raw]
-        own = DEFAULT_TERMS if terms is None else TypeAdapter(tuple[TermConfig, ...]).validate_python(terms)
-    except ValidationError:
+        phases = [PhaseConfig.model_validate(phase) for phase in raw or [{"epochs": 1}]]
+        own = schema.model_fields["terms"].default
+        own = own if terms is None else TypeAdapter(tuple[TermConfig, ...]).validate_python(terms)
+    except (ValidationError, TypeError):
         return  # the schema says what is wrong
-    for index, key, what in phase_faults(own, phases):
-        yield ("student", "phases", index, key), what
+    for index, key, what in phase_faults(own, phases, has_peers=section.get("peers") is not None):
+        yield ((*learner, "phases", index, key) if raw else (*learner, "terms")), what
 
 
 def _get(data: Any, where: tuple[str | int, ...]) -> Any:

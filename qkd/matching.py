@@ -11,8 +11,9 @@ from torch import nn
 
 from qkd.data import load_splits
 from qkd.distill.matching import LayerMatch, class_information, flow_divergence, match_layers
+from qkd.distill.methods import EnsembleTeacher
 from qkd.distill.outputs import read_outputs, some_images
-from qkd.distill.taps import tap_paths_of
+from qkd.distill.taps import Taps, tap_paths_of
 from qkd.failures import UsageError
 from qkd.nets import build_net
 from qkd.nets.branches import stage_names
@@ -21,7 +22,7 @@ from qkd.report.table import align, percent
 from qkd.run_target import require_run_folder
 from qkd.rundir import RunFolder
 from qkd.seeding import stream
-from qkd.stages.models import WEIGHTS, load_float_twin, load_student, load_teacher
+from qkd.stages.models import WEIGHTS, Followed, load_float_twin, load_followed, load_student
 from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
 from qkd.training.precision import choose_device
@@ -38,15 +39,19 @@ class MatchReport:
         name: Of the run.
         images: Training images that were read.
         student: Which form of it: ``low-bit`` or ``float``.
+        teacher: What the student follows, in words.
         flows: Role -> tap -> information about the class.
         matches: The proposal, a line a layer of the student.
+        note: What the followed net is not yet.
     """
 
     name: str
     images: int
     student: str
+    teacher: str
     flows: Mapping[str, Mapping[str, float]]
     matches: tuple[LayerMatch, ...]
+    note: str = ""
 
     @property
     def taps(self) -> list[list[str]]:
@@ -59,10 +64,12 @@ class MatchReport:
             "name": self.name,
             "images": self.images,
             "student": self.student,
+            "teacher": self.teacher,
             "information": {role: dict(flow) for role, flow in self.flows.items()},
             "matches": [asdict(one) for one in self.matches],
             "divergence": flow_divergence(self.matches),
             "taps": self.taps,
+            "note": self.note,
         }
 
     def to_text(self) -> str:
@@ -70,12 +77,14 @@ class MatchReport:
         rows = [[role, tap, percent(value)] for role, flow in self.flows.items() for tap, value in flow.items()]
         pairs = ", ".join(f"[{student}, {teacher}]" for student, teacher in self.taps)
         return "\n".join([
-            f"{self.name}: what layers tell about the class ({self.student} student), by the nearest class mean on "
-            f"{self.images:,} training images (without augmentation; each half scored with the means of the other)",
+            f"{self.name}: what layers tell about the class ({self.student} student, teacher: {self.teacher}), by the "
+            f"nearest class mean on {self.images:,} training images (without augmentation; each half scored with the "
+            f"means of the other)",
             align([["net", "layer", "images right"], *rows]),
             "each layer of the student with the teacher's nearest one, the last with the last "
             f"(sum of squared differences {flow_divergence(self.matches):.4f}):",
             f"taps: [{pairs}]",
+            *([f"note: {self.note}"] if self.note else []),
         ])  # fmt: skip
 
 
@@ -88,7 +97,7 @@ def match_target(
     limit: int = DEFAULT_LIMIT,
     progress: Progress,
 ) -> MatchReport:
-    """Return which layer of a run's teacher each layer of its student is to follow, by information about the class.
+    """Return which layer of its teacher (or auxiliary) each layer of a student is to follow, by what they tell.
 
     Args:
         target: A run folder, or the name of one in ``runs_dir``.
@@ -108,19 +117,25 @@ def match_target(
     folder = require_run_folder(target, runs_dir)
     run = RunFolder(stored_config(folder), folder)
     with cpu_threads(run.config.threads):
-        teacher, (student, form) = _teacher(run), _student(run)
+        teacher, (student, form) = _followed(run), _student(run)
         reader = _Reader(run, limit, progress)
-        flows = {
-            "student": reader.flow("student", student, student_taps),
-            "teacher": reader.flow("teacher", teacher, teacher_taps),
+        sides = {
+            "student": (student, reader.taps("student", student, run.config.student_net, student_taps)),
+            "teacher": (teacher.model, reader.taps("teacher", teacher.model, teacher.net, teacher_taps)),
         }
-        return MatchReport(run.config.name, len(reader.places), form, flows, match_layers(*flows.values()))
+        flows = {role: reader.flow(role, *side) for role, side in sides.items()}
+        matches = match_layers(*flows.values())
+        return MatchReport(run.config.name, len(reader.places), form, teacher.words, flows, matches, teacher.note)
 
 
-def _teacher(run: RunFolder) -> nn.Module:
+def _followed(run: RunFolder) -> Followed:
     if not (run.path / "teacher" / WEIGHTS).is_file():
         raise UsageError(f"{run.path} has no teacher yet: run `qkd teacher` with its config first")
-    return load_teacher(run)
+    followed = load_followed(run)
+    if isinstance(followed.model, EnsembleTeacher):
+        why = f" ({followed.note})" if followed.note else ""
+        raise UsageError(f"{run.path}: {followed.words}, has no layers of its own to follow{why}")
+    return followed
 
 
 def _student(run: RunFolder) -> tuple[nn.Module, str]:
@@ -145,10 +160,15 @@ class _Reader:
         self.splits = load_splits(run.config.data, seed=run.config.seed)
         self.places = some_images(self.splits.train, limit, stream(run.config.seed, "match", "images"))
 
-    def flow(self, role: str, net: nn.Module, taps: Sequence[str] | None) -> dict[str, float]:
-        """Return tap -> information."""
+    def taps(self, role: str, net: nn.Module, name: str, taps: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the taps of a role's net, all there; without any named, those of its kind of net (``qkd ls nets``)."""
+        names = self._default_taps(role, name) if taps is None else tuple(taps)
+        Taps(net, names, translate=tap_paths_of(net), role=role)  # before a picture is read: is each a module?
+        return names
+
+    def flow(self, role: str, net: nn.Module, names: Sequence[str]) -> dict[str, float]:
+        """Return tap -> information of a role's net."""
         paths = tap_paths_of(net)
-        names = self._default_taps(role) if taps is None else tuple(taps)
         net.to(self.device)
         found = {}
         with self.progress.track(len(names) * len(self.places), f"{role}, layers", "images") as tracker:
@@ -161,9 +181,8 @@ class _Reader:
                     found[tap] = class_information(read.features.to(self.device), read.labels.to(self.device))
         return found
 
-    def _default_taps(self, role: str) -> tuple[str, ...]:
-        config, splits = self.run.config, self.splits
-        name = config.teacher.net if role == "teacher" else config.student_net
+    def _default_taps(self, role: str, name: str) -> tuple[str, ...]:
+        splits = self.splits
         net = build_net(name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
         stages = stage_names(net)
         if not stages:

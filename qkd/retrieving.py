@@ -19,7 +19,7 @@ from qkd.report.table import align, percent
 from qkd.run_target import require_run_folder
 from qkd.rundir import RunFolder
 from qkd.seeding import stream
-from qkd.stages.models import WEIGHTS, load_student, load_teacher
+from qkd.stages.models import WEIGHTS, load_student, load_taught, load_teacher
 from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
 from qkd.training.precision import choose_device
@@ -178,9 +178,14 @@ class _Reader:
 
     def read(self, role: Role) -> list[tuple[Tensor, Tensor]]:
         """Return features (a row an image) and labels of the database and of the queries."""
-        net = load_teacher(self.run) if role == "teacher" else load_student(self.run)
+        net = self._teacher() if role == "teacher" else load_student(self.run)
         net.to(self.device)
         return [self._features(role, net, name) for name in self.parts]
+
+    def _teacher(self) -> nn.Module:
+        """Return the teacher as its student saw it in the end; an ensemble has no features, so its first member."""
+        taught = load_taught(self.run)
+        return load_teacher(self.run) if taught is None else taught
 
     def _features(self, role: Role, net: nn.Module, name: str) -> tuple[Tensor, Tensor]:
         paths = net.tap_paths if isinstance(net, Student) else None

@@ -24,6 +24,11 @@ def require_run_folder(target: str, runs_dir: Path) -> Path:
     folder = run_folder(target, runs_dir)
     if folder is not None:
         return folder
+    raise UsageError(f"{target}: no run folder, and no run of that name; {runs_in(runs_dir)}")
+
+
+def runs_in(runs_dir: Path) -> str:
+    """Return, for a message, what runs there are."""
     known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml"))
     there = f"{runs_dir} has: {', '.join(known[:8])}" if known else f"{runs_dir} has none"
-    raise UsageError(f"{target}: no run folder, and no run of that name; {there} (see --runs-dir)")
+    return f"{there} (see --runs-dir)"

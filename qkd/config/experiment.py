@@ -100,11 +100,28 @@ class StudentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _terms_are_used(self) -> StudentConfig:
+        if self.peers is None or self.terms == DEFAULT_TERMS:
+            return self
+        if not any(phase.terms is None and not phase.peers for phase in self.phases):
+            raise ValueError(
+                "`peers` bring a loss of their own, so `terms` would never be used: give them to a phase (`terms` "
+                "there come on top of the peers'), or let a phase do without them (`peers: false`)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _phases_add_up(self) -> StudentConfig:
         total = sum(phase.epochs for phase in self.phases)
         if self.phases and total != self.train.epochs:
             raise ValueError(f"epochs of `phases` add up to {total}, but `train.epochs` is {self.train.epochs}")
         return self
+
+    @property
+    def moves_teacher(self) -> bool:
+        """Whether the teacher learns beside the student: co-study, MetaDistil, online rotations."""
+        is_taught = any(phase.teacher_terms is not None or phase.meta is not None for phase in self.phases)
+        return is_taught or (self.rotations is not None and self.rotations.mode == "online")
 
     @property
     def quiz_images(self) -> int | None:
@@ -118,6 +135,9 @@ class StudentConfig(Section):
             values = sorted({getattr(meta, name) for meta in metas})
             if len(values) > 1:
                 raise ValueError(f"`meta.{name}` must be the same in all phases, got {values}")
+        factors = sorted({phase.teacher_lr_factor for phase in self.phases if phase.teacher_terms is not None})
+        if len(factors) > 1:
+            raise ValueError(f"`teacher_lr_factor` must be the same in all phases, got {factors}")
         if metas and any(phase.teacher_terms is not None for phase in self.phases):
             raise ValueError("`meta` and `teacher_terms` both move the teacher; use one of them in a run")
         if self.peers is not None and any(phase.meta is not None and phase.peers for phase in self.phases):
@@ -169,6 +189,11 @@ class RunConfig(Section):
             raise ValueError(
                 "teacher.train is missing: student.rotations.teacher_branches.joint trains branches as it says; use "
                 "joint false with a training of their own"
+            )
+        if branches is not None and branches.joint and self.teacher.train and self.teacher.train.ema_decay:
+            raise ValueError(
+                f"teacher.train.ema_decay: must be 0 with student.rotations.teacher_branches.joint, got "
+                f"{self.teacher.train.ema_decay}: it averages the teacher, but not the branches that read its features"
             )
         if own is not None and self.teacher.members > 1:
             raise ValueError(

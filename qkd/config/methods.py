@@ -38,6 +38,11 @@ class PeersConfig(Section):
 
     @model_validator(mode="after")
     def _taps_pair_up(self) -> PeersConfig:
+        default = type(self).model_fields["feature_weight"].default  # weighs nothing where there are no taps
+        if self.feature_weight not in (0, default) and not self.taps:
+            raise ValueError(
+                f"`feature_weight` is {self.feature_weight}, but there are no `taps` whose features it weighs"
+            )
         for index, peer in enumerate(self.nets):
             if peer.taps is not None and len(peer.taps) != len(self.taps):
                 raise ValueError(f"nets[{index}].taps names {len(peer.taps)} modules, but `taps` {len(self.taps)}")
@@ -51,8 +56,8 @@ class AuxiliaryConfig(Section):
     quant: QuantConfig | None = Field(None, description="absent: full precision; between teacher and student: 8 bits")
     init: Literal["auto", "random"] = Field(
         "auto",
-        description="auto: float_train where it is there, else the student's float training or the teacher, where the "
-        "net is theirs, else random",
+        description="auto: float_train where it is there, else what the student starts from (its weights or its float "
+        "training) or the teacher, where the net is theirs, else random",
     )
     float_train: TrainConfig | None = Field(
         None, description="a float training of its own, on the labels, to start from"
@@ -127,7 +132,8 @@ class RotationsConfig(Section):
             raise ValueError(
                 f"`student_taps` and `teacher_taps` pair up: got {len(self.student_taps)} and {len(self.teacher_taps)}"
             )
-        if max(self.task_weight, self.branch_weight, self.logit_weight) == 0:
+        joint = self.joint_weight if self.mode == "online" else 0.0
+        if max(self.task_weight, self.branch_weight, self.logit_weight, joint) == 0:
             raise ValueError("no weight is positive, so there is nothing to learn from")
         if self.mode == "offline" and self.joint_weight != 1:
             raise ValueError("`joint_weight` is for mode online: offline, the student's branches see no joint labels")

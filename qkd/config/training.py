@@ -22,7 +22,9 @@ class TrainConfig(Section):
     milestones: tuple[Fraction, ...] = Field((0.3, 0.6, 0.8), description="step: fractions of the training")
     gamma: Positive = Field(0.1, description="step: factor at each milestone")
     warmup_epochs: NonNegative = Field(0.0, description="linear rise of the learning rate, in epochs")
-    clip_grad_norm: Positive | None = Field(None, description="largest global gradient norm")
+    clip_grad_norm: Positive | None = Field(
+        None, description="largest gradient norm, over the net and all that learns beside it in one step"
+    )
     label_smoothing: Fraction = Field(0.0, description="share of the label spread over all classes")
     ema_decay: Fraction = Field(0.0, description="decay a step of the averaged weights that are kept; 0 is off")
     autocast: Literal["off", "bf16", "fp16"] = Field("off", description="reduced precision, where the device has it")
@@ -60,6 +62,11 @@ class TermConfig(Section):
     loss: str = Field(description="a name of `qkd ls losses`")
     weight: NonNegative = Field(1.0, description="factor in the sum")
     taps: tuple[tuple[str, str], ...] = Field((), description="feature losses: pairs [student module, teacher module]")
+    tap: Literal["quantised", "pre_quant"] = Field(
+        "quantised",
+        description="what taps read of a low-bit student: what its next layers see, or the same before the grid, whose "
+        "gradient is smoother",
+    )
     decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
         description="factor on the weight after each epoch of its phase; the student's own terms count from the first "
@@ -80,7 +87,8 @@ class MetaConfig(Section):
     """MetaDistil: the teacher learns to teach, from how a student that follows it does in a quiz."""
 
     quiz_images: Count = Field(
-        description="training images (stratified, seeded) that the student never learns from: the quiz"
+        description="training images (stratified, seeded) that the student is not distilled on: the quiz; the "
+        "teacher's own training, and with it a student that starts from the teacher, has seen them"
     )
     inner_lr: NonNegative | None = Field(
         None,
@@ -147,6 +155,8 @@ class PhaseConfig(Section):
                 raise ValueError(f"`trains: modules` goes without {', '.join(wrong)}: the student stands still")
         if self.teacher_terms is not None and self.combine != "sum":
             raise ValueError("`combine: clipped` goes without `teacher_terms`: it weighs a fixed teacher's terms")
+        if self.teacher_terms is None and self.teacher_lr_factor != 1:
+            raise ValueError("`teacher_lr_factor` is for co-study: the phase has no `teacher_terms`")
         return self
 
     @property

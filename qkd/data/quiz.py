@@ -1,4 +1,4 @@
-"""Keep a quiz back from the training images: what judges how a teacher teaches, and no student learns from."""
+"""Keep a quiz back from the training images: what judges how a teacher teaches, and no student is distilled on."""
 
 from __future__ import annotations
 

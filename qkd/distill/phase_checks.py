@@ -11,7 +11,9 @@ from qkd.distill.table import LOSSES
 PhaseFault = tuple[int, str, str]
 
 
-def phase_faults(terms: Sequence[TermConfig], phases: Sequence[PhaseConfig]) -> Iterator[PhaseFault]:
+def phase_faults(
+    terms: Sequence[TermConfig], phases: Sequence[PhaseConfig], *, has_peers: bool = False
+) -> Iterator[PhaseFault]:
     """Yield ``(index, key, what is wrong)`` for each phase that cannot be trained as it says.
 
     Losses that are unknown are passed over: :func:`~qkd.distill.terms.check_terms` names them.
@@ -19,15 +21,30 @@ def phase_faults(terms: Sequence[TermConfig], phases: Sequence[PhaseConfig]) -> 
     Args:
         terms: The student's, for phases without their own.
         phases: In order.
+        has_peers: Whether the student has any; in a phase where they learn along, its own terms do not apply.
     """
-    taught: set[str] = set()
+    taught: dict[str, set[str]] = {"terms": set(), "teacher_terms": set()}  # one bank of modules each
     for index, phase in enumerate(phases):
-        own = [term for term in (terms if phase.terms is None else phase.terms) if _counts(term)]
-        taught |= {_module_key(term) for term in own}
-        for term in own:
-            if _wants_teaching(term) and _module_key(term, LOSSES[term.loss].taught_by) not in taught:
-                yield index, "terms", _untaught(term)
-        yield from ((index, key, what) for key, what in _faults(phase, own))
+        shared = () if has_peers and phase.peers else terms
+        own = [term for term in (shared if phase.terms is None else phase.terms) if _counts(term)]
+        others = [term for term in phase.teacher_terms or () if _counts(term)]
+        for key, chosen in (("terms", own), ("teacher_terms", others)):
+            taught[key] |= {_module_key(term) for term in chosen}
+            for term in chosen:
+                if _wants_teaching(term) and _module_key(term, LOSSES[term.loss].taught_by) not in taught[key]:
+                    yield index, key, _untaught(term)
+        for term in others:
+            if "class_weights" in LOSSES[term.loss].inputs:
+                yield index, "teacher_terms", f"{term.loss} reads a last layer in full precision; the student has none"
+        found = _peer_faults(phase) if has_peers and phase.peers else _faults(phase, own)
+        yield from ((index, key, what) for key, what in found)
+
+
+def _peer_faults(phase: PhaseConfig) -> Iterator[tuple[str, str]]:
+    if phase.trains == "modules":
+        yield "trains", "`modules`, but its peers learn in this phase, and the student with them; say `peers: false`"
+    if phase.combine == "clipped":
+        yield "combine", "`clipped` weighs terms of the student's, not its peers' loss; say `peers: false`, or `sum`"
 
 
 def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[tuple[str, str]]:
@@ -46,6 +63,8 @@ def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[tuple[s
 
 
 def _meta_faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[str]:
+    if phase.combine == "clipped":
+        yield "the step that the quiz judges follows the plain sum of the terms; set `combine: sum`"
     if phase.trains == "modules":
         yield "the student stands still with `trains: modules`, so a quiz tells nothing of its teacher"
     entries = {term.loss: LOSSES[term.loss] for term in terms}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from quantizers.layers import ActQuantizer
+
+PRE_QUANT = "@pre_quant"  # behind a path: what comes before the grid
 
 
 class Taps:
@@ -16,12 +20,15 @@ class Taps:
 
     Args:
         model: The net.
-        paths: Module paths as the config names them. For a student these are paths of its *float* net.
+        paths: Module paths as the config names them. For a student these are paths of its *float* net. With
+            ``PRE_QUANT`` behind one, a low-bit net gives what its quantizer rounds there, rectified as it does; a float
+            net, which rounds nothing, gives the output.
         translate: Path -> path within ``model`` (a student's ``tap_paths``); absent: the paths are the model's own.
         role: ``teacher`` or ``student``, for errors.
 
     Raises:
-        ValueError: If a path names no module; the message lists near matches.
+        ValueError: If a path names no module (the message lists near matches), or one without a quantizer is asked for
+            what comes before the grid.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -46,7 +53,9 @@ class Taps:
 
     def __enter__(self) -> Taps:
         for path, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._reader(path)))
+            is_before = path.endswith(PRE_QUANT) and isinstance(module, ActQuantizer)
+            hook = self._reader_before(path, module) if is_before else self._reader(path)
+            self._handles.append(module.register_forward_hook(hook))
         return self
 
     def __exit__(
@@ -68,6 +77,16 @@ class Taps:
             raise RuntimeError(f"tapped modules did not run in the forward pass: {', '.join(missing)}")
         values, self._values = self._values, {}
         return values
+
+    def _reader_before(self, path: str, module: nn.Module) -> Any:
+        quant = cast(ActQuantizer, module).quant
+
+        def read(_module: nn.Module, inputs: tuple[object, ...], _output: object) -> None:
+            value = dequantised(inputs[0], path)
+            value = value.relu() if quant.kind == "unsigned" else value  # the clip at zero is the float net's ReLU
+            self._values[path] = value if quant.largest is None else value.clamp_max(quant.largest)
+
+        return read
 
     def _reader(self, path: str) -> Any:
         def read(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -107,11 +126,18 @@ def _resolve(
     modules = dict(model.named_modules())
     known: Collection[str] = translate if translate is not None else [name for name in modules if name]
     found = {}
-    for path in paths:
+    for key in paths:
+        path = key.removesuffix(PRE_QUANT)
         inner = translate.get(path) if translate is not None else path
         if not inner or inner not in modules:
             raise ValueError(f"taps: the {role} has no module {path!r}; {_near(path, known)}")
-        found[path] = modules[inner]
+        if key != path and translate is not None and not isinstance(modules[inner], ActQuantizer):
+            rounding = [name for name, own in translate.items() if isinstance(modules.get(own), ActQuantizer)]
+            raise ValueError(
+                f"taps: {path!r} of the {role} rounds nothing, so nothing comes before its grid (tap: pre_quant); "
+                f"these do: {', '.join(rounding[:12])}"
+            )
+        found[key] = modules[inner]
     return found
 
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from qkd.config import TermConfig
-from qkd.distill.losses.stable import widened
 from qkd.distill.modules import ModuleBank
 from qkd.distill.table import LOSSES, LossEntry
+from qkd.distill.taps import PRE_QUANT
+
+KINDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ class WeightedTerms:
 
     @property
     def student_taps(self) -> tuple[str, ...]:
-        """Module paths of the student's float net that features are read from."""
-        return _unique(pair[0] for term in self._terms for pair in term.config.taps)
+        """Module paths of the student's float net that features are read from, as :class:`Taps` takes them."""
+        return _unique(_student_tap(term, pair[0]) for term in self._terms for pair in term.config.taps)
 
     @property
     def teacher_taps(self) -> tuple[str, ...]:
@@ -145,10 +146,6 @@ class WeightedTerms:
         Raises:
             ValueError: If no term has a positive weight, or one reads what the step does not have.
         """
-        with torch.autocast(outputs.student_logits.device.type, enabled=False):  # it would round products again
-            return self._weigh(outputs, epoch)
-
-    def _weigh(self, outputs: Outputs, epoch: int) -> Weighted:
         parts: dict[str, Tensor] = {}
         total = task = knowledge = None
         for term in self._terms:
@@ -218,8 +215,8 @@ def _evaluate(term: Term, outputs: Outputs) -> Tensor:
     values = []
     for index, (student_path, teacher_path) in enumerate(term.config.taps):
         features = {
-            "student_feature": widened(outputs.student_features[student_path]),
-            "teacher_feature": widened(outputs.teacher_features[teacher_path]),
+            "student_feature": outputs.student_features[_student_tap(term, student_path)],
+            "teacher_feature": outputs.teacher_features[teacher_path],
         }
         values.append(_call(term, index, features, outputs))
     return values[0] if len(values) == 1 else sum(values[1:], values[0])
@@ -227,12 +224,16 @@ def _evaluate(term: Term, outputs: Outputs) -> Tensor:
 
 def _stages(term: Term, outputs: Outputs) -> dict[str, Any]:
     """Return the lists of features of a loss that reads all its taps at once; of those it reads only."""
-    sides = {"student_stages": (0, outputs.student_features), "teacher_stages": (1, outputs.teacher_features)}
-    return {
-        name: [widened(features[pair[side]]) for pair in term.config.taps]
-        for name, (side, features) in sides.items()
-        if name in term.entry.inputs
-    }
+    found = {}
+    if "student_stages" in term.entry.inputs:
+        found["student_stages"] = [outputs.student_features[_student_tap(term, path)] for path, _ in term.config.taps]
+    if "teacher_stages" in term.entry.inputs:
+        found["teacher_stages"] = [outputs.teacher_features[path] for _, path in term.config.taps]
+    return found
+
+
+def _student_tap(term: Term, path: str) -> str:
+    return path + PRE_QUANT if term.config.tap == "pre_quant" else path
 
 
 def _call(term: Term, index: int, features: Mapping[str, Any], outputs: Outputs) -> Tensor:
@@ -243,7 +244,11 @@ def _call(term: Term, index: int, features: Mapping[str, Any], outputs: Outputs)
     module = {} if term.entry.module is None else {"module": term.modules[index] if term.modules else None}
     shaping = () if term.entry.module is None else term.entry.module.options
     options = {name: value for name, value in term.options.items() if name not in shaping}
-    return term.entry.function(*tensors, **options, **module)
+    try:
+        return term.entry.function(*tensors, **options, **module)
+    except ValueError as error:
+        taps = " and ".join(term.config.taps[index]) if term.entry.is_pairwise else ""
+        raise ValueError(f"{term.name}{f' (taps {taps})' if taps else ''}: {error}") from error
 
 
 def _input(outputs: Outputs, name: str) -> Tensor | None:
@@ -252,7 +257,7 @@ def _input(outputs: Outputs, name: str) -> Tensor | None:
         return None
     if value is None:
         raise ValueError(f"a loss term needs {name}, but the step has none: it comes from the teacher")
-    return widened(value)
+    return value  # type: ignore[no-any-return]
 
 
 def _options(term: TermConfig, label_smoothing: float) -> dict[str, Any]:
@@ -282,6 +287,8 @@ def _term_faults(term: TermConfig, where: str) -> list[str]:
         faults.append(f"{where}.taps: {term.loss} relates taps: name at least {entry.least_taps}, got {len(term.taps)}")
     if term.taps and not entry.needs_taps:
         faults.append(f"{where}.taps: {term.loss} reads no features; remove the taps")
+    if term.tap != "quantised" and not entry.needs_taps:
+        faults.append(f"{where}.tap: {term.loss} reads no features; remove `tap`")
     return faults
 
 
@@ -291,7 +298,7 @@ def _option_faults(entry: LossEntry, name: str, value: Any, where: str) -> list[
     if option is None:
         return [f"{path}: unknown option{_meant(name, entry.options)}"]
     if not _has_kind(value, option.kind):
-        return [f"{path}: must be a {option.kind.__name__}, got {value!r}"]
+        return [f"{path}: must be {KINDS[option.kind]}, got {value!r}"]
     return [] if option.accepts(value) else [f"{path}: must be {option.claim}, got {value!r}"]
 
 

@@ -50,9 +50,7 @@ def train_auxiliary(run: RunFolder, splits: Splits, device: torch.device, progre
     files = [folder / name for name in (WEIGHTS, "metrics.jsonl", "result.json")]
     if not run.is_complete(STAGE):
         _Training(as_student, start, folder, is_float=auxiliary.quant is None).run()
-        source = start.file()
-        sources = [] if source is None else [source]
-        run.complete(STAGE, files, dict.fromkeys([*member_files(run), *sources, *_agent_files(run)]))
+        run.complete(STAGE, files, dict.fromkeys([*member_files(run), *start.inputs(), *_agent_files(run)]))
         keep_last_checkpoint(folder)
     return [*own, *files]
 
@@ -70,6 +68,7 @@ def auxiliary_config(config: RunConfig) -> RunConfig:
         update={
             "net": auxiliary.net or config.student_net,
             "init": _init(config, auxiliary),
+            "weights": None,  # the student's; _borrowed gives them to an auxiliary of the same net
             "float_train": auxiliary.float_train,
             "quant": auxiliary.quant or config.student.quant,
             "train": auxiliary.train,
@@ -101,12 +100,13 @@ def _init(config: RunConfig, auxiliary: AuxiliaryConfig) -> str:
 
 
 def _borrowed(run: RunFolder) -> Path | None:
-    """Return the student's float training, where the auxiliary starts from it."""
+    """Return what the student starts from (its float training, or a file), where the auxiliary starts from it, too."""
     config, auxiliary = run.config, run.config.student.auxiliary
     if auxiliary is None or auxiliary.init == "random" or auxiliary.float_train is not None:
         return None
-    is_same = (auxiliary.net or config.student_net) == config.student_net
-    return run.path / "student" / "float" / WEIGHTS if is_same and config.student_start == "float" else None
+    if (auxiliary.net or config.student_net) != config.student_net:
+        return None
+    return run.path / "student" / "float" / WEIGHTS if config.student_start == "float" else config.student.weights
 
 
 def _agent_files(run: RunFolder) -> list[Path]:

@@ -24,7 +24,7 @@ from qkd.files import read_json, write_json
 from qkd.progress import Progress, Tracker
 from qkd.rundir import RunFolder
 from qkd.stages.layers import layer_rows
-from qkd.stages.models import WEIGHTS, load_float_twin, load_student, load_teacher
+from qkd.stages.models import TAUGHT, WEIGHTS, load_float_twin, load_student, load_taught, load_teacher
 from qkd.stages.sample import write_run_sample
 from qkd.training import cpu_threads
 
@@ -71,7 +71,8 @@ def student_files(config: RunConfig) -> dict[str, str]:
 
 def float_nets(run: RunFolder) -> dict[str, nn.Module]:
     """Return the float nets that are exported: ``teacher``, and ``float`` where the student's twin is another net."""
-    nets = {"teacher": load_teacher(run)}
+    taught = load_taught(run)
+    nets = {"teacher": load_teacher(run) if taught is None else taught}
     has_own = (run.path / "student" / "float" / WEIGHTS).exists()
     twin = load_float_twin(run) if has_own or run.config.student_net != run.config.teacher.net else None
     return nets if twin is None else {**nets, "float": twin}
@@ -138,7 +139,7 @@ def _judge(name: str, report: ParityReport, progress: Progress) -> None:
 
 
 def _inputs(run: RunFolder) -> list[Path]:
-    candidates = (run.path / folder / WEIGHTS for folder in ("teacher", "student", "student/float"))
+    candidates = (run.path / folder / WEIGHTS for folder in ("teacher", TAUGHT, "student", "student/float"))
     return [path for path in candidates if path.exists()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,24 @@ from quantizers import QuantSpec, Student, prepare
 
 WEIGHTS = "weights.safetensors"
 AUXILIARY = "student/auxiliary"  # folder of the auxiliary teacher
+TAUGHT = "student/teacher"  # folder of a teacher that learnt beside the student, as it ended
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What the student of a run follows, as far as it is trained.
+
+    Args:
+        model: In eval mode, on the CPU; float, or low-bit (an auxiliary).
+        net: A name of ``qkd ls nets``.
+        words: What it is, for people.
+        note: What it is not yet; empty where there is nothing to say.
+    """
+
+    model: nn.Module
+    net: str
+    words: str
+    note: str = ""
 
 
 def load_teacher(run: RunFolder) -> nn.Module:
@@ -40,6 +59,39 @@ def load_guide(run: RunFolder) -> nn.Module:
         ValueError: If a file is damaged or of another net.
     """
     return load_ensemble(run) if run.config.student.auxiliary is None else load_auxiliary(run)
+
+
+def load_taught(run: RunFolder) -> nn.Module | None:
+    """Return the run's teacher as it ended, where it learnt beside the student; None where it did not, or not yet.
+
+    In eval mode, on the CPU.
+
+    Raises:
+        ValueError: If its file is damaged or of another net.
+    """
+    path = run.path / TAUGHT / WEIGHTS
+    return _load_float(path) if path.is_file() else None
+
+
+def load_followed(run: RunFolder) -> Followed:
+    """Return what the student of a run follows: a teacher as it was taught beside it, an auxiliary, an ensemble.
+
+    Raises:
+        FileNotFoundError: If the run has no teacher yet.
+        ValueError: If a file is damaged or of another net.
+    """
+    own, student = run.config.teacher, run.config.student
+    words = own.net if own.members == 1 else f"{own.net}, an ensemble of {own.members}"
+    if (taught := load_taught(run)) is not None:
+        return Followed(taught, own.net, f"{own.net}, as it was taught beside the student")
+    if student.auxiliary is None:
+        note = "the teacher learns beside the student, who is not trained yet: this is how it starts"
+        return Followed(load_ensemble(run), own.net, words, note if student.moves_teacher else "")
+    if (run.path / AUXILIARY / WEIGHTS).is_file():
+        net = student.auxiliary.net or run.config.student_net
+        return Followed(load_auxiliary(run), net, f"{net}, an auxiliary that learned from {words}")
+    note = "the auxiliary teacher is not trained yet: this is the teacher that it will learn from"
+    return Followed(load_ensemble(run), own.net, words, note)
 
 
 def load_ensemble(run: RunFolder) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -71,7 +71,7 @@ def distillation(
         ValueError: If a term or a tap cannot be used, a phase cannot be trained as it says, or branches are needed and
             missing.
     """
-    faults = [f"phases[{index}].{key}: {what}" for index, key, what in phase_faults(config.student.terms, phases)]
+    faults = [f"phases[{index}].{key}: {what}" for index, key, what in _faults(config, phases)]
     if faults:
         raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
     return _Builder(config, phases, student, teacher, view, net, splits, peers, branches).build()
@@ -81,7 +81,12 @@ def terms_of(config: RunConfig, phase: PhaseConfig) -> tuple[TermConfig, ...]:
     """Return the student's terms in a phase: its own, or the student's; none where peers or rotations bring theirs."""
     if phase.terms is not None:
         return phase.terms
-    return () if has_peers(config, phase) or is_turned(config, phase) else config.student.terms
+    return config.student.terms if has_students_terms(config, phase) else ()
+
+
+def has_students_terms(config: RunConfig, phase: PhaseConfig) -> bool:
+    """Return whether a phase has the student's own terms: none of its own, and no peers or rotations with theirs."""
+    return phase.terms is None and not has_peers(config, phase) and not is_turned(config, phase)
 
 
 def has_peers(config: RunConfig, phase: PhaseConfig) -> bool:
@@ -92,6 +97,10 @@ def has_peers(config: RunConfig, phase: PhaseConfig) -> bool:
 def is_turned(config: RunConfig, phase: PhaseConfig) -> bool:
     """Return whether a phase trains on turned images: all do that have no terms of their own, if any does."""
     return config.student.rotations is not None and phase.terms is None
+
+
+def _faults(config: RunConfig, phases: Sequence[PhaseConfig]) -> Iterator[tuple[int, str, str]]:
+    return phase_faults(config.student.terms, phases, has_peers=config.student.peers is not None)
 
 
 class _Builder:
@@ -121,6 +130,9 @@ class _Builder:
         starts = accumulate((phase.epochs for phase in phases), initial=0)
         clipped = (start for start, phase in zip(starts, phases, strict=False) if phase.combine == "clipped")
         self.clipped_from = next(clipped, 0)  # where clipping begins: its epochs are counted through later phases
+        starts = accumulate((phase.epochs for phase in phases), initial=0)
+        taught = (start for start, phase in zip(starts, phases, strict=False) if phase.meta is not None)
+        self.taught_from = next(taught, 0)  # where MetaDistil begins: its teacher's rate falls through later phases
         turning = config.student.rotations
         teacher.requires_grad_(bool(self.studies) or (turning is not None and turning.mode == "online"))
         images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
@@ -136,11 +148,12 @@ class _Builder:
 
     def build(self) -> Distillation:
         starts = list(accumulate((phase.epochs for phase in self.configs), initial=0))[:-1]
-        shared = next((start for start, phase in zip(starts, self.configs, strict=True) if phase.terms is None), 0)
+        has_shared = [has_students_terms(self.config, phase) for phase in self.configs]
+        shared = next((start for start, has in zip(starts, has_shared, strict=True) if has), 0)
         phases = [
             # the student's own terms go on decaying through all phases that have them: settling is no new beginning
-            self._phase(phase, shared if phase.terms is None else start)
-            for start, phase in zip(starts, self.configs, strict=True)
+            self._phase(phase, shared if has else start)
+            for start, phase, has in zip(starts, self.configs, has_shared, strict=True)
         ]
         low_bit = tuple(peer.model for peer in self.peers if isinstance(peer.model, Student))
         return Distillation(tuple(phases), self._partners(), low_bit)
@@ -149,10 +162,7 @@ class _Builder:
         banks = {"terms": self.bank, "teacher_terms": self.teacher_bank}
         partners = [Partner(name, bank.modules) for name, bank in banks.items() if len(bank.modules)]
         if self.studies:
-            factors = {phase.teacher_lr_factor for phase in self.studies}
-            if len(factors) > 1:
-                raise ValueError(f"teacher_lr_factor must be the same in all phases, got {sorted(factors)}")
-            partners.append(Partner("teacher", self.teacher, factors.pop()))
+            partners.append(Partner("teacher", self.teacher, self.studies[0].teacher_lr_factor))  # the same in all
         if self.optimizer is not None:
             partners.append(Partner("teacher", self.teacher, optimizer=self.optimizer))
         return (*partners, *self._peer_partners(), *(self.turned.partners if self.turned is not None else ()))
@@ -255,7 +265,13 @@ class _Builder:
             self.teacher,
             terms,
             Quiz(splits.quiz, batch_size=size, mean=splits.mean, std=splits.std, seed=self.config.seed, device=device),
-            MetaSchedule(train, meta, steps_per_epoch=len(splits.train) // size, lr_factor=phase.rate_factor),
+            MetaSchedule(
+                train,
+                meta,
+                steps_per_epoch=len(splits.train) // size,
+                lr_factor=phase.rate_factor,
+                first_epoch=self.taught_from,
+            ),
             self.optimizer,
             order=meta.order,
             scales=lambda: quantizer_scales(cast(Student, self.student)),

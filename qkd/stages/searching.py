@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def config_mark(config: RunConfig, role: Role) -> str:
         "search": config.search.model_dump(mode="json", exclude=set(_WHERE)),
         role: own.model_dump(mode="json"),
     }
-    if config.teacher.weights is not None and role == "teacher":
-        values["weights"] = sha256_of(config.teacher.weights)
+    if own.weights is not None:
+        values["weights"] = sha256_of(own.weights)
     if role == "student" and config.student.view == "own":
         values["view"] = agent_mark(config.teacher.agent) or config.teacher.agent.model_dump(mode="json")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8")).hexdigest()
@@ -165,15 +166,20 @@ def stretched_phases(student: StudentConfig, epochs: int) -> tuple[PhaseConfig, 
     lengths[-1] += epochs - sum(lengths)
     if lengths[-1] < 0:
         raise ValueError(f"search.epochs: {epochs} are too few for the student's {len(student.phases)} phases")
-    pairs = zip(student.phases, lengths, strict=True)
-    return tuple(_stretched(phase, length, epochs / student.train.epochs) for phase, length in pairs if length)
+    factor, ends = epochs / student.train.epochs, accumulate(lengths)
+    triples = zip(student.phases, lengths, ends, strict=True)
+    return tuple(_stretched(phase, length, factor, end) for phase, length, end in triples if length)
 
 
-def _stretched(phase: PhaseConfig, epochs: int, factor: float) -> PhaseConfig:
-    """Return a phase with another length, and what is counted in epochs of the training in the same proportion."""
+def _stretched(phase: PhaseConfig, epochs: int, factor: float, end: int) -> PhaseConfig:
+    """Return a phase with another length, and what is counted in epochs of the training in the same proportion.
+
+    A quiz begins before the phase ends (at ``end``, in epochs of the training), however short the search.
+    """
     if phase.meta is None:
         return phase.model_copy(update={"epochs": epochs})
-    meta = phase.meta.model_copy(update={"teacher_start_epoch": int(phase.meta.teacher_start_epoch * factor)})
+    start = min(int(phase.meta.teacher_start_epoch * factor), end - 1)
+    meta = phase.meta.model_copy(update={"teacher_start_epoch": start})
     return phase.model_copy(update={"epochs": epochs, "meta": meta})
 
 
@@ -191,8 +197,8 @@ def _inputs(run: RunFolder, role: Role, full: Splits, device: torch.device, prog
     start.float_files()
     train_auxiliary(run, full, device, progress)
     train_branches(run, full, device, progress)
-    own = (start.file(), branches_file(run))
-    files = [*guide_files(run), *(path for path in own if path is not None)]
+    branches = branches_file(run)
+    files = [*guide_files(run), *start.inputs(), *([] if branches is None else [branches])]
     files += agent_inputs(run, "teacher") if run.config.student.view == "own" else []
     return list(dict.fromkeys(files))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from qkd.bind_faults import schema_faults
 from qkd.binding import read_config
 from qkd.config import RunConfig
 
@@ -18,7 +19,12 @@ def stored_config(folder: Path) -> RunConfig:
         ValueError: If it is not a config of this version.
     """
     path = folder / "config.yaml"
+    values = read_config(path)
     try:
-        return RunConfig.model_validate(read_config(path))
+        return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path}: is not a config of this version ({error.error_count()} faults)") from error
+        faults = [f"  {'.'.join(map(str, where))}: {what}" for where, what in schema_faults(error, values, RunConfig)]
+        raise ValueError("\n".join([
+            f"{path}: is not a config of this version, so the run cannot be read:", *faults,
+            "use the version that made it (environment.json has its commit), or run it anew under another name",
+        ])) from error  # fmt: skip

@@ -13,7 +13,7 @@ from qkd.progress import Progress
 from qkd.rundir import RunFolder
 from qkd.stages.auxiliary import train_auxiliary
 from qkd.stages.float_training import keep_last_checkpoint, warn_of_another_environment
-from qkd.stages.models import WEIGHTS, guide_files, load_guide, net_facts, save_net
+from qkd.stages.models import TAUGHT, WEIGHTS, guide_files, load_guide, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
 from qkd.stages.peers import Peer, peer_results
 from qkd.stages.phases import Distillation, distillation
@@ -104,7 +104,7 @@ class _Distillation:
             return []
         name, splits = self.config.teacher.net, self.splits
         sizes = {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
-        place = self.folder.folder("student/teacher")
+        place = self.folder.folder(TAUGHT)
         save_net(place / WEIGHTS, teacher, net_facts(name, **sizes))
         outcome = score("teacher, taught along", name, teacher, splits, self.config.data, None)
         return [place / WEIGHTS, write_outcome(place, outcome)]

@@ -146,6 +146,11 @@ class StudentStart:
             }.get(self.kind)
         )
 
+    def inputs(self) -> list[Path]:
+        """Return the weights it starts from as a manifest may name them: those of the run folder, no file elsewhere."""
+        source = self.file()
+        return [source] if source is not None and source.is_relative_to(self.run.path) else []
+
     def float_net(self) -> nn.Module:
         """Return the student's float net with its start's weights, on the CPU."""
         net, source = self.net(), self.file()

@@ -136,6 +136,22 @@ def test_a_dry_run_finds_a_tap_that_is_not_there(tmp_path: Path, shell: Shell) -
     assert "layer9" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("student.terms=[{loss: similarity_preserving, taps: [[layer9, layer3]]}]", "no module 'layer9'; did you mean"),
+        ("student.terms=[{loss: top_classes, options: {classes: 99}}]", "top_classes: classes must be 1 to 10"),
+        ("student.phases=[{epochs: 2, meta: {quiz_images: 100000}}]", "quiz_images: 100000"),
+    ],
+)
+def test_what_only_nets_and_data_show_is_told_before_the_first_stage(
+    tmp_path: Path, shell: Shell, change: str, message: str
+) -> None:
+    done = shell("run", "digits/smoke", "student.train.epochs=2", change, folder=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "== teacher" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_tries_the_students_own_float_training(tmp_path: Path, shell: Shell) -> None:
     own = ("student.net=lenet5_half", "student.float_train={epochs: 1, lr: 0.1}")
     done = shell("run", "digits/smoke", *own, "--dry-run", "--json", folder=tmp_path)

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from qkd.distill.losses.checks import check_labels
 from qkd.distill.losses.logits import cross_entropy_loss, soft_target_loss
-from qkd.distill.turns import TURNS, joint_labels
+from qkd.distill.losses.stable import in_full_precision
+from qkd.distill.turns import TURNS, joint_labels, upright
 
 
+@in_full_precision
 def joint_label_loss(
     branch_logits: Sequence[Tensor],
     labels: Tensor,
@@ -51,6 +54,13 @@ def joint_label_loss(
     """
     _require_branches(branch_logits)
     targets = joint_labels(labels)
+    for logits in branch_logits:
+        if logits.dim() != 2 or logits.shape[1] % TURNS or len(logits) != len(targets):
+            raise ValueError(
+                f"joint logits need {TURNS} rows an image and {TURNS} columns a class, got shape "
+                f"{tuple(logits.shape)} for {len(labels)} labels"
+            )
+        check_labels(upright(logits)[:, ::TURNS], labels)
     others = None if other_labels is None else joint_labels(other_labels)
     shares = None if other_share is None else other_share.repeat_interleave(TURNS)
     losses = [
@@ -59,6 +69,7 @@ def joint_label_loss(
     return sum(losses[1:], losses[0])
 
 
+@in_full_precision
 def branch_soft_target_loss(
     student_branches: Sequence[Tensor], teacher_branches: Sequence[Tensor], *, temperature: float
 ) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -25,11 +26,13 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor, *, least_classe
 
 
 def check_labels(logits: Tensor, labels: Tensor) -> None:
-    """Raise unless labels are ``[batch]``, as many as the logits' rows, and name classes.
+    """Raise unless labels are int64, ``[batch]``, as many as the logits' rows, and name classes.
 
     Raises:
         ValueError: If they do not. On a GPU their values are not looked at, which would wait for it.
     """
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 class numbers, got {str(labels.dtype).removeprefix('torch.')}")
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"need logits [batch, classes] and labels [batch], got {tuple(logits.shape)} and {tuple(labels.shape)}"
@@ -40,6 +43,20 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
             f"labels must be 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, "
             f"got {int(labels.min())} to {int(labels.max())}"
         )
+
+
+def check_share(share: Tensor, labels: Tensor) -> None:
+    """Raise unless shares of second labels are as many as labels and in ``[0, 1]``.
+
+    Raises:
+        ValueError: If they are not. On a GPU their values are not looked at.
+    """
+    if share.shape != labels.shape:
+        raise ValueError(
+            f"need other_labels and other_share as labels, {tuple(labels.shape)}, got {tuple(share.shape)}"
+        )
+    if share.device.type == "cpu" and not 0 <= float(share.min()) <= float(share.max()) <= 1:
+        raise ValueError(f"other_share must be in [0, 1], got {float(share.min())} to {float(share.max())}")
 
 
 def _check_not_empty(tensor: Tensor) -> None:

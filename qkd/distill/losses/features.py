@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from qkd.distill.losses.checks import check_features, check_maps
 from qkd.distill.losses.given import given
-from qkd.distill.losses.stable import unit_rows
+from qkd.distill.losses.stable import in_full_precision, unit_rows
 
 
+@in_full_precision
 def hint_loss(student_feature: Tensor, teacher_feature: Tensor, *, module: nn.Module | None = None) -> Tensor:
     r"""Return the mean squared difference of two features (the hint of FitNets).
 
@@ -86,6 +87,7 @@ def build_adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Modu
     return Adapter((student[0], teacher[0]), (teacher[1], teacher[2]) if len(teacher) == 3 else None)
 
 
+@in_full_precision
 def attention_transfer_loss(student_feature: Tensor, teacher_feature: Tensor, *, power: float = 2.0) -> Tensor:
     r"""Return how differently two features spread their attention over the image.
 

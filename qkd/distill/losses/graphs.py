@@ -13,7 +13,7 @@ from qkd.distill.losses.checks import check_choice, check_feature_lists, check_l
 from qkd.distill.losses.given import given
 from qkd.distill.losses.relations import angle_relation_loss
 from qkd.distill.losses.singular import CANDIDATES, aligned_pairs, main_direction, vector_divergence
-from qkd.distill.losses.stable import distances, unit_rows
+from qkd.distill.losses.stable import distances, in_full_precision, unit_rows
 
 ATTENTION_DECAY = 5e-4
 LEAST_DISTANCE = 1e-6  # the root of the 1e-12 under which squared distances do not fall, as published
@@ -40,6 +40,7 @@ class HeadGraphs(Protocol):
     def weights(self) -> list[Tensor]: ...
 
 
+@in_full_precision
 def multi_head_graph_loss(
     student_stages: Sequence[Tensor],
     teacher_stages: Sequence[Tensor],
@@ -93,17 +94,24 @@ def multi_head_graph_loss(
     return loss + singular_weight * vector_divergence(students, teachers) if singular_weight else loss
 
 
+@in_full_precision
 def graph_divergence(student_graph: Tensor, teacher_graph: Tensor) -> Tensor:
     """Return the sum over all rows of KL(softmax of the student's row || of the teacher's), shape ``[]``, in nats.
 
     Args:
         student_graph: Shape ``[heads, batch, batch]``.
         teacher_graph: Likewise. Treated as a constant.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
+    if student_graph.shape != teacher_graph.shape:
+        raise ValueError(f"need graphs of one shape, got {tuple(student_graph.shape)} and {tuple(teacher_graph.shape)}")
     student, teacher = student_graph.log_softmax(-1), given(teacher_graph).log_softmax(-1)
     return (student.exp() * (student - teacher)).sum()
 
 
+@in_full_precision
 def graph_attention_loss(
     teacher_stages: Sequence[Tensor], *, module: HeadGraphs | None = None, weight_decay: float = ATTENTION_DECAY
 ) -> Tensor:
@@ -129,6 +137,9 @@ def graph_attention_loss(
 
     References:
         Lee, Song 2019, as released; the estimator's form is ours.
+
+    Note:
+        In a run the optimizer's own weight decay (``train.weight_decay``) acts on these matrices as well.
     """
     check_feature_lists(teacher_stages, teacher_stages, least=2)
     check_weight(weight_decay=weight_decay)
@@ -142,6 +153,7 @@ def graph_attention_loss(
     return torch.stack(parts).sum() + weight_decay * squares
 
 
+@in_full_precision
 def logit_relation_loss(
     student_logits: Tensor, teacher_logits: Tensor, *, distance_weight: float = 50.0, angle_weight: float = 100.0
 ) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from qkd.distill.losses.checks import check_choice, check_features
 from qkd.distill.losses.given import given
-from qkd.distill.losses.stable import offset_unit_rows
+from qkd.distill.losses.stable import in_full_precision, offset_unit_rows
 
 NORM_EPSILON = 1e-6  # added to norms and squared distances, as published
 RATIO_EPSILON = 1e-6  # of divergence `kl`, as published
@@ -27,6 +27,7 @@ Reduction = Literal["mean", "row_mean"]
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "row_mean")
 
 
+@in_full_precision
 def information_flow_loss(
     student_feature: Tensor,
     teacher_feature: Tensor,

@@ -19,12 +19,13 @@ from torch.nn import functional
 
 from qkd.distill.losses.checks import check_choice, check_labels, check_logits, check_temperature
 from qkd.distill.losses.given import given
-from qkd.distill.losses.stable import log_others, unit_rows
+from qkd.distill.losses.stable import in_full_precision, log_others, unit_rows
 
 Remainder = Literal["uniform", "renormalize"]
 REMAINDERS: tuple[Remainder, ...] = ("uniform", "renormalize")
 
 
+@in_full_precision
 def teacher_confidence_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float, scale: float | None = None
 ) -> Tensor:
@@ -63,6 +64,7 @@ def teacher_confidence_loss(
     return _divergence(student_logits, target_log, temperature, scale)
 
 
+@in_full_precision
 def class_relation_loss(
     student_logits: Tensor,
     labels: Tensor,
@@ -107,6 +109,7 @@ def class_relation_loss(
     return _divergence(student_logits, targets[labels].to(student_logits.dtype), temperature, scale)
 
 
+@in_full_precision
 def class_relation_targets(class_weights: Tensor, *, sharpness: float = 0.3, one_hot_share: float = 0.0) -> Tensor:
     """Return the targets of :func:`class_relation_loss` for each class, ``[classes, classes]``, rows summing to one.
 
@@ -133,6 +136,7 @@ def _relation_logs(class_weights: Tensor, sharpness: float, one_hot_share: float
     return torch.where(own, torch.logaddexp(logs, torch.full_like(logs, math.log(one_hot_share))), logs)
 
 
+@in_full_precision
 def top_classes_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -186,6 +190,7 @@ def top_classes_loss(
     return _divergence(student_logits, target_log, temperature, scale)
 
 
+@in_full_precision
 def gradient_rescaling(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -233,6 +238,7 @@ def gradient_rescaling(
     return (1 - teacher_share) + teacher_share * factor * (p - q) / wrong.clamp_min(tiny)
 
 
+@in_full_precision
 def equivalent_label_smoothing(teacher_logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
     r"""Return the label smoothing that is as unsure of the true class as the teacher is on average.
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.distill.losses.checks import check_labels, check_logits, check_temperature, check_weight
+from qkd.distill.losses.checks import check_labels, check_logits, check_share, check_temperature, check_weight
 from qkd.distill.losses.given import given
-from qkd.distill.losses.stable import log_others
+from qkd.distill.losses.stable import in_full_precision, log_others
 
 Reduction = Literal["batchmean", "mean"]
 
 
+@in_full_precision
 def cross_entropy_loss(
     student_logits: Tensor,
     labels: Tensor,
@@ -39,8 +40,8 @@ def cross_entropy_loss(
         A scalar, shape ``[]``, in nats, of the type of the logits.
 
     Raises:
-        ValueError: If the shapes do not fit, only one of the two ``other`` tensors is given, or ``label_smoothing`` is
-            out of range.
+        ValueError: If the shapes do not fit, labels are not int64 or no classes, only one of the two ``other`` tensors
+            is given, or ``other_share`` or ``label_smoothing`` is out of range.
 
     References:
         Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2015, section 7.
@@ -58,12 +59,8 @@ def cross_entropy_loss(
         raise ValueError("other_labels and other_share belong together: give both or none")
     if other_labels is None or other_share is None:
         return functional.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
-    if other_labels.shape != labels.shape or other_share.shape != labels.shape:
-        raise ValueError(
-            f"need other_labels and other_share as labels, {tuple(labels.shape)}, "
-            f"got {tuple(other_labels.shape)} and {tuple(other_share.shape)}"
-        )
     check_labels(student_logits, other_labels)
+    check_share(other_share, labels)
     first, second = (
         functional.cross_entropy(student_logits, of, label_smoothing=label_smoothing, reduction="none")
         for of in (labels, other_labels)
@@ -71,6 +68,7 @@ def cross_entropy_loss(
     return torch.lerp(first, second, other_share.to(first.dtype)).mean()
 
 
+@in_full_precision
 def soft_target_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -122,6 +120,7 @@ def soft_target_loss(
     return divergence / count * (temperature**2 if scale is None else scale)
 
 
+@in_full_precision
 def decoupled_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -8,11 +8,12 @@ from torch.nn import functional
 
 from qkd.distill.losses.checks import check_features
 from qkd.distill.losses.given import given
-from qkd.distill.losses.stable import distances, offset_unit_rows, unit_rows, widened
+from qkd.distill.losses.stable import distances, in_full_precision, offset_unit_rows, unit_rows
 
 PKT_EPSILON = 1e-7  # of the published loss, in both logarithms and beside the norms
 
 
+@in_full_precision
 def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     r"""Return how differently two features order the images of a batch by similarity.
 
@@ -60,6 +61,7 @@ def _similarity(feature: Tensor) -> Tensor:
     return unit_rows(rows @ rows.T)
 
 
+@in_full_precision
 def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     r"""Return how differently two features place the images of a batch apart (RKD-D).
 
@@ -88,6 +90,7 @@ def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> 
     return functional.smooth_l1_loss(student, teacher)
 
 
+@in_full_precision
 def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     r"""Return how different the angles are that three images of a batch form (RKD-A).
 
@@ -115,6 +118,7 @@ def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Ten
     return functional.smooth_l1_loss(student, teacher)
 
 
+@in_full_precision
 def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     r"""Return the divergence of the probabilities that an image of the batch is another's neighbour (PKT).
 
@@ -161,7 +165,6 @@ def _angles(feature: Tensor) -> Tensor:
     images lie close together, so they are taken in float64 (where the device has it). Angles do not change with shift
     and scale; both are taken out first, for precision.
     """
-    feature = widened(feature)
     rows = feature.flatten(1)
     rows = rows if rows.device.type == "mps" else rows.double()
     rows = rows - rows.detach().mean(0)

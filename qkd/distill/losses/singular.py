@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from qkd.distill.losses.checks import check_feature_lists
-from qkd.distill.losses.stable import widened
+from qkd.distill.losses.checks import check_feature_lists, check_features
+from qkd.distill.losses.stable import in_full_precision
 
 CANDIDATES = 4  # singular vectors of the student among which the teacher's first one looks for its like, as published
 POWER_ROUNDS, POWERS_A_ROUND = 4, 8  # power iteration: looks whether it has converged after each round
@@ -21,6 +21,7 @@ BANDWIDTH = 8.0  # of the kernel exp(-difference ** 2 / 8)
 WidthMatch = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
+@in_full_precision
 def singular_vector_loss(
     student_stages: Sequence[Tensor],
     teacher_stages: Sequence[Tensor],
@@ -64,6 +65,7 @@ def singular_vector_loss(
     return vector_divergence(*aligned_pairs(student_stages, teacher_stages, candidates=candidates, module=module))
 
 
+@in_full_precision
 def vector_divergence(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
     """Return the sum of squared differences of :func:`relation` over neighbours, batch and channels, shape ``[]``.
 
@@ -81,6 +83,7 @@ def relation(vectors: Tensor, before: Tensor) -> Tensor:
     return torch.exp(-(vectors.unsqueeze(2) - before.unsqueeze(1)).square() / BANDWIDTH)
 
 
+@in_full_precision
 def aligned_pairs(
     student_stages: Sequence[Tensor],
     teacher_stages: Sequence[Tensor],
@@ -121,8 +124,9 @@ def aligned_vectors(
         Two tensors ``[batch, channels]`` with rows of norm 1; rows of zeros for images whose feature is zero.
 
     Raises:
-        ValueError: If the channels differ.
+        ValueError: If the batches or the channels differ, or a feature has no dimension beside the batch.
     """
+    check_features(student_feature, teacher_feature)
     if student_feature.shape[1] != teacher_feature.shape[1]:
         raise ValueError(
             f"singular vectors are compared channel by channel, but the student's feature has "
@@ -137,6 +141,7 @@ def aligned_vectors(
     return vectors[torch.arange(len(vectors), device=vectors.device), chosen[:, 0]] * sign, teacher
 
 
+@in_full_precision
 def main_direction(feature: Tensor) -> Tensor:
     """Return the first right singular vector of each image, ``[batch, channels]``, a constant whose sum is positive."""
     feature = feature.detach()
@@ -145,6 +150,7 @@ def main_direction(feature: Tensor) -> Tensor:
     return torch.where(vectors.sum(1, keepdim=True) < 0, -vectors, vectors)
 
 
+@in_full_precision
 def right_singular_vectors(feature: Tensor, count: int) -> Tensor:
     """Return the first right singular vectors of each image's matrix ``[positions, channels]``.
 
@@ -166,7 +172,7 @@ def right_singular_vectors(feature: Tensor, count: int) -> Tensor:
 def _matrix(feature: Tensor) -> Tensor:
     """Return a feature as ``[batch, positions, channels]``, in single precision at least."""
     rows = feature.flatten(2) if feature.dim() > 2 else feature.unsqueeze(2)
-    return widened(rows).mT
+    return rows.mT
 
 
 def _by_powers(matrix: Tensor) -> Tensor | None:

@@ -5,8 +5,36 @@ What a 2-bit student gives is often degenerate: rows of zeros, equal rows, rows 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
+    """Let a loss compute outside autocast, with its half-precision tensors (also those in lists) in float32.
+
+    Autocast rounds the products of all pairs of images to half precision, of which some losses keep no digit.
+    """
+
+    @functools.wraps(loss)
+    def compute(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next((value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return loss(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
+
+    return compute
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return widened(value)
+    return [_wide(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def widened(tensor: Tensor) -> Tensor:

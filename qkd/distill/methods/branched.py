@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qkd.distill.losses.stable import widened
 from qkd.distill.taps import Taps
 from qkd.distill.turns import class_log_probabilities
 
@@ -101,8 +102,3 @@ def mean_log_probabilities(branches: Sequence[Tensor]) -> Tensor:
     """Return the log of the branches' mean class probabilities, ``[rows, classes]``."""
     each = torch.stack([class_log_probabilities(joint) for joint in branches])
     return each.logsumexp(0) - torch.log(torch.tensor(float(len(branches))))
-
-
-def widened(tensor: Tensor) -> Tensor:
-    """Return half-precision tensors in float32: sums of exponentials need the range."""
-    return tensor.float() if tensor.element_size() < 4 else tensor

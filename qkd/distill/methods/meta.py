@@ -44,7 +44,8 @@ class MetaStep(DistillStep):
        teacher, with an optimizer of its own.
     3. *Pilot*: an ordinary distillation step on the same batch, with the teacher as it is now.
 
-    The teacher is in eval mode throughout: its batch-norm statistics stay. The assumed student is in the mode that the
+    Deviation: the teacher is in eval mode throughout, so that its batch-norm statistics stay; the released code has it
+    in train mode while it is taught. The assumed student is in the mode that the
     student is in. Reduced precision is off but for the pilot.
 
     Args:

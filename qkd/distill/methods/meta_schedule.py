@@ -24,19 +24,29 @@ class MetaSchedule:
         meta: Peak rates and the teacher's first epoch.
         steps_per_epoch: Of the student's training.
         lr_factor: Of the phase, on the assumed step's rate.
+        first_epoch: Of the training, from 0, where its first phase with a quiz begins: no teacher is taught earlier.
 
     Raises:
         ValueError: If an epoch has no step.
     """
 
-    def __init__(self, train: TrainConfig, meta: MetaConfig, *, steps_per_epoch: int, lr_factor: float = 1.0) -> None:
+    def __init__(
+        self,
+        train: TrainConfig,
+        meta: MetaConfig,
+        *,
+        steps_per_epoch: int,
+        lr_factor: float = 1.0,
+        first_epoch: int = 0,
+    ) -> None:
         if steps_per_epoch < 1:
             raise ValueError(f"an epoch needs a step, got {steps_per_epoch=}")
         self._train, self._meta, self._steps = train, meta, steps_per_epoch
         peak = train.lr if meta.inner_lr is None else meta.inner_lr
         self._inner = peak * lr_factor / train.lr
         # After the warm-up no schedule rises.
-        start, warm = meta.teacher_start_epoch * steps_per_epoch, round(train.warmup_epochs * steps_per_epoch)
+        start = max(first_epoch, meta.teacher_start_epoch) * steps_per_epoch
+        warm = round(train.warmup_epochs * steps_per_epoch)
         steps = {start, max(start, warm), max(start, warm - 1)}
         self._largest = max(learning_rate(train, step, steps_per_epoch) for step in steps)
 

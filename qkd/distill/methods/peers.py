@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qkd.distill.losses import cross_entropy_loss, hint_loss, soft_target_loss
 from qkd.distill.losses.checks import check_temperature, check_weight
 from qkd.distill.losses.features import build_adapter
+from qkd.distill.losses.stable import in_full_precision, widened
 from qkd.distill.methods.ensemble import mean_logits
 from qkd.distill.step import second_labels
 from qkd.distill.taps import Taps
@@ -38,6 +39,7 @@ class StudentEnsembleLoss:
     ensemble: Tensor
 
 
+@in_full_precision
 def student_ensemble_loss(
     logits: Sequence[Tensor],
     labels: Tensor,
@@ -164,6 +166,9 @@ def _key(net: int, tap: int) -> str:
 class StudentEnsembleStep:
     """A training step for the run's student and its peers on one batch.
 
+    Deviation: the published nets share their stem (first convolution and batch norm); ours share nothing, so that the
+    student is exported as it is, and each net may have a grid of its own.
+
     Published for nets that differ in width; nets that differ in bit width (full precision, 8, 4 and 2 bits in one
     training, each of the same topology, so that no adapter is needed) are ours.
 
@@ -223,13 +228,13 @@ class StudentEnsembleStep:
 
     def __call__(self, batch: Batch) -> StepResult:
         """Return loss, terms and the student's logits for a batch; each peer's accuracy on it as a fact."""
-        logits = [_wide(learner.net(batch.images)) for learner in self._learners[:-1]]
+        logits = [widened(learner.net(batch.images)) for learner in self._learners[:-1]]
         own = self._student(batch)
-        logits.append(_wide(own.logits))
+        logits.append(widened(own.logits))
         seen = [taps.take() for taps in self._taps]
         features = [
-            self._adapters([_wide(found[path]) for path in learner.taps], net) if net else
-            [_wide(found[path]) for path in learner.taps]
+            self._adapters([widened(found[path]) for path in learner.taps], net) if net else
+            [widened(found[path]) for path in learner.taps]
             for net, (learner, found) in enumerate(zip(self._learners, seen, strict=True))
         ]  # fmt: skip
         loss = self._loss(logits, batch.labels, features, *second_labels(batch))
@@ -246,7 +251,3 @@ class StudentEnsembleStep:
             return self._own(batch)
         logits = self._learners[-1].net(batch.images)
         return StepResult(torch.zeros((), device=logits.device), {}, logits)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor

@@ -22,8 +22,8 @@ def phase(*terms: dict[str, Any], **changes: Any) -> PhaseConfig:
     return PhaseConfig.model_validate({"epochs": 1, **({"terms": terms} if terms else {}), **changes})
 
 
-def faults(*phases: PhaseConfig) -> list[tuple[int, str, str]]:
-    return list(phase_faults(TERMS, phases))
+def faults(*phases: PhaseConfig, **details: Any) -> list[tuple[int, str, str]]:
+    return list(phase_faults(TERMS, phases, **details))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,40 @@ def test_phases_that_do_not(phases: list[PhaseConfig], index: int, key: str, mes
     ((found_index, found_key, what),) = faults(*phases)
     assert (found_index, found_key) == (index, key)
     assert message in what
+
+
+@pytest.mark.parametrize(
+    ("phases", "index", "key", "message"),
+    [
+        ([phase(combine="clipped")], 0, "combine", "not its peers' loss; say `peers: false`"),
+        ([phase(LABELS, SOFT, combine="clipped")], 0, "combine", "not its peers' loss"),
+        ([phase(ATTENTION, trains="modules")], 0, "trains", "its peers learn in this phase"),
+        ([phase(), phase(GRAPH, peers=False)], 1, "terms", "nothing trains the attention"),
+    ],
+)
+def test_phases_that_peers_forbid(phases: list[PhaseConfig], index: int, key: str, message: str) -> None:
+    ((found_index, found_key, what),) = faults(*phases, has_peers=True)
+    assert (found_index, found_key) == (index, key) and message in what
+    assert faults(*(one.model_copy(update={"peers": False}) for one in phases[:index]), has_peers=True) == []
+
+
+def test_with_peers_the_students_terms_teach_no_attention() -> None:
+    terms = [TermConfig.model_validate(term) for term in (LABELS, ATTENTION)]
+    own = phase(GRAPH, LABELS, peers=False)
+    assert list(phase_faults(terms, [phase(), own])) == []
+    ((index, key, what),) = phase_faults(terms, [phase(), own], has_peers=True)
+    assert (index, key) == (1, "terms") and "nothing trains the attention" in what
+    assert list(phase_faults(terms, [phase(peers=False), own], has_peers=True)) == []
+    assert faults(phase(ATTENTION), phase(GRAPH), has_peers=True) == []  # the student learns from its peers
+
+
+def test_what_a_teacher_cannot_learn_from() -> None:
+    relation = {"loss": "class_relation"}
+    ((index, key, what),) = faults(phase(), phase(teacher_terms=[LABELS, relation]))
+    assert (index, key) == (1, "teacher_terms") and "class_relation reads a last layer in full precision" in what
+    ((index, key, what),) = faults(phase(teacher_terms=[LABELS, GRAPH]))
+    assert (index, key) == (0, "teacher_terms") and "nothing trains the attention" in what
+    assert faults(phase(teacher_terms=[LABELS, ATTENTION, GRAPH])) == []
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from qkd.distill import Taps, dequantised
+from qkd.distill.taps import PRE_QUANT
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet
 from quantizers import QuantSpec, calibrate, is_fused, prepare, set_fused
+from quantizers.layers import ActQuantizer
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -99,3 +101,34 @@ def test_a_students_taps_are_on_its_grid() -> None:
         assert torch.corrcoef(torch.stack([value.flatten(), floats[path].flatten()]))[0, 1] > 0.6
     with pytest.raises(ValueError, match="the student has no module 'stem.7'.*did you mean"):
         Taps(student, ["stem.7"], translate=student.tap_paths, role="student")
+
+
+def test_what_comes_before_the_grid() -> None:
+    net = TinyNet()
+    student = prepare(net, QuantSpec(weight_bits=2, act_bits=2), example_inputs=X)
+    calibrate(student, [X])
+    paths = [path for path, inner in student.tap_paths.items()
+             if isinstance(student.get_submodule(inner), ActQuantizer)]  # fmt: skip
+    assert "relu" in paths and "stem" in paths
+    with Taps(student, [*paths, *(path + PRE_QUANT for path in paths)], translate=student.tap_paths) as taps:
+        student(X)
+        values = taps.take()
+    for path in paths:
+        quantizer = student.get_submodule(student.tap_paths[path])
+        before, after = values[path + PRE_QUANT], values[path]
+        torch.testing.assert_close(quantizer(before), after)  # the rectified values round to what the net saw
+        assert not torch.equal(before, after) and before.shape == after.shape
+        assert quantizer.quant.kind != "unsigned" or float(before.detach().min()) >= 0
+    values["relu" + PRE_QUANT].sum().backward()
+    assert net is not student and student.get_submodule("stem.0").weight.grad is not None
+
+
+def test_before_the_grid_of_a_float_net_is_its_output_and_of_what_rounds_nothing_an_error() -> None:
+    net = TinyNet()
+    with Taps(net, ["relu", "relu" + PRE_QUANT]) as taps:
+        net(X)
+        values = taps.take()
+    assert torch.equal(values["relu"], values["relu" + PRE_QUANT])
+    student = prepare(net, QuantSpec(weight_bits=2, act_bits=2), example_inputs=X)
+    with pytest.raises(ValueError, match=r"'head' of the student rounds nothing.*tap: pre_quant.*these do: .*relu"):
+        Taps(student, ["head" + PRE_QUANT], translate=student.tap_paths, role="student")

@@ -59,6 +59,70 @@ def test_reduced_precision_does_not_reach_a_loss(name: str) -> None:
     assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"graph_attention", "multi_head_graph"}))
+def test_nor_does_it_reach_the_function_itself(name: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    maps = [torch.randn(16, 8, 4, 4, generator=generator).relu().bfloat16() for _ in range(4)]
+    logits = torch.randn(2, 16, 4, generator=generator).bfloat16()
+    given: dict[str, Any] = {
+        "student_logits": logits[0], "teacher_logits": logits[1], "labels": torch.arange(16) % 4,
+        "other_labels": None, "other_share": None, "class_weights": torch.randn(4, 8, generator=generator),
+        "student_feature": maps[0], "teacher_feature": maps[1],
+        "student_stages": maps[:2], "teacher_stages": maps[2:],
+    }  # fmt: skip
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, list):
+            return [wide(one) for one in value]
+        return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    entry = LOSSES[name]
+    options = {key: option.default for key, option in entry.options.items() if option.default is not None}
+    shaping = entry.module.options if entry.module else ()
+    options = {key: value for key, value in options.items() if key not in shaping}
+    expected = entry.function(*(wide(given[key]) for key in entry.inputs), **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = entry.function(*(given[key] for key in entry.inputs), **options)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_a_term_may_read_what_comes_before_the_grid() -> None:
+    features = {"a": Z, "a@pre_quant": 2 * Z}
+    for tap, expected in (("quantised", Z), ("pre_quant", 2 * Z)):
+        built = build_terms([term("hint", taps=(("a", "b"),), tap=tap)])
+        assert built.student_taps == ("a" if tap == "quantised" else "a@pre_quant",) and built.teacher_taps == ("b",)
+        found = built(outputs(student_features=features, teacher_features={"b": V}))[0]
+        assert torch.equal(found, (expected - V).square().mean())
+    both = tuple((path, path) for path in ("a", "b"))
+    built = build_terms([term("singular_vector", taps=both, tap="pre_quant")])
+    assert built.student_taps == ("a@pre_quant", "b@pre_quant")
+    assert check_terms([term("soft_target", tap="pre_quant")])[0].endswith(
+        "soft_target reads no features; remove `tap`"
+    )
+
+
+def test_a_fault_of_a_batch_names_the_term_and_its_taps() -> None:
+    rows = {"student_features": {"flatten": Z}, "teacher_features": {"flatten": V}}
+    built = build_terms([term("attention_transfer", taps=(("flatten", "flatten"),))])
+    with pytest.raises(ValueError, match=r"attention_transfer \(taps flatten and flatten\): need features \[batch"):
+        built(outputs(**rows))
+    with pytest.raises(ValueError, match=r"top_classes: classes must be 1 to 3"):
+        build_terms([term("top_classes", options={"classes": 99})])(outputs())
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.float32, torch.bool])
+def test_labels_are_int64(kind: torch.dtype) -> None:
+    for name in ("cross_entropy", "decoupled", "teacher_confidence"):
+        with pytest.raises(ValueError, match="labels must be int64"):
+            build_terms([term(name)])(outputs(labels=LABELS.to(kind)))
+
+
+@pytest.mark.parametrize("share", [-5.0, 2.0, float("nan")])
+def test_shares_of_labels_are_shares(share: float) -> None:
+    with pytest.raises(ValueError, match=r"other_share must be in \[0, 1\]"):
+        cross_entropy_loss(Z, LABELS, LABELS, torch.full((4,), share))
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 1, -1, 0], [0, 1, -100, 0]])
 def test_labels_are_classes(labels: list[int]) -> None:
     with pytest.raises(ValueError, match="labels must be 0 to 2 for 3 classes, got"):
@@ -150,8 +214,8 @@ def test_half_precision_is_widened() -> None:
             [term("cross_entropy"), term("soft_target", options={"temperatur": 4})],
             "terms[1].options.temperatur: unknown option; did you mean `temperature`?",
         ),
-        ([term("soft_target", options={"temperature": "hot"})], "options.temperature: must be a float, got 'hot'"),
-        ([term("soft_target", options={"temperature": True})], "options.temperature: must be a float, got True"),
+        ([term("soft_target", options={"temperature": "hot"})], "options.temperature: must be a number, got 'hot'"),
+        ([term("soft_target", options={"temperature": True})], "options.temperature: must be a number, got True"),
         ([term("soft_target", options={"temperature": -4.0})], "options.temperature: must be positive, got -4.0"),
         ([term("soft_target", options={"reduction": "sum"})], "must be batchmean or mean, got 'sum'"),
         ([term("cross_entropy", options={"label_smoothing": 1.5})], "must be in [0, 1), got 1.5"),

@@ -216,6 +216,12 @@ def test_refused_peers(data: Path) -> None:
     study = [{"name": "co_study", "epochs": 2, "teacher_terms": SOFT}]
     with pytest.raises(ValueError, match="either teacher_terms or peers; say `peers: false` there"):
         tiny_config(data, {**PEERS, "student.phases": study})
+    with pytest.raises(ValueError, match="so `terms` would never be used"):
+        tiny_config(data, {**PEERS, "student.terms": SOFT})
+    alone = [{"epochs": 1}, {"name": "alone", "epochs": 1, "peers": False}]
+    assert len(tiny_config(data, {**PEERS, "student.terms": SOFT, "student.phases": alone}).student.terms) == 2
+    with pytest.raises(ValueError, match=r"`feature_weight` is 5.0, but there are no `taps`"):
+        tiny_config(data, {"student.peers": {"nets": [{}], "feature_weight": 5.0}})
 
 
 def test_an_unknown_tap_of_a_peer_is_told(peers: RunFolder, data: Path) -> None:
@@ -332,6 +338,22 @@ def test_a_critical_period_fades_over_all_phases_that_share_its_terms(data: Path
     run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
     factors = [row["train_loss"] / row["terms"]["information_flow"] for row in rows(run, "student")[1:]]
     assert factors == pytest.approx([8, 4, 2, 8])
+
+
+def test_terms_fade_from_the_first_phase_without_peers(data: Path, tmp_path: Path) -> None:
+    flow = {"loss": "information_flow", "weight": 8, "decay": 0.5, "taps": [["layer3", "layer3"]]}
+    phases = [{"name": "together", "epochs": 1}, {"name": "alone", "epochs": 2, "peers": False}]
+    changes = {
+        **PEERS,
+        "name": "late",
+        "teacher.train.epochs": 1,
+        "student.train": {"epochs": 3, "lr": 0.01},
+        "student.phases": phases,
+        "student.terms": [flow],
+    }
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    factors = [row["train_loss"] / row["terms"]["information_flow"] for row in rows(run, "student")[1:]]
+    assert factors == pytest.approx([8, 4])
 
 
 @pytest.mark.slow

@@ -205,6 +205,20 @@ def test_attention_that_nothing_trains_is_told_at_once(data: Path) -> None:
     assert list(name_faults({"student": {"terms": TERMS, "phases": PHASES}})) == []
 
 
+def test_terms_without_phases_and_an_auxiliarys_are_looked_at_as_well() -> None:
+    graph = [{"loss": "cross_entropy"}, {"loss": "multi_head_graph", "taps": [["a", "a"], ["b", "b"]]}]
+    ((where, what),) = name_faults({"student": {"terms": graph}})
+    assert where == ("student", "terms") and "nothing trains the attention" in what
+    ((where, what),) = name_faults({"student": {"auxiliary": {"terms": graph}}})
+    assert where == ("student", "auxiliary", "terms") and "nothing trains the attention" in what
+    phases = [{"epochs": 1, "terms": [{"loss": "soft_target"}], "combine": "clipped"}]
+    ((where, what),) = name_faults({"student": {"auxiliary": {"phases": phases}}})
+    assert where == ("student", "auxiliary", "phases", 0, "combine") and "does without the teacher" in what
+    peers = {"student": {"peers": {"nets": [{}]}, "phases": [{"epochs": 1, "combine": "clipped"}]}}
+    ((where, what),) = name_faults(peers)
+    assert where == ("student", "phases", 0, "combine") and "say `peers: false`" in what
+
+
 def test_modules_that_no_tap_needs_are_told(data: Path) -> None:
     own = [{"name": "warm", "epochs": 1, "trains": "modules", "terms": [{"loss": "hint", "taps": [["fc", "fc"]]}]}]
     rest = [{"epochs": 4, "terms": [{"loss": "cross_entropy"}]}]

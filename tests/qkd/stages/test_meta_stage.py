@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,20 @@ import torch
 
 from qkd.config import PhaseConfig
 from qkd.data import load_splits
+from qkd.diagnosing import diagnose_target
 from qkd.distill import phase_faults
 from qkd.files import read_safetensors
+from qkd.nets import build_net
+from qkd.progress import Silent
+from qkd.retrieving import _Reader
 from qkd.rundir import RunFolder
-from qkd.stages.models import load_student, load_teacher
+from qkd.stages.export import _inputs, float_nets
+from qkd.stages.models import load_followed, load_student, load_teacher, prepare_student
+from qkd.stages.phases import distillation
 from qkd.stages.searching import stretched_phases
 from qkd.stages.student_start import student_images
 from qkd.testing import run_tiny, tiny_config
+from qkd.training import Batch
 
 TAUGHT = [
     {"name": "meta", "epochs": 2, "meta": {"quiz_images": 12, "teacher_start_epoch": 1}},
@@ -50,6 +58,28 @@ def test_the_teacher_is_taught_and_kept_beside_the_student(done: RunFolder) -> N
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before if name not in parameters)
     assert any(not torch.equal(before[name], after[name]) for name in parameters)
+
+
+def test_whatever_looks_at_the_run_sees_the_teacher_as_it_was_taught(done: RunFolder) -> None:
+    taught = read_safetensors(done.path / "student" / "teacher" / "weights.safetensors")
+    followed = load_followed(done)
+    assert followed.words == "resnet8, as it was taught beside the student" and followed.note == ""
+    report = diagnose_target(
+        str(done.path), runs_dir=done.path, overrides=(), load=lambda: done.config, progress=Silent()
+    )
+    assert report.net == followed.words
+    reader = _Reader(done, None, 8, 8, Silent())
+    for net in (followed.model, float_nets(done)["teacher"], reader._teacher()):
+        state = net.state_dict()
+        assert all(torch.equal(taught[name], state[name]) for name in taught)
+    assert done.path / "student" / "teacher" / "weights.safetensors" in _inputs(done)
+
+
+def test_before_it_is_taught_it_is_said_that_it_will_be(data: Path, tmp_path: Path) -> None:
+    run = run_tiny(tiny_config(data, CHANGES), tmp_path, "teacher")
+    followed = load_followed(run)
+    assert followed.words == "resnet8" and "who is not trained yet: this is how it starts" in followed.note
+    run.close()
 
 
 def test_the_student_never_sees_the_quiz(done: RunFolder) -> None:
@@ -86,6 +116,27 @@ def test_a_search_begins_to_teach_in_proportion(data: Path) -> None:
     (phase,) = stretched_phases(config.student, 5)
     assert phase.meta is not None and (phase.epochs, phase.meta.teacher_start_epoch) == (5, 3)
     assert phase.meta.quiz_images == 12
+    late = [
+        {"epochs": 9, "meta": {"quiz_images": 12, "teacher_start_epoch": 8}},
+        {"name": "settling", "epochs": 1, "freeze_batch_norm": True},
+    ]
+    config = tiny_config(data, {**CHANGES, "student.train.epochs": 10, "student.phases": late})
+    first, second = stretched_phases(config.student, 5)
+    assert first.meta is not None and (first.epochs, first.meta.teacher_start_epoch, second.epochs) == (4, 3, 1)
+
+
+def test_a_quiz_that_begins_late_teaches_at_the_full_rate(data: Path, tmp_path: Path) -> None:
+    phases = [{"epochs": 6}, {"epochs": 4, "meta": {"quiz_images": 12, "teacher_lr": 0.05}}]
+    train = {"epochs": 10, "lr": 0.1, "schedule": "step", "milestones": [0.5, 0.8]}
+    config = tiny_config(data, {**CHANGES, "student.train": train, "student.phases": phases})
+    splits = student_images(config, load_splits(config.data, seed=0))
+    net = build_net("resnet8", classes=4, channels=1, image_size=8)
+    student = prepare_student(config, net, channels=1, size=8)
+    made = distillation(config, config.student.phases, student, copy.deepcopy(net), None, net=net, splits=splits)
+    schedule = made.phases[1].step._rates  # type: ignore[attr-defined]
+    nothing = torch.zeros(0)
+    rates = [schedule(Batch(nothing, nothing, nothing, epoch, 0)).teacher_lr for epoch in (6, 7, 8, 9)]
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005])
 
 
 TEACHING = {"quiz_images": 12}
@@ -151,6 +202,7 @@ def test_what_it_does_not_go_with(data: Path, changes: dict[str, Any], message: 
             "no gradient passes singular_vector into the teacher",
         ),
         ({"trains": "modules", "terms": [{"loss": "hint", "taps": [["a", "a"]]}]}, "the student stands still"),
+        ({"combine": "clipped", "terms": [{"loss": loss} for loss in ("cross_entropy", "soft_target")]}, "plain sum"),
     ],
 )
 def test_what_terms_it_cannot_teach_with(phase: dict[str, Any], message: str) -> None:

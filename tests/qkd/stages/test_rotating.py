@@ -39,6 +39,7 @@ JOINT = {**OFFLINE, "student.rotations": {"teacher_branches": {"joint": True}}}
 ONLINE = {**OFFLINE, "student.rotations": {"mode": "online"}, "student.quant": {"weight_bits": 4, "act_bits": 4}}
 TERMS = [{"loss": "soft_target"}]
 PARTS = {"cross_entropy", "branch_soft_target", "soft_target"}
+WEIGHTS = ("task_weight", "branch_weight", "logit_weight", "joint_weight")
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +240,16 @@ def test_a_net_without_stages_needs_taps(data: Path, tmp_path: Path) -> None:
         ({"student.auxiliary": {"train": {"epochs": 1}}}, "the student's teacher is `auxiliary`"),
         ({"teacher.members": 2}, r"teacher\.members: must be 1 with student\.rotations, got 2"),
         ({"teacher.train": None, "teacher.untrained": True}, "learn from a trained teacher"),
+        ({**JOINT, "teacher.train.ema_decay": 0.9}, "averages the teacher, but not the branches"),
+        ({**ONLINE, "student.rotations": {"mode": "online", **dict.fromkeys(WEIGHTS, 0)}}, "no weight is positive"),
     ],
 )  # fmt: skip
 def test_config_refusals(data: Path, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         experiment(data, "refused", {**OFFLINE, **changes})
+
+
+def test_joint_labels_alone_are_something_to_learn_from(data: Path) -> None:
+    weights = {**dict.fromkeys(WEIGHTS, 0), "joint_weight": 1}
+    config = experiment(data, "joint", {**ONLINE, "student.rotations": {"mode": "online", **weights}})
+    assert config.student.rotations is not None and config.student.rotations.joint_weight == 1

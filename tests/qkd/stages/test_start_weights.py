@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from qkd.config import RunConfig
+from qkd.files import read_json, read_safetensors, write_safetensors
 from qkd.named_files import file_faults
+from qkd.nets import build_net
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
 from qkd.rundir import RunFolder
-from qkd.stages.models import load_float_twin, load_student
+from qkd.stages.models import load_auxiliary, load_float_twin, load_student
+from qkd.stages.searching import config_mark
 from qkd.testing import tiny_config
 
 NARROW = {"student.net": "lenet5", "teacher.train.epochs": 1, "student.train.epochs": 1}
@@ -41,6 +45,56 @@ def test_it_ends_where_the_one_with_its_own_float_training_ends(data: Path, tmp_
 def test_two_starts_are_refused(data: Path) -> None:
     with pytest.raises(ValidationError, match="name what the student starts from, and so does init `random`"):
         tiny_config(data, {**NARROW, "student.init": "random", "student.weights": "some.safetensors"})
+
+
+@pytest.fixture(scope="module")
+def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of lenet5's float weights, outside every run folder of these tests."""
+    path = tmp_path_factory.mktemp("weights") / "given.safetensors"
+    net = build_net("lenet5", classes=4, channels=1, image_size=8)
+    write_safetensors(path, net.state_dict())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "is_given"), [({}, True), ({"init": "random"}, False), ({"net": "resnet8"}, False)]
+)
+def test_an_auxiliary_starts_from_them_where_the_net_is_the_students(
+    data: Path, tmp_path: Path, weights: Path, auxiliary: dict[str, Any], is_given: bool
+) -> None:
+    section = {"train": {"epochs": 1, "lr": 1e-9}, "terms": [{"loss": "soft_target"}], **auxiliary}
+    done = run(tiny_config(data, {**NARROW, "student.weights": str(weights), "student.auxiliary": section}), tmp_path)
+    assert done.is_complete("auxiliary") and done.is_complete("distill")
+    found, given = load_auxiliary(done).state_dict(), read_safetensors(weights)
+    name = next(name for name in given if name.endswith("weight"))
+    assert (name in found and torch.allclose(found[name], given[name], atol=1e-6)) == is_given
+    assert not any("given" in name for name in read_json(done.path / "manifests" / "auxiliary.json")["inputs"])
+
+
+def test_an_auxiliary_with_a_float_training_has_it(data: Path, tmp_path: Path, weights: Path) -> None:
+    section = {
+        "train": {"epochs": 1},
+        "float_train": {"epochs": 1, "lr": 0.01},
+        "terms": [{"loss": "soft_target"}],
+    }
+    done = run(tiny_config(data, {**NARROW, "student.weights": str(weights), "student.auxiliary": section}), tmp_path)
+    assert (done.path / "student" / "auxiliary" / "float" / "weights.safetensors").is_file()
+
+
+def test_the_students_search_starts_from_them_and_notices_others(data: Path, tmp_path: Path, weights: Path) -> None:
+    search = {"members": 4, "epochs": 2, "interval_epochs": 1, "train_images": 32, "val_images": 12}
+    agent = {"policy": "search", "crop_padding": 1, "flip": False}
+    changes = {**NARROW, "student.weights": str(weights), "student.agent": agent, "search": search}
+    config = tiny_config(data, changes)
+    done = run(config, tmp_path)
+    assert done.is_complete("search_student") and done.is_complete("distill")
+    assert not any("given" in name for name in read_json(done.path / "manifests" / "search_student.json")["inputs"])
+    before, kept = config_mark(config, "student"), weights.read_bytes()
+    try:
+        weights.write_bytes(kept + b" ")
+        assert config_mark(config, "student") != before
+    finally:
+        weights.write_bytes(kept)
 
 
 def test_a_missing_file_is_told_before_training() -> None:

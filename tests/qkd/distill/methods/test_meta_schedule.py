@@ -14,10 +14,9 @@ from qkd.training import Batch, learning_rate
 STEPS = 10
 
 
-def rates(train: TrainConfig, *, lr_factor: float = 1.0, **meta: Any) -> list[MetaRates]:
-    schedule = MetaSchedule(
-        train, MetaConfig(quiz_images=10, **meta), steps_per_epoch=STEPS, lr_factor=lr_factor
-    )  # fmt: skip
+def rates(train: TrainConfig, *, lr_factor: float = 1.0, first_epoch: int = 0, **meta: Any) -> list[MetaRates]:
+    meta_config = MetaConfig(quiz_images=10, **meta)
+    schedule = MetaSchedule(train, meta_config, steps_per_epoch=STEPS, lr_factor=lr_factor, first_epoch=first_epoch)
     nothing = torch.zeros(0)
     return [
         schedule(Batch(nothing, nothing, nothing, epoch, step))
@@ -34,6 +33,13 @@ def test_as_published_for_images() -> None:
     ):  # fmt: skip
         assert found[epoch].inner_lr == pytest.approx(inner)
         assert found[epoch].teacher_lr == (None if teacher is None else pytest.approx(teacher))
+
+
+def test_a_phase_that_begins_late_counts_as_a_teacher_that_does() -> None:
+    train = TrainConfig(epochs=240, lr=0.05, schedule="step", milestones=(150 / 240, 180 / 240, 210 / 240))
+    late, named = rates(train, first_epoch=150), rates(train, teacher_start_epoch=150)
+    assert [one.teacher_lr for one in late[150 * STEPS :]] == [one.teacher_lr for one in named[150 * STEPS :]]
+    assert late[150 * STEPS].teacher_lr == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 5, 7])

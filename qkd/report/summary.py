@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qkd.files import read_json as read_value
 from qkd.report.table import align, megabytes, milliseconds, percent
 
+TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learnt beside the student
 ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> what it is
 
 
@@ -176,12 +177,16 @@ def _models(
         "float": read_json(path / "student" / "float" / "result.json"),
         "student": read_json(path / "student" / "result.json"),
     }
+    taught = read_json(path / TAUGHT / "result.json")
     rows = []
-    for key, result in results.items():
+    for key, found in results.items():
+        is_taught = key == "teacher" and bool(taught)
+        result = taught if is_taught else found  # as it ended: that one is exported
         if result:
             is_twin = key == "teacher" and _nets_agree(results)
             compared = parity if key == "student" else {}
-            rows.append(_model(key, result, export.get(key, {}), compared, bench.get("models", {}), is_twin=is_twin))
+            row = _model(key, result, export.get(key, {}), compared, bench.get("models", {}), is_twin=is_twin)
+            rows.append(replace(row, role=f"{row.role}, taught along") if is_taught else row)
     return rows + _company(path, results)
 
 
@@ -191,8 +196,9 @@ def _company(path: Path, results: Mapping[str, Mapping[str, Any]]) -> list[Model
     if "ensemble" in teacher:
         role = f"ensemble of {len(teacher['members'])} teachers"
         rows.append(ModelRow(role, str(teacher.get("net", "")), teacher["ensemble"].get("test_accuracy")))
-    for folder, role in (("auxiliary", "auxiliary teacher"), ("teacher", "teacher, taught along")):
-        found = read_json(path / "student" / folder / "result.json")
+    before = teacher if (path / TAUGHT / "result.json").is_file() else {}
+    auxiliary = read_json(path / "student" / "auxiliary" / "result.json")
+    for role, found in (("auxiliary teacher", auxiliary), ("teacher, before it was taught", before)):
         if found:
             rows.append(ModelRow(role + _code(found), str(found.get("net", "")), found.get("test_accuracy")))
     for peer in results["student"].get("peers", []):

@@ -374,9 +374,11 @@ def test_nets_that_helped_the_student_have_lines_of_their_own(tmp_path: Path) ->
     write(run / "student" / "auxiliary" / "result.json",
           {"net": "lenet5", "weight_bits": 8, "act_bits": 8, "test_accuracy": 0.96})  # fmt: skip
     write(run / "student" / "teacher" / "result.json", {"net": "resnet8", "test_accuracy": 0.91})
+    first, *_ = summarise(run).models
+    assert first.role.endswith(", taught along") and first.test_accuracy == 0.91  # the one that is exported
     lines = [(row.role, row.net, row.test_accuracy) for row in summarise(run).models[2:]]
     assert lines == [
         ("ensemble of 2 teachers", "resnet8", 0.95), ("auxiliary teacher w8a8", "lenet5", 0.96),
-        ("teacher, taught along", "resnet8", 0.91), ("peer", "resnet8", 0.94), ("peer w4a4", "resnet8", 0.93),
+        ("teacher, before it was taught", "resnet8", 0.9), ("peer", "resnet8", 0.94), ("peer w4a4", "resnet8", 0.93),
     ]  # fmt: skip
     assert "ensemble of 2 teachers" in render_text(summarise(run))

@@ -206,7 +206,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"the seeds; `to KD` the mean difference to `{KD}` of the same seed, in points, ± that of the seeds. Teacher: "
         f"{_accuracy(record['teacher'])}; the student's net in float: {_accuracy(record['float_student'])}.", "",
         f"Made by `python benchmarks/methods.py` on {facts['cpu']} ({facts['cores']} cores), torch {facts['torch']}, "
-        f"brevitas {facts['brevitas']}, {facts['date']}.", "",
+        f"brevitas {facts['brevitas']}, {facts['date']}. Left out: {', '.join(OF_ANOTHER_PAIR)}, whose student has the "
+        f"teacher's net.", "",
     ]  # fmt: skip
     for bits in sorted({line["bits"] for line in record["table"]}):
         text += [f"## W{bits}A{bits}", "", "| method | accuracy | to KD | time of a step / KD | memory / KD |",

@@ -304,8 +304,9 @@ def test_refused_auxiliaries(data: Path) -> None:
 @pytest.mark.slow
 def test_ensemble_auxiliary_and_peers_together(data: Path, tmp_path: Path) -> None:
     changes = {
-        **ENSEMBLE, **PEERS,
+        **PEERS,
         "name": "all",
+        "teacher.train.epochs": 1,
         "teacher.members": 2,
         "teacher.ensemble": "logit",
         "student.auxiliary": {"train": {"epochs": 1}, "terms": SOFT},
@@ -361,7 +362,9 @@ def test_a_dry_run_tries_auxiliary_peers_and_ensemble(data: Path) -> None:
     from qkd.dryrun import dry_run
 
     changes = {
-        **ENSEMBLE, **PEERS,
+        **PEERS,
+        "teacher.members": 3,
+        "teacher.train.epochs": 1,
         "teacher.net": "wrn_16_1",
         "student.net": "resnet8",
         "student.auxiliary": {
@@ -386,7 +389,7 @@ def test_a_search_with_peers_and_auxiliary_finds_the_same_when_it_is_cut(
     changes = {
         **PEERS,
         "teacher.train.epochs": 1,
-        "student.terms": FLOW,
+        "student.phases": [{"name": "tutoring", "epochs": 2, "terms": FLOW}],
         "student.agent": {"policy": "search", "crop_padding": 1, "flip": False},
         "student.auxiliary": {"train": {"epochs": 1}},
         "search": {"members": 2, "epochs": 2, "interval_epochs": 1, "train_images": 32, "val_images": 16},

@@ -6,7 +6,7 @@ What a 2-bit student gives is often degenerate: rows of zeros, equal rows, rows 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -24,11 +24,20 @@ def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(loss)
     def compute(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next((value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), "cpu")
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device_type((*args, *kwargs.values())), enabled=False):
             return loss(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
 
     return compute
+
+
+def device_type(values: Iterable[Any]) -> str:
+    """Return the type of the device of the first tensor, also one in a list; ``cpu`` where there is none."""
+    for value in values:
+        if isinstance(value, Tensor):
+            return value.device.type
+        if isinstance(value, (list, tuple)) and value:
+            return device_type(value)
+    return "cpu"
 
 
 def _wide(value: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from qkd.config import DEFAULT_TERMS, TermConfig
 from qkd.distill import LOSSES, Outputs, build_terms, check_terms, cross_entropy_loss, soft_target_loss
+from qkd.distill.losses.stable import device_type
 
 Z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 V = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -84,6 +85,12 @@ def test_nor_does_it_reach_the_function_itself(name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = entry.function(*(given[key] for key in entry.inputs), **options)
     assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_the_device_of_tensors_in_lists_is_found() -> None:
+    there = torch.empty(1, device="meta")
+    assert device_type([[there], [Z]]) == device_type([None, 3, [], (there,)]) == "meta"
+    assert device_type([2.0, "x", []]) == "cpu"
 
 
 def test_a_term_may_read_what_comes_before_the_grid() -> None:

@@ -96,7 +96,7 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
 
     Args:
         config: The experiment.
-        progress: Where to say that it is done.
+        progress: Where to say that it begins.
 
     Raises:
         ValueError: If data, nets, agents or loss terms cannot be used.

@@ -187,16 +187,16 @@ def _models(
             compared = parity if key == "student" else {}
             row = _model(key, result, export.get(key, {}), compared, bench.get("models", {}), is_twin=is_twin)
             rows.append(replace(row, role=f"{row.role}, taught along") if is_taught else row)
-    return rows + _company(path, results)
+    return rows + _company(path, results, is_taught=bool(taught))
 
 
-def _company(path: Path, results: Mapping[str, Mapping[str, Any]]) -> list[ModelRow]:
+def _company(path: Path, results: Mapping[str, Mapping[str, Any]], *, is_taught: bool) -> list[ModelRow]:
     """Return lines of the nets that the student learned from or with and that are thrown away: accuracies alone."""
     teacher, rows = results["teacher"], []
     if "ensemble" in teacher:
         role = f"ensemble of {len(teacher['members'])} teachers"
         rows.append(ModelRow(role, str(teacher.get("net", "")), teacher["ensemble"].get("test_accuracy")))
-    before = teacher if (path / TAUGHT / "result.json").is_file() else {}
+    before = teacher if is_taught else {}
     auxiliary = read_json(path / "student" / "auxiliary" / "result.json")
     for role, found in (("auxiliary teacher", auxiliary), ("teacher, before it was taught", before)):
         if found:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from qkd import cli
 from qkd.binding import bind, load_config, shipped_configs
 from qkd.cli import STAGE_NAMES, main, parse
+from qkd.config import RunConfig
+from qkd.listing import METHOD_NOTES
 from qkd.yaml_text import parse_yaml
 
 GOOD = "name: small\ndata: {name: digits}\nteacher: {net: resnet8, train: {epochs: 1}}\n" \
@@ -153,6 +156,15 @@ def test_ls_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "datasets"]) == 0
     text = capsys.readouterr().out
     assert "digits" in text and "resnet20" not in text
+
+
+def test_methods_are_listed_by_keys_that_a_config_has() -> None:
+    for note in METHOD_NOTES:
+        place: Any = RunConfig
+        for key in note.replace(": ", ".").split("."):
+            kind = place.model_fields[key].annotation
+            parts = [part for part in (kind, *get_args(kind)) if isinstance(part, type)]
+            place = next((part for part in parts if issubclass(part, BaseModel)), None)
 
 
 def test_a_missing_config_names_near_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,6 +179,8 @@ def test_a_run_whose_student_was_trained_before_w_was_logged(folder: Path, tmp_p
     [
         (["nowhere"], "nowhere: no such config file"),
         (["tiny", "seed=3"], "can change a config only"),
+        (["nowhere"], "nor is it a run: "),
+        (["tiny", "--out", "no-such-folder/t.svg"], "--out: there is no folder no-such-folder"),
         (["tiny", "--out", "t.pdf"], "--out must end in .svg or .png, got t.pdf"),
         (["tiny", "--temperature", "0"], "--temperature must be positive and finite, got 0"),
         (["tiny", "--temperature", "nan"], "--temperature must be positive and finite, got nan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,22 @@ def test_nets_without_stages_need_their_layers_named(match: Any, monkeypatch: py
     monkeypatch.setattr("qkd.matching.stage_names", lambda _net: ())
     error = match("tiny", "--teacher-taps", "layer1", code=2)["error"]
     assert "name the student's layers, from input to output (--student-taps); resnet8 has conv1, " in error
+
+
+def test_a_student_with_an_auxiliary_is_matched_with_it(folder: Path, match: Any) -> None:
+    own = {"train": {"epochs": 1, "lr": 0.01}, "terms": [{"loss": "soft_target"}]}
+    changes = NETS | {"name": "by_way", "student.auxiliary": own}
+    run = run_tiny(tiny_config(folder / "data", changes), folder / "runs", "teacher")
+    run.close()
+    assert "no student yet" in match("by_way", code=2)["error"]
+    run_tiny(tiny_config(folder / "data", changes), folder / "runs", "search", "distill").close()
+    report = match("by_way")
+    assert report["teacher"] == "resnet8, an auxiliary that learned from wrn_16_1" and report["note"] == ""
+    shutil.rmtree(folder / "runs" / "by_way" / "student" / "auxiliary")
+    assert "the teacher that it will learn from" in match("by_way")["note"]
+
+
+def test_an_ensemble_has_no_layers_to_follow(folder: Path, match: Any) -> None:
+    changes = NETS | {"name": "many", "teacher.members": 2, "teacher.train.epochs": 1}
+    run_tiny(tiny_config(folder / "data", changes), folder / "runs", "teacher", "search", "distill").close()
+    assert "an ensemble of 2, has no layers of its own to follow" in match("many", code=2)["error"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +297,17 @@ def test_stages_are_quiet(caplog: pytest.LogCaptureFixture, data: Path, tmp_path
     with caplog.at_level(logging.WARNING):
         run_tiny(tiny_config(data, {"teacher.train.epochs": 1}), tmp_path, "teacher", "search")
     assert capsys.readouterr().out == "" and not caplog.records
+
+
+@pytest.mark.parametrize("net", ["resnet8", "wrn_16_1"])
+def test_a_term_that_reads_before_the_grid_trains_and_reads_something_else(
+    data: Path, tmp_path: Path, net: str
+) -> None:
+    found = []
+    for tap in ("quantised", "pre_quant"):
+        terms = [{"loss": "cross_entropy"}, {"loss": "hint", "taps": [["layer3", "layer3"]], "tap": tap}]
+        changes = {"name": tap, "teacher.net": net, "student.net": net, "student.terms": terms}
+        with run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill") as run:
+            lines = (run.path / "student" / "metrics.jsonl").read_text().splitlines()
+        found.append([json.loads(line)["terms"]["hint"] for line in lines])
+    assert all(math.isfinite(value) for row in found for value in row) and found[0] != found[1]

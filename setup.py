@@ -19,6 +19,7 @@ PACKAGES = [
     "qkd.stages",
     "qkd.training",
     "quantizers",
+    "quantizers.graph",
 ]
 
 setup(

@@ -1,15 +1,15 @@
 """Low-bit arithmetic on Brevitas: rewrites a float CNN into a trainable student and gives its integer view."""
 
 from quantizers.calibrate import act_quantizers, calibrate, freeze_batch_norm, quant_layers, quantizer_scales
+from quantizers.graph.rewrite import prepare
+from quantizers.graph.trace import RewriteError
 from quantizers.integer import Grid, IntegerView
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
 from quantizers.names import QUANTIZERS
-from quantizers.rewrite import prepare
 from quantizers.settle import settle
 from quantizers.spec import QuantSpec
 from quantizers.student import Student
 from quantizers.tensor_quant import NotCalibratedError
-from quantizers.trace import RewriteError
 from quantizers.view import integer_view, layer_report
 
 __all__ = [

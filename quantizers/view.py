@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from quantizers import integer as ir
 from quantizers.calibrate import act_quantizers, eval_mode, quant_layers
+from quantizers.graph.trace import FUNCTION_NAMES, RewriteError, pair
 from quantizers.layers import (
     ActQuantizer,
     Concat,
@@ -22,7 +23,6 @@ from quantizers.layers import (
 )
 from quantizers.student import Student
 from quantizers.tensor_quant import NotCalibratedError
-from quantizers.trace import FUNCTION_NAMES, RewriteError, pair
 
 Common = tuple[str, tuple[str, ...], str]  # name, input edges, output edge
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from quantizers import QuantSpec, RewriteError
-from quantizers.plan import PAIR_SUM_LIMIT, Plan, weight_range
-from quantizers.trace import trace
+from quantizers.graph.plan import PAIR_SUM_LIMIT, Plan, weight_range
+from quantizers.graph.trace import trace
 
 
 def plan_of(net: nn.Module, images: Any, **options: Any) -> tuple[Plan, dict[str, Any]]:

@@ -8,22 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quantizers.layers import (
-    ActQuantizer,
-    Concat,
-    Origin,
-    Product,
-    QuantConvBn2d,
-    QuantLinearBn,
-    Sum,
-    WindowGather,
-)
-from quantizers.names import act_quantizer, weight_quantizer
-from quantizers.plan import Plan, weight_range
-from quantizers.pooling import adaptive_pool, pool_module, spatial_mean
-from quantizers.spec import QuantSpec
-from quantizers.student import Student, assemble
-from quantizers.trace import (
+from quantizers.graph.plan import Plan, weight_range
+from quantizers.graph.pooling import adaptive_pool, pool_module, spatial_mean
+from quantizers.graph.trace import (
     ADAPTIVE,
     ADD,
     AVGPOOL,
@@ -45,6 +32,19 @@ from quantizers.trace import (
     Traced,
     trace,
 )
+from quantizers.layers import (
+    ActQuantizer,
+    Concat,
+    Origin,
+    Product,
+    QuantConvBn2d,
+    QuantLinearBn,
+    Sum,
+    WindowGather,
+)
+from quantizers.names import act_quantizer, weight_quantizer
+from quantizers.spec import QuantSpec
+from quantizers.student import Student, assemble
 
 
 @dataclass

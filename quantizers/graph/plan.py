@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from quantizers.spec import QuantSpec
-from quantizers.trace import (
+from quantizers.graph.trace import (
     ADAPTIVE,
     ADD,
     AVGPOOL,
@@ -25,6 +24,7 @@ from quantizers.trace import (
     RewriteError,
     Traced,
 )
+from quantizers.spec import QuantSpec
 
 # A product of codes, twice, must fit the 16-bit pair sums of x86 integer kernels without VNNI.
 PAIR_SUM_LIMIT = 2**15 - 1

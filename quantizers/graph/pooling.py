@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from quantizers.graph.trace import MAXPOOL, RewriteError, Traced, pair
 from quantizers.layers import GlobalAveragePool, WindowGather
-from quantizers.trace import MAXPOOL, RewriteError, Traced, pair
 
 _MAX_PARAMETERS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVG_PARAMETERS = (

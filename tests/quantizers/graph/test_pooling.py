@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
 
+from quantizers.graph.pooling import adaptive_pool, pool_module, spatial_mean
+from quantizers.graph.trace import RewriteError, Traced, trace
 from quantizers.layers import GlobalAveragePool
-from quantizers.pooling import adaptive_pool, pool_module, spatial_mean
-from quantizers.trace import RewriteError, Traced, trace
 
 IMAGE = torch.randn(2, 3, 11, 10, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from quantizers import QuantSpec, RewriteError, prepare
-from quantizers.trace import pair, trace
+from quantizers.graph.trace import pair, trace
 
 
 class Body(nn.Module):

@@ -269,6 +269,31 @@ class GlobalAveragePool(nn.Module):
         return x.mean((2, 3), keepdim=self.keepdims)
 
 
+class Probabilities(nn.Module):
+    """The softmax a network ends with: in training mode the student gives logits, which is what losses take.
+
+    In eval mode, and so in the exported file, it gives what the float network gives.
+
+    Args:
+        axis: Dimension of the classes.
+        is_log: Whether the result is logarithms.
+    """
+
+    def __init__(self, axis: int, *, is_log: bool) -> None:
+        super().__init__()
+        self.axis, self.is_log = axis, is_log
+
+    @property
+    def function(self) -> str:
+        """Return the name of the function in the integer view."""
+        return "log_softmax" if self.is_log else "softmax"
+
+    def forward(self, logits: Tensor) -> Tensor:
+        if self.training:
+            return logits
+        return F.log_softmax(logits, self.axis) if self.is_log else F.softmax(logits, self.axis)
+
+
 class WindowGather(nn.Module):
     """Repeats rows and columns so that uneven adaptive pooling windows become even ones; moves values only.
 

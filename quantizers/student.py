@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
+from quantizers.layers import Probabilities
 from quantizers.spec import QuantSpec
 
 
@@ -26,13 +27,23 @@ class Student(fx.GraphModule):
 def assemble(
     graph: fx.Graph, modules: Mapping[str, nn.Module], *, tap_paths: dict[str, str], spec: QuantSpec
 ) -> Student:
-    """Return the student that runs ``graph`` on ``modules`` (module path -> module)."""
+    """Return the student that runs ``graph`` on ``modules`` (module path -> module).
+
+    A softmax becomes :class:`~quantizers.layers.Probabilities`, which lets logits through in training mode.
+    """
     root = nn.Module()
     for path, module in modules.items():
-        _place(root, path, module)
+        _place(root, path, _for_losses(module))
     student = Student(root, graph, class_name="Student")
     student.meta.update(tap_paths=tap_paths, spec=spec)
     return student
+
+
+def _for_losses(module: nn.Module) -> nn.Module:
+    if not isinstance(module, (nn.Softmax, nn.LogSoftmax)):
+        return module
+    axis = 1 if module.dim is None else int(module.dim)  # torch's own choice for two and four axes
+    return Probabilities(axis, is_log=isinstance(module, nn.LogSoftmax))
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from quantizers.graph.trace import (
     AVGPOOL,
     CAT,
     CONV,
+    FINAL,
     FUNCTION,
     LINEAR,
     MAXPOOL,
@@ -121,7 +122,7 @@ class _Writer:
             PLACEHOLDER: self._placeholder, CONV: self._layer, LINEAR: self._layer, NORM: self._norm,
             RELU: self._relu, ADD: self._joint, MUL: self._joint, CAT: self._cat, MAXPOOL: self._maxpool,
             AVGPOOL: self._avgpool, ADAPTIVE: self._adaptive, MEAN: self._mean, PASS: self._pass, SHAPE: self._copy,
-            FUNCTION: self._function, VALUE: self._copy,
+            FUNCTION: self._function, VALUE: self._copy, FINAL: self._copy,
         }  # fmt: skip
         return emitters[kind](node)
 

@@ -24,6 +24,7 @@ from export.flavours import Flavour, without_custom_operators
 from export.graph import GraphBuilder
 from export.packing import Storage, ir_version
 from export.saturation import WideGrid
+from export.windows import explicit_windows
 from export.writers import write_function, write_move
 from quantizers.integer import (
     Add,
@@ -54,11 +55,13 @@ class Lowered:
         model: The ONNX model.
         view: The arranged view it was written from.
         places: Name of the ONNX node -> the view's node it computes.
+        steps: Name of the ONNX node -> how many ONNX nodes were written for that.
     """
 
     model: onnx.ModelProto
     view: IntegerView
     places: Mapping[str, Node]
+    steps: Mapping[str, int]
 
 
 def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: Sequence[tuple[int, ...]]) -> Lowered:
@@ -73,12 +76,16 @@ def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: S
     Raises:
         ExportError: If a node has no ONNX form, or the graph's shapes do not fit each other.
     """
+    try:
+        view = explicit_windows(view, input_shapes)
+    except ValueError as error:
+        raise ExportError(f"the graph does not fit together: {error}") from error
     lowering = _Lowering(flavour.arrange(view), flavour, storage)
     for node in lowering.view.nodes:
         lowering.write(node)
     model = lowering.model(input_shapes)
     helper.set_model_props(model, _properties(view, lowering, storage))
-    return Lowered(model, lowering.view, lowering.places)
+    return Lowered(model, lowering.view, lowering.places, lowering.steps)
 
 
 class _Lowering:
@@ -91,6 +98,7 @@ class _Lowering:
         self.graph = GraphBuilder(reserved=(*self.inputs, *self.outputs))
         self.tensors = dict(zip(view.inputs, self.inputs, strict=True))
         self.places: dict[str, Node] = {}
+        self.steps: dict[str, int] = {}
 
     def write(self, node: Node) -> None:
         """Write one node and remember which ONNX node computes it."""
@@ -101,7 +109,10 @@ class _Lowering:
         self.tensors[node.output] = writer(self, node)
         if not isinstance(node, (Quantize, Shape)) and len(self.graph.nodes) > before:
             made = [entry.name for entry in self.graph.nodes[before:]]
-            self.places[node.name if node.name in made else made[-1]] = node
+            place = node.name if node.name in made else made[-1]
+            self.places[place] = node
+            # a function's input may have been dequantized for it, which is none of its own steps
+            self.steps[place] = sum(entry.op_type != "DequantizeLinear" for entry in self.graph.nodes[before:])
 
     def grid(self, edge: str) -> Grid | None:
         """Return the grid of an edge, or None where it is real-valued."""

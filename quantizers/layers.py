@@ -246,12 +246,23 @@ class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
 
 
 def _adopt(layer: Any, original: nn.Conv2d | nn.Linear, injector: Any, options: dict[str, Any]) -> None:
-    """Take over the float weights first, then build the quantizer, whose step size starts from them."""
-    layer.weight = nn.Parameter(original.weight.detach().clone(), requires_grad=original.weight.requires_grad)
+    """Take over the float weights first, then build the quantizer, whose step size starts from them.
+
+    What is frozen in the float network stays frozen. The step size of a frozen weight is frozen, too: it would change
+    the weight that the student computes with. (Batch norm comes as the module it was, with its own flags and running
+    statistics; step sizes of activations belong to no layer, and learn.)
+    """
+    layer.weight = _adopted(original.weight)
     if original.bias is not None:
-        layer.bias = nn.Parameter(original.bias.detach().clone())
+        layer.bias = _adopted(original.bias)
     qnn.mixin.QuantWeightMixin.__init__(layer, injector, **options)
+    if not original.weight.requires_grad:
+        layer.quant.requires_grad_(False)
     layer.to(original.weight.device)
+
+
+def _adopted(parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
 class Sum(nn.Module):

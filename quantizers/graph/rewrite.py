@@ -165,6 +165,7 @@ class _Writer:
         channels = norm.num_features
         identity = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
         nn.init.ones_(identity.weight)
+        identity.weight.requires_grad_(norm.weight is None or norm.weight.requires_grad)  # frozen stays frozen, whole
         return self._compute(node, node, identity, norm, 8, self.spec.sum_bits)
 
     def _relu(self, node: fx.Node) -> _Value:

@@ -67,8 +67,8 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
         OSError: As :func:`open_regular`.
     """
     with open_regular(path) as file:
-        data = file.read(most_bytes + 1) if os.fstat(file.fileno()).st_size <= most_bytes else b""
-        size = max(len(data), os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read() if size <= most_bytes else b""
     if size > most_bytes:
         raise UnreadableFileError(
             f"{path}: has {size:,} bytes, and what it is read as has at most {most_bytes:,}; name another file"

@@ -184,7 +184,7 @@ class RunFolder:
     def _mark(self, stage: str) -> dict[str, str]:
         """Return what ties a manifest to this run and stage: settings as they stand in its config, the name apart."""
         try:
-            values = _leaves(_read_config(self.path / "config.yaml"))
+            values = leaves(_read_config(self.path / "config.yaml"))
             settings = {key: value for key, value in values if key != "name"}
         except (OSError, ValueError):
             settings = {}
@@ -242,7 +242,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    then, now = dict(_leaves(old)), dict(_leaves(new))
+    then, now = dict(leaves(old)), dict(leaves(new))
     missing = object()
     lines = []
     for key in sorted(then.keys() | now.keys()):
@@ -253,13 +253,14 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the dotted path and value of every leaf of nested groups and lists."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and value:
         for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}[{index}]")
+            yield from leaves(inner, f"{path}[{index}]")
     else:
         yield path, value
 

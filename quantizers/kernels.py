@@ -96,7 +96,7 @@ class _Fusion:
         except Exception as error:
             self.enabled = False
             _log.warning(
-                "low-bit quantizers run unfused (slower, same results): %s: %s",
+                "low-bit quantizers run unfused (slower, and the last bits may differ): %s: %s",
                 type(error).__name__,
                 str(error).strip().splitlines()[0] if str(error).strip() else "no message",
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 from qkd import commands as do
 from qkd.commands import STAGE_NAMES, TABLE_NAMES
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
+from qkd.foreign.shown import clean_output, shown_line
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",
@@ -40,6 +43,9 @@ EXAMPLES = """examples:
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
+MOST_DIGITS = 9  # of a whole number among the arguments
+CPU, MOST_CPUS = "[0-9]{1,4}", 8192  # a CPU's number; Linux is built for at most so many
+
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
 
@@ -49,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments; ``sys.argv`` where absent.
     """
-    args = parse(sys.argv[1:] if argv is None else argv)
+    with clean_output():
+        return _main(parse(sys.argv[1:] if argv is None else argv))
+
+
+def _main(args: argparse.Namespace) -> int:
     command: Command = args.command
     try:
         return command(args)
@@ -141,15 +151,15 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for models (a config has a bench section instead)")
     for words in (
         ("--on", "append", None, "DEVICE", "local, ssh://[user@]host[:port], adb://SERIAL or a name; may be repeated"),
-        ("--devices", None, Path, "FILE", "file of named devices (configs/devices.yaml)"),
-        ("--threads", None, int, "N", "intra-op threads (1)"),
-        ("--rounds", None, int, "N", "timed inferences a model, in turns (200)"),
-        ("--warmup", None, int, "N", "inferences before the clock starts (20)"),
-        ("--batch-size", None, int, "N", "images an inference (1)"),
+        ("--devices", None, Path, "FILE", "file of named devices (~/.config/qkd/devices.yaml; none of this folder)"),
+        ("--threads", None, _whole, "N", "intra-op threads (1)"),
+        ("--rounds", None, _whole, "N", "timed inferences a model, in turns (200)"),
+        ("--warmup", None, _whole, "N", "inferences before the clock starts (20)"),
+        ("--batch-size", None, _whole, "N", "images an inference (1)"),
         ("--provider", None, str, "NAME", "execution provider (CPUExecutionProvider)"),
         ("--affinity", None, _cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
         ("--sample", None, Path, "FILE", "npz of images, labels: score the models on it where they run"),
-        ("--timeout", None, float, "SECONDS", "longest duration of one command on a device (600)"),
+        ("--timeout", None, _finite, "SECONDS", "longest duration of one command on a device (600)"),
         ("--output", None, Path, "FILE", "write the result as JSON, too"),
     ):
         option, action, kind, meta, text = words
@@ -165,7 +175,7 @@ def _add_measuring_commands(commands: Any) -> None:
     look.add_argument("config", metavar="CONFIG|RUN", help="a run (folder or name) with a teacher, or its config")
     look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
     look.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
-    look.add_argument("--temperature", type=float, metavar="T", help="of the distillation (the config's)")
+    look.add_argument("--temperature", type=_finite, metavar="T", help="of the distillation (the config's)")
     look.add_argument("--out", type=Path, metavar="FILE.svg|FILE.png", help="draw it")
     text = "how well features of test images find training images of their class (mAP, top-100)"
     find = _add(commands, "retrieve", do.retrieve, text, has_runs=True)
@@ -216,29 +226,54 @@ def _add_policy_commands(commands: Any) -> None:
     grid.add_argument("--data-root", type=Path, help="where torchvision keeps its sets (data)")
     grid.add_argument("--epochs", type=_epochs, required=True, metavar="0,10,20", help="rows, counted from 0")
     grid.add_argument("--length", type=_positive, help="epochs of the training (the schedule's)")
-    grid.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    grid.add_argument("--seed", type=_whole, default=0, help="of the draws (0)")
     grid.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
 
 
+def _whole(text: str) -> int:
+    """Return a whole number that no option is out of breath with; its own range is checked where it is used."""
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at most {MOST_DIGITS} digits, got {shown_line(repr(text), 40)}"
+        )
+    return int(text)
+
+
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if text.startswith("-") or _whole(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
     return int(text)
 
 
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {shown_line(repr(text), 40)}")
+    return value
+
+
 def _epochs(text: str) -> tuple[int, ...]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"must be epochs such as 0,10,20, got {text!r}")
-    return tuple(int(part) for part in text.split(","))
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and len(part) <= MOST_DIGITS for part in parts):
+        raise argparse.ArgumentTypeError(f"must be epochs such as 0,10,20, got {shown_line(repr(text), 40)}")
+    return tuple(int(part) for part in parts)
 
 
 def _cpus(text: str) -> tuple[int, ...]:
     cpus: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"must be numbers of CPUs such as 0,1 or 4-7, got {text!r}")
+        if not re.fullmatch(CPU, first) or (dash and not re.fullmatch(CPU, last)):
+            raise argparse.ArgumentTypeError(
+                f"must be numbers of CPUs such as 0,1 or 4-7, got {shown_line(repr(text), 40)}"
+            )
         cpus += range(int(first), int(last if dash else first) + 1)
+        if len(cpus) > MOST_CPUS:
+            raise argparse.ArgumentTypeError(f"names more than {MOST_CPUS} CPUs")
     return tuple(cpus)
 
 

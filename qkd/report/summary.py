@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qkd.files import read_json as read_value
+from qkd.report.records import read_record
 from qkd.report.table import align, megabytes, milliseconds, percent
 
 TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learnt beside the student
@@ -157,10 +157,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or an empty one where the file is missing.
 
     Raises:
-        DamagedFileError: If the file is not JSON.
+        DamagedFileError: If the file is not JSON, or not what the toolkit writes under this name.
     """
-    value = read_value(path) if path.is_file() else {}
-    return value if isinstance(value, dict) else {}
+    return read_record(path) if path.is_file() else {}
 
 
 def _devices(folder: Path) -> tuple[Mapping[str, Any], ...]:

@@ -135,10 +135,12 @@ def _codes_sentence(parity: Mapping[str, Any]) -> str:
 
 def latency_sentence(summary: RunSummary) -> str:
     """Return how the latencies were taken."""
-    bench, machine = summary.bench, summary.bench["machine"]
+    known = {"cpu": "unknown", **dict.fromkeys(("onnxruntime", "threads", "batch_size", "rounds", "warmup"), "?")}
+    facts = known | {key: value for key, value in summary.bench.items() if key in known}
+    facts |= {key: value for key, value in (summary.bench.get("machine") or {}).items() if key in known}
     return (
-        f"{machine['cpu']}, {bench['threads']} thread(s), batch {bench['batch_size']}, {bench['rounds']} rounds of all "
-        f"files in turns after {bench['warmup']} of warm-up, ONNX Runtime {machine['onnxruntime']}."
+        f"{facts['cpu']}, {facts['threads']} thread(s), batch {facts['batch_size']}, {facts['rounds']} rounds of all "
+        f"files in turns after {facts['warmup']} of warm-up, ONNX Runtime {facts['onnxruntime']}."
     )
 
 

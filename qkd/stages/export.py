@@ -20,8 +20,9 @@ from export import (
 )
 from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, load_splits, normalise
-from qkd.files import read_json, write_json
+from qkd.files import write_json
 from qkd.progress import Progress, Tracker
+from qkd.report.records import read_record
 from qkd.rundir import RunFolder
 from qkd.stages.layers import layer_rows
 from qkd.stages.models import TAUGHT, WEIGHTS, load_float_twin, load_student, load_taught, load_teacher
@@ -163,7 +164,11 @@ def require_integer_layers(run: RunFolder) -> None:
     Raises:
         export.ExportError: Naming the layers, and why.
     """
-    exported = read_json(run.path / "export" / "export.json")
-    faults = [f"{name}.onnx: {fault}" for name in student_files(run.config) for fault in exported[name]["fall_backs"]]
+    exported = read_record(run.path / "export" / "export.json")
+    faults = [
+        f"{name}.onnx: {fault}"
+        for name in student_files(run.config)
+        for fault in exported.get(name, {}).get("fall_backs", [])
+    ]
     if faults:
         raise ExportError("layers stay in float:\n  " + "\n  ".join(faults))

@@ -17,7 +17,7 @@ from qkd.stages.models import TAUGHT, WEIGHTS, guide_files, load_guide, net_fact
 from qkd.stages.outcome import score, write_outcome
 from qkd.stages.peers import Peer, peer_results
 from qkd.stages.phases import Distillation, distillation
-from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
+from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent, training_settings
 from qkd.stages.rotating import branches_file, branches_mark, load_branches, train_branches
 from qkd.stages.student_start import StudentStart, phases_of, student_images
 from qkd.stages.views import run_view
@@ -137,6 +137,7 @@ class _Distillation:
                 **branches_mark(self.folder),
                 **agent_mark(agent),
             },
+            settings=training_settings(config),
             scales=lambda: quantizer_scales(student),
             others={"teacher": teacher, **{partner.name: partner.module for partner in made.partners}},
             partners=made.partners,

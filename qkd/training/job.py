@@ -149,6 +149,7 @@ class Job:
         device: Where to train.
         folder: Gets ``metrics.jsonl`` and ``checkpoint/``.
         fingerprint: Name -> hash of what the training was made from; a checkpoint made from something else is refused.
+        settings: What of the config it follows beside ``config``: plain values by name, compared as the fingerprint is.
         scales: Gives the quantizer scales among the model's parameters; called once the model is at its start.
         others: Role -> further models that a diagnosis watches.
         partners: Nets that are trained beside the model.
@@ -165,6 +166,7 @@ class Job:
     device: torch.device
     folder: Path
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     scales: Callable[[], Iterable[nn.Parameter]] = tuple
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     partners: tuple[Partner, ...] = ()

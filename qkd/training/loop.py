@@ -27,6 +27,7 @@ from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError, diagnose, non_finite_weights
 from qkd.training.job import Batch, FitResult, Job, Phase, StepResult
 from qkd.training.optimizer import build_optimizer, set_learning_rate
+from qkd.training.origin import kernels_of, other_kernels, other_settings, settings_of
 from qkd.training.precision import choose_precision
 from qkd.training.schedule import learning_rate
 from qkd.training.state import collect, restore
@@ -103,6 +104,7 @@ class Trainer:
         self.at = _Position()
         self.sums: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
+        self.kernels_then: object = None  # of the checkpoint it goes on from, until they are compared
 
     def start(self, begin: Callable[[], None]) -> None:
         """Bring everything to where training goes on: the last good checkpoint, or the beginning."""
@@ -113,8 +115,9 @@ class Trainer:
         if checkpoint is None:
             self._save()
         else:
-            self._require_same_origin(checkpoint.state["fingerprint"])
+            self._require_same_origin(checkpoint.state)
             self.restore(checkpoint)
+            self.kernels_then = checkpoint.state.get("kernels")
             self._say_where()
         self._write_metrics()
 
@@ -171,6 +174,7 @@ class Trainer:
         for (images, labels), samples in zip(batches, places, strict=True):
             loss = self._step(phase, images, labels, samples)
             self.at.step += 1
+            self._tell_of_other_kernels()
             now = time.monotonic()
             self.at.epoch_seconds += now - clock
             self.at.seconds += now - clock
@@ -320,7 +324,10 @@ class Trainer:
         return Checkpoint(tensors, state)
 
     def _save(self) -> None:
-        self.store.save(self.at.epoch * (self.steps + 1) + self.at.step, self.state())
+        made = self.state()
+        facts = {"settings": settings_of(self.job, self.batch_size), "kernels": kernels_of(self.job)}
+        checkpoint = Checkpoint(made.tensors, {**made.state, **facts})
+        self.store.save(self.at.epoch * (self.steps + 1) + self.at.step, checkpoint)
         self.saved_at = time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -342,13 +349,25 @@ class Trainer:
         where = f"epoch {self.at.epoch + 1}, step {self.at.step}" if self.at.epoch < self.job.config.epochs else "end"
         self.progress.say(f"{self.job.role}: going on from the checkpoint at {where}")
 
-    def _require_same_origin(self, origin: Mapping[str, str]) -> None:
-        now = dict(self.job.fingerprint)
+    def _tell_of_other_kernels(self) -> None:
+        """Say, once a step has run, where other kernels run than before the interruption."""
+        for change in other_kernels(self.kernels_then, kernels_of(self.job)) if self.kernels_then else ():
+            self.progress.warn(f"{self.job.role}: {change}; what follows may differ in the last bits")
+        self.kernels_then = None
+
+    def _require_same_origin(self, state: Mapping[str, Any]) -> None:
+        origin, now = state["fingerprint"], dict(self.job.fingerprint)
         changed = sorted(name for name in origin.keys() | now.keys() if origin.get(name) != now.get(name))
         if changed:
             raise ValueError(
                 f"{self.store.folder}: the checkpoint was made from other inputs ({', '.join(changed)} changed since); "
                 f"restore them, or delete {self.job.folder} to train anew"
+            )
+        changed = other_settings(state.get("settings"), settings_of(self.job, self.batch_size))
+        if changed:
+            raise ValueError(
+                f"{self.store.folder}: the checkpoint was made with other settings ({'; '.join(changed)}): is it of "
+                f"another run? Restore them, or delete {self.job.folder} to train anew"
             )
 
     def _write_metrics(self) -> None:

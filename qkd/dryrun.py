@@ -129,6 +129,8 @@ class _Trial:
             images = load_splits(self.config.data, seed=self.config.seed)
             self.splits: Splits = student_images(self.config, images).to(self.device)
             outcome.append(f"{len(self.splits.train)} training images, {len(self.splits.classes)} classes")
+            for note in self.splits.notes:
+                self.progress.warn(f"data: {note}")
             if self.splits.quiz is not None:
                 outcome.append(f"{len(self.splits.quiz)} more for the quiz")
             if self.config.searched_roles:

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from qkd.config.foreign import foreign_hint
+
 Fault: TypeAlias = tuple[tuple[str | int, ...], str]
 """Where (keys and indices from the root) and what."""
 
@@ -120,6 +122,8 @@ def _bound(kind: str, context: Mapping[str, Any]) -> str | None:
 
 def _unknown_key(where: tuple[str | int, ...], schema: type[BaseModel]) -> str:
     key = str(where[-1])
+    if hint := foreign_hint(key):
+        return f"unknown key; {hint}"
     known = list(_section(where[:-1], schema).model_fields)
     near = difflib.get_close_matches(key, known, n=1)
     homes = [path for path in _all_paths(schema) if path.rpartition(".")[2] == key]

@@ -208,7 +208,7 @@ class _Trial:
         settings = self.config.teacher
         net = self._net(settings.net, "teacher")
         if settings.weights is not None:
-            load_weights(net, settings.weights)
+            outcome += [note] if (note := load_weights(net, settings.weights)) else []
         net.to(self.device)
         if settings.train is not None:
             outcome.append(self._supervised(net, settings.train, self._tried_agent("teacher")))
@@ -226,7 +226,7 @@ class _Trial:
             )
             self.float_nets["float"] = net.cpu()
         elif own.weights is not None:
-            load_weights(net, own.weights)
+            outcome += [note] if (note := load_weights(net, own.weights)) else []
         student = self._low_bit(self.config, net)
         quant = self.config.student.quant
         outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {self.config.student_start}")

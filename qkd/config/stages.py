@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from qkd.config.sections import Count, NonNegative, Positive, Section
+from qkd.config.sections import Count, NonNegative, Positive, Section, UserPath
 
 
 class SearchConfig(Section):
@@ -65,7 +64,7 @@ class BenchConfig(Section):
     on: tuple[str, ...] = Field(
         ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
     )
-    devices: Path | None = Field(None, description="devices file; absent: configs/devices.yaml")
+    devices: UserPath | None = Field(None, description="devices file; absent: configs/devices.yaml")
     provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")
     affinity: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="CPUs it is pinned to; empty: none")
     int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")

@@ -19,7 +19,7 @@ from qkd.data.splits import Parts, Split
 WHOLE_BYTES = 1 << 29  # parts of up to 512 MiB are hashed whole: a third of a second
 _SAMPLE_BYTES = 1 << 28  # of a larger one, evenly spaced images of so many bytes in all
 _SAMPLE_IMAGES = 4096  # and at most so many: each is a seek on a disk
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 _NAMED = 5  # classes that a message names
 
 

@@ -44,7 +44,8 @@ def _run(run: RunFolder, progress: Progress) -> None:
     net = fresh_teacher(config, splits)
     fingerprint = {}
     if teacher.weights is not None:
-        load_weights(net, teacher.weights)
+        if note := load_weights(net, teacher.weights):
+            progress.say(f"teacher: {teacher.weights}: {note}")
         fingerprint[f"weights {teacher.weights}"] = sha256_of(teacher.weights)
     folder = run.folder("teacher")
     fitted = None

@@ -86,8 +86,8 @@ class StoredRows:
             self._read(row, memoryview(place))
         return images
 
-    def each_block(self, use: Callable[[memoryview], object], block_bytes: int = 1 << 22) -> None:
-        """Call ``use`` with all pixels in the order of the file, some megabytes at a time."""
+    def each_block(self, use: Callable[[memoryview], object], block_bytes: int = 1 << 20) -> None:
+        """Call ``use`` with all pixels in the order of the file, a megabyte at a time."""
         buffer = memoryview(bytearray(block_bytes))
         left, at = self._image_bytes * self.shape[0], self._offset
         while left:
@@ -153,6 +153,10 @@ class ArraySplit:
         size = len(self) * int(np.prod(self.source.shape[1:], dtype=np.int64))
         if target.type == "cpu" or (target.type == "cuda" and size > torch.cuda.mem_get_info(target)[0] // 2):
             return self
+        return self.gathered(target)
+
+    def gathered(self, target: torch.device) -> MemorySplit:
+        """Return a part with these images in the memory of a device."""
         first = self.batch(torch.arange(min(1, len(self))), "cpu")[0]
         images = torch.empty((len(self), *first.shape[1:]), dtype=torch.uint8, device=target)
         step = max(1, _MOVED_AT_ONCE // max(1, first[0].numel())) if len(self) else 1

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,8 @@ import torch
 from PIL import Image
 
 from qkd.config import DataConfig
-from qkd.data import DataError, Splits, iterate, load_splits, normalise
+from qkd.data import DataError, Splits, changes, iterate, load_splits, normalise, read_facts, sampling_note
+from qkd.data.sets.images import IMAGE_SUFFIXES, decode, read_header
 
 COLOURS = {"ant": (200, 10, 10), "bee": (10, 200, 10)}
 
@@ -101,11 +107,184 @@ def test_images_are_resized_and_cropped_to_the_size_asked_for(good: Path) -> Non
     assert int(image[:, :, 1:-1].min()) == 255
 
 
-def test_the_fingerprint_is_of_names_and_sizes(good: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_content_and_order(good: Path) -> None:
     before = load(good).fingerprint
     assert load(good).fingerprint == before
-    (good / "train" / "ant" / "0.png").rename(good / "train" / "ant" / "x.png")
+    first, last = good / "train" / "ant" / "0.png", good / "train" / "ant" / "x.png"
+    first.rename(last)  # another place in the order: another set
     assert load(good).fingerprint != before
+    last.rename(first)
+    assert load(good).fingerprint == before
+    data = bytearray(first.read_bytes())
+    data[-20] ^= 1  # same name, same size
+    times = first.stat()
+    first.write_bytes(data)
+    os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    config = DataConfig(name="folder", path=good)
+    assert read_facts(config).fingerprint != before
+    first.write_bytes(bytes(data[:-20]) + bytes([data[-20] ^ 1]) + bytes(data[-19:]))
+    assert read_facts(config).fingerprint == before
+
+
+def test_of_a_large_folder_a_sample_is_looked_at_and_all_sizes(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qkd.data.facts.WHOLE_BYTES", 100)
+    monkeypatch.setattr("qkd.data.facts._SAMPLE_IMAGES", 4)
+    config = DataConfig(name="folder", path=good)
+    before = read_facts(config)
+    assert (before.train.sampled, before.test.sampled) == (4, 4)
+    note = sampling_note(before)
+    assert note.endswith("in a sample: 4 of 20 images of train and 4 of 6 images of test")
+    paint(good / "train" / "ant" / "0.png", seed=77)  # the first is in every sample
+    assert changes(before, read_facts(config)) == ["pixels of train (of 4 sampled images)"]
+    paint(good / "train" / "ant" / "0.png", colour=COLOURS["ant"], seed=0)
+    assert changes(before, read_facts(config)) == []
+    with open(good / "train" / "ant" / "1.png", "ab") as file:  # not in the sample, but of another size
+        file.write(b"more")
+    assert changes(before, read_facts(config)) == ["pixels of train (of 4 sampled images)"]
+
+
+def test_facts_of_a_folder_do_not_decode(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is to be opened as an image")
+
+    before = load(good).facts
+    monkeypatch.setattr(Image, "open", refuse)
+    assert read_facts(DataConfig(name="folder", path=good)) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".ipynb_checkpoints/0-checkpoint.png",
+        "._0.png",
+        ".hidden.jpg",
+        "__MACOSX/ant/._0.png",
+        "__MACOSX/0.png",
+        "a/.b/c.png",
+        "@eaDir/0.png/thumb.jpg",
+        "sub/@eaDir/1.jpg",
+        "Thumbs.db",
+        ".DS_Store",
+        "$RECYCLE.BIN/1.png",
+    ],
+)
+def test_hidden_files_and_folders_are_skipped_at_every_depth_and_counted(good: Path, name: str) -> None:
+    before = load(good)
+    for place in (good / "train" / "ant", good / "test" / "bee"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(b"no image")
+    after = load(good)
+    assert after.facts == before.facts and before.notes == ()
+    assert len(after.notes) == 1 and after.notes[0].startswith("2 hidden files and folders skipped (")
+
+
+def test_hidden_class_folders_are_skipped_and_counted(good: Path) -> None:
+    for name in (".ipynb_checkpoints", "__MACOSX", ".git"):
+        paint(good / "train" / name / "0.png")
+    assert load(good).classes == ("ant", "bee")
+    assert load(good).notes == ("3 hidden files and folders skipped ('.git', '.ipynb_checkpoints', '__MACOSX')",)
+
+
+def test_images_in_folders_of_a_class_folder_are_read(good: Path) -> None:
+    paint(good / "test" / "ant" / "more" / "deep" / "9.PNG")
+    assert len(load(good).test) == 7
+
+
+def test_a_class_without_a_test_image_is_noted(good: Path) -> None:
+    paint(good / "train" / "cow" / "0.png")
+    assert load(good).notes == ("1 of 3 classes have no test image (cow): the test accuracy says nothing of them",)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_only_stated_formats_are_decoded_whatever_the_name(
+    good: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("no program is to be started")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", refuse)
+    (good / "train" / "ant" / f"zz{suffix}").write_bytes(EPS)
+    text = refusal(good)
+    assert f"zz{suffix}: cannot be read as an image: it is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP" in text
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_every_stated_format_is_read(good: Path, suffix: str) -> None:
+    path = good / "test" / "ant" / f"zz{suffix}"
+    grey = Image.fromarray(np.full((12, 12), 77, np.uint8))
+    (grey if suffix == ".pgm" else grey.convert("RGB")).save(path)
+    image, _ = load(good).test.batch(torch.tensor([3]), "cpu")
+    assert abs(int(image.float().mean()) - 77) <= 2
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(30_000, 3_000), (20_000, 20_000), (2_000_000_000, 2_000_000_000)])
+def test_bombs_are_refused_before_they_are_decoded(good: Path, size: tuple[int, int]) -> None:
+    (good / "train" / "ant" / "zz.png").write_bytes(png_of_size(*size))
+    text = refusal(good, image_size=12)
+    assert "zz.png: cannot be read as an image" in text and "pixels" in text.lower()
+
+
+def test_a_strip_that_resizing_would_blow_up_is_refused(good: Path) -> None:
+    Image.fromarray(np.zeros((20_000, 1, 3), np.uint8)).save(good / "train" / "ant" / "zz.png")
+    splits = load(good, image_size=12)
+    assert splits.image_size == 12
+    with pytest.raises(DataError, match=r"zz\.png: .* pixels to decode or resize are more than"):
+        decode(good / "train" / "ant" / "zz.png", channels=3, image_size=224)
+
+
+def test_a_class_name_that_cannot_be_printed_is_refused(good: Path) -> None:
+    paint(good / "train" / "a\nb" / "0.png")
+    assert "class names must be printable text, found ['a\\nb']" in refusal(good)
+
+
+def test_altered_images_are_worded_whatever_the_decoder_raises(good: Path) -> None:
+    rng = np.random.default_rng(0)
+    for suffix in (".png", ".jpg", ".tif", ".gif", ".webp", ".bmp", ".ppm"):
+        source = good / f"x{suffix}"
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(source)
+        whole = source.read_bytes()
+        for _ in range(40):
+            data = bytearray(whole)
+            for _ in range(int(rng.integers(1, 4))):
+                data[int(rng.integers(len(data)))] = int(rng.integers(256))
+            source.write_bytes(data[: len(data) - int(rng.integers(0, 20))])
+            try:
+                read_header(source)
+                decode(source, channels=3, image_size=12)
+            except DataError as error:
+                assert str(source) in str(error)
+
+
+def test_statistics_of_large_images_take_little_memory(tmp_path: Path) -> None:
+    """Peak of a process that loads 224x224 images and reads a batch, over one that only imports: under 60 MB."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 2)):
+        for name in "ab":
+            for index in range(count):
+                path = tmp_path / part / name / f"{index}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)).resize((224, 224)).save(path)
+    program = (
+        "import resource, sys, torch\nfrom pathlib import Path\nfrom qkd.config import DataConfig\n"
+        "from qkd.data import load_splits\nimport PIL.JpegImagePlugin\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\ntorch.set_num_threads(1)\n"
+        "before = peak()\nsplits = load_splits(DataConfig(name='folder', path=Path(sys.argv[1])), 0)\n"
+        "splits.train.batch(torch.arange(64), 'cpu')\nprint(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 60 * 1024  # KiB; the pixels of all images as int64, as it once was, are 300 MB
 
 
 def test_mixed_sizes_need_a_size(good: Path) -> None:

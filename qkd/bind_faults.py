@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from qkd.config.foreign import foreign_hint
 from qkd.foreign.shown import shown_line
 
 Fault: TypeAlias = tuple[tuple[str | int, ...], str]
@@ -164,6 +165,8 @@ def _bound(kind: str, context: Mapping[str, Any]) -> str | None:
 
 def _unknown_key(where: tuple[str | int, ...], schema: type[BaseModel]) -> str:
     key = str(where[-1])
+    if hint := foreign_hint(key):
+        return f"unknown key; {hint}"
     known = list(_section(where[:-1], schema).model_fields)
     near = difflib.get_close_matches(key, known, n=1) if len(key) <= LONGEST_NAME else []
     homes = [path for path in _known_paths(schema) if path.rpartition(".")[2] == key]

@@ -15,6 +15,7 @@ from qkd import commands as do
 from qkd.commands import STAGE_NAMES, TABLE_NAMES
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.foreign.shown import clean_output, shown_line
+from qkd.user_paths import user_path
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",
@@ -87,6 +88,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown argument(s): {' '.join(unknown)}; `qkd {args.name} --help` lists what there is")
     if rest:
         args.overrides = [*args.overrides, *rest]
+    for name in ("config", "run", "policy"):  # a name or a path: text, until it is known which
+        if str(getattr(args, name, "")).startswith("~"):
+            setattr(args, name, str(user_path(getattr(args, name))))
+    if models:
+        args.overrides = [str(user_path(text)) if text.startswith("~") else text for text in args.overrides]
     return args
 
 
@@ -138,7 +144,7 @@ def _add(
         parser.add_argument("config", metavar=meta, help=meant)
         parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
     if has_runs:
-        parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of run folders (runs)")
+        parser.add_argument("--runs-dir", type=user_path, default=Path("runs"), help="folder of run folders (runs)")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=command)
@@ -151,16 +157,16 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for models (a config has a bench section instead)")
     for words in (
         ("--on", "append", None, "DEVICE", "local, ssh://[user@]host[:port], adb://SERIAL or a name; may be repeated"),
-        ("--devices", None, Path, "FILE", "file of named devices (~/.config/qkd/devices.yaml; none of this folder)"),
+        ("--devices", None, user_path, "FILE", "named devices (~/.config/qkd/devices.yaml, never this folder)"),
         ("--threads", None, _whole, "N", "intra-op threads (1)"),
         ("--rounds", None, _whole, "N", "timed inferences a model, in turns (200)"),
         ("--warmup", None, _whole, "N", "inferences before the clock starts (20)"),
         ("--batch-size", None, _whole, "N", "images an inference (1)"),
         ("--provider", None, str, "NAME", "execution provider (CPUExecutionProvider)"),
         ("--affinity", None, _cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
-        ("--sample", None, Path, "FILE", "npz of images, labels: score the models on it where they run"),
+        ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
         ("--timeout", None, _finite, "SECONDS", "longest duration of one command on a device (600)"),
-        ("--output", None, Path, "FILE", "write the result as JSON, too"),
+        ("--output", None, user_path, "FILE", "write the result as JSON, too"),
     ):
         option, action, kind, meta, text = words
         group.add_argument(option, action=action, type=kind, metavar=meta, help=text)  # type: ignore[arg-type]
@@ -176,7 +182,7 @@ def _add_measuring_commands(commands: Any) -> None:
     look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
     look.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
     look.add_argument("--temperature", type=_finite, metavar="T", help="of the distillation (the config's)")
-    look.add_argument("--out", type=Path, metavar="FILE.svg|FILE.png", help="draw it")
+    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw it")
     text = "how well features of test images find training images of their class (mAP, top-100)"
     find = _add(commands, "retrieve", do.retrieve, text, has_runs=True)
     find.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
@@ -203,7 +209,7 @@ def _add_policy_commands(commands: Any) -> None:
         actions, "import", do.policy_import, "a search log of PBA or role-kd as a schedule file; nothing in it is run"
     )
     take.add_argument(
-        "log", metavar="LOG", type=Path, help="pbt_policy_<id>.txt, pbt_global.txt, or best.txt beside them"
+        "log", metavar="LOG", type=user_path, help="pbt_policy_<id>.txt, pbt_global.txt, or best.txt beside them"
     )
     take.add_argument("--epochs", type=_positive, required=True, help="length of the search (published: 200)")
     take.add_argument(
@@ -212,7 +218,7 @@ def _add_policy_commands(commands: Any) -> None:
         required=True,
         help="py2: all published logs; source: logs of a Python 3 run of the released code",
     )
-    take.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="schedule file to write")
+    take.add_argument("--out", type=user_path, required=True, metavar="FILE.yaml", help="schedule file to write")
     take.add_argument("--trial", metavar="ID", help="whose lineage to follow in pbt_global.txt")
     take.add_argument("--role", choices=("teacher", "student"), help="noted in the file")
     look = _add(actions, "show", do.policy_show, "a schedule in words, and as a picture")
@@ -220,14 +226,14 @@ def _add_policy_commands(commands: Any) -> None:
     for action in (look, grid):
         action.add_argument("policy", metavar="FILE|POLICY", help="a schedule file, or a name of `qkd ls policies`")
     look.add_argument("--epochs", type=_positive, help="stretch it to this length")
-    look.add_argument("--out", type=Path, metavar="FILE.svg|FILE.png", help="draw it")
+    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw it")
     grid.add_argument("--data", required=True, metavar="NAME", help="a name of `qkd ls datasets`")
-    grid.add_argument("--data-path", type=Path, help="folder of npz and folder sets")
-    grid.add_argument("--data-root", type=Path, help="where torchvision keeps its sets (data)")
+    grid.add_argument("--data-path", type=user_path, help="folder of npz and folder sets")
+    grid.add_argument("--data-root", type=user_path, help="where torchvision keeps its sets (data)")
     grid.add_argument("--epochs", type=_epochs, required=True, metavar="0,10,20", help="rows, counted from 0")
     grid.add_argument("--length", type=_positive, help="epochs of the training (the schedule's)")
     grid.add_argument("--seed", type=_whole, default=0, help="of the draws (0)")
-    grid.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
+    grid.add_argument("--out", type=user_path, required=True, metavar="FILE.png", help="picture to write")
 
 
 def _whole(text: str) -> int:

@@ -43,6 +43,7 @@ from qkd.report.teacher_picture import teacher_picture
 from qkd.run_target import run_folder, runs_in
 from qkd.rundir import RunFolder
 from qkd.seeding import stream
+from qkd.stages.images import stored_images
 from qkd.stages.models import WEIGHTS, load_followed, load_student
 from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
@@ -231,7 +232,9 @@ class _Subject:
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.device = choose_device(config.device)
-        self.splits: Splits = load_splits(config.data, seed=config.seed)
+        self.splits: Splits = (
+            load_splits(config.data, seed=config.seed) if folder is None else stored_images(config, folder)
+        )
         generator = stream(config.seed, "diagnose", "images")
         self.indices = some_images(self.splits.train, limit, generator)
         self.targets = soft_targets(_terms(config))

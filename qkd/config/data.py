@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from qkd.config.sections import BatchSize, Fraction, Images, Pixels, Section, Workers
+from qkd.config.sections import BatchSize, Fraction, Images, Pixels, Section, UserPath, Workers
 
 UNSCHEDULED = ("none", "crop", "crop_flip", "cutmix", "trivial", "randaugment")  # policies that are alike in all epochs
 
@@ -16,10 +16,10 @@ class DataConfig(Section):
     """Which images, and how they are split and batched."""
 
     name: str = Field(description="digits, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
-    path: Path | None = Field(
+    path: UserPath | None = Field(
         None, description="npz: folder with train.npz and test.npz; folder: with train/ and test/"
     )
-    root: Path = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
+    root: UserPath = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
     download: bool = Field(True, description="fetch a torchvision set that is not in root")
     image_size: Annotated[Pixels, Field(ge=1)] | None = Field(
         None, description="side in pixels that images of a folder are resized to"
@@ -39,7 +39,7 @@ class AgentConfig(Section):
         description="none, crop_flip, crop, cutmix, trivial, randaugment, pba; file: a schedule; search: what this "
         "run's search finds for the role; teacher (student only): the teacher's",
     )
-    schedule: Path | None = Field(None, description="schedule file (YAML) when policy is file")
+    schedule: UserPath | None = Field(None, description="schedule file (YAML) when policy is file")
     crop_padding: Pixels = Field(4, description="pixels of padding before the random crop")
     flip: bool = Field(True, description="horizontal flip with probability 1/2")
     cutout: Pixels = Field(0, description="side in pixels of a final cut-out square; 0 is off")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
-from qkd.config.sections import MOST_MEMBERS, Positive, Section, Threads
+from qkd.config.sections import MOST_MEMBERS, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, TermConfig, TrainConfig
 
@@ -18,7 +17,7 @@ class TeacherConfig(Section):
     """The full-precision role."""
 
     net: str = Field(description="a name of `qkd ls nets`")
-    weights: Path | None = Field(None, description="float weights (safetensors) to start from")
+    weights: UserPath | None = Field(None, description="file of float weights to start from")
     untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
     train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
     agent: AgentConfig = Field(default_factory=AgentConfig)
@@ -55,7 +54,9 @@ class StudentConfig(Section):
         "auto",
         description="auto: `weights` where given, else the teacher's where the nets agree, else an own float training",
     )
-    weights: Path | None = Field(None, description="float weights of the student's net to start from, with init auto")
+    weights: UserPath | None = Field(
+        None, description="float weights of the student's net to start from, with init auto"
+    )
     float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
     quant: QuantConfig = Field(description="bits and quantizers")
     train: TrainConfig = Field(description="the low-bit training")

@@ -6,9 +6,12 @@ chokes on. ``10**40`` pixels of padding or 100,000 threads are a slip of the fin
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from qkd.user_paths import user_path
 
 LARGEST = 1e6  # of a factor, weight, temperature, decay or time in seconds (eleven days)
 MOST_EPOCHS = 1_000_000
@@ -32,6 +35,7 @@ Pixels = Annotated[int, Field(ge=0, le=MOST_PIXELS)]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
 Cpu = Annotated[int, Field(ge=0, lt=8192)]  # number of one; Linux is built for at most so many
+UserPath = Annotated[Path, AfterValidator(user_path)]  # `~` is the home folder
 
 
 class Section(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +18,7 @@ from qkd.config.sections import (
     Positive,
     Section,
     Threads,
+    UserPath,
 )
 
 
@@ -79,7 +79,7 @@ class BenchConfig(Section):
     on: tuple[str, ...] = Field(
         ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
     )
-    devices: Path | None = Field(
+    devices: UserPath | None = Field(
         None, description="devices file; absent: ~/.config/qkd/devices.yaml, or the shipped one"
     )
     provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")

@@ -38,7 +38,7 @@ def run(run: RunFolder, progress: Progress) -> None:
     files = list(targets.paths.values())
     made: list[Path] = []
     if settings.int8_baseline:
-        targets = with_baseline(targets, folder, calibration_images(run.config))
+        targets = with_baseline(targets, folder, calibration_images(run.config, folder=run.path))
         made = [path for path in targets.paths.values() if path not in files]
     progress.say(f"{settings.rounds} rounds of {', '.join(targets.paths)} in turns, {settings.threads} thread(s)")
     how = _settings(settings, run.config.seed)

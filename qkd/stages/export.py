@@ -19,11 +19,12 @@ from export import (
     export_onnx,
 )
 from qkd.config import DataConfig, RunConfig
-from qkd.data import Splits, iterate, load_splits, normalise
+from qkd.data import Splits, iterate, normalise
 from qkd.files import write_json
 from qkd.progress import Progress, Tracker
 from qkd.report.records import read_record
 from qkd.rundir import RunFolder
+from qkd.stages.images import run_images
 from qkd.stages.layers import layer_rows
 from qkd.stages.models import TAUGHT, WEIGHTS, load_float_twin, load_student, load_taught, load_teacher
 from qkd.stages.sample import write_run_sample
@@ -46,7 +47,7 @@ def run(run: RunFolder, progress: Progress) -> None:
             files and the comparison stay, the stage is not complete.
     """
     with cpu_threads(run.config.threads):
-        splits = load_splits(run.config.data, seed=run.config.seed)
+        splits = run_images(run, progress)
         example = _example(splits)
         folder, student = run.folder("export"), load_student(run)
         nets = float_nets(run)

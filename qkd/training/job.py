@@ -26,10 +26,15 @@ class Agent(Protocol):
         """Return the augmented images; with ``samples`` (positions in the data set) whatever batch they are in."""
         ...
 
+    @property
+    def following(self) -> int:
+        """How many images that come after a batch are to be given with it, to be mixed into it."""
+        ...
+
     def with_labels(
         self, images: Tensor, labels: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
     ) -> tuple[Tensor, Mixed | None]:
-        """Return the augmented images, and second labels where images are mixed."""
+        """Return the augmented images, and second labels where images are mixed; rows that followed come last."""
         ...
 
 

@@ -72,8 +72,7 @@ class LayerTally:
         if isinstance(on, str) or off.shape != on.shape:
             self.missing["the last layer"] = on if isinstance(on, str) else _shapes("file", off, "kernel", on)
             return
-        difference = np.abs(off.astype(np.float64) - on)
-        difference[~np.isfinite(difference)] = np.inf  # a comparison with NaN is never true, so it would be no maximum
+        difference = distance(off, on)
         largest = float(difference.max(initial=0))
         self.output_difference = max(self.output_difference, largest)
         self.output_beyond += int(largest > allowed)
@@ -133,6 +132,14 @@ class _Differences:
         differing, largest = self.columns
         differing[index] += int(np.count_nonzero(steps))
         largest[index] = max(largest[index], int(steps.max(initial=0)))
+
+
+def distance(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return how far values are apart; infinity where either is not finite: NaN would be within every bound."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(one.astype(np.float64) - other)
+    apart[~np.isfinite(apart)] = np.inf
+    return np.asarray(apart, np.float64)
 
 
 class SingleLayers:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from export.parity.expected import Expected
-from export.parity.layers import LayerTally
+from export.parity.layers import LayerTally, distance
 from export.parity.report import Comparison, ParityReport
 
 Array = npt.NDArray[np.float32]
@@ -52,8 +52,7 @@ class Side:
 
     def _add_output(self, ours: Array, theirs: Array, *, is_first: bool) -> npt.NDArray[np.bool_]:
         """Return the images of which a value is too far away, or not finite."""
-        difference = np.abs(ours.astype(np.float64) - theirs)
-        difference[~np.isfinite(difference)] = np.inf  # NaN compares as false: it would pass every bound
+        difference = distance(ours, theirs)
         expected = self.expected if is_first else _real_valued(self.expected)
         allowed = expected.allowed(ours, optimised=self.optimised)
         if is_first:

@@ -188,13 +188,21 @@ def is_fused() -> bool:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """View a dense tensor of any memory format as one row, so that one kernel serves every shape."""
+    """View a dense tensor of any memory format as one row, so that one kernel serves every shape.
+
+    Within a larger compiled graph it stays as it is: that compiler chooses memory formats after tracing, and a view of
+    the memory in traced strides would pair values with gradients of other places.
+    """
+    if torch.compiler.is_compiling():
+        return x
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x.as_strided((x.numel(),), (1,))
     return x.contiguous().view(-1)
 
 
 def _like(flat: Tensor, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return flat
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return flat.as_strided(x.size(), x.stride())
     return flat.view(x.size())
@@ -202,7 +210,7 @@ def _like(flat: Tensor, x: Tensor) -> Tensor:
 
 def _same_format(grad: Tensor, x: Tensor) -> Tensor:
     """Bring a gradient into the memory format of ``x``, so that flat views of both line up."""
-    if grad.stride() == x.stride():
+    if torch.compiler.is_compiling() or grad.stride() == x.stride():
         return grad
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return grad.contiguous(memory_format=torch.channels_last)

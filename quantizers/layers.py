@@ -172,8 +172,9 @@ class _Deployable:
             floored = scale
         floored = floored.clamp_min(LEAST_SCALE)
         if factor is None:
-            changed = floored / step
-            return (None if bool((floored == scale).all()) else changed), floored, shift
+            # exactly 1 where the scale stands; asking whether it does anywhere would wait for a GPU
+            changed = torch.where(floored == scale, torch.ones_like(step), floored / step)
+            return changed, floored, shift
         sign = torch.where(factor < 0, -1.0, 1.0)
         return torch.where(floored == scale, factor, sign * floored / step), floored, shift
 

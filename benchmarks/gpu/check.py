@@ -1,0 +1,278 @@
+"""Checks on a device what the CPU's tests promise: same augmentation, same codes, bf16, resuming, captured steps.
+
+    python benchmarks/gpu/check.py --out results/
+
+Every check says what it found; none stops the others. The exit code is the number of those that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkd.agents import build_agent
+from qkd.config import AgentConfig, DataConfig, TrainConfig
+from qkd.nets import build_net
+from qkd.progress import Silent
+from qkd.testing import TinyNet, synthetic_splits
+from qkd.training import Batch, Job, Phase, StepResult, fit, supervised_step
+from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare
+from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
+
+from images import CropFlip, made_up_images, normaliser  # isort: skip - beside this file
+from ladder import exact_float32  # isort: skip
+from lanes import How, Lane, Lanes, Terms  # isort: skip
+from record import distance, environment, is_equal, write_record  # isort: skip
+
+Found = dict[str, Any]
+CPU = torch.device("cpu")
+POLICIES = ("crop_flip", "trivial", "randaugment", "pba", "cutmix")
+CLOSE = 1e-4  # relative, of float32 sums in another order
+BF16_CLOSE = 0.05  # relative, of a loss whose forward pass keeps 8 bits of mantissa
+
+
+def check_augmentation(device: torch.device) -> Found:
+    """Every policy gives the same bytes here as on the CPU."""
+    images = torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+    labels, unequal = torch.arange(256) % 10, {}
+    for policy in POLICIES:
+        config = AgentConfig.model_validate({"policy": policy, "cutout": 8})
+        agent = build_agent(config, epochs=4, mean=(0.49, 0.48, 0.45))
+        here, there = (
+            agent.with_labels(images.to(at), labels.to(at), generator=torch.Generator().manual_seed(1), epoch=3)[0]
+            for at in (device, CPU)
+        )
+        unequal[policy] = int((here.cpu() != there).sum())
+    return {"ok": not any(unequal.values()), "unequal_bytes": unequal}
+
+
+def check_kernels(device: torch.device) -> Found:
+    """Values of both quantizers equal the CPU's unfused ones, bit for bit; gradients up to summation order."""
+    found: Found = {"ok": True}
+    for name, make in (("tensor", _tensor_case), ("channel", _channel_case)):
+        set_fused(enabled=False)
+        expected = make(CPU)
+        for fused in (False, True):
+            set_fused(enabled=fused)
+            value, grad_x, grad_s = make(device)
+            wrong = int((value.cpu() != expected[0]).sum())
+            off = max(distance(grad_x, expected[1]), distance(grad_s, expected[2]))
+            found[f"{name}_{'fused' if fused else 'eager'}"] = {"unequal_values": wrong, "gradient_distance": off}
+            found["ok"] &= wrong == 0 and off < CLOSE
+    found["fused_kernels_in_use"] = is_fused()
+    return found
+
+
+def _tensor_case(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    scale = torch.tensor(0.0137)
+    # half of the values lie on ties, where a division that is not rounded correctly shows
+    ties = (torch.randint(0, 16, (32, 16, 16, 16), generator=generator) + 0.5) * scale
+    x = torch.cat((torch.rand(32, 16, 16, 16, generator=generator) * 0.3 - 0.05, ties)).to(device).requires_grad_()
+    scale = scale.to(device).requires_grad_()
+    low, high = torch.tensor(0.0, device=device), torch.tensor(15.0, device=device)
+    out = fake_quantize(x, scale, low, high, grad_scale=0.01)
+    return _with_gradients(out, x, scale)
+
+
+def _channel_case(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.rand(64, 1, 1, 1, generator=generator) * 0.05 + 0.01
+    x = torch.randn(64, 32, 3, 3, generator=generator) * 0.1
+    x[::2] = (torch.randint(-8, 8, (32, 32, 3, 3), generator=generator) + 0.5) * scale[::2]
+    x, scale = x.to(device).requires_grad_(), scale.to(device).requires_grad_()
+    low, high = torch.tensor(-8.0, device=device), torch.tensor(7.0, device=device)
+    return _with_gradients(fake_quantize_per_channel(x, scale, low, high, grad_scale=0.01), x, scale)
+
+
+def _with_gradients(out: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.device)
+    (out * weights).sum().backward()
+    assert x.grad is not None and scale.grad is not None  # noqa: S101 - both are leaves
+    return out.detach(), x.grad, scale.grad
+
+
+def check_student(device: torch.device) -> Found:
+    """A settled student computes on the device what it computes on the CPU: codes agree, so logits do."""
+    set_fused(enabled=False)
+    student, images = _student(2)
+    student.eval()
+    expected = student(images)
+    moved = copy.deepcopy(student).to(device).eval()
+    with torch.no_grad(), exact_float32():
+        exact = moved(images.to(device))
+    with torch.no_grad():
+        torch.backends.cudnn.allow_tf32 = True
+        loose = moved(images.to(device))
+    return {
+        "ok": distance(exact, expected) < CLOSE, "equal": is_equal(exact, expected),
+        "distance": distance(exact, expected), "distance_with_tf32": distance(loose, expected),
+    }  # fmt: skip
+
+
+def check_calibration(device: torch.device) -> Found:
+    """Preparing, calibrating and settling work on the device, and give the CPU's scales."""
+    set_fused(enabled=False)
+    here, _ = _student(4, device)
+    there, _ = _student(4)
+    scales = {name: value for name, value in there.state_dict().items() if name.endswith("scale")}
+    worst = max(distance(here.state_dict()[name], value) for name, value in scales.items())
+    return {"ok": worst < 0.01, "scales": len(scales), "worst_distance": worst}
+
+
+def _student(bits: int, device: torch.device = CPU) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 16, 16).to(device)
+    net = build_net("resnet8", classes=10, channels=3, image_size=16).to(device).train()
+    student = prepare(net, QuantSpec(weight_bits=bits, act_bits=bits), example_inputs=images[:2])
+    calibrate(student, [images])
+    return student, images
+
+
+def check_bf16(device: torch.device) -> Found:
+    """One step under bfloat16 autocast is close to the float32 one, and all its gradients are finite."""
+    set_fused(enabled=False)
+    losses, finite = {}, True
+    for dtype in (torch.float32, torch.bfloat16):
+        student, images = _student(4)
+        student, images = student.to(device).train(), images.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            logits = student(images)
+        loss = nn.functional.cross_entropy(logits.float(), torch.arange(len(images), device=device) % 10)
+        loss.backward()
+        finite &= all(bool(torch.isfinite(p.grad).all()) for p in student.parameters() if p.grad is not None)
+        losses[str(dtype).removeprefix("torch.")] = float(loss.detach())
+    off = abs(losses["bfloat16"] / losses["float32"] - 1)
+    return {"ok": finite and off < BF16_CLOSE, "losses": losses, "gradients_finite": finite}
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def check_resume(device: torch.device) -> Found:
+    """A training that is cut twice ends with the weights of one that never was, bit for bit."""
+    found: Found = {"ok": True}
+    for autocast in ("off", "bf16"):
+        with tempfile.TemporaryDirectory() as folder:
+            whole, again, cut = (Path(folder) / name for name in ("whole", "again", "cut"))
+            expected = _trained(_job(whole, device, autocast))
+            repeats = _trained(_job(again, device, autocast))
+            for at in ((0, 2), (1, 1)):
+                try:
+                    _trained(_job(cut, device, autocast, stop_at=at))
+                except _Interrupted:
+                    continue
+            resumed = _trained(_job(cut, device, autocast))
+        differs = [name for name in expected if not is_equal(expected[name], resumed[name])]
+        unsteady = [name for name in expected if not is_equal(expected[name], repeats[name])]
+        found[autocast] = {"tensors_that_differ": differs, "differ_between_two_whole_runs": unsteady}
+        found["ok"] &= not differs
+    return found
+
+
+def _trained(job: Job) -> dict[str, Tensor]:
+    fit(job, Silent())
+    return {name: value.clone() for name, value in job.model.state_dict().items()}
+
+
+def _job(folder: Path, device: torch.device, autocast: str, *, stop_at: tuple[int, int] | None = None) -> Job:
+    torch.manual_seed(0)
+    net = TinyNet(dropout=0.2).to(device)
+    splits = synthetic_splits(train=72, val=18)
+    splits.train.to(device)
+    splits.val.to(device)
+    config = TrainConfig.model_validate({"epochs": 2, "lr": 0.1, "checkpoint_every_s": 0, "autocast": autocast})
+    inner = supervised_step(net, label_smoothing=0.0)
+
+    def step(batch: Batch) -> StepResult:
+        if (batch.epoch, batch.step) == stop_at:
+            raise _Interrupted
+        return inner(batch)
+
+    folder.mkdir(exist_ok=True)
+    agent = build_agent(AgentConfig(policy="crop_flip", crop_padding=1), epochs=2, mean=splits.mean)
+    data = DataConfig(name="npz", path=Path("unused"), batch_size=16, eval_batch_size=20)
+    return Job(
+        role="teacher", model=net, config=config, data=data, splits=splits, agent=agent,
+        phases=(Phase("supervised", 2, step),), seed=0, device=device, folder=folder,
+    )  # fmt: skip
+
+
+def check_lanes(device: torch.device, *, compiled: bool) -> Found:
+    """Two lanes with graphs (and compiled, if asked for) train as each does alone and eager, up to rounding."""
+    set_fused(enabled=False)
+    images = made_up_images(256, side=16).to(device)
+    losses: dict[str, list[float]] = {}
+    for name, how, seeds in (
+        ("fast", How(bf16=False, compiled=compiled), (0, 1)),
+        ("alone_0", How(bf16=False, compiled=False, graphs=False), (0,)),
+        ("alone_1", How(bf16=False, compiled=False, graphs=False), (1,)),
+    ):
+        with exact_float32():
+            lanes = Lanes(_two_lanes(images, seeds), Terms(), normaliser(images), how)
+            lanes.prepare()
+            totals = [lanes.epoch(lambda step: 0.01) for _ in range(2)][-1]
+            lanes.close()
+        losses[name] = [one.loss for one in totals]
+    off = [abs(a / losses[f"alone_{seed}"][0] - 1) for seed, a in enumerate(losses["fast"])]
+    return {"ok": max(off) < 0.02, "losses": losses, "relative_difference": off}
+
+
+def _two_lanes(images: Any, seeds: tuple[int, ...]) -> list[Lane]:
+    data, lanes = CropFlip(images), []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        student, _ = _student(4)
+        config = TrainConfig(epochs=1, lr=0.01)
+        lanes.append(Lane(student.to(images.pixels.device).train(), None, data, 32, seed, config))
+    return lanes
+
+
+def checks(*, compiled: bool) -> Iterator[tuple[str, Callable[[torch.device], Found]]]:
+    """Yield name and function of every check."""
+    yield "augmentation_equals_cpu", check_augmentation
+    yield "quantizers_equal_cpu", check_kernels
+    yield "settled_student_equals_cpu", check_student
+    yield "calibration_on_device", check_calibration
+    yield "bf16_autocast", check_bf16
+    yield "resume_bit_for_bit", check_resume
+    yield "captured_steps_train_alike", lambda device: check_lanes(device, compiled=False)
+    if compiled:
+        yield "compiled_steps_train_alike", lambda device: check_lanes(device, compiled=True)
+
+
+def main() -> int:
+    """Run every check, print a line each, write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--eager", action="store_true", help="leave out what compiles whole steps")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    device, results = torch.device(args.device), {}
+    record = {"what": "checks on a device", "environment": environment(device), "checks": results}
+    for name, function in checks(compiled=not args.eager):
+        start = time.perf_counter()
+        try:
+            found = function(device)
+        except Exception as error:
+            traceback.print_exc()
+            found = {"ok": False, "error": f"{type(error).__name__}: {error}"[:2000]}
+        results[name] = {**found, "seconds": round(time.perf_counter() - start, 2)}
+        print(f"{'ok  ' if found['ok'] else 'FAIL'} {name}: {results[name]}", flush=True)
+        write_record(args.out / "gpu_checks.json", record)
+    return sum(not found["ok"] for found in results.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

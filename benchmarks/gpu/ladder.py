@@ -1,0 +1,328 @@
+"""Trains the CIFAR-10 ladder within a time budget: ResNet-20 in float, then its 2- and 4-bit students.
+
+    python benchmarks/gpu/ladder.py --data FOLDER --budget-s 480 --out results/
+
+Every rung trains all seeds side by side. A short timing at its start says how many epochs fit its share of the budget;
+the learning rate falls along a cosine of that length. A student starts from its seed's float net and learns from it; its
+last epochs train the deployed arithmetic in float32. The test set is read once a training, at its end. The record is
+written after every epoch, the weights after every rung.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import math
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qkd.config import TrainConfig
+from qkd.nets import build_net
+from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, settle
+from quantizers.kernels import set_fused
+
+from images import CropFlip, Images, made_up_images, normaliser, read_images  # isort: skip - beside this file
+from lanes import How, Lane, Lanes, Terms  # isort: skip
+from record import environment, write_record  # isort: skip
+
+CALIBRATION_IMAGES = 512
+RESERVE = 0.96  # part of a rung's time that is planned: clocks drift, and files are written
+SETTLING = 0.04  # part of a student's epochs on the deployed arithmetic, in float32
+WARM_UP = 0.05  # part of the epochs in which the rate rises
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A training of the ladder.
+
+    Args:
+        name: ``fp``, ``w2a2``, ...
+        share: Of the budget, against those of the other rungs.
+        lr: Peak learning rate at a batch of 128; larger batches take proportionally more.
+        weight_decay: Of weights; scales have none.
+        bits: Of weights and activations; None trains the float net.
+        most_epochs: More are not run, whatever the time.
+    """
+
+    name: str
+    share: float
+    lr: float
+    weight_decay: float
+    bits: int | None
+    most_epochs: int
+
+
+# Weight decay at 2 bits is a quarter: Esser et al., Learned Step Size Quantization, 2020, section 3.1.
+RUNGS = (
+    Rung("fp", 0.24, 0.1, 5e-4, None, 200),
+    Rung("w2a2", 0.43, 0.04, 1.25e-4, 2, 400),
+    Rung("w4a4", 0.33, 0.04, 5e-4, 4, 400),
+)
+WITH_TEACHER = Terms(labels=0.1, teacher=0.9, temperature=4.0)
+MACHINERY = (  # the next is tried where the one before fails
+    How(),
+    How(compiled=False),
+    How(graphs=False),
+    How(compiled=False, graphs=False, bf16=False),
+)
+
+
+@dataclass
+class Setting:
+    """What all rungs share."""
+
+    net: str
+    train: Images
+    test: Images
+    batch_size: int
+    seeds: tuple[int, ...]
+    out: Path
+    deadline: float
+    most_epochs: int
+    how: Sequence[How]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where nets are trained."""
+        return self.train.pixels.device
+
+    @property
+    def left_s(self) -> float:
+        """Return the seconds until the budget is used up."""
+        return self.deadline - time.monotonic()
+
+    def write(self) -> None:
+        """Write the record as it stands."""
+        write_record(self.out / "gpu_ladder.json", self.record)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep TensorFloat-32 off within a block: it would round the codes that a low-bit layer multiplies."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def rate(progress: float, peak: float) -> float:
+    """Return the learning rate at a part 0..1 of the training: a linear rise, then half a cosine to zero."""
+    if progress < WARM_UP:
+        return peak * (progress + 1e-3) / WARM_UP
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def train_rung(rung: Rung, setting: Setting, floats: Sequence[nn.Module], seconds: float) -> list[nn.Module]:
+    """Train all seeds of a rung within ``seconds``, and write what they came to; return the nets, in eval mode."""
+    end = time.monotonic() + seconds
+    row: dict[str, Any] = {"rung": asdict(rung), "seconds_planned": round(seconds, 1), "epochs": []}
+    setting.record["rungs"].append(row)
+    data = CropFlip(setting.train)
+    nets = [_start(rung, setting, seed, floats) for seed in setting.seeds]
+    lanes, step_s = _ready(rung, setting, nets, floats, data, row)
+    epoch_s = step_s * lanes.lanes[0].steps
+    settling, total = _plan(rung, setting, RESERVE * (end - time.monotonic()), epoch_s)
+    row.update(epochs_planned=total, epochs_settling=settling, settled_epochs_per_s=round(1 / epoch_s, 3))
+    _epochs(lanes, rung, setting, row, range(total - settling), total, end)
+    lanes.close()
+    if settling:
+        for net in nets:
+            freeze_batch_norm(net)
+        with exact_float32():
+            how = replace(setting.how[-1], graphs=setting.how[0].graphs)
+            lanes = _lanes(rung, setting, nets, floats, data, how, offset=1000)
+            row["settling_prepare_s"] = round(lanes.prepare(), 2)
+            _epochs(lanes, rung, setting, row, range(total - settling, total), total, math.inf)
+            lanes.close()
+    for net in nets:
+        net.eval()
+        if rung.bits:
+            settle(net.cpu())
+            net.to(setting.device)
+    row["test_accuracy"] = [score(net, setting) for net in nets]
+    row["test_accuracy_mean"] = sum(row["test_accuracy"]) / len(nets)
+    row["seconds"] = round(seconds - (end - time.monotonic()), 1)
+    setting.write()
+    print(f"{rung.name}: {len(row['epochs'])} epochs, test accuracy {row['test_accuracy']}", flush=True)
+    return nets
+
+
+def _start(rung: Rung, setting: Setting, seed: int, floats: Sequence[nn.Module]) -> nn.Module:
+    pixels = setting.train.pixels
+    if rung.bits is None:
+        torch.manual_seed(seed)
+        net = build_net(setting.net, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
+        return net.to(setting.device).train()
+    factor, shift = normaliser(setting.train)
+    images = (pixels[:CALIBRATION_IMAGES].float() * factor - shift).cpu()
+    spec = QuantSpec(weight_bits=rung.bits, act_bits=rung.bits)
+    student = prepare(copy.deepcopy(floats[setting.seeds.index(seed)]).cpu(), spec, example_inputs=images[:2])
+    calibrate(student, list(images.split(256)))
+    return student.to(setting.device).train()
+
+
+def _lanes(
+    rung: Rung, setting: Setting, nets: Sequence[nn.Module], floats: Sequence[nn.Module], data: CropFlip, how: How,
+    *, offset: int = 0,
+) -> Lanes:  # fmt: skip
+    config = TrainConfig(epochs=1, lr=rung.lr, weight_decay=rung.weight_decay)
+    teachers = floats if rung.bits else [None] * len(nets)
+    lanes = [
+        Lane(net, teacher, data, setting.batch_size, seed + offset, config)
+        for net, teacher, seed in zip(nets, teachers, setting.seeds, strict=True)
+    ]
+    return Lanes(lanes, WITH_TEACHER if rung.bits else Terms(), normaliser(setting.train), how)
+
+
+def _ready(
+    rung: Rung, setting: Setting, nets: Sequence[nn.Module], floats: Sequence[nn.Module], data: CropFlip,
+    row: dict[str, Any],
+) -> tuple[Lanes, float]:  # fmt: skip
+    """Return prepared lanes and the seconds of a step, with the first machinery that works."""
+    for how in setting.how:
+        try:
+            lanes = _lanes(rung, setting, nets, floats, data, how)
+            row["prepare_s"] = round(lanes.prepare(), 2)
+            step_s = lanes.step_seconds(least_s=min(3.0, 0.02 * setting.left_s))
+        except Exception as error:
+            if how is setting.how[-1]:
+                raise
+            row.setdefault("fell_back", []).append(f"{how.describe()}: {type(error).__name__}: {error}"[:1500])
+            traceback.print_exc()
+            torch._dynamo.reset()
+            for net in nets:
+                net.zero_grad(set_to_none=True)
+            continue
+        row.update(how=how.describe(), step_ms=round(1e3 * step_s, 4))
+        return lanes, step_s
+    raise AssertionError("unreachable")
+
+
+def _plan(rung: Rung, setting: Setting, seconds: float, epoch_s: float) -> tuple[int, int]:
+    """Return (epochs of settling, epochs in all) that fit; an epoch of settling counts as four."""
+    most = min(rung.most_epochs, setting.most_epochs)
+    if rung.bits is None:
+        return 0, max(1, min(most, int(seconds / epoch_s)))
+    total = max(2, min(most, int(seconds / (epoch_s * (1 + 3 * SETTLING)))))
+    return max(1, round(total * SETTLING)), total
+
+
+def _epochs(
+    lanes: Lanes, rung: Rung, setting: Setting, row: dict[str, Any], epochs: range, total: int, end: float
+) -> None:
+    peak, steps = rung.lr * setting.batch_size / 128, lanes.lanes[0].steps
+    for epoch in epochs:
+        start = time.monotonic()
+        if start > end or setting.left_s < 0:
+            row["cut_short"] = f"time was up before epoch {epoch + 1} of {total}"
+            return
+        totals = lanes.epoch(lambda step, epoch=epoch: rate((epoch + step / steps) / total, peak))  # type: ignore[misc]
+        seconds = time.monotonic() - start
+        row["epochs"].append(
+            {
+                "epoch": epoch + 1, "seconds": round(seconds, 4), "epochs_per_s": round(len(lanes.lanes) / seconds, 3),
+                "lr": rate((epoch + 1) / total, peak), "train_loss": [round(one.loss, 5) for one in totals],
+                "train_accuracy": [round(one.accuracy, 5) for one in totals],
+            }
+        )  # fmt: skip
+        setting.write()
+        if not all(math.isfinite(one.loss) for one in totals):
+            row["cut_short"] = f"the loss is not finite after epoch {epoch + 1} of {total}"
+            return
+        if epoch % 10 == 0 or epoch == total - 1:
+            shown = ", ".join(f"{one.loss:.3f}/{one.accuracy:.4f}" for one in totals)
+            print(f"{rung.name} {epoch + 1}/{total}: {shown}, {len(lanes.lanes) / seconds:.2f} epochs/s", flush=True)
+
+
+@torch.no_grad()
+def score(net: nn.Module, setting: Setting) -> float:
+    """Return the accuracy on the test images, in float32 and on the deployed arithmetic."""
+    factor, shift = normaliser(setting.train)
+    right = torch.zeros((), dtype=torch.int64, device=setting.device)
+    with exact_float32():
+        parts = zip(setting.test.pixels.split(1000), setting.test.labels.split(1000), strict=True)
+        for pixels, labels in parts:
+            right += (net(pixels.float() * factor - shift).argmax(1) == labels).sum()
+    return int(right) / len(setting.test.labels)
+
+
+def save_weights(nets: dict[str, Sequence[nn.Module]], setting: Setting) -> None:
+    """Write all nets so far into one file, names prefixed by rung and seed."""
+    tensors: dict[str, Tensor] = {}
+    for name, of_rung in nets.items():
+        for seed, net in zip(setting.seeds, of_rung, strict=True):
+            tensors.update(
+                {f"{name}.{seed}.{key}": value.cpu().contiguous() for key, value in net.state_dict().items()}
+            )
+    # shared scales are stored twice, under both names
+    save_file({key: value.clone() for key, value in tensors.items()}, setting.out / "gpu_ladder.safetensors")
+
+
+def run(setting: Setting, rungs: Sequence[Rung]) -> None:
+    """Train the rungs in order, each within its share of what is left."""
+    nets: dict[str, Sequence[nn.Module]] = {}
+    for index, rung in enumerate(rungs):
+        share = rung.share / sum(one.share for one in rungs[index:])
+        reserve = 6.0 if setting.device.type == "cuda" else 0.0
+        nets[rung.name] = train_rung(rung, setting, nets.get("fp", ()), max(1.0, share * (setting.left_s - reserve)))
+        for net in nets[rung.name]:
+            net.requires_grad_(rung.bits is not None)
+        save_weights(nets, setting)
+        torch._dynamo.reset()
+
+
+def main() -> None:
+    """Parse the command line, read the images, run the ladder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of train and test .npz or .packed.npz")
+    parser.add_argument("--tiny", action="store_true", help="made-up images and a small net: tries the program only")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--budget-s", type=float, default=480.0)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--net", default="resnet20")
+    parser.add_argument("--rungs", nargs="+", default=[rung.name for rung in RUNGS])
+    parser.add_argument("--most-epochs", type=int, default=1000)
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    deadline = time.monotonic() + args.budget_s
+    set_fused(enabled=False)  # the whole step is compiled, or captured as it is: single kernels are not worth the wait
+    device = torch.device(args.device)
+    if args.tiny:
+        args.net, args.batch, args.seeds, args.most_epochs = "resnet8", 32, args.seeds[:2], min(args.most_epochs, 3)
+        train, test = made_up_images(96, side=16), made_up_images(64, side=16, seed=1)
+    elif args.data is None:
+        parser.error("--data or --tiny is needed")
+    else:
+        train, test = read_images(args.data, "train"), read_images(args.data, "test")
+    how = [one for one in MACHINERY if not (args.eager and one.compiled)]
+    record = {
+        "what": "CIFAR-10 ladder: float net, then students distilled from it; test set read once, at the end",
+        "arguments": {key: str(value) for key, value in vars(args).items() if key not in ("out", "data")},
+        "environment": environment(device), "terms": asdict(WITH_TEACHER), "rungs": [],
+    }  # fmt: skip
+    setting = Setting(
+        args.net, train.to(device), test.to(device), args.batch, tuple(args.seeds), args.out, deadline,
+        args.most_epochs, how, record,
+    )  # fmt: skip
+    setting.write()
+    run(setting, [rung for rung in RUNGS if rung.name in args.rungs])
+    record["seconds"] = round(args.budget_s - setting.left_s, 1)
+    setting.write()
+
+
+if __name__ == "__main__":
+    main()

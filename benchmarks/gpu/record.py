@@ -1,0 +1,55 @@
+"""What every result file says of its making, and a write that leaves a whole file or the former one."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions, device and commit."""
+    from qkd.rundir import environment as of_run
+
+    run = of_run(0)
+    is_cuda = device.type == "cuda"
+    return {
+        "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "torch": torch.__version__,
+        "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version() if is_cuda else None,
+        "brevitas": run["packages"].get("brevitas"), "commit": run["commit"],
+        "device": torch.cuda.get_device_name(device) if is_cuda else run["cpu"], "driver": _driver() if is_cuda else None,
+        "cpu": run["cpu"], "cores": os.cpu_count(),
+    }  # fmt: skip
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write JSON whole or not at all: it may be read, or its writer killed, at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1) + "\n")
+    part.replace(path)
+
+
+def is_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Tell whether two tensors hold the same bits' values, on whatever devices."""
+    return torch.equal(first.detach().cpu(), second.detach().cpu())
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of the difference over the norm of what is expected."""
+    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))

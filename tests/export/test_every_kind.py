@@ -136,7 +136,9 @@ NETS: dict[type[nn.Module], list[Callable[[], nn.Module]]] = {
     nn.Tanhshrink: [signed(nn.Tanhshrink())],
     nn.Threshold: [signed(nn.Threshold(0.1, -0.2))],
 }
-CASES = [pytest.param(kind, number, id=f"{kind.__name__}-{number}") for kind in NETS for number in range(len(NETS[kind]))]
+CASES = [
+    pytest.param(kind, number, id=f"{kind.__name__}-{number}") for kind in NETS for number in range(len(NETS[kind]))
+]
 
 
 def images(count: int, seed: int = 0) -> Tensor:

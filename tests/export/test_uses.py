@@ -187,3 +187,32 @@ def test_outputs_that_are_no_tensors_are_refused() -> None:
     with pytest.raises(RewriteError, match="output 1 is None, no tensor"):
         integer_view(student)
     assert isinstance(student, fx.GraphModule)
+
+
+class Acting(Base):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.relu(self.c(self.act(self.b(self.relu(self.a(x)))))))
+
+
+@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
+@pytest.mark.parametrize("act", [nn.SiLU(), nn.Mish(), nn.GELU(approximate="tanh")], ids=lambda act: type(act).__name__)
+def test_a_function_left_in_float_is_a_fall_back_and_strict_refuses_it(act: Any, flavour: str, tmp_path: Any) -> None:
+    student = make(lambda: Acting(act))  # type: ignore[arg-type]
+    exported = export_onnx(student, images(2), tmp_path / "n.onnx", flavour=flavour)
+    name = type(act).__name__.lower()
+    (sentence,) = exported.fall_backs
+    assert sentence.startswith(f"act ({name}) ") and "in float" in sentence
+    assert exported.fall_backs[0] in exported.warnings and exported.to_json()["fall_backs"] == exported.fall_backs
+    with pytest.raises(ExportError, match=rf"layers stay in float:\n  act \({name}\)"):
+        export_onnx(student, images(2), tmp_path / "s.onnx", flavour=flavour, strict=True)
+    assert not (tmp_path / "s.onnx").exists()
+
+
+@pytest.mark.parametrize("act", [nn.Sigmoid(), nn.LeakyReLU(0.1), nn.PReLU()], ids=lambda act: type(act).__name__)
+def test_a_function_with_an_integer_kernel_is_none(act: Any, tmp_path: Any) -> None:
+    exported = export_onnx(make(lambda: Acting(act)), images(2), tmp_path / "n.onnx", strict=True)  # type: ignore[arg-type]
+    assert not exported.fall_backs

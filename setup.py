@@ -6,6 +6,7 @@ PACKAGES = [
     "export",
     "export.devices",
     "export.flavours",
+    "export.writers",
     "qkd",
     "qkd.agents",
     "qkd.config",
@@ -20,6 +21,7 @@ PACKAGES = [
     "qkd.training",
     "quantizers",
     "quantizers.graph",
+    "quantizers.view",
 ]
 
 setup(

@@ -7,6 +7,7 @@ PACKAGES = [
     "export.devices",
     "export.flavours",
     "export.parity",
+    "export.writers",
     "qkd",
     "qkd.agents",
     "qkd.config",
@@ -21,6 +22,7 @@ PACKAGES = [
     "qkd.training",
     "quantizers",
     "quantizers.graph",
+    "quantizers.view",
 ]
 
 setup(

@@ -91,6 +91,7 @@ class RunSummary:
         test_images: Number of test images; None where it is not known.
         caveats: What a reader of these figures has to know, a sentence each.
         report: Path of the page; None before it is written.
+        fall_backs: A sentence for each layer or function of the student that stays in float, and why.
     """
 
     name: str
@@ -105,6 +106,7 @@ class RunSummary:
     test_images: int | None = None
     caveats: tuple[str, ...] = ()
     report: str | None = None
+    fall_backs: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain data; accuracies are fractions."""
@@ -150,6 +152,7 @@ def summarise(path: Path) -> RunSummary:
         test_images=count,
         caveats=tuple(_caveats(results, count, export, parity, devices)),
         report=str(report) if report.is_file() else None,
+        fall_backs=tuple(export.get("student", {}).get("fall_backs", ())),
     )
 
 

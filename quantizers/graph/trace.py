@@ -31,7 +31,8 @@ class RewriteError(ValueError):
 MODULE_KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: NORM, nn.BatchNorm1d: NORM, nn.ReLU: RELU, nn.ReLU6: RELU,
     nn.MaxPool2d: MAXPOOL, nn.AvgPool2d: AVGPOOL, nn.AdaptiveAvgPool2d: ADAPTIVE, nn.Identity: PASS,
-    nn.Dropout: PASS, nn.Dropout2d: PASS, nn.Flatten: SHAPE, nn.Softmax: FINAL, nn.LogSoftmax: FINAL,
+    nn.Dropout: PASS, nn.Dropout1d: PASS, nn.Dropout2d: PASS, nn.Dropout3d: PASS, nn.AlphaDropout: PASS,
+    nn.FeatureAlphaDropout: PASS, nn.Flatten: SHAPE, nn.Softmax: FINAL, nn.LogSoftmax: FINAL,
     Reshape: SHAPE, Permute: SHAPE, Slice: SHAPE, Gather: SHAPE, Pad: SHAPE, Expand: SHAPE,
     **{known: FUNCTION for known in FUNCTIONS if known not in (nn.ReLU, nn.ReLU6)},
 }  # fmt: skip

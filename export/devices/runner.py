@@ -293,7 +293,7 @@ def peak_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as child:
             try:
-                text = child.stdout.read()  # its own alarm ends it  # type: ignore[union-attr]
+                text = child.stdout.read() if child.stdout else b""  # its own alarm ends it; stdin stays open
             finally:
                 child.kill()
         return dict(json.loads(text.decode("utf-8")))

@@ -82,8 +82,8 @@ class BarTracker(Tracker):
     def __init__(self, stream: TextIO, total: int, label: str, unit: str) -> None:
         from tqdm import tqdm  # only a terminal needs it
 
-        words = {"desc": f"  {shown_line(label)}", "unit": f" {unit}"}
-        self._bar = tqdm(total=total, **words, file=raw_stream(stream), dynamic_ncols=True, leave=True)
+        title, stream = f"  {shown_line(label)}", raw_stream(stream)
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", file=stream, dynamic_ncols=True, leave=True)
 
     def update(self, n: int = 1, **values: object) -> None:
         """Move the bar by ``n`` units and show ``values`` behind it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -46,12 +46,15 @@ class YamlError(ValueError):
 class _Refused(yaml.MarkedYAMLError):
     """YAML as such, but not what is read here."""
 
+    def __init__(self, problem: str, mark: Any) -> None:
+        super().__init__(None, None, problem, mark)
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: ``off`` and ``no`` are text, ``1e-3`` is a number, dates are text."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-    yaml_constructors: dict[str | None, Any] = {}  # those of data alone; any other tag is a fault
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}  # those of data alone; any other tag is a fault
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -62,13 +65,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Read a node, counting what it holds; an alias holds what it stands for."""
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self.sizes:
-                raise _Refused(
-                    None, None, f"the recursive alias *{event.anchor} stands for what it is in", event.start_mark
-                )
+                raise _Refused(f"the recursive alias *{event.anchor} stands for what it is in", event.start_mark)
             self._count(*self.sizes[id(node)], event.start_mark)
             return node
         before, outer, self.deepest = (self.values, self.characters), self.deepest, self.level
@@ -84,9 +85,9 @@ class _Loader(yaml.SafeLoader):
         self.values, self.characters = self.values + values, self.characters + characters
         self.deepest = max(self.deepest, self.level + levels)
         if self.deepest >= DEEPEST:
-            raise _Refused(None, None, f"nested deeper than {DEEPEST} levels", mark)
+            raise _Refused(f"nested deeper than {DEEPEST} levels", mark)
         if self.values > MOST_VALUES or self.characters > MOST_CHARACTERS:
-            raise _Refused(None, None, f"holds more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters "
+            raise _Refused(f"holds more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters "
                                 "(what aliases stand for is counted each time)", mark)  # fmt: skip
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
@@ -127,26 +128,26 @@ class _Loader(yaml.SafeLoader):
     def construct_list(self, node: yaml.Node) -> list[Any]:
         """Return a list."""
         if not isinstance(node, yaml.SequenceNode):
-            raise _Refused(None, None, "tagged as a list, which it is not", node.start_mark)
+            raise _Refused("tagged as a list, which it is not", node.start_mark)
         return [self.construct_object(item, deep=True) for item in node.value]
 
     def _number(self, node: yaml.Node, pattern: re.Pattern[str], what: str) -> str:
         text = self._scalar(node, pattern, what)
         if len(text) > MOST_DIGITS:
             problem = f"a number of {len(text):,} characters; it may have {MOST_DIGITS}"
-            raise _Refused(None, None, problem, node.start_mark)
+            raise _Refused(problem, node.start_mark)
         return text
 
     def _scalar(self, node: yaml.Node, pattern: re.Pattern[str], what: str) -> str:
         if not isinstance(node, yaml.ScalarNode) or not pattern.match(node.value):
             found = shown_line(repr(node.value), 40) if isinstance(node, yaml.ScalarNode) else "something else"
-            raise _Refused(None, None, f"tagged as {what}, but it is {found}", node.start_mark)
+            raise _Refused(f"tagged as {what}, but it is {found}", node.start_mark)
         return str(node.value)
 
     def construct_yaml_map(self, node: yaml.MappingNode) -> Any:
         """Build a mapping in one go, with its keys as text."""
         if not isinstance(node, yaml.MappingNode):
-            raise _Refused(None, None, "tagged as a group of keys, which it is not", node.start_mark)
+            raise _Refused("tagged as a group of keys, which it is not", node.start_mark)
         data: dict[str, Any] = {}
         yield data
         data.update(self.construct_mapping(node, deep=True))
@@ -154,7 +155,7 @@ class _Loader(yaml.SafeLoader):
     def refuse_tag(self, node: yaml.Node) -> Any:
         """Raise: a tag asks for something that is no data."""
         tag = shown_line(str(node.tag).replace("tag:yaml.org,2002:", "!!"), 40)
-        raise _Refused(None, None, f"not YAML of plain data: the tag {tag}", node.start_mark)
+        raise _Refused(f"not YAML of plain data: the tag {tag}", node.start_mark)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from qkd.foreign.shown import shown
 from qkd.report.charts import Series, line_chart, schedule_chart
 from qkd.report.searches import SearchRecord
 from qkd.report.summary import RunSummary, model_table, size_table
@@ -89,7 +90,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         _section("Environment", _table([["what", "value"], *_flat(record.environment)]) if record.environment else ""),
     ]
     name = escape(summary.name)
-    return (
+    return shown(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body><h1>{name}</h1>\n{''.join(sections)}</body></html>\n"

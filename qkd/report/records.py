@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from qkd.bind_faults import describe, place
 from qkd.files import DamagedFileError, parse_json, read_json
@@ -33,6 +33,17 @@ class _Result(_Accuracies):
     members: list[_Accuracies] = []
     ensemble: _Accuracies | None = None
     peers: list[_Result] = []
+
+    @model_validator(mode="after")
+    def _bits_come_together(self) -> _Result:
+        if (self.weight_bits is None) != (self.act_bits is None):
+            raise ValueError("weight_bits and act_bits come together")
+        return self
+
+
+class _StudentResult(_Result):
+    weight_bits: int
+    act_bits: int
 
 
 class _Exported(_Record):
@@ -212,7 +223,7 @@ def _shape_of(path: Path) -> Any:
         return _SearchCost if name.endswith(".cost.json") else dict[str, Any]
     if name.startswith("parity"):
         return _StudentParity if name == "parity.json" else _Parity
-    return _SHAPES.get(name, dict[str, Any])
+    return _StudentResult if (folder, name) == ("student", "result.json") else _SHAPES.get(name, dict[str, Any])
 
 
 def _check(where: str, value: object, shape: Any) -> None:

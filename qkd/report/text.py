@@ -7,7 +7,7 @@ from typing import Any
 
 from qkd.report.searches import SearchRecord, search_table
 from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
-from qkd.report.table import bytes_text, markdown
+from qkd.report.table import bytes_text, markdown, plain_text
 from qkd.report.tradeoff import device_table
 
 SIZE_NOTE = (
@@ -59,25 +59,28 @@ def render_text(
         searches: Role -> what its search came to.
         agents: Role -> what its agent does, in a line.
     """
-    parts = [f"# {summary.name}", markdown(model_table(summary))]
+    parts = [f"# {plain_text(summary.name)}", markdown(model_table(summary))]
     if summary.caveats:
-        parts += ["## Read this with the figures", "\n".join(f"- {caveat}" for caveat in summary.caveats)]
+        parts += ["## Read this with the figures", "\n".join(f"- {plain_text(caveat)}" for caveat in summary.caveats)]
     if summary.parity:
-        parts += ["## Parity", parity_sentence(summary)]
-    parts += [flavour_sentence(name, facts) for name, facts in summary.flavours.items()]
+        parts += ["## Parity", plain_text(parity_sentence(summary))]
+    parts += [plain_text(flavour_sentence(name, facts)) for name, facts in summary.flavours.items()]
     if len(sizes := size_table(summary)) > 1:
         parts += ["## Size", markdown(sizes), SIZE_NOTE]
     if len(costs := cost_table(summary)) > 1:
         parts += ["## Cost of one image", markdown(costs)]
     if summary.bench:
-        parts += ["## Latency", latency_sentence(summary)]
+        parts += ["## Latency", plain_text(latency_sentence(summary))]
     if summary.devices:
         parts.append(markdown(device_table(summary)))
     if searches:
         parts += ["## Search", markdown(search_table(searches)), SEARCH_NOTE]
-        parts += [one.cost for one in searches.values() if one.cost]
+        parts += [plain_text(one.cost) for one in searches.values() if one.cost]
     if agents:
-        parts += ["## Agents", "\n".join(f"- {role}: {words}" for role, words in agents.items())]
+        parts += [
+            "## Agents",
+            "\n".join(f"- {plain_text(role)}: {plain_text(words)}" for role, words in agents.items()),
+        ]
     if summary.layers:
         parts += ["## Layers of the student", markdown(layer_table(summary))]
     if summary.fall_backs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,22 @@ def test_a_broken_term_is_named(tmp_path: Path, splits: Splits) -> None:
     with pytest.raises(TrainingError, match="term bad nan") as caught:
         fit(make_job(tmp_path, splits, net, phases=(Phase("p", 3, step),)), Silent())
     assert (caught.value.term, caught.value.layer, caught.value.epoch, caught.value.step) == ("bad", "", 1, 1)
+
+
+def test_a_weight_that_overflows_a_finite_term_is_named(tmp_path: Path, splits: Splits) -> None:
+    net = TinyNet()
+    supervised = supervised_step(net)
+
+    def step(batch: Batch) -> StepResult:
+        made = supervised(batch)
+        far = (made.logits * 1e5).sum()
+        return replace(made, loss=made.loss + 1e36 * far, terms={**made.terms, "far": far})
+
+    job = make_job(tmp_path, splits, net)
+    job = replace(job, phases=(replace(job.phases[0], step=step),))
+    with pytest.raises(TrainingError, match="finite alone.*the weight of far, a loss scale.*first at ") as caught:
+        fit(job, Silent())
+    assert caught.value.term == "far" and caught.value.layer
 
 
 def test_a_broken_gradient_under_a_finite_loss_is_named(tmp_path: Path, splits: Splits) -> None:

@@ -17,7 +17,7 @@ class DataConfig(Section):
 
     name: str = Field(description="digits, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
     path: UserPath | None = Field(
-        None, description="npz: folder with train.npz and test.npz; folder: with train/ and test/"
+        None, description="npz: folder with train.npz and test.npz; folder: with train/<class>/ and test/<class>/"
     )
     root: UserPath = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
     download: bool = Field(True, description="fetch a torchvision set that is not in root")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ WHOLE_BYTES = 1 << 29  # parts of up to 512 MiB are hashed whole: a third of a s
 _SAMPLE_BYTES = 1 << 28  # of a larger one, evenly spaced images of so many bytes in all
 _SAMPLE_IMAGES = 4096  # and at most so many: each is a seek on a disk
 _BLOCK = 1 << 20
+_T = TypeVar("_T")
 _NAMED = 5  # classes that a message names
 
 
@@ -183,7 +184,7 @@ def _file_digest(path: Path) -> bytes:
     return _read(path, lambda path: hashlib.sha256(path.read_bytes()).digest())
 
 
-def _read(path: Path, how: Any) -> Any:
+def _read(path: Path, how: Callable[[Path], _T]) -> _T:
     try:
         return how(path)
     except OSError as error:

@@ -37,7 +37,7 @@ def count_classes(labels: Tensor, source: Path) -> int:
     Raises:
         DataError: If a class below the highest has no training image: labels that begin at 1, or ids of another list.
     """
-    present = torch.unique(labels).tolist()
+    present: list[int] = torch.unique(labels).tolist()
     low, high = present[0], present[-1]
     count = max(high + 1, 1)
     if low < 0 or len(present) == count:

@@ -93,17 +93,19 @@ def renamed(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDic
         wanted: The net's own state dict.
     """
     yield state
-    bare = {_without_inserted(name): tensor for name, tensor in state.tensors.items() if name not in BOOKKEEPING}
-    if len(bare) == len([name for name in state.tensors if name not in BOOKKEEPING]):
-        parts = [part for part in INSERTED if any(part in name.split(".") for name in state.tensors)]
-        words = f"without {' and '.join(f'`{part}.`' for part in parts)} in the names"
-        if parts:
-            yield StateDict(bare, state.place, words)
-        for names, change in ((dict(state.tensors), ""), (bare, words if parts else "")):
-            prefix = _prefix(names, wanted)
-            if prefix:
-                stripped = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
-                yield StateDict(stripped, state.place, f"{change}{', ' if change else ''}without the prefix `{prefix}`")
+    kept = {name: tensor for name, tensor in state.tensors.items() if name not in BOOKKEEPING}
+    bare = {_without_inserted(name): tensor for name, tensor in kept.items()}
+    if len(bare) < len(kept):
+        return  # two names would become one
+    parts = [part for part in INSERTED if any(part in name.split(".") for name in kept)]
+    change = f"without {' and '.join(f'`{part}.`' for part in parts)} in the names" if parts else ""
+    if parts or len(kept) < len(state.tensors):
+        yield StateDict(bare, state.place, change)
+    for names, words in ((kept, ""), (bare, change)):
+        prefix = _prefix(names, wanted)
+        if prefix:
+            stripped = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
+            yield StateDict(stripped, state.place, f"{words}{', ' if words else ''}without the prefix `{prefix}`")
 
 
 def _prefix(names: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:

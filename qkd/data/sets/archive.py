@@ -117,7 +117,7 @@ class Archive:
         values = np.empty(header.nbytes, np.uint8)
         with self._zip.open(self._members[header.name]) as member:
             member.read(header.start)
-            rest = memoryview(values)
+            rest = values.data
             while rest:
                 block = member.read(min(len(rest), _BLOCK))
                 if not block:

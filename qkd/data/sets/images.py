@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from qkd.data.errors import DataError
@@ -73,7 +73,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 yield file
     except DataError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError(
             f"{path}: cannot be read as an image: it is none of {', '.join(sorted(set(FORMATS.values())))}, whatever "
             "its name says; replace or delete it"

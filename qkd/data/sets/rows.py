@@ -80,10 +80,10 @@ class StoredRows:
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
         flat = images.reshape(len(rows), -1)
         if len(rows) and bool((np.diff(rows) == 1).all()):
-            self._read(int(rows[0]), memoryview(flat.reshape(-1)))
+            self._read(int(rows[0]), flat.reshape(-1).data)
             return images
         for place, row in zip(flat, rows.tolist(), strict=True):
-            self._read(row, memoryview(place))
+            self._read(row, place.data)
         return images
 
     def each_block(self, use: Callable[[memoryview], object], block_bytes: int = 1 << 20) -> None:

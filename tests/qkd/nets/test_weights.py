@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import subprocess
 import sys
 import zipfile
@@ -237,3 +238,29 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         source.get_parameter("fc.bias")[2] = float("nan")
     save_weights(source, tmp_path / "w.safetensors")
     assert "NaN or infinite values in fc.bias" in refusal(net(), tmp_path / "w.safetensors")
+
+
+def test_an_average_that_counts_beside_its_weights_is_read(tmp_path: Path) -> None:
+    source, target = net(seed=1), net(seed=2)
+    torch.save({"ema": {"n_averaged": torch.tensor(3), **source.state_dict()}}, tmp_path / "w.pth")
+    assert load_weights(target, tmp_path / "w.pth") == "taken from `ema`"
+    assert same(source, target)
+
+
+@pytest.mark.parametrize("kind", ["torch", "old torch", "safetensors"])
+def test_altered_files_are_worded(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "w.bin", nn.Linear(3, 2)
+    if kind == "safetensors":
+        save_weights(nn.Linear(3, 2), path)
+    else:
+        torch.save({"model": nn.Linear(3, 2).state_dict()}, path, _use_new_zipfile_serialization=kind == "torch")
+    whole, rng = path.read_bytes(), random.Random(0)
+    for _ in range(120):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            data[rng.randrange(min(len(data), 400) if rng.random() < 0.7 else len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            load_weights(target, path)
+        except WeightsError as error:
+            assert str(path) in str(error)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from qkd.binding import config_text
+from qkd.cli import main
 from qkd.data import DataError, load_splits
 from qkd.pipeline import run_stages
 from qkd.progress import Progress, Silent
@@ -171,3 +173,14 @@ def test_the_fingerprint_of_small_sets_is_what_it_was(tmp_path: Path) -> None:
             digest.update(values.numpy().tobytes())
     assert splits.fingerprint == digest.hexdigest()
     shutil.rmtree(tmp_path / "data")
+
+
+def test_the_command_ends_with_2_and_the_reason(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run_images(run)
+    run.close()
+    file = run.path.parent / "c.yaml"
+    file.write_text(config_text(run.config))
+    rewrite(run, "train", another_label)
+    for command in ("teacher", "run"):
+        assert main([command, str(file), "--runs-dir", str(run.path.parent)]) == 2
+        assert "changed: labels of train. Restore it, or give this run another name" in capsys.readouterr().err

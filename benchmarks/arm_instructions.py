@@ -136,7 +136,7 @@ def measure(net: str, args: argparse.Namespace, emulator: Path) -> dict[str, Any
     for cpu in args.cpus:
         found: dict[str, Any] = {}
         root = lay_out(args.root, emulator, cpu)
-        for variant in VARIANTS:
+        for variant in args.variants:
             instructions, version = count(args.files / f"{net}.{variant}.onnx", cpu, emulator, root, args.site)
             found[variant] = {"instructions": instructions}
             found[variant]["over_fp32"] = round(instructions / found["fp32"]["instructions"], 3)
@@ -155,13 +155,21 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=CACHE / "aarch64-python" / "root", help="aarch64 user space")
     parser.add_argument("--site", type=Path, default=CACHE / "aarch64-site-new" / "site", help="its packages")
     parser.add_argument("--emulator", type=Path, default=CACHE / "qemu-plugins", help="where the emulator is kept")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="fp32 comes first")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--update", action="store_true", help="keep what the JSON file says of other processors")
     args = parser.parse_args()
+    if args.variants[0] != "fp32":
+        parser.error("the ratios are to fp32: name it first")
     emulator = fetch_emulator(args.emulator)
     nets = {net: measure(net, args, emulator) for net in args.nets}
+    if args.update and args.json and args.json.exists():
+        known = json.loads(args.json.read_text())["nets"]
+        nets = {net: {**known.get(net, {}), **nets.get(net, {})} for net in {**known, **nets}}
     record = {
         "what": "instructions of one warm inference, batch 1, one thread, on emulated Arm processors",
-        "command": f"python benchmarks/arm_instructions.py --nets {' '.join(args.nets)} --cpus {' '.join(args.cpus)}",
+        "command": f"python benchmarks/arm_instructions.py --nets {' '.join(nets)} "
+        f"--cpus {' '.join(next(iter(nets.values())))} --variants {' '.join(args.variants)}",
         "date": time.strftime("%Y-%m-%d"), "emulator": "qemu-user 7.2 (Debian 12)", "nets": nets,
     }  # fmt: skip
     if args.json:

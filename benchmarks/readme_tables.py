@@ -90,8 +90,8 @@ def figures() -> dict[str, str]:
         "augment": f"{native[0]:.0f} times torchvision's RandAugment on PIL images at 32x32, {native[1]:.1f} times at "
         "224x224",
         "arm": f"int8 executes {int8['cortex-a72']:.2f} of FP32's instructions on a Cortex-A72, which has no dot "
-        f"products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has; a W4A4 student {ours['cortex-a72']:.2f} and "
-        f"{ours['cortex-a76']:.2f}",
+        f"products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has; a W4A4 student "
+        f"{ours['cortex-a72']:.2f} and {ours['cortex-a76']:.2f}",
     }
 
 

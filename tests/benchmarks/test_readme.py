@@ -1,4 +1,4 @@
-"""The README's figures are those of the files in `benchmarks/results/`, and students that parity refused are in no table."""
+"""The README's figures are those of the files of results, and students that parity refused are in no table."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_collect_takes_no_run_that_parity_refused(accuracy: Any, tmp_path: Path)
     rows = [accuracy.collect(config, seed, tmp_path) for seed in range(4)]
     assert rows[0]["student_accuracy"] == 0.8 and rows[0]["passed"] is True
     assert [row.get("failed") for row in rows[1:]] == [
-        "export: parity refused the file: codes of 1 of 2 quantizers differ", "export: not complete", "not run to its end",
+        "export: parity refused the file: codes of 1 of 2 quantizers differ", "export: not complete",
+        "not run to its end",
     ]  # fmt: skip
     assert accuracy.summarise(rows, [config])[config]["seeds"] == 1
 
@@ -99,7 +100,7 @@ def test_a_table_of_an_earlier_version_is_judged(accuracy: Any, tmp_path: Path) 
     assert path.read_text() == before
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("accuracy_*.json")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/results/accuracy_*.json")), ids=lambda path: path.name)
 def test_every_student_in_a_table_of_accuracies_equals_its_file(path: Path) -> None:
     rows = [row for row in json.loads(path.read_text())["rows"] if "failed" not in row]
     assert rows and all(row["parity_off"] == row["parity_on"] == 1.0 for row in rows)

@@ -20,6 +20,8 @@ PACKAGES = [
     "qkd.training",
     "quantizers",
     "quantizers.graph",
+    "quantizers.graph.recording",
+    "quantizers.graph.spelling",
 ]
 
 setup(

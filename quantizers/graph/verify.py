@@ -189,4 +189,6 @@ def _compare_outputs(traced: Traced, values: dict[fx.Node, Tensor]) -> None:
     for node, expected in zip(nodes, results, strict=True):
         error = _largest(values[node] - expected)
         if error > OUTPUT_TOLERANCE * max(_largest(expected), 1e-6):
-            raise RewriteError(_message(traced, node, f"an output up to {_largest(expected):.3g} differs by {error:.3g}"))
+            raise RewriteError(
+                _message(traced, node, f"an output up to {_largest(expected):.3g} differs by {error:.3g}")
+            )

@@ -154,7 +154,9 @@ class _Match:
         """Return where the outputs of the network's modules are in the joined graph."""
         made = {self.twin[node]: new[node] for node in new if not self._is_pass(node)}
         outputs = {path: made[node] for path, node in self.evaluated.outputs.items() if node in made}
-        passing = {path: new[node] for path, node in self.trained.outputs.items() if node in new and self._is_pass(node)}
+        passing = {
+            path: new[node] for path, node in self.trained.outputs.items() if node in new and self._is_pass(node)
+        }
         return {**outputs, **passing}
 
 

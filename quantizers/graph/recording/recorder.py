@@ -442,9 +442,7 @@ class Recorder:
             )
             self.ledger.bind(extra, self.pen.refuse(extra, self._message(reason, name), made))
 
-    def _refuse(
-        self, refusal: NoSpelling, name: str, values: dict[str, Any], results: tuple[Tensor, ...]
-    ) -> None:
+    def _refuse(self, refusal: NoSpelling, name: str, values: dict[str, Any], results: tuple[Tensor, ...]) -> None:
         message = self._message(refusal, name)
         operands = [v for v in pytree.tree_leaves(values) if isinstance(v, Value)]
         for result in results:

@@ -104,5 +104,3 @@ def softmax(pen: Pen, call: Call) -> Value:
     value = call.value()
     axis = axis_of(call["dim"], len(value.shape))
     return pen.emit((nn.LogSoftmax if "log" in call.name else nn.Softmax)(axis), value)
-
-

@@ -127,7 +127,11 @@ class Pen:
         if not self.scope:
             return False
         running = self.scopes[-1][1]
-        return self.layer is not None or module is running or (isinstance(module, WEIGHTED) and isinstance(running, WEIGHTED))
+        return (
+            self.layer is not None
+            or module is running
+            or (isinstance(module, WEIGHTED) and isinstance(running, WEIGHTED))
+        )
 
     def _target(self, path: str, module: nn.Module) -> str:
         target, count = path, 0

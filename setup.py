@@ -6,6 +6,7 @@ PACKAGES = [
     "export",
     "export.devices",
     "export.flavours",
+    "export.writers",
     "qkd",
     "qkd.agents",
     "qkd.config",
@@ -22,6 +23,7 @@ PACKAGES = [
     "quantizers.graph",
     "quantizers.graph.recording",
     "quantizers.graph.spelling",
+    "quantizers.view",
 ]
 
 setup(

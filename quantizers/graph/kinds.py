@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from quantizers.functions import FUNCTIONS
 from quantizers.graph.canonical import Affine, Move
 from quantizers.layers import Concat, GlobalAveragePool, Product, Sum
 
@@ -18,11 +19,8 @@ COMPUTE = (CONV, LINEAR)
 
 # Names of the real functions as the integer view calls them.
 FUNCTION_NAMES: dict[type[nn.Module], str] = {
-    nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hardsigmoid", nn.SiLU: "silu", nn.Hardswish: "hardswish",
-    nn.GELU: "gelu", nn.Tanh: "tanh", nn.LeakyReLU: "leaky_relu", nn.PReLU: "prelu", nn.ELU: "elu", nn.CELU: "celu",
-    nn.SELU: "selu", nn.Mish: "mish", nn.Softplus: "softplus", nn.Softsign: "softsign", nn.Hardtanh: "hardtanh",
-    nn.LogSigmoid: "log_sigmoid",
-}  # fmt: skip
+    known: function.name for known, function in FUNCTIONS.items() if known not in (nn.ReLU, nn.ReLU6)
+}
 UNSIGNED_FUNCTIONS = ("sigmoid", "hardsigmoid", "softplus")
 
 # Identity in eval mode. StochasticDepth is drop-out of whole branches, known by name: it is torchvision's.

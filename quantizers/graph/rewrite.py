@@ -45,6 +45,7 @@ from quantizers.layers import (
     QuantLinearBn,
     Sum,
     WindowGather,
+    window_counts,
 )
 from quantizers.names import act_quantizer, weight_quantizer
 from quantizers.spec import QuantSpec
@@ -183,6 +184,7 @@ class _Writer:
         norm = image_norm(self.traced.module(node))  # type: ignore[arg-type]
         identity = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, bias=False)
         nn.init.ones_(identity.weight)
+        identity.weight.requires_grad_(norm.weight is None or norm.weight.requires_grad)  # frozen stays frozen, whole
         return self._channelwise(node, identity, norm)
 
     def _affine(self, node: fx.Node) -> _Value:
@@ -292,7 +294,7 @@ class _Writer:
 
     def _avgpool(self, node: fx.Node) -> _Value:
         module: Any = self.traced.module(node)
-        return self._mean_of(node, module, module.kernel_size[0] * module.kernel_size[1])
+        return self._mean_of(node, module, window_counts(module, node.args[0].meta["shape"][2:]))  # type: ignore[union-attr]
 
     def _mean(self, node: fx.Node) -> _Value:
         shape = node.args[0].meta["shape"]  # type: ignore[union-attr]
@@ -313,12 +315,14 @@ class _Writer:
         value = _Value(spread, operand.quantizer, cats=operand.cats)
         return value if pool is None else self._mean_of(node, pool, count, value)
 
-    def _mean_of(self, node: fx.Node, pool: nn.Module | None, count: int, operand: _Value | None = None) -> _Value:
+    def _mean_of(
+        self, node: fx.Node, pool: nn.Module | None, counts: int | tuple[int, ...], operand: _Value | None = None
+    ) -> _Value:
         operand = operand or self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
         if operand.quantizer is None:
             raise RewriteError(f"{self.traced.path(node)}: what it averages is on no grid")
         new = self._call(self.traced.path(node), pool, (operand.node,), node.meta["shape"])
-        return self._settle(node, _Value(new, origin=Origin("mean", (operand.quantizer,), count)))
+        return self._settle(node, _Value(new, origin=Origin("mean", (operand.quantizer,), counts)))
 
     def _function(self, node: fx.Node) -> _Value:
         operand = self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]

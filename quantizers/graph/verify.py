@@ -55,6 +55,7 @@ def verify_student(traced: Traced, student: nn.Module, pairs: Pairs, example_inp
         RewriteError: If they differ by more than float rounding (names the first node that differs).
     """
     device = next((p.device for module in traced.modules.values() for p in module.parameters()), torch.device("cpu"))
+    student.eval()
     with torch.no_grad():
         values = _float_values(traced, example_images(example_inputs, EVAL_IMAGES, device), _running)
         _compare_outputs(traced, values)

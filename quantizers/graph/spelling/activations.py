@@ -27,6 +27,7 @@ PLAIN: dict[str, Callable[[Call], nn.Module]] = {
     "celu": lambda c: nn.CELU(c["alpha"]), "softplus": lambda c: nn.Softplus(c["beta"], c["threshold"]),
     "elu": lambda c: _elu(c["alpha"], c["scale"], c["input_scale"]),
     "hardtanh": lambda c: clamp_module(c["min_val"], c["max_val"]),
+    "hardshrink": lambda c: nn.Hardshrink(c["lambd"]), "softshrink": lambda c: nn.Softshrink(c["lambd"]),
     "threshold": lambda c: _threshold(c["threshold"], c["value"]),
     "clamp": lambda c: clamp_module(c["min"], c["max"]), "clamp_min": lambda c: clamp_module(c["min"], None),
     "clamp_max": lambda c: clamp_module(None, c["max"]), "clip": lambda c: clamp_module(c["min"], c["max"]),
@@ -77,7 +78,7 @@ def _elu(alpha: float, scale: float, input_scale: float) -> nn.Module:
 def _threshold(threshold: float, value: float) -> nn.Module:
     if threshold == value == 0:
         return nn.ReLU()
-    raise NoSpelling("a threshold other than zero has no low-bit form; use ReLU or a clamp")
+    return nn.Threshold(threshold, value)
 
 
 def extremum(pen: Pen, call: Call) -> Value:

@@ -38,12 +38,9 @@ from quantizers.graph.trace import RewriteError, Traced, trace
 from quantizers.graph.verify import verify_student
 from quantizers.layers import (
     ActQuantizer,
-    Concat,
     Origin,
-    Product,
     QuantConvBn2d,
     QuantLinearBn,
-    Sum,
     WindowGather,
     window_counts,
 )

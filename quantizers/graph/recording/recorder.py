@@ -36,6 +36,14 @@ from quantizers.graph.spelling.table import (
 STEP_TOLERANCE = 1e-4
 
 
+# Layers of torch that have a spelling in most of their settings: a refusal says which setting has none.
+KNOWN_LAYERS = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.padding._ConstantPadNd, nn.Flatten, nn.Unflatten, nn.Softmax, nn.LogSoftmax,
+)  # fmt: skip
+
+
 @dataclass
 class Recording:
     """What a network computed, in one mode.
@@ -141,8 +149,8 @@ class Recorder:
             value = self.ledger.read(self.pen, region) if region is not None else None
             if not isinstance(value, Value):
                 raise RewriteError(
-                    f"{type(self.root).__name__}: an output does not depend on the images; return what is computed "
-                    "from them only"
+                    f"{type(self.root).__name__}: an output does not depend on the images, as torch sees it; return "
+                    "what is computed from them, use torch operations for that (not numpy)"
                 )
             return value.node
         if isinstance(result, dict):
@@ -451,6 +459,9 @@ class Recorder:
     def _message(self, refusal: NoSpelling, name: str) -> str:
         place, what, site = self.pen.place(), self.pen.what(), user_site()
         where = f"{place} ({site})" if site and self.pen.layer is None else place
+        is_known = isinstance(self.pen.layer, KNOWN_LAYERS)
+        if self.pen.layer is not None and not is_known and not refusal.bare:
+            return f"{where}: {unknown(what, type(self.pen.layer).__name__)}"
         if refusal.bare:
             return f"{where}: {refusal.reason}"
         if refusal.reason:

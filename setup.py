@@ -24,6 +24,8 @@ PACKAGES = [
     "qkd.training",
     "quantizers",
     "quantizers.graph",
+    "quantizers.graph.recording",
+    "quantizers.graph.spelling",
     "quantizers.view",
 ]
 

@@ -26,6 +26,8 @@ PACKAGES = [
     "quantizers.graph",
     "quantizers.graph.recording",
     "quantizers.graph.spelling",
+    "quantizers.graph.recording",
+    "quantizers.graph.spelling",
     "quantizers.view",
 ]
 

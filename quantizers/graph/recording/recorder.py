@@ -97,8 +97,8 @@ class Recorder:
             return value.node
         if is_inner and isinstance(result, (dict, tuple, list)):
             raise RewriteError(
-                f"{type(self.root).__name__}: returns a {type(result).__name__} within another; return tensors, in one "
-                "tuple, list or dict at most"
+                f"{type(self.root).__name__}: returns a {type(result).__name__} within another; use one "
+                "tuple, list or dict of tensors"
             )
         if isinstance(result, dict):
             return {str(key): self._structure(item, is_inner=True) for key, item in result.items()}

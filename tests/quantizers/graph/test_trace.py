@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module], 
     "product of matrices": (lambda m, x: x @ x.transpose(2, 3), {}, "matmul", "layers with weights"),
     "einstein sum": (lambda m, x: torch.einsum("bchw,bchv->bcwv", x, x), {}, "einsum", "layers with weights"),
     "attention": (
-        lambda m, x: m.odd(*3 * [x.flatten(2)])[0],
+        lambda m, x: m.odd(*3 * [x.flatten(2)])[0].view_as(x),
         {"odd": nn.MultiheadAttention(64, 2, batch_first=True)},
         "odd: MultiheadAttention",
         "convolutional part",
@@ -164,5 +164,7 @@ def test_nested_outputs_are_refused() -> None:
             y = self.conv(x)
             return {"out": y, "taps": [y, F.relu(y)]}
 
-    with pytest.raises(RewriteError, match="Net: returns a list within another; return tensors, in one tuple, list"):
+    with pytest.raises(
+        RewriteError, match="Net: returns a list within another; use one tuple, list or dict of tensors"
+    ):
         trace(Net(), IMAGE)

@@ -89,9 +89,10 @@ class _Fusion:
         return compiled(*tensors)
 
     def _first(self, key: Any, function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Any:
-        compiled = torch.compile(function, dynamic=True, fullgraph=True)
         try:
             _require_compiler(tensors[0].device)
+            options = _exact_division(tensors[0].device)
+            compiled = torch.compile(function, dynamic=True, fullgraph=True, options=options)
             result = compiled(*tensors)
         except Exception as error:
             self.enabled = False
@@ -103,6 +104,20 @@ class _Fusion:
             return function(*tensors)
         self._compiled[key] = compiled
         return result
+
+
+def _exact_division(device: torch.device) -> dict[str, str | int | bool | Callable[..., Any]] | None:
+    """Return what makes compiled GPU kernels round quotients as IEEE 754 does: Triton's own division is off by an ulp.
+
+    A quotient off by an ulp falls on the other side of a tie, where the CPU and the exported file do not.
+    """
+    if device.type != "cuda":
+        return None
+    from torch import _inductor
+
+    known = _inductor.list_options()
+    names = ("eager_numerics.division_rounding", "emulate_divison_rounding")  # the latter is PyTorch's own spelling
+    return {name: True for name in names if name in known} or None
 
 
 def _require_compiler(device: torch.device) -> None:

@@ -26,7 +26,7 @@ from qkd.nets import build_net
 from qkd.progress import Silent
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training import Batch, Job, Phase, StepResult, fit, supervised_step
-from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare
+from quantizers import QuantSpec, calibrate, prepare
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
 
 from images import CropFlip, made_up_images, normaliser  # isort: skip - beside this file
@@ -212,7 +212,7 @@ def _job(folder: Path, device: torch.device, autocast: str, *, stop_at: tuple[in
 def check_lanes(device: torch.device, *, compiled: bool) -> Found:
     """Two lanes with graphs (and compiled, if asked for) train as each does alone and eager, up to rounding."""
     set_fused(enabled=False)
-    images = made_up_images(256, side=16).to(device)
+    images = made_up_images(96, side=16).to(device)
     losses: dict[str, list[float]] = {}
     for name, how, seeds in (
         ("fast", How(bf16=False, compiled=compiled), (0, 1)),

@@ -3,9 +3,9 @@
     python benchmarks/gpu/ladder.py --data FOLDER --budget-s 480 --out results/
 
 Every rung trains all seeds side by side. A short timing at its start says how many epochs fit its share of the budget;
-the learning rate falls along a cosine of that length. A student starts from its seed's float net and learns from it; its
-last epochs train the deployed arithmetic in float32. The test set is read once a training, at its end. The record is
-written after every epoch, the weights after every rung.
+the learning rate falls along a cosine of that length. A student starts from its seed's float net and learns from it;
+its last epochs train the deployed arithmetic in float32. The test set is read once a training, at its end. The record
+is written after every epoch, the weights after every rung.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from record import environment, write_record  # isort: skip
 
 CALIBRATION_IMAGES = 512
 RESERVE = 0.96  # part of a rung's time that is planned: clocks drift, and files are written
-SETTLING = 0.04  # part of a student's epochs on the deployed arithmetic, in float32
+SETTLING = 0.03  # part of a student's epochs on the deployed arithmetic, in float32
 WARM_UP = 0.05  # part of the epochs in which the rate rises
 
 
@@ -168,7 +168,9 @@ def _start(rung: Rung, setting: Setting, seed: int, floats: Sequence[nn.Module])
     factor, shift = normaliser(setting.train)
     images = (pixels[:CALIBRATION_IMAGES].float() * factor - shift).cpu()
     spec = QuantSpec(weight_bits=rung.bits, act_bits=rung.bits)
-    student = prepare(copy.deepcopy(floats[setting.seeds.index(seed)]).cpu(), spec, example_inputs=images[:2])
+    # the teacher's weights are frozen, and prepare would keep them so
+    own = copy.deepcopy(floats[setting.seeds.index(seed)]).cpu().requires_grad_().train()
+    student = prepare(own, spec, example_inputs=images[:2])
     calibrate(student, list(images.split(256)))
     return student.to(setting.device).train()
 
@@ -201,7 +203,6 @@ def _ready(
                 raise
             row.setdefault("fell_back", []).append(f"{how.describe()}: {type(error).__name__}: {error}"[:1500])
             traceback.print_exc()
-            torch._dynamo.reset()
             for net in nets:
                 net.zero_grad(set_to_none=True)
             continue
@@ -280,7 +281,6 @@ def run(setting: Setting, rungs: Sequence[Rung]) -> None:
         for net in nets[rung.name]:
             net.requires_grad_(rung.bits is not None)
         save_weights(nets, setting)
-        torch._dynamo.reset()
 
 
 def main() -> None:
@@ -294,15 +294,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--net", default="resnet20")
     parser.add_argument("--rungs", nargs="+", default=[rung.name for rung in RUNGS])
-    parser.add_argument("--most-epochs", type=int, default=1000)
+    parser.add_argument("--most-epochs", type=int, help="of any rung; absent: as many as fit")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     deadline = time.monotonic() + args.budget_s
+    torch.backends.cudnn.benchmark = True
     set_fused(enabled=False)  # the whole step is compiled, or captured as it is: single kernels are not worth the wait
     device = torch.device(args.device)
     if args.tiny:
-        args.net, args.batch, args.seeds, args.most_epochs = "resnet8", 32, args.seeds[:2], min(args.most_epochs, 3)
+        args.net, args.batch, args.seeds, args.most_epochs = "resnet8", 32, args.seeds[:2], args.most_epochs or 3
         train, test = made_up_images(96, side=16), made_up_images(64, side=16, seed=1)
     elif args.data is None:
         parser.error("--data or --tiny is needed")
@@ -316,7 +317,7 @@ def main() -> None:
     }  # fmt: skip
     setting = Setting(
         args.net, train.to(device), test.to(device), args.batch, tuple(args.seeds), args.out, deadline,
-        args.most_epochs, how, record,
+        args.most_epochs or 10**6, how, record,
     )  # fmt: skip
     setting.write()
     run(setting, [rung for rung in RUNGS if rung.name in args.rungs])

@@ -1,8 +1,8 @@
 """Trains several seeds of one net side by side on one device, each step one replay of a CUDA graph.
 
-A lane is a seed: its weights, optimizer, images and stream. All lanes share one compiled step; before a lane's graph is
-captured, the shared net's tensors are pointed at the lane's memory, which the graph then keeps for itself. On a CPU, and
-where graphs are off, the same step runs without a graph, lane after lane.
+A lane is a seed: its weights, optimizer, images and stream. All lanes share one compiled step; before a lane's graph
+is captured, the shared net's tensors are pointed at the lane's memory, which the graph keeps from then on. On a CPU,
+and where graphs are off, the same step runs without a graph, lane after lane.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Lanes:
         self.device = normal[0].device
         self._loss: Callable[..., tuple[Tensor, Tensor]] = self._measure
         if how.compiled:
+            torch._dynamo.reset()  # the compiler keeps few versions of one function
             self._loss = torch.compile(self._measure, dynamic=False)
         self._uses_graphs = how.graphs and self.device.type == "cuda"
 
@@ -224,6 +225,7 @@ class Lanes:
         lane.optimizer.zero_grad(set_to_none=True)
         loss, right = self._loss(self.student, self.teacher, lane.images, lane.labels)
         loss.backward()  # type: ignore[no-untyped-call]
+        _align_gradients(self.student)
         lane.optimizer.step()
         lane.sums.add_(torch.stack((loss.detach(), right)))
 
@@ -260,6 +262,19 @@ class Lanes:
 def _tensors(student: nn.Module, teacher: nn.Module | None) -> list[Tensor]:
     nets = [student] if teacher is None else [student, teacher]
     return [tensor for net in nets for tensor in (*net.parameters(), *net.buffers())]
+
+
+def _align_gradients(net: nn.Module) -> None:
+    """Give each gradient the strides of its parameter, which fused optimizers want: they differ in axes of size 1."""
+    for parameter in net.parameters():
+        grad = parameter.grad
+        if grad is None or grad.stride() == parameter.stride():
+            continue
+        axes = zip(parameter.shape, grad.stride(), parameter.stride(), strict=True)
+        if all(size == 1 or mine == its for size, mine, its in axes):
+            parameter.grad = grad.as_strided(parameter.size(), parameter.stride())
+        else:
+            parameter.grad = torch.empty_like(parameter).copy_(grad)
 
 
 def _optimizer(student: nn.Module, lane: Lane) -> torch.optim.Optimizer:

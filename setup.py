@@ -6,6 +6,8 @@ PACKAGES = [
     "export",
     "export.devices",
     "export.flavours",
+    "export.parity",
+    "export.writers",
     "qkd",
     "qkd.agents",
     "qkd.config",
@@ -20,6 +22,7 @@ PACKAGES = [
     "qkd.training",
     "quantizers",
     "quantizers.graph",
+    "quantizers.view",
 ]
 
 setup(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +15,7 @@ from onnx import helper, numpy_helper
 from export.blocked import DOMAIN as BLOCK_DOMAIN
 from export.blocked import OPERATOR as BLOCK_OPERATOR
 from export.flavours import QUANT_DOMAIN, without_custom_operators
+from export.metadata import LARGEST_AXIS, as_a_file, check_structure, read_property, read_widths
 from export.program import FLOAT_BITS, LayerFacts, Operation, Program, Role, Value
 from export.runtime import load_model
 
@@ -50,17 +50,16 @@ def program_of_file(path: str | PathLike[str]) -> Program:
     strange = sorted({node.domain for node in model.graph.node if not _is_known(node)})
     if strange:
         raise ValueError(f"{path}: its operators of {', '.join(strange)} are not known; cost is counted for ONNX's own")
-    try:
+    with as_a_file(path, "to count its cost"):
+        check_structure(model)
         return _Reader(model).program()
-    except _Unknown as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _is_known(node: onnx.NodeProto) -> bool:
     return node.domain in ("", QUANT_DOMAIN) or (node.domain, node.op_type) == (BLOCK_DOMAIN, BLOCK_OPERATOR)
 
 
-class _Unknown(Exception):
+class _Unknown(ValueError):
     """A graph whose cost cannot be told; the caller adds the file."""
 
 
@@ -69,16 +68,15 @@ class _Reader:
         self.model = _one_image(model)
         self.nodes = list(self.model.graph.node)
         self.shapes = _shapes(self.model)
-        properties = {entry.key: entry.value for entry in model.metadata_props}
-        self.weight_bits: dict[str, int] = json.loads(properties.get("weight_bits", "{}"))
-        self.input_bits: dict[str, int] = json.loads(properties.get("input_bits", "{}"))
-        self.unused_codes: dict[str, int] = json.loads(properties.get("unused_codes", "{}"))
+        self.weight_bits = read_widths(model, "weight_bits")
+        self.input_bits = read_widths(model, "input_bits")
+        self.unused_codes = read_widths(model, "unused_codes")
         self.initialisers = {entry.name: entry for entry in self.model.graph.initializer}
         self.constants = {
             entry.name: _Constant(tuple(entry.dims), _type_bits(entry.data_type))
             for entry in self.initialisers.values()
         }
-        taps = json.loads(properties.get("quantizers", "[]"))
+        taps = read_property(model, "quantizers", [])
         self.grid_bits = {str(tap["tensor"]): int(tap["bits"]) for tap in taps if "bits" in tap}
         self.same: dict[str, str] = {}  # output of a Clip that belongs to the Quant behind it -> what it clips
         self.bits: dict[str, int] = {}
@@ -187,7 +185,8 @@ class _Reader:
         while self.makers[source].op_type != "Cast":  # of the codes, before sentinels came among them
             source = self.makers[source].input[0]
         (unit,) = (name for reader in self.readers[node.output[0]] for name in reader.input if name in self.constants)
-        features = prod(self._shape(source))
+        shape = self._shape(source)  # rows of features
+        features = shape[-1]
         bias = self.constants.get(node.input[5]) if len(node.input) > 5 else None
         return LayerFacts(
             kind=LAYERS[BLOCK_OPERATOR],
@@ -196,7 +195,7 @@ class _Reader:
             biases=0 if bias is None else prod(bias.shape),
             weight_scales=prod(self.constants[unit].shape),
             input_bits=int(self.input_bits[node.name]),
-            macs=features * self._outputs(node),
+            macs=prod(shape) * self._outputs(node),
             output_shape=(self._outputs(node),),
         )
 
@@ -231,6 +230,8 @@ class _Reader:
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
             raise _Unknown(f"the size of the tensor {name!r} cannot be told; export with fixed sizes (the batch apart)")
+        if any(not 0 <= size <= LARGEST_AXIS for size in self.shapes[name]):
+            raise _Unknown(f"the tensor {name!r} would have the shape {self.shapes[name]}, which no tensor has")
         return self.shapes[name]
 
     def _number(self, name: str) -> float:
@@ -257,7 +258,7 @@ def _shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
     """Return the tensors whose every size is known."""
     try:
         inferred = onnx.shape_inference.infer_shapes(without_custom_operators(model), data_prop=True).graph
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
         raise _Unknown(f"its shapes do not fit each other ({error})") from error
     shapes = {entry.name: tuple(entry.dims) for entry in inferred.initializer}
     for entry in (*inferred.input, *inferred.value_info, *inferred.output):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -16,6 +15,7 @@ from export.blocked import WIDTHS
 from export.checks import ExportError
 from export.flavours import without_custom_operators
 from export.graph import pack_codes
+from export.metadata import as_a_file, read_widths
 from export.packing import INT2, INT4, INT8, ElementType, Storage, ir_version
 from export.unblock import blocks_of, unblock
 
@@ -51,6 +51,11 @@ def fit_storage(path: Path, loads: Collection[str]) -> Fitted:
             weights lie in other files.
         ValueError: If it is no ONNX file.
     """
+    with as_a_file(path, "to fit it to a runtime"):
+        return _fit(path, loads)
+
+
+def _fit(path: Path, loads: Collection[str]) -> Fitted:
     model = _read(path)
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise ExportError(f"{path}: it keeps weights in other files; save it as one file")
@@ -178,4 +183,4 @@ def _weight_bits(proto: onnx.ModelProto) -> dict[str, int]:
             f"only files that export_onnx wrote (flavour {FLAVOUR}) can be repacked; this one "
             f"{'is of flavour ' + properties['flavour'] if 'flavour' in properties else 'does not say who wrote it'}"
         )
-    return {str(name): int(bits) for name, bits in json.loads(properties["weight_bits"]).items()}
+    return read_widths(proto, "weight_bits")

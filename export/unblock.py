@@ -12,6 +12,7 @@ from onnx import NodeProto, helper, numpy_helper
 from export.blocked import DOMAIN, unpack_blocks
 from export.flavours import OrtFlavour
 from export.graph import GraphBuilder
+from export.metadata import read_property
 from export.packing import INT8, Blocks, Storage
 from quantizers.integer import Grid, Linear
 
@@ -21,8 +22,7 @@ AROUND = ("cast", "shift", "fill", "cut", "close", "join", "unit", "scale")
 
 def blocks_of(model: onnx.ModelProto) -> dict[str, Blocks]:
     """Return the layers of a file that are stored in blocks, by name."""
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    return {name: Blocks(*sizes) for name, sizes in json.loads(properties.get("blocks", "{}")).items()}
+    return {name: Blocks(*sizes) for name, sizes in read_property(model, "blocks", {}).items()}
 
 
 def unblock(model: onnx.ModelProto, names: Collection[str]) -> None:

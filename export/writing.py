@@ -30,7 +30,7 @@ def write_whole(target: Path, content: bytes) -> None:
     Raises:
         ExportError: If that fails (disk full, folder not writable); nothing is left behind, an older file stays.
     """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")  # who cleans a run folder knows it
     try:
         with temporary.open("xb") as stream:
             stream.write(content)

@@ -12,7 +12,8 @@ import onnx
 
 from export import Sample, expect, export_int8_baseline, read_sample
 from qkd.failures import UsageError
-from qkd.files import read_json
+from qkd.files import inside
+from qkd.report.records import read_record
 
 CALIBRATION_IMAGES = 128
 BASELINE = "int8-static"
@@ -79,10 +80,14 @@ def run_files(folder: Path) -> dict[str, Path]:
     """Return the ONNX files of a run folder: ``student``, ``teacher`` and perhaps ``float``.
 
     A student in a flavour for other runtimes is left out: a latency in this one would say nothing of it.
+
+    Raises:
+        DamagedFileError: If ``export.json`` does not hold what the export stage writes.
+        ValueError: If a path in it leads out of the folder.
     """
-    facts = read_json(folder / "export" / "export.json")
+    facts = read_record(folder / "export" / "export.json")
     return {
-        name: folder / "export" / str(model["path"])
+        name: inside(folder / "export", model.get("path") or f"{name}.onnx")
         for name, model in facts.items()
         if model.get("flavour", "ort") in MEASURED
     }

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import itertools
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from qkd.config.foreign import foreign_hint
+from qkd.foreign.shown import shown_line
 
 Fault: TypeAlias = tuple[tuple[str | int, ...], str]
 """Where (keys and indices from the root) and what."""
@@ -27,6 +33,40 @@ _TYPES = {
 }
 
 
+LONGEST_NAME = 64  # characters; longer ones are like nothing, and comparing them takes the square of it
+UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # in text of a config: no path or name has them
+LONGEST_LIST = 1024  # entries of a list or keys of a group
+MOST_WORDED = 200  # faults of one file that are worded; more than are listed
+
+
+def place(root: str, where: Iterable[str | int]) -> str:
+    """Return a place in a file as a message shows it: dotted, a line."""
+    return ".".join([root, *(shown_line(str(key), LONGEST_NAME) for key in where)])
+
+
+def plain_faults(data: object, where: tuple[str | int, ...] = ()) -> list[Fault]:
+    """Return what is wrong with raw data whatever its schema is.
+
+    That is text (key or value) with control characters, which no path, name or option has, and endless lists.
+    """
+    if isinstance(data, str):
+        found = UNSHOWN.search(data)
+        return [(where, f"holds the control character {shown_line(found[0])}")] if found else []
+    if isinstance(data, Mapping):
+        pairs: Iterable[tuple[Any, Any]] = data.items()
+        odd: list[Fault] = [
+            ((*where, key), "is a key with control characters") for key in data if UNSHOWN.search(str(key))
+        ]
+    elif isinstance(data, list | tuple):
+        pairs, odd = enumerate(data), []
+    else:
+        return []
+    if len(data) > LONGEST_LIST:
+        odd.append((where, f"has {len(data):,} entries; it may have {LONGEST_LIST:,}"))
+    shown = itertools.islice(pairs, LONGEST_LIST)
+    return [*odd, *(fault for key, value in shown for fault in plain_faults(value, (*where, key)))]
+
+
 def describe(value: object) -> str:
     """Return a found value as a message shows it: text is quoted, groups and lists are named as such."""
     if value is None:
@@ -34,17 +74,18 @@ def describe(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return f"a group of keys ({', '.join(map(str, list(value)[:4]))}{', ...' if len(value) > 4 else ''})"
+        names = ", ".join(shown_line(str(key), LONGEST_NAME) for key in itertools.islice(value, 4))
+        return f"a group of keys ({names}{', ...' if len(value) > 4 else ''})"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
-    text = repr(value)
+    text = repr(value[:80] if isinstance(value, str) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean `x`?``, or the list of what is known where nothing is near."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1) if len(name) <= LONGEST_NAME else []
     if near:
         return f"did you mean `{near[0]}`?"
     return f"known: {', '.join(names)}" if names else "nothing is known here"
@@ -59,7 +100,8 @@ def schema_faults(error: ValidationError, data: Mapping[str, Any], schema: type[
         schema: The root model, for the keys that are known at each place.
     """
     faults: dict[tuple[str | int, ...], str] = {}
-    for detail in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for detail in found[:MOST_WORDED]:
         where = tuple(detail["loc"])
         if where[-1:] == ("[key]",):  # pydantic's mark for a mapping's key; only those of given words can be wrong
             faults.setdefault(where[:-1], f"unknown key; must be {detail['ctx']['expected']}")
@@ -69,7 +111,8 @@ def schema_faults(error: ValidationError, data: Mapping[str, Any], schema: type[
             faults.setdefault(inside, f"must be a number, text, or true or false, got {describe(detail['input'])}")
         else:
             faults.setdefault(where, _word(detail, schema))
-    return list(faults.items())
+    unworded = [((*detail["loc"],), "wrong, like those before") for detail in found[MOST_WORDED:]]
+    return [*faults.items(), *unworded]
 
 
 def _inside(where: tuple[str | int, ...], data: Any, *, is_missing: bool) -> tuple[str | int, ...]:
@@ -113,6 +156,8 @@ def _bound(kind: str, context: Mapping[str, Any]) -> str | None:
         return "zero or positive" if context["ge"] == 0 else f"at least {context['ge']:g}"
     if kind == "less_than":
         return f"less than {context['lt']:g}"
+    if kind == "string_too_long":
+        return f"at most {context['max_length']:,} characters long"
     if kind == "less_than_equal":
         return f"at most {context['le']:g}"
     return None
@@ -120,9 +165,11 @@ def _bound(kind: str, context: Mapping[str, Any]) -> str | None:
 
 def _unknown_key(where: tuple[str | int, ...], schema: type[BaseModel]) -> str:
     key = str(where[-1])
+    if hint := foreign_hint(key):
+        return f"unknown key; {hint}"
     known = list(_section(where[:-1], schema).model_fields)
-    near = difflib.get_close_matches(key, known, n=1)
-    homes = [path for path in _all_paths(schema) if path.rpartition(".")[2] == key]
+    near = difflib.get_close_matches(key, known, n=1) if len(key) <= LONGEST_NAME else []
+    homes = [path for path in _known_paths(schema) if path.rpartition(".")[2] == key]
     if homes:  # the very name, in another place, is likelier meant than a like one here
         return f"unknown key here; did you mean `{'` or `'.join(homes)}`?"
     if near:
@@ -135,6 +182,11 @@ def _section(where: tuple[str | int, ...], schema: type[BaseModel]) -> type[Base
         if isinstance(key, str) and key in schema.model_fields:
             schema = next(iter(_models(schema.model_fields[key].annotation)), schema)
     return schema
+
+
+@functools.cache
+def _known_paths(schema: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(_all_paths(schema))
 
 
 def _all_paths(schema: type[BaseModel], prefix: str = "") -> list[str]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from qkd.bind_faults import Fault, describe, schema_faults
+from qkd.bind_faults import LONGEST_NAME, Fault, describe, place, plain_faults, schema_faults
 from qkd.config import RunConfig
 from qkd.failures import ConfigError as ConfigError
-from qkd.yaml_text import YamlError, parse_yaml
+from qkd.foreign.shown import shown_line
+from qkd.yaml_text import DEEPEST, MOST_FAULTS, YamlError, first_of, parse_yaml, read_yaml
 
+Bound = TypeVar("Bound", bound=BaseModel)
 Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
 """A further look at the raw data: yields a :data:`~qkd.bind_faults.Fault` for each thing that is wrong."""
 
@@ -46,21 +49,21 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: If there is no such file; near matches among the shipped configs are named.
     """
-    path = Path(name)
-    if path.is_file():
+    path, is_folder = Path(name), os.path.isdir(name)
+    if os.path.exists(name) and not is_folder:
         return path
     shipped = shipped_configs()
-    short = path.with_suffix("").as_posix().removeprefix("./").removeprefix("configs/")
+    short = os.path.splitext(name)[0].removeprefix("./").removeprefix("configs/")
     if not path.is_absolute() and short in shipped:
         return shipped[short]
-    what = "is a folder, not a config file" if path.is_dir() else "no such config file"
+    what = "is a folder, not a config file" if is_folder else "no such config file"
     near = [key for key in shipped if key.startswith(f"{short}/")] or _near(short, shipped)
     hint = (
         f"did you mean {' or '.join(f'`{key}`' for key in near)}?"
         if near
         else "`qkd ls configs` lists the shipped ones"
     )
-    raise ConfigError([f"{name}: {what}; {hint}"])
+    raise ConfigError([f"{shown_line(name)}: {what}; {hint}"])
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ConfigError: If it cannot be read, is not YAML, repeats a key or is not a group of keys.
     """
     try:
-        data: Any = parse_yaml(path.read_text(encoding="utf-8"))
+        data: Any = read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from error
     except YamlError as error:
@@ -94,17 +97,30 @@ def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
     faults: list[Fault] = []
     config: RunConfig | None = None
     try:
-        # JSON mode is strict about types (a quoted "3" is no number) yet takes lists and text for tuples and paths.
-        config = RunConfig.model_validate_json(json.dumps(data), strict=True)
+        config = bind_section(RunConfig, data)
     except ValidationError as error:
         faults += schema_faults(error, data, RunConfig)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError([f"config: holds a value that is not plain data: {error}"]) from error
-    faults += [fault for check in checks for fault in check(data)]
+    faults += plain_faults(data)
+    if len(faults) <= MOST_FAULTS:  # else there is enough to mend before files are looked for
+        faults += [fault for check in checks for fault in check(data)]
     if faults or config is None:
-        lines = dict.fromkeys(f"{'.'.join(['config', *map(str, where)])}: {what}" for where, what in faults)
-        raise ConfigError(list(lines))
+        lines = dict.fromkeys(f"{place('config', where)}: {what}" for where, what in faults)
+        raise ConfigError(first_of(list(lines)))
     return config
+
+
+def bind_section(schema: type[Bound], data: Mapping[str, Any]) -> Bound:
+    """Return the typed section of raw data.
+
+    JSON mode is strict about types (a quoted "3" is no number) yet takes lists and text for tuples and paths.
+
+    Raises:
+        pydantic.ValidationError: If it does not fit the schema.
+        TypeError, ValueError: If a value is none that JSON has.
+    """
+    return schema.model_validate_json(json.dumps(data), strict=True)
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -122,13 +138,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     for text in overrides:
         key, equals, value = text.partition("=")
         try:
-            if not equals or not all(key.split(".")):
+            if not equals or not all(key.split(".")) or key.count(".") >= DEEPEST:
                 raise ValueError("must be key.path=value, e.g. student.train.epochs=3")
             _set(result, key.split("."), parse_yaml(value))
         except ValueError as error:
-            faults.append(f"override `{text}`: {error}")
+            faults.append(f"override `{shown_line(text, 80)}`: {error}")
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError(first_of(faults))
     return result
 
 
@@ -154,7 +170,7 @@ def config_text(config: BaseModel) -> str:
 def _near(name: str, shipped: Iterable[str]) -> list[str]:
     names = list(shipped)
     by_stem = [key for key in names if key.rpartition("/")[2] == name.rpartition("/")[2]]
-    return difflib.get_close_matches(name, names, n=3) or by_stem[:3]
+    return difflib.get_close_matches(name[:LONGEST_NAME], names, n=3) or by_stem[:3]
 
 
 def _set(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -178,8 +194,10 @@ def _set(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _descend_list(items: list[Any], key: str, here: str, *, last: bool, value: Any) -> Any:
-    if not key.isdecimal() or int(key) >= len(items):
-        raise ValueError(f"`{here}` is a list of {len(items)}; `{key}` is not an index from 0 to {len(items) - 1}")
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(items):
+        raise ValueError(
+            f"`{here}` is a list of {len(items)}; `{shown_line(key, 40)}` is not an index from 0 to {len(items) - 1}"
+        )
     if last:
         items[int(key)] = value
     return items[int(key)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any, NoReturn, TypeAlias
 from qkd import commands as do
 from qkd.commands import STAGE_NAMES, TABLE_NAMES
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
+from qkd.foreign.shown import clean_output, shown_line
+from qkd.user_paths import user_path
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",
@@ -40,6 +44,9 @@ EXAMPLES = """examples:
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
+MOST_DIGITS = 9  # of a whole number among the arguments
+CPU, MOST_CPUS = "[0-9]{1,4}", 8192  # a CPU's number; Linux is built for at most so many
+
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
 
@@ -49,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments; ``sys.argv`` where absent.
     """
-    args = parse(sys.argv[1:] if argv is None else argv)
+    with clean_output():
+        return _main(parse(sys.argv[1:] if argv is None else argv))
+
+
+def _main(args: argparse.Namespace) -> int:
     command: Command = args.command
     try:
         return command(args)
@@ -77,6 +88,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown argument(s): {' '.join(unknown)}; `qkd {args.name} --help` lists what there is")
     if rest:
         args.overrides = [*args.overrides, *rest]
+    for name in ("config", "run", "policy"):  # a name or a path: text, until it is known which
+        if str(getattr(args, name, "")).startswith("~"):
+            setattr(args, name, str(user_path(getattr(args, name))))
+    if models:
+        args.overrides = [str(user_path(text)) if text.startswith("~") else text for text in args.overrides]
     return args
 
 
@@ -128,7 +144,7 @@ def _add(
         parser.add_argument("config", metavar=meta, help=meant)
         parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
     if has_runs:
-        parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of run folders (runs)")
+        parser.add_argument("--runs-dir", type=user_path, default=Path("runs"), help="folder of run folders (runs)")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=command)
@@ -141,16 +157,16 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for models (a config has a bench section instead)")
     for words in (
         ("--on", "append", None, "DEVICE", "local, ssh://[user@]host[:port], adb://SERIAL or a name; may be repeated"),
-        ("--devices", None, Path, "FILE", "file of named devices (configs/devices.yaml)"),
-        ("--threads", None, int, "N", "intra-op threads (1)"),
-        ("--rounds", None, int, "N", "timed inferences a model, in turns (200)"),
-        ("--warmup", None, int, "N", "inferences before the clock starts (20)"),
-        ("--batch-size", None, int, "N", "images an inference (1)"),
+        ("--devices", None, user_path, "FILE", "named devices (~/.config/qkd/devices.yaml, never this folder)"),
+        ("--threads", None, _whole, "N", "intra-op threads (1)"),
+        ("--rounds", None, _whole, "N", "timed inferences a model, in turns (200)"),
+        ("--warmup", None, _whole, "N", "inferences before the clock starts (20)"),
+        ("--batch-size", None, _whole, "N", "images an inference (1)"),
         ("--provider", None, str, "NAME", "execution provider (CPUExecutionProvider)"),
         ("--affinity", None, _cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
-        ("--sample", None, Path, "FILE", "npz of images, labels: score the models on it where they run"),
-        ("--timeout", None, float, "SECONDS", "longest duration of one command on a device (600)"),
-        ("--output", None, Path, "FILE", "write the result as JSON, too"),
+        ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
+        ("--timeout", None, _finite, "SECONDS", "longest duration of one command on a device (600)"),
+        ("--output", None, user_path, "FILE", "write the result as JSON, too"),
     ):
         option, action, kind, meta, text = words
         group.add_argument(option, action=action, type=kind, metavar=meta, help=text)  # type: ignore[arg-type]
@@ -165,8 +181,8 @@ def _add_measuring_commands(commands: Any) -> None:
     look.add_argument("config", metavar="CONFIG|RUN", help="a run (folder or name) with a teacher, or its config")
     look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
     look.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
-    look.add_argument("--temperature", type=float, metavar="T", help="of the distillation (the config's)")
-    look.add_argument("--out", type=Path, metavar="FILE.svg|FILE.png", help="draw it")
+    look.add_argument("--temperature", type=_finite, metavar="T", help="of the distillation (the config's)")
+    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw it")
     text = "how well features of test images find training images of their class (mAP, top-100)"
     find = _add(commands, "retrieve", do.retrieve, text, has_runs=True)
     find.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
@@ -193,7 +209,7 @@ def _add_policy_commands(commands: Any) -> None:
         actions, "import", do.policy_import, "a search log of PBA or role-kd as a schedule file; nothing in it is run"
     )
     take.add_argument(
-        "log", metavar="LOG", type=Path, help="pbt_policy_<id>.txt, pbt_global.txt, or best.txt beside them"
+        "log", metavar="LOG", type=user_path, help="pbt_policy_<id>.txt, pbt_global.txt, or best.txt beside them"
     )
     take.add_argument("--epochs", type=_positive, required=True, help="length of the search (published: 200)")
     take.add_argument(
@@ -202,7 +218,7 @@ def _add_policy_commands(commands: Any) -> None:
         required=True,
         help="py2: all published logs; source: logs of a Python 3 run of the released code",
     )
-    take.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="schedule file to write")
+    take.add_argument("--out", type=user_path, required=True, metavar="FILE.yaml", help="schedule file to write")
     take.add_argument("--trial", metavar="ID", help="whose lineage to follow in pbt_global.txt")
     take.add_argument("--role", choices=("teacher", "student"), help="noted in the file")
     look = _add(actions, "show", do.policy_show, "a schedule in words, and as a picture")
@@ -210,35 +226,60 @@ def _add_policy_commands(commands: Any) -> None:
     for action in (look, grid):
         action.add_argument("policy", metavar="FILE|POLICY", help="a schedule file, or a name of `qkd ls policies`")
     look.add_argument("--epochs", type=_positive, help="stretch it to this length")
-    look.add_argument("--out", type=Path, metavar="FILE.svg|FILE.png", help="draw it")
+    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw it")
     grid.add_argument("--data", required=True, metavar="NAME", help="a name of `qkd ls datasets`")
-    grid.add_argument("--data-path", type=Path, help="folder of npz and folder sets")
-    grid.add_argument("--data-root", type=Path, help="where torchvision keeps its sets (data)")
+    grid.add_argument("--data-path", type=user_path, help="folder of npz and folder sets")
+    grid.add_argument("--data-root", type=user_path, help="where torchvision keeps its sets (data)")
     grid.add_argument("--epochs", type=_epochs, required=True, metavar="0,10,20", help="rows, counted from 0")
     grid.add_argument("--length", type=_positive, help="epochs of the training (the schedule's)")
-    grid.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-    grid.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
+    grid.add_argument("--seed", type=_whole, default=0, help="of the draws (0)")
+    grid.add_argument("--out", type=user_path, required=True, metavar="FILE.png", help="picture to write")
+
+
+def _whole(text: str) -> int:
+    """Return a whole number that no option is out of breath with; its own range is checked where it is used."""
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at most {MOST_DIGITS} digits, got {shown_line(repr(text), 40)}"
+        )
+    return int(text)
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if text.startswith("-") or _whole(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
     return int(text)
 
 
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {shown_line(repr(text), 40)}")
+    return value
+
+
 def _epochs(text: str) -> tuple[int, ...]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"must be epochs such as 0,10,20, got {text!r}")
-    return tuple(int(part) for part in text.split(","))
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and len(part) <= MOST_DIGITS for part in parts):
+        raise argparse.ArgumentTypeError(f"must be epochs such as 0,10,20, got {shown_line(repr(text), 40)}")
+    return tuple(int(part) for part in parts)
 
 
 def _cpus(text: str) -> tuple[int, ...]:
     cpus: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"must be numbers of CPUs such as 0,1 or 4-7, got {text!r}")
+        if not re.fullmatch(CPU, first) or (dash and not re.fullmatch(CPU, last)):
+            raise argparse.ArgumentTypeError(
+                f"must be numbers of CPUs such as 0,1 or 4-7, got {shown_line(repr(text), 40)}"
+            )
         cpus += range(int(first), int(last if dash else first) + 1)
+        if len(cpus) > MOST_CPUS:
+            raise argparse.ArgumentTypeError(f"names more than {MOST_CPUS} CPUs")
     return tuple(cpus)
 
 

@@ -87,7 +87,7 @@ def _calibration(targets: Targets, progress: Progress) -> npt.NDArray[np.float32
         from qkd.stages.sample import calibration_images
         from qkd.stages.stored import stored_config
 
-        return calibration_images(stored_config(folder))
+        return calibration_images(stored_config(folder), folder=folder)
     if targets.sample is None:
         raise UsageError("--int8-baseline needs images to calibrate on: give --sample FILE.npz, or a run folder")
     progress.warn("int8-static is calibrated on the sample it is scored on, which flatters its accuracy")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
 from export.devices import Device
-from qkd.bind_faults import did_you_mean, schema_faults
-from qkd.binding import read_config, shipped_folder
-from qkd.config import Count, Positive, Section
+from qkd.bind_faults import did_you_mean, place, plain_faults, schema_faults
+from qkd.binding import bind_section, read_config, shipped_folder
+from qkd.config import Cpu, Positive, Section, Threads
 from qkd.failures import ConfigError
+from qkd.foreign.shown import shown_line
+from qkd.yaml_text import first_of
 
 FILE_NAME = "devices.yaml"
 
@@ -28,8 +29,8 @@ class DeviceEntry(Section):
     perf_test: str | None = Field(None, description="path of onnxruntime_perf_test there, to measure without Python")
     ssh_options: tuple[str, ...] = Field((), description="further arguments of ssh")
     timeout_s: Positive | None = Field(None, description="longest duration of one command there, in seconds")
-    threads: Count | None = Field(None, description="intra-op threads; absent: those of the measurement")
-    affinity: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, description="CPUs it is pinned to")
+    threads: Threads | None = Field(None, description="intra-op threads; absent: those of the measurement")
+    affinity: tuple[Cpu, ...] | None = Field(None, description="CPUs it is pinned to")
     provider: str | None = Field(None, description="execution provider by onnxruntime's name")
 
     @model_validator(mode="after")
@@ -58,21 +59,27 @@ def read_devices(path: Path) -> dict[str, Device]:
     Raises:
         ConfigError: With every fault: no such file, no YAML, unknown, missing, ill-typed or bad keys.
     """
-    if not path.is_file():
-        raise ConfigError([f"{path}: no such devices file; configs/devices.yaml shows the form"])
+    if not os.path.exists(path):
+        raise ConfigError([f"{path}: no such devices file; configs/{FILE_NAME} shows the form"])
     data = read_config(path)
+    faults = plain_faults(data)
     try:
-        bound = DevicesFile.model_validate_json(json.dumps(data), strict=True)
+        bound = bind_section(DevicesFile, data)
     except ValidationError as error:
-        found = schema_faults(error, data, DevicesFile)
-        raise ConfigError([f"{path}: {'.'.join(map(str, where))}: {what}" for where, what in found]) from error
+        faults = [*schema_faults(error, data, DevicesFile), *faults]
+    if faults:
+        raise ConfigError(first_of([f"{path}: {place('', where).lstrip('.')}: {what}" for where, what in faults]))
     return {name: entry.device(name) for name, entry in bound.devices.items()}
 
 
 def default_file() -> Path:
-    """Return the devices file where none is named: ``configs/devices.yaml`` here, or else the shipped one."""
-    here = Path("configs") / FILE_NAME
-    return here if here.is_file() else shipped_folder() / FILE_NAME
+    """Return the devices file where none is named: the user's own, or else the shipped one.
+
+    Never one of the current folder: whoever wrote that could run commands here (``ssh_options``); it must be named.
+    """
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    own = (Path(base) if os.path.isabs(base) else Path.home() / ".config") / "qkd" / FILE_NAME
+    return own if own.is_file() else shipped_folder() / FILE_NAME
 
 
 def resolve_devices(
@@ -82,7 +89,7 @@ def resolve_devices(
 
     Args:
         names: ``local``, addresses, and names of the devices file.
-        file: The devices file; absent, the default one, read only where a name asks for it.
+        file: The devices file; absent, the default one (:func:`default_file`), read only where a name asks for it.
         timeout_s: Of devices whose entry gives none, in seconds.
 
     Raises:
@@ -110,5 +117,7 @@ def _find(name: str, known: dict[str, Device], path: Path) -> Device:
         return known[name]
     if name == "local" or "://" in name:
         return Device(name)
-    raise ValueError(f"device {name!r} is neither an address (ssh://..., adb://...) nor in {path}; "
-                     f"{did_you_mean(name, [*known, 'local'])}")  # fmt: skip
+    here = Path("configs") / FILE_NAME
+    hint = f"; {here} is read where it is named: --devices {here}" if here.is_file() and path != here else ""
+    raise ValueError(f"device {shown_line(repr(name))} is neither an address (ssh://..., adb://...) nor in {path}; "
+                     f"{did_you_mean(name, [*known, 'local'])}{hint}")  # fmt: skip

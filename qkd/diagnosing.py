@@ -37,13 +37,14 @@ from qkd.failures import ConfigError, UsageError
 from qkd.files import write_bytes, write_text
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
+from qkd.report.records import read_metrics
 from qkd.report.table import align, percent
 from qkd.report.teacher_picture import teacher_picture
 from qkd.run_target import run_folder, runs_in
 from qkd.rundir import RunFolder
 from qkd.seeding import stream
+from qkd.stages.images import stored_images
 from qkd.stages.models import WEIGHTS, load_followed, load_student
-from qkd.stages.report import read_metrics
 from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
 from qkd.training.precision import choose_device
@@ -231,7 +232,9 @@ class _Subject:
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.device = choose_device(config.device)
-        self.splits: Splits = load_splits(config.data, seed=config.seed)
+        self.splits: Splits = (
+            load_splits(config.data, seed=config.seed) if folder is None else stored_images(config, folder)
+        )
         generator = stream(config.seed, "diagnose", "images")
         self.indices = some_images(self.splits.train, limit, generator)
         self.targets = soft_targets(_terms(config))

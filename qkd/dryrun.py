@@ -129,6 +129,8 @@ class _Trial:
             images = load_splits(self.config.data, seed=self.config.seed)
             self.splits: Splits = student_images(self.config, images).to(self.device)
             outcome.append(f"{len(self.splits.train)} training images, {len(self.splits.classes)} classes")
+            for note in self.splits.notes:
+                self.progress.warn(f"data: {note}")
             if self.splits.quiz is not None:
                 outcome.append(f"{len(self.splits.quiz)} more for the quiz")
             if self.config.searched_roles:
@@ -206,7 +208,7 @@ class _Trial:
         settings = self.config.teacher
         net = self._net(settings.net, "teacher")
         if settings.weights is not None:
-            load_weights(net, settings.weights)
+            outcome += [note] if (note := load_weights(net, settings.weights)) else []
         net.to(self.device)
         if settings.train is not None:
             outcome.append(self._supervised(net, settings.train, self._tried_agent("teacher")))
@@ -224,7 +226,7 @@ class _Trial:
             )
             self.float_nets["float"] = net.cpu()
         elif own.weights is not None:
-            load_weights(net, own.weights)
+            outcome += [note] if (note := load_weights(net, own.weights)) else []
         student = self._low_bit(self.config, net)
         quant = self.config.student.quant
         outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {self.config.student_start}")

@@ -19,6 +19,7 @@ OUR_FOLDERS = tuple(Path(__file__).resolve().parent.parent / name for name in ("
 INPUT_ERRNOS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG,
 }  # fmt: skip
+SYSTEM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM}  # nothing that other input would mend
 
 
 class ConfigError(ValueError):
@@ -54,7 +55,8 @@ def classify(error: Exception) -> Failure:
     """Return message and exit code of an exception.
 
     An error that our own code raises on purpose is shown as it is. A ``ValueError`` or ``TypeError`` among these is
-    about the user's input, any other is a failed run. What comes from elsewhere is unexpected.
+    about the user's input, any other is a failed run; so is whatever was raised from a full or failing disk. What comes
+    from elsewhere is unexpected.
     """
     if isinstance(error, ConfigError):
         return Failure(str(error), BAD_INPUT, is_expected=True, faults=len(error.faults))
@@ -62,15 +64,16 @@ def classify(error: Exception) -> Failure:
         code = BAD_INPUT if error.errno in INPUT_ERRNOS else FAILED
         return Failure(_os_message(error), code, is_expected=True)
     if _is_worded(error):
-        code = BAD_INPUT if isinstance(error, ValueError | TypeError | OSError) else FAILED
-        return Failure(str(error), code, is_expected=True)
+        is_input = isinstance(error, ValueError | TypeError | OSError) and not _from_the_system(error)
+        return Failure(str(error), BAD_INPUT if is_input else FAILED, is_expected=True)
     text = str(error).strip().splitlines()
     return Failure(f"{type(error).__name__}: {text[0] if text else ''}", FAILED, is_expected=False)
 
 
 def write_traceback(error: BaseException) -> Path:
     """Write the traceback to a new file in the system's temporary folder and return its path."""
-    with tempfile.NamedTemporaryFile("w", prefix="qkd-", suffix=".log", delete=False, encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile("w", prefix="qkd-", suffix=".log", delete=False, encoding="utf-8",
+                                     errors="backslashreplace") as file:  # fmt: skip
         file.write("".join(traceback.format_exception(error)))
     return Path(file.name)
 
@@ -84,6 +87,12 @@ def _is_worded(error: Exception) -> bool:
     if not any(folder in path.parents for folder in OUR_FOLDERS):
         return False
     return linecache.getline(last.filename, last.lineno or 0).lstrip().startswith("raise")
+
+
+def _from_the_system(error: BaseException) -> bool:
+    """Return whether an error was raised from a full disk and the like."""
+    cause = error.__cause__
+    return cause is not None and (getattr(cause, "errno", None) in SYSTEM_ERRNOS or _from_the_system(cause))
 
 
 def _os_message(error: OSError) -> str:

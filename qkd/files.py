@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,8 +21,12 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from qkd.foreign.opening import open_regular, read_regular, read_text
+
 TEMPORARY_MARK = ".partial-"  # in the name of every unfinished file; `remove_unfinished` looks for it
 
+MOST_TENSOR_BYTES = 64 << 30  # of one file of tensors; checked before it is read
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _FACTS = "facts"  # header entry with all metadata as JSON
 _WAY_OUT = {
     errno.ENOSPC: "free some space there, or choose another --runs-dir; what was written before is untouched",
@@ -37,6 +42,43 @@ _WAY_OUT = {
 
 class DamagedFileError(ValueError):
     """A file does not hold what was once written: it is truncated, altered or not of its format."""
+
+
+def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
+    """Return the path of a file within a folder, however a manifest or record spells it.
+
+    Args:
+        folder: The folder.
+        name: Relative to it.
+
+    Returns:
+        ``folder / name``, which with every symbolic link followed still lies within ``folder``.
+
+    Raises:
+        ValueError: If it does not: the name is absolute, climbs out, or a link on the way leads out.
+    """
+    path = Path(folder) / name
+    try:
+        resolved, root = path.resolve(), Path(folder).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links; a NUL in the name
+        raise ValueError(f"{str(path)!r}: leads nowhere ({error}); delete it") from error
+    if root != resolved and root not in resolved.parents:
+        raise ValueError(
+            f"{path}: leads out of {folder}, to {resolved}; move the file in, and delete the link or entry"
+        )
+    return path
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Raise if anything below a folder is a symbolic link that leads out of it: files are written and deleted there.
+
+    Raises:
+        ValueError: Naming the link and where it leads.
+    """
+    for parent, folders, files in os.walk(folder):  # does not follow links
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(parent, name)):
+                inside(folder, os.path.relpath(os.path.join(parent, name), folder))
 
 
 def make_folder(path: Path) -> Path:
@@ -140,7 +182,7 @@ def read_verified(path: Path, sha256: str) -> bytes:
         ValueError: If the file is pickled.
         OSError: If it cannot be read.
     """
-    data = Path(path).read_bytes()
+    data = read_regular(path, MOST_TENSOR_BYTES)
     refuse_pickle(path, data)
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
@@ -172,7 +214,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         DamagedFileError: If it is not a whole safetensors file.
         ValueError: If it is pickled (``torch.save``): such files are never opened.
     """
-    return parse_safetensors(path, Path(path).read_bytes())
+    return parse_safetensors(path, read_regular(path, MOST_TENSOR_BYTES))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -182,12 +224,17 @@ def read_metadata(path: Path) -> dict[str, str]:
         FileNotFoundError: If there is no such file.
         DamagedFileError: If it is not a whole safetensors file.
     """
+    with open_regular(path):  # safetensors would wait for a named pipe
+        pass
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise DamagedFileError(f"{path}: not a whole safetensors file ({error}); restore or delete it") from error
-    return dict(json.loads(header[_FACTS])) if _FACTS in header else header
+    facts = parse_json(path, header[_FACTS]) if _FACTS in header else header
+    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+        raise DamagedFileError(f"{path}: its header's facts are not names with texts; restore or delete it")
+    return facts
 
 
 def read_json(path: Path) -> Any:
@@ -196,11 +243,37 @@ def read_json(path: Path) -> Any:
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFileError: If it is not JSON.
+        OSError: If it is no regular file, or too large.
     """
     try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(path, read_text(path))
+    except UnicodeDecodeError as error:
         raise DamagedFileError(f"{path}: not JSON ({error}); restore or delete it") from error
+
+
+def parse_json(where: object, text: str) -> Any:
+    """Return the value of a JSON text, as strictly as we write it: finite numbers, text that can be written again.
+
+    Args:
+        where: Names the text in errors: a file, or a file and a line.
+        text: The JSON.
+
+    Raises:
+        DamagedFileError: If it is not JSON, is nested beyond reason, or holds NaN, an infinity, a number of thousands
+            of digits or half of a surrogate pair.
+    """
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no number of JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+        if _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # escapes may be whole pairs
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise DamagedFileError(f"{where}: not JSON ({reason}); restore or delete it") from error
+    return value
 
 
 def refuse_pickle(path: Path, data: bytes) -> None:
@@ -220,13 +293,15 @@ def refuse_pickle(path: Path, data: bytes) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
 def remove_unfinished(folders: Iterable[Path]) -> None:
-    """Delete what interrupted writes left in these folders (files under a temporary name)."""
+    """Delete what interrupted writes left in these folders (files under a temporary name); links are not followed."""
     for folder in folders:
+        if folder.is_symlink():
+            continue
         for path in folder.glob(f".*{TEMPORARY_MARK}*"):
             path.unlink(missing_ok=True)
 

@@ -178,9 +178,15 @@ TABLES: dict[str, Callable[[], dict[str, str]]] = {
 def _unknown(data: Mapping[str, Any], where: tuple[str | int, ...], kind: str, table_name: str) -> Iterator[Fault]:
     name = _get(data, where)
     if isinstance(name, str) and name not in (known := table(table_name)):
-        hint = did_you_mean(name, known)
+        hint = _net_hint(name, known) if table_name == "nets" else did_you_mean(name, known)
         hint = f"`qkd ls {table_name}` lists them" if hint.startswith("known: ") and len(known) > 20 else hint
         yield where, f"unknown {kind} {describe(name)}; {hint}"
+
+
+def _net_hint(name: str, known: Mapping[str, str]) -> str:
+    from qkd.nets import net_hint
+
+    return net_hint(name, list(known)) or did_you_mean(name, known)
 
 
 def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Iterator[Fault]:

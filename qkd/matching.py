@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from qkd.data import load_splits
 from qkd.distill.matching import LayerMatch, class_information, flow_divergence, match_layers
 from qkd.distill.methods import EnsembleTeacher
 from qkd.distill.outputs import read_outputs, some_images
@@ -22,6 +21,7 @@ from qkd.report.table import align, percent
 from qkd.run_target import require_run_folder
 from qkd.rundir import RunFolder
 from qkd.seeding import stream
+from qkd.stages.images import stored_images
 from qkd.stages.models import WEIGHTS, Followed, load_float_twin, load_followed, load_student
 from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
@@ -157,7 +157,7 @@ class _Reader:
     def __init__(self, run: RunFolder, limit: int, progress: Progress) -> None:
         self.run, self.progress = run, progress
         self.device = choose_device(run.config.device)
-        self.splits = load_splits(run.config.data, seed=run.config.seed)
+        self.splits = stored_images(run.config, run.path)
         self.places = some_images(self.splits.train, limit, stream(run.config.seed, "match", "images"))
 
     def taps(self, role: str, net: nn.Module, name: str, taps: Sequence[str] | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from export.quant_session import HINT
 from qkd.bind_faults import Fault
+from qkd.user_paths import user_path
 
 CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<class>/"}  # data set -> what path holds
 
@@ -27,11 +28,13 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _device_faults(_group(data, "bench"))
     for role in ("teacher", "student"):
         weights = _group(data, role).get("weights")
-        if isinstance(weights, str) and not Path(weights).is_file():
+        if isinstance(weights, str) and not user_path(weights).is_file():
             yield (role, "weights"), f"no such file: {weights}"
         agent = _group(_group(data, role), "agent")
         if agent.get("policy") == "file" and isinstance(agent.get("schedule"), str):
-            yield from (((role, "agent", "schedule"), fault) for fault in _schedule_faults(Path(agent["schedule"])))
+            yield from (
+                ((role, "agent", "schedule"), fault) for fault in _schedule_faults(user_path(agent["schedule"]))
+            )
     if _group(data, "export").get("flavour") == "qonnx" and find_spec("qonnx") is None:
         yield ("export", "flavour"), f"`qonnx` is proven with qonnx's executor, which is missing: {HINT}"
 
@@ -44,7 +47,7 @@ def _device_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return  # the schema says so
     try:
-        resolve_devices(names, Path(file) if isinstance(file, str) else None)
+        resolve_devices(names, user_path(file) if isinstance(file, str) else None)
     except ConfigError as error:
         yield from ((("bench", "on"), fault) for fault in error.faults)
 
@@ -55,7 +58,7 @@ def _data_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
         return
     if path is None:
         yield ("data", "path"), f"missing; data set `{name}` needs a folder with {CONTENT[name]}"
-    elif isinstance(path, str) and not Path(path).is_dir():
+    elif isinstance(path, str) and not user_path(path).is_dir():
         yield ("data", "path"), f"no such folder: {path}; data set `{name}` needs one with {CONTENT[name]}"
 
 

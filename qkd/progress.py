@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+from qkd.foreign.shown import raw_stream, shown, shown_line
+
 PLAIN_INTERVAL_S = 5.0  # a log file wants a line now and then, not one a step
 
 
@@ -71,7 +73,7 @@ class PlainTracker(Tracker):
             parts.append(duration(elapsed))
         if self._values:
             parts.append(format_values(self._values))
-        print("  " + ", ".join(parts), file=self._stream, flush=True)
+        print("  " + shown(", ".join(parts)), file=self._stream, flush=True)
 
 
 class BarTracker(Tracker):
@@ -80,12 +82,13 @@ class BarTracker(Tracker):
     def __init__(self, stream: TextIO, total: int, label: str, unit: str) -> None:
         from tqdm import tqdm  # only a terminal needs it
 
-        self._bar = tqdm(total=total, desc=f"  {label}", unit=f" {unit}", file=stream, dynamic_ncols=True, leave=True)
+        title, stream = f"  {shown_line(label)}", raw_stream(stream)
+        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", file=stream, dynamic_ncols=True, leave=True)
 
     def update(self, n: int = 1, **values: object) -> None:
         """Move the bar by ``n`` units and show ``values`` behind it."""
         if values:
-            self._bar.set_postfix_str(format_values(values), refresh=False)
+            self._bar.set_postfix_str(shown_line(format_values(values)), refresh=False)
         self._bar.update(n)
 
     def close(self) -> None:
@@ -121,20 +124,20 @@ class PlainBoard(Board):
         now = time.monotonic()
         if is_news or now - self._last >= self._interval_s:
             self._last = now
-            print(f"  {headline}", file=self._stream, flush=True)
+            print(f"  {shown(headline)}", file=self._stream, flush=True)
 
 
 class LiveBoard(Board):
     """Draws the table in place on a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream = raw_stream(stream)
         self._height = 0
 
     def show(self, headline: str, rows: Sequence[str] = (), *, is_news: bool = False) -> None:
         """Draw over what was drawn last; lines are cut at the terminal's width, so that each takes one."""
         columns, lines_at_most = shutil.get_terminal_size()
-        lines = [f"  {line}"[: columns - 1] for line in (headline, *rows)][: lines_at_most - 1]
+        lines = [f"  {shown_line(line, columns)}"[: columns - 1] for line in (headline, *rows)][: lines_at_most - 1]
         up = f"\x1b[{self._height}A" if self._height else ""
         print(up + "".join(f"\x1b[2K{line}\n" for line in lines) + "\x1b[J", end="", file=self._stream, flush=True)
         self._height = len(lines)
@@ -197,7 +200,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         self._board.leave()
-        print(text, file=self._stream, flush=True)
+        print(shown(text), file=self._stream, flush=True)
 
 
 class Silent(Progress):

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from qkd.data import load_splits
 from qkd.data.splits import Split
 from qkd.distill.outputs import read_outputs, some_images
 from qkd.distill.retrieval import METRICS, Compat, RetrievalScores, score_retrieval
@@ -19,6 +18,7 @@ from qkd.report.table import align, percent
 from qkd.run_target import require_run_folder
 from qkd.rundir import RunFolder
 from qkd.seeding import stream
+from qkd.stages.images import stored_images
 from qkd.stages.models import WEIGHTS, load_student, load_taught, load_teacher
 from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
@@ -169,7 +169,7 @@ class _Reader:
     ) -> None:
         self.run, self.tap, self.progress = run, tap, progress
         self.device = choose_device(run.config.device)
-        self.splits = load_splits(run.config.data, seed=run.config.seed)
+        self.splits = stored_images(run.config, run.path)
         self.parts: dict[str, Split] = {"database": self.splits.train, "queries": self.splits.test}
         self.places = {
             name: some_images(split, most, stream(run.config.seed, "retrieve", name))

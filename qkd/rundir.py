@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
+import json
 import os
 import platform
+import re
+import stat
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,22 +17,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from qkd.binding import config_text
 from qkd.config import RunConfig
 from qkd.files import (
     DamagedFileError,
+    inside,
     make_folder,
     read_json,
+    refuse_links_out,
     remove_unfinished,
     sha256_of,
     write_bytes,
     write_json,
     write_text,
 )
+from qkd.yaml_text import read_yaml
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = ".lock"
 _MANIFESTS = "manifests"
 _PACKAGES = ("qkd-toolkit", "torch", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy", "safetensors")
@@ -61,12 +69,14 @@ class RunFolder:
             The folder, locked for this process until :meth:`close` or the end of the process (however it ends).
 
         Raises:
-            ValueError: If the folder holds another config (the message lists the differing keys), or other files.
+            ValueError: If the folder holds another config (the message lists the differing keys), other files, or a
+                symbolic link that leads out of it.
             BlockingIOError: If another process is using the folder.
             OSError: If the folder cannot be created or written.
         """
         path = make_folder(Path(runs_dir) / config.name).resolve()
         _refuse_foreign(path)
+        refuse_links_out(path)
         _lock(path)
         run = cls(config, path)
         try:
@@ -93,7 +103,7 @@ class RunFolder:
 
     def folder(self, name: str) -> Path:
         """Return the folder of a stage (``"teacher"``, ``"student/float"``), created where it is missing."""
-        return make_folder(self.path / name)
+        return make_folder(inside(self.path, name))
 
     def complete(self, stage: str, files: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
         """Write a stage's manifest: from now on :meth:`is_complete` holds while its files stay as they are.
@@ -106,7 +116,7 @@ class RunFolder:
         Raises:
             FileNotFoundError: If one of the files is not there.
         """
-        manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs)}
+        manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
         write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
 
     def adopt(self, stage: str, source: Path) -> None:
@@ -125,11 +135,12 @@ class RunFolder:
         other = RunFolder(self.config, Path(source).resolve())
         if why := other.why_incomplete(stage):
             raise ValueError(f"{source}: its stage {stage} is not complete ({why}); run it there first")
-        manifest = read_json(other.path / _MANIFESTS / f"{stage}.json")
+        manifest = _read_manifest(other.path, stage)
         for name in {**manifest["files"], **manifest["inputs"]}:
-            make_folder((self.path / name).parent)
-            write_bytes(self.path / name, (other.path / name).read_bytes())
-        write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
+            target = inside(self.path, name)
+            make_folder(target.parent)
+            write_bytes(target, inside(other.path, name).read_bytes())
+        write_json(self.folder(_MANIFESTS) / f"{stage}.json", {**manifest, **self._mark(stage)})
 
     def is_complete(self, stage: str) -> bool:
         """Return whether a stage's manifest is there and every file in it has the hash it had."""
@@ -138,14 +149,19 @@ class RunFolder:
     def why_incomplete(self, stage: str) -> str:
         """Return why a stage is not complete: empty if it is, ``"not run"``, or the file that is gone or altered."""
         try:
-            manifest = read_json(self.path / _MANIFESTS / f"{stage}.json")
-            expected = {**manifest["files"], **manifest["inputs"]}
+            manifest = _read_manifest(self.path, stage)
         except FileNotFoundError:
             return "not run"
-        except (DamagedFileError, KeyError, TypeError):
+        except (DamagedFileError, OSError):
             return f"the manifest {_MANIFESTS}/{stage}.json is damaged"
-        for name, sha256 in expected.items():
-            path = self.path / name
+        mark = self._mark(stage)
+        if any(manifest.get(key, value) != value for key, value in mark.items()):  # older ones have none
+            return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"
+        for name, sha256 in {**manifest["files"], **manifest["inputs"]}.items():
+            try:
+                path = inside(self.path, name)
+            except ValueError as error:
+                return str(error)
             if not path.is_file():
                 return f"{name} is gone"
             if sha256_of(path) != sha256:
@@ -158,10 +174,22 @@ class RunFolder:
             first = read_json(self.path / "environment.json")
         except (FileNotFoundError, DamagedFileError):
             return ()
+        if not isinstance(first, dict) or not isinstance(first.get("packages"), dict):
+            return ("environment.json is damaged: what the run was begun with is not known",)
         now = environment(self.config.seed)
-        then = {"python": first.get("python"), "cpu": first.get("cpu"), **first.get("packages", {})}
+        then = {"python": first.get("python"), "cpu": first.get("cpu"), **first["packages"]}
         here = {"python": now["python"], "cpu": now["cpu"], **now["packages"]}
         return tuple(f"{key}: {then.get(key)} then, {here[key]} now" for key in here if then.get(key) != here[key])
+
+    def _mark(self, stage: str) -> dict[str, str]:
+        """Return what ties a manifest to this run and stage: settings as they stand in its config, the name apart."""
+        try:
+            values = leaves(_read_config(self.path / "config.yaml"))
+            settings = {key: value for key, value in values if key != "name"}
+        except (OSError, ValueError):
+            settings = {}
+        text = json.dumps(settings, sort_keys=True)
+        return {"stage": stage, "settings_sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
 
     def _hashes(self, files: Iterable[Path]) -> dict[str, str]:
         hashes = {}
@@ -204,8 +232,8 @@ def _plain(config: RunConfig) -> dict[str, Any]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(file.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = read_yaml(file)
+    except ValueError as error:  # not UTF-8, not YAML, or beyond what is read
         raise DamagedFileError(f"{file}: not YAML ({error}); delete the run folder, or use another name=") from error
     try:
         return _plain(RunConfig.model_validate(raw))  # fills in defaults of keys that are newer than the file
@@ -214,7 +242,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    then, now = dict(_leaves(old)), dict(_leaves(new))
+    then, now = dict(leaves(old)), dict(leaves(new))
     missing = object()
     lines = []
     for key in sorted(then.keys() | now.keys()):
@@ -225,13 +253,14 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the dotted path and value of every leaf of nested groups and lists."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and value:
         for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}[{index}]")
+            yield from leaves(inner, f"{path}[{index}]")
     else:
         yield path, value
 
@@ -259,9 +288,17 @@ def _lock(path: Path) -> None:
         return
     file = path / _LOCK
     try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise ValueError(f"{file}: is a link or a pipe, and would be written to; delete it") from error
         raise OSError(error.errno, f"cannot write {file}: {error.strerror}; choose another --runs-dir") from error
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+        os.close(handle)
+        raise ValueError(
+            f"{file}: is no file of this folder alone (a pipe, or a second name of another file); delete it"
+        )
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -274,6 +311,28 @@ def _lock(path: Path) -> None:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     _held_locks[path] = handle
+
+
+def _read_manifest(folder: Path, stage: str) -> dict[str, Any]:
+    """Return a manifest: files that a stage wrote, at least one, and what it was made from, each with its hash.
+
+    Raises:
+        FileNotFoundError: If the stage has none.
+        DamagedFileError: If it is none.
+    """
+    path = inside(folder, f"{_MANIFESTS}/{stage}.json")
+    manifest = read_json(path)
+    parts = [manifest.get(key) for key in ("files", "inputs")] if isinstance(manifest, dict) else [None]
+    is_whole = all(isinstance(part, dict) and all(_is_hash(value) for value in part.values()) for part in parts)
+    if not is_whole or not parts[0]:
+        raise DamagedFileError(
+            f"{path}: is no manifest: it needs `files`, at least one, and `inputs`, with their hashes"
+        )
+    return dict(manifest)
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def _version(distribution: str) -> str | None:

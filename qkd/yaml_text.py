@@ -1,15 +1,31 @@
-"""Read YAML as data: numbers as people write them, no repeated keys, nothing executed."""
+"""Read YAML as data: numbers as people write them, no repeated keys, nothing executed, and within bounds.
+
+What a few lines can swell to is bounded while it is read: aliases count for what they stand for, so a text that means
+more values than ``MOST_VALUES`` is refused at the alias that goes too far.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import yaml
 
+from qkd.foreign.opening import read_text
+from qkd.foreign.shown import shown_line
+
+MOST_BYTES = 1_000_000  # of a file; the schedule of a search of 10,000 epochs has a third of it
+MOST_VALUES = 100_000  # keys, values, groups and lists, aliases written out
+MOST_CHARACTERS = 4_000_000  # of all of them together, aliases written out
+DEEPEST = 32  # levels; a config has eight
+MOST_DIGITS = 60  # of a number; more than any of 64 bits has
+MOST_FAULTS = 50  # that are listed one by one
+
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-_INT = re.compile(r"^[-+]?[0-9]+$")
+_INT = re.compile(r"^[-+]?[0-9]+\Z")
+_TEXT = re.compile(r"^[^\ud800-\udfff]*\Z")
 _FLOAT = re.compile(
     r"""^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?
         |[-+]?[0-9]+[eE][-+]?[0-9]+
@@ -27,14 +43,52 @@ class YamlError(ValueError):
         self.faults = tuple(faults)
 
 
+class _Refused(yaml.MarkedYAMLError):
+    """YAML as such, but not what is read here."""
+
+    def __init__(self, problem: str, mark: Any) -> None:
+        super().__init__(None, None, problem, mark)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: ``off`` and ``no`` are text, ``1e-3`` is a number, dates are text."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}  # those of data alone; any other tag is a fault
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.faults: list[str] = []
+        self.values, self.characters, self.level = 0, 0, 0
+        self.deepest = 0  # level that was reached within the node being read
+        self.sizes: dict[int, tuple[int, int, int]] = {}  # of a whole node: values, characters, levels
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Read a node, counting what it holds; an alias holds what it stands for."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if id(node) not in self.sizes:
+                raise _Refused(f"the recursive alias *{event.anchor} stands for what it is in", event.start_mark)
+            self._count(*self.sizes[id(node)], event.start_mark)
+            return node
+        before, outer, self.deepest = (self.values, self.characters), self.deepest, self.level
+        self._count(1, len(getattr(event, "value", "")), 0, event.start_mark)
+        self.level += 1
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        self.sizes[id(node)] = (self.values - before[0], self.characters - before[1], self.deepest - self.level)
+        self.deepest = max(outer, self.deepest)
+        return node
+
+    def _count(self, values: int, characters: int, levels: int, mark: Any) -> None:
+        self.values, self.characters = self.values + values, self.characters + characters
+        self.deepest = max(self.deepest, self.level + levels)
+        if self.deepest >= DEEPEST:
+            raise _Refused(f"nested deeper than {DEEPEST} levels", mark)
+        if self.values > MOST_VALUES or self.characters > MOST_CHARACTERS:
+            raise _Refused(f"holds more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters "
+                                "(what aliases stand for is counted each time)", mark)  # fmt: skip
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         first_lines: dict[str, int] = {}
@@ -44,27 +98,81 @@ class _Loader(yaml.SafeLoader):
                 self.faults.append(f"line {line}: a key must be a word, not a list or a group of keys")
                 return {}
             if key.value in first_lines:
-                self.faults.append(f"line {line}: key `{key.value}` again; it is on line {first_lines[key.value]} too")
+                self.faults.append(
+                    f"line {line}: key `{shown_line(key.value, 60)}` again; it is on line {first_lines[key.value]} too"
+                )
             first_lines.setdefault(key.value, line)
         return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
 
-    def construct_int(self, node: yaml.ScalarNode) -> int:
+    def construct_int(self, node: yaml.Node) -> int:
         """Return a whole number, in decimal whatever it starts with."""
-        return int(self.construct_scalar(node))
+        return int(self._number(node, _INT, "a whole number"))
+
+    def construct_float(self, node: yaml.Node) -> float:
+        """Return a number."""
+        text = self._number(node, _FLOAT, "a number").lower()
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+    def construct_bool(self, node: yaml.Node) -> bool:
+        """Return true or false."""
+        return self._scalar(node, _BOOL, "true or false").lower() == "true"
+
+    def construct_null(self, node: yaml.Node) -> None:
+        """Return nothing."""
+        self._scalar(node, _NULL, "null")
+
+    def construct_text(self, node: yaml.Node) -> str:
+        """Return text that can be written: no half of a surrogate pair."""
+        return self._scalar(node, _TEXT, "text without halves of surrogate pairs")
+
+    def construct_list(self, node: yaml.Node) -> list[Any]:
+        """Return a list."""
+        if not isinstance(node, yaml.SequenceNode):
+            raise _Refused("tagged as a list, which it is not", node.start_mark)
+        return [self.construct_object(item, deep=True) for item in node.value]
+
+    def _number(self, node: yaml.Node, pattern: re.Pattern[str], what: str) -> str:
+        text = self._scalar(node, pattern, what)
+        if len(text) > MOST_DIGITS:
+            problem = f"a number of {len(text):,} characters; it may have {MOST_DIGITS}"
+            raise _Refused(problem, node.start_mark)
+        return text
+
+    def _scalar(self, node: yaml.Node, pattern: re.Pattern[str], what: str) -> str:
+        if not isinstance(node, yaml.ScalarNode) or not pattern.match(node.value):
+            found = shown_line(repr(node.value), 40) if isinstance(node, yaml.ScalarNode) else "something else"
+            raise _Refused(f"tagged as {what}, but it is {found}", node.start_mark)
+        return str(node.value)
 
     def construct_yaml_map(self, node: yaml.MappingNode) -> Any:
         """Build a mapping in one go, with its keys as text."""
+        if not isinstance(node, yaml.MappingNode):
+            raise _Refused("tagged as a group of keys, which it is not", node.start_mark)
         data: dict[str, Any] = {}
         yield data
         data.update(self.construct_mapping(node, deep=True))
+
+    def refuse_tag(self, node: yaml.Node) -> Any:
+        """Raise: a tag asks for something that is no data."""
+        tag = shown_line(str(node.tag).replace("tag:yaml.org,2002:", "!!"), 40)
+        raise _Refused(f"not YAML of plain data: the tag {tag}", node.start_mark)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", _NULL, ["~", "n", "N", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+for _tag, _construct in {
+    "map": _Loader.construct_yaml_map,
+    "seq": _Loader.construct_list,
+    "str": _Loader.construct_text,
+    "int": _Loader.construct_int,
+    "float": _Loader.construct_float,
+    "bool": _Loader.construct_bool,
+    "null": _Loader.construct_null,
+}.items():
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
+_Loader.add_constructor(None, _Loader.refuse_tag)
 
 
 def parse_yaml(text: str) -> Any:
@@ -76,26 +184,45 @@ def parse_yaml(text: str) -> Any:
         text: The whole document.
 
     Raises:
-        YamlError: If the text is not YAML, holds more than one document, or repeats a key.
+        YamlError: If the text is not YAML, holds more than one document, repeats a key, or goes beyond the bounds.
     """
+    if len(text) > MOST_BYTES:
+        raise YamlError([f"has {len(text):,} characters; more than {MOST_BYTES:,} are not read"])
     try:
         loader = _Loader(text)
-        try:
-            value = loader.get_single_data()
-        finally:
-            loader.dispose()
+        value = loader.get_single_data()
     except yaml.YAMLError as error:
         raise YamlError([_syntax_fault(error)]) from error
-    except RecursionError as error:
-        raise YamlError(["nested too deeply"]) from error
+    except (ValueError, OverflowError) as error:
+        mark = loader.get_mark()
+        where = f"line {mark.line + 1}, column {mark.column + 1}"
+        raise YamlError([f"{where}: not YAML: an escape for a character that does not exist ({error})"]) from error
     if loader.faults:
-        raise YamlError(loader.faults)
+        raise YamlError(first_of(loader.faults))
     return value
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value of a YAML file.
+
+    Raises:
+        YamlError: As :func:`parse_yaml`.
+        UnicodeDecodeError: If it is not UTF-8.
+        OSError: If it cannot be read, is no regular file, or has more than ``MOST_BYTES``.
+    """
+    return parse_yaml(read_text(path, MOST_BYTES))
+
+
+def first_of(faults: list[str], most: int = MOST_FAULTS) -> list[str]:
+    """Return the first faults, and a line that says how many more there are."""
+    rest = len(faults) - most
+    return faults if rest <= 0 else [*faults[:most], f"... and {rest:,} more faults like these"]
 
 
 def _syntax_fault(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    kind = "" if isinstance(error, _Refused) else "not YAML: "
     if mark is None:
-        return f"not YAML: {problem}"
-    return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {problem}"
+        return f"{kind}{problem}"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {kind}{problem}"

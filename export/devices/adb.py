@@ -35,12 +35,22 @@ class AdbShell:
         DeviceError: If adb is missing, or the device is not there or not ready.
     """
 
+    holds_stdin = False  # before Android 7 a command's stdin is a terminal, which stays open; its alarm ends it
+
     def __init__(self, device: Device) -> None:
         self.device = device
         self.command = ["adb", "-s", device.target]
         _require(device.target)
 
-    def call(self, script: str, *, timeout_s: float, stdin: Iterable[bytes] = (), say: Say | None = None) -> Captured:
+    def call(
+        self,
+        script: str,
+        *,
+        timeout_s: float,
+        stdin: Iterable[bytes] = (),
+        say: Say | None = None,
+        holds_stdin: bool = False,
+    ) -> Captured:
         """Run a script of sh on the device.
 
         The exit code is printed after the output, too: devices older than Android 7 hand none back.
@@ -50,7 +60,8 @@ class AdbShell:
         """
         mark = f"qkd-exit-{secrets.token_hex(8)}"
         text = f"sh -c {shlex.quote(script)}; code=$?; echo; echo {mark}:$code:"
-        done = capture([*self.command, "shell", text], timeout_s=timeout_s, stdin=stdin, say=say)
+        command = [*self.command, "shell", text]
+        done = capture(command, timeout_s=timeout_s, stdin=stdin, say=say, holds_stdin=holds_stdin)
         found = re.search(rf"\r?\n?{mark}:(\d+):".encode(), done.stdout)
         if found is None:
             words = printable(done.stderr) or printable(done.stdout.decode("utf-8", "replace")) or "no reason given"

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 LOCAL = "local"
 SCHEMES = ("ssh", "adb")
 FOLDERS = {"ssh": "/tmp", "adb": "/data/local/tmp"}  # where adb's shell user may write and execute  # noqa: S108
+LONGEST_S = 1e6  # eleven days; beyond some such number the system's clock calls overflow
+MOST_THREADS = 1024  # the largest machines have 768
 FORMS = "local, ssh://[user@]host[:port] or adb://SERIAL"
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:%\[\]-]*")  # never starts like an option
+NAME = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.@:%\[\]-]*")  # never starts like an option
 
 
 class DeviceError(RuntimeError):
@@ -54,6 +56,8 @@ class Device:
         check_address(self.address)
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s must be positive, got {self.timeout_s}")
+        if self.timeout_s > LONGEST_S:
+            raise ValueError(f"timeout_s must be at most {LONGEST_S:g}, got {self.timeout_s}")
         if not self.python or self.python.startswith("-"):
             raise ValueError(f"python must be a program, got {self.python!r}")
         for field in ("folder", "perf_test"):
@@ -62,6 +66,11 @@ class Device:
                 raise ValueError(f"{field} must be an absolute path on the device, got {value!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
+        texts = (self.name, self.python, self.folder, self.perf_test, self.provider, *self.ssh_options)
+        if any("\0" in text for text in texts if text is not None):
+            raise ValueError(f"device {self.title!r}: a text of it holds the character NUL, which no command takes")
 
     @property
     def title(self) -> str:

@@ -57,6 +57,7 @@ def capture(
     stdin: Iterable[bytes] = (),
     environment: dict[str, str] | None = None,
     say: Callable[[str], None] | None = None,
+    holds_stdin: bool = False,
 ) -> Captured:
     """Run a program to its end.
 
@@ -66,6 +67,8 @@ def capture(
         stdin: Blocks that are fed to it; it may end without reading them.
         environment: Its environment; absent, this process's.
         say: Called with each line of its stderr, made printable.
+        holds_stdin: Whether its stdin stays open until it ends. If this process dies, however it dies, the system
+            closes it: a program that watches it can end then, too.
 
     Raises:
         DeviceError: If it is not installed, does not end in time, or writes more than ``OUTPUT_LIMIT`` bytes.
@@ -83,7 +86,7 @@ def capture(
         raise DeviceError(f"cannot run {command[0]}: {error.strerror}; install it, or put it on the PATH") from error
     running = _Running(process, say)
     try:
-        running.feed(stdin)
+        running.feed(stdin, closes=not holds_stdin)
         code = running.wait(timeout_s)
     finally:
         running.kill()
@@ -111,9 +114,9 @@ class _Running:
         for thread in self.threads:
             thread.start()
 
-    def feed(self, blocks: Iterable[bytes]) -> None:
-        """Start feeding stdin."""
-        thread = threading.Thread(target=self._write, args=(blocks,), daemon=True)
+    def feed(self, blocks: Iterable[bytes], *, closes: bool) -> None:
+        """Start feeding stdin; at the end it is closed, or held."""
+        thread = threading.Thread(target=self._write, args=(blocks, closes), daemon=True)
         thread.start()
         self.threads.append(thread)
 
@@ -144,12 +147,15 @@ class _Running:
                 if pipe is not None:
                     pipe.close()
 
-    def _write(self, blocks: Iterable[bytes]) -> None:
+    def _write(self, blocks: Iterable[bytes], closes: bool) -> None:  # noqa: FBT001
         pipe = self.process.stdin
         with contextlib.suppress(OSError, ValueError):  # it ended without reading: its exit code tells why
             for block in blocks:
                 pipe.write(block)  # type: ignore[union-attr]
-            pipe.close()  # type: ignore[union-attr]
+            if closes:
+                pipe.close()  # type: ignore[union-attr]
+            else:
+                pipe.flush()  # type: ignore[union-attr]
 
     def _read_stdout(self) -> None:
         for block in _blocks(self.process.stdout):

@@ -58,10 +58,11 @@ class LocalLink:
         with tempfile.TemporaryDirectory(prefix="qkd-") as place:
             for name, content in files.items():
                 _place(Path(place) / name, content)
-            (Path(place) / JOB).write_text(json.dumps({**job, "token": token}), encoding="utf-8")
+            (Path(place) / JOB).write_text(json.dumps({**job, "token": token, "watched": True}), encoding="utf-8")
             command = [sys.executable, str(Path(runner.__file__).resolve()), "run", str(Path(place) / JOB)]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            done = capture(command, timeout_s=self.device.timeout_s, environment=environment, say=say)
+            limit = self.device.timeout_s
+            done = capture(command, timeout_s=limit, environment=environment, say=say, holds_stdin=True)
         return read_answer(done, token)
 
 
@@ -88,13 +89,14 @@ class RemoteLink:
     def run(self, job: Mapping[str, Any], files: Mapping[str, Content], say: Say | None) -> dict[str, Any]:
         """Copy runner, job and files to a folder of their own, run, and remove the folder."""
         token = secrets.token_hex(8)
-        content = json.dumps({**job, "token": token}).encode()
+        content = json.dumps({**job, "token": token, "watched": self.shell.holds_stdin}).encode()
         with work_folder(self.device, self.shell, token) as folder:
             self.shell.put(folder, {RUNNER: runner_source(), JOB: content, **files}, timeout_s=self.device.timeout_s)
             where = shlex.quote(folder)
             # the device removes the folder itself: that works, too, when the connection is lost meanwhile
             script = f"cd {where} && {self.python} {RUNNER} run {JOB}; code=$?; cd / && rm -rf {where}; exit $code"
-            return read_answer(self.shell.call(script, timeout_s=self.device.timeout_s, say=say), token)
+            done = self.shell.call(script, timeout_s=self.device.timeout_s, say=say, holds_stdin=self.shell.holds_stdin)
+            return read_answer(done, token)
 
 
 @contextlib.contextmanager

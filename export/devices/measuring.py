@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.devices.adb import AdbShell
-from export.devices.address import Device
+from export.devices.address import MOST_THREADS, Device
 from export.devices.links import Link, LocalLink, RemoteLink
 from export.devices.perf_test import PerfTestLink
 from export.devices.probing import Probe
@@ -22,6 +22,9 @@ from export.sample import Sample, sample_bytes
 
 SHELLS: dict[str, Callable[[Device], Shell]] = {"ssh": SshShell, "adb": AdbShell}
 SAMPLE = "sample.npz"
+MOST_ROUNDS = 10_000_000  # each takes eight bytes on the device; at 10 us an inference, two minutes
+RANGES = {"threads": (1, MOST_THREADS), "batch_size": (1, 1_000_000), "warmup": (0, MOST_ROUNDS),
+          "rounds": (1, MOST_ROUNDS)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,12 @@ class Settings:
     memory: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("batch_size", 1), ("warmup", 0), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value > most:
+                raise ValueError(f"{name} must be at most {most:,}, got {value}")
         if any(cpu < 0 for cpu in self.affinity):
             raise ValueError(f"affinity must be numbers of CPUs from 0 on, got {list(self.affinity)}")
 
@@ -110,14 +116,14 @@ def measure_on(
         name: LatencyReport(
             path=str(path),
             device=device.title,
-            **measured(answer, name),
+            **measured(answer, name, entry=str(number)),
             size_bytes=size_of(fitted[name].content),
             repacked=fitted[name].repacked,
             interleaved_with=tuple(other for other in paths if other != name),
             spinning=_spins(own, len(paths)),
             **{key: getattr(own, key) for key in ("threads", "provider", "warmup", "rounds", "affinity")},
         )
-        for name, path in paths.items()
+        for number, (name, path) in enumerate(paths.items())
     }
 
 
@@ -158,7 +164,8 @@ def check_files(paths: Mapping[str, str | PathLike[str]]) -> None:
 
 def _job(names: list[str], settings: Settings, device: Device, *, has_sample: bool) -> dict[str, Any]:
     return {
-        "models": [{"name": name, "file": f"{number}.onnx"} for number, name in enumerate(names)],
+        # the answer is by key: a device's texts are cleaned, and a name with two spaces would come back as another
+        "models": [{"name": name, "key": str(n), "file": f"{n}.onnx"} for n, name in enumerate(names)],
         **{key: getattr(settings, key) for key in ("threads", "batch_size", "warmup", "rounds", "provider", "seed")},
         "affinity": list(settings.affinity),
         "memory": settings.memory,

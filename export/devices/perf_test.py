@@ -108,6 +108,7 @@ class PerfTestLink:
         if job["provider"] not in NAMES:
             raise ValueError(f"onnxruntime_perf_test: provider {job['provider']!r} is not one of {', '.join(NAMES)}")
         models = {entry["name"]: entry["file"] for entry in job["models"]}
+        keys = {entry["name"]: entry["key"] for entry in job["models"]}
         wanted = {name: content for name, content in files.items() if name in models.values()}
         with work_folder(self.device, self.shell, secrets.token_hex(8)) as folder:
             self.shell.put(folder, wanted, timeout_s=self.device.timeout_s)
@@ -116,7 +117,7 @@ class PerfTestLink:
             after = self._conditions()
         row = {"notes": [], "input_shape": [], "images": 0}
         return {
-            "models": {name: {**row, **combine(found)} for name, found in blocks.items()},
+            "models": {keys[name]: {**row, **combine(found)} for name, found in blocks.items()},
             "machine": self._machine(),
             "before": before,
             "after": after,

@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -45,6 +46,7 @@ SLOWED = 1.10  # last quarter over first quarter of the rounds
 COOLED = 0.9  # frequency after over before
 WARMED_C = 10.0  # rise in degrees Celsius
 HOT_C = 80.0  # boards begin to throttle at 80 to 85 degrees Celsius
+CALLER_GONE = 3  # exit code; nobody is left to read it
 RACE_RUNS = 20
 MANY_TIMES = 3.0  # a kernel that unpacks its weights first takes a hundred times as long, one that need not, half
 BUSY = 0.5  # load average over cores before the start
@@ -143,8 +145,8 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     results = {}
     for model, taken, peak in zip(models, times, memory):  # noqa: B905 - `strict` is younger than Python 3.8
         say("{}: median {:.3f} ms".format(model.name, statistics(taken)["median_ms"]))
-        results[model.name] = dict(model.facts(), **statistics(taken), **peak, **score(model, job, folder))
-        results[model.name]["notes"] = peak.get("notes", []) + timing_notes(taken)
+        results[model.key] = dict(model.facts(), **statistics(taken), **peak, **score(model, job, folder))
+        results[model.key]["notes"] = peak.get("notes", []) + timing_notes(taken)
     notes = condition_notes(before, after, job)
     return {"models": results, "machine": machine(), "before": before, "after": after, "notes": notes}
 
@@ -167,6 +169,7 @@ class Timed:
         import numpy
 
         self.name, self.path = entry["name"], os.path.join(folder, entry["file"])
+        self.key = entry.get("key", self.name)  # the answer's; the caller cleans its texts
         start = time.perf_counter_ns()
         self.session = open_session(ort, self.path, job, self.name)
         self.load_ms = (time.perf_counter_ns() - start) / NS_PER_MS
@@ -283,12 +286,17 @@ def run_in_batches(model: Timed, images: Any) -> Any:
 def peak_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
     """Load and run one model in a process of its own; return its peak memory and what Python and runtime take."""
     command = [sys.executable, os.path.abspath(__file__), "memory", os.path.join(folder, "job.json"), str(index)]
+    command += ["child"]  # whose stdin is this process: it ends when this one does
     say("{}: peak memory, in a process of its own".format(job["models"][index]["name"]))
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=job["timeout_s"], check=False
-        )
-        return dict(json.loads(done.stdout.decode("utf-8")))
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as child:
+            try:
+                text = child.stdout.read() if child.stdout else b""  # its own alarm ends it; stdin stays open
+            finally:
+                child.kill()
+        return dict(json.loads(text.decode("utf-8")))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return {"notes": ["peak memory is not known: %s" % (str(error) or type(error).__name__)]}
 
@@ -453,6 +461,16 @@ def say(text: str) -> None:
         pass
 
 
+def end_with_caller() -> None:
+    """End this process once stdin is closed: the caller holds the other end, and has gone."""
+    try:
+        while os.read(0, 4096):
+            pass
+    except OSError:
+        pass
+    os._exit(CALLER_GONE)
+
+
 def answer(token: str, value: dict[str, Any]) -> None:
     """Print a result between two marks that hold the token, so that greetings of a shell cannot be taken for it."""
     sys.stdout.write(f"\n<<<qkd {token}\n{json.dumps(value)}\nqkd {token}>>>\n")
@@ -469,6 +487,8 @@ def main(arguments: list[str]) -> int:
         job = json.load(file)
     if hasattr(signal, "alarm"):  # ends a run whose caller has gone
         signal.alarm(int(math.ceil(job["timeout_s"])) + 5)
+    if arguments[-1] == "child" or job.get("watched"):
+        threading.Thread(target=end_with_caller, daemon=True).start()
     if arguments[0] == "memory":
         print(json.dumps(child_memory(job, os.path.dirname(path), int(arguments[2]))))
         return 0

@@ -19,8 +19,19 @@ Say: TypeAlias = Callable[[str], None]
 class Shell(Protocol):
     """A device behind a link. Every method raises ``DeviceError`` if the link fails."""
 
-    def call(self, script: str, *, timeout_s: float, stdin: Iterable[bytes] = (), say: Say | None = None) -> Captured:
-        """Run a script of POSIX sh; its exit code is the result's."""
+    holds_stdin: bool
+    """Whether a command's stdin is closed there when the connection is lost, and not before."""
+
+    def call(
+        self,
+        script: str,
+        *,
+        timeout_s: float,
+        stdin: Iterable[bytes] = (),
+        say: Say | None = None,
+        holds_stdin: bool = False,
+    ) -> Captured:
+        """Run a script of POSIX sh; its exit code is the result's. ``holds_stdin``: as ``capture`` has it."""
 
     def put(self, folder: str, files: Mapping[str, Content], *, timeout_s: float) -> None:
         """Make the folder, for this user alone, and copy files into it."""

@@ -32,19 +32,30 @@ class SshShell:
         device: One with an ssh address.
     """
 
+    holds_stdin = True
+
     def __init__(self, device: Device) -> None:
         self.device = device
         port = [] if device.port is None else ["-p", str(device.port)]
         settings = [word for option in OPTIONS for word in ("-o", option)]
         self.command = ["ssh", "-T", *device.ssh_options, *settings, *port, "--", device.target]
 
-    def call(self, script: str, *, timeout_s: float, stdin: Iterable[bytes] = (), say: Say | None = None) -> Captured:
+    def call(
+        self,
+        script: str,
+        *,
+        timeout_s: float,
+        stdin: Iterable[bytes] = (),
+        say: Say | None = None,
+        holds_stdin: bool = False,
+    ) -> Captured:
         """Run a script of sh on the device, whatever the user's shell is there.
 
         Raises:
             DeviceError: If ssh cannot connect, the connection is lost, or the time is over.
         """
-        done = capture([*self.command, f"sh -c {shlex.quote(script)}"], timeout_s=timeout_s, stdin=stdin, say=say)
+        command = [*self.command, f"sh -c {shlex.quote(script)}"]
+        done = capture(command, timeout_s=timeout_s, stdin=stdin, say=say, holds_stdin=holds_stdin)
         if done.code == LINK_FAILED:
             raise DeviceError(_explain(done.stderr, self.device.target))
         return done

@@ -83,10 +83,19 @@ class Agent:
         drawn = self.draws.draw(draws, epoch, self.epochs)
         return augment(images, drawn, draws, fill, Finish(self.padding, self.flip, self.cutout))
 
+    @property
+    def following(self) -> int:
+        """How many images after a batch :meth:`with_labels` wants to see: 1 where it mixes images, else 0."""
+        return 1 if self.cutmix else 0
+
     def with_labels(
         self, images: Tensor, labels: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
     ) -> tuple[Tensor, Mixed | None]:
         """Return the batch as this agent shows it, and the second labels of images that have a box of another.
+
+        A box comes from the image that comes next. In the order of an epoch, with the image after the batch behind it
+        (``following``; its own row of the result is of no use), what is shown does not depend on how the epoch is cut
+        into batches. In a batch by itself the last image gets its box from the first.
 
         Args:
             images: As for a call.

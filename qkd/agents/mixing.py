@@ -1,4 +1,4 @@
-"""CutMix: paste a box of another image of the batch, and say how much of each image's label it is."""
+"""CutMix: paste a box of the image that follows into each, and say how much of each image's label it is."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ class Mixed:
     labels: Tensor
     share: Tensor
 
+    def first(self, count: int) -> Mixed:
+        """Return the second labels of the first ``count`` images."""
+        return Mixed(self.labels[:count], self.share[:count])
+
     def main(self, labels: Tensor) -> Tensor:
         """Return the label of each image's larger part, ``[batch]``; ``labels`` are the images' own."""
         return torch.where(self.share > 0.5, self.labels, labels)
 
 
 def mix_boxes(images: Tensor, labels: Tensor, draws: SampleDraws, probability: float) -> tuple[Tensor, Mixed]:
-    r"""Return images with a box of the next image of the batch in each, and the labels that go with it.
+    r"""Return images with a box of the next image in each, and the labels that go with it; the last one's is the first.
 
     The box covers :math:`1 - \lambda` of the image before it is clipped at the border, :math:`\lambda \sim U(0, 1)`,
     its centre is uniform, its sides are those of the image times :math:`\sqrt{1 - \lambda}`; ``share`` is the area
@@ -50,8 +54,8 @@ def mix_boxes(images: Tensor, labels: Tensor, draws: SampleDraws, probability: f
 
     Note:
         Published: one box for the whole batch, pasted from a random permutation. Here every image draws for itself,
-        and the box comes from the next image (batches are shuffled): which image that is depends on the batch, but
-        whether and where an image is cut does not.
+        and the box comes from the next image (epochs are shuffled). Whoever wants that to be the next one of the epoch,
+        however it is cut into batches, gives the first image of the next batch, too, and leaves out the last result.
     """
     height, width = images.shape[-2:]
     drawn = draws.uniform(Use.MIX, 4)

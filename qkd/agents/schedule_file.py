@@ -20,7 +20,7 @@ from qkd.agents.policy import (
     probability_fault,
 )
 from qkd.files import write_text
-from qkd.yaml_text import parse_yaml
+from qkd.yaml_text import read_yaml
 
 FORMAT = "qkd-schedule"
 VERSION = 1
@@ -66,7 +66,7 @@ def read_schedule_file(path: Path) -> ScheduleFile:
     """
     path = Path(path)
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        data = read_yaml(path)
     except OSError as error:
         raise ScheduleError(path, [f"cannot be read: {error.strerror or error}"]) from error
     except ValueError as error:  # not UTF-8, not YAML, or a key repeated

@@ -19,6 +19,7 @@ from typing import Any
 
 from qkd.agents.policy import LEVELS, PBA_OPERATIONS, Op, Policy, Schedule, Segment
 from qkd.files import refuse_pickle
+from qkd.foreign.opening import read_regular
 
 ORDERS = {
     # CPython 2.7's hash order of the dictionary: what every published log was written in.
@@ -146,7 +147,7 @@ def _text(path: Path) -> str:
             path, ["is a pickle, which can run code when opened, and is refused; import the trial's .txt log instead"]
         )
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise SearchLogError(path, [f"cannot be read: {error.strerror or error}"]) from error
     try:

@@ -3,7 +3,7 @@
 from qkd.config.data import AgentConfig, DataConfig
 from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 from qkd.config.methods import AuxiliaryConfig, BranchTrainingConfig, PeerConfig, PeersConfig, RotationsConfig
-from qkd.config.sections import Count, Positive, Section
+from qkd.config.sections import Cpu, Positive, Section, Threads
 from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, MetaConfig, PhaseConfig, QuantConfig, TermConfig, TrainConfig
 
@@ -12,7 +12,7 @@ __all__ = [
     "AuxiliaryConfig",
     "BenchConfig",
     "BranchTrainingConfig",
-    "Count",
+    "Cpu",
     "DEFAULT_TERMS",
     "DataConfig",
     "ExportConfig",
@@ -29,5 +29,6 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TermConfig",
+    "Threads",
     "TrainConfig",
 ]

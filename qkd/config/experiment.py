@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
-from qkd.config.sections import Count, Positive, Section
+from qkd.config.sections import MOST_MEMBERS, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, TermConfig, TrainConfig
 
@@ -18,11 +17,13 @@ class TeacherConfig(Section):
     """The full-precision role."""
 
     net: str = Field(description="a name of `qkd ls nets`")
-    weights: Path | None = Field(None, description="float weights (safetensors) to start from")
+    weights: UserPath | None = Field(None, description="file of float weights to start from")
     untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
     train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
     agent: AgentConfig = Field(default_factory=AgentConfig)
-    members: Count = Field(1, description="nets that differ by seed only; the student learns from their average")
+    members: Annotated[int, Field(ge=1, le=MOST_MEMBERS)] = Field(
+        1, description="nets that differ by seed only; the student learns from their average"
+    )
     ensemble: Literal["probability", "logit"] = Field("probability", description="what is averaged over the members")
     ensemble_temperature: Positive = Field(
         1.0, description="probability: temperature at which they are averaged; terms have one of their own"
@@ -53,7 +54,9 @@ class StudentConfig(Section):
         "auto",
         description="auto: `weights` where given, else the teacher's where the nets agree, else an own float training",
     )
-    weights: Path | None = Field(None, description="float weights of the student's net to start from, with init auto")
+    weights: UserPath | None = Field(
+        None, description="float weights of the student's net to start from, with init auto"
+    )
     float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
     quant: QuantConfig = Field(description="bits and quantizers")
     train: TrainConfig = Field(description="the low-bit training")
@@ -66,7 +69,9 @@ class StudentConfig(Section):
     rotations: RotationsConfig | None = Field(
         None, description="HSSAKD: turned images and auxiliary branches in place of `terms`"
     )
-    calibration_batches: Count = Field(8, description="training batches that set activation scales")
+    calibration_batches: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        8, description="training batches that set activation scales"
+    )
     auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
     peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
 
@@ -156,10 +161,10 @@ class StudentConfig(Section):
 class RunConfig(Section):
     """One experiment, from teacher to report."""
 
-    name: str = Field(description="name of the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(description="name of the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="every random draw derives from it")
-    device: str = Field("auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: Count | None = Field(None, description="CPU threads of training; absent: all cores")
+    device: str = Field("auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$", max_length=8)
+    threads: Threads | None = Field(None, description="CPU threads of training; absent: all cores")
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig

@@ -1,19 +1,44 @@
-"""What every section of the schema is made of: the base of a section, and numbers with a range."""
+"""What every section of the schema is made of: the base of a section, and numbers with a range.
+
+Every number has an upper bound: far above what anyone uses, far below what a machine
+chokes on. ``10**40`` pixels of padding or 100,000 threads are a slip of the finger, and end as a fault with its place.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from qkd.user_paths import user_path
+
+LARGEST = 1e6  # of a factor, weight, temperature, decay or time in seconds (eleven days)
+MOST_EPOCHS = 1_000_000
+MOST_IMAGES = 1_000_000_000
+MOST_BATCH = 1_000_000
+MOST_PIXELS = 4096  # side of an image; nets for larger ones do not fit a training's memory
+MOST_THREADS = 1024  # the largest machines have 768; PyTorch crashes at some ten thousand
+MOST_WORKERS = 256
+MOST_MEMBERS = 1024  # of a population or an ensemble
+MOST_ROUNDS = 10_000_000
+LONGEST_TEXT = 4096  # characters; the longest path that Linux takes
 
 Bits = Annotated[int, Field(ge=2, le=8)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+Images = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
+BatchSize = Annotated[int, Field(ge=1, le=MOST_BATCH)]
+Pixels = Annotated[int, Field(ge=0, le=MOST_PIXELS)]
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
+Cpu = Annotated[int, Field(ge=0, lt=8192)]  # number of one; Linux is built for at most so many
+UserPath = Annotated[Path, AfterValidator(user_path)]  # `~` is the home folder
 
 
 class Section(BaseModel):
     """A group of keys: frozen, and unknown keys are an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=LONGEST_TEXT)

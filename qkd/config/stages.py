@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from qkd.config.sections import Count, NonNegative, Positive, Section
+from qkd.config.sections import (
+    MOST_MEMBERS,
+    MOST_ROUNDS,
+    MOST_WORKERS,
+    BatchSize,
+    Cpu,
+    Epochs,
+    Images,
+    NonNegative,
+    Positive,
+    Section,
+    Threads,
+    UserPath,
+)
 
 
 class SearchConfig(Section):
     """The population search of an agent, for each role whose policy is ``search``."""
 
-    members: Annotated[int, Field(ge=2)] = Field(16, description="size of the population")
-    epochs: Count = Field(200, description="passes of each member over the search's training images")
-    interval_epochs: Count = Field(3, description="epochs between two exploit-and-explore points")
-    train_images: Count = Field(4000, description="at most this many training images (stratified, seeded)")
-    val_images: Count | None = Field(
+    members: Annotated[int, Field(ge=2, le=MOST_MEMBERS)] = Field(16, description="size of the population")
+    epochs: Epochs = Field(200, description="passes of each member over the search's training images")
+    interval_epochs: Epochs = Field(3, description="epochs between two exploit-and-explore points")
+    train_images: Images = Field(4000, description="at most this many training images (stratified, seeded)")
+    val_images: Images | None = Field(
         None, description="images that score a member, out of the training images; absent: the run's validation part"
     )
     compat: Literal["correct", "weights_only"] = Field(
@@ -26,10 +38,10 @@ class SearchConfig(Section):
         "neither the optimizer's state nor batch-norm statistics",
     )
     engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
-    workers: Count = Field(2, description="ray: members that train at a time")
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(2, description="ray: members that train at a time")
     gpus_per_worker: NonNegative = Field(0.0, description="ray: share of a GPU that a worker gets")
     address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: one of its own, here")
-    worker_failures: Annotated[int, Field(ge=0)] = Field(3, description="ray: lost workers a member survives")
+    worker_failures: Annotated[int, Field(ge=0, le=1000)] = Field(3, description="ray: lost workers a member survives")
 
     @model_validator(mode="after")
     def _has_a_perturbation(self) -> SearchConfig:
@@ -58,15 +70,19 @@ class ExportConfig(Section):
 class BenchConfig(Section):
     """How latency is measured."""
 
-    threads: Count = Field(1, description="intra-op threads")
-    batch_size: Count = Field(1, description="images an inference")
-    warmup: Annotated[int, Field(ge=0)] = Field(20, description="inferences before the clock starts")
-    rounds: Count = Field(200, description="timed inferences a model, interleaved")
+    threads: Threads = Field(1, description="intra-op threads")
+    batch_size: BatchSize = Field(1, description="images an inference")
+    warmup: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(20, description="inferences before the clock starts")
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = Field(
+        200, description="timed inferences a model, interleaved"
+    )
     on: tuple[str, ...] = Field(
         ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
     )
-    devices: Path | None = Field(None, description="devices file; absent: configs/devices.yaml")
+    devices: UserPath | None = Field(
+        None, description="devices file; absent: ~/.config/qkd/devices.yaml, or the shipped one"
+    )
     provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")
-    affinity: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="CPUs it is pinned to; empty: none")
+    affinity: tuple[Cpu, ...] = Field((), description="CPUs it is pinned to; empty: none")
     int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
     timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from qkd.config.sections import Bits, Count, Fraction, NonNegative, Positive, Section
+from qkd.config.sections import MOST_EPOCHS, Bits, Epochs, Fraction, Images, NonNegative, Positive, Section
 
 
 class TrainConfig(Section):
     """Optimizer, learning-rate schedule and length of one training."""
 
-    epochs: Count = Field(description="passes over the training images")
+    epochs: Epochs = Field(description="passes over the training images")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is with Nesterov momentum")
     lr: Positive = Field(0.1, description="peak learning rate")
     momentum: Fraction = Field(0.9, description="sgd only")
@@ -86,7 +86,7 @@ DEFAULT_TERMS = (
 class MetaConfig(Section):
     """MetaDistil: the teacher learns to teach, from how a student that follows it does in a quiz."""
 
-    quiz_images: Count = Field(
+    quiz_images: Images = Field(
         description="training images (stratified, seeded) that the student is not distilled on: the quiz; the "
         "teacher's own training, and with it a student that starts from the teacher, has seen them"
     )
@@ -96,7 +96,7 @@ class MetaConfig(Section):
         "student.train.lr",
     )
     teacher_lr: NonNegative = Field(0.05, description="largest learning rate of the teacher; falls as the student's")
-    teacher_start_epoch: Annotated[int, Field(ge=0)] = Field(
+    teacher_start_epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)] = Field(
         0, description="first epoch of student.train, from 0, in which the teacher is taught; plain steps until then"
     )
     teacher_momentum: Fraction = Field(0.9, description="of the teacher's SGD")
@@ -111,7 +111,7 @@ class PhaseConfig(Section):
     """A stretch of the student's epochs with its own loss terms."""
 
     name: str = Field("tutoring", description="shown in logs, e.g. self_study, co_study, tutoring")
-    epochs: Count = Field(description="epochs of this phase; all phases add up to student.train.epochs")
+    epochs: Epochs = Field(description="epochs of this phase; all phases add up to student.train.epochs")
     terms: tuple[TermConfig, ...] | None = Field(None, description="loss terms; the student's own where absent")
     teacher_terms: tuple[TermConfig, ...] | None = Field(
         None,

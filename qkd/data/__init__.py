@@ -2,7 +2,8 @@
 
 from qkd.data.batches import iterate, normalise
 from qkd.data.errors import DataError
-from qkd.data.load import DATASETS, load_splits
+from qkd.data.facts import DataFacts, changes, sampling_note
+from qkd.data.load import DATASETS, load_splits, read_facts
 from qkd.data.quiz import take_quiz
 from qkd.data.sampling import epoch_order
 from qkd.data.shapes import ImageShape, image_shape
@@ -11,14 +12,18 @@ from qkd.data.splits import MemorySplit, Split, Splits
 __all__ = [
     "DATASETS",
     "DataError",
+    "DataFacts",
     "ImageShape",
     "MemorySplit",
     "Split",
     "Splits",
+    "changes",
     "epoch_order",
     "image_shape",
     "iterate",
     "load_splits",
     "normalise",
+    "read_facts",
+    "sampling_note",
     "take_quiz",
 ]

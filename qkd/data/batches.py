@@ -48,6 +48,7 @@ def iterate(
     *,
     drop_last: bool,
     workers: int = 0,
+    following: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the images at ``indices`` in batches, in exactly that order, whatever the number of workers.
 
@@ -60,18 +61,24 @@ def iterate(
         device: Where the batches are wanted.
         drop_last: Leave out a last batch that is not full.
         workers: Decoding processes, at most one a core; ignored where the split lies in memory.
+        following: So many images that come after a batch are given with it, at its end, and again in the next one; the
+            last so many ``indices`` begin no batch.
 
     Yields:
-        ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``.
+        ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``; ``following`` more rows.
 
     Raises:
-        ValueError: If ``batch_size`` is not positive or ``workers`` is negative.
+        ValueError: If ``batch_size`` is not positive, or ``workers`` or ``following`` is negative.
         DataError: If an image cannot be read.
     """
-    if batch_size < 1 or workers < 0:
-        raise ValueError(f"batch_size must be positive and workers not negative, got {batch_size=}, {workers=}")
-    end = len(indices) - len(indices) % batch_size if drop_last else len(indices)
-    chunks = [indices[start : start + batch_size].cpu() for start in range(0, end, batch_size)]
+    if batch_size < 1 or workers < 0 or following < 0:
+        raise ValueError(
+            f"batch_size must be positive, workers and following not negative, got {batch_size=}, {workers=}, "
+            f"{following=}"
+        )
+    count = max(0, len(indices) - following)
+    end = count - count % batch_size if drop_last else count
+    chunks = [indices[start : start + batch_size + following].cpu() for start in range(0, end, batch_size)]
     if split.decodes and workers and len(chunks) > 1:
         return _decoded_by_workers(split, chunks, device, min(workers, len(chunks), _cores()))
     return (split.batch(chunk, device) for chunk in chunks)

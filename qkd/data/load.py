@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qkd.data.arrays import load_npz_splits
-from qkd.data.digits import load_digits_splits
 from qkd.data.errors import DataError
-from qkd.data.folder import load_folder_splits
+from qkd.data.facts import DataFacts, facts_of
+from qkd.data.labels import class_notes
 from qkd.data.sampling import stratified_quotas, take_quotas
-from qkd.data.splits import MemorySplit, Split, Splits
-from qkd.data.statistics import channel_statistics, fingerprint
-from qkd.data.vision import load_vision_splits
+from qkd.data.sets import (
+    list_folder,
+    load_digits_splits,
+    load_folder_splits,
+    load_npz_splits,
+    load_vision_splits,
+)
+from qkd.data.splits import Parts, Split, Splits
+from qkd.data.statistics import channel_statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qkd.config import DataConfig
-
-Parts = tuple[Split, Split, tuple[str, ...]]
 
 
 def _digits(config: DataConfig) -> Parts:
@@ -66,21 +69,42 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     Raises:
         DataError: If the set is unknown, missing, damaged or inconsistent, or the division leaves a class untrained.
     """
-    if config.name not in DATASETS:
-        raise DataError(
-            f"data.name: unknown data set {config.name!r}{_nearest(config.name)}; known: {', '.join(DATASETS)}"
-        )
-    everything, test, classes = DATASETS[config.name](config)
+    _require_known(config.name)
+    parts = DATASETS[config.name](config)
+    everything, test, classes, notes = parts
     if len(classes) < 2:
         raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs two at least")
+    notes = (*notes, *class_notes(everything.labels, test.labels, classes))
     generator = torch.Generator().manual_seed(seed)
     train, val = _keep_back(everything, config.val_fraction, generator)
     train = _limit(train, config.train_limit, len(classes), generator)
     channels, image_size = _shape(everything)
     _check_size(config, image_size)
     mean, std = channel_statistics(train)
-    mark = fingerprint(everything, test, classes, config.path)
-    return Splits(train, val, test, classes, channels, image_size, mean, std, mark)
+    facts = facts_of(parts)
+    return Splits(
+        train, val, test, classes, channels, image_size, mean, std, facts.fingerprint, facts=facts, notes=notes
+    )
+
+
+def read_facts(config: DataConfig) -> DataFacts:
+    """Return what a data set is now, reading no more of it than that takes: images of a folder are not decoded.
+
+    Args:
+        config: The ``data`` section of an experiment.
+
+    Raises:
+        DataError: If the set is unknown, missing, damaged or inconsistent.
+    """
+    _require_known(config.name)
+    if config.name == "folder":
+        return facts_of(list_folder(_folder_of(config, "train/<class>/ and test/<class>/")))
+    return facts_of(DATASETS[config.name](config))
+
+
+def _require_known(name: str) -> None:
+    if name not in DATASETS:
+        raise DataError(f"data.name: unknown data set {name!r}{_nearest(name)}; known: {', '.join(DATASETS)}")
 
 
 def _folder_of(config: DataConfig, content: str) -> Path:
@@ -115,8 +139,6 @@ def _limit(split: Split, limit: int | None, classes: int, generator: torch.Gener
 
 
 def _shape(split: Split) -> tuple[int, int]:
-    if isinstance(split, MemorySplit):
-        return int(split.images.shape[1]), int(split.images.shape[2])
     first, _ = split.batch(torch.zeros(1, dtype=torch.int64), "cpu")
     return int(first.shape[1]), int(first.shape[2])
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from qkd.data.facts import DataFacts
 
 
 class Split(Protocol):
@@ -33,7 +36,7 @@ class Split(Protocol):
         ...
 
     def to(self, device: torch.device | str) -> Split:
-        """Move what is in memory to ``device``; return itself."""
+        """Move what is in memory to ``device``; return itself, or the part that is there now."""
         ...
 
 
@@ -85,6 +88,22 @@ class MemorySplit:
         return self
 
 
+class Parts(NamedTuple):
+    """A data set as it is read, before a validation part is kept back.
+
+    Attributes:
+        train: All its training images.
+        test: Its test images.
+        classes: Names; a label is a position in it.
+        notes: What a person should know of it, a line each.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass
 class Splits:
     """A loaded data set.
@@ -98,10 +117,12 @@ class Splits:
         image_size: Side in pixels; images are square.
         mean: Per channel, fraction 0..1, of ``train``.
         std: Per channel, fraction of the full range, of ``train``.
-        fingerprint: Hash of what was read (folders: names and sizes of the files), before it was split; of the quiz,
-            too, where there is one.
+        fingerprint: Hash of what was read, before it was split (`qkd.data.facts`); of the quiz, too, where there is
+            one.
         quiz: Training images that the student does not learn from, because they judge its teacher
             (:func:`qkd.data.take_quiz`); they are not in ``train``.
+        facts: What the set was when it was read; None where it was made, not read.
+        notes: What a person should know of it, a line each.
     """
 
     train: Split
@@ -114,10 +135,11 @@ class Splits:
     std: tuple[float, ...]
     fingerprint: str
     quiz: Split | None = None
+    facts: DataFacts | None = None
+    notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> Splits:
         """Move every part that is in memory to ``device``, in place; return itself."""
-        for split in (self.train, self.val, self.test, self.quiz):
-            if split is not None:
-                split.to(device)
+        self.train, self.val, self.test = (part.to(device) for part in (self.train, self.val, self.test))
+        self.quiz = None if self.quiz is None else self.quiz.to(device)
         return self

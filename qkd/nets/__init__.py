@@ -1,6 +1,7 @@
 """Float networks by name, and their weights from and to files."""
 
 from qkd.nets.build import NETS, build_net, net_names
+from qkd.nets.near import net_hint
 from qkd.nets.weights import WeightsError, load_weights, save_weights
 
-__all__ = ["NETS", "WeightsError", "build_net", "load_weights", "net_names", "save_weights"]
+__all__ = ["NETS", "WeightsError", "build_net", "load_weights", "net_hint", "net_names", "save_weights"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from torch import nn
 
 from qkd.nets.alexnet import AlexNetCifar
 from qkd.nets.lenet import lenet5, lenet5_half
+from qkd.nets.near import net_hint
 from qkd.nets.resnet import cifar_resnet, resnet18_cifar
 from qkd.nets.torchvision_nets import PREFIX, build_torchvision, torchvision_names
 from qkd.nets.wide_resnet import WideResNet
@@ -61,12 +61,5 @@ def build_net(name: str, *, classes: int, channels: int, image_size: int) -> nn.
         return NETS[name](classes, channels, image_size)
     if name.startswith(PREFIX) and name in torchvision_names():
         return build_torchvision(name, classes=classes, channels=channels, image_size=image_size)
-    raise ValueError(f"unknown net {name!r}{_nearest(name)}; `qkd ls nets` lists them")
-
-
-def _nearest(name: str) -> str:
-    known = net_names()
-    if PREFIX + name in known:
-        return f"; did you mean {PREFIX + name!r}?"
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    hint = net_hint(name, net_names())
+    raise ValueError(f"unknown net {name!r}{'; ' if hint else ''}{hint}; `qkd ls nets` lists them")

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from qkd.foreign.shown import shown
 from qkd.report.charts import Series, line_chart, schedule_chart
 from qkd.report.searches import SearchRecord
 from qkd.report.summary import RunSummary, model_table, size_table
 from qkd.report.text import (
     SIZE_NOTE,
     cost_table,
+    fall_back_table,
     flavour_sentence,
     latency_sentence,
     layer_table,
@@ -74,6 +76,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     """
     sections = [
         _table(model_table(summary)),
+        _section("Read this with the figures", _caveats(summary)),
         _verdicts(summary),
         _section("Size", _sizes(summary)),
         _section("Cost of one image", _table(cost_table(summary)) if summary.cost else ""),
@@ -82,11 +85,12 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         _section("Search", _searches(record.searches)),
         _section("Agents", _agents(record)),
         _section("Layers of the student", _table(layer_table(summary)) if summary.layers else ""),
+        _section("Left in float", _table(fall_back_table(summary)) if summary.fall_backs else ""),
         _section("Config", f"<pre>{escape(record.config)}</pre>" if record.config else ""),
         _section("Environment", _table([["what", "value"], *_flat(record.environment)]) if record.environment else ""),
     ]
     name = escape(summary.name)
-    return (
+    return shown(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body><h1>{name}</h1>\n{''.join(sections)}</body></html>\n"
@@ -96,6 +100,11 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
 def _sizes(summary: RunSummary) -> str:
     rows = size_table(summary)
     return f'{_table(rows)}<p class="note">{escape(SIZE_NOTE)}</p>' if len(rows) > 1 else ""
+
+
+def _caveats(summary: RunSummary) -> str:
+    lines = "".join(f"<li>{escape(caveat)}</li>" for caveat in summary.caveats)
+    return f"<ul>{lines}</ul>" if lines else ""
 
 
 def _verdicts(summary: RunSummary) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+from qkd.foreign.shown import shown
+
+_MARKS = re.compile(r"[\\`*|\[\]~]")  # an underscore within a word is none, and names are full of them
 
 
 def percent(fraction: float | None) -> str:
@@ -42,8 +47,17 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def plain_text(text: str) -> str:
+    r"""Return text as Markdown shows it: no tag, link, code or table cell of it comes to life.
+
+    Names of files, classes and devices come from outside. Control characters are written out (``\x1b``).
+    """
+    line = shown(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKS.sub(r"\\\g<0>", line)
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a Markdown table; the first row is the heading."""
-    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    """Return rows as a Markdown table; the first row is the heading. Cells are escaped."""
+    escaped = [[plain_text(cell) for cell in row] for row in rows]
     head, *body = ["| " + " | ".join(row) + " |" for row in escaped]
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])

@@ -7,7 +7,7 @@ from typing import Any
 
 from qkd.report.searches import SearchRecord, search_table
 from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
-from qkd.report.table import bytes_text, markdown
+from qkd.report.table import bytes_text, markdown, plain_text
 from qkd.report.tradeoff import device_table
 
 SIZE_NOTE = (
@@ -44,6 +44,11 @@ def layer_table(summary: RunSummary) -> list[list[str]]:
     return [LAYER_HEAD, *(_layer_cells(row) for row in summary.layers)]
 
 
+def fall_back_table(summary: RunSummary) -> list[list[str]]:
+    """Return heading and lines of what stays in float in the student's file, as text."""
+    return [["layer, and why it stays in float"], *([sentence] for sentence in summary.fall_backs)]
+
+
 def render_text(
     summary: RunSummary, *, searches: Mapping[str, SearchRecord] | None = None, agents: Mapping[str, str] | None = None
 ) -> str:
@@ -54,25 +59,32 @@ def render_text(
         searches: Role -> what its search came to.
         agents: Role -> what its agent does, in a line.
     """
-    parts = [f"# {summary.name}", markdown(model_table(summary))]
+    parts = [f"# {plain_text(summary.name)}", markdown(model_table(summary))]
+    if summary.caveats:
+        parts += ["## Read this with the figures", "\n".join(f"- {plain_text(caveat)}" for caveat in summary.caveats)]
     if summary.parity:
-        parts += ["## Parity", parity_sentence(summary)]
-    parts += [flavour_sentence(name, facts) for name, facts in summary.flavours.items()]
+        parts += ["## Parity", plain_text(parity_sentence(summary))]
+    parts += [plain_text(flavour_sentence(name, facts)) for name, facts in summary.flavours.items()]
     if len(sizes := size_table(summary)) > 1:
         parts += ["## Size", markdown(sizes), SIZE_NOTE]
     if len(costs := cost_table(summary)) > 1:
         parts += ["## Cost of one image", markdown(costs)]
     if summary.bench:
-        parts += ["## Latency", latency_sentence(summary)]
+        parts += ["## Latency", plain_text(latency_sentence(summary))]
     if summary.devices:
         parts.append(markdown(device_table(summary)))
     if searches:
         parts += ["## Search", markdown(search_table(searches)), SEARCH_NOTE]
-        parts += [one.cost for one in searches.values() if one.cost]
+        parts += [plain_text(one.cost) for one in searches.values() if one.cost]
     if agents:
-        parts += ["## Agents", "\n".join(f"- {role}: {words}" for role, words in agents.items())]
+        parts += [
+            "## Agents",
+            "\n".join(f"- {plain_text(role)}: {plain_text(words)}" for role, words in agents.items()),
+        ]
     if summary.layers:
         parts += ["## Layers of the student", markdown(layer_table(summary))]
+    if summary.fall_backs:
+        parts += ["## Left in float", markdown(fall_back_table(summary))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -118,8 +130,15 @@ def parity_sentence(summary: RunSummary) -> str:
     return (
         f"{'passed' if parity['passed'] else 'FAILED'}: {parity['images']} test images, PyTorch against ONNX Runtime "
         f"{parity['runtime_version']}; the class differs on {parity['off']['differing']} with optimisations off "
-        f"and on {parity['on']['differing']} with them on.{_codes_sentence(parity)}"
+        f"and on {parity['on']['differing']} with them on.{_logits_sentence(parity)}{_codes_sentence(parity)}"
     )
+
+
+def _logits_sentence(parity: Mapping[str, Any]) -> str:
+    steps = [parity[side].get("max_steps") for side in ("off", "on")]
+    if None in steps:
+        return ""
+    return f" Logits differ by at most {steps[0]:.2g} output steps with them off and {steps[1]:.2g} with them on."
 
 
 def _codes_sentence(parity: Mapping[str, Any]) -> str:
@@ -135,10 +154,12 @@ def _codes_sentence(parity: Mapping[str, Any]) -> str:
 
 def latency_sentence(summary: RunSummary) -> str:
     """Return how the latencies were taken."""
-    bench, machine = summary.bench, summary.bench["machine"]
+    known = {"cpu": "unknown", **dict.fromkeys(("onnxruntime", "threads", "batch_size", "rounds", "warmup"), "?")}
+    facts = known | {key: value for key, value in summary.bench.items() if key in known}
+    facts |= {key: value for key, value in (summary.bench.get("machine") or {}).items() if key in known}
     return (
-        f"{machine['cpu']}, {bench['threads']} thread(s), batch {bench['batch_size']}, {bench['rounds']} rounds of all "
-        f"files in turns after {bench['warmup']} of warm-up, ONNX Runtime {machine['onnxruntime']}."
+        f"{facts['cpu']}, {facts['threads']} thread(s), batch {facts['batch_size']}, {facts['rounds']} rounds of all "
+        f"files in turns after {facts['warmup']} of warm-up, ONNX Runtime {facts['onnxruntime']}."
     )
 
 

@@ -52,8 +52,7 @@ class JoinedSplit:
 
     def to(self, device: torch.device | str) -> JoinedSplit:
         """Move what is in memory to ``device``; return itself."""
-        for part in self.parts:
-            part.to(device)
+        self.parts = (self.parts[0].to(device), self.parts[1].to(device))
         return self
 
 

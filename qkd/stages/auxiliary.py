@@ -17,7 +17,14 @@ from qkd.stages.float_training import keep_last_checkpoint
 from qkd.stages.models import AUXILIARY, WEIGHTS, load_ensemble, member_files, save_net
 from qkd.stages.outcome import score, write_outcome
 from qkd.stages.phases import distillation
-from qkd.stages.role_agents import agent_inputs, agent_mark, named_agent, role_agent, unsearched_agent
+from qkd.stages.role_agents import (
+    agent_inputs,
+    agent_mark,
+    named_agent,
+    role_agent,
+    training_settings,
+    unsearched_agent,
+)
 from qkd.stages.student_start import StudentStart, phases_of
 from qkd.stages.views import run_view
 from qkd.training import Job, fit
@@ -173,6 +180,7 @@ class _Training:
                 **({"start": sha256_of(source)} if source is not None else {}),
                 **agent_mark(agent),
             },
+            settings=training_settings(run.config),
             scales=lambda: quantizer_scales(net),
             others={"teacher": teacher},
             partners=made.partners,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +41,41 @@ def run(run: RunFolder, progress: Progress) -> None:
     files = list(targets.paths.values())
     made: list[Path] = []
     if settings.int8_baseline:
-        targets = with_baseline(targets, folder, calibration_images(run.config))
+        targets = with_baseline(targets, folder, calibration_images(run.config, folder=run.path))
         made = [path for path in targets.paths.values() if path not in files]
     progress.say(f"{settings.rounds} rounds of {', '.join(targets.paths)} in turns, {settings.threads} thread(s)")
     how = _settings(settings, run.config.seed)
     results = measure_devices(devices, targets.paths, how, sample=targets.sample, say=progress.say)
+    names = file_names([result.device.title for result in results])
     for result in results:
-        write_json(folder / f"{file_name(result.device.title)}.json", _facts(result, targets, settings.batch_size))
-        made.append(folder / f"{file_name(result.device.title)}.json")
-    _judge(results, folder, progress)
+        path = folder / f"{names[result.device.title]}.json"
+        write_json(path, _facts(result, targets, settings.batch_size))
+        made.append(path)
+    _judge(results, folder, names, progress)
     run.complete("bench", made, files)
 
 
 def file_name(title: str) -> str:
     """Return a device's name as the stem of a file: ``ssh://pi@board:22`` is ``ssh-pi-board-22``."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", title).strip("-.")
+
+
+def file_names(titles: Sequence[str]) -> dict[str, str]:
+    """Return each device's name as the stem of a file of its own: ``a/b`` and ``a-b`` have two.
+
+    Args:
+        titles: Names of devices, no two of them alike.
+    """
+    stems = {title: file_name(title) for title in titles}
+    counts = Counter(stem.lower() for stem in stems.values())  # some file systems tell no case
+    return {
+        title: stem if stem and counts[stem.lower()] == 1 else f"{stem}-{_mark(title)}".strip("-")
+        for title, stem in stems.items()
+    }
+
+
+def _mark(title: str) -> str:
+    return hashlib.sha256(title.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _settings(bench: BenchConfig, seed: int) -> Settings:
@@ -67,13 +90,13 @@ def _settings(bench: BenchConfig, seed: int) -> Settings:
     )
 
 
-def _judge(results: tuple[DeviceResult, ...], folder: Path, progress: Progress) -> None:
+def _judge(results: tuple[DeviceResult, ...], folder: Path, names: Mapping[str, str], progress: Progress) -> None:
     failed = [result for result in results if result.failure]
     if len(failed) == len(results):
         reasons = "; ".join(f"{result.device.title}: {result.failure}" for result in failed)
         raise BenchError(f"no device could measure: {reasons}")
     for result in failed:
-        again = folder / f"{file_name(result.device.title)}.json"
+        again = folder / f"{names[result.device.title]}.json"
         progress.warn(f"{result.device.title} failed: {result.failure} (delete {again} to try again)")
 
 

@@ -19,17 +19,16 @@ from export import (
     export_onnx,
 )
 from qkd.config import DataConfig, RunConfig
-from qkd.data import Splits, iterate, load_splits, normalise
-from qkd.files import read_json, write_json
+from qkd.data import Splits, iterate, normalise
+from qkd.files import write_json
 from qkd.progress import Progress, Tracker
+from qkd.report.records import read_record
 from qkd.rundir import RunFolder
+from qkd.stages.images import run_images
 from qkd.stages.layers import layer_rows
 from qkd.stages.models import TAUGHT, WEIGHTS, load_float_twin, load_student, load_taught, load_teacher
 from qkd.stages.sample import write_run_sample
 from qkd.training import cpu_threads
-
-TOP1_OFF = 1.0  # the file must do what the student does, image by image
-TOP1_ON = 0.999  # a runtime's optimisations may round a tie the other way now and then
 
 
 def run(run: RunFolder, progress: Progress) -> None:
@@ -41,11 +40,11 @@ def run(run: RunFolder, progress: Progress) -> None:
     Raises:
         export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
         ImportError: If the flavour is ``qonnx``, and qonnx is not installed.
-        export.ParityError: If the file's class differs from the student's on any test image (optimisations off). The
-            files and the comparison stay, the stage is not complete.
+        export.ParityError: If a file is not proven to be the student (``ParityReport.faults``). The files and the
+            comparison stay, the stage is not complete.
     """
     with cpu_threads(run.config.threads):
-        splits = load_splits(run.config.data, seed=run.config.seed)
+        splits = run_images(run, progress)
         example = _example(splits)
         folder, student = run.folder("export"), load_student(run)
         nets = float_nets(run)
@@ -124,18 +123,29 @@ def _compare(student: fx.GraphModule, path: Path, splits: Splits, data: DataConf
 
 def _write_parity(folder: Path, name: str, report: ParityReport) -> Path:
     path = folder / f"{name.replace('student', 'parity')}.json"
-    write_json(path, {**report.to_json(), "passed": report.off.top1_agreement >= TOP1_OFF and not report.all_zero})
+    write_json(path, report.to_json())
     return path
 
 
 def _judge(name: str, report: ParityReport, progress: Progress) -> None:
     for note in report.notes:
         progress.warn(f"{name}.onnx: {note}")
-    report.raise_if_worse(min_top1_off=TOP1_OFF, min_top1_on=0.0)
-    progress.say(f"parity of {name}.onnx: the same class on all {report.images} test images")
-    if report.on.top1_agreement < TOP1_ON:
-        differing = f"{report.on.differing} of {report.images} images get another class"
-        progress.warn(f"{name}.onnx: with ONNX Runtime's optimisations on, {differing}")
+    report.raise_if_worse()
+    progress.say(f"parity of {name}.onnx: {_outcome(report)}")
+    for side, compared in (("off", report.off), ("on", report.on)):
+        if compared.differing:
+            ties = (
+                f" ({compared.ties} of them where the student's own two best logits are equal)" if compared.ties else ""
+            )
+            differing = f"{compared.differing} of {report.images} images get another class{ties}"
+            progress.warn(f"{name}.onnx: with ONNX Runtime's optimisations {side}, {differing}")
+
+
+def _outcome(report: ParityReport) -> str:
+    same = report.images - report.off.differing
+    images = f"all {same}" if same == report.images else f"{same} of {report.images}"
+    codes = sum(layer.values for layer in report.layers)
+    return f"the same class on {images} test images, {codes:,} codes of {len(report.layers)} quantizers equal"
 
 
 def _inputs(run: RunFolder) -> list[Path]:
@@ -163,7 +173,11 @@ def require_integer_layers(run: RunFolder) -> None:
     Raises:
         export.ExportError: Naming the layers, and why.
     """
-    exported = read_json(run.path / "export" / "export.json")
-    faults = [f"{name}.onnx: {fault}" for name in student_files(run.config) for fault in exported[name]["fall_backs"]]
+    exported = read_record(run.path / "export" / "export.json")
+    faults = [
+        f"{name}.onnx: {fault}"
+        for name in student_files(run.config)
+        for fault in exported.get(name, {}).get("fall_backs", [])
+    ]
     if faults:
         raise ExportError("layers stay in float:\n  " + "\n  ".join(faults))

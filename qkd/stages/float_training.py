@@ -12,7 +12,7 @@ from qkd.agents import build_agent
 from qkd.config import AgentConfig, DataConfig, TrainConfig
 from qkd.data import Splits
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.rundir import RunFolder, leaves
 from qkd.stages.models import WEIGHTS, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
 from qkd.stages.role_agents import agent_mark
@@ -53,6 +53,7 @@ def train_float(
         device=device,
         folder=folder,
         fingerprint={**fingerprint, "data": splits.fingerprint, **agent_mark(agent)},
+        settings=dict(leaves(agent.model_dump(mode="json", exclude={"schedule"}), "agent")),
         partners=partners,
     )
     return fit(job, progress)

@@ -12,9 +12,9 @@ from torch import nn
 from qkd.config import RunConfig
 from qkd.data import Splits
 from qkd.distill.methods import EnsembleTeacher
-from qkd.files import read_json
 from qkd.nets import build_net
 from qkd.progress import Progress
+from qkd.report.records import read_record
 from qkd.rundir import RunFolder
 from qkd.seeding import global_stream
 from qkd.stages.float_training import keep_last_checkpoint, train_float, write_float
@@ -100,7 +100,7 @@ def ensemble_results(run: RunFolder, first: nn.Module, splits: Splits, device: t
         return {}
     folders = [member_folder(run, number) for number in range(1, teacher.members)]
     members = [_accuracies(run, first, splits, device)]
-    members += [{key: read_json(folder / "result.json")[key] for key in members[0]} for folder in folders]
+    members += [{key: read_record(folder / "result.json")[key] for key in members[0]} for folder in folders]
     nets = [first, *(load_member(run, number).to(device) for number in range(1, teacher.members))]
     ensemble = EnsembleTeacher(nets, teacher.ensemble, temperature=teacher.ensemble_temperature)
     tests = [member["test_accuracy"] for member in members]

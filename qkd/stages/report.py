@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
 from qkd.progress import Progress, duration
 from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_text, summarise
+from qkd.report.records import read_metrics
 from qkd.report.stacks import schedule_picture
 from qkd.rundir import RunFolder
 from qkd.stages.role_agents import named_agent
@@ -132,21 +132,6 @@ def strengths(schedule: Schedule) -> dict[str, list[float]]:
                 row[epoch] = max(row[epoch], value)
         done += segment.epochs
     return dict(sorted(rows.items()))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a ``metrics.jsonl``.
-
-    Raises:
-        ValueError: If a line is not JSON; names the line.
-    """
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); delete it and run its stage again") from error
-    return lines
 
 
 def _stacks(folder: Path) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import sha256_of
-from qkd.rundir import RunFolder
+from qkd.rundir import RunFolder, leaves
 
+UNLEARNT = {"weights", "schedule", "checkpoint_every_s"}
 Role = Literal["teacher", "student"]
 
 
@@ -63,6 +64,16 @@ def agent_inputs(run: RunFolder, role: Role) -> list[Path]:
     """Return the files of the run folder that a role's agent comes from."""
     is_found = named_agent(run.config, role).policy == "search"
     return [schedule_file(run.path, searcher(run.config, role))] if is_found else []
+
+
+def training_settings(config: RunConfig) -> dict[str, Any]:
+    """Return all of a config that a distillation depends on, as a checkpoint keeps it: dotted key -> plain value.
+
+    Files are left out (their content is in the fingerprint), and so is how often the training is saved.
+    """
+    parts = config.model_dump(mode="json", include={"seed", "teacher", "student"})
+    values = dict(leaves(parts))
+    return {key: value for key, value in values.items() if key.rpartition(".")[2] not in UNLEARNT}
 
 
 def agent_mark(agent: AgentConfig) -> dict[str, str]:

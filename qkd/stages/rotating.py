@@ -24,7 +24,7 @@ from qkd.seeding import global_stream
 from qkd.stages.float_training import keep_last_checkpoint
 from qkd.stages.models import WEIGHTS, load_teacher, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
-from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
+from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent, training_settings
 from qkd.training import Batch, FitResult, Job, Partner, Phase, fit
 from qkd.training.state import fill
 from quantizers import Student
@@ -276,6 +276,7 @@ def _job(
             "teacher": sha256_of(run.path / "teacher" / WEIGHTS),
             **agent_mark(agent),
         },
+        settings=training_settings(config),
         others={"teacher": teacher},
     )
 

@@ -14,6 +14,7 @@ from export import Sample, sample_size, write_sample
 from qkd.config import RunConfig
 from qkd.data import Split, Splits, load_splits, normalise
 from qkd.seeding import stream
+from qkd.stages.images import stored_images
 
 FILE = "sample.npz"
 BATCH = 64  # images a forward pass
@@ -37,14 +38,18 @@ def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits
     return write_sample(folder / FILE, Sample(images.numpy(), labels.numpy().astype(np.int64), logits))
 
 
-def calibration_images(config: RunConfig, count: int = 128) -> npt.NDArray[np.float32]:
+def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | None = None) -> npt.NDArray[np.float32]:
     """Return training images of a run, as a device's runtime gets them: float32, normalised, not augmented.
 
     Args:
         config: The run's.
         count: How many, at most.
+        folder: The run folder, whose record of its images they are compared with; absent: they are not.
+
+    Raises:
+        qkd.data.DataError: If the images are not what the run was begun with.
     """
-    splits = load_splits(config.data, seed=config.seed)
+    splits = load_splits(config.data, seed=config.seed) if folder is None else stored_images(config, folder)
     order = torch.randperm(len(splits.train), generator=stream(config.seed, "int8 calibration"))
     images, _ = splits.train.batch(order[:count], "cpu")
     return np.asarray(normalise(images, splits.mean, splits.std).numpy(), np.float32)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from qkd.agents import build_agent, read_schedule_file, save_schedule
-from qkd.data import load_splits
 from qkd.failures import UsageError
 from qkd.files import write_json
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
+from qkd.stages.images import run_images
 from qkd.stages.role_agents import Role, role_agent, schedule_file, searcher
 from qkd.stages.searching import search_agent
 from qkd.training import cpu_threads
@@ -60,7 +60,7 @@ def _describe(run: RunFolder, role: Role, progress: Progress) -> dict[str, Any]:
     """Write a role's schedule if a search has not; return what ``result.json`` says of the role."""
     config, settings = run.config, role_agent(run, role)
     train = config.student.train if role == "student" else config.teacher.train or config.student.train
-    mean = load_splits(config.data, seed=config.seed).mean
+    mean = run_images(run, progress).mean
     agent = build_agent(settings, epochs=train.epochs, mean=mean)
     facts: dict[str, Any] = {"agent": agent.describe(), "epochs": train.epochs, "schedule": None}
     origin = searcher(config, role)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from qkd.config import PhaseConfig, RunConfig, StudentConfig, TrainConfig
-from qkd.data import Splits, load_splits
+from qkd.data import Splits
 from qkd.files import sha256_of
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress, Silent
@@ -30,6 +30,7 @@ from qkd.search import (
 from qkd.search.ray_engine import run_ray
 from qkd.seeding import global_stream
 from qkd.stages.auxiliary import train_auxiliary
+from qkd.stages.images import run_images, stored_images
 from qkd.stages.models import guide_files, load_guide
 from qkd.stages.phases import distillation
 from qkd.stages.role_agents import Role, agent_inputs, agent_mark, named_agent
@@ -71,7 +72,7 @@ def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
     if run.is_complete(stage):
         return files
     device = choose_device(run.config.device)
-    splits = _images(run.config, role).to(device)
+    splits = _images(run.config, role, run_images(run, progress)).to(device)
     inputs = _inputs(run, role, splits, device, progress)
     journal = open_journal(run, role, splits, inputs)
     found = search_splits(splits, run.config.search, seed=run.config.seed)
@@ -144,7 +145,7 @@ def trial_of_folder(path: str, role: Role) -> Trial:
     config = stored_config(Path(path))
     torch.set_num_threads(config.threads or 1)
     device = choose_device(config.device)
-    splits = _images(config, role).to(device)
+    splits = _images(config, role, stored_images(config, Path(path))).to(device)
     found = search_splits(splits, config.search, seed=config.seed)
     return build_trial(RunFolder(config, Path(path)), role, found, device, Silent())
 
@@ -183,9 +184,8 @@ def _stretched(phase: PhaseConfig, epochs: int, factor: float, end: int) -> Phas
     return phase.model_copy(update={"epochs": epochs, "meta": meta})
 
 
-def _images(config: RunConfig, role: Role) -> Splits:
+def _images(config: RunConfig, role: Role, splits: Splits) -> Splits:
     """Return the images that a role may learn from."""
-    splits = load_splits(config.data, seed=config.seed)
     return student_images(config, splits) if role == "student" else splits
 
 

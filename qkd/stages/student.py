@@ -7,17 +7,18 @@ from pathlib import Path
 from torch import nn
 
 from qkd.agents import build_agent
-from qkd.data import Splits, load_splits
+from qkd.data import Splits
 from qkd.files import sha256_of
 from qkd.progress import Progress
 from qkd.rundir import RunFolder
 from qkd.stages.auxiliary import train_auxiliary
 from qkd.stages.float_training import keep_last_checkpoint, warn_of_another_environment
+from qkd.stages.images import run_images
 from qkd.stages.models import TAUGHT, WEIGHTS, guide_files, load_guide, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
 from qkd.stages.peers import Peer, peer_results
 from qkd.stages.phases import Distillation, distillation
-from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent
+from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent, training_settings
 from qkd.stages.rotating import branches_file, branches_mark, load_branches, train_branches
 from qkd.stages.student_start import StudentStart, phases_of, student_images
 from qkd.stages.views import run_view
@@ -45,8 +46,7 @@ class _Distillation:
     def __init__(self, run: RunFolder, progress: Progress) -> None:
         self.folder, self.progress, self.config = run, progress, run.config
         self.device = choose_device(run.config.device)
-        images = load_splits(run.config.data, seed=run.config.seed)
-        self.splits: Splits = student_images(run.config, images).to(self.device)
+        self.splits: Splits = student_images(run.config, run_images(run, progress)).to(self.device)
         self.start = StudentStart(run, self.splits, self.device, progress)
 
     def run(self) -> None:
@@ -137,6 +137,7 @@ class _Distillation:
                 **branches_mark(self.folder),
                 **agent_mark(agent),
             },
+            settings=training_settings(config),
             scales=lambda: quantizer_scales(student),
             others={"teacher": teacher, **{partner.name: partner.module for partner in made.partners}},
             partners=made.partners,

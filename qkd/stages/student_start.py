@@ -154,8 +154,8 @@ class StudentStart:
     def float_net(self) -> nn.Module:
         """Return the student's float net with its start's weights, on the CPU."""
         net, source = self.net(), self.file()
-        if source is not None:
-            load_weights(net, source)
+        if source is not None and (note := load_weights(net, source)):
+            self.progress.say(f"{self.role}: {source}: {note}")
         return net
 
     def student(self) -> Student:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from qkd.data import load_splits
 from qkd.files import sha256_of, write_text
 from qkd.nets import load_weights
 from qkd.progress import Progress
@@ -13,6 +12,7 @@ from qkd.stages.float_training import (
     warn_of_another_environment,
     write_float,
 )
+from qkd.stages.images import run_images
 from qkd.stages.members import ensemble_results, fresh_teacher, train_members
 from qkd.stages.role_agents import agent_inputs, role_agent
 from qkd.stages.rotating import JOINT_FILE, fresh_branches, is_joint, joint_training, save_branches
@@ -40,11 +40,12 @@ def run(run: RunFolder, progress: Progress) -> None:
 def _run(run: RunFolder, progress: Progress) -> None:
     config, teacher = run.config, run.config.teacher
     device = choose_device(config.device)
-    splits = load_splits(config.data, seed=config.seed).to(device)
+    splits = run_images(run, progress).to(device)
     net = fresh_teacher(config, splits)
     fingerprint = {}
     if teacher.weights is not None:
-        load_weights(net, teacher.weights)
+        if note := load_weights(net, teacher.weights):
+            progress.say(f"teacher: {teacher.weights}: {note}")
         fingerprint[f"weights {teacher.weights}"] = sha256_of(teacher.weights)
     folder = run.folder("teacher")
     fitted = None

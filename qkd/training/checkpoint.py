@@ -27,6 +27,7 @@ from qkd.files import (
     write_json,
     write_safetensors,
 )
+from qkd.foreign.opening import read_regular
 
 FORMAT = 1  # raise it when the meaning of the files changes
 KEPT = 2  # a damaged last one must leave a good one to go back to
@@ -111,7 +112,7 @@ class CheckpointStore:
 
     def _read(self, step: int) -> Checkpoint:
         file = self._file(step, "json")
-        refuse_pickle(file, file.read_bytes())
+        refuse_pickle(file, read_regular(file))
         body = read_json(file)
         if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
             raise DamagedFileError(f"{file}: truncated or altered: its SHA-256 does not fit")

@@ -87,7 +87,14 @@ def diagnose(
         facts.append(f"first non-finite output: {layer}")
     if not term and not layer:
         term, layer = _gradient_origin(trained, terms)
-        facts.append(f"non-finite gradient of term {term or 'none alone'}, first at {layer or 'no single parameter'}")
+        if term:
+            facts.append(f"non-finite gradient of term {term}, first at {layer}")
+        else:
+            term, layer = _weighted_origin(trained, loss, terms)
+            facts.append(
+                f"each term and its gradient are finite alone, so it is what multiplies them: the weight of "
+                f"{term or 'a term'}, a loss scale or an earlier step; first at {layer or 'no single parameter'}"
+            )
     weights = non_finite_weights(trained)
     if weights:
         facts.append(f"non-finite weights: {', '.join(weights[:3])}{', ...' if len(weights) > 3 else ''}")
@@ -107,6 +114,19 @@ def _gradient_origin(model: nn.Module, terms: Mapping[str, Tensor]) -> tuple[str
         if broken:
             return term, broken[-1]  # the backward pass reaches the last one first
     return "", ""
+
+
+def _weighted_origin(model: nn.Module, loss: Tensor, terms: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Return the term with the largest factor in the loss, and the parameter nearest the output that it overflows."""
+    terms = {name: value for name, value in terms.items() if value.requires_grad}
+    factors = torch.autograd.grad(loss, list(terms.values()), retain_graph=True, allow_unused=True)
+    sizes = {name: float(factor.abs().nan_to_num(math.inf).max())
+             for name, factor in zip(terms, factors, strict=True) if factor is not None}  # fmt: skip
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
+    broken = [name for (name, _), gradient in zip(named, gradients, strict=True)
+              if gradient is not None and not bool(torch.isfinite(gradient).all())]  # fmt: skip
+    return max(sizes, key=lambda name: sizes[name], default=""), broken[-1] if broken else ""
 
 
 def _floating(output: Any) -> Iterator[Tensor]:

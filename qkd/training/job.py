@@ -26,10 +26,15 @@ class Agent(Protocol):
         """Return the augmented images; with ``samples`` (positions in the data set) whatever batch they are in."""
         ...
 
+    @property
+    def following(self) -> int:
+        """How many images that come after a batch are to be given with it, to be mixed into it."""
+        ...
+
     def with_labels(
         self, images: Tensor, labels: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
     ) -> tuple[Tensor, Mixed | None]:
-        """Return the augmented images, and second labels where images are mixed."""
+        """Return the augmented images, and second labels where images are mixed; rows that followed come last."""
         ...
 
 
@@ -149,6 +154,7 @@ class Job:
         device: Where to train.
         folder: Gets ``metrics.jsonl`` and ``checkpoint/``.
         fingerprint: Name -> hash of what the training was made from; a checkpoint made from something else is refused.
+        settings: What of the config it follows beside ``config``: plain values by name, compared as the fingerprint is.
         scales: Gives the quantizer scales among the model's parameters; called once the model is at its start.
         others: Role -> further models that a diagnosis watches.
         partners: Nets that are trained beside the model.
@@ -165,6 +171,7 @@ class Job:
     device: torch.device
     folder: Path
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     scales: Callable[[], Iterable[nn.Parameter]] = tuple
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     partners: tuple[Partner, ...] = ()

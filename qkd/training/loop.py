@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError, diagnose, non_finite_weights
 from qkd.training.job import Batch, FitResult, Job, Phase, StepResult
 from qkd.training.optimizer import build_optimizer, set_learning_rate
+from qkd.training.origin import kernels_of, other_kernels, other_settings, settings_of
 from qkd.training.precision import choose_precision
 from qkd.training.schedule import learning_rate
 from qkd.training.state import collect, restore
@@ -103,6 +104,7 @@ class Trainer:
         self.at = _Position()
         self.sums: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
+        self.kernels_then: object = None  # of the checkpoint it goes on from, until they are compared
 
     def start(self, begin: Callable[[], None]) -> None:
         """Bring everything to where training goes on: the last good checkpoint, or the beginning."""
@@ -113,8 +115,9 @@ class Trainer:
         if checkpoint is None:
             self._save()
         else:
-            self._require_same_origin(checkpoint.state["fingerprint"])
+            self._require_same_origin(checkpoint.state)
             self.restore(checkpoint)
+            self.kernels_then = checkpoint.state.get("kernels")
             self._say_where()
         self._write_metrics()
 
@@ -154,8 +157,13 @@ class Trainer:
         job.model.train()
         phase.enter()
         order = epoch_order(len(job.splits.train), stream(job.seed, job.role, "order", at.epoch))
-        rest = order[at.step * self.batch_size : self.steps * self.batch_size]
-        batches = iterate(job.splits.train, rest, self.batch_size, job.device, drop_last=True, workers=job.data.workers)
+        more = job.agent.following
+        end = self.steps * self.batch_size
+        rest = torch.cat([order, order[:more]])[at.step * self.batch_size : end + more]  # after the last the first
+        batches = iterate(
+            job.splits.train, rest, self.batch_size, job.device,
+            drop_last=True, workers=job.data.workers, following=more,
+        )  # fmt: skip
         with phase.hold():
             self._steps(phase, batches, rest, tracker)
         lr = phase.lr_factor * learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
@@ -166,16 +174,15 @@ class Trainer:
 
     def _steps(self, phase: Phase, batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, tracker: Tracker) -> None:
         clock = time.monotonic()
-        # Killed after the last step of an epoch was saved, nothing is left of it; torch.split gives an empty part.
-        places = torch.split(order, self.batch_size) if len(order) else ()
-        for (images, labels), samples in zip(batches, places, strict=True):
+        for images, labels, samples in _with_places(batches, order, self.batch_size, self.job.agent.following):
             loss = self._step(phase, images, labels, samples)
             self.at.step += 1
+            self._tell_of_other_kernels()
             now = time.monotonic()
             self.at.epoch_seconds += now - clock
             self.at.seconds += now - clock
             show = self.at.step % SHOW_EVERY_STEPS == 0
-            tracker.update(len(labels), **({"epoch": self.at.epoch + 1, "loss": float(loss)} if show else {}))
+            tracker.update(self.batch_size, **({"epoch": self.at.epoch + 1, "loss": float(loss)} if show else {}))
             if now - self.saved_at >= self.job.config.checkpoint_every_s:
                 self._save()
             clock = time.monotonic()
@@ -192,7 +199,7 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.job.model, self.at.epoch * self.steps + self.at.step)
-        self._count(result, labels if batch.mixed is None else batch.mixed.main(labels))
+        self._count(result, batch.labels if batch.mixed is None else batch.mixed.main(batch.labels))
         return result.loss.detach()
 
     def _batch(self, images: Tensor, labels: Tensor, samples: Tensor) -> Batch:
@@ -200,8 +207,10 @@ class Trainer:
         # One stream an epoch: what an image becomes depends on its place in the data set, not on its batch.
         generator = stream(job.seed, job.role, "augment", epoch)
         augmented, mixed = job.agent.with_labels(images, labels, generator=generator, epoch=epoch, samples=samples)
-        normalised = normalise(augmented, job.splits.mean, job.splits.std).contiguous(memory_format=self.format)
-        return Batch(normalised, labels, images, epoch, step, samples, mixed)
+        count = self.batch_size  # what follows has given its pixels
+        shown = normalise(augmented[:count], job.splits.mean, job.splits.std).contiguous(memory_format=self.format)
+        second = None if mixed is None else mixed.first(count)
+        return Batch(shown, labels[:count], images[:count], epoch, step, samples[:count], second)
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
         torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step))
@@ -320,7 +329,10 @@ class Trainer:
         return Checkpoint(tensors, state)
 
     def _save(self) -> None:
-        self.store.save(self.at.epoch * (self.steps + 1) + self.at.step, self.state())
+        made = self.state()
+        facts = {"settings": settings_of(self.job, self.batch_size), "kernels": kernels_of(self.job)}
+        checkpoint = Checkpoint(made.tensors, {**made.state, **facts})
+        self.store.save(self.at.epoch * (self.steps + 1) + self.at.step, checkpoint)
         self.saved_at = time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -342,15 +354,37 @@ class Trainer:
         where = f"epoch {self.at.epoch + 1}, step {self.at.step}" if self.at.epoch < self.job.config.epochs else "end"
         self.progress.say(f"{self.job.role}: going on from the checkpoint at {where}")
 
-    def _require_same_origin(self, origin: Mapping[str, str]) -> None:
-        now = dict(self.job.fingerprint)
+    def _tell_of_other_kernels(self) -> None:
+        """Say, once a step has run, where other kernels run than before the interruption."""
+        for change in other_kernels(self.kernels_then, kernels_of(self.job)) if self.kernels_then else ():
+            self.progress.warn(f"{self.job.role}: {change}; what follows may differ in the last bits")
+        self.kernels_then = None
+
+    def _require_same_origin(self, state: Mapping[str, Any]) -> None:
+        origin, now = state["fingerprint"], dict(self.job.fingerprint)
         changed = sorted(name for name in origin.keys() | now.keys() if origin.get(name) != now.get(name))
         if changed:
             raise ValueError(
                 f"{self.store.folder}: the checkpoint was made from other inputs ({', '.join(changed)} changed since); "
                 f"restore them, or delete {self.job.folder} to train anew"
             )
+        changed = other_settings(state.get("settings"), settings_of(self.job, self.batch_size))
+        if changed:
+            raise ValueError(
+                f"{self.store.folder}: the checkpoint was made with other settings ({'; '.join(changed)}): is it of "
+                f"another run? Restore them, or delete {self.job.folder} to train anew"
+            )
 
     def _write_metrics(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.at.rows)
         write_text(self.job.folder / "metrics.jsonl", lines)
+
+
+def _with_places(
+    batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, size: int, following: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield images, labels and positions in the training set of each batch and of what follows it."""
+    # Killed after the last step of an epoch was saved, nothing is left of it.
+    starts = range(0, len(order) - following, size)
+    for (images, labels), start in zip(batches, starts, strict=True):
+        yield images, labels, order[start : start + size + following]

@@ -289,7 +289,9 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, part:
 
 
 def test_data_that_is_not_plain_is_refused() -> None:
-    assert "not plain data" in faults_of(parse_yaml("name: !!binary aGk="))[0]
+    assert "not plain data" in faults_of({"name": b"hi"})[0]
+    with pytest.raises(YamlError, match=r"line 1, column 7: .*!!binary"):
+        parse_yaml("name: !!binary aGk=")
 
 
 def test_every_key_of_the_schema_says_what_it_is() -> None:

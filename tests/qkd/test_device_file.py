@@ -90,8 +90,24 @@ def test_the_file_is_not_needed_for_addresses(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "devices.yaml").write_text("damaged: [")
     assert [device.title for device in resolve_devices(["local", "ssh://a"])] == ["local", "ssh://a"]
-    with pytest.raises(ConfigError, match="configs/devices.yaml: line 1"):
+    with pytest.raises(ConfigError, match=r"; configs/devices.yaml is read where it is named: --devices configs/"):
         resolve_devices(["pi4"])
+    with pytest.raises(ConfigError, match="configs/devices.yaml: line 1"):
+        resolve_devices(["pi4"], Path("configs/devices.yaml"))
+
+
+def test_a_file_of_the_current_folder_runs_no_command_unnamed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "own"))
+    (tmp_path / "configs").mkdir()
+    text = "devices: {pi4: {address: ssh://x, ssh_options: [-o, 'ProxyCommand=touch here']}}"
+    (tmp_path / "configs" / "devices.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="is neither an address"):
+        resolve_devices(["pi4"])
+    assert default_file() == shipped_folder() / "devices.yaml"
+    (tmp_path / "own" / "qkd").mkdir(parents=True)
+    (tmp_path / "own" / "qkd" / "devices.yaml").write_text("devices: {pi4: {address: ssh://mine}}")
+    assert resolve_devices(["pi4"])[0].address == "ssh://mine"
 
 
 def test_the_shipped_file_and_its_examples_bind(tmp_path: Path) -> None:
@@ -106,9 +122,9 @@ def test_the_shipped_file_and_its_examples_bind(tmp_path: Path) -> None:
 
 
 def test_ls_devices_knows_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "devices.yaml").write_text(GOOD)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "qkd").mkdir()
+    (tmp_path / "qkd" / "devices.yaml").write_text(GOOD)
     rows = table("devices")
-    assert rows["pi4"] == "for bench: ssh://pi@board:2222 (configs/devices.yaml)"
-    assert default_file() == Path("configs/devices.yaml") and {"local", "cpu"} <= set(rows)
+    assert rows["pi4"] == f"for bench: ssh://pi@board:2222 ({tmp_path / 'qkd' / 'devices.yaml'})"
+    assert default_file() == tmp_path / "qkd" / "devices.yaml" and {"local", "cpu"} <= set(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from qkd.files import DamagedFileError
 from qkd.report import SearchRecord, render_page, render_text, summarise
 from qkd.report.charts import Point, Series, line_chart, scatter_chart, schedule_chart
 from qkd.report.page import RunRecord
@@ -35,7 +37,8 @@ def make_run(path: Path, *, net: str = "resnet8", is_equal: bool = True) -> Path
     if net != "resnet8":
         write(path / "student" / "float" / "result.json", {"role": "float", "net": net, "test_accuracy": 0.98})
     write(path / "export" / "export.json", {
-        "teacher": {"size_bytes": 2_500_000}, "student": {"size_bytes": 98_765},
+        "teacher": {"size_bytes": 2_500_000},
+        "student": {"size_bytes": 98_765, "fall_backs": [f"{EVIL} (silu) in float"]},
         "float": {"size_bytes": 400_000},
     })  # fmt: skip
     write(path / "export" / "parity.json", {
@@ -148,9 +151,11 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "report.html").write_text("x")
     assert summarise(run).to_text().splitlines() == [
-        "model                  net      test accuracy  parity (optimised)  ONNX file  latency (median)",
-        "teacher (= FP32 twin)  resnet8        99.00 %                   -    2.50 MB            0.5 ms",
-        "student w2a4           resnet8        97.00 %  100.00 % (99.99 %)    98.8 kB          0.123 ms",
+        "model                  net          test accuracy (95 %)  parity (optimised)  ONNX file  latency (median)",
+        "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
+        "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
+        "note: the test set has only 360 images: the student's accuracy is known to about 1.8 points either way, and "
+        "smaller differences between rows say nothing",
         f"report: {run / 'report.html'}",
     ]
 
@@ -208,9 +213,19 @@ def test_every_chart_is_well_formed(tmp_path: Path) -> None:
 def test_the_text_report_is_a_table(tmp_path: Path) -> None:
     text = render_text(summarise(make_run(tmp_path / "run")))
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 + 4 + 4 + 4  # models, sizes, devices, layers
+    assert len(rows) == 4 + 4 + 4 + 4 + 3  # models, sizes, devices, layers
     assert "\\|" in text, "a bar in a name does not split a cell"
     assert "passed: 360 test images" in text
+
+
+def test_what_stays_in_float_is_in_both_reports(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    summary = summarise(run)
+    assert summary.fall_backs == (f"{EVIL} (silu) in float",)
+    assert "## Left in float" in render_text(summary)
+    page = Page(render_page(summary, record()))
+    assert f"{EVIL} (silu) in float" in page.words and "Left in float" in page.words
+    assert not [tag for tag, _ in page.tags if tag == "script"]
 
 
 def test_the_text_report_tells_of_the_searches_and_the_agents(tmp_path: Path) -> None:
@@ -382,3 +397,63 @@ def test_nets_that_helped_the_student_have_lines_of_their_own(tmp_path: Path) ->
         ("teacher, before it was taught", "resnet8", 0.9), ("peer", "resnet8", 0.94), ("peer w4a4", "resnet8", 0.93),
     ]  # fmt: skip
     assert "ensemble of 2 teachers" in render_text(summarise(run))
+
+
+NASTY = "<script>alert(1)</script> [x](javascript:y) `c` | \x1b[31m &lt; \n# head"
+
+
+def test_nothing_of_a_name_or_device_comes_to_life(tmp_path: Path) -> None:
+    run = make_devices(make_run(tmp_path / "<img src=x onerror=y>"))
+    for name in ("pi", "local"):
+        bench = json.loads((run / "bench" / f"{name}.json").read_text())
+        bench["device"] = NASTY
+        bench.setdefault("machine", {"onnxruntime": NASTY})["cpu"] = NASTY
+        write(run / "bench" / f"{name}.json", bench)
+    layers = json.loads((run / "export" / "layers.json").read_text())
+    layers["layers"][0]["name"] = NASTY
+    write(run / "export" / "layers.json", layers)
+    summary = summarise(run)
+    text = render_text(summary, agents={NASTY: NASTY})
+    page = render_page(summary, replace(record(), agents={NASTY: NASTY}, environment={NASTY: NASTY}))
+    for made in (text, page):
+        assert "<script" not in made and "<img" not in made
+        assert "\x1b" not in made and "\\x1b[31m" in made.replace("\\[", "[").replace("\\\\", "\\")
+    assert "[x](" not in text and "\n# head" not in text and text.startswith("# &lt;img src=x onerror=y&gt;\n")
+
+
+SWAPS: list[Any] = [3, "x", [], {}, None, True, [1], {"a": []}]
+
+
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, len(SWAPS)))])
+def test_records_of_another_shape_are_named_with_their_place(tmp_path: Path, first: int) -> None:
+    """Every value of every record is swapped for one of another type: read all the same, or refused in words."""
+    run = make_devices(make_run(tmp_path / "run"))
+    seen = refused = 0
+    for file in sorted(run.rglob("*.json")):
+        whole = json.loads(file.read_text())
+        for path in places(whole):
+            write(file, replaced(whole, path, SWAPS[(first + seen) % len(SWAPS)]))
+            seen += 1
+            try:
+                summary = summarise(run)
+                render_text(summary)
+                render_page(summary, record())
+                summary.to_text()
+            except DamagedFileError as error:
+                refused += 1
+                assert str(file) in str(error) and "restore it" in str(error)
+        write(file, whole)
+    assert seen > 100 and refused > seen // 4
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, one in inner for place in places(one, (*at, key)))]
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy

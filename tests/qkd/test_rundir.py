@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,7 @@ HOLDER = """
 import fcntl, os, sys, time
 handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+os.ftruncate(handle, 0)
 os.write(handle, f"{os.getpid()}\\n".encode())
 print("held", flush=True)
 time.sleep(60)
@@ -167,3 +170,111 @@ def test_a_lock_is_held_until_it_is_closed(config: RunConfig, tmp_path: Path) ->
     run.close()
     run.close()
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# --- what others put into a run folder
+
+
+def test_nothing_is_written_through_links_out_of_the_folder(config: RunConfig, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "victim").write_text("precious")
+    (outside / ".x.partial-1").write_text("not ours")
+    run = tmp_path / "runs" / "tiny"
+    RunFolder.open(config, tmp_path / "runs").close()
+    (run / ".lock").unlink()
+    for name in ("student", ".lock", "teacher", "environment.yaml"):
+        link = run / name
+        link.symlink_to(outside if name in ("student", "teacher") else outside / "victim")
+        with pytest.raises(ValueError, match="leads out of"):
+            RunFolder.open(config, tmp_path / "runs")
+        link.unlink()
+    assert sorted(path.name for path in outside.iterdir()) == [".x.partial-1", "victim"]
+    assert (outside / "victim").read_text() == "precious"
+    (run / ".lock").symlink_to("inner")
+    with pytest.raises(ValueError, match=r"\.lock: is a link or a pipe"):
+        RunFolder.open(config, tmp_path / "runs")
+    (run / ".lock").unlink()
+    (run / ".lock").hardlink_to(outside / "victim")
+    with pytest.raises(ValueError, match=r"\.lock: is no file of this folder alone"):
+        RunFolder.open(config, tmp_path / "runs")
+    assert (outside / "victim").read_text() == "precious"
+    (run / ".lock").unlink()
+    os.mkfifo(run / ".lock")
+    with pytest.raises(ValueError, match=r"\.lock: is no file of"):
+        RunFolder.open(config, tmp_path / "runs")
+
+
+def test_a_folder_that_becomes_a_link_while_open_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    with RunFolder.open(config, tmp_path / "runs") as run:
+        (run.path / "student").symlink_to(tmp_path)
+        with pytest.raises(ValueError, match="leads out of"):
+            run.folder("student")
+        with pytest.raises(ValueError, match="leads out of"):
+            run.folder("../other")
+
+
+def test_links_within_the_folder_are_fine(config: RunConfig, tmp_path: Path) -> None:
+    RunFolder.open(config, tmp_path).close()
+    (tmp_path / "tiny" / "alias").symlink_to("config.yaml")
+    RunFolder.open(config, tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        ({"files": {}, "inputs": {}}, "damaged"),
+        ({"files": {"../../secret": "0" * 64}, "inputs": {}}, "leads out of"),
+        ({"files": {"/etc/hostname": "0" * 64}, "inputs": {}}, "leads out of"),
+        ({"files": {"a\0b": "0" * 64}, "inputs": {}}, "leads nowhere"),
+        ({"files": ["x"], "inputs": {}}, "damaged"),
+        ({"files": {"x": 3}, "inputs": {}}, "damaged"),
+        ({"files": {"x": "0" * 64}}, "damaged"),
+        ([1], "damaged"),
+        ("\ud800", "damaged"),
+    ],
+)
+def test_a_manifest_that_is_none_completes_nothing(
+    config: RunConfig, tmp_path: Path, manifest: object, why: str
+) -> None:
+    with RunFolder.open(config, tmp_path / "one") as run, RunFolder.open(config, tmp_path / "two") as two:
+        (run.folder("manifests") / "teacher.json").write_text(json.dumps(manifest))
+        assert why in run.why_incomplete("teacher") and not run.is_complete("teacher")
+        with pytest.raises(ValueError, match="not complete"):
+            two.adopt("teacher", run.path)
+
+
+def test_a_manifest_of_another_run_or_stage_completes_nothing(config: RunConfig, tmp_path: Path) -> None:
+    other = tiny_config(tmp_path / "data", {"seed": 5})
+    with RunFolder.open(config, tmp_path / "one") as run, RunFolder.open(other, tmp_path / "two") as two:
+        for one in (run, two):
+            (one.folder("teacher") / "weights").write_text("w")
+            one.complete("teacher", files=[one.path / "teacher" / "weights"])
+        swapped = (two.path / "manifests" / "teacher.json").read_text()
+        own = (run.path / "manifests" / "teacher.json").read_text()
+        (run.path / "manifests" / "teacher.json").write_text(swapped)
+        assert "another run's" in run.why_incomplete("teacher")
+        (run.path / "manifests" / "teacher.json").write_text(own)
+        (run.path / "manifests" / "distill.json").write_text(own)
+        assert run.is_complete("teacher") and "another stage's" in run.why_incomplete("distill")
+        old = {key: value for key, value in json.loads(own).items() if key in ("files", "inputs")}
+        (run.path / "manifests" / "teacher.json").write_text(json.dumps(old))
+        assert run.is_complete("teacher")  # those of older versions say neither
+
+
+@pytest.mark.parametrize("text", ["[]", '{"packages": 3}', '{"packages": []}', "3"])
+def test_an_environment_that_is_none_is_told(config: RunConfig, tmp_path: Path, text: str) -> None:
+    with RunFolder.open(config, tmp_path) as run:
+        (run.path / "environment.json").write_text(text)
+        assert "damaged" in run.environment_changes()[0]
+
+
+def test_a_config_that_laughs_is_refused_in_no_time(config: RunConfig, tmp_path: Path) -> None:
+    RunFolder.open(config, tmp_path).close()
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    (tmp_path / "tiny" / "config.yaml").write_text("\n".join(lines))
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="config.yaml: not YAML .*aliases"):
+        RunFolder.open(config, tmp_path)
+    assert time.monotonic() - started < 1

@@ -14,6 +14,8 @@ from export.devices import Device, as_device
         ("ssh://10.0.0.2:2222", "10.0.0.2", 2222),
         ("ssh://MyAlias", "MyAlias", None),
         ("ssh://user@[::1]:22", "user@::1", 22),
+        ("ssh://[::1]:22", "::1", 22),
+        ("ssh://[fe80::1]", "fe80::1", None),
         ("adb://R58M123ABCD", "R58M123ABCD", None),
         ("adb://192.168.1.5:5555", "192.168.1.5:5555", None),
         ("adb://emulator-5554", "emulator-5554", None),

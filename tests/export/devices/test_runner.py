@@ -7,13 +7,14 @@ import builtins
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from export import Sample
-from export.devices import runner
+from export.devices import Settings, as_device, measure_on, runner
 from export.devices.probing import probe_models
 from export.sample import sample_bytes
 
@@ -240,3 +241,49 @@ def test_memory_that_cannot_be_taken_is_a_note(monkeypatch, tmp_path):
     assert runner.peak_memory(job, str(tmp_path), 0)["notes"][0].startswith("peak memory is not known: ")
     monkeypatch.setattr(runner.sys, "executable", str(tmp_path / "none"))
     assert "No such file" in runner.peak_memory(job, str(tmp_path), 0)["notes"][0]
+
+
+ENDLESS = {"threads": 1, "batch_size": 1, "warmup": 0, "rounds": 10_000_000, "provider": "CPUExecutionProvider",
+           "affinity": [], "seed": 0, "spinning": False, "memory": False, "sample": None, "timeout_s": 300,
+           "token": "t", "watched": True}  # fmt: skip
+
+
+def test_the_runner_ends_with_who_started_it(plain, tmp_path):
+    job = {**ENDLESS, "models": [{"name": "two  spaces", "key": "0", "file": str(plain)}]}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, str(FILE), "run", str(tmp_path / "job.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None and process.stdin is not None
+        while b"rounds of" not in process.stderr.readline():
+            assert process.poll() is None
+        process.stdin.close()  # what the system does when the caller is killed
+        assert process.wait(20) == runner.CALLER_GONE
+
+
+def test_a_model_whose_name_has_two_spaces_is_measured(plain, sample):
+    settings = Settings(warmup=0, rounds=2, memory=False)
+    reports = measure_on(as_device("local"), {"two  spaces": plain, "two spaces": plain}, settings)
+    assert list(reports) == ["two  spaces", "two spaces"] and all(one.median_ms > 0 for one in reports.values())
+
+
+BENCH = """
+import sys
+from export.devices import Settings, as_device, measure_on
+measure_on(as_device("local"), {"m": sys.argv[1]}, Settings(rounds=10_000_000, memory=False), say=print)
+"""
+
+
+@pytest.mark.slow
+def test_nothing_goes_on_when_bench_is_killed(plain):
+    with subprocess.Popen([sys.executable, "-u", "-c", BENCH, str(plain)], stdout=subprocess.PIPE, text=True) as bench:
+        assert bench.stdout is not None
+        while "rounds of" not in bench.stdout.readline():
+            assert bench.poll() is None
+        children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text().split()
+        bench.kill()
+        bench.wait()
+    assert children
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+from dataclasses import asdict
 
 import pytest
 
@@ -213,6 +215,34 @@ def test_host_lost_in_mid_run(ssh_server, here, plain):
             say=lambda line: said.set() if "rounds of" in line else None,
         )  # fmt: skip
     thread.join()
+    assert ssh_server.left() == []
+
+
+BENCH = """
+import json, sys
+from export.devices import Device, Settings, measure_on
+fields = json.loads(sys.argv[1])
+device = Device(**{**fields, "ssh_options": tuple(fields["ssh_options"])})
+measure_on(device, {"m": sys.argv[2]}, Settings(rounds=10_000_000, memory=False), say=print)
+"""
+
+
+@pytest.mark.slow
+def test_the_device_stops_when_bench_is_killed_here(ssh_server, here, plain):
+    """Nobody is left to remove anything: the runner there sees its stdin close, ends, and its shell tidies up."""
+    fields = json.dumps(asdict(ssh_server.device(python=here)))
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", BENCH, fields, str(plain)], stdout=subprocess.PIPE, text=True
+    ) as bench:
+        assert bench.stdout is not None
+        while "rounds of" not in bench.stdout.readline():
+            assert bench.poll() is None
+        assert ssh_server.left() != []
+        bench.kill()
+        bench.wait()
+    deadline = time.monotonic() + 30
+    while ssh_server.left() and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert ssh_server.left() == []
 
 

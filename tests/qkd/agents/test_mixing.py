@@ -85,3 +85,29 @@ def test_the_main_label_is_that_of_the_larger_part() -> None:
 def test_none_with_cutmix_is_refused() -> None:
     with pytest.raises(ValueError, match="agent.cutmix: policy `none`"):
         build_agent(AgentConfig(policy="none", cutmix=0.5), epochs=1, mean=MEAN)
+
+
+def test_what_is_shown_does_not_depend_on_how_an_epoch_is_cut_into_batches() -> None:
+    """With the image after a batch behind it, the box of its last image comes from that one, not from its first."""
+    images, labels = batch()
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    around = torch.cat([order, order[:1]])
+    config = AgentConfig(policy="trivial", cutmix=1.0)
+    assert build_agent(config, epochs=2, mean=MEAN).following == 1
+    assert build_agent(AgentConfig(policy="trivial"), epochs=2, mean=MEAN).following == 0
+
+    def epoch(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        parts = []
+        for start in range(0, 64, size):
+            places = around[start : start + size + 1]
+            seen, mixed = shown(config, images[places], labels[places], places)
+            assert mixed is not None
+            mixed = mixed.first(len(places) - 1)
+            parts.append((seen[:-1], mixed.labels, mixed.share))
+        seen, second, share = (torch.cat(list(one)) for one in zip(*parts, strict=True))
+        return seen, second, share
+
+    whole = epoch(64)
+    assert torch.equal(whole[1], labels[around[1:]])
+    for size in (1, 7, 32):
+        assert all(torch.equal(one, other) for one, other in zip(whole, epoch(size), strict=True))

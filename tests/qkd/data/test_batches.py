@@ -84,3 +84,15 @@ def test_a_split_checks_its_tensors() -> None:
         MemorySplit(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="labels"):
         MemorySplit(torch.zeros((2, 1, 4, 4), dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_what_follows_a_batch_comes_with_it_and_begins_the_next(drop_last: bool) -> None:
+    order = torch.randperm(23)
+    around = torch.cat([order, order[:1]])
+    found = [labels for _, labels in iterate(split(), around, 5, "cpu", drop_last=drop_last, following=1)]
+    starts = range(0, 20 if drop_last else 23, 5)
+    assert [labels.tolist() for labels in found] == [around[start : start + 6].tolist() for start in starts]
+    assert list(iterate(split(), order[:1], 5, "cpu", drop_last=drop_last, following=1)) == []
+    with pytest.raises(ValueError, match="following=-1"):
+        iterate(split(), order, 5, "cpu", drop_last=drop_last, following=-1)

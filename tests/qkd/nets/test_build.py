@@ -182,9 +182,15 @@ def test_a_first_convolution_for_grey_images_differs_in_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resent20", "unknown net 'resent20'; did you mean 'resnet20'?"),
-        ("resnet18", "did you mean 'torchvision/resnet18'?"),
-        ("torchvision/resnet19", "did you mean 'torchvision/resnet18'?"),
+        ("resent20", "unknown net 'resent20'; did you mean `resnet20`?"),
+        ("resnet18", "did you mean `torchvision/resnet18` or `resnet18_cifar`?"),
+        ("ResNet-18", "did you mean `torchvision/resnet18` or `resnet18_cifar`?"),
+        ("torchvision.models.resnet18", "did you mean `torchvision/resnet18` or `resnet18_cifar`?"),
+        ("timm/mobilenet-v2", "did you mean `torchvision/mobilenet_v2`?"),
+        ("MobileNetV2", "did you mean `torchvision/mobilenet_v2`?"),
+        ("vgg11", "did you mean `torchvision/vgg11`?"),
+        ("torchvision/resnet20", "did you mean `resnet20`?"),
+        ("torchvision/resnet19", "did you mean `torchvision/resnet18`?"),
         ("torchvision/fasterrcnn_resnet50_fpn", "unknown net"),
         ("zzzz", "unknown net 'zzzz'; `qkd ls nets` lists them"),
     ],

@@ -14,7 +14,7 @@ from qkd.failures import ConfigError
 from qkd.progress import Progress, Silent
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.bench import BenchError, file_name
+from qkd.stages.bench import BenchError, file_name, file_names
 from qkd.stages.sample import calibration_images
 from qkd.testing import run_tiny, tiny_config
 
@@ -90,4 +90,8 @@ def test_no_device_at_all_fails_the_stage(exported: RunFolder, data: Path) -> No
 
 def test_names_of_files() -> None:
     assert file_name("ssh://pi@board:22") == "ssh-pi-board-22" and file_name("local") == "local"
+    names = file_names(["a/b", "a-b", "c"])
+    assert names["c"] == "c" and names["a/b"] != names["a-b"]
+    assert all(name.startswith("a-b-") for name in (names["a/b"], names["a-b"]))
+    assert file_names(["///"])["///"] and file_names(["c"]) == {"c": "c"}
     assert file_name("adb://R58M") == "adb-R58M" and file_name("../../x") == "x"

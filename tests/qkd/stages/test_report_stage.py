@@ -8,7 +8,8 @@ import pytest
 
 from qkd.agents import Op, Policy, Schedule
 from qkd.config import AgentConfig
-from qkd.stages.report import draw_agent, read_metrics, strengths
+from qkd.report.records import read_metrics
+from qkd.stages.report import draw_agent, strengths
 
 
 def test_strength_is_probability_times_magnitude() -> None:

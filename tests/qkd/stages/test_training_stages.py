@@ -248,7 +248,10 @@ def test_phases_by_default_end_with_the_deployed_arithmetic() -> None:
 
 
 def test_a_diverging_student_stops_and_names_the_layer(data: Path, tmp_path: Path) -> None:
-    run = run_tiny(tiny_config(data, {"student.train.lr": 1e36}), tmp_path, "teacher", "search")
+    config = tiny_config(data)
+    train = config.student.train.model_copy(update={"lr": 1e36})  # no config file may ask for so much
+    config = config.model_copy(update={"student": config.student.model_copy(update={"train": train})})
+    run = run_tiny(config, tmp_path, "teacher", "search")
     with pytest.raises(TrainingError) as caught:
         STAGES["distill"](run, Silent())
     assert "student" in str(caught.value) and caught.value.layer

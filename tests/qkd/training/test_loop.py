@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,12 @@ def test_resuming_between_checkpoints_equals_no_interruption(tmp_path: Path, spl
     assert equal(state(resumed), state(whole))
 
 
+@pytest.mark.parametrize("policy", ["crop_flip", "cutmix"])
 def test_resuming_after_the_last_step_of_an_epoch_equals_no_interruption(
-    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    whole = make_job(tmp_path / "whole", splits)
+    agent = build_agent(AgentConfig(policy=policy, crop_padding=1), epochs=3, mean=splits.mean)
+    whole = make_job(tmp_path / "whole", splits, agent=agent)
     fit(whole, Silent())
 
     def stop(*_: object) -> None:
@@ -171,8 +174,8 @@ def test_resuming_after_the_last_step_of_an_epoch_equals_no_interruption(
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(Trainer, "score", stop)  # the last step is done and saved, the epoch is not
-        fit(make_job(tmp_path / "cut", splits), Silent())
-    resumed = make_job(tmp_path / "cut", splits)
+        fit(make_job(tmp_path / "cut", splits, agent=agent), Silent())
+    resumed = make_job(tmp_path / "cut", splits, agent=agent)
     fit(resumed, Silent())
     assert equal(state(resumed), state(whole))
 
@@ -294,6 +297,22 @@ def test_a_broken_term_is_named(tmp_path: Path, splits: Splits) -> None:
     assert (caught.value.term, caught.value.layer, caught.value.epoch, caught.value.step) == ("bad", "", 1, 1)
 
 
+def test_a_weight_that_overflows_a_finite_term_is_named(tmp_path: Path, splits: Splits) -> None:
+    net = TinyNet()
+    supervised = supervised_step(net)
+
+    def step(batch: Batch) -> StepResult:
+        made = supervised(batch)
+        far = (made.logits * 1e5).sum()
+        return replace(made, loss=made.loss + 1e36 * far, terms={**made.terms, "far": far})
+
+    job = make_job(tmp_path, splits, net)
+    job = replace(job, phases=(replace(job.phases[0], step=step),))
+    with pytest.raises(TrainingError, match="finite alone.*the weight of far, a loss scale.*first at ") as caught:
+        fit(job, Silent())
+    assert caught.value.term == "far" and caught.value.layer
+
+
 def test_a_broken_gradient_under_a_finite_loss_is_named(tmp_path: Path, splits: Splits) -> None:
     net = TinyNet()
 
@@ -327,7 +346,7 @@ def test_a_fixed_net_beside_it_is_watched(tmp_path: Path, splits: Splits) -> Non
 
 def test_a_runaway_learning_rate_never_writes_a_broken_checkpoint(tmp_path: Path, splits: Splits) -> None:
     with pytest.raises(TrainingError, match=r"lower train\.lr"):
-        fit(make_job(tmp_path, splits, TinyNet(), train={"lr": 1e30}), Silent())
+        fit(make_job(tmp_path, splits, TinyNet(), train={"lr": 1e6}), Silent())
     for path in (tmp_path / "checkpoint").glob("*.safetensors"):
         from qkd.files import read_safetensors
 
@@ -349,20 +368,25 @@ def test_the_result_is_typed(tmp_path: Path, splits: Splits) -> None:
     assert isinstance(fit(make_job(tmp_path, splits), Silent()), FitResult)
 
 
-def test_an_image_is_augmented_alike_in_batches_of_any_size(tmp_path: Path, splits: Splits) -> None:
+@pytest.mark.parametrize("policy", ["crop_flip", "cutmix"])
+def test_an_image_is_augmented_alike_in_batches_of_any_size(tmp_path: Path, splits: Splits, policy: str) -> None:
+    agent = build_agent(AgentConfig(policy=policy, crop_padding=1), epochs=3, mean=splits.mean)
+
     def seen(batch_size: int) -> dict[tuple[int, int], Tensor]:
         found: dict[tuple[int, int], Tensor] = {}
 
         def record(batch: Batch) -> StepResult:
             assert batch.samples is not None
             assert torch.equal(batch.raw, splits.train.batch(batch.samples, CPU)[0])
-            found.update(
-                {(batch.epoch, int(sample)): image for sample, image in zip(batch.samples, batch.images, strict=True)}
-            )
+            shown = batch.images.flatten(1)
+            if policy == "cutmix":  # the second label and its share are the image's, too
+                assert batch.mixed is not None and len(batch.mixed.labels) == len(batch.labels) == batch_size
+                shown = torch.cat([shown, batch.mixed.labels[:, None], batch.mixed.share[:, None]], 1)
+            found.update({(batch.epoch, int(sample)): row for sample, row in zip(batch.samples, shown, strict=True)})
             return supervised_step(job.model)(batch)
 
         data = DATA.model_copy(update={"batch_size": batch_size})
-        job = make_job(tmp_path / str(batch_size), splits, data=data)
+        job = make_job(tmp_path / str(batch_size), splits, data=data, agent=agent)
         fit(Job(**{**vars(job), "phases": (Phase("record", 3, record),)}), Silent())
         return found
 

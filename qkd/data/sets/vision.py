@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qkd.data.errors import DataError
-from qkd.data.splits import MemorySplit
+from qkd.data.splits import MemorySplit, Parts
 
 _IDX_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -42,8 +42,8 @@ VISION_SETS = {
 }
 
 
-def load_vision_splits(name: str, root: Path, *, download: bool) -> tuple[MemorySplit, MemorySplit, tuple[str, ...]]:
-    """Return ``(train, test, classes)`` of a torchvision set.
+def load_vision_splits(name: str, root: Path, *, download: bool) -> Parts:
+    """Return the parts of a torchvision set.
 
     Note: torchvision keeps CIFAR as pickles. It compares their MD5 sums with built-in ones before it opens them, so
     nothing but the published files is ever unpickled.
@@ -60,7 +60,7 @@ def load_vision_splits(name: str, root: Path, *, download: bool) -> tuple[Memory
     spec = VISION_SETS[name]
     train = _open(spec, root, train=True, download=download)
     test = _open(spec, root, train=False, download=download)
-    return _as_split(train), _as_split(test), _class_names(train)
+    return Parts(_as_split(train), _as_split(test), _class_names(train))
 
 
 def _open(spec: VisionSet, root: Path, *, train: bool, download: bool) -> Any:

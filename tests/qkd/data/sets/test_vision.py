@@ -16,7 +16,7 @@ import torchvision
 
 from qkd.config import DataConfig
 from qkd.data import DataError, MemorySplit, load_splits
-from qkd.data.vision import VISION_SETS
+from qkd.data.sets.vision import VISION_SETS
 
 RNG = np.random.default_rng(0)
 

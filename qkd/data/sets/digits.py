@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qkd.data.splits import MemorySplit
+from qkd.data.splits import MemorySplit, Parts
 
 TEST_EVERY = 5  # one of five images of each class: a test part of 20 %
 CLASSES = tuple(str(digit) for digit in range(10))
 
 
-def load_digits_splits() -> tuple[MemorySplit, MemorySplit, tuple[str, ...]]:
-    """Return ``(train, test, classes)`` of the digits, pixel values 0..16 spread over 0..255.
+def load_digits_splits() -> Parts:
+    """Return the parts of the digits, pixel values 0..16 spread over 0..255.
 
     The test part is the middle one of every five images of a class, in the set's own order: fixed, stratified, and
     drawn from no random stream, so that it is the same for every seed, library version and machine.
@@ -26,7 +26,8 @@ def load_digits_splits() -> tuple[MemorySplit, MemorySplit, tuple[str, ...]]:
     images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(digits.target).to(torch.int64)
     is_test = every_nth_of_each_class(labels, TEST_EVERY)
-    return MemorySplit(images[~is_test], labels[~is_test]), MemorySplit(images[is_test], labels[is_test]), CLASSES
+    train, test = (MemorySplit(images[chosen], labels[chosen]) for chosen in (~is_test, is_test))
+    return Parts(train, test, CLASSES)
 
 
 def every_nth_of_each_class(labels: Tensor, n: int) -> Tensor:

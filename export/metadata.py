@@ -1,0 +1,111 @@
+"""Read what a file says of itself beside its graph, and end in words where a file of strangers is not what it seems.
+
+`export_onnx` writes widths, codes and blocks into ``metadata_props`` as JSON; anybody can write anything there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+import onnx
+
+from export.checks import ExportError
+
+MOST_CHARACTERS = 16_000_000  # of one entry; a net of a thousand layers has a hundred thousand
+MOST_BITS = 64
+MOST_RANK = 32  # axes of a tensor; numpy knows 64
+LARGEST_AXIS = 2**31
+
+
+def read_property(model: onnx.ModelProto, key: str, default: Any) -> Any:
+    """Return the JSON value of an entry of a file's metadata, of the type of ``default``.
+
+    Raises:
+        ValueError: If the entry is not JSON, or of another type.
+    """
+    text = next((entry.value for entry in model.metadata_props if entry.key == key), None)
+    if text is None:
+        return default
+    try:
+        value = json.loads(text) if len(text) <= MOST_CHARACTERS else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata `{key}` is not JSON ({error}); export it again") from error
+    if not isinstance(value, type(default)):
+        found = type(value).__name__
+        raise ValueError(f"its metadata `{key}` must be a {type(default).__name__}, found {found}; export it again")
+    return value
+
+
+def read_widths(model: onnx.ModelProto, key: str) -> dict[str, int]:
+    """Return an entry of names with numbers of bits.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    value = read_property(model, key, {})
+    for name, bits in value.items():
+        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= MOST_BITS:
+            raise ValueError(
+                f"its metadata `{key}` gives {name!r} a width of {bits!r}; it must be 1 to {MOST_BITS} bits: export it "
+                f"again"
+            )
+    return dict(value)
+
+
+def check_structure(model: onnx.ModelProto) -> None:
+    """Raise unless every tensor is made once, before it is read, and has a shape a tensor can have.
+
+    Raises:
+        ValueError: Naming the node or tensor: a circle, a missing or repeated tensor, a negative or endless axis.
+    """
+    graph = model.graph
+    made = {entry.name for entry in (*graph.input, *graph.initializer)}
+    for node in graph.node:
+        missing = [name for name in node.input if name and name not in made]
+        if missing:
+            raise ValueError(
+                f"the node {node.name or node.op_type!r} reads {missing[0]!r}, which nothing makes before it: nodes in "
+                f"a circle, or out of order"
+            )
+        if not node.output or len(set(node.output)) != len(node.output) or made & (set(node.output) - {""}):
+            raise ValueError(f"the node {node.name or node.op_type!r} makes nothing, or what another one makes, too")
+        made.update(node.output)
+    for tensor in graph.initializer:
+        _check_shape(tensor.name, list(tensor.dims))
+    for entry in (*graph.input, *graph.output, *graph.value_info):
+        _check_shape(entry.name, [dim.dim_value for dim in entry.type.tensor_type.shape.dim])
+
+
+def _check_shape(name: str, sizes: list[int]) -> None:
+    if len(sizes) > MOST_RANK or any(not 0 <= size <= LARGEST_AXIS for size in sizes):
+        raise ValueError(f"the tensor {name!r} has the shape {sizes[:8]}, which no tensor has")
+
+
+@contextmanager
+def as_a_file(path: str | PathLike[str] | None, purpose: str) -> Iterator[None]:
+    """End in words that name the file where a graph is not made as our own are (attributes, inputs or types missing).
+
+    Args:
+        path: The file; None for content without one.
+        purpose: What it cannot be used for.
+
+    Raises:
+        ValueError: In place of whatever reading the graph raised; errors that say what is wrong keep their words.
+    """
+    where = "the content" if path is None else str(path)
+    try:
+        yield
+    except ExportError:
+        raise
+    except (LookupError, TypeError, AttributeError, ArithmeticError, StopIteration, RecursionError) as error:
+        raise ValueError(
+            f"{where}: its graph cannot be read {purpose}: something in it is missing or of another kind "
+            f"({type(error).__name__}: {str(error)[:200]}); export it again"
+        ) from error
+    except (ValueError, RuntimeError, MemoryError) as error:
+        words = str(error) or type(error).__name__
+        raise ValueError(words if words.startswith(where) else f"{where}: {words}") from error

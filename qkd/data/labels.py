@@ -1,0 +1,107 @@
+"""Checks of class numbers and class names: each class has images, and there are not absurdly many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkd.data.errors import DataError
+
+MOST_CLASSES = 100_000  # named ones may be more than the images up to here: ImageNet-21k has 21,841
+_LISTED = 10
+
+
+def listed(items: Sequence[Any]) -> str:
+    """Return items as a list for a message, the first ten of them.
+
+    Example:
+        >>> listed([3, 5])
+        '[3, 5]'
+    """
+    more = f", and {len(items) - _LISTED:,} more" if len(items) > _LISTED else ""
+    return f"{list(items[:_LISTED])!r}"[:-1] + f"{more}]"
+
+
+def count_classes(labels: Tensor, source: Path) -> int:
+    """Return how many classes numbered labels mean: the highest and one more.
+
+    Args:
+        labels: Of the training images, int64, shape ``[n]``, not empty.
+        source: Their file, for messages.
+
+    Raises:
+        DataError: If a class below the highest has no training image: labels that begin at 1, or ids of another list.
+    """
+    present: list[int] = torch.unique(labels).tolist()
+    low, high = present[0], present[-1]
+    count = max(high + 1, 1)
+    if low < 0 or len(present) == count:
+        return count  # negative ones are out of range, which is said where the range is checked
+    lacking = count - len(present)
+    is_shifted = len(present) == high - low + 1
+    way = f"subtract {low} from the labels of train and test" if is_shifted else "number the classes 0, 1, 2, ..."
+    raise DataError(
+        f"{source}: labels are {low}..{high}, but {lacking:,} of these {count:,} classes ({_first_lacking(present)}) "
+        f"have no image among {len(labels):,}; {way}, or name all classes in classes.json"
+    )
+
+
+def require_names(names: Sequence[str], source: Path, *, images: int) -> tuple[str, ...]:
+    """Return class names that can be used.
+
+    Args:
+        names: A name a class.
+        source: Their file or folder, for messages.
+        images: Number of training images.
+
+    Raises:
+        DataError: If a name occurs twice, is no text that can be printed, or there are far more classes than images.
+    """
+    if len(names) > max(MOST_CLASSES, images):
+        raise DataError(f"{source}: {len(names):,} classes for {images:,} training images; name those that occur")
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(names) <= 1000 else []
+        raise DataError(f"{source}: class names must differ, found twice: {listed(twice) if twice else 'some'}")
+    bad = [name for name in names if not name.isprintable()]
+    if bad:
+        raise DataError(f"{source}: class names must be printable text, found {listed(bad)}; rename them")
+    return tuple(names)
+
+
+def class_notes(train: Tensor, test: Tensor, classes: Sequence[str]) -> list[str]:
+    """Return a line for each part in which classes have no image: allowed, but seldom meant.
+
+    Args:
+        train: Labels of the training images, int64, shape ``[n]``.
+        test: Labels of the test images.
+        classes: Names.
+    """
+    lines = []
+    for part, labels, what in (
+        ("training", train, "nothing learns their outputs"),
+        ("test", test, "the test accuracy says nothing of them"),
+    ):
+        counts = torch.bincount(labels, minlength=len(classes))
+        empty = [classes[label] for label in (counts == 0).nonzero().flatten().tolist()]
+        if empty:
+            names = ", ".join(empty[:_LISTED]) + (f" and {len(empty) - _LISTED:,} more" if len(empty) > _LISTED else "")
+            lines.append(f"{len(empty):,} of {len(classes):,} classes have no {part} image ({names}): {what}")
+    return lines
+
+
+def _first_lacking(present: Iterable[int]) -> str:
+    """Return the first classes from 0 that are not in an ascending list, for a message."""
+
+    def gaps() -> Iterable[int]:
+        expected = 0
+        for label in present:
+            yield from range(expected, label)
+            expected = label + 1
+
+    found = list(islice(gaps(), _LISTED + 1))
+    return ", ".join(map(str, found[:_LISTED])) + (", ..." if len(found) > _LISTED else "")

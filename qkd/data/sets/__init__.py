@@ -1,0 +1,16 @@
+"""Readers of data sets, one module a kind: NumPy archives, folders of images, torchvision's sets, the digits."""
+
+from qkd.data.sets.arrays import load_npz_splits
+from qkd.data.sets.digits import load_digits_splits
+from qkd.data.sets.folder import FolderSplit, list_folder, load_folder_splits
+from qkd.data.sets.vision import VISION_SETS, load_vision_splits
+
+__all__ = [
+    "VISION_SETS",
+    "FolderSplit",
+    "list_folder",
+    "load_digits_splits",
+    "load_folder_splits",
+    "load_npz_splits",
+    "load_vision_splits",
+]

@@ -1,0 +1,106 @@
+"""Decode image files of a few stated formats; whatever else a file holds, it is refused by its name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from qkd.data.errors import DataError
+
+# suffix -> Pillow's name of the format; no other decoder is asked (that of EPS, for one, starts Ghostscript)
+FORMATS = {
+    ".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".ppm": "PPM",
+    ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
+}  # fmt: skip
+IMAGE_SUFFIXES = tuple(FORMATS)
+MOST_PIXELS = 89_478_485  # of a file, and of what resizing makes of it: where Pillow begins to warn of bombs
+_GREY_MODES = frozenset({"1", "L", "LA"})
+_COLOUR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before it is decoded."""
+
+    width: int
+    height: int
+    is_grey: bool
+
+
+def read_header(path: Path) -> Header:
+    """Return what an image file says of itself.
+
+    Raises:
+        DataError: If it is no image of a stated format, is too large, or has other than 8 bits a channel.
+    """
+    with _opened(path) as file:
+        mode, (width, height) = file.mode, file.size
+    if mode not in _GREY_MODES | _COLOUR_MODES:
+        raise DataError(
+            f"{path}: its pixels are of mode {mode!r}, not 8 bit a channel; convert it to 8-bit grey or RGB"
+        )
+    return Header(width, height, mode in _GREY_MODES)
+
+
+def decode(path: Path, *, channels: int, image_size: int) -> Tensor:
+    """Return an image file as uint8 ``[channels, image_size, image_size]``.
+
+    Raises:
+        DataError: If the file cannot be decoded.
+    """
+    with _opened(path) as file:
+        _refuse_bomb(path, _resized(file.size, image_size))
+        image = _fit(file.convert("L" if channels == 1 else "RGB"), image_size)
+        pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on tags and palettes; what matters is an error
+            with Image.open(path, formats=sorted(set(FORMATS.values()))) as file:
+                _refuse_bomb(path, file.size)
+                yield file
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: cannot be read as an image: it is none of {', '.join(sorted(set(FORMATS.values())))}, whatever "
+            "its name says; replace or delete it"
+        ) from error
+    except Exception as error:  # damaged files make Pillow's decoders raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: cannot be read as an image ({reason}); replace or delete it") from error
+
+
+def _refuse_bomb(path: Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MOST_PIXELS:
+        raise DataError(
+            f"{path}: cannot be read as an image: {size[0]:,}x{size[1]:,} pixels to decode or resize are more than "
+            f"{MOST_PIXELS:,}; scale it down, or replace or delete it"
+        )
+
+
+def _resized(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the size that an image is resized to: its shorter side is ``side``."""
+    factor = side / min(size)
+    return max(side, round(size[0] * factor)), max(side, round(size[1] * factor))
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """Resize so that the shorter side is ``side``, then cut the centre out."""
+    if image.size == (side, side):
+        return image
+    resized = image.resize(_resized(image.size, side), Image.Resampling.BILINEAR)
+    left, top = (resized.width - side) // 2, (resized.height - side) // 2
+    return resized.crop((left, top, left + side, top + side))

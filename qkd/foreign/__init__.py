@@ -1,0 +1,17 @@
+"""What comes from outside: files read within bounds, text made harmless before a terminal gets it."""
+
+from qkd.foreign.opening import UnreadableFileError, is_regular, open_regular, read_regular, read_text
+from qkd.foreign.shown import CleanStream, clean_output, raw_stream, shown, shown_line
+
+__all__ = [
+    "CleanStream",
+    "UnreadableFileError",
+    "clean_output",
+    "is_regular",
+    "open_regular",
+    "raw_stream",
+    "read_regular",
+    "read_text",
+    "shown",
+    "shown_line",
+]

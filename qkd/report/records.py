@@ -1,0 +1,240 @@
+"""Read what stages wrote of themselves (results, parity, costs, measurements), each held to the shape it is read as.
+
+A record that somebody edited or swapped must end with the file, the place in it and what was found there, not with an
+exception from whoever reads it. The models say what is read; other keys pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from qkd.bind_faults import describe, place
+from qkd.files import DamagedFileError, parse_json, read_json
+from qkd.foreign.opening import read_text
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Accuracies(_Record):
+    test_accuracy: float | None = None
+    val_accuracy: float | None = None
+
+
+class _Result(_Accuracies):
+    net: str | None = None
+    weight_bits: int | None = None
+    act_bits: int | None = None
+    members: list[_Accuracies] = []
+    ensemble: _Accuracies | None = None
+    peers: list[_Result] = []
+
+    @model_validator(mode="after")
+    def _bits_come_together(self) -> _Result:
+        if (self.weight_bits is None) != (self.act_bits is None):
+            raise ValueError("weight_bits and act_bits come together")
+        return self
+
+
+class _StudentResult(_Result):
+    weight_bits: int
+    act_bits: int
+
+
+class _Exported(_Record):
+    path: str = ""
+    flavour: str = "ort"
+    size_bytes: int | None = None
+    packed_weight_bytes: int | None = None
+    theoretical_bytes: int | None = None
+    fall_backs: list[str] = []
+
+
+class _Side(_Record):
+    top1_agreement: float | None = None
+    differing: int
+
+
+class _ComparedLayer(_Record):
+    values: int = 0
+    differing: int = 0
+    differing_on: int = 0
+
+
+class _Parity(_Record):
+    passed: bool
+    images: int
+    off: _Side
+    on: _Side | None = None
+    layers: list[_ComparedLayer] = []
+    layer_images: int | None = None
+    runtime_version: str | None = None
+
+
+class _StudentParity(_Parity):
+    on: _Side
+    runtime_version: str
+
+
+class _Layer(_Record):
+    name: str
+    kind: str
+    weight_bits: int
+    act_bits: int
+    code_min: int
+    code_max: int
+    range_low: int
+    range_high: int
+    parameters: int
+    macs: int
+    parity_steps: float | None
+
+
+class _Layers(_Record):
+    layers: list[_Layer] = []
+
+
+class _Totals(_Record):
+    parameters: int
+    macs: int
+    bops: int
+    weight_bytes: int
+    parameter_bytes: int
+    peak_stored_bytes: int
+    peak_packed_bytes: int
+
+
+class _Cost(_Record):
+    student: _Totals
+    float_twin: _Totals
+
+
+class _Latency(_Record):
+    median_ms: float
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    size_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    accuracy: float | None = None
+    agreement: float | None = None
+    repacked: list[str] = []
+    notes: list[str] = []
+
+
+class _Machine(_Record):
+    cpu: str | None = None
+    onnxruntime: str | None = None
+
+
+class _Bench(_Record):
+    device: str = ""
+    failure: str | None = None
+    models: dict[str, _Latency] = {}
+    reference: str | None = None
+    images: int | None = None
+    machine: _Machine | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    rounds: int | None = None
+    warmup: int | None = None
+
+
+class _SearchRole(_Record):
+    agent: str = ""
+
+
+class _Counted(_Record):
+    trained_images: int
+    validated_images: int
+
+
+class _SearchCost(_Record):
+    run: _Counted
+    published: _Counted | dict[str, Any]
+    seconds: float
+    run_validates_less_by: float
+    published_validates_more_by: float
+
+
+class _Environment(_Record):
+    packages: dict[str, str | None] = {}
+
+
+class _Epoch(_Record):
+    epoch: int
+    terms: dict[str, float | None] = {}
+
+
+_EXPORT: Any = dict[str, _Exported]
+_SHAPES: Mapping[str, Any] = {
+    "result.json": _Result,
+    "search/result.json": dict[str, Any],
+    "export.json": _EXPORT,
+    "layers.json": _Layers,
+    "cost.json": _Cost,
+    "environment.json": _Environment,
+}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the content of a record of a run folder.
+
+    Args:
+        path: A file whose name (and folder) says what it is.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        DamagedFileError: If it is not JSON, or holds something else than is read from it: names the place.
+    """
+    value = read_json(path)
+    _check(str(path), value, _shape_of(path))
+    return dict(value)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a ``metrics.jsonl``.
+
+    Raises:
+        DamagedFileError: If a line is not JSON, or not what the training writes; names the line.
+    """
+    rows = []
+    try:
+        lines = read_text(path).splitlines()
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path}: not UTF-8 ({error}); delete it and run its stage again") from error
+    for number, text in enumerate(lines, 1):
+        row = parse_json(f"{path}, line {number}", text)
+        _check(f"{path}, line {number}", row, _Epoch)
+        rows.append(row)
+    return rows
+
+
+def _shape_of(path: Path) -> Any:
+    name, folder = path.name, path.parent.name
+    if folder == "bench":
+        return _Bench
+    if folder == "search":
+        return _SearchCost if name.endswith(".cost.json") else dict[str, Any]
+    if name.startswith("parity"):
+        return _StudentParity if name == "parity.json" else _Parity
+    return _StudentResult if (folder, name) == ("student", "result.json") else _SHAPES.get(name, dict[str, Any])
+
+
+def _check(where: str, value: object, shape: Any) -> None:
+    try:
+        TypeAdapter(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        spot = place("", first["loc"]).lstrip(".") or "the whole"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        found = "missing" if first["type"] == "missing" else f"{first['msg']}, got {describe(first['input'])}"
+        raise DamagedFileError(
+            f"{where}: {spot}: {found}{more}; it is not what the toolkit wrote: restore it, or delete it and run its "
+            f"stage again"
+        ) from error

@@ -1,0 +1,98 @@
+"""The images of a run: loaded, and held against what the run was begun with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qkd.config import RunConfig
+from qkd.data import DataError, DataFacts, Splits, changes, load_splits, read_facts, sampling_note
+from qkd.files import DamagedFileError, read_json, write_json
+from qkd.progress import Progress, Silent
+from qkd.rundir import RunFolder
+
+FILE = "data.json"  # in the run folder: what the data set was when the first stage read it
+
+
+def run_images(run: RunFolder, progress: Progress | None = None) -> Splits:
+    """Return the images of a run, the same as those that its other stages saw.
+
+    The first stage that reads images records what they are; a run that was begun without such a record gets one now.
+
+    Args:
+        run: The run, locked by this process.
+        progress: Where to say what is to be known of the data set; said once a run.
+
+    Raises:
+        qkd.data.DataError: If they cannot be read, or are not what the run was begun with.
+        OSError: If the record cannot be written.
+    """
+    splits = load_splits(run.config.data, seed=run.config.seed)
+    if splits.facts is not None:
+        _hold(run, splits.facts, splits.notes, progress or Silent())
+    return splits
+
+
+def check_images(run: RunFolder, progress: Progress) -> None:
+    """Compare the data set with what a run was begun with, without loading it for training.
+
+    Args:
+        run: The run, locked by this process.
+        progress: Where to say that a run without a record gets one now.
+
+    Raises:
+        qkd.data.DataError: If the set cannot be read, or is not what the run was begun with.
+        OSError: If the record cannot be written.
+    """
+    _hold(run, read_facts(run.config.data), (), progress)
+
+
+def stored_images(config: RunConfig, folder: Path) -> Splits:
+    """Return the images of a run folder that is only looked at: compared with its record, where it has one.
+
+    Args:
+        config: The run's.
+        folder: The run folder; nothing is written to it.
+
+    Raises:
+        qkd.data.DataError: If they cannot be read, or are not what the run was begun with.
+    """
+    splits = load_splits(config.data, seed=config.seed)
+    if splits.facts is not None and (then := _recorded(folder)) is not None:
+        _refuse_changes(folder, then, splits.facts)
+    return splits
+
+
+def _hold(run: RunFolder, now: DataFacts, notes: tuple[str, ...], progress: Progress) -> None:
+    then = _recorded(run.path)
+    if then is not None:
+        _refuse_changes(run.path, then, now)
+        return
+    for line in (*notes, sampling_note(now)):
+        if line:
+            progress.warn(f"data: {line}")
+    if run.is_complete("teacher"):
+        progress.warn(f"this run has no record of its images ({FILE}): what they are now is recorded as what they were")
+    write_json(run.path / FILE, now.to_json())
+
+
+def _recorded(folder: Path) -> DataFacts | None:
+    path = folder / FILE
+    try:
+        return DataFacts.from_json(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (DamagedFileError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DataError(
+            f"{path}: is no record of a data set ({reason}); if you are sure that the images are those of the run, "
+            "delete it, and it is written anew"
+        ) from error
+
+
+def _refuse_changes(folder: Path, then: DataFacts, now: DataFacts) -> None:
+    lines = changes(then, now)
+    if lines:
+        raise DataError(
+            f"the data set is not what {folder} was begun with; changed: {'; '.join(lines)}. Restore it, or give this "
+            "run another name (name=...), or delete the folder to begin anew"
+        )

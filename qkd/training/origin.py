@@ -1,0 +1,59 @@
+"""What a checkpoint was made from and with: settings that must be the same to go on, kernels that are told of.
+
+Settings are compared where both sides have them: a version that adds a key still goes on from older checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from qkd.agents import native
+from qkd.training.job import Job
+from quantizers import is_fused
+
+CLOCKS = {"checkpoint_every_s"}  # how often it is saved changes nothing of what is learned
+BIT_EQUAL = {"augmentation"}  # compiled or not, it has the same bits: kept for the record alone
+
+
+def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
+    """Return what a training's result depends on that is neither a file nor the net: plain values by name."""
+    train = job.config.model_dump(mode="json", exclude=CLOCKS)
+    return {
+        **{str(key): value for key, value in job.settings.items()},
+        **{f"train.{key}": value for key, value in train.items()},
+        "role": job.role,
+        "seed": job.seed,
+        "batch_size": batch_size,
+        "training images": len(job.splits.train),
+        "validation images": len(job.splits.val),
+        "phases": [[phase.name, phase.epochs, phase.lr_factor] for phase in job.phases],
+    }
+
+
+def kernels_of(job: Job) -> dict[str, Any]:
+    """Return which arithmetic runs: results of another are as good, but not the same to the last bit."""
+    found: dict[str, Any] = {"device": job.device.type}
+    if job.device.type == "cpu":
+        found["threads"] = torch.get_num_threads()
+    if any(True for _ in job.scales()):
+        found["quantizer kernels"] = "fused" if is_fused() else "eager"
+    if native.load.cache_info().currsize:  # else no image was augmented yet, and asking would compile it
+        found["augmentation"] = "compiled" if native.load() is not None else "not compiled"
+    return found
+
+
+def other_settings(then: object, now: Mapping[str, Any]) -> list[str]:
+    """Return a text for each setting that is another now."""
+    if not isinstance(then, Mapping):
+        return []
+    return [f"{key}: {then[key]!r} then, {now[key]!r} now" for key in sorted(then.keys() & now.keys())
+            if then[key] != now[key]]  # fmt: skip
+
+
+def other_kernels(then: object, now: Mapping[str, Any]) -> list[str]:
+    """Return a text for each kind of kernel that is another now, those left out whose results are bit-equal."""
+    kept = {key: value for key, value in now.items() if key not in BIT_EQUAL}
+    return other_settings(then, kept)

@@ -1,0 +1,24 @@
+"""Paths as people write them: a leading ``~`` is the home folder, in configs, overrides and arguments alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def user_path(text: str | Path) -> Path:
+    """Return the path that a person means.
+
+    A ``~`` whose home folder is not known stays as it is: what cannot be found is then named as it was written.
+
+    Args:
+        text: As it was written.
+
+    Example:
+        >>> user_path("~/set") == Path.home() / "set"
+        True
+    """
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path

@@ -1,0 +1,341 @@
+"""Folders of images: decoding in process and by workers, sizes, and a refusal that names the file."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qkd.config import DataConfig
+from qkd.data import DataError, Splits, changes, iterate, load_splits, normalise, read_facts, sampling_note
+from qkd.data.sets.images import IMAGE_SUFFIXES, decode, read_header
+
+COLOURS = {"ant": (200, 10, 10), "bee": (10, 200, 10)}
+
+
+def paint(
+    path: Path, size: tuple[int, int] = (12, 12), colour: tuple[int, int, int] = (9, 9, 9), seed: int = 0
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 40, (size[1], size[0], 3))
+    Image.fromarray((noise + np.array(colour)).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    for part, count in (("train", 10), ("test", 3)):
+        for name, colour in COLOURS.items():
+            for index in range(count):
+                paint(tmp_path / part / name / f"{index}.png", colour=colour, seed=index)
+    return tmp_path
+
+
+def load(folder: Path, **settings: Any) -> Splits:
+    return load_splits(DataConfig(name="folder", path=folder, **settings), seed=0)
+
+
+def refusal(folder: Path, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load(folder, **settings)
+    return str(caught.value)
+
+
+def test_images_and_classes_are_those_of_the_files(good: Path) -> None:
+    splits = load(good, val_fraction=0.2)
+    assert (splits.classes, splits.channels, splits.image_size) == (("ant", "bee"), 3, 12)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 4, 6)
+    assert torch.bincount(splits.val.labels).tolist() == [2, 2]
+    images, labels = splits.test.batch(torch.arange(6), "cpu")
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    for index in range(6):
+        path = good / "test" / ("ant", "bee")[index // 3] / f"{index % 3}.png"
+        assert np.array_equal(images[index].permute(1, 2, 0).numpy(), np.array(Image.open(path)))
+
+
+def test_mean_and_std_are_those_of_the_training_images(good: Path) -> None:
+    splits = load(good)
+    pixels = splits.train.batch(torch.arange(len(splits.train)), "cpu")[0].double() / 255
+    assert splits.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert splits.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
+    out = normalise((pixels * 255).round().to(torch.uint8), splits.mean, splits.std)
+    assert torch.allclose(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_give_the_batches_of_one_process_in_the_same_order(good: Path, workers: int) -> None:
+    train = load(good).train
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(5))
+    before = torch.get_rng_state()
+    alone = list(iterate(train, order, 4, "cpu", drop_last=False))
+    together = list(iterate(train, order, 4, "cpu", drop_last=False, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(alone) == len(together) == 5
+    for (images, labels), (other_images, other_labels) in zip(alone, together, strict=True):
+        assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
+
+
+def test_grey_images_stay_grey_unless_one_is_in_colour(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in "ab":
+            for index in range(3):
+                paint(tmp_path / part / name / f"{index}.png", seed=index)
+                path = tmp_path / part / name / f"{index}.png"
+                Image.open(path).convert("L").save(path)
+    assert load(tmp_path).channels == 1
+    assert load(tmp_path).train.batch(torch.tensor([0]), "cpu")[0].shape == (1, 1, 12, 12)
+    paint(tmp_path / "test" / "a" / "0.png")
+    assert load(tmp_path).channels == 3
+
+
+def test_images_are_resized_and_cropped_to_the_size_asked_for(good: Path) -> None:
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, 10:30] = 255  # the middle square, which the crop keeps
+    Image.fromarray(wide).save(good / "train" / "ant" / "0.png")
+    splits = load(good, image_size=10, val_fraction=0.0)
+    assert splits.image_size == 10
+    image = splits.train.batch(torch.tensor([0]), "cpu")[0][0]
+    assert image.shape == (3, 10, 10)
+    assert int(image[:, :, 1:-1].min()) == 255
+
+
+def test_the_fingerprint_is_of_content_and_order(good: Path) -> None:
+    before = load(good).fingerprint
+    assert load(good).fingerprint == before
+    first, last = good / "train" / "ant" / "0.png", good / "train" / "ant" / "x.png"
+    first.rename(last)  # another place in the order: another set
+    assert load(good).fingerprint != before
+    last.rename(first)
+    assert load(good).fingerprint == before
+    data = bytearray(first.read_bytes())
+    data[-20] ^= 1  # same name, same size
+    times = first.stat()
+    first.write_bytes(data)
+    os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    config = DataConfig(name="folder", path=good)
+    assert read_facts(config).fingerprint != before
+    first.write_bytes(bytes(data[:-20]) + bytes([data[-20] ^ 1]) + bytes(data[-19:]))
+    assert read_facts(config).fingerprint == before
+
+
+def test_of_a_large_folder_a_sample_is_looked_at_and_all_sizes(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qkd.data.facts.WHOLE_BYTES", 100)
+    monkeypatch.setattr("qkd.data.facts._SAMPLE_IMAGES", 4)
+    config = DataConfig(name="folder", path=good)
+    before = read_facts(config)
+    assert (before.train.sampled, before.test.sampled) == (4, 4)
+    note = sampling_note(before)
+    assert note.endswith("in a sample: 4 of 20 images of train and 4 of 6 images of test")
+    paint(good / "train" / "ant" / "0.png", seed=77)  # the first is in every sample
+    assert changes(before, read_facts(config)) == ["pixels of train (of 4 sampled images)"]
+    paint(good / "train" / "ant" / "0.png", colour=COLOURS["ant"], seed=0)
+    assert changes(before, read_facts(config)) == []
+    with open(good / "train" / "ant" / "1.png", "ab") as file:  # not in the sample, but of another size
+        file.write(b"more")
+    assert changes(before, read_facts(config)) == ["pixels of train (of 4 sampled images)"]
+
+
+def test_facts_of_a_folder_do_not_decode(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is to be opened as an image")
+
+    before = load(good).facts
+    monkeypatch.setattr(Image, "open", refuse)
+    assert read_facts(DataConfig(name="folder", path=good)) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".ipynb_checkpoints/0-checkpoint.png",
+        "._0.png",
+        ".hidden.jpg",
+        "__MACOSX/ant/._0.png",
+        "__MACOSX/0.png",
+        "a/.b/c.png",
+        "@eaDir/0.png/thumb.jpg",
+        "sub/@eaDir/1.jpg",
+        "Thumbs.db",
+        ".DS_Store",
+        "$RECYCLE.BIN/1.png",
+    ],
+)
+def test_hidden_files_and_folders_are_skipped_at_every_depth_and_counted(good: Path, name: str) -> None:
+    before = load(good)
+    for place in (good / "train" / "ant", good / "test" / "bee"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(b"no image")
+    after = load(good)
+    assert after.facts == before.facts and before.notes == ()
+    assert len(after.notes) == 1 and after.notes[0].startswith("2 hidden files and folders skipped (")
+
+
+def test_hidden_class_folders_are_skipped_and_counted(good: Path) -> None:
+    for name in (".ipynb_checkpoints", "__MACOSX", ".git"):
+        paint(good / "train" / name / "0.png")
+    assert load(good).classes == ("ant", "bee")
+    assert load(good).notes == ("3 hidden files and folders skipped ('.git', '.ipynb_checkpoints', '__MACOSX')",)
+
+
+def test_images_in_folders_of_a_class_folder_are_read(good: Path) -> None:
+    paint(good / "test" / "ant" / "more" / "deep" / "9.PNG")
+    assert len(load(good).test) == 7
+
+
+def test_a_class_without_a_test_image_is_noted(good: Path) -> None:
+    paint(good / "train" / "cow" / "0.png")
+    assert load(good).notes == ("1 of 3 classes have no test image (cow): the test accuracy says nothing of them",)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_only_stated_formats_are_decoded_whatever_the_name(
+    good: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("no program is to be started")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", refuse)
+    (good / "train" / "ant" / f"zz{suffix}").write_bytes(EPS)
+    text = refusal(good)
+    assert f"zz{suffix}: cannot be read as an image: it is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP" in text
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_every_stated_format_is_read(good: Path, suffix: str) -> None:
+    path = good / "test" / "ant" / f"zz{suffix}"
+    grey = Image.fromarray(np.full((12, 12), 77, np.uint8))
+    (grey if suffix == ".pgm" else grey.convert("RGB")).save(path)
+    image, _ = load(good).test.batch(torch.tensor([3]), "cpu")
+    assert abs(int(image.float().mean()) - 77) <= 2
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(30_000, 3_000), (20_000, 20_000), (2_000_000_000, 2_000_000_000)])
+def test_bombs_are_refused_before_they_are_decoded(good: Path, size: tuple[int, int]) -> None:
+    (good / "train" / "ant" / "zz.png").write_bytes(png_of_size(*size))
+    text = refusal(good, image_size=12)
+    assert "zz.png: cannot be read as an image" in text and "pixels" in text.lower()
+
+
+def test_a_strip_that_resizing_would_blow_up_is_refused(good: Path) -> None:
+    Image.fromarray(np.zeros((20_000, 1, 3), np.uint8)).save(good / "train" / "ant" / "zz.png")
+    splits = load(good, image_size=12)
+    assert splits.image_size == 12
+    with pytest.raises(DataError, match=r"zz\.png: .* pixels to decode or resize are more than"):
+        decode(good / "train" / "ant" / "zz.png", channels=3, image_size=224)
+
+
+def test_a_class_name_that_cannot_be_printed_is_refused(good: Path) -> None:
+    paint(good / "train" / "a\nb" / "0.png")
+    assert "class names must be printable text, found ['a\\nb']" in refusal(good)
+
+
+def test_altered_images_are_worded_whatever_the_decoder_raises(good: Path) -> None:
+    rng = np.random.default_rng(0)
+    for suffix in (".png", ".jpg", ".tif", ".gif", ".webp", ".bmp", ".ppm"):
+        source = good / f"x{suffix}"
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(source)
+        whole = source.read_bytes()
+        for _ in range(40):
+            data = bytearray(whole)
+            for _ in range(int(rng.integers(1, 4))):
+                data[int(rng.integers(len(data)))] = int(rng.integers(256))
+            source.write_bytes(data[: len(data) - int(rng.integers(0, 20))])
+            try:
+                read_header(source)
+                decode(source, channels=3, image_size=12)
+            except DataError as error:
+                assert str(source) in str(error)
+
+
+def test_statistics_of_large_images_take_little_memory(tmp_path: Path) -> None:
+    """Peak of a process that loads 224x224 images and reads a batch, over one that only imports: under 60 MB."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 2)):
+        for name in "ab":
+            for index in range(count):
+                path = tmp_path / part / name / f"{index}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)).resize((224, 224)).save(path)
+    program = (
+        "import sys, torch\nfrom pathlib import Path\nfrom qkd.config import DataConfig\n"
+        "from qkd.data import load_splits\nimport PIL.JpegImagePlugin\n"
+        "def peak():\n"  # not ru_maxrss, which a forked process has from its parent
+        "    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "torch.set_num_threads(1)\n"
+        "before = peak()\nsplits = load_splits(DataConfig(name='folder', path=Path(sys.argv[1])), 0)\n"
+        "splits.train.batch(torch.arange(64), 'cpu')\nprint(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 60 * 1024  # KiB; the pixels of all images as int64, as it once was, are 300 MB
+
+
+def test_mixed_sizes_need_a_size(good: Path) -> None:
+    paint(good / "train" / "bee" / "9.png", size=(13, 12))
+    text = refusal(good)
+    assert "9.png: is 13x12, but" in text and "set data.image_size" in text
+    assert load(good, image_size=12).image_size == 12
+
+
+def test_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        paint(tmp_path / part / "a" / "0.png", size=(14, 12))
+    assert "is 14x12, not square; set data.image_size" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("image_size", [None, 8])
+def test_a_file_that_is_no_image_is_named_at_once(good: Path, image_size: int | None) -> None:
+    (good / "train" / "bee" / "4.png").write_text("not an image")
+    assert "4.png: cannot be read as an image" in refusal(good, image_size=image_size)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_image_is_named_when_it_is_decoded(good: Path, workers: int) -> None:
+    splits = load(good)
+    broken = good / "test" / "bee" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    batches = iterate(splits.test, torch.arange(6), 2, "cpu", drop_last=False, workers=workers)
+    with pytest.raises(DataError, match=r"2\.png: cannot be read as an image .*replace or delete it"):
+        list(batches)
+
+
+def test_images_of_sixteen_bits_are_refused(good: Path) -> None:
+    Image.fromarray(np.full((12, 12), 40_000, np.uint16)).save(good / "train" / "ant" / "1.png")
+    assert "not 8 bit a channel" in refusal(good)
+
+
+def test_an_empty_class_folder_is_named(good: Path) -> None:
+    (good / "train" / "cat").mkdir()
+    (good / "train" / "cat" / "notes.txt").write_text("none yet")
+    assert "cat: class folder without images" in refusal(good)
+
+
+def test_a_class_that_is_tested_but_never_trained_is_named(good: Path) -> None:
+    paint(good / "test" / "cow" / "0.png")
+    assert "classes ['cow'] are not in" in refusal(good)
+
+
+def test_missing_parts_are_named(good: Path) -> None:
+    (good / "test").rename(good / "validation")
+    assert "test: no such folder" in refusal(good)
+    (good / "test").mkdir()
+    assert "test: has no class folders" in refusal(good)

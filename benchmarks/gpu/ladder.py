@@ -31,7 +31,7 @@ from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, settle
 from quantizers.kernels import set_fused
 
 from images import CropFlip, Images, made_up_images, normaliser, read_images  # isort: skip - beside this file
-from lanes import How, Lane, Lanes, Terms  # isort: skip
+from lanes import How, Lane, Lanes, Terms, least_change, weights_of  # isort: skip
 from record import environment, write_record  # isort: skip
 
 CALIBRATION_IMAGES = 512
@@ -131,12 +131,16 @@ def train_rung(rung: Rung, setting: Setting, floats: Sequence[nn.Module], second
     setting.record["rungs"].append(row)
     data = CropFlip(setting.train)
     nets = [_start(rung, setting, seed, floats) for seed in setting.seeds]
+    for net in nets:
+        _require_trainable(net, rung)
+    before = [weights_of(net) for net in nets]
     lanes, step_s = _ready(rung, setting, nets, floats, data, row)
     epoch_s = step_s * lanes.lanes[0].steps
     settling, total = _plan(rung, setting, RESERVE * (end - time.monotonic()), epoch_s)
     row.update(epochs_planned=total, epochs_settling=settling, settled_epochs_per_s=round(1 / epoch_s, 3))
     _epochs(lanes, rung, setting, row, range(total - settling), total, end)
     lanes.close()
+    _record_changes(nets, before, row)
     if settling:
         for net in nets:
             freeze_batch_norm(net)
@@ -157,6 +161,28 @@ def train_rung(rung: Rung, setting: Setting, floats: Sequence[nn.Module], second
     setting.write()
     print(f"{rung.name}: {len(row['epochs'])} epochs, test accuracy {row['test_accuracy']}", flush=True)
     return nets
+
+
+def _require_trainable(net: nn.Module, rung: Rung) -> None:
+    """Refuse a net with frozen parameters: it would train without an error, and to little.
+
+    Raises:
+        RuntimeError: If any parameter is frozen.
+    """
+    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise RuntimeError(
+            f"{rung.name}: {len(frozen)} parameters are frozen, {frozen[0]} among them; call requires_grad_()"
+        )
+
+
+def _record_changes(nets: Sequence[nn.Module], before: Sequence[dict[str, Tensor]], row: dict[str, Any]) -> None:
+    """Record the layer of each net that changed least: where it is zero, the curves are not those of a training."""
+    least = [least_change(net, weights) for net, weights in zip(nets, before, strict=True)]
+    row["least_weight_change"] = [{"layer": name, "relative": change} for name, change in least]
+    if any(change == 0.0 for _, change in least):
+        row["defect"] = "weights of a layer did not change"
+        print(f"{row['rung']['name']}: weights did not change: {least}", flush=True)
 
 
 def _start(rung: Rung, setting: Setting, seed: int, floats: Sequence[nn.Module]) -> nn.Module:

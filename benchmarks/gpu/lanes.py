@@ -206,6 +206,18 @@ class Lanes:
                     self._advance(lane)
         return [self._totals(lane, steps) for lane in self.lanes]
 
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the gradient of the first lane's loss on its first images; parameters without one are left out."""
+        lane = self.lanes[0]
+        self._bind(lane)
+        images, labels = (part[: lane.batch_size] for part in lane.data.epoch(lane.generator, lane.batch_size))
+        self.student.zero_grad(set_to_none=True)
+        loss, _ = self._loss(self.student, self.teacher, images, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {name: p.grad.clone() for name, p in self.student.named_parameters() if p.grad is not None}
+        self.student.zero_grad(set_to_none=True)
+        return found
+
     def close(self) -> None:
         """Let go of the graphs, and give every net its own memory back."""
         self._synchronize()
@@ -257,6 +269,21 @@ class Lanes:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the weights of all layers, by name."""
+    named = net.named_parameters()
+    return {name: p.detach().clone() for name, p in named if p.dim() >= 2 and name.endswith(".weight")}
+
+
+def least_change(net: nn.Module, before: dict[str, Tensor]) -> tuple[str, float]:
+    """Return the layer whose weights changed least since ``before``, and by how much, relative to their norm."""
+    changes = {
+        name: float((value - before[name]).norm() / before[name].norm().clamp_min(1e-12))
+        for name, value in weights_of(net).items()
+    }
+    return min(changes.items(), key=lambda item: item[1])
 
 
 def _tensors(student: nn.Module, teacher: nn.Module | None) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,8 @@ from quantizers.names import act_quantizer, weight_quantizer
 from quantizers.spec import QuantSpec
 from quantizers.student import Student, assemble
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class _Value:
@@ -68,7 +71,8 @@ def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor | tuple[Te
     Activations become quantizers; the operands of a residual sum share one scale, those of a concatenation one grid.
     ``student.tap_paths`` maps module paths of ``model`` to the student's modules that give the same (dequantised)
     output; a layer whose batch norm is folded in has none of its own. The structure depends on the structure of
-    ``model`` and on ``spec`` only, so the state of one student loads strictly into another prepared alike.
+    ``model`` and on ``spec`` only, so the state of one student loads strictly into another prepared alike. What is
+    frozen in ``model`` is frozen in the student; if that is everything, a warning says that its weights won't learn.
 
     Args:
         model: A network torch.fx can trace, made of torch layers; it is not changed.
@@ -90,8 +94,21 @@ def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor | tuple[Te
         raise TypeError(f"example_inputs must be one image tensor, got {type(example_inputs).__name__}")
     traced = trace(model, example_inputs)
     student = _Writer(traced, spec).write()
+    _warn_of_frozen(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return student.to(device).train(model.training)
+
+
+def _warn_of_frozen(model: nn.Module) -> None:
+    """A copy of a frozen teacher trains without an error, yet only its activation step sizes move: say so."""
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        _log.warning(
+            "all %d parameters of the float net are frozen (requires_grad=False), so they are frozen in the student, "
+            "too, and training it would change step sizes of activations only; if its weights are to learn, call "
+            "model.requires_grad_() before prepare",
+            len(parameters),
+        )
 
 
 class _Writer:

@@ -89,6 +89,46 @@ def test_preparing_and_timing_train_nothing_and_an_epoch_does(gpu: dict[str, Any
         assert {"conv1.weight", "fc.weight", "conv1.bn.running_mean"} <= moved
 
 
+def test_a_student_of_a_frozen_teacher_trains_whole(gpu: dict[str, Any]) -> None:
+    ladder, images = gpu["ladder"], gpu["images"].made_up_images(64, side=8)
+    how = gpu["lanes"].How(bf16=False, compiled=False, graphs=False)
+    setting = ladder.Setting("resnet8", images, images, 16, (0,), Path("unused"), 0.0, 10**6, [how])
+    rung = next(rung for rung in ladder.RUNGS if rung.bits == 2)
+    torch.manual_seed(0)
+    teacher = build_net("resnet8", classes=10, channels=3, image_size=8).eval().requires_grad_(False)
+    student = ladder._start(rung, setting, 0, [teacher])
+    ladder._require_trainable(student, rung)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    before = gpu["lanes"].weights_of(student)
+    assert len(before) > 7 and all("scale" not in name for name in before)
+    lanes = ladder._lanes(rung, setting, [student], [teacher], gpu["images"].CropFlip(images), how)
+    lanes.prepare()
+    assert gpu["lanes"].least_change(student, before)[1] == 0.0  # what a training that changes nothing looks like
+    row: dict[str, Any] = {"rung": {"name": "w2a2"}}
+    ladder._record_changes([student], [before], row)
+    assert "did not change" in row["defect"]
+    lanes.epoch(lambda step: 0.02)
+    lanes.close()
+    row = {"rung": {"name": "w2a2"}}
+    ladder._record_changes([student], [before], row)
+    assert "defect" not in row and row["least_weight_change"][0]["relative"] > 1e-4
+
+
+def test_a_rung_refuses_frozen_parameters(gpu: dict[str, Any]) -> None:
+    net = build_net("resnet8", classes=10, channels=3, image_size=8)
+    net.conv1.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"w2a2: 1 parameters are frozen, conv1.weight among them"):
+        gpu["ladder"]._require_trainable(net, gpu["ladder"].RUNGS[1])
+
+
+def test_gradients_of_the_first_lane_are_those_of_its_loss(gpu: dict[str, Any]) -> None:
+    lanes = lanes_of(gpu, (0,), bits=4)
+    found = lanes.gradients()
+    assert set(found) == {name for name, _ in lanes.student.named_parameters()}
+    assert all(bool(value.isfinite().all()) for value in found.values())
+    assert float(found["conv1.weight"].norm()) > 0 and all(p.grad is None for p in lanes.student.parameters())
+
+
 def test_an_epoch_shows_every_image_once_with_its_label(gpu: dict[str, Any]) -> None:
     images = gpu["images"].made_up_images(40, side=8)
     data = gpu["images"].CropFlip(images, padding=2)

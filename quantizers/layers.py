@@ -57,6 +57,11 @@ class Origin:
         self.kind, self.sources = kind, sources
         self.counts = (counts,) if isinstance(counts, int) else tuple(counts)
 
+    @property
+    def is_even_mean(self) -> bool:
+        """Tell whether it is a mean of an even number of values, somewhere."""
+        return self.kind == "mean" and any(count % 2 == 0 for count in self.counts)
+
 
 def window_counts(pool: nn.AvgPool2d, size: Sequence[int]) -> tuple[int, ...]:
     """Return every number of values that a mean over windows divides by, ascending.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,6 +94,7 @@ def prepare(
         example_inputs = example_inputs[0]
     if not isinstance(example_inputs, Tensor):
         raise TypeError(f"example_inputs must be one image tensor, got {type(example_inputs).__name__}")
+    _warn_of_frozen(model)
     traced = trace(model, example_inputs, verify=verify)
     writer = _Writer(traced, spec)
     student = writer.write()
@@ -100,6 +102,17 @@ def prepare(
         verify_student(traced, student, writer.pairs, example_inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return student.to(device).train(model.training)
+
+
+def _warn_of_frozen(model: nn.Module) -> None:
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        warnings.warn(
+            f"every parameter of {type(model).__name__} is frozen (requires_grad=False), and so are the weights of its "
+            "student: nothing but activation scales will train. Call model.requires_grad_(True) before prepare, or "
+            "student.requires_grad_(True) after it, if it is to be trained",
+            stacklevel=3,
+        )
 
 
 class _Writer:
@@ -173,6 +186,7 @@ class _Writer:
             options["has_norm"] = norm is not None
         kind = QuantConvBn2d if isinstance(original, nn.Conv2d) else QuantLinearBn
         layer = kind(original, norm, injector, **options)
+        layer.name = path
         layer.connect(source=source)
         return layer
 

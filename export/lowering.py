@@ -163,7 +163,7 @@ class _Lowering:
 
 
 def output_names(view: IntegerView, inputs: Sequence[str]) -> list[str]:
-    """Return the names of a file's outputs: the keys of a dictionary that the student returns; else ``logits``, ``logits_2``, ..."""
+    """Return the names of a file's outputs: the keys of a dictionary that the student returns, else ``logits``, ..."""
     names = list(view.output_names)
     if not names:
         return [OUTPUT, *(f"{OUTPUT}_{number}" for number in range(2, len(view.outputs) + 1))]

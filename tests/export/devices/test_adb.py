@@ -240,6 +240,18 @@ def test_perf_test_measures_in_turns(phone, packed, plain):
     assert len(said) == 8 and phone.left() == []
 
 
+def test_perf_test_is_bounded_on_the_device_too(phone, plain):
+    """Whoever started it may be killed: the device itself must end it then."""
+    said, device = [], Device(**{**vars(phone.perf_test()), "timeout_s": 9.5})
+    phone.script("timeout", f'#!/bin/sh\necho "$@" >>{phone.folder}/bounds\nshift\nexec "$@"\n')
+    measure_on(device, {"a": plain}, QUICK, say=said.append)
+    bounds = [line for line in (phone.folder / "bounds").read_text().splitlines() if "-r 2 " in line]
+    assert len(bounds) == 4 and all(line.startswith("15 ") and "onnxruntime_perf_test -I" in line for line in bounds)
+    phone.script("timeout", "#!/bin/sh\nexit 1\n")  # an old BusyBox's has other arguments: then without
+    measure_on(device, {"a": plain}, QUICK)
+    assert phone.left() == []
+
+
 @pytest.mark.slow
 def test_perf_test_gets_the_weights_repacked(phone, packed, plain):
     report = measure_on(phone.perf_test(opsets=(17,)), {"packed": packed}, QUICK)["packed"]

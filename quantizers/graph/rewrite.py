@@ -249,7 +249,7 @@ class _Writer:
             if isinstance(module, ActQuantizer):
                 members.setdefault(module.quant.owner, []).append(node)
         for nodes in members.values():
-            quants = [self.modules[str(node.target)].quant for node in nodes]  # type: ignore[union-attr]
+            quants: list[Any] = [self.modules[str(node.target)].quant for node in nodes]
             if len({quant.largest for quant in quants}) > 1:
                 for node, quant in zip(nodes, quants, strict=True):
                     if quant.largest is not None:

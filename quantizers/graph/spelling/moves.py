@@ -136,7 +136,7 @@ def scatter(pen: Pen, whole: Value | Tensor, moves: Sequence[Move], part: Value 
 
 
 def _moved(pen: Pen, value: Value | Tensor, move: Move) -> Value | Tensor:
-    return pen.emit(move, value, aside=True) if isinstance(value, Value) else move(value)  # type: ignore[no-any-return]
+    return pen.emit(move, value, aside=True) if isinstance(value, Value) else move(value)
 
 
 def _undone(pen: Pen, before: Value | Tensor, move: Move, part: Value | Tensor) -> Value | Tensor:

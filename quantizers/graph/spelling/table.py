@@ -63,6 +63,7 @@ FUNCTIONS: dict[Any, tuple[str, dict[str, Any], Speller | None]] = {
     ),
     torch.prelu: ("prelu", {"input": _REQUIRED, "weight": _REQUIRED}, layers.prelu),
     F.softsign: ("softsign", {"input": _REQUIRED}, activations.plain),
+    F.tanhshrink: ("tanhshrink", {"input": _REQUIRED}, activations.plain),
     torch.conv2d: (
         "conv2d",
         {"input": _REQUIRED, "weight": _REQUIRED, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},
@@ -80,6 +81,10 @@ FUNCTIONS: dict[Any, tuple[str, dict[str, Any], Speller | None]] = {
             "fractional_max_pool2d_with_indices",
         )
         if (function := getattr(F, name, None)) is not None
+    },
+    **{
+        function: (function.__name__, {"input": _REQUIRED}, None)
+        for function in (torch.bmm, torch.Tensor.bmm, torch.baddbmm, torch.einsum)
     },
     torch.rrelu: ("rrelu", {"input": _REQUIRED}, None),
 }  # fmt: skip

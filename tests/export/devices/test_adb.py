@@ -36,7 +36,7 @@ if words[:1] != ["-s"] or words[1] not in setting("devices", "{serial}"):
     sys.exit(1)
 words = words[2:]
 with open(os.path.join(folder, "log"), "a") as log:
-    log.write(words[0] + " " + words[-1][:300].replace("\\n", " ") + "\\n")
+    log.write(words[0] + " " + words[-1][:900].replace("\\n", " ") + "\\n")
 if words[0] == "push":
     source, target = words[1:]
     name = os.path.basename(target)

@@ -1,4 +1,4 @@
-"""Every spelling that people use is one canonical function: the graph computes what the net computes, the student too."""
+"""Every spelling that people use is one function: the canonical graph computes it, and the student."""
 
 from __future__ import annotations
 

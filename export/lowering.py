@@ -94,7 +94,7 @@ class _Lowering:
     def __init__(self, view: IntegerView, flavour: Flavour, storage: Storage) -> None:
         self.view, self.flavour, self.storage = view, flavour, storage
         self.inputs = [INPUT] if len(view.inputs) == 1 else list(view.inputs)
-        self.outputs = _output_names(view, self.inputs)
+        self.outputs = output_names(view, self.inputs)
         self.graph = GraphBuilder(reserved=(*self.inputs, *self.outputs))
         self.tensors = dict(zip(view.inputs, self.inputs, strict=True))
         self.places: dict[str, Node] = {}
@@ -162,8 +162,8 @@ class _Lowering:
                 self.tensors = {key: name if value == tensor else value for key, value in self.tensors.items()}
 
 
-def _output_names(view: IntegerView, inputs: Sequence[str]) -> list[str]:
-    """Return the keys of a dictionary that the student returns; else ``logits``, ``logits_2``, ..."""
+def output_names(view: IntegerView, inputs: Sequence[str]) -> list[str]:
+    """Return the names of a file's outputs: the keys of a dictionary that the student returns, else ``logits``, ..."""
     names = list(view.output_names)
     if not names:
         return [OUTPUT, *(f"{OUTPUT}_{number}" for number in range(2, len(view.outputs) + 1))]

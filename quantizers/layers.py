@@ -57,6 +57,11 @@ class Origin:
         self.kind, self.sources = kind, sources
         self.counts = (counts,) if isinstance(counts, int) else tuple(counts)
 
+    @property
+    def is_even_mean(self) -> bool:
+        """Tell whether it is a mean of an even number of values, somewhere."""
+        return self.kind == "mean" and any(count % 2 == 0 for count in self.counts)
+
 
 def window_counts(pool: nn.AvgPool2d, size: Sequence[int]) -> tuple[int, ...]:
     """Return every number of values that a mean over windows divides by, ascending.
@@ -93,11 +98,13 @@ class _Deployable:
     bn: nn.modules.batchnorm._BatchNorm | None
     weight_quant: Any
     training: bool
+    name: str
 
     def _attach(self, bn: nn.modules.batchnorm._BatchNorm | None) -> None:
         self.weight_quant.skip_create_quant_tensor = True
         self.bn = bn
         self.deployed_in_training = False
+        self.name = ""  # module path, for messages
         self._source: tuple[ActQuantizer, ...] = ()
         self._consumers: tuple[ActQuantizer, ...] = ()
 
@@ -229,9 +236,22 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
 
 
 class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
-    """A fully connected layer with low-bit weights and its batch norm; modes as in :class:`QuantConvBn2d`."""
+    """A fully connected layer with low-bit weights and its batch norm; modes as in :class:`QuantConvBn2d`.
+
+    With a batch norm it takes ``[batch, features]`` only: batch norm works on axis 1, and on more axes the features of
+    a linear layer are the last.
+
+    Raises:
+        ValueError: If the batch norm is one of images or volumes, or of another number of features.
+    """
 
     def __init__(self, linear: nn.Linear, bn: nn.BatchNorm1d | None, injector: Any, **weight_options: Any) -> None:
+        if isinstance(bn, (nn.BatchNorm2d, nn.BatchNorm3d)) or (bn and bn.num_features != linear.out_features):
+            raise ValueError(
+                f"{type(bn).__name__}({bn.num_features}) behind Linear({linear.in_features}, {linear.out_features}) "
+                "works on axis 1 and not on its features, so it cannot be folded in; give the layer None, and let the "
+                "batch norm be a layer of its own"
+            )
         options = {f"weight_{key}": value for key, value in weight_options.items()}
         qnn.QuantLinear.__init__(
             self, linear.in_features, linear.out_features, bias=linear.bias is not None, weight_quant=None
@@ -240,6 +260,11 @@ class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
         self._attach(bn)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
+        if self.bn is not None and input.dim() != 2:
+            raise ValueError(
+                f"{self.name or 'a linear layer'}: its batch norm works on axis 1, and on an input of {input.dim()} "
+                f"axes ({list(input.shape)}) its features are the last; flatten to [batch, features] before the layer"
+            )
         if self.uses_deployed:
             return F.linear(input, *self.deployed())
         out = F.linear(input, self.low_bit_weight(), self.bias)

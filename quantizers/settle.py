@@ -10,10 +10,16 @@ other processors should, too. A relative change of the unit of at most 0.2 % is 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
+from quantizers.tensor_quant import ActQuant
 
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, which training has made robust against
 CANDIDATES = 201
@@ -27,20 +33,22 @@ def settle(student: nn.Module) -> None:
     """Move scales by at most 0.2 % so that no reachable integer sum lies on a rounding tie; in place.
 
     Call it at the end of training, before the final evaluation and export (:func:`calibrate` calls it, too). First
-    the steps of quantizers that read sums, products, means and other grids, in the order of the network; then, with
-    those fixed, the folded weight scale of each output channel, by way of batch norm's factor where there is one.
+    the steps of quantizers that read sums, products, means and other grids, in the order of the network, each once;
+    then, with those fixed, the folded weight scale of each output channel, by way of batch norm's factor where there is
+    one.
     """
     from quantizers.calibrate import act_quantizers, quant_layers
 
-    groups: dict[nn.Module, list[ActQuantizer]] = {}
-    for quantizer in act_quantizers(student).values():
-        groups.setdefault(quantizer.quant.owner, []).append(quantizer)
-    done: set[nn.Module] = set()
-    for quantizer in act_quantizers(student).values():
-        owner = quantizer.quant.owner
-        if owner not in done:
-            done.add(owner)
-            _settle_step(groups[owner])
+    quantizers = list(act_quantizers(student).values())
+    owners = list(dict.fromkeys(quantizer.quant.owner for quantizer in quantizers))
+    place = {owner: number for number, owner in enumerate(owners)}
+    readings: dict[ActQuant, list[_Reading]] = {owner: [] for owner in owners}
+    for reading in (reading for quantizer in quantizers for reading in _readings(quantizer)):
+        # the last step that its ties depend on keeps them off: no later one moves them again
+        if reading.powers:
+            readings[max(reading.powers, key=place.__getitem__)].append(reading)
+    for owner in owners:
+        _settle_step(owner, readings[owner])
     for layer in quant_layers(student).values():
         if layer.consumers:
             _settle_layer(layer)
@@ -74,35 +82,59 @@ def _choose(distances: Tensor) -> Tensor:
     return torch.where(keep, torch.full_like(keep, middle, dtype=torch.long), distances.argmax(dim=-1))
 
 
-def _origin_units(quantizer: ActQuantizer) -> list[tuple[float, float]]:
-    """Return (real value of one accumulator unit, largest accumulator) of what a quantizer reads; several or none.
+@dataclass(frozen=True)
+class _Reading:
+    """An integer accumulator that a quantizer reads.
+
+    Args:
+        quantizer: What reads it.
+        sources: The quantizers whose steps multiply to the accumulator's unit.
+        count: By how much that product is divided.
+        largest: Largest accumulator.
+        powers: Step size -> its exponent in the quantizer's step over the unit, where that is not 0.
+    """
+
+    quantizer: ActQuantizer
+    sources: tuple[ActQuantizer, ...]
+    count: int
+    largest: float
+    powers: dict[ActQuant, int]
+
+    def ties(self) -> Tensor:
+        """Return the ties in accumulator units."""
+        unit = math.prod(float(source.quant.step) for source in self.sources) / self.count
+        return _ties(self.quantizer) * (float(self.quantizer.quant.step) / unit)
+
+
+def _readings(quantizer: ActQuantizer) -> list[_Reading]:
+    """Return what a quantizer reads; several or none.
 
     A mean over windows has a unit for every number of values that its windows hold.
     """
     origin = quantizer.origin
     if origin is None:
         return []
-    steps = [float(source.quant.step) for source in origin.sources]
     sizes = [max(abs(float(s.quant.low)), float(s.quant.high)) for s in origin.sources]
+    sources = origin.sources if origin.kind == "mul" else origin.sources[:1]  # the operands of a sum share their step
+    powers = Counter([quantizer.quant.owner])
+    powers.subtract(source.quant.owner for source in sources)
+    moving = {owner: power for owner, power in powers.items() if power}
     if origin.kind == "add":
-        return [(steps[0], sizes[0] + sizes[1])]
+        return [_Reading(quantizer, sources, 1, sum(sizes), moving)]
     if origin.kind == "mul":
-        return [(steps[0] * steps[1], sizes[0] * sizes[1])]
-    return [(steps[0] / count, sizes[0] * count) for count in origin.counts]
+        return [_Reading(quantizer, sources, 1, math.prod(sizes), moving)]
+    return [_Reading(quantizer, sources, count, sizes[0] * count, moving) for count in origin.counts]
 
 
-def _settle_step(members: list[ActQuantizer]) -> None:
-    readers = [(member, unit) for member in members for unit in _origin_units(member)]
-    if not readers:
+def _settle_step(owner: ActQuant, readings: list[_Reading]) -> None:
+    if not readings:
         return
-    owner = members[0].quant.owner
-    step = float(members[0].quant.step)
     factors = _factors(owner.low)
     margins = torch.stack(
-        [_distance(_ties(m)[None, :] * step * factors[:, None] / unit, reach) for m, (unit, reach) in readers]
+        [_distance(r.ties()[None, :] * factors[:, None] ** r.powers[owner], r.largest) for r in readings]
     )
     best = factors[_choose(margins.amin(dim=0))]
-    owner.set_step(step * float(best))
+    owner.set_step(float(owner.step) * float(best))
 
 
 def _settle_layer(layer: QuantConvBn2d | QuantLinearBn) -> None:
@@ -113,13 +145,21 @@ def _settle_layer(layer: QuantConvBn2d | QuantLinearBn) -> None:
     factors = _factors(unit)
     chunk = max(1, CHUNK_ELEMENTS // (len(ties) * CANDIDATES))
     # The unit is multiplied by the factor, so the ties in accumulator units are divided by it.
-    best = torch.cat(
+    distances = torch.cat(
         [
-            factors[_choose(_distance(ties[None, None, :] / (part[:, None, None] * factors[None, :, None]), reach))]
+            _distance(ties[None, None, :] / (part[:, None, None] * factors[None, :, None]), reach)
             for part in torch.split(unit, chunk)
         ]
     )
-    _rescale(layer, best.to(scale.dtype))
+    if not _has_factors(layer) and layer.quant.step.numel() == 1:
+        distances = distances.amin(dim=0, keepdim=True)  # one step for all channels
+    _rescale(layer, factors[_choose(distances)].to(scale.dtype))
+
+
+def _has_factors(layer: QuantConvBn2d | QuantLinearBn) -> bool:
+    """Tell whether batch norm gives each channel a factor that can be moved."""
+    bn = layer.bn
+    return bn is not None and bn.weight is not None and bn.running_mean is not None and bn.running_var is not None
 
 
 def _reach(layer: QuantConvBn2d | QuantLinearBn) -> float:
@@ -132,8 +172,8 @@ def _reach(layer: QuantConvBn2d | QuantLinearBn) -> float:
 
 def _rescale(layer: QuantConvBn2d | QuantLinearBn, factor: Tensor) -> None:
     """Multiply the folded weight scale of each channel by ``factor``, the codes unchanged."""
-    bn = layer.bn
-    if bn is not None and bn.weight is not None and bn.running_mean is not None and bn.running_var is not None:
+    bn: Any = layer.bn
+    if _has_factors(layer):
         # The real bias is beta - mean * factor: keep it, or a channel with a large mean would shift by many codes.
         before = bn.weight.clone()
         bn.weight.mul_(factor)
@@ -141,5 +181,5 @@ def _rescale(layer: QuantConvBn2d | QuantLinearBn, factor: Tensor) -> None:
             change = (bn.weight - before) * torch.rsqrt(bn.running_var + bn.eps)
             mean = bn.running_mean if layer.bias is None else bn.running_mean - layer.bias
             bn.bias.add_(change * mean)
-    elif factor.numel() == layer.quant.step.numel():
+    else:
         layer.quant.rescale(layer.weight, factor)

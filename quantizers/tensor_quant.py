@@ -314,13 +314,18 @@ class ActQuant(Recorded):
         """Return the zero point as Brevitas means it: 0 but for shifted grids."""
         return -self.low if self.kind == "shifted" else self.no_zero_point
 
+    def in_float(self, x: Tensor) -> Tensor:
+        """Return what the float net has here: the ReLU or ReLU6 that the clips of the grid absorb, and no rounding."""
+        if self.kind == "unsigned":
+            return torch.relu(x) if self.largest is None else x.clamp(0.0, self.largest)
+        return x if self.largest is None else x.clamp(max=self.largest)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.observer is not None:
-            # The published start is for what the layer reads: behind the ReLU that an unsigned grid absorbs.
-            self.observer.see(torch.relu(x) if self.kind == "unsigned" else x)
+            # The published start is for what the layer reads: behind the activation that the grid absorbs.
+            self.observer.see(self.in_float(x))
         if self.bypass:
-            out = torch.relu(x) if self.kind == "unsigned" else x
-            return out, self.no_zero_point, self.zero_point, self.bit_width_value
+            return self.in_float(x), self.no_zero_point, self.zero_point, self.bit_width_value
         if not self.is_calibrated:
             raise NotCalibratedError()
         step = self.step

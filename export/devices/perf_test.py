@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import secrets
 import shlex
@@ -20,6 +21,7 @@ from export.devices.shell import Content, Say, Shell
 TURNS = 4  # calls a model; the tool takes one model a call, so models take turns in blocks of rounds
 NAMES = {"CPUExecutionProvider": "cpu", "XnnpackExecutionProvider": "xnnpack", "NnapiExecutionProvider": "nnapi",
          "QNNExecutionProvider": "qnn", "ACLExecutionProvider": "acl", "CUDAExecutionProvider": "cuda"}  # fmt: skip
+GRACE_S = 5  # seconds after the caller's limit, as the runner's own alarm
 NOTE = "by onnxruntime_perf_test: one random image, classes not compared, rounds in blocks, p10 not given"
 FIGURES = {  # what it prints -> (our name, factor to our unit)
     r"P50 Latency(?::| is)\s*([\d.e+-]+)\s*s": ("median_ms", 1e3),
@@ -147,8 +149,15 @@ class PerfTestLink:
         # -I: random input, free axes are 1; -o 99: all optimisations; -s: print percentiles
         options = f"-I -m times -r {rounds} -x {threads} -e {provider} -o 99 -s"
         pinned = f"taskset {sum(1 << cpu for cpu in affinity):x} " if affinity else ""
-        script = f"cd {shlex.quote(folder)} && {pinned}{self.tool} {options} {shlex.quote(file)}"
-        return self.shell.call(script, timeout_s=min(limit_s, self.device.timeout_s))
+        limit_s = min(limit_s, self.device.timeout_s)
+        # the device ends it, too, where it can: nothing else would, once the caller has gone
+        bound = f"timeout {math.ceil(limit_s) + GRACE_S}"
+        script = (
+            f"cd {shlex.quote(folder)} && bound= && "
+            f"if command -v {self.tool} >/dev/null 2>&1 && {bound} true 2>/dev/null; then bound='{bound}'; fi; "
+            f"$bound {pinned}{self.tool} {options} {shlex.quote(file)}"
+        )
+        return self.shell.call(script, timeout_s=limit_s)
 
     def _machine(self) -> dict[str, Any]:
         text = self._ask(FACTS)

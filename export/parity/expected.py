@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from export.lowering import output_step
+from export.lowering import INPUT, output_names, output_step
 from quantizers import Student, integer_view
 from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
 
@@ -50,14 +50,14 @@ class Expected:
 
     Args:
         taps: Every call of a quantizer, in order of computation.
-        outputs: Number of outputs.
+        outputs: Names of its outputs in a file, in the student's order; the first are the logits.
         output_step: Real size of one step of the first output; None where it has none.
         rounding: Real size of float32's rounding in the first output; None where it has no step.
         move: By how much one code of the last layer's input moves a logit at most, in steps.
     """
 
     taps: tuple[Tap, ...]
-    outputs: int
+    outputs: tuple[str, ...]
     output_step: float | None
     rounding: float | None
     move: float
@@ -98,7 +98,7 @@ def expected_of(student: nn.Module) -> Expected:
     taps = (Tap(node.name, float(np.float32(node.grid.scale)), node.grid.low, node.grid.high)
             for node in view.nodes if isinstance(node, Quantize))  # fmt: skip
     rounding = None if step is None else ROUNDINGS * UNIT_ROUNDOFF * reach * step
-    return Expected(tuple(taps), len(view.outputs), step, rounding, move)
+    return Expected(tuple(taps), tuple(output_names(view, [INPUT])), step, rounding, move)
 
 
 def _last(view: IntegerView) -> Node | None:

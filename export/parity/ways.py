@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -14,7 +13,8 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from export.codes import Found
-from export.lowering import INPUT, OUTPUT
+from export.lowering import INPUT
+from export.metadata import read_property
 from export.parity.expected import Expected, Tap
 from export.parity.layers import SingleLayers, attempted, in_order
 from export.quant_session import QuantSession
@@ -41,12 +41,8 @@ class Ways:
         self.model = load_model(path)
         self.path, self.threads = path, threads
         self.properties = {entry.key: entry.value for entry in self.model.metadata_props}
-        self.all_taps = _read_taps(path, self.properties)
+        self.all_taps = _read_taps(path, self.model)
         self.outputs = [entry.name for entry in self.model.graph.output]
-        if OUTPUT not in self.outputs:
-            raise ValueError(
-                f"{path}: it gives {self.outputs}, and no {OUTPUT!r}; compare a file that export_onnx wrote"
-            )
         self.notes: tuple[str, ...] = ()
         self.taps: list[dict[str, Any]] = []
         self.expected: list[Tap] = []
@@ -64,7 +60,12 @@ class Ways:
             self.runtime_version = str(runtime().__version__)
 
     def match(self, expected: Expected) -> Iterator[tuple[str, str]]:
-        """Keep the quantizers that student and file share; yield each other one, and why it cannot be compared."""
+        """Keep the outputs and quantizers that student and file share; yield each other one, and why it is left out.
+
+        Raises:
+            ValueError: If the file lacks the first output, the logits.
+        """
+        yield from self._match_outputs(expected.outputs)
         left = _by_call(expected.taps)
         tensors = {name for node in self.model.graph.node for name in node.output}
         for key, tap in zip(_calls([tap["name"] for tap in self.all_taps]), self.all_taps, strict=True):
@@ -76,9 +77,23 @@ class Ways:
                 self.expected.append(wanted)
         for name, _ in left:
             yield name, "the file names no such quantizer, or fewer calls of it"
-        if len(self.outputs) != expected.outputs:
-            yield "outputs", f"the student has {expected.outputs}, the file {len(self.outputs)}"
         self._open_cut()
+
+    def _match_outputs(self, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Keep the outputs that student and file share, by name, in the student's order."""
+        found = self.outputs
+        if wanted[0] not in found:
+            raise ValueError(
+                f"{self.path}: it gives {found}, and no {wanted[0]!r}; compare a file that export_onnx wrote of this "
+                "student"
+            )
+        self.outputs = [name for name in wanted if name in found]
+        for name in wanted:
+            if name not in found:
+                yield f"output {name!r}", "the file has no such output"
+        for name in found:
+            if name not in wanted:
+                yield f"output {name!r}", "the student has no such output"
 
     def _open_cut(self) -> None:
         tensors = self.tensors
@@ -86,7 +101,7 @@ class Ways:
             self.tapped = self.off
         else:
             self.tapped = open_session(_exposed(self.model, self.taps), optimise=False, threads=self.threads)
-            self.single = SingleLayers(self.model, tensors, [INPUT], OUTPUT, self.threads)
+            self.single = SingleLayers(self.model, tensors, [INPUT], self.outputs[0], self.threads)
 
     @property
     def tensors(self) -> list[str]:
@@ -120,7 +135,7 @@ class Ways:
         alone = found if self.single is None else self.single.run(found)
         return Tapped(
             [np.asarray(found[name]) for name in self.outputs], in_order(found, self.taps), in_order(alone, self.taps),
-            alone[OUTPUT],
+            alone[self.outputs[0]],
         )  # fmt: skip
 
 
@@ -140,15 +155,15 @@ class Tapped:
         self.outputs, self.off, self.alone, self.output_alone = outputs, off, alone, output_alone
 
 
-def _read_taps(path: str | PathLike[str], properties: Mapping[str, str]) -> list[dict[str, Any]]:
-    if "quantizers" not in properties:
+def _read_taps(path: str | PathLike[str], model: onnx.ModelProto) -> list[dict[str, Any]]:
+    if all(entry.key != "quantizers" for entry in model.metadata_props):
         raise ValueError(f"{path} says nothing of its quantizers; compare a file that export_onnx wrote")
     try:
-        taps = json.loads(properties["quantizers"])
+        taps = read_property(model, "quantizers", [])
         is_whole = all(isinstance(tap[key], kind) for tap in taps for key, kind in TAP_KEYS.items())
     except (ValueError, TypeError, KeyError, RecursionError):
         is_whole = False
-    if not is_whole or not isinstance(taps, list):
+    if not is_whole:
         raise ValueError(f"{path}: what it says of its quantizers is damaged; export it again")
     return taps
 

@@ -13,6 +13,8 @@ from qkd.distill.taps import Taps, tap_paths_of
 from qkd.distill.terms import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
 
+_SUM_ROUNDING = 1e-4  # of a sum of probabilities in float32
+
 
 class DistillStep:
     """A training step for the student.
@@ -30,7 +32,8 @@ class DistillStep:
         student_learns: False builds no graph of the student's forward pass: only modules of terms get a gradient.
 
     Raises:
-        ValueError: If a tap names no module, or a term reads the teacher's last layer and that is not linear.
+        ValueError: If a tap names no module, or a term reads the teacher's last layer and that is not linear; at the
+            first batch, if the teacher gives probabilities.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class DistillStep:
     ) -> None:
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
         self._first_epoch, self._student_learns = first_epoch, student_learns
+        self._guard = LogitsGuard("teacher")
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
         self._teacher_taps = Taps(teacher, terms.teacher_taps, translate=tap_paths_of(teacher), role="teacher")
         self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
@@ -67,6 +71,7 @@ class DistillStep:
         if self._terms.needs_teacher:
             with torch.no_grad():
                 teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
+            self._guard(teacher_logits)
             teacher_features = self._teacher_taps.take()
         outputs = Outputs(
             student_logits, batch.labels, teacher_logits, student_features, teacher_features, self._class_weights,
@@ -76,6 +81,37 @@ class DistillStep:
         found = self._terms.weigh(outputs, epoch=epoch)
         facts = step_facts(self._terms.configs, outputs, epoch=epoch)
         return StepResult(found.total, found.parts, student_logits, found.task, found.knowledge, facts)
+
+
+class LogitsGuard:
+    """Refuses the outputs of a net that ends in softmax or log_softmax: losses take logits, which they soften.
+
+    Only the first batch is looked at: it costs a wait for the GPU.
+
+    Args:
+        role: ``teacher`` or ``student``, for errors.
+    """
+
+    def __init__(self, role: str) -> None:
+        self._role, self._has_looked = role, False
+
+    def __call__(self, outputs: Tensor) -> None:
+        """Look at the outputs of a batch, ``[batch, classes]``.
+
+        Raises:
+            ValueError: If they are probabilities, or logarithms of probabilities.
+        """
+        if self._has_looked or outputs.dim() != 2 or outputs.shape[1] < 2:
+            return
+        self._has_looked = True
+        values = outputs.detach().double()
+        is_softmax = bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < _SUM_ROUNDING).all())
+        if is_softmax or bool((values.logsumexp(1).abs() < _SUM_ROUNDING).all()):
+            raise ValueError(
+                f"the {self._role} gives {'' if is_softmax else 'logarithms of '}probabilities: it ends in "
+                f"{'softmax' if is_softmax else 'log_softmax'}, and losses take logits; remove that layer from the net "
+                "(it has no weights)"
+            )
 
 
 def second_labels(batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qkd.files import read_safetensors
+from qkd.foreign.opening import open_regular
 
 # Where training programs keep a state dict, the likelier meant first; averages come after what they are averages of.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
@@ -65,7 +66,7 @@ def read_state_dicts(path: Path) -> list[StateDict]:
         UnreadableWeights: If it is neither, is damaged, holds objects of other classes, or no state dict.
         OSError: If it cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(32)
         size = file.seek(0, 2)
     if _is_safetensors(start, size):
@@ -133,7 +134,7 @@ def _is_safetensors(start: bytes, size: int) -> bool:
 def _read_torch(path: Path) -> Any:
     try:
         # An open file: given a name, PyTorch would go by its suffix.
-        with open(path, "rb") as file, warnings.catch_warnings():
+        with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on the pickle's protocol; what matters is refused below
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from qkd.files import write_safetensors
+from qkd.foreign.opening import UnreadableFileError
 from qkd.nets.checkpoints import StateDict, UnreadableWeights, read_state_dicts, renamed
 from quantizers import is_grid_record, require_same_grids
 
@@ -89,12 +90,16 @@ def _distance(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> int:
 
 
 def _read(path: Path) -> list[StateDict]:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
     try:
         return read_state_dicts(path)
+    except UnreadableFileError as error:  # says which file
+        raise WeightsError(str(error)) from error
     except UnreadableWeights as error:
         raise WeightsError(f"{path}: {error}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise WeightsError(f"{path}: no such weights file") from error
+    except IsADirectoryError as error:
+        raise WeightsError(f"{path}: is a folder; name the weights file in it") from error
 
 
 def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,6 +94,7 @@ def prepare(
         example_inputs = example_inputs[0]
     if not isinstance(example_inputs, Tensor):
         raise TypeError(f"example_inputs must be one image tensor, got {type(example_inputs).__name__}")
+    _warn_of_frozen(model)
     traced = trace(model, example_inputs, verify=verify)
     writer = _Writer(traced, spec)
     student = writer.write()
@@ -100,6 +102,17 @@ def prepare(
         verify_student(traced, student, writer.pairs, example_inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return student.to(device).train(model.training)
+
+
+def _warn_of_frozen(model: nn.Module) -> None:
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        warnings.warn(
+            f"every parameter of {type(model).__name__} is frozen (requires_grad=False), and so are the weights of its "
+            "student: nothing but activation scales will train. Call model.requires_grad_(True) before prepare, or "
+            "student.requires_grad_(True) after it, if it is to be trained",
+            stacklevel=3,
+        )
 
 
 class _Writer:
@@ -173,6 +186,7 @@ class _Writer:
             options["has_norm"] = norm is not None
         kind = QuantConvBn2d if isinstance(original, nn.Conv2d) else QuantLinearBn
         layer = kind(original, norm, injector, **options)
+        layer.name = path
         layer.connect(source=source)
         return layer
 
@@ -254,17 +268,44 @@ class _Writer:
         if a.quantizer is None or b.quantizer is None:
             raise RewriteError(f"{self.traced.path(node)}: an operand is on no grid")
         if kind == ADD:
-            b.quantizer.quant.share(a.quantizer.quant)
+            a, b = self._on_one_step(node, a, b)
         module = self.traced.module(node)
         new = self._call(self.traced.path(node), module, (a.node, b.node), node.meta["shape"])
-        return self._settle(node, _Value(new, origin=Origin(kind, (a.quantizer, b.quantizer))))
+        origin = Origin(kind, (a.quantizer, b.quantizer))  # type: ignore[arg-type] # both on grids
+        return self._settle(node, _Value(new, origin=origin))
+
+    def _on_one_step(self, node: fx.Node, a: _Value, b: _Value) -> tuple[_Value, _Value]:
+        """Return the operands of a sum on one step: themselves, or the smaller one's copy (see _averages_itself)."""
+        if a.quantizer is None or b.quantizer is None:
+            raise RewriteError(f"{self.traced.path(node)}: an operand is on no grid")
+        if self._averages_itself(a.quantizer, b.quantizer):
+            copy_first = math.prod(a.node.meta["shape"]) < math.prod(b.node.meta["shape"])
+            if copy_first:
+                a = self._joining(node, a, 0, self.spec.sum_bits, kind=a.quantizer.quant.kind)
+            else:
+                b = self._joining(node, b, 1, self.spec.sum_bits, kind=b.quantizer.quant.kind)
+        lender, borrower = a.quantizer, b.quantizer
+        borrower.quant.share(lender.quant)  # type: ignore[union-attr]
+        return a, b
+
+    def _averages_itself(self, a: ActQuantizer, b: ActQuantizer) -> bool:
+        """Tell whether a mean would lie on the step of what it averages, if two quantizers shared theirs.
+
+        The ties of a mean of an even number of values would then be integers, and no change of the step moves them.
+        """
+        owners = {a.quant.owner, b.quant.owner}
+        means = [m for m in self.modules.values() if isinstance(m, ActQuantizer) and m.origin and m.origin.is_even_mean]
+        return any(
+            mean.quant.owner in owners and mean.origin.sources[0].quant.owner in owners  # type: ignore[union-attr]
+            for mean in means
+        )
 
     def _cat(self, node: fx.Node) -> _Value:
         bits, parts = self.plan.bits(node) or self.spec.sum_bits, []
         for position, source in enumerate(node.args):
             value = self.values[source]  # type: ignore[index]
-            if value.quantizer is None or node not in value.cats or value.quantizer.quant.bits != bits:
-                value = self._joining(node, value, position, bits)
+            if value.quantizer is None or not self._joins(node, value, bits):
+                value = self._joining(node, value, position, bits, kind=self.plan.kind(node))
             member = value.quantizer
             if member is None:
                 raise RewriteError(f"{self.traced.path(node)}: operand {position} is on no grid")
@@ -275,18 +316,24 @@ class _Writer:
         new = self._call(self.traced.path(node), self.traced.module(node), operands, node.meta["shape"])
         return _Value(new, self.cat_members[node], cats=parts[0].cats if _all_same(parts) else frozenset())
 
-    def _joining(self, node: fx.Node, value: _Value, position: int, bits: int) -> _Value:
-        origin = Origin("grid", (value.quantizer,)) if value.quantizer is not None else value.origin
-        source = _Value(value.node, origin=origin, producer=value.producer if value.quantizer is None else None)
+    def _joins(self, node: fx.Node, value: _Value, bits: int) -> bool:
+        """Tell whether a value on a grid can lie on that of a concatenation itself."""
+        quantizer, first = value.quantizer, self.cat_members.get(node, value.quantizer)
+        if quantizer is None or first is None or node not in value.cats or quantizer.quant.bits != bits:
+            return False
+        return not self._averages_itself(first, quantizer)
+
+    def _joining(self, node: fx.Node, value: _Value, position: int, bits: int, *, kind: str) -> _Value:
+        """Return an operand put on a grid of its own, to be shared with the others."""
         path = f"{self.traced.path(node)}_input{position}"
-        return self._quantized(path, node, source, bits, kind=self.plan.kind(node), method="lsq")
+        return self._quantized(path, node, _real(value, value.node), bits, kind=kind, method="lsq")
 
     def _module_on(self, node: fx.Node) -> _Value:
         """Write a module that moves or picks values: the result is on the grid of the operand, if there is one."""
         operand = self.values[node.args[0]]  # type: ignore[index]
         new = self._call(self.traced.path(node), self.traced.module(node), (operand.node,), node.meta["shape"])
         if node.meta["kind"] in (RELU, FINAL):
-            return _Value(new)
+            return _real(operand, new)
         return replace(operand, node=new, lower={})
 
     def _avgpool(self, node: fx.Node) -> _Value:
@@ -395,6 +442,16 @@ class _Writer:
             if value.node.op == "call_module":
                 taps[path] = str(value.node.target)
         return taps
+
+
+def _real(value: _Value, node: fx.Node) -> _Value:
+    """Return a node that is on no grid and, but for clips, has the value of another: what is known of its sums stays.
+
+    A clip changes which values reach a quantizer, not where its rounding ties are.
+    """
+    if value.quantizer is not None:
+        return _Value(node, origin=Origin("grid", (value.quantizer,)))
+    return _Value(node, origin=value.origin, producer=value.producer)
 
 
 def _is_within(quantizer: ActQuantizer, bound: float | None) -> bool:

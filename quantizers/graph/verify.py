@@ -137,8 +137,7 @@ def _compare(
 def _bypassed(module: nn.Module, operands: list[Tensor], normalize: Norm) -> Tensor:
     """Return what a module of a student gives without rounding to grids."""
     if isinstance(module, ActQuantizer):
-        x = torch.relu(operands[0]) if module.quant.kind == "unsigned" else operands[0]
-        return x if module.quant.largest is None else x.clamp(max=module.quant.largest)
+        return module.quant.in_float(operands[0])
     if isinstance(module, (QuantConvBn2d, QuantLinearBn)):
         return _layer(module, operands[0], normalize)
     is_pass = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth"

@@ -376,7 +376,7 @@ def test_ties_of_the_student_are_told_apart():
     from export.parity.expected import Expected
     from export.parity.tally import Side
 
-    side = Side(Expected((), 1, 1e-3, 1e-6, 64.0), optimised=False)
+    side = Side(Expected((), ("logits",), 1e-3, 1e-6, 64.0), optimised=False)
     ours = np.array([[1, 1 + 1e-6, 0], [1, 1.0003, 0], [0, 1, 2]], np.float32)
     theirs = np.array([[1 + 1e-6, 1, 0], [1.0001, 1, 0], [0, 1, 2]], np.float32)
     side.add([ours], [theirs], None)
@@ -388,12 +388,12 @@ def test_places_of_a_map_and_further_outputs_count_by_image():
     from export.parity.tally import Side
 
     ours = np.random.default_rng(0).standard_normal((4, 3, 5, 5)).astype(np.float32)
-    side = Side(Expected((), 1, 1e-3, 1e-6, 64.0), optimised=False)
+    side = Side(Expected((), ("logits",), 1e-3, 1e-6, 64.0), optimised=False)
     theirs = ours.copy()
     theirs[1, :, 0, 0] = np.roll(theirs[1, :, 0, 0], 1)
     side.add([ours, ours], [theirs, ours], None)
     assert (side.images, side.differing, side.beyond) == (4, 1, 1)
-    side = Side(Expected((), 2, 1e-3, 1e-6, 64.0), optimised=False)
+    side = Side(Expected((), ("logits", "logits_2"), 1e-3, 1e-6, 64.0), optimised=False)
     side.add([ours, ours], [ours, theirs], None)
     assert (side.differing, side.beyond, side.fault) == (0, 1, "")
     side.add([ours, ours], [ours], None)

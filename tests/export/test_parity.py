@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 
 import numpy as np
 import onnx
@@ -232,3 +233,72 @@ def test_what_is_not_a_calibrated_student_is_refused(tmp_path):
 def test_example_inputs_must_be_float_batches(student, tmp_path, given):
     with pytest.raises(ExportError, match="example input 0 must be a normalised float batch"):
         export_onnx(student, given, tmp_path / "n.onnx")
+
+
+class Heads(nn.Module):
+    """A dictionary of outputs; ``build`` makes it of the module and features."""
+
+    def __init__(self, build) -> None:
+        super().__init__()
+        self.conv, self.conv2, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 1), nn.Linear(6, 5)
+        self.build = build
+
+    def forward(self, x):
+        return self.build(self, torch.relu(self.conv(x)))
+
+
+DICTIONARIES = {
+    "two": (lambda self, y: {"out": self.head(y.mean((2, 3))), "features": self.conv2(y)}, ["out", "features"]),
+    "one": (lambda self, y: {"scores": self.head(y.mean((2, 3)))}, ["scores"]),
+    "logits second": (lambda self, y: {"map": self.conv2(y), "logits": self.head(y.mean((2, 3)))}, ["map", "logits"]),
+}
+
+
+def heads_student(name: str):
+    torch.manual_seed(2)
+    student = prepare(Heads(DICTIONARIES[name][0]), QuantSpec(), example_inputs=batches(1)[0])
+    calibrate(student, batches(1))
+    return student.eval()
+
+
+@pytest.mark.parametrize("flavour", ["ort", "qcdq"])
+@pytest.mark.parametrize("name", DICTIONARIES)
+def test_outputs_are_compared_by_the_keys_of_the_students_dictionary(name, flavour, tmp_path):
+    student, names = heads_student(name), DICTIONARIES[name][1]
+    export_onnx(student, batches(1)[0], tmp_path / "s.onnx", flavour=flavour)
+    model = onnx.load(tmp_path / "s.onnx")
+    assert [entry.name for entry in model.graph.output] == names
+    report = check_parity(student, tmp_path / "s.onnx", batches(4))
+    assert report.off.differing == 0 and report.off.beyond == 0 and report.off.max_steps < 0.5 and not report.uncompared
+    assert not [layer for layer in report.layers if layer.differing or layer.differing_on]
+    # names say which is which, not the place in the file
+    shuffled = list(reversed(model.graph.output))
+    del model.graph.output[:]
+    model.graph.output.extend(shuffled)
+    onnx.save(model, tmp_path / "other.onnx")
+    assert check_parity(student, tmp_path / "other.onnx", batches(4)).off == report.off
+
+
+def test_an_output_beside_the_logits_is_compared_by_value(tmp_path):
+    student = heads_student("two")
+    export_onnx(student, batches(1)[0], tmp_path / "s.onnx")
+    with torch.no_grad():
+        student.conv2.bias.add_(0.5)
+    report = check_parity(student, tmp_path / "s.onnx", batches(4))
+    assert report.off.differing == 0 and report.off.max_steps < 0.5
+    assert report.off.beyond == report.images and not report.passed
+
+
+def test_outputs_of_other_names_are_told(tmp_path):
+    student = heads_student("two")
+    export_onnx(student, batches(1)[0], tmp_path / "s.onnx")
+    model = onnx.load(tmp_path / "s.onnx")
+    text = model.SerializeToString()
+    for old, new, message in (("features", "fixtures", "'features' .the file has no such output"),):
+        (tmp_path / "t.onnx").write_bytes(text.replace(old.encode(), new.encode()))
+        report = check_parity(student, tmp_path / "t.onnx", batches(4))
+        assert not report.passed and any(re.search(message, row) for row in report.uncompared)
+        assert any("'fixtures' (the student has no such output" in row for row in report.uncompared)
+    (tmp_path / "u.onnx").write_bytes(text.replace(b"out", b"cut"))
+    with pytest.raises(ValueError, match="no 'out'; compare a file that export_onnx wrote of this student"):
+        check_parity(student, tmp_path / "u.onnx", batches(4))

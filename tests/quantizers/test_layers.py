@@ -10,9 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import quantizers
-from quantizers import QuantSpec, act_quantizers, freeze_batch_norm, integer_view, quant_layers
+from quantizers import (
+    QuantSpec,
+    RewriteError,
+    act_quantizers,
+    calibrate,
+    freeze_batch_norm,
+    integer_view,
+    prepare,
+    quant_layers,
+)
 from quantizers import integer as ir
-from quantizers.layers import BIAS_LIMIT, GlobalAveragePool, WindowGather
+from quantizers.layers import BIAS_LIMIT, GlobalAveragePool, QuantLinearBn, WindowGather
+from quantizers.names import weight_quantizer
 
 
 def conv_of(student: Any) -> Any:
@@ -171,3 +181,76 @@ def test_relu6_bounds_the_grid(make_student: Any) -> None:
     assert {"blocks.0.1", "blocks.0.3", "relu6"} <= set(bounded) and "relu" not in bounded
     for quant in bounded.values():
         assert quant.largest == 6.0 and quant.step.item() * float(quant.high) <= 6.0 * 1.003
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (4, 8, 8, 8), (4, 3, 8)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_linear_layer_with_batch_norm_takes_rows_only(shape: tuple[int, ...], training: bool) -> None:
+    """On more axes its features are the last, and batch norm works on axis 1."""
+    layer = QuantLinearBn(nn.Linear(8, 8), nn.BatchNorm1d(8), weight_quantizer(4, "lsq", per_channel=True))
+    layer.name = "body.linear"
+    with pytest.raises(ValueError, match=r"body.linear: its batch norm works on axis 1, .*flatten to \[batch"):
+        layer.train(training)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), nn.BatchNorm3d(8), nn.BatchNorm1d(3)])
+def test_a_batch_norm_of_another_axis_is_no_part_of_a_linear_layer(norm: Any) -> None:
+    with pytest.raises(ValueError, match=r"behind Linear\(8, 8\) works on axis 1 and not on its features"):
+        QuantLinearBn(nn.Linear(8, 8), norm, weight_quantizer(4, "lsq", per_channel=True))
+
+
+def test_the_integer_view_refuses_a_linear_layer_with_a_batch_norm_of_another_axis(images: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(12, 12))
+    student = prepare(net, QuantSpec(), example_inputs=images(2))
+    calibrate(student, images(4))
+    quant_layers(student)["2"].bn = nn.BatchNorm1d(12).eval()
+    with pytest.raises(RewriteError, match=r"2: its batch norm works on axis 1 of \[2, 8, 12, 12\]"):
+        integer_view(student)
+
+
+@pytest.mark.parametrize(("bits", "name"), [(8, "relu6"), (4, "relu6"), (8, "clamp")])
+def test_the_first_pass_of_calibration_sees_the_bound_of_relu6(bits: int, name: str, images: Any) -> None:
+    """Most features lie beyond the bound, and what reads them must not see more than it."""
+    bound = 6.0 if name == "relu6" else 1.5
+    clip: nn.Module = nn.ReLU6() if name == "relu6" else nn.Hardtanh(0.0, bound)
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), clip, nn.Conv2d(8, 8, 3))
+    with torch.no_grad():
+        net[0].weight.mul_(20)
+    student = prepare(net, QuantSpec(weight_bits=8, act_bits=bits), example_inputs=images(2))
+    quantizer = act_quantizers(student)["1"]
+    quantizer.quant.bypass = True
+    x = torch.linspace(-3, 30, 100)
+    torch.testing.assert_close(quantizer(x), clip(x), rtol=0, atol=0)
+    torch.testing.assert_close(quantizer.quant.in_float(x), clip(x), rtol=0, atol=0)
+    quantizer.quant.bypass = False
+    calibrate(student, images(8))
+    assert float(quantizer.quant.step.detach() * quantizer.quant.high) <= bound * 1.01
+    with torch.no_grad():
+        wanted, found = net.eval()(images(4)), student.eval()(images(4))
+    error = float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
+    assert error < (0.05 if bits == 8 else 0.4)
+
+
+class TwoClips(nn.Module):
+    """ReLU and ReLU6 of one value that is often beyond 6, their difference read by a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 4 * self.conv(x)
+        return self.head(F.relu(y) - F.relu6(y)).mean((2, 3))
+
+
+def test_the_difference_of_two_clips_survives_calibration(images: Any) -> None:
+    torch.manual_seed(11)
+    net = TwoClips()
+    with torch.no_grad():
+        net.conv.weight.mul_(3)
+    student = prepare(net, QuantSpec(weight_bits=8, act_bits=8), example_inputs=images(2))
+    calibrate(student, images(16))
+    with torch.no_grad():
+        wanted, found = net.eval()(images(8)), student.eval()(images(8))
+    assert float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()) < 0.08

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 from export import check_parity, export_onnx
 from quantizers import QuantSpec, act_quantizers, calibrate, integer_view, prepare, quant_layers, settle
@@ -165,3 +166,134 @@ def test_kernels_and_file_agree_on_border_windows(name: str, tmp_path: Any) -> N
     report = check_parity(student, tmp_path / "n.onnx", [batch])
     row = next(layer for layer in report.layers if "pool" in layer.name)
     assert row.values > 5000 and (row.differing, row.differing_on) == (0, 0)
+
+
+# -- ties that no scale of a layer can move ----------------------------------------------------------------------------
+
+
+class Averaged(torch.nn.Module):
+    """A value and its mean in one sum or one concatenation.
+
+    Args:
+        combine: Makes of ``[batch, 6, 8, 8]`` features what a head of ``width`` inputs reads.
+        width: Channels of that.
+    """
+
+    def __init__(self, combine: Any, width: int = 6) -> None:
+        super().__init__()
+        self.conv, self.combine, self.head = torch.nn.Conv2d(3, 6, 3, padding=1), combine, torch.nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.flatten(self.combine(F.relu(self.conv(x))), 2).mean(2))
+
+
+AVERAGED = {
+    "mean and maximum": lambda y: F.adaptive_avg_pool2d(y, 1) + F.adaptive_max_pool2d(y, 1),
+    "maximum and mean": lambda y: F.adaptive_max_pool2d(y, 1) + y.mean((2, 3), keepdim=True),
+    "a mean of every place": lambda y: y + y.mean((2, 3), keepdim=True),
+    "windows": lambda y: F.avg_pool2d(y, 2) + F.max_pool2d(y, 2),
+    "by way of a third": lambda y: (F.avg_pool2d(y, 2) + F.relu(y[:, :, ::2, ::2] - 0.5)) + y[:, :, ::2, ::2],
+    "mean of a mean": lambda y: F.avg_pool2d(F.avg_pool2d(y, 2), 2) + y[:, :, ::4, ::4],
+    "a product": lambda y: y * y + y,
+    "a product and another": lambda y: y * torch.sigmoid(y) + y,
+}
+
+
+def least_margin(student: Any) -> float:
+    """Return the least distance of a reachable tie from an integer, over all that quantizers read."""
+    found = [0.5]
+    for quantizer in act_quantizers(student).values():
+        origin, quant = quantizer.origin, quantizer.quant
+        if origin is None or origin.kind == "grid":
+            continue
+        steps = [float(source.quant.step.detach()) for source in origin.sources]
+        reach = [max(-float(source.quant.low), float(source.quant.high)) for source in origin.sources]
+        is_product = origin.kind == "mul"
+        for count in origin.counts:
+            unit = (steps[0] * steps[1] if is_product else steps[0]) / count
+            largest = reach[0] * reach[1] if is_product else sum(reach) if origin.kind == "add" else reach[0] * count
+            codes = torch.arange(int(quant.low), int(quant.high), dtype=torch.float64) + 0.5
+            ties = codes * (float(quant.step.detach()) / unit)
+            ties = ties[ties.abs() <= largest]
+            found += (ties - ties.round()).abs().tolist()
+    return min(found)
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_a_mean_does_not_lie_on_the_step_of_what_it_averages(name: str, tmp_path: Any) -> None:
+    torch.manual_seed(7)
+    batch = torch.randn(16, 3, 8, 8)
+    student: Any = prepare(Averaged(AVERAGED[name]), QuantSpec(weight_bits=4, act_bits=4), example_inputs=batch)
+    calibrate(student, [batch])
+    assert least_margin(student) >= 1e-3  # accumulator units; exact ties gave 0
+    export_onnx(student.eval(), batch, tmp_path / "n.onnx")
+    report = check_parity(student, tmp_path / "n.onnx", [batch])
+    assert report.layers and [(row.differing, row.differing_on) for row in report.layers if row.max_steps_on] == []
+    assert not report.faults
+
+
+def test_a_mean_in_a_concatenation_gets_a_grid_of_its_own() -> None:
+    torch.manual_seed(8)
+    batch = torch.randn(4, 3, 8, 8)
+    net = Averaged(lambda y: torch.cat([F.avg_pool2d(y, 2), F.max_pool2d(y, 2)], 1), width=12)
+    student: Any = prepare(net, QuantSpec(weight_bits=4, act_bits=4), example_inputs=batch)
+    calibrate(student, [batch])
+    means = [q for q in act_quantizers(student).values() if q.origin is not None and q.origin.is_even_mean]
+    assert means and all(mean.quant.owner is not mean.origin.sources[0].quant.owner for mean in means)
+    assert least_margin(student) >= 1e-3
+
+
+def test_a_mean_of_nine_may_share_the_step() -> None:
+    """Its ties are halves, as far from the integers as can be: no copy is made."""
+    torch.manual_seed(9)
+    batch = torch.randn(4, 3, 9, 9)
+    net = Averaged(lambda y: F.avg_pool2d(y, 3) + F.max_pool2d(y, 3))
+    student: Any = prepare(net, QuantSpec(weight_bits=4, act_bits=4), example_inputs=batch)
+    calibrate(student, [batch])
+    quantizer = act_quantizers(student)["avg_pool2d_quant"]
+    assert quantizer.quant.owner is quantizer.origin.sources[0].quant.owner and least_margin(student) >= 1e-3
+
+
+class Halves(torch.nn.Module):
+    """A frozen constant whose result lies on the step of the images, behind two ReLUs; ``x + relu(relu(c x))``."""
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip, self.head = clip, torch.nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((F.relu(self.clip(-0.3 * x)) + x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("clip", [F.relu, F.relu6, lambda x: F.relu(F.max_pool2d(x, 3, 1, 1))])
+def test_a_layer_behind_two_clips_is_settled(clip: Any, tmp_path: Any) -> None:
+    torch.manual_seed(244)
+    batch = torch.randn(32, 3, 8, 8)
+    student: Any = prepare(Halves(clip), QuantSpec(weight_bits=4, act_bits=4), example_inputs=batch)
+    calibrate(student, [batch])
+    first = next(iter(quant_layers(student).values()))
+    assert first.consumers, "the quantizer behind the clips reads this layer"
+    export_onnx(student.eval(), batch, tmp_path / "n.onnx")
+    report = check_parity(student, tmp_path / "n.onnx", [batch])
+    assert sum(row.values for row in report.layers) > 10_000
+    assert [(row.differing, row.differing_on) for row in report.layers if row.differing or row.differing_on] == []
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_one_step_for_all_channels_is_settled_for_all(affine: bool) -> None:
+    """Without factors of batch norm, the one step of the weights must suit every channel."""
+    torch.manual_seed(10)
+    batch = torch.randn(8, 3, 8, 8)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.BatchNorm2d(4, affine=affine), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(4, 3),
+    )  # fmt: skip
+    spec = QuantSpec(weight_bits=2, act_bits=2, per_channel=False)
+    student: Any = prepare(net, spec, example_inputs=batch)
+    calibrate(student, [batch])
+    shake(student)
+    weights = codes_of(student)
+    settle(student)
+    assert all((a == b).all() for a, b in zip(weights, codes_of(student), strict=True))
+    assert min(margins(student)) >= LEAST_MARGIN

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 import quantizers
 from qkd.files import read_safetensors
 from qkd.nets.weights import WeightsError, load_weights, save_weights
 from qkd.training.state import fill
-from quantizers import QuantSpec, act_quantizers, integer_view, prepare, quant_layers
+from quantizers import QuantSpec, act_quantizers, calibrate, integer_view, prepare, quant_layers
 from quantizers.records import is_grid_record
 
 
@@ -229,3 +230,34 @@ def test_copies_are_students(copied: Any, make_student: Any, images: Any) -> Non
     assert len(integer_view(twin).nodes) == len(integer_view(student).nodes)
     own = {id(p) for p in student.parameters()} & {id(p) for p in twin.parameters()}
     assert bool(own) == (copied is copy.copy)
+
+
+def test_a_net_that_is_frozen_throughout_is_said_to_be(make_net: Any, images: Any) -> None:
+    net = make_net("plain").requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"every parameter of Plain is frozen .*requires_grad_\(True\)") as found:
+        student = prepare(net, QuantSpec(), example_inputs=images(2))
+    assert len(found) == 1
+    assert not any(p.requires_grad for layer in quant_layers(student).values() for p in layer.parameters())
+
+
+class Ending(nn.Module):
+    def __init__(self, end: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.head, self.end = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.head(F.relu(self.conv(x)).mean((2, 3))))
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(-1), nn.Softmax(dim=-1)])
+def test_the_guard_of_prepare_passes_a_net_that_ends_in_softmax(end: nn.Module, images: Any) -> None:
+    """Training mode gives logits; eval mode, and the guard, what the net gives."""
+    torch.manual_seed(0)
+    net = Ending(end)
+    student = prepare(net, QuantSpec(weight_bits=8, act_bits=8), example_inputs=images(2))
+    calibrate(student, images(8))
+    with torch.no_grad():
+        logits, given = student.train()(images(4)), student.eval()(images(4))
+    torch.testing.assert_close(given, end(logits), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(given, net.eval()(images(4)), rtol=0.1, atol=0.05)
+    assert not torch.allclose(logits, given)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor, nn
 
 from qkd.distill.rescaling import step_facts
-from qkd.distill.step import last_weights, second_labels
+from qkd.distill.step import LogitsGuard, last_weights, second_labels
 from qkd.distill.taps import Taps
 from qkd.distill.terms import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
@@ -61,6 +61,8 @@ class CoStudyStep:
         if teacher_terms.needs_class_weights:
             raise ValueError("teacher_terms: class_relation reads a full-precision last layer; the student has none")
 
+        self._guard = LogitsGuard("teacher")
+
     @contextmanager
     def tapped(self) -> Iterator[None]:
         """Hold the forward hooks within a block; the step needs them where a term reads features."""
@@ -74,6 +76,7 @@ class CoStudyStep:
         student_logits = self._student(batch.images)
         student_features = self._student_taps.take()
         teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
+        self._guard(teacher_logits)
         teacher_features = self._teacher_taps.take()
         weights = last_weights(self._teacher) if self._terms.needs_class_weights else None
         second, epoch = second_labels(batch), batch.epoch - self._first_epoch

@@ -16,7 +16,7 @@ from torch import Tensor
 from qkd.config import RotationsConfig
 from qkd.distill.losses import branch_soft_target_loss, cross_entropy_loss, joint_label_loss, soft_target_loss
 from qkd.distill.methods.branched import BranchedNet, BranchedOutput, mean_log_probabilities
-from qkd.distill.step import second_labels
+from qkd.distill.step import LogitsGuard, second_labels
 from qkd.distill.turns import turn_images, upright
 from qkd.training.job import Batch, StepResult
 
@@ -101,6 +101,7 @@ class RotationStep:
         _require_pairs(student, teacher)
         self._student, self._teacher, self._config = student, teacher, config
         self._smoothing, self._view = label_smoothing, view
+        self._guard = LogitsGuard("teacher")
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -116,6 +117,7 @@ class RotationStep:
         student = self._student(images)
         with torch.no_grad():
             teacher = self._teacher(images if self._view is None else turn_images(self._view(batch)))
+        self._guard(teacher.logits)
         logits = upright(student.logits)
         terms: list[Weighted] = [
             (

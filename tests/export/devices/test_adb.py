@@ -36,7 +36,7 @@ if words[:1] != ["-s"] or words[1] not in setting("devices", "{serial}"):
     sys.exit(1)
 words = words[2:]
 with open(os.path.join(folder, "log"), "a") as log:
-    log.write(words[0] + " " + words[-1][:300].replace("\\n", " ") + "\\n")
+    log.write(words[0] + " " + words[-1][:900].replace("\\n", " ") + "\\n")
 if words[0] == "push":
     source, target = words[1:]
     name = os.path.basename(target)
@@ -238,6 +238,18 @@ def test_perf_test_measures_in_turns(phone, packed, plain):
     assert [line.split(".onnx")[0][-1] for line in calls] == list("01100110")
     assert all("taskset 1 " in line and "-x 1 -e cpu" in line for line in calls)
     assert len(said) == 8 and phone.left() == []
+
+
+def test_perf_test_is_bounded_on_the_device_too(phone, plain):
+    """Whoever started it may be killed: the device itself must end it then."""
+    said, device = [], Device(**{**vars(phone.perf_test()), "timeout_s": 9.5})
+    phone.script("timeout", f'#!/bin/sh\necho "$@" >>{phone.folder}/bounds\nshift\nexec "$@"\n')
+    measure_on(device, {"a": plain}, QUICK, say=said.append)
+    bounds = [line for line in (phone.folder / "bounds").read_text().splitlines() if "-r 2 " in line]
+    assert len(bounds) == 4 and all(line.startswith("15 ") and "onnxruntime_perf_test -I" in line for line in bounds)
+    phone.script("timeout", "#!/bin/sh\nexit 1\n")  # an old BusyBox's has other arguments: then without
+    measure_on(device, {"a": plain}, QUICK)
+    assert phone.left() == []
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import nn
 from qkd.config import TermConfig
 from qkd.distill import build_terms
 from qkd.distill.methods import CoStudyStep
-from qkd.distill.step import DistillStep
+from qkd.distill.step import DistillStep, LogitsGuard
 from qkd.training import Batch
 
 IMAGES = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
@@ -82,3 +82,28 @@ def test_terms_that_read_a_last_layer_are_refused_for_the_teacher() -> None:
     terms = build_terms([TermConfig(loss="class_relation")])
     with pytest.raises(ValueError, match="teacher_terms: class_relation"):
         CoStudyStep(net(0), net(1), build_terms(BOTH), terms)
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
+@pytest.mark.parametrize("kind", ["distill", "co-study"])
+def test_a_teacher_that_gives_probabilities_is_refused(end: nn.Module, kind: str) -> None:
+    """Losses soften logits themselves: a softmax of a softmax would be a soft target that says little."""
+    student, teacher = net(0), nn.Sequential(net(1, 7), end)
+    step = (
+        DistillStep(student, teacher, build_terms(BOTH))
+        if kind == "distill"
+        else CoStudyStep(student, teacher, build_terms(BOTH), build_terms(BOTH))
+    )
+    word = "log_softmax" if isinstance(end, nn.LogSoftmax) else "softmax"
+    with pytest.raises(ValueError, match=rf"the teacher gives .*probabilities: it ends in {word}, .*remove that layer"):
+        step(BATCH)
+
+
+def test_the_guard_of_logits_lets_logits_through() -> None:
+    guard = LogitsGuard("teacher")
+    guard(torch.tensor([[0.5, 0.5], [2.0, -1.0]]))  # one row that sums to one is no softmax
+    LogitsGuard("teacher")(torch.zeros(3, 4))
+    LogitsGuard("teacher")(torch.ones(3, 1))
+    with pytest.raises(ValueError, match="the student gives probabilities"):
+        LogitsGuard("student")(torch.softmax(torch.randn(5, 1000).half().float() * 4, 1))
+    guard(torch.softmax(torch.randn(5, 3), 1))  # only the first batch is looked at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -264,3 +265,17 @@ def test_altered_files_are_worded(tmp_path: Path, kind: str) -> None:
             load_weights(target, path)
         except WeightsError as error:
             assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    """Opening a named pipe that nobody writes to would block for ever."""
+    path = tmp_path / f"pipe{suffix}"
+    os.mkfifo(path)
+    text = refusal(net(), path)
+    assert f"{path}: is a named pipe, not a file" in text and text.count(str(path)) == 1
+    (tmp_path / "link").symlink_to(path)
+    assert "link: is a named pipe" in refusal(net(), tmp_path / "link")
+    assert "is a device, not a file" in refusal(net(), Path("/dev/zero"))
+    assert "is a folder" in refusal(net(), tmp_path)
+    assert "no such weights file" in refusal(net(), tmp_path / "a" / "b.pth")

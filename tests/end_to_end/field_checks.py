@@ -1,4 +1,4 @@
-"""Checks that a student is its float net's function, made without the guard of ``prepare``, and that its file is the student's."""
+"""Checks, independent of the guard in ``prepare``, that a student is its float net and a file its student."""
 
 from __future__ import annotations
 

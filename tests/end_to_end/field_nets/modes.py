@@ -1,4 +1,4 @@
-"""What differs between training and evaluation: dropout in every spelling, branches on ``self.training``, frozen layers."""
+"""What differs between training and evaluation: dropout in every spelling, branches on the mode, frozen layers."""
 
 from __future__ import annotations
 

@@ -49,6 +49,8 @@ INTEGER_KERNELS = frozenset(
     }
 )
 KEEPS_CODES = (MaxPool, Concat)  # written on uint8 codes: integer under their own names where their edge is on a grid
+FUSED_FUNCTIONS = ("relu", "relu6")  # part of the float kernel before them, which is named itself
+FINAL_FUNCTIONS = ("softmax", "log_softmax")
 COUNTED = (Conv, Linear, Add, Mul, AveragePool, GlobalAveragePool)
 
 
@@ -59,14 +61,12 @@ class Census:
     Args:
         operators: Operator -> how often it occurs after optimisation.
         kernels: Name of a layer's ONNX node -> operator that computes it after optimisation.
-        fall_backs: A sentence for each layer that stayed in float, with its name and why.
-        float_functions: Elementwise functions that run in float, as their place in the view says: name -> count.
+        fall_backs: A sentence for each layer and each function that stayed in float, with its name and why.
     """
 
     operators: Mapping[str, int]
     kernels: Mapping[str, str]
     fall_backs: tuple[str, ...]
-    float_functions: Mapping[str, int]
 
 
 def count_operators(model: onnx.ModelProto) -> dict[str, int]:
@@ -90,22 +90,37 @@ def take_census(
     """
     optimised = optimised_graph(model, input_shapes)
     kernels = _kernels(optimised, places)
-    floating = Counter(
-        node.op for name, node in places.items() if isinstance(node, Function) and kernels[name] not in INTEGER_KERNELS
-    )
-    fall_backs = tuple(_fall_backs(kernels, view, places))
-    return Census(count_operators(optimised), kernels, fall_backs, dict(floating.most_common()))
+    return Census(count_operators(optimised), kernels, tuple(_fall_backs(kernels, view, places)))
 
 
-def float_inputs(view: IntegerView, places: Mapping[str, Node]) -> Iterator[str]:
-    """Yield a sentence for each layer, sum, product or mean that reads values on no grid, by its name.
+def float_inputs(view: IntegerView, places: Mapping[str, Node], steps: Mapping[str, int]) -> Iterator[str]:
+    """Yield a sentence for each layer, sum, product, mean or function that works on values on no grid, by its name.
 
-    What can be said of a graph that no runtime at hand loads: whoever reads such a node's inputs must compute in float.
+    What can be said of a graph that no runtime at hand loads: whoever reads such a node's inputs, or the values between
+    the operators that spell a function out, must compute in float.
+
+    Args:
+        view: The view the graph was lowered from (``Lowered.view``).
+        places: Name of the ONNX node -> node of that view (``Lowered.places``).
+        steps: Name of the ONNX node -> how many operators its node of the view was written with (``Lowered.steps``).
     """
     for name, node in places.items():
         real = [edge for edge in node.inputs if edge not in view.grids]
-        if isinstance(node, (*COUNTED, *KEEPS_CODES)) and real:
-            yield f"{name} ({type(node).__name__}) computes in float: an input is not quantized ({', '.join(real)})"
+        if is_final(node, view):
+            continue
+        if isinstance(node, (*COUNTED, *KEEPS_CODES, Function)) and real:
+            yield f"{name} ({_kind(node)}) computes in float: an input is not quantized ({', '.join(real)})"
+        elif isinstance(node, Function) and steps.get(name, 1) > 1:
+            yield f"{name} ({_kind(node)}) computes in float: it takes {steps[name]} operators, no grid between them"
+
+
+def is_final(node: Node, view: IntegerView) -> bool:
+    """Tell whether a node is the softmax of the model's own output, which is real-valued by its nature."""
+    return isinstance(node, Function) and node.op in FINAL_FUNCTIONS and _after_moves(node.output, view)[0] in view.outputs
+
+
+def _kind(node: Node) -> str:
+    return node.op if isinstance(node, Function) else type(node).__name__
 
 
 def optimised_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
@@ -131,10 +146,12 @@ def _fall_backs(kernels: Mapping[str, str], view: IntegerView, places: Mapping[s
     for name, kernel in kernels.items():
         node = places[name]
         on_codes = isinstance(node, KEEPS_CODES) and node.output in view.grids
-        if on_codes or kernel in INTEGER_KERNELS or not isinstance(node, (*COUNTED, *KEEPS_CODES)):
+        is_judged = isinstance(node, (*COUNTED, *KEEPS_CODES, Function)) and not is_final(node, view)
+        is_fused = not kernel and isinstance(node, Function) and node.op in FUSED_FUNCTIONS
+        if on_codes or kernel in INTEGER_KERNELS or is_fused or not is_judged:
             continue
         what = f"runs as {kernel} in float" if kernel else "is not found among the integer kernels"
-        yield f"{name} ({type(node).__name__}) {what}: {_reason(node, view)}"
+        yield f"{name} ({_kind(node)}) {what}: {_reason(node, view)}"
 
 
 def _reason(node: Node, view: IntegerView) -> str:

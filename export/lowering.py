@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,11 +20,12 @@ from onnx import TensorProto, helper
 from export.blocked import DOMAIN as BLOCK_DOMAIN
 from export.blocked import write_blocked
 from export.checks import ExportError
-from export.elementwise import write_function
 from export.flavours import Flavour, without_custom_operators
 from export.graph import GraphBuilder
 from export.packing import Storage, ir_version
 from export.saturation import WideGrid
+from export.windows import explicit_windows
+from export.writers import write_function, write_move
 from quantizers.integer import (
     Add,
     AveragePool,
@@ -44,7 +45,6 @@ from quantizers.integer import (
 
 PRODUCER = "qkd-toolkit"
 INPUT, OUTPUT = "images", "logits"
-INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ class Lowered:
         model: The ONNX model.
         view: The arranged view it was written from.
         places: Name of the ONNX node -> the view's node it computes.
+        steps: Name of the ONNX node -> how many ONNX nodes were written for that.
     """
 
     model: onnx.ModelProto
     view: IntegerView
     places: Mapping[str, Node]
+    steps: Mapping[str, int]
 
 
 def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: Sequence[tuple[int, ...]]) -> Lowered:
@@ -74,12 +76,16 @@ def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: S
     Raises:
         ExportError: If a node has no ONNX form, or the graph's shapes do not fit each other.
     """
+    try:
+        view = explicit_windows(view, input_shapes)
+    except ValueError as error:
+        raise ExportError(f"the graph does not fit together: {error}") from error
     lowering = _Lowering(flavour.arrange(view), flavour, storage)
     for node in lowering.view.nodes:
         lowering.write(node)
     model = lowering.model(input_shapes)
     helper.set_model_props(model, _properties(view, lowering, storage))
-    return Lowered(model, lowering.view, lowering.places)
+    return Lowered(model, lowering.view, lowering.places, lowering.steps)
 
 
 class _Lowering:
@@ -88,10 +94,11 @@ class _Lowering:
     def __init__(self, view: IntegerView, flavour: Flavour, storage: Storage) -> None:
         self.view, self.flavour, self.storage = view, flavour, storage
         self.inputs = [INPUT] if len(view.inputs) == 1 else list(view.inputs)
-        self.outputs = [OUTPUT, *(f"{OUTPUT}_{number}" for number in range(2, len(view.outputs) + 1))]
+        self.outputs = _output_names(view, self.inputs)
         self.graph = GraphBuilder(reserved=(*self.inputs, *self.outputs))
         self.tensors = dict(zip(view.inputs, self.inputs, strict=True))
         self.places: dict[str, Node] = {}
+        self.steps: dict[str, int] = {}
 
     def write(self, node: Node) -> None:
         """Write one node and remember which ONNX node computes it."""
@@ -102,7 +109,10 @@ class _Lowering:
         self.tensors[node.output] = writer(self, node)
         if not isinstance(node, (Quantize, Shape)) and len(self.graph.nodes) > before:
             made = [entry.name for entry in self.graph.nodes[before:]]
-            self.places[node.name if node.name in made else made[-1]] = node
+            place = node.name if node.name in made else made[-1]
+            self.places[place] = node
+            # a function's input may have been dequantized for it, which is none of its own steps
+            self.steps[place] = sum(entry.op_type != "DequantizeLinear" for entry in self.graph.nodes[before:])
 
     def grid(self, edge: str) -> Grid | None:
         """Return the grid of an edge, or None where it is real-valued."""
@@ -150,6 +160,19 @@ class _Lowering:
             else:
                 self.graph.rename_output(tensor, name)
                 self.tensors = {key: name if value == tensor else value for key, value in self.tensors.items()}
+
+
+def _output_names(view: IntegerView, inputs: Sequence[str]) -> list[str]:
+    """Return the keys of a dictionary that the student returns; else ``logits``, ``logits_2``, ..."""
+    names = list(view.output_names)
+    if not names:
+        return [OUTPUT, *(f"{OUTPUT}_{number}" for number in range(2, len(view.outputs) + 1))]
+    if "" in names or set(names) & set(inputs):
+        raise ExportError(
+            f"the outputs {names} cannot be named so in the file: a name is empty or that of the input; return other "
+            "keys"
+        )
+    return names
 
 
 def _shaped(model: onnx.ModelProto, *, is_opaque: bool) -> onnx.ModelProto:
@@ -265,58 +288,15 @@ def _write_function(lowering: _Lowering, node: Function) -> str:
 
 
 def _write_shape(lowering: _Lowering, node: Shape) -> str:
-    """Write a move of values: on stored codes, so that it is exact and needs no fusion."""
-    stored, settings = lowering.tensors[node.inputs[0]], node.attributes
-
-    def integers(key: str, values: object) -> str:
-        return lowering.graph.constant(f"{node.name}.{key}", np.array(values, np.int64))
-
-    try:
-        if node.op == "identity":
-            return stored
-        if node.op == "flatten":
-            return _write_flatten(lowering, node, stored)
-        if node.op == "reshape":
-            return lowering.add(node, "Reshape", [stored, integers("shape", settings["shape"])])
-        if node.op == "transpose":
-            return lowering.add(node, "Transpose", [stored], perm=list(cast("Sequence[int]", settings["perm"])))
-        if node.op == "slice":
-            end = INT64_MAX if settings.get("end") is None else settings["end"]
-            bounds = (("starts", settings["start"]), ("ends", end), ("axes", settings["axis"]))
-            return lowering.add(node, "Slice", [stored, *(integers(key, [value]) for key, value in bounds)])
-        if node.op == "gather":
-            indices = integers("indices", settings["indices"])
-            return lowering.add(node, "Gather", [stored, indices], axis=settings["axis"])
-        if node.op == "pad":
-            return _write_pad(lowering, node)
-        if node.op in ("squeeze", "unsqueeze"):
-            return lowering.add(node, node.op.capitalize(), [stored, integers("axes", settings["axes"])])
-    except KeyError as missing:
-        raise ExportError(f"{node.name}: {node.op} needs the attribute {missing}") from missing
-    raise ExportError(f"{node.name}: no ONNX form is known for {node.op!r}")
-
-
-def _write_flatten(lowering: _Lowering, node: Shape, stored: str) -> str:
-    axis = int(str(node.attributes.get("axis", 1)))
-    if axis < 1:
-        raise ExportError(f"{node.name}: flatten must leave the batch alone, got axis={axis}")
-    if axis == 1:
-        return lowering.add(node, "Flatten", [stored], axis=1)
-    # ONNX's Flatten always gives two axes; PyTorch keeps those before the first one flattened
-    shape = lowering.graph.constant(f"{node.name}.shape", np.array([0] * axis + [-1], np.int64))
-    return lowering.add(node, "Reshape", [stored, shape])
-
-
-def _write_pad(lowering: _Lowering, node: Shape) -> str:
     edge = node.inputs[0]
-    top, left, bottom, right = cast("tuple[int, ...]", node.attributes["pads"])
-    pads = lowering.graph.constant(f"{node.name}.pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
     grid = lowering.grid(edge)
-    if grid is None:
-        zero = lowering.graph.constant(f"{node.name}.zero", np.float32(0))
-    else:
-        zero = lowering.flavour.padding_value(lowering.graph, node.name, grid)
-    return lowering.add(node, "Pad", [lowering.tensors[edge], pads, zero])
+
+    def zero() -> str:
+        if grid is None:
+            return lowering.graph.constant(f"{node.name}.zero", np.float32(0))
+        return lowering.flavour.padding_value(lowering.graph, node.name, grid)
+
+    return write_move(lowering.graph, node, lowering.tensors[edge], zero)
 
 
 WRITERS: dict[type[Node], Callable[[_Lowering, Any], str]] = {

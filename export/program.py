@@ -9,6 +9,7 @@ from typing import Literal
 
 from export.rewrite import arrange
 from export.shapes import edge_shapes
+from export.windows import explicit_windows
 from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
 
 FLOAT_BITS = 32
@@ -104,7 +105,7 @@ def program_of_view(view: IntegerView, input_shapes: Sequence[tuple[int, ...]]) 
     Raises:
         ValueError: If the shapes do not fit the view.
     """
-    arranged = arrange(view)
+    arranged = arrange(explicit_windows(view, input_shapes))
     shapes = edge_shapes(arranged, [(1, *shape[1:]) for shape in input_shapes])
     bits = {edge: arranged.grids[edge].bits if edge in arranged.grids else FLOAT_BITS for edge in shapes}
     values = {edge: Value(prod(shape), bits[edge]) for edge, shape in shapes.items()}

@@ -80,7 +80,9 @@ def _counting_mean(node: AveragePool, grids: dict[str, Grid]) -> list[Node]:
     padded, edge = f"{node.output}.padded", node.inputs[0]
     if edge in grids:
         grids[padded] = grids[edge]
-    pad = Shape(f"{node.name}.pad", (edge,), padded, op="pad", attributes={"pads": node.padding})
+    top, left, bottom, right = node.padding
+    attributes = {"before": (0, 0, top, left), "after": (0, 0, bottom, right)}
+    pad = Shape(f"{node.name}.pad", (edge,), padded, op="pad", attributes=attributes)
     return [pad, replace(node, inputs=(padded,), padding=(0, 0, 0, 0), count_include_pad=False)]
 
 

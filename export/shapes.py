@@ -126,7 +126,7 @@ def _reshape(shape: Sizes, settings: Any) -> Sizes:
 
 def _cut(shape: Sizes, settings: Any) -> Sizes:
     axis = settings["axis"] % len(shape)
-    count = len(range(shape[axis])[slice(settings["start"], settings.get("end"))])
+    count = len(range(shape[axis])[slice(settings["start"], settings.get("end"), settings.get("step", 1))])
     return (*shape[:axis], count, *shape[axis + 1 :])
 
 
@@ -136,8 +136,15 @@ def _gather(shape: Sizes, settings: Any) -> Sizes:
 
 
 def _pad(shape: Sizes, settings: Any) -> Sizes:
-    top, left, bottom, right = settings["pads"]
-    return (*shape[:2], shape[2] + top + bottom, shape[3] + left + right)
+    pairs = zip(shape, settings["before"], settings["after"], strict=True)
+    return tuple(before + size + after for size, before, after in pairs)
+
+
+def _expand(shape: Sizes, settings: Any) -> Sizes:
+    pairs = list(zip(shape, settings["shape"], strict=True))
+    if any(size != wanted and 1 not in (size, wanted) for size, wanted in pairs):
+        raise ValueError(f"it cannot become {settings['shape']}")
+    return tuple(max(pair) for pair in pairs)
 
 
 def _squeeze(shape: Sizes, settings: Any) -> Sizes:
@@ -152,6 +159,7 @@ def _unsqueeze(shape: Sizes, settings: Any) -> Sizes:
 
 
 MOVES: dict[str, Callable[[Sizes, Any], Sizes]] = {
+    "expand": _expand,
     "flatten": _flatten,
     "gather": _gather,
     "identity": lambda shape, settings: shape,

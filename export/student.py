@@ -188,7 +188,8 @@ def write_view(
     content = lowered.model.SerializeToString()
     census, warnings = _census(content, lowered, storage, input_shapes) if chosen.is_runnable else (None, [])
     judged = census if chosen.is_judged_by_kernels else None
-    fall_backs = judged.fall_backs if judged else tuple(float_inputs(lowered.view, lowered.places))
+    said = judged.fall_backs if judged else float_inputs(lowered.view, lowered.places, lowered.steps)
+    fall_backs = tuple(said)
     if strict and fall_backs:
         raise ExportError("layers stay in float:\n  " + "\n  ".join(fall_backs))
     rows = tuple(_layer(layer, view, storage, census, lowered) for layer in layers)
@@ -242,8 +243,7 @@ def _census(
         if missing:
             return None, [f"not loaded: the installed onnxruntime has no {', '.join(missing)}; another must run it"]
         raise ExportError(f"ONNX Runtime refuses the graph: {error}") from error
-    functions = ", ".join(f"{count} {op}" for op, count in census.float_functions.items())
-    return census, ([f"elementwise functions run in float: {functions}"] if functions else [])
+    return census, []
 
 
 def _layer(

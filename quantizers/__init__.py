@@ -6,6 +6,7 @@ from quantizers.graph.trace import RewriteError
 from quantizers.integer import Grid, IntegerView
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
 from quantizers.names import QUANTIZERS
+from quantizers.records import is_grid_record, require_same_grids
 from quantizers.settle import settle
 from quantizers.spec import QuantSpec
 from quantizers.student import Student
@@ -27,10 +28,12 @@ __all__ = [
     "freeze_batch_norm",
     "integer_view",
     "is_fused",
+    "is_grid_record",
     "layer_report",
     "prepare",
     "quant_layers",
     "quantizer_scales",
+    "require_same_grids",
     "set_fused",
     "settle",
 ]

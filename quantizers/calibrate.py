@@ -198,7 +198,10 @@ def freeze_batch_norm(student: nn.Module, enabled: bool = True) -> None:  # noqa
 
 
 def quantizer_scales(student: nn.Module) -> list[nn.Parameter]:
-    """Return the learned scales of weights and activations, each once, for a parameter group of their own."""
+    """Return the learned scales of weights and activations, each once, for a parameter group of their own.
+
+    Those of frozen weights are among them, and frozen: an optimizer passes them over.
+    """
     quants = [layer.quant for layer in quant_layers(student).values()]
     quants += [quantizer.quant for quantizer in act_quantizers(student).values()]  # type: ignore[misc]
     return list(dict.fromkeys(p for quant in quants for p in quant.parameters(recurse=False)))

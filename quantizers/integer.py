@@ -108,7 +108,7 @@ class Concat(Node):
 
 @dataclass(frozen=True)
 class MaxPool(Node):
-    """Maximum over windows; keeps the grid."""
+    """Maximum over windows; keeps the grid. ``ceil_mode`` is PyTorch's: no window starts in the padding behind."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -119,7 +119,10 @@ class MaxPool(Node):
 
 @dataclass(frozen=True)
 class AveragePool(Node):
-    """Mean over windows of an edge on a grid; the output is real-valued."""
+    """Mean over windows of an edge on a grid; the output is real-valued. ``ceil_mode`` as in :class:`MaxPool`.
+
+    A window that counts padding counts none beyond ``padding``.
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -140,8 +143,9 @@ class Shape(Node):
     """An operation that moves values only and keeps the grid.
 
     ``op`` is one of ``flatten`` (attributes: axis), ``reshape`` (shape, with 0 = copy, -1 = infer, batch first),
-    ``transpose`` (perm), ``slice`` (axis, start, end; for chunk and split), ``pad`` (pads: top, left, bottom, right,
-    value is the real zero), ``squeeze`` / ``unsqueeze`` (axes), ``identity``.
+    ``transpose`` (perm), ``slice`` (axis, start, end, step), ``gather`` (axis, indices), ``pad`` (before, after: zeros
+    for each axis, batch first), ``expand`` (shape, batch first and 1), ``squeeze`` / ``unsqueeze`` (axes),
+    ``identity``.
     """
 
     op: str
@@ -150,10 +154,9 @@ class Shape(Node):
 
 @dataclass(frozen=True)
 class Function(Node):
-    """An elementwise real function that stays in floating point.
+    """A real function that stays in floating point: elementwise, or ``softmax`` / ``log_softmax`` (axis) at the end.
 
-    ``op`` is the lower-case name: relu, relu6, silu, hardswish, sigmoid, hardsigmoid, gelu, tanh, leaky_relu, elu,
-    softmax (attributes: axis), ... ``attributes`` hold its parameters by PyTorch's names.
+    ``op`` is one of the names in ``quantizers.functions``; ``attributes`` hold its parameters by PyTorch's names.
     """
 
     op: str
@@ -169,9 +172,11 @@ class IntegerView:
         grids: Edge name -> its grid; real-valued edges are absent.
         inputs: Names of the graph inputs (real-valued), in the order of ``forward``.
         outputs: Names of the edges that the model returns, in order.
+        output_names: What the model calls them, where it returns a dictionary; else empty.
     """
 
     nodes: tuple[Node, ...]
     grids: Mapping[str, Grid]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    output_names: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import brevitas.nn as qnn
@@ -47,13 +48,41 @@ class Origin:
     """What an activation quantizer reads, where that is an integer times a known unit (for :func:`settle`).
 
     Args:
-        kind: ``add``, ``mul``, ``mean`` (of ``count`` values) or ``grid`` (another quantizer's output).
+        kind: ``add``, ``mul``, ``mean`` (of ``counts`` values) or ``grid`` (another quantizer's output).
         sources: The quantizers of the operands.
-        count: Number of averaged values.
+        counts: Number of averaged values, or every number that occurs (windows at the border have fewer).
     """
 
-    def __init__(self, kind: str, sources: tuple[ActQuantizer, ...], count: int = 1) -> None:
-        self.kind, self.sources, self.count = kind, sources, count
+    def __init__(self, kind: str, sources: tuple[ActQuantizer, ...], counts: int | Iterable[int] = 1) -> None:
+        self.kind, self.sources = kind, sources
+        self.counts = (counts,) if isinstance(counts, int) else tuple(counts)
+
+
+def window_counts(pool: nn.AvgPool2d, size: Sequence[int]) -> tuple[int, ...]:
+    """Return every number of values that a mean over windows divides by, ascending.
+
+    Args:
+        pool: Its windows.
+        size: Height and width of what it averages.
+    """
+    heights, widths = (_axis_counts(pool, axis, int(size[axis])) for axis in (0, 1))
+    return tuple(sorted({height * width for height in heights for width in widths}))
+
+
+def _axis_counts(pool: nn.AvgPool2d, axis: int, size: int) -> set[int]:
+    kernel, stride, padding = (_on_axis(value, axis) for value in (pool.kernel_size, pool.stride, pool.padding))
+    room = size + 2 * padding - kernel
+    windows = (-(-room // stride) if pool.ceil_mode else room // stride) + 1
+    if pool.ceil_mode and (windows - 1) * stride >= size + padding:
+        windows -= 1  # none starts in the padding behind
+    starts = [window * stride - padding for window in range(windows)]
+    if pool.count_include_pad:  # but not what hangs over beyond the padding
+        return {min(start + kernel, size + padding) - start for start in starts}
+    return {min(start + kernel, size) - max(start, 0) for start in starts}
+
+
+def _on_axis(value: int | tuple[int, int], axis: int) -> int:
+    return value if isinstance(value, int) else int(value[axis])
 
 
 class _Deployable:
@@ -217,12 +246,23 @@ class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
 
 
 def _adopt(layer: Any, original: nn.Conv2d | nn.Linear, injector: Any, options: dict[str, Any]) -> None:
-    """Take over the float weights first, then build the quantizer, whose step size starts from them."""
-    layer.weight = nn.Parameter(original.weight.detach().clone(), requires_grad=original.weight.requires_grad)
+    """Take over the float weights first, then build the quantizer, whose step size starts from them.
+
+    What is frozen in the float network stays frozen. The step size of a frozen weight is frozen, too: it would change
+    the weight that the student computes with. (Batch norm comes as the module it was, with its own flags and running
+    statistics; step sizes of activations belong to no layer, and learn.)
+    """
+    layer.weight = _adopted(original.weight)
     if original.bias is not None:
-        layer.bias = nn.Parameter(original.bias.detach().clone())
+        layer.bias = _adopted(original.bias)
     qnn.mixin.QuantWeightMixin.__init__(layer, injector, **options)
+    if not original.weight.requires_grad:
+        layer.quant.requires_grad_(False)
     layer.to(original.weight.device)
+
+
+def _adopted(parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
 class Sum(nn.Module):
@@ -267,6 +307,31 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=self.keepdims)
+
+
+class Probabilities(nn.Module):
+    """The softmax a network ends with: in training mode the student gives logits, which is what losses take.
+
+    In eval mode, and so in the exported file, it gives what the float network gives.
+
+    Args:
+        axis: Dimension of the classes.
+        is_log: Whether the result is logarithms.
+    """
+
+    def __init__(self, axis: int, *, is_log: bool) -> None:
+        super().__init__()
+        self.axis, self.is_log = axis, is_log
+
+    @property
+    def function(self) -> str:
+        """Return the name of the function in the integer view."""
+        return "log_softmax" if self.is_log else "softmax"
+
+    def forward(self, logits: Tensor) -> Tensor:
+        if self.training:
+            return logits
+        return F.log_softmax(logits, self.axis) if self.is_log else F.softmax(logits, self.axis)
 
 
 class WindowGather(nn.Module):

@@ -74,23 +74,25 @@ def _choose(distances: Tensor) -> Tensor:
     return torch.where(keep, torch.full_like(keep, middle, dtype=torch.long), distances.argmax(dim=-1))
 
 
-def _origin_unit(quantizer: ActQuantizer) -> tuple[float, float] | None:
-    """Return (real value of one accumulator unit, largest accumulator) of what a quantizer reads, or None."""
+def _origin_units(quantizer: ActQuantizer) -> list[tuple[float, float]]:
+    """Return (real value of one accumulator unit, largest accumulator) of what a quantizer reads; several or none.
+
+    A mean over windows has a unit for every number of values that its windows hold.
+    """
     origin = quantizer.origin
     if origin is None:
-        return None
+        return []
     steps = [float(source.quant.step) for source in origin.sources]
     sizes = [max(abs(float(s.quant.low)), float(s.quant.high)) for s in origin.sources]
     if origin.kind == "add":
-        return steps[0], sizes[0] + sizes[1]
+        return [(steps[0], sizes[0] + sizes[1])]
     if origin.kind == "mul":
-        return steps[0] * steps[1], sizes[0] * sizes[1]
-    return steps[0] / origin.count, sizes[0] * origin.count
+        return [(steps[0] * steps[1], sizes[0] * sizes[1])]
+    return [(steps[0] / count, sizes[0] * count) for count in origin.counts]
 
 
 def _settle_step(members: list[ActQuantizer]) -> None:
-    units = [(member, _origin_unit(member)) for member in members]
-    readers = [(member, unit) for member, unit in units if unit is not None]
+    readers = [(member, unit) for member in members for unit in _origin_units(member)]
     if not readers:
         return
     owner = members[0].quant.owner

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from torch import fx, nn
 
+from quantizers.layers import Probabilities
+from quantizers.records import require_same_grids
 from quantizers.spec import QuantSpec
 
 
 class Student(fx.GraphModule):
-    """A low-bit network: an fx graph of known modules only (:func:`prepare` makes it)."""
+    """A low-bit network: an fx graph of known modules only (:func:`prepare` makes it).
+
+    Its parameters are float32 (or float64, to compute with; not to export). ``copy.deepcopy`` gives a student of its
+    own; to keep one in a file, keep ``student.state_dict()`` and prepare the float network again.
+    """
 
     @property
     def tap_paths(self) -> dict[str, str]:
@@ -22,17 +30,57 @@ class Student(fx.GraphModule):
         """Return the bits and quantizers the student was prepared with."""
         return self.meta["spec"]  # type: ignore[no-any-return]
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's signature
+        """Load a state as any module does; one of other grids is refused, and then nothing is loaded.
+
+        Raises:
+            RuntimeError: If the state is of other widths or quantizers (names layers and both widths), or names or
+                shapes do not fit.
+        """
+        require_same_grids(self, state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Student:  # noqa: FBT001, FBT002 - torch's signature
+        changed = fn(torch.zeros((), dtype=torch.float32)).dtype
+        if changed in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"a student cannot be made {changed}: its codes are exact in float32 only; keep it in float32 and train "
+                "under torch.autocast, and export it, which stores 2 to 8 bits"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a student cannot be pickled, which torch.save(student) does: torch.save(student.state_dict(), path), and "
+            "later load_state_dict into quantizers.prepare(model, spec, example_inputs); or export_onnx(student, ...)"
+        )
+
+    def __copy__(self) -> Student:
+        copied = Student(self, self.graph, class_name="Student")
+        copied.meta = dict(self.meta)
+        return copied
+
 
 def assemble(
     graph: fx.Graph, modules: Mapping[str, nn.Module], *, tap_paths: dict[str, str], spec: QuantSpec
 ) -> Student:
-    """Return the student that runs ``graph`` on ``modules`` (module path -> module)."""
+    """Return the student that runs ``graph`` on ``modules`` (module path -> module).
+
+    A softmax becomes :class:`~quantizers.layers.Probabilities`, which lets logits through in training mode.
+    """
     root = nn.Module()
     for path, module in modules.items():
-        _place(root, path, module)
+        _place(root, path, _for_losses(module))
     student = Student(root, graph, class_name="Student")
     student.meta.update(tap_paths=tap_paths, spec=spec)
     return student
+
+
+def _for_losses(module: nn.Module) -> nn.Module:
+    if not isinstance(module, (nn.Softmax, nn.LogSoftmax)):
+        return module
+    axis = 1 if module.dim is None else int(module.dim)  # torch's own choice for two and four axes
+    return Probabilities(axis, is_log=isinstance(module, nn.LogSoftmax))
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel
+from quantizers.records import KINDS, METHODS, Recorded
 
 TINY = 1e-10  # least step size: keeps divisions finite when training drives a scale through zero
 
@@ -26,27 +28,37 @@ class NotCalibratedError(RuntimeError):
         )
 
 
-class WeightQuant(nn.Module):
+class WeightQuant(Recorded):
     """Base of weight quantizers: ``forward`` gives (dequantised, scale, zero point, bit width) as Brevitas expects.
 
     Args:
         bit_width: Bits of a code.
         low: Smallest code.
         high: Largest code.
+        per_channel: Whether each output channel has a step of its own.
     """
+
+    method = "lsq"
 
     low: Tensor
     high: Tensor
     bit_width_value: Tensor
     zero_point_value: Tensor
 
-    def __init__(self, bit_width: int, low: int, high: int) -> None:
+    def __init__(self, bit_width: int, low: int, high: int, *, per_channel: bool) -> None:
         super().__init__()
         self.bits, self.low_code, self.high_code = bit_width, low, high
+        self.per_channel = per_channel
+        self.record((bit_width, low, high, int(per_channel), METHODS.index(self.method)))
         self.register_buffer("low", torch.tensor(float(low)), persistent=False)
         self.register_buffer("high", torch.tensor(float(high)), persistent=False)
         self.register_buffer("bit_width_value", torch.tensor(float(bit_width)), persistent=False)
         self.register_buffer("zero_point_value", torch.tensor(0.0), persistent=False)
+
+    def describe(self, values: Sequence[int]) -> str:
+        bits, low, high, per_channel, method = values
+        grain = "channel" if per_channel else "tensor"
+        return f"{bits}-bit weights ({low} to {high}, {METHODS[method]}, one step a {grain})"
 
     @property
     def step(self) -> Tensor:
@@ -84,8 +96,7 @@ class LsqWeightQuant(WeightQuant):
     """
 
     def __init__(self, bit_width: int, low: int, high: int, weight: Tensor, per_channel: bool) -> None:  # noqa: FBT001
-        super().__init__(bit_width, low, high)
-        self.per_channel = per_channel
+        super().__init__(bit_width, low, high, per_channel=per_channel)
         rows = weight.detach().reshape(weight.size(0), -1) if per_channel else weight.detach().reshape(1, -1)
         published = 2 * rows.abs().mean(dim=1) / math.sqrt(high)
         # Eight bits hold the whole range; the published start would use an eighth of it.
@@ -145,10 +156,11 @@ class DorefaWeightQuant(WeightQuant):
     """
 
     gain: Tensor
+    method = "dorefa"
 
     def __init__(self, bit_width: int, low: int, high: int, weight: Tensor, has_norm: bool) -> None:  # noqa: FBT001
         levels = 2**bit_width - 1
-        super().__init__(bit_width + 1, -levels, levels)
+        super().__init__(bit_width + 1, -levels, levels, per_channel=False)
         self.levels = levels
         self.register_buffer("gain", torch.tensor(1.0))
         if not has_norm:
@@ -172,7 +184,7 @@ class DorefaWeightQuant(WeightQuant):
         self.gain.mul_(factor.reshape(()))
 
 
-class ActQuant(nn.Module):
+class ActQuant(Recorded):
     """An activation quantizer with one step size; it may borrow the step size of another (shared scales).
 
     Args:
@@ -189,10 +201,12 @@ class ActQuant(nn.Module):
     calibrated: Tensor
 
     residual = True
+    method = "lsq"
 
     def __init__(self, bit_width: int, kind: str, largest: float | None = None) -> None:
         super().__init__()
         self.bits, self.kind, self.largest = bit_width, kind, largest
+        self.record((bit_width, KINDS.index(kind), METHODS.index(self.method)))
         low, high = code_range(bit_width, signed=kind != "unsigned")
         self.register_buffer("low", torch.tensor(float(low)))
         self.register_buffer("high", torch.tensor(float(high)))
@@ -204,6 +218,22 @@ class ActQuant(nn.Module):
         self.observer: RangeObserver | None = None
         self.bypass = False
         self.make_scale()
+
+    def describe(self, values: Sequence[int]) -> str:
+        bits, kind, method = values
+        return f"{bits}-bit {KINDS[kind]} activations ({METHODS[method]})"
+
+    def stored_record(self, state: Mapping[str, Tensor], prefix: str) -> list[int] | None:
+        """Return the record in a state; of an older one what its range of codes tells."""
+        stored = super().stored_record(state, prefix)
+        if stored is not None or prefix + "low" not in state or prefix + "high" not in state:
+            return stored
+        low, high = float(state[prefix + "low"]), float(state[prefix + "high"])
+        bits = int(high - low).bit_length()
+        is_shifted = self.kind == "shifted"  # whose range calibration sets
+        kind = self.kind if is_shifted or (low, high) == code_range(bits, signed=self.kind == "signed") else None
+        guess = kind or ("unsigned" if low == 0 else "signed" if low == -high - 1 else "shifted")
+        return [bits, KINDS.index(guess), METHODS.index(self.method)]
 
     def make_scale(self) -> None:
         """Create the parameter or buffer that holds the step size."""
@@ -317,6 +347,7 @@ class PactActQuant(ActQuant):
     """
 
     residual = False
+    method = "pact"
 
     def make_scale(self) -> None:
         self.alpha = nn.Parameter(torch.tensor(1.0))
@@ -345,6 +376,7 @@ class DorefaActQuant(ActQuant):
     """
 
     residual = False
+    method = "dorefa"
 
     def make_scale(self) -> None:
         self.register_buffer("scale", torch.tensor(1.0))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.files import read_safetensors, write_safetensors
+from quantizers import is_grid_record, require_same_grids
 
 _LISTED = 8  # keys of each kind that an error spells out
 _TORCH_SUFFIXES = (".pth", ".pt")
@@ -58,6 +59,10 @@ def load_weights(net: nn.Module, path: Path) -> None:
     bad = [key for key, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise WeightsError(f"{path}: holds NaN or infinite values in {_listed(bad)}; such weights cannot be trained on")
+    try:
+        require_same_grids(net, found)
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: {error}") from error
     net.load_state_dict({key: found.get(key, value) for key, value in wanted.items()}, strict=True)
 
 
@@ -97,7 +102,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if key not in found and not _is_forgiven(key)]
     unexpected = sorted(key for key in found if key not in wanted)
     shapes = [key for key in wanted if key in found and wanted[key].shape != found[key].shape]
     head = _head_classes(wanted, found, shapes)
@@ -113,6 +118,10 @@ def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
         rows = [f"{key} {list(found[key].shape)} instead of {list(wanted[key].shape)}" for key in shapes]
         faults.append(f"of another shape ({len(shapes)}): {_listed(rows)}")
     return faults
+
+
+def _is_forgiven(key: str) -> bool:
+    return key.endswith("num_batches_tracked") or is_grid_record(key)  # which older files lack
 
 
 def _head_classes(

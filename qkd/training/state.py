@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from qkd.training.averaging import WeightAverage
 from qkd.training.job import Partner
+from quantizers import is_grid_record, require_same_grids
 
 # prefixes of tensor names in a checkpoint
 MODEL, OPTIMIZER, AVERAGE, PARTNER = "model/", "optimizer/", "average/", "partner/"
@@ -71,13 +72,17 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Args:
         model: Receives the tensors.
-        tensors: Exactly the names and shapes of its ``state_dict()``.
+        tensors: Exactly the names and shapes of its ``state_dict()`` (but for records of grids, which old ones lack).
 
     Raises:
-        ValueError: If names or shapes differ; the model is untouched then.
+        ValueError: If names or shapes differ, or a student's grids; the model is untouched then.
     """
     own = model.state_dict()
-    missing = [name for name in own if name not in tensors]
+    try:
+        require_same_grids(model, tensors)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    missing = [name for name in own if name not in tensors and not is_grid_record(name)]
     unexpected = [name for name in tensors if name not in own]
     shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if missing or unexpected or shapes:
@@ -85,7 +90,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         faults = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in found.items() if names]
         raise ValueError(f"these tensors are not for this net: {'; '.join(faults)}")
     for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+        if name in tensors:
+            tensor.copy_(tensors[name])
 
 
 def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from quantizers.graph.trace import (
     AVGPOOL,
     CAT,
     CONV,
+    FINAL,
     FUNCTION,
     LINEAR,
     MAXPOOL,
@@ -41,6 +42,7 @@ from quantizers.layers import (
     QuantLinearBn,
     Sum,
     WindowGather,
+    window_counts,
 )
 from quantizers.names import act_quantizer, weight_quantizer
 from quantizers.spec import QuantSpec
@@ -121,7 +123,7 @@ class _Writer:
             PLACEHOLDER: self._placeholder, CONV: self._layer, LINEAR: self._layer, NORM: self._norm,
             RELU: self._relu, ADD: self._joint, MUL: self._joint, CAT: self._cat, MAXPOOL: self._maxpool,
             AVGPOOL: self._avgpool, ADAPTIVE: self._adaptive, MEAN: self._mean, PASS: self._pass, SHAPE: self._copy,
-            FUNCTION: self._function, VALUE: self._copy,
+            FUNCTION: self._function, VALUE: self._copy, FINAL: self._copy,
         }  # fmt: skip
         return emitters[kind](node)
 
@@ -163,6 +165,7 @@ class _Writer:
         channels = norm.num_features
         identity = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
         nn.init.ones_(identity.weight)
+        identity.weight.requires_grad_(norm.weight is None or norm.weight.requires_grad)  # frozen stays frozen, whole
         return self._compute(node, node, identity, norm, 8, self.spec.sum_bits)
 
     def _relu(self, node: fx.Node) -> _Value:
@@ -221,7 +224,8 @@ class _Writer:
 
     def _avgpool(self, node: fx.Node) -> _Value:
         module = pool_module(self.traced, node)
-        return self._mean_of(node, module, module.kernel_size[0] * module.kernel_size[1])  # type: ignore[index]
+        counts = window_counts(module, _operand(node).meta["shape"][2:])  # type: ignore[arg-type]
+        return self._mean_of(node, module, counts)
 
     def _mean(self, node: fx.Node) -> _Value:
         return self._mean_of(node, *spatial_mean(self.traced, node))
@@ -241,12 +245,14 @@ class _Writer:
         value = _Value(spread, operand.quantizer, cats=operand.cats)
         return value if pool is None else self._mean_of(node, pool, count, value)
 
-    def _mean_of(self, node: fx.Node, pool: nn.Module, count: int, operand: _Value | None = None) -> _Value:
+    def _mean_of(
+        self, node: fx.Node, pool: nn.Module, counts: int | tuple[int, ...], operand: _Value | None = None
+    ) -> _Value:
         operand = operand or self._on_grid(_operand(node), self.spec.sum_bits)
         if operand.quantizer is None:
             raise RewriteError(f"{self.traced.path(node)}: what it averages is on no grid")
         new = self._call(self.traced.path(node), pool, (operand.node,), node.meta["shape"])
-        return self._settle(node, _Value(new, origin=Origin("mean", (operand.quantizer,), count)))
+        return self._settle(node, _Value(new, origin=Origin("mean", (operand.quantizer,), counts)))
 
     def _pass(self, node: fx.Node) -> _Value:
         module = self.traced.module(node)

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
 
+from quantizers.functions import FUNCTIONS
+from quantizers.graph.canonical import Expand, Gather, Pad, Permute, Reshape, Slice
+
 CONV, LINEAR, NORM, RELU, ADD, MUL, CAT = "conv", "linear", "norm", "relu", "add", "mul", "cat"
 MAXPOOL, AVGPOOL, ADAPTIVE, MEAN, PASS, SHAPE, FUNCTION = (
     "maxpool", "avgpool", "adaptive", "mean", "pass", "shape", "function",
 )  # fmt: skip
-PLACEHOLDER, OUTPUT, VALUE = "placeholder", "output", "value"
+PLACEHOLDER, OUTPUT, VALUE, FINAL = "placeholder", "output", "value", "final"
 
 PRESERVING = (MAXPOOL, PASS, SHAPE)  # move or select values: the result is on the grid of the operand
 COMPUTE = (CONV, LINEAR)
@@ -28,9 +31,9 @@ class RewriteError(ValueError):
 MODULE_KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: NORM, nn.BatchNorm1d: NORM, nn.ReLU: RELU, nn.ReLU6: RELU,
     nn.MaxPool2d: MAXPOOL, nn.AvgPool2d: AVGPOOL, nn.AdaptiveAvgPool2d: ADAPTIVE, nn.Identity: PASS,
-    nn.Dropout: PASS, nn.Dropout2d: PASS, nn.Flatten: SHAPE, nn.Sigmoid: FUNCTION, nn.Hardsigmoid: FUNCTION,
-    nn.SiLU: FUNCTION, nn.Hardswish: FUNCTION, nn.GELU: FUNCTION, nn.Tanh: FUNCTION, nn.LeakyReLU: FUNCTION,
-    nn.ELU: FUNCTION, nn.Mish: FUNCTION, nn.Softplus: FUNCTION,
+    nn.Dropout: PASS, nn.Dropout2d: PASS, nn.Flatten: SHAPE, nn.Softmax: FINAL, nn.LogSoftmax: FINAL,
+    Reshape: SHAPE, Permute: SHAPE, Slice: SHAPE, Gather: SHAPE, Pad: SHAPE, Expand: SHAPE,
+    **{known: FUNCTION for known in FUNCTIONS if known not in (nn.ReLU, nn.ReLU6)},
 }  # fmt: skip
 
 FUNCTION_KINDS: dict[Any, str] = {
@@ -53,9 +56,8 @@ METHOD_KINDS: dict[str, str] = {
 
 # Names of the real functions as the integer view calls them.
 FUNCTION_NAMES: dict[Any, str] = {
-    nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hardsigmoid", nn.SiLU: "silu", nn.Hardswish: "hardswish",
-    nn.GELU: "gelu", nn.Tanh: "tanh", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu", nn.Mish: "mish",
-    nn.Softplus: "softplus", F.silu: "silu", F.hardswish: "hardswish", F.hardsigmoid: "hardsigmoid", F.gelu: "gelu",
+    **{known: function.name for known, function in FUNCTIONS.items()},
+    F.silu: "silu", F.hardswish: "hardswish", F.hardsigmoid: "hardsigmoid", F.gelu: "gelu",
     F.leaky_relu: "leaky_relu", F.elu: "elu", F.mish: "mish", F.softplus: "softplus", torch.sigmoid: "sigmoid",
     F.sigmoid: "sigmoid", torch.tanh: "tanh", F.tanh: "tanh", "sigmoid": "sigmoid", "tanh": "tanh",
 }  # fmt: skip
@@ -72,6 +74,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # StochasticDepth is drop-out of whole branches: identity when deployed.
+        if type(m) in MODULE_KINDS:
+            return True
         return type(m).__name__ == "StochasticDepth" or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -217,7 +221,7 @@ def _tensor_kind(traced: Traced, node: fx.Node) -> str | None:
         if type(module).__name__ == "StochasticDepth":
             return PASS
         if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
-            return RELU if module.min_val == 0 else None
+            return RELU if module.min_val == 0 else FUNCTION
         return next((kind for known, kind in MODULE_KINDS.items() if type(module) is known), None) or next(
             (kind for known, kind in MODULE_KINDS.items() if isinstance(module, known)), None
         )

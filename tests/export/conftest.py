@@ -200,12 +200,13 @@ def _moved(node: Shape, values: np.ndarray) -> np.ndarray:
     if node.op == "transpose":
         return values.transpose(settings["perm"])
     if node.op == "slice":
-        return values.take(range(settings["start"], settings["end"]), settings["axis"])
+        return values.take(range(settings["start"], settings["end"], settings.get("step", 1)), settings["axis"])
     if node.op == "gather":
         return values.take(settings["indices"], settings["axis"])
     if node.op == "pad":
-        top, left, bottom, right = settings["pads"]
-        return np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        return np.pad(values, list(zip(settings["before"], settings["after"], strict=True)))
+    if node.op == "expand":
+        return np.broadcast_to(values, (len(values), *settings["shape"][1:]))
     if node.op == "squeeze":
         return np.squeeze(values, tuple(settings["axes"]))
     if node.op == "unsqueeze":

@@ -214,7 +214,7 @@ def test_values_next_to_a_tie_keep_their_side_on_shifted_grids(net, tools, tmp_p
 @pytest.mark.parametrize("flavour", ["qcdq", "qonnx"], indirect=True)
 def test_moves_and_padding_on_real_values(net, tools, images, tmp_path, flavour):
     net.image(4)
-    net.shape("image", "padded", "pad", pads=(1, 0, 2, 1))
+    net.shape("image", "padded", "pad", before=(0, 0, 1, 0), after=(0, 0, 2, 1))
     net.shape("padded", "turned", "transpose", perm=(0, 1, 3, 2))
     net.shape("turned", "cut", "slice", axis=2, start=1, end=14)
     net.shape("cut", "picked", "gather", axis=3, indices=[0, 2, 2, 5])

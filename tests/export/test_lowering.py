@@ -104,7 +104,9 @@ MOVES = {
     "transpose": ({"perm": (0, 2, 3, 1)}, "transpose"),
     "slice": ({"axis": 1, "start": 1, "end": 3}, "slice"),
     "gather": ({"axis": 2, "indices": [0, 0, 3, 2]}, "gather"),
-    "pad": ({"pads": (1, 0, 2, 3)}, "pad"),
+    "pad": ({"before": (0, 0, 1, 0), "after": (0, 0, 2, 3)}, "pad"),
+    "pad of any axis": ({"before": (0, 2, 0, 0), "after": (0, 1, 3, 0)}, "pad"),
+    "slice with a step": ({"axis": 3, "start": 1, "end": 14, "step": 3}, "slice"),
     "unsqueeze": ({"axes": (2,)}, "unsqueeze"),
     "identity": ({}, "identity"),
 }

@@ -53,7 +53,7 @@ def test_windows(net, tmp_path, size, ceil_mode):
 
 def test_moves(net, tmp_path):
     net.image()
-    net.shape("image", "padded", "pad", pads=(1, 0, 2, 3))
+    net.shape("image", "padded", "pad", before=(0, 0, 1, 0), after=(0, 0, 2, 3))
     net.shape("padded", "turned", "transpose", perm=(0, 2, 1, 3))
     net.shape("turned", "cut", "slice", axis=-1, start=1, end=None)
     net.shape("cut", "picked", "gather", axis=1, indices=[0, 0, 5])

@@ -359,8 +359,14 @@ def _move(node: ir.Shape, x: Tensor) -> Tensor:
     if node.op == "transpose":
         return x.permute(attributes["perm"])
     if node.op == "slice":
-        return x.narrow(attributes["axis"], attributes["start"], attributes["end"] - attributes["start"])
+        wanted = torch.arange(attributes["start"], attributes["end"], attributes["step"])
+        return x.index_select(attributes["axis"], wanted)
     if node.op == "gather":
         return x.index_select(attributes["axis"], torch.tensor(attributes["indices"]))
+    if node.op == "pad":
+        pairs = zip(reversed(attributes["before"]), reversed(attributes["after"]), strict=True)
+        return F.pad(x, [size for pair in pairs for size in pair])
+    if node.op == "expand":
+        return x.expand(x.size(0), *attributes["shape"][1:])
     assert node.op == "identity"
     return x

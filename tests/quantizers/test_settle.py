@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from quantizers import act_quantizers, integer_view, quant_layers, settle
+from export import check_parity, export_onnx
+from quantizers import QuantSpec, act_quantizers, calibrate, integer_view, prepare, quant_layers, settle
 from quantizers import integer as ir
 from quantizers.settle import LARGEST_CHANGE
 
@@ -107,3 +108,60 @@ def test_per_tensor_and_dorefa(make_student: Any) -> None:
         settle(student)
         assert all((a == b).all() for a, b in zip(weights, codes_of(student), strict=True))
         assert min(margins(student)) >= LEAST_MARGIN
+
+
+class Borders(torch.nn.Module):
+    """Means over windows of which those at the border hold fewer values."""
+
+    def __init__(self, pool: torch.nn.AvgPool2d) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), pool
+        self.head = torch.nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(self.relu(self.conv(x))).mean((2, 3)))
+
+
+POOLS = {
+    "ceil": torch.nn.AvgPool2d(3, 2, ceil_mode=True),
+    "not counted": torch.nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+    "both": torch.nn.AvgPool2d((3, 2), 2, padding=1, ceil_mode=True, count_include_pad=False),
+    "starts in padding": torch.nn.AvgPool2d(2, 2, padding=1, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_no_mean_of_a_border_window_lies_on_a_tie(name: str) -> None:
+    """Every number of values that occurs keeps its ties off: every possible sum is looked at."""
+    torch.manual_seed(5)
+    batch = torch.randn(8, 3, 10, 10)
+    student: Any = prepare(Borders(POOLS[name]), QuantSpec(weight_bits=4, act_bits=4), example_inputs=batch)
+    calibrate(student, [batch])
+    quantizer = act_quantizers(student)["pool_quant"]
+    kept = torch.nn.functional.avg_pool2d(
+        torch.ones(1, 1, 10, 10).double(), POOLS[name].kernel_size, POOLS[name].stride, POOLS[name].padding,
+        POOLS[name].ceil_mode, POOLS[name].count_include_pad, divisor_override=1,
+    )  # fmt: skip
+    if not POOLS[name].count_include_pad:
+        assert set(kept.flatten().int().tolist()) == set(quantizer.origin.counts)
+    assert len(quantizer.origin.counts) > 1 or name == "starts in padding"
+    source, step = quantizer.origin.sources[0].quant, float(quantizer.quant.step.detach())
+    unit = float(source.step.detach())
+    for count in quantizer.origin.counts:
+        sums = torch.arange(int(source.high) * count + 1, dtype=torch.float64)
+        value = sums * unit / count / step
+        inside = value <= float(quantizer.quant.high) + 0.5
+        off = ((value - value.floor() - 0.5).abs() * count * step / unit)[inside]
+        assert float(off.min()) >= 1e-3  # accumulator units
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_kernels_and_file_agree_on_border_windows(name: str, tmp_path: Any) -> None:
+    torch.manual_seed(6)
+    batch = torch.randn(64, 3, 10, 10)
+    student: Any = prepare(Borders(POOLS[name]), QuantSpec(weight_bits=8, act_bits=8), example_inputs=batch)
+    calibrate(student, [batch])
+    export_onnx(student.eval(), batch, tmp_path / "n.onnx")
+    report = check_parity(student, tmp_path / "n.onnx", [batch])
+    row = next(layer for layer in report.layers if "pool" in layer.name)
+    assert row.values > 5000 and (row.differing, row.differing_on) == (0, 0)

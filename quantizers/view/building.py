@@ -1,0 +1,146 @@
+"""Builds the integer view of a student, and a table of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from quantizers import integer as ir
+from quantizers.calibrate import act_quantizers, eval_mode, quant_layers
+from quantizers.graph.trace import RewriteError
+from quantizers.student import Student
+from quantizers.tensor_quant import NotCalibratedError
+from quantizers.view.modules import Call, view_module
+from quantizers.view.spellings import view_spelling
+
+KEEPS_GRID = (ir.Shape, ir.MaxPool, ir.Concat)
+
+
+def integer_view(student: Student) -> ir.IntegerView:
+    """Return a calibrated student as integers; the student is left as it is.
+
+    Raises:
+        NotCalibratedError: If an activation quantizer has no scale yet.
+        RewriteError: If the student has a module or an output that :func:`quantizers.prepare` puts in none (names it).
+        TypeError: If its parameters are not float32.
+        ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
+    """
+    for name, quantizer in act_quantizers(student).items():
+        if not quantizer.quant.is_calibrated:
+            raise NotCalibratedError(name)
+    _require_float32(student)
+    with eval_mode(student), torch.no_grad():
+        return _Viewer(student).view()
+
+
+def _require_float32(student: Student) -> None:
+    for name, parameter in student.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise TypeError(
+                f"{name} is {parameter.dtype}: grids are float32, so the codes of such a student are not those of its "
+                "file; call student.float() first"
+            )
+
+
+class _Viewer:
+    def __init__(self, student: Student) -> None:
+        self.student = student
+        self.nodes: list[ir.Node] = []
+        self.grids: dict[str, ir.Grid] = {}
+        self.edges: dict[fx.Node, Any] = {}
+
+    def view(self) -> ir.IntegerView:
+        inputs: list[str] = []
+        names: tuple[str, ...] = ()
+        outputs: list[fx.Node] = []
+        for node in self.student.graph.nodes:
+            if node.op == "placeholder":
+                self.edges[node] = node.name
+                inputs.append(node.name)
+            elif node.op == "output":
+                names, outputs = _results(node.args[0])
+            elif node.op == "call_module":
+                self._module(node)
+            else:
+                view_spelling(node, self.edges, self.add)
+        edges = tuple(self.edges[node] for node in outputs)
+        return ir.IntegerView(tuple(self.nodes), self.grids, tuple(inputs), edges, names)
+
+    def _module(self, node: fx.Node) -> None:
+        # `args`, not `all_input_nodes`, which names an operand that is used twice once
+        operands = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        call = Call(
+            name=str(node.target),
+            inputs=tuple(self.edges[operand] for operand in operands),
+            output=node.name,
+            shapes=tuple(_shape(operand, node) for operand in operands),
+            shape=_shape(node, node),
+        )
+        # not `named_modules`, which names a module that is used in two places once
+        for made in view_module(call, self.student.get_submodule(call.name)):
+            self.add(made)
+        self.edges[node] = node.name
+
+    def add(self, made: ir.Node) -> None:
+        """Append a node; its output is on a grid where it is a quantizer, or moves values that are on one."""
+        self.nodes.append(made)
+        grid = made.grid if isinstance(made, ir.Quantize) else None
+        if isinstance(made, KEEPS_GRID):
+            grid = self.grids.get(made.inputs[0])
+        if grid is not None:
+            self.grids[made.output] = grid
+
+
+def _shape(node: fx.Node, reader: fx.Node) -> tuple[int, ...]:
+    shape = node.meta.get("shape")
+    if not isinstance(shape, tuple):
+        raise RewriteError(f"{reader.target}: the shape of {node.name} is not known; prepare the float network again")
+    return tuple(int(size) for size in shape)
+
+
+def _results(result: Any) -> tuple[tuple[str, ...], list[fx.Node]]:
+    """Return the names of the outputs (none but where the student returns a dictionary) and their nodes."""
+    if isinstance(result, Mapping):
+        names, values = tuple(map(str, result)), list(result.values())
+    else:
+        names, values = (), list(result) if isinstance(result, (tuple, list)) else [result]
+    for position, value in enumerate(values):
+        if not isinstance(value, fx.Node):
+            place = repr(names[position]) if names else str(position)
+            raise RewriteError(
+                f"output {place} is {value!r}, no tensor; return tensors, in one tuple, list or dictionary at most"
+            )
+    return names, values
+
+
+def layer_report(student: Student) -> list[dict[str, Any]]:
+    """Return a row a convolution or linear layer: bits, codes in use, parameters and multiply-accumulates an image."""
+    view = integer_view(student)
+    shapes = {str(n.target): n.meta.get("shape") for n in student.graph.nodes}
+    layers = quant_layers(student)
+    rows = []
+    for node in view.nodes:
+        if not isinstance(node, (ir.Conv, ir.Linear)):
+            continue
+        grid, shape = view.grids[node.inputs[0]], shapes[node.name]
+        outputs = int(np.prod(shape[1:])) if shape else 0
+        layer = layers[node.name]
+        rows.append(
+            {
+                "name": node.name,
+                "kind": type(node).__name__.lower(),
+                "weight_bits": node.weight_bits,
+                "act_bits": grid.bits,
+                "code_min": int(node.weights.min()),
+                "code_max": int(node.weights.max()),
+                "range_low": layer.quant.low_code,
+                "range_high": layer.quant.high_code,
+                "parameters": int(node.weights.size) + (0 if node.bias is None else int(node.bias.size)),
+                "macs": outputs * int(np.prod(node.weights.shape[1:])),
+            }
+        )
+    return rows

@@ -1,7 +1,8 @@
 """Fake quantization as one fused forward and one fused backward pass, with the published gradient of the step size.
 
-A backward pass that is itself to be differentiated (``create_graph=True``) runs unfused, as operations that autograd
-knows; values are the same, and so are gradients but for the order in which those of step sizes are summed.
+Fused or not, the arithmetic is the same bit for bit on a CPU: compiled kernels do what is done value by value, in the
+precision of the step size, and every sum is PyTorch's own. A backward pass that is itself to be differentiated
+(``create_graph=True``) runs unfused, as operations that autograd knows.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ _log = logging.getLogger(__name__)
 # The compiler keys its cache on the function, so per-tensor (rank 1) and per-channel (rank 2) calls have their own.
 def _quantize_tensor(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     # A division, not a product with 1/scale: ONNX Runtime's QuantizeLinear divides, and ties must fall alike.
-    return torch.clamp(torch.round(x / scale), low, high) * scale
+    return torch.clamp(torch.round(_wide(x, scale) / scale), low, high) * scale
 
 
 def _quantize_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return torch.clamp(torch.round(x / scale), low, high) * scale
+    return torch.clamp(torch.round(_wide(x, scale) / scale), low, high) * scale
 
 
+def _wide(x: Tensor, scale: Tensor) -> Tensor:
+    """Half precision is widened: a compiler would keep intermediate results wide, eager arithmetic would not."""
+    return x.to(torch.promote_types(x.dtype, scale.dtype))
+
+
+# The terms of the step size's gradient are summed outside: a compiled sum would add them in another order.
 def _gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    v = x / scale
+    v = _wide(x, scale) / scale
     inside = (v > low) & (v < high)
     grad_x = torch.where(inside, grad, torch.zeros_like(grad))
     slope = torch.where(inside, torch.round(v) - v, torch.clamp(v, low, high))
@@ -37,20 +44,18 @@ def _gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
 
 
 def _gradients_tensor(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x, terms = _gradients(grad, x, scale, low, high)
-    return grad_x, terms.sum()
+    return _gradients(grad, x, scale, low, high)
 
 
 def _gradients_channel(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x, terms = _gradients(grad, x, scale, low, high)
-    return grad_x, terms.sum(dim=1, keepdim=True)
+    return _gradients(grad, x, scale, low, high)
 
 
 def _clip_gradients_tensor(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    v = x / scale
+    v = _wide(x, scale) / scale
     inside = (v > low) & (v < high)
     zero = torch.zeros_like(grad)
-    return torch.where(inside, grad, zero), (torch.where(inside, zero, grad) * torch.clamp(v, low, high)).sum()
+    return torch.where(inside, grad, zero), torch.where(inside, zero, grad) * torch.clamp(v, low, high)
 
 
 def _open_gradients(
@@ -62,20 +67,28 @@ def _open_gradients(
     is -1, and nothing where ``v`` is clipped; jumps count for nothing. (``clamp`` would claim a slope on its edges,
     where every zero behind a ReLU lies.)
     """
+    x = _wide(x, scale)
     v = (x / scale).detach()
     inside = (v > low) & (v < high)
     zero = torch.zeros_like(v)
+    nothing = torch.zeros_like(grad)
     # masked before the division, whose slope is x / scale**2: a huge clipped value must not make 0 * inf of it
     sawtooth = torch.round(v) - torch.where(inside, x, zero) / scale if residual else zero
-    return torch.where(inside, grad, zero), grad * torch.where(inside, sawtooth, torch.clamp(v, low, high))
+    return torch.where(inside, grad, nothing), grad * torch.where(inside, sawtooth, torch.clamp(v, low, high))
 
 
 class _Fusion:
-    """Compiles the four functions above on first use; falls back to eager, once and aloud, where that fails."""
+    """Compiles the functions above on first use; runs them unfused, with one warning, where that fails.
+
+    The compiler makes a kernel for each setting that it depends on (threads, types, deterministic mode, ...), up to a
+    limit of its own. Settings beyond it run unfused, the others stay as they are.
+    """
 
     def __init__(self) -> None:
         self.enabled = os.environ.get("QKD_FUSED", "1") != "0"
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._unfused: set[Any] = set()
+        self._has_warned = False
 
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         if not self.enabled or torch.compiler.is_compiling():
@@ -86,23 +99,68 @@ class _Fusion:
         compiled = self._compiled.get(key)
         if compiled is None:
             return self._first(key, function, tensors)
-        return compiled(*tensors)
+        return self._later(key, compiled, function, tensors)
 
     def _first(self, key: Any, function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Any:
-        compiled = torch.compile(function, dynamic=True, fullgraph=True)
         try:
             _require_compiler(tensors[0].device)
+            compiled = _compile(function, tensors[0].device)
             result = compiled(*tensors)
         except Exception as error:
             self.enabled = False
-            _log.warning(
-                "low-bit quantizers run unfused (slower, same results): %s: %s",
-                type(error).__name__,
-                str(error).strip().splitlines()[0] if str(error).strip() else "no message",
-            )
+            self._warn("low-bit quantizers run unfused (slower, same results)", error)
             return function(*tensors)
         self._compiled[key] = compiled
         return result
+
+    def _later(
+        self, key: Any, compiled: Callable[..., Any], function: Callable[..., Any], tensors: tuple[Tensor, ...]
+    ) -> Any:
+        settings = (key, *_settings(tensors))
+        if settings in self._unfused:
+            return function(*tensors)
+        try:
+            return compiled(*tensors)
+        except Exception as error:
+            if not type(error).__module__.startswith(COMPILERS):
+                raise
+            self._unfused.add(settings)
+            self._warn("low-bit quantizers run unfused under these settings (slower, same results)", error)
+            return function(*tensors)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        lines = str(error).strip().splitlines()
+        _log.warning("%s: %s: %s", what, type(error).__name__, lines[0] if lines else "no message")
+
+
+COMPILERS = ("torch._dynamo", "torch._inductor", "torch.fx")  # where the compiler's own errors are defined
+# Triton's division is approximate unless told otherwise; what the setting is called differs between versions of torch
+EXACT_DIVISION = ("eager_numerics.division_rounding", "emulate_division_rounding", "emulate_divison_rounding")
+
+
+def _compile(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    if device.type == "cpu":
+        return torch.compile(function, dynamic=True, fullgraph=True)
+    from torch._inductor import config
+
+    known = config.get_config_copy()  # type: ignore[no-untyped-call, unused-ignore]
+    options = {name: True for name in EXACT_DIVISION if name in known}
+    return torch.compile(function, dynamic=True, fullgraph=True, options=options or None)
+
+
+def _settings(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Return what kernels are compiled for anew; what is left out here shares the fate of what is equal."""
+    return (
+        tuple(tensor.dtype for tensor in tensors),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled(tensors[0].device.type),
+    )
 
 
 def _require_compiler(device: torch.device) -> None:
@@ -122,7 +180,10 @@ def set_fused(*, enabled: bool) -> None:
 
 
 def is_fused() -> bool:
-    """Tell whether compiled kernels are in use (True until a compilation has failed or they were switched off)."""
+    """Tell whether compiled kernels are in use (True until a compilation has failed or they were switched off).
+
+    On a CPU results do not depend on it, bit for bit.
+    """
     return _fusion.enabled
 
 
@@ -165,8 +226,8 @@ class _PerTensor(torch.autograd.Function):
             grad_x, terms = _open_gradients(grad, x, scale, low, high, residual=ctx.residual)
             return grad_x, (terms.sum() * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
         function = _gradients_tensor if ctx.residual else _clip_gradients_tensor
-        grad_x, grad_s = _fusion(function, _flat(_same_format(grad, x)), _flat(x), scale, low, high)
-        return _like(grad_x, x), (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
+        grad_x, terms = _fusion(function, _flat(_same_format(grad, x)), _flat(x), scale, low, high)
+        return _like(grad_x, x), (terms.sum() * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
 
 
 class _PerChannel(torch.autograd.Function):
@@ -189,8 +250,8 @@ class _PerChannel(torch.autograd.Function):
             grad_s = terms.reshape(x.size(0), -1).sum(dim=1)
             return grad_x, (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
         rows = (x.size(0), -1)
-        grad_x, grad_s = _fusion(_gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high)
-        return grad_x.view(x.shape), (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
+        grad_x, terms = _fusion(_gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high)
+        return grad_x.view(x.shape), (terms.sum(dim=1) * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
 
 
 def fake_quantize(

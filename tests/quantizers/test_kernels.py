@@ -159,17 +159,20 @@ def test_empty_tensor() -> None:
 
 
 def test_fused_equals_eager() -> None:
-    """One test, few shapes: compilation costs seconds. Values bit for bit, gradients up to the order of sums."""
+    """One test, few shapes: compilation costs seconds. Values and gradients bit for bit."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 6, 5, 5, generator=generator)
     x[0, 0, 0, 0] = math.nan
-    clean = torch.randn(4, 6, 5, 5, generator=generator)
+    clean, large = torch.randn(4, 6, 5, 5, generator=generator), torch.randn(40_000, generator=generator)
     weights, steps = torch.randn(6, 4, 3, 3, generator=generator), torch.rand(6, 1, 1, 1, generator=generator) + 0.1
 
     def everything() -> list[Tensor]:
         results = [fake_quantize(x, scalar(0.3), scalar(0), scalar(3))]
         for tensor in (clean, clean.contiguous(memory_format=torch.channels_last), clean[1:, :, 1:]):
             results += run(tensor, 0.3, 0, 3, grad_scale=0.1)
+        for residual in (True, False):
+            results += run(large, 0.0173, -128, 127, grad=large.flip(0), residual=residual)
+        results += run(large.bfloat16(), 0.3, 0, 15, grad=large.flip(0).bfloat16())
         leaf, scale = weights.clone().requires_grad_(), steps.clone().requires_grad_()
         out = fake_quantize_per_channel(leaf, scale, scalar(-2), scalar(1), grad_scale=0.5)
         out.backward(weights)
@@ -182,10 +185,61 @@ def test_fused_equals_eager() -> None:
     if not quantizers.is_fused():
         pytest.skip("no compiler at hand: the eager path is the only one")
     for a, b in zip(eager, fused, strict=True):
-        if a.dim() == 4 and a.shape != steps.shape:
-            assert torch.equal(torch.nan_to_num(a, 77.0), torch.nan_to_num(b, 77.0))
-        else:
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert torch.equal(torch.nan_to_num(a, 77.0), torch.nan_to_num(b, 77.0))
+
+
+def test_settings_beyond_the_compilers_limit_run_unfused_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every thread count, type and mode is another kernel; dynamo makes eight of a function, here two."""
+    from quantizers import kernels
+
+    fusion = kernels._Fusion()
+    fusion.enabled = True
+    monkeypatch.setattr(kernels, "_fusion", fusion)
+    # a function of its own: what other tests compiled counts for the limit, too
+    source = kernels._quantize_tensor
+    own = type(source)(source.__code__.replace(co_name="own"), source.__globals__, "own")
+    monkeypatch.setattr(kernels, "_quantize_tensor", own)
+    x = torch.randn(64, generator=torch.Generator().manual_seed(4))
+    wanted = torch.clamp(torch.round(x / scalar(0.3)), 0, 3) * scalar(0.3)
+
+    def forward(value: Tensor) -> Tensor:
+        return fake_quantize(value, scalar(0.3), scalar(0), scalar(3))
+
+    with torch._dynamo.config.patch(recompile_limit=2):
+        assert torch.equal(forward(x), wanted)
+        if not quantizers.is_fused():
+            pytest.skip("no compiler at hand: the eager path is the only one")
+        for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.float64, torch.bfloat16):
+            given = x.to(dtype)
+            expected = (torch.clamp(torch.round(given.to(torch.promote_types(dtype, torch.float32)) / 0.3), 0, 3)).sum()
+            assert float((forward(given) / 0.3).round().sum()) == pytest.approx(float(expected), abs=1e-3)
+        for _ in range(2):
+            torch.use_deterministic_algorithms(True)
+            try:
+                assert torch.equal(forward(x), wanted)
+            finally:
+                torch.use_deterministic_algorithms(False)
+        assert torch.equal(forward(x), wanted)  # what had a kernel still has it
+    warnings = [record.getMessage() for record in caplog.records if record.name == kernels.__name__]
+    assert len(warnings) == 1 and "unfused under these settings (slower, same results)" in warnings[0]
+    assert quantizers.is_fused() and fusion._unfused
+
+
+def test_errors_of_the_callers_own_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantizers import kernels
+
+    fusion = kernels._Fusion()
+    fusion.enabled = True
+
+    def fails(*tensors: Tensor) -> Tensor:
+        raise MemoryError("no memory left")
+
+    function = kernels._quantize_tensor
+    fusion._compiled[function, "cpu"] = fails
+    with pytest.raises(MemoryError):
+        fusion(function, torch.zeros(2), scalar(1), scalar(0), scalar(3))
 
 
 def test_falls_back_once_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ PACKAGES = [
     "export",
     "export.devices",
     "export.flavours",
+    "export.parity",
     "qkd",
     "qkd.agents",
     "qkd.config",

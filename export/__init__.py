@@ -11,8 +11,7 @@ from export.devices import Device, DeviceError, DeviceResult, LatencyReport, Set
 from export.float_twin import export_float
 from export.int8_baseline import export_int8_baseline
 from export.latency import measure_interleaved, measure_latency
-from export.layer_parity import LayerParity
-from export.parity import Comparison, ParityError, ParityReport, check_parity
+from export.parity import Comparison, LayerParity, ParityError, ParityReport, check_parity
 from export.repack import repack
 from export.sample import Sample, expect, read_sample, sample_size, write_sample
 from export.student import ExportedLayer, ExportedModel, export_onnx, write_view

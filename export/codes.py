@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 Codes = npt.NDArray[np.int64]
+Found = Codes | str  # codes, or why there are none
 
 
 @contextmanager
@@ -64,16 +66,28 @@ def _keep(outputs: list[Tensor]) -> Any:
     return hook
 
 
-def as_codes(values: Tensor, scale: float) -> Codes:
-    """Return ``values / scale`` as integers; exact for values that lie on the grid of that scale."""
-    return np.rint(values.double().cpu().numpy() / scale).astype(np.int64)
+def as_codes(values: npt.NDArray[Any], scale: float) -> Found:
+    """Return ``values / scale`` as integers; exact for values that are on the grid of that scale.
+
+    Values that are not finite have no code: then the reason comes back.
+    """
+    if not np.isfinite(values).all():
+        return "a value is not finite"  # cast to int64, NaN would equal NaN
+    return np.asarray(np.rint(values.astype(np.float64) / scale), np.int64)
 
 
-def codes_in_order(outputs: Mapping[str, list[Tensor]], quantizers: Sequence[tuple[str, float]]) -> list[Codes | None]:
-    """Return the codes of each ``(name, scale)``; the n-th mention of a name takes its n-th call (or None)."""
+def codes_in_order(outputs: Mapping[str, list[Tensor]], quantizers: Sequence[tuple[str, float]]) -> list[Found]:
+    """Return the codes of each ``(name, scale)``; the n-th mention of a name takes its n-th call.
+
+    Where there are fewer calls than mentions, or more, or a value is not finite, the reason stands in place of codes.
+    """
+    mentions = Counter(name for name, _ in quantizers)
     calls = {name: iter(tensors) for name, tensors in outputs.items()}
-    found: list[Codes | None] = []
+    found: list[Found] = []
     for name, scale in quantizers:
         tensor = next(calls[name], None)
-        found.append(None if tensor is None else as_codes(tensor, scale))
+        if len(outputs[name]) != mentions[name]:
+            found.append(f"the student calls it {len(outputs[name])} times, the file {mentions[name]} times")
+        else:
+            found.append(as_codes(cast(Tensor, tensor).double().cpu().numpy(), scale))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def _worst(edge: str, view: IntegerView, compared: Mapping[str, LayerParity], re
     pending, seen = [edge], {edge}
     while pending:
         current = pending.pop()
-        if current in view.outputs and report.off.max_steps is not None:
+        if current in view.outputs and report.off.max_steps is not None and math.isfinite(report.off.max_steps):
             found.append(report.off.max_steps)
         for node in view.nodes:
             if current not in node.inputs or node.output in seen:

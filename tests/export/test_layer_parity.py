@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from export import check_parity, export_onnx
-from export.layer_parity import LayerTally, SingleLayers
+from export.parity.layers import LayerTally, SingleLayers
 from export.runtime import open_session
 from quantizers import QuantSpec, calibrate, prepare
 

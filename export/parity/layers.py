@@ -6,19 +6,20 @@ kernel. ``SingleLayers`` therefore cuts the graph at every quantizer and feeds e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from export.codes import Codes
+from export.codes import Codes, Found, as_codes
 from export.runtime import open_session
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,38 +45,82 @@ class LayerParity:
 
 
 class LayerTally:
-    """Sums over images of what each quantizer's codes differ by."""
+    """Sums over images of what each quantizer's codes differ by.
+
+    Args:
+        taps: What is compared, in order of computation; each has a ``name``.
+    """
 
     def __init__(self, taps: Sequence[Mapping[str, Any]]) -> None:
         self.names = [str(tap["name"]) for tap in taps]
         self.images = 0
         self.values = [0] * len(taps)
+        self.has_codes = [False] * len(taps)
         self.student, self.kernels = _Differences(len(taps)), _Differences(len(taps))
         self.missing: dict[str, str] = {}
         self.output_difference = 0.0
+        self.output_beyond = 0  # batches in which it was more than allowed
 
-    def saw_output(self, off: npt.NDArray[Any], on: npt.NDArray[Any]) -> None:
-        """Add the outputs of the last layer alone, both fed the same codes."""
-        difference = np.abs(off.astype(np.float64) - on)
-        self.output_difference = max(self.output_difference, float(difference.max(initial=0)))
+    def saw_output(self, off: npt.NDArray[Any], on: npt.NDArray[Any] | str, allowed: float) -> None:
+        """Add the outputs of the last layer alone, both fed the same codes; or why its kernel gave none.
 
-    def add(self, student: Sequence[Codes | None], off: Sequence[Codes], on: Sequence[Codes], images: int) -> None:
-        """Add a batch: codes of the student, of the file, and of its integer kernels one by one."""
+        Args:
+            off: Of the file with optimisations off.
+            on: Of the kernel.
+            allowed: How far they may be apart.
+        """
+        if isinstance(on, str) or off.shape != on.shape:
+            self.missing["the last layer"] = on if isinstance(on, str) else _shapes("file", off, "kernel", on)
+            return
+        difference = distance(off, on)
+        largest = float(difference.max(initial=0))
+        self.output_difference = max(self.output_difference, largest)
+        self.output_beyond += int(largest > allowed)
+
+    def add(self, student: Sequence[Found], off: Sequence[Found], on: Sequence[Found], images: int) -> None:
+        """Add a batch: codes of the student, the file and its kernels one by one; or why there are none."""
         self.images += images
         for index, (ours, theirs, kernels) in enumerate(zip(student, off, on, strict=True)):
-            if ours is None:
-                self.missing[self.names[index]] = "the student has no such module, or calls it less often"
-            elif ours.shape != theirs.shape:
-                self.missing[self.names[index]] = f"shape {ours.shape} in the student, {theirs.shape} in the file"
+            why = _incomparable(ours, theirs, kernels)
+            if why:
+                self.missing.setdefault(self.names[index], why)
             else:
-                self.values[index] += theirs.size
-                self.student.add(index, ours, theirs)
-                self.kernels.add(index, kernels, theirs)
+                self._add(index, cast(Codes, ours), cast(Codes, theirs), cast(Codes, kernels))
+
+    def _add(self, index: int, ours: Codes, theirs: Codes, kernels: Codes) -> None:
+        self.values[index] += theirs.size
+        self.has_codes[index] |= bool(ours.any())
+        self.student.add(index, ours, theirs)
+        self.kernels.add(index, kernels, theirs)
 
     def rows(self) -> tuple[LayerParity, ...]:
         """Return a row a quantizer that was compared."""
         rows = zip(self.names, self.values, *self.student.columns, *self.kernels.columns, strict=True)
         return tuple(LayerParity(*row) for row in rows if row[1])
+
+    def uncompared(self) -> dict[str, str]:
+        """Return each quantizer of which some codes, or all, were not compared, and why."""
+        empty = {name: "it gives no values" for name, values in zip(self.names, self.values, strict=True) if not values}
+        return {**empty, **self.missing}
+
+    def silent(self) -> list[str]:
+        """Return the quantizers that gave no code but zero: equal, and nothing is shown by it."""
+        pairs = zip(self.names, self.values, self.has_codes, strict=True)
+        return [name for name, values, has_codes in pairs if values and not has_codes]
+
+
+def _incomparable(ours: Found, theirs: Found, kernels: Found) -> str:
+    for found in (ours, theirs, kernels):
+        if isinstance(found, str):
+            return found
+    student, file, alone = (cast(Codes, found) for found in (ours, theirs, kernels))
+    if student.shape != file.shape:
+        return _shapes("student", student, "file", file)
+    return "" if alone.shape == file.shape else _shapes("file", file, "kernel", alone)
+
+
+def _shapes(one: str, ours: npt.NDArray[Any], other: str, theirs: npt.NDArray[Any]) -> str:
+    return f"shape {list(ours.shape)} in the {one}, {list(theirs.shape)} in the {other}"
 
 
 class _Differences:
@@ -87,6 +132,14 @@ class _Differences:
         differing, largest = self.columns
         differing[index] += int(np.count_nonzero(steps))
         largest[index] = max(largest[index], int(steps.max(initial=0)))
+
+
+def distance(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return how far values are apart; infinity where either is not finite: NaN would be within every bound."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(one.astype(np.float64) - other)
+    apart[~np.isfinite(apart)] = np.inf
+    return np.asarray(apart, np.float64)
 
 
 class SingleLayers:
@@ -109,13 +162,16 @@ class SingleLayers:
         self.cuts = {*tensors, *inputs}
         self.sessions: dict[str, tuple[Any, list[str]]] = {}
 
-    def run(self, found: Arrays) -> dict[str, npt.NDArray[Any]]:
+    def run(self, found: Arrays) -> dict[str, npt.NDArray[Any] | str]:
         """Return each quantizer's tensor and the output as the integer kernels before it give them.
 
         Args:
             found: The codes at every cut and the model's inputs, which are what each piece is fed.
+
+        Returns:
+            Tensor -> its values; where ONNX Runtime cannot run its piece, why.
         """
-        return {target: self._run(target, found) for target in (*self.tensors, self.output)}
+        return {target: attempted(self._run, target, found) for target in (*self.tensors, self.output)}
 
     def _run(self, target: str, found: Arrays) -> npt.NDArray[Any]:
         if target not in self.sessions:
@@ -135,30 +191,42 @@ class SingleLayers:
 
     def _piece(self, target: str) -> tuple[list[onnx.NodeProto], list[str]]:
         """Return the nodes between the cuts before ``target`` and itself, in the graph's order, and those cuts."""
-        names: set[str] = set()
+        made: set[str] = set()
         feeds: dict[str, None] = {}
         pending = [target]
         while pending:
             tensor = pending.pop()
             if tensor in self.cuts and tensor != target:
                 feeds[tensor] = None
-            elif tensor in self.makers and self.makers[tensor].name not in names:
-                names.add(self.makers[tensor].name)
+            elif tensor in self.makers and self.makers[tensor].output[0] not in made:
+                made.add(self.makers[tensor].output[0])  # nodes need have no names, outputs have
                 pending += [name for name in self.makers[tensor].input if name]
-        return [node for node in self.model.graph.node if node.name in names], list(feeds)
+        return [node for node in self.model.graph.node if node.output[0] in made], list(feeds)
 
 
 def _type_of(array: npt.NDArray[Any]) -> tuple[int, list[str | int]]:
     return helper.np_dtype_to_tensor_dtype(array.dtype), ["batch", *array.shape[1:]]
 
 
-def in_order(found: Arrays, taps: Sequence[Mapping[str, Any]]) -> list[Codes]:
-    """Return the codes of each quantizer of ``taps``, in that order."""
+def attempted(function: Callable[..., Result], *given: Any) -> Result | str:
+    """Return what a call into ONNX Runtime gives, or what it says where it fails."""
+    try:
+        return function(*given)
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        return f"ONNX Runtime failed: {' '.join(str(error).split())[:300]}"
+
+
+def in_order(found: Mapping[str, npt.NDArray[Any] | str], taps: Sequence[Mapping[str, Any]]) -> list[Found]:
+    """Return the codes of each quantizer of ``taps``, in that order; or why there are none."""
     return [_codes(found[tap["tensor"]], tap) for tap in taps]
 
 
-def _codes(stored: npt.NDArray[Any], tap: Mapping[str, Any]) -> Codes:
+def _codes(stored: npt.NDArray[Any] | str, tap: Mapping[str, Any]) -> Found:
     """Return the codes of a tapped tensor: stored integers, or real values on the grid."""
-    is_integer = np.issubdtype(stored.dtype, np.integer)
-    codes = stored - np.int64(tap["zero_point"]) if is_integer else np.rint(stored / np.float64(tap["scale"]))
-    return np.asarray(codes, np.int64)
+    if isinstance(stored, str):
+        return stored
+    if np.issubdtype(stored.dtype, np.integer):
+        return np.asarray(stored - np.int64(tap["zero_point"]), np.int64)
+    return as_codes(stored, tap["scale"])

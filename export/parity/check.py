@@ -1,0 +1,116 @@
+"""Run a student and its file on the same images, and compare classes, logits and codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.codes import codes_in_order, device_of, evaluating, recorded_outputs
+from export.parity.expected import Expected, expected_of
+from export.parity.layers import LayerTally
+from export.parity.report import ParityReport
+from export.parity.tally import Array, Outputs, Tally
+from export.parity.ways import Ways
+
+Batch = Tensor | Sequence[Tensor]
+TAPPED_CHUNK = 16  # images a pass while every layer's codes are kept: bounds memory to some hundred MB at 224x224
+
+
+def check_parity(
+    student: nn.Module,
+    path: str | PathLike[str],
+    batches: Iterable[Batch],
+    *,
+    threads: int = 1,
+    layer_images: int = 256,
+) -> ParityReport:
+    """Run the student and its file on the same images, and compare classes, logits and codes.
+
+    The student runs in evaluation mode, which is its deployed arithmetic, and is left as it was. ONNX Runtime runs
+    the file twice: optimisations off (float arithmetic between quantizers, which is what the file says) and on (the
+    integer kernels a device uses). The codes of every quantizer are compared with optimisations off; then the kernels
+    between two quantizers run by themselves on those codes, so that no difference comes from an earlier layer. A
+    ``qonnx`` file is run by qonnx's own executor instead, node by node (slow), and ``on`` repeats ``off``.
+
+    Args:
+        student: What the file was exported from.
+        path: A file that ``export_onnx`` wrote.
+        batches: Normalised float images ``[batch, channels, height, width]``, or pairs ``(images, labels)``; labels
+            ``[batch]`` give accuracies, too. Images with all values zero prove nothing, so they are an error.
+        threads: ONNX Runtime's threads, at least 1.
+        layer_images: So many images at most are compared layer by layer; 0 leaves layers out.
+
+    Raises:
+        ValueError: If there are no images, all of them are zero or of another shape than the file takes, some value is
+            not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
+        FileNotFoundError: If there is no file at ``path``.
+        ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
+    """
+    ways, expected = Ways(path, threads), expected_of(student)
+    unmatched = dict(ways.match(expected))
+    tally, layers = Tally(expected), LayerTally(ways.taps)
+    with evaluating(student):
+        for images, labels in _pairs(batches):
+            ways.check_shape(images)
+            for part, part_labels, tapped in _parts(images, labels, layer_images - layers.images):
+                ours, off = _run_student(student, part, ways, expected, layers if tapped else None)
+                on = off if ways.is_qonnx else ways.run(ways.on, part)
+                tally.add(ours, off, on, part_labels)
+                tally.saw_values |= bool(part.any())
+    return tally.report(layers, unmatched, ways.notes, ways.runtime_version, threads)
+
+
+def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for number, batch in enumerate(batches):
+        images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
+        if not images.is_floating_point() or images.dim() < 2:
+            raise ValueError(f"batch {number}: images must be normalised floats, found {images.dtype}")
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"batch {number}: {list(labels.shape)} labels for {list(images.shape)} images")
+        if not torch.isfinite(images).all():
+            raise ValueError(f"batch {number}: an image holds a value that is not finite")
+        yield images.float().cpu().contiguous(), None if labels is None else labels.cpu()
+
+
+def _parts(images: Tensor, labels: Tensor | None, tapped: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+    """Cut a batch into small parts whose layers are compared, until ``tapped`` images have been, and the rest."""
+    start, count = 0, len(images)
+    while start < count:
+        is_tapped = start < tapped
+        end = min(start + TAPPED_CHUNK, tapped, count) if is_tapped else count
+        yield images[start:end], None if labels is None else labels[start:end], is_tapped
+        start = end
+
+
+def _run_student(
+    student: nn.Module, images: Tensor, ways: Ways, expected: Expected, layers: LayerTally | None
+) -> tuple[list[Array], Outputs]:
+    """Return the outputs of the student, and of the file with optimisations off; compare layers where asked to."""
+    inputs = images.to(device_of(student))
+    if layers is None:
+        return _arrays(student(inputs)), ways.run(ways.off, images)
+    with recorded_outputs(student, [tap.name for tap in ways.expected]) as outputs:
+        ours = _arrays(student(inputs))
+    found = ways.run_tapped(images)
+    if isinstance(found, str):
+        layers.images += len(images)
+        return ours, found
+    codes = codes_in_order(outputs, [(tap.name, tap.scale) for tap in ways.expected])
+    layers.add(codes, found.off, found.alone, len(images))
+    layers.saw_output(found.outputs[0], found.output_alone, expected.allowed(found.outputs[0], optimised=False))
+    return ours, cast(Outputs, found.outputs)
+
+
+def _arrays(output: Any) -> list[Array]:
+    """Return a net's outputs in the order in which its file gives them."""
+    if isinstance(output, Mapping):
+        return [array for value in output.values() for array in _arrays(value)]
+    if isinstance(output, (tuple, list)):
+        return [array for value in output for array in _arrays(value)]
+    values = cast(Tensor, getattr(output, "value", output))
+    return [np.asarray(values.detach().float().cpu().numpy())]

@@ -1,0 +1,120 @@
+"""What a right file of a student holds and how far its logits may be away, read from the student alone.
+
+Nothing here is read from the file: a file that names a wider step, or fewer quantizers, is not believed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import fx, nn
+
+from export.lowering import output_step
+from quantizers import integer_view
+from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
+
+# Half a step of the logits: below it, both logits round to one and the same integer sum.
+LOGIT_STEPS = 0.5
+# Float arithmetic sums the last layer's products in float32. Each of two such sums is off by about one rounding (2^-24)
+# of the largest sum that the layer can reach; ResNet-50 (2,048 products) was seen to use 0.6 of a step.
+ROUNDINGS = 2
+UNIT_ROUNDOFF = 2.0**-24
+# Logits that end in a real function (a sigmoid, say) have no step; two libraries' functions agree to some last bits.
+FUNCTION_ROUNDING = 2.0**-16
+# Optimisations on: a kernel may round a tie the other way, so that the last layer sees another code.
+CODES_ON = 1
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One call of a quantizer.
+
+    Args:
+        name: Module path.
+        scale: Real size of a code, as float32 holds it.
+        low, high: Codes of the grid.
+    """
+
+    name: str
+    scale: float
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A student's quantizers and the tolerance of its logits.
+
+    Args:
+        taps: Every call of a quantizer, in order of computation.
+        outputs: Number of outputs.
+        output_step: Real size of one step of the first output; None where it has none.
+        rounding: Real size of float32's rounding in the first output; None where it has no step.
+        move: By how much one code of the last layer's input moves a logit at most, in steps.
+    """
+
+    taps: tuple[Tap, ...]
+    outputs: int
+    output_step: float | None
+    rounding: float | None
+    move: float
+
+    def tie(self, logits: npt.NDArray[np.float32]) -> float:
+        """Return how far two logits may be apart and still be equal but for rounding."""
+        return 2 * self._rounding(logits)
+
+    def allowed(self, logits: npt.NDArray[np.float32], *, optimised: bool) -> float:
+        """Return how far logits of one function may be apart.
+
+        Args:
+            logits: The student's, any shape.
+            optimised: Whether the other side ran with optimisations on.
+        """
+        half = LOGIT_STEPS * (self.output_step or 0.0)
+        moved = CODES_ON * self.move * (self.output_step or 0.0) if optimised else 0.0
+        return half + moved + self._rounding(logits)
+
+    def _rounding(self, logits: npt.NDArray[np.float32]) -> float:
+        largest = float(np.abs(logits).max(initial=0, where=np.isfinite(logits)))
+        if self.rounding is None:
+            return FUNCTION_ROUNDING * largest
+        return self.rounding + ROUNDINGS * UNIT_ROUNDOFF * largest
+
+
+def expected_of(student: nn.Module) -> Expected:
+    """Return what a right file of the student holds.
+
+    Raises:
+        ValueError: If it is not a calibrated student, or has a scale that is not finite.
+    """
+    if not isinstance(student, fx.GraphModule):
+        raise ValueError(f"compare a student that quantizers.prepare made, got {type(student).__name__}")
+    view = integer_view(student)
+    step, last = output_step(view), _last(view)
+    reach, move = _reach(last, view) if isinstance(last, (Conv, Linear)) else (0.0, 1.0)
+    taps = (Tap(node.name, float(np.float32(node.grid.scale)), node.grid.low, node.grid.high)
+            for node in view.nodes if isinstance(node, Quantize))  # fmt: skip
+    rounding = None if step is None else ROUNDINGS * UNIT_ROUNDOFF * reach * step
+    return Expected(tuple(taps), len(view.outputs), step, rounding, move)
+
+
+def _last(view: IntegerView) -> Node | None:
+    """Return what computes the first output, moves of values aside; None where that is on a grid already."""
+    makers = {node.output: node for node in view.nodes}
+    edge = view.outputs[0]
+    while edge not in view.grids and isinstance(makers.get(edge), Shape):
+        edge = makers[edge].inputs[0]
+    return None if edge in view.grids else makers.get(edge)
+
+
+def _reach(layer: Conv | Linear, view: IntegerView) -> tuple[float, float]:
+    """Return the largest sum that a layer can reach, and its largest weight, both in steps of the coarsest channel."""
+    grid = view.grids[layer.inputs[0]]
+    weights = np.abs(layer.weights.astype(np.float64)).reshape(len(layer.weights), -1)
+    scales = np.broadcast_to(layer.weight_scale.astype(np.float64).reshape(-1), (len(weights),))
+    relative = scales / scales.max()
+    bias = 0.0 if layer.bias is None else np.abs(layer.bias.astype(np.float64))
+    sums = weights.sum(1) * max(abs(grid.low), abs(grid.high)) + bias
+    return float((sums * relative).max()), float((weights.max(1) * relative).max(initial=1.0))

@@ -1,0 +1,188 @@
+"""A student's file, opened in the ways that it is compared: optimisations off, on, and cut at its quantizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from export.lowering import INPUT, OUTPUT
+from export.parity.expected import Expected, Tap
+from export.parity.layers import Found, SingleLayers, attempted, in_order
+from export.quant_session import QuantSession
+from export.runtime import load_model, open_session, runtime
+
+Array = npt.NDArray[np.float32]
+TAP_KEYS = {"name": str, "tensor": str, "scale": float, "zero_point": int}
+
+
+class Ways:
+    """The file, and sessions on it.
+
+    Args:
+        path: A file that ``export_onnx`` wrote.
+        threads: ONNX Runtime's threads.
+
+    Raises:
+        ValueError: If it is damaged, or says nothing of its quantizers.
+        FileNotFoundError: If there is none.
+        ImportError: If what runs it is missing.
+    """
+
+    def __init__(self, path: str | PathLike[str], threads: int) -> None:
+        self.model = load_model(path)
+        self.path, self.threads = path, threads
+        self.properties = {entry.key: entry.value for entry in self.model.metadata_props}
+        self.all_taps = _read_taps(path, self.properties)
+        self.outputs = [entry.name for entry in self.model.graph.output]
+        if OUTPUT not in self.outputs:
+            raise ValueError(
+                f"{path}: it gives {self.outputs}, and no {OUTPUT!r}; compare a file that export_onnx wrote"
+            )
+        self.notes: tuple[str, ...] = ()
+        self.taps: list[dict[str, Any]] = []
+        self.expected: list[Tap] = []
+        self.single: SingleLayers | None = None
+        self.is_qonnx = self.properties.get("flavour") == "qonnx"
+        if self.is_qonnx:
+            session = QuantSession(path)
+            self.off = self.on = session
+            self.runtime_version = f"qonnx {session.version}"
+            self.notes = ("run by qonnx's executor, which has no optimisations: `on` repeats `off`",)
+        else:
+            self.off = open_session(path, optimise=False, threads=threads)
+            # a file that loads here and not there is a finding, and not a fault of the input
+            self.on = attempted(lambda: open_session(path, optimise=True, threads=threads))
+            self.runtime_version = str(runtime().__version__)
+
+    def match(self, expected: Expected) -> Iterator[tuple[str, str]]:
+        """Keep the quantizers that student and file share; yield each other one, and why it cannot be compared."""
+        left = _by_call(expected.taps)
+        tensors = {name for node in self.model.graph.node for name in node.output}
+        for key, tap in zip(_calls([tap["name"] for tap in self.all_taps]), self.all_taps, strict=True):
+            wanted = left.pop(key, None)
+            if why := _mismatch(tap, wanted, tensors):
+                yield str(tap["name"]), why
+            if wanted is not None and tap["tensor"] in tensors:
+                self.taps.append(tap)
+                self.expected.append(wanted)
+        for name, _ in left:
+            yield name, "the file names no such quantizer, or fewer calls of it"
+        if len(self.outputs) != expected.outputs:
+            yield "outputs", f"the student has {expected.outputs}, the file {len(self.outputs)}"
+        self._open_cut()
+
+    def _open_cut(self) -> None:
+        tensors = self.tensors
+        if self.is_qonnx:
+            self.tapped = self.off
+        else:
+            self.tapped = open_session(_exposed(self.model, self.taps), optimise=False, threads=self.threads)
+            self.single = SingleLayers(self.model, tensors, [INPUT], OUTPUT, self.threads)
+
+    @property
+    def tensors(self) -> list[str]:
+        """Return the tensors in which the file keeps the codes of its quantizers."""
+        return list(dict.fromkeys(tap["tensor"] for tap in self.taps))
+
+    def check_shape(self, images: Tensor) -> None:
+        """Refuse images that the file does not take.
+
+        Raises:
+            ValueError: Saying both shapes.
+        """
+        wanted = self.off.get_inputs()[0].shape[1:]  # without the batch
+        if any(isinstance(size, int) for size in wanted) and list(images.shape[1:]) != list(wanted):
+            raise ValueError(f"images are {list(images.shape[1:])}, but the file takes {list(wanted)}, batch apart")
+
+    def run(self, session: Any, images: Tensor) -> list[Array] | str:
+        """Return the outputs, in order; or what the runtime says where it fails."""
+        if isinstance(session, str):
+            return session
+        found = attempted(session.run, self.outputs, {INPUT: images.numpy()})
+        return found if isinstance(found, str) else [np.asarray(values) for values in found]
+
+    def run_tapped(self, images: Tensor) -> Tapped | str:
+        """Return what the file gives with optimisations off, and what its kernels give alone; or why it cannot run."""
+        names = [*self.outputs, *(name for name in self.tensors if name not in self.outputs)]
+        values = attempted(self.tapped.run, names, {INPUT: images.numpy()})
+        if isinstance(values, str):
+            return values
+        found = {INPUT: images.numpy(), **dict(zip(names, values, strict=True))}
+        alone = found if self.single is None else self.single.run(found)
+        return Tapped(
+            [np.asarray(found[name]) for name in self.outputs], in_order(found, self.taps), in_order(alone, self.taps),
+            alone[OUTPUT],
+        )  # fmt: skip
+
+
+class Tapped:
+    """Outputs and codes of a batch.
+
+    Args:
+        outputs: With optimisations off.
+        off: Codes of each quantizer with optimisations off.
+        alone: Codes of each kernel by itself.
+        output_alone: The first output, of the last kernel by itself; or why there is none.
+    """
+
+    def __init__(
+        self, outputs: list[Array], off: list[Found], alone: list[Found], output_alone: npt.NDArray[Any] | str
+    ) -> None:
+        self.outputs, self.off, self.alone, self.output_alone = outputs, off, alone, output_alone
+
+
+def _read_taps(path: str | PathLike[str], properties: Mapping[str, str]) -> list[dict[str, Any]]:
+    if "quantizers" not in properties:
+        raise ValueError(f"{path} says nothing of its quantizers; compare a file that export_onnx wrote")
+    try:
+        taps = json.loads(properties["quantizers"])
+        is_whole = all(isinstance(tap[key], kind) for tap in taps for key, kind in TAP_KEYS.items())
+    except (ValueError, TypeError, KeyError, RecursionError):
+        is_whole = False
+    if not is_whole or not isinstance(taps, list):
+        raise ValueError(f"{path}: what it says of its quantizers is damaged; export it again")
+    return taps
+
+
+def _calls(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Return each name and how often it was there before."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        found.append((name, seen.get(name, 0)))
+        seen[name] = seen.get(name, 0) + 1
+    return found
+
+
+def _by_call(taps: Sequence[Tap]) -> dict[tuple[str, int], Tap]:
+    return dict(zip(_calls([tap.name for tap in taps]), taps, strict=True))
+
+
+def _mismatch(tap: Mapping[str, Any], wanted: Tap | None, tensors: set[str]) -> str:
+    if wanted is None:
+        return "the student has no such quantizer, or calls it less often"
+    if tap["tensor"] not in tensors:
+        return f"the file has no tensor {tap['tensor']!r}"
+    if tap["scale"] != wanted.scale:
+        return f"its scale is {tap['scale']:.9g} in the file, {wanted.scale:.9g} in the student"
+    return ""
+
+
+def _exposed(model: onnx.ModelProto, taps: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a copy of the model that also gives the tapped tensors out."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    outputs = {entry.name for entry in model.graph.output}
+    types = {str(tap["tensor"]): TensorProto.DataType.Value(tap.get("type", "UINT8")) for tap in taps}
+    copy.graph.output.extend(
+        helper.make_tensor_value_info(name, kind, None) for name, kind in types.items() if name not in outputs
+    )
+    return bytes(copy.SerializeToString())

@@ -104,11 +104,18 @@ def check_same_function(student: nn.Module, model: nn.Module, x: Tensor, *, drop
     student, model = copy.deepcopy(student), unwrapped(model)
     with without_quantizers():
         compare(student.eval()(x), model.eval()(x), FLOAT_ROUNDING, "evaluation mode")
-        compare(student(x[:1]), model(x[:1]), FLOAT_ROUNDING, "evaluation mode, a batch of one")
+        one = student(x[:1])
+        compare(one, _with_batch(model(x[:1]), one), FLOAT_ROUNDING, "evaluation mode, a batch of one")
         if drops:
             _check_random(student.train(), x)
         elif in_training:
             compare(student.train()(x), model.train()(x), TRAINING_ROUNDING, "training mode")
+
+
+def _with_batch(wanted: Any, found: Any) -> list[Tensor]:
+    """Give tensors their batch axis back that a float net's ``squeeze`` takes from a batch of one."""
+    pairs = zip(tensors(wanted), tensors(found), strict=True)
+    return [their.unsqueeze(0) if their.shape == our.shape[1:] else their for their, our in pairs]
 
 
 def _check_random(student: nn.Module, x: Tensor) -> None:

@@ -155,6 +155,9 @@ def with_statistics(model: nn.Module, batches: Sequence[Tensor], *, drops: bool)
     if norms:
         for batch in batches:
             net(batch)
+    if any(not norm.num_batches_tracked for norm in norms):  # F.batch_norm on a module's statistics: a moving average
+        for _ in range(60):
+            net(torch.cat(list(batches)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.train()

@@ -7,6 +7,7 @@ PACKAGES = [
     "export.devices",
     "export.flavours",
     "export.parity",
+    "export.writers",
     "qkd",
     "qkd.agents",
     "qkd.config",
@@ -21,6 +22,9 @@ PACKAGES = [
     "qkd.training",
     "quantizers",
     "quantizers.graph",
+    "quantizers.graph.recording",
+    "quantizers.graph.spelling",
+    "quantizers.view",
 ]
 
 setup(

@@ -116,7 +116,9 @@ def float_inputs(view: IntegerView, places: Mapping[str, Node], steps: Mapping[s
 
 def is_final(node: Node, view: IntegerView) -> bool:
     """Tell whether a node is the softmax of the model's own output, which is real-valued by its nature."""
-    return isinstance(node, Function) and node.op in FINAL_FUNCTIONS and _after_moves(node.output, view)[0] in view.outputs
+    return (
+        isinstance(node, Function) and node.op in FINAL_FUNCTIONS and _after_moves(node.output, view)[0] in view.outputs
+    )
 
 
 def _kind(node: Node) -> str:

@@ -187,7 +187,8 @@ class _Reader:
         while self.makers[source].op_type != "Cast":  # of the codes, before sentinels came among them
             source = self.makers[source].input[0]
         (unit,) = (name for reader in self.readers[node.output[0]] for name in reader.input if name in self.constants)
-        features = prod(self._shape(source))
+        shape = self._shape(source)  # rows of features
+        features = shape[-1]
         bias = self.constants.get(node.input[5]) if len(node.input) > 5 else None
         return LayerFacts(
             kind=LAYERS[BLOCK_OPERATOR],
@@ -196,7 +197,7 @@ class _Reader:
             biases=0 if bias is None else prod(bias.shape),
             weight_scales=prod(self.constants[unit].shape),
             input_bits=int(self.input_bits[node.name]),
-            macs=features * self._outputs(node),
+            macs=prod(shape) * self._outputs(node),
             output_shape=(self._outputs(node),),
         )
 

@@ -93,14 +93,15 @@ def _gathered_maximum(
     edge = node.inputs[0]
     for side, key in ((0, "rows"), (1, "columns")):
         laid = f"{node.output}.{key}"
-        attributes: Mapping[str, object] = {"axis": side + 2, "indices": _places(node, side, image[side], windows[side])}
+        attributes: Mapping[str, object] = {
+            "axis": side + 2,
+            "indices": _places(node, side, image[side], windows[side]),
+        }
         nodes.append(Shape(f"{node.name}.{key}", (edge,), laid, op="gather", attributes=attributes))
         if edge in grids:
             grids[laid] = grids[edge]
         edge = laid
-    plain = replace(
-        node, inputs=(edge,), stride=node.kernel, padding=(0, 0, 0, 0), dilation=(1, 1), ceil_mode=False
-    )
+    plain = replace(node, inputs=(edge,), stride=node.kernel, padding=(0, 0, 0, 0), dilation=(1, 1), ceil_mode=False)
     return [*nodes, plain]
 
 

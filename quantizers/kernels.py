@@ -147,7 +147,7 @@ def _compile(function: Callable[..., Any], device: torch.device) -> Callable[...
     from torch._inductor import config
 
     known = config.get_config_copy()  # type: ignore[no-untyped-call, unused-ignore]
-    options = {name: True for name in EXACT_DIVISION if name in known}
+    options: Any = {name: True for name in EXACT_DIVISION if name in known}
     return torch.compile(function, dynamic=True, fullgraph=True, options=options or None)
 
 
@@ -251,7 +251,13 @@ class _PerChannel(torch.autograd.Function):
             return grad_x, (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
         rows = (x.size(0), -1)
         grad_x, terms = _fusion(_gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high)
-        return grad_x.view(x.shape), (terms.sum(dim=1) * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
+        return (
+            grad_x.view(x.shape),
+            (terms.sum(dim=1) * ctx.grad_scale).to(scale.dtype).view_as(scale),
+            None,
+            None,
+            None,
+        )
 
 
 def fake_quantize(

@@ -40,14 +40,14 @@ class Student(fx.GraphModule):
         require_same_grids(self, state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Student:  # noqa: FBT001, FBT002 - torch's signature
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Student:  # noqa: FBT001, FBT002 - torch's
         changed = fn(torch.zeros((), dtype=torch.float32)).dtype
         if changed in (torch.float16, torch.bfloat16):
             raise TypeError(
-                f"a student cannot be made {changed}: its codes are exact in float32 only; keep it in float32 and train "
+                f"a student cannot be made {changed}: its codes are exact in float32 only; keep it so and train "
                 "under torch.autocast, and export it, which stores 2 to 8 bits"
             )
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -13,6 +13,7 @@ from qkd.report.summary import RunSummary, model_table, size_table
 from qkd.report.text import (
     SIZE_NOTE,
     cost_table,
+    fall_back_table,
     flavour_sentence,
     latency_sentence,
     layer_table,
@@ -82,6 +83,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         _section("Search", _searches(record.searches)),
         _section("Agents", _agents(record)),
         _section("Layers of the student", _table(layer_table(summary)) if summary.layers else ""),
+        _section("Left in float", _table(fall_back_table(summary)) if summary.fall_backs else ""),
         _section("Config", f"<pre>{escape(record.config)}</pre>" if record.config else ""),
         _section("Environment", _table([["what", "value"], *_flat(record.environment)]) if record.environment else ""),
     ]

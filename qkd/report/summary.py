@@ -79,6 +79,7 @@ class RunSummary:
         bench: The measurement that the closing table shows: this machine's, or else the first device's.
         devices: Every device's measurement, this machine first; of one that failed, its ``failure``.
         report: Path of the page; None before it is written.
+        fall_backs: A sentence for each layer or function of the student that stays in float, and why.
     """
 
     name: str
@@ -91,6 +92,7 @@ class RunSummary:
     flavours: Mapping[str, Any] = field(default_factory=dict)
     devices: tuple[Mapping[str, Any], ...] = ()
     report: str | None = None
+    fall_backs: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain data; accuracies are fractions."""
@@ -133,6 +135,7 @@ def summarise(path: Path) -> RunSummary:
         flavours=_flavours(path, export),
         devices=devices,
         report=str(report) if report.is_file() else None,
+        fall_backs=tuple(export.get("student", {}).get("fall_backs", ())),
     )
 
 

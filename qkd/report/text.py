@@ -44,6 +44,11 @@ def layer_table(summary: RunSummary) -> list[list[str]]:
     return [LAYER_HEAD, *(_layer_cells(row) for row in summary.layers)]
 
 
+def fall_back_table(summary: RunSummary) -> list[list[str]]:
+    """Return heading and lines of what stays in float in the student's file, as text."""
+    return [["layer, and why it stays in float"], *([sentence] for sentence in summary.fall_backs)]
+
+
 def render_text(
     summary: RunSummary, *, searches: Mapping[str, SearchRecord] | None = None, agents: Mapping[str, str] | None = None
 ) -> str:
@@ -73,6 +78,8 @@ def render_text(
         parts += ["## Agents", "\n".join(f"- {role}: {words}" for role, words in agents.items())]
     if summary.layers:
         parts += ["## Layers of the student", markdown(layer_table(summary))]
+    if summary.fall_backs:
+        parts += ["## Left in float", markdown(fall_back_table(summary))]
     return "\n\n".join(parts) + "\n"
 
 

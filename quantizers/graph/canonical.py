@@ -42,19 +42,25 @@ class Affine(nn.Module):
     Args:
         scale: Factors, ``[channels]`` floating, or one, ``[1]``.
         shift: Offsets, likewise.
-        is_learned: Whether both train (a layer scale), else they are constants of the network.
+        learned: Whether scale and shift train (a layer scale), each; else they are constants of the network.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, scale: Tensor, shift: Tensor, *, is_learned: bool = False) -> None:
+    def __init__(self, scale: Tensor, shift: Tensor, *, learned: tuple[bool, bool] = (False, False)) -> None:
         super().__init__()
-        for name, value in (("scale", scale), ("shift", shift)):
-            if is_learned:
+        self.learned = learned
+        for name, value, trains in zip(("scale", "shift"), (scale, shift), learned, strict=True):
+            if trains:
                 self.register_parameter(name, nn.Parameter(value.detach().clone()))
             else:
                 self.register_buffer(name, value.detach().clone())
+
+    @property
+    def is_identity(self) -> bool:
+        """Tell whether it is a constant that changes nothing."""
+        return not any(self.learned) and bool((self.scale == 1).all()) and bool((self.shift == 0).all())
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.dim() - 2)

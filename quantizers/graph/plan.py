@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from quantizers.graph.trace import (
+from quantizers.graph.canonical import Affine
+from quantizers.graph.kinds import (
     ADAPTIVE,
     ADD,
+    AFFINE,
     AVGPOOL,
     CAT,
     COMPUTE,
+    CONV,
     FUNCTION,
     FUNCTION_NAMES,
     MAXPOOL,
@@ -21,9 +24,8 @@ from quantizers.graph.trace import (
     PRESERVING,
     RELU,
     UNSIGNED_FUNCTIONS,
-    RewriteError,
-    Traced,
 )
+from quantizers.graph.trace import RewriteError, Traced
 from quantizers.spec import QuantSpec
 
 # A product of codes, twice, must fit the 16-bit pair sums of x86 integer kernels without VNNI.
@@ -48,21 +50,42 @@ class Plan:
 
     def __init__(self, traced: Traced, spec: QuantSpec) -> None:
         self.traced, self.spec = traced, spec
-        self.norm_of: dict[fx.Node, fx.Node] = {}
-        self.norm_host: dict[fx.Node, fx.Node] = {}
-        self._fold_norms()
-        self.folded = set(self.norm_host)
+        self.folds: dict[fx.Node, list[fx.Node]] = {}  # layer -> what is folded into it, in order
+        self.host: dict[fx.Node, fx.Node] = {}  # what is folded -> its layer
+        for node in self.traced.graph.nodes:
+            self._fold(node)
+        self.folded = set(self.host)
         self.layer_bits = self._assign_layer_bits()
         self._demands: dict[fx.Node, frozenset[Demand]] = {}
         self._kinds: dict[fx.Node, str] = {}
 
-    def _fold_norms(self) -> None:
-        for node in self.traced.graph.nodes:
-            source = node.args[0] if node.args else None
-            if node.meta["kind"] != NORM or not isinstance(source, fx.Node):
-                continue
-            if source.meta["kind"] in COMPUTE and len(source.users) == 1:
-                self.norm_of[source], self.norm_host[node] = node, source
+    def _fold(self, node: fx.Node) -> None:
+        """Fold a batch norm or an affine map into the layer that alone gives what it reads."""
+        kind, source = node.meta["kind"], node.args[0] if node.args else None
+        if kind not in (NORM, AFFINE) or not isinstance(source, fx.Node) or len(source.users) != 1:
+            return
+        layer = self.host.get(source, source)
+        # A linear layer on more than two axes has its features last; norms and affine maps work on axis 1.
+        on_channels = layer.meta["kind"] == CONV or (layer.meta["kind"] in COMPUTE and len(layer.meta["shape"]) == 2)
+        if on_channels and self._may_fold(node, layer):
+            self.folds.setdefault(layer, []).append(node)
+            self.host[node] = layer
+
+    def _may_fold(self, node: fx.Node, layer: fx.Node) -> bool:
+        module, host = self.traced.module(node), self.traced.module(layer)
+        if isinstance(module, Affine):
+            # What trains must not disappear in what is frozen.
+            return not any(module.learned) or all(p.requires_grad for p in host.parameters())  # type: ignore[union-attr]
+        return not any(other.meta["kind"] == NORM for other in self.folds.get(layer, []))
+
+    def root(self, layer: fx.Node) -> fx.Node:
+        """Return the node whose value a layer gives: the last of what is folded into it, or itself."""
+        return self.folds[layer][-1] if layer in self.folds else layer
+
+    def is_absorbed(self, node: fx.Node) -> bool:
+        """Tell whether the student never holds the value of a node, because more is folded into its layer."""
+        layer = self.host.get(node, node)
+        return layer in self.folds and self.root(layer) is not node
 
     def _assign_layer_bits(self) -> dict[fx.Node, tuple[int, int]]:
         layers = [n for n in self.traced.graph.nodes if n.meta["kind"] in COMPUTE]
@@ -94,7 +117,7 @@ class Plan:
         kind = user.meta["kind"]
         if kind in COMPUTE:
             return frozenset({("compute", self.layer_bits[user][1], None)})
-        if kind in (ADD, MUL, AVGPOOL, MEAN, FUNCTION, NORM) or (kind == ADAPTIVE and not _is_identity(user)):
+        if kind in (ADD, MUL, AVGPOOL, MEAN, FUNCTION, NORM, AFFINE) or (kind == ADAPTIVE and not _is_identity(user)):
             return frozenset({("stream", self.spec.sum_bits, None)})
         if kind == CAT:
             return frozenset({("cat", 0, user)})
@@ -134,7 +157,19 @@ class Plan:
         own = [bits for what, bits, _ in demands if what != "cat"]
         if own:
             return max(own)
-        return max(self.bits(cat) or self.spec.sum_bits for _, _, cat in demands if cat is not None)
+        widths = [self.bits(cat) or self.spec.sum_bits for _, _, cat in demands if cat is not None]
+        # A rectified value that cannot lie on their grid keeps one of its own, wide enough to be put on theirs.
+        return max([*widths, self.spec.sum_bits] if self._keeps_its_grid(node) else widths)
+
+    def _keeps_its_grid(self, node: fx.Node) -> bool:
+        """Tell whether the grid of concatenations reaches below zero, where that of a value must not.
+
+        The clip at zero of an unsigned grid is the ReLU: on a grid that reaches below zero there would be none.
+        """
+        if node.meta["kind"] != RELU and not self.rectifiers(node):
+            return False
+        cats = {cat for what, _, cat in self.demands(node) if what == "cat" and cat is not None}
+        return any(self.kind(cat) != "unsigned" for cat in cats)
 
     def cats(self, node: fx.Node) -> frozenset[fx.Node]:
         """Return the concatenations whose grid a value may lie on directly: those that alone read it, on one width."""
@@ -142,6 +177,7 @@ class Plan:
         cats = {cat for what, _, cat in demands if what == "cat" and cat is not None}
         if (
             len(cats) != len(demands)
+            or self._keeps_its_grid(node)
             or len({(self.bits(cat) or self.spec.sum_bits, self.kind(cat)) for cat in cats}) > 1
         ):
             return frozenset()
@@ -168,32 +204,30 @@ class Plan:
         if kind == FUNCTION:
             return "unsigned" if self.function_name(node) in UNSIGNED_FUNCTIONS else "shifted"
         if kind in (ADD, MUL, CAT, AVGPOOL, MEAN, ADAPTIVE, *PRESERVING):
-            operands = [n for n in node.all_input_nodes if n.meta["shape"] is not None]
-            kinds = {self._natural_kind(n) for n in operands}
+            kinds = {self._natural_kind(n) for n in node.all_input_nodes}
             return "unsigned" if kinds == {"unsigned"} else "signed"
         return "signed"
 
     def function_name(self, node: fx.Node) -> str:
         """Return the name of a real function, as the integer view calls it."""
         module = self.traced.module(node)
-        return FUNCTION_NAMES[type(module) if module is not None else node.target]
+        return FUNCTION_NAMES[type(module)]  # type: ignore[index]
 
     def largest(self, node: fx.Node) -> float | None:
         """Return the upper bound that the float net's own activation puts on a value, or None."""
-        bounds = [self._bound(relu) for relu in self.rectifiers(node) or [node]]
+        bounds = [self.bound(relu) for relu in self.rectifiers(node) or [node]]
         known = [bound for bound in bounds if bound is not None]
         return max(known) if len(known) == len(bounds) else None
 
-    def _bound(self, node: fx.Node) -> float | None:
+    def bound(self, node: fx.Node) -> float | None:
+        """Return the upper bound that a node itself puts on its values, or None."""
         module = self.traced.module(node)
-        if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-            return float(module.max_val)
-        return 6.0 if getattr(node.target, "__name__", "") == "relu6" else None
+        is_bounded = node.meta["kind"] == RELU and isinstance(module, nn.Hardtanh)  # ReLU6 is one
+        return float(module.max_val) if is_bounded else None  # type: ignore[union-attr, arg-type]
 
 
 def _is_identity(node: fx.Node) -> bool:
-    operand = node.args[0] if node.args else node.kwargs["input"]
-    return bool(operand.meta["shape"] == node.meta["shape"])  # type: ignore[union-attr]
+    return bool(node.args[0].meta["shape"] == node.meta["shape"])  # type: ignore[union-attr]
 
 
 def _reaches(layer: fx.Node, *, up: bool) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from quantizers.graph.plan import Plan, weight_range
-from quantizers.graph.pooling import adaptive_pool, pool_module, spatial_mean
-from quantizers.graph.trace import (
+from quantizers.graph.canonical import Reshape
+from quantizers.graph.folding import affine_layer, folded, image_norm
+from quantizers.graph.kinds import (
     ADAPTIVE,
     ADD,
+    AFFINE,
     AVGPOOL,
     CAT,
     CONV,
@@ -28,11 +30,12 @@ from quantizers.graph.trace import (
     PLACEHOLDER,
     RELU,
     SHAPE,
-    VALUE,
-    RewriteError,
-    Traced,
-    trace,
 )
+from quantizers.graph.names import safe_path
+from quantizers.graph.plan import Plan, weight_range
+from quantizers.graph.pooling import adaptive_pool
+from quantizers.graph.trace import RewriteError, Traced, trace
+from quantizers.graph.verify import verify_student
 from quantizers.layers import (
     ActQuantizer,
     Concat,
@@ -59,9 +62,12 @@ class _Value:
     cats: frozenset[fx.Node] = frozenset()
     origin: Origin | None = None
     producer: QuantConvBn2d | QuantLinearBn | None = None
+    is_rectified: bool = False  # already behind a ReLU that the float net has further down
 
 
-def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor | tuple[Tensor]) -> Student:
+def prepare(
+    model: nn.Module, spec: QuantSpec, example_inputs: Tensor | tuple[Tensor], *, verify: bool = True
+) -> Student:
     """Return a low-bit student of a float CNN: the same function on grids, weights copied, ready to calibrate.
 
     Convolutions and linear layers (with the batch norm behind them) become Brevitas layers with low-bit weights.
@@ -71,25 +77,30 @@ def prepare(model: nn.Module, spec: QuantSpec, example_inputs: Tensor | tuple[Te
     ``model`` and on ``spec`` only, so the state of one student loads strictly into another prepared alike.
 
     Args:
-        model: A network torch.fx can trace, made of torch layers; it is not changed.
+        model: A network of torch operations, also within ``DataParallel`` or ``torch.compile``; it is not changed.
         spec: Bits and quantizers.
         example_inputs: Images as the network takes them, float, ``[batch, channels, height, width]`` (or a tuple of one
             such tensor).
+        verify: Whether to compare the student, all quantizers bypassed, with the float network, step by step
+            (:mod:`quantizers.graph.verify` says how close).
 
     Returns:
         A graph module in training mode if ``model`` is, on the device of ``model``. Call :func:`calibrate` next.
 
     Raises:
         RewriteError: If a part of the network has no low-bit form (names the layer and the way out), or a pattern of
-            ``spec.overrides`` matches no layer.
+            ``spec.overrides`` matches no layer, or the student is another function than the network.
         TypeError: If ``example_inputs`` is not one tensor.
     """
     if isinstance(example_inputs, (tuple, list)) and len(example_inputs) == 1:
         example_inputs = example_inputs[0]
     if not isinstance(example_inputs, Tensor):
         raise TypeError(f"example_inputs must be one image tensor, got {type(example_inputs).__name__}")
-    traced = trace(model, example_inputs)
-    student = _Writer(traced, spec).write()
+    traced = trace(model, example_inputs, verify=verify)
+    writer = _Writer(traced, spec)
+    student = writer.write()
+    if verify:
+        verify_student(traced, student, writer.pairs, example_inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return student.to(device).train(model.training)
 
@@ -104,15 +115,22 @@ class _Writer:
         self.modules: dict[str, nn.Module] = {}
         self.values: dict[fx.Node, _Value] = {}
         self.cat_members: dict[fx.Node, ActQuantizer] = {}
+        self.pairs: list[tuple[fx.Node, str]] = []  # float node, name of the student's node of the same value
+        self.absorbed: list[tuple[fx.Node, ActQuantizer]] = []  # a ReLU, the quantizer that is it
 
     def write(self) -> Student:
         for node in self.traced.graph.nodes:
             if node.meta["kind"] == OUTPUT:
                 self.graph.output(fx.map_arg(node.args[0], lambda n: self.values[n].node))
             elif node in self.plan.folded:
-                self.values[node] = self.values[self.plan.norm_host[node]]
+                self.values[node] = self.values[self.plan.host[node]]
             else:
                 self.values[node] = self._emit(node)
+        for node, value in self.values.items():
+            if not value.is_rectified and not self.plan.is_absorbed(node):
+                self.pairs.append((node, value.node.name))
+        self._check_rectifiers()
+        self._bound_joint_grids()
         return assemble(self.graph, self.modules, tap_paths=self._tap_paths(), spec=self.spec)
 
     # -- one float node -> new nodes -------------------------------------------------------------------------------
@@ -121,9 +139,9 @@ class _Writer:
         kind = node.meta["kind"]
         emitters = {
             PLACEHOLDER: self._placeholder, CONV: self._layer, LINEAR: self._layer, NORM: self._norm,
-            RELU: self._relu, ADD: self._joint, MUL: self._joint, CAT: self._cat, MAXPOOL: self._maxpool,
-            AVGPOOL: self._avgpool, ADAPTIVE: self._adaptive, MEAN: self._mean, PASS: self._pass, SHAPE: self._copy,
-            FUNCTION: self._function, VALUE: self._copy, FINAL: self._copy,
+            AFFINE: self._affine, RELU: self._relu, ADD: self._joint, MUL: self._joint, CAT: self._cat,
+            MAXPOOL: self._module_on, AVGPOOL: self._avgpool, ADAPTIVE: self._adaptive, MEAN: self._mean,
+            PASS: self._module_on, SHAPE: self._module_on, FUNCTION: self._function, FINAL: self._module_on,
         }  # fmt: skip
         return emitters[kind](node)
 
@@ -133,19 +151,24 @@ class _Writer:
         return self._settle(node, _Value(new))
 
     def _layer(self, node: fx.Node) -> _Value:
-        original = self.traced.module(node)
-        norm_node = self.plan.norm_of.get(node)
-        norm = self.traced.module(norm_node) if norm_node is not None else None
+        extras = [self.traced.module(extra) for extra in self.plan.folds.get(node, [])]
+        layer, norm = folded(self.traced.module(node), extras)  # type: ignore[arg-type]
         weight_bits, act_bits = self.plan.layer_bits[node]
-        return self._compute(norm_node or node, node, original, norm, weight_bits, act_bits)
+        return self._compute(self.plan.root(node), node, layer, norm, weight_bits, act_bits)
 
     def _compute(
         self, root: fx.Node, node: fx.Node, original: Any, norm: Any, weight_bits: int, act_bits: int
     ) -> _Value:
-        operand = self._on_grid(_operand(node), act_bits)
-        source = operand.quantizer
+        operand = self._on_grid(node.args[0], act_bits)  # type: ignore[arg-type]
+        layer = self._quant_layer(self.traced.path(node), original, norm, operand.quantizer, weight_bits)
+        new = self._call(self.traced.path(node), layer, (operand.node,), root.meta["shape"])
+        return self._settle(root, _Value(new, producer=layer))
+
+    def _quant_layer(
+        self, path: str, original: Any, norm: Any, source: ActQuantizer | None, weight_bits: int
+    ) -> QuantConvBn2d | QuantLinearBn:
         if source is None:
-            raise RewriteError(f"{self.traced.path(node)}: its input is on no grid")
+            raise RewriteError(f"{path}: its input is on no grid")
         method = self.spec.weight_quantizer if weight_bits < 8 else "lsq"
         injector = weight_quantizer(weight_bits, method, per_channel=self.spec.per_channel)
         options: dict[str, Any] = weight_range(weight_bits, source.quant.bits, method)
@@ -154,49 +177,95 @@ class _Writer:
         kind = QuantConvBn2d if isinstance(original, nn.Conv2d) else QuantLinearBn
         layer = kind(original, norm, injector, **options)
         layer.connect(source=source)
-        new = self._call(self.traced.path(node), layer, (operand.node,), root.meta["shape"])
-        return self._settle(root, _Value(new, producer=layer))
+        return layer
 
     def _norm(self, node: fx.Node) -> _Value:
         """A batch norm that follows no layer becomes a depthwise 1x1 convolution of ones with that batch norm."""
-        norm = self.traced.module(node)
-        if not isinstance(norm, nn.BatchNorm2d):
-            raise RewriteError(f"{self.traced.path(node)}: batch norm after no linear layer; put it behind one")
-        channels = norm.num_features
-        identity = nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
+        norm = image_norm(self.traced.module(node))  # type: ignore[arg-type]
+        identity = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, bias=False)
         nn.init.ones_(identity.weight)
         identity.weight.requires_grad_(norm.weight is None or norm.weight.requires_grad)  # frozen stays frozen, whole
-        return self._compute(node, node, identity, norm, 8, self.spec.sum_bits)
+        return self._channelwise(node, identity, norm)
+
+    def _affine(self, node: fx.Node) -> _Value:
+        """An affine map that no layer can take in becomes a depthwise 1x1 convolution, too."""
+        affine = self.traced.module(node)
+        return self._channelwise(node, affine_layer(affine, node.meta["shape"][1]), None)  # type: ignore[arg-type]
+
+    def _channelwise(self, node: fx.Node, conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> _Value:
+        """Write an 8-bit depthwise 1x1 convolution, within reshapes where the tensor is no image."""
+        shape = node.meta["shape"]
+        if len(shape) == 4:
+            return self._compute(node, node, conv, norm, 8, self.spec.sum_bits)
+        path = self.traced.path(node)
+        operand = self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
+        image = (shape[0], shape[1], math.prod(shape[2:]), 1)
+        spread = self._call(f"{path}_image", Reshape(image[1:]), (operand.node,), image)
+        layer = self._quant_layer(path, conv, norm, operand.quantizer, 8)
+        result = self._call(path, layer, (spread,), image)
+        back = self._call(f"{path}_back", Reshape(shape[1:]), (result,), shape)
+        return self._settle(node, _Value(back, producer=layer))
 
     def _relu(self, node: fx.Node) -> _Value:
-        operand = self.values[_operand(node)]
-        quantizer = operand.quantizer
-        is_bounded = quantizer is not None and (self.plan.largest(node) is None or quantizer.quant.largest is not None)
-        if quantizer is not None and quantizer.quant.kind == "unsigned" and is_bounded:
-            return operand
+        operand = self.values[node.args[0]]  # type: ignore[index]
+        quantizer, bound = operand.quantizer, self.plan.bound(node)
+        if quantizer is not None and quantizer.quant.kind == "unsigned" and _is_within(quantizer, bound):
+            self.absorbed.append((node, quantizer))
+            return replace(operand, is_rectified=False)
         bits = self.plan.bits(node)
         if bits is None:
-            return _Value(self._copied(node))
+            return self._module_on(node)
         if quantizer is not None:
             operand = _Value(operand.node, origin=Origin("grid", (quantizer,)))
-        return self._quantized(self.traced.path(node), node, operand, bits)
+        value = self._quantized(self.traced.path(node), node, operand, bits)
+        self.absorbed.append((node, value.quantizer))  # type: ignore[arg-type]
+        return value
+
+    def _check_rectifiers(self) -> None:
+        """A ReLU is absorbed by the clip of an unsigned grid only; any other grid would let negative values pass."""
+        for node, quantizer in self.absorbed:
+            if quantizer.quant.kind != "unsigned":
+                raise RewriteError(
+                    f"{self.traced.path(node)}: its grid {quantizer.name} is {quantizer.quant.kind}, so it would "
+                    "disappear: please report it"
+                )
+
+    def _bound_joint_grids(self) -> None:
+        """Where grids of one step have different upper bounds, the step suits the widest: the others need a clip."""
+        members: dict[nn.Module, list[fx.Node]] = {}
+        for node in list(self.graph.nodes):
+            module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, ActQuantizer):
+                members.setdefault(module.quant.owner, []).append(node)
+        for nodes in members.values():
+            quants = [self.modules[str(node.target)].quant for node in nodes]  # type: ignore[union-attr]
+            if len({quant.largest for quant in quants}) > 1:
+                for node, quant in zip(nodes, quants, strict=True):
+                    if quant.largest is not None:
+                        self._clip(node, quant)
+
+    def _clip(self, node: fx.Node, quant: Any) -> None:
+        bound, quant.largest = quant.largest, None
+        clip = nn.ReLU6() if bound == 6 else nn.Hardtanh(0.0, bound)
+        with self.graph.inserting_before(node):
+            new = self._call(f"{node.target}_clip", clip, node.args, node.meta["shape"])  # type: ignore[arg-type]
+        node.args = (new,)
 
     def _joint(self, node: fx.Node) -> _Value:
         kind = node.meta["kind"]
-        a, b = (self._on_grid(arg, self.spec.sum_bits, exact=True) for arg in node.args[:2])  # type: ignore[arg-type]
+        a, b = (self._on_grid(arg, self.spec.sum_bits, exact=True) for arg in node.args)  # type: ignore[arg-type]
         if a.quantizer is None or b.quantizer is None:
             raise RewriteError(f"{self.traced.path(node)}: an operand is on no grid")
         if kind == ADD:
             b.quantizer.quant.share(a.quantizer.quant)
-        module = Sum() if kind == ADD else Product()
+        module = self.traced.module(node)
         new = self._call(self.traced.path(node), module, (a.node, b.node), node.meta["shape"])
         return self._settle(node, _Value(new, origin=Origin(kind, (a.quantizer, b.quantizer))))
 
     def _cat(self, node: fx.Node) -> _Value:
-        inputs, axis = _cat_arguments(node)
         bits, parts = self.plan.bits(node) or self.spec.sum_bits, []
-        for position, source in enumerate(inputs):
-            value = self.values[source]
+        for position, source in enumerate(node.args):
+            value = self.values[source]  # type: ignore[index]
             if value.quantizer is None or node not in value.cats or value.quantizer.quant.bits != bits:
                 value = self._joining(node, value, position, bits)
             member = value.quantizer
@@ -205,7 +274,8 @@ class _Writer:
             first = self.cat_members.setdefault(node, member)
             member.quant.share(first.quant)
             parts.append(value)
-        new = self._call(self.traced.path(node), Concat(axis), tuple(p.node for p in parts), node.meta["shape"])
+        operands = tuple(part.node for part in parts)
+        new = self._call(self.traced.path(node), self.traced.module(node), operands, node.meta["shape"])
         return _Value(new, self.cat_members[node], cats=parts[0].cats if _all_same(parts) else frozenset())
 
     def _joining(self, node: fx.Node, value: _Value, position: int, bits: int) -> _Value:
@@ -214,68 +284,50 @@ class _Writer:
         path = f"{self.traced.path(node)}_input{position}"
         return self._quantized(path, node, source, bits, kind=self.plan.kind(node), method="lsq")
 
-    def _maxpool(self, node: fx.Node) -> _Value:
-        return self._module_on(node, pool_module(self.traced, node))
-
-    def _module_on(self, node: fx.Node, module: nn.Module) -> _Value:
-        operand = self.values[_operand(node)]
-        new = self._call(self.traced.path(node), module, (operand.node,), node.meta["shape"])
-        return _Value(new, operand.quantizer, cats=operand.cats, origin=operand.origin, producer=operand.producer)
+    def _module_on(self, node: fx.Node) -> _Value:
+        """Write a module that moves or picks values: the result is on the grid of the operand, if there is one."""
+        operand = self.values[node.args[0]]  # type: ignore[index]
+        new = self._call(self.traced.path(node), self.traced.module(node), (operand.node,), node.meta["shape"])
+        if node.meta["kind"] in (RELU, FINAL):
+            return _Value(new)
+        return replace(operand, node=new, lower={})
 
     def _avgpool(self, node: fx.Node) -> _Value:
-        module = pool_module(self.traced, node)
-        counts = window_counts(module, _operand(node).meta["shape"][2:])  # type: ignore[arg-type]
-        return self._mean_of(node, module, counts)
+        module: Any = self.traced.module(node)
+        return self._mean_of(node, module, window_counts(module, node.args[0].meta["shape"][2:]))  # type: ignore[union-attr]
 
     def _mean(self, node: fx.Node) -> _Value:
-        return self._mean_of(node, *spatial_mean(self.traced, node))
+        shape = node.args[0].meta["shape"]  # type: ignore[union-attr]
+        return self._mean_of(node, self.traced.module(node), shape[2] * shape[3])
 
     def _adaptive(self, node: fx.Node) -> _Value:
-        gather, pool, count = adaptive_pool(_operand(node).meta["shape"][2:], node.meta["shape"][2:])
+        gather, pool, count = adaptive_pool(node.args[0].meta["shape"][2:], node.meta["shape"][2:])  # type: ignore[union-attr]
         if gather is None and pool is None:
-            return self.values[_operand(node)]
+            return self.values[node.args[0]]  # type: ignore[index]
         if gather is None:
-            return self._mean_of(node, pool, count)  # type: ignore[arg-type]
+            return self._mean_of(node, pool, count)
         return self._uneven(node, gather, pool, count)
 
     def _uneven(self, node: fx.Node, gather: WindowGather, pool: nn.Module | None, count: int) -> _Value:
-        operand = self._on_grid(_operand(node), self.spec.sum_bits)
+        operand = self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
         shape = node.meta["shape"][:2] + (len(gather.rows), len(gather.columns))
         spread = self._call(f"{self.traced.path(node)}_windows", gather, (operand.node,), shape)
         value = _Value(spread, operand.quantizer, cats=operand.cats)
         return value if pool is None else self._mean_of(node, pool, count, value)
 
     def _mean_of(
-        self, node: fx.Node, pool: nn.Module, counts: int | tuple[int, ...], operand: _Value | None = None
+        self, node: fx.Node, pool: nn.Module | None, counts: int | tuple[int, ...], operand: _Value | None = None
     ) -> _Value:
-        operand = operand or self._on_grid(_operand(node), self.spec.sum_bits)
+        operand = operand or self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
         if operand.quantizer is None:
             raise RewriteError(f"{self.traced.path(node)}: what it averages is on no grid")
         new = self._call(self.traced.path(node), pool, (operand.node,), node.meta["shape"])
         return self._settle(node, _Value(new, origin=Origin("mean", (operand.quantizer,), counts)))
 
-    def _pass(self, node: fx.Node) -> _Value:
-        module = self.traced.module(node)
-        if module is None or type(module) is nn.Identity:
-            return self.values[_operand(node)]
-        return self._module_on(node, module)
-
     def _function(self, node: fx.Node) -> _Value:
-        operand = self._on_grid(_operand(node), self.spec.sum_bits)
-        module = self.traced.module(node)
-        if module is not None:
-            new = self._call(self.traced.path(node), module, (operand.node,), node.meta["shape"])
-        else:
-            new = self._copied(node, {_operand(node): operand.node})
+        operand = self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
+        new = self._call(self.traced.path(node), self.traced.module(node), (operand.node,), node.meta["shape"])
         return self._settle(node, _Value(new))
-
-    def _copy(self, node: fx.Node) -> _Value:
-        operands = [self.values[n] for n in node.all_input_nodes if n.meta["shape"] is not None]
-        source = operands[0] if operands and node.meta["kind"] == SHAPE else None
-        new = self._copied(node)
-        if source is None:
-            return _Value(new)
-        return _Value(new, source.quantizer, cats=source.cats, origin=source.origin, producer=source.producer)
 
     # -- grids -----------------------------------------------------------------------------------------------------
 
@@ -299,7 +351,8 @@ class _Writer:
         new = self._call(path, quantizer, (value.node,), value.node.meta["shape"])
         if value.producer is not None:
             value.producer.connect(consumers=(*value.producer.consumers, quantizer))
-        return _Value(new, quantizer, cats=self.plan.cats(node))
+        is_rectified = bool(self.plan.rectifiers(node)) or value.is_rectified
+        return _Value(new, quantizer, cats=self.plan.cats(node), is_rectified=is_rectified)
 
     def _on_grid(self, node: fx.Node, bits: int, *, exact: bool = False) -> _Value:
         """Return the value of ``node`` on a grid of at most ``bits`` bits (of exactly ``bits`` where ``exact``)."""
@@ -320,51 +373,36 @@ class _Writer:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def _free(self, path: str) -> str:
+        path = safe_path(path)
         candidate, count = path, 0
         while candidate in self.modules:
             count += 1
             candidate = f"{path}_{count}"
         return candidate
 
-    def _call(self, path: str, module: nn.Module, args: tuple[fx.Node, ...], shape: Any) -> fx.Node:
+    def _call(self, path: str, module: nn.Module | None, args: tuple[fx.Node, ...], shape: Any) -> fx.Node:
+        if module is None:
+            raise RewriteError(f"{path}: calls no module: please report it")
         path = self._free(path)
-        if hasattr(module, "inplace"):
-            setattr(module, "inplace", False)  # noqa: B010 - a quantizer's output is read by others, too
         self.modules[path] = module
         node = self.graph.call_module(path, args)
         node.meta["shape"] = shape
         return node
 
-    def _copied(self, node: fx.Node, replaced: dict[fx.Node, fx.Node] | None = None) -> fx.Node:
-        replaced = replaced or {}
-        if node.op == "call_module":
-            operands = tuple(replaced.get(n, self.values[n].node) for n in node.all_input_nodes)
-            return self._call(self.traced.path(node), self.traced.module(node), operands, node.meta["shape"])  # type: ignore[arg-type]
-        new = self.graph.node_copy(node, lambda n: replaced.get(n, self.values[n].node))
-        if "inplace" in new.kwargs:
-            new.kwargs = {**new.kwargs, "inplace": False}
-        new.meta = {"shape": node.meta["shape"]}
-        return new
-
     def _tap_paths(self) -> dict[str, str]:
         taps = {}
         for path, node in self.traced.outputs.items():
-            if node in self.plan.norm_of or self.plan.rectifiers(node):
-                continue  # its own output does not exist: batch norm is folded, or a ReLU behind it absorbed
             value = self.values.get(node)
-            if value is not None and value.node.op == "call_module":
+            if value is None or value.is_rectified or self.plan.is_absorbed(node):
+                continue  # its own output does not exist: more is folded in, or a ReLU behind it is absorbed
+            if value.node.op == "call_module":
                 taps[path] = str(value.node.target)
         return taps
 
 
-def _operand(node: fx.Node) -> fx.Node:
-    return node.args[0] if node.args else node.kwargs["input"]  # type: ignore[return-value]
-
-
-def _cat_arguments(node: fx.Node) -> tuple[list[fx.Node], int]:
-    inputs = node.args[0] if node.args else node.kwargs["tensors"]
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-    return list(inputs), int(axis)  # type: ignore[arg-type]
+def _is_within(quantizer: ActQuantizer, bound: float | None) -> bool:
+    """Tell whether a grid ends where a ReLU does."""
+    return bound is None or (quantizer.quant.largest is not None and quantizer.quant.largest <= bound)
 
 
 def _all_same(parts: list[_Value]) -> bool:

@@ -1,139 +1,42 @@
-"""Reads a float network as a torch.fx graph whose every node has a known kind, shape and module scope."""
+"""Reads a float network as a graph whose every node is a module of the closed set, with its shape and path."""
 
 from __future__ import annotations
 
-import copy
-import operator
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F  # noqa: N812
 
-from quantizers.functions import FUNCTIONS
-from quantizers.graph.canonical import Expand, Gather, Pad, Permute, Reshape, Slice
+from quantizers.graph.kinds import FUNCTION_NAMES as FUNCTION_NAMES
+from quantizers.graph.kinds import OUTPUT, PLACEHOLDER, kind_of
+from quantizers.graph.recording.copying import example_images, input_name, private_copy
+from quantizers.graph.recording.modes import joined
+from quantizers.graph.recording.recorder import Recorder, Recording
+from quantizers.graph.refusal import RewriteError as RewriteError
+from quantizers.graph.simplify import simplify
 
-CONV, LINEAR, NORM, RELU, ADD, MUL, CAT = "conv", "linear", "norm", "relu", "add", "mul", "cat"
-MAXPOOL, AVGPOOL, ADAPTIVE, MEAN, PASS, SHAPE, FUNCTION = (
-    "maxpool", "avgpool", "adaptive", "mean", "pass", "shape", "function",
-)  # fmt: skip
-PLACEHOLDER, OUTPUT, VALUE, FINAL = "placeholder", "output", "value", "final"
-
-PRESERVING = (MAXPOOL, PASS, SHAPE)  # move or select values: the result is on the grid of the operand
-COMPUTE = (CONV, LINEAR)
-
-
-class RewriteError(ValueError):
-    """A network that cannot become a low-bit student; the message names the layer and the way out."""
-
-
-MODULE_KINDS: dict[type[nn.Module], str] = {
-    nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: NORM, nn.BatchNorm1d: NORM, nn.ReLU: RELU, nn.ReLU6: RELU,
-    nn.MaxPool2d: MAXPOOL, nn.AvgPool2d: AVGPOOL, nn.AdaptiveAvgPool2d: ADAPTIVE, nn.Identity: PASS,
-    nn.Dropout: PASS, nn.Dropout2d: PASS, nn.Flatten: SHAPE, nn.Softmax: FINAL, nn.LogSoftmax: FINAL,
-    Reshape: SHAPE, Permute: SHAPE, Slice: SHAPE, Gather: SHAPE, Pad: SHAPE, Expand: SHAPE,
-    **{known: FUNCTION for known in FUNCTIONS if known not in (nn.ReLU, nn.ReLU6)},
-}  # fmt: skip
-
-FUNCTION_KINDS: dict[Any, str] = {
-    operator.add: ADD, operator.iadd: ADD, torch.add: ADD, operator.mul: MUL, operator.imul: MUL, torch.mul: MUL,
-    torch.cat: CAT, torch.concat: CAT, F.relu: RELU, torch.relu: RELU, torch.relu_: RELU, F.relu6: RELU,
-    F.relu_: RELU, F.max_pool2d: MAXPOOL, torch.max_pool2d: MAXPOOL, F.avg_pool2d: AVGPOOL,
-    F.adaptive_avg_pool2d: ADAPTIVE, torch.mean: MEAN, F.dropout: PASS, F.dropout2d: PASS, torch.dropout: PASS,
-    torch.flatten: SHAPE, torch.reshape: SHAPE, torch.transpose: SHAPE, torch.permute: SHAPE, torch.chunk: SHAPE,
-    torch.split: SHAPE, torch.squeeze: SHAPE, torch.unsqueeze: SHAPE, operator.getitem: SHAPE,
-    F.silu: FUNCTION, F.hardswish: FUNCTION, F.hardsigmoid: FUNCTION, F.gelu: FUNCTION, F.leaky_relu: FUNCTION,
-    F.elu: FUNCTION, F.mish: FUNCTION, F.softplus: FUNCTION, torch.sigmoid: FUNCTION, F.sigmoid: FUNCTION,
-    torch.tanh: FUNCTION, F.tanh: FUNCTION,
-}  # fmt: skip
-
-METHOD_KINDS: dict[str, str] = {
-    "add": ADD, "add_": ADD, "mul": MUL, "mul_": MUL, "relu": RELU, "relu_": RELU, "mean": MEAN, "view": SHAPE,
-    "reshape": SHAPE, "flatten": SHAPE, "permute": SHAPE, "transpose": SHAPE, "chunk": SHAPE, "split": SHAPE,
-    "squeeze": SHAPE, "unsqueeze": SHAPE, "contiguous": SHAPE, "clone": SHAPE, "sigmoid": FUNCTION, "tanh": FUNCTION,
-}  # fmt: skip
-
-# Names of the real functions as the integer view calls them.
-FUNCTION_NAMES: dict[Any, str] = {
-    **{known: function.name for known, function in FUNCTIONS.items()},
-    F.silu: "silu", F.hardswish: "hardswish", F.hardsigmoid: "hardsigmoid", F.gelu: "gelu",
-    F.leaky_relu: "leaky_relu", F.elu: "elu", F.mish: "mish", F.softplus: "softplus", torch.sigmoid: "sigmoid",
-    F.sigmoid: "sigmoid", torch.tanh: "tanh", F.tanh: "tanh", "sigmoid": "sigmoid", "tanh": "tanh",
-}  # fmt: skip
-UNSIGNED_FUNCTIONS = ("sigmoid", "hardsigmoid", "softplus")
-
-
-class _Tracer(fx.Tracer):
-    """Keeps torch layers whole, and notes for every node and module where it stands in the network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._scope: list[str] = []
-        self.outputs: dict[str, fx.Node] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # StochasticDepth is drop-out of whole branches: identity when deployed.
-        if type(m) in MODULE_KINDS:
-            return True
-        return type(m).__name__ == "StochasticDepth" or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        path = self.path_of_module(m)
-        self._scope.append(path)
-        try:
-            result = super().call_module(m, forward, args, kwargs)
-        finally:
-            self._scope.pop()
-        if isinstance(result, fx.Proxy):
-            self.outputs[path] = result.node
-        return result
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["scope"] = self._scope[-1] if self._scope else ""
-        return node
-
-
-class _Shapes(fx.Interpreter):
-    """Runs the graph once and writes the shape of every tensor into its node."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.extra_traceback = False  # else fx writes the graph into our messages
-
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            result = super().run_node(n)
-        except RewriteError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0]  # torch adds the graph's own trace below
-            raise RewriteError(f"{n.name}: the float network fails on example_inputs: {reason}") from error
-        n.meta["shape"] = _shape_of(result)
-        return result
-
-
-def _shape_of(result: Any) -> Any:
-    if isinstance(result, Tensor):
-        return tuple(result.shape)
-    if isinstance(result, (tuple, list)) and result and all(isinstance(item, Tensor) for item in result):
-        return [tuple(item.shape) for item in result]
-    return None
+EVAL_IMAGES, TRAIN_IMAGES = 2, 3  # different, so that what depends on their number shows
+JITTERED_VALUES = 2**14  # largest parameter that is jittered: affine parameters, biases, slopes, layer scales
 
 
 class Traced:
     """A float network as a graph.
 
     Args:
-        root: A deep copy of the network, in eval mode.
-        graph: Its fx graph; every node carries ``meta["kind"]``, ``meta["shape"]`` and ``meta["scope"]``.
-        outputs: Module path -> the node that is the module's output.
+        recording: The network, recorded, both modes joined, and simplified.
+        batch: Number of images of the example.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, outputs: dict[str, fx.Node]) -> None:
-        self.root, self.graph, self.outputs = root, graph, outputs
-        self.modules = dict(root.named_modules())
+    def __init__(self, recording: Recording, batch: int) -> None:
+        self.graph, self.modules, self.outputs = recording.graph, recording.modules, recording.outputs
+        self.result = recording.result
+        for node in self.graph.nodes:
+            module = self.module(node)
+            node.meta["kind"] = str(node.op) if module is None else kind_of(module)
+            if node.op != OUTPUT:
+                node.meta["shape"] = (batch, *node.meta["shape"][1:])
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that a node calls, or None."""
@@ -141,107 +44,52 @@ class Traced:
 
     def path(self, node: fx.Node) -> str:
         """Return the module path of a node: its module's, or its name within the scope it was traced in."""
-        if node.op == "call_module":
-            return str(node.target)
-        scope = node.meta.get("scope", "")
-        return f"{scope}.{node.name}" if scope else node.name
+        return str(node.meta["path"])
 
 
-def trace(model: nn.Module, example_inputs: Tensor) -> Traced:
-    """Return ``model`` as a graph with kinds and shapes; the model itself is not touched.
+def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> Traced:
+    """Return ``model`` as a graph of canonical modules; the model itself is not touched.
+
+    The network runs twice on images like the example: in eval mode, and, on another number of images and with its
+    small parameters moved at random, in training mode. So sizes are known, what depends on values or on the number of
+    images shows, and a difference cannot hide behind a parameter that starts at zero.
+
+    Args:
+        model: The network.
+        example_inputs: Images as the network takes them.
+        verify: Whether to compare every step with what torch computes.
 
     Raises:
-        RewriteError: If torch.fx cannot trace it, it fails on ``example_inputs``, or an operation is not known.
+        RewriteError: If it fails on the images, an operation has no low-bit form, or the two runs are different
+            functions.
     """
-    root = copy.deepcopy(model).eval()
-    tracer = _Tracer()
-    try:
-        graph = tracer.trace(root)
-    except Exception as error:
-        raise RewriteError(
-            f"{type(model).__name__}: torch.fx cannot trace its forward ({error}); "
-            "remove data-dependent control flow, or pass the traceable part of the network"
-        ) from error
-    module = fx.GraphModule(root, graph)
-    graph = module.graph
-    graph.eliminate_dead_code()
+    root = private_copy(model)
+    name = input_name(root)
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        _Shapes(module).run(example_inputs.to(device))
-    traced = Traced(root, graph, tracer.outputs)
-    for node in graph.nodes:
-        node.meta["kind"] = _kind(traced, node)
-    return traced
+    if len(example_inputs) == 0:
+        raise RewriteError(f"{type(model).__name__}: example_inputs holds no image; give at least one")
+    evaluated = Recorder(root.eval(), check=verify).run(example_images(example_inputs, EVAL_IMAGES, device), name)
+    with _jittered(root), torch.random.fork_rng(devices=[]):
+        images = example_images(example_inputs, TRAIN_IMAGES, device)
+        trained = Recorder(root.train(), check=verify).run(images, name)
+    recording = joined(evaluated, trained)
+    simplify(recording)
+    return Traced(recording, len(example_inputs))
 
 
-def _kind(traced: Traced, node: fx.Node) -> str:
-    if node.op in (PLACEHOLDER, OUTPUT):
-        return str(node.op)
-    if node.op != "output" and node.meta.get("shape") is None:
-        return VALUE  # sizes and arithmetic on them
-    kind = _tensor_kind(traced, node)
-    if kind is None:
-        raise RewriteError(_unknown(traced, node))
-    _refuse(traced, node, kind)
-    return kind
-
-
-def _refuse(traced: Traced, node: fx.Node, kind: str) -> None:
-    """Raise for a use of a known operation that has no integer form."""
-    path = traced.path(node)
-    if kind in (ADD, MUL) and sum(_shape(arg) is not None for arg in node.args[:2]) < 2:
-        raise RewriteError(
-            f"{path}: {node.target} with a constant has no integer form; fold the constant into a "
-            "neighbouring layer, or do it to the images before the network"
-        )
-    if kind == ADD and (len(node.args) > 2 or node.kwargs.get("alpha", 1) != 1):
-        raise RewriteError(f"{path}: a sum with alpha has no integer form; scale the weights of a neighbouring layer")
-    module = traced.module(node)
-    if kind == CONV and getattr(module, "padding_mode", "zeros") != "zeros":
-        raise RewriteError(f"{path}: padding mode {module.padding_mode!r} has no integer kernel; use zeros")  # type: ignore[union-attr]
-    if kind == NORM and getattr(module, "running_mean", None) is None:
-        raise RewriteError(
-            f"{path}: batch norm without running statistics cannot be folded; set track_running_stats=True"
-        )
-    if kind in (*COMPUTE, NORM) and sum(other.target == node.target for other in traced.graph.nodes) > 1:
-        raise RewriteError(
-            f"{path}: is called more than once, with one grid for each call; give each call its own copy"
-        )
-    if node.target is operator.getitem and isinstance(_shape(node.args[0]), tuple):
-        raise RewriteError(f"{path}: indexing a tensor has no integer form; use chunk or split")
-
-
-def _shape(arg: Any) -> Any:
-    return arg.meta.get("shape") if isinstance(arg, fx.Node) else None
-
-
-def _tensor_kind(traced: Traced, node: fx.Node) -> str | None:
-    if node.op == "call_module":
-        module = traced.module(node)
-        if type(module).__name__ == "StochasticDepth":
-            return PASS
-        if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
-            return RELU if module.min_val == 0 else FUNCTION
-        return next((kind for known, kind in MODULE_KINDS.items() if type(module) is known), None) or next(
-            (kind for known, kind in MODULE_KINDS.items() if isinstance(module, known)), None
-        )
-    if node.op == "call_function":
-        if getattr(node.target, "__name__", "") == "stochastic_depth":
-            return PASS
-        return FUNCTION_KINDS.get(node.target)
-    if node.op == "call_method":
-        return METHOD_KINDS.get(str(node.target))
-    return None
-
-
-def _unknown(traced: Traced, node: fx.Node) -> str:
-    module = traced.module(node)
-    what = type(module).__name__ if module is not None else f"{node.op} {node.target}"
-    return (
-        f"{traced.path(node)}: {what} has no low-bit form; the known ones are convolutions, linear layers, batch norm, "
-        "activations, pooling, sums, products, concatenations and reshapes. Replace it in the float network "
-        "(layer norm -> batch norm, a custom block -> known layers), or pass the part of the network without it"
-    )
+@contextlib.contextmanager
+def _jittered(root: nn.Module) -> Iterator[None]:
+    """Move small parameters at random within the block: residual branches often start at a factor of zero."""
+    generator = torch.Generator().manual_seed(0)
+    before = [(p, p.detach().clone()) for p in root.parameters() if p.numel() <= JITTERED_VALUES]
+    try:
+        for parameter, value in before:
+            noise = torch.randn(value.shape, generator=generator).to(value)
+            parameter.data.copy_(value + 0.3 * noise)
+        yield
+    finally:
+        for parameter, value in before:
+            parameter.data.copy_(value)
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -250,3 +98,6 @@ def pair(value: Any) -> tuple[int, int]:
         first, second = (value[0], value[0]) if len(value) == 1 else value
         return int(first), int(second)
     return int(value), int(value)
+
+
+__all__ = ["FUNCTION_NAMES", "PLACEHOLDER", "RewriteError", "Traced", "pair", "trace"]

@@ -15,7 +15,7 @@ from export import ExportError, check_parity, cost_of_file, cost_of_student, exp
 from export.runtime import open_session
 from quantizers import QuantSpec, RewriteError, calibrate, integer_view, prepare
 from quantizers import integer as ir
-from quantizers.graph.canonical import Affine
+from quantizers.graph.canonical import Affine, Permute
 
 SIZE = 6
 
@@ -187,3 +187,61 @@ def test_outputs_that_are_no_tensors_are_refused() -> None:
     with pytest.raises(RewriteError, match="output 1 is None, no tensor"):
         integer_view(student)
     assert isinstance(student, fx.GraphModule)
+
+
+class Acting(Base):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.relu(self.c(self.act(self.b(self.relu(self.a(x)))))))
+
+
+@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
+@pytest.mark.parametrize("act", [nn.SiLU(), nn.Mish(), nn.GELU(approximate="tanh")], ids=lambda act: type(act).__name__)
+def test_a_function_left_in_float_is_a_fall_back_and_strict_refuses_it(act: Any, flavour: str, tmp_path: Any) -> None:
+    student = make(lambda: Acting(act))  # type: ignore[arg-type]
+    exported = export_onnx(student, images(2), tmp_path / "n.onnx", flavour=flavour)
+    name = type(act).__name__.lower()
+    (sentence,) = exported.fall_backs
+    assert sentence.startswith(f"act ({name}) ") and "in float" in sentence
+    assert exported.fall_backs[0] in exported.warnings and exported.to_json()["fall_backs"] == exported.fall_backs
+    with pytest.raises(ExportError, match=rf"layers stay in float:\n  act \({name}\)"):
+        export_onnx(student, images(2), tmp_path / "s.onnx", flavour=flavour, strict=True)
+    assert not (tmp_path / "s.onnx").exists()
+
+
+@pytest.mark.parametrize("act", [nn.Sigmoid(), nn.LeakyReLU(0.1), nn.PReLU()], ids=lambda act: type(act).__name__)
+def test_a_function_with_an_integer_kernel_is_none(act: Any, tmp_path: Any) -> None:
+    exported = export_onnx(make(lambda: Acting(act)), images(2), tmp_path / "n.onnx", strict=True)  # type: ignore[arg-type]
+    assert not exported.fall_backs
+
+
+class Rows(nn.Module):
+    """A linear layer on every pixel's channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu, self.there = nn.Conv2d(3, 16, 1), nn.ReLU(), Permute((0, 2, 3, 1))
+        self.rows, self.back, self.head = nn.Linear(16, 40), Permute((0, 3, 1, 2)), nn.Linear(40 * 36, 4)
+        self.flat = nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rows(self.there(self.relu(self.first(x))))
+        return self.head(self.flat(self.relu(self.back(y))))
+
+
+@pytest.mark.parametrize("form", ["gemm", "matmul_nbits"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_linear_layer_on_four_axes_is_an_integer_kernel_for_any_batch(form: Any, count: int, tmp_path: Any) -> None:
+    student = make(Rows)
+    exported = export_onnx(student, images(2), tmp_path / "n.onnx", linear=form, strict=True)
+    assert not exported.fall_backs
+    report = check_parity(student, tmp_path / "n.onnx", [images(count, 4)])
+    assert not any(layer.differing or layer.differing_on for layer in report.layers)
+    ours, theirs = cost_of_student(student), cost_of_file(tmp_path / "n.onnx")
+    assert ours.student.macs == theirs.student.macs == 36 * (3 * 16 + 16 * 40 + 40 * 4)
+    assert ours.student.parameters == theirs.student.parameters
+    rows = {row["name"]: row for row in quantizers.layer_report(student)}
+    assert rows["rows"]["macs"] == 36 * 16 * 40

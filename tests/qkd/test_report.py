@@ -35,7 +35,8 @@ def make_run(path: Path, *, net: str = "resnet8", is_equal: bool = True) -> Path
     if net != "resnet8":
         write(path / "student" / "float" / "result.json", {"role": "float", "net": net, "test_accuracy": 0.98})
     write(path / "export" / "export.json", {
-        "teacher": {"size_bytes": 2_500_000}, "student": {"size_bytes": 98_765},
+        "teacher": {"size_bytes": 2_500_000},
+        "student": {"size_bytes": 98_765, "fall_backs": [f"{EVIL} (silu) in float"]},
         "float": {"size_bytes": 400_000},
     })  # fmt: skip
     write(path / "export" / "parity.json", {
@@ -208,9 +209,19 @@ def test_every_chart_is_well_formed(tmp_path: Path) -> None:
 def test_the_text_report_is_a_table(tmp_path: Path) -> None:
     text = render_text(summarise(make_run(tmp_path / "run")))
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 + 4 + 4 + 4  # models, sizes, devices, layers
+    assert len(rows) == 4 + 4 + 4 + 4 + 3  # models, sizes, devices, layers
     assert "\\|" in text, "a bar in a name does not split a cell"
     assert "passed: 360 test images" in text
+
+
+def test_what_stays_in_float_is_in_both_reports(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    summary = summarise(run)
+    assert summary.fall_backs == (f"{EVIL} (silu) in float",)
+    assert "## Left in float" in render_text(summary)
+    page = Page(render_page(summary, record()))
+    assert f"{EVIL} (silu) in float" in page.words and "Left in float" in page.words
+    assert not [tag for tag, _ in page.tags if tag == "script"]
 
 
 def test_the_text_report_tells_of_the_searches_and_the_agents(tmp_path: Path) -> None:

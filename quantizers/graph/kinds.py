@@ -1,0 +1,54 @@
+"""The kind of every module of the closed set: what the plan and the rewriting ask about a node."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from quantizers.functions import FUNCTIONS
+from quantizers.graph.canonical import Affine, Move
+from quantizers.layers import Concat, GlobalAveragePool, Product, Sum
+
+CONV, LINEAR, NORM, AFFINE, RELU, ADD, MUL, CAT = "conv", "linear", "norm", "affine", "relu", "add", "mul", "cat"
+MAXPOOL, AVGPOOL, ADAPTIVE, MEAN, PASS, SHAPE, FUNCTION, FINAL = (
+    "maxpool", "avgpool", "adaptive", "mean", "pass", "shape", "function", "final",
+)  # fmt: skip
+PLACEHOLDER, OUTPUT = "placeholder", "output"
+
+PRESERVING = (MAXPOOL, PASS, SHAPE)  # move or select values: the result is on the grid of the operand
+COMPUTE = (CONV, LINEAR)
+
+# Names of the real functions as the integer view calls them.
+FUNCTION_NAMES: dict[type[nn.Module], str] = {
+    known: function.name for known, function in FUNCTIONS.items() if known not in (nn.ReLU, nn.ReLU6)
+}
+UNSIGNED_FUNCTIONS = ("sigmoid", "hardsigmoid", "softplus")
+
+# Identity in eval mode. StochasticDepth is drop-out of whole branches, known by name: it is torchvision's.
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPOUT_NAMES = ("StochasticDepth",)
+
+_KINDS: dict[type[nn.Module], str] = {
+    nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: NORM, nn.BatchNorm1d: NORM, Affine: AFFINE, nn.ReLU: RELU,
+    nn.ReLU6: RELU, Sum: ADD, Product: MUL, Concat: CAT, nn.MaxPool2d: MAXPOOL, nn.AvgPool2d: AVGPOOL,
+    nn.AdaptiveAvgPool2d: ADAPTIVE, GlobalAveragePool: MEAN, nn.Flatten: SHAPE, nn.Softmax: FINAL,
+    nn.LogSoftmax: FINAL,
+}  # fmt: skip
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the kind of a module of the closed set.
+
+    Raises:
+        TypeError: If it is not of the set.
+    """
+    if isinstance(module, nn.Hardtanh) and module.min_val == 0:  # ReLU6 is one
+        return RELU
+    if isinstance(module, Move):
+        return SHAPE
+    if isinstance(module, DROPOUTS) or type(module).__name__ in DROPOUT_NAMES:
+        return PASS
+    if type(module) in FUNCTION_NAMES:
+        return FUNCTION
+    if type(module) not in _KINDS:
+        raise TypeError(f"{type(module).__name__} is no module of the closed set of quantizers.graph.canonical")
+    return _KINDS[type(module)]

@@ -1,0 +1,29 @@
+"""Module paths of a network as a student can hold them."""
+
+from __future__ import annotations
+
+import functools
+
+from torch import fx, nn
+
+from quantizers.student import Student
+
+
+@functools.cache
+def _taken() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names that mean something else in a student, and in any module within it."""
+    student = Student(nn.Module(), _empty_graph())
+    return frozenset(dir(student)) | {"_code", "graph", "meta"}, frozenset(dir(nn.Module()))
+
+
+def _empty_graph() -> fx.Graph:
+    graph = fx.Graph()
+    graph.output(graph.placeholder("x"))
+    return graph
+
+
+def safe_path(path: str) -> str:
+    """Return a module path with an underscore behind every name that the student uses itself (``graph``, ``spec``)."""
+    outer, inner = _taken()
+    parts = path.split(".")
+    return ".".join(f"{part}_" if part in (inner if depth else outer) else part for depth, part in enumerate(parts))

@@ -1,0 +1,121 @@
+"""Makes the private copy of a network that is recorded, out of whatever wraps it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.graph.refusal import RewriteError
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class AnyBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of inputs of any rank, in place of ``nn.SyncBatchNorm``, which wants a group of processes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        pass
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
+    while True:
+        if isinstance(model, _PARALLEL):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a network to record: unwrapped at every depth, batch norm synchronized with nobody.
+
+    Tensors that hooks leave in modules after a step (old ``weight_norm``, ``spectral_norm``, pruning) are results of
+    autograd, which cannot be copied; the copy gets their values.
+
+    Raises:
+        RewriteError: If a module cannot be copied.
+    """
+    source = unwrapped(model)
+    memo: dict[int, Any] = {}
+    for module in source.modules():
+        for value in module.__dict__.values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        root = copy.deepcopy(source, memo)
+    except Exception as error:
+        raise RewriteError(
+            f"{_culprit(source)}: cannot be copied ({str(error).partition(chr(10))[0]}); remove what it holds besides "
+            "layers and tensors"
+        ) from error
+    return _replaced(root)
+
+
+def _culprit(root: nn.Module) -> str:
+    """Return the path of the first module that cannot be copied, as deep as possible."""
+    for path, module in reversed(list(root.named_modules())):
+        try:
+            copy.deepcopy(module)
+        except Exception:
+            return path or type(root).__name__
+    return type(root).__name__
+
+
+def _replaced(root: nn.Module) -> nn.Module:
+    """Replace wrappers inside a network by what they wrap, and synchronized batch norm by plain."""
+    for module in list(root.modules()):
+        for name, child in list(module.named_children()):
+            inner = _plain(unwrapped(child))
+            if inner is not child:
+                setattr(module, name, inner)
+    return _plain(root)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    if not isinstance(module, nn.SyncBatchNorm):
+        return module
+    plain = AnyBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+    plain.__dict__.update(
+        {key: module.__dict__[key] for key in ("_parameters", "_buffers", "training") if key in module.__dict__}
+    )
+    return plain
+
+
+def input_name(root: nn.Module) -> str:
+    """Return the name that the network gives its images.
+
+    Raises:
+        RewriteError: If it wants other arguments that have no default.
+    """
+    try:
+        parameters = list(inspect.signature(root.forward).parameters.values())
+    except (TypeError, ValueError):
+        return "x"
+    wanted = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    missing = [p.name for p in parameters
+               if p not in wanted[:1] and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]  # fmt: skip
+    if missing:
+        raise RewriteError(
+            f"{type(root).__name__}: forward wants {', '.join(missing)} besides the images; give these arguments "
+            "defaults, or wrap the network in a module that takes images only"
+        )
+    return wanted[0].name if wanted else "x"
+
+
+def example_images(example: Tensor, count: int, device: torch.device) -> Tensor:
+    """Return ``count`` different images like those of ``example``: its first, and noisy copies of its images.
+
+    The first values could be all zeros, where most networks agree; the noise is of the size of the example.
+    """
+    generator = torch.Generator().manual_seed(count)
+    rows = torch.arange(count) % max(len(example), 1)
+    images = example.detach().to("cpu")[rows].clone()
+    spread = float(images.std()) if images.numel() > 1 else 0.0
+    noise = torch.randn(images.shape, generator=generator).to(images.dtype) * (spread if spread > 0 else 1.0)
+    return (images + noise).to(device)

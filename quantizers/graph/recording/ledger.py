@@ -1,0 +1,151 @@
+"""Knows which tensors depend on the images, and which share memory, so that writing in place is seen by all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx, nn
+
+from quantizers.graph.canonical import Move
+from quantizers.graph.spelling.moves import apply, scatter
+from quantizers.graph.spelling.pen import Constant, Pen, Value
+
+Geometry = tuple[int, int, tuple[int, ...], tuple[int, ...], str]
+
+
+def geometry(tensor: Tensor) -> Geometry:
+    """Return what a tensor sees of which memory: two tensors of one geometry always hold the same values."""
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)
+
+
+@dataclass
+class Memory:
+    """A piece of memory: how often it was written, and the node of all of it (None: it is constant)."""
+
+    version: int = 0
+    node: fx.Node | None = None
+
+
+@dataclass
+class Region:
+    """What one tensor sees of a piece of memory.
+
+    Args:
+        memory: The memory.
+        tensor: The tensor; held, so that its memory is not given to another.
+        parent: The region this is a view of, or None: it is all of the memory.
+        moves: Returns the moves from the parent to this.
+        node: Node of its values as of ``version``.
+        version: The version of the memory that ``node`` belongs to.
+    """
+
+    memory: Memory
+    tensor: Tensor
+    parent: Region | None = None
+    moves: Callable[[], list[Move]] = field(default=list)
+    node: fx.Node | None = None
+    version: int = -1
+
+
+class Ledger:
+    """The regions of all tensors that a recorded network makes, by what they see of which memory.
+
+    Args:
+        root: The network, whose parameters are the learned constants.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.regions: dict[Geometry, Region] = {}
+        self._constants: dict[int, tuple[Constant, Tensor]] = {}
+        self._parameters: dict[Geometry, nn.Parameter] = {}
+        for parameter in root.parameters():
+            self._parameters[geometry(parameter)] = parameter
+            if parameter.requires_grad:
+                self._note(parameter, Constant(learned=True))
+
+    # -- constants -------------------------------------------------------------------------------------------------
+
+    def constant(self, tensor: Tensor) -> Constant:
+        """Return what is known of a tensor that does not depend on the images."""
+        return self._constants.get(tensor.untyped_storage()._cdata, (Constant(), tensor))[0]
+
+    def derive(self, sources: Iterable[Tensor], results: Iterable[Tensor], *, random: bool = False) -> None:
+        """Note that constants were computed from others."""
+        known = [self.constant(source) for source in sources]
+        made = Constant(any(k.learned for k in known), random or any(k.random for k in known))
+        if made != Constant():
+            for result in results:
+                self._note(result, made)
+
+    def _note(self, tensor: Tensor, constant: Constant) -> None:
+        self._constants[tensor.untyped_storage()._cdata] = (constant, tensor)
+
+    def parameter(self, tensor: Tensor) -> nn.Parameter:
+        """Return the parameter that a tensor is, or a new one of its values that trains if it was computed from such."""
+        known = self._parameters.get(geometry(tensor))
+        if known is not None:
+            return known
+        return nn.Parameter(tensor.detach().clone(), requires_grad=self.constant(tensor).learned)
+
+    # -- what depends on the images --------------------------------------------------------------------------------
+
+    def region(self, tensor: Tensor) -> Region | None:
+        """Return the region of a tensor, if there is one."""
+        return self.regions.get(geometry(tensor))
+
+    def is_traced(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor depends on the images."""
+        region = self.region(tensor)
+        return region is not None and region.memory.node is not None
+
+    def bind(self, tensor: Tensor, value: Value) -> None:
+        """Note that a tensor, new memory, has the values of a node."""
+        memory = Memory(node=value.node)
+        self.regions[geometry(tensor)] = Region(memory, tensor, node=value.node, version=0)
+
+    def view(self, tensor: Tensor, base: Tensor, moves: Callable[[], list[Move]], node: fx.Node | None = None) -> None:
+        """Note that a tensor is a view of another."""
+        if geometry(tensor) == geometry(base) and self.region(base) is not None:
+            return
+        parent = self.hold(base)
+        self.regions[geometry(tensor)] = Region(parent.memory, tensor, parent, moves, node, parent.memory.version)
+
+    def hold(self, tensor: Tensor) -> Region:
+        """Return the region of a tensor; one of constant memory if nothing is known of it."""
+        return self.regions.setdefault(geometry(tensor), Region(Memory(), tensor))
+
+    def read(self, pen: Pen, region: Region) -> Value | Tensor:
+        """Return what a region holds now, derived anew if its memory was written through another one."""
+        if region.memory.node is None:
+            return region.tensor
+        if region.node is not None and region.version == region.memory.version:
+            return Value(region.node, region.tensor)
+        if region.parent is None:
+            node = region.memory.node
+        else:
+            parent = self.read(pen, region.parent)
+            if not isinstance(parent, Value):
+                return region.tensor
+            node = apply(pen, parent, region.moves(), aside=True).node
+        region.node, region.version = node, region.memory.version
+        return Value(node, region.tensor)
+
+    def write(self, pen: Pen, region: Region, part: Value | Tensor) -> None:
+        """Note that a region is overwritten: all regions of the memory hold something else now."""
+        memory = region.memory
+        if region.parent is None:
+            memory.node = part.node if isinstance(part, Value) else None
+            memory.version += 1
+        else:
+            whole = self.read(pen, region.parent)
+            self.write(pen, region.parent, _joined(pen, whole, region.moves(), part))
+        if memory.node is not None and isinstance(part, Value):
+            region.node, region.version = part.node, memory.version
+
+
+def _joined(pen: Pen, whole: Value | Tensor, moves: list[Move], part: Value | Tensor) -> Value | Tensor:
+    if not isinstance(whole, Value) and not isinstance(part, Value):
+        return whole  # constants within constants: the memory itself has them
+    return scatter(pen, whole, moves, part)

@@ -1,0 +1,525 @@
+"""Runs a network once and writes down, as canonical modules, what it computes from its images."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from quantizers.graph.kinds import DROPOUT_NAMES
+from quantizers.graph.recording.ledger import Ledger, Region
+from quantizers.graph.refusal import NoSpelling, RewriteError, unknown
+from quantizers.graph.spelling.call import Call
+from quantizers.graph.spelling.layers import batch_norm
+from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves
+from quantizers.graph.spelling.pen import Pen, Value
+from quantizers.graph.spelling.sites import user_site
+from quantizers.graph.spelling.table import (
+    BATCH_NORMS,
+    DROPOUT_MODULES,
+    FUNCTIONS,
+    NUMBERS,
+    OPERATORS,
+    SHAPE_ONLY,
+    named,
+)
+
+# A module of the closed set computes what torch computes, in another order of summation at most.
+STEP_TOLERANCE = 1e-4
+
+
+@dataclass
+class Recording:
+    """What a network computed, in one mode.
+
+    Args:
+        graph: Canonical graph; every node has ``meta`` with its path, shape, and line of code.
+        modules: Target -> module.
+        outputs: Module path of the network -> the node of the module's output.
+        result: What the network returned, the tensors themselves.
+        is_training: Whether the network was in training mode.
+    """
+
+    graph: fx.Graph
+    modules: dict[str, nn.Module]
+    outputs: dict[str, fx.Node] = field(default_factory=dict)
+    result: Any = None
+    is_training: bool = False
+
+
+class _Functions(TorchFunctionMode):
+    """Hands every call of torch's Python interface to the recorder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._recorder.function(func, args, kwargs or {})
+
+
+class _Operators(TorchDispatchMode):
+    """Hands every operation of ATen to the recorder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._recorder.operator(func, args, kwargs or {})
+
+
+def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of the recorder compute without being recorded itself."""
+
+    @functools.wraps(method)
+    def wrapped(self: Recorder, *args: Any, **kwargs: Any) -> Any:
+        before, self.paused = self.paused, True
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self.paused = before
+
+    return wrapped
+
+
+class Recorder:
+    """Records one run of a network.
+
+    Args:
+        root: The network, in the mode to record; a private copy, for its modules are instrumented during the run.
+        check: Whether to compare every step with what torch computes.
+    """
+
+    def __init__(self, root: nn.Module, *, check: bool = True) -> None:
+        self.root, self.check = root, check
+        self.ledger = Ledger(root)
+        self.pen = Pen(self.ledger.constant, self.ledger.parameter, lambda a, b: self.ledger.derive([a], [b]))
+        self.outputs: dict[str, fx.Node] = {}
+        self.paused = False
+        self._failed_in: str | None = None
+
+    def run(self, images: Tensor, name: str) -> Recording:
+        """Run the network on ``images`` and return what it computed.
+
+        Raises:
+            RewriteError: If the network fails, takes a number or a decision from tensor values, or returns something
+                that is no structure of tensors.
+        """
+        value = self.pen.images(name, images)
+        self.ledger.bind(images, value)
+        with torch.no_grad(), _instrumented(self.root, self._scoped), torch.compiler.set_stance("force_eager"):
+            try:
+                with _Operators(self), _Functions(self):
+                    result = self.root(images)
+            except RewriteError:
+                raise
+            except Exception as error:
+                raise RewriteError(self._failure(error)) from error
+        self.pen.output(self._structure(result))
+        self.pen.graph.lint()
+        return Recording(self.pen.graph, self.pen.modules, self.outputs, result, self.root.training)
+
+    def _failure(self, error: Exception) -> str:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        where = self._failed_in or type(self.root).__name__
+        mode = " in train()" if self.root.training else ""
+        return f"{where}: the float network fails on example_inputs{mode}: {reason}"
+
+    @_unrecorded
+    def _structure(self, result: Any) -> Any:
+        if isinstance(result, Tensor):
+            region = self.ledger.region(result)
+            value = self.ledger.read(self.pen, region) if region is not None else None
+            if not isinstance(value, Value):
+                raise RewriteError(
+                    f"{type(self.root).__name__}: an output does not depend on the images; return what is computed "
+                    "from them only"
+                )
+            return value.node
+        if isinstance(result, dict):
+            return {str(key): self._structure(item) for key, item in result.items()}
+        if isinstance(result, tuple) and hasattr(result, "_fields"):
+            return tuple(self._structure(item) for item in result)
+        if isinstance(result, (tuple, list)):
+            return type(result)(self._structure(item) for item in result)
+        if result is None:
+            return None
+        raise RewriteError(
+            f"{type(self.root).__name__}: returns a {type(result).__name__}; return a tensor, or a tuple, list or dict "
+            "of tensors"
+        )
+
+    # -- modules ---------------------------------------------------------------------------------------------------
+
+    def _scoped(self, path: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if type(module).__name__ in DROPOUT_NAMES and self._depends((args, kwargs)):
+            return self._dropped(path, module, args[0] if args else next(iter(kwargs.values())))
+        self.pen.scopes.append((path, module))
+        try:
+            result = forward(*args, **kwargs)
+            self._note_output(path, result)
+            return result
+        except Exception:
+            self._failed_in = self._failed_in or path
+            raise
+        finally:
+            self.pen.scopes.pop()
+
+    def _dropped(self, path: str, module: nn.Module, x: Tensor) -> Tensor:
+        self.pen.scopes.append((path, module))
+        try:
+            return self._drop(module, x, is_on=module.training, in_place=False)
+        finally:
+            self.pen.scopes.pop()
+
+    @_unrecorded
+    def _note_output(self, path: str, result: Any) -> None:
+        if isinstance(result, Tensor):
+            region = self.ledger.region(result)
+            if region is not None and region.memory.node is not None:
+                self.outputs[path] = self.ledger.read(self.pen, region).node  # type: ignore[union-attr]
+
+    @_unrecorded
+    def _drop(self, module: nn.Module, x: Tensor, *, is_on: bool, in_place: bool) -> Tensor:
+        """Record drop-out, which is not applied; where it is off, what it returns is what it got."""
+        value = self._value(x)
+        if not is_on:
+            if self.pen.scope:
+                self.outputs[self.pen.scope] = value.node
+            return x
+        if not self.root.training:
+            raise RewriteError(
+                f"{self.pen.place()}: is on in eval(), too, so the network draws random numbers when it is deployed; "
+                "pass training=self.training"
+            )
+        made = self.pen.emit(module, value)
+        if self.pen.scope:
+            self.outputs[self.pen.scope] = made.node
+        if in_place:
+            self.ledger.write(self.pen, self.ledger.region(x), made)  # type: ignore[arg-type]
+            return x
+        result = x.clone()
+        self.ledger.bind(result, made)
+        return result
+
+    # -- functions of Python ---------------------------------------------------------------------------------------
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call of torch's Python interface."""
+        if self.paused:
+            return func(*args, **kwargs)
+        outer, self.pen.word = self.pen.word, self.pen.word or _word(func)
+        try:
+            spelled = self._whole_function(func)
+            if spelled is not None and self._depends((args, kwargs)):
+                return spelled(func, args, kwargs)
+            return func(*args, **kwargs)
+        finally:
+            self.pen.word = outer
+
+    def _whole_function(self, func: Any) -> Callable[..., Any] | None:
+        try:
+            if func in DROPOUT_MODULES:
+                return self._dropout
+            if func in BATCH_NORMS:
+                return self._batch_norm
+            return self._function if func in FUNCTIONS else None
+        except TypeError:  # not hashable
+            return None
+
+    def _dropout(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        is_plain = func.__module__ == "torch.nn.functional"
+        defaults = {"p": 0.5, "training": True, "inplace": False} if is_plain else {}
+        given = {**defaults, **dict(zip(("input", "p", "training", "inplace"), args, strict=False)), **kwargs}
+        is_on = bool(given.get("training", given.get("train")))
+        in_place = bool(given.get("inplace", False)) or func.__name__.endswith("_")
+        module = DROPOUT_MODULES[func](float(given["p"]))
+        return self._drop(module, given["input"], is_on=is_on, in_place=in_place)
+
+    @_unrecorded
+    def _batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        defaults = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+        given = {**defaults, **dict(zip(BATCH_NORMS[func], args, strict=False)), **kwargs}
+        given = {name: value for name, value in given.items() if name not in ("cudnn_enabled",)}
+        of_batch = bool(given.pop("training"))
+        module = self.pen.scopes[-1][1] if self.pen.scopes else None
+        if given["running_mean"] is None or (of_batch and not self.root.training):
+            given["running_mean"] = given["running_var"] = None
+            real = torch.nn.functional.batch_norm(**given, training=True)
+        else:
+            real = torch.nn.functional.batch_norm(**given)
+        is_fixed = self.root.training and not of_batch
+
+        def spell(pen: Pen, call: Call) -> Value:
+            value = batch_norm(pen, call, module=module)
+            norm = value.node if pen.module_of(value) is not None and len(call.shape) != 3 else value.node.args[0]
+            norm.meta["is_fixed"] = is_fixed  # type: ignore[union-attr]
+            return value
+
+        self._spell(spell, "batch_norm", self._valued(given), (real,))
+        return real
+
+    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name, parameters, _ = FUNCTIONS[func]
+        given = named(parameters, args, kwargs)
+        if (name == "conv2d" and not isinstance(given["padding"], str)) or (
+            name == "matmul" and (not isinstance(given["other"], Tensor) or given["other"].dim() != 2)
+        ):
+            return func(*args, **kwargs)  # its ATen form is as good
+        return self._spelled_whole(func, args, kwargs)
+
+    @_unrecorded
+    def _spelled_whole(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name, parameters, speller = FUNCTIONS[func]
+        given = named(parameters, args, kwargs)
+        real = func(*args, **kwargs)
+        results = tuple(item for item in pytree.tree_leaves(real) if isinstance(item, Tensor))
+        self._spell(speller, name, self._valued(given), results)
+        return real
+
+    # -- operations of ATen ----------------------------------------------------------------------------------------
+
+    def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record an operation of ATen."""
+        name = func.overloadpacket.__name__
+        if self.paused or name == "_assert_async":
+            return func(*args, **kwargs)
+        outer, self.pen.word = self.pen.word, self.pen.word or name
+        try:
+            if name in SHAPE_ONLY or not self._depends((args, kwargs)):
+                return self._constant(func, name, args, kwargs)
+            if name in NUMBERS:
+                raise RewriteError(self._condition())
+            return self._traced(func, name, args, kwargs)
+        finally:
+            self.pen.word = outer
+
+    def _condition(self) -> str:
+        where = self.pen.scope or type(self.root).__name__
+        return (
+            f"{where}: a number or a condition is taken from tensor values at {user_site() or 'an unknown line'}; "
+            "take it from shapes, which are known, or move it out of the network"
+        )
+
+    @_unrecorded
+    def _constant(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        made = [item for item in pytree.tree_leaves(result) if isinstance(item, Tensor)]
+        sources = [] if name in SHAPE_ONLY else [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        self.ledger.derive(sources, made, random=torch.Tag.nondeterministic_seeded in func.tags)
+        if sources and (name in VIEWS or name in PIECES):
+            self._note_views(func, name, args, kwargs, made)
+        return result
+
+    def _note_views(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], made: list[Tensor]
+    ) -> None:
+        """Note views of constants: a later write may make them depend on the images."""
+        base = args[0]
+        if not isinstance(base, Tensor) or made[0].untyped_storage()._cdata != base.untyped_storage()._cdata:
+            return
+        arguments = _by_name(func, args, kwargs)
+        call = Call(name, arguments, tuple(tuple(item.shape) for item in made))
+        for number, item in enumerate(made):
+            self.ledger.view(
+                item, base, functools.partial(lambda c, s, n: view_moves(c, s)[n], call, tuple(base.shape), number)
+            )
+
+    @_unrecorded
+    def _traced(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = _by_name(func, args, kwargs)
+        written = [
+            argument.name for argument in func._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]  # fmt: skip
+        if written:
+            return self._in_place(func, name, args, kwargs, arguments, written)
+        values = self._valued(arguments)
+        real = func(*args, **kwargs)
+        results = tuple(item for item in pytree.tree_leaves(real) if isinstance(item, Tensor))
+        base = arguments.get("self")
+        if (name in VIEWS or name in PIECES) and isinstance(values.get("self"), Value):
+            self._view(name, base, values, results)
+        else:
+            self._spell(OPERATORS.get(name), name, values, results)
+        return real
+
+    def _view(self, name: str, base: Tensor, values: dict[str, Any], results: tuple[Tensor, ...]) -> None:
+        call = Call(name, values, tuple(tuple(item.shape) for item in results))
+        try:
+            if "refused" in values["self"].node.meta:
+                raise NoSpelling
+            chains = view_moves(call, tuple(base.shape))
+            shares = results[0].untyped_storage()._cdata == base.untyped_storage()._cdata
+            for result, chain in zip(results, chains, strict=True):
+                value = values["self"]
+                for move in chain:
+                    value = self.pen.emit(move, value, aside=move is not chain[-1])
+                if shares:
+                    self.ledger.view(result, base, functools.partial(list, chain), value.node)
+                else:
+                    self.ledger.bind(result, value)
+        except NoSpelling as refusal:
+            self._refuse(refusal, name, values, results)
+
+    def _in_place(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: dict[str, Any],
+        written: list[str],
+    ) -> Any:  # fmt: skip
+        target = arguments[written[0]]
+        region = self.ledger.hold(target)
+        values = self._valued(arguments)
+        try:
+            if written != ["self"]:
+                raise NoSpelling("it writes into another tensor (out=); use its result")
+            part = self._mutated(name.removesuffix("_"), values, target)
+            self.ledger.write(self.pen, region, part)
+            message = None
+        except NoSpelling as refusal:
+            message = self._message(refusal, name.removesuffix("_"))
+        real = func(*args, **kwargs)
+        if message is not None:
+            operands = [v for v in pytree.tree_leaves(values) if isinstance(v, Value)]
+            self._poison(region, self.pen.refuse(target, message, *operands))
+        elif self.check and isinstance(part, Value):
+            self._compare(target, part)
+        return real
+
+    def _poison(self, region: Region, value: Value) -> None:
+        """Let all of the memory of a tensor be refused: what was written there has no spelling."""
+        while region.parent is not None:
+            region = region.parent
+        region.memory.node, region.memory.version = value.node, region.memory.version + 1
+
+    def _mutated(self, name: str, values: dict[str, Any], target: Tensor) -> Value | Tensor:
+        """Return what an in-place operation puts into its target."""
+        if name in ("copy", "fill", "zero"):
+            source = values.get("src", values.get("value", 0))
+            if isinstance(source, Value):
+                moves = [] if source.shape == tuple(target.shape) else view_moves(
+                    Call("expand", {}, (tuple(target.shape),)), source.shape
+                )[0]  # fmt: skip
+                for move in moves:
+                    source = self.pen.emit(move, source, aside=True)
+                return source
+            return torch.as_tensor(source, dtype=target.dtype).expand(target.shape).clone()
+        refused = next((v for v in pytree.tree_leaves(values) if isinstance(v, Value) and "refused" in v.node.meta), 0)
+        if name not in OPERATORS or refused:
+            raise NoSpelling
+        made: Value = OPERATORS[name](self.pen, Call(name, values, (tuple(target.shape),)))
+        return made
+
+    # -- spelling --------------------------------------------------------------------------------------------------
+
+    def _spell(
+        self, speller: Callable[[Pen, Call], Any] | None, name: str, values: dict[str, Any], results: tuple[Tensor, ...]
+    ) -> None:
+        """Bind results to what the speller writes for them, or to a refusal."""
+        call = Call(name, values, tuple(tuple(item.shape) for item in results))
+        try:
+            operands = [v for v in pytree.tree_leaves(values) if isinstance(v, Value)]
+            if speller is None or any("refused" in operand.node.meta for operand in operands):
+                raise NoSpelling
+            made = speller(self.pen, call)
+        except NoSpelling as refusal:
+            self._refuse(refusal, name, values, results)
+            return
+        if self.check:
+            self._compare(results[0], made)
+        self.ledger.bind(results[0], made)
+        for extra in results[1:]:
+            reason = NoSpelling(
+                "pooling with indices or another divisor has no integer kernel; use plain pooling", bare=True
+            )
+            self.ledger.bind(extra, self.pen.refuse(extra, self._message(reason, name), made))
+
+    def _refuse(self, refusal: NoSpelling, name: str, values: dict[str, Any], results: tuple[Tensor, ...]) -> None:
+        message = self._message(refusal, name)
+        operands = [v for v in pytree.tree_leaves(values) if isinstance(v, Value)]
+        for result in results:
+            self.ledger.bind(result, self.pen.refuse(result, message, *operands))
+
+    def _message(self, refusal: NoSpelling, name: str) -> str:
+        place, what, site = self.pen.place(), self.pen.what(), user_site()
+        where = f"{place} ({site})" if site and self.pen.layer is None else place
+        if refusal.bare:
+            return f"{where}: {refusal.reason}"
+        if refusal.reason:
+            return f"{where}: {what} has no low-bit form: {refusal.reason}"
+        return f"{where}: {unknown(what, name)}"
+
+    def _compare(self, real: Tensor, made: Value) -> None:
+        """Raise if a spelling computes something else than torch: a fault of this toolkit, not of the network."""
+        got = made.tensor
+        if got.shape != real.shape:
+            raise RewriteError(self._fault(f"shape {tuple(got.shape)} for {tuple(real.shape)}"))
+        if not real.is_floating_point() or not bool(torch.isfinite(real).all()):
+            return
+        error = float((got - real).abs().max()) if real.numel() else 0.0
+        if error > STEP_TOLERANCE * max(float(real.abs().max()), 1e-3):
+            raise RewriteError(self._fault(f"a difference of {error:.3g}"))
+
+    def _fault(self, found: str) -> str:
+        return (
+            f"{self.pen.place()}: the spelling of {self.pen.what()} is another function ({found}): please report it; "
+            "prepare(..., verify=False) goes past this check"
+        )
+
+    # -- tensors ---------------------------------------------------------------------------------------------------
+
+    def _depends(self, arguments: Any) -> bool:
+        return any(isinstance(item, Tensor) and self.ledger.is_traced(item) for item in pytree.tree_leaves(arguments))
+
+    def _value(self, tensor: Tensor) -> Value:
+        region = self.ledger.region(tensor)
+        value = self.ledger.read(self.pen, region) if region is not None else None
+        if not isinstance(value, Value):
+            raise TypeError("a constant has no node")
+        return value
+
+    @_unrecorded
+    def _valued(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments with values in place of the tensors that depend on the images."""
+        return {
+            name: pytree.tree_map_only(Tensor, lambda t: self._value(t) if self.ledger.is_traced(t) else t, given)
+            for name, given in arguments.items()
+        }
+
+
+def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    schema = func._schema.arguments
+    given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    given.update(zip((argument.name for argument in schema), args, strict=False))
+    return {**given, **kwargs}
+
+
+def _word(func: Any) -> str:
+    """Return the name of a function as the network's author would say it, in place or not, operands either way."""
+    name = str(getattr(func, "__name__", "op")).strip("_")
+    return {"radd": "add", "rsub": "sub", "rmul": "mul", "iadd": "add", "imul": "mul", "isub": "sub"}.get(name, name)
+
+
+@contextlib.contextmanager
+def _instrumented(root: nn.Module, scoped: Callable[..., Any]) -> Iterator[None]:
+    """Let every module of a network report when it runs."""
+    changed = []
+    try:
+        for path, module in root.named_modules():
+            if path and not isinstance(module, torch.jit.ScriptModule):
+                changed.append((module, module.__dict__.get("forward")))
+                module.__dict__["forward"] = functools.partial(scoped, path, module, module.forward)
+        yield
+    finally:
+        for module, before in changed:
+            module.__dict__.pop("forward", None)
+            if before is not None:
+                module.__dict__["forward"] = before

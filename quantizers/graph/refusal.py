@@ -1,0 +1,53 @@
+"""The error for a network that cannot become a low-bit student, and the way out for each operation that is refused."""
+
+from __future__ import annotations
+
+KNOWN = (
+    "the known ones are convolutions, linear layers, batch norm, activations, pooling, sums, products, "
+    "concatenations, constant factors and offsets, and moves of values"
+)
+REPLACE = (
+    "Replace it in the float network (layer norm -> batch norm, a custom block -> known layers), or pass the part of "
+    "the network without it"
+)
+CALIBRATED_PADDING = "use zeros"
+
+# Operation (as ATen or torch.nn.functional calls it) -> what to do instead, where that is more than REPLACE.
+WAYS_OUT: dict[str, str] = {
+    "layer_norm": "Replace it in the float network (layer norm -> batch norm)",
+    "group_norm": "Replace it in the float network (group norm, as layer norm -> batch norm)",
+    "instance_norm": "Replace it in the float network (instance norm, as layer norm -> batch norm)",
+    "scaled_dot_product_attention": "Attention multiplies activations by activations; pass the convolutional part",
+    "multi_head_attention_forward": "Attention multiplies activations by activations; pass the convolutional part",
+    "matmul": "A product of activations has no low-bit kernel here; use layers with weights",
+    "reflection_pad2d": CALIBRATED_PADDING,
+    "replication_pad2d": CALIBRATED_PADDING,
+    "rrelu": "It draws its slopes in training; use LeakyReLU or PReLU",
+    "upsample_bilinear2d": "Replace it by mode='nearest' or a ConvTranspose2d",
+    "upsample_bicubic2d": "Replace it by mode='nearest' or a ConvTranspose2d",
+    "div": "Replace the quotient of activations by a product (x * torch.sigmoid(y))",
+    "_softmax": "Replace it where it is not last: a softmax inside the network has no low-bit kernel",
+    "_log_softmax": "Replace it where it is not last: a log softmax inside the network has no low-bit kernel",
+}
+
+
+class RewriteError(ValueError):
+    """A network that cannot become a low-bit student; the message names the layer and the way out."""
+
+
+class NoSpelling(Exception):  # noqa: N818 - a signal between modules of this package; users see RewriteError
+    """An operation that the closed set of modules cannot express.
+
+    Args:
+        reason: What it is and what to do, without the place; empty: the operation is not known.
+        bare: Whether the reason names the operation itself.
+    """
+
+    def __init__(self, reason: str = "", *, bare: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.bare = reason, bare
+
+
+def unknown(what: str, operation: str) -> str:
+    """Return the message for an operation that has no low-bit form."""
+    return f"{what} has no low-bit form; {KNOWN}. {WAYS_OUT.get(operation, REPLACE)}"

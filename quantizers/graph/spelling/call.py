@@ -1,0 +1,65 @@
+"""One operation that a network runs, with its arguments by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from quantizers.graph.refusal import NoSpelling
+from quantizers.graph.spelling.pen import Value
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operation and what it is given.
+
+    Args:
+        name: What ATen or torch.nn.functional calls it, without the mark of in-place forms.
+        arguments: By name, defaults filled in; tensors that depend on the images are values.
+        shapes: Shape of every tensor it gives.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an argument, or ``default`` where this operation has none of that name."""
+        return self.arguments.get(name, default)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the first result."""
+        return self.shapes[0]
+
+    def value(self, name: str = "self") -> Value:
+        """Return an argument that must depend on the images.
+
+        Raises:
+            NoSpelling: If it is a constant.
+        """
+        operand = self.arguments[name]
+        if not isinstance(operand, Value):
+            raise NoSpelling
+        return operand
+
+    def fixed(self, name: str) -> Tensor | None:
+        """Return an argument that must not depend on the images, a tensor or None.
+
+        Raises:
+            NoSpelling: If it depends on them.
+        """
+        operand = self.arguments.get(name)
+        if isinstance(operand, Value):
+            raise NoSpelling(f"its {name} is computed from the images; use a constant or learned one")
+        return operand
+
+
+def axis_of(axis: Any, rank: int) -> int:
+    """Return an axis counted from the front."""
+    return int(axis) % max(rank, 1)

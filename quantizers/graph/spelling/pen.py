@@ -1,0 +1,183 @@
+"""Writes nodes of the canonical graph: names them as the network does, and runs each on the example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from quantizers.graph.refusal import RewriteError
+from quantizers.graph.spelling.sites import user_site
+
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the network: the node that gives it, and what it is on the example."""
+
+    node: fx.Node
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape on the example, batch first."""
+        return tuple(self.tensor.shape)
+
+
+class Refused(nn.Module):
+    """Stands where an operation has no spelling; an error only if the output depends on it."""
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        raise RewriteError("a refused operation was run")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """What is known of a tensor that does not depend on the images."""
+
+    learned: bool = False
+    random: bool = False
+
+
+class Pen:
+    """Writes canonical nodes.
+
+    Args:
+        constant: Tells what is known of a tensor that does not depend on the images.
+        parameter: Returns the parameter of the network that a tensor is, or a new one of its values.
+        derive: Notes that a constant (second) was computed from another (first).
+    """
+
+    def __init__(
+        self,
+        constant: Callable[[Tensor], Constant],
+        parameter: Callable[[Tensor], nn.Parameter],
+        derive: Callable[[Tensor, Tensor], None],
+    ) -> None:
+        self.graph, self.modules = fx.Graph(), dict[str, nn.Module]()
+        self.scopes: list[tuple[str, nn.Module]] = []
+        self.word = ""  # the call of the network that is being spelled
+        self.constant, self.parameter, self.derive = constant, parameter, derive
+        self.stacks: dict[fx.Node, tuple[Value, ...]] = {}
+        self._claimed: dict[tuple[str, int], str] = {}
+
+    # -- where we are ----------------------------------------------------------------------------------------------
+
+    @property
+    def scope(self) -> str:
+        """Return the path of the innermost module that runs now."""
+        return self.scopes[-1][0] if self.scopes else ""
+
+    @property
+    def layer(self) -> nn.Module | None:
+        """Return the innermost module if it is a layer of torch itself, else None."""
+        module = self.scopes[-1][1] if self.scopes else None
+        is_torch = module is not None and type(module).__module__.startswith("torch.nn")
+        return module if is_torch and not isinstance(module, CONTAINERS) else None
+
+    def place(self) -> str:
+        """Return the path that a message about the current call gives."""
+        if self.layer is not None and self.scope:
+            return self.scope
+        return f"{self.scope}.{self.word}" if self.scope else self.word
+
+    def what(self) -> str:
+        """Return the name of the current call, for messages."""
+        return type(self.layer).__name__ if self.layer is not None else self.word
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def emit(self, module: nn.Module, *operands: Value, aside: bool = False) -> Value:
+        """Write a node that calls ``module``.
+
+        Args:
+            module: A module of the closed set.
+            operands: What it reads.
+            aside: Whether it only prepares for the module that has the name of the call.
+        """
+        module.eval()
+        if any(True for _ in module.buffers()):  # indices, constants
+            module.to(operands[0].tensor.device)
+        if hasattr(module, "inplace"):
+            setattr(module, "inplace", False)  # noqa: B010 - values of the canonical graph never change
+        with torch.no_grad():
+            tensor = module(*(operand.tensor for operand in operands))
+        node = self._node(module, operands, aside=aside)
+        node.meta["shape"] = tuple(tensor.shape)
+        return Value(node, tensor)
+
+    def _node(self, module: nn.Module, operands: tuple[Value, ...], *, aside: bool) -> fx.Node:
+        own = self._is_own(module) and not aside
+        word = self.scope.replace(".", "_") if own else self.word
+        name = f"{word}_{type(module).__name__.lower()}" if aside else word
+        node = self.graph.create_node("call_module", "", tuple(o.node for o in operands), name=name)
+        parents = self.scope.rpartition(".")[0] if self.layer is not None else self.scope
+        path = self.scope if own else f"{parents}.{node.name}" if parents else node.name
+        node.meta.update(path=path, site=user_site())
+        node.target = self._target(path, module)
+        return node
+
+    def _is_own(self, module: nn.Module) -> bool:
+        """Tell whether ``module`` stands for the module that runs now, and not for a step within it."""
+        if not self.scope:
+            return False
+        running = self.scopes[-1][1]
+        return (
+            self.layer is not None
+            or module is running
+            or (isinstance(module, WEIGHTED) and isinstance(running, WEIGHTED))
+        )
+
+    def _target(self, path: str, module: nn.Module) -> str:
+        target, count = path, 0
+        while target in self.modules:
+            count += 1
+            target = f"{path}_{count}"
+        self.modules[target] = module
+        return target
+
+    def refuse(self, tensor: Tensor, message: str, *operands: Value) -> Value:
+        """Write a node that is an error if the output of the network depends on it."""
+        earlier = next((o.node.meta["refused"] for o in operands if "refused" in o.node.meta), None)
+        node = self._node(Refused(), operands, aside=True)
+        node.meta.update(refused=earlier or message, shape=tuple(tensor.shape))
+        return Value(node, tensor)
+
+    def claim(self, weight: Tensor) -> None:
+        """Note that a layer uses ``weight``.
+
+        Raises:
+            RewriteError: If the same layer has used it before.
+        """
+        is_layer = bool(self.scopes) and isinstance(self.scopes[-1][1], WEIGHTED)
+        key = (self.scope, 0 if is_layer else id(weight))
+        if key in self._claimed:
+            raise RewriteError(
+                f"{self.place()}: is called more than once, with one grid for each call; give each call its own copy"
+            )
+        self._claimed[key] = self.place()
+
+    def constant_like(self, source: Tensor, result: Tensor) -> Tensor:
+        """Return ``result``, noted as computed from ``source``."""
+        self.derive(source, result)
+        return result
+
+    def module_of(self, value: Value) -> nn.Module | None:
+        """Return the module that gives ``value``, or None for the images."""
+        return self.modules.get(str(value.node.target)) if value.node.op == "call_module" else None
+
+    def images(self, name: str, tensor: Tensor) -> Value:
+        """Write the node of the network's input."""
+        node = self.graph.placeholder(name)
+        node.meta.update(path=node.name, shape=tuple(tensor.shape), site="")
+        return Value(node, tensor)
+
+    def output(self, result: Any) -> None:
+        """Write the node of the network's output, a structure of nodes."""
+        node = self.graph.output(result)
+        node.meta.update(path="output", shape=None, site="")

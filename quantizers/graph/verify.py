@@ -1,0 +1,195 @@
+"""Proves, before training, that a student with all quantizers bypassed computes what the float network computes.
+
+Every value of the student that stands for a value of the float network is computed, without any rounding to a grid,
+from the float network's own values, and compared: in eval mode, where batch norm is folded into the weights as it is
+deployed, and in training mode, where it uses the statistics of the batch. Drop-out is identity in both, as are its
+positions: those were recorded. Since each step starts from exact values, errors do not add up, and the tolerance can be
+that of one step.
+
+Tolerance: ``STEP_TOLERANCE`` of the largest value of a tensor. A step is at most a convolution with batch norm. Folding
+turns ``((w x) - mean) * factor + beta`` into ``(w factor) x + (beta - mean * factor)``, which in exact arithmetic is
+the same; in float32 both round each product and sum once, to a relative ``2**-24`` of what is summed, and sums of ``n``
+products grow that by about ``sqrt(n)``, which is 2e-5 for the 100,000 products of the largest layers. Batch norm may
+then subtract a mean that is large against what is left, which costs the ratio of the two again; the tolerance is
+measured against the values before that subtraction, too. A ReLU too few or a branch too much is larger by orders of
+magnitude. The network's own output is compared end to end, where errors of all steps add up: ``OUTPUT_TOLERANCE``.
+
+Residual branches often start at a factor of zero, where anything would agree, so in training mode batch norm's factors
+are moved at random (on both sides alike) before the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from quantizers.graph.kinds import PASS
+from quantizers.graph.recording.copying import example_images
+from quantizers.graph.trace import EVAL_IMAGES, TRAIN_IMAGES, RewriteError, Traced
+from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
+
+STEP_TOLERANCE = 1e-4
+OUTPUT_TOLERANCE = 1e-3
+MOVED_BY = 0.3  # standard deviation of the change of batch norm's factors in the comparison in training mode
+
+Pairs = Sequence[tuple[fx.Node, str]]
+Norm = Callable[[_BatchNorm, Tensor], Tensor]
+
+
+def verify_student(traced: Traced, student: nn.Module, pairs: Pairs, example_inputs: Tensor) -> None:
+    """Compare a student with the float network it was made from; neither is changed.
+
+    Args:
+        traced: The float network.
+        student: Its student; need not be calibrated.
+        pairs: A node of the network and the name of the student's node that must have its value.
+        example_inputs: Images as the network takes them.
+
+    Raises:
+        RewriteError: If they differ by more than float rounding (names the first node that differs).
+    """
+    device = next((p.device for module in traced.modules.values() for p in module.parameters()), torch.device("cpu"))
+    student.eval()
+    with torch.no_grad():
+        values = _float_values(traced, example_images(example_inputs, EVAL_IMAGES, device), _running)
+        _compare_outputs(traced, values)
+        _compare(traced, student, pairs, values, _running)
+        of_batch = _BatchStatistics(traced)
+        values = _float_values(traced, example_images(example_inputs, TRAIN_IMAGES, device), of_batch)
+        _compare(traced, student, pairs, values, of_batch)
+
+
+# -- batch norm, without touching its running statistics ---------------------------------------------------------------
+
+
+def _running(norm: _BatchNorm, x: Tensor) -> Tensor:
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps)
+
+
+class _BatchStatistics:
+    """Batch norm as in training, its factors moved so that none is zero.
+
+    Args:
+        traced: The float network; the norms that the student uses, too, are those that are moved.
+    """
+
+    def __init__(self, traced: Traced) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._factors: dict[_BatchNorm, Tensor] = {}
+        for module in traced.modules.values():
+            if isinstance(module, _BatchNorm) and module.weight is not None:
+                noise = torch.randn(module.weight.shape, generator=generator).to(module.weight)
+                self._factors[module] = module.weight + MOVED_BY * noise
+
+    def __call__(self, norm: _BatchNorm, x: Tensor) -> Tensor:
+        weight = self._factors.get(norm, norm.weight)
+        return F.batch_norm(x, None, None, weight, norm.bias, training=True, eps=norm.eps)
+
+
+# -- running both ------------------------------------------------------------------------------------------------------
+
+
+def _float_values(traced: Traced, images: Tensor, normalize: Norm) -> dict[fx.Node, Tensor]:
+    values: dict[fx.Node, Tensor] = {}
+    for node in traced.graph.nodes:
+        module = traced.module(node)
+        if node.op == "placeholder":
+            values[node] = images
+        elif module is not None:
+            operands = [values[operand] for operand in node.args]
+            if node.meta["kind"] == PASS:
+                values[node] = operands[0]
+            else:
+                is_norm = isinstance(module, _BatchNorm)
+                values[node] = normalize(module, operands[0]) if is_norm else module.eval()(*operands)
+    return values
+
+
+def _compare(
+    traced: Traced, student: nn.Module, pairs: Pairs, expected: dict[fx.Node, Tensor], normalize: Norm
+) -> None:
+    partners: dict[str, list[fx.Node]] = {}
+    for float_node, name in pairs:
+        partners.setdefault(name, []).append(float_node)
+    images = next(value for node, value in expected.items() if node.op == "placeholder")
+    modules, values = dict(student.named_modules()), dict[fx.Node, Tensor]()
+    for node in student.graph.nodes:  # type: ignore[union-attr]
+        if node.op == "output":
+            continue
+        if node.op == "placeholder":
+            values[node] = images
+            continue
+        values[node], scale = _bypassed(modules[str(node.target)], [values[o] for o in node.args], normalize)
+        for float_node in partners.get(node.name, []):
+            _check(traced, float_node, expected[float_node], values[node], scale)
+        if node.name in partners:
+            values[node] = expected[partners[node.name][0]]
+
+
+def _bypassed(module: nn.Module, operands: list[Tensor], normalize: Norm) -> tuple[Tensor, float]:
+    """Return what a module of a student gives without rounding to grids, and the largest value on the way."""
+    if isinstance(module, ActQuantizer):
+        x = torch.relu(operands[0]) if module.quant.kind == "unsigned" else operands[0]
+        return (x if module.quant.largest is None else x.clamp(max=module.quant.largest)), 0.0
+    if isinstance(module, (QuantConvBn2d, QuantLinearBn)):
+        return _layer(module, operands[0], normalize)
+    is_pass = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth"
+    return (operands[0] if is_pass else module(*operands)), 0.0
+
+
+def _layer(layer: Any, x: Tensor, normalize: Norm) -> tuple[Tensor, float]:
+    if layer.bn is not None and normalize is _running:
+        factor, shift = layer._affine()
+        weight = layer.weight if factor is None else layer.weight * factor.reshape(-1, *(1,) * (layer.weight.dim() - 1))
+        return _linear(layer, x, weight, shift), 0.0
+    out = _linear(layer, x, layer.weight, layer.bias)
+    return out if layer.bn is None else normalize(layer.bn, out), 0.0
+
+
+def _linear(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(layer, QuantLinearBn):
+        return F.linear(x, weight, bias)
+    return layer._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def _check(traced: Traced, node: fx.Node, expected: Tensor, got: Tensor, scale: float) -> None:
+    if got.shape != expected.shape:
+        raise RewriteError(_message(traced, node, f"shape {tuple(got.shape)} in place of {tuple(expected.shape)}"))
+    error = _largest(got - expected)
+    bound = STEP_TOLERANCE * max(_largest(expected), scale)
+    if error > bound and error > torch.finfo(torch.float32).eps:
+        raise RewriteError(_message(traced, node, f"values up to {_largest(expected):.3g} differ by {error:.3g}"))
+
+
+def _largest(x: Tensor) -> float:
+    finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+    return float(finite.abs().max()) if x.numel() else 0.0
+
+
+def _message(traced: Traced, node: fx.Node, found: str) -> str:
+    site = f" ({node.meta['site']})" if node.meta.get("site") else ""
+    return (
+        f"{traced.path(node)}{site}: from here on the student would be another function than the float network "
+        f"({found}): please report it; prepare(..., verify=False) goes past this check"
+    )
+
+
+def _compare_outputs(traced: Traced, values: dict[fx.Node, Tensor]) -> None:
+    end = next(node for node in traced.graph.nodes if node.op == "output")
+    nodes = [leaf for leaf in pytree.tree_leaves(end.args[0]) if isinstance(leaf, fx.Node)]
+    results = [leaf for leaf in pytree.tree_leaves(traced.result) if isinstance(leaf, Tensor)]
+    for node, expected in zip(nodes, results, strict=True):
+        error = _largest(values[node] - expected)
+        if error > OUTPUT_TOLERANCE * max(_largest(expected), 1e-6):
+            raise RewriteError(
+                _message(traced, node, f"an output up to {_largest(expected):.3g} differs by {error:.3g}")
+            )

@@ -7,6 +7,9 @@ For every seed the first config trains the teacher; the others distil from the s
 replaced by its weights). Each run goes through `qkd` up to the export, so every row carries the parity of the student
 it names over the whole test set. A run that fails stays in the table with its message. Extra `key.path=value` words are
 passed on to every run.
+
+A student whose export stage did not finish, or whose file parity refused, is no result: its row says why in place of
+figures. `--judge FILE` applies that to a table that an earlier version wrote.
 """
 
 from __future__ import annotations
@@ -38,18 +41,57 @@ def _read(run: Path) -> dict[str, Any]:
     teacher = json.loads((run / "teacher" / "result.json").read_text())
     student = json.loads((run / "student" / "result.json").read_text())
     parity = json.loads((run / "export" / "parity.json").read_text())
+    if why := refusal(run, parity):
+        return {"failed": why}
     return {
         "teacher_accuracy": teacher["test_accuracy"],
         "student_accuracy": student["test_accuracy"],
         "weight_bits": student["weight_bits"],
         "act_bits": student["act_bits"],
         "images": parity["images"],
+        "passed": parity["passed"],
         "parity_off": parity["off"]["top1_agreement"],
         "parity_on": parity["on"]["top1_agreement"],
         "integers_differing_off": sum(layer["differing"] for layer in parity["layers"]),
         "student_bytes": (run / "export" / "student.onnx").stat().st_size,
         "teacher_bytes": (run / "export" / "teacher.onnx").stat().st_size,
     }
+
+
+def refusal(run: Path, parity: dict[str, Any]) -> str:
+    """Return why the run's student is no result, or nothing.
+
+    The stage that refuses a file leaves it, and the comparison, where they are: that they are there says nothing.
+
+    Args:
+        run: The run folder.
+        parity: Content of its ``parity.json``.
+    """
+    if not parity.get("passed"):
+        faults = parity.get("faults") or [f"another class on {parity['off']['differing']} images, optimisations off"]
+        return f"export: parity refused the file: {'; '.join(faults)}"
+    return "" if (run / "manifests" / "export.json").exists() else "export: not complete"
+
+
+def judge(path: Path) -> None:
+    """Rewrite a table so that students whose parity failed have no part in it.
+
+    Tables of earlier versions do not say whether a run passed, so what they hold of the comparison decides: the stage
+    has always refused a student whose class differed on any image.
+    """
+    record = json.loads(path.read_text())
+    rows = [_judged(row) for row in record["rows"]]
+    record |= {"summary": summarise(rows, record["configs"]), "rows": rows}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _judged(row: dict[str, Any]) -> dict[str, Any]:
+    is_good = row.get("passed", row.get("parity_off") == 1.0 and row.get("integers_differing_off") == 0)
+    if "failed" in row or is_good:
+        return row
+    differing = round((1 - row["parity_off"]) * row["images"])
+    why = f"export: parity refused the file: another class on {differing} of {row['images']} images, optimisations off"
+    return {"config": row["config"], "seed": row["seed"], "failed": why, "refused": row}
 
 
 def collect(config: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -87,7 +129,7 @@ def summarise(rows: list[dict[str, Any]], configs: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, train, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="+", help="config files and key.path=value overrides")
+    parser.add_argument("words", nargs="*", help="config files and key.path=value overrides")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--teachers", help="trained teachers to use for all configs, e.g. runs/t-seed{seed}/teacher/weights.safetensors"
@@ -95,8 +137,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="seeds trained side by side")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--collect", action="store_true", help="only gather the runs that are there; train nothing")
+    parser.add_argument("--judge", type=Path, metavar="FILE", help="only refuse what parity refused in this table")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.judge:
+        judge(args.judge)
+        return
+    if not args.words:
+        parser.error("name the configs to train")
     args.configs = [word for word in args.words if "=" not in word]
     args.overrides = [word for word in args.words if "=" in word]
     args.runs_dir.mkdir(parents=True, exist_ok=True)

@@ -140,6 +140,7 @@ def _parity(student: nn.Module, path: Path, images: Tensor) -> dict[str, Any]:
 
     report = check_parity(student, path, [images], layer_images=2)
     return {
+        "passed": report.passed,
         "top1_off": report.off.top1_agreement,
         "top1_on": report.on.top1_agreement,
         "largest_logit_steps_on": report.on.max_steps,
@@ -243,6 +244,10 @@ def main() -> None:
             _write(args.json, results, args)
 
 
+def _flags(args: argparse.Namespace) -> str:
+    return f"--rounds {args.rounds}" + " --profile" * args.profile + " --no-brevitas" * args.no_brevitas
+
+
 def _write(path: Path, results: dict[str, Any], args: argparse.Namespace) -> None:
     import brevitas
     import onnxruntime
@@ -250,7 +255,7 @@ def _write(path: Path, results: dict[str, Any], args: argparse.Namespace) -> Non
     versions = {module.__name__: module.__version__ for module in (torch, brevitas, onnx, onnxruntime)}
     record = {
         "what": "latency of exported nets, batch 1, one thread, variants of a net interleaved; ratios of medians",
-        "command": f"python benchmarks/export_latency.py --nets {' '.join(results)} --rounds {args.rounds} --profile",
+        "command": f"python benchmarks/export_latency.py --nets {' '.join(results)} {_flags(args)}",
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions,
         "nets": results,

@@ -6,13 +6,14 @@ Nothing here is read from the file: a file that names a wider step, or fewer qua
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
 from export.lowering import output_step
-from quantizers import integer_view
+from quantizers import Student, integer_view
 from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
 
 # Half a step of the logits: below it, both logits round to one and the same integer sum.
@@ -91,7 +92,7 @@ def expected_of(student: nn.Module) -> Expected:
     """
     if not isinstance(student, fx.GraphModule):
         raise ValueError(f"compare a student that quantizers.prepare made, got {type(student).__name__}")
-    view = integer_view(student)
+    view = integer_view(cast(Student, student))
     step, last = output_step(view), _last(view)
     reach, move = _reach(last, view) if isinstance(last, (Conv, Linear)) else (0.0, 1.0)
     taps = (Tap(node.name, float(np.float32(node.grid.scale)), node.grid.low, node.grid.high)

@@ -13,9 +13,10 @@ import onnx
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from export.codes import Found
 from export.lowering import INPUT, OUTPUT
 from export.parity.expected import Expected, Tap
-from export.parity.layers import Found, SingleLayers, attempted, in_order
+from export.parity.layers import SingleLayers, attempted, in_order
 from export.quant_session import QuantSession
 from export.runtime import load_model, open_session, runtime
 
@@ -52,7 +53,7 @@ class Ways:
         self.single: SingleLayers | None = None
         self.is_qonnx = self.properties.get("flavour") == "qonnx"
         if self.is_qonnx:
-            session = QuantSession(path)
+            session: Any = QuantSession(path)
             self.off = self.on = session
             self.runtime_version = f"qonnx {session.version}"
             self.notes = ("run by qonnx's executor, which has no optimisations: `on` repeats `off`",)

@@ -75,6 +75,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     """
     sections = [
         _table(model_table(summary)),
+        _section("Read this with the figures", _caveats(summary)),
         _verdicts(summary),
         _section("Size", _sizes(summary)),
         _section("Cost of one image", _table(cost_table(summary)) if summary.cost else ""),
@@ -98,6 +99,11 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
 def _sizes(summary: RunSummary) -> str:
     rows = size_table(summary)
     return f'{_table(rows)}<p class="note">{escape(SIZE_NOTE)}</p>' if len(rows) > 1 else ""
+
+
+def _caveats(summary: RunSummary) -> str:
+    lines = "".join(f"<li>{escape(caveat)}</li>" for caveat in summary.caveats)
+    return f"<ul>{lines}</ul>" if lines else ""
 
 
 def _verdicts(summary: RunSummary) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qkd.files import read_json as read_value
+from qkd.report.caveats import (
+    accuracy_caveats,
+    float_layers,
+    interval_text,
+    latency_caveats,
+    parity_caveats,
+    wilson,
+)
 from qkd.report.table import align, megabytes, milliseconds, percent
 
 TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learnt beside the student
@@ -22,6 +30,7 @@ class ModelRow:
         role: ``teacher``, ``FP32 twin`` or ``student`` with its code.
         net: Name of the network.
         test_accuracy: Fraction 0..1 on the test split, or None where it was not measured.
+        interval: Its 95 % interval (Wilson's), fractions; None where the number of test images is not known.
         agreement: Fraction of test images with the same top class in PyTorch and ONNX Runtime (optimisations off).
         agreement_optimised: The same with ONNX Runtime's optimisations on.
         size_bytes: Size of the ONNX file.
@@ -41,6 +50,7 @@ class ModelRow:
     median_ms: float | None = None
     p10_ms: float | None = None
     p90_ms: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ class RunSummary:
         flavours: The student's files for other runtimes: name -> size and comparison.
         bench: The measurement that the closing table shows: this machine's, or else the first device's.
         devices: Every device's measurement, this machine first; of one that failed, its ``failure``.
+        test_images: Number of test images; None where it is not known.
+        caveats: What a reader of these figures has to know, a sentence each.
         report: Path of the page; None before it is written.
         fall_backs: A sentence for each layer or function of the student that stays in float, and why.
     """
@@ -91,6 +103,8 @@ class RunSummary:
     cost: Mapping[str, Any] = field(default_factory=dict)
     flavours: Mapping[str, Any] = field(default_factory=dict)
     devices: tuple[Mapping[str, Any], ...] = ()
+    test_images: int | None = None
+    caveats: tuple[str, ...] = ()
     report: str | None = None
     fall_backs: tuple[str, ...] = ()
 
@@ -102,15 +116,15 @@ class RunSummary:
         """Return the closing table as text."""
         if not self.models:
             return f"{self.folder}: nothing has been trained yet"
-        lines = [align(model_table(self))]
+        lines = [align(model_table(self)), *(f"note: {caveat}" for caveat in self.caveats)]
         lines.append(f"report: {self.report}" if self.report else f"run folder: {self.folder} (no report yet)")
         return "\n".join(lines)
 
 
 def model_table(summary: RunSummary) -> list[list[str]]:
     """Return heading and lines of the table of models, as text."""
-    head = ["model", "net", "test accuracy", "parity (optimised)", "ONNX file", "latency (median)"]
-    return [head, *([row.role, row.net, percent(row.test_accuracy), _parity(row), megabytes(row.size_bytes),
+    head = ["model", "net", "test accuracy (95 %)", "parity (optimised)", "ONNX file", "latency (median)"]
+    return [head, *([row.role, row.net, _accuracy(row), _parity(row), megabytes(row.size_bytes),
                      milliseconds(row.median_ms)] for row in summary.models)]  # fmt: skip
 
 
@@ -123,17 +137,20 @@ def summarise(path: Path) -> RunSummary:
     export, devices = read_json(path / "export" / "export.json"), _devices(path / "bench")
     bench = next((one for one in devices if one.get("models")), {})
     parity = read_json(path / "export" / "parity.json")
-    report = path / "report.html"
+    report, results = path / "report.html", _results(path)
+    count = _test_images(results, parity)
     return RunSummary(
         name=path.name,
         folder=str(path),
-        models=tuple(_models(path, export, parity, bench)),
+        models=tuple(_with_interval(row, count) for row in _models(path, results, export, parity, bench)),
         layers=tuple(_layer(row) for row in read_json(path / "export" / "layers.json").get("layers", [])),
         parity=parity,
         bench=bench,
         cost=read_json(path / "export" / "cost.json"),
         flavours=_flavours(path, export),
         devices=devices,
+        test_images=count,
+        caveats=tuple(_caveats(results, count, export, parity, devices)),
         report=str(report) if report.is_file() else None,
         fall_backs=tuple(export.get("student", {}).get("fall_backs", ())),
     )
@@ -172,14 +189,43 @@ def _devices(folder: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple({"device": file.stem, **value} for file, value in found if value)
 
 
-def _models(
-    path: Path, export: Mapping[str, Any], parity: Mapping[str, Any], bench: Mapping[str, Any]
-) -> list[ModelRow]:
-    results = {
+def _results(path: Path) -> dict[str, dict[str, Any]]:
+    return {
         "teacher": read_json(path / "teacher" / "result.json"),
         "float": read_json(path / "student" / "float" / "result.json"),
         "student": read_json(path / "student" / "result.json"),
     }
+
+
+def _test_images(results: Mapping[str, Mapping[str, Any]], parity: Mapping[str, Any]) -> int | None:
+    """Return the number of test images; of runs that do not say it, how many parity was checked on: all of them."""
+    said = (result.get("test_images") for result in results.values())
+    return next((count for count in said if count), None) or parity.get("images")
+
+
+def _with_interval(row: ModelRow, count: int | None) -> ModelRow:
+    if count is None or row.test_accuracy is None:
+        return row
+    return replace(row, interval=wilson(row.test_accuracy, count))
+
+
+def _caveats(
+    results: Mapping[str, Mapping[str, Any]], count: int | None, export: Mapping[str, Any], parity: Mapping[str, Any],
+    devices: Sequence[Mapping[str, Any]],
+) -> Iterator[str]:  # fmt: skip
+    student = export.get("student", {})
+    yield from parity_caveats(parity)
+    yield from accuracy_caveats(results, count)
+    yield from float_layers(student)
+    twin = "teacher" if _nets_agree(results) else "float"
+    for bench in devices:
+        yield from latency_caveats(bench, student, twin)
+
+
+def _models(
+    path: Path, results: Mapping[str, Mapping[str, Any]], export: Mapping[str, Any], parity: Mapping[str, Any],
+    bench: Mapping[str, Any],
+) -> list[ModelRow]:  # fmt: skip
     taught = read_json(path / TAUGHT / "result.json")
     rows = []
     for key, found in results.items():
@@ -253,6 +299,12 @@ def _layer(row: Mapping[str, Any]) -> LayerRow:
         macs=row["macs"],
         parity_steps=row["parity_steps"],
     )
+
+
+def _accuracy(row: ModelRow) -> str:
+    if row.interval is None:
+        return percent(row.test_accuracy)
+    return f"{percent(row.test_accuracy)} ({interval_text(row.interval)})"
 
 
 def _parity(row: ModelRow) -> str:

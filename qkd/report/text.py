@@ -60,6 +60,8 @@ def render_text(
         agents: Role -> what its agent does, in a line.
     """
     parts = [f"# {summary.name}", markdown(model_table(summary))]
+    if summary.caveats:
+        parts += ["## Read this with the figures", "\n".join(f"- {caveat}" for caveat in summary.caveats)]
     if summary.parity:
         parts += ["## Parity", parity_sentence(summary)]
     parts += [flavour_sentence(name, facts) for name, facts in summary.flavours.items()]
@@ -125,8 +127,15 @@ def parity_sentence(summary: RunSummary) -> str:
     return (
         f"{'passed' if parity['passed'] else 'FAILED'}: {parity['images']} test images, PyTorch against ONNX Runtime "
         f"{parity['runtime_version']}; the class differs on {parity['off']['differing']} with optimisations off "
-        f"and on {parity['on']['differing']} with them on.{_codes_sentence(parity)}"
+        f"and on {parity['on']['differing']} with them on.{_logits_sentence(parity)}{_codes_sentence(parity)}"
     )
+
+
+def _logits_sentence(parity: Mapping[str, Any]) -> str:
+    steps = [parity[side].get("max_steps") for side in ("off", "on")]
+    if None in steps:
+        return ""
+    return f" Logits differ by at most {steps[0]:.2g} output steps with them off and {steps[1]:.2g} with them on."
 
 
 def _codes_sentence(parity: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from qkd.config import DataConfig
@@ -68,6 +69,7 @@ def score(
     if test_accuracy is None:
         raise ValueError("the data set has no test images, so there is nothing to report; add some")
     count = details.pop("parameters", None)
+    details |= {"test_images": len(splits.test), "chance_accuracy": _chance(splits)}
     return Outcome(
         role=role,
         net=net,
@@ -79,6 +81,11 @@ def score(
         parameters=sum(parameter.numel() for parameter in model.parameters()) if count is None else count,
         details=details,
     )
+
+
+def _chance(splits: Splits) -> float:
+    """Return the accuracy of always naming the most frequent class of the test images."""
+    return int(torch.bincount(torch.as_tensor(splits.test.labels).long()).max()) / len(splits.test)
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> Path:

@@ -1,0 +1,180 @@
+"""Counts the instructions that an inference takes on emulated Arm processors, with and without int8 dot products.
+
+    python benchmarks/export_latency.py --nets resnet18 mobilenet_v2 --no-brevitas --work /tmp/files
+    python benchmarks/arm_instructions.py --files /tmp/files --json benchmarks/results/arm_instructions.json
+
+An emulator says nothing of time, but the instructions that it executes are those of the processor: the aarch64 wheel
+of onnxruntime picks its kernels by what the processor says it has. A plugin of qemu counts them between two system
+calls with which a process marks the inferences it wants counted (after warm-up, one thread).
+
+Needs gcc, apt-get of Debian 12 (its qemu-user 7.2 loads plugins; later builds are static and do not), and the aarch64
+user space that `pytest -m slow tests/export/devices/test_emulated_arm.py` leaves in ~/.cache/qkd-toolkit. Nothing of
+the system is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd-toolkit"
+PACKAGES = ("qemu-user", "libcapstone4", "libnuma1", "liburing2", "libglib2.0-0", "libgnutls30", "libnettle8",
+            "libhogweed6", "libp11-kit0", "libtasn1-6", "libidn2-0", "libunistring2", "libgmp10")  # fmt: skip
+# has dot products; part number, which pytorch's cpuinfo looks for in /proc/cpuinfo
+CPUS = {"cortex-a53": (False, "0xd03"), "cortex-a72": (False, "0xd08"), "cortex-a76": (True, "0xd0b"),
+        "neoverse-n1": (True, "0xd0c")}  # fmt: skip
+FEATURES = "fp asimd aes pmull sha1 sha2 crc32"
+DOT_FEATURES = " atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+VARIANTS = ("fp32", "int8", "w4a4", "w2a2")
+WARM_UP, COUNTED = 1, 1  # an inference counts the same each time; the first one allocates
+# `sched_get_priority_max` is call 125 there; nothing else in an inference makes it.
+PLUGIN = r"""
+#include <inttypes.h>
+#include <stdio.h>
+#include <stddef.h>
+#define EXPORT __attribute__((visibility("default")))
+typedef uint64_t plugin_id;
+struct qemu_plugin_tb;
+EXPORT int qemu_plugin_version = 1;
+extern void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, void (*)(plugin_id, struct qemu_plugin_tb *));
+extern void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, int, void *, uint64_t);
+extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
+extern void qemu_plugin_register_vcpu_syscall_cb(plugin_id, void (*)(plugin_id, unsigned int, int64_t, uint64_t,
+    uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t));
+static uint64_t count;
+static void translated(plugin_id id, struct qemu_plugin_tb *tb) {
+  (void)id;
+  qemu_plugin_register_vcpu_tb_exec_inline(tb, 0, &count, qemu_plugin_tb_n_insns(tb));
+}
+static void called(plugin_id id, unsigned int cpu, int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
+                   uint64_t e, uint64_t f, uint64_t g, uint64_t h) {
+  (void)id; (void)cpu; (void)a; (void)b; (void)c; (void)d; (void)e; (void)f; (void)g; (void)h;
+  if (number == 125) fprintf(stderr, "instructions %" PRIu64 "\n", count);
+}
+EXPORT int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv) {
+  (void)info; (void)argc; (void)argv;
+  qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
+  qemu_plugin_register_vcpu_syscall_cb(id, called);
+  return 0;
+}
+"""
+GUEST = """
+import os, sys
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+options.log_severity_level = 4
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+entry = session.get_inputs()[0]
+image = numpy.random.default_rng(0).standard_normal((1, *entry.shape[1:])).astype(numpy.float32)
+for number in range(int(sys.argv[2])):
+    session.run(None, {entry.name: image})
+os.sched_get_priority_max(os.SCHED_OTHER)
+for number in range(int(sys.argv[3])):
+    session.run(None, {entry.name: image})
+os.sched_get_priority_max(os.SCHED_OTHER)
+print(onnxruntime.__version__)
+"""
+
+
+def fetch_emulator(folder: Path) -> Path:
+    """Unpack Debian's emulator and its libraries into a folder, and build the plugin there; return the folder."""
+    if not (folder / "root" / "usr/bin/qemu-aarch64").exists():
+        (folder / "debs").mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder / "debs", check=True, capture_output=True)
+        for package in (folder / "debs").glob("*.deb"):
+            subprocess.run(["dpkg", "-x", str(package), str(folder / "root")], check=True)
+    source = folder / "count.c"
+    source.write_text(PLUGIN)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(source), "-o", str(folder / "count.so")], check=True)
+    return folder
+
+
+def lay_out(root: Path, emulator: Path, cpu: str) -> Path:
+    """Return a copy of the user space (hard links) that has this processor's /proc/cpuinfo.
+
+    This emulator shows the host's, which onnxruntime on aarch64 cannot read.
+    """
+    place = emulator / f"root-{cpu}"
+    if not place.exists():
+        shutil.copytree(root, place, symlinks=True, copy_function=os.link)
+    has_dot_product, part = CPUS[cpu]
+    lines = {"processor": "0", "BogoMIPS": "100.00", "Features": FEATURES + DOT_FEATURES * has_dot_product,
+             "CPU implementer": "0x41", "CPU architecture": "8", "CPU variant": "0x0", "CPU part": part,
+             "CPU revision": "1"}  # fmt: skip
+    (place / "proc").mkdir(exist_ok=True)
+    (place / "proc" / "cpuinfo").write_text("".join(f"{key}\t: {value}\n" for key, value in lines.items()) + "\n")
+    return place
+
+
+def count(path: Path, cpu: str, emulator: Path, root: Path, site: Path) -> tuple[int, str]:
+    """Return the instructions of one warm inference of a file, and the version of onnxruntime there."""
+    libraries = ":".join(str(emulator / "root" / part) for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"))
+    python = root / "usr/bin/python3.11"
+    command = [str(emulator / "root/usr/bin/qemu-aarch64"), "-cpu", cpu, "-plugin", str(emulator / "count.so")]
+    command += ["-E", f"PYTHONPATH={site}", "-E", "PYTHONDONTWRITEBYTECODE=1", "-L", str(root), str(python)]
+    words = ["-c", GUEST, str(path), str(WARM_UP), str(COUNTED)]
+    environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=environment)
+    counts = [int(value) for value in re.findall(r"^instructions (\d+)$", done.stderr, re.MULTILINE)]
+    if done.returncode or len(counts) != 2:
+        raise RuntimeError(f"{path.name} on {cpu}: exit code {done.returncode}: {done.stderr[-500:]}")
+    return (counts[1] - counts[0]) // COUNTED, done.stdout.strip()
+
+
+def measure(net: str, args: argparse.Namespace, emulator: Path) -> dict[str, Any]:
+    """Return the counts of every variant of a net on every processor, and their ratios to full precision."""
+    rows: dict[str, Any] = {}
+    for cpu in args.cpus:
+        found: dict[str, Any] = {}
+        root = lay_out(args.root, emulator, cpu)
+        for variant in args.variants:
+            instructions, version = count(args.files / f"{net}.{variant}.onnx", cpu, emulator, root, args.site)
+            found[variant] = {"instructions": instructions}
+            found[variant]["over_fp32"] = round(instructions / found["fp32"]["instructions"], 3)
+            print(f"{net} {variant} on {cpu}: {instructions / 1e6:.0f} M, {found[variant]['over_fp32']} of FP32",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        rows[cpu] = {"has_dot_product": CPUS[cpu][0], "onnxruntime": version, "variants": found}
+    return rows
+
+
+def main() -> None:
+    """Parse the command line, count, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=Path, required=True, help="folder that export_latency.py wrote (its --work)")
+    parser.add_argument("--nets", nargs="+", default=["resnet18", "mobilenet_v2"])
+    parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=list(CPUS))
+    parser.add_argument("--root", type=Path, default=CACHE / "aarch64-python" / "root", help="aarch64 user space")
+    parser.add_argument("--site", type=Path, default=CACHE / "aarch64-site-new" / "site", help="its packages")
+    parser.add_argument("--emulator", type=Path, default=CACHE / "qemu-plugins", help="where the emulator is kept")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="fp32 comes first")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--update", action="store_true", help="keep what the JSON file says of other processors")
+    args = parser.parse_args()
+    if args.variants[0] != "fp32":
+        parser.error("the ratios are to fp32: name it first")
+    emulator = fetch_emulator(args.emulator)
+    nets = {net: measure(net, args, emulator) for net in args.nets}
+    if args.update and args.json and args.json.exists():
+        known = json.loads(args.json.read_text())["nets"]
+        nets = {net: {**known.get(net, {}), **nets.get(net, {})} for net in {**known, **nets}}
+    record = {
+        "what": "instructions of one warm inference, batch 1, one thread, on emulated Arm processors",
+        "command": f"python benchmarks/arm_instructions.py --nets {' '.join(nets)} "
+        f"--cpus {' '.join(next(iter(nets.values())))} --variants {' '.join(args.variants)}",
+        "date": time.strftime("%Y-%m-%d"), "emulator": "qemu-user 7.2 (Debian 12)", "nets": nets,
+    }  # fmt: skip
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

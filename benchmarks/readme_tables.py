@@ -1,0 +1,106 @@
+"""Prints the README's tables of results from the files in `results/`; a test holds the README to them.
+
+python benchmarks/readme_tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LATENCY_FILES = ("export_latency_avx2.json", "export_latency_vnni.json")
+LATENCY_NETS = {"resnet18": "ResNet-18, 224x224", "alexnet": "AlexNet", "mobilenet_v2": "MobileNetV2"}
+BITS = ("w4a4", "w2a2")
+
+
+def read(name: str) -> Any:
+    """Return the content of a file of results."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def latency_rows() -> list[str]:
+    """Return the table of latencies: W4A4 and W2A2 over full precision and over static int8, on two processors."""
+    slow, fast = (read(name)["nets"] for name in LATENCY_FILES)
+    rows = [
+        "| batch 1, one thread; W4A4, W2A2 | / FP32, AVX2 | / FP32, VNNI | / static int8, AVX2 | / static int8, VNNI "
+        "| FP32 file / ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for net, title in LATENCY_NETS.items():
+        cells = [_pair(nets[net]["variants"], key) for key in ("over_fp32", "over_int8") for nets in (slow, fast)]
+        rows.append(f"| {' | '.join([title, *cells, _sizes(slow[net]['variants'])])} |")
+    return rows
+
+
+def _pair(variants: Any, key: str, digits: int = 2, ending: str = "") -> str:
+    return ", ".join(f"{variants[bits + ending][key]:.{digits}f}" for bits in BITS)
+
+
+def _sizes(variants: Any) -> str:
+    text = _pair(variants, "fp32_size_over", 1)
+    return (
+        f"{text} (4-bit last layer: {_pair(variants, 'fp32_size_over', 1, '-last4')})"
+        if "w4a4-last4" in variants
+        else text
+    )
+
+
+def accuracy_rows() -> list[str]:
+    """Return the table of accuracies, last epoch, mean and standard deviation of the seeds that parity passed."""
+    rows = ["| what | teacher | W4A4 | W2A2 | W2A2, labels alone |", "|---|---|---|---|---|"]
+    for title, name, folder in (
+        ("digits, ResNet-20 (359 test images)", "accuracy_digits.json", "digits"),
+        ("Fashion-MNIST, ResNet-20, 15,000 training images, 2 epochs of student", "accuracy_fashion_mnist.json",
+         "fashion-mnist"),
+    ):  # fmt: skip
+        summary = read(name)["summary"]
+        keys = ["teacher", *(f"configs/{folder}/{config}.yaml" for config in ("w4a4", "w2a2", "w2a2-plain"))]
+        rows.append(f"| {' | '.join([title, *(_accuracy(summary.get(key)) for key in keys)])} |")
+    return rows
+
+
+def _accuracy(found: Any) -> str:
+    if not found or not found["seeds"]:
+        return ""
+    if found["seeds"] == 1:
+        return f"{100 * found['mean']:.1f} % (1 seed)"
+    return f"{100 * found['mean']:.1f} ± {100 * found['stdev']:.1f} % ({found['seeds']} seeds)"
+
+
+def figures() -> dict[str, str]:
+    """Return the single figures of the README's sentences: the words around them, as they stand there."""
+    slow, fast = (read(name)["nets"]["resnet18"]["variants"] for name in LATENCY_FILES)
+    step, augment = read("train_step_avx2.json")["results"], read("augment_throughput.json")
+    native = [
+        augment[key]["ratios"]["torchvision_pil/ours_randaugment"] for key in ("32x32, batch 256", "224x224, batch 32")
+    ]
+    arm = read("arm_instructions.json")["nets"]["resnet18"]
+    int8 = {cpu: row["variants"]["int8"]["over_fp32"] for cpu, row in arm.items()}
+    ours = {cpu: row["variants"]["w4a4"]["over_fp32"] for cpu, row in arm.items()}
+    return {
+        "brevitas": f"slower than FP32 ({slow['brevitas']['over_fp32']:.2f} with AVX2); the same bits exported by this "
+        f"toolkit take {slow['w4a4']['over_brevitas']:.2f} of its time",
+        "vnni": f"int8 takes {fast['int8']['over_fp32']:.2f} of FP32's time with VNNI, "
+        f"{slow['int8']['over_fp32']:.2f} without",
+        "step": f"takes {step['ours_w4a4']['ratio_to_float']:.2f} times a float one (stock Brevitas: "
+        f"{step['stock_w4a4']['ratio_to_float']:.1f})",
+        "augment": f"{native[0]:.0f} times torchvision's RandAugment on PIL images at 32x32, {native[1]:.1f} times at "
+        "224x224",
+        "arm": f"int8 executes {int8['cortex-a72']:.2f} of FP32's instructions on a Cortex-A72, which has no dot "
+        f"products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has; a W4A4 student "
+        f"{ours['cortex-a72']:.2f} and {ours['cortex-a76']:.2f}",
+    }
+
+
+def main(parts: Sequence[Any] = (latency_rows, accuracy_rows)) -> None:
+    """Print the tables and the sentences."""
+    for part in parts:
+        print("\n".join(part()), end="\n\n")
+    print("\n".join(f"{name}: {text}" for name, text in figures().items()))
+
+
+if __name__ == "__main__":
+    main()

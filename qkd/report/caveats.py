@@ -1,0 +1,142 @@
+"""What a reader of a run's figures has to know: chance level, small test sets, a student that is slow, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qkd.report.table import percent
+
+NORMAL_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+SMALL_HALF_WIDTH = 0.01  # an accuracy that is known to a point or less needs no caveat
+SLOWER = 1.02  # medians of one file measured twice differ by up to about two hundredths
+DOT_PRODUCT = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm")
+BASELINE = "int8-static"
+NAMED = 3  # layers and notes that are named; the rest is counted
+
+
+def wilson(fraction: float, count: int) -> tuple[float, float]:
+    r"""Return Wilson's 95 % interval of a share.
+
+    .. math:: \frac{p + z^2/2n \pm z \sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}
+
+    Args:
+        fraction: Share that was found, 0..1.
+        count: Of how many, positive.
+
+    Returns:
+        Its ends, 0..1.
+
+    References:
+        Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    """
+    square = NORMAL_95**2
+    middle = fraction + square / (2 * count)
+    half = NORMAL_95 * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count**2))
+    whole = 1 + square / count
+    # at 0 and 1 an end is exact; rounding must not leave it a hair outside
+    return (middle - half) / whole if fraction else 0.0, (middle + half) / whole if fraction < 1 else 1.0
+
+
+def interval_text(interval: tuple[float, float]) -> str:
+    """Return an interval as percent with one digit."""
+    return f"{100 * interval[0]:.1f} .. {100 * interval[1]:.1f} %"
+
+
+def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None) -> Iterator[str]:
+    """Yield what limits the accuracies of a run.
+
+    Args:
+        results: ``teacher``, ``float``, ``student`` -> content of ``result.json``, empty where there is none.
+        count: Test images; None where it is not known.
+    """
+    if count is None:
+        return
+    for role, result in results.items():
+        accuracy, chance = result.get("test_accuracy"), result.get("chance_accuracy")
+        if accuracy is None or chance is None:
+            continue
+        low, high = wilson(accuracy, count)
+        if low <= chance:
+            name = {"float": "float twin"}.get(role, role)
+            yield (
+                f"the {name} is at chance level: {percent(accuracy)} (95 % interval {interval_text((low, high))}), "
+                f"where always naming the most frequent class gives {percent(chance)}{_after(role, result)}"
+            )
+    student = results.get("student", {}).get("test_accuracy")
+    if student is not None:
+        low, high = wilson(student, count)
+        if (half := (high - low) / 2) > SMALL_HALF_WIDTH:
+            yield (
+                f"the test set has only {count:,} images: the student's accuracy is known to about "
+                f"{100 * half:.1f} points either way, and smaller differences between rows say nothing"
+            )
+
+
+def _after(role: str, result: Mapping[str, Any]) -> str:
+    epochs = result.get("epochs")
+    tail = "; a student learns nothing from it" if role == "teacher" else ""
+    if epochs is None:
+        return tail
+    return f", after {epochs} epoch{'' if epochs == 1 else 's'} of training{tail}"
+
+
+def parity_caveats(parity: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why the file is not proven to be the student, and what makes the proof weak.
+
+    Args:
+        parity: Content of ``parity.json``; empty where there is none.
+    """
+    if parity and not parity.get("passed"):
+        faults = parity.get("faults") or ["see parity.json"]
+        yield f"parity FAILED, so the file is not the student: {'; '.join(faults)}"
+    yield from parity.get("notes", ())
+
+
+def float_layers(exported: Mapping[str, Any]) -> Iterator[str]:
+    """Yield that layers run in float, if any do.
+
+    Args:
+        exported: What ``export.json`` says of the student's file.
+    """
+    if falls := exported.get("fall_backs"):
+        yield f"{len(falls)} layer(s) left in float: {_some(falls)}"
+
+
+def latency_caveats(bench: Mapping[str, Any], exported: Mapping[str, Any], float_model: str | None) -> Iterator[str]:
+    """Yield where a device runs the student more slowly than its float twin or static int8, and why if that is known.
+
+    Args:
+        bench: Content of a device's file.
+        exported: What ``export.json`` says of the student's file.
+        float_model: Name of the float twin among the models; None where there is none.
+    """
+    rows = bench.get("models", {})
+    ours = rows.get("student", {}).get("median_ms")
+    for name, words in ((float_model, "its float twin"), (BASELINE, "the static int8 file of the float net")):
+        theirs = rows.get(name or "", {}).get("median_ms")
+        if not ours or not theirs or ours <= SLOWER * theirs:
+            continue
+        reasons = list(_reasons(bench, rows["student"], rows[name or ""], exported, is_float=name == float_model))
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        device = bench.get("device", "a device")
+        yield f"on {device} the student is slower than {words}: {ours / theirs:.2f} times its median latency{why}"
+
+
+def _reasons(
+    bench: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[str, Any], exported: Mapping[str, Any],
+    *, is_float: bool,
+) -> Iterator[str]:  # fmt: skip
+    if falls := exported.get("fall_backs"):
+        yield f"layers left in float: {_some([fall.partition(' ')[0] for fall in falls])}"
+    flags = bench.get("machine", {}).get("cpu_flags")
+    if is_float and flags is not None and not set(flags) & set(DOT_PRODUCT):
+        yield "this processor has no int8 dot product"
+    if (ours.get("p10_ms") or math.inf) <= (theirs.get("p90_ms") or 0.0):
+        yield "their p10..p90 overlap"
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return "; ".join(items[:NAMED]) + more

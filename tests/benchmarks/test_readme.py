@@ -1,0 +1,107 @@
+"""The README's figures are those of the files of results, and students that parity refused are in no table."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def load(name: str) -> Any:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return __import__(name)
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.fixture(scope="module")
+def tables() -> Any:
+    return load("readme_tables")
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> Any:
+    return load("accuracy")
+
+
+@pytest.mark.parametrize("part", ["latency_rows", "accuracy_rows"])
+def test_the_tables_are_rendered_from_the_files(tables: Any, part: str) -> None:
+    rows = getattr(tables, part)()
+    assert len(rows) >= 4 and "\n".join(rows) in README
+
+
+def test_the_single_figures_are_those_of_the_files(tables: Any) -> None:
+    words = " ".join(README.split())
+    missing = {name: text for name, text in tables.figures().items() if " ".join(text.split()) not in words}
+    assert missing == {}
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    names = set(re.findall(r"`(?:benchmarks/results/)?([a-z0-9_]+\.(?:json|md))`", README))
+    known = {path.name for path in (ROOT / "benchmarks" / "results").iterdir()}
+    assert {"export_latency_vnni.json", "methods.md"} <= names & known
+    assert names & {name for name in names if "/" not in name} - known <= {"parity.json", "report.md", "layers.json"}
+
+
+def make_run(folder: Path, *, passed: bool, is_complete: bool) -> Path:
+    files = {
+        "teacher/result.json": {"test_accuracy": 0.9},
+        "student/result.json": {"test_accuracy": 0.8, "weight_bits": 4, "act_bits": 4},
+        "export/parity.json": {
+            "passed": passed, "faults": [] if passed else ["codes of 1 of 2 quantizers differ"], "images": 10,
+            "off": {"top1_agreement": 1.0, "differing": 0}, "on": {"top1_agreement": 1.0}, "layers": [],
+        },
+        "export/student.onnx": 1, "export/teacher.onnx": 1,
+    }  # fmt: skip
+    if is_complete:
+        files["manifests/export.json"] = {}
+    for name, value in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(value))
+    return folder
+
+
+def test_collect_takes_no_run_that_parity_refused(accuracy: Any, tmp_path: Path) -> None:
+    config = "configs/digits/w4a4.yaml"
+    make_run(tmp_path / "digits-w4a4-seed0", passed=True, is_complete=True)
+    make_run(tmp_path / "digits-w4a4-seed1", passed=False, is_complete=False)
+    make_run(tmp_path / "digits-w4a4-seed2", passed=True, is_complete=False)
+    rows = [accuracy.collect(config, seed, tmp_path) for seed in range(4)]
+    assert rows[0]["student_accuracy"] == 0.8 and rows[0]["passed"] is True
+    assert [row.get("failed") for row in rows[1:]] == [
+        "export: parity refused the file: codes of 1 of 2 quantizers differ", "export: not complete",
+        "not run to its end",
+    ]  # fmt: skip
+    assert accuracy.summarise(rows, [config])[config]["seeds"] == 1
+
+
+def test_a_table_of_an_earlier_version_is_judged(accuracy: Any, tmp_path: Path) -> None:
+    good = {"config": "c", "seed": 0, "teacher_accuracy": 0.9, "student_accuracy": 0.8, "images": 10_000,
+            "parity_off": 1.0, "integers_differing_off": 0}  # fmt: skip
+    rows = [good, {**good, "seed": 1, "parity_off": 0.9999}, {**good, "seed": 2, "integers_differing_off": 3},
+            {**good, "seed": 3, "passed": False}]  # fmt: skip
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"configs": ["c"], "rows": rows}))
+    accuracy.judge(path)
+    found = json.loads(path.read_text())
+    assert found["rows"][0] == good and all("failed" in row for row in found["rows"][1:])
+    assert "another class on 1 of 10000 images" in found["rows"][1]["failed"]
+    assert found["summary"]["c"]["seeds"] == 1
+    before = path.read_text()
+    accuracy.judge(path)
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/results/accuracy_*.json")), ids=lambda path: path.name)
+def test_every_student_in_a_table_of_accuracies_equals_its_file(path: Path) -> None:
+    rows = [row for row in json.loads(path.read_text())["rows"] if "failed" not in row]
+    assert rows and all(row["parity_off"] == row["parity_on"] == 1.0 for row in rows)
+    assert all(row["integers_differing_off"] == 0 for row in rows)

@@ -70,7 +70,10 @@ def check_refusal(net: Any, error: RewriteError) -> None:
     message = str(error)
     assert re.search(net.says, message, re.IGNORECASE), f"{net.says!r} is not in: {message}"
     assert len(message) > 40 and "NoneType" not in message and "object has no attribute" not in message, message
-    advice = r"\b(use|pass|replace|give|set|call|write|remove|fold|move|scale|do it|compute|export|take|put|train)\b"
+    assert "report it" not in message, f"prepare met its own guard: {message}"
+    if net.kind == "no integer form":  # images are not mixed there, so to say so would mislead
+        assert "images of the batch" not in message, message
+    advice = r"\b(use|pass|replace|give|set|call|write|remove|fold|move|scale|do it|compute|export|take|put|train|return|work)\b"
     assert re.search(advice, message, re.IGNORECASE), f"no way out in: {message}"
 
 

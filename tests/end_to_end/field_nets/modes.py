@@ -98,7 +98,7 @@ def stochastic_depth(self: Any, x: Tensor) -> Tensor:
     return self.head(a + self.depth(self.conv2(a)))
 
 
-@net(KIND, drops=True)
+@net(KIND, verdict=EITHER, says="stochastic_depth", drops=True)
 def stochastic_depth_function(self: Any, x: Tensor) -> Tensor:
     a = self.relu(self.conv(x))
     return self.head(a + torchvision.ops.stochastic_depth(self.conv2(a), 0.5, "row", self.training))
@@ -156,7 +156,7 @@ def before_a_concatenation(self: Any, x: Tensor) -> Tensor:
     return self.head(self.wide(torch.cat([a, self.side(x)], 1)))
 
 
-@net(KIND, drops=True, act=lambda: nn.RReLU(0.1, 0.3))
+@net(KIND, verdict=EITHER, says="act", drops=True, act=lambda: nn.RReLU(0.1, 0.3))
 def randomized_leaky_relu(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv2(self.act(self.conv(x))))
 

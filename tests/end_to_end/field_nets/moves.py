@@ -150,7 +150,7 @@ def stack_and_flatten(self: Any, x: Tensor) -> Tensor:
     return self.head(self.wide(y))
 
 
-@net(KIND)
+@net(KIND, verdict=EITHER, says="max")
 def stack_and_max(self: Any, x: Tensor) -> Tensor:
     y = torch.stack([self.conv(x), self.side(x)], 2)
     return self.head(torch.maximum(y[:, :, 0], y[:, :, 1]))

@@ -21,7 +21,8 @@ def _average(name: str, shape: tuple[int, int, int], *args: Any, signed: bool = 
 
     forward.__name__ = name
     parts = {"window": lambda: nn.AvgPool2d(*args, **options), "signed": lambda: signed}
-    net(KIND, shape=shape, is_fast=name.endswith("beyond_the_end"), **parts)(forward)
+    verdict = {"verdict": EITHER, "says": "window"} if "divisor_override" in options else {}
+    net(KIND, shape=shape, is_fast=name.endswith("beyond_the_end"), **verdict, **parts)(forward)
 
 
 _average("average", ODD, 2)
@@ -170,7 +171,7 @@ def minus_max_of_minus(self: Any, x: Tensor) -> Tensor:
     return self.head(-F.max_pool2d(-self.conv(x), 2))
 
 
-@net(KIND)
+@net(KIND, verdict=EITHER, says="max")
 def maximum_of_two(self: Any, x: Tensor) -> Tensor:
     return self.head(torch.max(self.conv(x), self.side(x)))
 

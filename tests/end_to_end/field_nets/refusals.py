@@ -100,8 +100,8 @@ def sine(self: Any, x: Tensor) -> Tensor:
     return self.head(torch.sin(self.conv(x)))
 
 
-@net(KIND, verdict=REFUSED, says=r"numpy|detach|value|refusals\.py")
-def through_numpy(self: Any, x: Tensor) -> Tensor:
+@net(KIND, verdict=REFUSED, says=r"numpy|refusals\.py")
+def through_an_array(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     return self.head(torch.from_numpy(y.detach().numpy() * 2))
 

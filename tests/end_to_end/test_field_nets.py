@@ -73,7 +73,8 @@ def check_refusal(net: Any, error: RewriteError) -> None:
     assert "report it" not in message, f"prepare met its own guard: {message}"
     if net.kind == "no integer form":  # images are not mixed there, so to say so would mislead
         assert "images of the batch" not in message, message
-    advice = r"\b(use|pass|replace|give|set|call|write|remove|fold|move|scale|do it|compute|export|take|put|train|return|work)\b"
+    verbs = "use|pass|replace|give|set|call|write|remove|fold|move|scale|do it|compute|take|put|train|return|work|add"
+    advice = rf"\b({verbs})\b"
     assert re.search(advice, message, re.IGNORECASE), f"no way out in: {message}"
 
 

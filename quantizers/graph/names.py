@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import keyword
 
 from torch import fx, nn
 
@@ -23,7 +24,10 @@ def _empty_graph() -> fx.Graph:
 
 
 def safe_path(path: str) -> str:
-    """Return a module path with an underscore behind every name that the student uses itself (``graph``, ``spec``)."""
+    """Return a module path with an underscore behind every name that means something else (``graph``, ``class``)."""
     outer, inner = _taken()
     parts = path.split(".")
-    return ".".join(f"{part}_" if part in (inner if depth else outer) else part for depth, part in enumerate(parts))
+    return ".".join(
+        f"{part}_" if keyword.iskeyword(part) or part in (inner if depth else outer) else part
+        for depth, part in enumerate(parts)
+    )

@@ -10,7 +10,6 @@ REPLACE = (
     "Replace it in the float network (layer norm -> batch norm, a custom block -> known layers), or pass the part of "
     "the network without it"
 )
-CALIBRATED_PADDING = "use zeros"
 
 # Operation (as ATen or torch.nn.functional calls it) -> what to do instead, where that is more than REPLACE.
 WAYS_OUT: dict[str, str] = {
@@ -20,14 +19,21 @@ WAYS_OUT: dict[str, str] = {
     "scaled_dot_product_attention": "Attention multiplies activations by activations; pass the convolutional part",
     "multi_head_attention_forward": "Attention multiplies activations by activations; pass the convolutional part",
     "matmul": "A product of activations has no low-bit kernel here; use layers with weights",
-    "reflection_pad2d": CALIBRATED_PADDING,
-    "replication_pad2d": CALIBRATED_PADDING,
     "rrelu": "It draws its slopes in training; use LeakyReLU or PReLU",
     "upsample_bilinear2d": "Replace it by mode='nearest' or a ConvTranspose2d",
     "upsample_bicubic2d": "Replace it by mode='nearest' or a ConvTranspose2d",
     "div": "Replace the quotient of activations by a product (x * torch.sigmoid(y))",
     "_softmax": "Replace it where it is not last: a softmax inside the network has no low-bit kernel",
     "_log_softmax": "Replace it where it is not last: a log softmax inside the network has no low-bit kernel",
+}
+
+
+# Operations whose name says little: what is said in place of it.
+PADDING = "padding mode {mode!r} has no integer kernel; use zeros"
+PADDING_MODES = {
+    f"{prefix}_pad{rank}d": mode
+    for prefix, mode in (("reflection", "reflect"), ("replication", "replicate"))
+    for rank in (1, 2, 3)
 }
 
 
@@ -50,4 +56,6 @@ class NoSpelling(Exception):  # noqa: N818 - a signal between modules of this pa
 
 def unknown(what: str, operation: str) -> str:
     """Return the message for an operation that has no low-bit form."""
+    if operation in PADDING_MODES:
+        return PADDING.format(mode=PADDING_MODES[operation])
     return f"{what} has no low-bit form; {KNOWN}. {WAYS_OUT.get(operation, REPLACE)}"

@@ -60,7 +60,7 @@ def verify_student(traced: Traced, student: nn.Module, pairs: Pairs, example_inp
         values = _float_values(traced, example_images(example_inputs, EVAL_IMAGES, device), _running)
         _compare_outputs(traced, values)
         _compare(traced, student, pairs, values, _running)
-        of_batch = _BatchStatistics(traced)
+        of_batch = _BatchStatistics(traced, student)
         values = _float_values(traced, example_images(example_inputs, TRAIN_IMAGES, device), of_batch)
         _compare(traced, student, pairs, values, of_batch)
 
@@ -76,19 +76,21 @@ class _BatchStatistics:
     """Batch norm as in training, its factors moved so that none is zero.
 
     Args:
-        traced: The float network; the norms that the student uses, too, are those that are moved.
+        traced: The float network.
+        student: Its student; only factors that both hold are moved (folding another factor in makes a copy).
     """
 
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: Traced, student: nn.Module) -> None:
         generator = torch.Generator().manual_seed(0)
-        self._factors: dict[_BatchNorm, Tensor] = {}
+        own = {id(module.weight) for module in student.modules() if isinstance(module, _BatchNorm)}
+        self._factors: dict[int, Tensor] = {}
         for module in traced.modules.values():
-            if isinstance(module, _BatchNorm) and module.weight is not None:
+            if isinstance(module, _BatchNorm) and module.weight is not None and id(module.weight) in own:
                 noise = torch.randn(module.weight.shape, generator=generator).to(module.weight)
-                self._factors[module] = module.weight + MOVED_BY * noise
+                self._factors[id(module.weight)] = module.weight + MOVED_BY * noise
 
     def __call__(self, norm: _BatchNorm, x: Tensor) -> Tensor:
-        weight = self._factors.get(norm, norm.weight)
+        weight = self._factors.get(id(norm.weight), norm.weight)
         return F.batch_norm(x, None, None, weight, norm.bias, training=True, eps=norm.eps)
 
 

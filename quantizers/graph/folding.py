@@ -66,7 +66,7 @@ def _scaled_norm(norm: _BatchNorm, affine: Affine) -> _BatchNorm:
 
 
 def affine_layer(affine: Affine, channels: int) -> nn.Conv2d:
-    """Return an affine map as a depthwise 1x1 convolution: its weights train where the factors do, its bias likewise."""
+    """Return an affine map as a depthwise 1x1 convolution; what trained in the map trains in it."""
     has_bias = affine.learned[1] or bool((affine.shift != 0).any())
     conv = nn.Conv2d(channels, channels, 1, groups=channels, bias=has_bias, device="meta")
     scale = affine.scale.detach().expand(channels).clone().reshape(channels, 1, 1, 1)

@@ -13,12 +13,19 @@ REPLACE = (
 
 # Operation (as ATen or torch.nn.functional calls it) -> what to do instead, where that is more than REPLACE.
 WAYS_OUT: dict[str, str] = {
+    "LayerNorm": "Replace it in the float network (layer norm -> batch norm)",
+    "GroupNorm": "Replace it in the float network (group norm, as layer norm -> batch norm)",
     "layer_norm": "Replace it in the float network (layer norm -> batch norm)",
     "group_norm": "Replace it in the float network (group norm, as layer norm -> batch norm)",
     "instance_norm": "Replace it in the float network (instance norm, as layer norm -> batch norm)",
     "scaled_dot_product_attention": "Attention multiplies activations by activations; pass the convolutional part",
     "multi_head_attention_forward": "Attention multiplies activations by activations; pass the convolutional part",
+    "MultiheadAttention": "Attention multiplies activations by activations; pass the convolutional part",
+    "LSTM": "Recurrence has no low-bit form; pass the part of the network without it",
+    "GRU": "Recurrence has no low-bit form; pass the part of the network without it",
+    "bmm": "A product of activations has no low-bit kernel here; use layers with weights",
     "matmul": "A product of activations has no low-bit kernel here; use layers with weights",
+    "RReLU": "It draws its slopes in training; use LeakyReLU or PReLU",
     "rrelu": "It draws its slopes in training; use LeakyReLU or PReLU",
     "upsample_bilinear2d": "Replace it by mode='nearest' or a ConvTranspose2d",
     "upsample_bicubic2d": "Replace it by mode='nearest' or a ConvTranspose2d",

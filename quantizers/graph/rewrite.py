@@ -38,12 +38,9 @@ from quantizers.graph.trace import RewriteError, Traced, trace
 from quantizers.graph.verify import verify_student
 from quantizers.layers import (
     ActQuantizer,
-    Concat,
     Origin,
-    Product,
     QuantConvBn2d,
     QuantLinearBn,
-    Sum,
     WindowGather,
     window_counts,
 )
@@ -238,7 +235,7 @@ class _Writer:
             if isinstance(module, ActQuantizer):
                 members.setdefault(module.quant.owner, []).append(node)
         for nodes in members.values():
-            quants = [self.modules[str(node.target)].quant for node in nodes]  # type: ignore[union-attr]
+            quants: list[Any] = [self.modules[str(node.target)].quant for node in nodes]
             if len({quant.largest for quant in quants}) > 1:
                 for node, quant in zip(nodes, quants, strict=True):
                     if quant.largest is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from quantizers.graph.canonical import Affine, Expand, Pad, Permute, Reshape
-from quantizers.graph.recording.recorder import Recording
+from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.refusal import RewriteError
 from quantizers.graph.spelling.moves import BATCH, Stack
 from quantizers.layers import Concat, Product, Sum
@@ -210,9 +210,8 @@ def _gated(editor: _Editor, value: fx.Node, gate: fx.Node) -> nn.Module | None:
     module = editor.module(gate)
     if not _single(gate) or value is gate:
         return None
-    known = {nn.Sigmoid: nn.SiLU, nn.Hardsigmoid: nn.Hardswish}
-    if type(module) in known and gate.args[0] is value:
-        return known[type(module)]()  # type: ignore[index]
+    if isinstance(module, (nn.Sigmoid, nn.Hardsigmoid)) and gate.args[0] is value:
+        return nn.SiLU() if isinstance(module, nn.Sigmoid) else nn.Hardswish()
     inner = gate.args[0] if gate.args else None
     soft = editor.module(inner)
     is_mish = (
@@ -234,7 +233,7 @@ def _broadcast(editor: _Editor, node: fx.Node) -> bool:
         return False
     for kept in ([True, True], [True, False], [False, True]):
         chosen = [s if k else a for s, k, a in zip(sources, kept, node.args, strict=True)]
-        shape = torch.broadcast_shapes(*(operand.meta["shape"][1:] for operand in chosen))  # type: ignore[union-attr]
+        shape = torch.broadcast_shapes(*(n.meta["shape"][1:] for n in chosen))  # type: ignore[union-attr, no-untyped-call]
         if chosen != list(node.args) and tuple(shape) == node.meta["shape"][1:]:
             return editor.become(node, editor.module(node), *chosen)  # type: ignore[arg-type]
     return False
@@ -262,5 +261,5 @@ def _check_final(editor: _Editor, node: fx.Node) -> None:
     if isinstance(editor.module(node), (nn.Softmax, nn.LogSoftmax)) and any(user.op != "output" for user in node.users):
         raise RewriteError(
             f"{node.meta['path']}: {type(editor.module(node)).__name__} is not last, and inside a network it has no "
-            "low-bit form. Replace it in the float network (a gate: sigmoid), or pass the part of the network without it"
+            "low-bit form. Replace it in the float network (by a sigmoid), or pass the part of the network without it"
         )

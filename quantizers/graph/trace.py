@@ -13,7 +13,8 @@ from quantizers.graph.kinds import FUNCTION_NAMES as FUNCTION_NAMES
 from quantizers.graph.kinds import OUTPUT, PLACEHOLDER, kind_of
 from quantizers.graph.recording.copying import example_images, input_name, private_copy
 from quantizers.graph.recording.modes import joined
-from quantizers.graph.recording.recorder import Recorder, Recording
+from quantizers.graph.recording.outcome import Recording
+from quantizers.graph.recording.recorder import Recorder
 from quantizers.graph.refusal import RewriteError as RewriteError
 from quantizers.graph.simplify import simplify
 

@@ -6,13 +6,12 @@ deployed, and in training mode, where it uses the statistics of the batch. Drop-
 positions: those were recorded. Since each step starts from exact values, errors do not add up, and the tolerance can be
 that of one step.
 
-Tolerance: ``STEP_TOLERANCE`` of the largest value of a tensor. A step is at most a convolution with batch norm. Folding
-turns ``((w x) - mean) * factor + beta`` into ``(w factor) x + (beta - mean * factor)``, which in exact arithmetic is
-the same; in float32 both round each product and sum once, to a relative ``2**-24`` of what is summed, and sums of ``n``
-products grow that by about ``sqrt(n)``, which is 2e-5 for the 100,000 products of the largest layers. Batch norm may
-then subtract a mean that is large against what is left, which costs the ratio of the two again; the tolerance is
-measured against the values before that subtraction, too. A ReLU too few or a branch too much is larger by orders of
-magnitude. The network's own output is compared end to end, where errors of all steps add up: ``OUTPUT_TOLERANCE``.
+Tolerance: ``STEP_TOLERANCE`` of the largest value of a tensor. A step is at most a convolution with batch norm.
+Folding turns ``((w x) - mean) * factor + beta`` into ``(w factor) x + (beta - mean * factor)``, which in exact
+arithmetic is the same; in float32 both round each product and sum once, to a relative ``2**-24`` of what is summed,
+and sums of ``n`` products grow that by about ``sqrt(n)``, which is 2e-5 for the 100,000 products of the largest
+layers. A ReLU too few or a branch too much is larger by orders of magnitude. The network's own output is compared end
+to end, where errors of all steps add up: ``OUTPUT_TOLERANCE``.
 
 Residual branches often start at a factor of zero, where anything would agree, so in training mode batch norm's factors
 are moved at random (on both sides alike) before the comparison.
@@ -107,9 +106,10 @@ def _float_values(traced: Traced, images: Tensor, normalize: Norm) -> dict[fx.No
             operands = [values[operand] for operand in node.args]
             if node.meta["kind"] == PASS:
                 values[node] = operands[0]
+            elif isinstance(module, _BatchNorm):
+                values[node] = normalize(module, operands[0])
             else:
-                is_norm = isinstance(module, _BatchNorm)
-                values[node] = normalize(module, operands[0]) if is_norm else module.eval()(*operands)
+                values[node] = module.eval()(*operands)
     return values
 
 
@@ -127,31 +127,31 @@ def _compare(
         if node.op == "placeholder":
             values[node] = images
             continue
-        values[node], scale = _bypassed(modules[str(node.target)], [values[o] for o in node.args], normalize)
+        values[node] = _bypassed(modules[str(node.target)], [values[o] for o in node.args], normalize)
         for float_node in partners.get(node.name, []):
-            _check(traced, float_node, expected[float_node], values[node], scale)
+            _check(traced, float_node, expected[float_node], values[node])
         if node.name in partners:
             values[node] = expected[partners[node.name][0]]
 
 
-def _bypassed(module: nn.Module, operands: list[Tensor], normalize: Norm) -> tuple[Tensor, float]:
-    """Return what a module of a student gives without rounding to grids, and the largest value on the way."""
+def _bypassed(module: nn.Module, operands: list[Tensor], normalize: Norm) -> Tensor:
+    """Return what a module of a student gives without rounding to grids."""
     if isinstance(module, ActQuantizer):
         x = torch.relu(operands[0]) if module.quant.kind == "unsigned" else operands[0]
-        return (x if module.quant.largest is None else x.clamp(max=module.quant.largest)), 0.0
+        return x if module.quant.largest is None else x.clamp(max=module.quant.largest)
     if isinstance(module, (QuantConvBn2d, QuantLinearBn)):
         return _layer(module, operands[0], normalize)
     is_pass = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth"
-    return (operands[0] if is_pass else module(*operands)), 0.0
+    return operands[0] if is_pass else module(*operands)
 
 
-def _layer(layer: Any, x: Tensor, normalize: Norm) -> tuple[Tensor, float]:
+def _layer(layer: Any, x: Tensor, normalize: Norm) -> Tensor:
     if layer.bn is not None and normalize is _running:
         factor, shift = layer._affine()
         weight = layer.weight if factor is None else layer.weight * factor.reshape(-1, *(1,) * (layer.weight.dim() - 1))
-        return _linear(layer, x, weight, shift), 0.0
+        return _linear(layer, x, weight, shift)
     out = _linear(layer, x, layer.weight, layer.bias)
-    return out if layer.bn is None else normalize(layer.bn, out), 0.0
+    return out if layer.bn is None else normalize(layer.bn, out)
 
 
 def _linear(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -163,11 +163,11 @@ def _linear(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 # -- comparing ---------------------------------------------------------------------------------------------------------
 
 
-def _check(traced: Traced, node: fx.Node, expected: Tensor, got: Tensor, scale: float) -> None:
+def _check(traced: Traced, node: fx.Node, expected: Tensor, got: Tensor) -> None:
     if got.shape != expected.shape:
         raise RewriteError(_message(traced, node, f"shape {tuple(got.shape)} in place of {tuple(expected.shape)}"))
     error = _largest(got - expected)
-    bound = STEP_TOLERANCE * max(_largest(expected), scale)
+    bound = STEP_TOLERANCE * _largest(expected)
     if error > bound and error > torch.finfo(torch.float32).eps:
         raise RewriteError(_message(traced, node, f"values up to {_largest(expected):.3g} differ by {error:.3g}"))
 

@@ -98,8 +98,8 @@ def input_name(root: nn.Module) -> str:
     except (TypeError, ValueError):
         return "x"
     wanted = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
-    missing = [p.name for p in parameters
-               if p not in wanted[:1] and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]  # fmt: skip
+    others = [p for p in parameters if p not in wanted[:1] and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [p.name for p in others if p.default is p.empty]
     if missing:
         raise RewriteError(
             f"{type(root).__name__}: forward wants {', '.join(missing)} besides the images; give these arguments "

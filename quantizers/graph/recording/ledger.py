@@ -17,7 +17,7 @@ Geometry = tuple[int, int, tuple[int, ...], tuple[int, ...], str]
 def geometry(tensor: Tensor) -> Geometry:
     """Return what a tensor sees of which memory: two tensors of one geometry always hold the same values."""
     storage = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)
+    return int(storage), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Ledger:
         self._constants[tensor.untyped_storage()._cdata] = (constant, tensor)
 
     def parameter(self, tensor: Tensor) -> nn.Parameter:
-        """Return the parameter that a tensor is, or a new one of its values that trains if it was computed from such."""
+        """Return the parameter that a tensor is, or a new one, which trains if it was computed from such."""
         known = self._parameters.get(geometry(tensor))
         if known is not None:
             return known

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from quantizers.graph.kinds import PASS, kind_of
-from quantizers.graph.recording.recorder import Recording
+from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.refusal import RewriteError
 from quantizers.graph.spelling.layers import fixed_norm
 from quantizers.graph.spelling.moves import Stack
@@ -106,7 +106,7 @@ class _Match:
         return module is not None and not isinstance(module, (Stack, Refused)) and kind_of(module) == PASS
 
     def _same(self, left: fx.Node, right: fx.Node) -> bool:
-        if left.op != right.op or [self.twin.get(n) for n in right.args] != list(left.args):  # type: ignore[call-overload]
+        if left.op != right.op or [self.twin.get(n) for n in right.args] != list(left.args):  # type: ignore[arg-type]
             return False
         if left.meta["shape"][1:] != right.meta["shape"][1:]:
             return False

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantizers.graph.kinds import DROPOUT_NAMES
+from quantizers.graph.recording.interception import (
+    FunctionCalls,
+    OperatorCalls,
+    by_name,
+    instrumented,
+    unrecorded,
+    word_of,
+)
 from quantizers.graph.recording.ledger import Ledger, Region
+from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.refusal import NoSpelling, RewriteError, unknown
 from quantizers.graph.spelling.call import Call
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves
-from quantizers.graph.spelling.pen import Pen, Value
+from quantizers.graph.spelling.pen import KNOWN_LAYERS, Pen, Value
 from quantizers.graph.spelling.sites import user_site
 from quantizers.graph.spelling.table import (
     BATCH_NORMS,
@@ -34,61 +39,6 @@ from quantizers.graph.spelling.table import (
 
 # A module of the closed set computes what torch computes, in another order of summation at most.
 STEP_TOLERANCE = 1e-4
-
-
-@dataclass
-class Recording:
-    """What a network computed, in one mode.
-
-    Args:
-        graph: Canonical graph; every node has ``meta`` with its path, shape, and line of code.
-        modules: Target -> module.
-        outputs: Module path of the network -> the node of the module's output.
-        result: What the network returned, the tensors themselves.
-        is_training: Whether the network was in training mode.
-    """
-
-    graph: fx.Graph
-    modules: dict[str, nn.Module]
-    outputs: dict[str, fx.Node] = field(default_factory=dict)
-    result: Any = None
-    is_training: bool = False
-
-
-class _Functions(TorchFunctionMode):
-    """Hands every call of torch's Python interface to the recorder."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._recorder.function(func, args, kwargs or {})
-
-
-class _Operators(TorchDispatchMode):
-    """Hands every operation of ATen to the recorder."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._recorder.operator(func, args, kwargs or {})
-
-
-def _unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method of the recorder compute without being recorded itself."""
-
-    @functools.wraps(method)
-    def wrapped(self: Recorder, *args: Any, **kwargs: Any) -> Any:
-        before, self.paused = self.paused, True
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            self.paused = before
-
-    return wrapped
 
 
 class Recorder:
@@ -116,9 +66,9 @@ class Recorder:
         """
         value = self.pen.images(name, images)
         self.ledger.bind(images, value)
-        with torch.no_grad(), _instrumented(self.root, self._scoped), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), instrumented(self.root, self._scoped), torch.compiler.set_stance("force_eager"):
             try:
-                with _Operators(self), _Functions(self):
+                with OperatorCalls(self), FunctionCalls(self):
                     result = self.root(images)
             except RewriteError:
                 raise
@@ -134,15 +84,15 @@ class Recorder:
         mode = " in train()" if self.root.training else ""
         return f"{where}: the float network fails on example_inputs{mode}: {reason}"
 
-    @_unrecorded
+    @unrecorded
     def _structure(self, result: Any) -> Any:
         if isinstance(result, Tensor):
             region = self.ledger.region(result)
             value = self.ledger.read(self.pen, region) if region is not None else None
             if not isinstance(value, Value):
                 raise RewriteError(
-                    f"{type(self.root).__name__}: an output does not depend on the images; return what is computed "
-                    "from them only"
+                    f"{type(self.root).__name__}: an output does not depend on the images, as torch sees it; return "
+                    "what is computed from them, use torch operations for that (not numpy)"
                 )
             return value.node
         if isinstance(result, dict):
@@ -177,18 +127,18 @@ class Recorder:
     def _dropped(self, path: str, module: nn.Module, x: Tensor) -> Tensor:
         self.pen.scopes.append((path, module))
         try:
-            return self._drop(module, x, is_on=module.training, in_place=False)
+            return self._drop(module, x, is_on=module.training, in_place=False)  # type: ignore[no-any-return]
         finally:
             self.pen.scopes.pop()
 
-    @_unrecorded
+    @unrecorded
     def _note_output(self, path: str, result: Any) -> None:
         if isinstance(result, Tensor):
             region = self.ledger.region(result)
             if region is not None and region.memory.node is not None:
                 self.outputs[path] = self.ledger.read(self.pen, region).node  # type: ignore[union-attr]
 
-    @_unrecorded
+    @unrecorded
     def _drop(self, module: nn.Module, x: Tensor, *, is_on: bool, in_place: bool) -> Tensor:
         """Record drop-out, which is not applied; where it is off, what it returns is what it got."""
         value = self._value(x)
@@ -217,7 +167,7 @@ class Recorder:
         """Record a call of torch's Python interface."""
         if self.paused:
             return func(*args, **kwargs)
-        outer, self.pen.word = self.pen.word, self.pen.word or _word(func)
+        outer, self.pen.word = self.pen.word, self.pen.word or word_of(func)
         try:
             spelled = self._whole_function(func)
             if spelled is not None and self._depends((args, kwargs)):
@@ -245,7 +195,7 @@ class Recorder:
         module = DROPOUT_MODULES[func](float(given["p"]))
         return self._drop(module, given["input"], is_on=is_on, in_place=in_place)
 
-    @_unrecorded
+    @unrecorded
     def _batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         defaults = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
         given = {**defaults, **dict(zip(BATCH_NORMS[func], args, strict=False)), **kwargs}
@@ -277,7 +227,7 @@ class Recorder:
             return func(*args, **kwargs)  # its ATen form is as good
         return self._spelled_whole(func, args, kwargs)
 
-    @_unrecorded
+    @unrecorded
     def _spelled_whole(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name, parameters, speller = FUNCTIONS[func]
         given = named(parameters, args, kwargs)
@@ -310,7 +260,7 @@ class Recorder:
             "take it from shapes, which are known, or move it out of the network"
         )
 
-    @_unrecorded
+    @unrecorded
     def _constant(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         made = [item for item in pytree.tree_leaves(result) if isinstance(item, Tensor)]
@@ -327,16 +277,16 @@ class Recorder:
         base = args[0]
         if not isinstance(base, Tensor) or made[0].untyped_storage()._cdata != base.untyped_storage()._cdata:
             return
-        arguments = _by_name(func, args, kwargs)
+        arguments = by_name(func, args, kwargs)
         call = Call(name, arguments, tuple(tuple(item.shape) for item in made))
         for number, item in enumerate(made):
             self.ledger.view(
                 item, base, functools.partial(lambda c, s, n: view_moves(c, s)[n], call, tuple(base.shape), number)
             )
 
-    @_unrecorded
+    @unrecorded
     def _traced(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = _by_name(func, args, kwargs)
+        arguments = by_name(func, args, kwargs)
         written = [
             argument.name for argument in func._schema.arguments
             if argument.alias_info is not None and argument.alias_info.is_write
@@ -346,9 +296,8 @@ class Recorder:
         values = self._valued(arguments)
         real = func(*args, **kwargs)
         results = tuple(item for item in pytree.tree_leaves(real) if isinstance(item, Tensor))
-        base = arguments.get("self")
         if (name in VIEWS or name in PIECES) and isinstance(values.get("self"), Value):
-            self._view(name, base, values, results)
+            self._view(name, arguments["self"], values, results)
         else:
             self._spell(OPERATORS.get(name), name, values, results)
         return real
@@ -451,6 +400,9 @@ class Recorder:
     def _message(self, refusal: NoSpelling, name: str) -> str:
         place, what, site = self.pen.place(), self.pen.what(), user_site()
         where = f"{place} ({site})" if site and self.pen.layer is None else place
+        is_known = isinstance(self.pen.layer, KNOWN_LAYERS)
+        if self.pen.layer is not None and not is_known and not refusal.bare:
+            return f"{where}: {unknown(what, type(self.pen.layer).__name__)}"
         if refusal.bare:
             return f"{where}: {refusal.reason}"
         if refusal.reason:
@@ -486,40 +438,10 @@ class Recorder:
             raise TypeError("a constant has no node")
         return value
 
-    @_unrecorded
+    @unrecorded
     def _valued(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return arguments with values in place of the tensors that depend on the images."""
         return {
             name: pytree.tree_map_only(Tensor, lambda t: self._value(t) if self.ledger.is_traced(t) else t, given)
             for name, given in arguments.items()
         }
-
-
-def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    schema = func._schema.arguments
-    given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
-    given.update(zip((argument.name for argument in schema), args, strict=False))
-    return {**given, **kwargs}
-
-
-def _word(func: Any) -> str:
-    """Return the name of a function as the network's author would say it, in place or not, operands either way."""
-    name = str(getattr(func, "__name__", "op")).strip("_")
-    return {"radd": "add", "rsub": "sub", "rmul": "mul", "iadd": "add", "imul": "mul", "isub": "sub"}.get(name, name)
-
-
-@contextlib.contextmanager
-def _instrumented(root: nn.Module, scoped: Callable[..., Any]) -> Iterator[None]:
-    """Let every module of a network report when it runs."""
-    changed = []
-    try:
-        for path, module in root.named_modules():
-            if path and not isinstance(module, torch.jit.ScriptModule):
-                changed.append((module, module.__dict__.get("forward")))
-                module.__dict__["forward"] = functools.partial(scoped, path, module, module.forward)
-        yield
-    finally:
-        for module, before in changed:
-            module.__dict__.pop("forward", None)
-            if before is not None:
-                module.__dict__["forward"] = before

@@ -158,10 +158,9 @@ def _aligned(pen: Pen, value: Value, scale: Any, shift: Any) -> tuple[Value, Ten
     """Return the value, spread where constants are larger, and constants of its rank and a batch of one."""
     like = value.tensor
     constants = [
-        c.detach().to(like.dtype) if isinstance(c, Tensor) else torch.tensor(float(c), dtype=like.dtype)
-        for c in (scale, shift)
+        c.detach().to(like.dtype) if isinstance(c, Tensor) else torch.tensor(float(c)).to(like) for c in (scale, shift)
     ]
-    shape = torch.broadcast_shapes(like.shape, *(c.shape for c in constants))
+    shape = torch.broadcast_shapes(like.shape, *(c.shape for c in constants))  # type: ignore[no-untyped-call]
     if tuple(shape) != value.shape:
         if len(shape) != len(value.shape) or shape[0] != value.shape[0]:
             raise NoSpelling("a constant has more axes than what it meets; give the images' tensor those axes first")

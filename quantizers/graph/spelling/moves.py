@@ -15,7 +15,7 @@ from quantizers.graph.spelling.call import Call, axis_of
 from quantizers.graph.spelling.pen import Pen, Value
 from quantizers.layers import Concat
 
-BATCH = "it mixes or picks images of the batch, which is axis 0 and of any size; work on the other axes"
+BATCH = "it mixes or picks images of the batch, which is axis 0 and of any size; use the other axes only"
 Shape = tuple[int, ...]
 
 # -- views: operation -> the moves from its operand to each of its results ---------------------------------------------
@@ -136,7 +136,7 @@ def scatter(pen: Pen, whole: Value | Tensor, moves: Sequence[Move], part: Value 
 
 
 def _moved(pen: Pen, value: Value | Tensor, move: Move) -> Value | Tensor:
-    return pen.emit(move, value, aside=True) if isinstance(value, Value) else move(value)  # type: ignore[no-any-return]
+    return pen.emit(move, value, aside=True) if isinstance(value, Value) else move(value)
 
 
 def _undone(pen: Pen, before: Value | Tensor, move: Move, part: Value | Tensor) -> Value | Tensor:
@@ -210,7 +210,11 @@ def cat(pen: Pen, call: Call) -> Value | Tensor:
 
 def copy(pen: Pen, call: Call) -> Value:
     """Spell a copy, which has the values of what it copies."""
-    return call.value()
+    value = call.value()
+    dtype = call.get("dtype")
+    if dtype is not None and dtype != value.tensor.dtype:
+        raise NoSpelling(f"it computes in {str(dtype).removeprefix('torch.')}; remove the cast and give float32 images")
+    return value
 
 
 def constant_pad(pen: Pen, call: Call) -> Value:

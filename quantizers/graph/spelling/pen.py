@@ -13,6 +13,12 @@ from quantizers.graph.refusal import RewriteError
 from quantizers.graph.spelling.sites import user_site
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+# Layers of torch that have a spelling in most of their settings: a refusal says which setting has none.
+KNOWN_LAYERS = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.padding._ConstantPadNd, nn.Flatten, nn.Unflatten, nn.Softmax, nn.LogSoftmax,
+)  # fmt: skip
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 

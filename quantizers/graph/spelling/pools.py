@@ -135,7 +135,7 @@ def _reduced(pen: Pen, call: Call, kind: str, *, aside: bool = False) -> Value:
         outer, inner = ([value.shape[1 + i] for i in span] for span in (range(len(kept)), range(len(kept), rank - 1)))
         value = pen.emit(Reshape((volume(outer), volume(inner), 1)), value, aside=True)
         axes = [2, 3]
-    kernel = tuple(value.shape[axis] if axis in axes else 1 for axis in (2, 3))
+    kernel = (value.shape[2] if 2 in axes else 1, value.shape[3] if 3 in axes else 1)
     pool: nn.Module = nn.AvgPool2d(kernel, kernel) if kind == "mean" else nn.MaxPool2d(kernel, kernel)
     value = pen.emit(pool, value, aside=aside)
     return value if value.shape == call.shape else pen.emit(Reshape(call.shape[1:]), value, aside=True)

@@ -31,37 +31,69 @@ class Body(nn.Module):
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module], str, str]] = {
-    "unknown module": (lambda m, x: m.odd(x), {"odd": nn.PixelShuffle(1)}, "odd: PixelShuffle", "Replace it"),
-    "layer norm": (lambda m, x: m.norm(x), {"norm": nn.GroupNorm(2, 8)}, "norm: GroupNorm", "layer norm -> batch norm"),
-    "unknown function": (lambda m, x: F.interpolate(x, scale_factor=2.0), {}, "interpolate", "Replace it"),
-    "softmax": (lambda m, x: torch.softmax(x, 1), {}, "softmax", "Replace it"),
-    "difference": (lambda m, x: x - m.other(x), {"other": nn.Conv2d(8, 8, 1)}, "sub", "Replace it"),
-    "constant sum": (lambda m, x: x + 1.0, {}, "add.*with a constant", "fold the constant"),
-    "constant product": (lambda m, x: 2 * x, {}, "mul.*with a constant", "fold the constant"),
-    "alpha": (
-        lambda m, x: torch.add(x, m.other(x), alpha=2), {"other": nn.Conv2d(8, 8, 1)}, "add: a sum with alpha", "scale",
+    "group norm": (lambda m, x: m.norm(x), {"norm": nn.GroupNorm(2, 8)}, "norm: GroupNorm", "layer norm -> batch norm"),
+    "layer norm": (lambda m, x: m.norm(x), {"norm": nn.LayerNorm(8)}, "norm: LayerNorm", "layer norm -> batch norm"),
+    "bilinear": (
+        lambda m, x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+        {},
+        r"interpolate \(test_trace",
+        "nearest",
     ),
+    "softmax": (lambda m, x: torch.softmax(x, 1), {}, "softmax: Softmax is not last", "Replace it"),
+    "absolute value": (lambda m, x: x.abs(), {}, r"abs \(test_trace\.py:\d+\): abs has no low-bit form", "Replace it"),
+    "quotient": (lambda m, x: x / x.mean((2, 3), keepdim=True), {}, "div.*has no low-bit form", "by a product"),
+    "dynamic convolution": (
+        lambda m, x: F.conv2d(x, x.mean((0, 2, 3)).expand(8, 8).reshape(8, 8, 1, 1)),
+        {},
+        "mean.*batch",
+        "other axes",
+    ),
+    "product of matrices": (lambda m, x: x @ x.transpose(2, 3), {}, "matmul", "layers with weights|other axes"),
     "padding mode": (
-        lambda m, x: m.odd(x), {"odd": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")},
-        "odd: padding mode 'reflect'", "use zeros",
+        lambda m, x: m.odd(x),
+        {"odd": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")},
+        "odd: padding mode 'reflect'",
+        "use zeros",
     ),
-    "transposed": (lambda m, x: m.odd(x), {"odd": nn.ConvTranspose2d(8, 8, 1)}, "odd: ConvTranspose2d", "Replace"),
+    "padding value": (lambda m, x: F.pad(x, (1, 1), value=1.0), {}, "pad.*it pads with 1.0", "use zeros"),
     "no statistics": (
         lambda m, x: m.norm(m.odd(x)),
         {"odd": nn.Conv2d(8, 8, 1), "norm": nn.BatchNorm2d(8, track_running_stats=False)},
-        "norm: batch norm without running statistics", "track_running_stats=True",
+        "norm: batch norm without running statistics",
+        "track_running_stats=True",
     ),
     "indices": (
-        lambda m, x: m.pool(x)[0], {"pool": nn.MaxPool2d(2, return_indices=True)},
-        "pool: pooling with indices", "use plain",
+        lambda m, x: x * m.pool(x)[1].float(),
+        {"pool": nn.MaxPool2d(1, return_indices=True)},
+        "pool: pooling with indices",
+        "use plain",
     ),
     "divisor": (lambda m, x: m.pool(x), {"pool": nn.AvgPool2d(2, divisor_override=3)}, "pool: pooling", "use plain"),
-    "slice": (lambda m, x: x[:, :8], {}, "getitem: indexing a tensor", "chunk or split"),
-    "one-sided mean": (lambda m, x: x.mean(3, keepdim=True), {}, r"mean: a mean over \(3,\)", r"x\.mean\(\(2, 3\)\)"),
-    "channel mean": (lambda m, x: x * x.mean(1, keepdim=True), {}, r"mean: a mean over \(1,\)", r"x\.mean\(\(2, 3\)\)"),
     "called twice": (lambda m, x: m.odd(F.relu(m.odd(x))), {"odd": nn.Conv2d(8, 8, 1)}, "odd: is called", "own copy"),
     "wrong example": (lambda m, x: m.odd(x), {"odd": nn.Conv2d(4, 8, 1)}, "odd: the float network fails", "channels"),
-}  # fmt: skip
+    "mean over the batch": (lambda m, x: x - x.mean(0, keepdim=True), {}, "mean.*batch", "other axes"),
+    "first image": (lambda m, x: x[:1], {}, "getitem.*batch", "other axes"),
+    "images as channels": (lambda m, x: x.view(-1, 4, 8, 8).reshape(len(x), 8, 8, 8), {}, "view.*batch", "other axes"),
+    "half": (lambda m, x: x.half().float(), {}, "half.*computes in float16", "float32"),
+    "constant in a cat": (lambda m, x: torch.cat([x[:, 1:], torch.ones_like(x[:, :1])], 1), {}, "cat.*zero", "layer"),
+    "drop-out that stays": (
+        lambda m, x: F.dropout(x, 0.5),
+        {},
+        r"dropout: is on in eval\(\)",
+        "training=self.training",
+    ),
+    "noise": (lambda m, x: x + torch.randn_like(x), {}, "add.*random numbers", "outside of the network"),
+    "noise in training": (
+        lambda m, x: x + torch.randn_like(x) if m.training else x,
+        {},
+        "add.*random numbers",
+        "outside of the network",
+    ),
+    "other path in training": (lambda m, x: x * 2 if m.training else x, {}, r"mul.*train\(\).*eval\(\)", "both modes"),
+    "other path for one image": (lambda m, x: 2 * x if len(x) == 3 else x, {}, "mul.*another size", "both modes"),
+    "random slopes": (lambda m, x: m.odd(x), {"odd": nn.RReLU()}, "odd: RReLU", "LeakyReLU"),
+    "through numpy": (lambda m, x: torch.from_numpy(x.numpy() * 2), {}, "does not depend on the images", "not numpy"),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -74,20 +106,13 @@ def test_refused_with_the_layer_and_the_way_out(name: str) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-def test_control_flow_is_refused() -> None:
+def test_control_flow_is_refused_with_its_line() -> None:
     def branch(_m: nn.Module, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
 
-    with pytest.raises(RewriteError, match=r"Body: torch\.fx cannot trace .* remove data-dependent control flow"):
+    line = branch.__code__.co_firstlineno + 1
+    with pytest.raises(RewriteError, match=rf"Body: .*condition is taken from tensor values at test_trace\.py:{line};"):
         trace(Body(branch), IMAGE)
-
-
-def test_batch_norm_1d_alone_is_refused() -> None:
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2)
-    )
-    with pytest.raises(RewriteError, match="4: batch norm after no linear layer; put it behind one"):
-        prepare(net, QuantSpec(), example_inputs=IMAGE)
 
 
 def test_kinds_shapes_and_paths() -> None:

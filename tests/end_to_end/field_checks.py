@@ -136,7 +136,9 @@ def train_a_step(student: Any, batch: Tensor) -> None:
     student.train()
     sum(t.square().mean() for t in tensors(student(batch))).backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 0.1)
+    frozen = [(p, p.detach().clone()) for p in student.parameters() if not p.requires_grad]
     torch.optim.SGD(student.parameters(), lr=1e-2).step()
+    assert all(torch.equal(parameter, before) for parameter, before in frozen), "a frozen parameter trained"
     quantizers.settle(student)
     student.eval()
 
@@ -161,6 +163,15 @@ def with_statistics(model: nn.Module, batches: Sequence[Tensor], *, drops: bool)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.train()
+
+
+def check_frozen(student: Any, model: nn.Module) -> None:
+    """Each frozen parameter of the float net is a frozen one of the student, and the learned ones still learn."""
+    ours = list(student.parameters())
+    for name, parameter in unwrapped(model).named_parameters():
+        same = [our for our in ours if our.shape == parameter.shape and torch.equal(our, parameter)]
+        if not parameter.requires_grad:
+            assert same and not any(our.requires_grad for our in same), f"{name} was frozen and would train"
 
 
 def check_close(student: Any, model: nn.Module, x: Tensor, allowed: float = EIGHT_BIT_ERROR) -> float:

@@ -92,6 +92,7 @@ def check_exact(net: Any, folder: Path) -> None:
     student = checks.calibrated(trained, checks.EIGHT, batches)
     checks.check_close(student, trained, torch.cat(batches))
     student = checks.calibrated(trained, checks.FOUR, batches)
+    checks.check_frozen(student, trained)
     checks.train_a_step(student, batches[0])
     for flavour in ("ort", "qcdq"):
         assert checks.check_file(student, x, folder / f"{flavour}.onnx", flavour)
@@ -135,7 +136,7 @@ def test_the_checks_see_a_vanished_rectifier() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     x = torch.randn(3, 3, 8, 8)
     student = quantizers.prepare(model, checks.EIGHT, example_inputs=x)
-    for quantizer in quantizers.act_quantizers(student):
+    for quantizer in quantizers.act_quantizers(student).values():
         quantizer.quant.kind = "signed"
     with pytest.raises(checks.Differs):
         checks.check_same_function(student, model, x, drops=False, in_training=True)

@@ -23,6 +23,7 @@ PLAIN: dict[str, Callable[[Call], nn.Module]] = {
     "hardsigmoid": lambda _c: nn.Hardsigmoid(), "silu": lambda _c: nn.SiLU(), "hardswish": lambda _c: nn.Hardswish(),
     "tanh": lambda _c: nn.Tanh(), "mish": lambda _c: nn.Mish(), "selu": lambda _c: nn.SELU(),
     "log_sigmoid_forward": lambda _c: nn.LogSigmoid(), "softsign": lambda _c: nn.Softsign(),
+    "tanhshrink": lambda _c: nn.Tanhshrink(),
     "gelu": lambda c: nn.GELU(c["approximate"]), "leaky_relu": lambda c: nn.LeakyReLU(c["negative_slope"]),
     "celu": lambda c: nn.CELU(c["alpha"]), "softplus": lambda c: nn.Softplus(c["beta"], c["threshold"]),
     "elu": lambda c: _elu(c["alpha"], c["scale"], c["input_scale"]),

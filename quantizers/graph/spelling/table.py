@@ -63,6 +63,7 @@ FUNCTIONS: dict[Any, tuple[str, dict[str, Any], Speller | None]] = {
     ),
     torch.prelu: ("prelu", {"input": _REQUIRED, "weight": _REQUIRED}, layers.prelu),
     F.softsign: ("softsign", {"input": _REQUIRED}, activations.plain),
+    F.tanhshrink: ("tanhshrink", {"input": _REQUIRED}, activations.plain),
     torch.conv2d: (
         "conv2d",
         {"input": _REQUIRED, "weight": _REQUIRED, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},

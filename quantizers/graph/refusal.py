@@ -23,6 +23,7 @@ WAYS_OUT: dict[str, str] = {
     "MultiheadAttention": "Attention multiplies activations by activations; pass the convolutional part",
     "LSTM": "Recurrence has no low-bit form; pass the part of the network without it",
     "GRU": "Recurrence has no low-bit form; pass the part of the network without it",
+    "einsum": "A product of activations has no low-bit kernel here; use layers with weights",
     "bmm": "A product of activations has no low-bit kernel here; use layers with weights",
     "matmul": "A product of activations has no low-bit kernel here; use layers with weights",
     "RReLU": "It draws its slopes in training; use LeakyReLU or PReLU",

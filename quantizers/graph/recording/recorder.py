@@ -85,7 +85,7 @@ class Recorder:
         return f"{where}: the float network fails on example_inputs{mode}: {reason}"
 
     @unrecorded
-    def _structure(self, result: Any) -> Any:
+    def _structure(self, result: Any, *, is_inner: bool = False) -> Any:
         if isinstance(result, Tensor):
             region = self.ledger.region(result)
             value = self.ledger.read(self.pen, region) if region is not None else None
@@ -95,12 +95,17 @@ class Recorder:
                     "what is computed from them, use torch operations for that (not numpy)"
                 )
             return value.node
+        if is_inner and isinstance(result, (dict, tuple, list)):
+            raise RewriteError(
+                f"{type(self.root).__name__}: returns a {type(result).__name__} within another; use one "
+                "tuple, list or dict of tensors"
+            )
         if isinstance(result, dict):
-            return {str(key): self._structure(item) for key, item in result.items()}
+            return {str(key): self._structure(item, is_inner=True) for key, item in result.items()}
         if isinstance(result, tuple) and hasattr(result, "_fields"):
-            return tuple(self._structure(item) for item in result)
+            return tuple(self._structure(item, is_inner=True) for item in result)
         if isinstance(result, (tuple, list)):
-            return type(result)(self._structure(item) for item in result)
+            return type(result)(self._structure(item, is_inner=True) for item in result)
         if result is None:
             return None
         raise RewriteError(
@@ -221,9 +226,7 @@ class Recorder:
     def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name, parameters, _ = FUNCTIONS[func]
         given = named(parameters, args, kwargs)
-        if (name == "conv2d" and not isinstance(given["padding"], str)) or (
-            name == "matmul" and (not isinstance(given["other"], Tensor) or given["other"].dim() != 2)
-        ):
+        if name == "conv2d" and not isinstance(given["padding"], str):
             return func(*args, **kwargs)  # its ATen form is as good
         return self._spelled_whole(func, args, kwargs)
 

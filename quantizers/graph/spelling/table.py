@@ -82,6 +82,10 @@ FUNCTIONS: dict[Any, tuple[str, dict[str, Any], Speller | None]] = {
         )
         if (function := getattr(F, name, None)) is not None
     },
+    **{
+        function: (function.__name__, {"input": _REQUIRED}, None)
+        for function in (torch.bmm, torch.Tensor.bmm, torch.baddbmm, torch.einsum)
+    },
     torch.rrelu: ("rrelu", {"input": _REQUIRED}, None),
 }  # fmt: skip
 

@@ -48,7 +48,14 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module], 
         "mean.*batch",
         "other axes",
     ),
-    "product of matrices": (lambda m, x: x @ x.transpose(2, 3), {}, "matmul", "layers with weights|other axes"),
+    "product of matrices": (lambda m, x: x @ x.transpose(2, 3), {}, "matmul", "layers with weights"),
+    "einstein sum": (lambda m, x: torch.einsum("bchw,bchv->bcwv", x, x), {}, "einsum", "layers with weights"),
+    "attention": (
+        lambda m, x: m.odd(*3 * [x.flatten(2)])[0].view_as(x),
+        {"odd": nn.MultiheadAttention(64, 2, batch_first=True)},
+        "odd: MultiheadAttention",
+        "convolutional part",
+    ),
     "padding mode": (
         lambda m, x: m.odd(x),
         {"odd": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")},
@@ -145,3 +152,19 @@ def test_hardtanh_from_zero_is_a_relu() -> None:
 @pytest.mark.parametrize(("value", "expected"), [(3, (3, 3)), ((1, 2), (1, 2)), ([2], (2, 2))])
 def test_pair(value: Any, expected: tuple[int, int]) -> None:
     assert pair(value) == expected
+
+
+def test_nested_outputs_are_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.conv(x)
+            return {"out": y, "taps": [y, F.relu(y)]}
+
+    with pytest.raises(
+        RewriteError, match="Net: returns a list within another; use one tuple, list or dict of tensors"
+    ):
+        trace(Net(), IMAGE)

@@ -1,4 +1,4 @@
-"""About two hundred small nets, as people write them: every kind that once became another function, or failed."""
+"""Five hundred small nets, as people write them: every kind that once became another function, or failed."""
 
 from . import (
     activations,
@@ -9,17 +9,16 @@ from . import (
     inplace,
     modes,
     moves,
-    pads,
     pools,
     refusals,
+    resizing,
     sizes,
-    upsampling,
     wrapped,
 )
 from .registry import EITHER, EXACT, NETS, REFUSED, FieldNet
 
 __all__ = ["EITHER", "EXACT", "NETS", "REFUSED", "FieldNet"]
 _ROOMS = (
-    activations, arithmetic, blocks, dense, heads, inplace, modes, moves, pads, pools, refusals, sizes, upsampling,
+    activations, arithmetic, blocks, dense, heads, inplace, modes, moves, resizing, pools, refusals, sizes,
     wrapped,
 )  # fmt: skip

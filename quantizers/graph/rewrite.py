@@ -370,8 +370,10 @@ class _Writer:
 
     def _function(self, node: fx.Node) -> _Value:
         operand = self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
-        new = self._call(self.traced.path(node), self.traced.module(node), (operand.node,), node.meta["shape"])
-        return self._settle(node, _Value(new))
+        module = self.traced.module(node)
+        new = self._call(self.traced.path(node), module, (operand.node,), node.meta["shape"])
+        sources = () if operand.quantizer is None else (operand.quantizer,)
+        return self._settle(node, _Value(new, origin=Origin("function", sources, function=module) if sources else None))
 
     # -- grids -----------------------------------------------------------------------------------------------------
 

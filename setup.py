@@ -26,8 +26,6 @@ PACKAGES = [
     "quantizers.graph",
     "quantizers.graph.recording",
     "quantizers.graph.spelling",
-    "quantizers.graph.recording",
-    "quantizers.graph.spelling",
     "quantizers.view",
 ]
 

@@ -43,7 +43,7 @@ if [ -n "$wheels" ]; then
     } || exit 1
     PYTHONPATH=$PWD:$scratch/site
 fi
-[ -n "$tiny" ] && eager=--eager
+[ -n "$tiny" ] && eager=--eager && export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 status=0
 for step in $steps; do

@@ -8,7 +8,9 @@ Every check says what it found; none stops the others. The exit code is the numb
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import os
 import sys
 import tempfile
 import time
@@ -26,18 +28,19 @@ from qkd.nets import build_net
 from qkd.progress import Silent
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training import Batch, Job, Phase, StepResult, fit, supervised_step
-from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare
+from quantizers import QuantSpec, calibrate, prepare
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
 
 from images import CropFlip, made_up_images, normaliser  # isort: skip - beside this file
-from ladder import exact_float32  # isort: skip
-from lanes import How, Lane, Lanes, Terms  # isort: skip
+from ladder import WITH_TEACHER, exact_float32  # isort: skip
+from lanes import How, Lane, Lanes, least_change, weights_of  # isort: skip
 from record import distance, environment, is_equal, write_record  # isort: skip
 
 Found = dict[str, Any]
 CPU = torch.device("cpu")
 POLICIES = ("crop_flip", "trivial", "randaugment", "pba", "cutmix")
 CLOSE = 1e-4  # relative, of float32 sums in another order
+FLIPS = 0.05  # relative, of a low-bit net's gradients: a sum in another order moves single activations across a tie
 BF16_CLOSE = 0.05  # relative, of a loss whose forward pass keeps 8 bits of mantissa
 
 
@@ -161,24 +164,52 @@ class _Interrupted(Exception):
 
 
 def check_resume(device: torch.device) -> Found:
-    """A training that is cut twice ends with the weights of one that never was, bit for bit."""
+    """A training that is cut twice ends with the weights of one that never was, bit for bit.
+
+    That can be judged only where two whole trainings end alike, which kernels of a GPU do not promise: so the check is
+    made with deterministic algorithms, too, and there it has to hold.
+    """
     found: Found = {"ok": True}
     for autocast in ("off", "bf16"):
-        with tempfile.TemporaryDirectory() as folder:
-            whole, again, cut = (Path(folder) / name for name in ("whole", "again", "cut"))
-            expected = _trained(_job(whole, device, autocast))
-            repeats = _trained(_job(again, device, autocast))
-            for at in ((0, 2), (1, 1)):
-                try:
-                    _trained(_job(cut, device, autocast, stop_at=at))
-                except _Interrupted:
-                    continue
-            resumed = _trained(_job(cut, device, autocast))
-        differs = [name for name in expected if not is_equal(expected[name], resumed[name])]
-        unsteady = [name for name in expected if not is_equal(expected[name], repeats[name])]
-        found[autocast] = {"tensors_that_differ": differs, "differ_between_two_whole_runs": unsteady}
-        found["ok"] &= not differs
+        for kernels in ("default", "deterministic"):
+            with deterministic(enabled=kernels == "deterministic"):
+                differs, unsteady = _resumed(device, autocast)
+            verdict = "equal" if not differs else "two whole runs differ, too" if unsteady else "differs"
+            found[f"{autocast}_{kernels}"] = {
+                "verdict": verdict, "tensors_that_differ": differs, "differ_between_two_whole_runs": unsteady
+            }  # fmt: skip
+            found["ok"] &= verdict == "equal" or (kernels == "default" and bool(unsteady))
     return found
+
+
+@contextlib.contextmanager
+def deterministic(*, enabled: bool) -> Iterator[None]:
+    """Let PyTorch use only kernels that repeat themselves within a block, and warn where it has none."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    torch.backends.cudnn.benchmark = before[1] and not enabled
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def _resumed(device: torch.device, autocast: str) -> tuple[list[str], list[str]]:
+    """Return tensors in which a resumed training differs from a whole one, and those in which two whole ones do."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, again, cut = (Path(folder) / name for name in ("whole", "again", "cut"))
+        expected = _trained(_job(whole, device, autocast))
+        repeats = _trained(_job(again, device, autocast))
+        for at in ((0, 2), (1, 1)):
+            try:
+                _trained(_job(cut, device, autocast, stop_at=at))
+            except _Interrupted:
+                continue
+        resumed = _trained(_job(cut, device, autocast))
+    differs = [name for name in expected if not is_equal(expected[name], resumed[name])]
+    unsteady = [name for name in expected if not is_equal(expected[name], repeats[name])]
+    return differs, unsteady
 
 
 def _trained(job: Job) -> dict[str, Tensor]:
@@ -212,30 +243,57 @@ def _job(folder: Path, device: torch.device, autocast: str, *, stop_at: tuple[in
 def check_lanes(device: torch.device, *, compiled: bool) -> Found:
     """Two lanes with graphs (and compiled, if asked for) train as each does alone and eager, up to rounding."""
     set_fused(enabled=False)
-    images = made_up_images(256, side=16).to(device)
+    images = made_up_images(96, side=16).to(device)
     losses: dict[str, list[float]] = {}
+    changes: list[tuple[str, float]] = []
     for name, how, seeds in (
         ("fast", How(bf16=False, compiled=compiled), (0, 1)),
         ("alone_0", How(bf16=False, compiled=False, graphs=False), (0,)),
         ("alone_1", How(bf16=False, compiled=False, graphs=False), (1,)),
     ):
         with exact_float32():
-            lanes = Lanes(_two_lanes(images, seeds), Terms(), normaliser(images), how)
+            lanes = Lanes(_some_lanes(images, seeds), WITH_TEACHER, normaliser(images), how)
+            before = [weights_of(lane.student) for lane in lanes.lanes]
             lanes.prepare()
             totals = [lanes.epoch(lambda step: 0.01) for _ in range(2)][-1]
             lanes.close()
         losses[name] = [one.loss for one in totals]
+        changes += [least_change(lane.student, its) for lane, its in zip(lanes.lanes, before, strict=True)]
     off = [abs(a / losses[f"alone_{seed}"][0] - 1) for seed, a in enumerate(losses["fast"])]
-    return {"ok": max(off) < 0.02, "losses": losses, "relative_difference": off}
+    least = min(changes, key=lambda item: item[1])
+    return {
+        "ok": max(off) < 0.02 and least[1] > 0, "losses": losses, "relative_difference": off,
+        "least_weight_change": {"layer": least[0], "relative": least[1]},
+    }  # fmt: skip
 
 
-def _two_lanes(images: Any, seeds: tuple[int, ...]) -> list[Lane]:
+def check_gradients(device: torch.device) -> Found:
+    """Compiled, every parameter of a 2-bit student that learns from a teacher has the gradient it has eager."""
+    set_fused(enabled=False)
+    images, found = made_up_images(96, side=16).to(device), {}
+    for compiled in (False, True):
+        how = How(bf16=False, compiled=compiled, graphs=False)
+        with exact_float32():
+            lanes = Lanes(_some_lanes(images, (0,), bits=2), WITH_TEACHER, normaliser(images), how)
+            found[compiled] = lanes.gradients()
+        count = sum(1 for _ in lanes.student.parameters())
+    off = {name: distance(found[True][name], value) for name, value in found[False].items() if name in found[True]}
+    worst = max(off, key=lambda name: off[name])
+    missing = count - len(off)
+    return {
+        "ok": off[worst] < FLIPS and not missing, "parameters": count, "without_gradient": missing,
+        "worst": {"parameter": worst, "distance": off[worst]},
+    }  # fmt: skip
+
+
+def _some_lanes(images: Any, seeds: tuple[int, ...], *, bits: int = 4) -> list[Lane]:
+    device = images.pixels.device
     data, lanes = CropFlip(images), []
     for seed in seeds:
         torch.manual_seed(seed)
-        student, _ = _student(4)
-        config = TrainConfig(epochs=1, lr=0.01)
-        lanes.append(Lane(student.to(images.pixels.device).train(), None, data, 32, seed, config))
+        teacher = build_net("resnet8", classes=10, channels=3, image_size=16).to(device).eval().requires_grad_(False)
+        student = _student(bits)[0].to(device).train()
+        lanes.append(Lane(student, teacher, data, 32, seed, TrainConfig(epochs=1, lr=0.01)))
     return lanes
 
 
@@ -249,6 +307,7 @@ def checks(*, compiled: bool) -> Iterator[tuple[str, Callable[[torch.device], Fo
     yield "resume_bit_for_bit", check_resume
     yield "captured_steps_train_alike", lambda device: check_lanes(device, compiled=False)
     if compiled:
+        yield "compiled_gradients_equal_eager", check_gradients
         yield "compiled_steps_train_alike", lambda device: check_lanes(device, compiled=True)
 
 
@@ -259,6 +318,7 @@ def main() -> int:
     parser.add_argument("--eager", action="store_true", help="leave out what compiles whole steps")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic() needs it before cuBLAS starts
     device, results = torch.device(args.device), {}
     record = {"what": "checks on a device", "environment": environment(device), "checks": results}
     for name, function in checks(compiled=not args.eager):

@@ -83,9 +83,9 @@ def _unpack(file: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
 
 
 def made_up_images(count: int, *, side: int = 32, classes: int = 10, seed: int = 0) -> Images:
-    """Return learnable images for a trial: noise around one random picture a class."""
-    # The pictures are the same for any seed: training and test images show the same classes.
-    pictures = torch.rand(classes, 3, side, side, generator=torch.Generator().manual_seed(1234))
+    """Return learnable images for a trial: noise around one color a class, which crops and mirrors leave alone."""
+    # The colors are the same for any seed: training and test images show the same classes.
+    pictures = torch.rand(classes, 3, 1, 1, generator=torch.Generator().manual_seed(1234))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     noise = torch.rand(count, 3, side, side, generator=generator)

@@ -3,9 +3,9 @@
     python benchmarks/gpu/ladder.py --data FOLDER --budget-s 480 --out results/
 
 Every rung trains all seeds side by side. A short timing at its start says how many epochs fit its share of the budget;
-the learning rate falls along a cosine of that length. A student starts from its seed's float net and learns from it; its
-last epochs train the deployed arithmetic in float32. The test set is read once a training, at its end. The record is
-written after every epoch, the weights after every rung.
+the learning rate falls along a cosine of that length. A student starts from its seed's float net and learns from it;
+its last epochs train the deployed arithmetic in float32. The test set is read once a training, at its end. The record
+is written after every epoch, the weights after every rung.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, settle
 from quantizers.kernels import set_fused
 
 from images import CropFlip, Images, made_up_images, normaliser, read_images  # isort: skip - beside this file
-from lanes import How, Lane, Lanes, Terms  # isort: skip
+from lanes import How, Lane, Lanes, Terms, least_change, weights_of  # isort: skip
 from record import environment, write_record  # isort: skip
 
 CALIBRATION_IMAGES = 512
 RESERVE = 0.96  # part of a rung's time that is planned: clocks drift, and files are written
-SETTLING = 0.04  # part of a student's epochs on the deployed arithmetic, in float32
+SETTLING = 0.03  # part of a student's epochs on the deployed arithmetic, in float32
 WARM_UP = 0.05  # part of the epochs in which the rate rises
 
 
@@ -131,12 +131,16 @@ def train_rung(rung: Rung, setting: Setting, floats: Sequence[nn.Module], second
     setting.record["rungs"].append(row)
     data = CropFlip(setting.train)
     nets = [_start(rung, setting, seed, floats) for seed in setting.seeds]
+    for net in nets:
+        _require_trainable(net, rung)
+    before = [weights_of(net) for net in nets]
     lanes, step_s = _ready(rung, setting, nets, floats, data, row)
     epoch_s = step_s * lanes.lanes[0].steps
     settling, total = _plan(rung, setting, RESERVE * (end - time.monotonic()), epoch_s)
     row.update(epochs_planned=total, epochs_settling=settling, settled_epochs_per_s=round(1 / epoch_s, 3))
     _epochs(lanes, rung, setting, row, range(total - settling), total, end)
     lanes.close()
+    _record_changes(nets, before, row)
     if settling:
         for net in nets:
             freeze_batch_norm(net)
@@ -159,6 +163,28 @@ def train_rung(rung: Rung, setting: Setting, floats: Sequence[nn.Module], second
     return nets
 
 
+def _require_trainable(net: nn.Module, rung: Rung) -> None:
+    """Refuse a net with frozen parameters: it would train without an error, and to little.
+
+    Raises:
+        RuntimeError: If any parameter is frozen.
+    """
+    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise RuntimeError(
+            f"{rung.name}: {len(frozen)} parameters are frozen, {frozen[0]} among them; call requires_grad_()"
+        )
+
+
+def _record_changes(nets: Sequence[nn.Module], before: Sequence[dict[str, Tensor]], row: dict[str, Any]) -> None:
+    """Record the layer of each net that changed least: where it is zero, the curves are not those of a training."""
+    least = [least_change(net, weights) for net, weights in zip(nets, before, strict=True)]
+    row["least_weight_change"] = [{"layer": name, "relative": change} for name, change in least]
+    if any(change == 0.0 for _, change in least):
+        row["defect"] = "weights of a layer did not change"
+        print(f"{row['rung']['name']}: weights did not change: {least}", flush=True)
+
+
 def _start(rung: Rung, setting: Setting, seed: int, floats: Sequence[nn.Module]) -> nn.Module:
     pixels = setting.train.pixels
     if rung.bits is None:
@@ -168,7 +194,9 @@ def _start(rung: Rung, setting: Setting, seed: int, floats: Sequence[nn.Module])
     factor, shift = normaliser(setting.train)
     images = (pixels[:CALIBRATION_IMAGES].float() * factor - shift).cpu()
     spec = QuantSpec(weight_bits=rung.bits, act_bits=rung.bits)
-    student = prepare(copy.deepcopy(floats[setting.seeds.index(seed)]).cpu(), spec, example_inputs=images[:2])
+    # the teacher's weights are frozen, and prepare would keep them so
+    own = copy.deepcopy(floats[setting.seeds.index(seed)]).cpu().requires_grad_().train()
+    student = prepare(own, spec, example_inputs=images[:2])
     calibrate(student, list(images.split(256)))
     return student.to(setting.device).train()
 
@@ -201,7 +229,6 @@ def _ready(
                 raise
             row.setdefault("fell_back", []).append(f"{how.describe()}: {type(error).__name__}: {error}"[:1500])
             traceback.print_exc()
-            torch._dynamo.reset()
             for net in nets:
                 net.zero_grad(set_to_none=True)
             continue
@@ -280,7 +307,6 @@ def run(setting: Setting, rungs: Sequence[Rung]) -> None:
         for net in nets[rung.name]:
             net.requires_grad_(rung.bits is not None)
         save_weights(nets, setting)
-        torch._dynamo.reset()
 
 
 def main() -> None:
@@ -294,15 +320,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--net", default="resnet20")
     parser.add_argument("--rungs", nargs="+", default=[rung.name for rung in RUNGS])
-    parser.add_argument("--most-epochs", type=int, default=1000)
+    parser.add_argument("--most-epochs", type=int, help="of any rung; absent: as many as fit")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     deadline = time.monotonic() + args.budget_s
+    torch.backends.cudnn.benchmark = True
     set_fused(enabled=False)  # the whole step is compiled, or captured as it is: single kernels are not worth the wait
     device = torch.device(args.device)
     if args.tiny:
-        args.net, args.batch, args.seeds, args.most_epochs = "resnet8", 32, args.seeds[:2], min(args.most_epochs, 3)
+        args.net, args.batch, args.seeds, args.most_epochs = "resnet8", 32, args.seeds[:2], args.most_epochs or 3
         train, test = made_up_images(96, side=16), made_up_images(64, side=16, seed=1)
     elif args.data is None:
         parser.error("--data or --tiny is needed")
@@ -316,7 +343,7 @@ def main() -> None:
     }  # fmt: skip
     setting = Setting(
         args.net, train.to(device), test.to(device), args.batch, tuple(args.seeds), args.out, deadline,
-        args.most_epochs, how, record,
+        args.most_epochs or 10**6, how, record,
     )  # fmt: skip
     setting.write()
     run(setting, [rung for rung in RUNGS if rung.name in args.rungs])

@@ -1,8 +1,8 @@
 """Trains several seeds of one net side by side on one device, each step one replay of a CUDA graph.
 
-A lane is a seed: its weights, optimizer, images and stream. All lanes share one compiled step; before a lane's graph is
-captured, the shared net's tensors are pointed at the lane's memory, which the graph then keeps for itself. On a CPU, and
-where graphs are off, the same step runs without a graph, lane after lane.
+A lane is a seed: its weights, optimizer, images and stream. All lanes share one compiled step; before a lane's graph
+is captured, the shared net's tensors are pointed at the lane's memory, which the graph keeps from then on. On a CPU,
+and where graphs are off, the same step runs without a graph, lane after lane.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Lanes:
         self.device = normal[0].device
         self._loss: Callable[..., tuple[Tensor, Tensor]] = self._measure
         if how.compiled:
+            torch._dynamo.reset()  # the compiler keeps few versions of one function
             self._loss = torch.compile(self._measure, dynamic=False)
         self._uses_graphs = how.graphs and self.device.type == "cuda"
 
@@ -205,6 +206,18 @@ class Lanes:
                     self._advance(lane)
         return [self._totals(lane, steps) for lane in self.lanes]
 
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the gradient of the first lane's loss on its first images; parameters without one are left out."""
+        lane = self.lanes[0]
+        self._bind(lane)
+        images, labels = (part[: lane.batch_size] for part in lane.data.epoch(lane.generator, lane.batch_size))
+        self.student.zero_grad(set_to_none=True)
+        loss, _ = self._loss(self.student, self.teacher, images, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {name: p.grad.clone() for name, p in self.student.named_parameters() if p.grad is not None}
+        self.student.zero_grad(set_to_none=True)
+        return found
+
     def close(self) -> None:
         """Let go of the graphs, and give every net its own memory back."""
         self._synchronize()
@@ -224,6 +237,7 @@ class Lanes:
         lane.optimizer.zero_grad(set_to_none=True)
         loss, right = self._loss(self.student, self.teacher, lane.images, lane.labels)
         loss.backward()  # type: ignore[no-untyped-call]
+        _align_gradients(self.student)
         lane.optimizer.step()
         lane.sums.add_(torch.stack((loss.detach(), right)))
 
@@ -257,9 +271,37 @@ class Lanes:
             torch.cuda.synchronize(self.device)
 
 
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the weights of all layers, by name."""
+    named = net.named_parameters()
+    return {name: p.detach().clone() for name, p in named if p.dim() >= 2 and name.endswith(".weight")}
+
+
+def least_change(net: nn.Module, before: dict[str, Tensor]) -> tuple[str, float]:
+    """Return the layer whose weights changed least since ``before``, and by how much, relative to their norm."""
+    changes = {
+        name: float((value - before[name]).norm() / before[name].norm().clamp_min(1e-12))
+        for name, value in weights_of(net).items()
+    }
+    return min(changes.items(), key=lambda item: item[1])
+
+
 def _tensors(student: nn.Module, teacher: nn.Module | None) -> list[Tensor]:
     nets = [student] if teacher is None else [student, teacher]
     return [tensor for net in nets for tensor in (*net.parameters(), *net.buffers())]
+
+
+def _align_gradients(net: nn.Module) -> None:
+    """Give each gradient the strides of its parameter, which fused optimizers want: they differ in axes of size 1."""
+    for parameter in net.parameters():
+        grad = parameter.grad
+        if grad is None or grad.stride() == parameter.stride():
+            continue
+        axes = zip(parameter.shape, grad.stride(), parameter.stride(), strict=True)
+        if all(size == 1 or mine == its for size, mine, its in axes):
+            parameter.grad = grad.as_strided(parameter.size(), parameter.stride())
+        else:
+            parameter.grad = torch.empty_like(parameter).copy_(grad)
 
 
 def _optimizer(student: nn.Module, lane: Lane) -> torch.optim.Optimizer:

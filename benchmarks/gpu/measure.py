@@ -1,4 +1,4 @@
-"""Measures a training step on a device: float and distillation steps, eager, compiled and captured, one seed and several.
+"""Measures a training step on a device: float and distillation steps; eager, compiled, captured; one seed and several.
 
     python benchmarks/gpu/measure.py --budget-s 120 --out results/
 
@@ -112,6 +112,7 @@ def main() -> None:
     args = parser.parse_args()
     device, end = torch.device(args.device), time.monotonic() + args.budget_s
     net, side = ("resnet8", 16) if args.tiny else ("resnet20", 32)
+    torch.backends.cudnn.benchmark = True
     images = made_up_images(64 if args.tiny else 4096, side=side).to(device)
     rows: dict[str, Any] = {}
     record = {

@@ -23,7 +23,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "torch": torch.__version__,
         "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version() if is_cuda else None,
         "brevitas": run["packages"].get("brevitas"), "commit": run["commit"],
-        "device": torch.cuda.get_device_name(device) if is_cuda else run["cpu"], "driver": _driver() if is_cuda else None,
+        "device": torch.cuda.get_device_name(device) if is_cuda else run["cpu"],
+        "driver": _driver() if is_cuda else None,
         "cpu": run["cpu"], "cores": os.cpu_count(),
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from qkd.data.errors import DataError
-from qkd.data.sets import FolderSplit
-from qkd.data.splits import Parts, Split
+from qkd.data.sets import ArraySplit, FolderSplit
+from qkd.data.splits import MemorySplit, Parts, Split
 
 WHOLE_BYTES = 1 << 29  # parts of up to 512 MiB are hashed whole: a third of a second
 _SAMPLE_BYTES = 1 << 28  # of a larger one, evenly spaced images of so many bytes in all
@@ -162,10 +163,18 @@ def _content(split: Split, chosen: Tensor) -> Iterator[bytes]:
             yield _file_digest(split.files[index])
         return
     step = max(1, _BLOCK // max(1, _image_bytes(split)))
-    first, _ = split.batch(chosen[:1], "cpu")
-    yield str((len(split), *first.shape[1:])).encode()
+    yield str((len(split), *split.image_shape)).encode()
     for chunk in torch.split(chosen, step):
-        yield split.batch(chunk, "cpu")[0].contiguous().numpy().tobytes()
+        yield _pixels(split, chunk).contiguous().numpy().tobytes()
+
+
+def _pixels(split: Split, indices: Tensor) -> Tensor:
+    """Return images for comparing their content: not through ``batch``, which is for training and scoring."""
+    if isinstance(split, ArraySplit):
+        return split.pixels(indices)
+    if isinstance(split, MemorySplit):
+        return split.images[indices].cpu()
+    raise TypeError(f"{type(split).__name__} has no pixels in memory or in rows of a file")
 
 
 def _label_bytes(labels: Tensor) -> tuple[bytes, bytes]:
@@ -173,7 +182,7 @@ def _label_bytes(labels: Tensor) -> tuple[bytes, bytes]:
 
 
 def _image_bytes(split: Split) -> int:
-    return split.batch(torch.zeros(1, dtype=torch.int64), "cpu")[0].numel() if len(split) else 0
+    return math.prod(split.image_shape) if len(split) else 0
 
 
 def _sizes(split: FolderSplit) -> list[int]:

@@ -139,8 +139,8 @@ def _limit(split: Split, limit: int | None, classes: int, generator: torch.Gener
 
 
 def _shape(split: Split) -> tuple[int, int]:
-    first, _ = split.batch(torch.zeros(1, dtype=torch.int64), "cpu")
-    return int(first.shape[1]), int(first.shape[2])
+    channels, height, _ = split.image_shape
+    return channels, height
 
 
 def _check_size(config: DataConfig, found: int) -> None:

@@ -27,6 +27,11 @@ class Split(Protocol):
         """Return the number of images."""
         ...
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of its images."""
+        ...
+
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Return ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``."""
         ...
@@ -69,6 +74,12 @@ class MemorySplit:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of its images."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Return ``(images, labels)`` of these images on ``device``: one index-select where they already lie there."""

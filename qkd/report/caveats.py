@@ -101,7 +101,7 @@ def float_layers(exported: Mapping[str, Any]) -> Iterator[str]:
         exported: What ``export.json`` says of the student's file.
     """
     if falls := exported.get("fall_backs"):
-        yield f"{len(falls)} layer(s) left in float: {_some(falls)}"
+        yield f"{len(falls)} layer{'s' * (len(falls) > 1)} left in float: {_some(falls)}"
 
 
 def latency_caveats(bench: Mapping[str, Any], exported: Mapping[str, Any], float_model: str | None) -> Iterator[str]:

@@ -31,6 +31,11 @@ class JoinedSplit:
         """Return the number of images."""
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of its images."""
+        return self.parts[0].image_shape
+
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Return ``(images, labels)`` in the order of ``indices``."""
         indices = indices.cpu()

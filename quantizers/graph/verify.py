@@ -165,6 +165,8 @@ def _linear(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 def _check(traced: Traced, node: fx.Node, expected: Tensor, got: Tensor) -> None:
     if got.shape != expected.shape:
         raise RewriteError(_message(traced, node, f"shape {tuple(got.shape)} in place of {tuple(expected.shape)}"))
+    if not torch.equal(torch.isfinite(got), torch.isfinite(expected)):
+        raise RewriteError(_message(traced, node, "NaN or infinity on one side"))
     error = _largest(got - expected)
     bound = STEP_TOLERANCE * _largest(expected)
     if error > bound and error > torch.finfo(torch.float32).eps:
@@ -172,6 +174,7 @@ def _check(traced: Traced, node: fx.Node, expected: Tensor, got: Tensor) -> None
 
 
 def _largest(x: Tensor) -> float:
+    """Return the largest size of the finite values; :func:`_check` sees to those that are not."""
     finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
     return float(finite.abs().max()) if x.numel() else 0.0
 
@@ -190,6 +193,8 @@ def _compare_outputs(traced: Traced, values: dict[fx.Node, Tensor]) -> None:
     results = [leaf for leaf in pytree.tree_leaves(traced.result) if isinstance(leaf, Tensor)]
     for node, expected in zip(nodes, results, strict=True):
         error = _largest(values[node] - expected)
+        if not torch.equal(torch.isfinite(values[node]), torch.isfinite(expected)):
+            raise RewriteError(_message(traced, node, "NaN or infinity on one side"))
         if error > OUTPUT_TOLERANCE * max(_largest(expected), 1e-6):
             raise RewriteError(
                 _message(traced, node, f"an output up to {_largest(expected):.3g} differs by {error:.3g}")

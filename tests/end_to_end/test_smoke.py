@@ -97,7 +97,8 @@ def test_the_closing_table_goes_to_stdout_and_talk_to_stderr(
     done = shell("report", "digits/smoke", folder=finished[0])
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("model") and lines[2].startswith("student w2a2") and lines[3].startswith("report: ")
+    assert lines[0].startswith("model") and lines[2].startswith("student w2a2") and lines[-1].startswith("report: ")
+    assert all(line.startswith("note: ") for line in lines[3:-1]) and "359 images" in done.stdout
     assert "==" in done.stderr and "==" not in done.stdout
 
 

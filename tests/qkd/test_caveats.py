@@ -10,6 +10,7 @@ import pytest
 
 from qkd.report import RunRecord, render_page, render_text, summarise
 from qkd.report.caveats import accuracy_caveats, float_layers, latency_caveats, parity_caveats, wilson
+from qkd.report.table import plain_text
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_parity_that_failed_or_proves_little_is_said() -> None:
     assert only == "parity FAILED, so the file is not the student: a; b"
     assert list(parity_caveats({"passed": True, "notes": ["one class"]})) == ["one class"]
     assert list(float_layers({"fall_backs": []})) == []
-    assert list(float_layers({"fall_backs": ["a"]})) == ["1 layer(s) left in float: a"]
+    assert list(float_layers({"fall_backs": ["a"]})) == ["1 layer left in float: a"]
 
 
 def test_every_report_says_it(tmp_path: Path) -> None:
@@ -104,6 +105,6 @@ def test_every_report_says_it(tmp_path: Path) -> None:
     assert "10.00 % (6.6 .. 14.9 %)" in summary.to_text()
     page, text = render_page(summary, RunRecord()), render_text(summary)
     for caveat in summary.caveats:
-        assert f"note: {caveat}" in summary.to_text().splitlines() and f"- {caveat}" in text
+        assert f"note: {caveat}" in summary.to_text().splitlines() and f"- {plain_text(caveat)}" in text
     assert "<b>act" not in page and "&lt;b&gt;act (Conv)" in page and "known to about 4.5 points" in page
     assert json.loads(json.dumps(summary.to_json()))["caveats"] == list(summary.caveats)

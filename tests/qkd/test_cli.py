@@ -78,7 +78,15 @@ def test_help_takes_under_half_a_second() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["run"], ["run", "c.yaml", "--fast"], ["doctor", "x=1"], ["ls", "cars"]],
+    [
+        [],
+        ["fly"],
+        ["run"],
+        ["run", "c.yaml", "--fast"],
+        ["doctor", "x=1"],
+        ["ls", "cars"],
+        ["diagnose", "a", "--temperature", "nan"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

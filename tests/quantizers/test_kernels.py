@@ -255,3 +255,24 @@ def test_falls_back_once_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: py
     assert not quantizers.is_fused()
     warnings = [record for record in caplog.records if record.name == kernels.__name__]
     assert len(warnings) == 1 and "g++" in warnings[0].getMessage()
+
+
+@pytest.mark.slow
+def test_a_compiled_layer_has_the_gradients_of_the_eager_one() -> None:
+    """The compiler lays convolutions out anew after tracing: views by traced strides would mispair values."""
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(8, 8, 3, padding=1, bias=False).double(), torch.nn.BatchNorm2d(8).double()
+    x, weights = torch.randn(2, 4, 8, 6, 6, dtype=torch.double)
+    low, high = torch.zeros((), dtype=torch.double), torch.full((), 3.0, dtype=torch.double)
+
+    def layer(images: Tensor, step: Tensor) -> Tensor:
+        return (fake_quantize(norm(conv(images)), step.abs(), low, high, grad_scale=0.1) * weights).sum()
+
+    def gradients(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        images, step = x.clone().requires_grad_(), torch.full((), 0.3, dtype=torch.double).requires_grad_()
+        function(images, step).backward()
+        assert images.grad is not None and step.grad is not None
+        return images.grad, step.grad
+
+    for found, expected in zip(gradients(torch.compile(layer, dynamic=False)), gradients(layer), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -136,5 +136,5 @@ def _class_names(path: Path, archive: Path, labels: Tensor) -> tuple[str, ...]:
 
 
 def _size(split: MemorySplit | ArraySplit) -> str:
-    channels, height, width = split.batch(torch.zeros(1, dtype=torch.int64), "cpu")[0].shape[1:]
+    channels, height, width = split.image_shape
     return f"{height}x{width}x{channels}"

@@ -45,6 +45,11 @@ class FolderSplit:
         """Return the number of images."""
         return len(self.files)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of its images."""
+        return self.channels, self.image_size, self.image_size
+
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Decode these images: uint8 ``[batch, channels, height, width]`` and labels int64 ``[batch]``.
 

@@ -132,6 +132,12 @@ class ArraySplit:
         """Return the number of images."""
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of its images."""
+        channels, height, width = self.pixels(torch.zeros(1, dtype=torch.int64)).shape[1:]
+        return channels, height, width
+
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Return ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``.
 
@@ -139,8 +145,16 @@ class ArraySplit:
             DataError: If the file that holds the images was written to.
         """
         indices = indices.cpu()
-        images = torch.from_numpy(channels_first(self.source.take(self.rows[indices].numpy())))
+        images = self.pixels(indices)
         return images.to(device, non_blocking=True), self.labels[indices].to(device, non_blocking=True)
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Return these images on the CPU: uint8 ``[batch, channels, height, width]``.
+
+        Raises:
+            DataError: If the file that holds them was written to.
+        """
+        return torch.from_numpy(channels_first(self.source.take(self.rows[indices].numpy())))
 
     def subset(self, indices: Tensor) -> ArraySplit:
         """Return the part made of these images, in this order."""

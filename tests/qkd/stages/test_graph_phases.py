@@ -41,6 +41,7 @@ PHASES = [
     {"name": "settling", "epochs": 1, "combine": "clipped", "freeze_batch_norm": True},
 ]
 CHANGES = {
+    "seed": 2,  # one whose first epochs learn by more than float rounding, which differs from processor to processor
     "teacher.net": "wrn_16_2",  # twice as wide as the student: every stage needs an adapter
     "teacher.train.epochs": 1,
     "student.net": "resnet8",

@@ -156,14 +156,14 @@ def test_no_test_image_is_read(data: Path, tmp_path: Path, monkeypatch: pytest.M
     load = qkd.data.load.DATASETS["npz"]
 
     def poisoned(config: Any) -> Any:
-        everything, test, classes = load(config)
+        parts = load(config)
 
         def refuse(*_: Any) -> Any:
             reads.append("test")
             raise AssertionError("a test image was read")
 
-        test.batch = refuse
-        return everything, test, classes
+        parts.test.batch = refuse
+        return parts
 
     monkeypatch.setitem(qkd.data.load.DATASETS, "npz", poisoned)
     search_agent(run, "teacher", Silent())

@@ -165,7 +165,7 @@ def _read_taps(path: str | PathLike[str], model: onnx.ModelProto) -> list[dict[s
         is_whole = False
     if not is_whole:
         raise ValueError(f"{path}: what it says of its quantizers is damaged; export it again")
-    return taps
+    return list(taps)
 
 
 def _calls(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -42,6 +42,7 @@ from quantizers.layers import (
     QuantConvBn2d,
     QuantLinearBn,
     WindowGather,
+    function_origin,
     window_counts,
 )
 from quantizers.names import act_quantizer, weight_quantizer
@@ -358,8 +359,7 @@ class _Writer:
         operand = self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
         module = self.traced.module(node)
         new = self._call(self.traced.path(node), module, (operand.node,), node.meta["shape"])
-        sources = () if operand.quantizer is None else (operand.quantizer,)
-        return self._settle(node, _Value(new, origin=Origin("function", sources, function=module) if sources else None))
+        return self._settle(node, _Value(new, origin=function_origin(operand.quantizer, module)))
 
     # -- grids -----------------------------------------------------------------------------------------------------
 

@@ -301,7 +301,11 @@ class _Writer:
             parts.append(value)
         operands = tuple(part.node for part in parts)
         new = self._call(self.traced.path(node), self.traced.module(node), operands, node.meta["shape"])
-        return _Value(new, self.cat_members[node], cats=parts[0].cats if _all_same(parts) else frozenset())
+        return _Value(
+            new,
+            self.cat_members[node],
+            cats=parts[0].cats if all(part.cats == parts[0].cats for part in parts) else frozenset(),
+        )
 
     def _joins(self, node: fx.Node, value: _Value, bits: int) -> bool:
         """Tell whether a value on a grid can lie on that of a concatenation itself."""
@@ -445,7 +449,3 @@ def _real(value: _Value, node: fx.Node) -> _Value:
 def _is_within(quantizer: ActQuantizer, bound: float | None) -> bool:
     """Tell whether a grid ends where a ReLU does."""
     return bound is None or (quantizer.quant.largest is not None and quantizer.quant.largest <= bound)
-
-
-def _all_same(parts: list[_Value]) -> bool:
-    return all(part.cats == parts[0].cats for part in parts)

@@ -301,11 +301,8 @@ class _Writer:
             parts.append(value)
         operands = tuple(part.node for part in parts)
         new = self._call(self.traced.path(node), self.traced.module(node), operands, node.meta["shape"])
-        return _Value(
-            new,
-            self.cat_members[node],
-            cats=parts[0].cats if all(part.cats == parts[0].cats for part in parts) else frozenset(),
-        )
+        cats = {part.cats for part in parts}
+        return _Value(new, self.cat_members[node], cats=cats.pop() if len(cats) == 1 else frozenset())
 
     def _joins(self, node: fx.Node, value: _Value, bits: int) -> bool:
         """Tell whether a value on a grid can lie on that of a concatenation itself."""

@@ -48,13 +48,21 @@ class Origin:
     """What an activation quantizer reads, where that is an integer times a known unit (for :func:`settle`).
 
     Args:
-        kind: ``add``, ``mul``, ``mean`` (of ``counts`` values) or ``grid`` (another quantizer's output).
+        kind: ``add``, ``mul``, ``mean`` (of ``counts`` values), ``grid`` (another quantizer's output) or ``function``
+            (of a value on a grid).
         sources: The quantizers of the operands.
         counts: Number of averaged values, or every number that occurs (windows at the border have fewer).
+        function: The module of a ``function``.
     """
 
-    def __init__(self, kind: str, sources: tuple[ActQuantizer, ...], counts: int | Iterable[int] = 1) -> None:
-        self.kind, self.sources = kind, sources
+    def __init__(
+        self,
+        kind: str,
+        sources: tuple[ActQuantizer, ...],
+        counts: int | Iterable[int] = 1,
+        function: nn.Module | None = None,
+    ) -> None:
+        self.kind, self.sources, self.function = kind, sources, function
         self.counts = (counts,) if isinstance(counts, int) else tuple(counts)
 
     @property

@@ -6,10 +6,15 @@ within rounding error of k + 1/2. The ties are at the accumulators ``t_k = (k + 
 of neighbouring codes of the output grid: 3 at 2 bits, 15 at 4 bits. If every ``t_k`` keeps a distance from the
 integers, no accumulator lies near a tie at all, and simulation in floating point and integer kernels agree bit for bit;
 other processors should, too. A relative change of the unit of at most 0.2 % is enough to get there.
+
+An elementwise function of a value on a grid has as many values as its grid has codes, at most 256. Runtimes compute it
+in float32, each in its own way; where every value keeps a distance from the ties of the grid that it is put on, all of
+them give the same codes.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +29,7 @@ from quantizers.tensor_quant import ActQuant
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, which training has made robust against
 CANDIDATES = 201
 MARGIN = 0.125  # in accumulator units; reached margins are kept as they are
+FUNCTION_MARGIN = 2e-3  # in steps; float32 and its approximations of exp, erf and tanh are off by 1e-4 of them at most
 NEARLY = 0.75  # of the best margin in reach: no further change for less than a third more, so that calls come to rest
 CHUNK_ELEMENTS = 4_000_000
 
@@ -42,11 +48,11 @@ def settle(student: nn.Module) -> None:
     quantizers = list(act_quantizers(student).values())
     owners = list(dict.fromkeys(quantizer.quant.owner for quantizer in quantizers))
     place = {owner: number for number, owner in enumerate(owners)}
-    readings: dict[ActQuant, list[_Reading]] = {owner: [] for owner in owners}
+    readings: dict[ActQuant, list[_Reading | _FunctionReading]] = {owner: [] for owner in owners}
     for reading in (reading for quantizer in quantizers for reading in _readings(quantizer)):
         # the last step that its ties depend on keeps them off: no later one moves them again
-        if reading.powers:
-            readings[max(reading.powers, key=place.__getitem__)].append(reading)
+        if reading.owners:
+            readings[max(reading.owners, key=place.__getitem__)].append(reading)
     for owner in owners:
         _settle_step(owner, readings[owner])
     for layer in quant_layers(student).values():
@@ -105,8 +111,57 @@ class _Reading:
         unit = math.prod(float(source.quant.step) for source in self.sources) / self.count
         return _ties(self.quantizer) * (float(self.quantizer.quant.step) / unit)
 
+    @property
+    def owners(self) -> tuple[ActQuant, ...]:
+        """Return the steps that the ties depend on."""
+        return tuple(self.powers)
 
-def _readings(quantizer: ActQuantizer) -> list[_Reading]:
+    def margins(self, owner: ActQuant, factors: Tensor) -> Tensor:
+        """Return the margin in accumulator units for each factor on the step of ``owner``."""
+        return _distance(self.ties()[None, :] * factors[:, None] ** self.powers[owner], self.largest)
+
+
+@dataclass(frozen=True)
+class _FunctionReading:
+    """An elementwise function of codes that a quantizer reads.
+
+    Args:
+        quantizer: What reads it.
+        source: The quantizer of the function's operand.
+        function: The function.
+    """
+
+    quantizer: ActQuantizer
+    source: ActQuantizer
+    function: nn.Module
+
+    @property
+    def owners(self) -> tuple[ActQuant, ...]:
+        """Return the steps that the values depend on."""
+        return tuple({self.quantizer.quant.owner: None, self.source.quant.owner: None})
+
+    def margins(self, owner: ActQuant, factors: Tensor) -> Tensor:
+        """Return the margin for each factor on the step of ``owner``, scaled so that ``MARGIN`` is enough."""
+        source, grid = self.source.quant, self.quantizer.quant
+        codes = torch.arange(int(source.low), int(source.high) + 1, device=factors.device, dtype=torch.float64)
+        one = torch.ones_like(factors)
+        x = codes[None, :] * (float(source.step) * (factors if owner is source.owner else one))[:, None]
+        step = float(grid.step) * (factors if owner is grid.owner else one)
+        values = self._values(x) / step.reshape(-1, *(1,) * (x.dim() - 1), 1)
+        off = (values - torch.floor(values) - 0.5).abs()
+        is_clipped = (values < float(grid.low)) | (values > float(grid.high))
+        least = torch.where(is_clipped, torch.full_like(off, 0.5), off).flatten(1).amin(dim=1)
+        return least * (MARGIN / FUNCTION_MARGIN)
+
+    def _values(self, x: Tensor) -> Tensor:
+        """Return the function of ``[candidates, codes]`` in float64, ``[candidates, codes, channels or 1]``."""
+        function = copy.deepcopy(self.function).double()
+        channels = max((parameter.numel() for parameter in function.parameters()), default=1)
+        rows = x.reshape(-1, 1).expand(-1, channels)
+        return function(rows).reshape(*x.shape, channels)  # type: ignore[no-any-return]
+
+
+def _readings(quantizer: ActQuantizer) -> list[_Reading] | list[_FunctionReading]:
     """Return what a quantizer reads; several or none.
 
     A mean over windows has a unit for every number of values that its windows hold.
@@ -114,6 +169,8 @@ def _readings(quantizer: ActQuantizer) -> list[_Reading]:
     origin = quantizer.origin
     if origin is None:
         return []
+    if origin.kind == "function" and origin.function is not None:
+        return [_FunctionReading(quantizer, origin.sources[0], origin.function)]
     sizes = [max(abs(float(s.quant.low)), float(s.quant.high)) for s in origin.sources]
     sources = origin.sources if origin.kind == "mul" else origin.sources[:1]  # the operands of a sum share their step
     powers = Counter([quantizer.quant.owner])
@@ -126,13 +183,11 @@ def _readings(quantizer: ActQuantizer) -> list[_Reading]:
     return [_Reading(quantizer, sources, count, sizes[0] * count, moving) for count in origin.counts]
 
 
-def _settle_step(owner: ActQuant, readings: list[_Reading]) -> None:
+def _settle_step(owner: ActQuant, readings: list[_Reading | _FunctionReading]) -> None:
     if not readings:
         return
     factors = _factors(owner.low)
-    margins = torch.stack(
-        [_distance(r.ties()[None, :] * factors[:, None] ** r.powers[owner], r.largest) for r in readings]
-    )
+    margins = torch.stack([reading.margins(owner, factors) for reading in readings])
     best = factors[_choose(margins.amin(dim=0))]
     owner.set_step(float(owner.step) * float(best))
 

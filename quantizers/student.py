@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,6 +75,18 @@ def assemble(
     student = Student(root, graph, class_name="Student")
     student.meta.update(tap_paths=tap_paths, spec=spec)
     return student
+
+
+def warn_of_frozen(model: nn.Module) -> None:
+    """Say once, to who called :func:`prepare`, that a float network is frozen throughout, and so its student."""
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        warnings.warn(
+            f"every parameter of {type(model).__name__} is frozen (requires_grad=False), and so are the weights of its "
+            "student: nothing but activation scales will train. Call model.requires_grad_(True) before prepare, or "
+            "student.requires_grad_(True) after it, if it is to be trained",
+            stacklevel=3,
+        )
 
 
 def _for_losses(module: nn.Module) -> nn.Module:

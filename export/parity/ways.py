@@ -159,13 +159,13 @@ def _read_taps(path: str | PathLike[str], model: onnx.ModelProto) -> list[dict[s
     if all(entry.key != "quantizers" for entry in model.metadata_props):
         raise ValueError(f"{path} says nothing of its quantizers; compare a file that export_onnx wrote")
     try:
-        taps = read_property(model, "quantizers", [])
+        taps: list[dict[str, Any]] = read_property(model, "quantizers", [])
         is_whole = all(isinstance(tap[key], kind) for tap in taps for key, kind in TAP_KEYS.items())
     except (ValueError, TypeError, KeyError, RecursionError):
         is_whole = False
     if not is_whole:
         raise ValueError(f"{path}: what it says of its quantizers is damaged; export it again")
-    return taps
+    return list(taps)
 
 
 def _calls(names: Sequence[str]) -> list[tuple[str, int]]:

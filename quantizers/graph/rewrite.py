@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,7 +46,7 @@ from quantizers.layers import (
 )
 from quantizers.names import act_quantizer, weight_quantizer
 from quantizers.spec import QuantSpec
-from quantizers.student import Student, assemble
+from quantizers.student import Student, assemble, warn_of_frozen
 
 
 @dataclass
@@ -95,7 +94,7 @@ def prepare(
         example_inputs = example_inputs[0]
     if not isinstance(example_inputs, Tensor):
         raise TypeError(f"example_inputs must be one image tensor, got {type(example_inputs).__name__}")
-    _warn_of_frozen(model)
+    warn_of_frozen(model)
     traced = trace(model, example_inputs, verify=verify)
     writer = _Writer(traced, spec)
     student = writer.write()
@@ -103,17 +102,6 @@ def prepare(
         verify_student(traced, student, writer.pairs, example_inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return student.to(device).train(model.training)
-
-
-def _warn_of_frozen(model: nn.Module) -> None:
-    parameters = list(model.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
-        warnings.warn(
-            f"every parameter of {type(model).__name__} is frozen (requires_grad=False), and so are the weights of its "
-            "student: nothing but activation scales will train. Call model.requires_grad_(True) before prepare, or "
-            "student.requires_grad_(True) after it, if it is to be trained",
-            stacklevel=3,
-        )
 
 
 class _Writer:
@@ -280,13 +268,11 @@ class _Writer:
         if a.quantizer is None or b.quantizer is None:
             raise RewriteError(f"{self.traced.path(node)}: an operand is on no grid")
         if self._averages_itself(a.quantizer, b.quantizer):
-            copy_first = math.prod(a.node.meta["shape"]) < math.prod(b.node.meta["shape"])
-            if copy_first:
+            if math.prod(a.node.meta["shape"]) < math.prod(b.node.meta["shape"]):
                 a = self._joining(node, a, 0, self.spec.sum_bits, kind=a.quantizer.quant.kind)
             else:
                 b = self._joining(node, b, 1, self.spec.sum_bits, kind=b.quantizer.quant.kind)
-        lender, borrower = a.quantizer, b.quantizer
-        borrower.quant.share(lender.quant)  # type: ignore[union-attr]
+        b.quantizer.quant.share(a.quantizer.quant)  # type: ignore[union-attr]
         return a, b
 
     def _averages_itself(self, a: ActQuantizer, b: ActQuantizer) -> bool:
@@ -294,7 +280,7 @@ class _Writer:
 
         The ties of a mean of an even number of values would then be integers, and no change of the step moves them.
         """
-        owners = {a.quant.owner, b.quant.owner}
+        owners = (a.quant.owner, b.quant.owner)
         means = [m for m in self.modules.values() if isinstance(m, ActQuantizer) and m.origin and m.origin.is_even_mean]
         return any(
             mean.quant.owner in owners and mean.origin.sources[0].quant.owner in owners  # type: ignore[union-attr]
@@ -371,8 +357,10 @@ class _Writer:
 
     def _function(self, node: fx.Node) -> _Value:
         operand = self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
-        new = self._call(self.traced.path(node), self.traced.module(node), (operand.node,), node.meta["shape"])
-        return self._settle(node, _Value(new))
+        module = self.traced.module(node)
+        new = self._call(self.traced.path(node), module, (operand.node,), node.meta["shape"])
+        sources = () if operand.quantizer is None else (operand.quantizer,)
+        return self._settle(node, _Value(new, origin=Origin("function", sources, function=module) if sources else None))
 
     # -- grids -----------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from export import check_parity, export_onnx
@@ -25,6 +27,36 @@ def shake(student: Any) -> Any:
         for parameter in student.parameters():
             parameter.mul_(1 + 0.05 * torch.rand(parameter.shape, generator=generator))
     return student
+
+
+FUNCTIONS = [
+    nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Sigmoid(), nn.Tanh(), nn.Mish(), nn.Softplus(), nn.ELU(), nn.Hardswish(),
+    nn.LeakyReLU(), nn.PReLU(8, init=0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+def test_values_of_functions_keep_off_the_ties_of_their_grid(function: nn.Module, images: Any) -> None:
+    """Every code of the operand, through the function in float64: no value within a thousandth of a step of a tie."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), function, nn.Conv2d(8, 4, 3))
+    if isinstance(function, nn.PReLU):
+        function.weight.data.uniform_(-0.3, 0.9)
+    student = prepare(net, QuantSpec(weight_bits=4, act_bits=4), example_inputs=images(2))
+    calibrate(student, images(16))
+    settle(shake(student))
+    for quantizer in act_quantizers(student).values():
+        if quantizer.origin is None or quantizer.origin.kind != "function":
+            continue
+        source, grid = quantizer.origin.sources[0].quant, quantizer.quant
+        codes = torch.arange(int(source.low), int(source.high) + 1, dtype=torch.float64)[:, None]
+        call = copy.deepcopy(quantizer.origin.function).double()
+        values = call(codes.expand(-1, 8) * float(source.step)).detach() / float(grid.step)
+        inside = values[(values > float(grid.low)) & (values < float(grid.high))]
+        assert inside.numel() > 10 and float((inside - inside.floor() - 0.5).abs().min()) > 1e-3
+        break
+    else:
+        pytest.fail("no quantizer reads the function")
 
 
 def codes_of(student: Any) -> list[Any]:

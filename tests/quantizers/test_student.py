@@ -166,22 +166,6 @@ def test_one_frozen_bias_alone(make_net: Any, images: Any) -> None:
     )
 
 
-def test_a_student_of_a_net_that_is_frozen_whole_is_told_apart(
-    make_net: Any, images: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    net = make_net("plain").requires_grad_(False)
-    student = prepare(net, QuantSpec(), example_inputs=images(2))
-    count = len(list(net.parameters()))
-    message = caplog.messages[0]
-    assert len(caplog.messages) == 1 and f"all {count} parameters" in message and "model.requires_grad_()" in message
-    steps = {id(q.quant.owner.scale) for q in act_quantizers(student).values()}
-    assert steps == {id(p) for p in student.parameters() if p.requires_grad}
-    caplog.clear()
-    net.head.bias.requires_grad_()
-    prepare(net, QuantSpec(), example_inputs=images(2))
-    assert not caplog.messages  # frozen in part is a choice
-
-
 # -- casts and copies --------------------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,11 @@ class Origin:
         return self.kind == "mean" and any(count % 2 == 0 for count in self.counts)
 
 
+def function_origin(source: ActQuantizer | None, function: nn.Module | None) -> Origin | None:
+    """Return the origin of a function of a value on the grid of ``source``; None where it is on none."""
+    return None if source is None else Origin("function", (source,), function=function)
+
+
 def window_counts(pool: nn.AvgPool2d, size: Sequence[int]) -> tuple[int, ...]:
     """Return every number of values that a mean over windows divides by, ascending.
 

@@ -42,6 +42,7 @@ from quantizers.layers import (
     QuantConvBn2d,
     QuantLinearBn,
     WindowGather,
+    function_origin,
     window_counts,
 )
 from quantizers.names import act_quantizer, weight_quantizer
@@ -299,7 +300,11 @@ class _Writer:
             parts.append(value)
         operands = tuple(part.node for part in parts)
         new = self._call(self.traced.path(node), self.traced.module(node), operands, node.meta["shape"])
-        return _Value(new, self.cat_members[node], cats=parts[0].cats if _all_same(parts) else frozenset())
+        return _Value(
+            new,
+            self.cat_members[node],
+            cats=parts[0].cats if all(part.cats == parts[0].cats for part in parts) else frozenset(),
+        )
 
     def _joins(self, node: fx.Node, value: _Value, bits: int) -> bool:
         """Tell whether a value on a grid can lie on that of a concatenation itself."""
@@ -357,8 +362,7 @@ class _Writer:
         operand = self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
         module = self.traced.module(node)
         new = self._call(self.traced.path(node), module, (operand.node,), node.meta["shape"])
-        sources = () if operand.quantizer is None else (operand.quantizer,)
-        return self._settle(node, _Value(new, origin=Origin("function", sources, function=module) if sources else None))
+        return self._settle(node, _Value(new, origin=function_origin(operand.quantizer, module)))
 
     # -- grids -----------------------------------------------------------------------------------------------------
 
@@ -444,7 +448,3 @@ def _real(value: _Value, node: fx.Node) -> _Value:
 def _is_within(quantizer: ActQuantizer, bound: float | None) -> bool:
     """Tell whether a grid ends where a ReLU does."""
     return bound is None or (quantizer.quant.largest is not None and quantizer.quant.largest <= bound)
-
-
-def _all_same(parts: list[_Value]) -> bool:
-    return all(part.cats == parts[0].cats for part in parts)

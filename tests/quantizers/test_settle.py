@@ -51,7 +51,7 @@ def test_values_of_functions_keep_off_the_ties_of_their_grid(function: nn.Module
         source, grid = quantizer.origin.sources[0].quant, quantizer.quant
         codes = torch.arange(int(source.low), int(source.high) + 1, dtype=torch.float64)[:, None]
         call = copy.deepcopy(quantizer.origin.function).double()
-        values = call(codes.expand(-1, 8) * float(source.step)).detach() / float(grid.step)
+        values = call(codes.expand(-1, 8) * source.step.item()).detach() / grid.step.item()
         inside = values[(values > float(grid.low)) & (values < float(grid.high))]
         assert inside.numel() > 10 and float((inside - inside.floor() - 0.5).abs().min()) > 1e-3
         break

@@ -49,23 +49,23 @@ def measure_interleaved(
     sample: Sample | None = None,
     memory: bool = True,
 ) -> dict[str, LatencyReport]:
-    """Measure several models in turns, so that drift and noise of the machine meet all of them alike.
+    """Measure several models interleaved, so that drift and noise of the machine affect all of them alike.
 
     Every round runs each model once, and the order rotates from round to round. The clock is around the inference
-    alone, with the input prepared. It runs in a process of its own, on a device by a copy of the same file.
+    alone, with the input prepared. It runs in a separate process; on a device, from a copy of the same file.
 
     Args:
         paths: Name -> ONNX file with one float32 input, its first axis the batch.
         on: ``local`` (this machine), ``ssh://[user@]host[:port]``, ``adb://SERIAL``, or an ``export.Device``.
         threads: Intra-op threads of ONNX Runtime, at least 1.
-        batch_size: Images an inference; must be the model's own where that is fixed.
-        warmup: Untimed inferences a model, after the first.
-        rounds: Timed inferences a model, at least 1.
+        batch_size: Images per inference; must be the model's own where that is fixed.
+        warmup: Untimed inferences per model, after the first.
+        rounds: Timed inferences per model, at least 1.
         provider: Execution provider by onnxruntime's name.
         affinity: CPUs the process is pinned to; empty: none.
         seed: Of the normally distributed images.
         sample: Images with expected logits, to score the models on where they run (``export.read_sample``).
-        memory: Whether each model's peak memory is taken, in a process of its own.
+        memory: Whether each model's peak memory is measured, in a separate process.
 
     Returns:
         Name -> report.

@@ -59,7 +59,7 @@ class ExportedModel:
     """An ONNX file, and what is known of it.
 
     Args:
-        path: Where it lies.
+        path: Where it is.
         size_bytes: Its size.
         opset: Version of the operator set.
         flavour: ``ort``, ``qcdq`` or ``qonnx``; ``float`` for a float twin.
@@ -68,8 +68,9 @@ class ExportedModel:
         theoretical_bytes: Weights at their bits, and four bytes for each bias and each weight scale; for a float twin,
             four bytes a parameter.
         layers: Convolutions and linear layers in order; empty for a float twin.
-        fall_backs: A sentence for each layer that stays in float: its name, and why. They are among the warnings, too.
-            For other runtimes (``qcdq``, ``qonnx``, or where none is at hand) the layers that read values on no grid.
+        fall_backs: A sentence for each layer or function that stays in float: its name, and why. They are among the
+            warnings, too. For other runtimes (``qcdq``, ``qonnx``, or where none is at hand) those that read values on
+            no grid.
         warnings: What a user should know.
         operators: Operator -> count as ONNX Runtime runs it; as the file has it where it was not loaded.
         operators_in_file: Operator -> count before optimisation.

@@ -157,11 +157,11 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for models (a config has a bench section instead)")
     for words in (
         ("--on", "append", None, "DEVICE", "local, ssh://[user@]host[:port], adb://SERIAL or a name; may be repeated"),
-        ("--devices", None, user_path, "FILE", "named devices (~/.config/qkd/devices.yaml, never this folder)"),
+        ("--devices", None, user_path, "FILE", "file of named devices (~/.config/qkd/devices.yaml)"),
         ("--threads", None, _whole, "N", "intra-op threads (1)"),
-        ("--rounds", None, _whole, "N", "timed inferences a model, in turns (200)"),
+        ("--rounds", None, _whole, "N", "timed inferences per model, interleaved (200)"),
         ("--warmup", None, _whole, "N", "inferences before the clock starts (20)"),
-        ("--batch-size", None, _whole, "N", "images an inference (1)"),
+        ("--batch-size", None, _whole, "N", "images per inference (1)"),
         ("--provider", None, str, "NAME", "execution provider (CPUExecutionProvider)"),
         ("--affinity", None, _cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
         ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
@@ -192,7 +192,7 @@ def _add_measuring_commands(commands: Any) -> None:
     find.add_argument("--compat", choices=("correct", "released"), default="correct", help=text)
     find.add_argument("--limit", type=_positive, metavar="N", help="at most N training images, stratified (all)")
     find.add_argument("--queries", type=_positive, metavar="N", help="at most N test images, stratified (all)")
-    text = "which teacher layer each student layer is to follow: pairs of taps, by what layers tell about the class"
+    text = "which teacher layer each student layer should follow: pairs of taps, by what layers tell about the class"
     pairs = _add(commands, "match", do.match, text, has_runs=True)
     pairs.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
     for role in ("student", "teacher"):
@@ -222,7 +222,7 @@ def _add_policy_commands(commands: Any) -> None:
     take.add_argument("--trial", metavar="ID", help="whose lineage to follow in pbt_global.txt")
     take.add_argument("--role", choices=("teacher", "student"), help="noted in the file")
     look = _add(actions, "show", do.policy_show, "a schedule in words, and as a picture")
-    grid = _add(actions, "sample", do.policy_sample, "a grid of augmented images, a row an epoch")
+    grid = _add(actions, "sample", do.policy_sample, "a grid of augmented images, one row per epoch")
     for action in (look, grid):
         action.add_argument("policy", metavar="FILE|POLICY", help="a schedule file, or a name of `qkd ls policies`")
     look.add_argument("--epochs", type=_positive, help="stretch it to this length")
@@ -237,7 +237,7 @@ def _add_policy_commands(commands: Any) -> None:
 
 
 def _whole(text: str) -> int:
-    """Return a whole number that no option is out of breath with; its own range is checked where it is used."""
+    """Return a whole number of a bounded number of digits; its own range is checked where it is used."""
     digits = text.removeprefix("-")
     if not digits.isascii() or not digits.isdecimal() or len(digits) > MOST_DIGITS:
         raise argparse.ArgumentTypeError(
@@ -285,7 +285,7 @@ def _cpus(text: str) -> tuple[int, ...]:
 
 def _interrupted(args: argparse.Namespace) -> int:
     resumable = args.name in ("run", *STAGE_NAMES) and not getattr(args, "dry_run", False)
-    hint = "; nothing is lost: the same command goes on where it stopped" if resumable else ""
+    hint = "; nothing is lost: the same command resumes where it stopped" if resumable else ""
     print(f"\nqkd: interrupted{hint}", file=sys.stderr)
     return INTERRUPTED
 
@@ -297,7 +297,7 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
         traceback.print_exception(error)
     failure = classify(error)
     where = "" if failure.is_expected or args.debug else f" (traceback: {write_traceback(error)})"
-    hint = f"\nqkd {args.name} --help tells more" if isinstance(error, UsageError) else ""
+    hint = f"\nqkd {args.name} --help says more" if isinstance(error, UsageError) else ""
     head = f"qkd: {failure.faults} faults:\n" if failure.faults > 1 else "qkd: "
     print(f"{head}{failure.message}{where}{hint}", file=sys.stderr)
     if args.json:

@@ -1,4 +1,4 @@
-"""Moves scales by a hair so that no integer sum lies on a rounding tie: simulation and integer kernels then agree.
+"""Moves scales by a hair so that no integer sum is on a rounding tie: simulation and integer kernels then agree.
 
 A quantised layer computes ``round(accumulator * unit / step)`` with an integer accumulator. Floating-point order of
 summation, fused multiplies or another rounding rule change the result only where ``accumulator * unit / step`` lies
@@ -36,7 +36,7 @@ CHUNK_ELEMENTS = 4_000_000
 
 @torch.no_grad()
 def settle(student: nn.Module) -> None:
-    """Move scales by at most 0.2 % so that no reachable integer sum lies on a rounding tie; in place.
+    """Move scales by at most 0.2 % so that no reachable integer sum is on a rounding tie; in place.
 
     Call it at the end of training, before the final evaluation and export (:func:`calibrate` calls it, too). First
     the steps of quantizers that read sums, products, means and other grids, in the order of the network, each once;

@@ -17,8 +17,8 @@ from quantizers.spec import QuantSpec
 class Student(fx.GraphModule):
     """A low-bit network: an fx graph of known modules only (:func:`prepare` makes it).
 
-    Its parameters are float32 (or float64, to compute with; not to export). ``copy.deepcopy`` gives a student of its
-    own; to keep one in a file, keep ``student.state_dict()`` and prepare the float network again.
+    Its parameters are float32 (or float64, to compute with; not to export). ``copy.deepcopy`` gives an
+    independent student; to keep one in a file, save ``student.state_dict()`` and prepare the float network again.
     """
 
     @property

@@ -19,7 +19,7 @@ FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(("arch", "architecture", "backbone", "model", "model_name"), _NET),
     **dict.fromkeys(("dataset", "data_dir", "data_path", "dataroot", "train_dir"), _DATA),
     **dict.fromkeys(("num_classes", "n_classes", "in_channels", "in_chans", "input_size"), _SIZE),
-    **dict.fromkeys(("resume", "resume_from"), "a run goes on by itself: the same command again, with the same name"),
+    **dict.fromkeys(("resume", "resume_from"), "a run resumes by itself: the same command again, with the same name"),
     **dict.fromkeys(("gpu", "gpus", "gpu_id", "use_cuda"), "where to train is `device`: auto, cpu or cuda:0"),
     **dict.fromkeys(("output_dir", "save_dir", "work_dir", "log_dir"), "the folder is --runs-dir and the run's `name`"),
 }  # fmt: skip
@@ -30,6 +30,6 @@ def foreign_hint(key: str) -> str:
 
     Example:
         >>> foreign_hint("resume")
-        'a run goes on by itself: the same command again, with the same name'
+        'a run resumes by itself: the same command again, with the same name'
     """
     return FOREIGN.get(key.lower().replace("-", "_"), "")

@@ -71,7 +71,7 @@ class BenchConfig(Section):
     """How latency is measured."""
 
     threads: Threads = Field(1, description="intra-op threads")
-    batch_size: BatchSize = Field(1, description="images an inference")
+    batch_size: BatchSize = Field(1, description="images per inference")
     warmup: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(20, description="inferences before the clock starts")
     rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = Field(
         200, description="timed inferences a model, interleaved"

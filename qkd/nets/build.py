@@ -46,8 +46,8 @@ def build_net(name: str, *, classes: int, channels: int, image_size: int) -> nn.
         image_size: Side in pixels of the square images, positive.
 
     Returns:
-        A net that torch.fx can trace, from ``[batch, channels, image_size, image_size]`` to logits ``[batch, classes]``
-        (torchvision's transformers excepted: some cannot be traced).
+        A net from ``[batch, channels, image_size, image_size]`` to logits ``[batch, classes]``. ``quantizers.prepare``
+        takes all but torchvision's nets with layer norm or attention.
 
     Raises:
         ValueError: If the name is unknown (with the nearest one), a number is out of range, or the net cannot take

@@ -1,4 +1,4 @@
-"""From a float network to the graph of a student: tracing, one canonical spelling, the plan of grids, the rewriting."""
+"""From a float network to the graph of a student: recording, spelling, plan of grids, rewriting, guard."""
 
 from quantizers.graph.rewrite import prepare
 from quantizers.graph.trace import RewriteError

@@ -1,4 +1,4 @@
-"""Decides, from the readers of every value of a float graph, which grid the value lies on in the student."""
+"""Decides, from the readers of every value of a float graph, which grid the value is on in the student."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ Demand = tuple[str, int, "fx.Node | None"]  # ("compute" | "stream" | "cat", bit
 
 
 class Plan:
-    """Where grids lie, and how wide they are.
+    """Where grids are, and how wide.
 
-    A value read only by convolutions and linear layers lies on their grid. A value that sums, products or poolings
-    read, too, lies on the wider grid of sums, and the layers read a copy put on theirs.
+    A value read only by convolutions and linear layers is on their grid. A value that sums, products or poolings
+    read, too, is on the wider grid of sums, and the layers read a copy put on theirs.
 
     Args:
         traced: The float graph.

@@ -71,23 +71,22 @@ def prepare(
     Convolutions and linear layers (with the batch norm behind them) become Brevitas layers with low-bit weights.
     Activations become quantizers; the operands of a residual sum share one scale, those of a concatenation one grid.
     ``student.tap_paths`` maps module paths of ``model`` to the student's modules that give the same (dequantised)
-    output; a layer whose batch norm is folded in has none of its own. The structure depends on the structure of
-    ``model`` and on ``spec`` only, so the state of one student loads strictly into another prepared alike.
+    output (none for a layer whose batch norm is folded in). Frozen parameters stay frozen. The structure depends only
+    on ``model`` and ``spec``, so the state of one student loads strictly into another prepared alike.
 
     Args:
-        model: A network of torch operations, also within ``DataParallel`` or ``torch.compile``; it is not changed.
+        model: A network of torch operations, also inside ``DataParallel`` or ``torch.compile``; it is not changed.
         spec: Bits and quantizers.
-        example_inputs: Images as the network takes them, float, ``[batch, channels, height, width]`` (or a tuple of one
-            such tensor).
-        verify: Whether to compare the student, all quantizers bypassed, with the float network, step by step
-            (:mod:`quantizers.graph.verify` says how close).
+        example_inputs: Images as the network takes them, float, ``[batch, channels, height, width]``, at least one (or
+            a tuple of one such tensor). All sizes but the batch are fixed from here on.
+        verify: Whether to compare the student, quantizers bypassed, with ``model`` (:mod:`quantizers.graph.verify`).
 
     Returns:
         A graph module in training mode if ``model`` is, on the device of ``model``. Call :func:`calibrate` next.
 
     Raises:
         RewriteError: If a part of the network has no low-bit form (names the layer and the way out), or a pattern of
-            ``spec.overrides`` matches no layer, or the student is another function than the network.
+            ``spec.overrides`` matches no layer, or the student computes another function than the network.
         TypeError: If ``example_inputs`` is not one tensor.
     """
     if isinstance(example_inputs, (tuple, list)) and len(example_inputs) == 1:

@@ -25,7 +25,7 @@ def integer_view(student: Student) -> ir.IntegerView:
 
     Raises:
         NotCalibratedError: If an activation quantizer has no scale yet.
-        RewriteError: If the student has a module or an output that :func:`quantizers.prepare` puts in none (names it).
+        RewriteError: If the student has a module or an output that :func:`quantizers.prepare` never writes (names it).
         TypeError: If its parameters are not float32.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
     """
@@ -118,7 +118,7 @@ def _results(result: Any) -> tuple[tuple[str, ...], list[fx.Node]]:
 
 
 def layer_report(student: Student) -> list[dict[str, Any]]:
-    """Return a row a convolution or linear layer: bits, codes in use, parameters and multiply-accumulates an image."""
+    """Return one row per convolution or linear layer: bits, codes in use, parameters, operations per image."""
     view = integer_view(student)
     shapes = {str(n.target): n.meta.get("shape") for n in student.graph.nodes}
     layers = quant_layers(student)

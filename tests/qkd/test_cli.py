@@ -204,7 +204,7 @@ def test_an_interrupt_says_that_the_run_can_go_on(
 ) -> None:
     fails_with(monkeypatch, KeyboardInterrupt())
     assert main(["run", str(config)]) == 130
-    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert "the same command resumes where it stopped" in capsys.readouterr().err
     assert main(["validate", str(config)]) == 130
     assert "goes on" not in capsys.readouterr().err
 

@@ -6,6 +6,7 @@ PACKAGES = [
     "export",
     "export.devices",
     "export.flavours",
+    "export.lowbit",
     "qkd",
     "qkd.agents",
     "qkd.config",
@@ -25,6 +26,6 @@ PACKAGES = [
 setup(
     packages=[*PACKAGES, "qkd.configs"],
     package_dir={"qkd.configs": "configs"},  # shipped as data: `qkd run digits/w2a2` works from any folder
-    package_data={"qkd.configs": ["**/*.yaml"]},
+    package_data={"qkd.configs": ["**/*.yaml"], "export.lowbit": ["native/*"]},
     include_package_data=False,
 )

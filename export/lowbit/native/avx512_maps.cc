@@ -1,0 +1,155 @@
+// AVX-512: what happens to codes between convolutions, and the table of this instruction set's kernels.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+
+#include "avx512.h"
+#include "planes.h"
+
+namespace lowbit {
+namespace {
+
+INLINE __mmask32 first_lanes(int count) { return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1; }
+
+// Index of a group: activations a, b, c of channels g, g + groups, g + 2 groups make (a | b << 2 | c << 4) * 64.
+void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int zero, uint16_t* out) {
+    const int groups = layer.groups, channels = layer.shape.in_channels;
+    const __m256i zeros = _mm256_set1_epi8(static_cast<char>(zero)), mask = _mm256_set1_epi8(kHighestActivation);
+    for (int x = 0; x < width; ++x, codes += stride, out += groups)
+        for (int g = 0; g < groups; g += 32) {
+            __m512i index = _mm512_setzero_si512();
+            UNROLL for (int i = 0; i < 3; ++i) {
+                const int channel = g + i * groups;
+                const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + channel));
+                const __m256i activation =  // channels past the end count as 0
+                    _mm256_maskz_sub_epi8(first_lanes(channels - channel), raw, zeros);
+                index = _mm512_add_epi16(
+                    index, _mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm256_and_si256(activation, mask)), 6 + 2 * i));
+            }
+            _mm512_mask_storeu_epi16(out + g, first_lanes(groups - g), index);
+        }
+}
+
+INLINE __m512i sixteen(const uint8_t* codes) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+}
+
+INLINE __m128i saturated(__m512i values) { return _mm512_cvtusepi32_epi8(_mm512_max_epi32(values, _mm512_setzero_si512())); }
+
+struct Sum {
+    const AddJob& job;
+
+    INLINE __m128i fused(__m512i a, __m512i b) const {
+        const __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32(job.shift_a)));
+        const __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(b, _mm512_set1_epi32(job.shift_b)));
+        const __m512 part = _mm512_fmadd_ps(y, _mm512_set1_ps(job.ratio_b), _mm512_set1_ps(job.fixed));
+        const __m512i sum = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, _mm512_set1_ps(job.ratio_a), part));
+        return saturated(_mm512_add_epi32(sum, _mm512_set1_epi32(job.shift_c)));
+    }
+
+    INLINE __m128i real(__m512i a, __m512i b) const {
+        const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32(job.zero_a))),
+                                       _mm512_set1_ps(job.scale_a));
+        const __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(b, _mm512_set1_epi32(job.zero_b))),
+                                       _mm512_set1_ps(job.scale_b));
+        __m512 value = _mm512_div_ps(_mm512_add_ps(x, y), _mm512_set1_ps(job.scale_c));
+        value = _mm512_max_ps(value, _mm512_set1_ps(static_cast<float>(-job.zero_c)));
+        value = _mm512_min_ps(value, _mm512_set1_ps(static_cast<float>(255 - job.zero_c)));
+        return saturated(_mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(job.zero_c)));
+    }
+};
+
+void add(const AddJob& job, const uint8_t* a, const uint8_t* b, uint8_t* out, size_t count) {
+    const Sum sum{job};
+    const __m128i low = _mm_set1_epi8(static_cast<char>(job.low)), high = _mm_set1_epi8(static_cast<char>(job.high));
+    for (size_t i = 0; i < count; i += 16) {
+        const __m512i x = sixteen(a + i), y = sixteen(b + i);
+        const __m128i codes = job.is_fused ? sum.fused(x, y) : sum.real(x, y);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm_min_epu8(_mm_max_epu8(codes, low), high));
+    }
+}
+
+// 256 entries: two tables of 128, chosen by the code's highest bit.
+void map(const uint8_t* table, const uint8_t* codes, uint8_t* out, size_t count) {
+    __m512i t[4];
+    UNROLL for (int i = 0; i < 4; ++i) t[i] = _mm512_loadu_si512(table + 64 * i);
+    for (size_t i = 0; i < count; i += 64) {
+        const __m512i code = _mm512_loadu_si512(codes + i);
+        const __m512i below = _mm512_permutex2var_epi8(t[0], code, t[1]), above = _mm512_permutex2var_epi8(t[2], code, t[3]);
+        _mm512_storeu_si512(out + i, _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), below, above));
+    }
+}
+
+void max_pool(const PoolJob& job, int first_row, int last_row) {
+    for (int y = first_row; y < last_row; ++y) {
+        const int top = y * job.stride_h - job.pad_top;
+        const int y0 = top < 0 ? 0 : top, y1 = top + job.kernel_h > job.height ? job.height : top + job.kernel_h;
+        for (int x = 0; x < job.out_width; ++x) {
+            const int left = x * job.stride_w - job.pad_left;
+            const int x0 = left < 0 ? 0 : left, x1 = left + job.kernel_w > job.width ? job.width : left + job.kernel_w;
+            uint8_t* const out = job.out + (static_cast<size_t>(y) * job.out_width + x) * job.stride;
+            for (int c = 0; c < job.stride; c += 64) {
+                __m512i most = _mm512_setzero_si512();
+                for (int sy = y0; sy < y1; ++sy) {
+                    const uint8_t* from = job.source + (static_cast<size_t>(sy) * job.width + x0) * job.stride + c;
+                    for (int sx = x0; sx < x1; ++sx, from += job.stride)
+                        most = _mm512_max_epu8(most, _mm512_loadu_si512(from));
+                }
+                _mm512_storeu_si512(out + c, most);
+            }
+        }
+    }
+}
+
+// Three planes of 64 pixels to 192 bytes of pixels: byte i is plane i % 3, pixel i / 3.
+struct Interleave {
+    alignas(64) uint8_t from[3][64];  // pixels of the byte's plane; plane 1 is found 64 higher
+    constexpr Interleave() : from() {
+        for (int i = 0; i < 192; ++i) from[i / 64][i % 64] = static_cast<uint8_t>(i / 3 + (i % 3 == 1 ? 64 : 0));
+    }
+};
+constexpr Interleave kInterleave;
+
+void import_three(const uint8_t* planes, size_t positions, uint8_t* out, uint8_t flip, size_t first, size_t last) {
+    const __m512i flips = _mm512_set1_epi8(static_cast<char>(flip));
+    // Bits i with i % 3 == 2, counted from byte 64 k of the 192.
+    const __mmask64 third[3] = {0x4924924924924924ull, 0x2492492492492492ull, 0x9249249249249249ull};
+    size_t at = first;
+    for (; at + 64 <= last; at += 64) {
+        const __m512i a = _mm512_loadu_si512(planes + at), b = _mm512_loadu_si512(planes + positions + at);
+        const __m512i c = _mm512_loadu_si512(planes + 2 * positions + at);
+        UNROLL for (int k = 0; k < 3; ++k) {
+            const __m512i from = _mm512_load_si512(kInterleave.from[k]);
+            __m512i pixels = _mm512_permutex2var_epi8(a, from, b);
+            pixels = _mm512_mask_permutexvar_epi8(pixels, third[k], from, c);
+            _mm512_storeu_si512(out + 3 * at + 64 * k, _mm512_xor_si512(pixels, flips));
+        }
+    }
+    for (; at < last; ++at)
+        for (int c = 0; c < 3; ++c) out[3 * at + c] = static_cast<uint8_t>(planes[c * positions + at] ^ flip);
+}
+
+void import_planes(const uint8_t* planes, int channels, size_t positions, uint8_t* out, size_t stride, uint8_t flip,
+                   size_t first, size_t last) {
+    if (channels == 3 && stride == 3) import_three(planes, positions, out, flip, first, last);
+    else transpose_in(planes, channels, positions, out, stride, flip, first, last);
+}
+
+}  // namespace
+
+const Kernels* avx512_kernels() {
+    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true}, true,          avx512_lut_conv, avx512_dot_conv,
+                                    pack_index, add,                map,           max_pool,        import_planes,
+                                    transpose_out};
+    return &kernels;
+}
+
+}  // namespace lowbit
+
+#else
+
+namespace lowbit {
+const Kernels* avx512_kernels() { return nullptr; }
+}  // namespace lowbit
+
+#endif

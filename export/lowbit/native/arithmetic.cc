@@ -84,16 +84,15 @@ bool fused_sum(const Grid& a, const Grid& b, const Grid& to, AddJob* job) {
     return all_equal(parts) && in_range(job->ratio_a, job->ratio_b, job->fixed);
 }
 
-AddJob real_sum(const Grid& a, const Grid& b, const Grid& to) {
-    AddJob job;
-    job.is_fused = false;
-    job.scale_a = a.scale;
-    job.scale_b = b.scale;
-    job.scale_c = to.scale;
-    job.zero_a = a.zero;
-    job.zero_b = b.zero;
-    job.zero_c = to.zero;
-    return job;
+bool real_sum(const Grid& a, const Grid& b, const Grid& to, AddJob* job) {
+    job->is_fused = false;
+    job->scale_a = a.scale;
+    job->scale_b = b.scale;
+    job->scale_c = to.scale;
+    job->zero_a = a.zero;
+    job->zero_b = b.zero;
+    job->zero_c = to.zero;
+    return in_range(a.scale / to.scale, b.scale / to.scale, 0);
 }
 
 }  // namespace lowbit

@@ -33,6 +33,6 @@ bool add_constant_table(const Grid& from, const Grid& constant, int code, bool i
 
 // The numbers of a sum. Returns false as above, or where they are out of range.
 bool fused_sum(const Grid& a, const Grid& b, const Grid& to, AddJob* job);
-AddJob real_sum(const Grid& a, const Grid& b, const Grid& to);
+bool real_sum(const Grid& a, const Grid& b, const Grid& to, AddJob* job);
 
 }  // namespace lowbit

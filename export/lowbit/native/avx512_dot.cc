@@ -39,11 +39,11 @@ template <int P> __attribute__((noinline)) void dot_tile(const DotJob& job, cons
     const Output to = output_of(layer);
     const int32_t* const bias = layer.bias.as<int32_t>() + channel;
     const float* const scale = layer.scale.as<float>() + channel;
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     UNROLL for (int p = 0; p < P; ++p) {
-        const __m512i codes = join(requantize(sums[p][0], bias, scale, to), requantize(sums[p][1], bias + 16, scale + 16, to),
-                                   requantize(sums[p][2], bias + 32, scale + 32, to),
-                                   requantize(sums[p][3], bias + 48, scale + 48, to));
-        _mm512_storeu_si512(out + p * job.out_stride, _mm512_min_epu8(_mm512_max_epu8(codes, to.low), to.high));
+        const __m512i codes = to_bytes(rounded(sums[p][0], bias, scale), rounded(sums[p][1], bias + 16, scale + 16),
+                                       rounded(sums[p][2], bias + 32, scale + 32), rounded(sums[p][3], bias + 48, scale + 48), to);
+        _mm512_storeu_si512(out + p * job.out_stride, _mm512_permutexvar_epi32(order, codes));
     }
 }
 

@@ -137,19 +137,14 @@ INLINE void store_narrow(const LutLayer& layer, int channel, __m512i even, __m51
 }
 
 INLINE void store_wide(const LutLayer& layer, int channel, __m512i even, __m512i odd, const Output& to, uint8_t* out) {
-    // Words of even and odd channels back into order: 0, 32 (odd 0), 1, 33 (odd 1), ...
-    const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
-                                           37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i low = _mm512_permutex2var_epi16(even, order, odd);
-    const __m512i high = _mm512_permutex2var_epi16(even, _mm512_add_epi16(order, _mm512_set1_epi16(16)), odd);
     const int32_t* const bias = layer.bias.as<int32_t>() + channel;
     const float* const scale = layer.scale.as<float>() + channel;
-    const __m512i codes = join(
-        requantize(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(low)), bias, scale, to),
-        requantize(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(low, 1)), bias + 16, scale + 16, to),
-        requantize(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(high)), bias + 32, scale + 32, to),
-        requantize(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(high, 1)), bias + 48, scale + 48, to));
-    _mm512_storeu_si512(out, _mm512_min_epu8(_mm512_max_epu8(codes, to.low), to.high));
+    const __m512i word = _mm512_set1_epi32(0xFFFF);
+    const __m512i quarters = to_bytes(rounded(_mm512_and_si512(even, word), bias, scale),
+                                      rounded(_mm512_srli_epi32(even, 16), bias + 16, scale + 16),
+                                      rounded(_mm512_and_si512(odd, word), bias + 32, scale + 32),
+                                      rounded(_mm512_srli_epi32(odd, 16), bias + 48, scale + 48), to);
+    _mm512_storeu_si512(out, weave(quarters));
 }
 
 template <int P, int V> __attribute__((noinline)) void lut_tile(const LutJob& job, const Block& block,

@@ -30,42 +30,34 @@ void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& 
         }
 }
 
-INLINE __m512i sixteen(const uint8_t* codes) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-}
-
-INLINE __m128i saturated(__m512i values) { return _mm512_cvtusepi32_epi8(_mm512_max_epi32(values, _mm512_setzero_si512())); }
-
-struct Sum {
-    const AddJob& job;
-
-    INLINE __m128i fused(__m512i a, __m512i b) const {
-        const __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32(job.shift_a)));
-        const __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(b, _mm512_set1_epi32(job.shift_b)));
-        const __m512 part = _mm512_fmadd_ps(y, _mm512_set1_ps(job.ratio_b), _mm512_set1_ps(job.fixed));
-        const __m512i sum = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, _mm512_set1_ps(job.ratio_a), part));
-        return saturated(_mm512_add_epi32(sum, _mm512_set1_epi32(job.shift_c)));
-    }
-
-    INLINE __m128i real(__m512i a, __m512i b) const {
-        const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32(job.zero_a))),
-                                       _mm512_set1_ps(job.scale_a));
-        const __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(b, _mm512_set1_epi32(job.zero_b))),
-                                       _mm512_set1_ps(job.scale_b));
-        __m512 value = _mm512_div_ps(_mm512_add_ps(x, y), _mm512_set1_ps(job.scale_c));
-        value = _mm512_max_ps(value, _mm512_set1_ps(static_cast<float>(-job.zero_c)));
-        value = _mm512_min_ps(value, _mm512_set1_ps(static_cast<float>(255 - job.zero_c)));
-        return saturated(_mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(job.zero_c)));
-    }
+struct Bytes {  // 64 codes as numbers: every fourth one, from the first, third, second and fourth on
+    __m512i quarter[4];
 };
 
+INLINE Bytes numbers(const uint8_t* codes, int less) {
+    const __m512i all = _mm512_loadu_si512(codes), low = _mm512_set1_epi32(0xFF), shift = _mm512_set1_epi32(less);
+    Bytes bytes = {{_mm512_and_si512(all, low), _mm512_and_si512(_mm512_srli_epi32(all, 16), low),
+                    _mm512_and_si512(_mm512_srli_epi32(all, 8), low), _mm512_srli_epi32(all, 24)}};
+    if (less != 0) UNROLL for (int q = 0; q < 4; ++q) bytes.quarter[q] = _mm512_sub_epi32(bytes.quarter[q], shift);
+    return bytes;
+}
+
 void add(const AddJob& job, const uint8_t* a, const uint8_t* b, uint8_t* out, size_t count) {
-    const Sum sum{job};
-    const __m128i low = _mm_set1_epi8(static_cast<char>(job.low)), high = _mm_set1_epi8(static_cast<char>(job.high));
-    for (size_t i = 0; i < count; i += 16) {
-        const __m512i x = sixteen(a + i), y = sixteen(b + i);
-        const __m128i codes = job.is_fused ? sum.fused(x, y) : sum.real(x, y);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm_min_epu8(_mm_max_epu8(codes, low), high));
+    const Output to = {_mm512_set1_epi16(static_cast<short>(job.is_fused ? job.shift_c : job.zero_c)),
+                       _mm512_set1_epi8(static_cast<char>(job.low)), _mm512_set1_epi8(static_cast<char>(job.high))};
+    const int less_a = job.is_fused ? job.shift_a : job.zero_a, less_b = job.is_fused ? job.shift_b : job.zero_b;
+    const __m512 ratio_a = _mm512_set1_ps(job.ratio_a), ratio_b = _mm512_set1_ps(job.ratio_b), fixed = _mm512_set1_ps(job.fixed);
+    const __m512 scale_a = _mm512_set1_ps(job.scale_a), scale_b = _mm512_set1_ps(job.scale_b), scale_c = _mm512_set1_ps(job.scale_c);
+    for (size_t i = 0; i < count; i += 64) {
+        const Bytes x = numbers(a + i, less_a), y = numbers(b + i, less_b);
+        __m512i sums[4];
+        UNROLL for (int q = 0; q < 4; ++q) {
+            const __m512 u = _mm512_cvtepi32_ps(x.quarter[q]), v = _mm512_cvtepi32_ps(y.quarter[q]);
+            const __m512 sum = job.is_fused ? _mm512_fmadd_ps(u, ratio_a, _mm512_fmadd_ps(v, ratio_b, fixed))
+                                            : _mm512_div_ps(_mm512_add_ps(_mm512_mul_ps(u, scale_a), _mm512_mul_ps(v, scale_b)), scale_c);
+            sums[q] = _mm512_cvtps_epi32(sum);
+        }
+        _mm512_storeu_si512(out + i, weave(to_bytes(sums[0], sums[1], sums[2], sums[3], to)));
     }
 }
 

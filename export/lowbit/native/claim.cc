@@ -95,6 +95,8 @@ private:
         }
         for (const auto& [real, made_by] : maker)
             if (reader.count(real)) groups.join(reader[real], made_by);
+        for (const auto& [a, b] : tied_)
+            if (is_claimed_[a] && is_claimed_[b]) groups.join(a, b);
         group_of_node_.assign(graph_.nodes.size(), kNone);
         group_of_.assign(candidates_.size(), kNone);
         for (size_t i = 0; i < candidates_.size(); ++i) {
@@ -143,14 +145,74 @@ private:
             ++set;
         }
         if (done == waits.size()) return true;
-        for (size_t i = 0; i < candidates_.size(); ++i)  // the first group that could not be placed
-            if (is_claimed_[i] && set_of_group_[group_of_[i]] == kNone) {
-                const int blocked = group_of_[i];
-                for (size_t k = 0; k < candidates_.size(); ++k)
-                    if (group_of_[k] == blocked) is_claimed_[k] = false;
-                return false;
+        std::set<int> left;
+        for (const auto& [it, count] : waits)
+            if (count > 0) left.insert(it);
+        return !untie(left, next);
+    }
+
+    // Groups that wait for each other through nothing but our own become one; where a foreign node is on the way, a
+    // group is given up. True where something changed.
+    bool untie(const std::set<int>& left, const std::map<int, std::set<int>>& next) {
+        const int nodes = static_cast<int>(graph_.nodes.size());
+        bool has_changed = false;
+        for (const std::vector<int>& knot : knots(left, next)) {
+            if (knot.size() < 2) continue;
+            const bool is_ours = std::all_of(knot.begin(), knot.end(), [&](int it) { return it >= nodes; });
+            for (int it : knot) {
+                if (it < nodes) continue;
+                if (is_ours) tied_.emplace_back(knot[0] - nodes, it - nodes);
+                else drop_group(it - nodes);
+                has_changed = true;
+                if (!is_ours) break;
             }
-        return true;  // nothing of ours is in the knot
+        }
+        return has_changed;
+    }
+
+    void drop_group(int group) {
+        for (size_t i = 0; i < candidates_.size(); ++i)
+            if (group_of_[i] == group) is_claimed_[i] = false;
+    }
+
+    // Sets of entities that reach each other (Kosaraju: in reverse order of finishing, backwards).
+    static std::vector<std::vector<int>> knots(const std::set<int>& left, const std::map<int, std::set<int>>& next) {
+        std::map<int, std::set<int>> back;
+        std::vector<int> order;
+        std::set<int> seen;
+        const auto walk = [&](int start, const std::map<int, std::set<int>>& edges, std::vector<int>* finished) {
+            std::vector<std::pair<int, std::vector<int>>> stack;
+            const auto enter = [&](int it) {
+                const auto found = edges.find(it);
+                stack.emplace_back(it, found == edges.end() ? std::vector<int>{} : std::vector<int>(found->second.begin(), found->second.end()));
+            };
+            if (!seen.insert(start).second) return;
+            for (enter(start); !stack.empty();) {
+                if (stack.back().second.empty()) {
+                    finished->push_back(stack.back().first);
+                    stack.pop_back();
+                    continue;
+                }
+                const int it = stack.back().second.back();
+                stack.back().second.pop_back();
+                if (left.count(it) && seen.insert(it).second) enter(it);
+            }
+        };
+        for (int it : left) {
+            walk(it, next, &order);
+            const auto found = next.find(it);
+            if (found == next.end()) continue;
+            for (int to : found->second)
+                if (left.count(to)) back[to].insert(it);
+        }
+        seen.clear();
+        std::vector<std::vector<int>> found;
+        for (auto it = order.rbegin(); it != order.rend(); ++it) {
+            std::vector<int> knot;
+            walk(*it, back, &knot);
+            if (!knot.empty()) found.push_back(std::move(knot));
+        }
+        return found;
     }
 
     std::vector<Region> regions() {
@@ -258,6 +320,7 @@ private:
     std::vector<Candidate> candidates_;
     std::vector<bool> is_claimed_;
     std::vector<int> group_of_, group_of_node_, set_of_group_;
+    std::vector<std::pair<int, int>> tied_;  // candidates that must go together
 };
 
 }  // namespace

@@ -43,6 +43,8 @@ struct ConvShape {
 // How an accumulator becomes an output code, the way ONNX Runtime's QLinearConv computes it, in single precision:
 //     code = clamp(round_half_even(float(accumulator + bias) * scale), -zero, 255 - zero) + zero, then cut to low..high
 // Codes are bytes; int8 tensors are kept with 128 added to codes and zero points.
+//
+// Kernels leave the first clamp to saturation: `is_tame` says that the product stays below 2^30 for any accumulator.
 struct Requantize {
     std::vector<int32_t> bias;   // a channel each
     std::vector<float> scale;    // a channel each: float(input scale * weight scale) / output scale
@@ -82,14 +84,25 @@ struct LutLayer {
     bool is_narrow = false;    // at most four output codes: three thresholds a channel
     int lowest_code = 0;       // of narrow outputs
     Buffer thresholds;         // uint16 [out_channels / lanes][3][even, odd][lanes / 2], of totals
-    Buffer bias;               // int32 [padded channels]: bias minus offset
-    Buffer scale;              // float [padded channels]
+    Buffer bias;               // int32 [padded channels], in the order of `quarter_place`: bias minus offset
+    Buffer scale;              // float, likewise
     int zero = 0, low = 0, high = 255;
 };
+
+// Totals of a vector's channels are taken out of 16-bit words by masks and shifts, four vectors of 32-bit numbers:
+// channels 0, 4, 8, ...; then 2, 6, ...; 1, 5, ...; 3, 7, ... Where a channel's bias and scale are kept:
+inline size_t quarter_place(int channel, int lanes) {
+    constexpr int quarters[4] = {0, 2, 1, 3};
+    const int lane = channel % lanes;
+    return static_cast<size_t>(channel) - lane + quarters[lane % 4] * (lanes / 4) + lane / 4;
+}
 
 // Pack a layer. Weights are [out][in][kh][kw] of -2..1. Returns false where the 16-bit totals would not be exact.
 bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& format, const Requantize& requantize,
               LutLayer* layer);
+
+// Whether float(accumulator + bias) * scale stays below 2^30 for accumulators of up to `reach` either way.
+bool is_tame(int32_t bias, float scale, int64_t reach);
 
 // The code of an accumulator, in single precision as above.
 uint8_t requantized(const Requantize& requantize, int channel, int32_t accumulator);

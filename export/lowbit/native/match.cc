@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kLongestSide = 1 << 15, kMostBytes = int64_t{1} << 30;
 constexpr int kMostBorder = 64, kMostKernel = 64, kMostStride = 64;
 constexpr int kFewestLutChannels = 16;  // of inputs: below, a look-up's third channel is mostly padding
-constexpr double kNearInteger = 1e-3;   // of the accumulator's step
+constexpr double kSameScale = 1e-6;     // relative: a product of two scales, rounded to single precision
 
 std::vector<int64_t> ints(const Node& node, const char* name, std::vector<int64_t> otherwise) {
     const auto found = node.ints.find(name);
@@ -187,7 +187,7 @@ bool Matcher::bias_of(const Node& node, float input_scale, const std::vector<flo
         const float step = static_cast<const float*>(steps.constant)[steps.count == 1 ? 0 : o];
         const double expected = static_cast<double>(input_scale) * scales[o];
         const int32_t code = static_cast<const int32_t*>(codes.constant)[o];
-        if (!(std::fabs(step - expected) * std::max(1.0, std::fabs(static_cast<double>(code))) <= kNearInteger * expected) && code != 0)
+        if (code != 0 && !(std::fabs(step - expected) <= kSameScale * expected))
             return false;
         spec->requantize.bias[o] = code;
     }
@@ -213,6 +213,9 @@ bool Matcher::fits(ConvSpec* spec, int codes) const {
         const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o]));
         is_low = is_low && sum * kHighestActivation <= kTotalLimit && bias < (1 << 30);
         fits_dot = fits_dot && 2 * 255 * sum + 2 * bias <= INT32_MAX;
+        const float scale = spec->requantize.scale[o];
+        is_low = is_low && is_tame(spec->requantize.bias[o], scale, sum * kHighestActivation);
+        fits_dot = fits_dot && is_tame(spec->requantize.bias[o], scale, 2 * 255 * sum);
     }
     spec->is_lut = is_low;
     return is_low || fits_dot;
@@ -313,8 +316,8 @@ std::optional<Candidate> Matcher::sum(int place) {
         if (!fused_sum(seen(a->second.grid, a->second.codes), seen(b->second.grid, b->second.codes), seen(to, found.output),
                        &found.step.add))
             return std::nullopt;
-    } else {
-        found.step.add = real_sum(a->second.grid, b->second.grid, to);
+    } else if (!real_sum(a->second.grid, b->second.grid, to, &found.step.add)) {
+        return std::nullopt;
     }
     found.nodes = {place, quantize};
     found.reals = {node.inputs[0], node.inputs[1]};

@@ -97,8 +97,8 @@ void fill_output(const Requantize& requantize, const std::vector<int32_t>& reach
     layer->scale = Buffer(padded * sizeof(float));
     int lowest = 255, highest = 0;
     for (int c = 0; c < channels; ++c) {
-        layer->bias.as<int32_t>()[c] = requantize.bias[c] - layer->offset[c];
-        layer->scale.as<float>()[c] = requantize.scale[c];
+        layer->bias.as<int32_t>()[quarter_place(c, lanes)] = requantize.bias[c] - layer->offset[c];
+        layer->scale.as<float>()[quarter_place(c, lanes)] = requantize.scale[c];
         lowest = std::min<int>(lowest, requantized(requantize, c, -layer->offset[c]));
         highest = std::max<int>(highest, requantized(requantize, c, reach[c] - layer->offset[c]));
     }
@@ -118,6 +118,10 @@ void fill_output(const Requantize& requantize, const std::vector<int32_t>& reach
 }
 
 }  // namespace
+
+bool is_tame(int32_t bias, float scale, int64_t reach) {
+    return (std::llabs(static_cast<int64_t>(bias)) + reach) * static_cast<double>(scale) < (1 << 30);
+}
 
 uint8_t requantized(const Requantize& requantize, int channel, int32_t accumulator) {
     float value = static_cast<float>(accumulator + requantize.bias[channel]) * requantize.scale[channel];
@@ -145,7 +149,7 @@ bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& fo
             sum += kHighestActivation * std::abs(w);
             layer->offset[o] += kHighestActivation * std::max(0, -w);
         }
-        if (sum > kTotalLimit) return false;
+        if (sum > kTotalLimit || !is_tame(requantize.bias[o], requantize.scale[o], sum)) return false;
         reach[o] = static_cast<int32_t>(sum);
     }
 

@@ -27,7 +27,8 @@ int table_entry(int activations, int weights, int group) {
 
 uint8_t lut_output(const LutLayer& layer, int channel, int total) {
     if (!layer.is_narrow) {
-        const float value = static_cast<float>(total + layer.bias.as<int32_t>()[channel]) * layer.scale.as<float>()[channel];
+        const size_t at = quarter_place(channel, layer.format.lanes);
+        const float value = static_cast<float>(total + layer.bias.as<int32_t>()[at]) * layer.scale.as<float>()[at];
         return clamped(rounded(value, layer.zero), layer.low, layer.high);
     }
     const int lanes = layer.format.lanes, lane = channel % lanes;

@@ -25,11 +25,12 @@ public:
 
     std::unique_ptr<Program> build() {
         for (size_t i = 0; i < region_.inputs.size(); ++i)
-            push({OpKind::kImport, {static_cast<int>(i), -1}, ids_.at(region_.inputs[i].name), -1});
-        for (const Step& step : region_.steps) add_step(step);
+            current_ = region_.inputs[i].name, push({OpKind::kImport, {static_cast<int>(i), -1}, ids_.at(region_.inputs[i].name), -1, {}});
+        for (const Step& step : region_.steps) current_ = step.output, add_step(step);
         for (size_t i = 0; i < region_.outputs.size(); ++i)
-            push({OpKind::kExport, {ids_.at(region_.outputs[i].name), -1}, static_cast<int>(i), -1});
+            current_ = region_.outputs[i].name, push({OpKind::kExport, {ids_.at(region_.outputs[i].name), -1}, static_cast<int>(i), -1, {}});
         place();
+        if (std::getenv("LOWBIT_PROFILE") != nullptr) program_->profile = std::make_unique<Profile>(program_->ops.size());
         return std::move(program_);
     }
 
@@ -64,18 +65,21 @@ private:
         return static_cast<int>(sizes_.size()) - 1;
     }
 
-    void push(const Op& op) { program_->ops.push_back(op); }
+    void push(Op op) {
+        op.name = current_;
+        program_->ops.push_back(std::move(op));
+    }
 
     void add_step(const Step& step) {
         const int in = ids_.at(step.inputs[0]), out = ids_.at(step.output);
         switch (step.kind) {
             case OpKind::kAdd:
                 program_->sums.push_back(step.add);
-                push({OpKind::kAdd, {in, ids_.at(step.inputs[1])}, out, static_cast<int>(program_->sums.size()) - 1});
+                push({OpKind::kAdd, {in, ids_.at(step.inputs[1])}, out, static_cast<int>(program_->sums.size()) - 1, {}});
                 break;
             case OpKind::kMap:
                 program_->tables.push_back(step.table);
-                push({OpKind::kMap, {in, -1}, out, static_cast<int>(program_->tables.size()) - 1});
+                push({OpKind::kMap, {in, -1}, out, static_cast<int>(program_->tables.size()) - 1, {}});
                 break;
             case OpKind::kMaxPool: add_pool(step, in, out); break;
             default:
@@ -91,7 +95,7 @@ private:
         job.stride = static_cast<int>(program_->tensors[in].stride);
         job.out_width = program_->tensors[out].width;
         program_->pools.push_back(job);
-        push({OpKind::kMaxPool, {in, -1}, out, static_cast<int>(program_->pools.size()) - 1});
+        push({OpKind::kMaxPool, {in, -1}, out, static_cast<int>(program_->pools.size()) - 1, {}});
     }
 
     int stage(const Staging& staging, size_t element_bytes, OpKind kind) {
@@ -102,7 +106,7 @@ private:
         program_->tensors.emplace_back();
         const int place = static_cast<int>(program_->stagings.size()) - 1;
         staging_tensor_.push_back(static_cast<int>(sizes_.size()) - 1);
-        push({kind, {staging.source, -1}, staging_tensor_.back(), place});
+        push({kind, {staging.source, -1}, staging_tensor_.back(), place, {}});
         return place;
     }
 
@@ -136,7 +140,7 @@ private:
         staging.row = static_cast<size_t>(program_->tensors[in].width + staging.left + staging.right) * layer->groups;
         const int place = stage(staging, sizeof(uint16_t), OpKind::kIndex);
         program_->lut_layers.push_back(std::move(layer));
-        push({OpKind::kLutConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->lut_layers.size()) - 1});
+        push({OpKind::kLutConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->lut_layers.size()) - 1, {}});
     }
 
     void add_dot(const ConvSpec& spec, int in, int out) {
@@ -148,7 +152,7 @@ private:
         staging.row = static_cast<size_t>(program_->tensors[in].width + staging.left + staging.right) * spec.shape.in_channels;
         const int place = stage(staging, 1, OpKind::kBorder);
         program_->dot_layers.push_back(std::move(layer));
-        push({OpKind::kDotConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->dot_layers.size()) - 1});
+        push({OpKind::kDotConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->dot_layers.size()) - 1, {}});
     }
 
     // Tensors share memory where one is not needed any more when the other begins: first fit, in order of first use.
@@ -192,6 +196,7 @@ private:
     std::map<std::string, int> ids_;
     std::map<std::pair<std::string, int>, std::array<int, 4>> borders_;  // of a tensor's indices, with a zero point
     std::vector<size_t> sizes_;
+    std::string current_;  // the tensor that is being made
     std::vector<int> staging_tensor_;
 };
 
@@ -223,6 +228,7 @@ bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer) {
                 }
         const int64_t bias = spec.requantize.bias[o] - spec.zero * sum;
         if (reach * 255 + std::llabs(bias) + std::llabs(static_cast<int64_t>(spec.requantize.bias[o])) > INT32_MAX) return false;
+        if (!is_tame(spec.requantize.bias[o], spec.requantize.scale[o], 2 * 255 * reach)) return false;
         layer->bias.as<int32_t>()[o] = static_cast<int32_t>(bias);
         layer->scale.as<float>()[o] = spec.requantize.scale[o];
     }

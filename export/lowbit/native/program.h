@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -28,6 +29,7 @@ struct Op {
     std::array<int, 2> in{-1, -1};  // tensors; of kImport: a port
     int out = -1;                   // a tensor; of kExport: a port
     int payload = -1;               // place in the program's layers, sums or tables
+    std::string name;               // of the tensor it makes, as in the file
 };
 
 // An operation of the region as the file has it, with all its constants copied.
@@ -73,8 +75,17 @@ struct Staging {
     int height = 0;
 };
 
+// The shortest time of each operation over all images; kept where the environment variable LOWBIT_PROFILE names a file.
+struct Profile {
+    explicit Profile(size_t operations) : nanoseconds(operations) {
+        for (auto& each : nanoseconds) each = INT64_MAX;
+    }
+    std::vector<std::atomic<int64_t>> nanoseconds;
+};
+
 struct Program {
     const Kernels* kernels = nullptr;
+    std::unique_ptr<Profile> profile;  // null: not asked for
     std::vector<TensorInfo> tensors;   // stagings have an entry too (bytes in `sizes`)
     std::vector<size_t> offsets;       // in the arena
     std::vector<Op> ops;
@@ -100,6 +111,9 @@ std::unique_ptr<Program> build_program(const Region& region, const Kernels* kern
 // Inputs and outputs are one image each, [channels][height][width], in the order of the program's ports.
 void run_program(const Program& program, const std::vector<const uint8_t*>& inputs, const std::vector<uint8_t*>& outputs,
                  uint8_t* arena, Threads* threads);
+
+// Append one line of JSON: name, kind and nanoseconds of each operation.
+void write_profile(const Program& program, const char* path);
 
 bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer);
 

@@ -83,6 +83,10 @@ struct Kernel : OrtNodeComputeInfo {
     std::vector<size_t> input_places, output_places;  // of the program's ports among the fused node's
     std::unique_ptr<Arenas> arenas;
 
+    ~Kernel() {
+        if (program && program->profile) write_profile(*program, std::getenv("LOWBIT_PROFILE"));
+    }
+
     std::vector<int64_t> input_shape(OrtKernelContext* context, size_t port, const uint8_t** data) const {
         const OrtValue* value = nullptr;
         check(api, api.KernelContext_GetInput(context, input_places[port], &value));
@@ -200,7 +204,8 @@ struct Provider : OrtEp {
             for (const std::string& name : outputs) is_it = is_it || name == region.outputs[0].name;
             if (!is_it) continue;
             auto kernel = std::make_unique<Kernel>();
-            static_cast<OrtNodeComputeInfo&>(*kernel) = {kOrtApiVersion, create_state, compute, release_state};
+            OrtNodeComputeInfo& info = *kernel;
+            info = {kOrtApiVersion, create_state, compute, release_state};
             kernel->program = build_program(region, kernels);
             kernel->input_places = places(region.inputs, inputs);
             kernel->output_places = places(region.outputs, outputs);

@@ -1,5 +1,7 @@
 // Running a program on one image: each operation cut into tasks for the runtime's threads.
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
 #include <cstring>
 
 #include "program.h"
@@ -217,11 +219,30 @@ void run_task(void* data, size_t task) {
 void run_program(const Program& program, const std::vector<const uint8_t*>& inputs, const std::vector<uint8_t*>& outputs,
                  uint8_t* arena, Threads* threads) {
     const Running run{program, inputs, outputs, arena};
-    for (const Op& op : program.ops) {
-        Work work = work_of(run, op);
+    using Clock = std::chrono::steady_clock;
+    for (size_t i = 0; i < program.ops.size(); ++i) {
+        const Clock::time_point start = program.profile ? Clock::now() : Clock::time_point();
+        Work work = work_of(run, program.ops[i]);
         if (work.tasks == 1) run_task(&work, 0);
         else threads->run(work.tasks, run_task, &work);
+        if (!program.profile) continue;
+        const int64_t spent = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+        std::atomic<int64_t>& least = program.profile->nanoseconds[i];
+        least = std::min(least.load(), spent);
     }
+}
+
+void write_profile(const Program& program, const char* path) {
+    constexpr const char* kinds[] = {"import", "export", "index", "border", "lut_conv", "dot_conv", "add", "map", "max_pool"};
+    std::FILE* const file = std::fopen(path, "a");
+    if (file == nullptr) return;
+    std::fprintf(file, "{\"kernels\": \"%s\", \"operations\": [", program.kernels->name);
+    for (size_t i = 0; i < program.ops.size(); ++i)
+        std::fprintf(file, "%s{\"name\": \"%s\", \"kind\": \"%s\", \"nanoseconds\": %lld}", i ? ", " : "",
+                     program.ops[i].name.c_str(), kinds[static_cast<int>(program.ops[i].kind)],
+                     static_cast<long long>(program.profile->nanoseconds[i]));
+    std::fprintf(file, "]}\n");
+    std::fclose(file);
 }
 
 }  // namespace lowbit

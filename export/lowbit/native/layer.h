@@ -26,6 +26,7 @@ constexpr int kLineBytes = 64;        // a cache line, and the widest vector
 constexpr int kChannelUnit = 64;      // channels of a tensor are padded to a multiple of this
 constexpr int kSlack = 512;           // bytes that may be read past the end of any buffer
 constexpr int kLowestWeight = -2, kHighestWeight = 1, kHighestActivation = 3;
+constexpr int kMostTaps = 64;         // of a kernel's row
 constexpr int kByteLimit = 255, kTotalLimit = 65534, kNeverReached = 65535;
 
 inline size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }

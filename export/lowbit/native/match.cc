@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kLongestSide = 1 << 15, kMostBytes = int64_t{1} << 30;
 constexpr int kMostBorder = 64, kMostKernel = 64, kMostStride = 64;
 constexpr int kFewestLutChannels = 16;  // of inputs: below, a look-up's third channel is mostly padding
+constexpr size_t kMostWeights = 1 << 23; // of a channel: their sum fits 31 bits
 constexpr double kSameScale = 1e-6;     // relative: a product of two scales, rounded to single precision
 
 std::vector<int64_t> ints(const Node& node, const char* name, std::vector<int64_t> otherwise) {
@@ -149,11 +150,16 @@ bool Matcher::weights_of(const Node& node, ConvSpec* spec, std::vector<float>* s
             if (code_at(zeros, i) != zero) return false;
     }
     spec->weights.resize(size);
+    const int flip = codes.type == Type::kInt8 ? 0x80 : 0;
+    const uint8_t* const from = static_cast<const uint8_t*>(codes.constant);
+    int lowest = 0, highest = 0;
     for (size_t i = 0; i < size; ++i) {
-        const int weight = code_at(codes, i) - zero;
-        if (weight < -128 || weight > 127) return false;
+        const int weight = (from[i] ^ flip) - zero;
+        lowest = std::min(lowest, weight);
+        highest = std::max(highest, weight);
         spec->weights[i] = static_cast<int8_t>(weight);
     }
+    if (lowest < -128 || highest > 127) return false;
     for (int o = 0; o < s.out_channels; ++o) {
         scales->push_back(static_cast<const float*>(steps.constant)[is_one ? 0 : o]);
         if (!(scales->back() > 0) || !std::isfinite(scales->back())) return false;
@@ -199,17 +205,22 @@ bool Matcher::bias_of(const Node& node, float input_scale, const std::vector<flo
 bool Matcher::fits(ConvSpec* spec, int codes) const {
     const ConvShape& s = spec->shape;
     const size_t count = static_cast<size_t>(s.in_channels) * s.kernel_h * s.kernel_w;
+    if (count > kMostWeights) return false;
     bool is_low = s.in_channels >= kFewestLutChannels && ranges_[codes].low >= spec->zero &&
                   ranges_[codes].high <= spec->zero + kHighestActivation;
     bool fits_dot = true;
     for (int o = 0; o < s.out_channels; ++o) {
-        int64_t sum = 0;
+        const int8_t* const w = spec->weights.data() + o * count;
+        int32_t total = 0;
+        int lowest = 0, highest = 0;
         for (size_t i = 0; i < count; ++i) {
-            const int weight = spec->weights[o * count + i];
-            sum += std::abs(weight);
-            is_low = is_low && kLowestWeight <= weight && weight <= kHighestWeight;
-            fits_dot = fits_dot && (kernels_->has_exact_dot || std::abs(weight) <= 64);
+            total += std::abs(w[i]);
+            lowest = std::min<int>(lowest, w[i]);
+            highest = std::max<int>(highest, w[i]);
         }
+        const int64_t sum = total;
+        is_low = is_low && kLowestWeight <= lowest && highest <= kHighestWeight;
+        fits_dot = fits_dot && (kernels_->has_exact_dot || (lowest >= -64 && highest <= 64));
         const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o]));
         is_low = is_low && sum * kHighestActivation <= kTotalLimit && bias < (1 << 30);
         fits_dot = fits_dot && 2 * 255 * sum + 2 * bias <= INT32_MAX;

@@ -9,70 +9,83 @@ namespace lowbit {
 
 namespace {
 
-struct Packer {
-    const int8_t* source;
-    LutLayer* layer;
-
-    int weight(int out, int in, int ky, int kx) const {
-        const ConvShape& s = layer->shape;
-        if (out >= s.out_channels || in >= s.in_channels) return 0;
-        return source[((static_cast<size_t>(out) * s.in_channels + in) * s.kernel_h + ky) * s.kernel_w + kx];
+class Packer {
+public:
+    Packer(const int8_t* source, LutLayer* layer)
+        : source_(source), layer_(layer), steps_(static_cast<size_t>(layer->groups) * layer->shape.kernel_w) {
+        for (int code = 0; code < kCodes; ++code) {
+            int sum = 0;
+            for (int i = 0; i < layer->format.group; ++i) sum += std::abs((code >> 2 * i & 3) + kLowestWeight);
+            reach_[code] = static_cast<uint8_t>(kHighestActivation * sum);
+        }
     }
 
-    // Step `step` of a kernel row is (group, tap): taps innermost where they share tables, groups innermost otherwise.
-    void place(int step, int* group, int* tap) const {
-        const int groups = layer->groups, taps = layer->shape.kernel_w;
-        *group = layer->shares_taps ? step / taps : step % groups;
-        *tap = layer->shares_taps ? step % taps : step / groups;
+    void pack(Block* block) const {
+        write(*block);
+        for (int ky = 0; ky < layer_->shape.kernel_h; ++ky) cut(block, ky);
     }
 
-    uint8_t code(int out, int ky, int step) const {
-        int group, tap, code = 0;
-        place(step, &group, &tap);
-        for (int i = 0; i < layer->format.group; ++i)
-            code |= (weight(out, group + i * layer->groups, ky, tap) - kLowestWeight) << (2 * i);
-        return static_cast<uint8_t>(code);
+private:
+    static constexpr int kCodes = 64, kZeros = 0x2A;  // three weights of 0
+    int lanes(const Block& block) const { return block.vectors * layer_->format.lanes; }
+    uint8_t* row(const Block& block, int ky) const {
+        return layer_->weights.as<uint8_t>() + block.weights + ky * steps_ * lanes(block);
     }
 
-    int reach(int out, int ky, int step) const {  // the most that a look-up adds: 3 sum |w|
-        int group, tap, sum = 0;
-        place(step, &group, &tap);
-        for (int i = 0; i < layer->format.group; ++i)
-            sum += std::abs(weight(out, group + i * layer->groups, ky, tap));
-        return kHighestActivation * sum;
+    // Taps innermost where they share tables, groups innermost otherwise.
+    void write(const Block& block) const {
+        const ConvShape& s = layer_->shape;
+        const size_t count = lanes(block), groups = layer_->groups, width = s.kernel_w;
+        const size_t tap_step = (layer_->shares_taps ? 1 : groups) * count, group_step = (layer_->shares_taps ? width : 1) * count;
+        for (size_t lane = 0; lane < count; ++lane)
+            for (int ky = 0; ky < s.kernel_h; ++ky)
+                for (size_t group = 0; group < groups; ++group) {
+                    const int8_t* from[3];
+                    for (size_t i = 0; i < 3; ++i) from[i] = weights(block.first_channel + lane, group + i * groups, i, ky);
+                    uint8_t* const to = row(block, ky) + group * group_step + lane;
+                    for (size_t tap = 0; tap < width; ++tap)
+                        to[tap * tap_step] = static_cast<uint8_t>(from[0][tap] + 4 * from[1][tap] + 16 * from[2][tap] + kZeros);
+                }
+        if (layer_->format.group == 2)  // the third place was 0
+            for (size_t i = 0; i < s.kernel_h * steps_ * count; ++i) row(block, 0)[i] &= 0x0F;
+    }
+
+    // A row of taps; zeros for channels past the end.
+    const int8_t* weights(size_t out, size_t in, size_t place, int ky) const {
+        static constexpr int8_t kNothing[kMostTaps] = {};
+        const ConvShape& s = layer_->shape;
+        const bool is_there = out < static_cast<size_t>(s.out_channels) && in < static_cast<size_t>(s.in_channels) &&
+                              place < static_cast<size_t>(layer_->format.group);
+        return is_there ? source_ + ((out * s.in_channels + in) * s.kernel_h + ky) * s.kernel_w : kNothing;
     }
 
     // Cut a row of the kernel where a lane's byte could pass 255; a step of shared taps is three look-ups.
     void cut(Block* block, int ky) const {
-        const int unit = layer->shares_taps ? layer->shape.kernel_w : 1;
-        const int steps = layer->groups * layer->shape.kernel_w / unit;
-        const int lanes = block->vectors * layer->format.lanes;
-        std::vector<int> sums(lanes, 0), added(lanes);
+        const int unit = layer_->shares_taps ? layer_->shape.kernel_w : 1, count = lanes(*block);
+        const int steps = static_cast<int>(steps_) / unit;
+        std::vector<int> sums(count, 0), added(count);
+        const uint8_t* codes = row(*block, ky);
         int start = 0;
         for (int step = 0; step < steps; ++step) {
+            std::fill(added.begin(), added.end(), 0);
+            for (int i = 0; i < unit; ++i, codes += count)
+                for (int lane = 0; lane < count; ++lane) added[lane] += reach_[codes[lane]];
             bool fits = true;
-            for (int lane = 0; lane < lanes; ++lane) {
-                added[lane] = 0;
-                for (int i = 0; i < unit; ++i) added[lane] += reach(block->first_channel + lane, ky, step * unit + i);
-                fits = fits && sums[lane] + added[lane] <= kByteLimit;
-            }
+            for (int lane = 0; lane < count; ++lane) fits &= sums[lane] + added[lane] <= kByteLimit;
             if (!fits) {
                 block->chunks.push_back({ky, start, step - start});
                 start = step;
                 std::fill(sums.begin(), sums.end(), 0);
             }
-            for (int lane = 0; lane < lanes; ++lane) sums[lane] += added[lane];
+            for (int lane = 0; lane < count; ++lane) sums[lane] += added[lane];
         }
         block->chunks.push_back({ky, start, steps - start});
     }
 
-    void write(const Block& block) const {
-        const int lanes = block.vectors * layer->format.lanes, steps = layer->groups * layer->shape.kernel_w;
-        uint8_t* out = layer->weights.as<uint8_t>() + block.weights;
-        for (int ky = 0; ky < layer->shape.kernel_h; ++ky)
-            for (int step = 0; step < steps; ++step)
-                for (int lane = 0; lane < lanes; ++lane) *out++ = code(block.first_channel + lane, ky, step);
-    }
+    const int8_t* source_;
+    LutLayer* layer_;
+    size_t steps_;  // look-ups of a kernel row
+    uint8_t reach_[kCodes];  // the most that a look-up of these weights adds: 3 sum |w|
 };
 
 // The smallest total whose code is at least `wanted`; kNeverReached where there is none. Codes rise with totals, for
@@ -134,6 +147,7 @@ bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& fo
               LutLayer* layer) {
     layer->shape = shape;
     layer->format = format;
+    if (shape.kernel_w > kMostTaps) return false;
     layer->groups = (shape.in_channels + format.group - 1) / format.group;
     const size_t padded = round_up(shape.out_channels, format.lanes);
     
@@ -143,27 +157,27 @@ bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& fo
     std::vector<int32_t> reach(shape.out_channels, 0);
     layer->offset.assign(shape.out_channels, 0);
     for (int o = 0; o < shape.out_channels; ++o) {
-        int64_t sum = 0;
+        const int8_t* const w = weights + o * count;
+        int32_t sum = 0, below = 0;
         for (size_t i = 0; i < count; ++i) {
-            const int w = weights[o * count + i];
-            sum += kHighestActivation * std::abs(w);
-            layer->offset[o] += kHighestActivation * std::max(0, -w);
+            sum += std::abs(w[i]);
+            below += w[i] < 0 ? -w[i] : 0;
         }
-        if (sum > kTotalLimit || !is_tame(requantize.bias[o], requantize.scale[o], sum)) return false;
-        reach[o] = static_cast<int32_t>(sum);
+        layer->offset[o] = kHighestActivation * below;
+        reach[o] = kHighestActivation * sum;
+        if (reach[o] > kTotalLimit || !is_tame(requantize.bias[o], requantize.scale[o], reach[o])) return false;
     }
 
     const size_t row = static_cast<size_t>(layer->groups) * shape.kernel_w * shape.kernel_h;
     layer->weights = Buffer(row * padded);
-    const Packer packer{weights, layer};
+    const Packer packer(weights, layer);
     for (int channel = 0; channel < static_cast<int>(padded);) {
         Block block;
         const int left = (static_cast<int>(padded) - channel) / format.lanes;
         block.vectors = std::min(left, layer->shares_taps ? 1 : format.most_vectors);
         block.first_channel = channel;
         block.weights = row * channel;
-        for (int ky = 0; ky < shape.kernel_h; ++ky) packer.cut(&block, ky);
-        packer.write(block);
+        packer.pack(&block);
         channel += block.vectors * format.lanes;
         layer->blocks.push_back(std::move(block));
     }

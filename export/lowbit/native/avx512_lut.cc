@@ -104,15 +104,15 @@ template <int P, int V> INLINE void accumulate(const LutJob& job, const Block& b
     const uint8_t* const weights = layer.weights.as<uint8_t>() + block.weights;
     UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v)
         sums.even[p][v] = sums.odd[p][v] = _mm512_setzero_si512();
-    for (const Chunk& chunk : block.chunks) {
+    for (const Chunk* chunk = block.first(); chunk != block.last(); ++chunk) {
         __m512i bytes[P][V];
-        const uint16_t* const from = index + chunk.row * job.index_row + chunk.start;
-        const uint8_t* const w = weights + (chunk.row * steps + chunk.start) * unit;
+        const uint16_t* const from = index + chunk->row * job.index_row + chunk->start;
+        const uint8_t* const w = weights + (chunk->row * steps + chunk->start) * unit;
         if constexpr (V == 1) {
-            if (layer.shares_taps) look_up_taps<P>(from, step, w, chunk.length, bytes);
-            else look_up<P, V>(from, step, w, chunk.length, bytes);
+            if (layer.shares_taps) look_up_taps<P>(from, step, w, chunk->length, bytes);
+            else look_up<P, V>(from, step, w, chunk->length, bytes);
         } else {
-            look_up<P, V>(from, step, w, chunk.length, bytes);
+            look_up<P, V>(from, step, w, chunk->length, bytes);
         }
         widen(bytes, sums);
     }

@@ -63,6 +63,8 @@ struct Block {
     int first_channel = 0;
     size_t weights = 0;         // offset in bytes
     std::vector<Chunk> chunks;
+    const Chunk* first() const { return chunks.data(); }
+    const Chunk* last() const { return chunks.data() + chunks.size(); }
 };
 
 // How an instruction set wants its look-up layers.

@@ -137,7 +137,7 @@ def random_net(seed: int) -> tuple[bytes, tuple[int, int]]:
         inner = net.keep("Clip", wide, net.shapes[real], net.constant(0, np.uint8), net.constant(3, np.uint8))
         odd = rng.random()
         options: dict[str, Any] = {"kernel": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1]}
-        if odd < 0.15 and outputs % 2 == 0:
+        if odd < 0.15 and outputs % 2 == width % 2 == 0:
             options["group"] = 2  # not ours
         elif odd < 0.3:
             options |= {"dilation": 2, "pads": [2, 2, 2, 2]}

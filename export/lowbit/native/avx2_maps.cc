@@ -9,23 +9,61 @@
 namespace lowbit {
 namespace {
 
+// Pairs of taps, as in the AVX-512 file; 32 channels are half a block of weights.
+INLINE void depthwise_position(const DepthwiseLayer& layer, const DepthwiseJob& job, const uint8_t* source, int channel,
+                               const Output& to, uint8_t* out) {
+    const int8_t* weights = layer.weights.as<int8_t>() + static_cast<size_t>(channel / 64) * layer.pairs * 128 + channel % 64;
+    const int width = layer.shape.kernel_w, taps = layer.shape.kernel_h * width;
+    __m256i low = _mm256_setzero_si256(), high = low;
+    for (int pair = 0, row = 0, column = 0; pair < layer.pairs; ++pair, weights += 128) {
+        __m256i x[2];
+        UNROLL for (int i = 0; i < 2; ++i) {
+            const bool is_there = pair * 2 + i < taps;
+            x[i] = is_there ? load(source + row * job.source_row + column * job.stride) : _mm256_setzero_si256();
+            if (++column == width) column = 0, ++row;
+        }
+        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(x[0], x[1]), load(weights)));
+        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(x[0], x[1]), load(weights + 64)));
+    }
+    const int at = channel / 64 * 64 + channel % 64 / 4;
+    const int32_t* const bias = layer.bias.as<int32_t>() + at;
+    const float* const scale = layer.scale.as<float>() + at;
+    const __m256i quarters = to_bytes(rounded(_mm256_srai_epi32(_mm256_slli_epi32(low, 16), 16), bias, scale),
+                                      rounded(_mm256_srai_epi32(low, 16), bias + 16, scale + 16),
+                                      rounded(_mm256_srai_epi32(_mm256_slli_epi32(high, 16), 16), bias + 32, scale + 32),
+                                      rounded(_mm256_srai_epi32(high, 16), bias + 48, scale + 48), to);
+    const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    store(out, _mm256_shuffle_epi8(quarters, _mm256_broadcastsi128_si256(order)));
+}
+
+void depthwise(const DepthwiseJob& job, int first_row, int last_row) {
+    const DepthwiseLayer& layer = *job.layer;
+    const Output to = output_of(layer);
+    for (int y = first_row; y < last_row; ++y)
+        for (int x = 0; x < job.out_width; ++x)
+            for (size_t c = 0; c < job.stride; c += 32)
+                depthwise_position(layer, job,
+                                   job.source + y * layer.shape.stride_h * job.source_row + x * layer.shape.stride_w * job.stride + c,
+                                   static_cast<int>(c), to, job.out + (static_cast<size_t>(y) * job.out_width + x) * job.stride + c);
+}
+
 // Index of a group: activations a and b of channels g and g + groups make (a | b << 2) * 32.
-INLINE __m256i sixteen(const uint8_t* codes, __m128i zeros, int shift) {
+INLINE __m256i sixteen(const uint8_t* codes, __m128i bases, int shift) {
     const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
-    const __m128i activation = _mm_and_si128(_mm_sub_epi8(raw, zeros), _mm_set1_epi8(kHighestActivation));
+    const __m128i activation = _mm_and_si128(_mm_sub_epi8(raw, bases), _mm_set1_epi8(kHighestActivation));
     return _mm256_slli_epi16(_mm256_cvtepu8_epi16(activation), shift);
 }
 
-void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int zero, uint16_t* out) {
+void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out) {
     const int groups = layer.groups, whole = layer.shape.in_channels - groups;  // groups that have both channels
-    const __m128i zeros = _mm_set1_epi8(static_cast<char>(zero));
+    const __m128i bases = _mm_set1_epi8(static_cast<char>(base));
     for (int x = 0; x < width; ++x, codes += stride, out += groups) {
         int g = 0;
         for (; g + 16 <= whole; g += 16)
-            store(out + g, _mm256_add_epi16(sixteen(codes + g, zeros, 5), sixteen(codes + g + groups, zeros, 7)));
+            store(out + g, _mm256_add_epi16(sixteen(codes + g, bases, 5), sixteen(codes + g + groups, bases, 7)));
         for (; g < groups; ++g) {
-            const int a = (codes[g] - zero) & kHighestActivation;
-            const int b = g < whole ? (codes[g + groups] - zero) & kHighestActivation : 0;
+            const int a = (codes[g] - base) & kHighestActivation;
+            const int b = g < whole ? (codes[g + groups] - base) & kHighestActivation : 0;
             out[g] = static_cast<uint16_t>((a | b << 2) << 5);
         }
     }
@@ -110,7 +148,7 @@ void max_pool(const PoolJob& job, int first_row, int last_row) {
 }  // namespace
 
 const Kernels* avx2_kernels() {
-    static const Kernels kernels = {"avx2", {32, 2, 32, 1, true}, false,        avx2_lut_conv, avx2_dot_conv,
+    static const Kernels kernels = {"avx2", {32, 2, 32, 1, true}, false,        avx2_lut_conv, avx2_dot_conv, depthwise,
                                     pack_index, add,              map,          max_pool,      transpose_in,
                                     transpose_out};
     return &kernels;

@@ -9,12 +9,52 @@
 namespace lowbit {
 namespace {
 
+// Pairs of taps: bytes of both interleaved, VPMADDUBSW with interleaved weights, 16-bit sums. Interleaving works within
+// 128 bits, so sums come as channels 0..7, 16..23, 32..39, 48..55 and the rest; so do the bytes packed from them again.
+INLINE void depthwise_position(const DepthwiseLayer& layer, const DepthwiseJob& job, const uint8_t* source, int channel,
+                               const Output& to, uint8_t* out) {
+    const int8_t* weights = layer.weights.as<int8_t>() + static_cast<size_t>(channel) * layer.pairs * 2;
+    const int width = layer.shape.kernel_w, taps = layer.shape.kernel_h * width;
+    __m512i low = _mm512_setzero_si512(), high = low;
+    for (int pair = 0, row = 0, column = 0; pair < layer.pairs; ++pair, weights += 128) {
+        __m512i x[2];
+        UNROLL for (int i = 0; i < 2; ++i) {
+            const bool is_there = pair * 2 + i < taps;
+            x[i] = is_there ? _mm512_loadu_si512(source + row * job.source_row + column * job.stride) : _mm512_setzero_si512();
+            if (++column == width) column = 0, ++row;
+        }
+        const __m512i w0 = _mm512_load_si512(weights), w1 = _mm512_load_si512(weights + 64);
+        low = _mm512_add_epi16(low, _mm512_maddubs_epi16(_mm512_unpacklo_epi8(x[0], x[1]), w0));
+        high = _mm512_add_epi16(high, _mm512_maddubs_epi16(_mm512_unpackhi_epi8(x[0], x[1]), w1));
+    }
+    const int32_t* const bias = layer.bias.as<int32_t>() + channel;
+    const float* const scale = layer.scale.as<float>() + channel;
+    const __m512i quarters = to_bytes(rounded(_mm512_srai_epi32(_mm512_slli_epi32(low, 16), 16), bias, scale),
+                                      rounded(_mm512_srai_epi32(low, 16), bias + 16, scale + 16),
+                                      rounded(_mm512_srai_epi32(_mm512_slli_epi32(high, 16), 16), bias + 32, scale + 32),
+                                      rounded(_mm512_srai_epi32(high, 16), bias + 48, scale + 48), to);
+    // Each 128 bits: low even x4, low odd x4, high even x4, high odd x4; low is channels 0..7 of 16, high 8..15.
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+    _mm512_storeu_si512(out, _mm512_shuffle_epi8(quarters, order));
+}
+
+void depthwise(const DepthwiseJob& job, int first_row, int last_row) {
+    const DepthwiseLayer& layer = *job.layer;
+    const Output to = output_of(layer);
+    for (int y = first_row; y < last_row; ++y)
+        for (int x = 0; x < job.out_width; ++x)
+            for (size_t c = 0; c < job.stride; c += 64)
+                depthwise_position(layer, job,
+                                   job.source + y * layer.shape.stride_h * job.source_row + x * layer.shape.stride_w * job.stride + c,
+                                   static_cast<int>(c), to, job.out + (static_cast<size_t>(y) * job.out_width + x) * job.stride + c);
+}
+
 INLINE __mmask32 first_lanes(int count) { return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1; }
 
 // Index of a group: activations a, b, c of channels g, g + groups, g + 2 groups make (a | b << 2 | c << 4) * 64.
-void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int zero, uint16_t* out) {
+void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out) {
     const int groups = layer.groups, channels = layer.shape.in_channels;
-    const __m256i zeros = _mm256_set1_epi8(static_cast<char>(zero)), mask = _mm256_set1_epi8(kHighestActivation);
+    const __m256i bases = _mm256_set1_epi8(static_cast<char>(base)), mask = _mm256_set1_epi8(kHighestActivation);
     for (int x = 0; x < width; ++x, codes += stride, out += groups)
         for (int g = 0; g < groups; g += 32) {
             __m512i index = _mm512_setzero_si512();
@@ -22,7 +62,7 @@ void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& 
                 const int channel = g + i * groups;
                 const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + channel));
                 const __m256i activation =  // channels past the end count as 0
-                    _mm256_maskz_sub_epi8(first_lanes(channels - channel), raw, zeros);
+                    _mm256_maskz_sub_epi8(first_lanes(channels - channel), raw, bases);
                 index = _mm512_add_epi16(
                     index, _mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm256_and_si256(activation, mask)), 6 + 2 * i));
             }
@@ -130,7 +170,7 @@ void import_planes(const uint8_t* planes, int channels, size_t positions, uint8_
 }  // namespace
 
 const Kernels* avx512_kernels() {
-    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true}, true,          avx512_lut_conv, avx512_dot_conv,
+    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true}, true,          avx512_lut_conv, avx512_dot_conv, depthwise,
                                     pack_index, add,                map,           max_pool,        import_planes,
                                     transpose_out};
     return &kernels;

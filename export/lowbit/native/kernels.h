@@ -40,6 +40,38 @@ struct DotJob {
     int out_width;
 };
 
+// A convolution of each channel by itself. Vectors interleave the bytes of two taps within 128 bits, so 64 channels are
+// kept as (their place modulo 16 below 8 or not), then 4 times 8 of them: weights int8 [blocks of 64][pairs of taps][2][4]
+// [8][2 taps], the last pair filled up with 0. Sums of raw codes fit 16 signed bits: 255 sum |w| <= 32,767.
+struct DepthwiseLayer {
+    ConvShape shape;     // in_channels = out_channels
+    int pairs = 0;
+    Buffer weights;
+    Buffer bias;         // int32 [padded channels] by `depthwise_place`: bias minus zero point times the sum of the weights
+    Buffer scale;        // float, likewise
+    int zero = 0, low = 0, high = 255;
+};
+
+// Even and odd channels of the lower and of the upper eight of every sixteen, four vectors of numbers.
+inline size_t depthwise_place(int channel) {
+    const int sixteen = channel % 64 / 16, in_it = channel % 16;
+    return static_cast<size_t>(channel / 64) * 64 + (in_it / 8 * 2 + in_it % 2) * 16 + sixteen * 4 + in_it % 8 / 2;
+}
+
+inline size_t depthwise_weight_place(int channel, int tap, int pairs) {
+    const int sixteen = channel % 64 / 16, in_it = channel % 16;
+    return (static_cast<size_t>(channel / 64) * pairs + tap / 2) * 128 + in_it / 8 * 64 + sixteen * 16 + in_it % 8 * 2 + tap % 2;
+}
+
+struct DepthwiseJob {
+    const DepthwiseLayer* layer;
+    const uint8_t* source;  // where the first window starts: [y][x][stride], borders included
+    size_t source_row;
+    uint8_t* out;
+    size_t stride;          // bytes a position, of source and output
+    int out_width;
+};
+
 // Sum of two tensors, in one of ONNX Runtime's two arithmetics: QLinearAdd's
 //     round(a * ratio_a + (b * ratio_b + fixed)), both products fused with their additions,
 // or, where the file is not of the pattern it fuses, real numbers:
@@ -68,8 +100,9 @@ struct Kernels {
 
     void (*lut_conv)(const LutJob& job, const Block& block, int first_row, int last_row);
     void (*dot_conv)(const DotJob& job, int block, int first_row, int last_row);
-    // One row of positions into indices; codes are less `zero`, channels past the end count as 0.
-    void (*pack_index)(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int zero, uint16_t* out);
+    void (*depthwise)(const DepthwiseJob& job, int first_row, int last_row);
+    // One row of positions into indices; codes are less `base`, channels past the end count as 0.
+    void (*pack_index)(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out);
     void (*add)(const AddJob& job, const uint8_t* a, const uint8_t* b, uint8_t* out, size_t count);
     void (*map)(const uint8_t* table, const uint8_t* codes, uint8_t* out, size_t count);
     void (*max_pool)(const PoolJob& job, int first_row, int last_row);

@@ -7,6 +7,7 @@
 //
 // The second sum depends on the weights alone. It makes every entry non-negative, so that bytes can be added without a
 // sign, and its total over a channel's weights, the channel's *offset*, is taken off again in thresholds or biases.
+// Signed activations -2..1 are looked up as 0..3; what that adds, 2 sum w, is part of the offset.
 //
 // Bounds. A look-up adds at most 3 sum_i |w_i| to its lane. A byte may hold 255, so a *chunk* of look-ups ends before
 // any lane's 3 sum |w| passes 255 (at worst after 14 groups of three, 85 / 6); then bytes are added to 16-bit totals.
@@ -84,6 +85,7 @@ struct LutLayer {
     std::vector<Block> blocks;
     std::vector<int32_t> offset;  // a channel each
     Buffer weights;
+    int border = 0;            // index of a position outside the tensor, whose activations are all the zero point's
     bool is_narrow = false;    // at most four output codes: three thresholds a channel
     int lowest_code = 0;       // of narrow outputs
     Buffer thresholds;         // uint16 [out_channels / lanes][3][even, odd][lanes / 2], of totals
@@ -100,9 +102,10 @@ inline size_t quarter_place(int channel, int lanes) {
     return static_cast<size_t>(channel) - lane + quarters[lane % 4] * (lanes / 4) + lane / 4;
 }
 
-// Pack a layer. Weights are [out][in][kh][kw] of -2..1. Returns false where the 16-bit totals would not be exact.
+// Pack a layer. Weights are [out][in][kh][kw] of -2..1. Activations are codes less a base, 0..3, of which the zero point
+// is `zero`: 0 for unsigned grids, 2 for signed ones. Returns false where the 16-bit totals would not be exact.
 bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& format, const Requantize& requantize,
-              LutLayer* layer);
+              int zero, LutLayer* layer);
 
 // Whether float(accumulator + bias) * scale stays below 2^30 for accumulators of up to `reach` either way.
 bool is_tame(int32_t bias, float scale, int64_t reach);

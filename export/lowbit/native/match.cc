@@ -25,6 +25,13 @@ bool is_default_padding(const Node& node) {
     return found == node.strings.end() || found->second.empty() || found->second == "NOTSET";
 }
 
+// Whether windows lie within the padded tensor and are as many as the output has positions.
+bool makes(const ConvShape& shape, const TensorInfo& in, const TensorInfo& out) {
+    return in.height + shape.pad_top + shape.pad_bottom >= shape.kernel_h &&
+           in.width + shape.pad_left + shape.pad_right >= shape.kernel_w && shape.out_height(in.height) == out.height &&
+           shape.out_width(in.width) == out.width;
+}
+
 bool in_limits(const std::vector<int64_t>& values, size_t count, int64_t low, int64_t high) {
     return values.size() == count &&
            std::all_of(values.begin(), values.end(), [&](int64_t v) { return low <= v && v <= high; });
@@ -58,6 +65,7 @@ std::optional<Candidate> Matcher::at(int node) {
     if (op == "QuantizeLinear") return requantize(node);
     if (op == "Clip") return clip(node);
     if (op == "MaxPool") return max_pool(node);
+    if (op == "Concat") return concat(node);
     return std::nullopt;
 }
 
@@ -106,7 +114,7 @@ bool Matcher::fuses(const std::vector<int>& codes) const {
     return std::all_of(codes.begin(), codes.end(), [&](int value) { return is_int8(value) == is_int8(codes[0]); });
 }
 
-bool Matcher::shape_of(const Node& node, ConvShape* shape, const TensorInfo& in, const TensorInfo& out) const {
+bool Matcher::window_of(const Node& node, ConvShape* shape) const {
     const auto kernel = ints(node, "kernel_shape", {shape->kernel_h, shape->kernel_w});
     const auto strides = ints(node, "strides", {1, 1}), dilations = ints(node, "dilations", {1, 1});
     const auto pads = ints(node, "pads", {0, 0, 0, 0});
@@ -121,8 +129,7 @@ bool Matcher::shape_of(const Node& node, ConvShape* shape, const TensorInfo& in,
     shape->pad_left = static_cast<int>(pads[1]);
     shape->pad_bottom = static_cast<int>(pads[2]);
     shape->pad_right = static_cast<int>(pads[3]);
-    if (in.height + pads[0] + pads[2] < kernel[0] || in.width + pads[1] + pads[3] < kernel[1]) return false;
-    return shape->out_height(in.height) == out.height && shape->out_width(in.width) == out.width;
+    return true;
 }
 
 bool Matcher::weights_of(const Node& node, ConvSpec* spec, std::vector<float>* scales, std::vector<int>* nodes) const {
@@ -135,7 +142,7 @@ bool Matcher::weights_of(const Node& node, ConvSpec* spec, std::vector<float>* s
     const Value& codes = graph_.values[dequantize.inputs[0]];
     const Value& steps = graph_.values[dequantize.inputs[1]];
     ConvShape& s = spec->shape;
-    const size_t size = static_cast<size_t>(s.out_channels) * s.in_channels * s.kernel_h * s.kernel_w;
+    const size_t size = static_cast<size_t>(s.out_channels) * (spec->is_depthwise ? 1 : s.in_channels) * s.kernel_h * s.kernel_w;
     if (!is_code(codes) || codes.constant == nullptr || codes.count != size) return false;
     if (steps.type != Type::kFloat || steps.constant == nullptr) return false;
     const bool is_one = steps.count == 1;
@@ -201,13 +208,25 @@ bool Matcher::bias_of(const Node& node, float input_scale, const std::vector<flo
     return true;
 }
 
+// Which codes a tensor holds; what an operator on real values made has a range of real values.
+Range Matcher::codes_of(const Real& real) const {
+    const Range& found = ranges_[real.codes];
+    if (is_code(graph_.values[real.codes])) return found;
+    const auto code = [&](double value) {
+        return std::min(std::max(std::nearbyint(value / real.grid.scale) + real.grid.zero, 0.0), 255.0);
+    };
+    return {code(found.low), code(found.high)};
+}
+
 // Decide between look-up tables and dot products; false where neither is exact.
-bool Matcher::fits(ConvSpec* spec, int codes) const {
+bool Matcher::fits(ConvSpec* spec, const Real& real) const {
     const ConvShape& s = spec->shape;
-    const size_t count = static_cast<size_t>(s.in_channels) * s.kernel_h * s.kernel_w;
+    const size_t count = static_cast<size_t>(spec->is_depthwise ? 1 : s.in_channels) * s.kernel_h * s.kernel_w;
     if (count > kMostWeights) return false;
-    bool is_low = s.in_channels >= kFewestLutChannels && ranges_[codes].low >= spec->zero &&
-                  ranges_[codes].high <= spec->zero + kHighestActivation;
+    const Range range = codes_of(real);
+    spec->base = static_cast<int>(std::min<double>(range.low, spec->zero));  // borders are the zero point
+    bool is_low = !spec->is_depthwise && s.in_channels >= kFewestLutChannels &&
+                  std::max<double>(range.high, spec->zero) <= spec->base + kHighestActivation;
     bool fits_dot = true;
     for (int o = 0; o < s.out_channels; ++o) {
         const int8_t* const w = spec->weights.data() + o * count;
@@ -225,7 +244,8 @@ bool Matcher::fits(ConvSpec* spec, int codes) const {
         is_low = is_low && sum * kHighestActivation <= kTotalLimit && bias < (1 << 30);
         fits_dot = fits_dot && 2 * 255 * sum + 2 * bias <= INT32_MAX;
         const float scale = spec->requantize.scale[o];
-        is_low = is_low && is_tame(spec->requantize.bias[o], scale, sum * kHighestActivation);
+        is_low = is_low && is_tame(spec->requantize.bias[o], scale, 2 * sum * kHighestActivation);
+        fits_dot = fits_dot && (!spec->is_depthwise || 255 * sum <= INT16_MAX);
         fits_dot = fits_dot && is_tame(spec->requantize.bias[o], scale, 2 * 255 * sum);
     }
     spec->is_lut = is_low;
@@ -236,7 +256,7 @@ std::optional<Candidate> Matcher::convolution(int place) {
     const Node& node = graph_.nodes[place];
     const auto real = reals_.find(node.inputs[0]);
     if (real == reals_.end() || node.inputs.size() < 2 || node.inputs[1] == kNone) return std::nullopt;
-    if (ints(node, "group", {1}) != std::vector<int64_t>{1}) return std::nullopt;
+    const std::vector<int64_t> group = ints(node, "group", {1});
     Grid to;
     const int quantize = quantizer_of(place, &to);
     if (quantize == kNone) return std::nullopt;
@@ -247,13 +267,15 @@ std::optional<Candidate> Matcher::convolution(int place) {
     ConvSpec& spec = found.step.conv;
     const Value& weights = graph_.values[node.inputs[1]];
     if (!weights.has_shape || !in_limits(weights.shape, 4, 1, kLongestSide)) return std::nullopt;
-    if (weights.shape[0] != out.channels || weights.shape[1] != in.channels) return std::nullopt;
+    spec.is_depthwise = group != std::vector<int64_t>{1};
+    if (spec.is_depthwise && (group != std::vector<int64_t>{in.channels} || in.channels != out.channels)) return std::nullopt;
+    if (weights.shape[0] != out.channels || weights.shape[1] != (spec.is_depthwise ? 1 : in.channels)) return std::nullopt;
     spec.shape.in_channels = in.channels;
     spec.shape.out_channels = out.channels;
     spec.shape.kernel_h = static_cast<int>(std::min<int64_t>(weights.shape[2], kMostKernel + 1));
     spec.shape.kernel_w = static_cast<int>(std::min<int64_t>(weights.shape[3], kMostKernel + 1));
     const ConvShape expected = spec.shape;
-    if (!shape_of(node, &spec.shape, in, out)) return std::nullopt;
+    if (!window_of(node, &spec.shape) || !makes(spec.shape, in, out)) return std::nullopt;
     if (expected.kernel_h != spec.shape.kernel_h || expected.kernel_w != spec.shape.kernel_w) return std::nullopt;
     std::vector<float> scales;
     const Grid& from = real->second.grid;
@@ -267,8 +289,8 @@ std::optional<Candidate> Matcher::convolution(int place) {
     }
     spec.requantize.zero = to.zero;
     spec.zero = from.zero;
-    if (!fits(&spec, real->second.codes)) return std::nullopt;
-    found.step.kind = spec.is_lut ? OpKind::kLutConv : OpKind::kDotConv;
+    if (!fits(&spec, real->second)) return std::nullopt;
+    found.step.kind = spec.is_lut ? OpKind::kLutConv : spec.is_depthwise ? OpKind::kDepthwise : OpKind::kDotConv;
     found.reals = {node.inputs[0]};
     found.inputs = {real->second.codes};
     return found;
@@ -378,7 +400,7 @@ std::optional<Candidate> Matcher::clip(int place) {
 std::optional<Candidate> Matcher::max_pool(int place) {
     const Node& node = graph_.nodes[place];
     if (node.outputs.size() > 1 && node.outputs[1] != kNone) return std::nullopt;
-    if (ints(node, "ceil_mode", {0}) != std::vector<int64_t>{0} || !node.ints.count("kernel_shape")) return std::nullopt;
+    if (!node.ints.count("kernel_shape")) return std::nullopt;
     const auto real = reals_.find(node.inputs[0]);
     const bool is_real = real != reals_.end();
     const int codes = is_real ? real->second.codes : node.inputs[0];
@@ -386,11 +408,14 @@ std::optional<Candidate> Matcher::max_pool(int place) {
     TensorInfo in, out;
     ConvShape shape;
     if (graph_.values[codes].constant != nullptr || !tensor_info(node.inputs[0], &in) || !tensor_info(node.outputs[0], &out) ||
-        in.channels != out.channels || !shape_of(node, &shape, in, out))
+        in.channels != out.channels || !window_of(node, &shape))
         return std::nullopt;
-    if (shape.pad_top >= shape.kernel_h || shape.pad_left >= shape.kernel_w || shape.pad_bottom >= shape.kernel_h ||
-        shape.pad_right >= shape.kernel_w)
-        return std::nullopt;  // a window could lie in the border alone
+    // With ceil_mode the last windows may hang over; every window must hold a part of the tensor.
+    const bool has_parts = shape.pad_top < shape.kernel_h && shape.pad_left < shape.kernel_w &&
+                           (out.height - 1) * shape.stride_h - shape.pad_top < in.height &&
+                           (out.width - 1) * shape.stride_w - shape.pad_left < in.width;
+    const bool is_floor = ints(node, "ceil_mode", {0}) == std::vector<int64_t>{0};
+    if (!has_parts || (is_floor && !makes(shape, in, out))) return std::nullopt;
     Candidate found;
     found.step.kind = OpKind::kMaxPool;
     found.step.pool = PoolJob{nullptr, nullptr, 0, 0, 0, 0, shape.kernel_h, shape.kernel_w, shape.stride_h, shape.stride_w,
@@ -404,6 +429,35 @@ std::optional<Candidate> Matcher::max_pool(int place) {
         const Grid grid = real->second.grid;
         reals_[node.outputs[0]] = {node.outputs[0], grid, place};
     }
+    return found;
+}
+
+// Channels side by side: of codes of one type, or of real tensors of one grid.
+std::optional<Candidate> Matcher::concat(int place) {
+    const Node& node = graph_.nodes[place];
+    TensorInfo out, in;
+    if (ints(node, "axis", {}) != std::vector<int64_t>{1} || !tensor_info(node.outputs[0], &out)) return std::nullopt;
+    Candidate found;
+    found.step.kind = OpKind::kConcat;
+    found.nodes = {place};
+    found.output = node.outputs[0];
+    const auto first = reals_.find(node.inputs[0]);
+    found.makes_real = first != reals_.end();
+    if (!found.makes_real && !is_code(graph_.values[node.inputs[0]])) return std::nullopt;
+    int channels = 0;
+    for (int input : node.inputs) {
+        if (input == kNone || !tensor_info(input, &in) || in.height != out.height || in.width != out.width) return std::nullopt;
+        const auto real = reals_.find(input);
+        if ((real != reals_.end()) != found.makes_real) return std::nullopt;
+        if (found.makes_real && !(real->second.grid == first->second.grid)) return std::nullopt;
+        const int codes = found.makes_real ? real->second.codes : input;
+        if (graph_.values[codes].constant != nullptr) return std::nullopt;
+        if (found.makes_real && std::count(found.reals.begin(), found.reals.end(), input) == 0) found.reals.push_back(input);
+        found.inputs.push_back(codes);
+        channels += in.channels;
+    }
+    if (channels != out.channels) return std::nullopt;
+    if (found.makes_real) reals_[found.output] = {found.output, Grid(first->second.grid), place};
     return found;
 }
 

@@ -45,13 +45,15 @@ private:
     std::optional<Candidate> requantize(int node);
     std::optional<Candidate> clip(int node);
     std::optional<Candidate> max_pool(int node);
+    std::optional<Candidate> concat(int node);
     std::optional<Candidate> sum_with_constant(int node, int constant, int real, const Grid& to, int quantize);
 
-    bool shape_of(const Node& node, ConvShape* shape, const TensorInfo& in, const TensorInfo& out) const;
+    bool window_of(const Node& node, ConvShape* shape) const;
     bool weights_of(const Node& node, ConvSpec* spec, std::vector<float>* scales, std::vector<int>* nodes) const;
     bool bias_of(const Node& node, float input_scale, const std::vector<float>& scales, ConvSpec* spec,
                  std::vector<int>* nodes) const;
-    bool fits(ConvSpec* spec, int codes) const;
+    bool fits(ConvSpec* spec, const Real& real) const;
+    Range codes_of(const Real& real) const;
 
     int single_reader(int value) const;      // the only node that uses it, else kNone
     int quantizer_of(int node, Grid* grid) const;

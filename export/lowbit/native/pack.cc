@@ -144,7 +144,7 @@ uint8_t requantized(const Requantize& requantize, int channel, int32_t accumulat
 }
 
 bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& format, const Requantize& requantize,
-              LutLayer* layer) {
+              int zero, LutLayer* layer) {
     layer->shape = shape;
     layer->format = format;
     if (shape.kernel_w > kMostTaps) return false;
@@ -163,10 +163,13 @@ bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& fo
             sum += std::abs(w[i]);
             below += w[i] < 0 ? -w[i] : 0;
         }
-        layer->offset[o] = kHighestActivation * below;
+        layer->offset[o] = kHighestActivation * below + zero * (sum - 2 * below);
         reach[o] = kHighestActivation * sum;
-        if (reach[o] > kTotalLimit || !is_tame(requantize.bias[o], requantize.scale[o], reach[o])) return false;
+        if (reach[o] > kTotalLimit || !is_tame(requantize.bias[o], requantize.scale[o], 2 * reach[o])) return false;
     }
+    layer->border = 0;
+    for (int i = 0; i < format.group; ++i) layer->border |= zero << 2 * i;
+    layer->border *= format.table_stride;
 
     const size_t row = static_cast<size_t>(layer->groups) * shape.kernel_w * shape.kernel_h;
     layer->weights = Buffer(row * padded);

@@ -85,13 +85,33 @@ void dot_conv(const DotJob& job, int block, int first_row, int last_row) {
             }
 }
 
-void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int zero, uint16_t* out) {
+void depthwise(const DepthwiseJob& job, int first_row, int last_row) {
+    const DepthwiseLayer& layer = *job.layer;
+    const int taps = layer.shape.kernel_h * layer.shape.kernel_w;
+    for (int y = first_row; y < last_row; ++y)
+        for (int x = 0; x < job.out_width; ++x)
+            for (int channel = 0; channel < layer.shape.in_channels; ++channel) {
+                int sum = 0;
+                for (int tap = 0; tap < taps; ++tap) {
+                    const int sy = y * layer.shape.stride_h + tap / layer.shape.kernel_w;
+                    const int sx = x * layer.shape.stride_w + tap % layer.shape.kernel_w;
+                    const int weight = layer.weights.as<int8_t>()[depthwise_weight_place(channel, tap, layer.pairs)];
+                    sum += job.source[sy * job.source_row + sx * job.stride + channel] * weight;
+                }
+                const size_t at = depthwise_place(channel);
+                const float value = static_cast<float>(sum + layer.bias.as<int32_t>()[at]) * layer.scale.as<float>()[at];
+                job.out[(static_cast<size_t>(y) * job.out_width + x) * job.stride + channel] =
+                    clamped(rounded(value, layer.zero), layer.low, layer.high);
+            }
+}
+
+void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out) {
     for (int x = 0; x < width; ++x, codes += stride)
         for (int g = 0; g < layer.groups; ++g) {
             int index = 0;
             for (int i = 0; i < layer.format.group; ++i) {
                 const int channel = g + i * layer.groups;
-                if (channel < layer.shape.in_channels) index |= ((codes[channel] - zero) & kHighestActivation) << 2 * i;
+                if (channel < layer.shape.in_channels) index |= ((codes[channel] - base) & kHighestActivation) << 2 * i;
             }
             *out++ = static_cast<uint16_t>(index * layer.format.table_stride);
         }
@@ -147,7 +167,7 @@ void export_planes(const uint8_t* codes, size_t stride, int, size_t positions, u
 }  // namespace
 
 const Kernels* portable_kernels() {
-    static const Kernels kernels = {"portable", {64, 3, 64, 2, true}, true,     lut_conv,      dot_conv,     pack_index,
+    static const Kernels kernels = {"portable", {64, 3, 64, 2, true}, true,     lut_conv,      dot_conv,     depthwise, pack_index,
                                     add,        map,                  max_pool, import_planes, export_planes};
     return &kernels;
 }

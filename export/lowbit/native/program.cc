@@ -41,7 +41,7 @@ private:
         if (std::none_of(region_.inputs.begin(), region_.inputs.end(), is_it)) return false;
         return std::all_of(region_.steps.begin(), region_.steps.end(), [&](const Step& step) {
             const bool reads = std::count(step.inputs.begin(), step.inputs.end(), name) > 0;
-            return !reads || (step.kind == OpKind::kDotConv);
+            return !reads || step.kind == OpKind::kDotConv;
         });
     }
 
@@ -53,7 +53,7 @@ private:
     // Convolutions of one tensor share its indices, with the widest border that any of them wants.
     void widen_border(const Step& step) {
         const ConvShape& s = step.conv.shape;
-        std::array<int, 4>& border = borders_[{step.inputs[0], step.conv.zero}];
+        std::array<int, 4>& border = borders_[{step.inputs[0], step.conv.base}];
         border = {std::max(border[0], s.pad_top), std::max(border[1], s.pad_left), std::max(border[2], s.pad_bottom),
                   std::max(border[3], s.pad_right)};
     }
@@ -82,6 +82,8 @@ private:
                 push({OpKind::kMap, {in, -1}, out, static_cast<int>(program_->tables.size()) - 1, {}});
                 break;
             case OpKind::kMaxPool: add_pool(step, in, out); break;
+            case OpKind::kConcat: add_concat(step, out); break;
+            case OpKind::kDepthwise: add_depthwise(step.conv, in, out); break;
             default:
                 if (step.conv.is_lut) add_lut(step, in, out);
                 else add_dot(step.conv, in, out);
@@ -96,6 +98,15 @@ private:
         job.out_width = program_->tensors[out].width;
         program_->pools.push_back(job);
         push({OpKind::kMaxPool, {in, -1}, out, static_cast<int>(program_->pools.size()) - 1, {}});
+    }
+
+    void add_concat(const Step& step, int out) {
+        int channel = 0;  // one operation an input: the payload is where its channels go
+        for (const std::string& name : step.inputs) {
+            const int in = ids_.at(name);
+            push({OpKind::kConcat, {in, -1}, out, channel, {}});
+            channel += program_->tensors[in].channels;
+        }
     }
 
     int stage(const Staging& staging, size_t element_bytes, OpKind kind) {
@@ -117,14 +128,16 @@ private:
                made.bottom == wanted.bottom && made.right == wanted.right;
     }
 
-    Staging staging_of(const ConvSpec& spec, int in, const std::array<int, 4>& border) const {
+    Staging staging_of(int zero, int in, const std::array<int, 4>& border, size_t position) const {
         Staging staging;
         staging.source = in;
-        staging.zero = spec.zero;
+        staging.zero = zero;
         staging.top = border[0];
         staging.left = border[1];
         staging.bottom = border[2];
         staging.right = border[3];
+        staging.position = position;
+        staging.row = (program_->tensors[in].width + staging.left + staging.right) * position;
         staging.height = program_->tensors[in].height + staging.top + staging.bottom;
         return staging;
     }
@@ -132,12 +145,11 @@ private:
     void add_lut(const Step& step, int in, int out) {
         const ConvSpec& spec = step.conv;
         auto layer = std::make_unique<LutLayer>();
-        if (!pack_lut(spec.weights.data(), spec.shape, program_->kernels->format, spec.requantize, layer.get()))
+        if (!pack_lut(spec.weights.data(), spec.shape, program_->kernels->format, spec.requantize, spec.zero - spec.base, layer.get()))
             throw std::runtime_error("a claimed convolution does not fit 16-bit totals");
-        const std::array<int, 4> none{};
-        Staging staging = staging_of(spec, in, is_flat(spec.shape) ? none : borders_.at({step.inputs[0], spec.zero}));
+        const std::array<int, 4> border = is_flat(spec.shape) ? std::array<int, 4>{} : borders_.at({step.inputs[0], spec.base});
+        Staging staging = staging_of(spec.base, in, border, layer->groups);
         staging.layer = layer.get();
-        staging.row = static_cast<size_t>(program_->tensors[in].width + staging.left + staging.right) * layer->groups;
         const int place = stage(staging, sizeof(uint16_t), OpKind::kIndex);
         program_->lut_layers.push_back(std::move(layer));
         push({OpKind::kLutConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->lut_layers.size()) - 1, {}});
@@ -148,11 +160,20 @@ private:
         if (!pack_dot(spec, program_->kernels->has_exact_dot, layer.get()))
             throw std::runtime_error("a claimed convolution does not fit 32-bit sums");
         const ConvShape& s = spec.shape;
-        Staging staging = staging_of(spec, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right});
-        staging.row = static_cast<size_t>(program_->tensors[in].width + staging.left + staging.right) * spec.shape.in_channels;
+        const Staging staging = staging_of(spec.zero, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, s.in_channels);
         const int place = stage(staging, 1, OpKind::kBorder);
         program_->dot_layers.push_back(std::move(layer));
         push({OpKind::kDotConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->dot_layers.size()) - 1, {}});
+    }
+
+    void add_depthwise(const ConvSpec& spec, int in, int out) {
+        auto layer = std::make_unique<DepthwiseLayer>();
+        if (!pack_depthwise(spec, layer.get())) throw std::runtime_error("a claimed convolution does not fit 16-bit sums");
+        const ConvShape& s = spec.shape;
+        const Staging staging = staging_of(spec.zero, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, program_->tensors[in].stride);
+        const int place = stage(staging, 1, OpKind::kBorder);
+        program_->depthwise_layers.push_back(std::move(layer));
+        push({OpKind::kDepthwise, {staging_tensor_[place], place}, out, static_cast<int>(program_->depthwise_layers.size()) - 1, {}});
     }
 
     // Tensors share memory where one is not needed any more when the other begins: first fit, in order of first use.
@@ -194,7 +215,7 @@ private:
     const Region& region_;
     std::unique_ptr<Program> program_;
     std::map<std::string, int> ids_;
-    std::map<std::pair<std::string, int>, std::array<int, 4>> borders_;  // of a tensor's indices, with a zero point
+    std::map<std::pair<std::string, int>, std::array<int, 4>> borders_;  // of a tensor's indices, with a base
     std::vector<size_t> sizes_;
     std::string current_;  // the tensor that is being made
     std::vector<int> staging_tensor_;
@@ -231,6 +252,33 @@ bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer) {
         if (!is_tame(spec.requantize.bias[o], spec.requantize.scale[o], 2 * 255 * reach)) return false;
         layer->bias.as<int32_t>()[o] = static_cast<int32_t>(bias);
         layer->scale.as<float>()[o] = spec.requantize.scale[o];
+    }
+    return true;
+}
+
+bool pack_depthwise(const ConvSpec& spec, DepthwiseLayer* layer) {
+    const ConvShape& s = spec.shape;
+    const int taps = s.kernel_h * s.kernel_w;
+    layer->shape = s;
+    layer->pairs = (taps + 1) / 2;
+    layer->zero = spec.requantize.zero;
+    layer->low = spec.requantize.low;
+    layer->high = spec.requantize.high;
+    const size_t padded = round_up(s.in_channels, kChannelUnit);
+    layer->weights = Buffer(padded * layer->pairs * 2);
+    layer->bias = Buffer(padded * sizeof(int32_t));
+    layer->scale = Buffer(padded * sizeof(float));
+    for (int c = 0; c < s.in_channels; ++c) {
+        int sum = 0, reach = 0;
+        for (int tap = 0; tap < taps; ++tap) {
+            const int8_t w = spec.weights[static_cast<size_t>(c) * taps + tap];
+            layer->weights.as<int8_t>()[depthwise_weight_place(c, tap, layer->pairs)] = w;
+            sum += w;
+            reach += std::abs(w);
+        }
+        if (255 * reach > INT16_MAX || !is_tame(spec.requantize.bias[c], spec.requantize.scale[c], 2 * 255 * reach)) return false;
+        layer->bias.as<int32_t>()[depthwise_place(c)] = spec.requantize.bias[c] - spec.zero * sum;
+        layer->scale.as<float>()[depthwise_place(c)] = spec.requantize.scale[c];
     }
     return true;
 }

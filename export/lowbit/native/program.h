@@ -15,7 +15,7 @@
 
 namespace lowbit {
 
-enum class OpKind { kImport, kExport, kIndex, kBorder, kLutConv, kDotConv, kAdd, kMap, kMaxPool };
+enum class OpKind { kImport, kExport, kIndex, kBorder, kLutConv, kDotConv, kDepthwise, kAdd, kMap, kMaxPool, kConcat };
 
 struct TensorInfo {
     int channels = 0, height = 0, width = 0;
@@ -38,7 +38,9 @@ struct ConvSpec {
     std::vector<int8_t> weights;
     Requantize requantize;
     int zero = 0;  // of the input's codes
+    int base = 0;  // the code that is looked up as activation 0
     bool is_lut = false;
+    bool is_depthwise = false;  // weights [channels][1][kh][kw]
 };
 
 struct Step {  // what the claimer hands over: one tensor from one or two others, by value names
@@ -68,9 +70,10 @@ struct Region {
 // Padded rows of a tensor: indices of look-up layers, or bytes of dot-product layers.
 struct Staging {
     int source = -1;  // tensor
-    int zero = 0;
+    int zero = 0;     // bytes: what the border is filled with; indices: the code that is activation 0
     int top = 0, left = 0, bottom = 0, right = 0;
     const LutLayer* layer = nullptr;  // null: bytes
+    size_t position = 0;              // elements: groups, or bytes
     size_t row = 0;                   // elements
     int height = 0;
 };
@@ -91,6 +94,7 @@ struct Program {
     std::vector<Op> ops;
     std::vector<std::unique_ptr<LutLayer>> lut_layers;
     std::vector<std::unique_ptr<DotLayer>> dot_layers;
+    std::vector<std::unique_ptr<DepthwiseLayer>> depthwise_layers;
     std::vector<Staging> stagings;
     std::vector<AddJob> sums;
     std::vector<std::array<uint8_t, 256>> tables;
@@ -116,5 +120,6 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
 void write_profile(const Program& program, const char* path);
 
 bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer);
+bool pack_depthwise(const ConvSpec& spec, DepthwiseLayer* layer);
 
 }  // namespace lowbit

@@ -46,6 +46,10 @@ void export_part(const Running& run, const Op& op, size_t first, size_t last) {
                                        flip, static_cast<int>(first), static_cast<int>(last));
 }
 
+void fill(uint16_t* to, size_t count, int value) {
+    for (size_t i = 0; i < count; ++i) to[i] = static_cast<uint16_t>(value);
+}
+
 void index_part(const Running& run, const Op& op, size_t first, size_t last) {
     const Staging& staging = run.program.stagings[op.payload];
     const TensorInfo& from = run.program.tensors[staging.source];
@@ -54,20 +58,20 @@ void index_part(const Running& run, const Op& op, size_t first, size_t last) {
         uint16_t* const row = run.at<uint16_t>(op.out) + y * staging.row;
         const ptrdiff_t source = static_cast<ptrdiff_t>(y) - staging.top;
         if (source < 0 || source >= from.height) {
-            std::memset(row, 0, staging.row * sizeof *row);
+            fill(row, staging.row, staging.layer->border);
             continue;
         }
-        std::memset(row, 0, staging.left * groups * sizeof *row);
+        fill(row, staging.left * groups, staging.layer->border);
         run.program.kernels->pack_index(run.at(staging.source) + source * from.width * from.stride, from.stride, from.width,
                                         *staging.layer, staging.zero, row + staging.left * groups);
-        std::memset(row + (staging.left + from.width) * groups, 0, staging.right * groups * sizeof *row);
+        fill(row + (staging.left + from.width) * groups, staging.right * groups, staging.layer->border);
     }
 }
 
 void border_part(const Running& run, const Op& op, size_t first, size_t last) {
     const Staging& staging = run.program.stagings[op.payload];
     const TensorInfo& from = run.program.tensors[staging.source];
-    const size_t channels = from.channels;
+    const size_t position = staging.position;
     for (size_t y = first; y < last; ++y) {
         uint8_t* const row = run.at(op.out) + y * staging.row;
         const ptrdiff_t source = static_cast<ptrdiff_t>(y) - staging.top;
@@ -75,12 +79,12 @@ void border_part(const Running& run, const Op& op, size_t first, size_t last) {
             std::memset(row, staging.zero, staging.row);
             continue;
         }
-        std::memset(row, staging.zero, staging.left * channels);
+        std::memset(row, staging.zero, staging.left * position);
         const uint8_t* codes = run.at(staging.source) + source * from.width * from.stride;
-        uint8_t* to = row + staging.left * channels;
-        if (from.stride == channels) std::memcpy(to, codes, from.width * channels);
-        else for (int x = 0; x < from.width; ++x) std::memcpy(to + x * channels, codes + x * from.stride, channels);
-        std::memset(to + from.width * channels, staging.zero, staging.right * channels);
+        uint8_t* to = row + staging.left * position;
+        if (from.stride == position) std::memcpy(to, codes, from.width * position);
+        else for (int x = 0; x < from.width; ++x) std::memcpy(to + x * position, codes + x * from.stride, position);
+        std::memset(to + from.width * position, staging.zero, staging.right * position);
     }
 }
 
@@ -159,6 +163,22 @@ void dot_part(const Running& run, const Op& op, size_t first, size_t last) {
               });
 }
 
+void depthwise_part(const Running& run, const Op& op, size_t first, size_t last) {
+    const DepthwiseLayer& layer = *run.program.depthwise_layers[op.payload];
+    const Staging& staging = run.program.stagings[op.in[1]];
+    const TensorInfo& to = run.program.tensors[op.out];
+    run.program.kernels->depthwise({&layer, run.at(op.in[0]), staging.row, run.at(op.out), to.stride, to.width},
+                                   static_cast<int>(first), static_cast<int>(last));
+}
+
+void concat_part(const Running& run, const Op& op, size_t first, size_t last) {
+    const TensorInfo &from = run.program.tensors[op.in[0]], &to = run.program.tensors[op.out];
+    const uint8_t* source = run.at(op.in[0]) + first * from.width * from.stride;
+    uint8_t* out = run.at(op.out) + first * to.width * to.stride + op.payload;
+    for (size_t i = 0; i < (last - first) * to.width; ++i, source += from.stride, out += to.stride)
+        std::memcpy(out, source, from.channels);
+}
+
 void add_part(const Running& run, const Op& op, size_t first, size_t last) {
     const size_t row = run.program.tensors[op.out].width * run.program.tensors[op.out].stride, from = first * row;
     run.program.kernels->add(run.program.sums[op.payload], run.at(op.in[0]) + from, run.at(op.in[1]) + from,
@@ -202,6 +222,8 @@ Work work_of(const Running& run, const Op& op) {
             return make(blocks * conv_rows(dot_window(run, op)),
                         p.tensors[op.out].positions() * shape.out_channels * shape.in_channels * shape.kernel_h, dot_part);
         }
+        case OpKind::kDepthwise: return make(p.tensors[op.out].height, 8 * p.tensors[op.out].bytes(), depthwise_part);
+        case OpKind::kConcat: return make(p.tensors[op.out].height, p.tensors[op.in[0]].bytes(), concat_part);
         case OpKind::kAdd: return make(p.tensors[op.out].height, p.tensors[op.out].bytes(), add_part);
         case OpKind::kMap: return make(p.tensors[op.out].height, p.tensors[op.out].bytes(), map_part);
         case OpKind::kMaxPool: break;
@@ -233,7 +255,8 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
 }
 
 void write_profile(const Program& program, const char* path) {
-    constexpr const char* kinds[] = {"import", "export", "index", "border", "lut_conv", "dot_conv", "add", "map", "max_pool"};
+    constexpr const char* kinds[] = {"import", "export", "index", "border", "lut_conv", "dot_conv", "depthwise",
+                                     "add",    "map",    "max_pool", "concat"};
     std::FILE* const file = std::fopen(path, "a");
     if (file == nullptr) return;
     std::fprintf(file, "{\"kernels\": \"%s\", \"operations\": [", program.kernels->name);

@@ -73,7 +73,7 @@ Region region_of(Step step, const std::vector<Port>& inputs, const Port& output)
 }  // namespace lowbit
 
 // `numbers`: in and out channels, height, width, kernel (2), strides (2), pads (top, left, bottom, right), zero points of
-// input and output, lowest and highest code, whether by look-up, whether on threads.
+// input and output, lowest and highest code, whether by look-up, whether on threads, base of look-ups, whether depthwise.
 LOWBIT_EXPORT int lowbit_test_conv(const char* isa, const int32_t* numbers, const int8_t* weights, const int32_t* bias,
                                    const float* scale, const uint8_t* codes, uint8_t* out) {
     using namespace lowbit;
@@ -82,15 +82,17 @@ LOWBIT_EXPORT int lowbit_test_conv(const char* isa, const int32_t* numbers, cons
     ConvSpec& spec = step.conv;
     spec.shape = {n[0], n[1], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11]};
     const ConvShape& s = spec.shape;
-    spec.weights.assign(weights, weights + static_cast<size_t>(n[0]) * n[1] * n[4] * n[5]);
+    spec.weights.assign(weights, weights + static_cast<size_t>(n[19] ? 1 : n[0]) * n[1] * n[4] * n[5]);
     spec.requantize.bias.assign(bias, bias + n[1]);
     spec.requantize.scale.assign(scale, scale + n[1]);
     spec.requantize.zero = n[13];
     spec.requantize.low = n[14];
     spec.requantize.high = n[15];
     spec.zero = n[12];
+    spec.base = n[18];
+    spec.is_depthwise = n[19] != 0;
     spec.is_lut = n[16] != 0;
-    step.kind = spec.is_lut ? OpKind::kLutConv : OpKind::kDotConv;
+    step.kind = spec.is_lut ? OpKind::kLutConv : spec.is_depthwise ? OpKind::kDepthwise : OpKind::kDotConv;
     const Region region = region_of(std::move(step), {port("x", n[0], n[2], n[3])},
                                     port("y", n[1], s.out_height(n[2]), s.out_width(n[3])));
     return run_region(isa, region, {codes}, out, n[17] != 0);

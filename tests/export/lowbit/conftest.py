@@ -130,6 +130,15 @@ def random_net(seed: int) -> tuple[bytes, tuple[int, int]]:
     for _ in range(int(rng.integers(1, 4))):
         step = trunk_scale * float(rng.uniform(15, 40))
         low = net.low_bit(trunk, step, by_saturation=bool(rng.random() < 0.5))
+        if rng.random() < 0.3:  # a channel by itself
+            real, spread = net.convolution(
+                low, width, step=step, bits=2, group=width, kernel=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]
+            )
+            low, step = net.low_bit(net.quantize(real, spread / 60, 0, np.uint8, net.shapes[real]), spread, by_saturation=False), spread
+        if rng.random() < 0.3 and min(net.shapes[low][1:]) > 2:  # side by side, pooled with windows that hang over
+            low = net.keep("Concat", low, (2 * width, *net.shapes[low][1:]), low, axis=1)
+            sides = [-(-(side - 2) // 2) + 1 for side in net.shapes[low][1:]]
+            low = net.keep("MaxPool", low, (2 * width, *sides), kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
         outputs = int(rng.choice([width, width, 32, 64, 100]))
         real, spread = net.convolution(low, outputs, step=step, bits=2)
         step = spread
@@ -141,6 +150,10 @@ def random_net(seed: int) -> tuple[bytes, tuple[int, int]]:
             options["group"] = 2  # not ours
         elif odd < 0.3:
             options |= {"dilation": 2, "pads": [2, 2, 2, 2]}
+        elif odd < 0.6:  # through a signed grid of two bits
+            real, spread = net.convolution(inner, outputs, step=step, bits=2, **options)
+            grid = net.quantize(real, spread, 2, np.uint8, net.shapes[real])
+            inner, step = net.keep("Clip", grid, net.shapes[real], net.constant(0, np.uint8), net.constant(3, np.uint8)), spread
         real, spread = net.convolution(inner, width, step=step, bits=2, **options)
         branch = net.quantize(real, spread / 40, *signed, net.shapes[real])
         if net.shapes[branch] != net.shapes[trunk]:  # the other way round the block

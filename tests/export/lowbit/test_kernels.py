@@ -31,6 +31,8 @@ class Layer:
     low: int
     high: int
     is_lut: bool
+    base: int = 0  # the code that is looked up as activation 0
+    is_depthwise: bool = False
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,9 @@ def random_layer(rng: np.random.Generator, *, is_lut: bool) -> Layer:
     pads = tuple(int(p) for p in rng.integers(0, 4, 4))
     height, width = (max(int(rng.integers(1, 17)), k - pads[i] - pads[i + 2]) for i, k in enumerate(kernel))
     shape = (outputs, inputs, *kernel)
-    zero_in = int(rng.choice([0, 0, 252, 17])) if is_lut else int(rng.integers(256))
-    codes = rng.integers(0, 4, (inputs, height, width)) + zero_in if is_lut else rng.integers(0, 256, (inputs, height, width))
+    base = int(rng.choice([0, 0, 252, 17])) if is_lut else 0
+    zero_in = base + int(rng.choice([0, 0, 2, 1])) if is_lut else int(rng.integers(256))  # 2: signed activations
+    codes = rng.integers(0, 4, (inputs, height, width)) + base if is_lut else rng.integers(0, 256, (inputs, height, width))
     weights = random_weights(rng, shape) if is_lut else rng.integers(-64, 65, shape).astype(np.int8)
     spread = float(np.sqrt(np.prod(shape[1:])) * (1.5 if is_lut else 4000))
     scale = (rng.uniform(0.2, 4, outputs) * rng.choice([1, 60]) / spread).astype(np.float32)
@@ -80,7 +83,7 @@ def random_layer(rng: np.random.Generator, *, is_lut: bool) -> Layer:
         bias = (rng.choice([-1, 1], outputs) * rng.integers(0, 10**6, outputs)).astype(np.int32)
     low, high = (0, 3) if rng.random() < 0.5 else (0, 255)
     zero_out = int(rng.choice([0, 128, 3])) if high == 255 else 0
-    return Layer(codes.astype(np.uint8), weights, bias, scale, strides, pads, zero_in, zero_out, low, high, is_lut)
+    return Layer(codes.astype(np.uint8), weights, bias, scale, strides, pads, zero_in, zero_out, low, high, is_lut, base)
 
 
 def reference(layer: Layer) -> Codes:
@@ -89,7 +92,9 @@ def reference(layer: Layer) -> Codes:
     x = np.pad(layer.codes.astype(np.int64) - layer.zero_in, ((0, 0), (top, bottom), (left, right)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (kernel_h, kernel_w), (1, 2))
     windows = windows[:, :: layer.strides[0], :: layer.strides[1]]
-    sums = np.einsum("chwij,ocij->ohw", windows, layer.weights.astype(np.int64), optimize=True)
+    terms = "chwij,cij->chw" if layer.is_depthwise else "chwij,ocij->ohw"
+    weights = layer.weights[:, 0] if layer.is_depthwise else layer.weights
+    sums = np.einsum(terms, windows, weights.astype(np.int64), optimize=True)
     real = (sums + layer.bias[:, None, None]).astype(np.int32).astype(np.float32) * layer.scale[:, None, None]
     real = np.clip(real, np.float32(-layer.zero_out), np.float32(255 - layer.zero_out))
     return np.clip(np.rint(real).astype(np.int64) + layer.zero_out, layer.low, layer.high).astype(np.uint8)
@@ -101,7 +106,7 @@ def computed(library: ctypes.CDLL, isa: str, layer: Layer, *, is_parallel: bool 
         [
             *(layer.codes.shape[0], layer.weights.shape[0], *layer.codes.shape[1:], *layer.weights.shape[2:]),
             *(*layer.strides, *layer.pads, layer.zero_in, layer.zero_out, layer.low, layer.high),
-            *(layer.is_lut, is_parallel),
+            *(layer.is_lut, is_parallel, layer.base, layer.is_depthwise),
         ],
         np.int32,
     )
@@ -130,6 +135,24 @@ def test_convolutions_equal_integer_references(library: ctypes.CDLL, isa: str, i
     check_layers(library, isa, 6 if isa == "portable" else 50, 11, is_lut=is_lut)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_depthwise_convolutions_equal_integer_references(library: ctypes.CDLL, isa: str) -> None:
+    rng = np.random.default_rng(13)
+    for number in range(6 if isa == "portable" else 60):
+        layer = random_layer(rng, is_lut=False)
+        kernel = layer.weights.shape[2:]
+        limit = max(1, 32_767 // 255 // int(np.prod(kernel)))  # 255 sum |w| fits 16 bits
+        channels = layer.codes.shape[0]
+        layer.weights = rng.integers(-limit, limit + 1, (channels, 1, *kernel)).astype(np.int8)
+        layer.bias, layer.scale = (np.resize(one, channels) for one in (layer.bias, layer.scale * 30))
+        layer.is_depthwise = True
+        found = computed(library, isa, layer)
+        if isinstance(found, int):
+            assert found == NO_KERNELS
+            pytest.skip(f"this processor lacks {isa}")
+        np.testing.assert_array_equal(found, reference(layer), err_msg=str((number, layer.weights.shape)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS[:2])
 @pytest.mark.parametrize("is_lut", [True, False])
@@ -147,7 +170,7 @@ def test_largest_layer_of_all_lowest_weights(library: ctypes.CDLL, isa: str) -> 
         layer.codes = np.full((inputs, 1, 2), 3, np.uint8)
         layer.codes[:, 0, 1] = 0
         layer.bias, layer.scale = np.full(64, 65_532, np.int32), np.full(64, 0.001, np.float32)
-        layer.strides, layer.pads, layer.zero_in, layer.zero_out = (1, 1), (0, 0, 0, 0), 0, 0
+        layer.strides, layer.pads, layer.zero_in, layer.base, layer.zero_out = (1, 1), (0, 0, 0, 0), 0, 0, 0
         layer.low, layer.high = 0, 255
         found = computed(library, isa, layer)
         if found is NO_KERNELS:

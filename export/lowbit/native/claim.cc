@@ -56,6 +56,23 @@ private:
         return false;
     }
 
+    // The runtime turns an int8 QuantizeLinear and its DequantizeLinear into uint8, and fuses only what has one type. With
+    // one of the two in a region and the other outside, it could not, and would compute what is outside in floats.
+    bool cuts_conversion(const Candidate& it) const {
+        const auto is_open = [&](int value, auto has_end) {
+            if (!matcher_.is_signed(value) || !matcher_.becomes_unsigned(value)) return false;
+            for (size_t i = 0; i < candidates_.size(); ++i)
+                if (is_claimed_[i] && has_end(candidates_[i], value)) return false;
+            return true;
+        };
+        const auto makes = [](const Candidate& other, int value) { return other.output == value; };
+        const auto reads = [](const Candidate& other, int value) {
+            return std::find(other.inputs.begin(), other.inputs.end(), value) != other.inputs.end();
+        };
+        return is_open(it.output, reads) ||
+               std::any_of(it.inputs.begin(), it.inputs.end(), [&](int input) { return is_open(input, makes); });
+    }
+
     // Real values stay inside a region: whoever reads one must be claimed, or nobody that does is.
     void drop_broken() {
         for (bool has_changed = true; has_changed;) {
@@ -76,7 +93,7 @@ private:
                     const int maker = matcher_.reals().at(real).node;
                     return is_inside(real) && (graph_.nodes[maker].op == "DequantizeLinear" || owner[maker] != kNone);
                 });
-                is_whole = is_whole && (!it.makes_real || is_inside(it.output));
+                is_whole = is_whole && (!it.makes_real || is_inside(it.output)) && !cuts_conversion(it);
                 if (!is_whole) is_claimed_[i] = false, has_changed = true;
             }
         }
@@ -95,6 +112,13 @@ private:
         }
         for (const auto& [real, made_by] : maker)
             if (reader.count(real)) groups.join(reader[real], made_by);
+        std::map<int, int> converted;
+        for (size_t i = 0; i < candidates_.size(); ++i)
+            if (is_claimed_[i] && matcher_.is_signed(candidates_[i].output) && matcher_.becomes_unsigned(candidates_[i].output))
+                converted[candidates_[i].output] = static_cast<int>(i);
+        for (size_t i = 0; i < candidates_.size(); ++i)
+            for (int input : candidates_[i].inputs)
+                if (is_claimed_[i] && converted.count(input)) groups.join(converted[input], static_cast<int>(i));
         for (const auto& [a, b] : tied_)
             if (is_claimed_[a] && is_claimed_[b]) groups.join(a, b);
         group_of_node_.assign(graph_.nodes.size(), kNone);

@@ -37,6 +37,7 @@ public:
     // Channels, height and width where all are known and small enough; no stride.
     bool tensor_info(int value, TensorInfo* info) const;
     bool is_signed(int value) const;
+    bool becomes_unsigned(int codes) const;  // the runtime turns int8 into uint8 there
 
 private:
     std::optional<Candidate> at(int node);
@@ -58,7 +59,6 @@ private:
     int single_reader(int value) const;      // the only node that uses it, else kNone
     int quantizer_of(int node, Grid* grid) const;
     bool grid_of(int node, Grid* grid) const;
-    bool becomes_unsigned(int codes) const;  // the runtime turns int8 into uint8 there
     bool fuses(const std::vector<int>& codes) const;
 
     const Graph& graph_;

@@ -38,11 +38,18 @@ class Availability:
 
 @functools.cache
 def library_path() -> Path:
-    """Return the provider's library: that of the package ``onnxruntime-ep-lowbit``, else compiled here (cached).
+    """Return the provider's library.
+
+    It is the file that ``QKD_LOWBIT_LIBRARY`` names, else that of the package ``onnxruntime-ep-lowbit``, else one that is
+    compiled here, once.
 
     Raises:
-        LowBitUnavailableError: If there is neither, with the reason.
+        LowBitUnavailableError: If there is none of them, with the reason.
     """
+    if named := os.environ.get("QKD_LOWBIT_LIBRARY"):
+        if not Path(named).is_file():
+            raise LowBitUnavailableError(f"QKD_LOWBIT_LIBRARY names no file: {named}")
+        return Path(named)
     try:
         import onnxruntime_ep_lowbit
     except ImportError:

@@ -115,11 +115,16 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
         (answer,) = session.run(None, {session.get_inputs()[0].name: image})
         return np.asarray(answer)
 
-    identical = all(np.array_equal(run("plain", images[i : i + 1]), run("provider", images[i : i + 1])) for i in range(IMAGES))
+    identical = all(
+        np.array_equal(run("plain", images[i : i + 1]), run("provider", images[i : i + 1])) for i in range(IMAGES)
+    )
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     calls = [lambda variant=variant: run(variant, images[:1]) for variant in VARIANTS]
     times = in_turns(calls, options.rounds, clock)
-    least, median = dict(zip(VARIANTS, times.min(1), strict=True)), dict(zip(VARIANTS, np.median(times, 1), strict=True))
+    least, median = (
+        dict(zip(VARIANTS, times.min(1), strict=True)),
+        dict(zip(VARIANTS, np.median(times, 1), strict=True)),
+    )
     found = {
         "net": name,
         "size": size,
@@ -155,7 +160,11 @@ def processor() -> dict[str, Any]:
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     told = {key.strip(): value.strip() for key, value in lines.items()}
-    flags = [flag for flag in told.get("flags", told.get("Features", "")).split() if flag.startswith(("avx", "amx", "fma", "asimd"))]
+    flags = [
+        flag
+        for flag in told.get("flags", told.get("Features", "")).split()
+        if flag.startswith(("avx", "amx", "fma", "asimd"))
+    ]
     return {
         "machine": platform.machine(),
         "model": told.get("model name", "?"),
@@ -205,7 +214,12 @@ def main() -> None:
             rows.append(row)
     from export import lowbit
 
-    about = {"kernels": lowbit.availability().kernels, "threads": options.threads, "bits": options.bits, "flavour": options.flavour}
+    about = {
+        "kernels": lowbit.availability().kernels,
+        "threads": options.threads,
+        "bits": options.bits,
+        "flavour": options.flavour,
+    }
     if options.json:
         options.json.write_text(json.dumps({"processor": processor(), **about, "rows": rows}, indent=1) + "\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import logging
 import os
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from export.lowbit.build import LowBitUnavailableError, built_library, host_toolchain
 
 PROVIDER = "LowBitExecutionProvider"
+PACKAGE = "onnxruntime_ep_lowbit"  # the library alone, for devices without a compiler
 OLDEST_RUNTIME = (1, 23)  # the first with compiled nodes in plugin providers
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,8 @@ class Availability:
 def library_path() -> Path:
     """Return the provider's library.
 
-    It is the file that ``QKD_LOWBIT_LIBRARY`` names, else that of the package ``onnxruntime-ep-lowbit``, else one that is
-    compiled here, once.
+    It is the file that ``QKD_LOWBIT_LIBRARY`` names, else that of the package ``onnxruntime-ep-lowbit``, else one that
+    is compiled here, once.
 
     Raises:
         LowBitUnavailableError: If there is none of them, with the reason.
@@ -51,10 +53,10 @@ def library_path() -> Path:
             raise LowBitUnavailableError(f"QKD_LOWBIT_LIBRARY names no file: {named}")
         return Path(named)
     try:
-        import onnxruntime_ep_lowbit
+        package = importlib.import_module(PACKAGE)
     except ImportError:
         return built_library(host_toolchain())
-    return Path(onnxruntime_ep_lowbit.get_library_path())
+    return Path(package.get_library_path())
 
 
 def availability() -> Availability:

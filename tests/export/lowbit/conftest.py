@@ -83,7 +83,11 @@ class NetWriter:
         steps = (rng.uniform(0.5, 2, outputs) * 0.01).astype(np.float32)
         reach = spread * np.sqrt(np.prod(shape[1:])) * (1.5 if bits == 2 else 110)
         bias = rng.normal(0, reach / 2, outputs).astype(np.int32)
-        stored = [self.constant(weights, np.int8), self.constant(steps, np.float32), self.constant(np.zeros(outputs), np.int8)]
+        stored = [
+            self.constant(weights, np.int8),
+            self.constant(steps, np.float32),
+            self.constant(np.zeros(outputs), np.int8),
+        ]
         biases = [
             self.constant(bias, np.int32),
             self.constant(np.float32(step) * steps, np.float32),
@@ -134,7 +138,12 @@ def random_net(seed: int) -> tuple[bytes, tuple[int, int]]:
             real, spread = net.convolution(
                 low, width, step=step, bits=2, group=width, kernel=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]
             )
-            low, step = net.low_bit(net.quantize(real, spread / 60, 0, np.uint8, net.shapes[real]), spread, by_saturation=False), spread
+            low, step = (
+                net.low_bit(
+                    net.quantize(real, spread / 60, 0, np.uint8, net.shapes[real]), spread, by_saturation=False
+                ),
+                spread,
+            )
         if rng.random() < 0.3 and min(net.shapes[low][1:]) > 2:  # side by side, pooled with windows that hang over
             low = net.keep("Concat", low, (2 * width, *net.shapes[low][1:]), low, axis=1)
             sides = [-(-(side - 2) // 2) + 1 for side in net.shapes[low][1:]]
@@ -153,7 +162,10 @@ def random_net(seed: int) -> tuple[bytes, tuple[int, int]]:
         elif odd < 0.6:  # through a signed grid of two bits
             real, spread = net.convolution(inner, outputs, step=step, bits=2, **options)
             grid = net.quantize(real, spread, 2, np.uint8, net.shapes[real])
-            inner, step = net.keep("Clip", grid, net.shapes[real], net.constant(0, np.uint8), net.constant(3, np.uint8)), spread
+            inner, step = (
+                net.keep("Clip", grid, net.shapes[real], net.constant(0, np.uint8), net.constant(3, np.uint8)),
+                spread,
+            )
         real, spread = net.convolution(inner, width, step=step, bits=2, **options)
         branch = net.quantize(real, spread / 40, *signed, net.shapes[real])
         if net.shapes[branch] != net.shapes[trunk]:  # the other way round the block

@@ -122,10 +122,10 @@ def test_instruction_sets_leak_no_functions(tmp_path: Path) -> None:
     objects = sorted(tmp_path.glob("avx*.o"))
     assert objects
     for path in objects:
-        symbols = subprocess.run([nm, "-C", "--defined-only", str(path)], capture_output=True, text=True, check=True).stdout
+        symbols = subprocess.run(
+            [nm, "-C", "--defined-only", str(path)], capture_output=True, text=True, check=True
+        ).stdout
         assert not re.findall(r"^\S+ [WVu] .*$", symbols, re.M), path.name
-
-
 
 
 @pytest.mark.slow
@@ -137,7 +137,9 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
     library = build.compile_library(build.Toolchain((compiler,), build.host_toolchain().machine, flags), tmp_path)
     found = [
-        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
     environment = {
@@ -148,7 +150,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     }
     tests = ["tests/export/lowbit/test_kernels.py", "tests/export/lowbit/test_provider.py"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not slow", *tests, "-k", "not student and not portable"],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", *tests, "-k", "not student and not portable"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -183,7 +185,9 @@ def test_declarations_are_those_of_the_official_header(tmp_path: Path) -> None:
         lines.append(f'static_assert(offsetof({owner}, {name}) == {place} * sizeof(void*), "{name}");')
     for struct, members in STRUCTS.items():
         for number, member in enumerate(members):
-            lines.append(f'static_assert(offsetof({struct}, {member}) == {number} * sizeof(void*), "{struct}::{member}");')
+            lines.append(
+                f'static_assert(offsetof({struct}, {member}) == {number} * sizeof(void*), "{struct}::{member}");'
+            )
     for name, value in VALUES.items():
         lines.append(f'static_assert({name} == {value}, "{name}");')
     lines.append("static_assert(ORT_API_VERSION >= 23);")
@@ -194,21 +198,34 @@ def test_declarations_are_those_of_the_official_header(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    check_arguments(functions, (headers / "onnxruntime_c_api.h").read_text(), (headers / "onnxruntime_ep_c_api.h").read_text())
+    check_arguments(
+        functions, (headers / "onnxruntime_c_api.h").read_text(), (headers / "onnxruntime_ep_c_api.h").read_text()
+    )
 
 
 STRUCTS = {
     "OrtNodeComputeInfo": ["ort_version_supported", "CreateState", "Compute", "ReleaseState"],
     "OrtEp": ["ort_version_supported", "GetName", "GetCapability", "Compile", "ReleaseNodeComputeInfos"],
     "OrtEpFactory": [
-        *("ort_version_supported", "GetName", "GetVendor", "GetSupportedDevices", "CreateEp", "ReleaseEp", "GetVendorId"),
+        *(
+            "ort_version_supported",
+            "GetName",
+            "GetVendor",
+            "GetSupportedDevices",
+            "CreateEp",
+            "ReleaseEp",
+            "GetVendorId",
+        ),
         *("GetVersion", "ValidateCompiledModelCompatibilityInfo", "CreateAllocator", "ReleaseAllocator"),
         *("CreateDataTransfer", "IsStreamAware", "CreateSyncStreamForDevice"),
     ],
 }
 VALUES = {
     **{"ORT_FAIL": 1, "ORT_INVALID_ARGUMENT": 2, "ORT_EP_FAIL": 11, "OrtHardwareDeviceType_CPU": 0},
-    **{f"ONNX_TENSOR_ELEMENT_DATA_TYPE_{name}": value for name, value in (("FLOAT", 1), ("UINT8", 2), ("INT8", 3), ("INT32", 6))},
+    **{
+        f"ONNX_TENSOR_ELEMENT_DATA_TYPE_{name}": value
+        for name, value in (("FLOAT", 1), ("UINT8", 2), ("INT8", 3), ("INT32", 6))
+    },
     **{"ORT_OP_ATTR_INT": 1, "ORT_OP_ATTR_INTS": 2, "ORT_OP_ATTR_STRING": 5},
 }
 

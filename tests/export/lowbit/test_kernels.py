@@ -74,7 +74,9 @@ def random_layer(rng: np.random.Generator, *, is_lut: bool) -> Layer:
     shape = (outputs, inputs, *kernel)
     base = int(rng.choice([0, 0, 252, 17])) if is_lut else 0
     zero_in = base + int(rng.choice([0, 0, 2, 1])) if is_lut else int(rng.integers(256))  # 2: signed activations
-    codes = rng.integers(0, 4, (inputs, height, width)) + base if is_lut else rng.integers(0, 256, (inputs, height, width))
+    codes = (
+        rng.integers(0, 4, (inputs, height, width)) + base if is_lut else rng.integers(0, 256, (inputs, height, width))
+    )
     weights = random_weights(rng, shape) if is_lut else rng.integers(-64, 65, shape).astype(np.int8)
     spread = float(np.sqrt(np.prod(shape[1:])) * (1.5 if is_lut else 4000))
     scale = (rng.uniform(0.2, 4, outputs) * rng.choice([1, 60]) / spread).astype(np.float32)
@@ -83,7 +85,9 @@ def random_layer(rng: np.random.Generator, *, is_lut: bool) -> Layer:
         bias = (rng.choice([-1, 1], outputs) * rng.integers(0, 10**6, outputs)).astype(np.int32)
     low, high = (0, 3) if rng.random() < 0.5 else (0, 255)
     zero_out = int(rng.choice([0, 128, 3])) if high == 255 else 0
-    return Layer(codes.astype(np.uint8), weights, bias, scale, strides, pads, zero_in, zero_out, low, high, is_lut, base)
+    return Layer(
+        codes.astype(np.uint8), weights, bias, scale, strides, pads, zero_in, zero_out, low, high, is_lut, base
+    )
 
 
 def reference(layer: Layer) -> Codes:
@@ -202,10 +206,24 @@ def test_sums_of_every_pair_of_codes(library: ctypes.CDLL, isa: str, is_fused: b
     rng = np.random.default_rng(5)
     for _ in range(6):
         ratios = rng.uniform(0.01, 2, 2).astype(np.float32)
-        job = AddJob(is_fused, *(0, 128, 128) if is_fused else (0, 0, 0), *ratios, np.float32(-7.25), *(ratios * 3), np.float32(0.7))
-        job.zero_a, job.zero_b, job.zero_c, job.low, job.high = 5, 128, 9, *(int(v) for v in sorted(rng.integers(0, 256, 2)))
+        job = AddJob(
+            is_fused,
+            *(0, 128, 128) if is_fused else (0, 0, 0),
+            *ratios,
+            np.float32(-7.25),
+            *(ratios * 3),
+            np.float32(0.7),
+        )
+        job.zero_a, job.zero_b, job.zero_c, job.low, job.high = (
+            5,
+            128,
+            9,
+            *(int(v) for v in sorted(rng.integers(0, 256, 2))),
+        )
         out = np.zeros_like(a)
-        answer = library.lowbit_test_add(isa.encode(), ctypes.byref(job), 64, 32, 32, pointer(a), pointer(b), pointer(out))
+        answer = library.lowbit_test_add(
+            isa.encode(), ctypes.byref(job), 64, 32, 32, pointer(a), pointer(b), pointer(out)
+        )
         if answer == NO_KERNELS:
             pytest.skip(f"this processor lacks {isa}")
         f = np.float32

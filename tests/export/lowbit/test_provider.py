@@ -36,7 +36,9 @@ def check_nets(seeds: range, random_net: Nets, make_session: Session, claimed: C
             x = {"images": images(seed, batch, size)}
             for a, b in zip(plain.run(None, x), ours.run(None, x), strict=True):
                 np.testing.assert_array_equal(a, b, err_msg=f"net {seed}, batch {batch}")
-        assert any(np.unique(y).size > 4 for y in plain.run(None, x)), f"net {seed} is saturated: it would prove nothing"
+        assert any(np.unique(y).size > 4 for y in plain.run(None, x)), (
+            f"net {seed} is saturated: it would prove nothing"
+        )
         del ours
         gc.collect()
         lut_nets += any("lut_conv" in region for region in claimed())
@@ -80,7 +82,8 @@ def run_script(script: str, model: bytes, environment: dict[str, str], expected:
         (Path(folder) / "net.onnx").write_bytes(model)
         done = subprocess.run(
             [sys.executable, "-c", script],
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(root), **environment}, capture_output=True, text=True, timeout=300, check=False,
+            cwd=folder, env={**os.environ, "PYTHONPATH": str(root), **environment},
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
     if "is not one that this processor" in done.stderr:
         pytest.skip("this processor lacks that instruction set")
@@ -239,7 +242,9 @@ def spoiled(content: bytes, rng: np.random.Generator) -> bytes:
         if constant.dims:
             constant.dims[int(rng.integers(len(constant.dims)))] = int(rng.choice(absurd))
         else:
-            constant.CopyFrom(onnx.numpy_helper.from_array(np.float32(rng.choice([0, -1, np.inf, np.nan])), constant.name))
+            constant.CopyFrom(
+                onnx.numpy_helper.from_array(np.float32(rng.choice([0, -1, np.inf, np.nan])), constant.name)
+            )
     return bytes(model.SerializeToString())
 
 
@@ -274,7 +279,8 @@ def check_spoiled_files(nets: range, each: int, tmp_path: Path, random_net: Nets
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", FUZZ],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root), **environment}, capture_output=True, text=True, timeout=800, check=False,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root), **environment},
+        capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     if "LowBitUnavailableError" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[-1])
@@ -282,7 +288,7 @@ def check_spoiled_files(nets: range, each: int, tmp_path: Path, random_net: Nets
 
 
 def test_spoiled_files_are_refused_or_left_alone(tmp_path: Path, random_net: Nets) -> None:
-    """Truncated, with changed bytes, absurd attributes and shapes: the same answer as without the provider, no crash."""
+    """Truncated, changed bytes, absurd attributes and shapes: the same answer as without the provider, no crash."""
     check_spoiled_files(range(3), 20, tmp_path, random_net, {})
 
 

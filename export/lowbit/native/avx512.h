@@ -12,6 +12,9 @@ namespace lowbit {
 
 void avx512_lut_conv(const LutJob& job, const Block& block, int first_row, int last_row);
 void avx512_dot_conv(const DotJob& job, int block, int first_row, int last_row);
+void avx512_narrow_conv(const NarrowJob& job, int first, int last);
+void avx512_pack_planes(const uint8_t* codes, size_t stride, int width, const NarrowLayer& layer, int base, uint8_t* out,
+                        size_t plane);
 
 namespace {
 

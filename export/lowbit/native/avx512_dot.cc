@@ -19,7 +19,8 @@ INLINE __m512i four_bytes(const uint8_t* from) {
     return _mm512_set1_epi32(bytes);
 }
 
-template <int P> __attribute__((noinline)) void dot_tile(const DotJob& job, const int8_t* weights, int channel,
+// V vectors of 16 channels: fewer than four where the layer ends.
+template <int P, int V> __attribute__((noinline)) void dot_tile(const DotJob& job, const int8_t* weights, int channel,
                                                          const uint8_t* source, uint8_t* out) {
     const DotLayer& layer = *job.layer;
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.shape.in_channels;
@@ -28,11 +29,11 @@ template <int P> __attribute__((noinline)) void dot_tile(const DotJob& job, cons
     for (int ky = 0; ky < layer.shape.kernel_h; ++ky) {
         const uint8_t* from = source + ky * job.source_row;
         for (int s = 0; s < layer.steps; ++s, from += 4, weights += 4 * kLanes) {
-            __m512i w[4];
-            UNROLL for (int v = 0; v < 4; ++v) w[v] = _mm512_load_si512(weights + v * 64);
+            __m512i w[V];
+            UNROLL for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(weights + v * 64);
             UNROLL for (int p = 0; p < P; ++p) {
                 const __m512i x = four_bytes(from + p * step);
-                UNROLL for (int v = 0; v < 4; ++v) sums[p][v] = _mm512_dpbusd_epi32(sums[p][v], x, w[v]);
+                UNROLL for (int v = 0; v < V; ++v) sums[p][v] = _mm512_dpbusd_epi32(sums[p][v], x, w[v]);
             }
         }
     }
@@ -48,8 +49,9 @@ template <int P> __attribute__((noinline)) void dot_tile(const DotJob& job, cons
 }
 
 using DotTile = void (*)(const DotJob&, const int8_t*, int, const uint8_t*, uint8_t*);
-constexpr DotTile kDotTiles[kMostPositions] = {dot_tile<1>, dot_tile<2>, dot_tile<3>,
-                                               dot_tile<4>, dot_tile<5>, dot_tile<6>};
+#define TILES(V) {dot_tile<1, V>, dot_tile<2, V>, dot_tile<3, V>, dot_tile<4, V>, dot_tile<5, V>, dot_tile<6, V>}
+constexpr DotTile kDotTiles[3][kMostPositions] = {TILES(1), TILES(2), TILES(4)};
+#undef TILES
 
 }  // namespace
 
@@ -59,11 +61,13 @@ void avx512_dot_conv(const DotJob& job, int block, int first_row, int last_row) 
     const int8_t* const weights = layer.weights.as<int8_t>() + block * size;
     const size_t row = layer.shape.stride_h * job.source_row;
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.shape.in_channels;
+    const int channels = layer.shape.out_channels - block * kLanes;
+    const DotTile* const kernels = kDotTiles[channels <= 16 ? 0 : channels <= 32 ? 1 : 2];
     const int tiles = (job.out_width + kMostPositions - 1) / kMostPositions;
     for (int y = first_row; y < last_row; ++y)
         for (int tile = 0, x = 0; tile < tiles; ++tile) {
             const int left = tiles - tile, width = (job.out_width - x + left - 1) / left;
-            kDotTiles[width - 1](job, weights, block * kLanes, job.source + y * row + x * step,
+            kernels[width - 1](job, weights, block * kLanes, job.source + y * row + x * step,
                                  job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + block * kLanes);
             x += width;
         }

@@ -93,6 +93,15 @@ struct PoolJob {
     int kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
 };
 
+struct NarrowJob {
+    const NarrowLayer* layer;
+    const uint8_t* planes;  // where the first window starts
+    size_t plane, row;      // bytes from one group, one row to the next
+    uint8_t* out;
+    size_t out_stride;
+    int out_height, out_width;
+};
+
 struct Kernels {
     const char* name;
     LutFormat format;
@@ -106,6 +115,12 @@ struct Kernels {
     void (*add)(const AddJob& job, const uint8_t* a, const uint8_t* b, uint8_t* out, size_t count);
     void (*map)(const uint8_t* table, const uint8_t* codes, uint8_t* out, size_t count);
     void (*max_pool)(const PoolJob& job, int first_row, int last_row);
+    // Of look-up layers with few channels: vectors of 64 positions [first, last), counted along rows of `row` bytes. Null
+    // where lanes are better channels.
+    void (*narrow_conv)(const NarrowJob& job, int first, int last);
+    // A row of positions to a row of codes of three activations in each group's plane.
+    void (*pack_planes)(const uint8_t* codes, size_t stride, int width, const NarrowLayer& layer, int base, uint8_t* out,
+                        size_t plane);
     // Planes [channels][positions] to positions [positions][stride], and back; `flip` is XORed to every byte.
     void (*import_planes)(const uint8_t* planes, int channels, size_t positions, uint8_t* out, size_t stride,
                           uint8_t flip, size_t first, size_t last);

@@ -94,6 +94,23 @@ struct LutLayer {
     int zero = 0, low = 0, high = 255;
 };
 
+// A layer of few output channels and stride 1: lanes are 64 neighbouring positions, the weights choose the table and the
+// activations look it up. Activations are planes of codes [groups][rows][row], borders included.
+constexpr int kNarrowChannels = 8;  // computed together
+
+struct NarrowLayer {
+    ConvShape shape;
+    int groups = 0, border = 0;
+    Buffer weights;             // uint16 [blocks of 8 channels][groups][kernel_h][kernel_w][8]: offset of a table
+    std::vector<int> chunks;    // steps each
+    bool is_narrow = false;
+    int lowest_code = 0;
+    std::vector<uint16_t> thresholds;  // three a channel
+    std::vector<int32_t> bias;
+    std::vector<float> scale;
+    int zero = 0, low = 0, high = 255;
+};
+
 // Totals of a vector's channels are taken out of 16-bit words by masks and shifts, four vectors of 32-bit numbers:
 // channels 0, 4, 8, ...; then 2, 6, ...; 1, 5, ...; 3, 7, ... Where a channel's bias and scale are kept:
 inline size_t quarter_place(int channel, int lanes) {
@@ -106,6 +123,8 @@ inline size_t quarter_place(int channel, int lanes) {
 // is `zero`: 0 for unsigned grids, 2 for signed ones. Returns false where the 16-bit totals would not be exact.
 bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& format, const Requantize& requantize,
               int zero, LutLayer* layer);
+
+bool pack_narrow(const int8_t* weights, const ConvShape& shape, const Requantize& requantize, int zero, NarrowLayer* layer);
 
 // Whether float(accumulator + bias) * scale stays below 2^30 for accumulators of up to `reach` either way.
 bool is_tame(int32_t bias, float scale, int64_t reach);

@@ -37,9 +37,9 @@ private:
         const ConvShape& s = layer_->shape;
         const size_t count = lanes(block), groups = layer_->groups, width = s.kernel_w;
         const size_t tap_step = (layer_->shares_taps ? 1 : groups) * count, group_step = (layer_->shares_taps ? width : 1) * count;
-        for (size_t lane = 0; lane < count; ++lane)
+        for (size_t group = 0; group < groups; ++group)  // lanes innermost: written in order, read from few cache lines
             for (int ky = 0; ky < s.kernel_h; ++ky)
-                for (size_t group = 0; group < groups; ++group) {
+                for (size_t lane = 0; lane < count; ++lane) {
                     const int8_t* from[3];
                     for (size_t i = 0; i < 3; ++i) from[i] = weights(block.first_channel + lane, group + i * groups, i, ky);
                     uint8_t* const to = row(block, ky) + group * group_step + lane;
@@ -130,6 +130,24 @@ void fill_output(const Requantize& requantize, const std::vector<int32_t>& reach
         }
 }
 
+// Offsets and reaches of a layer's channels; false where totals would not be exact.
+bool measure(const int8_t* weights, const ConvShape& shape, const Requantize& requantize, int zero,
+             std::vector<int32_t>* offset, std::vector<int32_t>* reach) {
+    const size_t count = static_cast<size_t>(shape.in_channels) * shape.kernel_h * shape.kernel_w;
+    for (int o = 0; o < shape.out_channels; ++o) {
+        const int8_t* const w = weights + o * count;
+        int32_t sum = 0, below = 0;
+        for (size_t i = 0; i < count; ++i) {
+            sum += std::abs(w[i]);
+            below += w[i] < 0 ? -w[i] : 0;
+        }
+        offset->push_back(kHighestActivation * below + zero * (sum - 2 * below));
+        reach->push_back(kHighestActivation * sum);
+        if (reach->back() > kTotalLimit || !is_tame(requantize.bias[o], requantize.scale[o], 2 * reach->back())) return false;
+    }
+    return true;
+}
+
 }  // namespace
 
 bool is_tame(int32_t bias, float scale, int64_t reach) {
@@ -153,20 +171,9 @@ bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& fo
     
     layer->shares_taps = format.has_shared_taps && shape.kernel_w == 3 && shape.stride_w == 1;
 
-    const size_t count = static_cast<size_t>(shape.in_channels) * shape.kernel_h * shape.kernel_w;
-    std::vector<int32_t> reach(shape.out_channels, 0);
-    layer->offset.assign(shape.out_channels, 0);
-    for (int o = 0; o < shape.out_channels; ++o) {
-        const int8_t* const w = weights + o * count;
-        int32_t sum = 0, below = 0;
-        for (size_t i = 0; i < count; ++i) {
-            sum += std::abs(w[i]);
-            below += w[i] < 0 ? -w[i] : 0;
-        }
-        layer->offset[o] = kHighestActivation * below + zero * (sum - 2 * below);
-        reach[o] = kHighestActivation * sum;
-        if (reach[o] > kTotalLimit || !is_tame(requantize.bias[o], requantize.scale[o], 2 * reach[o])) return false;
-    }
+    std::vector<int32_t> reach;
+    layer->offset.clear();
+    if (!measure(weights, shape, requantize, zero, &layer->offset, &reach)) return false;
     layer->border = 0;
     for (int i = 0; i < format.group; ++i) layer->border |= zero << 2 * i;
     layer->border *= format.table_stride;
@@ -185,6 +192,65 @@ bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& fo
         layer->blocks.push_back(std::move(block));
     }
     fill_output(requantize, reach, layer);
+    return true;
+}
+
+bool pack_narrow(const int8_t* weights, const ConvShape& shape, const Requantize& requantize, int zero, NarrowLayer* layer) {
+    layer->shape = shape;
+    layer->groups = (shape.in_channels + 2) / 3;
+    layer->zero = requantize.zero;
+    layer->low = requantize.low;
+    layer->high = requantize.high;
+    layer->border = zero * 0x15;  // the zero point three times
+    std::vector<int32_t> offset, reach;
+    if (!measure(weights, shape, requantize, zero, &offset, &reach)) return false;
+    const int taps = shape.kernel_h * shape.kernel_w, steps = layer->groups * taps;
+    const int padded = static_cast<int>(round_up(shape.out_channels, kNarrowChannels));
+    const auto weight = [&](int out, int in, int tap) {
+        const bool is_there = out < shape.out_channels && in < shape.in_channels;
+        return is_there ? weights[(static_cast<size_t>(out) * shape.in_channels + in) * taps + tap] : 0;
+    };
+    layer->weights = Buffer(static_cast<size_t>(padded) * steps * sizeof(uint16_t));
+    std::vector<int> sums(padded, 0), added(padded);
+    int length = 0;
+    for (int step = 0; step < steps; ++step) {
+        bool fits = true;
+        for (int o = 0; o < padded; ++o) {
+            int code = 0, sum = 0;
+            for (int i = 0; i < 3; ++i) {
+                const int w = weight(o, step / taps + i * layer->groups, step % taps);
+                code |= (w - kLowestWeight) << 2 * i;
+                sum += std::abs(w);
+            }
+            const size_t at = (static_cast<size_t>(o / kNarrowChannels) * steps + step) * kNarrowChannels + o % kNarrowChannels;
+            layer->weights.as<uint16_t>()[at] = static_cast<uint16_t>(code * 64);
+            added[o] = kHighestActivation * sum;
+            fits = fits && sums[o] + added[o] <= kByteLimit;
+        }
+        if (!fits) {
+            layer->chunks.push_back(length);
+            length = 0;
+            std::fill(sums.begin(), sums.end(), 0);
+        }
+        for (int o = 0; o < padded; ++o) sums[o] += added[o];
+        ++length;
+    }
+    layer->chunks.push_back(length);
+    int lowest = 255, highest = 0;
+    for (int o = 0; o < shape.out_channels; ++o) {
+        lowest = std::min<int>(lowest, requantized(requantize, o, -offset[o]));
+        highest = std::max<int>(highest, requantized(requantize, o, reach[o] - offset[o]));
+    }
+    layer->is_narrow = highest - lowest <= 3;
+    layer->lowest_code = lowest;
+    for (int o = 0; o < padded; ++o) {
+        const bool is_there = o < shape.out_channels;
+        layer->bias.push_back(is_there ? requantize.bias[o] - offset[o] : 0);
+        layer->scale.push_back(is_there ? requantize.scale[o] : 0.0f);
+        for (int k = 1; k <= 3; ++k)
+            layer->thresholds.push_back(is_there && layer->is_narrow ? threshold(requantize, o, offset[o], reach[o], lowest + k)
+                                                                     : kNeverReached);
+    }
     return true;
 }
 

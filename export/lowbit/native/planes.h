@@ -47,12 +47,12 @@ inline __attribute__((always_inline)) void transpose_part(const uint8_t* from, s
         }
 }
 
-void transpose_in(const uint8_t* planes, int channels, size_t positions, uint8_t* out, size_t stride, uint8_t flip,
+[[maybe_unused]] void transpose_in(const uint8_t* planes, int channels, size_t positions, uint8_t* out, size_t stride, uint8_t flip,
                   size_t first, size_t last) {
     if (first < last) transpose_part(planes, positions, out, stride, flip, 0, channels, first, last);
 }
 
-void transpose_out(const uint8_t* codes, size_t stride, int channels, size_t positions, uint8_t* planes, uint8_t flip,
+[[maybe_unused]] void transpose_out(const uint8_t* codes, size_t stride, int channels, size_t positions, uint8_t* planes, uint8_t flip,
                    int first_channel, int last_channel) {
     (void)channels;
     if (first_channel < last_channel)

@@ -168,7 +168,7 @@ void export_planes(const uint8_t* codes, size_t stride, int, size_t positions, u
 
 const Kernels* portable_kernels() {
     static const Kernels kernels = {"portable", {64, 3, 64, 2, true}, true,     lut_conv,      dot_conv,     depthwise, pack_index,
-                                    add,        map,                  max_pool, import_planes, export_planes};
+                                    add,        map,                  max_pool, nullptr, nullptr, import_planes, export_planes};
     return &kernels;
 }
 

@@ -11,6 +11,8 @@ namespace lowbit {
 namespace {
 
 constexpr int kFewChannels = 16;
+constexpr int kMostNarrowOutputs = 16, kMostNarrowInputs = 64;
+constexpr size_t kFewestPositions = 192;  // three vectors
 
 class Builder {
 public:
@@ -85,7 +87,8 @@ private:
             case OpKind::kConcat: add_concat(step, out); break;
             case OpKind::kDepthwise: add_depthwise(step.conv, in, out); break;
             default:
-                if (step.conv.is_lut) add_lut(step, in, out);
+                if (step.conv.is_lut && is_narrow(step.conv.shape, out)) add_narrow(step.conv, in, out);
+                else if (step.conv.is_lut) add_lut(step, in, out);
                 else add_dot(step.conv, in, out);
         }
     }
@@ -140,6 +143,30 @@ private:
         staging.row = (program_->tensors[in].width + staging.left + staging.right) * position;
         staging.height = program_->tensors[in].height + staging.top + staging.bottom;
         return staging;
+    }
+
+    // Few channels on many positions: lanes are positions.
+    bool is_narrow(const ConvShape& s, int out) const {
+        return program_->kernels->narrow_conv != nullptr && s.out_channels <= kMostNarrowOutputs && s.stride_h == 1 &&
+               s.stride_w == 1 && s.in_channels <= kMostNarrowInputs && program_->tensors[out].positions() >= kFewestPositions;
+    }
+
+    void add_narrow(const ConvSpec& spec, int in, int out) {
+        auto layer = std::make_unique<NarrowLayer>();
+        if (!pack_narrow(spec.weights.data(), spec.shape, spec.requantize, spec.zero - spec.base, layer.get()))
+            throw std::runtime_error("a claimed convolution does not fit 16-bit totals");
+        const ConvShape& s = spec.shape;
+        Staging staging = staging_of(spec.base, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, 1);
+        staging.narrow = layer.get();
+        staging.plane = round_up(staging.row * staging.height, kLineBytes);
+        program_->stagings.push_back(staging);
+        sizes_.push_back(staging.plane * layer->groups);
+        program_->tensors.emplace_back();
+        staging_tensor_.push_back(static_cast<int>(sizes_.size()) - 1);
+        const int place = static_cast<int>(program_->stagings.size()) - 1;
+        push({OpKind::kPlanes, {in, -1}, staging_tensor_.back(), place, {}});
+        program_->narrow_layers.push_back(std::move(layer));
+        push({OpKind::kNarrowConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->narrow_layers.size()) - 1, {}});
     }
 
     void add_lut(const Step& step, int in, int out) {

@@ -15,7 +15,7 @@
 
 namespace lowbit {
 
-enum class OpKind { kImport, kExport, kIndex, kBorder, kLutConv, kDotConv, kDepthwise, kAdd, kMap, kMaxPool, kConcat };
+enum class OpKind { kImport, kExport, kIndex, kBorder, kPlanes, kLutConv, kNarrowConv, kDotConv, kDepthwise, kAdd, kMap, kMaxPool, kConcat };
 
 struct TensorInfo {
     int channels = 0, height = 0, width = 0;
@@ -72,7 +72,9 @@ struct Staging {
     int source = -1;  // tensor
     int zero = 0;     // bytes: what the border is filled with; indices: the code that is activation 0
     int top = 0, left = 0, bottom = 0, right = 0;
-    const LutLayer* layer = nullptr;  // null: bytes
+    const LutLayer* layer = nullptr;  // of indices
+    const NarrowLayer* narrow = nullptr;  // of planes
+    size_t plane = 0;                 // bytes from one group to the next
     size_t position = 0;              // elements: groups, or bytes
     size_t row = 0;                   // elements
     int height = 0;
@@ -93,6 +95,7 @@ struct Program {
     std::vector<size_t> offsets;       // in the arena
     std::vector<Op> ops;
     std::vector<std::unique_ptr<LutLayer>> lut_layers;
+    std::vector<std::unique_ptr<NarrowLayer>> narrow_layers;
     std::vector<std::unique_ptr<DotLayer>> dot_layers;
     std::vector<std::unique_ptr<DepthwiseLayer>> depthwise_layers;
     std::vector<Staging> stagings;

@@ -68,6 +68,38 @@ void index_part(const Running& run, const Op& op, size_t first, size_t last) {
     }
 }
 
+void planes_part(const Running& run, const Op& op, size_t first, size_t last) {
+    const Staging& staging = run.program.stagings[op.payload];
+    const TensorInfo& from = run.program.tensors[staging.source];
+    const NarrowLayer& layer = *staging.narrow;
+    for (size_t y = first; y < last; ++y) {
+        uint8_t* const row = run.at(op.out) + y * staging.row;
+        const ptrdiff_t source = static_cast<ptrdiff_t>(y) - staging.top;
+        const bool is_outside = source < 0 || source >= from.height;
+        const size_t left = is_outside ? staging.row : staging.left, right = is_outside ? 0 : staging.right;
+        for (int g = 0; g < layer.groups; ++g) {
+            std::memset(row + g * staging.plane, layer.border, left);
+            std::memset(row + g * staging.plane + staging.row - right, layer.border, right);
+        }
+        if (is_outside) continue;
+        run.program.kernels->pack_planes(run.at(staging.source) + source * from.width * from.stride, from.stride, from.width, layer,
+                                         staging.zero, row + staging.left, staging.plane);
+    }
+}
+
+// Vectors of 64 positions from the first to the last output, counted along padded rows.
+size_t narrow_vectors(const Staging& staging, const TensorInfo& out) {
+    return ((out.height - 1) * staging.row + out.width + 63) / 64;
+}
+
+void narrow_part(const Running& run, const Op& op, size_t first, size_t last) {
+    const Staging& staging = run.program.stagings[op.in[1]];
+    const TensorInfo& to = run.program.tensors[op.out];
+    run.program.kernels->narrow_conv({run.program.narrow_layers[op.payload].get(), run.at(op.in[0]), staging.plane, staging.row,
+                                      run.at(op.out), to.stride, to.height, to.width},
+                                     static_cast<int>(first), static_cast<int>(last));
+}
+
 void border_part(const Running& run, const Op& op, size_t first, size_t last) {
     const Staging& staging = run.program.stagings[op.payload];
     const TensorInfo& from = run.program.tensors[staging.source];
@@ -212,6 +244,13 @@ Work work_of(const Running& run, const Op& op) {
         case OpKind::kExport: return make(p.tensors[op.in[0]].channels, p.tensors[op.in[0]].bytes(), export_part);
         case OpKind::kIndex: return make(p.stagings[op.payload].height, p.tensors[p.stagings[op.payload].source].bytes(), index_part);
         case OpKind::kBorder: return make(p.stagings[op.payload].height, p.tensors[p.stagings[op.payload].source].bytes(), border_part);
+        case OpKind::kPlanes: return make(p.stagings[op.payload].height, p.tensors[p.stagings[op.payload].source].bytes(), planes_part);
+        case OpKind::kNarrowConv: {
+            const NarrowLayer& layer = *p.narrow_layers[op.payload];
+            const size_t taps = static_cast<size_t>(layer.groups) * layer.shape.kernel_h * layer.shape.kernel_w;
+            return make(narrow_vectors(p.stagings[op.in[1]], p.tensors[op.out]),
+                        p.tensors[op.out].positions() * taps * layer.shape.out_channels, narrow_part);
+        }
         case OpKind::kLutConv: {
             const LutLayer& layer = *p.lut_layers[op.payload];
             return make(layer.blocks.size() * conv_rows(lut_window(run, op)), lut_work(layer, p.tensors[op.out]), lut_part);
@@ -255,7 +294,7 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
 }
 
 void write_profile(const Program& program, const char* path) {
-    constexpr const char* kinds[] = {"import", "export", "index", "border", "lut_conv", "dot_conv", "depthwise",
+    constexpr const char* kinds[] = {"import", "export", "index", "border", "planes", "lut_conv", "narrow_conv", "dot_conv", "depthwise",
                                      "add",    "map",    "max_pool", "concat"};
     std::FILE* const file = std::fopen(path, "a");
     if (file == nullptr) return;

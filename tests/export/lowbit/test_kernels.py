@@ -139,6 +139,25 @@ def test_convolutions_equal_integer_references(library: ctypes.CDLL, isa: str, i
     check_layers(library, isa, 6 if isa == "portable" else 50, 11, is_lut=is_lut)
 
 
+@pytest.mark.parametrize("isa", ISAS[:2])
+def test_layers_of_few_channels(library: ctypes.CDLL, isa: str) -> None:
+    """On maps large enough for positions as lanes, where an instruction set has such kernels."""
+    rng = np.random.default_rng(14)
+    for number in range(30):
+        layer = random_layer(rng, is_lut=True)
+        outputs, kernel = int(rng.integers(1, 17)), layer.weights.shape[2:]
+        inputs, height, width = int(rng.integers(16, 65)), *(int(side) for side in rng.integers(14, 40, 2))
+        layer.weights = random_weights(rng, (outputs, inputs, *kernel))
+        layer.codes = (rng.integers(0, 4, (inputs, height, width)) + layer.base).astype(np.uint8)
+        layer.bias, layer.scale = (np.resize(one, outputs) for one in (layer.bias, layer.scale))
+        layer.strides = (1, 1)
+        found = computed(library, isa, layer, is_parallel=number % 4 == 0)
+        if isinstance(found, int):
+            assert found == NO_KERNELS
+            pytest.skip(f"this processor lacks {isa}")
+        np.testing.assert_array_equal(found, reference(layer), err_msg=str((number, layer.weights.shape)))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_depthwise_convolutions_equal_integer_references(library: ctypes.CDLL, isa: str) -> None:
     rng = np.random.default_rng(13)

@@ -44,7 +44,9 @@ template <int P, int V> __attribute__((noinline)) void dot_tile(const DotJob& jo
     UNROLL for (int p = 0; p < P; ++p) {
         const __m512i codes = to_bytes(rounded(sums[p][0], bias, scale), rounded(sums[p][1], bias + 16, scale + 16),
                                        rounded(sums[p][2], bias + 32, scale + 32), rounded(sums[p][3], bias + 48, scale + 48), to);
-        _mm512_storeu_si512(out + p * job.out_stride, _mm512_permutexvar_epi32(order, codes));
+        const __m512i ordered = _mm512_permutexvar_epi32(order, codes);
+        if constexpr (V == 1) _mm_storeu_si128(reinterpret_cast<__m128i*>(out + p * job.out_stride), _mm512_castsi512_si128(ordered));
+        else _mm512_storeu_si512(out + p * job.out_stride, ordered);
     }
 }
 

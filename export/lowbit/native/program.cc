@@ -20,6 +20,7 @@ public:
         program_->kernels = kernels;
         program_->inputs = region.inputs;
         program_->outputs = region.outputs;
+        is_slim_ = can_be_slim();
         for (const Port& port : region.tensors) ids_[port.name] = add_tensor(port.info, is_compact(port.name));
         for (const Step& step : region.steps)
             if (step.conv.is_lut && !is_flat(step.conv.shape)) widen_border(step);
@@ -47,6 +48,26 @@ private:
         });
     }
 
+    const TensorInfo& info_of(const std::string& name) const {
+        return std::find_if(region_.tensors.begin(), region_.tensors.end(), [&](const Port& port) { return port.name == name; })->info;
+    }
+
+    // Tensors of up to 16 channels are kept in 16 bytes a position where every step that touches one can do with that.
+    bool can_be_slim() const {
+        const auto is_few = [&](const std::string& name) { return info_of(name).channels <= kMostNarrowOutputs; };
+        return program_->kernels->narrow_conv != nullptr &&
+               std::all_of(region_.steps.begin(), region_.steps.end(), [&](const Step& step) {
+                   const bool touches = is_few(step.output) || std::any_of(step.inputs.begin(), step.inputs.end(), is_few);
+                   switch (step.kind) {
+                       case OpKind::kLutConv: return !is_few(step.output) || is_narrow(step.conv.shape, info_of(step.output));
+                       case OpKind::kMaxPool:
+                       case OpKind::kDepthwise:
+                       case OpKind::kConcat: return !touches;
+                       default: return true;
+                   }
+               });
+    }
+
     static bool is_flat(const ConvShape& shape) {
         return shape.is_point() && shape.stride_h == 1 && shape.stride_w == 1 && shape.pad_top == 0 &&
                shape.pad_left == 0 && shape.pad_bottom == 0 && shape.pad_right == 0;
@@ -61,7 +82,8 @@ private:
     }
 
     int add_tensor(TensorInfo info, bool is_compact) {
-        info.stride = is_compact ? info.channels : round_up(info.channels, kChannelUnit);
+        const size_t unit = is_slim_ && info.channels <= kMostNarrowOutputs ? kMostNarrowOutputs : kChannelUnit;
+        info.stride = is_compact ? info.channels : round_up(info.channels, unit);
         program_->tensors.push_back(info);
         sizes_.push_back(info.bytes());
         return static_cast<int>(sizes_.size()) - 1;
@@ -87,7 +109,7 @@ private:
             case OpKind::kConcat: add_concat(step, out); break;
             case OpKind::kDepthwise: add_depthwise(step.conv, in, out); break;
             default:
-                if (step.conv.is_lut && is_narrow(step.conv.shape, out)) add_narrow(step.conv, in, out);
+                if (step.conv.is_lut && is_narrow(step.conv.shape, program_->tensors[out])) add_narrow(step.conv, in, out);
                 else if (step.conv.is_lut) add_lut(step, in, out);
                 else add_dot(step.conv, in, out);
         }
@@ -146,9 +168,9 @@ private:
     }
 
     // Few channels on many positions: lanes are positions.
-    bool is_narrow(const ConvShape& s, int out) const {
+    bool is_narrow(const ConvShape& s, const TensorInfo& out) const {
         return program_->kernels->narrow_conv != nullptr && s.out_channels <= kMostNarrowOutputs && s.stride_h == 1 &&
-               s.stride_w == 1 && s.in_channels <= kMostNarrowInputs && program_->tensors[out].positions() >= kFewestPositions;
+               s.stride_w == 1 && s.in_channels <= kMostNarrowInputs && out.positions() >= kFewestPositions;
     }
 
     void add_narrow(const ConvSpec& spec, int in, int out) {
@@ -246,6 +268,7 @@ private:
     std::vector<size_t> sizes_;
     std::string current_;  // the tensor that is being made
     std::vector<int> staging_tensor_;
+    bool is_slim_ = false;
 };
 
 }  // namespace

@@ -211,14 +211,18 @@ void concat_part(const Running& run, const Op& op, size_t first, size_t last) {
         std::memcpy(out, source, from.channels);
 }
 
+// Rows, or the whole tensor where rows are no whole vectors: a vector that hangs over must not meet another task.
+size_t element_units(const TensorInfo& info) { return info.width * info.stride % kLineBytes == 0 ? info.height : 1; }
+size_t unit_bytes(const TensorInfo& info) { return info.bytes() / element_units(info); }
+
 void add_part(const Running& run, const Op& op, size_t first, size_t last) {
-    const size_t row = run.program.tensors[op.out].width * run.program.tensors[op.out].stride, from = first * row;
+    const size_t row = unit_bytes(run.program.tensors[op.out]), from = first * row;
     run.program.kernels->add(run.program.sums[op.payload], run.at(op.in[0]) + from, run.at(op.in[1]) + from,
                              run.at(op.out) + from, (last - first) * row);
 }
 
 void map_part(const Running& run, const Op& op, size_t first, size_t last) {
-    const size_t row = run.program.tensors[op.out].width * run.program.tensors[op.out].stride, from = first * row;
+    const size_t row = unit_bytes(run.program.tensors[op.out]), from = first * row;
     run.program.kernels->map(run.program.tables[op.payload].data(), run.at(op.in[0]) + from, run.at(op.out) + from,
                              (last - first) * row);
 }
@@ -263,8 +267,8 @@ Work work_of(const Running& run, const Op& op) {
         }
         case OpKind::kDepthwise: return make(p.tensors[op.out].height, 8 * p.tensors[op.out].bytes(), depthwise_part);
         case OpKind::kConcat: return make(p.tensors[op.out].height, p.tensors[op.in[0]].bytes(), concat_part);
-        case OpKind::kAdd: return make(p.tensors[op.out].height, p.tensors[op.out].bytes(), add_part);
-        case OpKind::kMap: return make(p.tensors[op.out].height, p.tensors[op.out].bytes(), map_part);
+        case OpKind::kAdd: return make(element_units(p.tensors[op.out]), p.tensors[op.out].bytes(), add_part);
+        case OpKind::kMap: return make(element_units(p.tensors[op.out]), p.tensors[op.out].bytes(), map_part);
         case OpKind::kMaxPool: break;
     }
     return make(p.tensors[op.out].height, p.tensors[op.out].bytes(), pool_part);

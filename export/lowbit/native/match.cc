@@ -190,6 +190,7 @@ bool Matcher::bias_of(const Node& node, float input_scale, const std::vector<flo
     const Value& steps = graph_.values[dequantize.inputs[1]];
     if (codes.type != Type::kInt32 || codes.constant == nullptr || codes.count != static_cast<size_t>(channels)) return false;
     if (steps.type != Type::kFloat || steps.constant == nullptr || (steps.count != 1 && steps.count != codes.count)) return false;
+    if (steps.count != 1 && ints(dequantize, "axis", {1}) != std::vector<int64_t>{0}) return false;
     if (dequantize.inputs.size() > 2 && dequantize.inputs[2] != kNone) {
         const Value& zeros = graph_.values[dequantize.inputs[2]];
         if (zeros.constant == nullptr || zeros.type != Type::kInt32) return false;

@@ -6,6 +6,7 @@ PACKAGES = [
     "export",
     "export.devices",
     "export.flavours",
+    "export.lowbit",
     "export.parity",
     "export.writers",
     "qkd",
@@ -32,6 +33,6 @@ PACKAGES = [
 setup(
     packages=[*PACKAGES, "qkd.configs"],
     package_dir={"qkd.configs": "configs"},  # shipped as data: `qkd run digits/w2a2` works from any folder
-    package_data={"qkd.configs": ["**/*.yaml"]},
+    package_data={"qkd.configs": ["**/*.yaml"], "export.lowbit": ["native/*"]},
     include_package_data=False,
 )

@@ -1,0 +1,228 @@
+"""Measures students with the low-bit execution provider, beside the same file without it, static int8 and FP32.
+
+    python benchmarks/lowbit.py --json benchmarks/results/lowbit_avx512.json
+    python benchmarks/lowbit.py --nets resnet18 --rounds 100 --profile
+    LOWBIT_ISA=avx2 python benchmarks/lowbit.py --nets resnet18       # other kernels; int8 still uses all it has
+
+Batch 1. The four variants of a net take turns in one run, so that what else the machine does meets them all; ratios are
+of minima, and of medians. One thread: time is the thread's own processor time. Several: wall time. Nets are untrained,
+for weights change what a kernel takes only by where its sums are widened; logits with and without the provider are
+compared on every image all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+SIZES = {"resnet20": 32}  # pixels; 224 for the others
+CLASSES = {"resnet20": 10}
+NETS = ("resnet18", "resnet50", "vgg11_bn", "googlenet", "resnet20", "mobilenet_v2")
+VARIANTS = ("fp32", "int8", "plain", "provider")
+IMAGES = 8
+
+
+def build(name: str, size: int) -> nn.Module:
+    """Return an untrained net with running statistics, in evaluation mode."""
+    from qkd.nets import build_net
+
+    torch.manual_seed(0)
+    known = name if name == "resnet20" else f"torchvision/{name}"
+    net = build_net(known, classes=CLASSES.get(name, 1000), channels=3, image_size=size).train()
+    with torch.no_grad():
+        net(torch.randn(8, 3, size, size))
+    return net.eval()
+
+
+def write_files(name: str, size: int, bits: tuple[int, int], flavour: str, folder: Path) -> dict[str, Path]:
+    """Write the float file, its static int8 and the student; files that are there are kept."""
+    from export import export_float, export_int8_baseline, export_onnx
+    from quantizers import QuantSpec, calibrate, prepare, settle
+
+    stem = f"{name}-{size}"
+    student = f"{stem}-w{bits[0]}a{bits[1]}-{flavour}.onnx"
+    paths = {"fp32": folder / f"{stem}.onnx", "int8": folder / f"{stem}-int8.onnx", "student": folder / student}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    net, images = build(name, size), torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(1))
+    export_float(net, images[:1], paths["fp32"])
+    export_int8_baseline(paths["fp32"], images.numpy(), paths["int8"])
+    model = prepare(net, QuantSpec(weight_bits=bits[0], act_bits=bits[1]), example_inputs=images[:1])
+    calibrate(model, [images])
+    settle(model)
+    export_onnx(model.eval(), images[:1], paths["student"], flavour=flavour)
+    return paths
+
+
+def open_session(path: Path, providers: list[str], threads: int) -> Any:
+    """Return a session on so many threads that do not spin."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+
+def in_turns(calls: list[Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> npt.NDArray[np.float64]:
+    """Return milliseconds ``[calls, rounds]``, after two rounds of warming up."""
+    for call in calls * 2:
+        call()
+    times = np.empty((len(calls), rounds))
+    for turn in range(rounds):
+        for place, call in enumerate(calls):
+            start = clock()
+            call()
+            times[place, turn] = (clock() - start) * 1e3
+    return times
+
+
+def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure a net."""
+    from export import lowbit
+
+    size = options.size or SIZES.get(name, 224)
+    files = write_files(name, size, tuple(options.bits), options.flavour, folder)
+    cpu, ours = ["CPUExecutionProvider"], [lowbit.register(), "CPUExecutionProvider"]
+    created = {}
+    sessions = {}
+    for variant in VARIANTS:
+        path = files.get(variant, files["student"])
+        tries = []
+        for _ in range(3):
+            start = time.thread_time()
+            sessions[variant] = open_session(path, ours if variant == "provider" else cpu, options.threads)
+            tries.append(time.thread_time() - start)
+        created[variant] = min(tries) * 1e3
+    images = np.random.default_rng(2).normal(size=(IMAGES, 3, size, size)).astype(np.float32)
+
+    def run(variant: str, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        session = sessions[variant]
+        (answer,) = session.run(None, {session.get_inputs()[0].name: image})
+        return np.asarray(answer)
+
+    identical = all(
+        np.array_equal(run("plain", images[i : i + 1]), run("provider", images[i : i + 1])) for i in range(IMAGES)
+    )
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
+    calls = [lambda variant=variant: run(variant, images[:1]) for variant in VARIANTS]
+    times = in_turns(calls, options.rounds, clock)
+    least, median = (
+        dict(zip(VARIANTS, times.min(1), strict=True)),
+        dict(zip(VARIANTS, np.median(times, 1), strict=True)),
+    )
+    found = {
+        "net": name,
+        "size": size,
+        "identical": identical,
+        "ms": {variant: round(float(least[variant]), 3) for variant in VARIANTS},
+        "median_ms": {variant: round(float(median[variant]), 3) for variant in VARIANTS},
+        "ratios": {
+            other: [round(float(one["provider"] / one[other]), 3) for one in (least, median)] for other in VARIANTS[:3]
+        },
+        "creation": round(created["provider"] / created["plain"], 2),
+    }
+    sessions.clear()
+    gc.collect()  # profiles are written when the provider's nodes go
+    return found
+
+
+def read_profile(path: Path) -> list[dict[str, Any]]:
+    """Return the operations of all regions of the last session, times in microseconds."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path.unlink(missing_ok=True)
+    return [
+        {"region": place, "name": op["name"], "kind": op["kind"], "us": round(op["nanoseconds"] / 1e3, 1)}
+        for place, line in enumerate(lines)
+        for op in line["operations"]
+        if op["nanoseconds"] < 2**62  # an operation that was run
+    ]
+
+
+def processor() -> dict[str, Any]:
+    """Return what was measured on."""
+    import onnxruntime
+
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    told = {key.strip(): value.strip() for key, value in lines.items()}
+    flags = [
+        flag
+        for flag in told.get("flags", told.get("Features", "")).split()
+        if flag.startswith(("avx", "amx", "fma", "asimd"))
+    ]
+    return {
+        "machine": platform.machine(),
+        "model": told.get("model name", "?"),
+        "family": [told.get("cpu family", "?"), told.get("model", "?")],
+        "flags": flags,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """Return a net's row for people."""
+    ratios = "  ".join(f"/{other} {least:.3f} ({median:.3f})" for other, (least, median) in row["ratios"].items())
+    return (
+        f"{row['net']:14}{row['ms']['provider']:8.2f} ms  {ratios}  creation {row['creation']:.2f}"
+        f"  {'identical' if row['identical'] else 'DIFFERENT'}"
+    )
+
+
+def main() -> None:
+    """Measure the nets and write a table, and JSON where asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", default=list(NETS))
+    parser.add_argument("--bits", nargs=2, type=int, default=[2, 2], metavar=("WEIGHTS", "ACTIVATIONS"))
+    parser.add_argument("--flavour", default="ort", choices=["ort", "qcdq"])
+    parser.add_argument("--size", type=int, help="pixels, instead of 224 (32 for resnet20)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--profile", action="store_true", help="time of each operation, to stderr and into the JSON")
+    parser.add_argument("--folder", type=Path, help="where files are kept for the next time")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        folder = options.folder or Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        profile = Path(place) / "profile.jsonl"
+        if options.profile:
+            os.environ["LOWBIT_PROFILE"] = str(profile)
+        rows = []
+        for name in options.nets:
+            row = measure(name, options, folder)
+            print(line_of(row), flush=True)
+            if options.profile:
+                row["operations"] = read_profile(profile)
+                for op in row["operations"]:
+                    print(f"    {op['region']:2} {op['kind']:10}{op['us']:9.1f} us  {op['name']}", file=sys.stderr)
+            rows.append(row)
+    from export import lowbit
+
+    about = {
+        "kernels": lowbit.availability().kernels,
+        "threads": options.threads,
+        "bits": options.bits,
+        "flavour": options.flavour,
+    }
+    if options.json:
+        options.json.write_text(json.dumps({"processor": processor(), **about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

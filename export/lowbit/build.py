@@ -1,0 +1,138 @@
+"""Compile the low-bit execution provider once a machine, into the user's cache folder."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "native"
+# No contraction into fused multiply-adds: roundings must be those of ONNX Runtime. The last flag silences GCC 12, whose
+# own headers of intrinsics read what it takes for uninitialised.
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-uninitialized")
+# Only an instruction set's own files are compiled for it; which one runs is asked of the processor.
+INSTRUCTION_SETS = {
+    "avx512": (
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi", "-mavx512vnni", "-mfma"),
+        "-mprefer-vector-width=512",
+    ),
+    "avx2": ("-mavx2", "-mfma"),
+}
+LONGEST_COMPILATION_S = 300
+
+
+class LowBitUnavailableError(RuntimeError):
+    """There is no low-bit execution provider here; the message is one line that says what is missing."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C++ compiler and what it makes libraries for.
+
+    Args:
+        command: How it is called: a program and its first arguments.
+        machine: Processor family that it compiles for, as ``platform.machine()`` says it.
+        extra_flags: Of this build only (sanitizers).
+    """
+
+    command: tuple[str, ...]
+    machine: str
+    extra_flags: tuple[str, ...] = ()
+
+
+def host_toolchain() -> Toolchain:
+    """Return the compiler of this machine.
+
+    Raises:
+        LowBitUnavailableError: If there is none.
+    """
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return Toolchain((found,), platform.machine())
+    raise LowBitUnavailableError("no C++ compiler: install g++ or clang++ to build the low-bit execution provider")
+
+
+def built_library(toolchain: Toolchain) -> Path:
+    """Return the compiled library, from the cache if these sources were compiled before.
+
+    Args:
+        toolchain: What compiles it.
+
+    Raises:
+        LowBitUnavailableError: If it does not compile; says the compiler's first error.
+    """
+    name = f"lowbit-{_fingerprint(toolchain)}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        library = folder / name
+        if library.is_file():
+            return library
+        work = Path(tempfile.mkdtemp(dir=folder))
+    except OSError:  # a read-only home: compiled anew in every process
+        work = Path(tempfile.mkdtemp(prefix="qkd-"))
+        library = work / name
+    try:
+        os.replace(compile_library(toolchain, work), library)  # another process may have been faster: the same bytes
+    finally:
+        if work != library.parent:
+            shutil.rmtree(work, ignore_errors=True)
+    return library
+
+
+def compile_library(toolchain: Toolchain, folder: Path) -> Path:
+    """Compile into a folder and return the library.
+
+    Args:
+        toolchain: What compiles it.
+        folder: Where objects and library are written.
+
+    Raises:
+        LowBitUnavailableError: If it does not compile.
+    """
+    jobs = [(source, folder / f"{source.stem}.o") for source in sorted(SOURCES.glob("*.cc"))]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(lambda job: _run([*_command(toolchain, job[0]), "-c", str(job[0]), "-o", str(job[1])]), jobs))
+    library = folder / "liblowbit.so"
+    objects = [str(made) for _, made in jobs]
+    _run([*toolchain.command, *toolchain.extra_flags, "-shared", "-o", str(library), *objects, "-lpthread"])
+    return library
+
+
+def _command(toolchain: Toolchain, source: Path) -> list[str]:
+    flags: tuple[str, ...] = ()
+    if toolchain.machine in ("x86_64", "AMD64"):
+        flags = INSTRUCTION_SETS.get(source.stem.split("_")[0], ())
+    return [*toolchain.command, *FLAGS, *flags, *toolchain.extra_flags]
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST_COMPILATION_S)
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or ["?"]
+        raise LowBitUnavailableError(f"the low-bit execution provider does not compile: {lines[0]}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LowBitUnavailableError(f"the low-bit execution provider does not compile: {error}") from error
+
+
+def _fingerprint(toolchain: Toolchain) -> str:
+    words = [*toolchain.command, toolchain.machine, *toolchain.extra_flags, *FLAGS, repr(INSTRUCTION_SETS)]
+    words += [_version(toolchain.command), platform.system()]
+    for source in sorted(SOURCES.iterdir()):
+        words += [source.name, source.read_text(encoding="utf-8")]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _version(command: tuple[str, ...]) -> str:
+    answer = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    return answer.stdout

@@ -1,0 +1,117 @@
+"""Offer the low-bit execution provider to ONNX Runtime."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.lowbit.build import LowBitUnavailableError, built_library, host_toolchain
+
+PROVIDER = "LowBitExecutionProvider"
+PACKAGE = "onnxruntime_ep_lowbit"  # the library alone, for devices without a compiler
+OLDEST_RUNTIME = (1, 23)  # the first with compiled nodes in plugin providers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether the provider gains anything on this machine.
+
+    Args:
+        kernels: The instruction set that it would use, empty where it offers nothing.
+        reason: One line for people.
+    """
+
+    kernels: str
+    reason: str
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether sessions can use the provider."""
+        return bool(self.kernels)
+
+
+@functools.cache
+def library_path() -> Path:
+    """Return the provider's library.
+
+    It is the file that ``QKD_LOWBIT_LIBRARY`` names, else that of the package ``onnxruntime-ep-lowbit``, else one that
+    is compiled here, once.
+
+    Raises:
+        LowBitUnavailableError: If there is none of them, with the reason.
+    """
+    if named := os.environ.get("QKD_LOWBIT_LIBRARY"):
+        if not Path(named).is_file():
+            raise LowBitUnavailableError(f"QKD_LOWBIT_LIBRARY names no file: {named}")
+        return Path(named)
+    try:
+        package = importlib.import_module(PACKAGE)
+    except ImportError:
+        return built_library(host_toolchain())
+    return Path(package.get_library_path())
+
+
+def availability() -> Availability:
+    """Return what the provider would do on this machine; does not raise."""
+    if os.environ.get("QKD_LOWBIT") == "0":
+        return Availability("", "switched off by QKD_LOWBIT=0")
+    try:
+        _runtime()
+        library = ctypes.CDLL(str(library_path()))
+    except (LowBitUnavailableError, OSError) as error:
+        return Availability("", str(error))
+    library.lowbit_describe.restype = ctypes.c_char_p
+    kernels, reason = library.lowbit_describe().decode().split("\n", 1)
+    return Availability(kernels, reason)
+
+
+def register() -> str:
+    """Make the provider known to onnxruntime in this process and return its name; a second call changes nothing.
+
+    Sessions then take ``providers=["LowBitExecutionProvider", "CPUExecutionProvider"]``. It stays registered: a library
+    may leave only after the last session that uses it.
+
+    Raises:
+        LowBitUnavailableError: If onnxruntime is too old, nothing can be compiled, or this processor would not gain.
+    """
+    onnxruntime = _runtime()
+    found = availability()
+    if not found.is_offered:
+        raise LowBitUnavailableError(found.reason)
+    if all(device.ep_name != PROVIDER for device in onnxruntime.get_ep_devices()):
+        onnxruntime.register_execution_provider_library(PROVIDER, str(library_path()))
+    return PROVIDER
+
+
+def providers() -> list[str]:
+    """Return the providers to give to a session: ours first where it gains, the CPU's always."""
+    try:
+        return [register(), "CPUExecutionProvider"]
+    except LowBitUnavailableError as error:
+        _say_once(str(error))
+        return ["CPUExecutionProvider"]
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.info("low-bit execution provider: %s; the CPU provider computes everything", reason)
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise LowBitUnavailableError("onnxruntime is not installed") from error
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < OLDEST_RUNTIME:
+        wanted = ".".join(map(str, OLDEST_RUNTIME))
+        raise LowBitUnavailableError(f"needs onnxruntime {wanted} or newer, this is {onnxruntime.__version__}")
+    return onnxruntime

@@ -1,0 +1,260 @@
+"""Where the library comes from, what is said where there is none, and what it is made of."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export import lowbit
+from export.lowbit import build, provider
+
+NATIVE = build.SOURCES
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    provider.library_path.cache_clear()
+    yield
+    provider.library_path.cache_clear()
+
+
+def test_without_a_compiler_one_line_says_so_and_the_cpu_does_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_lowbit", None)
+    provider._say_once.cache_clear()
+    with caplog.at_level("INFO"):
+        assert lowbit.providers() == lowbit.providers() == ["CPUExecutionProvider"]
+    assert [record.message for record in caplog.records] == [
+        "low-bit execution provider: no C++ compiler: install g++ or clang++ to build the low-bit execution provider; "
+        "the CPU provider computes everything"
+    ]
+    with pytest.raises(lowbit.LowBitUnavailableError, match="no C"):
+        lowbit.register()
+
+
+def test_a_compiler_that_fails_gives_its_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho 'x.cc:1: error: no such thing' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(lowbit.LowBitUnavailableError, match="does not compile: x.cc:1: error: no such thing"):
+        build.built_library(build.host_toolchain())
+    assert list((tmp_path / "cache" / "qkd").iterdir()) == []  # nothing half-made stays
+
+
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def compile_library(toolchain: build.Toolchain, folder: Path) -> Path:
+        calls.append(toolchain)
+        (folder / "liblowbit.so").write_bytes(b"library")
+        return folder / "liblowbit.so"
+
+    monkeypatch.setattr(build, "compile_library", compile_library)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    toolchain = build.Toolchain(("true",), "x86_64")
+    first, second = build.built_library(toolchain), build.built_library(toolchain)
+    other = build.built_library(build.Toolchain(("true",), "x86_64", ("-g",)))
+    assert first == second != other and len(calls) == 2
+    assert [path.name for path in sorted((tmp_path / "qkd").iterdir())] == sorted({first.name, other.name})
+
+
+def test_switched_off_old_runtime_named_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    with monkeypatch.context() as changed:
+        changed.setattr(onnxruntime, "__version__", "1.22.1")
+        assert lowbit.availability() == lowbit.Availability("", "needs onnxruntime 1.23 or newer, this is 1.22.1")
+    with monkeypatch.context() as changed:
+        changed.setenv("QKD_LOWBIT_LIBRARY", "/nowhere/lib.so")
+        assert lowbit.availability().reason == "QKD_LOWBIT_LIBRARY names no file: /nowhere/lib.so"
+    monkeypatch.setenv("QKD_LOWBIT", "0")
+    assert not lowbit.availability().is_offered and lowbit.providers() == ["CPUExecutionProvider"]
+
+
+def test_an_instruction_set_that_is_not_there_offers_nothing() -> None:
+    script = "from export import lowbit; print(lowbit.availability().reason); print(*lowbit.providers())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "LOWBIT_ISA": "neon"}, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "CPUExecutionProvider", done.stderr
+    assert "is not one that this processor and library have" in done.stdout or "compil" in done.stdout
+
+
+def test_registering_twice_changes_nothing() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if not lowbit.availability().is_offered:
+        pytest.skip(lowbit.availability().reason)
+    assert lowbit.register() == lowbit.register() == "LowBitExecutionProvider"
+    assert [device.ep_name for device in onnxruntime.get_ep_devices()].count(lowbit.PROVIDER) == 1
+
+
+def test_only_files_of_an_instruction_set_are_compiled_for_it() -> None:
+    toolchain = build.Toolchain(("g++",), "x86_64")
+    sources = sorted(NATIVE.glob("*.cc"))
+    special = {path.stem for path in sources if any("-mavx" in flag for flag in build._command(toolchain, path))}
+    assert special == {path.stem for path in sources if path.stem.startswith("avx")} and special
+    intrinsics = {path.stem for path in sources if "_mm" in path.read_text()}
+    assert intrinsics == special
+
+
+@pytest.mark.slow
+def test_instruction_sets_leak_no_functions(tmp_path: Path) -> None:
+    """A function that two files emit is kept once: an AVX-512 copy of a shared one would crash older processors."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("no nm")
+    build.compile_library(build.host_toolchain(), tmp_path)
+    objects = sorted(tmp_path.glob("avx*.o"))
+    assert objects
+    for path in objects:
+        symbols = subprocess.run(
+            [nm, "-C", "--defined-only", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+        assert not re.findall(r"^\S+ [WVu] .*$", symbols, re.M), path.name
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    """The tests of single operations and spoiled files with addresses and undefined behaviour watched."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+    library = build.compile_library(build.Toolchain((compiler,), build.host_toolchain().machine, flags), tmp_path)
+    found = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(found),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "QKD_LOWBIT_LIBRARY": str(library),
+    }
+    tests = ["tests/export/lowbit/test_kernels.py", "tests/export/lowbit/test_provider.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", *tests, "-k", "not student and not portable"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "runtime error" not in done.stdout + done.stderr
+
+
+def official_headers(tmp_path: Path) -> Path:
+    """The folder of onnxruntime's own headers: named, or out of Debian's package where that can be had."""
+    if named := os.environ.get("LOWBIT_ORT_HEADERS"):
+        return Path(named)
+    url = "http://deb.debian.org/debian/pool/main/o/onnxruntime/libonnxruntime-dev_1.23.2+dfsg-6.1_amd64.deb"
+    package = tmp_path / "headers.deb"
+    tools = [shutil.which(name) for name in ("curl", "dpkg", "g++")]
+    if None in tools or subprocess.run(["curl", "-fsS", "-m", "60", "-o", str(package), url], check=False).returncode:
+        pytest.skip("Debian's libonnxruntime-dev cannot be had here; LOWBIT_ORT_HEADERS may name its folder")
+    subprocess.run(["dpkg", "-x", str(package), str(tmp_path / "root")], check=True)
+    return next((tmp_path / "root").rglob("onnxruntime_c_api.h")).parent
+
+
+@pytest.mark.slow
+def test_declarations_are_those_of_the_official_header(tmp_path: Path) -> None:
+    """Places of functions, their types word by word, members of structs, values of enumerations."""
+    headers = official_headers(tmp_path)
+    text = (NATIVE / "ort_abi.h").read_text()
+    functions = re.findall(r"F\((\w+), (\d+),\s*([^,]+), *\\?\s*\((.*?)\)\) *(?:\\|$)", text, re.M)
+    table = {name: int(place) for name, place, _, _ in functions}
+    assert len(table) > 35
+    ep_names = {"CreateEpDevice", "EpGraphSupportInfo_AddNodesToFuse"}
+    lines = ['#include "onnxruntime_c_api.h"', "#include <cstddef>", "#include <type_traits>"]
+    for name, place in table.items():
+        owner = "OrtEpApi" if name in ep_names else "OrtApi"
+        lines.append(f'static_assert(offsetof({owner}, {name}) == {place} * sizeof(void*), "{name}");')
+    for struct, members in STRUCTS.items():
+        for number, member in enumerate(members):
+            lines.append(
+                f'static_assert(offsetof({struct}, {member}) == {number} * sizeof(void*), "{struct}::{member}");'
+            )
+    for name, value in VALUES.items():
+        lines.append(f'static_assert({name} == {value}, "{name}");')
+    lines.append("static_assert(ORT_API_VERSION >= 23);")
+    source = tmp_path / "places.cc"
+    source.write_text("\n".join([*lines, "int main() {}"]))
+    done = subprocess.run(
+        ["g++", "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof", f"-I{headers}", str(source)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_arguments(
+        functions, (headers / "onnxruntime_c_api.h").read_text(), (headers / "onnxruntime_ep_c_api.h").read_text()
+    )
+
+
+STRUCTS = {
+    "OrtNodeComputeInfo": ["ort_version_supported", "CreateState", "Compute", "ReleaseState"],
+    "OrtEp": ["ort_version_supported", "GetName", "GetCapability", "Compile", "ReleaseNodeComputeInfos"],
+    "OrtEpFactory": [
+        *(
+            "ort_version_supported",
+            "GetName",
+            "GetVendor",
+            "GetSupportedDevices",
+            "CreateEp",
+            "ReleaseEp",
+            "GetVendorId",
+        ),
+        *("GetVersion", "ValidateCompiledModelCompatibilityInfo", "CreateAllocator", "ReleaseAllocator"),
+        *("CreateDataTransfer", "IsStreamAware", "CreateSyncStreamForDevice"),
+    ],
+}
+VALUES = {
+    **{"ORT_FAIL": 1, "ORT_INVALID_ARGUMENT": 2, "ORT_EP_FAIL": 11, "OrtHardwareDeviceType_CPU": 0},
+    **{
+        f"ONNX_TENSOR_ELEMENT_DATA_TYPE_{name}": value
+        for name, value in (("FLOAT", 1), ("UINT8", 2), ("INT8", 3), ("INT32", 6))
+    },
+    **{"ORT_OP_ATTR_INT": 1, "ORT_OP_ATTR_INTS": 2, "ORT_OP_ATTR_STRING": 5},
+}
+
+
+def check_arguments(functions: list[tuple[Any, ...]], *headers: str) -> None:
+    """As many arguments, and as many stars, as the official declaration has."""
+    checked = 0
+    for name, _, _, arguments in functions:
+        for header in headers:
+            found = re.search(rf"(?:ORT_API2_STATUS\({name},|ORT_API_T\([\w* ]+, {name},)(.*?)\);", header, re.S)
+            if not found:
+                continue
+            official = re.sub(r"_\w+_(?:\([^)]*\))?\s", " ", found.group(1))
+            ours = re.sub(r"\(\*\)\(.*?\)", "", arguments.replace("\\", ""))
+            official = re.sub(r"\(\*\w+\)\(.*?\)", "", official)
+            assert ours.count(",") == official.count(","), (name, ours, official)
+            assert ours.count("*") == official.count("*"), (name, ours, official)
+            checked += 1
+    assert checked > 25
+
+
+def test_benchmark_reports_what_it_measured() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import lowbit as module
+    finally:
+        sys.path.pop(0)
+    times = module.in_turns([lambda: None, lambda: np.ones(3)], 4, iter(range(1000)).__next__)
+    assert times.shape == (2, 4) and (times == 1000).all()
+    row = {"net": "n", "ms": {"provider": 1.0}, "ratios": {"int8": [0.5, 0.6]}, "creation": 1.2, "identical": False}
+    assert module.line_of(row).endswith("/int8 0.500 (0.600)  creation 1.20  DIFFERENT")
+    assert module.processor()["onnxruntime"]

@@ -152,23 +152,25 @@ def _replace(path: Path, text: str) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as a page: a line a net."""
-    names = dict.fromkeys(row.net for row in rows)
+    """Return the rows as a page: a line a net, also of those that were not run."""
+    names = nets()
     by = {(row.net, row.bits): row for row in rows}
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in (EXACT, REFUSED, DIFFERS, FAILED)}
     lines = [
         "# Torchvision's classification nets as low-bit students", "",
-        f"{len(names)} nets, {len(rows)} rows: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + ".",
+        f"{len(names)} nets at two widths: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        + f", {2 * len(names) - len(rows)} not run.",
         f"{sum(row.codes for row in rows):,} codes were compared. Untrained nets, ten classes, small images; made by",
         "`python benchmarks/torchvision_classification.py`, whose first lines say what `exact` means.", "",
         "| net | parameters | pixels | W4A4 | W2A2 | why not |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name in names:
         pair = [by.get((name, bits)) for bits in (4, 2)]
-        first = next(row for row in pair if row is not None)
+        first = next((row for row in pair if row is not None), None)
+        facts = "- | -" if first is None else f"{first.parameters / 1e6:.1f} M | {first.pixels}"
         verdicts = " | ".join("not run" if row is None else row.verdict for row in pair)
         reason = next((row.reason for row in pair if row is not None and row.reason), "")
-        lines.append(f"| {name} | {first.parameters / 1e6:.1f} M | {first.pixels} | {verdicts} | {_cell(reason)} |")
+        lines.append(f"| {name} | {facts} | {verdicts} | {_cell(reason)} |")
     return "\n".join(lines) + "\n"
 
 

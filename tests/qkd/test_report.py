@@ -154,9 +154,9 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
         "model                  net          test accuracy (95 %)  parity (optimised)  ONNX file  latency (median)",
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
-        "note: 1 layer left in float: <script>alert('x')</script>&\"| (silu) in float",
         "note: the test set has only 360 images: the student's accuracy is known to about 1.8 points either way, and "
         "smaller differences between rows say nothing",
+        "note: 1 layer left in float: <script>alert('x')</script>&\"| (silu) in float",
         f"report: {run / 'report.html'}",
     ]
 

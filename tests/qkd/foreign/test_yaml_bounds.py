@@ -47,10 +47,10 @@ GOOD = read_config(shipped_configs()["digits/w2a2"])
     ],
 )  # fmt: skip
 def test_what_goes_beyond_the_bounds_is_refused_with_its_place(text: str, fault: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(YamlError, match=fault):
         parse_yaml(text)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_memory_is_bounded() -> None:
@@ -85,10 +85,10 @@ def test_every_reader_of_yaml_has_the_bounds(tmp_path: Path) -> None:
 
 def test_twenty_thousand_faults_take_no_time_and_few_lines() -> None:
     data = {**GOOD, **{f"unknown_key_number_{n}": n for n in range(20_000)}}
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigError) as caught:
         bind(data)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     faults = caught.value.faults
     assert len(faults) == MOST_FAULTS + 1 and "more faults like these" in faults[-1]
     assert faults[0].startswith("config.unknown_key_number_0: unknown key")
@@ -96,10 +96,10 @@ def test_twenty_thousand_faults_take_no_time_and_few_lines() -> None:
 
 def test_endless_keys_and_lists_are_refused() -> None:
     for data, word in (({"x" * 900_000: 1}, "unknown key"), ({"bench": {"on": ["local"] * 5000}}, "has 5,000 entries")):
-        started = time.monotonic()
+        started = time.process_time()
         with pytest.raises(ConfigError, match=word) as caught:
             bind({**GOOD, **data})
-        assert time.monotonic() - started < 2 and max(map(len, caught.value.faults)) < 1000
+        assert time.process_time() - started < 2 and max(map(len, caught.value.faults)) < 1000
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
         verify: Whether to compare every step with what torch computes.
 
     Raises:
-        RewriteError: If the images prove nothing, it fails on them, an operation has no low-bit form, or the two runs are different
-            functions.
+        RewriteError: If the images prove nothing, it fails on them, an operation has no low-bit form, or the two runs
+            are different functions.
     """
     require_images(example_inputs)
     root = private_copy(model)

@@ -23,9 +23,8 @@ FUNCTION_NAMES: dict[type[nn.Module], str] = {
 }
 UNSIGNED_FUNCTIONS = ("sigmoid", "hardsigmoid", "softplus")
 
-# Identity in eval mode. StochasticDepth is drop-out of whole branches, known by name: it is torchvision's.
+# Identity in eval mode.
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-DROPOUT_NAMES = ("StochasticDepth",)
 
 _KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: NORM, nn.BatchNorm1d: NORM, Affine: AFFINE, nn.ReLU: RELU,
@@ -33,6 +32,15 @@ _KINDS: dict[type[nn.Module], str] = {
     nn.AdaptiveAvgPool2d: ADAPTIVE, GlobalAveragePool: MEAN, nn.Flatten: SHAPE, nn.Softmax: FINAL,
     nn.LogSoftmax: FINAL,
 }  # fmt: skip
+
+
+def is_stochastic_depth(module: nn.Module) -> bool:
+    """Tell whether a module is torchvision's drop-out of whole branches, known by name, since it need not be installed.
+
+    Other modules of that name may be other functions: the published form scales its branch in eval mode.
+    """
+    kind = type(module)
+    return kind.__name__ == "StochasticDepth" and kind.__module__.partition(".")[0] == "torchvision"
 
 
 def kind_of(module: nn.Module) -> str:
@@ -45,7 +53,7 @@ def kind_of(module: nn.Module) -> str:
         return RELU
     if isinstance(module, Move):
         return SHAPE
-    if isinstance(module, DROPOUTS) or type(module).__name__ in DROPOUT_NAMES:
+    if isinstance(module, DROPOUTS) or is_stochastic_depth(module):
         return PASS
     if type(module) in FUNCTION_NAMES:
         return FUNCTION

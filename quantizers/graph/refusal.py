@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 KNOWN = (
     "the known ones are convolutions, linear layers, batch norm, activations, pooling, sums, products, "
     "concatenations, constant factors and offsets, and moves of values"
@@ -30,6 +33,7 @@ WAYS_OUT: dict[str, str] = {
     "rrelu": "It draws its slopes in training; use LeakyReLU or PReLU",
     "upsample_bilinear2d": "Replace it by mode='nearest' or a ConvTranspose2d",
     "upsample_bicubic2d": "Replace it by mode='nearest' or a ConvTranspose2d",
+    "_convolution": "It runs in TorchScript; pass the Python modules it was traced from",
     "div": "Replace the quotient of activations by a product (x * torch.sigmoid(y))",
     "_softmax": "Replace it where it is not last: a softmax inside the network has no low-bit kernel",
     "_log_softmax": "Replace it where it is not last: a log softmax inside the network has no low-bit kernel",
@@ -67,3 +71,14 @@ def unknown(what: str, operation: str) -> str:
     if operation in PADDING_MODES:
         return PADDING.format(mode=PADDING_MODES[operation])
     return f"{what} has no low-bit form; {KNOWN}. {WAYS_OUT.get(operation, REPLACE)}"
+
+
+def failure(where: str, error: Exception, root: nn.Module) -> str:
+    """Return the message for a network that fails on the images it is recorded with."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if "TorchScript" in reason:
+        scripts = (path for path, module in root.named_modules() if isinstance(module, torch.jit.ScriptModule))
+        where = next(scripts, "") or where
+        return f"{where}: runs in TorchScript, which cannot be recorded; pass the Python modules it was made from"
+    mode = " in train()" if root.training else ""
+    return f"{where}: the float network fails on example_inputs{mode}: {reason}"

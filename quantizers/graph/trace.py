@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from quantizers.graph.kinds import FUNCTION_NAMES as FUNCTION_NAMES
 from quantizers.graph.kinds import OUTPUT, PLACEHOLDER, kind_of
-from quantizers.graph.recording.copying import example_images, input_name, private_copy
+from quantizers.graph.recording.copying import example_images, input_name, private_copy, require_images
 from quantizers.graph.recording.modes import joined
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.recorder import Recorder
@@ -61,14 +61,13 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
         verify: Whether to compare every step with what torch computes.
 
     Raises:
-        RewriteError: If it fails on the images, an operation has no low-bit form, or the two runs are different
-            functions.
+        RewriteError: If the images prove nothing, it fails on them, an operation has no low-bit form, or the two runs
+            are different functions.
     """
+    require_images(example_inputs)
     root = private_copy(model)
     name = input_name(root)
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
-    if len(example_inputs) == 0:
-        raise RewriteError(f"{type(model).__name__}: example_inputs holds no image; give at least one")
     evaluated = Recorder(root.eval(), check=verify).run(example_images(example_inputs, EVAL_IMAGES, device), name)
     with _jittered(root), torch.random.fork_rng(devices=[]):
         images = example_images(example_inputs, TRAIN_IMAGES, device)
@@ -80,9 +79,13 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
 
 @contextlib.contextmanager
 def _jittered(root: nn.Module) -> Iterator[None]:
-    """Move small parameters at random within the block: residual branches often start at a factor of zero."""
+    """Move small parameters at random within the block: residual branches often start at a factor of zero.
+
+    Frozen ones keep their values: those are constants, which both modes must agree on.
+    """
     generator = torch.Generator().manual_seed(0)
-    before = [(p, p.detach().clone()) for p in root.parameters() if p.numel() <= JITTERED_VALUES]
+    small = [p for p in root.parameters() if p.requires_grad and p.numel() <= JITTERED_VALUES]
+    before = [(p, p.detach().clone()) for p in small]
     try:
         for parameter, value in before:
             noise = torch.randn(value.shape, generator=generator).to(value)

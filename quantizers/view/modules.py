@@ -13,6 +13,7 @@ from torch import nn
 from quantizers import integer as ir
 from quantizers.functions import FUNCTIONS, view_function
 from quantizers.graph.canonical import Expand, Gather, Pad, Permute, Reshape, Slice
+from quantizers.graph.kinds import is_stochastic_depth
 from quantizers.graph.trace import RewriteError, pair
 from quantizers.layers import (
     ActQuantizer,
@@ -64,7 +65,7 @@ def view_module(call: Call, module: nn.Module) -> list[ir.Node]:
         ValueError: If a weight scale or bias is out of range (names the layer).
     """
     viewer = VIEWERS.get(type(module))
-    if viewer is None and type(module).__name__ == "StochasticDepth":  # torchvision's, which need not be installed
+    if viewer is None and is_stochastic_depth(module):
         viewer = _identity
     if viewer is None:
         raise RewriteError(

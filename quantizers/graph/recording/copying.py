@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from quantizers.graph.refusal import RewriteError
 
@@ -39,9 +40,10 @@ def private_copy(model: nn.Module) -> nn.Module:
     autograd, which cannot be copied; the copy gets their values.
 
     Raises:
-        RewriteError: If a module cannot be copied.
+        RewriteError: If a module cannot be copied, or holds weights that cannot be computed with in float32 or float64.
     """
     source = unwrapped(model)
+    _require_weights(source)
     memo: dict[int, Any] = {}
     for module in source.modules():
         for value in module.__dict__.values():
@@ -55,6 +57,38 @@ def private_copy(model: nn.Module) -> nn.Module:
             "layers and tensors"
         ) from error
     return _replaced(root)
+
+
+def _require_weights(root: nn.Module) -> None:
+    """Raise unless all weights have values, and a precision that grids are exact in."""
+    for path, tensor in (*root.named_parameters(), *root.named_buffers()):
+        if is_lazy(tensor):
+            raise RewriteError(f"{path}: has no shape yet (a lazy module); call the network on a batch of images first")
+        if tensor.is_meta:
+            raise RewriteError(f"{path}: has no values (device meta); load the weights first")
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise RewriteError(
+                f"{path}: is {tensor.dtype}, and codes are exact in float32 only; pass model.float() and float32 "
+                "images, and train under torch.autocast if that is wanted"
+            )
+
+
+def require_images(example: Tensor) -> None:
+    """Raise unless an example can be computed with, and tells two functions apart.
+
+    Raises:
+        RewriteError: If it is empty, sparse, of integers or complex, or holds NaN or infinity.
+    """
+    if len(example) == 0:
+        raise RewriteError("example_inputs holds no image; give at least one")
+    if not example.is_floating_point() or example.layout != torch.strided:
+        raise RewriteError(
+            f"example_inputs is {example.dtype}, {example.layout}; give dense float images, as the network takes them"
+        )
+    if not bool(torch.isfinite(example).all()):
+        raise RewriteError(
+            "example_inputs holds NaN or infinity, where any two networks agree; give images as the network takes them"
+        )
 
 
 def _culprit(root: nn.Module) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from quantizers.graph.kinds import DROPOUT_NAMES
+from quantizers.graph.kinds import is_stochastic_depth
 from quantizers.graph.recording.interception import (
     FunctionCalls,
     OperatorCalls,
@@ -21,7 +21,8 @@ from quantizers.graph.recording.interception import (
 )
 from quantizers.graph.recording.ledger import Ledger, Region
 from quantizers.graph.recording.outcome import Recording
-from quantizers.graph.refusal import NoSpelling, RewriteError, unknown
+from quantizers.graph.recording.outside import OtherDice, is_number, leaving, number_message
+from quantizers.graph.refusal import NoSpelling, RewriteError, failure, unknown
 from quantizers.graph.spelling.call import Call
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves
@@ -31,7 +32,6 @@ from quantizers.graph.spelling.table import (
     BATCH_NORMS,
     DROPOUT_MODULES,
     FUNCTIONS,
-    NUMBERS,
     OPERATORS,
     SHAPE_ONLY,
     named,
@@ -54,7 +54,7 @@ class Recorder:
         self.ledger = Ledger(root)
         self.pen = Pen(self.ledger.constant, self.ledger.parameter, lambda a, b: self.ledger.derive([a], [b]))
         self.outputs: dict[str, fx.Node] = {}
-        self.paused = False
+        self.paused, self.dice = False, OtherDice()
         self._failed_in: str | None = None
 
     def run(self, images: Tensor, name: str) -> Recording:
@@ -70,19 +70,14 @@ class Recorder:
             try:
                 with OperatorCalls(self), FunctionCalls(self):
                     result = self.root(images)
+                self.dice.require_unmoved(type(self.root).__name__)
             except RewriteError:
                 raise
             except Exception as error:
-                raise RewriteError(self._failure(error)) from error
+                raise RewriteError(failure(self._failed_in or self._place(), error, self.root)) from error
         self.pen.output(self._structure(result))
         self.pen.graph.lint()
         return Recording(self.pen.graph, self.pen.modules, self.outputs, result, self.root.training)
-
-    def _failure(self, error: Exception) -> str:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        where = self._failed_in or type(self.root).__name__
-        mode = " in train()" if self.root.training else ""
-        return f"{where}: the float network fails on example_inputs{mode}: {reason}"
 
     @unrecorded
     def _structure(self, result: Any, *, is_inner: bool = False) -> Any:
@@ -116,11 +111,13 @@ class Recorder:
     # -- modules ---------------------------------------------------------------------------------------------------
 
     def _scoped(self, path: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if type(module).__name__ in DROPOUT_NAMES and self._depends((args, kwargs)):
+        if is_stochastic_depth(module) and self._depends((args, kwargs)):
             return self._dropped(path, module, args[0] if args else next(iter(kwargs.values())))
+        self.dice.require_unmoved(self._place())
         self.pen.scopes.append((path, module))
         try:
             result = forward(*args, **kwargs)
+            self.dice.require_unmoved(path)
             self._note_output(path, result)
             return result
         except Exception:
@@ -174,6 +171,8 @@ class Recorder:
             return func(*args, **kwargs)
         outer, self.pen.word = self.pen.word, self.pen.word or word_of(func)
         try:
+            if (reason := leaving(func, self._place())) and self._depends((args, kwargs)):
+                raise RewriteError(reason)
             spelled = self._whole_function(func)
             if spelled is not None and self._depends((args, kwargs)):
                 return spelled(func, args, kwargs)
@@ -250,24 +249,22 @@ class Recorder:
         try:
             if name in SHAPE_ONLY or not self._depends((args, kwargs)):
                 return self._constant(func, name, args, kwargs)
-            if name in NUMBERS:
-                raise RewriteError(self._condition())
+            if is_number(func, name):
+                raise RewriteError(number_message(self._place()))
             return self._traced(func, name, args, kwargs)
         finally:
             self.pen.word = outer
 
-    def _condition(self) -> str:
-        where = self.pen.scope or type(self.root).__name__
-        return (
-            f"{where}: a number or a condition is taken from tensor values at {user_site() or 'an unknown line'}; "
-            "take it from shapes, which are known, or move it out of the network"
-        )
+    def _place(self) -> str:
+        return self.pen.scope or type(self.root).__name__
 
     @unrecorded
     def _constant(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         made = [item for item in pytree.tree_leaves(result) if isinstance(item, Tensor)]
         sources = [] if name in SHAPE_ONLY else [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if is_number(func, name) and any(self.ledger.constant(source).random for source in sources):
+            raise RewriteError(number_message(self._place(), of_chance=True))
         self.ledger.derive(sources, made, random=torch.Tag.nondeterministic_seeded in func.tags)
         if sources and (name in VIEWS or name in PIECES):
             self._note_views(func, name, args, kwargs, made)

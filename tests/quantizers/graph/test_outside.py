@@ -1,0 +1,153 @@
+"""What a network does outside of torch, or by chance, and images that prove nothing, are refused by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from quantizers import QuantSpec, RewriteError, Student, prepare
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+WAYS_OUT = r"use a dropout or stochastic depth layer|take it from shapes|use torch operations"
+
+
+class Body(nn.Module):
+    """Two convolutions around an operation under test."""
+
+    def __init__(self, operation: Callable[[Body, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.inner, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.gamma = nn.Parameter(torch.tensor(0.3))
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.operation(self, F.relu(self.conv(x))))
+
+
+def _prepared(net: nn.Module, images: Tensor = IMAGE) -> Student:
+    return prepare(net, QuantSpec(), example_inputs=images)
+
+
+def _skipped(draw: Callable[[], bool]) -> Callable[[Body, Tensor], Tensor]:
+    """Return a block that training skips by chance; here it never does, so both modes look alike."""
+
+    def operation(m: Body, x: Tensor) -> Tensor:
+        return x if m.training and draw() else x + m.inner(x)
+
+    return operation
+
+
+def _written_by_numpy(m: Body, x: Tensor) -> Tensor:
+    y = m.inner(x)
+    values = y.detach().numpy()
+    np.maximum(values, 0, out=values)
+    return y
+
+
+OPERATIONS: dict[str, tuple[Callable[[Body, Tensor], Tensor], str]] = {
+    "random.random": (_skipped(lambda: random.random() > 2), "Body|conv|inner.*Python's or NumPy's random numbers"),
+    "numpy.random": (_skipped(lambda: np.random.rand() > 2), "Body|conv|inner.*Python's or NumPy's random numbers"),
+    "torch.rand": (_skipped(lambda: torch.rand(1).item() > 2), r"Body: .*drawn at random at test_outside\.py:\d+"),
+    "torch.bernoulli": (
+        _skipped(lambda: torch.equal(torch.bernoulli(torch.full((1,), 0.5)), torch.tensor([3.0]))),
+        r"Body: .*drawn at random at test_outside\.py:\d+",
+    ),
+    "allclose": (lambda m, x: x if torch.allclose(x, x + 1) else m.inner(x), r"tensor values at test_outside\.py:\d+"),
+    "tolist": (lambda m, x: x if x.mean().tolist() > 99 else m.inner(x), r"tensor values at test_outside\.py:\d+"),
+    "numpy": (lambda m, x: x if x.numpy().mean() > 99 else m.inner(x), r"leave torch at test_outside\.py:\d+"),
+    "asarray": (lambda m, x: x if np.asarray(x).mean() > 9 else m.inner(x), r"leave torch at test_outside\.py:\d+"),
+    "numpy in place": (_written_by_numpy, r"leave torch at test_outside\.py:\d+"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_cannot_be_recorded_is_refused_with_its_place(name: str) -> None:
+    operation, place = OPERATIONS[name]
+    with pytest.raises(RewriteError, match=place) as caught:
+        _prepared(Body(operation))
+    caught.match(WAYS_OUT)
+
+
+def test_the_module_that_draws_is_named() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if random.random() > 2 else x
+
+    with pytest.raises(RewriteError, match=r"^1\.0: forward draws"):
+        _prepared(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(Drawing(), nn.ReLU()), nn.Conv2d(8, 2, 1)))
+
+
+def test_constants_from_numpy_and_seeded_orders_are_none_of_these() -> None:
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(3)).tolist()
+    _prepared(Body(lambda m, x: m.inner(x)[:, order] * torch.from_numpy(np.full((8, 1, 1), 0.5, np.float32))))
+
+
+IMAGES = {
+    "NaN": (IMAGE * float("nan"), "NaN or infinity"),
+    "infinity": (IMAGE / 0, "NaN or infinity"),
+    "integers": ((IMAGE * 9).int(), r"torch\.int32.*float images"),
+    "sparse": (IMAGE.to_sparse(), r"sparse_coo.*dense"),
+    "none": (IMAGE[:0], "holds no image"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_that_prove_nothing_are_refused(name: str) -> None:
+    images, message = IMAGES[name]
+    with pytest.raises(RewriteError, match=f"example_inputs.*{message}"):
+        _prepared(Body(lambda m, x: m.inner(x)), images)
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "bfloat16": (lambda: nn.Conv2d(3, 8, 3).bfloat16(), r"^weight: is torch\.bfloat16.*model\.float\(\)"),
+    "half": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).half(), r"^0\.weight: is torch\.float16.*float32"),
+    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), r"^0\.weight: has no shape yet.*call the network"),
+    "meta": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3, device="meta")), r"^0\.weight: has no values.*load"),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_weights_that_cannot_be_computed_with_are_refused(name: str) -> None:
+    net, message = NETS[name]
+    dtype = {"bfloat16": torch.bfloat16, "half": torch.float16}.get(name, torch.float32)
+    with pytest.raises(RewriteError, match=message):
+        _prepared(net(), IMAGE.to(dtype))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torch_script_is_refused_with_its_path() -> None:
+    script = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()))
+    with pytest.raises(RewriteError, match=r"^1: runs in TorchScript.*pass the Python modules"):
+        _prepared(nn.Sequential(nn.Conv2d(3, 8, 3), script, nn.Conv2d(8, 2, 1)))
+
+
+@pytest.mark.filterwarnings("ignore:every parameter")
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_frozen_factor_is_a_constant(is_whole: bool) -> None:
+    """Small parameters move between the two runs of ``prepare``; what is frozen is a constant, and must not."""
+    net = Body(lambda m, x: x + m.gamma * m.inner(x))
+    net.gamma.requires_grad_(False)
+    if is_whole:
+        net.requires_grad_(False)
+    student = _prepared(net)
+    assert student.state_dict()["inner.weight"].requires_grad is False
+    assert not any(p.requires_grad for p in student.parameters() if is_whole and p.ndim > 1)
+
+
+class StochasticDepth(nn.Module):
+    """The published form, of the name that torchvision's has: the branch is scaled in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else 0.5 * x
+
+
+def test_a_module_is_not_taken_for_torchvisions_by_its_name() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), StochasticDepth(), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    with pytest.raises(RewriteError, match=r"train\(\).*eval\(\)"):
+        _prepared(net)

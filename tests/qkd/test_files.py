@@ -161,3 +161,13 @@ def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="pickled file"):
             files.read_verified(path, "0" * 64)
     assert not trace.exists()
+
+
+def test_a_pipe_or_a_link_to_a_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    for path in (pipe, link):
+        with pytest.raises(ValueError, match=f"{path.name}: is a device, a pipe or a socket"):
+            files.write_bytes(path, b"x")
+    assert pipe.is_fifo() and link.is_symlink() and sorted(tmp_path.iterdir()) == [link, pipe]

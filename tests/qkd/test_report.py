@@ -137,6 +137,10 @@ def test_reports_without_sizes_or_cost_leave_them_out(tmp_path: Path) -> None:
     assert "## Size" not in text and "Cost" not in text and "<h2>Size" not in page
 
 
+def test_a_row_is_one_line_whatever_is_in_its_names() -> None:
+    assert align([["device", "model"], ["a", "b\nc\u2028d\te"]]).splitlines()[1] == r"a       b\x0ac\u2028d\x09e"
+
+
 def test_bytes_are_whole_until_they_are_many() -> None:
     assert [bytes_text(size) for size in (0, 9_999, 10_000, 2_000_000)] == ["0 B", "9,999 B", "10.0 kB", "2.00 MB"]
 
@@ -154,9 +158,9 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
         "model                  net          test accuracy (95 %)  parity (optimised)  ONNX file  latency (median)",
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
-        "note: 1 layer left in float: <script>alert('x')</script>&\"| (silu) in float",
         "note: the test set has only 360 images: the student's accuracy is known to about 1.8 points either way, and "
         "smaller differences between rows say nothing",
+        "note: 1 layer left in float: <script>alert('x')</script>&\"| (silu) in float",
         f"report: {run / 'report.html'}",
     ]
 
@@ -254,6 +258,15 @@ def test_the_parity_sentence_counts_codes(tmp_path: Path) -> None:
     assert "on 32 images: 2 of 2,000 codes differ between student and file, 4 between" in sentence
     path.write_text(json.dumps({**parity, "layers": []}))
     assert "codes" not in parity_sentence(summarise(run))
+
+
+@pytest.mark.parametrize("notes", [-1, "x", [1], {"a": 1}])
+def test_parity_notes_of_another_type_are_refused_by_place(tmp_path: Path, notes: object) -> None:
+    run = make_run(tmp_path / "run")
+    path = run / "export" / "parity.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "notes": notes}))
+    with pytest.raises(DamagedFileError, match=r"parity\.json: notes"):
+        summarise(run)
 
 
 def make_devices(run: Path) -> Path:

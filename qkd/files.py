@@ -319,10 +319,12 @@ def _digest(file: Any) -> str:
 def _refuse_special(path: Path) -> None:
     """Raise if a name stands for a device, a pipe or a socket: a rename would put a file in its place."""
     try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
+        mode, folder = os.stat(path).st_mode, path.parent.resolve()
+    except (OSError, RuntimeError, ValueError):
         return  # new, or the write itself says what is wrong
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    is_file = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    # /dev/stdout is a link of the system's, whatever it leads to
+    if not is_file or folder == Path("/dev") or Path("/proc") in folder.parents:
         raise ValueError(f"{path}: is a device, a pipe or a socket, which a file would replace; name a file")
 
 

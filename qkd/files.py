@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,10 @@ def write_bytes(path: Path, data: bytes) -> str:
 
     Raises:
         OSError: If the disk is full or the folder cannot be written; an earlier file of this name is untouched.
+        ValueError: If the name is a device's, a pipe's or a socket's, or links to one.
     """
     path = Path(path)
+    _refuse_special(path)
     temporary: Path | None = None
     try:
         unfinished = path.parent / f".{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}"
@@ -311,6 +314,18 @@ def _digest(file: Any) -> str:
     while block := file.read(1 << 20):  # 1 MiB at a time
         digest.update(block)
     return digest.hexdigest()
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise if a name stands for a device, a pipe or a socket: a rename would put a file in its place."""
+    try:
+        mode, folder = os.stat(path).st_mode, path.parent.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return  # new, or the write itself says what is wrong
+    is_file = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    # /dev/stdout is a link of the system's, whatever it leads to
+    if not is_file or folder == Path("/dev") or Path("/proc") in folder.parents:
+        raise ValueError(f"{path}: is a device, a pipe or a socket, which a file would replace; name a file")
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from qkd.files import write_safetensors
@@ -46,14 +47,15 @@ def load_weights(net: nn.Module, path: Path) -> str:
         What was done to make it fit, in words; empty where nothing was.
 
     Raises:
-        WeightsError: If the file is missing, of another kind, pickled, damaged, holds NaN or infinities, or does not
-            fit: then with the missing, unexpected and ill-shaped keys, the names that were found, and the number of
-            classes where only the head differs.
+        WeightsError: If the file is missing, of another kind, pickled, damaged, holds NaN, infinities or other than
+            dense float tensors, or does not fit: then with the missing, unexpected and ill-shaped keys, the names that
+            were found, and the number of classes where only the head differs.
     """
     path = Path(path)
     wanted = net.state_dict()
     state, note = _fitting(net, path, wanted)
     found = state.tensors
+    _refuse_foreign_kinds(path, wanted, found)
     bad = [key for key, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise WeightsError(f"{path}: holds NaN or infinite values in {_listed(bad)}; such weights cannot be trained on")
@@ -63,6 +65,26 @@ def load_weights(net: nn.Module, path: Path) -> str:
         raise WeightsError(f"{path}: {error}") from error
     net.load_state_dict({key: found.get(key, value) for key, value in wanted.items()}, strict=True)
     return note
+
+
+def _refuse_foreign_kinds(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise unless each tensor that fits by name and shape holds values that a float net can take as they are."""
+    kinds = {key: _foreign_kind(value, wanted[key]) for key, value in found.items() if key in wanted}
+    bad = [f"{key} ({kind})" for key, kind in kinds.items() if kind]
+    if bad:
+        raise WeightsError(f"{path}: weights must be dense tensors of real float values, found {_listed(bad)}; "
+                           "save the state dict of the float net")  # fmt: skip
+
+
+def _foreign_kind(value: Tensor, wanted: Tensor) -> str:
+    """Return why a tensor cannot be taken as a net's; empty where it can."""
+    if value.is_meta:
+        return "meta: without values"
+    if value.is_quantized or value.layout is not torch.strided:
+        return "quantized" if value.is_quantized else "sparse"
+    if value.is_complex() or (wanted.is_floating_point() and not value.is_floating_point()):
+        return str(value.dtype).removeprefix("torch.")
+    return ""
 
 
 def _fitting(net: nn.Module, path: Path, wanted: Mapping[str, Tensor]) -> tuple[StateDict, str]:

@@ -73,6 +73,7 @@ class _Parity(_Record):
     on: _Side | None = None
     layers: list[_ComparedLayer] = []
     layer_images: int | None = None
+    notes: list[str] = []
     runtime_version: str | None = None
 
 

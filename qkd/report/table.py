@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qkd.foreign.shown import shown
+from qkd.foreign.shown import shown, shown_line
 
+_LONGEST_CELL = 200  # characters
 _MARKS = re.compile(r"[\\`*|\[\]~]")  # an underscore within a word is none, and names are full of them
 
 
@@ -37,7 +38,11 @@ def milliseconds(value_ms: float | None) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as columns of text; the first two to the left, figures to the right."""
+    r"""Return rows as columns of text; the first two to the left, figures to the right.
+
+    A row is one line, also where a name that comes from outside is none: its newlines are written out (``\n``).
+    """
+    rows = [[shown_line(cell, _LONGEST_CELL) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -161,3 +161,23 @@ def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="pickled file"):
             files.read_verified(path, "0" * 64)
     assert not trace.exists()
+
+
+def test_a_pipe_or_a_link_to_a_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    for path in (pipe, link):
+        with pytest.raises(ValueError, match=f"{path.name}: is a device, a pipe or a socket"):
+            files.write_bytes(path, b"x")
+    assert pipe.is_fifo() and link.is_symlink() and sorted(tmp_path.iterdir()) == [link, pipe]
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout", "/proc/self/fd/1"])
+def test_names_of_the_system_are_not_replaced(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def never(*_: object) -> int:
+        raise AssertionError("opened")  # a test that fails must not harm the machine
+
+    monkeypatch.setattr(files.os, "open", never)
+    with pytest.raises(ValueError, match="a file would replace"):
+        files.write_bytes(Path(name), b"x")

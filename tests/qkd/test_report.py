@@ -137,6 +137,10 @@ def test_reports_without_sizes_or_cost_leave_them_out(tmp_path: Path) -> None:
     assert "## Size" not in text and "Cost" not in text and "<h2>Size" not in page
 
 
+def test_a_row_is_one_line_whatever_is_in_its_names() -> None:
+    assert align([["device", "model"], ["a", "b\nc\u2028d\te"]]).splitlines()[1] == r"a       b\x0ac\u2028d\x09e"
+
+
 def test_bytes_are_whole_until_they_are_many() -> None:
     assert [bytes_text(size) for size in (0, 9_999, 10_000, 2_000_000)] == ["0 B", "9,999 B", "10.0 kB", "2.00 MB"]
 
@@ -254,6 +258,15 @@ def test_the_parity_sentence_counts_codes(tmp_path: Path) -> None:
     assert "on 32 images: 2 of 2,000 codes differ between student and file, 4 between" in sentence
     path.write_text(json.dumps({**parity, "layers": []}))
     assert "codes" not in parity_sentence(summarise(run))
+
+
+@pytest.mark.parametrize("notes", [-1, "x", [1], {"a": 1}])
+def test_parity_notes_of_another_type_are_refused_by_place(tmp_path: Path, notes: object) -> None:
+    run = make_run(tmp_path / "run")
+    path = run / "export" / "parity.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "notes": notes}))
+    with pytest.raises(DamagedFileError, match=r"parity\.json: notes"):
+        summarise(run)
 
 
 def make_devices(run: Path) -> Path:

@@ -107,7 +107,8 @@ def list_folder(folder: Path) -> Parts:
         folder: As for :func:`load_folder_splits`.
 
     Raises:
-        DataError: If a folder is missing or empty, or a class is tested but not trained.
+        DataError: If a folder is missing or empty, a class is tested but not trained, an image is no regular file, or a
+            link leads nowhere or to a folder within a class.
     """
     skipped: list[str] = []
     train_files, test_files = (_files_by_class(folder / part, skipped) for part in ("train", "test"))
@@ -131,6 +132,9 @@ def _files_by_class(folder: Path, skipped: list[str]) -> dict[str, list[Path]]:
         raise DataError(f"{folder}: no such folder; needs train/<class>/*.png|jpg|... and test/<class>/... beside it")
     children = sorted(folder.iterdir())
     skipped += [child.name for child in children if is_hidden(child.name)]
+    dead = [child for child in children if not is_hidden(child.name) and not os.path.exists(child)]
+    if dead:
+        raise DataError(f"{dead[0]}: links to nothing, so its class would be missing; restore or delete it")
     found = {
         child.name: sorted(_images_below(child, skipped), key=lambda path: path.parts)
         for child in children
@@ -153,7 +157,11 @@ def _images_below(folder: Path, skipped: list[str]) -> Iterable[Path]:
                 skipped.append(entry.name)
             elif entry.is_dir(follow_symlinks=False):
                 yield from _images_below(Path(entry.path), skipped)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+            elif os.path.isdir(entry.path):  # a circle of links would never end
+                raise DataError(f"{entry.path}: links to a folder, which is not followed; copy or delete it")
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                if not os.path.isfile(entry.path):
+                    raise DataError(f"{entry.path}: is no file, or links to none; restore or delete it")
                 yield Path(entry.path)
 
 

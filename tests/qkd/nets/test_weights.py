@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -279,3 +280,35 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path, s
     assert "is a device, not a file" in refusal(net(), Path("/dev/zero"))
     assert "is a folder" in refusal(net(), tmp_path)
     assert "no such weights file" in refusal(net(), tmp_path / "a" / "b.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda value: value.to("meta"), "meta"),
+        (lambda value: value.to_sparse(), "sparse"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: value.to(torch.int64), "int64"),
+        (lambda value: value.to(torch.bool), "bool"),
+        pytest.param(
+            lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+            "quantized",
+            marks=pytest.mark.filterwarnings("ignore"),
+        ),
+    ],
+)
+def test_tensors_that_a_float_net_cannot_take_as_they_are_are_refused(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], kind: str
+) -> None:
+    state = net().state_dict()
+    torch.save({**state, "fc.weight": change(state["fc.weight"])}, tmp_path / "w.pth")
+    assert f"fc.weight ({kind}" in refusal(net(seed=2), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_float_weights_of_other_widths_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+    source, target = net(seed=1), net(seed=2)
+    state = source.state_dict()
+    torch.save({key: value.to(dtype) for key, value in state.items()}, tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth")
+    assert torch.equal(target.state_dict()["fc.weight"], state["fc.weight"].to(dtype).float())

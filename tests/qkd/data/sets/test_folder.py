@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,32 @@ def test_missing_parts_are_named(good: Path) -> None:
     assert "test: no such folder" in refusal(good)
     (good / "test").mkdir()
     assert "test: has no class folders" in refusal(good)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("train/ant/x.png", lambda path: path.symlink_to("gone.png"), "is no file, or links to none"),
+        ("test/ant/x.png", lambda path: path.symlink_to("x.png"), "is no file, or links to none"),
+        ("train/ant/x.JPG", _pipe, "is no file, or links to none"),
+        ("train/ant/x.png", lambda path: path.symlink_to("/dev/zero"), "is no file, or links to none"),
+        ("train/ant/more", lambda path: path.symlink_to(".."), "links to a folder"),
+        ("train/cat", lambda path: path.symlink_to("gone"), "links to nothing"),
+    ],
+)
+def test_images_do_not_vanish_behind_links_and_pipes(
+    good: Path, name: str, make: Callable[[Path], None], message: str
+) -> None:
+    make(good / name)
+    assert str(good / name) in refusal(good) and message in refusal(good)
+
+
+def test_links_to_images_and_to_class_folders_are_read(good: Path) -> None:
+    (good / "train" / "ant" / "x.png").symlink_to("0.png")
+    (good / "train" / "bee").rename(good / "bees")
+    (good / "train" / "bee").symlink_to(good / "bees")
+    assert load(good, val_fraction=0.0).train.labels.tolist() == [0] * 11 + [1] * 10

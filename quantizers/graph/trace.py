@@ -14,6 +14,7 @@ from quantizers.graph.kinds import OUTPUT, PLACEHOLDER, kind_of
 from quantizers.graph.recording.copying import example_images, input_name, private_copy, require_images
 from quantizers.graph.recording.modes import joined
 from quantizers.graph.recording.outcome import Recording
+from quantizers.graph.recording.reach import freeze_unreached
 from quantizers.graph.recording.recorder import Recorder
 from quantizers.graph.refusal import RewriteError as RewriteError
 from quantizers.graph.simplify import simplify
@@ -68,6 +69,7 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
     root = private_copy(model)
     name = input_name(root)
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
+    freeze_unreached(root, example_images(example_inputs, TRAIN_IMAGES, device))
     evaluated = Recorder(root.eval(), check=verify).run(example_images(example_inputs, EVAL_IMAGES, device), name)
     with _jittered(root), torch.random.fork_rng(devices=[]):
         images = example_images(example_inputs, TRAIN_IMAGES, device)

@@ -56,7 +56,8 @@ def unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: Listener, *args: Any, **kwargs: Any) -> Any:
         before, self.paused = self.paused, True
         try:
-            return method(self, *args, **kwargs)
+            with torch.no_grad():  # also where the network switches gradients on
+                return method(self, *args, **kwargs)
         finally:
             self.paused = before
 

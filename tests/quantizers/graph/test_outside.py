@@ -151,3 +151,33 @@ def test_a_module_is_not_taken_for_torchvisions_by_its_name() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), StochasticDepth(), nn.ReLU(), nn.Conv2d(8, 2, 1))
     with pytest.raises(RewriteError, match=r"train\(\).*eval\(\)"):
         _prepared(net)
+
+
+class Stem(nn.Module):
+    """A layer that the network runs without gradients, as people freeze a backbone."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.stem, self.norm = how, nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.how != "no_grad"):
+            y = F.relu(self.norm(self.stem(x)))
+        return self.head(y.detach() if self.how == "detach" else y)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "detach", "neither"])
+def test_what_no_gradient_reaches_is_frozen(how: str) -> None:
+    net = Stem(how)
+    weights = {name: p.detach().clone() for name, p in net.named_parameters()}
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    student = _prepared(net)
+    learns = {name for name, p in student.named_parameters() if p.requires_grad}
+    assert "head.weight" in learns
+    assert ("stem.weight" in learns) is (how == "neither")
+    trained = {id(p) for p in student.parameters() if p.requires_grad}
+    norms = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 1 and (id(norms[0].weight) in trained) is (how == "neither")
+    assert all(torch.equal(weights[name], p) and p.requires_grad for name, p in net.named_parameters())
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())

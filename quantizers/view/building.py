@@ -15,7 +15,6 @@ from quantizers.graph.trace import RewriteError
 from quantizers.student import Student
 from quantizers.tensor_quant import NotCalibratedError
 from quantizers.view.modules import Call, view_module
-from quantizers.view.spellings import view_spelling
 
 KEEPS_GRID = (ir.Shape, ir.MaxPool, ir.Concat)
 
@@ -66,7 +65,10 @@ class _Viewer:
             elif node.op == "call_module":
                 self._module(node)
             else:
-                view_spelling(node, self.edges, self.add)
+                raise RewriteError(
+                    f"{node.name}: a student calls modules only, and this is {node.op} {node.target}; change the float "
+                    "network and prepare that again, rather than its student"
+                )
         edges = tuple(self.edges[node] for node in outputs)
         return ir.IntegerView(tuple(self.nodes), self.grids, tuple(inputs), edges, names)
 

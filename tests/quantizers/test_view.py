@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import quantizers
-from quantizers import QuantSpec, integer_view, layer_report
+from quantizers import QuantSpec, RewriteError, integer_view, layer_report
 from quantizers import integer as ir
 
 # Ties of wide (8-bit) grids are too many to keep every sum away from: a float32 sum may round to the neighbour.
@@ -167,3 +167,14 @@ def test_layer_report_sums(make_student: Any, make_net: Any) -> None:
     assert rows["conv"]["range_low"] <= rows["conv"]["code_min"] < rows["conv"]["code_max"] <= 1
     assert (rows["conv"]["kind"], rows["head"]["kind"]) == ("conv", "linear")
     assert (rows["conv"]["weight_bits"], rows["conv"]["act_bits"]) == (2, 2)
+
+
+def test_a_call_that_somebody_wrote_into_a_student_is_refused_by_name(make_student: Any) -> None:
+    student = make_student("plain")
+    end = next(node for node in student.graph.nodes if node.op == "output")
+    with student.graph.inserting_before(end):
+        extra = student.graph.call_function(torch.relu, (end.args[0],))
+    end.args = (extra,)
+    student.recompile()
+    with pytest.raises(RewriteError, match=r"relu: a student calls modules only, and this is call_function"):
+        integer_view(student)

@@ -213,8 +213,13 @@ def main() -> None:
                     print(f"    {op['region']:2} {op['kind']:10}{op['us']:9.1f} us  {op['name']}", file=sys.stderr)
             rows.append(row)
     from export import lowbit
+    from qkd.rundir import environment
 
+    made = environment(seed=0)
     about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": made["commit"],
+        "versions": {name: made["packages"].get(name) for name in ("torch", "brevitas", "onnx", "onnxruntime")},
         "kernels": lowbit.availability().kernels,
         "threads": options.threads,
         "bits": options.bits,

@@ -66,13 +66,16 @@ class QcdqFlavour:
 
     def quantize(self, graph: GraphBuilder, node: Quantize, x: str) -> str:
         """Write QuantizeLinear, the Clip that the stored type does not do by itself, and DequantizeLinear."""
+        return self._write(graph, node, x, has_clip=node.grid.high - node.grid.low < 255)
+
+    def _write(self, graph: GraphBuilder, node: Quantize, x: str, *, has_clip: bool) -> str:
         grid, zero_point = node.grid, self.zero_point(node.grid)
         limits: npt.NDArray[np.integer] = np.array([grid.low, grid.high]) + zero_point
         limits = limits.astype(np.int8 if limits[0] < 0 else np.uint8)
         scale = graph.constant(f"{node.output}.scale", np.float32(grid.scale))
         zero = graph.constant(f"{node.output}.zero_point", limits.dtype.type(zero_point))
         stored = graph.add("QuantizeLinear", [x, scale, zero], f"{node.output}.codes", name=node.name)
-        if grid.high - grid.low < 255:
+        if has_clip:
             low, high = (
                 graph.constant(f"{node.output}.{end}", limits[place]) for place, end in enumerate(("low", "high"))
             )
@@ -80,8 +83,12 @@ class QcdqFlavour:
         return graph.add("DequantizeLinear", [stored, scale, zero], node.output, name=f"{node.name}.dequantize")
 
     def requantize(self, graph: GraphBuilder, node: Quantize, stored: str, old: Grid) -> str:
-        """Write the same as for any real tensor."""
-        return self.quantize(graph, node, stored)
+        """Write the same as for any real tensor, with a Clip also at eight bits.
+
+        ONNX Runtime makes one pair of two that follow each other without a Clip, with a scale of its own: another
+        function.
+        """
+        return self._write(graph, node, stored, has_clip=True)
 
     def dequantize(self, graph: GraphBuilder, edge: str, stored: str, grid: Grid) -> str:
         """Return the tensor: it holds real values already."""

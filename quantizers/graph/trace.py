@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor, fx, nn
 from quantizers.graph.kinds import FUNCTION_NAMES as FUNCTION_NAMES
 from quantizers.graph.kinds import OUTPUT, PLACEHOLDER, kind_of
 from quantizers.graph.recording.copying import example_images, input_name, private_copy, require_images
+from quantizers.graph.recording.gradients import without_idle_stops
 from quantizers.graph.recording.modes import joined
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.reach import freeze_unreached
 from quantizers.graph.recording.recorder import Recorder
+from quantizers.graph.recording.same_gradients import require_same_gradients
 from quantizers.graph.refusal import RewriteError as RewriteError
 from quantizers.graph.simplify import simplify
 
@@ -69,11 +72,16 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
     root = private_copy(model)
     name = input_name(root)
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
-    freeze_unreached(root, example_images(example_inputs, TRAIN_IMAGES, device))
+    has_gradients = freeze_unreached(root, example_images(example_inputs, TRAIN_IMAGES, device))
     evaluated = Recorder(root.eval(), check=verify).run(example_images(example_inputs, EVAL_IMAGES, device), name)
     with _jittered(root), torch.random.fork_rng(devices=[]):
         images = example_images(example_inputs, TRAIN_IMAGES, device)
-        trained = Recorder(root.train(), check=verify).run(images, name)
+        twin = copy.deepcopy(root, {id(p): p for p in root.parameters()}).train()  # running it may change buffers
+        recorder = Recorder(root.train(), check=verify, gradients=has_gradients)
+        trained = recorder.run(images.clone(), name)
+        if verify and has_gradients:
+            require_same_gradients(twin, trained, images, recorder.flow.notes)
+        without_idle_stops(trained)
     recording = joined(evaluated, trained)
     simplify(recording)
     return Traced(recording, len(example_inputs))

@@ -39,6 +39,14 @@ def number_message(where: str, *, of_chance: bool = False) -> str:
     )
 
 
+def inference_message(where: str) -> str:
+    """Return why a network that switches inference mode on is refused."""
+    return (
+        f"{where}: runs under torch.inference_mode() at {user_site() or 'an unknown line'}, whose tensors cannot be "
+        "trained with; use torch.no_grad() or detach()"
+    )
+
+
 def leaving(func: Any, where: str) -> str | None:
     """Return why a function of Python is refused that hands a tensor's values out unseen, or None for any other."""
     if func is Tensor.tolist:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from quantizers.graph.kinds import FUNCTION_NAMES as FUNCTION_NAMES
 from quantizers.graph.kinds import OUTPUT, PLACEHOLDER, kind_of
@@ -74,6 +75,8 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     has_gradients = freeze_unreached(root, example_images(example_inputs, TRAIN_IMAGES, device))
     evaluated = Recorder(root.eval(), check=verify).run(example_images(example_inputs, EVAL_IMAGES, device), name)
+    if verify:
+        _require_repeatable(root, evaluated.result, example_images(example_inputs, EVAL_IMAGES, device))
     with _jittered(root), torch.random.fork_rng(devices=[]):
         images = example_images(example_inputs, TRAIN_IMAGES, device)
         twin = copy.deepcopy(root, {id(p): p for p in root.parameters()}).train()  # running it may change buffers
@@ -85,6 +88,19 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
     recording = joined(evaluated, trained)
     simplify(recording)
     return Traced(recording, len(example_inputs))
+
+
+def _require_repeatable(root: nn.Module, first: Any, images: Tensor) -> None:
+    """Raise if a second pass in eval mode differs: a generator made in forward, or state that each pass changes."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        second = copy.deepcopy(root).eval()(images)
+    for before, after in zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True):
+        if isinstance(before, Tensor) and not torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise RewriteError(
+                f"{type(root).__name__}: two passes in eval() on the same images differ by "
+                f"{float((before - after).abs().max()):.3g}; it draws random numbers or changes its own state; draw "
+                "outside of the network, or use a dropout layer"
+            )
 
 
 @contextlib.contextmanager

@@ -137,11 +137,11 @@ class GradientFlow:
 
         try:
             torch.is_grad_enabled = lambda: self._is_on if is_recording() else real()
-            torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+            torch.autograd.Function.apply = classmethod(apply)
             yield
         finally:
             torch.is_grad_enabled = real
-            torch.autograd.Function.apply = own  # type: ignore[method-assign]
+            torch.autograd.Function.apply = own
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ class Recorder:
         self.pen = Pen(self.ledger.constant, self.ledger.parameter, lambda a, b: self.ledger.derive([a], [b]))
         self.flow = GradientFlow(self.pen, is_followed=gradients and root.training)
         self.outputs: dict[str, fx.Node] = {}
-        self.paused, self.dice = False, OtherDice()
+        self.paused, self.dice = False, OtherDice(root)
         self._failed_in: str | None = None
 
     def run(self, images: Tensor, name: str) -> Recording:
@@ -70,13 +70,10 @@ class Recorder:
         """
         value = self.pen.images(name, images)
         self.ledger.bind(images, value)
-        with torch.no_grad(), instrumented(self.root, self._scoped), torch.compiler.set_stance("force_eager"):
+        eager, flow = torch.compiler.set_stance("force_eager"), self.flow.followed(self._is_own_code)
+        with torch.no_grad(), instrumented(self.root, self._scoped), eager, without_checkpoints():
             try:
-                with (
-                    self.flow.followed(lambda: not (self.paused or self.pen.word)),
-                    OperatorCalls(self),
-                    FunctionCalls(self),
-                ):
+                with flow, OperatorCalls(self), FunctionCalls(self):
                     result = self.root(images)
                 self.dice.require_unmoved(type(self.root).__name__)
             except RewriteError:

@@ -79,7 +79,8 @@ class Recorder:
             except RewriteError:
                 raise
             except Exception as error:
-                raise RewriteError(failure(self._failed_in or self._place(), error, self.root)) from error
+                where = self._failed_in or self._place()
+                raise RewriteError(failure(where, error, self.root, images.dim())) from error
         self.pen.output(self._returned(result))
         self.pen.graph.lint()
         return Recording(self.pen.graph, self.pen.modules, self.outputs, result, self.root.training)
@@ -386,9 +387,7 @@ class Recorder:
             self._compare(results[0], made)
         self.ledger.bind(results[0], made)
         for extra in results[1:]:
-            reason = NoSpelling(
-                "pooling with indices or another divisor has no integer kernel; use plain pooling", bare=True
-            )
+            reason = NoSpelling("pooling with indices has no integer kernel; use plain pooling", bare=True)
             self.ledger.bind(extra, self.pen.refuse(extra, self._message(reason, name), made))
 
     def _refuse(self, refusal: NoSpelling, name: str, values: dict[str, Any], results: tuple[Tensor, ...]) -> None:

@@ -203,3 +203,16 @@ def test_what_no_gradient_reaches_is_frozen(how: str) -> None:
     assert len(norms) == 1 and (id(norms[0].weight) in trained) is (how == "neither")
     assert all(torch.equal(weights[name], p) and p.requires_grad for name, p in net.named_parameters())
     assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_single_image_is_told_to_take_a_batch_axis() -> None:
+    with pytest.raises(RewriteError, match=r"fails on example_inputs: .*example_inputs\[None\]"):
+        _prepared(Body(lambda m, x: m.inner(x)), IMAGE[0])
+
+
+def test_what_fails_in_training_only_says_so() -> None:
+    def heads(m: Body, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 99) if m.training else x
+
+    with pytest.raises(RewriteError, match=r"in train\(\): .*images of the size it trains on"):
+        _prepared(Body(heads))

@@ -89,6 +89,6 @@ def test_means_over_the_batch_are_refused(mean: Callable[[Tensor], Tensor]) -> N
         module_of(mean)
 
 
-def test_override_of_the_divisor_is_refused() -> None:
-    with pytest.raises(RewriteError, match="pool: pooling with indices or another divisor has no integer kernel"):
-        module_of(nn.AvgPool2d(2, divisor_override=3))
+def test_override_of_the_divisor_at_an_overhang_is_refused() -> None:
+    with pytest.raises(RewriteError, match="pool: ceil_mode with another divisor has no integer kernel"):
+        module_of(nn.AvgPool2d(2, ceil_mode=True, divisor_override=3))

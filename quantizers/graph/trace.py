@@ -15,7 +15,7 @@ from quantizers.graph.kinds import FUNCTION_NAMES as FUNCTION_NAMES
 from quantizers.graph.kinds import OUTPUT, PLACEHOLDER, kind_of
 from quantizers.graph.recording.copying import example_images, input_name, private_copy, require_images
 from quantizers.graph.recording.gradients import without_idle_stops
-from quantizers.graph.recording.modes import joined
+from quantizers.graph.recording.modes import joined, live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.reach import freeze_unreached
 from quantizers.graph.recording.recorder import Recorder
@@ -75,8 +75,10 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     has_gradients = freeze_unreached(root, example_images(example_inputs, TRAIN_IMAGES, device))
     evaluated = Recorder(root.eval(), check=verify).run(example_images(example_inputs, EVAL_IMAGES, device), name)
-    if verify:
-        _require_repeatable(root, evaluated.result, example_images(example_inputs, EVAL_IMAGES, device))
+    live = live_nodes(evaluated.graph, output_of(evaluated.graph))
+    if verify and not any("refused" in node.meta for node in live):  # a refusal says more
+        again = _second_pass(root, example_images(example_inputs, EVAL_IMAGES, device))
+        _require_repeatable(type(root).__name__, evaluated.result, again)
     with _jittered(root), torch.random.fork_rng(devices=[]):
         images = example_images(example_inputs, TRAIN_IMAGES, device)
         twin = copy.deepcopy(root, {id(p): p for p in root.parameters()}).train()  # running it may change buffers
@@ -90,14 +92,17 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
     return Traced(recording, len(example_inputs))
 
 
-def _require_repeatable(root: nn.Module, first: Any, images: Tensor) -> None:
-    """Raise if a second pass in eval mode differs: a generator made in forward, or state that each pass changes."""
+def _second_pass(root: nn.Module, images: Tensor) -> Any:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-        second = copy.deepcopy(root).eval()(images)
+        return copy.deepcopy(root).eval()(images)
+
+
+def _require_repeatable(network: str, first: Any, second: Any) -> None:
+    """Raise if a second pass in eval mode differs: a generator made in forward, or state that each pass changes."""
     for before, after in zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True):
         if isinstance(before, Tensor) and not torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True):
             raise RewriteError(
-                f"{type(root).__name__}: two passes in eval() on the same images differ by "
+                f"{network}: two passes in eval() on the same images differ by "
                 f"{float((before - after).abs().max()):.3g}; it draws random numbers or changes its own state; draw "
                 "outside of the network, or use a dropout layer"
             )

@@ -40,8 +40,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
 
     Raises:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
-        ValueError: If there are no batches, one is empty, an image holds NaN or infinity, or no value but zero, or a batch
-            does not go through the student.
+        ValueError: If there are no batches, one is empty, an image holds NaN or infinity, or no value but zero, or a
+            batch does not go through the student.
     """
     if isinstance(batches, Tensor):
         batches = [batches]  # one batch by itself

@@ -71,9 +71,12 @@ def _ties(quantizer: ActQuantizer) -> Tensor:
 
 
 def _distance(ties: Tensor, reach: float) -> Tensor:
-    """Return the least distance of reachable ties from an integer, over the last dimension."""
+    """Return the least distance of ties from a reachable integer, over the last dimension; at most 0.5.
+
+    A tie just beyond the largest integer is as close to it as one just below.
+    """
     off = (ties - torch.round(ties)).abs()
-    return torch.where(ties.abs() <= reach, off, torch.full_like(off, 0.5)).amin(dim=-1)
+    return torch.where(ties.abs() <= reach + 0.5, off, torch.full_like(off, 0.5)).amin(dim=-1)
 
 
 def _choose(distances: Tensor) -> Tensor:

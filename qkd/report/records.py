@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from qkd.bind_faults import describe, place
+from qkd.config.bind_faults import describe, place
 from qkd.files import DamagedFileError, parse_json, read_json
 from qkd.foreign.opening import read_text
 

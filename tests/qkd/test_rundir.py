@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qkd import rundir
 from qkd.config import RunConfig
-from qkd.rundir import RunFolder
+from qkd.run import folder as rundir
+from qkd.run.folder import RunFolder
 from qkd.testing import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]

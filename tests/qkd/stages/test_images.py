@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from qkd.binding import config_text
 from qkd.cli import main
+from qkd.config.binding import config_text
 from qkd.data import DataError, load_splits
 from qkd.pipeline import run_stages
 from qkd.progress import Progress, Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.images import FILE, check_images, run_images, stored_images
 from qkd.stages.sample import calibration_images

@@ -26,8 +26,9 @@ Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
 
 def shipped_folder() -> Path:
     """Return the folder of the shipped configs: inside the installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def shipped_configs() -> dict[str, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkd import files
+from qkd.files import whole
 
 
 def names(folder: Path) -> list[str]:
@@ -178,6 +178,6 @@ def test_names_of_the_system_are_not_replaced(monkeypatch: pytest.MonkeyPatch, n
     def never(*_: object) -> int:
         raise AssertionError("opened")  # a test that fails must not harm the machine
 
-    monkeypatch.setattr(files.os, "open", never)
+    monkeypatch.setattr(whole.os, "open", never)
     with pytest.raises(ValueError, match="a file would replace"):
         files.write_bytes(Path(name), b"x")

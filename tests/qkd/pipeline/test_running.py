@@ -11,7 +11,7 @@ from qkd.cli import STAGE_NAMES
 from qkd.config.binding import bind
 from qkd.failures import UsageError
 from qkd.files.yaml_text import parse_yaml
-from qkd.pipeline import NEEDS, Stage, run_stages
+from qkd.pipeline.running import NEEDS, Stage, run_stages
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 

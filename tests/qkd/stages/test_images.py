@@ -100,7 +100,7 @@ def test_every_stage_that_reads_images_compares_them(
 ) -> None:
     run_images(run)
     rewrite(run, "train", another_label)
-    monkeypatch.setattr("qkd.pipeline.NEEDS", dict.fromkeys(STAGES, ()))
+    monkeypatch.setattr("qkd.pipeline.running.NEEDS", dict.fromkeys(STAGES, ()))
     with pytest.raises(DataError, match="changed: labels of train"):
         STAGES[stage](run, Silent())
 
@@ -111,7 +111,7 @@ def test_a_complete_stage_and_one_without_images_compare_them_too(
 ) -> None:
     run_images(run)
     (run.folder(stage) / "made").write_text("something")
-    monkeypatch.setattr("qkd.pipeline.NEEDS", dict.fromkeys(STAGES, ()))
+    monkeypatch.setattr("qkd.pipeline.running.NEEDS", dict.fromkeys(STAGES, ()))
     if stage not in ("bench", "report"):  # of these even an incomplete one is held back
         run.complete(stage, [run.folder(stage) / "made"])
     said = Said()

@@ -18,7 +18,7 @@ from qkd.run import folder as rundir
 from qkd.run.folder import RunFolder
 from qkd.testing import tiny_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qkd import files
 from qkd.files import whole
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
-from quantizers.graph.canonical import StopGradient
+from quantizers.graph.form.canonical import StopGradient
 from quantizers.graph.recording.modes import live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.spelling.pen import Pen, Value

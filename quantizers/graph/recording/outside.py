@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantizers.graph.refusal import RewriteError
+from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.spelling.sites import user_site
 from quantizers.graph.spelling.table import NUMBERS
 

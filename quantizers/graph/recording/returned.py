@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from quantizers.graph.refusal import RewriteError
+from quantizers.graph.form.refusal import RewriteError
 
 
 def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | None], *, is_inner: bool = False) -> Any:

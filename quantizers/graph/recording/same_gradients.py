@@ -19,13 +19,13 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from quantizers.graph.canonical import StopGradient
-from quantizers.graph.kinds import is_pass, is_stochastic_depth
+from quantizers.graph.form.canonical import StopGradient
+from quantizers.graph.form.kinds import is_pass, is_stochastic_depth
+from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.recording.gradients import without_checkpoints
 from quantizers.graph.recording.interception import instrumented
 from quantizers.graph.recording.modes import live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
-from quantizers.graph.refusal import RewriteError
 from quantizers.graph.spelling.table import BATCH_NORMS, DROPOUT_MODULES
 
 TOLERANCE = 1e-3

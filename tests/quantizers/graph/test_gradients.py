@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from quantizers import QuantSpec, RewriteError, Student, prepare
-from quantizers.graph.canonical import StopGradient
+from quantizers.graph.form.canonical import StopGradient
 from quantizers.layers import ActQuantizer, QuantConvBn2d
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

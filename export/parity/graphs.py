@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from export.blocked import OPERATOR as BLOCK_OPERATOR
@@ -15,6 +16,7 @@ from export.checks import check_view
 from export.flavours import Flavour, find_flavour
 from export.lowering import PRODUCER, lower, toolkit_version
 from export.packing import INT2, INT4, INT8, Blocks
+from export.repack import repack
 from quantizers.integer import IntegerView, Linear
 
 # The one entry of a file's metadata that may differ: who wrote it. Quantizers are compared call by call (`ways.py`).
@@ -96,10 +98,15 @@ def _written_again(model: ModelProto, view: IntegerView, image_shape: Sequence[i
     flavour = find_flavour(_properties(model).get("flavour", ""))
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     chosen = flavour.storage(view, "auto" if flavour.name != "ort" else "int8", opset)
-    storage = replace(chosen, blocks=_blocks(model, view))
+    blocks, unblocked = _blocks(model, view)
+    storage = replace(chosen, blocks={**blocks, **unblocked})
     if flavour.name == "ort":
         storage = replace(storage, types=_types(model))
-    return lower(view, flavour, storage, [(_batch(flavour), *image_shape)]).model
+    written = lower(view, flavour, storage, [(_batch(flavour), *image_shape)]).model
+    if not unblocked:
+        return written
+    names = [*(kind.name for kind in storage.types), *(cut.name for cut in blocks.values())]
+    return onnx.load_from_string(repack(bytes(written.SerializeToString()), names))
 
 
 def _batch(flavour: Flavour) -> int:
@@ -112,14 +119,20 @@ def _types(model: ModelProto) -> tuple[Any, ...]:
     return tuple(kind for kind in (INT2, INT4) if kind.code in used) + (INT8,)
 
 
-def _blocks(model: ModelProto, view: IntegerView) -> dict[str, Blocks]:
-    """Return the linear layers that a file stores in blocks; how they are cut follows from their width."""
+def _blocks(model: ModelProto, view: IntegerView) -> tuple[dict[str, Blocks], dict[str, Blocks]]:
+    """Return the linear layers that a file stores in blocks, and those that ``repack`` took out of blocks.
+
+    How they are cut follows from their width; a layer that was taken out reads an input of its own.
+    """
     cut = {node.name for node in model.graph.node if node.op_type == BLOCK_OPERATOR}
-    return {
+    made = {name for node in model.graph.node for name in node.output}
+    layers = {
         node.name: next(blocks for blocks in WIDTHS if blocks.bits >= node.weight_bits)
         for node in view.nodes
-        if isinstance(node, Linear) and node.name in cut and node.weight_bits <= WIDTHS[-1].bits
+        if isinstance(node, Linear) and node.weight_bits <= WIDTHS[-1].bits
     }
+    blocks = {name: layers[name] for name in layers if name in cut}
+    return blocks, {name: layers[name] for name in layers if name not in cut and f"{name}.input.real" in made}
 
 
 def _structure(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
@@ -152,7 +165,9 @@ def _headers(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
 
 def _end(entry: ValueInfoProto) -> str:
     kind = entry.type.tensor_type
-    sizes = [size.dim_param or str(size.dim_value) for size in kind.shape.dim]
+    # shape inference numbers the axes that it cannot tell (unk__2) by how many it met
+    names = ["?" if size.dim_param.startswith("unk__") else size.dim_param for size in kind.shape.dim]
+    sizes = [name or str(size.dim_value) for name, size in zip(names, kind.shape.dim, strict=True)]
     return f"{entry.name}: {TensorProto.DataType.Name(kind.elem_type)} [{', '.join(sizes)}]"
 
 

@@ -212,6 +212,11 @@ def test_each_attribute_counts(student, files):
             assert any(f"the attribute {entry.name} of {node.op_type}" in words for words in found.differences)
 
 
+def test_example_inputs_of_another_type_are_refused(student, tmp_path):
+    with pytest.raises(ValueError, match="got ndarray"):
+        export_onnx(student, images(1).numpy(), tmp_path / "n.onnx")
+
+
 @pytest.mark.parametrize("storage", ["int8", ["int4"], ["int2", "int4"]])
 def test_repacked_files_are_compared_too(student, files, tmp_path, storage):
     (tmp_path / "n.onnx").write_bytes(repack(files["ort in blocks"], storage))

@@ -28,10 +28,11 @@ from methods import KD, METHODS, OF_ANOTHER_PAIR, ROOT, merged
 from stage_runs import environment, public
 from torch import Tensor, nn
 
-from qkd.binding import apply_overrides, bind
 from qkd.config import RunConfig
+from qkd.config.binding import apply_overrides, bind
 from qkd.data import Splits, load_splits, normalise
 from qkd.distill.methods import EnsembleTeacher
+from qkd.files.yaml_text import parse_yaml
 from qkd.nets import build_net
 from qkd.stages.auxiliary import auxiliary_config
 from qkd.stages.models import prepare_student
@@ -40,7 +41,6 @@ from qkd.stages.phases import distillation
 from qkd.stages.rotating import fresh_branches
 from qkd.stages.student_start import phases_of, student_images
 from qkd.training import Batch, Phase, build_optimizer
-from qkd.yaml_text import parse_yaml
 from quantizers import Student, calibrate, quantizer_scales
 
 CPU = torch.device("cpu")

@@ -40,8 +40,8 @@ from qkd.progress import Progress
 from qkd.report.records import read_metrics
 from qkd.report.table import align, percent
 from qkd.report.teacher_picture import teacher_picture
+from qkd.run.folder import RunFolder
 from qkd.run_target import run_folder, runs_in
-from qkd.rundir import RunFolder
 from qkd.seeding import stream
 from qkd.stages.images import stored_images
 from qkd.stages.models import WEIGHTS, load_followed, load_student

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from export import export_float
-from export.lowering import INPUT, OUTPUT
-from export.quant_session import QuantSession
+from export.lowering.model import INPUT, OUTPUT
+from export.parity.quant_session import QuantSession
 from export.runtime import open_session
 from qkd.agents import Agent, build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig

@@ -18,8 +18,8 @@ from qkd.nets import build_net
 from qkd.nets.branches import stage_names
 from qkd.progress import Progress
 from qkd.report.table import align, percent
+from qkd.run.folder import RunFolder
 from qkd.run_target import require_run_folder
-from qkd.rundir import RunFolder
 from qkd.seeding import stream
 from qkd.stages.images import stored_images
 from qkd.stages.models import WEIGHTS, Followed, load_float_twin, load_followed, load_student

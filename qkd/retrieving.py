@@ -15,8 +15,8 @@ from qkd.distill.retrieval import METRICS, Compat, RetrievalScores, score_retrie
 from qkd.failures import UsageError
 from qkd.progress import Progress
 from qkd.report.table import align, percent
+from qkd.run.folder import RunFolder
 from qkd.run_target import require_run_folder
-from qkd.rundir import RunFolder
 from qkd.seeding import stream
 from qkd.stages.images import stored_images
 from qkd.stages.models import WEIGHTS, load_student, load_taught, load_teacher

@@ -10,20 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
+from quantizers.layers import ActQuantizer
 from quantizers.settle import settle
+from quantizers.student import act_quantizers, quant_layers
 from quantizers.tensor_quant import ActQuant, RangeObserver
-
-
-def act_quantizers(student: nn.Module) -> dict[str, ActQuantizer]:
-    """Return the activation quantizers of a student by module path, in the order of the network."""
-    return {name: module for name, module in student.named_modules() if isinstance(module, ActQuantizer)}
-
-
-def quant_layers(student: nn.Module) -> dict[str, QuantConvBn2d | QuantLinearBn]:
-    """Return the low-bit layers of a student by module path, in the order of the network."""
-    kinds = (QuantConvBn2d, QuantLinearBn)
-    return {name: module for name, module in student.named_modules() if isinstance(module, kinds)}
 
 
 def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:

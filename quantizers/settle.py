@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
+from quantizers.student import act_quantizers, quant_layers
 from quantizers.tensor_quant import ActQuant
 
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, which training has made robust against
@@ -43,8 +44,6 @@ def settle(student: nn.Module) -> None:
     then, with those fixed, the folded weight scale of each output channel, by way of batch norm's factor where there is
     one.
     """
-    from quantizers.calibrate import act_quantizers, quant_layers
-
     quantizers = list(act_quantizers(student).values())
     owners = list(dict.fromkeys(quantizer.quant.owner for quantizer in quantizers))
     place = {owner: number for number, owner in enumerate(owners)}
@@ -71,9 +70,12 @@ def _ties(quantizer: ActQuantizer) -> Tensor:
 
 
 def _distance(ties: Tensor, reach: float) -> Tensor:
-    """Return the least distance of reachable ties from an integer, over the last dimension."""
+    """Return the least distance of ties from a reachable integer, over the last dimension; at most 0.5.
+
+    A tie just beyond the largest integer is as close to it as one just below.
+    """
     off = (ties - torch.round(ties)).abs()
-    return torch.where(ties.abs() <= reach, off, torch.full_like(off, 0.5)).amin(dim=-1)
+    return torch.where(ties.abs() <= reach + 0.5, off, torch.full_like(off, 0.5)).amin(dim=-1)
 
 
 def _choose(distances: Tensor) -> Tensor:

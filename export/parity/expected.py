@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from export.lowering import INPUT, output_names, output_step
+from export.lowering.model import INPUT, output_names, output_step
 from quantizers import Student, integer_view
 from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
 

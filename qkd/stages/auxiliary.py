@@ -12,7 +12,7 @@ from qkd.config import AuxiliaryConfig, PhaseConfig, RunConfig
 from qkd.data import Splits
 from qkd.files import sha256_of
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.float_training import keep_last_checkpoint
 from qkd.stages.models import AUXILIARY, WEIGHTS, load_ensemble, member_files, save_net
 from qkd.stages.outcome import score, write_outcome

@@ -15,7 +15,7 @@ from qkd.config import BenchConfig
 from qkd.device_file import resolve_devices
 from qkd.files import write_json
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.sample import calibration_images
 
 # one value for all models of a device

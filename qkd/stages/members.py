@@ -15,7 +15,7 @@ from qkd.distill.methods import EnsembleTeacher
 from qkd.nets import build_net
 from qkd.progress import Progress
 from qkd.report.records import read_record
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.seeding import global_stream
 from qkd.stages.float_training import keep_last_checkpoint, train_float, write_float
 from qkd.stages.models import WEIGHTS, load_member, member_folder

@@ -13,7 +13,7 @@ from qkd.config import QuantConfig, RunConfig
 from qkd.distill.methods import EnsembleTeacher
 from qkd.files import read_metadata, read_safetensors, write_safetensors
 from qkd.nets import build_net, load_weights
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training.state import fill
 from quantizers import QuantSpec, Student, prepare
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import sha256_of
-from qkd.rundir import RunFolder, leaves
+from qkd.run.folder import RunFolder, leaves
 
 UNLEARNT = {"weights", "schedule", "checkpoint_every_s"}
 Role = Literal["teacher", "student"]

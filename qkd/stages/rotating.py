@@ -19,7 +19,7 @@ from qkd.distill.turns import TURNS
 from qkd.files import read_safetensors, sha256_of
 from qkd.nets.branches import build_branches, stage_names
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.seeding import global_stream
 from qkd.stages.float_training import keep_last_checkpoint
 from qkd.stages.models import WEIGHTS, load_teacher, net_facts, save_net

@@ -8,7 +8,7 @@ from qkd.agents import build_agent, read_schedule_file, save_schedule
 from qkd.failures import UsageError
 from qkd.files import write_json
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.images import run_images
 from qkd.stages.role_agents import Role, role_agent, schedule_file, searcher
 from qkd.stages.searching import search_agent

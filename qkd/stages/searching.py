@@ -17,7 +17,7 @@ from qkd.data import Splits
 from qkd.files import sha256_of
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress, Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.search import (
     Journal,
     SearchBoard,

@@ -10,7 +10,7 @@ from qkd.agents import build_agent
 from qkd.data import Splits
 from qkd.files import sha256_of
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.auxiliary import train_auxiliary
 from qkd.stages.float_training import keep_last_checkpoint, warn_of_another_environment
 from qkd.stages.images import run_images

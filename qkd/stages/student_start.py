@@ -13,7 +13,7 @@ from qkd.data import Splits, epoch_order, iterate, normalise, take_quiz
 from qkd.distill.turns import turn_images
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.seeding import global_stream, stream
 from qkd.stages.float_training import keep_last_checkpoint, train_float, write_float
 from qkd.stages.models import WEIGHTS, net_facts, prepare_student

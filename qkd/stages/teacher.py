@@ -5,7 +5,7 @@ from __future__ import annotations
 from qkd.files import sha256_of, write_text
 from qkd.nets import load_weights
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.float_training import (
     keep_last_checkpoint,
     train_float,

@@ -9,7 +9,7 @@ from torch import Tensor
 from qkd.agents import build_agent
 from qkd.config import AgentConfig, RunConfig
 from qkd.data import Splits, normalise
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.seeding import stream
 from qkd.stages.role_agents import role_agent
 from qkd.training import Batch

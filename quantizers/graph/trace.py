@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quantizers.graph.kinds import FUNCTION_NAMES as FUNCTION_NAMES
-from quantizers.graph.kinds import OUTPUT, PLACEHOLDER, kind_of
+from quantizers.graph.form.kinds import FUNCTION_NAMES as FUNCTION_NAMES
+from quantizers.graph.form.kinds import OUTPUT, PLACEHOLDER, kind_of
+from quantizers.graph.form.refusal import RewriteError as RewriteError
 from quantizers.graph.recording.copying import example_images, input_name, private_copy, require_images
 from quantizers.graph.recording.modes import joined
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.reach import freeze_unreached
 from quantizers.graph.recording.recorder import Recorder
-from quantizers.graph.refusal import RewriteError as RewriteError
 from quantizers.graph.simplify import simplify
 
 EVAL_IMAGES, TRAIN_IMAGES = 2, 3  # different, so that what depends on their number shows

@@ -28,7 +28,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from quantizers.graph.kinds import PASS, is_stochastic_depth
+from quantizers.graph.form.kinds import PASS, is_stochastic_depth
 from quantizers.graph.recording.copying import example_images
 from quantizers.graph.trace import EVAL_IMAGES, TRAIN_IMAGES, RewriteError, Traced
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn

@@ -12,8 +12,8 @@ from torch import nn
 
 from quantizers import integer as ir
 from quantizers.functions import FUNCTIONS, view_function
-from quantizers.graph.canonical import Expand, Gather, Pad, Permute, Reshape, Slice
-from quantizers.graph.kinds import is_stochastic_depth
+from quantizers.graph.form.canonical import Expand, Gather, Pad, Permute, Reshape, Slice
+from quantizers.graph.form.kinds import is_stochastic_depth
 from quantizers.graph.trace import RewriteError, pair
 from quantizers.layers import (
     ActQuantizer,

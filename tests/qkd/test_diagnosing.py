@@ -19,7 +19,7 @@ from qkd.distill.losses import gradient_rescaling
 from qkd.distill.rescaling import summarise
 from qkd.files import write_safetensors
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.models import load_guide, load_student, load_teacher
 from qkd.testing import run_tiny, tiny_config, write_npz_set

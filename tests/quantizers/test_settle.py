@@ -330,3 +330,31 @@ def test_one_step_for_all_channels_is_settled_for_all(affine: bool) -> None:
     settle(student)
     assert all((a == b).all() for a, b in zip(weights, codes_of(student), strict=True))
     assert min(margins(student)) >= LEAST_MARGIN
+
+
+class Residual(torch.nn.Module):
+    """A signed sum that a convolution reads on four bits and a second sum on eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.head = (torch.nn.Conv2d(3, 3, 1) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = x + self.first(x)
+        return self.head(F.relu(y + self.second(y)))
+
+
+def test_a_tie_just_beyond_the_last_code_counts() -> None:
+    """EfficientNet-B6, W4A4: the tie at 128.00009 lay beyond the reach of code -128, and kernels rounded it apart."""
+    torch.manual_seed(11)
+    batch = torch.randn(4, 3, 5, 5)
+    student: Any = prepare(Residual(), QuantSpec(weight_bits=4, act_bits=4), example_inputs=batch)
+    calibrate(student, [batch])
+    changed = next(q for q in act_quantizers(student).values() if int(q.quant.high) == 7 and q.origin is not None)
+    (source,) = changed.origin.sources
+    assert (int(source.quant.low), int(changed.quant.low)) == (-128, -8)
+    changed.quant.owner.set_step(source.quant.step.item() * 128.00009 / 3.5)
+    settle(student)
+    codes = torch.arange(-128, 128, dtype=torch.float64) * source.quant.step.item() / changed.quant.step.item()
+    assert float((codes - codes.floor() - 0.5).abs().min()) > 1e-3

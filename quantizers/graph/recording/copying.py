@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from quantizers.graph.refusal import RewriteError
+from quantizers.graph.form.refusal import RewriteError
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantizers.graph.refusal import RewriteError
+from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.spelling.sites import user_site
 from quantizers.graph.spelling.table import NUMBERS
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from quantizers.graph.kinds import is_stochastic_depth
+from quantizers.graph.form.kinds import is_stochastic_depth
+from quantizers.graph.form.refusal import NoSpelling, RewriteError, failure, unknown
 from quantizers.graph.recording.interception import (
     FunctionCalls,
     OperatorCalls,
@@ -22,7 +23,6 @@ from quantizers.graph.recording.interception import (
 from quantizers.graph.recording.ledger import Ledger, Region
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.outside import OtherDice, is_number, leaving, number_message
-from quantizers.graph.refusal import NoSpelling, RewriteError, failure, unknown
 from quantizers.graph.spelling.call import Call
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves

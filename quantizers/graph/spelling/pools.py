@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from quantizers.graph.canonical import Reshape
-from quantizers.graph.pooling import even_windows
-from quantizers.graph.refusal import NoSpelling
+from quantizers.graph.form.canonical import Reshape
+from quantizers.graph.form.pooling import even_windows
+from quantizers.graph.form.refusal import NoSpelling
 from quantizers.graph.spelling.arithmetic import affine
 from quantizers.graph.spelling.call import Call, axis_of
 from quantizers.graph.spelling.layers import permuted

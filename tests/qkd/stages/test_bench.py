@@ -12,7 +12,7 @@ import pytest
 from export import read_sample
 from qkd.failures import ConfigError
 from qkd.progress import Progress, Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.bench import BenchError, file_name, file_names
 from qkd.stages.sample import calibration_images

@@ -13,7 +13,7 @@ from qkd.data import load_splits, normalise
 from qkd.distill.methods import EnsembleTeacher
 from qkd.files import read_json, read_safetensors, sha256_of
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.models import load_auxiliary, load_ensemble, load_guide, load_member, load_student, load_teacher
 from qkd.stages.peers import build_peers

@@ -16,7 +16,7 @@ from qkd.files import read_safetensors, sha256_of
 from qkd.listing import name_faults
 from qkd.nets import build_net
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.models import load_student
 from qkd.stages.phases import distillation

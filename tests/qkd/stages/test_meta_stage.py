@@ -18,7 +18,7 @@ from qkd.files import read_safetensors
 from qkd.nets import build_net
 from qkd.progress import Silent
 from qkd.retrieving import _Reader
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.export import _inputs, float_nets
 from qkd.stages.models import load_followed, load_student, load_teacher, prepare_student
 from qkd.stages.phases import distillation

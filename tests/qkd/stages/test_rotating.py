@@ -15,14 +15,14 @@ from qkd.config import RunConfig
 from qkd.files import read_safetensors, sha256_of
 from qkd.nets import build_net
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.models import load_student, load_teacher, prepare_student
 from qkd.stages.rotating import JOINT_FILE, STAGE, load_branches
 from qkd.stages.student_start import StudentStart
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 from qkd.training.loop import Trainer
-from quantizers.calibrate import quant_layers
+from quantizers.student import quant_layers
 
 pytestmark = pytest.mark.usefixtures("unfused")
 

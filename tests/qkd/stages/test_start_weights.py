@@ -15,7 +15,7 @@ from qkd.named_files import file_faults
 from qkd.nets import build_net
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.models import load_auxiliary, load_float_twin, load_student
 from qkd.stages.searching import config_mark
 from qkd.testing import tiny_config

@@ -14,7 +14,7 @@ import torch
 from qkd.files import read_metadata, read_safetensors, sha256_of
 from qkd.nets import build_net, save_weights
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.models import load_float_twin, load_student, load_teacher
 from qkd.stages.student_start import phases_of

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from export.blocked import OPERATOR as BLOCK_OPERATOR
-from export.blocked import WIDTHS
 from export.checks import check_view
+from export.conversion.repack import repack
 from export.flavours import Flavour, find_flavour
-from export.lowering import PRODUCER, lower, toolkit_version
-from export.packing import INT2, INT4, INT8, Blocks
-from export.repack import repack
+from export.lowering.model import PRODUCER, lower, toolkit_version
+from export.storage.blocked import OPERATOR as BLOCK_OPERATOR
+from export.storage.blocked import WIDTHS
+from export.storage.packing import INT2, INT4, INT8, Blocks
 from quantizers.integer import IntegerView, Linear
 
 # The one entry of a file's metadata that may differ: who wrote it. Quantizers are compared call by call (`ways.py`).

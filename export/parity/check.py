@@ -60,8 +60,9 @@ def check_parity(
         FileNotFoundError: If there is no file at ``path``.
         ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
     """
+    ways = Ways(path, threads)
     view = view_of(student)
-    ways, expected = Ways(path, threads), expected_of(view)
+    expected = expected_of(view)
     unmatched = dict(ways.match(expected))
     tally, layers = Tally(expected), LayerTally(ways.taps)
     graphs = None if constants else GraphParity(note=UNASKED)

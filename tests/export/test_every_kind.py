@@ -13,7 +13,7 @@ import export.graph.shapes
 import export.lowering.model
 import quantizers
 from export import check_parity, cost_of_file, cost_of_student, export_onnx
-from export.lowering.model import FUNCTION_WRITERS, MOVE_WRITERS
+from export.lowering import FUNCTION_WRITERS, MOVE_WRITERS
 from quantizers import QuantSpec, calibrate, integer_view, prepare
 from quantizers.functions import FUNCTIONS
 from quantizers.graph import trace

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -75,8 +76,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
         for one, points in drawn:
             _curve(axes, one, points)
         axes.legend(axes.lines, [clean(one.label) for one, _ in drawn], loc="lower left", bbox_to_anchor=(0, 1),
-                    ncols=columns, frameon=False, fontsize=11, borderpad=0.2, borderaxespad=0.2, handlelength=1.6,
-                    labelspacing=0.2, columnspacing=1.2, handletextpad=0.4)  # fmt: skip
+                    ncols=columns, handlelength=1.6)  # fmt: skip
         return Picture(title, figure).inline()
 
 
@@ -125,9 +125,14 @@ def schedule_chart(title: str, strengths: Mapping[str, Sequence[float]], *, colu
         axes.set_yticks([index + 0.5 for index in range(len(strengths))], [clean(name) for name in strengths])
         name_ends(axes, (0, columns), ("1", f"{column_label} {columns}"))
         for index, (name, row) in enumerate(strengths.items()):
-            for start, end, value in _stretches(row):
-                (bar,) = axes.barh(index + 0.5, end - start, 0.88, left=start, color=CURVES[0], alpha=_clamp(value))
-                note(bar, f"{name}, {column_label} {start + 1}-{end}: {value:.3f}")
+            start = 0
+            for value, run in itertools.groupby(row):
+                end = start + len(list(run))
+                if value > 0:
+                    shade = min(1.0, max(0.05, value))
+                    (bar,) = axes.barh(index + 0.5, end - start, 0.88, left=start, color=CURVES[0], alpha=shade)
+                    note(bar, f"{name}, {column_label} {start + 1}-{end}: {value:.3f}")
+                start = end
         return Picture(title, figure).inline()
 
 
@@ -156,7 +161,8 @@ def _dot(axes: Axes, x: float, y: float, radius: float, colour: int, words: str)
     from matplotlib.patches import Circle
     from matplotlib.transforms import Affine2D, ScaledTranslation
 
-    place = Affine2D().scale(radius) + ScaledTranslation(x, y, axes.transData)
+    data: Any = axes.transData
+    place = Affine2D().scale(radius) + ScaledTranslation(x, y, data)
     dot = Circle((0, 0), 1, transform=place, facecolor=CURVES[colour % len(CURVES)], clip_on=False)
     note(dot, words)
     axes.add_artist(dot)
@@ -171,21 +177,6 @@ def _label(axes: Axes, point: Point, lowest: float) -> float:
     axes.annotate(clean(point.label), (point.x, point.y), place, textcoords="offset points", ha=side, va="baseline",
                   annotation_clip=False)  # fmt: skip
     return float(height)
-
-
-def _stretches(row: Sequence[float]) -> list[tuple[int, int, float]]:
-    """Return ``(start, end, value)`` of runs of equal, non-zero values."""
-    found: list[tuple[int, int, float]] = []
-    for index, value in enumerate(row):
-        if found and found[-1][1] == index and found[-1][2] == value:
-            found[-1] = (found[-1][0], index + 1, value)
-        elif value > 0:
-            found.append((index, index + 1, value))
-    return found
-
-
-def _clamp(value: float) -> float:
-    return min(1.0, max(0.05, value))
 
 
 def _empty(title: str, why: str) -> Markup:

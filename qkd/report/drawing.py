@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -35,19 +35,24 @@ _OF_PAGE = {
 }
 _NOTE = "note: "
 _NO_XML = re.compile("[\ufffe\uffff]")  # the only characters that `shown_line` leaves and XML does not take
-_SETTINGS = {
+_SETTINGS: Any = {  # matplotlib declares a type for every name
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "qkd",  # the same figure is the same bytes
     "text.parse_math": False,  # a dollar in a name is a dollar
     "path.simplify": False,
     "lines.solid_capstyle": "butt",
     "font.size": 11,
-    "text.color": INK,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(("text.color", "xtick.labelcolor", "ytick.labelcolor", "axes.labelcolor"), INK),
     "grid.color": RULE,
     "axes.axisbelow": True,
+    "axes.titley": 1,  # a fixed place, or matplotlib takes half of its time to search for one
+    **dict.fromkeys(("xtick.bottom", "ytick.left", "legend.frameon"), False),
+    "legend.fontsize": 11,
+    "legend.borderpad": 0.2,
+    "legend.borderaxespad": 0.2,
+    "legend.labelspacing": 0.3,
+    "legend.columnspacing": 1.2,
+    "legend.handletextpad": 0.4,
 }
 
 
@@ -65,26 +70,7 @@ class Picture:
 
     def inline(self) -> Markup:
         """Return an SVG element for a page: as wide as there is room, its text and axes in the page's colors."""
-        return Markup(ElementTree.tostring(self._element(), encoding="unicode"))  # its writer has escaped the text
-
-    def to_svg(self) -> str:
-        """Return the content of an SVG file; text takes the color of what is around it."""
-        root = self._element()
-        root.set("xmlns", "http://www.w3.org/2000/svg")
-        return ElementTree.tostring(root, encoding="unicode")
-
-    def to_png(self, scale: int = 2) -> bytes:
-        """Return a PNG file on white, ``scale`` pixels a pixel."""
-        buffer = io.BytesIO()
-        with drawing():
-            self.figure.savefig(buffer, format="png", dpi=scale * DPI, facecolor="white")
-        return buffer.getvalue()
-
-    def _element(self) -> ElementTree.Element:
-        buffer = io.BytesIO()
-        with drawing():
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None})
-        root = ElementTree.fromstring(buffer.getvalue())
+        root = ElementTree.fromstring(self._saved("svg", metadata={"Date": None}))
         _tidy(root)
         root.attrib = {
             "viewBox": root.attrib["viewBox"],
@@ -93,7 +79,21 @@ class Picture:
             "font-family": "system-ui, sans-serif",
             "stroke-linejoin": "round",
         }
-        return root
+        return Markup(ElementTree.tostring(root, encoding="unicode"))  # its writer has escaped the text
+
+    def to_svg(self) -> str:
+        """Return the content of an SVG file; text takes the color of what is around it."""
+        return str(self.inline()).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+
+    def to_png(self, scale: int = 2) -> bytes:
+        """Return a PNG file on white, ``scale`` pixels a pixel."""
+        return self._saved("png", dpi=scale * DPI, facecolor="white")
+
+    def _saved(self, kind: str, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        with drawing():
+            self.figure.savefig(buffer, format=kind, **options)
+        return buffer.getvalue()
 
 
 @contextmanager
@@ -119,14 +119,11 @@ def new_figure(width: float, height: float) -> Figure:
 def panel(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Return axes without frame and tick marks at a place of a figure, in pixels from its top left corner."""
     across, down = figure.get_size_inches() * DPI
-    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down), frame_on=False)
-    axes.set_title("", y=1)  # a fixed place, or matplotlib takes half of its time to search for one
-    for axis in ("x", "y"):
-        axes.tick_params(axis=axis, left=False, bottom=False)
-    return axes
+    place = (left / across, 1 - (top + height) / down, width / across, height / down)
+    return figure.add_axes(place, frame_on=False)
 
 
-def write(figure: Figure, x: float, y: float, text: str, **style: object) -> None:
+def write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Write text whose base line begins at a point, in pixels from the figure's top left corner."""
     across, down = figure.get_size_inches() * DPI
     figure.text(x / across, 1 - y / down, clean(text), **style)
@@ -136,8 +133,9 @@ def name_ends(axes: Axes, ends: tuple[float, float], names: tuple[str, str]) -> 
     """Let a panel reach from one value to another, and write a name below each, inside the panel's width."""
     axes.set_xlim(*ends)
     axes.set_xticks(ends, [clean(name) for name in names])
-    for text, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-        text.set_horizontalalignment(side)
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
 
 
 def note(artist: Artist, text: str) -> None:

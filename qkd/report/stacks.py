@@ -48,8 +48,7 @@ def schedule_picture(title: str, schedule: Schedule) -> Picture:
             write(figure, LEFT, top - 5, f"{label}, stacked")
             _stack(panel(figure, LEFT, top, WIDTH - LEFT - RIGHT, PANEL), schedule, names, label)
         figure.legend([Patch(color=COLOURS[name]) for name in names], names, loc="lower left", ncols=LEGEND_COLUMNS,
-                      bbox_to_anchor=(LEFT / WIDTH, 0), frameon=False, borderpad=0, borderaxespad=0.2, fontsize=11,
-                      handlelength=1, handleheight=1, labelspacing=0.3, columnspacing=3)  # fmt: skip
+                      bbox_to_anchor=(LEFT / WIDTH, 0), handlelength=1, handleheight=1, columnspacing=3)  # fmt: skip
         if not names:
             write(figure, LEFT + 10, TOP + PANEL / 2, "no operation in any epoch")
     return Picture(title, figure)
@@ -62,10 +61,9 @@ def _stack(axes: Axes, schedule: Schedule, names: Sequence[str], label: str) -> 
     axes.axhline(0, color=AXIS, linewidth=1)
     for name in names:
         heights = [_height(segment.policy.ops, name, label) for segment in schedule.segments]
-        for start, length, base, height in zip(starts, lengths, bases, heights, strict=True):
-            if height:
-                (bar,) = axes.bar(start, height, length, base, align="edge", color=COLOURS[name])
-                note(bar, f"{name}, epochs {start + 1} to {start + length}: {label} {height:.3g}")
+        bars = axes.bar(starts, heights, lengths, bases, align="edge", color=COLOURS[name])
+        for bar, start, length, height in zip(bars, starts, lengths, heights, strict=True):
+            note(bar, f"{name}, epochs {start + 1} to {start + length}: {label} {height:.3g}")
         bases = [base + height for base, height in zip(bases, heights, strict=True)]
     most = max(bases, default=0.0)
     axes.set_ylim(0, most or 1.0)

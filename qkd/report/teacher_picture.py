@@ -70,7 +70,7 @@ def _histogram(axes: Axes, confidences: Mapping[str, Sequence[int]]) -> None:
                 (bar,) = axes.bar(left, count / total, thin, align="edge", color=COLOURS[index])
                 note(bar, f"{label}, {place / len(counts):.2f} to {(place + 1) / len(counts):.2f}: {count} images")
     handles = [Patch(color=color, label=label) for color, label in zip(COLOURS, confidences, strict=False)]
-    axes.legend(handles=handles, loc="upper left", frameon=False, fontsize=11, handlelength=1, handleheight=1)
+    axes.legend(handles=handles, loc="upper left", handlelength=1, handleheight=1)
     axes.set_ylim(0, PANEL / (PANEL - 20))
     axes.set_yticks([])
     axes.axhline(0, color=AXIS, linewidth=1)

@@ -132,7 +132,7 @@ def test_the_command_line_helps_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     modules = set(ast.literal_eval(done.stdout))
     assert "qkd.cli" in modules
-    assert modules & {"torch", "pydantic", "numpy", "yaml", "onnxruntime"} == set()
+    assert modules & {"torch", "pydantic", "numpy", "yaml", "onnxruntime", "jinja2", "matplotlib"} == set()
 
 
 def test_sub_commands_are_short() -> None:

@@ -143,11 +143,6 @@ def note(artist: Artist, text: str) -> None:
     artist.set_gid(_NOTE + clean(text))
 
 
-def note_of(artist: Artist) -> str:
-    """Return what :func:`note` said of an artist; empty if nothing."""
-    return (artist.get_gid() or "").removeprefix(_NOTE)
-
-
 def clean(text: str) -> str:
     r"""Return text as one line with control characters written out (``\x1b``), as XML can hold it."""
     return _NO_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", shown_line(text))
@@ -168,11 +163,6 @@ def _tidy(root: ElementTree.Element) -> None:
             element.insert(0, title)
         if "style" in element.attrib:
             element.attrib["style"] = _style(element.attrib["style"])
-        if "d" in element.attrib:
-            element.attrib["d"] = " ".join(element.attrib["d"].split())
-        if element.tag != "text":
-            element.text = None
-        element.tail = None
 
 
 def _style(style: str) -> str:

@@ -78,7 +78,9 @@ def test_the_wheel_holds_the_packages_and_configs_and_nothing_else(wheel: Path) 
     expected += [
         f"qkd/configs/{path.relative_to(ROOT / 'configs').as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
     ]
-    assert sorted(names) == sorted([*expected, "qkd/report/page.html.j2"])
+    native = [path.relative_to(ROOT).as_posix() for path in (ROOT / "export" / "lowbit" / "native").iterdir()]
+    assert len(native) > 5
+    assert sorted(names) == sorted([*expected, *native, "qkd/report/page.html.j2"])
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def schedule_chart(title: str, strengths: Mapping[str, Sequence[float]], *, colu
         return _empty(title, "no operation of a schedule")
     with drawing():
         figure = new_figure(WIDTH, TOP - 8 + ROW * len(strengths) + 22)
-        write(figure, WIDTH / 2, 13, title, ha="center", weight="bold", size=12)
+        _heading(figure, title)
         axes = panel(figure, NAMES, TOP - 8, WIDTH - NAMES - RIGHT, ROW * len(strengths))
         axes.set_ylim(len(strengths), 0)
         axes.set_yticks([index + 0.5 for index in range(len(strengths))], [clean(name) for name in strengths])
@@ -136,9 +136,14 @@ def schedule_chart(title: str, strengths: Mapping[str, Sequence[float]], *, colu
         return Picture(title, figure).inline()
 
 
+def _heading(figure: Figure, title: str) -> None:
+    size = min(12.0, max(6.0, WIDTH / 0.7 / max(1, len(title))))  # a bold letter is up to 0.7 of its height wide
+    write(figure, WIDTH / 2, 13, title, ha="center", weight="bold", size=size)
+
+
 def _axes(title: str, x_label: str, *, percent: bool, top: float = TOP) -> tuple[Figure, Axes]:
     figure = new_figure(WIDTH, HEIGHT + top - TOP)
-    write(figure, WIDTH / 2, 13, title, ha="center", weight="bold", size=12)
+    _heading(figure, title)
     axes = panel(figure, LEFT, top, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
     axes.set_xlabel(clean(x_label))
     axes.grid(axis="y")

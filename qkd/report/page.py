@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qkd.foreign.shown import shown
@@ -55,11 +54,11 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         summary: The figures.
         record: Metrics, schedules, config and environment.
     """
-    loader = PackageLoader("qkd.report", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("page.html.j2").render(
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # here, because commands without a page import this
+
+    templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
+                            trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    page = templates.get_template("page.html.j2").render(
         summary=summary,
         record=record,
         models=model_table(summary),

@@ -417,6 +417,15 @@ def test_a_schedule_draws_a_cell_a_stretch() -> None:
     assert not drawn(schedule_chart("t", {"flip": [0.0]}))
 
 
+def test_a_long_heading_is_smaller_so_that_it_fits() -> None:
+    long = "ssh://someone@board.example.com: accuracy on 256 images there against latency"
+    sizes = []
+    for title in ("short", long):
+        (heading,) = [one for one in texts(scatter_chart(title, [Point("a", 1, 1)], x_label="ms")) if one.text == title]
+        sizes.append(float(re.findall(r"([\d.]+)px", heading.attrib["style"])[0]))
+    assert sizes[0] == 12 and sizes[1] * 0.7 * len(long) <= 461
+
+
 HOSTILE = [
     "$\\frac{1",
     "_hidden",
@@ -467,13 +476,13 @@ def test_pictures_follow_the_page_and_fit_it() -> None:
     assert not set(STACKED.values()) & {INK, RULE, *CURVES}, "else they would be taken for the page's"
 
 
-def test_matplotlib_is_imported_where_something_is_drawn_and_never_pyplot() -> None:
+def test_the_libraries_of_the_report_are_imported_where_they_are_used_and_never_pyplot() -> None:
     files = sorted((Path(__file__).parents[2] / "qkd").rglob("*.py"))
-    texts = {file.name: file.read_text(encoding="utf-8") for file in files if "matplotlib" in file.read_text("utf-8")}
-    assert {"charts.py", "drawing.py"} <= set(texts)
+    texts = {file.name: text for file in files if re.search("matplotlib|jinja2", text := file.read_text("utf-8"))}
+    assert {"charts.py", "drawing.py", "page.py"} <= set(texts)
     for name, text in texts.items():
         tops = [ast.unparse(node) for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        assert not [line for line in tops if "matplotlib" in line], name
+        assert not [line for line in tops if "matplotlib" in line or "jinja2" in line], name
         assert "import pyplot" not in text and "matplotlib.pyplot" not in text
 
 

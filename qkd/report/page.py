@@ -1,11 +1,12 @@
-"""Render a run as one self-contained HTML page."""
+"""Render a run as one self-contained HTML page, by the template ``page.html.j2`` beside this module."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from qkd.foreign.shown import shown
 from qkd.report.charts import Series, line_chart, schedule_chart
@@ -21,27 +22,6 @@ from qkd.report.text import (
     parity_sentence,
 )
 from qkd.report.tradeoff import device_charts, device_table
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --paper: #ffffff; --soft: #667085; --rule: #d7dce3;
-  --c1: #2563b8; --c2: #c2410c; --c3: #15803d; --c4: #7e3fb5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --paper: #14181f; --soft: #9aa5b4; --rule: #333b47;
-  --c1: #74a9f2; --c2: #f29a63; --c3: #6bcf8d; --c4: #c39bf0; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-th { color: var(--soft); font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1rem; }
-svg { width: 100%; height: auto; font: 11px system-ui, sans-serif; fill: var(--ink); }
-.grid { stroke: var(--rule); } .curve { fill: none; stroke-width: 1.8; } .cell { fill: var(--c1); }
-.end { text-anchor: end; } .mid { text-anchor: middle; } .title { font-weight: 600; font-size: 12px; }
-.empty, .note { color: var(--soft); } .failed { color: var(--c2); font-weight: 600; }
-pre { overflow-x: auto; font-size: 13px; }
-"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +41,7 @@ class RunRecord:
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     schedules: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     agents: Mapping[str, str] = field(default_factory=dict)
-    stacks: Mapping[str, str] = field(default_factory=dict)
+    stacks: Mapping[str, Markup] = field(default_factory=dict)
     searches: Mapping[str, SearchRecord] = field(default_factory=dict)
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -74,61 +54,43 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         summary: The figures.
         record: Metrics, schedules, config and environment.
     """
-    sections = [
-        _table(model_table(summary)),
-        _section("Read this with the figures", _caveats(summary)),
-        _verdicts(summary),
-        _section("Size", _sizes(summary)),
-        _section("Cost of one image", _table(cost_table(summary)) if summary.cost else ""),
-        _section("Devices", _devices(summary)),
-        _section("Training", _curves(record.metrics)),
-        _section("Search", _searches(record.searches)),
-        _section("Agents", _agents(record)),
-        _section("Layers of the student", _table(layer_table(summary)) if summary.layers else ""),
-        _section("Left in float", _table(fall_back_table(summary)) if summary.fall_backs else ""),
-        _section("Config", f"<pre>{escape(record.config)}</pre>" if record.config else ""),
-        _section("Environment", _table([["what", "value"], *_flat(record.environment)]) if record.environment else ""),
-    ]
-    name = escape(summary.name)
-    return shown(
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body><h1>{name}</h1>\n{''.join(sections)}</body></html>\n"
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # here, because commands without a page import this
+
+    templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
+                            trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    page = templates.get_template("page.html.j2").render(
+        summary=summary,
+        record=record,
+        models=model_table(summary),
+        verdicts=_verdicts(summary),
+        sizes=size_table(summary),
+        size_note=SIZE_NOTE,
+        costs=cost_table(summary),
+        devices=device_table(summary),
+        device_charts=[picture for pictures in device_charts(summary).values() for picture in pictures],
+        curves=_curves(record.metrics),
+        searches=[_search(role, found) for role, found in record.searches.items()],
+        schedules=[schedule_chart(f"{role}'s agent", rows) for role, rows in record.schedules.items()],
+        layers=layer_table(summary),
+        fall_backs=fall_back_table(summary),
+        environment=[["what", "value"], *_flat(record.environment)],
     )
+    return shown(page)
 
 
-def _sizes(summary: RunSummary) -> str:
-    rows = size_table(summary)
-    return f'{_table(rows)}<p class="note">{escape(SIZE_NOTE)}</p>' if len(rows) > 1 else ""
-
-
-def _caveats(summary: RunSummary) -> str:
-    lines = "".join(f"<li>{escape(caveat)}</li>" for caveat in summary.caveats)
-    return f"<ul>{lines}</ul>" if lines else ""
-
-
-def _verdicts(summary: RunSummary) -> str:
-    parts = []
+def _verdicts(summary: RunSummary) -> list[tuple[str, bool]]:
+    """Return what was compared and measured, and whether it is as it should be."""
+    verdicts = []
     if summary.parity:
-        style = "note" if summary.parity["passed"] else "failed"
-        parts.append(f'<p class="{style}">Parity {escape(parity_sentence(summary))}</p>')
+        verdicts.append((f"Parity {parity_sentence(summary)}", summary.parity["passed"]))
     for name, facts in summary.flavours.items():
-        style = "failed" if facts["parity"] and not facts["parity"]["passed"] else "note"
-        parts.append(f'<p class="{style}">{escape(flavour_sentence(name, facts))}</p>')
+        verdicts.append((flavour_sentence(name, facts), not facts["parity"] or facts["parity"]["passed"]))
     if summary.bench:
-        parts.append(f'<p class="note">Latency: {escape(latency_sentence(summary))}</p>')
-    return "".join(parts)
+        verdicts.append((f"Latency: {latency_sentence(summary)}", True))
+    return verdicts
 
 
-def _devices(summary: RunSummary) -> str:
-    rows = device_table(summary)
-    if len(rows) == 1:
-        return ""
-    charts = "".join(picture for pictures in device_charts(summary).values() for picture in pictures)
-    return _table(rows) + (f'<div class="charts">{charts}</div>' if charts else "")
-
-
-def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Markup]:
     charts = []
     for role, lines in metrics.items():
         charts.append(line_chart(f"{role}: loss", _loss_series(lines), x_label="epoch"))
@@ -137,7 +99,7 @@ def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             Series("validation", _points(lines, "val_accuracy"), 1),
         ]
         charts.append(line_chart(f"{role}: accuracy", accuracy, x_label="epoch", percent=True))
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+    return charts
 
 
 def _loss_series(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
@@ -153,39 +115,14 @@ def _points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, f
     return [(float(line["epoch"]), float(line[key])) for line in lines if isinstance(line.get(key), int | float)]
 
 
-def _searches(searches: Mapping[str, SearchRecord]) -> str:
-    charts, lines = [], []
-    for role, found in searches.items():
-        series = [
-            Series(name, list(zip(map(float, found.epochs), values, strict=True)), colour, is_dashed=name == "mean")
-            for colour, (name, values) in enumerate(
-                {"best": found.best, "mean": found.mean, "found schedule": found.chosen}.items()
-            )
-        ]
-        title = f"{role}'s search: validation accuracy"
-        charts.append(line_chart(title, series, x_label="epoch of the search", percent=True))
-        lines.append(f'<p class="note">{escape(found.cost)}</p>')
-    return f'<div class="charts">{"".join(charts)}</div>{"".join(lines)}' if charts else ""
-
-
-def _agents(record: RunRecord) -> str:
-    lines = "".join(f"<p><b>{escape(role)}</b>: {escape(words)}</p>" for role, words in record.agents.items())
-    charts = [schedule_chart(f"{role}'s agent", rows) for role, rows in record.schedules.items()]
-    if not charts:
-        return lines
-    note = "The darker, the more often and the stronger an operation acts (probability x magnitude)."
-    pictures = "".join(record.stacks.values())
-    return f'{lines}<div class="charts">{"".join(charts)}</div><p class="note">{note}</p>{pictures}'
-
-
-def _section(title: str, content: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n{content}\n" if content else ""
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows[1:])
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+def _search(role: str, found: SearchRecord) -> Markup:
+    curves = {"best": found.best, "mean": found.mean, "found schedule": found.chosen}
+    series = [
+        Series(name, list(zip(map(float, found.epochs), values, strict=True)), colour, is_dashed=name == "mean")
+        for colour, (name, values) in enumerate(curves.items())
+    ]
+    title = f"{role}'s search: validation accuracy"
+    return line_chart(title, series, x_label="epoch of the search", percent=True)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:

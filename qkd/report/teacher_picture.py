@@ -1,17 +1,23 @@
-"""Draw what a teacher tells: how sure it is, how classes relate, how gradients are re-scaled; as SVG or PNG."""
+"""Draw what a teacher tells: how sure it is, how classes relate, how gradients are re-scaled."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from qkd.report.stacks import LEFT, PANEL, TOP, WIDTH, Bar, Picture, Words
+import numpy as np
+
+from qkd.report.drawing import AXIS, Picture, drawing, name_ends, new_figure, note, panel, write
+from qkd.report.stacks import LEFT, PANEL, RIGHT, TOP, WIDTH
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HALF = (WIDTH - LEFT) // 2
 GAP = 46
-COLOURS = ("#1f4e9c", "#e8a21a")  # of the two temperatures
-BAND, MEAN, TOTAL, RULE = "#8fbcf0", "#1f4e9c", "#d94f2b", "#888888"
-POSITIVE, NEGATIVE, DIAGONAL = (0xD9, 0x4F, 0x2B), (0x1F, 0x4E, 0x9C), "#8c8c8c"
+COLOURS = ("#2a5cb3", "#e8a21a")  # of the two temperatures
+BAND, MEAN, TOTAL = "#8fbcf0", "#1f4e9c", "#d94f2b"
+POSITIVE, NEGATIVE, DIAGONAL = "#d94f2b", "#1f4e9c", "#8c8c8c"
 MOST_NOTED_CLASSES = 32  # a title for each pair of more would be most of the file
 
 
@@ -35,80 +41,85 @@ def teacher_picture(
         rescaling: For each epoch ``epoch``, ``w_mean``, ``w_std`` and ``w_total``, the last three possibly None;
             empty: not drawn.
     """
-    bars, words = [], [Words(LEFT, 14, title)]
-    for part in (_histogram(confidences), _heat_map(relations, relations_label, classes)):
-        bars += part[0]
-        words += part[1]
-    height = TOP + PANEL + GAP
-    if rescaling:
-        more_bars, more_words = _over_epochs(rescaling, height)
-        bars += more_bars
-        words += more_words
-        height += PANEL + GAP
-    return Picture(title, height, tuple(bars), tuple(words))
+    row = PANEL + GAP
+    with drawing():
+        figure = new_figure(WIDTH, TOP + row * (2 if rescaling else 1))
+        write(figure, LEFT, 14, title)
+        write(figure, LEFT, TOP - 5, "probability of the true class, share of the images")
+        _histogram(panel(figure, LEFT, TOP, HALF - 20, PANEL), confidences)
+        left = LEFT + HALF + 20
+        write(figure, left, TOP - 5, f"how classes correlate, {relations_label}")
+        most = _heat_map(panel(figure, left, TOP, PANEL, PANEL), relations, classes)
+        write(figure, left, TOP + PANEL + 14, f"blue -{most:.2g}, white 0, red {most:.2g}")
+        if rescaling:
+            words = "gradient re-scaling w_t over the epochs: blue mean and std, red of all gradients"
+            write(figure, LEFT, TOP + row - 5, words)
+            _over_epochs(panel(figure, LEFT, TOP + row, WIDTH - LEFT - RIGHT, PANEL), rescaling)
+    return Picture(title, figure)
 
 
-def _histogram(confidences: Mapping[str, Sequence[int]]) -> tuple[list[Bar], list[Words]]:
-    base, width = TOP + PANEL, HALF - 20
-    bars = [Bar(LEFT, base, width, 1, RULE, "images")]
-    words = [Words(LEFT, TOP - 5, "probability of the true class, share of the images")]
+def _histogram(axes: Axes, confidences: Mapping[str, Sequence[int]]) -> None:
+    from matplotlib.patches import Patch
+
     for index, (label, counts) in enumerate(confidences.items()):
-        total, slot = max(sum(counts), 1), width / max(len(counts), 1)
+        total, slot = max(sum(counts), 1), 1 / max(len(counts), 1)
         thin = slot / len(confidences)
         for place, count in enumerate(counts):
-            note = f"{label}, {place / len(counts):.2f} to {(place + 1) / len(counts):.2f}: {count} images"
-            high = count / total * (PANEL - 20)
             if count:
-                bars.append(Bar(LEFT + place * slot + index * thin, base - high, thin, high, COLOURS[index], note))
-        bars.append(Bar(LEFT + 6, TOP + 6 + 15 * index, 10, 10, COLOURS[index], label))
-        words.append(Words(LEFT + 21, TOP + 15 + 15 * index, label))
-    words += [Words(LEFT, base + 14, "0"), Words(LEFT + width, base + 14, "1", ends_there=True)]
-    return bars, words
+                left = place * slot + index * thin
+                (bar,) = axes.bar(left, count / total, thin, align="edge", color=COLOURS[index])
+                note(bar, f"{label}, {place / len(counts):.2f} to {(place + 1) / len(counts):.2f}: {count} images")
+    handles = [Patch(color=color, label=label) for color, label in zip(COLOURS, confidences, strict=False)]
+    axes.legend(handles=handles, loc="upper left", handlelength=1, handleheight=1)
+    axes.set_ylim(0, PANEL / (PANEL - 20))
+    axes.set_yticks([])
+    axes.axhline(0, color=AXIS, linewidth=1)
+    name_ends(axes, (0, 1), ("0", "1"))
 
 
-def _heat_map(
-    relations: Sequence[Sequence[float]], label: str, classes: Sequence[str]
-) -> tuple[list[Bar], list[Words]]:
-    count = len(relations)
-    left, cell = LEFT + HALF + 20, PANEL / max(count, 1)
-    apart = [abs(value) for row, line in enumerate(relations) for column, value in enumerate(line) if row != column]
-    most = max([value for value in apart if math.isfinite(value)], default=0.0) or 1.0
-    bars = []
-    for row, line in enumerate(relations):
-        for column, value in enumerate(line):
-            note = f"{classes[row]}, {classes[column]}: {value:.3f}" if count <= MOST_NOTED_CLASSES else ""
-            colour = DIAGONAL if row == column else _shade(value / most)
-            bars.append(Bar(left + column * cell, TOP + row * cell, cell, cell, colour, note))
-    words = [Words(left, TOP - 5, f"how classes correlate, {label}")]
-    words.append(Words(left, TOP + PANEL + 14, f"blue -{most:.2g}, white 0, red {most:.2g}"))
-    return bars, words
+def _heat_map(axes: Axes, relations: Sequence[Sequence[float]], classes: Sequence[str]) -> float:
+    """Draw correlations, blue to red; return the largest of two different classes, which has the full color."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+    from matplotlib.patches import Rectangle
+
+    axes.set_axis_off()
+    values = np.array(relations, dtype=float).reshape(len(relations), -1)
+    count = len(values)
+    apart = values[~np.eye(count, dtype=bool) & np.isfinite(values)] if count else values
+    most = float(np.abs(apart).max(initial=0.0)) or 1.0
+    shades = LinearSegmentedColormap.from_list("signs", [NEGATIVE, "white", POSITIVE], N=257)  # odd: 0 is white
+    colors = shades((np.nan_to_num(values / most, posinf=0.0, neginf=0.0) + 1) / 2)
+    colors[np.arange(count), np.arange(count)] = (0x8C / 255, 0x8C / 255, 0x8C / 255, 1)
+    if count > MOST_NOTED_CLASSES:
+        axes.imshow(colors, interpolation="none", aspect="auto")
+        return most
+    axes.set(xlim=(0, count or 1), ylim=(count or 1, 0))
+    for row, column in np.ndindex(count, count):
+        cell = Rectangle((column, row), 1, 1, facecolor=to_hex(colors[row, column]))
+        note(cell, f"{classes[row]}, {classes[column]}: {values[row, column]:.3f}")
+        axes.add_patch(cell)
+    return most
 
 
-def _over_epochs(rows: Sequence[Mapping[str, float | None]], top: int) -> tuple[list[Bar], list[Words]]:
-    width = WIDTH - 10 - LEFT
+def _over_epochs(axes: Axes, rows: Sequence[Mapping[str, float | None]]) -> None:
     bands = [_band(row) for row in rows]
     values = [0.0, 1.0, *(value for band in bands for value in band.values())]
-    low, high = min(values), max(values)
-
-    def at(value: float) -> float:
-        return top + PANEL - (value - low) / (high - low) * PANEL
-
-    slot = width / len(rows)
-    bars = [Bar(LEFT, at(value), width, 1, RULE, f"w_t = {value:g}") for value in (0.0, 1.0)]
-    for index, (row, band) in enumerate(zip(rows, bands, strict=True)):
-        x, thick = LEFT + index * slot, 0.9 * slot
-        note = f"epoch {row['epoch']:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in band.items())
+    for value in (0.0, 1.0):
+        note(axes.axhline(value, color=AXIS, linewidth=1), f"w_t = {value:g}")
+    for x, (row, band) in enumerate(zip(rows, bands, strict=True)):
+        words = f"epoch {row['epoch']:.0f}: " + ", ".join(f"{name} {value:.3f}" for name, value in band.items())
         if "mean" in band:
-            height = max(at(band["mean less std"]) - at(band["mean and std"]), 1.0)
-            bars.append(Bar(x, at(band["mean and std"]), thick, height, BAND, note))
-        bars += [Bar(x, at(band[name]) - 1, thick, 2, colour, note)
-                 for name, colour in (("mean", MEAN), ("total", TOTAL)) if name in band]  # fmt: skip
-    words = [Words(LEFT, top - 5, "gradient re-scaling w_t over the epochs: blue mean and std, red of all gradients")]
-    ends = [value for value in (low, high) if value not in (0.0, 1.0)]
-    words += [Words(LEFT - 5, at(value) + 4, f"{value:.3g}", ends_there=True) for value in (0.0, 1.0, *ends)]
-    words.append(Words(LEFT, top + PANEL + 14, f"epoch {rows[0]['epoch']:.0f}"))
-    words.append(Words(LEFT + width, top + PANEL + 14, f"{rows[-1]['epoch']:.0f}", ends_there=True))
-    return bars, words
+            low, high = band["mean less std"], band["mean and std"]
+            (bar,) = axes.bar(x, high - low, 0.9, low, align="edge", color=BAND)
+            note(bar, words)
+        for name, color in (("mean", MEAN), ("total", TOTAL)):
+            if name in band:
+                (line,) = axes.plot([x, x + 0.9], [band[name]] * 2, color=color, linewidth=2)
+                note(line, words)
+    axes.set_ylim(min(values), max(values))
+    axes.set_yticks(sorted({0.0, 1.0, min(values), max(values)}))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    name_ends(axes, (0, len(rows)), (f"epoch {rows[0]['epoch']:.0f}", f"{rows[-1]['epoch']:.0f}"))
 
 
 def _band(row: Mapping[str, float | None]) -> dict[str, float]:
@@ -118,10 +129,3 @@ def _band(row: Mapping[str, float | None]) -> dict[str, float]:
     if mean is not None and std is not None:
         band = {"mean": mean, "mean less std": mean - std, "mean and std": mean + std}
     return band if total is None else {**band, "total": total}
-
-
-def _shade(share: float) -> str:
-    """Return white for 0, full red for 1, full blue for -1."""
-    share = max(-1.0, min(1.0, share)) if math.isfinite(share) else 0.0
-    end = POSITIVE if share > 0 else NEGATIVE
-    return "#" + "".join(f"{round(255 + (value - 255) * abs(share)):02x}" for value in end)

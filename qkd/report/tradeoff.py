@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from qkd.report.charts import Point, scatter_chart
 from qkd.report.summary import ROLES, RunSummary
 from qkd.report.table import megabytes, milliseconds, percent
 
-HEAD = [
-    "device",
-    "model",
-    "median",
-    "p10",
-    "p90",
-    "p99",
-    "to float",
-    "size",
-    "memory",
-    "accuracy",
-    "agreement",
-    "notes",
-]
+HEAD = ["device", "model", "median", "p10", "p90", "p99", "to float", "size", "memory", "accuracy",
+        "agreement", "notes"]  # fmt: skip
+COLOURS = {"teacher": 0, "student": 1, "float": 2}  # the same in every picture; other models share the next
 
 
 def device_table(summary: RunSummary) -> list[list[str]]:
@@ -36,7 +27,7 @@ def device_table(summary: RunSummary) -> list[list[str]]:
     return rows
 
 
-def device_charts(summary: RunSummary) -> dict[str, list[str]]:
+def device_charts(summary: RunSummary) -> dict[str, list[Markup]]:
     """Return device -> its two pictures: accuracy against latency, and against the size of the file.
 
     Accuracies are those measured on the device's sample where every model has one, else those of the test set.
@@ -47,8 +38,8 @@ def device_charts(summary: RunSummary) -> dict[str, list[str]]:
         rows = {name: row for name, row in bench.get("models", {}).items() if scores.get(name) is not None}
         if not rows:
             continue
-        latency = [Point(_label(name), row["median_ms"], scores[name]) for name, row in rows.items()]
-        size = [Point(_label(name), row["size_bytes"] / 1e3, scores[name]) for name, row in rows.items()
+        latency = [_point(name, row["median_ms"], scores[name]) for name, row in rows.items()]
+        size = [_point(name, row["size_bytes"] / 1e3, scores[name]) for name, row in rows.items()
                 if row.get("size_bytes") is not None]  # fmt: skip
         head = f"{bench['device']}: {words}"
         charts[str(bench["device"])] = [
@@ -56,6 +47,10 @@ def device_charts(summary: RunSummary) -> dict[str, list[str]]:
             scatter_chart(f"{head} against size", size, x_label="size of the file in kB", percent=True),
         ]
     return charts
+
+
+def _point(name: str, x: float, score: float) -> Point:
+    return Point(_label(name), x, score, COLOURS.get(name, len(COLOURS)))
 
 
 def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, float], str]:

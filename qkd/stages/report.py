@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from qkd.agents import Schedule, load_schedule, read_schedule_file
 from qkd.agents.policies.policy import LEVELS
 from qkd.agents.policies.spaces import BINS
@@ -134,12 +136,12 @@ def strengths(schedule: Schedule) -> dict[str, list[float]]:
     return dict(sorted(rows.items()))
 
 
-def _stacks(folder: Path) -> dict[str, str]:
+def _stacks(folder: Path) -> dict[str, Markup]:
     """Return the pictures of the schedules that hold an operation: role -> SVG."""
     found = {role: folder / f"{role}.schedule.yaml" for role in ("teacher", "student")}
     schedules = {role: load_schedule(file) for role, file in found.items() if file.is_file()}
     return {
-        role: schedule_picture(f"{role}'s schedule", schedule).to_svg()
+        role: schedule_picture(f"{role}'s schedule", schedule).inline()
         for role, schedule in schedules.items()
         if any(segment.policy.ops for segment in schedule.segments)
     }

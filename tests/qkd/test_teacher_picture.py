@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 
-from qkd.report.stacks import PANEL, Picture
-from qkd.report.teacher_picture import BAND, DIAGONAL, MEAN, TOTAL, teacher_picture
+from qkd.report.drawing import DPI, Picture
+from qkd.report.stacks import PANEL
+from qkd.report.teacher_picture import BAND, DIAGONAL, MEAN, NEGATIVE, POSITIVE, TOTAL, teacher_picture
 
 RELATIONS = [[1.0, 0.5, -0.5], [0.5, 1.0, 0.0], [-0.5, 0.0, 1.0]]
 EPOCHS = [
@@ -28,36 +31,51 @@ def draw(**changes: Any) -> Picture:
     return teacher_picture("title", **{**options, **changes})
 
 
+def drawn(picture: Picture) -> dict[str, Any]:
+    """Return note -> what bears it; of several, the first."""
+    artists = [artist for axes in picture.figure.axes for artist in (*axes.patches, *axes.lines)]
+    return {artist.get_gid().removeprefix("note: "): artist for artist in reversed(artists) if artist.get_gid()}
+
+
 def test_bars_stand_for_what_they_say() -> None:
-    picture = draw()
-    bars = {bar.note: bar for bar in picture.bars}
-    assert bars["T 1, 0.50 to 1.00: 30 images"].height == pytest.approx(
-        1.5 * bars["T 4, 0.00 to 0.50: 20 images"].height
-    )
+    bars = drawn(draw())
+    one, other = bars["T 1, 0.50 to 1.00: 30 images"], bars["T 4, 0.00 to 0.50: 20 images"]
+    assert (one.get_x(), one.get_height()) == (0.5, 1.0)
+    assert (other.get_x(), other.get_height()) == (0.25, pytest.approx(2 / 3))
     assert "T 1, 0.00 to 0.50: 0 images" not in bars
-    assert bars["a, a: 1.000"].colour == DIAGONAL and bars["<b>, c: 0.000"].colour == "#ffffff"
-    assert bars["a, <b>: 0.500"].colour == "#d94f2b" and bars["a, c: -0.500"].colour == "#1f4e9c"
-    assert bars["a, <b>: 0.500"].width == pytest.approx(PANEL / 3)
-    svg = picture.to_svg()
+    assert to_hex(bars["a, a: 1.000"].get_facecolor()) == DIAGONAL
+    assert to_hex(bars["<b>, c: 0.000"].get_facecolor()) == "#ffffff"
+    assert to_hex(bars["a, <b>: 0.500"].get_facecolor()) == POSITIVE
+    assert to_hex(bars["a, c: -0.500"].get_facecolor()) == NEGATIVE
+    assert bars["a, <b>: 0.500"].get_bbox().bounds == (1, 0, 1, 1)  # column, row, one cell
+    svg = draw().to_svg()
     assert "&lt;b&gt;" in svg and "<b>" not in svg
 
 
+def test_correlations_that_are_not_finite_are_white() -> None:
+    bars = drawn(draw(relations=[[1.0, float("nan"), 0.5], [float("inf"), 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    assert to_hex(bars["a, <b>: nan"].get_facecolor()) == to_hex(bars["<b>, a: inf"].get_facecolor()) == "#ffffff"
+    assert to_hex(bars["a, c: 0.500"].get_facecolor()) == POSITIVE
+
+
 def test_epochs_have_what_was_measured() -> None:
-    bars = draw().bars
-    (band,) = [bar for bar in bars if bar.colour == BAND]
-    scale = PANEL / (3.0 + 1.0)  # from -1 to 3
-    assert band.height == pytest.approx(2 * scale) and "mean 2.000" in band.note and band.note.startswith("epoch 1: ")
-    first, second = sorted((bar for bar in bars if bar.colour == TOTAL and bar.height == 2), key=lambda bar: bar.x)
-    assert first.y - second.y == pytest.approx(1.5 * scale)  # -1 lies below 0.5
-    assert band.y + band.height / 2 == pytest.approx(
-        next(bar.y for bar in bars if bar.colour == MEAN and bar.note == band.note and bar.height == 2) + 1
-    )
+    axes = draw().figure.axes[-1]
+    (band,) = axes.patches
+    assert isinstance(band, Rectangle) and to_hex(band.get_facecolor()) == BAND
+    assert (band.get_x(), band.get_y(), band.get_height()) == (0, 1.0, 2.0)
+    assert str(band.get_gid()).startswith("note: epoch 1: mean 2.000")
+    lines = [(line.get_color(), *map(list, line.get_data())) for line in axes.lines if line.get_linewidth() == 2]
+    assert lines == [
+        (MEAN, [0, 0.9], [2.0, 2.0]), (TOTAL, [0, 0.9], [-1.0, -1.0]), (TOTAL, [1, 1.9], [0.5, 0.5]),
+    ]  # fmt: skip
+    assert axes.get_ylim() == (-1, 3) and axes.get_xlim() == (0, 3)
 
 
 def test_without_a_student_there_are_no_epochs_and_many_classes_have_no_notes() -> None:
     alone = draw(rescaling=())
-    assert alone.height < draw().height - PANEL
+    assert alone.figure.get_figheight() < draw().figure.get_figheight() - PANEL / DPI
     many = [[float(row == column) for column in range(40)] for row in range(40)]
     crowd = draw(relations=many, classes=[str(label) for label in range(40)])
-    assert sum(bar.note == "" for bar in crowd.bars) == 1600
+    assert not [words for words in drawn(crowd) if words.startswith("3, ")]
+    assert "3, 4: 0.000" not in crowd.to_svg() and "<image" in crowd.to_svg()
     assert crowd.to_png().startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import os
 from pathlib import Path
@@ -283,12 +284,8 @@ def test_the_report_draws_both_searches_and_both_schedules(done: RunFolder) -> N
     found = record.searches["student"]
     assert list(found.epochs) == [2, 4, 5] and len(found.best) == len(found.mean) == len(found.chosen) == 3
     assert all(mean <= best for mean, best in zip(found.mean, found.best, strict=True))
-    page = render_page(summarise(done.path), record)
-    for text in (
-        "student&#x27;s search: validation accuracy",
-        "teacher&#x27;s agent",
-        "found by the teacher&#x27;s",
-    ):
+    page = html.unescape(render_page(summarise(done.path), record))
+    for text in ("student's search: validation accuracy", "teacher's agent", "found by the teacher's"):
         assert text in page
     assert "validated 216 in" in page and "it is 3.02 times" in page
     assert read_search(done.path, "nobody") is None

@@ -191,6 +191,12 @@ def quantizer_scales(student: nn.Module) -> list[nn.Parameter]:
     """Return the learned scales of weights and activations, each once, for a parameter group of their own.
 
     Those of frozen weights are among them, and frozen: an optimizer passes them over.
+
+    Args:
+        student: A network from :func:`prepare`.
+
+    Returns:
+        Scales and steps, positive, in the order of the network.
     """
     quants = [layer.quant for layer in quant_layers(student).values()]
     quants += [quantizer.quant for quantizer in act_quantizers(student).values()]  # type: ignore[misc]

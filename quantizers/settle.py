@@ -43,6 +43,9 @@ def settle(student: nn.Module) -> None:
     the steps of quantizers that read sums, products, means and other grids, in the order of the network, each once;
     then, with those fixed, the folded weight scale of each output channel, by way of batch norm's factor where there is
     one.
+
+    Args:
+        student: A network from :func:`prepare`, calibrated; changed in place.
     """
     quantizers = list(act_quantizers(student).values())
     owners = list(dict.fromkeys(quantizer.quant.owner for quantizer in quantizers))

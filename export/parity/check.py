@@ -45,11 +45,18 @@ def check_parity(
         threads: ONNX Runtime's threads, at least 1.
         layer_images: So many images at most are compared layer by layer; 0 leaves layers out.
 
+    Returns:
+        What was compared and found: ``passed``, ``faults`` in words, accuracies as fractions 0..1, and codes layer by
+        layer.
+
     Raises:
         ValueError: If there are no images, all of them are zero or of another shape than the file takes, some value is
             not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
         FileNotFoundError: If there is no file at ``path``.
         ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
+        OSError: If the file cannot be read.
+        TypeError: If the student's parameters are not float32.
+        quantizers.NotCalibratedError: If the student has not been calibrated.
     """
     ways, expected = Ways(path, threads), expected_of(student)
     unmatched = dict(ways.match(expected))

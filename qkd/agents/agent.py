@@ -191,6 +191,9 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
         epochs: Length of the training; a schedule is stretched to it.
         mean: Of the data set, per channel, fractions 0..1.
 
+    Returns:
+        The agent: gives the augmentation of any epoch.
+
     Raises:
         ValueError: If the policy is unknown (with the nearest one), ``none`` comes with a cut-out or CutMix, ``epochs``
             is not positive, ``mean`` is out of range, or the schedule file is wrong (`ScheduleError`, all faults).

@@ -32,7 +32,11 @@ NETS: dict[str, Builder] = {
 
 
 def net_names() -> list[str]:
-    """Return every name that :func:`build_net` knows: ours, then ``torchvision/...`` (imports torchvision)."""
+    """Return every name that :func:`build_net` knows (imports torchvision).
+
+    Returns:
+        Ours in alphabetical order, then ``torchvision/...``.
+    """
     return [*sorted(NETS), *torchvision_names()]
 
 

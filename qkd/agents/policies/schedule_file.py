@@ -53,12 +53,28 @@ class ScheduleFile:
 
 
 def load_schedule(path: Path) -> Schedule:
-    """Return the schedule of a file; raises as :func:`read_schedule_file`."""
+    """Return the schedule of a file.
+
+    Args:
+        path: The schedule file (YAML).
+
+    Returns:
+        The schedule alone; :func:`read_schedule_file` gives role and provenance, too.
+
+    Raises:
+        ScheduleError: As :func:`read_schedule_file`.
+    """
     return read_schedule_file(path).schedule
 
 
 def read_schedule_file(path: Path) -> ScheduleFile:
     """Read a schedule file.
+
+    Args:
+        path: The schedule file (YAML).
+
+    Returns:
+        The schedule, whose role it is, and where it came from.
 
     Raises:
         ScheduleError: If the file is missing, no YAML, of another format or version, or any value in it is wrong: all

@@ -31,8 +31,15 @@ PUBLISHED = {
 def image_shape(config: DataConfig) -> ImageShape:
     """Return the shape of a data set's images, and its classes; only npz and folders are read for it.
 
+    Args:
+        config: The ``data`` section of an experiment.
+
+    Returns:
+        Number of classes, channels, and side in pixels.
+
     Raises:
         DataError: If an npz or a folder cannot be read, or the set is unknown.
+        OSError: If a file of the set cannot be read.
     """
     if config.name in PUBLISHED:
         return PUBLISHED[config.name]

@@ -32,6 +32,14 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
         ValueError: If there are no batches, an image holds NaN or infinity, or no value but zero, or a batch does not
             go through the student.
+
+    Example:
+        >>> from quantizers import QuantSpec, prepare
+        >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(16, 1, 8, 8)
+        >>> student = prepare(net, QuantSpec(), images)
+        >>> calibrate(student, images.split(8))
+        >>> all(bool((scale > 0).all()) for scale in quantizer_scales(student))
+        True
     """
     if isinstance(batches, Tensor):
         batches = [batches]  # one batch by itself

@@ -53,6 +53,19 @@ def measure_latency(
         OSError: If it cannot be read.
         ImportError: If onnxruntime is missing.
         DeviceError: If a device cannot be reached, lacks something, or fails.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from export import export_onnx
+        >>> from quantizers import QuantSpec, calibrate, prepare
+        >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(16, 1, 8, 8)
+        >>> student = prepare(net, QuantSpec(), images)
+        >>> calibrate(student, images)
+        >>> exported = export_onnx(student.eval(), images, "student.onnx")
+        >>> report = measure_latency(exported.path, warmup=1, rounds=5, memory=False)
+        >>> 0 < report.p10_ms <= report.median_ms <= report.p90_ms
+        True
     """
     settings = Settings(threads, batch_size, warmup, rounds, provider, tuple(affinity), seed, memory)
     return measure_on(as_device(on), {"model": path}, settings, sample=sample)["model"]

@@ -138,6 +138,17 @@ def export_onnx(
         TypeError: If the student's parameters are not float32.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
 
+    Example:
+        >>> from quantizers import QuantSpec, calibrate, prepare
+        >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(16, 1, 8, 8)
+        >>> student = prepare(net, QuantSpec(last_bits=4), images)
+        >>> calibrate(student, images)
+        >>> exported = export_onnx(student.eval(), images, "student.onnx", pack="packed")
+        >>> [(layer.name, layer.weight_bits, layer.weight_bytes) for layer in exported.layers]
+        [('1', 4, 64)]
+        >>> exported.fall_backs  # no layer stays in float
+        ()
+
     Note:
         x86 processors without VNNI add pairs of u8 x s8 products in a saturating int16. A student's 8-bit weights
         keep to [-64, 63] for that reason; a view that breaks it gets a warning.

@@ -57,6 +57,17 @@ def check_parity(
         OSError: If the file cannot be read.
         TypeError: If the student's parameters are not float32.
         quantizers.NotCalibratedError: If the student has not been calibrated.
+
+    Example:
+        >>> from export import export_onnx
+        >>> from quantizers import QuantSpec, calibrate, prepare
+        >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(16, 1, 8, 8)
+        >>> student = prepare(net, QuantSpec(), images)
+        >>> calibrate(student, images)
+        >>> path = export_onnx(student.eval(), images, "student.onnx").path
+        >>> report = check_parity(student, path, images.split(8))
+        >>> report.passed, report.faults
+        (True, ())
     """
     ways, expected = Ways(path, threads), expected_of(student)
     unmatched = dict(ways.match(expected))

@@ -79,6 +79,14 @@ def read_schedule_file(path: Path) -> ScheduleFile:
     Raises:
         ScheduleError: If the file is missing, no YAML, of another format or version, or any value in it is wrong: all
             faults at once, each with its place.
+
+    Example:
+        >>> from qkd.agents import Op, Policy, Schedule, Segment, save_schedule
+        >>> schedule = Schedule((Segment(5, Policy()), Segment(10, Policy((Op("Rotate", 0.5, 3),)))))
+        >>> save_schedule(schedule, Path("teacher.schedule.yaml"), role="teacher")
+        >>> found = read_schedule_file(Path("teacher.schedule.yaml"))
+        >>> found.role, found.schedule == schedule
+        ('teacher', True)
     """
     path = Path(path)
     try:

@@ -10,7 +10,13 @@ from qkd.data.loading.load import load_splits
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What a net must know of a data set: number of classes, channels of an image, its side in pixels."""
+    """What a net must know of a data set.
+
+    Args:
+        classes: How many, at least 2.
+        channels: Of an image: 1 or 3.
+        image_size: Its side in pixels.
+    """
 
     classes: int
     channels: int

@@ -73,6 +73,9 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     Args:
         summary: The figures.
         record: Metrics, schedules, config and environment.
+
+    Returns:
+        One HTML page that needs no other file.
     """
     sections = [
         _table(model_table(summary)),

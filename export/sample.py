@@ -54,12 +54,26 @@ class Sample:
 
 
 def sample_size(image_shape: tuple[int, ...], wanted: int = 256) -> int:
-    """Return how many images of a shape a sample takes: those wanted, if they stay within ``SAMPLE_BYTES``."""
+    """Return how many images of a shape a sample takes: those wanted, if they stay within ``SAMPLE_BYTES``.
+
+    Args:
+        image_shape: Shape of one image: ``(channels, height, width)``.
+        wanted: Number of images, at least 1.
+
+    Returns:
+        Number of images, from 1 to ``wanted``.
+    """
     return max(1, min(wanted, SAMPLE_BYTES // (4 * int(np.prod(image_shape)))))
 
 
 def read_sample(path: str | PathLike[str]) -> Sample:
     """Return the sample of an npz file: ``images``, and if they are there ``labels`` and ``logits.NAME``.
+
+    Args:
+        path: An npz file that ``write_sample`` or ``np.savez`` wrote.
+
+    Returns:
+        The images, and labels and logits where the file has them.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -86,10 +100,17 @@ def read_sample(path: str | PathLike[str]) -> Sample:
 
 
 def write_sample(path: str | PathLike[str], sample: Sample) -> Path:
-    """Write a sample as an npz file, whole or not at all; return its path.
+    """Write a sample as an npz file, whole or not at all.
+
+    Args:
+        path: Where to; its folder must exist. An existing file is replaced.
+        sample: What to write.
+
+    Returns:
+        The path.
 
     Raises:
-        ExportError: If it cannot be written.
+        ExportError: If the path is a folder, its folder does not exist, or the file cannot be written.
     """
     target = checked_target(path)
     write_whole(target, sample_bytes(sample))
@@ -118,9 +139,13 @@ def expect(sample: Sample, paths: Mapping[str, str | PathLike[str]]) -> Sample:
         sample: The images.
         paths: Name of a model -> its file, with one input.
 
+    Returns:
+        The same images and labels, with logits, float32 ``[images, classes]``, for the models of ``paths`` alone.
+
     Raises:
         ValueError: If a file cannot be loaded or does not take these images.
         ImportError: If onnxruntime is missing.
+        FileNotFoundError: If a file does not exist.
     """
     missing = {name: path for name, path in paths.items() if name not in sample.logits}
     found = {name: _compute(Path(path), sample.images) for name, path in missing.items()}

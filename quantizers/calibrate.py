@@ -32,6 +32,14 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
         ValueError: If there are no batches, one is empty, an image holds NaN or infinity, or no value but zero, or a
             batch does not go through the student.
+
+    Example:
+        >>> from quantizers import QuantSpec, prepare
+        >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(16, 1, 8, 8)
+        >>> student = prepare(net, QuantSpec(), images)
+        >>> calibrate(student, images.split(8))
+        >>> all(bool((scale > 0).all()) for scale in quantizer_scales(student))
+        True
     """
     if isinstance(batches, Tensor):
         batches = [batches]  # one batch by itself
@@ -193,6 +201,12 @@ def quantizer_scales(student: nn.Module) -> list[nn.Parameter]:
     """Return the learned scales of weights and activations, each once, for a parameter group of their own.
 
     Those of frozen weights are among them, and frozen: an optimizer passes them over.
+
+    Args:
+        student: A network from :func:`prepare`.
+
+    Returns:
+        Scales and steps, positive, in the order of the network.
     """
     quants = [layer.quant for layer in quant_layers(student).values()]
     quants += [quantizer.quant for quantizer in act_quantizers(student).values()]  # type: ignore[misc]

@@ -175,14 +175,21 @@ _fusion = _Fusion()
 
 
 def set_fused(*, enabled: bool) -> None:
-    """Switch the compiled kernels on or off for this process (environment: ``QKD_FUSED=0``)."""
+    """Switch the compiled kernels on or off for this process (environment: ``QKD_FUSED=0``).
+
+    Args:
+        enabled: Whether kernels are compiled, where that is possible.
+    """
     _fusion.enabled = enabled
 
 
 def is_fused() -> bool:
-    """Tell whether compiled kernels are in use (True until a compilation has failed or they were switched off).
+    """Tell whether compiled kernels are in use.
 
     On a CPU results do not depend on it, bit for bit.
+
+    Returns:
+        True until a compilation has failed or they were switched off.
     """
     return _fusion.enabled
 
@@ -306,5 +313,8 @@ def fake_quantize_per_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tenso
         low: Smallest code, shape ``[]``.
         high: Largest code, shape ``[]``.
         grad_scale: Factor of the gradients of ``scale``.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
     """
     return _PerChannel.apply(x, scale, low, high, grad_scale)  # type: ignore[no-any-return]

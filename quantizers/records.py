@@ -70,7 +70,14 @@ class Recorded(nn.Module):
 
 
 def is_grid_record(name: str) -> bool:
-    """Tell whether a name in a state is that of a record, which older states lack."""
+    """Tell whether a name in a state is that of a record, which older states lack.
+
+    Args:
+        name: Of a tensor in a state dict.
+
+    Returns:
+        True for the name of a record.
+    """
     return name.rpartition(".")[2] == RECORD
 
 

@@ -108,11 +108,25 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def act_quantizers(student: nn.Module) -> dict[str, ActQuantizer]:
-    """Return the activation quantizers of a student by module path, in the order of the network."""
+    """Return the activation quantizers of a student, in the order of the network.
+
+    Args:
+        student: A network from :func:`prepare`.
+
+    Returns:
+        Module path -> quantizer; empty for a network that was never prepared.
+    """
     return {name: module for name, module in student.named_modules() if isinstance(module, ActQuantizer)}
 
 
 def quant_layers(student: nn.Module) -> dict[str, QuantConvBn2d | QuantLinearBn]:
-    """Return the low-bit layers of a student by module path, in the order of the network."""
+    """Return the low-bit layers of a student, in the order of the network.
+
+    Args:
+        student: A network from :func:`prepare`.
+
+    Returns:
+        Module path -> layer; empty for a network that was never prepared.
+    """
     kinds = (QuantConvBn2d, QuantLinearBn)
     return {name: module for name, module in student.named_modules() if isinstance(module, kinds)}

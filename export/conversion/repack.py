@@ -90,6 +90,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
     Raises:
         ExportError: If ``storage`` names another type, or the file was not written by ``export_onnx`` (flavour ort).
         ValueError: If it is no ONNX file.
+        OSError: If the file cannot be read.
     """
     names = {storage} if isinstance(storage, str) else set(storage)
     unknown = sorted(names - {*KINDS, *BLOCKS})

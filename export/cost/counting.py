@@ -122,6 +122,9 @@ def cost_of_view(view: IntegerView, input_shapes: Sequence[tuple[int, ...]], *, 
         input_shapes: A shape for each input, batch first; the cost is that of one image whatever the batch.
         name: For people.
 
+    Returns:
+        Parameters, operations and bytes of the net and of each layer, for one image.
+
     Raises:
         ValueError: If the shapes do not fit the view.
     """
@@ -135,9 +138,13 @@ def cost_of_student(student: nn.Module, *, name: str = "student") -> CostReport:
         student: The student; scales do not matter, but must be there.
         name: For people.
 
+    Returns:
+        Parameters, operations and bytes of the net and of each layer, for one image.
+
     Raises:
-        TypeError: If it is no student.
+        TypeError: If it is no student, or its parameters are not float32.
         quantizers.NotCalibratedError: If the student has not been calibrated.
+        ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
     """
     from quantizers import integer_view
 
@@ -155,15 +162,31 @@ def cost_of_file(path: str | PathLike[str]) -> CostReport:
     Everything but the activation peaks is what ``cost_of_student`` gives; these differ where a file needs several
     operators for one function (SiLU), whose intermediate results count here.
 
+    Args:
+        path: The ONNX file.
+
+    Returns:
+        Parameters, operations and bytes of the net and of each layer, for one image.
+
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is no ONNX file, or its sizes cannot be told.
+        OSError: If it cannot be read.
     """
     return cost_of_program(program_of_file(path), name=Path(path).name, file_bytes=Path(path).stat().st_size)
 
 
 def cost_of_program(program: Program, *, name: str, file_bytes: int | None = None) -> CostReport:
-    """Return the cost of a program; what the other two do once they have one."""
+    """Return the cost of a program; what the others do once they have one.
+
+    Args:
+        program: Operations and edges, for one image.
+        name: For people.
+        file_bytes: Size of the file in bytes, or None where there is no file.
+
+    Returns:
+        Parameters, operations and bytes of the net and of each layer.
+    """
     facts = [(step.name, step.layer) for step in program.operations if step.layer is not None]
     layers = tuple(_layer(name, layer) for name, layer in facts)
     return CostReport(name, _totals(program, layers), _float_totals(program), layers, file_bytes)

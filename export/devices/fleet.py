@@ -54,12 +54,20 @@ def measure_devices(
     Remote devices work side by side. This machine comes last and alone, so that packing and copying for the others
     does not disturb its own figures.
 
+    Args:
+        devices: Where; each under its own name.
+        paths: Name -> ONNX file.
+        settings: How.
+        sample: Images with expected logits, or None.
+        say: Takes lines of progress, each with the device's name.
+
     Returns:
         A result for each device, in their order; failures of a device stand in it.
 
     Raises:
         FileNotFoundError: If a model file does not exist.
         ValueError: If there is no device or no model, or two devices have one name.
+        OSError: If a model file cannot be read.
     """
     _check_names(devices)
     check_files(paths)

@@ -98,6 +98,7 @@ def measure_on(
         FileNotFoundError: If a file does not exist.
         ImportError: If onnxruntime is missing on this machine and this is where to measure.
         DeviceError: If the device cannot be reached, lacks something, or fails.
+        OSError: If a file cannot be read.
     """
     check_files(paths)
     if device.is_local:
@@ -141,6 +142,12 @@ def link_to(device: Device) -> Link:
 
 def probe_device(device: Device) -> Probe:
     """Return what a device answers when asked what it is.
+
+    Args:
+        device: Which.
+
+    Returns:
+        Its processor, memory, runtime and what that loads.
 
     Raises:
         DeviceError: If it cannot be reached, or has no Python.

@@ -109,6 +109,12 @@ def without_custom_operators(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Quantizers keep shape and type, so what ONNX infers of the copy holds for the model. ``MatMulNBits`` becomes a
     column of its input: a vector of one scale an output follows it, which gives the right shape from there on.
+
+    Args:
+        model: Left as it was.
+
+    Returns:
+        The copy, with operators of ONNX alone.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -14,6 +14,12 @@ FLAVOURS: dict[str, Flavour] = {"ort": OrtFlavour(), "qcdq": QcdqFlavour(), "qon
 def find_flavour(name: str) -> Flavour:
     """Return the flavour of that name.
 
+    Args:
+        name: A key of ``FLAVOURS``.
+
+    Returns:
+        How that flavour writes quantizers and layers.
+
     Raises:
         ExportError: If it is unknown.
     """

@@ -45,8 +45,12 @@ def library_path() -> Path:
     It is the file that ``QKD_LOWBIT_LIBRARY`` names, else that of the package ``onnxruntime-ep-lowbit``, else one that
     is compiled here, once.
 
+    Returns:
+        The path of a shared library that exists.
+
     Raises:
         LowBitUnavailableError: If there is none of them, with the reason.
+        OSError: If it cannot be written to the cache.
     """
     if named := os.environ.get("QKD_LOWBIT_LIBRARY"):
         if not Path(named).is_file():
@@ -60,7 +64,11 @@ def library_path() -> Path:
 
 
 def availability() -> Availability:
-    """Return what the provider would do on this machine; does not raise."""
+    """Say what the provider would do on this machine; does not raise.
+
+    Returns:
+        The kernels it would use, or the reason why it would use none.
+    """
     if os.environ.get("QKD_LOWBIT") == "0":
         return Availability("", "switched off by QKD_LOWBIT=0")
     try:
@@ -74,13 +82,17 @@ def availability() -> Availability:
 
 
 def register() -> str:
-    """Make the provider known to onnxruntime in this process and return its name; a second call changes nothing.
+    """Make the provider known to onnxruntime in this process; a second call changes nothing.
 
     Sessions then take ``providers=["LowBitExecutionProvider", "CPUExecutionProvider"]``. It stays registered: a library
     may leave only after the last session that uses it.
 
+    Returns:
+        The provider's name.
+
     Raises:
         LowBitUnavailableError: If onnxruntime is too old, nothing can be compiled, or this processor would not gain.
+        OSError: If the library cannot be written to the cache.
     """
     onnxruntime = _runtime()
     found = availability()
@@ -92,7 +104,14 @@ def register() -> str:
 
 
 def providers() -> list[str]:
-    """Return the providers to give to a session: ours first where it gains, the CPU's always."""
+    """List the providers to give to a session.
+
+    Returns:
+        Ours first where it gains, the CPU's always.
+
+    Raises:
+        OSError: If the library cannot be written to the cache.
+    """
     try:
         return [register(), "CPUExecutionProvider"]
     except LowBitUnavailableError as error:

@@ -18,7 +18,15 @@ Writer = Callable[[GraphBuilder, str, Attributes, str], str]
 
 
 def write_function(graph: GraphBuilder, node: Function, x: str) -> str:
-    """Add the nodes of a function of tensor ``x``; return the output tensor.
+    """Add the nodes of a function to a graph.
+
+    Args:
+        graph: Where to.
+        node: The function, with its settings.
+        x: Name of the input tensor, float32.
+
+    Returns:
+        Name of the output tensor, float32, of the input's shape.
 
     Raises:
         ExportError: If the function is not known, or one of its settings has no ONNX form.

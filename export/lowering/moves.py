@@ -33,7 +33,16 @@ class _Move:
 
 
 def write_move(graph: GraphBuilder, node: Shape, stored: str, zero: Zero) -> str:
-    """Add the node of a move of the tensor ``stored``; return the output tensor.
+    """Add the node of a move to a graph.
+
+    Args:
+        graph: Where to.
+        node: The move, with its attributes.
+        stored: Name of the tensor that is moved.
+        zero: What padding fills in.
+
+    Returns:
+        Name of the output tensor.
 
     Raises:
         ExportError: If the move is not known, or lacks an attribute.

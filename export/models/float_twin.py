@@ -44,6 +44,9 @@ def export_float(
         path: Where the file goes; its folder must exist. Written whole or not at all.
         opset: Version of the operator set.
 
+    Returns:
+        What was written; ``flavour`` is ``float``, and there are no layers.
+
     Raises:
         ExportError: If PyTorch's exporter or ONNX Runtime refuses the model, or the path cannot be written to.
         ImportError: If onnxscript, which PyTorch's exporter needs, is missing.

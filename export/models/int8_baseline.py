@@ -50,6 +50,7 @@ def export_int8_baseline(
         ExportError: If onnxruntime refuses the file, the images do not fit, or the path cannot be written to.
         FileNotFoundError: If there is no float file.
         ImportError: If onnxruntime is missing.
+        ValueError: If the float file is damaged.
 
     References:
         ONNX Runtime documentation, `Quantize ONNX Models

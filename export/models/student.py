@@ -135,6 +135,19 @@ def export_onnx(
         ExportError: If the student cannot become such a file (the message names the layer), ``strict`` is set and a
             layer stayed in float, an argument is none of the allowed ones, or the path cannot be written to.
         quantizers.NotCalibratedError: If the student has not been calibrated.
+        TypeError: If the student's parameters are not float32.
+        ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
+
+    Example:
+        >>> from quantizers import QuantSpec, calibrate, prepare
+        >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(16, 1, 8, 8)
+        >>> student = prepare(net, QuantSpec(last_bits=4), images)
+        >>> calibrate(student, images)
+        >>> exported = export_onnx(student.eval(), images, "student.onnx", pack="packed")
+        >>> [(layer.name, layer.weight_bits, layer.weight_bytes) for layer in exported.layers]
+        [('1', 4, 64)]
+        >>> exported.fall_backs  # no layer stays in float
+        ()
 
     Note:
         x86 processors without VNNI add pairs of u8 x s8 products in a saturating int16. A student's 8-bit weights
@@ -175,8 +188,12 @@ def write_view(
         opset: See there.
         strict: See there.
 
+    Returns:
+        What was written, as ``export_onnx``.
+
     Raises:
         ExportError: As ``export_onnx``.
+        ValueError: If the shapes do not fit the view.
     """
     target = checked_target(path)
     if len(input_shapes) != len(view.inputs):

@@ -191,9 +191,21 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
         epochs: Length of the training; a schedule is stretched to it.
         mean: Of the data set, per channel, fractions 0..1.
 
+    Returns:
+        The agent: gives the augmentation of any epoch.
+
     Raises:
         ValueError: If the policy is unknown (with the nearest one), ``none`` comes with a cut-out or CutMix, ``epochs``
             is not positive, ``mean`` is out of range, or the schedule file is wrong (`ScheduleError`, all faults).
+
+    Example:
+        >>> from qkd.config import AgentConfig
+        >>> agent = build_agent(AgentConfig(policy="crop_flip", crop_padding=2), epochs=10, mean=(0.5,))
+        >>> agent.describe()
+        'crop_flip, crop after padding 2, flip'
+        >>> images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        >>> agent(images, generator=torch.Generator().manual_seed(0), epoch=0).shape
+        torch.Size([4, 1, 8, 8])
     """
     if config.policy not in POLICIES:
         near = difflib.get_close_matches(config.policy, POLICIES, n=1)

@@ -57,7 +57,13 @@ class QuantConfig(Section):
 
 
 class TermConfig(Section):
-    """One weighted term of the student's loss."""
+    """One weighted term of the student's loss.
+
+    Example:
+        >>> term = TermConfig(loss="soft_target", weight=0.9, options={"temperature": 4})
+        >>> term.loss, term.weight, term.decay
+        ('soft_target', 0.9, 1.0)
+    """
 
     loss: str = Field(description="a name of `qkd ls losses`")
     weight: NonNegative = Field(1.0, description="factor in the sum")

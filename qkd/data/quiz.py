@@ -22,6 +22,9 @@ def take_quiz(splits: Splits, images: int, *, seed: int) -> Splits:
         images: Size of the quiz.
         seed: The run's.
 
+    Returns:
+        The images with ``quiz``, and ``train`` without it.
+
     Raises:
         ValueError: If there is a quiz already, or a class that the training images have would be lacking in the quiz
             or in what it leaves.

@@ -22,6 +22,9 @@ def phase_faults(
         terms: The student's, for phases without their own.
         phases: In order.
         has_peers: Whether the student has any; in a phase where they learn along, its own terms do not apply.
+
+    Yields:
+        Index of the phase, from 0; the key of its config; a sentence.
     """
     taught: dict[str, set[str]] = {"terms": set(), "teacher_terms": set()}  # one bank of modules each
     for index, phase in enumerate(phases):

@@ -107,6 +107,9 @@ def dequantised(output: object, path: str = "module") -> Tensor:
         output: A tensor, a Brevitas quant tensor (its real values are taken), or a tuple that begins with one.
         path: Name of the module, for the error.
 
+    Returns:
+        Real values, of the output's shape.
+
     Raises:
         TypeError: If there is no tensor in it.
     """

@@ -86,6 +86,9 @@ class WeightedTerms:
     """The sum of weighted losses that a list of terms describes; :func:`build_terms` makes and checks it.
 
     A term of weight zero is left out altogether: it costs nothing and changes no bit of the result.
+
+    Args:
+        terms: Those of positive weight count.
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
@@ -168,6 +171,9 @@ def check_terms(terms: Sequence[TermConfig], where: str = "terms") -> tuple[str,
     Args:
         terms: As the config has them.
         where: Path of the list in the config, e.g. ``student.terms``.
+
+    Returns:
+        A sentence a fault, each with its path.
     """
     faults = [fault for index, term in enumerate(terms) for fault in _term_faults(term, f"{where}[{index}]")]
     if not any(term.weight > 0 for term in terms):

@@ -74,6 +74,9 @@ def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
 def refuse_links_out(folder: Path) -> None:
     """Raise if anything below a folder is a symbolic link that leads out of it: files are written and deleted there.
 
+    Args:
+        folder: Everything below it is looked at; links are not followed.
+
     Raises:
         ValueError: Naming the link and where it leads.
     """
@@ -144,26 +147,56 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 
 def write_text(path: Path, text: str) -> str:
-    """Write UTF-8 text whole or not at all; return and raise as :func:`write_bytes`."""
+    """Write UTF-8 text whole or not at all.
+
+    Args:
+        path: Where to; an existing file is replaced. Its folder must exist.
+        text: The content.
+
+    Returns:
+        The SHA-256 of the file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; an earlier file of this name is untouched.
+        ValueError: If the name is a device's, a pipe's or a socket's, or links to one, or the text holds half of a
+            surrogate pair.
+    """
     return write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: object) -> str:
-    """Write a value as indented JSON, whole or not at all; return and raise as :func:`write_bytes`.
+    """Write a value as indented JSON, whole or not at all.
+
+    Args:
+        path: Where to; an existing file is replaced. Its folder must exist.
+        value: What :mod:`json` can write.
+
+    Returns:
+        The SHA-256 of the file's bytes, 64 hexadecimal digits.
 
     Raises:
-        ValueError: If ``value`` holds NaN or an infinity, which JSON does not know.
+        ValueError: If ``value`` holds NaN or an infinity, which JSON does not know, or the name is a
+            device's, a pipe's or a socket's, or links to one.
+        OSError: If the disk is full or the folder cannot be written; an earlier file of this name is untouched.
+        TypeError: If ``value`` holds what JSON cannot.
     """
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write named tensors in the safetensors format, whole or not at all; return and raise as :func:`write_bytes`.
+    """Write named tensors in the safetensors format, whole or not at all.
 
     Args:
         path: Where to.
         tensors: Name -> tensor, on any device, of any memory format; views and shared storage are copied.
         metadata: Strings kept in the header. Equal content gives equal bytes.
+
+    Returns:
+        The SHA-256 of the file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; an earlier file of this name is untouched.
+        ValueError: If the name is a device's, a pipe's or a socket's, or links to one.
     """
     import safetensors.torch  # brings torch, which nothing else here needs
 
@@ -199,7 +232,14 @@ def read_verified(path: Path, sha256: str) -> bytes:
 
 
 def parse_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of safetensors bytes read from ``path`` (named in errors only).
+    """Return the tensors of safetensors bytes.
+
+    Args:
+        path: Names the bytes in errors.
+        data: The file's content.
+
+    Returns:
+        Name -> tensor, on the CPU.
 
     Raises:
         DamagedFileError: If the bytes are not a whole safetensors file.
@@ -217,10 +257,17 @@ def parse_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, on the CPU.
 
+    Args:
+        path: The file.
+
+    Returns:
+        Name -> tensor.
+
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFileError: If it is not a whole safetensors file.
         ValueError: If it is pickled (``torch.save``): such files are never opened.
+        OSError: If it is no regular file, too large, or cannot be read.
     """
     return parse_safetensors(path, read_regular(path, MOST_TENSOR_BYTES))
 
@@ -228,9 +275,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the strings in the header of a safetensors file.
 
+    Args:
+        path: The file.
+
+    Returns:
+        Name -> text; empty where there are none.
+
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFileError: If it is not a whole safetensors file.
+        OSError: If it is no regular file, or cannot be read.
     """
     with open_regular(path):  # safetensors would wait for a named pipe
         pass
@@ -247,6 +301,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What :func:`parse_json` gives.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -265,6 +325,9 @@ def parse_json(where: object, text: str) -> Any:
     Args:
         where: Names the text in errors: a file, or a file and a line.
         text: The JSON.
+
+    Returns:
+        Dictionaries, lists, text, numbers, booleans and None.
 
     Raises:
         DamagedFileError: If it is not JSON, is nested beyond reason, or holds NaN, an infinity, a number of thousands
@@ -287,6 +350,10 @@ def parse_json(where: object, text: str) -> Any:
 def refuse_pickle(path: Path, data: bytes) -> None:
     """Raise if the bytes look like a pickle or a ``torch.save`` archive.
 
+    Args:
+        path: Names the bytes in errors.
+        data: The file's content, or its first four bytes.
+
     Raises:
         ValueError: If ``data`` starts like a pickle (protocol 2 and later), or like the zip that ``torch.save`` writes.
     """
@@ -300,13 +367,30 @@ def refuse_pickle(path: Path, data: bytes) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    """Return the SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: If there is no such file, it is no regular file, or it cannot be read.
+    """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
 def remove_unfinished(folders: Iterable[Path]) -> None:
-    """Delete what interrupted writes left in these folders (files under a temporary name); links are not followed."""
+    """Delete what interrupted writes left in these folders (files under a temporary name).
+
+    Args:
+        folders: Each by itself, not what is below it; links are not followed.
+
+    Raises:
+        OSError: If a file cannot be deleted.
+    """
     for folder in folders:
         if folder.is_symlink():
             continue

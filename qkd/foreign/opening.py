@@ -25,7 +25,14 @@ class UnreadableFileError(OSError):
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is a regular file, or a link to one, of this name."""
+    """Tell whether there is a regular file, or a link to one, of this name.
+
+    Args:
+        path: Any name.
+
+    Returns:
+        False also where the name is none, or may not be looked at.
+    """
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -37,6 +44,9 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
     Args:
         path: The file, or a link to it.
+
+    Returns:
+        The open file, binary; the caller closes it.
 
     Raises:
         UnreadableFileError: If it is a named pipe, a socket or a device, or the name is none.
@@ -62,6 +72,9 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
         path: The file, or a link to it.
         most_bytes: A larger file is refused unread.
 
+    Returns:
+        All bytes of the file.
+
     Raises:
         UnreadableFileError: As :func:`open_regular`, and if the file is larger.
         OSError: As :func:`open_regular`.
@@ -77,10 +90,19 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
 
 
 def read_text(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES) -> str:
-    """Return the text of a UTF-8 file; raises as :func:`read_regular`.
+    """Return the text of a UTF-8 file.
+
+    Args:
+        path: The file, or a link to it.
+        most_bytes: A larger file is refused unread.
+
+    Returns:
+        The text, newlines unchanged.
 
     Raises:
         UnicodeDecodeError: If it is not UTF-8.
+        UnreadableFileError: As :func:`read_regular`.
+        OSError: As :func:`open_regular`.
     """
     return read_regular(path, most_bytes).decode("utf-8")
 

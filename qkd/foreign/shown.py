@@ -19,12 +19,27 @@ _BREAKS = re.compile("[\t\n]")
 
 
 def shown(text: str) -> str:
-    r"""Return text with control characters written out: ``\x1b``, ``\u202e``; tabs and newlines stay."""
+    r"""Return text with control characters written out: ``\x1b``, ``\u202e``; tabs and newlines stay.
+
+    Args:
+        text: Any.
+
+    Returns:
+        The text without control characters but tab and newline.
+    """
     return _CONTROL.sub(_written_out, text)
 
 
 def shown_line(text: str, limit: int = 200) -> str:
-    r"""Return text as one line of at most ``limit`` characters; newlines are written out, too."""
+    r"""Return text as one line; newlines are written out, too.
+
+    Args:
+        text: Any.
+        limit: Most characters of the line, at least 3.
+
+    Returns:
+        The line; where it was longer, it ends with ``...``.
+    """
     line = _BREAKS.sub(_written_out, shown(text[: limit + 1]))
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
@@ -62,13 +77,24 @@ class CleanStream:
 
 
 def raw_stream(stream: TextIO) -> TextIO:
-    """Return the stream behind a clean one, for what moves the cursor; any other stream as it is."""
+    """Return the stream behind a clean one, for what moves the cursor.
+
+    Args:
+        stream: Clean or not.
+
+    Returns:
+        The stream behind it; a stream that is not clean is returned unchanged.
+    """
     return stream.raw if isinstance(stream, CleanStream) else stream
 
 
 @contextmanager
 def clean_output() -> Iterator[None]:
-    """Let nothing but clean text through stdout and stderr while the context is open."""
+    """Let nothing but clean text through stdout and stderr while the context is open.
+
+    Yields:
+        Nothing.
+    """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("TextIO", CleanStream(raw_stream(stream))) for stream in before)
     try:

@@ -32,7 +32,11 @@ NETS: dict[str, Builder] = {
 
 
 def net_names() -> list[str]:
-    """Return every name that :func:`build_net` knows: ours, then ``torchvision/...`` (imports torchvision)."""
+    """Return every name that :func:`build_net` knows (imports torchvision).
+
+    Returns:
+        Ours in alphabetical order, then ``torchvision/...``.
+    """
     return [*sorted(NETS), *torchvision_names()]
 
 
@@ -52,6 +56,12 @@ def build_net(name: str, *, classes: int, channels: int, image_size: int) -> nn.
     Raises:
         ValueError: If the name is unknown (with the nearest one), a number is out of range, or the net cannot take
             images of this size or with these channels.
+
+    Example:
+        >>> import torch
+        >>> net = build_net("resnet8", classes=10, channels=1, image_size=28)
+        >>> net(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
     if classes < 2 or channels < 1 or image_size < 1:
         raise ValueError(

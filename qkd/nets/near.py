@@ -34,6 +34,14 @@ def near_nets(name: str, known: Sequence[str]) -> list[str]:
 
 
 def net_hint(name: str, known: Sequence[str]) -> str:
-    """Return the near nets as a question, ``did you mean `x` or `y`?``; empty where there is none."""
+    """Return the near nets as a question.
+
+    Args:
+        name: What was written.
+        known: Names of nets.
+
+    Returns:
+        ``did you mean `x` or `y`?``; empty where none is near.
+    """
     near = near_nets(name, known)
     return f"did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else ""

@@ -23,11 +23,16 @@ class WeightsError(ValueError):
 def save_weights(net: nn.Module, path: Path) -> str:
     """Write the parameters and buffers of a net as safetensors, whole or not at all.
 
+    Args:
+        net: On any device; left as it was.
+        path: Where to; an existing file is replaced.
+
     Returns:
         The SHA-256 of the file, hexadecimal.
 
     Raises:
         OSError: If the disk refuses.
+        ValueError: If the name is a device's, a pipe's or a socket's, or links to one.
     """
     return write_safetensors(Path(path), net.state_dict())
 

@@ -41,6 +41,8 @@ def run_stages(
     Raises:
         qkd.data.DataError: If the data set is not what the run was begun with.
         UsageError: If a stage needs one that is neither complete nor asked for.
+        ValueError: If a file of the run cannot be written under its name.
+        OSError: If a file of the run or of the data set cannot be read or written.
     """
     is_checked = stages is not None
     for name in names:

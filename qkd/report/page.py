@@ -53,6 +53,9 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     Args:
         summary: The figures.
         record: Metrics, schedules, config and environment.
+
+    Returns:
+        One HTML page that needs no other file.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined  # here, because commands without a page import this
 

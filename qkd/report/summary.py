@@ -133,6 +133,13 @@ def summarise(path: Path) -> RunSummary:
 
     Args:
         path: The run folder; stages that have not run leave gaps.
+
+    Returns:
+        The figures, with gaps.
+
+    Raises:
+        DamagedFileError: If a record is not JSON, or not what the toolkit writes under its name.
+        OSError: If a record cannot be read, or is too large.
     """
     export, devices = read_json(path / "export" / "export.json"), _devices(path / "bench")
     bench = next((one for one in devices if one.get("models")), {})
@@ -174,10 +181,17 @@ def _flavours(path: Path, export: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty one where the file is missing.
+    """Return the object in a JSON file.
+
+    Args:
+        path: A record of a run folder.
+
+    Returns:
+        Key -> value; empty where the file is missing.
 
     Raises:
         DamagedFileError: If the file is not JSON, or not what the toolkit writes under this name.
+        OSError: If the file cannot be read, or is too large.
     """
     return read_record(path) if path.is_file() else {}
 

@@ -58,6 +58,9 @@ def render_text(
         summary: The figures.
         searches: Role -> what its search came to.
         agents: Role -> what its agent does, in a line.
+
+    Returns:
+        Markdown, ending with a newline.
     """
     parts = [f"# {plain_text(summary.name)}", markdown(model_table(summary))]
     if summary.caveats:

@@ -65,7 +65,11 @@ class CostReport:
 
 
 def published_cost() -> Cost:
-    """Return what the published search reads: 12.7 million training images and 147 million validation images."""
+    """Return what the published search reads.
+
+    Returns:
+        12.7 million training images and 147 million validation images.
+    """
     turns = PUBLISHED_MEMBERS * PUBLISHED_EPOCHS
     return Cost(turns * (PUBLISHED_TRAIN // BATCH) * BATCH, turns * (PUBLISHED_VAL // BATCH) * BATCH)
 
@@ -98,6 +102,9 @@ def cost_report(journal: Journal, val_images: int) -> CostReport:
     Args:
         journal: The search.
         val_images: Images that score a member once.
+
+    Returns:
+        Images read to train and to score members, seconds, and the same of the published search.
     """
     scores = [(member.score, length) for population, length in zip(journal.rounds, journal.lengths, strict=False)
               for member in population if member.score is not None]  # fmt: skip

@@ -83,6 +83,9 @@ def search_splits(splits: Splits, settings: SearchConfig, *, seed: int) -> Split
         settings: How many of each.
         seed: The run's.
 
+    Returns:
+        The images of the search.
+
     Raises:
         ValueError: If there are not enough images, no validation images, or a class is left without a training image.
 

@@ -16,7 +16,7 @@ from qkd.search.population import best_member, lineage
 
 
 def write_search(journal: Journal, folder: Path, provenance: Mapping[str, Any], cost: CostReport) -> list[Path]:
-    """Write ``ROLE.schedule.yaml``, ``ROLE.population.jsonl`` and ``ROLE.cost.json``; return their paths.
+    """Write ``ROLE.schedule.yaml``, ``ROLE.population.jsonl`` and ``ROLE.cost.json``.
 
     The schedule and the log hold no clock's figure: the same search gives the same files.
 
@@ -25,6 +25,9 @@ def write_search(journal: Journal, folder: Path, provenance: Mapping[str, Any], 
         folder: Where to.
         provenance: What the search was made from: seed, hashes, settings.
         cost: Of the search.
+
+    Returns:
+        Their paths, in that order.
 
     Raises:
         SearchError: If every member has diverged in the last round.

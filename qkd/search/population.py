@@ -75,12 +75,19 @@ Round = tuple[Member, ...]
 
 
 def first_round(members: int) -> Round:
-    """Return the population before anything is trained: every policy is the start policy."""
+    """Return the population before anything is trained: every policy is the start policy.
+
+    Args:
+        members: How many, at least 1.
+
+    Returns:
+        Members 0, 1, ... without scores.
+    """
     return tuple(Member(index, start_policy(), index) for index in range(members))
 
 
 def quantiles(population: Round) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return ``(bottom, top)``: indices of the members that copy, and of those that may be copied.
+    """Return the indices of the members that copy, and of those that may be copied.
 
     Each is a quarter of the population, rounded up, but at most half of it (16 members: 4 and 4); a single member has
     nobody to copy. Of equal scores the lower index counts as the better. Members that diverged always copy, and are
@@ -88,6 +95,9 @@ def quantiles(population: Round) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     Args:
         population: A round with all scores.
+
+    Returns:
+        ``(bottom, top)``; the best member comes first in ``top``.
 
     Raises:
         SearchError: If every member has diverged.
@@ -122,6 +132,9 @@ def next_round(population: Round, *, seed: int, role: str, number: int) -> Round
         seed: The run's.
         role: ``teacher`` or ``student``: names the random draws.
         number: Of the round that is done, from 0.
+
+    Returns:
+        As many members, without scores.
 
     Raises:
         SearchError: If every member has diverged.
@@ -187,6 +200,12 @@ def best_member(history: Sequence[Round]) -> int:
     The highest accuracy; of equal ones the highest mean along the lineage, then the lowest index. (The releases chose
     by a rule that is not in their code.)
 
+    Args:
+        history: Rounds in order, the last one with all scores.
+
+    Returns:
+        Its index, from 0.
+
     Raises:
         SearchError: If every member has diverged.
     """
@@ -207,6 +226,12 @@ def lineage(history: Sequence[Round], index: int) -> tuple[Member, ...]:
     Args:
         history: Rounds in order; a member's ``source`` points into the round before.
         index: Of the member in the last round.
+
+    Returns:
+        A member a round, the first round's first.
+
+    Raises:
+        IndexError: If no member of the last round has that index.
     """
     line = []
     for population in reversed(history):
@@ -221,6 +246,9 @@ def schedule_of(line: Sequence[Member], lengths: Sequence[int]) -> Schedule:
     Args:
         line: A member a round.
         lengths: Epochs of each round.
+
+    Returns:
+        Segments of epochs and policy, in order.
 
     Raises:
         ValueError: If there are not as many lengths as members.

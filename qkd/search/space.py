@@ -16,6 +16,9 @@ LARGEST_STEP = 3
 def start_policy() -> Policy:
     """Return the policy that every member starts with: all 60 integers are 0, so nothing is done.
 
+    Returns:
+        30 operations, each of probability 0 and magnitude 0.
+
     References:
         Zhou et al., `Role-Wise Data Augmentation for Knowledge Distillation <https://arxiv.org/abs/2004.08861>`_,
         2020; its published search logs start so.
@@ -32,6 +35,9 @@ def explore(policy: Policy, rng: random.Random) -> Policy:
     Args:
         policy: Operations whose probabilities are multiples of 1/10.
         rng: Every draw comes from it.
+
+    Returns:
+        A policy of the same operations.
 
     References:
         Ho et al., `Population Based Augmentation <https://arxiv.org/abs/1905.05393>`_, 2019, algorithm 2.

@@ -25,6 +25,11 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
 
     Returns:
         A fraction in ``[0, 1]``, or None for an empty split.
+
+    Raises:
+        ValueError: If a batch size or the number of workers is out of range, or mean and std do not fit the images.
+        DataError: If an image cannot be decoded.
+        TypeError: If images are not uint8.
     """
     if len(split) == 0:
         return None

@@ -35,9 +35,16 @@ class Precision:
 
 
 def choose_precision(requested: Literal["off", "bf16", "fp16"], device: torch.device) -> tuple[Precision, str]:
-    """Return the precision to use, and a note for the user where it is not the one asked for (else empty).
+    """Return the precision to use, and a note for the user where it is not the one asked for.
 
     float16 is used on CUDA only (it needs scaled gradients), bfloat16 on the CPU and on CUDA devices that have it.
+
+    Args:
+        requested: ``off`` is float32; the others are mixed with it.
+        device: Where the training runs.
+
+    Returns:
+        The precision, and the note; empty where the wish is granted.
     """
     full = Precision(device.type)
     if requested == "off":
@@ -53,7 +60,17 @@ def choose_precision(requested: Literal["off", "bf16", "fp16"], device: torch.de
 
 @contextmanager
 def cpu_threads(threads: int | None) -> Iterator[None]:
-    """Use this many CPU threads within a block (None: leave as it is), and the former number after it."""
+    """Use this many CPU threads within a block, and the former number after it.
+
+    Args:
+        threads: At least 1; None changes nothing.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: If ``threads`` is below 1 (PyTorch's).
+    """
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

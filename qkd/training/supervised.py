@@ -14,6 +14,9 @@ def supervised_step(model: nn.Module, *, label_smoothing: float = 0.0) -> Step:
     Args:
         model: Gives logits ``[batch, classes]``.
         label_smoothing: Share of the label spread over all classes, in ``[0, 1)``.
+
+    Returns:
+        A function of a batch; its loss is a scalar in nats.
     """
 
     def step(batch: Batch) -> StepResult:

@@ -22,6 +22,12 @@ KEEPS_GRID = (ir.Shape, ir.MaxPool, ir.Concat)
 def integer_view(student: Student) -> ir.IntegerView:
     """Return a calibrated student as integers; the student is left as it is.
 
+    Args:
+        student: What :func:`quantizers.prepare` made, calibrated.
+
+    Returns:
+        Its nodes in order, with integer weights and biases, and the grid of each edge.
+
     Raises:
         NotCalibratedError: If an activation quantizer has no scale yet.
         RewriteError: If the student has a module or an output that :func:`quantizers.prepare` never writes (names it).
@@ -120,7 +126,21 @@ def _results(result: Any) -> tuple[tuple[str, ...], list[fx.Node]]:
 
 
 def layer_report(student: Student) -> list[dict[str, Any]]:
-    """Return one row per convolution or linear layer: bits, codes in use, parameters, operations per image."""
+    """Return what each convolution or linear layer of a calibrated student is made of.
+
+    Args:
+        student: What :func:`quantizers.prepare` made, calibrated.
+
+    Returns:
+        A row a layer: bits of weights and inputs, smallest and largest code in use and allowed, parameters, and
+        multiply-accumulates per image.
+
+    Raises:
+        NotCalibratedError: If an activation quantizer has no scale yet.
+        RewriteError: If the student has a module or an output that :func:`quantizers.prepare` never writes.
+        TypeError: If its parameters are not float32.
+        ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
+    """
     view = integer_view(student)
     shapes = {str(n.target): n.meta.get("shape") for n in student.graph.nodes}
     layers = quant_layers(student)

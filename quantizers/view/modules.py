@@ -76,7 +76,14 @@ def view_module(call: Call, module: nn.Module) -> list[ir.Node]:
 
 
 def grid_of(quantizer: ActQuantizer) -> ir.Grid:
-    """Return the grid of an activation quantizer."""
+    """Return the grid of an activation quantizer.
+
+    Args:
+        quantizer: Calibrated.
+
+    Returns:
+        Its step (float), smallest and largest code.
+    """
     quant = quantizer.quant
     return ir.Grid(float(quant.step.detach().float()), int(quant.low), int(quant.high))
 

@@ -106,6 +106,12 @@ class Device:
 def as_device(device: str | Device) -> Device:
     """Return a device of an address; a ``Device`` is returned as it is.
 
+    Args:
+        device: An address (``local``, ``ssh://[user@]host[:port]``, ``adb://SERIAL``), or a device.
+
+    Returns:
+        The device.
+
     Raises:
         ValueError: If the address is of no known form.
     """

@@ -53,16 +53,40 @@ class ScheduleFile:
 
 
 def load_schedule(path: Path) -> Schedule:
-    """Return the schedule of a file; raises as :func:`read_schedule_file`."""
+    """Return the schedule of a file.
+
+    Args:
+        path: The schedule file (YAML).
+
+    Returns:
+        The schedule alone; :func:`read_schedule_file` gives role and provenance, too.
+
+    Raises:
+        ScheduleError: As :func:`read_schedule_file`.
+    """
     return read_schedule_file(path).schedule
 
 
 def read_schedule_file(path: Path) -> ScheduleFile:
     """Read a schedule file.
 
+    Args:
+        path: The schedule file (YAML).
+
+    Returns:
+        The schedule, whose role it is, and where it came from.
+
     Raises:
         ScheduleError: If the file is missing, no YAML, of another format or version, or any value in it is wrong: all
             faults at once, each with its place.
+
+    Example:
+        >>> from qkd.agents import Op, Policy, Schedule, Segment, save_schedule
+        >>> schedule = Schedule((Segment(5, Policy()), Segment(10, Policy((Op("Rotate", 0.5, 3),)))))
+        >>> save_schedule(schedule, Path("teacher.schedule.yaml"), role="teacher")
+        >>> found = read_schedule_file(Path("teacher.schedule.yaml"))
+        >>> found.role, found.schedule == schedule
+        ('teacher', True)
     """
     path = Path(path)
     try:

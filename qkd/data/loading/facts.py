@@ -117,6 +117,13 @@ def changes(then: DataFacts, now: DataFacts) -> list[str]:
     """Return what has changed, in words; nothing where the facts are equal.
 
     A change of the number of images or of the classes is not followed by what it brings with it.
+
+    Args:
+        then: What the set was.
+        now: What it is.
+
+    Returns:
+        A line for each change; none where the facts are equal.
     """
     lines = []
     if then.classes != now.classes:
@@ -133,7 +140,14 @@ def changes(then: DataFacts, now: DataFacts) -> list[str]:
 
 
 def sampling_note(facts: DataFacts) -> str:
-    """Return what of a set is not looked at, in words; empty where all of it is."""
+    """Say what of a set is not looked at.
+
+    Args:
+        facts: Of the set.
+
+    Returns:
+        A sentence; empty where all of it is looked at.
+    """
     large = [f"{part.sampled:,} of {part.images:,} images of {name}"
              for name, part in (("train", facts.train), ("test", facts.test)) if part.sampled]  # fmt: skip
     return f"changes of the images are noticed in a sample: {' and '.join(large)}" if large else ""

@@ -66,8 +66,13 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         config: The ``data`` section of an experiment.
         seed: Of the division, not negative.
 
+    Returns:
+        The three parts, with classes, shape, mean and standard deviation per channel (fractions 0..1), and a
+        fingerprint.
+
     Raises:
         DataError: If the set is unknown, missing, damaged or inconsistent, or the division leaves a class untrained.
+        OSError: If a file of the set cannot be read.
     """
     _require_known(config.name)
     parts = DATASETS[config.name](config)
@@ -93,8 +98,12 @@ def read_facts(config: DataConfig) -> DataFacts:
     Args:
         config: The ``data`` section of an experiment.
 
+    Returns:
+        Hashes and counts of each part.
+
     Raises:
         DataError: If the set is unknown, missing, damaged or inconsistent.
+        OSError: If a file of the set cannot be read.
     """
     _require_known(config.name)
     if config.name == "folder":

@@ -10,7 +10,13 @@ from qkd.data.loading.load import load_splits
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What a net must know of a data set: number of classes, channels of an image, its side in pixels."""
+    """What a net must know of a data set.
+
+    Args:
+        classes: How many, at least 2.
+        channels: Of an image: 1 or 3.
+        image_size: Its side in pixels.
+    """
 
     classes: int
     channels: int
@@ -31,8 +37,15 @@ PUBLISHED = {
 def image_shape(config: DataConfig) -> ImageShape:
     """Return the shape of a data set's images, and its classes; only npz and folders are read for it.
 
+    Args:
+        config: The ``data`` section of an experiment.
+
+    Returns:
+        Number of classes, channels, and side in pixels.
+
     Raises:
         DataError: If an npz or a folder cannot be read, or the set is unknown.
+        OSError: If a file of the set cannot be read.
     """
     if config.name in PUBLISHED:
         return PUBLISHED[config.name]

@@ -31,9 +31,13 @@ def load_npz_splits(folder: Path) -> Parts:
             3]``) and ``labels`` (integers, ``[n]``, from 0). ``classes.json`` is a list of names; without it classes
             are numbered, and every one of them needs a training image.
 
+    Returns:
+        Both parts, and the classes by name or number.
+
     Raises:
         DataError: If a file or array is missing, damaged, encrypted, pickled, of the wrong type, shape or count, or if
             a label is out of range or is tested but never trained.
+        OSError: If ``classes.json`` cannot be read.
     """
     train = _read_archive(folder / "train.npz")
     test = _read_archive(folder / "test.npz")

@@ -17,6 +17,9 @@ def load_digits_splits() -> Parts:
     The test part is the middle one of every five images of a class, in the set's own order: fixed, stratified, and
     drawn from no random stream, so that it is the same for every seed, library version and machine.
 
+    Returns:
+        Both parts, images uint8 ``[n, 1, 8, 8]``, and the classes ``0`` to ``9``.
+
     References:
         Alpaydin, Kaynak, `Optical Recognition of Handwritten Digits <https://doi.org/10.24432/C50P49>`_, 1998.
     """

@@ -83,9 +83,13 @@ def load_folder_splits(folder: Path, image_size: int | None) -> Parts:
         folder: Holds ``train`` and ``test``.
         image_size: Side in pixels that images are resized to; None: all must be square and of one size already.
 
+    Returns:
+        Both parts, images decoded as batches need them, and the classes in alphabetical order.
+
     Raises:
         DataError: If a folder is missing or empty, a class is tested but not trained, a file is no readable image, or
             sizes differ and ``image_size`` is None.
+        OSError: If a folder cannot be read.
     """
     found = list_folder(folder)
     looked = _Look(wants_one_size=image_size is None)
@@ -106,9 +110,13 @@ def list_folder(folder: Path) -> Parts:
     Args:
         folder: As for :func:`load_folder_splits`.
 
+    Returns:
+        Both parts, and the classes in alphabetical order.
+
     Raises:
         DataError: If a folder is missing or empty, a class is tested but not trained, an image is no regular file, or a
             link leads nowhere or to a folder within a class.
+        OSError: If a folder cannot be read.
     """
     skipped: list[str] = []
     train_files, test_files = (_files_by_class(folder / part, skipped) for part in ("train", "test"))

@@ -53,6 +53,9 @@ def load_vision_splits(name: str, root: Path, *, download: bool) -> Parts:
         root: Folder that holds (or receives) the set.
         download: Fetch what is missing.
 
+    Returns:
+        Both parts, in memory, and the classes by name.
+
     Raises:
         DataError: If the files are missing and may not or cannot be fetched, or are damaged; names them and their
             place.

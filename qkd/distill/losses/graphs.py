@@ -96,11 +96,14 @@ def multi_head_graph_loss(
 
 @in_full_precision
 def graph_divergence(student_graph: Tensor, teacher_graph: Tensor) -> Tensor:
-    """Return the sum over all rows of KL(softmax of the student's row || of the teacher's), shape ``[]``, in nats.
+    """Return the sum over all rows of KL(softmax of the student's row || of the teacher's).
 
     Args:
         student_graph: Shape ``[heads, batch, batch]``.
         teacher_graph: Likewise. Treated as a constant.
+
+    Returns:
+        A scalar, shape ``[]``, in nats. Zero where both graphs agree.
 
     Raises:
         ValueError: If the shapes differ.

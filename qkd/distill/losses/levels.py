@@ -111,7 +111,15 @@ def class_relation_loss(
 
 @in_full_precision
 def class_relation_targets(class_weights: Tensor, *, sharpness: float = 0.3, one_hot_share: float = 0.0) -> Tensor:
-    """Return the targets of :func:`class_relation_loss` for each class, ``[classes, classes]``, rows summing to one.
+    """Return the targets of :func:`class_relation_loss` for each class.
+
+    Args:
+        class_weights: Of the teacher's last layer, shape ``[classes, features]``, floating.
+        sharpness: As for :func:`class_relation_loss`.
+        one_hot_share: As for :func:`class_relation_loss`.
+
+    Returns:
+        Probabilities, shape ``[classes, classes]``; each row sums to one.
 
     Raises:
         ValueError: If the weights are not two-dimensional, or a number is out of range.

@@ -47,10 +47,8 @@ def cross_entropy_loss(
         Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2015, section 7.
 
     Example:
-        >>> cross_entropy_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item() == math.log(4)
-        False
-        >>> abs(cross_entropy_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item() - math.log(4)) < 1e-6
-        True
+        >>> round(cross_entropy_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # ln 4
+        1.3863
     """
     check_labels(student_logits, labels)
     if not 0 <= label_smoothing < 1:

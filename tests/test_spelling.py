@@ -1,0 +1,164 @@
+"""Everything that people read or import is in American spelling, as PyTorch is: a closed table, and what is kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # of names in snake_case and in CamelCase, too
+
+IZE = (
+    "anonym|author|binar|bott|capital|categor|character|commerc|critic|crystal|custom|discret|emphas|equal|factor|final|"
+    "formal|general|harmon|hypothes|ideal|immun|incentiv|initial|internal|linear|local|material|maxim|memor|minim|mobil|"
+    "modern|modular|neutral|normal|optim|organ|parallel|parametr|penal|personal|polar|popular|priorit|quant|random|raster|"
+    "rational|real|recogn|regular|scrutin|sensit|serial|special|stabil|standard|steril|subsid|summar|symbol|symmetr|"
+    "synchron|synthes|token|util|vector|visual|vocal"
+)
+DOUBLED = (
+    "cancel|channel|dial|equal|fuel|label|level|marshal|model|panel|signal|spiral|total|travel|trial|tunnel|unravel"
+)
+OUR = (
+    "arm|behavi|cand|clam|col|demean|endeav|fav|ferv|flav|harb|hon|hum|lab|neighb|od|parl|ranc|rig|rum|savi|sav|splend|"
+    "tum|val|vap|vig"
+)
+RE = "cent|fib|calib|lit|lust|meag|manoeuv|sab|somb|spect|theat|(?<!para)met"
+ENDINGS = r"(e|ed|er|ers|es|ing|able|ation|ational|ations)"
+RULES = [
+    (re.compile(rf"^(.*?(?:{IZE}))is{ENDINGS}$"), r"\1iz\2"),
+    (re.compile(r"^(.*(?:anal|catal|paral))ys(e|ed|er|ers|ing)$"), r"\1yz\2"),
+    (re.compile(rf"^(.*?(?:{DOUBLED}))l(ed|ing|er|ers)$"), r"\1\2"),
+    (re.compile(rf"^(un|mis|dis|bi|tri|multi|water)?({OUR})our(.*)$"), r"\1\2or\3"),
+    (re.compile(rf"^(.*?(?:{RE}))re(s?)$"), r"\1er\2"),
+    (re.compile(rf"^(.*?(?:{RE}))red$"), r"\1ered"),
+    (re.compile(rf"^(.*?(?:{RE}))ring$"), r"\1ering"),
+    (re.compile(r"^(.*)(def|off|pret)ence(s?|less)$"), r"\1\2ense\3"),
+    (re.compile(r"^(un|mis|re)?(burn|dream|lean|leap|learn|spoil)t$"), r"\1\2ed"),
+    (re.compile(r"^(after|back|down|in|on|out|to|up)wards$"), r"\1ward"),
+]
+WORDS = {
+    "acknowledgement": "acknowledgment", "ageing": "aging", "aluminium": "aluminum", "amongst": "among",
+    "analogue": "analog", "analogues": "analogs", "artefact": "artifact", "artefacts": "artifacts",
+    "catalogue": "catalog", "catalogues": "catalogs", "cheque": "check", "cosy": "cozy", "enrol": "enroll",
+    "focussed": "focused", "focussing": "focusing", "fulfil": "fulfill", "fulfils": "fulfills", "gaol": "jail",
+    "grey": "gray", "greys": "grays", "greyscale": "grayscale", "judgement": "judgment", "judgements": "judgments",
+    "kerb": "curb", "licence": "license", "licences": "licenses", "likeable": "likable", "maths": "math",
+    "mould": "mold", "moulds": "molds", "plough": "plow", "practise": "practice", "practised": "practiced",
+    "programme": "program", "programmes": "programs", "sceptic": "skeptic", "sceptical": "skeptical",
+    "sizeable": "sizable", "skilful": "skillful", "spelt": "spelled", "storey": "story", "tyre": "tire",
+    "useable": "usable", "whilst": "while", "wilful": "willful",
+}  # fmt: skip
+
+
+def function(name: str) -> str:
+    """Return the pattern of a function's name: called, imported, exported or referred to, but not in prose."""
+    quoted = rf"(?<=[\"`.]){name}(?=[\"`])"
+    return rf"\b{name}(?=\()|{quoted}|^ *from \S+ import .*\b{name}\b.*$|^ +{name},$"
+
+
+# What stays for now, each with its reason. A pattern that meets nothing any more is a fault.
+KEPT = {
+    r"\b\w*flavour\w*": "an argument, a config key, a module and a field of files: renamed together, later",
+    function("dequantised"): "exported",
+    function("normalise"): "exported",
+    function("summarise"): "exported",
+    r"\bagreement_optimised\b": "a field of the report's JSON",
+    r"(?<=[\"`])quantised(?=[\"`])|(?<=tap: )quantised": "a value of the config key `tap`",
+}
+URL = r"https?://\S+"
+NOT_OURS = {"tests/test_spelling.py"}  # it names both spellings
+FOLDERS = ("quantizers", "export", "qkd", "tests", "benchmarks", "configs", "docs", "examples")
+SUFFIXES = {".py", ".md", ".yaml", ".sh", ".cc", ".h", ".toml", ".svg"}  # results in JSON are records, not prose
+
+
+def american(word: str) -> str:
+    """Return the American spelling of a word in lower case; the word itself where it is the same or unknown."""
+    if word in WORDS:
+        return WORDS[word]
+    for pattern, replacement in RULES:
+        if pattern.match(word):
+            return pattern.sub(replacement, word)
+    return word
+
+
+def cased(word: str, like: str) -> str:
+    return word.upper() if like.isupper() and len(like) > 1 else word.capitalize() if like[0].isupper() else word
+
+
+def rewritten(text: str) -> str:
+    """Return the text in American spelling, but for addresses and what is kept."""
+    kept = re.compile("|".join([URL, *KEPT]), re.IGNORECASE | re.MULTILINE)
+    found, at = [], 0
+    for match in kept.finditer(text):
+        found += [PART.sub(lambda part: cased(american(part[0].lower()), part[0]), text[at : match.start()]), match[0]]
+        at = match.end()
+    return "".join([*found, PART.sub(lambda part: cased(american(part[0].lower()), part[0]), text[at:])])
+
+
+def texts() -> Iterator[Path]:
+    """Yield every file of prose and code in the repository, but for this one."""
+    for folder in (ROOT / name for name in FOLDERS):
+        yield from (path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES)
+    yield from (path for path in sorted(ROOT.iterdir()) if path.suffix in SUFFIXES or path.name == "Makefile")
+
+
+FILES = [path for path in texts() if path.relative_to(ROOT).as_posix() not in NOT_OURS]
+
+
+@pytest.mark.parametrize(
+    ("british", "wanted"),
+    [
+        ("quantised", "quantized"), ("uninitialised", "uninitialized"), ("summarise", "summarize"),
+        ("synchronisation", "synchronization"), ("behavioural", "behavioral"), ("neighbouring", "neighboring"),
+        ("centred", "centered"), ("centres", "centers"), ("centring", "centering"), ("kilometres", "kilometers"),
+        ("labelled", "labeled"), ("modelling", "modeling"), ("analysed", "analyzed"), ("defence", "defense"),
+        ("learnt", "learned"), ("towards", "toward"), ("greys", "grays"),
+    ],
+)  # fmt: skip
+def test_a_british_word_is_known(british: str, wanted: str) -> None:
+    assert american(british) == wanted
+    assert american(wanted) == wanted, "once is enough"
+
+
+ALIKE = """
+noise precise promise otherwise likewise raise exercise supervise hour four source contour tour pour course acre
+parameter metric string bring scoring called controlled installed filled equally analyses rewards centers is axis basis
+realistic organism optimistic minimal cancellation excellent distilled pulled spelling glamorous rigorous odd
+"""
+
+
+@pytest.mark.parametrize("word", re.findall(r"\S+", ALIKE))
+def test_a_word_that_both_sides_spell_alike_stays(word: str) -> None:
+    assert american(word) == word
+
+
+def test_names_keep_their_case_and_addresses_stay() -> None:
+    assert rewritten("COLOURS ColourMap my_colour Colour") == "COLORS ColorMap my_color Color"
+    assert rewritten("see https://example.org/colour-modelling for modelling") == (
+        "see https://example.org/colour-modelling for modeling"
+    )
+
+
+def test_the_guards_see_the_files() -> None:
+    assert len(FILES) > 300
+    assert {"README.md", "CHANGELOG.md", "ARCHITECTURE.md", "Makefile"} <= {path.name for path in FILES}
+
+
+def test_everything_is_in_american_spelling() -> None:
+    found = []
+    for path in FILES:
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+        for number, (line, wanted) in enumerate(zip(text.split("\n"), rewritten(text).split("\n"), strict=True), 1):
+            if line != wanted:
+                words = sorted({a for a, b in zip(PART.findall(line), PART.findall(wanted), strict=True) if a != b})
+                found.append(f"{name}:{number}: {', '.join(words)}: {wanted.strip()}")
+        found += [f"{name}: its name"] if rewritten(name) != name else []
+    assert not found, "\n".join(found)
+
+
+def test_nothing_is_kept_that_is_not_there() -> None:
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
+    assert [pattern for pattern in KEPT if not re.search(pattern, everything, re.MULTILINE)] == []

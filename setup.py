@@ -15,7 +15,7 @@ PACKAGES = [
     "qkd.data",
     "qkd.data.sets",
     "qkd.distill",
-    "qkd.distill.losses",
+    "qkd.losses",
     "qkd.distill.methods",
     "qkd.foreign",
     "qkd.nets",

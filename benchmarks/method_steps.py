@@ -31,14 +31,14 @@ from torch import Tensor, nn
 from qkd.binding import apply_overrides, bind
 from qkd.config import RunConfig
 from qkd.data import Splits, load_splits, normalise
-from qkd.distill.methods import EnsembleTeacher
+from qkd.methods.auxiliary.training import auxiliary_config
+from qkd.methods.ensemble.average import EnsembleTeacher
+from qkd.methods.peers.nets import build_peers
+from qkd.methods.rotations.branches import fresh_branches
 from qkd.nets import build_net
-from qkd.stages.auxiliary import auxiliary_config
-from qkd.stages.models import prepare_student
-from qkd.stages.peers import build_peers
-from qkd.stages.phases import distillation
-from qkd.stages.rotating import fresh_branches
-from qkd.stages.student_start import phases_of, student_images
+from qkd.roles.nets import prepare_student
+from qkd.roles.phases import distillation
+from qkd.roles.start import phases_of, student_images
 from qkd.training import Batch, Phase, build_optimizer
 from qkd.yaml_text import parse_yaml
 from quantizers import Student, calibrate, quantizer_scales

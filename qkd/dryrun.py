@@ -22,20 +22,21 @@ from export.runtime import open_session
 from qkd.agents import Agent, build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits, iterate, load_splits, normalise
-from qkd.distill.methods import BranchStep, EnsembleTeacher
+from qkd.methods.auxiliary.training import auxiliary_config
+from qkd.methods.ensemble.average import EnsembleTeacher
+from qkd.methods.peers.nets import Peer, build_peers
+from qkd.methods.rotations.branches import branched_teacher, fresh_branches
+from qkd.methods.rotations.step import BranchStep
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress, Silent
+from qkd.roles.agents import Role, named_agent
+from qkd.roles.nets import prepare_student
+from qkd.roles.phases import distillation
+from qkd.roles.start import phases_of, student_images
+from qkd.roles.views import teacher_view
 from qkd.search import search_splits
 from qkd.seeding import global_stream, stream
-from qkd.stages.auxiliary import auxiliary_config
 from qkd.stages.export import export_student, student_files
-from qkd.stages.models import prepare_student
-from qkd.stages.peers import Peer, build_peers
-from qkd.stages.phases import distillation
-from qkd.stages.role_agents import Role, named_agent
-from qkd.stages.rotating import branched_teacher, fresh_branches
-from qkd.stages.student_start import phases_of, student_images
-from qkd.stages.views import teacher_view
 from qkd.training import Batch, Phase, cpu_threads, supervised_step
 from qkd.training.precision import choose_device
 from quantizers import Student, calibrate, settle

@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,9 @@ def test_a_package_exports_what_it_says(folder: Path) -> None:
     names = list(module.__all__)
     assert names in (sorted(names), sorted(names, key=constants_then_classes)), "sorted"
     assert len(set(module.__all__)) == len(module.__all__)
-    assert [one for one in module.__all__ if not hasattr(module, one)] == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # old names warn on access
+        assert [one for one in module.__all__ if not hasattr(module, one)] == []
     body = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
     kinds = {type(node).__name__ for node in body}
     assert kinds <= {"Expr", "ImportFrom", "Assign", "AnnAssign"}, "re-exports, tables and __all__, nothing else"
@@ -85,6 +88,18 @@ def test_a_package_exports_what_it_says(folder: Path) -> None:
                for alias in node.names if (node.module or "").startswith(name)}  # fmt: skip
     public = {one for one in brought if not isinstance(getattr(module, one), types.ModuleType)}
     assert public <= set(module.__all__), "everything brought up from below is listed"
+
+
+@pytest.mark.parametrize("name", ["qkd.distill", "qkd.distill.losses", "qkd.distill.methods"])
+def test_the_names_of_a_room_that_has_moved_are_found_for_a_release(name: str) -> None:
+    """Every name is what it was, and says where it is now."""
+    module = importlib.import_module(name)
+    assert list(module.PLACES) == module.__all__ != []
+    for one, place in module.PLACES.items():
+        with pytest.warns(DeprecationWarning, match=f"{name}.{one} is {place}.{one} now"):
+            assert getattr(module, one) is getattr(importlib.import_module(place), one)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
 GUARD = """

@@ -9,19 +9,19 @@ from torch import nn
 from qkd.agents import build_agent
 from qkd.data import Splits
 from qkd.files import sha256_of
+from qkd.methods.auxiliary.training import train_auxiliary
+from qkd.methods.peers.nets import Peer, peer_results
+from qkd.methods.rotations.branches import branches_file, branches_mark, load_branches, train_branches
 from qkd.progress import Progress
+from qkd.roles.agents import agent_inputs, agent_mark, role_agent, training_settings
+from qkd.roles.float_training import keep_last_checkpoint, warn_of_another_environment
+from qkd.roles.images import run_images
+from qkd.roles.nets import TAUGHT, WEIGHTS, guide_files, load_guide, net_facts, save_net
+from qkd.roles.outcome import score, write_outcome
+from qkd.roles.phases import Distillation, distillation
+from qkd.roles.start import StudentStart, phases_of, student_images
+from qkd.roles.views import run_view
 from qkd.rundir import RunFolder
-from qkd.stages.auxiliary import train_auxiliary
-from qkd.stages.float_training import keep_last_checkpoint, warn_of_another_environment
-from qkd.stages.images import run_images
-from qkd.stages.models import TAUGHT, WEIGHTS, guide_files, load_guide, net_facts, save_net
-from qkd.stages.outcome import score, write_outcome
-from qkd.stages.peers import Peer, peer_results
-from qkd.stages.phases import Distillation, distillation
-from qkd.stages.role_agents import agent_inputs, agent_mark, role_agent, training_settings
-from qkd.stages.rotating import branches_file, branches_mark, load_branches, train_branches
-from qkd.stages.student_start import StudentStart, phases_of, student_images
-from qkd.stages.views import run_view
 from qkd.training import Job, cpu_threads, fit
 from qkd.training.precision import choose_device
 from quantizers import Student, quantizer_scales, settle

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from qkd.files import sha256_of, write_text
+from qkd.methods.ensemble.members import ensemble_results, fresh_teacher, train_members
+from qkd.methods.rotations.branches import JOINT_FILE, fresh_branches, is_joint, joint_training, save_branches
 from qkd.nets import load_weights
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
-from qkd.stages.float_training import (
+from qkd.roles.agents import agent_inputs, role_agent
+from qkd.roles.float_training import (
     keep_last_checkpoint,
     train_float,
     warn_of_another_environment,
     write_float,
 )
-from qkd.stages.images import run_images
-from qkd.stages.members import ensemble_results, fresh_teacher, train_members
-from qkd.stages.role_agents import agent_inputs, role_agent
-from qkd.stages.rotating import JOINT_FILE, fresh_branches, is_joint, joint_training, save_branches
-from qkd.stages.searching import search_agent
+from qkd.roles.images import run_images
+from qkd.rundir import RunFolder
+from qkd.search.role_search import search_agent
 from qkd.training import cpu_threads
 from qkd.training.precision import choose_device
 

@@ -14,9 +14,9 @@ from qkd.binding import bind
 from qkd.cli import main
 from qkd.data import load_splits, normalise
 from qkd.distill.matching import class_information
-from qkd.distill.taps import Taps
+from qkd.roles.nets import WEIGHTS, load_student, load_teacher
 from qkd.rundir import RunFolder
-from qkd.stages.models import WEIGHTS, load_student, load_teacher
+from qkd.terms.taps import Taps
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 
 pytestmark = pytest.mark.usefixtures("unfused")

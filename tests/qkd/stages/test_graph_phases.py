@@ -16,11 +16,11 @@ from qkd.files import read_safetensors, sha256_of
 from qkd.listing import name_faults
 from qkd.nets import build_net
 from qkd.progress import Silent
+from qkd.roles.nets import load_student
+from qkd.roles.phases import distillation
 from qkd.rundir import RunFolder
+from qkd.search.role_search import stretched_phases
 from qkd.stages import STAGES
-from qkd.stages.models import load_student
-from qkd.stages.phases import distillation
-from qkd.stages.searching import stretched_phases
 from qkd.testing import run_tiny, tiny_config
 from qkd.training import Batch
 from qkd.training.loop import Trainer

@@ -13,17 +13,17 @@ import torch
 from qkd.config import PhaseConfig
 from qkd.data import load_splits
 from qkd.diagnosing import diagnose_target
-from qkd.distill import phase_faults
 from qkd.files import read_safetensors
 from qkd.nets import build_net
 from qkd.progress import Silent
 from qkd.retrieving import _Reader
+from qkd.roles.nets import load_followed, load_student, load_teacher, prepare_student
+from qkd.roles.phases import distillation
+from qkd.roles.start import student_images
 from qkd.rundir import RunFolder
+from qkd.search.role_search import stretched_phases
 from qkd.stages.export import _inputs, float_nets
-from qkd.stages.models import load_followed, load_student, load_teacher, prepare_student
-from qkd.stages.phases import distillation
-from qkd.stages.searching import stretched_phases
-from qkd.stages.student_start import student_images
+from qkd.terms import phase_faults
 from qkd.testing import run_tiny, tiny_config
 from qkd.training import Batch
 

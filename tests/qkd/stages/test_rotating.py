@@ -13,13 +13,13 @@ import torch
 
 from qkd.config import RunConfig
 from qkd.files import read_safetensors, sha256_of
+from qkd.methods.rotations.branches import JOINT_FILE, STAGE, load_branches
 from qkd.nets import build_net
 from qkd.progress import Silent
+from qkd.roles.nets import load_student, load_teacher, prepare_student
+from qkd.roles.start import StudentStart
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_student, load_teacher, prepare_student
-from qkd.stages.rotating import JOINT_FILE, STAGE, load_branches
-from qkd.stages.student_start import StudentStart
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 from qkd.training.loop import Trainer
 from quantizers.calibrate import quant_layers
@@ -83,7 +83,7 @@ def test_the_teacher_is_what_its_stage_left(offline: RunFolder) -> None:
 def test_a_training_of_branches_reads_the_teacher_only(
     offline: RunFolder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import qkd.stages.rotating as module
+    import qkd.methods.rotations.branches as module
 
     seen: list[torch.nn.Module] = []
     load = module.load_teacher

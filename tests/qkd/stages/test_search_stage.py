@@ -20,12 +20,12 @@ from qkd.files import sha256_of
 from qkd.pipeline import run_stages as run_in_order
 from qkd.progress import Progress, Silent
 from qkd.report import render_page, summarise
+from qkd.roles.agents import role_agent, unsearched_agent
 from qkd.rundir import RunFolder
 from qkd.search.board import table, turns_done
+from qkd.search.role_search import config_mark, open_journal, search_agent, stretched_phases, stretched_train
 from qkd.stages import STAGES
 from qkd.stages.report import gather, read_search
-from qkd.stages.role_agents import role_agent, unsearched_agent
-from qkd.stages.searching import config_mark, open_journal, search_agent, stretched_phases, stretched_train
 from qkd.testing import tiny_config
 
 pytestmark = pytest.mark.usefixtures("unfused")

@@ -30,8 +30,8 @@ from qkd.binding import apply_overrides, bind
 from qkd.data import load_splits
 from qkd.pipeline import run_stages
 from qkd.progress import Progress
-from qkd.roles.nets import WEIGHTS
 from qkd.rundir import RunFolder
+from qkd.training.assembly import WEIGHTS
 from qkd.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -31,8 +31,9 @@ from qkd.progress import Progress
 from qkd.report.records import read_metrics
 from qkd.report.table import align, percent
 from qkd.report.teacher_picture import teacher_picture
+from qkd.roles.guide import load_followed
 from qkd.roles.images import stored_images
-from qkd.roles.nets import WEIGHTS, load_followed, load_student
+from qkd.roles.nets import load_student
 from qkd.roles.stored import stored_config
 from qkd.run_target import run_folder, runs_in
 from qkd.rundir import RunFolder
@@ -47,6 +48,7 @@ from qkd.terms.rescaling import (
     summarise,
 )
 from qkd.training import cpu_threads
+from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
 from quantizers.layers import QuantLinearBn
 

@@ -227,7 +227,7 @@ def _phase_faults(data: Mapping[str, Any], learner: tuple[str, ...]) -> Iterator
     from pydantic import TypeAdapter, ValidationError
 
     from qkd.config import AuxiliaryConfig, PhaseConfig, StudentConfig, TermConfig
-    from qkd.terms import phase_faults
+    from qkd.methods.phase_checks import phase_faults
 
     section = _get(data, learner)
     if not isinstance(section, Mapping):

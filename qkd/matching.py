@@ -16,8 +16,9 @@ from qkd.nets import build_net
 from qkd.nets.branches import stage_names
 from qkd.progress import Progress
 from qkd.report.table import align, percent
+from qkd.roles.guide import Followed, load_followed
 from qkd.roles.images import stored_images
-from qkd.roles.nets import WEIGHTS, Followed, load_float_twin, load_followed, load_student
+from qkd.roles.nets import load_float_twin, load_student
 from qkd.roles.stored import stored_config
 from qkd.run_target import require_run_folder
 from qkd.rundir import RunFolder
@@ -25,6 +26,7 @@ from qkd.seeding import stream
 from qkd.terms.outputs import read_outputs, some_images
 from qkd.terms.taps import Taps, tap_paths_of
 from qkd.training import cpu_threads
+from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
 
 DEFAULT_LIMIT = 2000  # features of a first layer have some 10,000 values an image

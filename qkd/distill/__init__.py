@@ -13,7 +13,7 @@ PLACES = {
     "check_terms": "qkd.terms",
     "cross_entropy_loss": "qkd.losses",
     "dequantised": "qkd.terms",
-    "phase_faults": "qkd.terms",
+    "phase_faults": "qkd.methods.phase_checks",
     "similarity_preserving_loss": "qkd.losses",
     "soft_target_loss": "qkd.losses",
 }

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qkd.config import AgentConfig, RunConfig
-from qkd.files import sha256_of
 from qkd.rundir import RunFolder, leaves
 
 UNLEARNT = {"weights", "schedule", "checkpoint_every_s"}
@@ -74,8 +73,3 @@ def training_settings(config: RunConfig) -> dict[str, Any]:
     parts = config.model_dump(mode="json", include={"seed", "teacher", "student"})
     values = dict(leaves(parts))
     return {key: value for key, value in values.items() if key.rpartition(".")[2] not in UNLEARNT}
-
-
-def agent_mark(agent: AgentConfig) -> dict[str, str]:
-    """Return the hash of the agent's schedule file, if it has one: a changed schedule is another training."""
-    return {} if agent.schedule is None else {"schedule": sha256_of(agent.schedule)}

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from qkd.config import QuantConfig, RunConfig
+from qkd.data import Splits
 from qkd.files import read_metadata, read_safetensors, write_safetensors
-from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.nets import build_net, load_weights
 from qkd.rundir import RunFolder
+from qkd.seeding import global_stream
+from qkd.training.assembly import WEIGHTS
 from qkd.training.state import fill
 from quantizers import QuantSpec, Student, prepare
-
-WEIGHTS = "weights.safetensors"
-AUXILIARY = "student/auxiliary"  # folder of the auxiliary teacher
-TAUGHT = "student/teacher"  # folder of a teacher that learnt beside the student, as it ended
-
-
-@dataclass(frozen=True)
-class Followed:
-    """What the student of a run follows, as far as it is trained.
-
-    Args:
-        model: In eval mode, on the CPU; float, or low-bit (an auxiliary).
-        net: A name of ``qkd ls nets``.
-        words: What it is, for people.
-        note: What it is not yet; empty where there is nothing to say.
-    """
-
-    model: nn.Module
-    net: str
-    words: str
-    note: str = ""
 
 
 def load_teacher(run: RunFolder) -> nn.Module:
@@ -46,106 +26,25 @@ def load_teacher(run: RunFolder) -> nn.Module:
         FileNotFoundError: If there is none yet.
         ValueError: If its file is damaged or of another net.
     """
-    return _load_float(run.path / "teacher" / WEIGHTS)
+    return load_float(run.path / "teacher" / WEIGHTS)
 
 
-def load_guide(run: RunFolder) -> nn.Module:
-    """Return what the student learns from: its auxiliary, or the teacher's ensemble, or the teacher.
+def fresh_net(config: RunConfig, net: str, splits: Splits, *names: str | int) -> nn.Module:
+    """Return a float net with random weights from the run's seed, on the CPU.
 
-    In eval mode, on the CPU.
-
-    Raises:
-        FileNotFoundError: If it is not there yet.
-        ValueError: If a file is damaged or of another net.
+    Args:
+        config: The run's.
+        net: A name of ``qkd ls nets``.
+        splits: The images, for their shape and classes.
+        *names: Of the random stream.
     """
-    return load_ensemble(run) if run.config.student.auxiliary is None else load_auxiliary(run)
+    with global_stream(config.seed, "init", *names):
+        return build_net(net, **sizes_of(splits))
 
 
-def load_taught(run: RunFolder) -> nn.Module | None:
-    """Return the run's teacher as it ended, where it learnt beside the student; None where it did not, or not yet.
-
-    In eval mode, on the CPU.
-
-    Raises:
-        ValueError: If its file is damaged or of another net.
-    """
-    path = run.path / TAUGHT / WEIGHTS
-    return _load_float(path) if path.is_file() else None
-
-
-def load_followed(run: RunFolder) -> Followed:
-    """Return what the student of a run follows: a teacher as it was taught beside it, an auxiliary, an ensemble.
-
-    Raises:
-        FileNotFoundError: If the run has no teacher yet.
-        ValueError: If a file is damaged or of another net.
-    """
-    own, student = run.config.teacher, run.config.student
-    words = own.net if own.members == 1 else f"{own.net}, an ensemble of {own.members}"
-    if (taught := load_taught(run)) is not None:
-        return Followed(taught, own.net, f"{own.net}, as it was taught beside the student")
-    if student.auxiliary is None:
-        note = "the teacher learns beside the student, who is not trained yet: this is how it starts"
-        return Followed(load_ensemble(run), own.net, words, note if student.moves_teacher else "")
-    if (run.path / AUXILIARY / WEIGHTS).is_file():
-        net = student.auxiliary.net or run.config.student_net
-        return Followed(load_auxiliary(run), net, f"{net}, an auxiliary that learned from {words}")
-    note = "the auxiliary teacher is not trained yet: this is the teacher that it will learn from"
-    return Followed(load_ensemble(run), own.net, words, note)
-
-
-def load_ensemble(run: RunFolder) -> nn.Module:
-    """Return the run's teacher as a student learns from it: the average of its members, or its only one.
-
-    In eval mode, on the CPU.
-
-    Raises:
-        FileNotFoundError: If one is not there yet.
-        ValueError: If a file is damaged or of another net.
-    """
-    teacher = run.config.teacher
-    members = [load_member(run, number) for number in range(teacher.members)]
-    if len(members) == 1:
-        return members[0]
-    return EnsembleTeacher(members, teacher.ensemble, temperature=teacher.ensemble_temperature).eval()
-
-
-def load_member(run: RunFolder, number: int) -> nn.Module:
-    """Return a member of the run's teacher, from 0, in eval mode, on the CPU.
-
-    Raises:
-        FileNotFoundError: If it is not there yet.
-        ValueError: If its file is damaged or of another net.
-    """
-    return _load_float(member_folder(run, number) / WEIGHTS)
-
-
-def load_auxiliary(run: RunFolder) -> nn.Module:
-    """Return the run's auxiliary teacher, low-bit or float, in eval mode, on the CPU.
-
-    Raises:
-        FileNotFoundError: If it is not there yet.
-        ValueError: If its file is damaged or of another net.
-    """
-    auxiliary, path = run.config.student.auxiliary, run.path / AUXILIARY / WEIGHTS
-    quant = None if auxiliary is None else auxiliary.quant
-    return _load_float(path) if quant is None else _load_low_bit(path, quant)
-
-
-def guide_files(run: RunFolder) -> list[Path]:
-    """Return the weights of what the student learns from, and of the teachers behind it."""
-    own = [] if run.config.student.auxiliary is None else [run.path / AUXILIARY / WEIGHTS]
-    return [*member_files(run), *own]
-
-
-def member_files(run: RunFolder) -> list[Path]:
-    """Return the weights of the teacher's members, the first one's in ``teacher/`` itself."""
-    return [member_folder(run, number) / WEIGHTS for number in range(run.config.teacher.members)]
-
-
-def member_folder(run: RunFolder, number: int) -> Path:
-    """Return the folder of a member of the teacher, from 0; it may not be there yet."""
-    return run.path / "teacher" / f"member_{number}" if number else run.path / "teacher"
+def sizes_of(splits: Splits) -> dict[str, int]:
+    """Return what a net is built for."""
+    return {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
 
 
 def load_float_twin(run: RunFolder) -> nn.Module | None:
@@ -155,7 +54,7 @@ def load_float_twin(run: RunFolder) -> nn.Module | None:
     """
     own = run.path / "student" / "float" / WEIGHTS
     if own.exists():
-        return _load_float(own)
+        return load_float(own)
     if run.config.student.weights is not None:
         net = _build(_facts(run.path / "student" / WEIGHTS))
         load_weights(net, run.config.student.weights)
@@ -170,7 +69,7 @@ def load_student(run: RunFolder) -> Student:
         FileNotFoundError: If there is none yet.
         ValueError: If its file is damaged or of another student.
     """
-    return _load_low_bit(run.path / "student" / WEIGHTS, run.config.student.quant)
+    return load_low_bit(run.path / "student" / WEIGHTS, run.config.student.quant)
 
 
 def prepare_student(config: RunConfig, net: nn.Module, *, channels: int, size: int) -> Student:
@@ -203,13 +102,29 @@ def net_facts(net: str, *, classes: int, channels: int, image_size: int) -> dict
     return {"net": net, "classes": str(classes), "channels": str(channels), "image_size": str(image_size)}
 
 
-def _load_float(path: Path) -> nn.Module:
+def load_float(path: Path) -> nn.Module:
+    """Return a float net that a role wrote, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If its file is damaged or of another net.
+    """
     net = _build(_facts(path))
     load_weights(net, path)
     return net.eval()
 
 
-def _load_low_bit(path: Path, quant: QuantConfig) -> Student:
+def load_low_bit(path: Path, quant: QuantConfig) -> Student:
+    """Return a low-bit net that a role wrote, in eval mode, on the CPU.
+
+    Args:
+        path: Of its weights.
+        quant: Its bits.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If its file is damaged or of another student.
+    """
     facts = _facts(path)
     student = prepare_low_bit(quant, _build(facts), channels=int(facts["channels"]), size=int(facts["image_size"]))
     try:

@@ -1,7 +1,6 @@
 """The table of losses, their weighted sum as a config describes it, and what a step needs: taps, modules, gradients."""
 
 from qkd.terms.loss_table import LOSSES, LossEntry, Option
-from qkd.terms.phase_checks import phase_faults
 from qkd.terms.taps import Taps, dequantised
 from qkd.terms.weighting import Outputs, WeightedTerms, build_terms, check_terms
 
@@ -15,5 +14,4 @@ __all__ = [
     "build_terms",
     "check_terms",
     "dequantised",
-    "phase_faults",
 ]

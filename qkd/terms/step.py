@@ -47,6 +47,8 @@ class DistillStep:
         first_epoch: int = 0,
         student_learns: bool = True,
     ) -> None:
+        if why := getattr(teacher, "without_features", "") if terms.teacher_taps or terms.needs_class_weights else "":
+            raise ValueError(why)
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
         self._first_epoch, self._student_learns = first_epoch, student_learns
         self._guard = LogitsGuard("teacher")

@@ -18,7 +18,8 @@ from qkd.distill.diagnosis import geometry_agreement, teacher_knowledge
 from qkd.files import write_safetensors
 from qkd.losses import gradient_rescaling
 from qkd.progress import Silent
-from qkd.roles.nets import load_guide, load_student, load_teacher
+from qkd.roles.guide import load_guide
+from qkd.roles.nets import load_student, load_teacher
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
 from qkd.terms.rescaling import summarise

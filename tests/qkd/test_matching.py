@@ -14,10 +14,11 @@ from qkd.binding import bind
 from qkd.cli import main
 from qkd.data import load_splits, normalise
 from qkd.distill.matching import class_information
-from qkd.roles.nets import WEIGHTS, load_student, load_teacher
+from qkd.roles.nets import load_student, load_teacher
 from qkd.rundir import RunFolder
 from qkd.terms.taps import Taps
 from qkd.testing import run_tiny, tiny_config, write_npz_set
+from qkd.training.assembly import WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("unfused")
 NETS = {"teacher.net": "wrn_16_1", "student.net": "resnet8", "student.float_train": {"epochs": 1, "lr": 0.05}}

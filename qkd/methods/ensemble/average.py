@@ -42,6 +42,14 @@ class EnsembleTeacher(nn.Module):
         self.members = nn.ModuleList(models)
         self.space, self.temperature = space, temperature
 
+    @property
+    def without_features(self) -> str:
+        """Say why no loss can read its features."""
+        return (
+            f"the teacher is an ensemble of {len(self.members)} nets: it has neither features nor a last layer of its "
+            f"own; use losses on logits, or teacher.members: 1"
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[batch, classes]`` of the average; of copies of one net exactly that net's."""
         logits = [member(x) for member in self.members]

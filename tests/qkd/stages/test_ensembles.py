@@ -11,10 +11,13 @@ import torch
 
 from qkd.data import load_splits, normalise
 from qkd.files import read_json, read_safetensors, sha256_of
+from qkd.methods.auxiliary.method import load_auxiliary
 from qkd.methods.ensemble.average import EnsembleTeacher
+from qkd.methods.ensemble.method import load_ensemble, load_member
 from qkd.methods.peers.nets import build_peers
 from qkd.progress import Silent
-from qkd.roles.nets import load_auxiliary, load_ensemble, load_guide, load_member, load_student, load_teacher
+from qkd.roles.guide import load_guide
+from qkd.roles.nets import load_student, load_teacher
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config

@@ -14,8 +14,8 @@ import torch
 from qkd.files import read_metadata, read_safetensors, sha256_of
 from qkd.nets import build_net, save_weights
 from qkd.progress import Silent
+from qkd.roles.learner import phases_of
 from qkd.roles.nets import load_float_twin, load_student, load_teacher
-from qkd.roles.start import phases_of
 from qkd.rundir import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config
@@ -89,7 +89,7 @@ def test_the_float_twin_of_one_net_is_the_teacher(done: RunFolder) -> None:
 
 
 def test_the_teacher_is_untouched_by_the_distillation(done: RunFolder, data: Path, monkeypatch) -> None:
-    import qkd.stages.student as stage
+    import qkd.roles.learner as stage
 
     seen: dict[str, torch.nn.Module] = {}
     load = stage.load_guide

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from qkd.config import PhaseConfig, TermConfig
-from qkd.terms import phase_faults
+from qkd.methods.phase_checks import phase_faults
 
 TAPS = (("a", "a"), ("b", "b"))
 LABELS = {"loss": "cross_entropy"}

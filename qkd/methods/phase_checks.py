@@ -5,10 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from qkd.config import PhaseConfig, TermConfig
+from qkd.config import PhaseConfig, StudentConfig, TermConfig
 from qkd.terms.loss_table import LOSSES
 
 PhaseFault = tuple[int, str, str]
+
+
+def student_faults(student: StudentConfig, phases: Sequence[PhaseConfig]) -> list[str]:
+    """Return what is wrong with a student's phases, a line each with the place.
+
+    Args:
+        student: Its terms, and what learns beside it.
+        phases: In order; a student's own, or those that stand for them.
+    """
+    found = phase_faults(student.terms, phases, has_peers=student.peers is not None)
+    return [f"phases[{index}].{key}: {what}" for index, key, what in found]
 
 
 def phase_faults(

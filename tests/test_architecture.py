@@ -183,7 +183,7 @@ MAY_NAME_METHODS = {
     "qkd.listing",  # names of nets and losses in a config that is not bound yet, and what `qkd ls` says of keys
     "qkd.report.records",  # the shape that result.json is read as
     "qkd.diagnosing", "qkd.matching",  # commands on finished nets
-    "qkd.distill", "qkd.distill.methods",  # old names, for a release
+    "qkd.distill.methods",  # old names, for a release
 }  # fmt: skip
 HOMONYMS = {("qkd.cli", "meta"), ("qkd.losses.branches", "teacher_branches"), ("qkd.nets.torchvision_nets", "meta")}
 

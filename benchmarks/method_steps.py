@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,15 +32,14 @@ from torch import Tensor, nn
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import Splits, load_splits, normalise
-from qkd.distill.methods import EnsembleTeacher
-from qkd.files.yaml_text import parse_yaml
+from qkd.methods.auxiliary.training import auxiliary_config
+from qkd.methods.ensemble.average import EnsembleTeacher
+from qkd.methods.rotations.branches import branches_file, fresh_branches, save_branches
 from qkd.nets import build_net
-from qkd.stages.auxiliary import auxiliary_config
-from qkd.stages.models import prepare_student
-from qkd.stages.peers import build_peers
-from qkd.stages.phases import distillation
-from qkd.stages.rotating import fresh_branches
-from qkd.stages.student_start import phases_of, student_images
+from qkd.roles.learner import phases_of, student_images
+from qkd.roles.nets import prepare_student
+from qkd.roles.phases import distillation
+from qkd.run.folder import RunFolder
 from qkd.training import Batch, Phase, build_optimizer
 from quantizers import Student, calibrate, quantizer_scales
 
@@ -56,15 +56,16 @@ class Method:
         self.batch = replace(batch, images=batch.images.to(memory_format=self.format))
         splits = student_images(config, splits)
         guide = self._teacher(config, splits)
-        branches = None
-        if config.student.rotations is not None and config.student.rotations.mode == "offline":
-            branches = fresh_branches(config, guide, splits, "teacher")
         student = self._low_bit(config, splits)
-        peers = build_peers(config, splits, None, CPU)
-        made = distillation(
-            config, phases_of(config.student), student, guide, None,
-            net=_net(config.student_net, splits), splits=splits, peers=peers, branches=branches,
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            run = RunFolder(config, Path(folder))
+            if (path := branches_file(run)) is not None:  # what a run has trained before its student
+                path.parent.mkdir(parents=True)
+                save_branches(path, fresh_branches(config, guide, splits, "teacher"), config, splits)
+            made = distillation(
+                config, phases_of(config.student), student, guide, None,
+                net=_net(config.student_net, splits), splits=splits, run=run,
+            )  # fmt: skip
         for other in made.low_bit:
             calibrate(other, [batch.images])
         self.student = student

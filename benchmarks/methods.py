@@ -32,7 +32,7 @@ from qkd.files.yaml_text import parse_yaml
 from qkd.pipeline import run_stages
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
-from qkd.stages.models import WEIGHTS
+from qkd.training.assembly import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "configs" / "digits" / "methods"

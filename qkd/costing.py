@@ -15,11 +15,11 @@ from qkd.failures import UsageError
 from qkd.nets import build_net
 from qkd.report.table import align, bytes_text
 from qkd.report.text import cost_rows
-from qkd.run.folder import RunFolder
+from qkd.roles.nets import load_student, prepare_student
 from qkd.run_target import run_folder
 from qkd.seeding import global_stream
-from qkd.stages.models import WEIGHTS, load_student, prepare_student
-from quantizers.student import act_quantizers
+from qkd.training.assembly import WEIGHTS
+from quantizers.calibrate import act_quantizers
 
 LAYER_HEAD = ["layer", "kind", "output", "weight bits", "input bits", "parameters", "MACs", "BOPs", "weights"]
 

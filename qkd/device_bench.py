@@ -95,8 +95,8 @@ def _devices(args: argparse.Namespace) -> list[Device]:
 def _calibration(targets: Targets, progress: Progress) -> npt.NDArray[np.float32]:
     """Return training images of the run, or else the sample."""
     for folder in targets.runs.values():
-        from qkd.stages.sample import calibration_images
-        from qkd.stages.stored import stored_config
+        from qkd.roles.sample import calibration_images
+        from qkd.roles.stored import stored_config
 
         return calibration_images(stored_config(folder), folder=folder)
     if targets.sample is None:

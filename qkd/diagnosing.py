@@ -22,10 +22,24 @@ from qkd.distill.diagnosis import (
     geometry_agreement,
     teacher_knowledge,
 )
-from qkd.distill.losses.stable import unit_rows
-from qkd.distill.methods import EnsembleTeacher
-from qkd.distill.outputs import NetOutputs, last_linear, read_outputs, some_images
-from qkd.distill.rescaling import (
+from qkd.failures import ConfigError, UsageError
+from qkd.files import write_bytes, write_text
+from qkd.losses.stable import unit_rows
+from qkd.methods.ensemble.average import EnsembleTeacher
+from qkd.nets import build_net, load_weights
+from qkd.progress import Progress
+from qkd.report.records import read_metrics
+from qkd.report.table import align, percent
+from qkd.report.teacher_picture import teacher_picture
+from qkd.roles.guide import load_followed
+from qkd.roles.images import stored_images
+from qkd.roles.nets import load_student
+from qkd.roles.stored import stored_config
+from qkd.run.folder import RunFolder
+from qkd.run_target import run_folder, runs_in
+from qkd.seeding import stream
+from qkd.terms.outputs import NetOutputs, last_linear, read_outputs, some_images
+from qkd.terms.rescaling import (
     DEFAULT_TEMPERATURE,
     LEAST_DOUBT,
     image_gradients,
@@ -33,20 +47,8 @@ from qkd.distill.rescaling import (
     soft_targets,
     summarise,
 )
-from qkd.failures import ConfigError, UsageError
-from qkd.files import write_bytes, write_text
-from qkd.nets import build_net, load_weights
-from qkd.progress import Progress
-from qkd.report.records import read_metrics
-from qkd.report.table import align, percent
-from qkd.report.teacher_picture import teacher_picture
-from qkd.run.folder import RunFolder
-from qkd.run_target import run_folder, runs_in
-from qkd.seeding import stream
-from qkd.stages.images import stored_images
-from qkd.stages.models import WEIGHTS, load_followed, load_student
-from qkd.stages.stored import stored_config
 from qkd.training import cpu_threads
+from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
 from quantizers.layers import QuantLinearBn
 

@@ -7,41 +7,35 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
 from export import export_float
 from export.lowering.model import INPUT, OUTPUT
 from export.parity.quant_session import QuantSession
 from export.runtime import open_session
-from qkd.agents import Agent, build_agent
-from qkd.config import AgentConfig, RunConfig, TrainConfig
-from qkd.data import Splits, iterate, load_splits, normalise
-from qkd.distill.methods import BranchStep, EnsembleTeacher
-from qkd.nets import build_net, load_weights
+from qkd.config import RunConfig
+from qkd.data import iterate, load_splits, normalise
 from qkd.progress import Progress, Silent
-from qkd.search import search_splits
-from qkd.seeding import global_stream, stream
-from qkd.stages.auxiliary import auxiliary_config
-from qkd.stages.export import export_student, student_files
-from qkd.stages.models import prepare_student
-from qkd.stages.peers import Peer, build_peers
-from qkd.stages.phases import distillation
-from qkd.stages.role_agents import Role, named_agent
-from qkd.stages.rotating import branched_teacher, fresh_branches
-from qkd.stages.student_start import phases_of, student_images
-from qkd.stages.views import teacher_view
-from qkd.training import Batch, Phase, cpu_threads, supervised_step
+from qkd.roles.float_training import FloatRole
+from qkd.roles.learner import StudentRole, student_images
+from qkd.roles.nets import load_student
+from qkd.roles.teacher import teacher_parts, teacher_role
+from qkd.run.folder import RunFolder
+from qkd.search.images import search_splits
+from qkd.seeding import stream
+from qkd.stages.export import export_student, float_nets, student_files
+from qkd.training import Batch, Job, Phase, cpu_threads
+from qkd.training.assembly import Context, Role, Training, assemble
 from qkd.training.precision import choose_device
-from quantizers import Student, calibrate, settle
 
 BATCHES = 2
 FEW_IMAGES = 8
+WORKS = "works"
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ def dry_run(config: RunConfig, progress: Progress) -> DryRunReport:
         RuntimeError: If a loss or a gradient is not finite.
     """
     with cpu_threads(config.threads), tempfile.TemporaryDirectory(prefix="qkd-dry-run-") as folder:
-        return _Trial(config, progress, Path(folder)).run()
+        return _Attempt(config, progress, Path(folder)).run()
 
 
 def check_distillation(config: RunConfig, progress: Progress) -> None:
@@ -105,205 +99,150 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
     """
     progress.say("before the first stage: every phase of the student's training takes two steps on a few images")
     with cpu_threads(config.threads), tempfile.TemporaryDirectory(prefix="qkd-check-") as folder:
-        _Trial(config, Silent(), Path(folder), is_brief=True).train()
+        _Attempt(config, Silent(), Path(folder), is_brief=True).train()
 
 
-class _Trial:
-    """One dry run; its steps share nets, data and device. A brief one has small batches, and trains no float net."""
+class _Attempt:
+    """One dry run: every training of the experiment is put together in a folder of its own and takes two batches.
+
+    Weights are written between them as in a run, since one training starts from another's. A brief one has small
+    batches, and trains no float net.
+    """
 
     def __init__(self, config: RunConfig, progress: Progress, folder: Path, *, is_brief: bool = False) -> None:
         self.config, self.progress, self.folder, self.is_brief = config, progress, folder, is_brief
-        self.device = choose_device(config.device)
         self.checks: list[Check] = []
-        self.float_nets: dict[str, nn.Module] = {}  # those that are exported, by the name of the file
 
     def run(self) -> DryRunReport:
-        student = self.train()
+        context = self.train()
         with self._tried("export") as outcome:
-            outcome.append(self._export(student.cpu()))
+            outcome.append(self._export(context))
         return DryRunReport(self.config.name, tuple(self.checks))
 
-    def train(self) -> fx.GraphModule:
-        """Try all that comes before the export; return the student."""
+    def train(self) -> Context:
+        """Try all that comes before the export."""
         with self._tried("data") as outcome:
-            images = load_splits(self.config.data, seed=self.config.seed)
-            self.splits: Splits = student_images(self.config, images).to(self.device)
-            outcome.append(f"{len(self.splits.train)} training images, {len(self.splits.classes)} classes")
-            for note in self.splits.notes:
-                self.progress.warn(f"data: {note}")
-            if self.splits.quiz is not None:
-                outcome.append(f"{len(self.splits.quiz)} more for the quiz")
-            if self.config.searched_roles:
-                found = search_splits(self.splits, self.config.search, seed=self.config.seed)
-                outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")
-        with self._tried("teacher") as outcome:
-            teacher = self._teacher(outcome)
-        guide = teacher
-        if self.config.teacher.members > 1:  # members differ by seed only, so one stands for all
-            settings, copies = self.config.teacher, [teacher] * self.config.teacher.members
-            guide = EnsembleTeacher(copies, settings.ensemble, temperature=settings.ensemble_temperature)
-        if self.config.student.auxiliary is not None:
-            with self._tried("auxiliary") as outcome:
-                auxiliary = self._auxiliary(outcome)
-            self._phases(auxiliary_config(self.config), auxiliary, guide)
-            guide = auxiliary.eval().requires_grad_(False)
-        with self._tried("student") as outcome:
-            student = self._student(teacher, outcome)
-        peers = build_peers(self.config, self.splits, None, self.device)
-        self._phases(self.config, student, guide, peers, self._teacher_branches(teacher))
-        return student
+            context = self._context(outcome)
+        self._train(teacher_role(context))
+        for part in teacher_parts(context):
+            self._train(part)
+        student = StudentRole(context)
+        for part in student.sub_trainings():
+            self._train(part)
+        self._train(student)
+        return context
 
-    def _phases(
-        self,
-        config: RunConfig,
-        student: nn.Module,
-        teacher: nn.Module,
-        peers: tuple[Peer, ...] = (),
-        branches: nn.ModuleList | None = None,
-    ) -> None:
-        """Try every phase of a distillation."""
-        view = teacher_view(config, self.splits, self._tried_agent("teacher"))
-        net = self._net(config.student_net, "student")
-        made = distillation(
-            config, phases_of(config.student), student, teacher, view,
-            net=net, splits=self.splits, peers=peers, branches=branches,
-        )  # fmt: skip
-        for other in made.low_bit:
-            calibrate(other, [batch.images for batch in self._batches(None)])
-        ends = accumulate(phase.epochs for phase in made.phases)
-        for phase, end in zip(made.phases, ends, strict=True):
-            with self._tried(f"phase {phase.name}") as outcome:
-                student.train()
-                phase.enter()
-                with phase.hold():
-                    # of the phase's last epoch: some steps do more from an epoch on, and none may come before its phase
-                    batches = (replace(batch, epoch=end - 1) for batch in self._batches(self._agent()))
-                    outcome.append(_losses([_backward(phase, batch, student) for batch in batches]))
+    def _context(self, outcome: list[str]) -> Context:
+        config, device = self.config, choose_device(self.config.device)
+        splits = student_images(config, load_splits(config.data, seed=config.seed)).to(device)
+        outcome.append(f"{len(splits.train)} training images, {len(splits.classes)} classes")
+        for note in splits.notes:
+            self.progress.warn(f"data: {note}")
+        if splits.quiz is not None:
+            outcome.append(f"{len(splits.quiz)} more for the quiz")
+        if config.searched_roles:
+            found = search_splits(splits, config.search, seed=config.seed)
+            outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")
+        size = min(config.data.batch_size, len(splits.train), *([FEW_IMAGES] if self.is_brief else []))
+        return Context(RunFolder(tried_config(config, size), self.folder), splits, device, self.progress)
 
-    def _auxiliary(self, outcome: list[str]) -> nn.Module:
-        config = auxiliary_config(self.config)
-        net = self._net(config.student_net, "auxiliary").to(self.device)
-        own = config.student.float_train
-        if own is not None:
-            outcome.append(f"in float: {self._supervised(net, own, self._tried_agent('student'))}")
-        is_float = self.config.student.auxiliary is None or self.config.student.auxiliary.quant is None
-        return net if is_float else self._low_bit(config, net)
-
-    def _low_bit(self, config: RunConfig, net: nn.Module) -> Student:
-        """Return the calibrated low-bit form of a net in the student's place of a config."""
-        splits = self.splits
-        low_bit = prepare_student(config, net.cpu(), channels=splits.channels, size=splits.image_size).to(self.device)
-        calibrate(low_bit, [batch.images for batch in self._batches(None)])
-        return low_bit
+    def _train(self, role: Role) -> None:
+        """Put a training together, take its batches phase by phase, and write its weights."""
+        is_float, is_first = isinstance(role, FloatRole), all(check.name != role.title for check in self.checks)
+        with self._tried(role.title) as outcome:
+            training = assemble(role)
+            training.made.begin()
+            if isinstance(role, StudentRole):
+                outcome += _facts(role, training.made.model)
+            elif not is_float or (is_first and not self.is_brief):  # of nets that differ by seed one stands for all
+                prefix = "in float: " if is_float and role.name != role.title else ""
+                outcome += [f"{prefix}{losses}" for _, losses in _steps(training)]
+        if isinstance(role, StudentRole):
+            started = time.monotonic()
+            for name, losses in _steps(training):
+                self.checks.append(Check(f"phase {name}", losses, time.monotonic() - started))
+                started = time.monotonic()
+        training.made.save()
 
     @contextmanager
     def _tried(self, name: str) -> Iterator[list[str]]:
+        """Time what is tried; where a role has been tried before (in float), the two are told as one."""
         self.progress.stage("dry run", name)
-        outcome: list[str] = []
+        before = next((check for check in self.checks if check.name == name), None)
+        outcome, seconds = ([], 0.0) if before is None else ([before.outcome], before.seconds)
         start = time.monotonic()
         yield outcome
-        self.checks.append(Check(name, "; ".join(outcome) or "works", time.monotonic() - start))
+        if before is not None:
+            self.checks.remove(before)
+        found = [text for text in outcome if text != WORKS]
+        self.checks.append(Check(name, "; ".join(found) or WORKS, seconds + time.monotonic() - start))
 
-    def _teacher(self, outcome: list[str]) -> nn.Module:
-        settings = self.config.teacher
-        net = self._net(settings.net, "teacher")
-        if settings.weights is not None:
-            outcome += [note] if (note := load_weights(net, settings.weights)) else []
-        net.to(self.device)
-        if settings.train is not None:
-            outcome.append(self._supervised(net, settings.train, self._tried_agent("teacher")))
-        self.float_nets["teacher"] = net
-        return net.eval().requires_grad_(False)
-
-    def _student(self, teacher: nn.Module, outcome: list[str]) -> fx.GraphModule:
-        net = self._net(self.config.student_net, "student")
-        own = self.config.student
-        if self.config.student_start == "teacher":
-            net.load_state_dict(teacher.state_dict())
-        elif self.config.student_start == "float" and own.float_train is not None:
-            outcome.append(
-                f"in float: {self._supervised(net.to(self.device), own.float_train, self._tried_agent('student'))}"
-            )
-            self.float_nets["float"] = net.cpu()
-        elif own.weights is not None:
-            outcome += [note] if (note := load_weights(net, own.weights)) else []
-        student = self._low_bit(self.config, net)
-        quant = self.config.student.quant
-        outcome.append(f"w{quant.weight_bits}a{quant.act_bits} from {self.config.student_start}")
-        return student
-
-    def _teacher_branches(self, teacher: nn.Module) -> nn.ModuleList | None:
-        """Return the branches that offline rotations learn from, after two batches of their training."""
-        own = self.config.student.rotations
-        if own is None or own.teacher_branches is None:
-            return None
-        with self._tried("teacher branches") as outcome:
-            branches = fresh_branches(self.config, teacher, self.splits, "teacher")
-            step = BranchStep(branched_teacher(self.config, teacher, branches), joint=False)
-            agent = build_agent(self._tried_agent("teacher"), epochs=1, mean=self.splits.mean)
-            phase = Phase("branches", 1, step)
-            with step.tapped():
-                outcome.append(_losses([_backward(phase, batch, branches) for batch in self._batches(agent)]))
-        return branches
-
-    def _supervised(self, net: nn.Module, train: TrainConfig, agent_config: AgentConfig) -> str:
-        if self.is_brief:
-            return ""
-        step = supervised_step(net, label_smoothing=train.label_smoothing)
-        agent = build_agent(agent_config, epochs=train.epochs, mean=self.splits.mean)
-        phase = Phase("supervised", 1, step)
-        return _losses([_backward(phase, batch, net) for batch in self._batches(agent)])
-
-    def _net(self, name: str, role: str) -> nn.Module:
-        splits = self.splits
-        with global_stream(self.config.seed, "init", role):
-            return build_net(name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
-
-    def _agent(self) -> Agent:
-        epochs = self.config.student.train.epochs
-        return build_agent(self._tried_agent("student"), epochs=epochs, mean=self.splits.mean)
-
-    def _tried_agent(self, role: Role) -> AgentConfig:
-        """Return a role's agent; in place of one that is still to be searched the schedule that comes with us."""
-        agent = named_agent(self.config, role)
-        return agent.model_copy(update={"policy": "pba"}) if agent.policy == "search" else agent
-
-    def _batches(self, agent: Agent | None) -> Iterator[Batch]:
-        """Yield the first two training batches, augmented where there is an agent."""
-        train, data = self.splits.train, self.config.data
-        size = min(data.batch_size, len(train), *([FEW_IMAGES] if self.is_brief else []))
-        indices = torch.arange(min(BATCHES * size, len(train)))
-        for step, (raw, labels) in enumerate(iterate(train, indices, size, self.device, drop_last=True)):
-            generator = stream(self.config.seed, "dry run", step)
-            images, mixed = raw, None
-            if agent is not None:
-                images, mixed = agent.with_labels(raw, labels, generator=generator, epoch=0)
-            yield Batch(self._normal(images), labels, raw, 0, step, mixed=mixed)
-
-    def _normal(self, images: Tensor) -> Tensor:
-        return normalise(images, self.splits.mean, self.splits.std)
-
-    def _export(self, student: fx.GraphModule) -> str:
-        settle(student)
-        student.eval()
-        images = self._normal(self.splits.test.batch(torch.arange(min(2, len(self.splits.test))), "cpu")[0].cpu())
+    def _export(self, context: Context) -> str:
+        """Export the nets that the trainings have left, as the export stage does, and run the files."""
+        config, splits = context.config, context.splits
+        student, nets = load_student(context.run), float_nets(context.run)
+        raw, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
+        images = normalise(raw.cpu(), splits.mean, splits.std)
         exported = [
-            export_student(self.config, student, images, self.folder / f"{name}.onnx", flavour)
-            for name, flavour in student_files(self.config).items()
+            export_student(config, student, images, self.folder / f"{name}.onnx", flavour)
+            for name, flavour in student_files(config).items()
         ]
         for model in exported:
             for warning in model.warnings:
                 self.progress.warn(f"{model.path.name}: {warning}")
             if model.flavour == "qonnx":
                 QuantSession(model.path).run([OUTPUT], {INPUT: images.numpy()})
-        for name, net in self.float_nets.items():
-            export_float(net.cpu(), images, self.folder / f"{name}.onnx")
+        for name, net in nets.items():
+            export_float(net, images, self.folder / f"{name}.onnx")
         runnable = [model.path.stem for model in exported if model.flavour != "qonnx"]
-        for name in (*runnable, *self.float_nets):
+        for name in (*runnable, *nets):
             session = open_session(self.folder / f"{name}.onnx", optimise=True)
             session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        count = len(self.float_nets) + len(exported)
-        return f"student.onnx {exported[0].size_bytes:,} bytes; {count} files load and run"
+        return f"student.onnx {exported[0].size_bytes:,} bytes; {len(nets) + len(exported)} files load and run"
+
+
+def tried_config(config: RunConfig, batch_size: int) -> RunConfig:
+    """Return a config for a few batches: a schedule that comes with us in place of one that is still to be found."""
+    roles = {}
+    for name, role, changes in (
+        ("teacher", config.teacher, {"members": min(config.teacher.members, BATCHES)}),
+        ("student", config.student, {"calibration_batches": BATCHES}),
+    ):
+        agent = role.agent.model_copy(update={"policy": "pba"}) if role.agent.policy == "search" else role.agent
+        roles[name] = role.model_copy(update={"agent": agent, **changes})
+    return config.model_copy(update={**roles, "data": config.data.model_copy(update={"batch_size": batch_size})})
+
+
+def _facts(role: StudentRole, model: nn.Module) -> list[str]:
+    quant = role.config.student.quant
+    return (
+        [f"w{quant.weight_bits}a{quant.act_bits} from {role.config.student_start}"]
+        if hasattr(model, "tap_paths")
+        else []
+    )
+
+
+def _steps(training: Training) -> Iterator[tuple[str, str]]:
+    """Take two batches in each phase of a training; yield the phase's name, and what its losses are."""
+    model, end = training.made.model, 0
+    for phase in training.made.phases:
+        end += phase.epochs
+        model.train()
+        phase.enter()
+        with phase.hold():
+            # of the phase's last epoch: some steps do more from an epoch on, and none may come before its phase
+            yield phase.name, _losses([_backward(phase, batch, model) for batch in _batches(training, end - 1)])
+
+
+def _batches(training: Training, epoch: int) -> Iterator[Batch]:
+    """Yield the first two training batches, augmented."""
+    job = cast(Job, training.job)
+    train, size, splits = job.splits.train, job.data.batch_size, job.splits
+    indices = torch.arange(min(BATCHES * size, len(train)))
+    for step, (raw, labels) in enumerate(iterate(train, indices, size, job.device, drop_last=True)):
+        generator = stream(job.seed, "dry run", step)
+        images, mixed = job.agent.with_labels(raw, labels, generator=generator, epoch=0)
+        yield Batch(normalise(images, splits.mean, splits.std), labels, raw, epoch, step, mixed=mixed)
 
 
 def _backward(phase: Phase, batch: Batch, model: nn.Module) -> float:

@@ -126,7 +126,7 @@ def _nets() -> dict[str, str]:
 
 
 def _losses() -> dict[str, str]:
-    from qkd.distill import LOSSES
+    from qkd.terms import LOSSES
 
     rows = {name: f"{entry.summary} ({entry.source})" for name, entry in sorted(LOSSES.items())}
     return {**rows, **METHOD_NOTES}
@@ -193,7 +193,7 @@ def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Itera
     from pydantic import ValidationError
 
     from qkd.config import TermConfig
-    from qkd.distill import check_terms
+    from qkd.terms import check_terms
 
     raw = _get(data, where)
     if not isinstance(raw, list):
@@ -227,7 +227,7 @@ def _phase_faults(data: Mapping[str, Any], learner: tuple[str, ...]) -> Iterator
     from pydantic import TypeAdapter, ValidationError
 
     from qkd.config import AuxiliaryConfig, PhaseConfig, StudentConfig, TermConfig
-    from qkd.distill import phase_faults
+    from qkd.methods.phase_checks import phase_faults
 
     section = _get(data, learner)
     if not isinstance(section, Mapping):

@@ -10,21 +10,22 @@ from typing import Any
 from torch import nn
 
 from qkd.distill.matching import LayerMatch, class_information, flow_divergence, match_layers
-from qkd.distill.methods import EnsembleTeacher
-from qkd.distill.outputs import read_outputs, some_images
-from qkd.distill.taps import Taps, tap_paths_of
 from qkd.failures import UsageError
+from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.nets import build_net
 from qkd.nets.branches import stage_names
 from qkd.progress import Progress
 from qkd.report.table import align, percent
-from qkd.run.folder import RunFolder
+from qkd.roles.guide import Followed, load_followed
+from qkd.roles.images import stored_images
+from qkd.roles.nets import load_float_twin, load_student
+from qkd.roles.stored import stored_config
 from qkd.run_target import require_run_folder
 from qkd.seeding import stream
-from qkd.stages.images import stored_images
-from qkd.stages.models import WEIGHTS, Followed, load_float_twin, load_followed, load_student
-from qkd.stages.stored import stored_config
+from qkd.terms.outputs import read_outputs, some_images
+from qkd.terms.taps import Taps, tap_paths_of
 from qkd.training import cpu_threads
+from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
 
 DEFAULT_LIMIT = 2000  # features of a first layer have some 10,000 values an image

@@ -10,18 +10,19 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from qkd.data.splits import Split
-from qkd.distill.outputs import read_outputs, some_images
 from qkd.distill.retrieval import METRICS, Compat, RetrievalScores, score_retrieval
 from qkd.failures import UsageError
 from qkd.progress import Progress
 from qkd.report.table import align, percent
-from qkd.run.folder import RunFolder
+from qkd.roles.guide import load_taught
+from qkd.roles.images import stored_images
+from qkd.roles.nets import load_student, load_teacher
+from qkd.roles.stored import stored_config
 from qkd.run_target import require_run_folder
 from qkd.seeding import stream
-from qkd.stages.images import stored_images
-from qkd.stages.models import WEIGHTS, load_student, load_taught, load_teacher
-from qkd.stages.stored import stored_config
+from qkd.terms.outputs import read_outputs, some_images
 from qkd.training import cpu_threads
+from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
 from quantizers import Student
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.config import TrainConfig
-from qkd.distill.losses.logits import cross_entropy_loss, soft_target_loss
+from qkd.losses.logits import cross_entropy_loss, soft_target_loss
 from qkd.training.optimizer import build_optimizer
 from quantizers import quantizer_scales
 

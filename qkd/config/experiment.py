@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
@@ -74,6 +74,27 @@ class StudentConfig(Section):
     )
     auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
     peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
+    method: str | None = Field(
+        None,
+        description="a method that is not of this package: path/to/file.py:Class, package.module:Class, or an entry "
+        "point of group qkd.methods",
+    )
+    method_options: dict[str, Any] = Field(default_factory=dict, description="what `method` reads of the config")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the keys of a method that is not there: configs and hashes of older runs stay as they are."""
+        values: dict[str, Any] = serialize(self)
+        if self.method is None:
+            values.pop("method", None)
+            values.pop("method_options", None)
+        return values
+
+    @model_validator(mode="after")
+    def _options_have_a_method(self) -> StudentConfig:
+        if self.method_options and self.method is None:
+            raise ValueError("`method_options` are for `method`, which is missing")
+        return self
 
     @model_validator(mode="after")
     def _rotations_bring_their_loss(self) -> StudentConfig:

@@ -1,12 +1,25 @@
-"""Distillation: losses as pure functions, their weighted sum, and taps that read features."""
+"""Old names of what is in `qkd.losses` and `qkd.terms` now."""
 
-from qkd.distill.losses import cross_entropy_loss, similarity_preserving_loss, soft_target_loss
-from qkd.distill.phase_checks import phase_faults
-from qkd.distill.table import LOSSES, LossEntry, Option
-from qkd.distill.taps import Taps, dequantised
-from qkd.distill.terms import Outputs, WeightedTerms, build_terms, check_terms
+from qkd.moved import moved
 
-__all__ = [
+PLACES = {
+    "LOSSES": "qkd.terms",
+    "LossEntry": "qkd.terms",
+    "Option": "qkd.terms",
+    "Outputs": "qkd.terms",
+    "Taps": "qkd.terms",
+    "WeightedTerms": "qkd.terms",
+    "build_terms": "qkd.terms",
+    "check_terms": "qkd.terms",
+    "cross_entropy_loss": "qkd.losses",
+    "dequantised": "qkd.terms",
+    "phase_faults": "qkd.methods.phase_checks",
+    "similarity_preserving_loss": "qkd.losses",
+    "soft_target_loss": "qkd.losses",
+}
+
+__getattr__ = moved("qkd.distill", PLACES)
+__all__ = [  # noqa: F822 - found by __getattr__
     "LOSSES",
     "LossEntry",
     "Option",

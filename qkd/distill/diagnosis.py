@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.distill.losses import equivalent_label_smoothing
-from qkd.distill.losses.checks import check_labels, check_logits, check_temperature
-from qkd.distill.losses.stable import unit_rows
+from qkd.losses import equivalent_label_smoothing
+from qkd.losses.checks import check_labels, check_logits, check_temperature
+from qkd.losses.stable import unit_rows
 
 PAIR_VALUES = 4_000_000  # comparisons of two classes held at a time
 

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qkd.distill.losses.checks import check_choice
-from qkd.distill.losses.stable import unit_rows
+from qkd.losses.checks import check_choice
+from qkd.losses.stable import unit_rows
 
 Metric = Literal["l2", "cosine"]
 METRICS: tuple[Metric, ...] = ("l2", "cosine")

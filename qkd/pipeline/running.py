@@ -65,7 +65,7 @@ def _own_stages() -> Mapping[str, Stage]:
 
 
 def _check_images(run: RunFolder, progress: Progress) -> None:
-    from qkd.stages.images import check_images
+    from qkd.roles.images import check_images
 
     check_images(run, progress)
 

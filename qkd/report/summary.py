@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qkd.methods.report_row import row_of
+from qkd.methods.table import report_rows
 from qkd.report.caveats import (
     accuracy_caveats,
     float_layers,
@@ -254,23 +256,10 @@ def _models(
 
 def _company(path: Path, results: Mapping[str, Mapping[str, Any]], *, is_taught: bool) -> list[ModelRow]:
     """Return lines of the nets that the student learned from or with and that are thrown away: accuracies alone."""
-    teacher, rows = results["teacher"], []
-    if "ensemble" in teacher:
-        role = f"ensemble of {len(teacher['members'])} teachers"
-        rows.append(ModelRow(role, str(teacher.get("net", "")), teacher["ensemble"].get("test_accuracy")))
-    before = teacher if is_taught else {}
-    auxiliary = read_json(path / "student" / "auxiliary" / "result.json")
-    for role, found in (("auxiliary teacher", auxiliary), ("teacher, before it was taught", before)):
-        if found:
-            rows.append(ModelRow(role + _code(found), str(found.get("net", "")), found.get("test_accuracy")))
-    for peer in results["student"].get("peers", []):
-        rows.append(ModelRow("peer" + _code(peer), str(peer.get("net", "")), peer.get("test_accuracy")))
-    return rows
-
-
-def _code(result: Mapping[str, Any]) -> str:
-    bits = result.get("weight_bits")
-    return "" if bits is None else f" w{bits}a{result['act_bits']}"
+    rows = [row for rows_of in report_rows() for row in rows_of(path, results)]
+    rows += [row_of("teacher, before it was taught", results["teacher"], teaches=True)] if is_taught else []
+    rows.sort(key=lambda row: not row.teaches)
+    return [ModelRow(row.role, row.net, row.test_accuracy) for row in rows]
 
 
 def _nets_agree(results: Mapping[str, Mapping[str, Any]]) -> bool:

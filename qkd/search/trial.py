@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from qkd.agents.agent import agent_of_schedule
-from qkd.config import AgentConfig, DataConfig, TrainConfig
-from qkd.data import Splits
+from qkd.config import AgentConfig
 from qkd.files import DamagedFileError, make_folder, parse_safetensors, read_metadata, read_verified, write_safetensors
 from qkd.progress import Progress, Silent, Tracker
 from qkd.search.images import without_validation
 from qkd.search.journal import Turn
 from qkd.search.population import Score
-from qkd.training import Job, Partner, Phase, Trainer, TrainingError
+from qkd.training import Job, Trainer, TrainingError
+from qkd.training.assembly import Training
 from qkd.training.checkpoint import Checkpoint
-from qkd.training.state import MODEL
+from qkd.training.state import MODEL, fill
 
 NEVER_S = 1e9  # between checkpoints: a turn keeps none, its end is what counts
 
@@ -31,38 +31,34 @@ class Trial:
     """What all members of a role's search share.
 
     Args:
-        role: ``teacher`` or ``student``.
-        model: Trained in place, on ``device``; each turn puts a member's state into it.
-        train: Optimizer and learning rate; its length is the search's.
-        data: Batch sizes and workers.
-        splits: The search's images: ``train`` and ``val``.
+        training: Of the role, with the search's length and images (``train`` and ``val``); each turn puts a member's
+            state into its nets.
         agent: Crop and flip that follow a policy; cut-out is off during a search, as published.
-        phases: Of the training, with the search's length.
-        seed: The run's.
-        device: Where the model is.
-        begin: Brings the model to a member's start.
-        scales: Gives the quantizer scales among the model's parameters.
-        others: Role -> further models that a diagnosis watches.
-        partners: Nets that are trained beside the model; ``begin`` brings them to their start, too.
         compat: ``correct`` or ``weights_only`` (`qkd.config.SearchConfig.compat`).
         progress: Where to say that a member has diverged.
     """
 
-    role: str
-    model: nn.Module
-    train: TrainConfig
-    data: DataConfig
-    splits: Splits
+    training: Training
     agent: AgentConfig
-    phases: tuple[Phase, ...]
-    seed: int
-    device: torch.device
-    begin: Callable[[int], None]
-    scales: Callable[[], Iterable[nn.Parameter]] = tuple
-    others: Mapping[str, nn.Module] = field(default_factory=dict)
-    partners: tuple[Partner, ...] = ()
     compat: str = "correct"
     progress: Progress = field(default_factory=Silent)
+    _starts: list[list[dict[str, Tensor]]] = field(default_factory=list, init=False)  # fresh, then calibrated
+
+    def __post_init__(self) -> None:
+        """Keep the nets as they are built: members begin there, whatever was trained in them since."""
+        if self.training.made.vary is None:
+            self._starts.append([_state_of(module) for module in self._modules()])
+
+    @property
+    def job(self) -> Job:
+        """Return the training of a member, but for its agent and its random draws.
+
+        Raises:
+            ValueError: If the role is not trained.
+        """
+        if self.training.job is None:
+            raise ValueError("a search needs a training")
+        return self.training.job
 
     def take(self, turn: Turn) -> Score:
         """Train a member to the end of its turn, score it on the validation images in eval mode, and keep its state.
@@ -78,7 +74,8 @@ class Trial:
             OSError: If a state cannot be read or written.
         """
         started = time.monotonic()
-        devices = [self.device] if self.device.type == "cuda" else []
+        device, splits = self.job.device, self.job.splits
+        devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # a trainer seeds the global generators at every step
             trainer = self._trainer(turn)
             self._restore(trainer, turn)
@@ -89,49 +86,66 @@ class Trial:
             except TrainingError as error:
                 self.progress.warn(f"member {turn.member} diverged and will copy another: {error}")
                 return Score(0.0, True, "", _images(trainer, turn), 0, time.monotonic() - started)
-            accuracy = trainer.score(self.splits.val)
+            accuracy = trainer.score(splits.val)
         if accuracy is None:
             raise ValueError("a search needs validation images")
         make_folder(turn.result.parent)
         sha256 = _write_state(turn.result, state)
         seconds = time.monotonic() - started
-        return Score(accuracy, False, sha256, _images(trainer, turn), len(self.splits.val), seconds)
+        return Score(accuracy, False, sha256, _images(trainer, turn), len(splits.val), seconds)
 
     def _trainer(self, turn: Turn) -> Trainer:
-        job = Job(
-            role=f"search {self.role} {turn.member}",  # names the member's own draws: order, augmentation, dropout
-            model=self.model,
-            config=self.train.model_copy(update={"checkpoint_every_s": NEVER_S}),
-            data=self.data,
-            splits=without_validation(self.splits),
-            agent=agent_of_schedule(
-                turn.schedule,
-                self.agent.model_copy(update={"cutout": 0}),
-                epochs=self.train.epochs,
-                mean=self.splits.mean,
-            ),
-            phases=self.phases,
-            seed=self.seed,
-            device=self.device,
+        shared = self.job
+        agent = self.agent.model_copy(update={"cutout": 0})
+        job = replace(
+            shared,
+            role=f"search {shared.role} {turn.member}",  # names the member's own draws: order, augmentation, dropout
+            config=shared.config.model_copy(update={"checkpoint_every_s": NEVER_S}),
+            splits=without_validation(shared.splits),
+            agent=agent_of_schedule(turn.schedule, agent, epochs=shared.config.epochs, mean=shared.splits.mean),
             folder=turn.result.parent,
-            scales=self.scales,
-            others=self.others,
-            partners=self.partners,
+            fingerprint={},
+            settings={},
         )
         return Trainer(job, self.progress)
 
+    def _begin(self, member: int) -> None:
+        """Bring the nets to a member's start: one of its own, or the one that all have."""
+        made = self.training.made
+        if made.vary is not None:
+            made.vary(member)
+            return
+        self._fill(self._starts[-1])
+        if len(self._starts) == 1:
+            made.begin()
+            self._starts.append([_state_of(module) for module in self._modules()])
+        for partner in made.partners:
+            if partner.optimizer is not None:
+                partner.optimizer.state.clear()
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.job.model, *(partner.module for partner in self.job.partners)]
+
+    def _fill(self, states: list[dict[str, Tensor]]) -> None:
+        for module, state in zip(self._modules(), states, strict=True):
+            fill(module, state)
+
     def _restore(self, trainer: Trainer, turn: Turn) -> None:
         if turn.source is None:
-            self.begin(turn.member)
+            self._begin(turn.member)
             trainer.equip()
             trainer.at.epoch = turn.first_epoch
             return
         trainer.equip()
         state = _read_state(*turn.source)
         if self.compat == "weights_only" and turn.own is not None and turn.own != turn.source:
-            names = {MODEL + name for name, _ in self.model.named_parameters()}
+            names = {MODEL + name for name, _ in self.job.model.named_parameters()}
             state = transplant(_read_state(*turn.own), state, names)
         trainer.restore(state)
+
+
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def transplant(own: Checkpoint, donor: Checkpoint, names: Iterable[str]) -> Checkpoint:

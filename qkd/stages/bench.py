@@ -15,8 +15,8 @@ from qkd.config import BenchConfig
 from qkd.device_file import resolve_devices
 from qkd.files import write_json
 from qkd.progress import Progress
+from qkd.roles.sample import calibration_images
 from qkd.run.folder import RunFolder
-from qkd.stages.sample import calibration_images
 
 # one value for all models of a device
 SHARED = ("machine", "threads", "provider", "affinity", "warmup", "rounds", "device", "spinning", "frequency_mhz",

@@ -23,12 +23,14 @@ from qkd.data import Splits, iterate, normalise
 from qkd.files import write_json
 from qkd.progress import Progress, Tracker
 from qkd.report.records import read_record
+from qkd.roles.guide import TAUGHT, load_taught
+from qkd.roles.images import run_images
+from qkd.roles.layers import layer_rows
+from qkd.roles.nets import load_float_twin, load_student, load_teacher
+from qkd.roles.sample import write_run_sample
 from qkd.run.folder import RunFolder
-from qkd.stages.images import run_images
-from qkd.stages.layers import layer_rows
-from qkd.stages.models import TAUGHT, WEIGHTS, load_float_twin, load_student, load_taught, load_teacher
-from qkd.stages.sample import write_run_sample
 from qkd.training import cpu_threads
+from qkd.training.assembly import WEIGHTS
 
 
 def run(run: RunFolder, progress: Progress) -> None:

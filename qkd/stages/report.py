@@ -18,8 +18,8 @@ from qkd.progress import Progress, duration
 from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_text, summarise
 from qkd.report.records import read_metrics
 from qkd.report.stacks import schedule_picture
+from qkd.roles.agents import named_agent
 from qkd.run.folder import RunFolder
-from qkd.stages.role_agents import named_agent
 
 METRICS = {"teacher": "teacher", "float twin": "student/float", "student": "student"}
 

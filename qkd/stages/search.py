@@ -8,10 +8,10 @@ from qkd.agents import build_agent, read_schedule_file, save_schedule
 from qkd.failures import UsageError
 from qkd.files import write_json
 from qkd.progress import Progress
+from qkd.roles.agents import Role, role_agent, schedule_file, searcher
+from qkd.roles.images import run_images
 from qkd.run.folder import RunFolder
-from qkd.stages.images import run_images
-from qkd.stages.role_agents import Role, role_agent, schedule_file, searcher
-from qkd.stages.searching import search_agent
+from qkd.search.role_search import search_agent
 from qkd.training import cpu_threads
 
 NOTE = "the agents are those that the config names; no search was run"

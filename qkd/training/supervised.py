@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from qkd.distill.losses import cross_entropy_loss
+from qkd.losses import cross_entropy_loss
 from qkd.training.job import Batch, Step, StepResult
 
 

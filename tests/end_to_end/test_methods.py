@@ -16,15 +16,14 @@ import torch
 
 from export import export_onnx
 from qkd.config import RunConfig
-from qkd.config.binding import load_config, read_config, shipped_configs
-from qkd.distill import LOSSES
 from qkd.dryrun import dry_run
 from qkd.files import read_safetensors
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
+from qkd.roles.nets import load_student
+from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
-from qkd.stages.models import load_student
-from qkd.stages.stored import stored_config
+from qkd.terms import LOSSES
 from qkd.training.loop import Trainer
 
 SHIPPED = shipped_configs()

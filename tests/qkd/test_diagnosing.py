@@ -15,13 +15,14 @@ from PIL import Image
 from qkd.cli import main
 from qkd.data import MemorySplit, load_splits, normalise
 from qkd.distill.diagnosis import geometry_agreement, teacher_knowledge
-from qkd.distill.losses import gradient_rescaling
-from qkd.distill.rescaling import summarise
 from qkd.files import write_safetensors
+from qkd.losses import gradient_rescaling
 from qkd.progress import Silent
+from qkd.roles.guide import load_guide
+from qkd.roles.nets import load_student, load_teacher
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_guide, load_student, load_teacher
+from qkd.terms.rescaling import summarise
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 
 pytestmark = pytest.mark.usefixtures("unfused")

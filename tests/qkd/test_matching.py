@@ -14,10 +14,11 @@ from qkd.cli import main
 from qkd.config.binding import bind
 from qkd.data import load_splits, normalise
 from qkd.distill.matching import class_information
-from qkd.distill.taps import Taps
+from qkd.roles.nets import load_student, load_teacher
 from qkd.run.folder import RunFolder
-from qkd.stages.models import WEIGHTS, load_student, load_teacher
+from qkd.terms.taps import Taps
 from qkd.testing import run_tiny, tiny_config, write_npz_set
+from qkd.training.assembly import WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("unfused")
 NETS = {"teacher.net": "wrn_16_1", "student.net": "resnet8", "student.float_train": {"epochs": 1, "lr": 0.05}}

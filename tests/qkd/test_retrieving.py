@@ -13,9 +13,9 @@ from qkd.cli import main
 from qkd.data import load_splits, normalise
 from qkd.distill.retrieval import score_retrieval
 from qkd.progress import Silent
+from qkd.roles.nets import load_teacher
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_teacher
 from qkd.testing import tiny_config, write_npz_set
 
 pytestmark = pytest.mark.usefixtures("unfused")

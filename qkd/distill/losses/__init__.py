@@ -1,32 +1,37 @@
-"""Distillation losses: pure functions of tensors with keyword-only scalars."""
+"""Old names of what is in `qkd.losses` now."""
 
-from qkd.distill.losses.branches import branch_soft_target_loss, joint_label_loss
-from qkd.distill.losses.features import attention_transfer_loss, hint_loss
-from qkd.distill.losses.graphs import (
-    graph_attention_loss,
-    graph_divergence,
-    logit_relation_loss,
-    multi_head_graph_loss,
-)
-from qkd.distill.losses.information_flow import information_flow_loss
-from qkd.distill.losses.levels import (
-    class_relation_loss,
-    class_relation_targets,
-    equivalent_label_smoothing,
-    gradient_rescaling,
-    teacher_confidence_loss,
-    top_classes_loss,
-)
-from qkd.distill.losses.logits import cross_entropy_loss, decoupled_loss, soft_target_loss
-from qkd.distill.losses.relations import (
-    angle_relation_loss,
-    distance_relation_loss,
-    probabilistic_transfer_loss,
-    similarity_preserving_loss,
-)
-from qkd.distill.losses.singular import aligned_vectors, right_singular_vectors, singular_vector_loss
+from qkd.moved import moved
 
-__all__ = [
+PLACES = {
+    "aligned_vectors": "qkd.losses",
+    "angle_relation_loss": "qkd.losses",
+    "attention_transfer_loss": "qkd.losses",
+    "branch_soft_target_loss": "qkd.losses",
+    "class_relation_loss": "qkd.losses",
+    "class_relation_targets": "qkd.losses",
+    "cross_entropy_loss": "qkd.losses",
+    "decoupled_loss": "qkd.losses",
+    "distance_relation_loss": "qkd.losses",
+    "equivalent_label_smoothing": "qkd.losses",
+    "gradient_rescaling": "qkd.losses",
+    "graph_attention_loss": "qkd.losses",
+    "graph_divergence": "qkd.losses",
+    "hint_loss": "qkd.losses",
+    "information_flow_loss": "qkd.losses",
+    "joint_label_loss": "qkd.losses",
+    "logit_relation_loss": "qkd.losses",
+    "multi_head_graph_loss": "qkd.losses",
+    "probabilistic_transfer_loss": "qkd.losses",
+    "right_singular_vectors": "qkd.losses",
+    "similarity_preserving_loss": "qkd.losses",
+    "singular_vector_loss": "qkd.losses",
+    "soft_target_loss": "qkd.losses",
+    "teacher_confidence_loss": "qkd.losses",
+    "top_classes_loss": "qkd.losses",
+}
+
+__getattr__ = moved("qkd.distill.losses", PLACES)
+__all__ = [  # noqa: F822 - found by __getattr__
     "aligned_vectors",
     "angle_relation_loss",
     "attention_transfer_loss",

@@ -1,16 +1,26 @@
-"""Training steps that are more than a student beside a fixed teacher."""
+"""Old names of what is in the folders of `qkd.methods` now."""
 
-from qkd.distill.methods.branched import BranchClassifier, BranchedNet
-from qkd.distill.methods.co_study import CoStudyStep
-from qkd.distill.methods.ensemble import EnsembleTeacher
-from qkd.distill.methods.meta import MetaRates, MetaStep
-from qkd.distill.methods.meta_gradient import MetaGradient, meta_gradient
-from qkd.distill.methods.meta_schedule import MetaSchedule
-from qkd.distill.methods.peers import StudentEnsembleStep
-from qkd.distill.methods.quiz import Quiz
-from qkd.distill.methods.rotations import BranchStep, PeerStep, RotationStep
+from qkd.moved import moved
 
-__all__ = [
+PLACES = {
+    "BranchClassifier": "qkd.methods.rotations.branched",
+    "BranchStep": "qkd.methods.rotations.step",
+    "BranchedNet": "qkd.methods.rotations.branched",
+    "CoStudyStep": "qkd.methods.co_study.step",
+    "EnsembleTeacher": "qkd.methods.ensemble.average",
+    "MetaGradient": "qkd.methods.meta_distil.gradient",
+    "MetaRates": "qkd.methods.meta_distil.step",
+    "MetaSchedule": "qkd.methods.meta_distil.schedule",
+    "MetaStep": "qkd.methods.meta_distil.step",
+    "PeerStep": "qkd.methods.rotations.step",
+    "Quiz": "qkd.methods.meta_distil.quiz",
+    "RotationStep": "qkd.methods.rotations.step",
+    "StudentEnsembleStep": "qkd.methods.peers.step",
+    "meta_gradient": "qkd.methods.meta_distil.gradient",
+}
+
+__getattr__ = moved("qkd.distill.methods", PLACES)
+__all__ = [  # noqa: F822 - found by __getattr__
     "BranchClassifier",
     "BranchStep",
     "BranchedNet",

@@ -24,7 +24,7 @@ from qkd.distill.diagnosis import (
     relation_contrast,
     teacher_knowledge,
 )
-from qkd.distill.losses.stable import unit_rows
+from qkd.losses.stable import unit_rows
 
 
 def logits(images: int = 40, classes: int = 5, seed: int = 0) -> Tensor:

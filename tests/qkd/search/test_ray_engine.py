@@ -15,7 +15,7 @@ import pytest
 from qkd.progress import Silent
 from qkd.run.folder import RunFolder
 from qkd.search.ray_engine import member_trainable
-from qkd.stages.searching import search_agent
+from qkd.search.role_search import search_agent
 from qkd.testing import tiny_config, write_npz_set
 
 HAS_RAY = importlib.util.find_spec("ray") is not None

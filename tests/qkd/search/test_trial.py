@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkd.agents import Op, Policy, Schedule, Segment
+from qkd.agents import Op, Policy, Schedule, Segment, build_agent
 from qkd.config import AgentConfig, DataConfig, TrainConfig
 from qkd.data import Splits
 from qkd.files import DamagedFileError, read_safetensors, sha256_of
 from qkd.search import Trial, Turn, start_policy
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet, synthetic_splits
-from qkd.training import Phase, accuracy, supervised_step
+from qkd.training import Job, Phase, accuracy, supervised_step
+from qkd.training.assembly import Made, Training
 from qkd.training.state import fill
 
 EPOCHS = 4
@@ -26,26 +27,30 @@ CPU = torch.device("cpu")
 
 
 def trial(splits: Splits | None = None, **changes: Any) -> Trial:
-    net = TinyNet()
+    net, images = TinyNet(), splits or synthetic_splits()
     train = TrainConfig(epochs=EPOCHS, optimizer="adamw", lr=0.01, **changes.pop("train", {}))
+    agent = changes.pop("agent", AgentConfig(policy="search", crop_padding=1, flip=False, cutout=3))
 
-    def begin(member: int) -> None:
+    def vary(member: int) -> None:
         with global_stream(0, "init", member):
             fill(net, TinyNet().state_dict())
 
-    values: dict[str, Any] = {
-        "role": "teacher",
-        "model": net,
-        "train": train,
-        "data": DataConfig(name="digits", batch_size=16),
-        "splits": splits or synthetic_splits(),
-        "agent": AgentConfig(policy="search", crop_padding=1, flip=False, cutout=3),
-        "phases": (Phase("supervised", EPOCHS, supervised_step(net)),),
-        "seed": 0,
-        "device": CPU,
-        "begin": begin,
-    }
-    return Trial(**{**values, **changes})
+    phases = (Phase("supervised", EPOCHS, supervised_step(net)),)
+    data = DataConfig(name="digits", batch_size=16)
+    made = Made(net, phases, begin=list, save=list, score=lambda _: [], vary=vary)
+    job = Job(
+        "teacher",
+        net,
+        train,
+        data,
+        images,
+        build_agent(AgentConfig(), epochs=EPOCHS, mean=images.mean),
+        phases,
+        0,
+        CPU,
+        Path(),
+    )
+    return Trial(Training(job, made, Path()), agent, **changes)
 
 
 def turn(folder: Path, number: int, member: int, source: int | None = None, **changes: Any) -> Turn:
@@ -143,17 +148,17 @@ def test_a_policy_makes_a_difference_and_cut_out_is_off(tmp_path: Path) -> None:
 def test_scores_are_of_the_validation_images_in_eval_mode(tmp_path: Path) -> None:
     modes: list[bool] = []
     one = trial()
-    handle = one.model.register_forward_hook(lambda module, *_: modes.append(module.training))
+    handle = one.job.model.register_forward_hook(lambda module, *_: modes.append(module.training))
     score = one.take(turn(tmp_path, 0, 0, epochs=2))
     handle.remove()
     assert modes == [True] * 8 + [False]  # 8 steps, one batch of validation images
     fresh = trial()
-    fill(fresh.model, {name.removeprefix("model/"): tensor for name, tensor in state(tmp_path, 0, 0).items()
+    fill(fresh.job.model, {name.removeprefix("model/"): tensor for name, tensor in state(tmp_path, 0, 0).items()
                        if name.startswith("model/")})  # fmt: skip
-    before = {name: tensor.clone() for name, tensor in fresh.model.state_dict().items()}
-    expected = accuracy(fresh.model, fresh.splits.val, fresh.splits, fresh.data, CPU)
+    before = {name: tensor.clone() for name, tensor in fresh.job.model.state_dict().items()}
+    expected = accuracy(fresh.job.model, fresh.job.splits.val, fresh.job.splits, fresh.job.data, CPU)
     assert score.accuracy == expected
-    assert all(torch.equal(before[name], tensor) for name, tensor in fresh.model.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in fresh.job.model.state_dict().items())
 
 
 class Counting:
@@ -196,7 +201,8 @@ def exploding(net: nn.Module, at_epoch: int) -> Callable[[Any], Any]:
 
 def test_a_member_that_diverges_scores_nothing(tmp_path: Path) -> None:
     one = trial()
-    bad = replace(one, phases=(Phase("supervised", EPOCHS, exploding(one.model, 1)),))
+    job = replace(one.job, phases=(Phase("supervised", EPOCHS, exploding(one.job.model, 1)),))
+    bad = replace(one, training=replace(one.training, job=job))
     score = bad.take(turn(tmp_path, 0, 0, epochs=2))
     assert (score.accuracy, score.is_diverged, score.state_sha256) == (0.0, True, "")
     assert score.trained_images == 64 and score.validated_images == 0 and not (tmp_path / "0-0").exists()

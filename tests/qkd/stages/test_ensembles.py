@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from qkd.data import load_splits, normalise
-from qkd.distill.methods import EnsembleTeacher
 from qkd.files import read_json, read_safetensors, sha256_of
+from qkd.methods.auxiliary.method import load_auxiliary
+from qkd.methods.ensemble.average import EnsembleTeacher
+from qkd.methods.ensemble.method import load_ensemble, load_member
+from qkd.methods.peers.nets import build_peers
 from qkd.progress import Silent
+from qkd.roles.guide import load_guide
+from qkd.roles.nets import load_student, load_teacher
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_auxiliary, load_ensemble, load_guide, load_member, load_student, load_teacher
-from qkd.stages.peers import build_peers
 from qkd.testing import run_tiny, tiny_config
 from quantizers import Student
 
@@ -265,7 +268,7 @@ def test_an_auxiliary_takes_the_teachers_place(data: Path, tmp_path: Path, quant
 
 
 def test_what_an_auxiliary_starts_from(data: Path, tmp_path: Path) -> None:
-    from qkd.stages.auxiliary import _borrowed, auxiliary_config, auxiliary_phases
+    from qkd.methods.auxiliary.training import _borrowed, auxiliary_config, auxiliary_phases
 
     def config(auxiliary: Any, **changes: Any) -> Any:
         base = {"teacher.net": "wrn_16_1", "student.net": "resnet8", "student.init": "random"}

@@ -16,11 +16,11 @@ from qkd.files import read_safetensors, sha256_of
 from qkd.listing import name_faults
 from qkd.nets import build_net
 from qkd.progress import Silent
+from qkd.roles.learner import stretched_phases
+from qkd.roles.nets import load_student
+from qkd.roles.phases import distillation
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_student
-from qkd.stages.phases import distillation
-from qkd.stages.searching import stretched_phases
 from qkd.testing import run_tiny, tiny_config
 from qkd.training import Batch
 from qkd.training.loop import Trainer
@@ -234,11 +234,11 @@ def test_one_tap_relates_nothing(data: Path) -> None:
 
 
 def test_a_short_search_keeps_the_attentions_phase(data: Path) -> None:
-    student = config(data, **{"student.train.epochs": 40, "student.phases": [
+    made = config(data, **{"student.train.epochs": 40, "student.phases": [
         PHASES[0], {"epochs": 38, "combine": "clipped"}
-    ]}).student  # fmt: skip
-    assert [(phase.name, phase.epochs) for phase in stretched_phases(student, 4)] == [("attention", 1), ("tutoring", 3)]
+    ]})  # fmt: skip
+    assert [(phase.name, phase.epochs) for phase in stretched_phases(made, 4)] == [("attention", 1), ("tutoring", 3)]
     many = [{**PHASES[0], "epochs": 1} for _ in range(5)]
-    student = config(data, **{"student.train.epochs": 6, "student.phases": [*many, {"epochs": 1}]}).student
+    made = config(data, **{"student.train.epochs": 6, "student.phases": [*many, {"epochs": 1}]})
     with pytest.raises(ValueError, match="search.epochs: 4 are too few for the student's 6 phases"):
-        stretched_phases(student, 4)
+        stretched_phases(made, 4)

@@ -16,10 +16,10 @@ from qkd.config.binding import config_text
 from qkd.data import DataError, load_splits
 from qkd.pipeline import run_stages
 from qkd.progress import Progress, Silent
+from qkd.roles.images import FILE, check_images, run_images, stored_images
+from qkd.roles.sample import calibration_images
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.images import FILE, check_images, run_images, stored_images
-from qkd.stages.sample import calibration_images
 from qkd.testing import tiny_config, write_npz_set
 
 Change = Callable[[dict[str, np.ndarray]], None]

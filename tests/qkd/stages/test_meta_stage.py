@@ -13,17 +13,17 @@ import torch
 from qkd.config import PhaseConfig
 from qkd.data import load_splits
 from qkd.diagnosing import diagnose_target
-from qkd.distill import phase_faults
 from qkd.files import read_safetensors
+from qkd.methods.phase_checks import phase_faults
 from qkd.nets import build_net
 from qkd.progress import Silent
 from qkd.retrieving import _Reader
+from qkd.roles.guide import load_followed
+from qkd.roles.learner import stretched_phases, student_images
+from qkd.roles.nets import load_student, load_teacher, prepare_student
+from qkd.roles.phases import distillation
 from qkd.run.folder import RunFolder
 from qkd.stages.export import _inputs, float_nets
-from qkd.stages.models import load_followed, load_student, load_teacher, prepare_student
-from qkd.stages.phases import distillation
-from qkd.stages.searching import stretched_phases
-from qkd.stages.student_start import student_images
 from qkd.testing import run_tiny, tiny_config
 from qkd.training import Batch
 
@@ -113,7 +113,7 @@ def test_too_large_a_quiz_names_the_key(data: Path) -> None:
 def test_a_search_begins_to_teach_in_proportion(data: Path) -> None:
     phases = [{"epochs": 10, "meta": {"quiz_images": 12, "teacher_start_epoch": 6}}]
     config = tiny_config(data, {**CHANGES, "student.train.epochs": 10, "student.phases": phases})
-    (phase,) = stretched_phases(config.student, 5)
+    (phase,) = stretched_phases(config, 5)
     assert phase.meta is not None and (phase.epochs, phase.meta.teacher_start_epoch) == (5, 3)
     assert phase.meta.quiz_images == 12
     late = [
@@ -121,7 +121,7 @@ def test_a_search_begins_to_teach_in_proportion(data: Path) -> None:
         {"name": "settling", "epochs": 1, "freeze_batch_norm": True},
     ]
     config = tiny_config(data, {**CHANGES, "student.train.epochs": 10, "student.phases": late})
-    first, second = stretched_phases(config.student, 5)
+    first, second = stretched_phases(config, 5)
     assert first.meta is not None and (first.epochs, first.meta.teacher_start_epoch, second.epochs) == (4, 3, 1)
 
 

@@ -13,14 +13,15 @@ import torch
 
 from qkd.config import RunConfig
 from qkd.files import read_safetensors, sha256_of
+from qkd.methods.rotations.branches import JOINT_FILE, STAGE, load_branches
 from qkd.nets import build_net
 from qkd.progress import Silent
+from qkd.roles.learner import StudentRole
+from qkd.roles.nets import load_student, load_teacher, prepare_student
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_student, load_teacher, prepare_student
-from qkd.stages.rotating import JOINT_FILE, STAGE, load_branches
-from qkd.stages.student_start import StudentStart
 from qkd.testing import run_tiny, tiny_config, write_npz_set
+from qkd.training.assembly import Context
 from qkd.training.loop import Trainer
 from quantizers.student import quant_layers
 
@@ -83,7 +84,7 @@ def test_the_teacher_is_what_its_stage_left(offline: RunFolder) -> None:
 def test_a_training_of_branches_reads_the_teacher_only(
     offline: RunFolder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import qkd.stages.rotating as module
+    import qkd.methods.rotations.training as module
 
     seen: list[torch.nn.Module] = []
     load = module.load_teacher
@@ -139,7 +140,7 @@ class StudentImages:
 
 
 def test_calibration_sees_all_four_orientations(offline: RunFolder) -> None:
-    start = StudentStart(offline, StudentImages(offline).splits, torch.device("cpu"), Silent())
+    start = StudentRole(Context(offline, StudentImages(offline).splits, torch.device("cpu"), Silent()))
     batch = next(iter(start._batches()))
     assert len(batch) == 4 * offline.config.data.batch_size
     assert torch.equal(batch[1], torch.rot90(batch[0], 1, (1, 2)))

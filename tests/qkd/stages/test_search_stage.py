@@ -21,12 +21,13 @@ from qkd.files import sha256_of
 from qkd.pipeline import run_stages as run_in_order
 from qkd.progress import Progress, Silent
 from qkd.report import render_page, summarise
+from qkd.roles.agents import role_agent, unsearched_agent
+from qkd.roles.learner import stretched_phases, stretched_train
 from qkd.run.folder import RunFolder
 from qkd.search.board import table, turns_done
+from qkd.search.role_search import config_mark, open_journal, search_agent
 from qkd.stages import STAGES
 from qkd.stages.report import gather, read_search
-from qkd.stages.role_agents import role_agent, unsearched_agent
-from qkd.stages.searching import config_mark, open_journal, search_agent, stretched_phases, stretched_train
 from qkd.testing import tiny_config
 
 pytestmark = pytest.mark.usefixtures("unfused")
@@ -269,13 +270,15 @@ def test_lengths_follow_the_search(data: Path) -> None:
             {"name": "c", "epochs": 1, "freeze_batch_norm": True},
         ],
     }
-    student = config_of(data, changes).student
-    assert [(p.name, p.epochs) for p in stretched_phases(student, 25)] == [("a", 7), ("b", 15), ("c", 3)]
-    assert [(p.name, p.epochs) for p in stretched_phases(student, 5)] == [("a", 1), ("b", 3), ("c", 1)]
-    assert stretched_train(student.train, 5).warmup_epochs == 1.0
-    plain = config_of(data).student
+    config = config_of(data, changes)
+    assert [(p.name, p.epochs) for p in stretched_phases(config, 25)] == [("a", 7), ("b", 15), ("c", 3)]
+    assert [(p.name, p.epochs) for p in stretched_phases(config, 5)] == [("a", 1), ("b", 3), ("c", 1)]
+    assert stretched_train(config.student.train, 5).warmup_epochs == 1.0
+    plain = config_of(data)
     assert [(p.epochs, p.freeze_batch_norm) for p in stretched_phases(plain, 20)] == [(18, False), (2, True)]
-    assert unsearched_agent(plain.agent).policy == "crop_flip" and not unsearched_agent(plain.agent).flip
+    assert (
+        unsearched_agent(plain.student.agent).policy == "crop_flip" and not unsearched_agent(plain.student.agent).flip
+    )
 
 
 def test_the_report_draws_both_searches_and_both_schedules(done: RunFolder) -> None:

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from qkd.config import RunConfig
 from qkd.files import read_json, read_safetensors, write_safetensors
+from qkd.methods.auxiliary.method import load_auxiliary
 from qkd.named_files import file_faults
 from qkd.nets import build_net
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
+from qkd.roles.nets import load_float_twin, load_student
 from qkd.run.folder import RunFolder
-from qkd.stages.models import load_auxiliary, load_float_twin, load_student
-from qkd.stages.searching import config_mark
+from qkd.search.role_search import config_mark
 from qkd.testing import tiny_config
 
 NARROW = {"student.net": "lenet5", "teacher.train.epochs": 1, "student.train.epochs": 1}

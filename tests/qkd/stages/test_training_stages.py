@@ -14,10 +14,10 @@ import torch
 from qkd.files import read_metadata, read_safetensors, sha256_of
 from qkd.nets import build_net, save_weights
 from qkd.progress import Silent
+from qkd.roles.learner import phases_of
+from qkd.roles.nets import load_float_twin, load_student, load_teacher
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.models import load_float_twin, load_student, load_teacher
-from qkd.stages.student_start import phases_of
 from qkd.testing import run_tiny, tiny_config
 from qkd.training import TrainingError
 from quantizers import integer_view
@@ -89,7 +89,7 @@ def test_the_float_twin_of_one_net_is_the_teacher(done: RunFolder) -> None:
 
 
 def test_the_teacher_is_untouched_by_the_distillation(done: RunFolder, data: Path, monkeypatch) -> None:
-    import qkd.stages.student as stage
+    import qkd.roles.learner as stage
 
     seen: dict[str, torch.nn.Module] = {}
     load = stage.load_guide
@@ -119,7 +119,7 @@ def test_a_changed_teacher_asks_for_the_student_anew(done: RunFolder, tmp_path: 
     path = done.path / "teacher" / "weights.safetensors"
     good = path.read_bytes()
     other = build_net("resnet8", classes=4, channels=1, image_size=8)
-    from qkd.stages.models import net_facts, save_net
+    from qkd.roles.nets import net_facts, save_net
 
     save_net(path, other, net_facts("resnet8", classes=4, channels=1, image_size=8))
     try:
@@ -173,7 +173,7 @@ def test_an_own_net_gets_an_own_float_training_and_labels_may_be_absent(data: Pa
 @pytest.mark.parametrize("view", ["own", "clean"])
 def test_the_view_changes_what_the_teacher_sees_only(data: Path, tmp_path: Path, view: str) -> None:
     from qkd.data import load_splits, normalise
-    from qkd.stages.views import teacher_view
+    from qkd.roles.views import teacher_view
     from qkd.training import Batch
 
     config = tiny_config(data, {"student.view": view})

@@ -1,0 +1,3 @@
+"""An auxiliary teacher: a net between teacher and student."""
+
+__all__: list[str] = []

@@ -1,0 +1,131 @@
+"""The training of an auxiliary teacher, which has the student's place in a config of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qkd.config import AgentConfig, AuxiliaryConfig, PhaseConfig, RunConfig
+from qkd.files import sha256_of
+from qkd.roles.agents import agent_inputs, named_agent, unsearched_agent
+from qkd.roles.guide import guide_of
+from qkd.roles.learner import StudentRole
+from qkd.roles.phases import Distillation
+from qkd.run.folder import RunFolder
+from qkd.training.assembly import WEIGHTS, Context
+from quantizers import Student
+
+NAME = "auxiliary"
+FOLDER = "student/auxiliary"
+
+
+class AuxiliaryRole(StudentRole):
+    """The auxiliary teacher of a run, low-bit or float.
+
+    Args:
+        context: The run whose student learns from it. The teacher is complete, and so is the student's own float
+            training.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._run = context.run  # whose student learns from it
+        as_student = RunFolder(auxiliary_config(context.config), context.run.path)
+        inner = replace(context, run=as_student)
+        super().__init__(inner, name=NAME, folder=FOLDER, borrowed=_borrowed(context.run))
+        own = context.config.student.auxiliary
+        self._is_float = own is None or own.quant is None
+
+    def agent(self) -> AgentConfig:
+        """Return the student's agent; a schedule that the student's search finds is found with this net as its teacher,
+        so that this training does without it.
+        """
+        is_own = self.config.student.agent.policy == "search"
+        return unsearched_agent(named_agent(self.config, "student")) if is_own else super().agent()
+
+    def student(self) -> nn.Module:
+        """Return what is trained, on the device."""
+        return self.float_net().to(self.context.device) if self._is_float else super().student()
+
+    def begin(self, student: nn.Module, made: Distillation) -> None:
+        """Calibrate a low-bit one."""
+        if isinstance(student, Student):
+            super().begin(student, made)
+
+    def marks(self) -> dict[str, str]:
+        """Return the hashes of its teachers, by file, and of its start."""
+        run, source = self.context.run, self.file()
+        marks = {path.relative_to(run.path).as_posix(): sha256_of(path) for path in guide_of(run).files}
+        return marks | ({"start": sha256_of(source)} if source is not None else {})
+
+    def inputs(self) -> list[Path]:
+        """Return its teachers, its start, and schedules of the teacher's; never the student's own."""
+        is_shared = self._run.config.student.agent.policy == "teacher"
+        reads_agent = is_shared or self._run.config.student.view == "own"
+        agents = agent_inputs(self._run, "teacher") if reads_agent else []
+        return [*guide_of(self.context.run).files, *self.start_inputs(), *agents]
+
+    def details(self) -> Mapping[str, Any]:
+        """Return its bits; None in full precision."""
+        quant = self.config.student.quant
+        bits = (None, None) if self._is_float else (quant.weight_bits, quant.act_bits)
+        return dict(zip(("weight_bits", "act_bits"), bits, strict=True))
+
+
+def auxiliary_config(config: RunConfig) -> RunConfig:
+    """Return the config with the auxiliary in the student's place.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    auxiliary = config.student.auxiliary
+    if auxiliary is None:
+        raise ValueError("student.auxiliary: missing")
+    student = config.student.model_copy(
+        update={
+            "net": auxiliary.net or config.student_net,
+            "init": _init(config, auxiliary),
+            "weights": None,  # the student's; _borrowed gives them to an auxiliary of the same net
+            "float_train": auxiliary.float_train,
+            "quant": auxiliary.quant or config.student.quant,
+            "train": auxiliary.train,
+            "terms": auxiliary.terms,
+            "phases": auxiliary_phases(auxiliary),
+            "peers": None,
+            "auxiliary": None,
+            "method": None,
+            "method_options": {},
+        }
+    )
+    return config.model_copy(update={"student": student})
+
+
+def auxiliary_phases(auxiliary: AuxiliaryConfig) -> tuple[PhaseConfig, ...]:
+    """Return the phases of an auxiliary's training; without any in the config: one in full precision, or a student's.
+
+    A net in full precision has no deployed arithmetic to settle into.
+    """
+    is_float = auxiliary.quant is None and not auxiliary.phases
+    return (PhaseConfig(name="auxiliary", epochs=auxiliary.train.epochs),) if is_float else auxiliary.phases
+
+
+def _init(config: RunConfig, auxiliary: AuxiliaryConfig) -> str:
+    """Return what an auxiliary starts from by itself; weights that it borrows come first."""
+    if auxiliary.init == "random":
+        return "random"
+    if auxiliary.float_train is not None:
+        return "float"
+    return "teacher" if (auxiliary.net or config.student_net) == config.teacher.net else "random"
+
+
+def _borrowed(run: RunFolder) -> Path | None:
+    """Return what the student starts from (its float training, or a file), where the auxiliary starts from it, too."""
+    config, auxiliary = run.config, run.config.student.auxiliary
+    if auxiliary is None or auxiliary.init == "random" or auxiliary.float_train is not None:
+        return None
+    if (auxiliary.net or config.student_net) != config.student_net:
+        return None
+    return run.path / "student" / "float" / WEIGHTS if config.student_start == "float" else config.student.weights

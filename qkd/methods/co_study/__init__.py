@@ -1,0 +1,3 @@
+"""Co-study: teacher and student learn from each other on the same batch."""
+
+__all__: list[str] = []

@@ -1,0 +1,102 @@
+"""An ensemble teacher as a method: members that differ by seed, and the student learns from their average."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qkd.methods.ensemble.average import EnsembleTeacher
+from qkd.methods.method import Guide, Method
+from qkd.report.records import read_record
+from qkd.roles.agents import agent_inputs, role_agent
+from qkd.roles.float_training import FloatRole
+from qkd.roles.nets import load_float
+from qkd.run.folder import RunFolder
+from qkd.training import accuracy
+from qkd.training.assembly import WEIGHTS, Context
+
+
+class Ensemble(Method):
+    """Trains the teacher's members but the first, each in a folder of its own."""
+
+    def sub_trainings(self, context: Context, before: str) -> Iterator[FloatRole]:
+        """Yield the further members: weights, order of the images and augmentation differ from the first's."""
+        teacher, run = self.config.teacher, context.run
+        if before != "teacher":
+            return
+        for number in range(1, teacher.members):
+            yield FloatRole(
+                context, f"teacher_member_{number}", f"teacher/member_{number}", "teacher", teacher.net, teacher.train,
+                lambda: role_agent(run, "teacher"), ("teacher", number), inputs=tuple(agent_inputs(run, "teacher")),
+            )  # fmt: skip
+
+    def guide(self, run: RunFolder, below: Guide) -> Guide:
+        """Return the average of the members."""
+        files = tuple(member_folder(run, number) / WEIGHTS for number in range(run.config.teacher.members))
+        return Guide(lambda: load_ensemble(run), files, below.net, f"{below.words}, an ensemble of {len(files)}")
+
+    def results(self, context: Context, role: str, model: nn.Module) -> Mapping[str, Any]:
+        """Return what a teacher's result says of its ensemble.
+
+        Keys: ``members`` (accuracies, the first member first), ``members_mean`` and ``members_spread`` (sample
+        standard deviation) of the test accuracies, ``ensemble`` (accuracies of the average). Accuracies are fractions.
+        """
+        if role != "teacher":
+            return {}
+        teacher, run = self.config.teacher, context.run
+        numbers = range(1, teacher.members)
+        members = [_accuracies(context, model)]
+        stored = (read_record(member_folder(run, number) / "result.json") for number in numbers)
+        members += [{key: one[key] for key in members[0]} for one in stored]
+        average = self._average([model, *(load_member(run, number).to(context.device) for number in numbers)])
+        tests = [member["test_accuracy"] for member in members]
+        return {
+            "members": members,
+            "members_mean": statistics.fmean(tests),
+            "members_spread": statistics.stdev(tests),
+            "ensemble": {"space": teacher.ensemble, **_accuracies(context, average)},
+        }
+
+    def _average(self, nets: list[nn.Module]) -> EnsembleTeacher:
+        return EnsembleTeacher(nets, self.config.teacher.ensemble, temperature=self.config.teacher.ensemble_temperature)
+
+
+def load_ensemble(run: RunFolder) -> nn.Module:
+    """Return the run's teacher as a student learns from it: the average of its members, or its only one.
+
+    In eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If one is not there yet.
+        ValueError: If a file is damaged or of another net.
+    """
+    teacher = run.config.teacher
+    members = [load_member(run, number) for number in range(teacher.members)]
+    if len(members) == 1:
+        return members[0]
+    return EnsembleTeacher(members, teacher.ensemble, temperature=teacher.ensemble_temperature).eval()
+
+
+def load_member(run: RunFolder, number: int) -> nn.Module:
+    """Return a member of the run's teacher, from 0, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If its file is damaged or of another net.
+    """
+    return load_float(member_folder(run, number) / WEIGHTS)
+
+
+def member_folder(run: RunFolder, number: int) -> Path:
+    """Return the folder of a member of the teacher, from 0; it may not be there yet."""
+    return run.path / "teacher" / f"member_{number}" if number else run.path / "teacher"
+
+
+def _accuracies(context: Context, model: nn.Module) -> dict[str, Any]:
+    splits, data = context.splits, context.config.data
+    parts = {"test_accuracy": splits.test, "val_accuracy": splits.val}
+    return {name: accuracy(model, part, splits, data, context.device) for name, part in parts.items()}

@@ -1,0 +1,23 @@
+"""The rows of an ensemble teacher in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qkd.methods.report_row import Row
+
+
+def ensemble_rows(path: Path, results: Mapping[str, Mapping[str, Any]]) -> list[Row]:  # noqa: ARG001
+    """Return the row of the members' average.
+
+    Args:
+        path: The run folder.
+        results: Role -> content of its ``result.json``.
+    """
+    teacher = results["teacher"]
+    if "ensemble" not in teacher:
+        return []
+    accuracy = teacher["ensemble"].get("test_accuracy")
+    return [Row(f"ensemble of {len(teacher['members'])} teachers", str(teacher.get("net", "")), accuracy, teaches=True)]

@@ -1,0 +1,3 @@
+"""MetaDistil: a quiz teaches the teacher to teach."""
+
+__all__: list[str] = []

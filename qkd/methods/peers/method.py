@@ -1,0 +1,66 @@
+"""A student ensemble as a method: peers learn beside the student in every phase that does not do without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+from torch import nn
+
+from qkd.config import PeersConfig, PhaseConfig, RunConfig, TermConfig
+from qkd.methods.method import Lesson, Method, TappedStep
+from qkd.methods.peers.nets import adapters, build_peers, learners, peer_results
+from qkd.methods.peers.step import StudentEnsembleStep
+from qkd.training import Partner
+from qkd.training.assembly import Context
+from quantizers import Student, freeze_batch_norm
+
+
+class Peers(Method):
+    """Takes the phases with peers; a phase's own terms come on top of their loss."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self._section = cast(PeersConfig, config.student.peers)
+
+    def takes(self, phase: PhaseConfig) -> bool:
+        """Return whether peers learn along in a phase."""
+        return phase.peers
+
+    def prepare(self, lesson: Lesson) -> None:
+        """Build the peers, and what brings their features to one shape."""
+        device, factor, taps = next(lesson.student.parameters()).device, self._section.lr_factor, self._section.taps
+        self._peers = build_peers(self.config, lesson.splits, lesson.weights, device)
+        self._learners = learners(self._peers, lesson.student, taps)
+        self._adapters = adapters(self._peers, lesson.net, taps, lesson.splits, seed=self.config.seed, device=device)
+        maps = [Partner("peer_adapters", self._adapters, factor)] if len(self._adapters.maps) else []
+        self.partners = (*(peer.partner(factor) for peer in self._peers), *maps)
+        self.low_bit = tuple(peer.model for peer in self._peers if isinstance(peer.model, Student))
+
+    def step(self, lesson: Lesson, phase: PhaseConfig, terms: Sequence[TermConfig], first_epoch: int) -> TappedStep:  # noqa: ARG002
+        """Return the step of the ensemble."""
+        own, section = lesson.distill_step(terms, first_epoch) if terms else None, self._section
+        return StudentEnsembleStep(
+            self._learners,
+            self._adapters,
+            temperature=section.temperature,
+            label_weight=section.label_weight,
+            feature_weight=section.feature_weight,
+            ensemble_weight=section.ensemble_weight,
+            label_smoothing=self.config.student.train.label_smoothing,
+            own=own,
+            own_hold=nullcontext if own is None else own.tapped,
+        )
+
+    def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:  # noqa: ARG002
+        """Put the peers into the student's modes."""
+        for peer in self._peers:
+            peer.model.train()
+            freeze_batch_norm(peer.model, phase.freeze_batch_norm)
+
+    def results(self, context: Context, role: str, model: nn.Module) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return what each peer came to."""
+        if role != "student":
+            return {}
+        return {"peers": peer_results(self._peers, self.config, context.splits, context.device)}

@@ -1,0 +1,179 @@
+"""The peers of a run's student: built, started and scored like it, and thrown away."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qkd.config import PeerConfig, QuantConfig, RunConfig
+from qkd.data import Splits
+from qkd.methods.peers.step import Learner, PeerAdapters
+from qkd.nets import build_net, load_weights
+from qkd.roles.nets import prepare_low_bit
+from qkd.seeding import global_stream
+from qkd.terms.modules import feature_shapes
+from qkd.training import Partner, accuracy
+from quantizers import Student, quantizer_scales, settle
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A net that learns beside the student.
+
+    Args:
+        config: As the run has it.
+        name: ``peer_0``, ``peer_1``, ...
+        net: Name of the net.
+        model: What learns: a float net or its low-bit form, on the run's device.
+        taps: Module paths of its float net.
+        shapes: Of its features at these taps, without the batch.
+    """
+
+    config: PeerConfig
+    name: str
+    net: str
+    model: nn.Module
+    taps: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def learner(self) -> Learner:
+        """Return it as a step takes it."""
+        return _learner(self.name, self.model, self.taps)
+
+    def partner(self, lr_factor: float) -> Partner:
+        """Return it as a training takes it."""
+        return Partner(self.name, self.model, lr_factor, scales=lambda: quantizer_scales(self.model))
+
+
+def build_peers(config: RunConfig, splits: Splits, weights: Path | None, device: torch.device) -> tuple[Peer, ...]:
+    """Return the peers that a config names, not calibrated; none where it names none.
+
+    A peer of the student's net starts from the student's weights, any other from random ones of its own.
+
+    Args:
+        config: The run's.
+        splits: The images, for their shape.
+        weights: What the student starts from; None where that is random.
+        device: Where to train.
+
+    Raises:
+        ValueError: If a net is unknown, or a tap names no module.
+        quantizers.RewriteError: If a net cannot be rewritten.
+    """
+    section = config.student.peers
+    if section is None:
+        return ()
+    return tuple(
+        _peer(config, peer, f"peer_{number}", section.taps, splits, weights, device)
+        for number, peer in enumerate(section.nets)
+    )
+
+
+def _peer(
+    config: RunConfig,
+    peer: PeerConfig,
+    name: str,
+    taps: tuple[str, ...],
+    splits: Splits,
+    weights: Path | None,
+    device: torch.device,
+) -> Peer:
+    net_name = peer.net or config.student_net
+    with global_stream(config.seed, "init", name):
+        net = build_net(net_name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
+    if net_name == config.student_net and weights is not None:
+        load_weights(net, weights)
+    taps = taps if peer.taps is None else peer.taps
+    shapes = tap_shapes(net, taps, splits, name)
+    quant = peer_quant(config.student.quant, peer)
+    model = net if quant is None else prepare_low_bit(quant, net, channels=splits.channels, size=splits.image_size)
+    return Peer(peer, name, net_name, model.to(device), taps, shapes)
+
+
+def peer_quant(student: QuantConfig, peer: PeerConfig) -> QuantConfig | None:
+    """Return a peer's bits and quantizers: the student's with its own widths; None for full precision."""
+    if peer.weight_bits is None or peer.act_bits is None:
+        return None
+    # overrides name layers of the student and give them its widths
+    return student.model_copy(update={"weight_bits": peer.weight_bits, "act_bits": peer.act_bits, "overrides": {}})
+
+
+def tap_shapes(net: nn.Module, taps: Sequence[str], splits: Splits, role: str) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of a float net's features at its taps, without the batch.
+
+    Args:
+        net: The float net; a copy of it runs, on the CPU.
+        taps: Module paths.
+        splits: The images, for their shape.
+        role: For errors.
+
+    Raises:
+        ValueError: If a tap names no module.
+    """
+    images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size)
+    shapes = feature_shapes(copy.deepcopy(net).cpu(), dict.fromkeys(taps), images, role=role)
+    return tuple(shapes[tap] for tap in taps)
+
+
+def learners(peers: Sequence[Peer], student: nn.Module, taps: tuple[str, ...]) -> list[Learner]:
+    """Return the nets of a student ensemble as a step takes them: the peers, then the student."""
+    return [*(peer.learner() for peer in peers), _learner("student", student, taps)]
+
+
+def adapters(
+    peers: Sequence[Peer], net: nn.Module, taps: Sequence[str], splits: Splits, *, seed: int, device: torch.device
+) -> PeerAdapters:
+    """Return what brings all features to the shapes of the first peer's.
+
+    Args:
+        peers: At least one.
+        net: The student's float net.
+        taps: The student's.
+        splits: The images, for their shape.
+        seed: The run's.
+        device: Where to train.
+
+    Raises:
+        ValueError: If a tap names no module, or there is no adapter between two shapes.
+    """
+    shapes = [*(peer.shapes for peer in peers), tap_shapes(net, taps, splits, "student")]
+    return PeerAdapters(shapes, seed=seed).to(device)
+
+
+def peer_results(
+    peers: Sequence[Peer], config: RunConfig, splits: Splits, device: torch.device
+) -> list[dict[str, Any]]:
+    """Return what each peer came to; the scales of low-bit ones are settled first, as the student's.
+
+    Args:
+        peers: At the end of their training.
+        config: The run's, for batch sizes.
+        splits: The images; test images are read.
+        device: Where the peers are.
+    """
+    return [_result(peer, config, splits, device) for peer in peers]
+
+
+def _result(peer: Peer, config: RunConfig, splits: Splits, device: torch.device) -> dict[str, Any]:
+    if isinstance(peer.model, Student):
+        settle(peer.model)
+    test, val = (accuracy(peer.model, part, splits, config.data, device) for part in (splits.test, splits.val))
+    return {
+        "name": peer.name,
+        "net": peer.net,
+        "weight_bits": peer.config.weight_bits,
+        "act_bits": peer.config.act_bits,
+        "test_accuracy": test,
+        "val_accuracy": val,
+    }
+
+
+def _learner(name: str, model: nn.Module, taps: tuple[str, ...]) -> Learner:
+    paths: Mapping[str, str] | None = model.tap_paths if isinstance(model, Student) else None
+    return Learner(name, model, taps, paths)

@@ -1,0 +1,3 @@
+"""HSSAKD: distillation on images in four orientations, through auxiliary branches."""
+
+__all__: list[str] = []

@@ -1,0 +1,128 @@
+"""Auxiliary branches of a run: built, kept and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from qkd.config import RotationsConfig, RunConfig, TrainConfig
+from qkd.data import Splits
+from qkd.files import read_safetensors, sha256_of
+from qkd.losses.turns import TURNS
+from qkd.methods.rotations.branched import BranchedNet
+from qkd.nets.branches import build_branches, stage_names
+from qkd.roles.nets import net_facts, save_net
+from qkd.run.folder import RunFolder
+from qkd.seeding import global_stream
+from qkd.terms.modules import feature_shapes
+from qkd.training.assembly import WEIGHTS
+from qkd.training.state import fill
+
+STAGE = "teacher_branches"  # its manifest: a part of the stage that needs them first
+JOINT_FILE = "branches.safetensors"  # beside the teacher's weights, where both learnt together
+
+Role = Literal["teacher", "student"]
+
+
+def is_joint(config: RunConfig) -> bool:
+    """Return whether the teacher's branches learn with it, in its own training."""
+    own = config.student.rotations
+    return own is not None and own.teacher_branches is not None and own.teacher_branches.joint
+
+
+def own_training(config: RunConfig) -> TrainConfig | None:
+    """Return how the teacher's branches learn behind the finished teacher; None where they do not."""
+    own = config.student.rotations
+    return None if own is None or own.teacher_branches is None else own.teacher_branches.train
+
+
+def taps_of(config: RunConfig, net: nn.Module, role: Role) -> tuple[str, ...]:
+    """Return the modules of a role's float net that branches read.
+
+    Raises:
+        ValueError: If the config has no rotations, or names no taps and the net has no stages of residual blocks.
+    """
+    own = _settings(config)
+    named = own.student_taps if role == "student" else own.teacher_taps
+    taps = named or stage_names(net)
+    if not taps:
+        raise ValueError(
+            f"student.rotations.{role}_taps: the {role}'s net has no stages of residual blocks to read; "
+            f"name modules that give maps, from the input to the output"
+        )
+    return taps
+
+
+def fresh_branches(config: RunConfig, net: nn.Module, splits: Splits, role: Role) -> nn.ModuleList:
+    """Return a role's branches with random weights from the run's seed, on the net's device.
+
+    Args:
+        config: Its ``student.rotations`` names the taps.
+        net: The role's float net; untouched.
+        splits: The images, for their shape and classes.
+        role: Whose.
+
+    Raises:
+        ValueError: If a tap cannot be used.
+    """
+    device = next(net.parameters()).device
+    taps = taps_of(config, net, role)
+    images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
+    shapes = feature_shapes(net, taps, images, role=role)
+    with global_stream(config.seed, "init", f"{role} branches"):
+        branches = build_branches(net, taps, [shapes[tap] for tap in taps], outputs=TURNS * len(splits.classes))
+    return branches.to(device)
+
+
+def branched_teacher(config: RunConfig, teacher: nn.Module, branches: nn.ModuleList) -> BranchedNet:
+    """Return a teacher with its branches."""
+    return BranchedNet(teacher, branches, taps_of(config, teacher, "teacher"), role="teacher")
+
+
+def branches_file(run: RunFolder) -> Path | None:
+    """Return where the run's trained branches of its teacher lie; None where the config has none."""
+    if is_joint(run.config):
+        return run.path / "teacher" / JOINT_FILE
+    return run.path / "student" / STAGE / WEIGHTS if own_training(run.config) is not None else None
+
+
+def branches_mark(run: RunFolder) -> dict[str, str]:
+    """Return the hash of the teacher's branches, if it has them: other branches make another training."""
+    path = branches_file(run)
+    return {} if path is None else {STAGE: sha256_of(path)}
+
+
+def save_branches(path: Path, branches: nn.ModuleList, config: RunConfig, splits: Splits) -> Path:
+    """Write the branches of the run's teacher; return the file."""
+    sizes = {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
+    save_net(path, branches, net_facts(config.teacher.net, **sizes))
+    return path
+
+
+def load_branches(run: RunFolder, teacher: nn.Module, splits: Splits) -> nn.ModuleList | None:
+    """Return the trained branches of the run's teacher, on its device; None where the config has none.
+
+    Raises:
+        FileNotFoundError: If they are not there yet.
+        ValueError: If their file is damaged, or was made for other taps.
+    """
+    path = branches_file(run)
+    if path is None:
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the stage that writes it first (qkd teacher, qkd distill)")
+    branches = fresh_branches(run.config, teacher, splits, "teacher")
+    try:
+        fill(branches, read_safetensors(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return branches
+
+
+def _settings(config: RunConfig) -> RotationsConfig:
+    if config.student.rotations is None:
+        raise ValueError("student.rotations: missing")
+    return config.student.rotations

@@ -1,0 +1,136 @@
+"""HSSAKD as a method: turned images, and branches of the teacher that learn with it, behind it, or with the student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor, nn
+
+from qkd.config import PhaseConfig, RotationsConfig, RunConfig, TermConfig
+from qkd.data import Splits
+from qkd.losses.turns import turn_images
+from qkd.methods.method import Beside, Lesson, Method, TappedStep
+from qkd.methods.rotations.branched import BranchedNet
+from qkd.methods.rotations.branches import (
+    JOINT_FILE,
+    branched_teacher,
+    branches_file,
+    branches_mark,
+    fresh_branches,
+    is_joint,
+    load_branches,
+    own_training,
+    save_branches,
+    taps_of,
+)
+from qkd.methods.rotations.step import BranchStep, PeerStep, RotationStep
+from qkd.methods.rotations.training import BranchRole
+from qkd.run.folder import RunFolder
+from qkd.training import Partner, Phase
+from qkd.training.assembly import Context
+
+
+class Rotations(Method):
+    """Takes the phases without terms of their own."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self._own = cast(RotationsConfig, config.student.rotations)
+        self._learn: list[nn.Module] = []
+        self._stay: list[nn.Module] = []
+
+    def calibration_images(self, images: Tensor) -> Tensor:
+        """Return each image in four orientations."""
+        return turn_images(images)
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Return whether teacher and student are peers."""
+        return self._own.mode == "online"
+
+    def sub_trainings(self, context: Context, before: str) -> Iterator[BranchRole]:
+        """Yield the training of the teacher's branches, where they learn behind it."""
+        if before == "student" and own_training(self.config) is not None:
+            yield BranchRole(context)
+
+    def beside_teacher(self, net: nn.Module, splits: Splits) -> Beside | None:
+        """Return the teacher's branches, where they learn with it.
+
+        Raises:
+            ValueError: If a tap names no module, or the config does not train the teacher.
+        """
+        if not is_joint(self.config):
+            return None
+        train = self.config.teacher.train
+        if train is None:
+            raise ValueError("teacher.train: missing; joint branches learn with the teacher")
+        branches = fresh_branches(self.config, net, splits, "teacher")
+        step = BranchStep(
+            branched_teacher(self.config, net, branches), joint=True, label_smoothing=train.label_smoothing
+        )
+
+        def enter() -> None:
+            branches.train()
+
+        phase = Phase("with branches", train.epochs, step, enter, step.tapped)
+        return Beside(
+            phase,
+            (Partner("branches", branches),),
+            lambda folder: [save_branches(folder / JOINT_FILE, branches, self.config, splits)],
+        )
+
+    def marks(self, run: RunFolder) -> Mapping[str, str]:
+        """Return the hash of the teacher's branches, if it has them."""
+        return branches_mark(run)
+
+    def inputs(self, run: RunFolder) -> list[Path]:
+        """Return the teacher's branches, if it has them."""
+        path = branches_file(run)
+        return [] if path is None else [path]
+
+    def takes(self, phase: PhaseConfig) -> bool:
+        """Return whether a phase has no terms of its own."""
+        return phase.terms is None
+
+    def prepare(self, lesson: Lesson) -> None:
+        """Build the student's branches, and the teacher's or the peer's.
+
+        Raises:
+            ValueError: If taps cannot be used, or the teacher's trained branches are missing.
+        """
+        config, own, teacher = self.config, self._own, lesson.teacher
+        mine = fresh_branches(config, lesson.net, lesson.splits, "student")
+        learner = BranchedNet(
+            lesson.student, mine, taps_of(config, lesson.net, "student"), tap_paths=lesson.student_paths, role="student"
+        )
+        smoothing = config.student.train.label_smoothing
+        if own.mode == "offline":
+            branches = None if lesson.run is None else load_branches(lesson.run, teacher, lesson.splits)
+            if branches is None:
+                raise ValueError("offline rotations learn from the teacher's trained branches, but there are none")
+            branches.requires_grad_(False)
+            taught = branched_teacher(config, teacher, branches)
+            self._step: TappedStep = RotationStep(learner, taught, own, label_smoothing=smoothing, view=lesson.view)
+            self.partners = (Partner("branches", mine),)
+            self._learn, self._stay = [mine], [teacher, branches]
+            return
+        others = fresh_branches(config, teacher, lesson.splits, "teacher")
+        peer = branched_teacher(config, teacher, others)
+        self._step = PeerStep(learner, peer, own, label_smoothing=smoothing, view=lesson.view)
+        self.partners = (Partner("branches", mine), Partner("teacher", teacher), Partner("teacher_branches", others))
+        self._learn = [mine, teacher, others]
+
+    def step(self, lesson: Lesson, phase: PhaseConfig, terms: Sequence[TermConfig], first_epoch: int) -> TappedStep:  # noqa: ARG002
+        """Return the step on turned images."""
+        return self._step
+
+    def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:  # noqa: ARG002
+        """Let nets and branches learn or stand still."""
+        if not self.takes(phase):
+            return
+        for module in self._learn:
+            module.train()
+        for module in self._stay:
+            module.eval()

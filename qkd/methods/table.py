@@ -1,0 +1,153 @@
+"""The methods by name: where each is, which key of a config asks for it, and who else may bring one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from qkd.config import RunConfig
+from qkd.config.sections import Section
+from qkd.files import sha256_of
+
+if TYPE_CHECKING:
+    from qkd.methods.method import Method
+    from qkd.methods.report_row import Row
+
+GROUP = "qkd.methods"  # entry points of packages that bring methods
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Args:
+        place: ``module:Class``; imported where a config asks for it.
+        asked_by: The key that asks for it, with ``[]`` for the entries of a list; empty: every run has it.
+        rows: ``module:function`` that gives its rows in the report; empty where it has none.
+    """
+
+    place: str
+    asked_by: str
+    rows: str = ""
+
+
+METHODS = {  # in the order in which they have their say
+    "ensemble": Entry(
+        "qkd.methods.ensemble.method:Ensemble", "teacher.members", "qkd.methods.ensemble.rows:ensemble_rows"
+    ),
+    "auxiliary": Entry(
+        "qkd.methods.auxiliary.method:Auxiliary", "student.auxiliary", "qkd.methods.auxiliary.rows:auxiliary_rows"
+    ),
+    "co_study": Entry("qkd.methods.co_study.method:CoStudy", "student.phases[].teacher_terms"),
+    "meta_distil": Entry("qkd.methods.meta_distil.method:MetaDistil", "student.phases[].meta"),
+    "peers": Entry("qkd.methods.peers.method:Peers", "student.peers", "qkd.methods.peers.rows:peer_rows"),
+    "rotations": Entry("qkd.methods.rotations.method:Rotations", "student.rotations"),
+    "plain": Entry("qkd.methods.plain.method:Plain", ""),
+}
+
+
+def methods_of(config: RunConfig) -> tuple[Method, ...]:
+    """Return the methods that a config asks for, each a new object: the user's own first, plain distillation last.
+
+    Raises:
+        ValueError: If ``student.method`` cannot be found or is no method, or a method finds a fault in the config.
+    """
+    places = [entry.place for entry in METHODS.values() if not entry.asked_by or _is_set(config, entry.asked_by)]
+    own = [] if config.student.method is None else [own_method(config.student.method)]
+    methods = tuple(kind(config) for kind in (*own, *(_resolve(place) for place in places)))
+    faults = [fault for method in methods for fault in method.faults()]
+    if faults:
+        raise ValueError("the method cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return methods
+
+
+def own_method(name: str) -> type[Method]:
+    """Return a method that is not of this package.
+
+    Args:
+        name: ``path/to/file.py:Class``, ``package.module:Class``, or the name of an entry point of group
+            ``qkd.methods``.
+
+    Raises:
+        ValueError: If there is none, or it is no :class:`~qkd.methods.method.Method`.
+    """
+    from qkd.methods.method import Method
+
+    try:
+        found = _resolve(name) if ":" in name else _entry_point(name)
+    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+        raise ValueError(f"student.method: {name} cannot be loaded: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"student.method: {name} is no class derived from qkd.methods.method.Method")
+    return found
+
+
+def method_mark(config: RunConfig) -> dict[str, str]:
+    """Return the hash of the file that a run's own method comes from: a changed one is another training."""
+    name = config.student.method
+    if name is None:
+        return {}
+    return {"method": sha256_of(Path(sys.modules[own_method(name).__module__].__file__ or ""))}
+
+
+def report_rows() -> Iterator[Callable[[Path, Mapping[str, Mapping[str, Any]]], list[Row]]]:
+    """Yield the functions that give methods' rows in the report: run folder and results -> rows."""
+    for entry in METHODS.values():
+        if entry.rows:
+            yield _resolve(entry.rows)
+
+
+def _is_set(config: RunConfig, key: str) -> bool:
+    """Return whether a key, or one of a list's, has another value than its default."""
+    return any(value != default for value, default in _values(config, key.split(".")))
+
+
+def _values(section: Section, keys: list[str]) -> Iterator[tuple[Any, Any]]:
+    name = keys[0].removesuffix("[]")
+    value = getattr(section, name)
+    if len(keys) == 1:
+        yield value, type(section).model_fields[name].default
+        return
+    for inner in value if keys[0].endswith("[]") else (value,):
+        yield from _values(inner, keys[1:])
+
+
+def _resolve(place: str) -> Any:
+    module, _, name = place.rpartition(":")
+    return getattr(_file_module(Path(module)) if module.endswith(".py") else importlib.import_module(module), name)
+
+
+def _file_module(path: Path) -> ModuleType:
+    """Import a file that no package holds, once for each content."""
+    path = path.expanduser().resolve()
+    name = f"qkd_method_{path.stem}_{sha256_of(path)[:16]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _entry_point(name: str) -> Any:
+    known = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    if name not in known:
+        raise ImportError(
+            f"no installed package has an entry point {name!r} in group {GROUP}"
+            f"{'; there are ' + ', '.join(sorted(known)) if known else ''}; "
+            f"or name a class: path/to/file.py:Class or package.module:Class"
+        )
+    return known[name].load()

@@ -1,0 +1,75 @@
+"""Each role's agent, with what the run's own search found put in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from qkd.config import AgentConfig, RunConfig
+from qkd.run.folder import RunFolder, leaves
+
+UNLEARNT = {"weights", "schedule", "checkpoint_every_s"}
+Role = Literal["teacher", "student"]
+
+
+def role_agent(run: RunFolder, role: Role) -> AgentConfig:
+    """Return a role's agent as a training uses it.
+
+    ``search`` becomes the schedule file that the run's search wrote; ``teacher`` (the student's) becomes the teacher's
+    policy, with the crop, flip and cut-out of the student's own agent.
+
+    Args:
+        run: The run.
+        role: Whose agent.
+
+    Raises:
+        FileNotFoundError: If the search has not written its schedule yet.
+    """
+    agent = named_agent(run.config, role)
+    if agent.policy != "search":
+        return agent
+    path = schedule_file(run.path, searcher(run.config, role))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the stage that searches it first (qkd search)")
+    return agent.model_copy(update={"policy": "file", "schedule": path})
+
+
+def named_agent(config: RunConfig, role: Role) -> AgentConfig:
+    """Return a role's agent with ``teacher`` resolved to the teacher's policy; ``search`` stays."""
+    own = config.teacher.agent if role == "teacher" else config.student.agent
+    if own.policy != "teacher":
+        return own
+    taken = config.teacher.agent
+    fields = ("policy", "schedule", "magnitude", "operations")
+    return own.model_copy(update={name: getattr(taken, name) for name in fields})
+
+
+def unsearched_agent(agent: AgentConfig) -> AgentConfig:
+    """Return what a searched agent does beside its schedule: crop, flip and cut-out; any other agent as it is."""
+    return agent.model_copy(update={"policy": "crop_flip"}) if agent.policy == "search" else agent
+
+
+def searcher(config: RunConfig, role: Role) -> Role:
+    """Return whose search a role's agent comes from: the teacher's where the student shares it."""
+    return "teacher" if role == "student" and config.student.agent.policy == "teacher" else role
+
+
+def schedule_file(run_path: Path, role: Role) -> Path:
+    """Return where a role's schedule lies."""
+    return run_path / "search" / f"{role}.schedule.yaml"
+
+
+def agent_inputs(run: RunFolder, role: Role) -> list[Path]:
+    """Return the files of the run folder that a role's agent comes from."""
+    is_found = named_agent(run.config, role).policy == "search"
+    return [schedule_file(run.path, searcher(run.config, role))] if is_found else []
+
+
+def training_settings(config: RunConfig) -> dict[str, Any]:
+    """Return all of a config that a distillation depends on, as a checkpoint keeps it: dotted key -> plain value.
+
+    Files are left out (their content is in the fingerprint), and so is how often the training is saved.
+    """
+    parts = config.model_dump(mode="json", include={"seed", "teacher", "student"})
+    values = dict(leaves(parts))
+    return {key: value for key, value in values.items() if key.rpartition(".")[2] not in UNLEARNT}

@@ -1,0 +1,112 @@
+"""A float net that is trained by itself: the teacher, or the float net that a student starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qkd.config import AgentConfig, TrainConfig
+from qkd.files import sha256_of
+from qkd.methods.method import Beside
+from qkd.nets import load_weights
+from qkd.progress import Progress
+from qkd.roles.nets import fresh_net, net_facts, save_net, sizes_of
+from qkd.roles.outcome import score, write_outcome
+from qkd.run.folder import RunFolder, leaves
+from qkd.training import FitResult, Phase, supervised_step
+from qkd.training.assembly import WEIGHTS, Context, Made
+from qkd.training.state import fill
+
+
+@dataclass(frozen=True)
+class FloatRole:
+    """A float net on the labels alone.
+
+    Args:
+        context: The run.
+        name: Names its random streams and its manifest.
+        folder: In the run folder.
+        title: For people.
+        net: A name of ``qkd ls nets``.
+        train: Optimizer and length; None where its weights are used as they are.
+        agent: Gives its agent.
+        stream: Names the random stream of its first weights.
+        weights: File of weights that it starts from; None where they are random.
+        inputs: Files of the run folder that it is made from.
+        beside: Gives what learns with it in its own training.
+        details: Gives further keys of its result, of the trained net.
+    """
+
+    context: Context
+    name: str
+    folder: str
+    title: str
+    net: str
+    train: TrainConfig | None
+    agent: Callable[[], AgentConfig]
+    stream: tuple[str | int, ...]
+    weights: Path | None = None
+    inputs: tuple[Path, ...] = ()
+    beside: Callable[[nn.Module], Beside | None] = lambda _: None
+    details: Callable[[nn.Module], dict[str, Any]] = lambda _: {}
+
+    def make(self) -> Made:
+        """Build the net, and what learns with it.
+
+        Raises:
+            ValueError: If the net or its weights cannot be used.
+        """
+        context, train = self.context, self.train
+        net = fresh_net(context.config, self.net, context.splits, *self.stream)
+        if self.weights is not None and (note := load_weights(net, self.weights)):
+            context.progress.say(f"{self.name}: {self.weights}: {note}")
+        net.to(context.device)
+        beside = self.beside(net)
+        agent = {} if train is None else self.agent().model_dump(mode="json", exclude={"schedule"})
+        return Made(
+            net,
+            self._phases(net, beside),
+            begin=lambda: None,
+            save=lambda: self._save(net, beside),
+            score=lambda fitted: [self._score(net, fitted)],
+            partners=() if beside is None else beside.partners,
+            marks={} if self.weights is None else {f"weights {self.weights}": sha256_of(self.weights)},
+            settings=dict(leaves(agent, "agent")),
+            inputs=self.inputs,
+            vary=lambda member: self._vary(net, member),
+        )
+
+    def _phases(self, net: nn.Module, beside: Beside | None) -> tuple[Phase, ...]:
+        if beside is not None:
+            return (beside.phase,)
+        if self.train is None:
+            return ()
+        step = supervised_step(net, label_smoothing=self.train.label_smoothing)
+        return (Phase("supervised", self.train.epochs, step),)
+
+    def _vary(self, net: nn.Module, member: int) -> None:
+        fresh = fresh_net(self.context.config, self.net, self.context.splits, f"search {self.name}", member)
+        if self.weights is not None:
+            load_weights(fresh, self.weights)
+        fill(net, fresh.state_dict())
+
+    def _save(self, net: nn.Module, beside: Beside | None) -> list[Path]:
+        folder = self.context.run.folder(self.folder)
+        save_net(folder / WEIGHTS, net, net_facts(self.net, **sizes_of(self.context.splits)))
+        return [folder / WEIGHTS, *([] if beside is None else beside.save(folder))]
+
+    def _score(self, net: nn.Module, fitted: FitResult | None) -> Path:
+        context = self.context
+        details = self.details(net)
+        outcome = score(self.name, self.net, net, context.splits, context.config.data, fitted, **details)
+        return write_outcome(context.run.path / self.folder, outcome)
+
+
+def warn_of_another_environment(run: RunFolder, progress: Progress) -> None:
+    """Say how this process differs from the one that made the run folder: resumed bits may differ, too."""
+    for change in run.environment_changes():
+        progress.warn(f"not what the run was begun with: {change}; what follows may differ in the last bits")

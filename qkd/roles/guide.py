@@ -1,0 +1,81 @@
+"""What the student of a run learns from: its teacher, or what a method puts in the teacher's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from qkd.methods.method import Guide
+from qkd.methods.table import methods_of
+from qkd.roles.nets import load_float, load_teacher
+from qkd.run.folder import RunFolder
+from qkd.training.assembly import WEIGHTS
+
+TAUGHT = "student/teacher"  # folder of a teacher that learnt beside the student, as it ended
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What the student of a run follows, as far as it is trained.
+
+    Args:
+        model: In eval mode, on the CPU; float or low-bit.
+        net: A name of ``qkd ls nets``.
+        words: What it is, for people.
+        note: What it is not yet; empty where there is nothing to say.
+    """
+
+    model: nn.Module
+    net: str
+    words: str
+    note: str = ""
+
+
+def guide_of(run: RunFolder) -> Guide:
+    """Return what the student of a run learns from."""
+    net = run.config.teacher.net
+    guide = Guide(lambda: load_teacher(run), (run.path / "teacher" / WEIGHTS,), net, net)
+    for method in methods_of(run.config):
+        guide = method.guide(run, guide)
+    return guide
+
+
+def load_guide(run: RunFolder) -> nn.Module:
+    """Return what the student learns from, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If a file is damaged or of another net.
+    """
+    return guide_of(run).load()
+
+
+def load_taught(run: RunFolder) -> nn.Module | None:
+    """Return the run's teacher as it ended, where it learnt beside the student; None where it did not, or not yet.
+
+    In eval mode, on the CPU.
+
+    Raises:
+        ValueError: If its file is damaged or of another net.
+    """
+    path = run.path / TAUGHT / WEIGHTS
+    return load_float(path) if path.is_file() else None
+
+
+def load_followed(run: RunFolder) -> Followed:
+    """Return what the student of a run follows: the teacher as it was taught beside it, or what it learns from.
+
+    Raises:
+        FileNotFoundError: If the run has no teacher yet.
+        ValueError: If a file is damaged or of another net.
+    """
+    own = run.config.teacher.net
+    if (taught := load_taught(run)) is not None:
+        return Followed(taught, own, f"{own}, as it was taught beside the student")
+    guide, note = guide_of(run), ""
+    while guide.below is not None and not guide.files[-1].is_file():
+        guide, note = guide.below, guide.untrained
+    if not note and any(method.trains_teacher for method in methods_of(run.config)):
+        note = "the teacher learns beside the student, who is not trained yet: this is how it starts"
+    return Followed(guide.load(), guide.net, guide.words, note)

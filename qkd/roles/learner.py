@@ -1,0 +1,287 @@
+"""The student's place in a run: its start, its phases, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qkd.config import AgentConfig, PhaseConfig, RunConfig, StudentConfig, TrainConfig
+from qkd.data import Splits, epoch_order, iterate, normalise
+from qkd.files import sha256_of
+from qkd.methods.table import method_mark, methods_of
+from qkd.nets import load_weights
+from qkd.roles.agents import named_agent, role_agent, training_settings, unsearched_agent
+from qkd.roles.float_training import FloatRole
+from qkd.roles.guide import TAUGHT, guide_of, load_guide
+from qkd.roles.nets import fresh_net, net_facts, prepare_student, save_net, sizes_of
+from qkd.roles.outcome import score, write_outcome
+from qkd.roles.phases import Distillation, distillation
+from qkd.roles.views import run_view
+from qkd.seeding import stream
+from qkd.training import FitResult
+from qkd.training.assembly import WEIGHTS, Context, Made, Role
+from quantizers import Student, calibrate, quantizer_scales, settle
+
+FROZEN_SHARE = 10  # without phases, one epoch in ten (at least one) trains the deployed arithmetic at the end
+
+
+def phases_of(student: StudentConfig) -> tuple[PhaseConfig, ...]:
+    """Return the phases of a student; without any in the config: tutoring, its last tenth with batch norm frozen."""
+    if student.phases:
+        return student.phases
+    epochs = student.train.epochs
+    frozen = max(1, epochs // FROZEN_SHARE)
+    # Frozen batch norm diverges at high rates (seen at half a cosine from 0.03); the end of a cosine is low by itself.
+    factor = 1.0 if student.train.schedule == "cosine" and epochs >= FROZEN_SHARE else None
+    settling = PhaseConfig(name="settling", epochs=frozen, freeze_batch_norm=True, lr_factor=factor)
+    return (PhaseConfig(name="tutoring", epochs=epochs - frozen), settling) if epochs > frozen else (settling,)
+
+
+def stretched_train(train: TrainConfig, epochs: int) -> TrainConfig:
+    """Return a training's settings with another length; the warm-up keeps its share."""
+    warmup = train.warmup_epochs * epochs / train.epochs
+    return train.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
+
+
+def stretched_phases(config: RunConfig, epochs: int) -> tuple[PhaseConfig, ...]:
+    """Return a student's phases with another length; the last one fills what whole epochs leave over.
+
+    Args:
+        config: Whose student. What its methods count in epochs of the training changes in the same proportion.
+        epochs: Of the whole training.
+    """
+    student, methods = config.student, methods_of(config)
+    if not student.phases:
+        return phases_of(student.model_copy(update={"train": stretched_train(student.train, epochs)}))
+    # attention that never learned is of no use, so that its phase is kept, however short the search
+    least = [1 if phase.trains == "modules" else 0 for phase in student.phases]
+    shares = [phase.epochs * epochs // student.train.epochs for phase in student.phases]
+    lengths = [max(pair) for pair in zip(least, shares, strict=True)]
+    lengths[-1] += epochs - sum(lengths)
+    if lengths[-1] < 0:
+        raise ValueError(f"search.epochs: {epochs} are too few for the student's {len(student.phases)} phases")
+    factor, found = epochs / student.train.epochs, []
+    for phase, length, end in zip(student.phases, lengths, accumulate(lengths), strict=True):
+        made = phase.model_copy(update={"epochs": length})
+        for method in methods:
+            made = method.stretched(made, factor, end)
+        found += [made] if length else []
+    return tuple(found)
+
+
+def student_images(config: RunConfig, splits: Splits) -> Splits:
+    """Return the images of a run as its student may use them: without those that a method keeps back.
+
+    Raises:
+        ValueError: If there are not enough training images.
+    """
+    for method in methods_of(config):
+        splits = method.images(splits)
+    return splits
+
+
+class StudentRole:
+    """The student of a run, or a net that a config puts in the student's place.
+
+    Args:
+        context: The run; its teacher is complete.
+        name: ``student``, or what names other random streams.
+        folder: In the run folder.
+        borrowed: Weights it starts from, instead of those that the config names.
+    """
+
+    def __init__(
+        self, context: Context, *, name: str = "student", folder: str = "student", borrowed: Path | None = None
+    ) -> None:
+        self.context, self.name, self.folder, self.title = context, name, folder, name
+        self.methods = methods_of(context.config)
+        self._borrowed = borrowed
+
+    @property
+    def config(self) -> RunConfig:
+        """Return the config, whose student it is."""
+        return self.context.config
+
+    @property
+    def train(self) -> TrainConfig:
+        """Return optimizer and length of its training."""
+        return self.config.student.train
+
+    def agent(self) -> AgentConfig:
+        """Return its agent, as found."""
+        return role_agent(self.context.run, "student")
+
+    # its start
+
+    def sub_trainings(self) -> Iterator[Role]:
+        """Yield the trainings that it needs first: its own in float, and what methods need."""
+        if (own := self.float_role()) is not None:
+            yield own
+        for method in self.methods:
+            yield from method.sub_trainings(self.context, "student")
+
+    def float_role(self) -> FloatRole | None:
+        """Return the own float training; None where it starts from something else."""
+        config = self.config
+        if config.student_start != "float":
+            return None
+        if config.student.float_train is None:
+            raise ValueError(f"{self.name}: float_train is missing")
+        return FloatRole(
+            self.context, f"{self.name}_float", f"{self.folder}/float", self.title, config.student_net,
+            config.student.float_train, self._float_agent, (self.name,),
+        )  # fmt: skip
+
+    def _float_agent(self) -> AgentConfig:
+        # a searched schedule of the student's is found from this start, so this training does without it
+        is_own = self.config.student.agent.policy == "search"
+        return (
+            unsearched_agent(named_agent(self.config, "student")) if is_own else role_agent(self.context.run, "student")
+        )
+
+    def file(self) -> Path | None:
+        """Return the weights it starts from; None where they are random."""
+        places = {"teacher": "teacher", "float": f"{self.folder}/float"}
+        place, own = places.get(self.config.student_start), self._borrowed or self.config.student.weights
+        return own or (None if place is None else self.context.run.path / place / WEIGHTS)
+
+    def net(self) -> nn.Module:
+        """Return its float net, freshly initialised from the run's seed."""
+        return fresh_net(self.config, self.config.student_net, self.context.splits, self.name)
+
+    def float_net(self) -> nn.Module:
+        """Return its float net with its start's weights, on the CPU."""
+        net, source = self.net(), self.file()
+        if source is not None and (note := load_weights(net, source)):
+            self.context.progress.say(f"{self.name}: {source}: {note}")
+        return net
+
+    def student(self) -> nn.Module:
+        """Return what is trained, with its start's weights, on the device: low-bit and not calibrated."""
+        splits = self.context.splits
+        student = prepare_student(self.config, self.float_net(), channels=splits.channels, size=splits.image_size)
+        return student.to(self.context.device)
+
+    def calibrate(self, *students: nn.Module) -> None:
+        """Set activation scales and batch-norm statistics from training images."""
+        self.context.progress.say(f"{self.name}: calibrating on {self.config.student.calibration_batches} batches")
+        for student in students:
+            calibrate(student, self._batches())
+
+    def _batches(self) -> Iterator[Tensor]:
+        config, train, splits = self.config, self.context.splits.train, self.context.splits
+        size = min(config.data.batch_size, len(train))
+        order = epoch_order(len(train), stream(config.seed, "calibration"))[: size * config.student.calibration_batches]
+        for raw, _ in iterate(train, order, size, self.context.device, drop_last=True):
+            images = normalise(raw, splits.mean, splits.std)
+            for method in self.methods:
+                images = method.calibration_images(images)
+            yield images
+
+    # its training
+
+    def make(self) -> Made:
+        """Build the student and all that it learns from and with.
+
+        Raises:
+            ValueError: If a net, a loss term or a tap cannot be used.
+            FileNotFoundError: If what it learns from is not there yet.
+        """
+        run, splits = self.context.run, self.context.splits
+        teacher, student = load_guide(run).to(self.context.device), self.student()
+        made = distillation(
+            self.config, phases_of(self.config.student), student, teacher, run_view(run, self.config, splits),
+            net=self.net(), splits=splits, methods=self.methods, run=run, weights=self.file(),
+        )  # fmt: skip
+        return Made(
+            student,
+            made.phases,
+            begin=lambda: self.begin(student, made),
+            save=lambda: self.save(student, teacher, made),
+            score=lambda fitted: self.score(student, teacher, made, fitted),
+            partners=made.partners,
+            others={"teacher": teacher, **{partner.name: partner.module for partner in made.partners}},
+            scales=lambda: quantizer_scales(student),
+            marks=self.marks(),
+            settings=training_settings(self.config),
+            inputs=self.inputs(),
+        )
+
+    def begin(self, student: nn.Module, made: Distillation) -> None:
+        """Bring student and partners to their start."""
+        self.calibrate(student, *made.low_bit)
+
+    def marks(self) -> dict[str, str]:
+        """Return the hashes of what it is made from: what it learns from (by folder), its start, what methods bring."""
+        run, source = self.context.run, self.file()
+        marks = {path.parent.relative_to(run.path).as_posix(): sha256_of(path) for path in guide_of(run).files}
+        marks |= {"start": sha256_of(source)} if source is not None else {}
+        for method in self.methods:
+            marks |= method.marks(run)
+        return {**marks, **method_mark(self.config)}
+
+    def inputs(self) -> list[Path]:
+        """Return the files of the run folder that it is made from; its start's are its own."""
+        run = self.context.run
+        return [*guide_of(run).files, *(path for method in self.methods for path in method.inputs(run))]
+
+    def start_inputs(self) -> list[Path]:
+        """Return the weights it starts from as a manifest may name them: those of the run folder, no file elsewhere."""
+        source = self.file()
+        return [source] if source is not None and source.is_relative_to(self.context.run.path) else []
+
+    # what came of it
+
+    def save(self, student: nn.Module, teacher: nn.Module, made: Distillation) -> list[Path]:
+        """Settle the student's scales; write it, and a teacher that learnt beside it; return the files."""
+        folder = self.context.run.folder(self.folder)
+        if isinstance(student, Student):
+            settle(student)
+        sizes = sizes_of(self.context.splits)
+        save_net(folder / WEIGHTS, student, net_facts(self.config.student_net, **sizes))
+        if not _is_taught(teacher, made):
+            return [folder / WEIGHTS]
+        place = self.context.run.folder(TAUGHT)
+        save_net(place / WEIGHTS, teacher, net_facts(self.config.teacher.net, **sizes))
+        return [place / WEIGHTS, folder / WEIGHTS]
+
+    def score(self, student: nn.Module, teacher: nn.Module, made: Distillation, fitted: FitResult | None) -> list[Path]:
+        """Score the student, and a teacher that learnt beside it; return the files."""
+        run, config, splits = self.context.run, self.config, self.context.splits
+        found: dict[str, Any] = {}
+        for method in self.methods:
+            found |= method.results(self.context, "student", student)
+        files = []
+        if _is_taught(teacher, made):
+            taught = score("teacher, taught along", config.teacher.net, teacher, splits, config.data, None)
+            files.append(write_outcome(run.path / TAUGHT, taught))
+        outcome = score(
+            self.name,
+            config.student_net,
+            student,
+            splits,
+            config.data,
+            fitted,
+            parameters=sum(parameter.numel() for parameter in self.net().parameters()),
+            **self.details(),
+            **found,
+        )
+        return [*files, write_outcome(run.path / self.folder, outcome)]
+
+    def details(self) -> Mapping[str, Any]:
+        """Return further keys of its result."""
+        student = self.config.student
+        return {
+            "weight_bits": student.quant.weight_bits,
+            "act_bits": student.quant.act_bits,
+            "start": self.config.student_start,
+            "view": student.view,
+        }
+
+
+def _is_taught(teacher: nn.Module, made: Distillation) -> bool:
+    return any(partner.module is teacher for partner in made.partners)

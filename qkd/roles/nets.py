@@ -1,0 +1,149 @@
+"""The nets of a run: built for its data, and loaded from what its stages wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qkd.config import QuantConfig, RunConfig
+from qkd.data import Splits
+from qkd.files import read_metadata, read_safetensors, write_safetensors
+from qkd.nets import build_net, load_weights
+from qkd.run.folder import RunFolder
+from qkd.seeding import global_stream
+from qkd.training.assembly import WEIGHTS
+from qkd.training.state import fill
+from quantizers import QuantSpec, Student, prepare
+
+
+def load_teacher(run: RunFolder) -> nn.Module:
+    """Return the run's teacher (of an ensemble: the first member), in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is none yet.
+        ValueError: If its file is damaged or of another net.
+    """
+    return load_float(run.path / "teacher" / WEIGHTS)
+
+
+def fresh_net(config: RunConfig, net: str, splits: Splits, *names: str | int) -> nn.Module:
+    """Return a float net with random weights from the run's seed, on the CPU.
+
+    Args:
+        config: The run's.
+        net: A name of ``qkd ls nets``.
+        splits: The images, for their shape and classes.
+        *names: Of the random stream.
+    """
+    with global_stream(config.seed, "init", *names):
+        return build_net(net, **sizes_of(splits))
+
+
+def sizes_of(splits: Splits) -> dict[str, int]:
+    """Return what a net is built for."""
+    return {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
+
+
+def load_float_twin(run: RunFolder) -> nn.Module | None:
+    """Return the student's net in full precision: the own float training's, the weights it started from, the teacher.
+
+    In eval mode, on the CPU; None where the run has neither.
+    """
+    own = run.path / "student" / "float" / WEIGHTS
+    if own.exists():
+        return load_float(own)
+    if run.config.student.weights is not None:
+        net = _build(_facts(run.path / "student" / WEIGHTS))
+        load_weights(net, run.config.student.weights)
+        return net.eval()
+    return load_teacher(run) if run.config.student_net == run.config.teacher.net else None
+
+
+def load_student(run: RunFolder) -> Student:
+    """Return the run's trained student, in eval mode (its deployed arithmetic), on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is none yet.
+        ValueError: If its file is damaged or of another student.
+    """
+    return load_low_bit(run.path / "student" / WEIGHTS, run.config.student.quant)
+
+
+def prepare_student(config: RunConfig, net: nn.Module, *, channels: int, size: int) -> Student:
+    """Return the low-bit student of a float net, not calibrated: :func:`prepare_low_bit` as ``student.quant`` says."""
+    return prepare_low_bit(config.student.quant, net, channels=channels, size=size)
+
+
+def prepare_low_bit(quant: QuantConfig, net: nn.Module, *, channels: int, size: int) -> Student:
+    """Return the low-bit form of a float net, not calibrated.
+
+    Args:
+        quant: How many bits.
+        net: The float net; untouched.
+        channels: Of the images.
+        size: Side of the images in pixels.
+
+    Raises:
+        quantizers.RewriteError: If the net cannot be rewritten.
+    """
+    return prepare(net, QuantSpec(**quant.model_dump()), example_inputs=torch.zeros(2, channels, size, size))
+
+
+def save_net(path: Path, model: nn.Module, facts: Mapping[str, str]) -> str:
+    """Write a net's weights with the facts that build it again; return the SHA-256 of the file."""
+    return write_safetensors(path, model.state_dict(), metadata=facts)
+
+
+def net_facts(net: str, *, classes: int, channels: int, image_size: int) -> dict[str, str]:
+    """Return what :func:`save_net` keeps beside the weights."""
+    return {"net": net, "classes": str(classes), "channels": str(channels), "image_size": str(image_size)}
+
+
+def load_float(path: Path) -> nn.Module:
+    """Return a float net that a role wrote, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If its file is damaged or of another net.
+    """
+    net = _build(_facts(path))
+    load_weights(net, path)
+    return net.eval()
+
+
+def load_low_bit(path: Path, quant: QuantConfig) -> Student:
+    """Return a low-bit net that a role wrote, in eval mode, on the CPU.
+
+    Args:
+        path: Of its weights.
+        quant: Its bits.
+
+    Raises:
+        FileNotFoundError: If it is not there yet.
+        ValueError: If its file is damaged or of another student.
+    """
+    facts = _facts(path)
+    student = prepare_low_bit(quant, _build(facts), channels=int(facts["channels"]), size=int(facts["image_size"]))
+    try:
+        fill(student, read_safetensors(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return student.eval()
+
+
+def _facts(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the stage that writes it first (qkd teacher, qkd distill)")
+    facts = read_metadata(path)
+    missing = [name for name in ("net", "classes", "channels", "image_size") if name not in facts]
+    if missing:
+        raise ValueError(f"{path}: was not written by a stage: its header lacks {', '.join(missing)}")
+    return facts
+
+
+def _build(facts: Mapping[str, str]) -> nn.Module:
+    sizes = {name: int(facts[name]) for name in ("classes", "channels", "image_size")}
+    return build_net(facts["net"], **sizes)

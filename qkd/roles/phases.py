@@ -1,0 +1,129 @@
+"""The phases of a distillation: what a config says of each, as steps that are ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qkd.config import PhaseConfig, RunConfig, TermConfig
+from qkd.data import Splits
+from qkd.methods.method import Lesson, Method
+from qkd.methods.phase_checks import student_faults
+from qkd.methods.table import methods_of
+from qkd.run.folder import RunFolder
+from qkd.terms.modules import build_bank
+from qkd.training import Batch, Partner, Phase
+from quantizers import Student, freeze_batch_norm
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a student's training is made of.
+
+    Args:
+        phases: Ready to train.
+        partners: Nets that learn beside the student: modules of loss terms, and what methods bring.
+        low_bit: Those of them that need a calibration at the start, as the student does.
+    """
+
+    phases: tuple[Phase, ...]
+    partners: tuple[Partner, ...]
+    low_bit: tuple[Student, ...] = ()
+
+
+def distillation(
+    config: RunConfig,
+    phases: Sequence[PhaseConfig],
+    student: nn.Module,
+    teacher: nn.Module,
+    view: Callable[[Batch], Tensor] | None,
+    *,
+    net: nn.Module,
+    splits: Splits,
+    methods: Sequence[Method] | None = None,
+    run: RunFolder | None = None,
+    weights: Path | None = None,
+) -> Distillation:
+    """Return the phases of a distillation and the nets that learn beside the student.
+
+    Args:
+        config: Its ``student`` section has the loss terms.
+        phases: Names, lengths and what is special about each.
+        student: The net that is trained, low-bit or float.
+        teacher: Its parameters require a gradient afterwards only if a phase trains it.
+        view: Gives the teacher's images; None where it sees the student's.
+        net: The student's float net, for the shapes of its features.
+        splits: The images: their shape, and how many steps an epoch has.
+        methods: What brings steps and nets; absent: those that the config asks for.
+        run: The run folder, for what methods have trained before; None outside a run.
+        weights: What the student starts from; None where that is random.
+
+    Raises:
+        ValueError: If a term or a tap cannot be used, a phase cannot be trained as it says, or what a method has to
+            train before is missing.
+    """
+    if faults := student_faults(config.student, phases):
+        raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
+    methods = methods_of(config) if methods is None else methods
+    device = next(student.parameters()).device
+    teacher.requires_grad_(any(method.trains_teacher for method in methods))
+    images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
+    terms = [_terms_of(config, phase, _taker(methods, phase)) for phase in phases]
+    net = net.to(device)
+    bank = build_bank(net, teacher, [term for chosen in terms for term in chosen], images, seed=config.seed)
+    lesson = Lesson(config, phases, student, teacher, view, net, splits, run, weights, bank)
+    for method in methods:
+        method.prepare(lesson)
+    firsts = _first_epochs(methods, phases)
+    made = [_phase(lesson, methods, *each) for each in zip(phases, terms, firsts, strict=True)]
+    partners = (Partner("terms", bank.modules),) if len(bank.modules) else ()
+    beside = (partner for method in methods for partner in method.partners)
+    return Distillation(tuple(made), (*partners, *beside), tuple(one for method in methods for one in method.low_bit))
+
+
+def _taker(methods: Sequence[Method], phase: PhaseConfig) -> Method:
+    return next(method for method in methods if method.takes(phase))  # plain distillation takes any
+
+
+def _terms_of(config: RunConfig, phase: PhaseConfig, taker: Method) -> tuple[TermConfig, ...]:
+    """Return the terms of a phase: its own, or the student's; none where a method brings the loss."""
+    if phase.terms is not None:
+        return phase.terms
+    return () if taker.brings_loss else config.student.terms
+
+
+def _first_epochs(methods: Sequence[Method], phases: Sequence[PhaseConfig]) -> list[int]:
+    """Return where the terms of each phase begin to decay.
+
+    The student's own go on through all phases that have them: settling is no new beginning.
+    """
+    starts = list(accumulate((phase.epochs for phase in phases), initial=0))[:-1]
+    has_shared = [phase.terms is None and not _taker(methods, phase).brings_loss for phase in phases]
+    shared = next((start for start, has in zip(starts, has_shared, strict=True) if has), 0)
+    return [shared if has else start for start, has in zip(starts, has_shared, strict=True)]
+
+
+def _phase(
+    lesson: Lesson, methods: Sequence[Method], phase: PhaseConfig, terms: Sequence[TermConfig], first_epoch: int
+) -> Phase:
+    taker = _taker(methods, phase)
+    step = taker.step(lesson, phase, terms, first_epoch)
+
+    def enter() -> None:
+        lesson.teacher.eval()
+        lesson.student.train()
+        freeze_batch_norm(lesson.student, phase.freeze_batch_norm)
+        for method in methods:
+            method.enter(lesson, phase)
+
+    # the deployed arithmetic is float32: reduced precision would train something else
+    allows_autocast = not phase.freeze_batch_norm
+    return Phase(
+        phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,
+        taker.backward(lesson, phase),
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""Pick the images that travel with the exported files: test images to score on, training images to calibrate on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from export import Sample, sample_size, write_sample
+from qkd.config import RunConfig
+from qkd.data import Split, Splits, load_splits, normalise
+from qkd.roles.images import stored_images
+from qkd.seeding import stream
+
+FILE = "sample.npz"
+BATCH = 64  # images a forward pass
+
+
+def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits) -> Path:
+    """Write test images, spread evenly over the test set, with labels and the logits of the trained nets.
+
+    What is expected is what PyTorch computes (the student in its deployed arithmetic), not what a runtime makes of it.
+
+    Args:
+        folder: Of the exported files.
+        nets: Name of an exported file -> the net it came from, in eval mode, on the CPU.
+        splits: The data set.
+
+    Raises:
+        export.ExportError: If the file cannot be written.
+    """
+    images, labels = evenly(splits.test, splits, 256)
+    logits = {name: _logits(net, images) for name, net in nets.items()}
+    return write_sample(folder / FILE, Sample(images.numpy(), labels.numpy().astype(np.int64), logits))
+
+
+def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | None = None) -> npt.NDArray[np.float32]:
+    """Return training images of a run, as a device's runtime gets them: float32, normalised, not augmented.
+
+    Args:
+        config: The run's.
+        count: How many, at most.
+        folder: The run folder, whose record of its images they are compared with; absent: they are not.
+
+    Raises:
+        qkd.data.DataError: If the images are not what the run was begun with.
+    """
+    splits = load_splits(config.data, seed=config.seed) if folder is None else stored_images(config, folder)
+    order = torch.randperm(len(splits.train), generator=stream(config.seed, "int8 calibration"))
+    images, _ = splits.train.batch(order[:count], "cpu")
+    return np.asarray(normalise(images, splits.mean, splits.std).numpy(), np.float32)
+
+
+def evenly(split: Split, splits: Splits, count: int) -> tuple[Tensor, Tensor]:
+    """Return at most ``count`` normalised images of a split with labels, spread evenly; fewer where they are large."""
+    size = min(len(split), sample_size((splits.channels, splits.image_size, splits.image_size), count))
+    picked = torch.linspace(0, len(split) - 1, size).round().long()
+    images, labels = split.batch(picked, "cpu")
+    return normalise(images, splits.mean, splits.std).contiguous(), labels
+
+
+def _logits(net: nn.Module, images: Tensor) -> npt.NDArray[np.float32]:
+    with torch.no_grad():
+        outputs = [net(part) for part in torch.split(images, BATCH)]
+    return np.asarray(torch.cat([getattr(one, "value", one) for one in outputs]).numpy(), np.float32)

@@ -1,0 +1,42 @@
+"""The teacher's place in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from qkd.methods.method import Beside
+from qkd.methods.table import methods_of
+from qkd.roles.agents import agent_inputs, role_agent
+from qkd.roles.float_training import FloatRole
+from qkd.training.assembly import Context, Role
+
+
+def teacher_role(context: Context, *, alone: bool = False) -> FloatRole:
+    """Return the teacher of a run: trained, or taken from a file as it is.
+
+    Args:
+        context: The run.
+        alone: Whether nothing learns with it, whatever the methods of the config say: in a search.
+    """
+    own, run, methods = context.config.teacher, context.run, methods_of(context.config)
+
+    def beside(net: nn.Module) -> Beside | None:
+        found = [] if alone else [method.beside_teacher(net, context.splits) for method in methods]
+        return next((one for one in found if one is not None), None)
+
+    def details(net: nn.Module) -> dict[str, Any]:
+        return {key: value for method in methods for key, value in method.results(context, "teacher", net).items()}
+
+    return FloatRole(
+        context, "teacher", "teacher", "teacher", own.net, own.train, lambda: role_agent(run, "teacher"), ("teacher",),
+        weights=own.weights, inputs=tuple(agent_inputs(run, "teacher")), beside=beside, details=details,
+    )  # fmt: skip
+
+
+def teacher_parts(context: Context) -> Iterator[Role]:
+    """Yield the trainings that belong to the teacher, beside its own."""
+    for method in methods_of(context.config):
+        yield from method.sub_trainings(context, "teacher")

@@ -1,0 +1,54 @@
+"""What the teacher sees of a batch during distillation: the student's images, its own agent's, or clean ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from qkd.agents import build_agent
+from qkd.config import AgentConfig, RunConfig
+from qkd.data import Splits, normalise
+from qkd.roles.agents import role_agent
+from qkd.run.folder import RunFolder
+from qkd.seeding import stream
+from qkd.training import Batch
+
+
+def teacher_view(
+    config: RunConfig, splits: Splits, agent: AgentConfig | None = None
+) -> Callable[[Batch], Tensor] | None:
+    """Return what gives the teacher its images for a batch (normalised); None where it sees the student's.
+
+    ``own``: the teacher's agent augments the same raw images, with random draws of its own; ``clean``: raw images.
+
+    Args:
+        config: Its ``student.view`` says which.
+        splits: The images' mean and standard deviation.
+        agent: The teacher's; the config's where absent.
+    """
+    if config.student.view == "same":
+        return None
+    if config.student.view == "clean":
+        return lambda batch: normalise(batch.raw, splits.mean, splits.std)
+    agent_of_teacher = build_agent(agent or config.teacher.agent, epochs=config.student.train.epochs, mean=splits.mean)
+
+    def own(batch: Batch) -> Tensor:
+        # Without positions in the data set, batches are told apart by their step.
+        names = (batch.epoch, batch.step) if batch.samples is None else (batch.epoch,)
+        generator = stream(config.seed, "teacher_view", *names)
+        seen = agent_of_teacher(batch.raw, generator=generator, epoch=batch.epoch, samples=batch.samples)
+        return normalise(seen, splits.mean, splits.std)
+
+    return own
+
+
+def run_view(run: RunFolder, config: RunConfig, splits: Splits) -> Callable[[Batch], Tensor] | None:
+    """Return :func:`teacher_view` with the agent that the run has found for its teacher, where it needs one.
+
+    Args:
+        run: The run.
+        config: The run's, or one with another length of the student's training.
+        splits: The images' mean and standard deviation.
+    """
+    return teacher_view(config, splits, role_agent(run, "teacher") if config.student.view == "own" else None)

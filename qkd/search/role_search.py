@@ -1,0 +1,201 @@
+"""The population search of one role's agent: what a member trains, and what the search leaves in the run folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qkd.config import RunConfig
+from qkd.data import Splits
+from qkd.files import sha256_of
+from qkd.progress import Progress, Silent
+from qkd.roles.agents import Role, agent_inputs, named_agent, unsearched_agent
+from qkd.roles.guide import guide_of
+from qkd.roles.images import run_images, stored_images
+from qkd.roles.learner import StudentRole, stretched_phases, stretched_train, student_images
+from qkd.roles.stored import stored_config
+from qkd.roles.teacher import teacher_role
+from qkd.run.folder import RunFolder
+from qkd.search.board import SearchBoard
+from qkd.search.cost import cost_report
+from qkd.search.images import search_splits
+from qkd.search.journal import Journal
+from qkd.search.local import run_local
+from qkd.search.outcome import write_search
+from qkd.search.ray_engine import run_ray
+from qkd.search.trial import Trial
+from qkd.training.assembly import Context, agent_mark, assemble, train_part
+from qkd.training.precision import choose_device
+
+REWARDS = {
+    "teacher": "the teacher's own validation accuracy, batch norm in eval mode",
+    "student": "validation accuracy of the low-bit student (deployed arithmetic), distilled from the run's teacher",
+}
+# settings that say where a search runs, not what it finds
+_WHERE = ("engine", "workers", "gpus_per_worker", "address", "worker_failures")
+
+
+def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
+    """Search a role's agent (resuming) if the config says so and it has not been found yet; return its files.
+
+    Args:
+        run: The run. For the student's search its teacher is complete.
+        role: Whose agent.
+        progress: Shows the population.
+
+    Raises:
+        qkd.search.SearchError: If the whole population diverges.
+        ValueError: If there are not enough images, or the search was begun with other inputs.
+        ImportError: If the engine is ``ray`` and Ray is not installed.
+        OSError: If a file cannot be written.
+    """
+    if role not in run.config.searched_roles:
+        return []
+    folder, stage = run.folder("search"), f"search_{role}"
+    files = [folder / f"{role}.{kind}" for kind in ("schedule.yaml", "population.jsonl", "cost.json")]
+    if run.is_complete(stage):
+        return files
+    device = choose_device(run.config.device)
+    splits = _images(run.config, role, run_images(run, progress)).to(device)
+    inputs = _inputs(run, role, splits, device, progress)
+    journal = open_journal(run, role, splits, inputs)
+    found = search_splits(splits, run.config.search, seed=run.config.seed)
+    _engine(run, role, journal, found, device, progress)
+    report = cost_report(journal, len(found.val))
+    write_search(journal, folder, _provenance(run, role, journal, found), report)
+    progress.say(report.to_text())
+    journal.discard_states()  # before the manifest: after it nobody would come to do it; the journal is all it takes
+    run.complete(stage, files, inputs)
+    return files
+
+
+def open_journal(run: RunFolder, role: Role, splits: Splits, inputs: list[Path]) -> Journal:
+    """Return the journal of a role's search, where it stopped or at its beginning.
+
+    Args:
+        run: The run.
+        role: Whose agent.
+        splits: The run's images.
+        inputs: Files of the run folder that the search is made from.
+    """
+    settings = run.config.search
+    marks = {path.relative_to(run.path).as_posix(): sha256_of(path) for path in inputs}
+    return Journal(
+        run.path / "search" / role,
+        role=role,
+        seed=run.config.seed,
+        members=settings.members,
+        epochs=settings.epochs,
+        interval_epochs=settings.interval_epochs,
+        fingerprint={"config": config_mark(run.config, role), "data": splits.fingerprint, **marks},
+    )
+
+
+def config_mark(config: RunConfig, role: Role) -> str:
+    """Return the SHA-256 of all settings that a role's search depends on."""
+    own = config.teacher if role == "teacher" else config.student
+    values: dict[str, Any] = {
+        "data": config.data.model_dump(mode="json", exclude={"root", "download", "workers", "path"}),
+        "search": config.search.model_dump(mode="json", exclude=set(_WHERE)),
+        role: own.model_dump(mode="json"),
+    }
+    if own.weights is not None:
+        values["weights"] = sha256_of(own.weights)
+    if role == "student" and config.student.view == "own":
+        values["view"] = agent_mark(config.teacher.agent) or config.teacher.agent.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def build_trial(run: RunFolder, role: Role, splits: Splits, device: torch.device, progress: Progress) -> Trial:
+    """Return what the members of a role's search share.
+
+    Args:
+        run: The run. For the student's search its teacher is complete, and so is its own float training.
+        role: Whose agent.
+        splits: The search's images.
+        device: Where to train.
+        progress: Where to talk.
+    """
+    as_searched = RunFolder(searched_config(run.config, role), run.path)
+    context = Context(as_searched, splits, device, progress)
+    who = teacher_role(context, alone=True) if role == "teacher" else StudentRole(context)
+    agent, compat = named_agent(run.config, role), run.config.search.compat
+    return Trial(assemble(who), agent, compat=compat, progress=progress)
+
+
+def searched_config(config: RunConfig, role: Role) -> RunConfig:
+    """Return a config whose role trains as long as its search, with an agent that is still to be found.
+
+    Raises:
+        ValueError: If there is no training to go by, or too few epochs for all of the student's phases.
+    """
+    epochs = config.search.epochs
+    own = config.teacher if role == "teacher" else config.student
+    if own.train is None:
+        raise ValueError("teacher.train: missing; the search trains teachers as it says")
+    changes: dict[str, Any] = {"train": stretched_train(own.train, epochs), "agent": unsearched_agent(own.agent)}
+    if role == "student":
+        changes["phases"] = stretched_phases(config, epochs)
+    return config.model_copy(update={role: own.model_copy(update=changes)})
+
+
+def trial_of_folder(path: str, role: Role) -> Trial:
+    """Return :func:`build_trial` of a run folder, in a process of its own: a worker's.
+
+    Args:
+        path: The run folder; it is read, not locked.
+        role: Whose agent.
+    """
+    config = stored_config(Path(path))
+    torch.set_num_threads(config.threads or 1)
+    device = choose_device(config.device)
+    splits = _images(config, role, stored_images(config, Path(path))).to(device)
+    found = search_splits(splits, config.search, seed=config.seed)
+    return build_trial(RunFolder(config, Path(path)), role, found, device, Silent())
+
+
+def _images(config: RunConfig, role: Role, splits: Splits) -> Splits:
+    """Return the images that a role may learn from."""
+    return student_images(config, splits) if role == "student" else splits
+
+
+def _inputs(run: RunFolder, role: Role, full: Splits, device: torch.device, progress: Progress) -> list[Path]:
+    """Return the files of the run folder that a search is made from, after making those that are its own to make."""
+    if role == "teacher":
+        return []
+    student = StudentRole(Context(run, full, device, progress))
+    for part in student.sub_trainings():
+        train_part(part)
+    files = [*guide_of(run).files, *student.start_inputs()]
+    files += [path for method in student.methods for path in method.inputs(run)]
+    files += agent_inputs(run, "teacher") if run.config.student.view == "own" else []
+    return list(dict.fromkeys(files))
+
+
+def _engine(
+    run: RunFolder, role: Role, journal: Journal, splits: Splits, device: torch.device, progress: Progress
+) -> None:
+    settings = run.config.search
+    board = SearchBoard(progress.board(), role, settings.members)
+    if journal.is_done:
+        return
+    if settings.engine == "ray":
+        run_ray(journal, functools.partial(trial_of_folder, str(run.path), role), board, settings)
+    else:
+        run_local(journal, build_trial(run, role, splits, device, progress), board)
+
+
+def _provenance(run: RunFolder, role: Role, journal: Journal, splits: Splits) -> dict[str, Any]:
+    settings = run.config.search.model_dump(mode="json", exclude=set(_WHERE))
+    return {
+        "seed": run.config.seed,
+        "net": run.config.teacher.net if role == "teacher" else run.config.student_net,
+        "reward": REWARDS[role],
+        "made_from": dict(journal.fingerprint),
+        "settings": {**settings, "train_images": len(splits.train), "val_images": len(splits.val)},
+    }

@@ -1,0 +1,328 @@
+"""The table of losses: what a config may name, what each reads, and where it is published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from qkd.losses import (
+    angle_relation_loss,
+    attention_transfer_loss,
+    class_relation_loss,
+    cross_entropy_loss,
+    decoupled_loss,
+    distance_relation_loss,
+    graph_attention_loss,
+    hint_loss,
+    information_flow_loss,
+    logit_relation_loss,
+    multi_head_graph_loss,
+    probabilistic_transfer_loss,
+    similarity_preserving_loss,
+    singular_vector_loss,
+    soft_target_loss,
+    teacher_confidence_loss,
+    top_classes_loss,
+)
+from qkd.losses.features import build_adapter
+from qkd.losses.graphs import ATTENTIONS
+from qkd.losses.information_flow import DIVERGENCES, KERNELS, REDUCTIONS
+from qkd.losses.levels import REMAINDERS
+from qkd.terms.head_graph import HEADS, MultiHeadGraph
+from qkd.terms.width_adapters import WidthAdapters
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword argument of a loss that a config may set.
+
+    Args:
+        kind: ``float`` (whole numbers are taken, too), ``int``, ``str`` or ``bool``.
+        claim: What a value must be, as it reads after "must be".
+        accepts: Whether a value of the right kind is allowed.
+        default: Value where the config says nothing; None leaves it to the function.
+    """
+
+    kind: type
+    claim: str
+    accepts: Callable[[Any], bool]
+    default: float | int | str | bool | None = None
+
+
+@dataclass(frozen=True)
+class FeatureShapes:
+    """Shapes of one image's features, without the batch, in the order of the taps that a module is made for.
+
+    Args:
+        student: Of the student's taps, e.g. ``((16, 8, 8),)``.
+        teacher: Of the teacher's.
+    """
+
+    student: tuple[tuple[int, ...], ...]
+    teacher: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ModuleKind:
+    """A small net that a loss is computed with, trained beside the student and thrown away.
+
+    Terms of one kind share one module where their taps and the named options are the same, in whatever phase they are.
+
+    Args:
+        name: Of the kind, e.g. ``adapter``.
+        build: Makes it from the shapes of its taps and the term's options; None where these taps need none.
+        options: Names of the options that its shape depends on; the loss itself does not get them.
+    """
+
+    name: str
+    build: Callable[[FeatureShapes, Mapping[str, Any]], nn.Module | None]
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LossEntry:
+    """A row of :data:`LOSSES`.
+
+    Args:
+        function: The loss: tensors by position, options by keyword.
+        inputs: What the tensors are, in order: fields of :class:`Outputs`; ``student_feature`` and ``teacher_feature``
+            for a loss that is called once for each pair of taps (and summed over them); or ``student_stages`` and
+            ``teacher_stages`` for one that is called once with the lists of all its taps, in order.
+        summary: One line for `qkd ls losses`.
+        source: Where it is published.
+        options: Name -> what the config may say.
+        module: What it needs beside tensors; the function gets it as the keyword ``module``, None where it needs none.
+        least_taps: Pairs of taps it needs at least, where it reads features.
+        taught_by: Loss that trains its module, in the same or an earlier phase, with the same taps; empty: it does so
+            itself, or has none.
+        teaches: Whether a gradient into the teacher can be asked for (MetaDistil); singular vectors of the teacher stay
+            constants.
+    """
+
+    function: Callable[..., Tensor]
+    inputs: tuple[str, ...]
+    summary: str
+    source: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    module: ModuleKind | None = None
+    least_taps: int = 1
+    taught_by: str = ""
+    teaches: bool = True
+
+    @property
+    def is_pairwise(self) -> bool:
+        """Whether it is called once for each pair of taps."""
+        return "student_feature" in self.inputs or "teacher_feature" in self.inputs
+
+    @property
+    def needs_taps(self) -> bool:
+        """Whether the config must name pairs of modules."""
+        return self.is_pairwise or "student_stages" in self.inputs or "teacher_stages" in self.inputs
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether anything of the student is read (a loss without trains its module on the teacher alone)."""
+        return any(name.startswith("student_") for name in self.inputs)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's forward pass is needed."""
+        return any(name.startswith("teacher_") for name in self.inputs)
+
+    @property
+    def is_distillation(self) -> bool:
+        """Whether it tells what the teacher knows: from a forward pass, or from its weights."""
+        return self.needs_teacher or "class_weights" in self.inputs
+
+
+def _is_positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _is_not_negative(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
+
+
+def _one_of(choices: Sequence[str]) -> Option:
+    return Option(str, f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+_TEMPERATURE = Option(float, "positive", _is_positive, default=4.0)
+_SCALE = Option(float, "not negative (absent: temperature squared)", _is_not_negative)
+_WEIGHT = Option(float, "not negative", _is_not_negative)
+_FEATURES = ("student_feature", "teacher_feature")
+_STAGES = ("student_stages", "teacher_stages")
+_CANDIDATES = Option(int, "at least 1", lambda value: value >= 1)
+_HEADS = Option(int, "at least 1", lambda value: value >= 1, default=HEADS)
+ADAPTER = ModuleKind("adapter", lambda shapes, options: build_adapter(shapes.student[0], shapes.teacher[0]))
+WIDTHS = ModuleKind("widths", lambda shapes, options: _widths(shapes))
+GRAPH = ModuleKind(
+    "graph", lambda shapes, options: MultiHeadGraph(*_channels(shapes), heads=options["heads"]), ("heads",)
+)
+
+
+def _channels(shapes: FeatureShapes) -> tuple[list[int], list[int]]:
+    return [shape[0] for shape in shapes.student], [shape[0] for shape in shapes.teacher]
+
+
+def _widths(shapes: FeatureShapes) -> WidthAdapters | None:
+    student, teacher = _channels(shapes)
+    return None if student == teacher else WidthAdapters(student, teacher)
+
+
+LOSSES: dict[str, LossEntry] = {
+    "cross_entropy": LossEntry(
+        cross_entropy_loss,
+        ("student_logits", "labels", "other_labels", "other_share"),
+        "student against the labels",
+        "Szegedy et al. 2015, section 7 (label smoothing)",
+        {"label_smoothing": Option(float, "in [0, 1)", lambda value: 0 <= value < 1)},
+    ),
+    "soft_target": LossEntry(
+        soft_target_loss,
+        ("student_logits", "teacher_logits"),
+        "student against the teacher's softened distribution",
+        "Hinton et al. 2015, section 2",
+        {
+            "temperature": _TEMPERATURE,
+            "scale": _SCALE,
+            "reduction": Option(str, "batchmean or mean", lambda value: value in ("batchmean", "mean")),
+        },
+    ),
+    "decoupled": LossEntry(
+        decoupled_loss,
+        ("student_logits", "teacher_logits", "labels"),
+        "soft targets in two parts: the true class, and the others among themselves",
+        "Zhao et al. 2022, equation 7",
+        {"temperature": _TEMPERATURE, "target_weight": _WEIGHT, "others_weight": _WEIGHT, "scale": _SCALE},
+    ),
+    "teacher_confidence": LossEntry(
+        teacher_confidence_loss,
+        ("student_logits", "teacher_logits", "labels"),
+        "KD-pt: how sure the teacher is of each image, and nothing else",
+        "Tang et al. 2020, instance level (our reading of the form)",
+        {"temperature": _TEMPERATURE, "scale": _SCALE},
+    ),
+    "class_relation": LossEntry(
+        class_relation_loss,
+        ("student_logits", "labels", "class_weights"),
+        "KD-sim: how the true class relates to the others in the teacher's last layer; needs no teacher forward pass",
+        "Tang et al. 2020, domain level (our reading of the form)",
+        {
+            "temperature": _TEMPERATURE,
+            "sharpness": Option(float, "positive", _is_positive),
+            "one_hot_share": Option(float, "in [0, 1)", lambda value: 0 <= value < 1),
+            "scale": _SCALE,
+        },
+    ),
+    "top_classes": LossEntry(
+        top_classes_loss,
+        ("student_logits", "teacher_logits"),
+        "KD-topk: soft targets of the classes that the teacher thinks likeliest",
+        "Tang et al. 2020",
+        {
+            "temperature": _TEMPERATURE,
+            "classes": Option(int, "at least 1", lambda value: value >= 1, default=3),
+            "remainder": _one_of(REMAINDERS),
+            "scale": _SCALE,
+        },
+    ),
+    "hint": LossEntry(
+        hint_loss,
+        _FEATURES,
+        "mean squared difference at pairs of taps, behind a 1x1 convolution where their shapes differ",
+        "Romero et al. 2015, equation 3",
+        module=ADAPTER,
+    ),
+    "attention_transfer": LossEntry(
+        attention_transfer_loss,
+        _FEATURES,
+        "where in the image features are large, at pairs of taps",
+        "Zagoruyko and Komodakis 2017, section 3.1",
+        {"power": Option(float, "at least 1", lambda value: math.isfinite(value) and value >= 1)},
+    ),
+    "similarity_preserving": LossEntry(
+        similarity_preserving_loss,
+        _FEATURES,
+        "which images of a batch look alike, at pairs of taps",
+        "Tung and Mori 2019, equations 1 to 4",
+    ),
+    "distance_relation": LossEntry(
+        distance_relation_loss,
+        _FEATURES,
+        "RKD-D: how far images of a batch lie apart, at pairs of taps",
+        "Park et al. 2019, equations 5 to 8",
+    ),
+    "angle_relation": LossEntry(
+        angle_relation_loss,
+        _FEATURES,
+        "RKD-A: angles that three images of a batch form, at pairs of taps",
+        "Park et al. 2019, equations 9 to 11",
+    ),
+    "logit_relation": LossEntry(
+        logit_relation_loss,
+        ("student_logits", "teacher_logits"),
+        "RKD, distances and angles, on logits of length 1",
+        "Park et al. 2019, as role-kd applies it",
+        {"distance_weight": _WEIGHT, "angle_weight": _WEIGHT},
+    ),
+    "singular_vector": LossEntry(
+        singular_vector_loss,
+        _STAGES,
+        "KD-SVD: how the first singular vectors of neighbouring taps relate",
+        "Lee, Kim and Song 2018",
+        {"candidates": _CANDIDATES},
+        module=WIDTHS,
+        least_taps=2,
+        teaches=False,
+    ),
+    "multi_head_graph": LossEntry(
+        multi_head_graph_loss,
+        _STAGES,
+        "MHGD: how images of a batch relate, in an attention that graph_attention trains on the teacher",
+        "Lee and Song 2019; with singular_weight 1 MHGD-SVD of role-kd",
+        {
+            "heads": _HEADS,
+            "candidates": _CANDIDATES,
+            "attention": _one_of(ATTENTIONS),
+            "singular_weight": _WEIGHT,
+        },
+        module=GRAPH,
+        least_taps=2,
+        taught_by="graph_attention",
+        teaches=False,
+    ),
+    "graph_attention": LossEntry(
+        graph_attention_loss,
+        ("teacher_stages",),
+        "trains MHGD's attention on the teacher alone, for a phase that trains modules",
+        "Lee and Song 2019 (our form of the estimator)",
+        {"heads": _HEADS, "weight_decay": _WEIGHT},
+        module=GRAPH,
+        least_taps=2,
+        teaches=False,
+    ),
+    "probabilistic_transfer": LossEntry(
+        probabilistic_transfer_loss,
+        _FEATURES,
+        "PKT: probabilities that images of a batch are neighbours, at pairs of taps",
+        "Passalis and Tefas 2018, equations 3, 5 and 6",
+    ),
+    "information_flow": LossEntry(
+        information_flow_loss,
+        _FEATURES,
+        "IFM: divergence of the probabilities that images of a batch are neighbours, at pairs of taps",
+        "Passalis et al. 2020, section 3",
+        {
+            "kernel": _one_of(KERNELS),
+            "divergence": _one_of(DIVERGENCES),
+            "sigma": Option(float, "positive", _is_positive),
+            "reduction": _one_of(REDUCTIONS),
+            "normalize": Option(bool, "true or false", lambda value: True),
+        },
+    ),
+}

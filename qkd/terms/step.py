@@ -1,0 +1,133 @@
+"""The distillation step: student and fixed teacher on one batch, features tapped, terms summed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from qkd.terms.rescaling import step_facts
+from qkd.terms.taps import Taps, tap_paths_of
+from qkd.terms.weighting import Outputs, WeightedTerms
+from qkd.training.job import Batch, StepResult
+
+_SUM_ROUNDING = 1e-4  # of a sum of probabilities in float32
+
+
+class DistillStep:
+    """A training step for the student.
+
+    The teacher is only read: it must be in eval mode with no parameter that requires a gradient; its forward pass
+    builds no graph, and is left out where no term needs it.
+
+    Args:
+        student: Gives logits ``[batch, classes]``.
+        teacher: The same, fixed.
+        terms: The loss.
+        view: Gives the teacher's images for a batch (normalised float32); absent: the student's own.
+        tap_paths: Float module path -> path within the student, for feature losses; absent: the paths are the same.
+        first_epoch: Of the training, where the phase begins: terms with a decay count from it.
+        student_learns: False builds no graph of the student's forward pass: only modules of terms get a gradient.
+
+    Raises:
+        ValueError: If a tap names no module, or a term reads the teacher's last layer and that is not linear; at the
+            first batch, if the teacher gives probabilities.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        terms: WeightedTerms,
+        *,
+        view: Callable[[Batch], Tensor] | None = None,
+        tap_paths: Mapping[str, str] | None = None,
+        first_epoch: int = 0,
+        student_learns: bool = True,
+    ) -> None:
+        if why := getattr(teacher, "without_features", "") if terms.teacher_taps or terms.needs_class_weights else "":
+            raise ValueError(why)
+        self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
+        self._first_epoch, self._student_learns = first_epoch, student_learns
+        self._guard = LogitsGuard("teacher")
+        self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
+        self._teacher_taps = Taps(teacher, terms.teacher_taps, translate=tap_paths_of(teacher), role="teacher")
+        self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
+
+    @contextmanager
+    def tapped(self) -> Iterator[None]:
+        """Hold the forward hooks within a block; the step needs them where a term reads features."""
+        with ExitStack() as stack:
+            stack.enter_context(self._student_taps)
+            stack.enter_context(self._teacher_taps)
+            yield
+
+    def __call__(self, batch: Batch) -> StepResult:
+        """Return loss, terms and the student's logits for a batch."""
+        with nullcontext() if self._student_learns else torch.no_grad():
+            student_logits = self._student(batch.images)
+        student_features = self._student_taps.take()
+        teacher_logits, teacher_features = None, {}
+        if self._terms.needs_teacher:
+            with torch.no_grad():
+                teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
+            self._guard(teacher_logits)
+            teacher_features = self._teacher_taps.take()
+        outputs = Outputs(
+            student_logits, batch.labels, teacher_logits, student_features, teacher_features, self._class_weights,
+            *second_labels(batch),
+        )  # fmt: skip
+        epoch = batch.epoch - self._first_epoch
+        found = self._terms.weigh(outputs, epoch=epoch)
+        facts = step_facts(self._terms.configs, outputs, epoch=epoch)
+        return StepResult(found.total, found.parts, student_logits, found.task, found.knowledge, facts)
+
+
+class LogitsGuard:
+    """Refuses the outputs of a net that ends in softmax or log_softmax: losses take logits, which they soften.
+
+    Only the first batch is looked at: it costs a wait for the GPU.
+
+    Args:
+        role: ``teacher`` or ``student``, for errors.
+    """
+
+    def __init__(self, role: str) -> None:
+        self._role, self._has_looked = role, False
+
+    def __call__(self, outputs: Tensor) -> None:
+        """Look at the outputs of a batch, ``[batch, classes]``.
+
+        Raises:
+            ValueError: If they are probabilities, or logarithms of probabilities.
+        """
+        if self._has_looked or outputs.dim() != 2 or outputs.shape[1] < 2:
+            return
+        self._has_looked = True
+        values = outputs.detach().double()
+        is_softmax = bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < _SUM_ROUNDING).all())
+        if is_softmax or bool((values.logsumexp(1).abs() < _SUM_ROUNDING).all()):
+            raise ValueError(
+                f"the {self._role} gives {'' if is_softmax else 'logarithms of '}probabilities: it ends in "
+                f"{'softmax' if is_softmax else 'log_softmax'}, and losses take logits; remove that layer from the net "
+                "(it has no weights)"
+            )
+
+
+def second_labels(batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return the second labels of a batch and their shares; None where images are not mixed."""
+    return (None, None) if batch.mixed is None else (batch.mixed.labels, batch.mixed.share)
+
+
+def last_weights(teacher: nn.Module) -> Tensor:
+    """Return the weights of a net's last linear layer, ``[classes, features]``, without gradient.
+
+    Raises:
+        ValueError: If it has no linear layer.
+    """
+    layers = [module for module in teacher.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError("a loss term reads the teacher's last linear layer (class_weights), but it has none")
+    return layers[-1].weight.detach()

@@ -1,0 +1,325 @@
+"""The weighted sum of losses that a config describes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from qkd.config import TermConfig
+from qkd.terms.loss_table import LOSSES, LossEntry
+from qkd.terms.modules import ModuleBank
+from qkd.terms.taps import PRE_QUANT
+
+KINDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a step's forward passes gave.
+
+    Args:
+        student_logits: Shape ``[batch, classes]``.
+        labels: Shape ``[batch]``, int64.
+        teacher_logits: Shape ``[batch, classes]``; None where no term needs the teacher.
+        student_features: Tap (float module path) -> tensor.
+        teacher_features: Tap -> tensor.
+        class_weights: Of the teacher's last layer, shape ``[classes, features]``; None where no term reads them.
+        other_labels: Second labels of mixed images, int64, shape ``[batch]``; None where images are not mixed.
+        other_share: What part of each label they are, shape ``[batch]``.
+    """
+
+    student_logits: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None = None
+    student_features: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
+    class_weights: Tensor | None = None
+    other_labels: Tensor | None = None
+    other_share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What terms give on one batch.
+
+    Args:
+        total: The weighted sum, shape ``[]``, with its graph.
+        parts: Each term's value before weighting, shape ``[]``.
+        task: The weighted sum of the terms that need no teacher; None where there is none.
+        knowledge: The weighted sum of those that do; None where there is none.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    task: Tensor | None
+    knowledge: Tensor | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss, ready to be computed.
+
+    Args:
+        name: Of its part; a loss that occurs twice has a number behind it.
+        config: Weight, decay and taps.
+        entry: Its row of the table.
+        options: Keyword arguments.
+        modules: One a pair of taps for a pairwise loss, else one; None where it needs none; empty for a loss without.
+    """
+
+    name: str
+    config: TermConfig
+    entry: LossEntry
+    options: Mapping[str, Any]
+    modules: tuple[nn.Module | None, ...] = ()
+
+    def weight(self, epoch: int) -> float:
+        """Return its weight in an epoch of its phase, from 0."""
+        return self.config.weight * self.config.decay**epoch
+
+
+class WeightedTerms:
+    """The sum of weighted losses that a list of terms describes; :func:`build_terms` makes and checks it.
+
+    A term of weight zero is left out altogether: it costs nothing and changes no bit of the result.
+
+    Args:
+        terms: Those of positive weight count.
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._terms = tuple(term for term in terms if term.config.weight > 0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parts, in order; a loss that occurs twice has a number behind it."""
+        return tuple(term.name for term in self._terms)
+
+    @property
+    def configs(self) -> tuple[TermConfig, ...]:
+        """The terms as the config has them, those of weight zero left out."""
+        return tuple(term.config for term in self._terms)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a step must run the teacher."""
+        return any(term.entry.needs_teacher for term in self._terms)
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether a term reads anything of the student."""
+        return any(term.entry.needs_student for term in self._terms)
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether a term is computed with a module that learns."""
+        return any(module is not None for term in self._terms for module in term.modules)
+
+    @property
+    def needs_class_weights(self) -> bool:
+        """Whether a term reads the weights of the teacher's last layer."""
+        return any("class_weights" in term.entry.inputs for term in self._terms)
+
+    @property
+    def student_taps(self) -> tuple[str, ...]:
+        """Module paths of the student's float net that features are read from, as :class:`Taps` takes them."""
+        return _unique(_student_tap(term, pair[0]) for term in self._terms for pair in term.config.taps)
+
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """Module paths of the teacher that features are read from."""
+        return _unique(pair[1] for term in self._terms for pair in term.config.taps)
+
+    def __call__(self, outputs: Outputs, *, epoch: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum, shape ``[]``, and its parts before weighting, shape ``[]`` each."""
+        weighted = self.weigh(outputs, epoch=epoch)
+        return weighted.total, dict(weighted.parts)
+
+    def weigh(self, outputs: Outputs, *, epoch: int = 0) -> Weighted:
+        """Return the weighted sum, its parts, and its share of the task and of the teacher's knowledge.
+
+        Args:
+            outputs: Of the forward passes.
+            epoch: Of the phase, from 0: terms with a decay weigh less from epoch to epoch.
+
+        Raises:
+            ValueError: If no term has a positive weight, or one reads what the step does not have.
+        """
+        parts: dict[str, Tensor] = {}
+        total = task = knowledge = None
+        for term in self._terms:
+            parts[term.name] = value = _evaluate(term, outputs)
+            weight = term.weight(epoch)
+            value = value if weight == 1 else value * weight
+            total = value if total is None else total + value
+            if term.entry.is_distillation:
+                knowledge = value if knowledge is None else knowledge + value
+            else:
+                task = value if task is None else task + value
+        if total is None:
+            raise ValueError("no loss term has a positive weight")
+        return Weighted(total, parts, task, knowledge)
+
+
+def check_terms(terms: Sequence[TermConfig], where: str = "terms") -> tuple[str, ...]:
+    """Return every fault of a list of terms, each with its path; empty if they can be built.
+
+    Args:
+        terms: As the config has them.
+        where: Path of the list in the config, e.g. ``student.terms``.
+
+    Returns:
+        A sentence a fault, each with its path.
+    """
+    faults = [fault for index, term in enumerate(terms) for fault in _term_faults(term, f"{where}[{index}]")]
+    if not any(term.weight > 0 for term in terms):
+        faults.append(f"{where}: no term has a positive weight, so there is nothing to learn from")
+    return tuple(faults)
+
+
+def build_terms(
+    terms: Sequence[TermConfig], *, label_smoothing: float = 0.0, bank: ModuleBank | None = None
+) -> WeightedTerms:
+    """Build the loss that a list of terms describes.
+
+    Args:
+        terms: As the config has them.
+        label_smoothing: Of cross-entropy terms that do not set their own.
+        bank: Builds the modules of losses that need some; absent: they are computed without.
+
+    Returns:
+        A callable from :class:`Outputs` to the weighted sum and its parts.
+
+    Raises:
+        ValueError: If a loss or option is unknown, an option has the wrong type or value, taps are missing or given
+            where none are read, or no term has a positive weight; all faults at once.
+    """
+    faults = check_terms(terms)
+    if faults:
+        raise ValueError("the loss terms cannot be built:\n" + "\n".join(f"  {fault}" for fault in faults))
+    names = _part_names(terms)
+    return WeightedTerms([_build(name, term, label_smoothing, bank) for name, term in zip(names, terms, strict=True)])
+
+
+def _build(name: str, term: TermConfig, label_smoothing: float, bank: ModuleBank | None) -> Term:
+    entry, options = LOSSES[term.loss], _options(term, label_smoothing)
+    modules: tuple[nn.Module | None, ...] = ()
+    if entry.module is not None and bank is not None and term.weight > 0:
+        groups = [(pair,) for pair in term.taps] if entry.is_pairwise else [term.taps]
+        modules = tuple(bank.take(entry.module, pairs, options) for pairs in groups)
+    return Term(name, term, entry, options, modules)
+
+
+def _evaluate(term: Term, outputs: Outputs) -> Tensor:
+    entry = term.entry
+    if not entry.is_pairwise:
+        return _call(term, 0, _stages(term, outputs), outputs)
+    values = []
+    for index, (student_path, teacher_path) in enumerate(term.config.taps):
+        features = {
+            "student_feature": outputs.student_features[_student_tap(term, student_path)],
+            "teacher_feature": outputs.teacher_features[teacher_path],
+        }
+        values.append(_call(term, index, features, outputs))
+    return values[0] if len(values) == 1 else sum(values[1:], values[0])
+
+
+def _stages(term: Term, outputs: Outputs) -> dict[str, Any]:
+    """Return the lists of features of a loss that reads all its taps at once; of those it reads only."""
+    found = {}
+    if "student_stages" in term.entry.inputs:
+        found["student_stages"] = [outputs.student_features[_student_tap(term, path)] for path, _ in term.config.taps]
+    if "teacher_stages" in term.entry.inputs:
+        found["teacher_stages"] = [outputs.teacher_features[path] for _, path in term.config.taps]
+    return found
+
+
+def _student_tap(term: Term, path: str) -> str:
+    return path + PRE_QUANT if term.config.tap == "pre_quant" else path
+
+
+def _call(term: Term, index: int, features: Mapping[str, Any], outputs: Outputs) -> Tensor:
+    inputs = term.entry.inputs
+    if outputs.other_labels is not None and "labels" in inputs and "other_labels" not in inputs:
+        raise ValueError(f"{term.name} reads one label an image, but mixed images (CutMix) have two; use cross_entropy")
+    tensors = [features[name] if name in features else _input(outputs, name) for name in inputs]
+    module = {} if term.entry.module is None else {"module": term.modules[index] if term.modules else None}
+    shaping = () if term.entry.module is None else term.entry.module.options
+    options = {name: value for name, value in term.options.items() if name not in shaping}
+    try:
+        return term.entry.function(*tensors, **options, **module)
+    except ValueError as error:
+        taps = " and ".join(term.config.taps[index]) if term.entry.is_pairwise else ""
+        raise ValueError(f"{term.name}{f' (taps {taps})' if taps else ''}: {error}") from error
+
+
+def _input(outputs: Outputs, name: str) -> Tensor | None:
+    value = getattr(outputs, name)
+    if value is None and name.startswith("other_"):
+        return None
+    if value is None:
+        raise ValueError(f"a loss term needs {name}, but the step has none: it comes from the teacher")
+    return value  # type: ignore[no-any-return]
+
+
+def _options(term: TermConfig, label_smoothing: float) -> dict[str, Any]:
+    entry = LOSSES[term.loss]
+    options = {name: option.default for name, option in entry.options.items() if option.default is not None}
+    if "label_smoothing" in entry.options:
+        options["label_smoothing"] = label_smoothing
+    return {**options, **term.options}
+
+
+def _part_names(terms: Sequence[TermConfig]) -> list[str]:
+    names: list[str] = []
+    for term in terms:
+        count = sum(other.loss == term.loss for other in terms[: len(names)])
+        names.append(term.loss if count == 0 else f"{term.loss}_{count + 1}")
+    return names
+
+
+def _term_faults(term: TermConfig, where: str) -> list[str]:
+    entry = LOSSES.get(term.loss)
+    if entry is None:
+        return [f"{where}.loss: unknown loss {term.loss!r}{_meant(term.loss, LOSSES)}"]
+    faults = [fault for name, value in term.options.items() for fault in _option_faults(entry, name, value, where)]
+    if entry.needs_taps and not term.taps:
+        faults.append(f"{where}.taps: {term.loss} reads features: name pairs [student module, teacher module]")
+    elif entry.needs_taps and len(term.taps) < entry.least_taps:
+        faults.append(f"{where}.taps: {term.loss} relates taps: name at least {entry.least_taps}, got {len(term.taps)}")
+    if term.taps and not entry.needs_taps:
+        faults.append(f"{where}.taps: {term.loss} reads no features; remove the taps")
+    if term.tap != "quantised" and not entry.needs_taps:
+        faults.append(f"{where}.tap: {term.loss} reads no features; remove `tap`")
+    return faults
+
+
+def _option_faults(entry: LossEntry, name: str, value: Any, where: str) -> list[str]:
+    option = entry.options.get(name)
+    path = f"{where}.options.{name}"
+    if option is None:
+        return [f"{path}: unknown option{_meant(name, entry.options)}"]
+    if not _has_kind(value, option.kind):
+        return [f"{path}: must be {KINDS[option.kind]}, got {value!r}"]
+    return [] if option.accepts(value) else [f"{path}: must be {option.claim}, got {value!r}"]
+
+
+def _has_kind(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _meant(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; known: {', '.join(sorted(known))}" if known else "; it has none"
+
+
+def _unique(paths: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(paths))

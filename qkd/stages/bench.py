@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from export import DeviceResult, Settings, measure_devices
-from qkd.bench_targets import Targets, find_targets, with_baseline
+from qkd.bench.device_file import resolve_devices
+from qkd.bench.targets import Targets, find_targets, with_baseline
 from qkd.config import BenchConfig
-from qkd.device_file import resolve_devices
 from qkd.files import write_json
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder

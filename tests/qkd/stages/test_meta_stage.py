@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from qkd.analysis.run_diagnosis import diagnose_target
+from qkd.analysis.run_retrieval import _Reader
 from qkd.config import PhaseConfig
 from qkd.data import load_splits
-from qkd.diagnosing import diagnose_target
 from qkd.distill import phase_faults
 from qkd.files import read_safetensors
 from qkd.nets import build_net
 from qkd.progress import Silent
-from qkd.retrieving import _Reader
 from qkd.run.folder import RunFolder
 from qkd.stages.export import _inputs, float_nets
 from qkd.stages.models import load_followed, load_student, load_teacher, prepare_student

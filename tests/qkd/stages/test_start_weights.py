@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from qkd.checking import file_faults
 from qkd.config import RunConfig
 from qkd.files import read_json, read_safetensors, write_safetensors
-from qkd.named_files import file_faults
 from qkd.nets import build_net
 from qkd.pipeline import run_stages
 from qkd.progress import Silent

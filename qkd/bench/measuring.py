@@ -1,0 +1,94 @@
+"""Measure named models on named devices: ``qkd bench MODEL... --on DEVICE``."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from export import Device, Settings, measure_devices
+from qkd.bench.device_file import resolve_devices
+from qkd.bench.targets import CALIBRATION_IMAGES, NO_FLOAT, Targets, find_targets, is_run, with_baseline
+from qkd.failures import UsageError
+from qkd.files import write_json
+from qkd.progress import Progress
+from qkd.report.bench_table import BenchTable
+
+SETTINGS = ("threads", "rounds", "warmup", "provider", "affinity", "batch_size")
+
+
+def names_models(targets: list[str]) -> bool:
+    """Return whether the first of what was named is an ONNX file or a run folder, and not a config."""
+    first = Path(targets[0])
+    return first.suffix == ".onnx" or is_run(first) or (first.is_dir() and (first / "config.yaml").is_file())
+
+
+def refuse_options(args: argparse.Namespace) -> None:
+    """Raise if an option was given that a config has keys for.
+
+    Raises:
+        UsageError: If so; says which key.
+    """
+    keys = {"on": "on", "devices": "devices", "int8_baseline": "int8_baseline", "timeout": "timeout_s"}
+    keys |= {name: name for name in SETTINGS}
+    given = [name for name in keys if getattr(args, name) not in (None, False)]
+    if given or args.sample or args.output:
+        names = ", ".join(f"bench.{keys[name]}=..." for name in given)
+        raise UsageError(
+            f"{args.config} is a config, whose bench section says how to measure"
+            f"{f': give {names}' if names else ''}; options are for ONNX files and run folders"
+        )
+
+
+def bench_models(args: argparse.Namespace, progress: Progress) -> BenchTable:
+    """Measure what the arguments name.
+
+    Args:
+        args: ``config`` and ``overrides`` hold the models; the rest are options, None where not given.
+        progress: Where to say what happens.
+
+    Raises:
+        ConfigError: If a device is not known.
+        UsageError: If a model is not there, or the options do not go together.
+        ValueError: If a setting is out of range.
+    """
+    devices = _devices(args)
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    settings = Settings(**given)
+    targets = find_targets([args.config, *args.overrides], args.sample)
+    with tempfile.TemporaryDirectory(prefix="qkd-bench-") as place:
+        if args.int8_baseline and targets.reference is None:
+            raise UsageError(NO_FLOAT)
+        if args.int8_baseline:
+            targets = with_baseline(targets, Path(place), _calibration(targets, progress))
+        results = measure_devices(devices, targets.paths, settings, sample=targets.sample, say=progress.say)
+        table = BenchTable(results, targets.reference)
+    if args.output is not None:
+        write_json(args.output, table.to_json())
+        progress.say(f"written to {args.output}")
+    return table
+
+
+def _devices(args: argparse.Namespace) -> list[Device]:
+    found = resolve_devices(args.on or ["local"], args.devices, timeout_s=args.timeout)
+    own = {"timeout_s": args.timeout} if args.timeout else {}
+    # an option of the command line stands above a device's own entry
+    own |= {name: None for name in ("threads", "provider", "affinity") if getattr(args, name) is not None}
+    return [replace(device, **own) for device in found]
+
+
+def _calibration(targets: Targets, progress: Progress) -> npt.NDArray[np.float32]:
+    """Return training images of the run, or else the sample."""
+    for folder in targets.runs.values():
+        from qkd.stages.sample import calibration_images
+        from qkd.stages.stored import stored_config
+
+        return calibration_images(stored_config(folder), folder=folder)
+    if targets.sample is None:
+        raise UsageError("--int8-baseline needs images to calibrate on: give --sample FILE.npz, or a run folder")
+    progress.warn("int8-static is calibrated on the sample it is scored on, which flatters its accuracy")
+    return targets.sample.images[:CALIBRATION_IMAGES]

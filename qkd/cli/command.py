@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 STAGE_NAMES = ("teacher", "search", "distill", "export", "bench", "report")  # in the order of an experiment
 CONFIG = ("CONFIG", "a YAML file, or a shipped config such as digits/w2a2")
+CONFIG_OR_RUN = ("CONFIG|RUN", "a YAML file, a shipped config such as digits/w2a2, or a run folder")
 
 
 def add_command(
@@ -66,6 +67,11 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
     from qkd.checking import file_faults, name_faults
     from qkd.config.binding import load_config
 
+    folder = Path(args.config)
+    if hasattr(args, "runs_dir") and (folder / "config.yaml").is_file():
+        folder = folder.resolve()  # the folder's own config; the folder may have got another name
+        args.config, args.runs_dir = str(folder / "config.yaml"), folder.parent
+        args.overrides = [*args.overrides, f"name={folder.name}"]
     return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
 
 

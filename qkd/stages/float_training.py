@@ -12,7 +12,8 @@ from qkd.agents import build_agent
 from qkd.config import AgentConfig, DataConfig, TrainConfig
 from qkd.data import Splits
 from qkd.progress import Progress
-from qkd.run.folder import RunFolder, leaves
+from qkd.run.folder import RunFolder
+from qkd.run.identity import leaves
 from qkd.stages.models import WEIGHTS, net_facts, save_net
 from qkd.stages.outcome import score, write_outcome
 from qkd.stages.role_agents import agent_mark

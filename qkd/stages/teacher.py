@@ -6,6 +6,7 @@ from qkd.files import sha256_of, write_text
 from qkd.nets import load_weights
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
+from qkd.stages.borrowed import borrow_teacher
 from qkd.stages.float_training import (
     keep_last_checkpoint,
     train_float,
@@ -23,7 +24,7 @@ from qkd.training.precision import choose_device
 
 def run(run: RunFolder, progress: Progress) -> None:
     """Search the teacher's agent where the config says so, train the teacher (both resuming), score it once
-    on the test images, and write ``teacher/``.
+    on the test images, and write ``teacher/``; or take all that from another run.
 
     Raises:
         ValueError: If the data, the net or the given weights cannot be used.
@@ -31,6 +32,9 @@ def run(run: RunFolder, progress: Progress) -> None:
         qkd.training.TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """
+    if run.config.teacher.run is not None:
+        borrow_teacher(run, run.config.teacher.run, progress)
+        return
     warn_of_another_environment(run, progress)
     with cpu_threads(run.config.threads):
         search_agent(run, "teacher", progress)

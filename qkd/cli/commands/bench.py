@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qkd.cli.command import add_command, load, new_progress, print_result, run_stages_of
 from qkd.cli.values import cpus, finite, whole
 from qkd.failures import BAD_INPUT, DONE, FAILED
 from qkd.files.user_paths import user_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def add(commands: Any) -> None:
@@ -25,11 +30,19 @@ def bench(args: argparse.Namespace) -> int:
     if not names_models([args.config]):
         refuse_options(args)
         return run_stages_of(load(args), (args.name,), args)
-    table = bench_models(args, new_progress())
+    table = bench_models(args, new_progress(), calibration=_training_images)
     print_result(args, table)
     if table.failures:
         return BAD_INPUT if table.is_input_fault else FAILED
     return DONE
+
+
+def _training_images(folder: Path) -> npt.NDArray[np.float32]:
+    """Return images of a run folder to calibrate an int8 baseline on."""
+    from qkd.stages.sample import calibration_images
+    from qkd.stages.stored import stored_config
+
+    return calibration_images(stored_config(folder), folder=folder)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import CONFIG, add_command, load, run_stages_of
+from qkd.cli.command import CONFIG_OR_RUN, add_command, load, run_stages_of
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    add_command(commands, "report", report, "write report.html and report.md", config=CONFIG, has_runs=True)
+    add_command(commands, "report", report, "write report.html and report.md", config=CONFIG_OR_RUN, has_runs=True)
 
 
 def report(args: argparse.Namespace) -> int:

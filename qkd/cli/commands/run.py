@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import CONFIG, STAGE_NAMES, add_command, load, new_progress, print_result, run_stages_of
+from qkd.cli.command import CONFIG_OR_RUN, STAGE_NAMES, add_command, load, new_progress, print_result, run_stages_of
+
+CHANGES = (
+    "In a run that is there, settings of export and bench, device and threads may change: only the stages behind them "
+    "run again. Another student of its teacher is another run: `qkd run CONFIG name=second teacher.run=runs/first "
+    "student.quant.weight_bits=4` takes the teacher of the first and trains none."
+)
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
     text = "every stage, resuming where it stopped"
-    parser = add_command(commands, "run", run, text, config=CONFIG, has_runs=True)
+    parser = add_command(commands, "run", run, text, config=CONFIG_OR_RUN, has_runs=True)
     parser.add_argument(
         "--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing"
     )
+    parser.description = f"Every stage, resuming where it stopped. {CHANGES}"
     parser.add_argument("--until", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="the last stage to run")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import CONFIG, add_command, load, run_stages_of
+from qkd.cli.command import CONFIG_OR_RUN, add_command, load, run_stages_of
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",
@@ -18,7 +18,7 @@ STAGE_HELP = {
 def add(commands: Any) -> None:
     """Declare the commands."""
     for name, text in STAGE_HELP.items():
-        stage = add_command(commands, name, run_stage, text, config=CONFIG, has_runs=True)
+        stage = add_command(commands, name, run_stage, text, config=CONFIG_OR_RUN, has_runs=True)
         if name == "export":
             strict = (
                 "a layer that stays in float is an error, also of an export that is complete (or export.strict=true)"

@@ -61,7 +61,7 @@ def test_a_run_folder_with_its_sample_and_the_int8_baseline(
     models = device["models"]
     assert list(models) == ["student", "teacher", "int8-static"] and device["failure"] is None
     assert models["student"]["accuracy"] == models["student"]["agreement"] == 1.0
-    assert models["student"]["images"] == 64 and models["teacher"]["to_float"] == 1.0
+    assert device["images"] == 64 and models["teacher"]["to_float"] == 1.0
     assert models["teacher"]["agreement"] == 1.0 and models["int8-static"]["agreement"] > 0.9
     assert models["student"]["to_float"] == models["student"]["median_ms"] / models["teacher"]["median_ms"]
     assert models["student"]["peak_memory_bytes"] > 1e6
@@ -160,13 +160,13 @@ def test_models_may_stand_behind_options(made: Path, capsys: pytest.CaptureFixtu
     student, teacher = made / "export" / "student.onnx", made / "export" / "teacher.onnx"
     out, _ = run(capsys, student, "--affinity", "0-0,0", *QUICK, teacher, "--json")
     (device,) = json.loads(out)["devices"]
-    assert list(device["models"]) == ["student", "teacher"] and device["models"]["student"]["affinity"] == [0, 0]
+    assert list(device["models"]) == ["student", "teacher"] and device["affinity"] == [0, 0]
 
 
 def test_options_stand_above_a_devices_own(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d.yaml").write_text("devices: {slow: {address: local, threads: 2}}\n")
     words = (made / "export" / "student.onnx", *QUICK, "--on", "slow", "--devices", tmp_path / "d.yaml", "--json")
     (device,) = json.loads(run(capsys, *words)[0])["devices"]
-    assert device["device"] == "slow" and device["models"]["student"]["threads"] == 2
+    assert device["device"] == "slow" and device["threads"] == 2
     (device,) = json.loads(run(capsys, *words, "--threads", 1)[0])["devices"]
-    assert device["models"]["student"]["threads"] == 1
+    assert device["threads"] == 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.devices import DeviceResult, LatencyReport
+from qkd.bench.record import Record
 from qkd.report.table import align, megabytes, milliseconds, percent
 
 HEAD = ["device", "model", "median", "p10", "p90", "p99", "to float", "size", "memory", "accuracy", "agreement"]
@@ -18,10 +19,12 @@ class BenchTable:
 
     Args:
         results: One a device.
+        records: Of each, what is written of it.
         reference: Name of the float model that ratios are to; None where there is none.
     """
 
     results: Sequence[DeviceResult]
+    records: Sequence[Record]
     reference: str | None = None
 
     @property
@@ -35,12 +38,8 @@ class BenchTable:
         return all(result.failure and result.is_input_fault for result in self.results)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the results as plain data, ratios included."""
-        devices = [result.to_json() for result in self.results]
-        for result, device in zip(self.results, devices, strict=True):
-            for name, report in result.reports.items():
-                device["models"][name]["to_float"] = self.ratio(result, report)
-        return {"reference": self.reference, "devices": devices}
+        """Return the records as plain data."""
+        return {"reference": self.reference, "devices": list(self.records)}
 
     def to_text(self) -> str:
         """Return the table; notes and failures stand at the end of their rows."""

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import Splits, load_splits, normalise
+from qkd.files.yaml_text import parse_yaml
 from qkd.methods.auxiliary.training import auxiliary_config
 from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.methods.rotations.branches import branches_file, fresh_branches, save_branches

@@ -5,16 +5,23 @@ Errors: ``ExportError(ValueError)`` (nothing was written), ``ParityError(Runtime
 ``DeviceError(RuntimeError)`` (a device could not be reached, lacks something, or failed).
 """
 
-from export.checks import ExportError
-from export.conversion.repack import repack
-from export.cost import CostReport, LayerCost, Totals, cost_of_file, cost_of_student, cost_of_view
-from export.devices import Device, DeviceError, DeviceResult, LatencyReport, Settings, measure_devices
-from export.devices.latency import measure_interleaved, measure_latency
-from export.models.float_twin import export_float
-from export.models.int8_baseline import export_int8_baseline
-from export.models.student import ExportedLayer, ExportedModel, export_onnx, write_view
-from export.parity import Comparison, LayerParity, ParityError, ParityReport, check_parity
-from export.sample import Sample, expect, read_sample, sample_size, write_sample
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from export.checks import ExportError
+    from export.conversion.repack import repack
+    from export.cost import CostReport, LayerCost, Totals, cost_of_file, cost_of_student, cost_of_view
+    from export.devices import Device, DeviceError, DeviceResult, LatencyReport, Settings, measure_devices
+    from export.devices.latency import measure_interleaved, measure_latency
+    from export.models.float_twin import export_float
+    from export.models.int8_baseline import export_int8_baseline
+    from export.models.student import ExportedLayer, ExportedModel, export_onnx, write_view
+    from export.parity import Comparison, LayerParity, ParityError, ParityReport, check_parity
+    from export.sample import Sample, expect, read_sample, sample_size, write_sample
+else:
+    from export.on_demand import on_demand
+
+    __getattr__, __dir__ = on_demand(__name__)
 
 __all__ = [
     "Comparison",

@@ -82,6 +82,12 @@ def test_a_package_exports_what_it_says(folder: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # old names warn on access
         assert [one for one in module.__all__ if not hasattr(module, one)] == []
     body = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
+    on_demand = [node for node in body if isinstance(node, ast.If)]
+    for node in on_demand:
+        assert ast.unparse(
+            node.test
+        ) == "TYPE_CHECKING" and "__getattr__, __dir__ = on_demand(__name__)" in ast.unparse(node)
+        body = [*(other for other in body if other is not node), *node.body]
     kinds = {type(node).__name__ for node in body}
     assert kinds <= {"Expr", "ImportFrom", "Assign", "AnnAssign"}, "re-exports, tables and __all__, nothing else"
     brought = {alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom)
@@ -90,7 +96,7 @@ def test_a_package_exports_what_it_says(folder: Path) -> None:
     assert public <= set(module.__all__), "everything brought up from below is listed"
 
 
-@pytest.mark.parametrize("name", ["qkd.distill", "qkd.distill.losses", "qkd.distill.methods"])
+@pytest.mark.parametrize("name", ["qkd.distill", "qkd.losses", "qkd.distill.methods"])
 def test_the_names_of_a_room_that_has_moved_are_found_for_a_release(name: str) -> None:
     """Every name is what it was, and says where it is now."""
     module = importlib.import_module(name)
@@ -143,19 +149,51 @@ def test_no_module_of_ours_sets_a_warnings_filter_or_a_seed_at_import() -> None:
 
 
 def test_the_command_line_helps_without_torch() -> None:
-    code = "import sys; import qkd.cli; qkd.cli.build_parser().format_help(); print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    modules = set(ast.literal_eval(done.stdout))
+    modules = modules_after("qkd.cli.build_parser().format_help()")
     assert "qkd.cli" in modules
     assert modules & {"torch", "pydantic", "numpy", "yaml", "onnxruntime", "jinja2", "matplotlib"} == set()
 
 
+HEAVY = {"torch", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy"}  # each takes tenths of seconds, or seconds
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate", "configs/digits/rolewise.yaml"],
+        ["validate", "digits/methods/mhgd", "bench.on=[local, ssh://board]"],
+        ["validate", "digits/w2a2", "teacher.net=resnet-18", "student.agent.policy=pbq", "data.name=digitz"],
+        ["show", "digits/w2a2"],
+        ["ls", "nets"],
+        ["ls", "losses"],
+        ["ls", "policies"],
+        ["ls", "configs"],
+    ],
+    ids=" ".join,
+)
+def test_a_config_is_checked_and_names_are_listed_without_torch(words: list[str]) -> None:
+    modules = modules_after(f"assert qkd.cli.main({words}) == {2 if 'data.name=digitz' in words else 0}")
+    assert "pydantic" in modules
+    assert modules & HEAVY == set()
+
+
+def modules_after(code: str) -> set[str]:
+    """Return what a fresh process has imported after a line of code."""
+    code = f"import contextlib, io, sys; import qkd.cli\nwith contextlib.redirect_stdout(io.StringIO()): {code}\n" \
+           "print(sorted(sys.modules))"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    return set(ast.literal_eval(done.stdout))
+
+
 def test_sub_commands_are_short() -> None:
-    tree = ast.parse((ROOT / "qkd" / "commands.py").read_text(encoding="utf-8"))
-    commands = [node for node in tree.body if isinstance(node, ast.FunctionDef)
+    files = sorted((ROOT / "qkd" / "cli" / "commands").glob("*.py"))
+    nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    commands = [node for node in nodes if isinstance(node, ast.FunctionDef)
                 and [argument.annotation and ast.unparse(argument.annotation) for argument in node.args.args]
                 == ["argparse.Namespace"]]  # fmt: skip
-    assert len(commands) >= 6
+    assert len(commands) >= 15
     assert [node.name for node in commands if (node.end_lineno or 0) - node.lineno >= 16] == []
 
 

@@ -57,7 +57,7 @@ RAISE_NOTHING = {
     "qkd.data.sampling_note",
     "qkd.data.sets.load_digits_splits",
     "qkd.distill.check_terms",
-    "qkd.distill.losses.right_singular_vectors",
+    "qkd.losses.right_singular_vectors",
     "qkd.distill.phase_faults",
     "qkd.foreign.clean_output",
     "qkd.foreign.is_regular",

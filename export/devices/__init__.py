@@ -3,11 +3,18 @@
 Error: ``DeviceError(RuntimeError)``: a device could not be reached, lacks something, or failed.
 """
 
-from export.devices.connections.address import Device, DeviceError, as_device
-from export.devices.fleet import DeviceResult, measure_devices
-from export.devices.measuring import Settings, measure_on, probe_device
-from export.devices.probing import Probe
-from export.devices.report import LatencyReport
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from export.devices.connections.address import Device, DeviceError, as_device
+    from export.devices.fleet import DeviceResult, measure_devices
+    from export.devices.measuring import Settings, measure_on, probe_device
+    from export.devices.probing import Probe
+    from export.devices.report import LatencyReport
+else:
+    from export.on_demand import on_demand
+
+    __getattr__, __dir__ = on_demand(__name__)
 
 __all__ = [
     "Device",

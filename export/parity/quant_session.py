@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from export.extras import QONNX
 from export.runtime import load_model
 
 NODE_IR_VERSION = 8  # of 2021: every onnxruntime loads it, and none asks whether it fits the operator set
-HINT = "pip install 'qkd-toolkit[qonnx]' (Python 3.11 or newer)"
 
 
 def qonnx_version() -> str:
@@ -27,7 +27,7 @@ def qonnx_version() -> str:
     try:
         import qonnx.core.onnx_exec  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"files of flavour 'qonnx' are run by qonnx's executor, which is missing: {HINT}") from error
+        raise ImportError(f"files of flavour 'qonnx' are run by qonnx's executor, which is missing: {QONNX}") from error
     from importlib import metadata
 
     return metadata.version("qonnx")

@@ -1,14 +1,21 @@
 """Augmentation agents: typed policies and schedules, their files, and the batched engine that applies them."""
 
-from qkd.agents.agent import POLICIES, Agent, build_agent
-from qkd.agents.policies.policy import PBA_OPERATIONS, Op, Policy, Schedule, Segment
-from qkd.agents.policies.schedule_file import (
-    ScheduleError,
-    ScheduleFile,
-    load_schedule,
-    read_schedule_file,
-    save_schedule,
-)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qkd.agents.agent import POLICIES, Agent, build_agent
+    from qkd.agents.policies.policy import PBA_OPERATIONS, Op, Policy, Schedule, Segment
+    from qkd.agents.policies.schedule_file import (
+        ScheduleError,
+        ScheduleFile,
+        load_schedule,
+        read_schedule_file,
+        save_schedule,
+    )
+else:
+    from export.on_demand import on_demand
+
+    __getattr__, __dir__ = on_demand(__name__)
 
 __all__ = [
     "Agent",

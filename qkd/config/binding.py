@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from qkd.config import RunConfig
 from qkd.config.bind_faults import LONGEST_NAME, Fault, describe, place, plain_faults, schema_faults
+from qkd.config.borrowed import borrowed_run, has_config, with_borrowed_teacher
 from qkd.failures import ConfigError as ConfigError
+from qkd.files.user_paths import user_path
 from qkd.files.yaml_text import DEEPEST, MOST_FAULTS, YamlError, first_of, parse_yaml, read_yaml
 from qkd.foreign.shown import shown_line
 
@@ -160,7 +162,20 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     Raises:
         ConfigError: With every fault that was found.
     """
-    return bind(apply_overrides(read_config(find_config(str(name))), overrides), checks=checks)
+    data = apply_overrides(read_config(find_config(str(name))), overrides)
+    return bind(_with_teacher(data), checks=checks)
+
+
+def _with_teacher(data: dict[str, Any]) -> dict[str, Any]:
+    """Return raw data with the settings of a teacher that is another run's (``teacher.run``) filled in."""
+    run = borrowed_run(data)
+    if run is None:
+        return data
+    if has_config(run):
+        return with_borrowed_teacher(data, read_config(user_path(run) / "config.yaml"))
+    if "net" in data["teacher"]:  # as in a run folder: they were filled in when it was made
+        return data
+    raise ConfigError([f"config.teacher.run: {shown_line(run)} is no run folder: it has no config.yaml"])
 
 
 def config_text(config: BaseModel) -> str:

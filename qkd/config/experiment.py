@@ -16,7 +16,11 @@ from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, TermCon
 class TeacherConfig(Section):
     """The full-precision role."""
 
-    net: str = Field(description="a name of `qkd ls nets`")
+    net: str = Field(description="a name of `qkd ls nets`; that of `run` where one is named")
+    run: UserPath | None = Field(
+        None,
+        description="run folder whose teacher this is: its files are copied, and its settings need not be given",
+    )
     weights: UserPath | None = Field(None, description="file of float weights to start from")
     untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
     train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from qkd.losses.checks import check_choice, check_feature_lists, check_logits, check_weight
+from qkd.losses.choices import ATTENTIONS, Attention
 from qkd.losses.given import given
 from qkd.losses.relations import angle_relation_loss
 from qkd.losses.singular import CANDIDATES, aligned_pairs, main_direction, vector_divergence
@@ -18,9 +19,6 @@ from qkd.losses.stable import distances, in_full_precision, unit_rows
 ATTENTION_DECAY = 5e-4
 LEAST_DISTANCE = 1e-6  # the root of the 1e-12 under which squared distances do not fall, as published
 MEAN_EPSILON = 1e-8
-
-Attention = Literal["trained", "random"]
-ATTENTIONS: tuple[Attention, ...] = ("trained", "random")
 
 
 class HeadGraphs(Protocol):

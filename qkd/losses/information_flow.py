@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from qkd.losses.checks import check_choice, check_features
+from qkd.losses.choices import DIVERGENCES, FLOW_REDUCTIONS, KERNELS, Divergence, FlowReduction, Kernel
 from qkd.losses.given import given
 from qkd.losses.stable import in_full_precision, offset_unit_rows
 
@@ -18,13 +18,6 @@ NORM_EPSILON = 1e-6  # added to norms and squared distances, as published
 RATIO_EPSILON = 1e-6  # of divergence `kl`, as published
 LEAST_SIMILARITY = 1e-7  # antiparallel features give (cos + 1) / 2 = -6e-8 in float32: no logarithm
 LEAST_PROBABILITY = 1e-12  # `kagan` divides by probabilities, and `rbf` has some of 1e-300
-
-Kernel = Literal["adaptive_rbf", "cauchy", "combined", "cosine", "rbf", "t"]
-KERNELS: tuple[Kernel, ...] = ("adaptive_rbf", "cauchy", "combined", "cosine", "rbf", "t")
-Divergence = Literal["abs", "exponential", "jeffreys", "kagan", "kl", "squared"]
-DIVERGENCES: tuple[Divergence, ...] = ("abs", "exponential", "jeffreys", "kagan", "kl", "squared")
-Reduction = Literal["mean", "row_mean"]
-REDUCTIONS: tuple[Reduction, ...] = ("mean", "row_mean")
 
 
 @in_full_precision
@@ -35,7 +28,7 @@ def information_flow_loss(
     kernel: Kernel = "combined",
     divergence: Divergence = "jeffreys",
     sigma: float = 1.0,
-    reduction: Reduction = "mean",
+    reduction: FlowReduction = "mean",
     normalize: bool = False,
 ) -> Tensor:
     r"""Return the divergence of neighbour probabilities in two layers (information flow modelling).
@@ -93,7 +86,7 @@ def information_flow_loss(
     check_features(student_feature, teacher_feature)
     check_choice("kernel", kernel, KERNELS)
     check_choice("divergence", divergence, DIVERGENCES)
-    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("reduction", reduction, FLOW_REDUCTIONS)
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be positive and finite, got {sigma=}")
     student, teacher = student_feature.flatten(1), given(teacher_feature).flatten(1)

@@ -11,18 +11,15 @@ it stands.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from qkd.losses.checks import check_choice, check_labels, check_logits, check_temperature
+from qkd.losses.choices import REMAINDERS, Remainder
 from qkd.losses.given import given
 from qkd.losses.stable import in_full_precision, log_others, unit_rows
-
-Remainder = Literal["uniform", "renormalize"]
-REMAINDERS: tuple[Remainder, ...] = ("uniform", "renormalize")
 
 
 @in_full_precision

@@ -2,42 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
+from qkd.nets.near import PREFIX, net_hint
 
-from qkd.nets.alexnet import AlexNetCifar
-from qkd.nets.lenet import lenet5, lenet5_half
-from qkd.nets.near import net_hint
-from qkd.nets.resnet import cifar_resnet, resnet18_cifar
-from qkd.nets.torchvision_nets import PREFIX, build_torchvision, torchvision_names
-from qkd.nets.wide_resnet import WideResNet
+if TYPE_CHECKING:
+    from torch import nn
 
-Builder = Callable[[int, int, int], nn.Module]  # classes, channels, image_size
+_REGISTERED = re.compile(  # the decorator, perhaps with a name; other decorators; the function
+    r"^@register_model\((?:name=)?(?:[\"'](?P<given>\w+)[\"'])?\)\n(?:[^d\n].*\n)*def (?P<own>\w+)", re.MULTILINE
+)
 
-NETS: dict[str, Builder] = {
-    "alexnet_cifar": lambda classes, channels, size: AlexNetCifar(classes=classes, channels=channels, image_size=size),
-    "lenet5": lambda classes, channels, size: lenet5(classes=classes, channels=channels, image_size=size),
-    "lenet5_half": lambda classes, channels, size: lenet5_half(classes=classes, channels=channels, image_size=size),
-    "resnet18_cifar": lambda classes, channels, size: resnet18_cifar(classes=classes, channels=channels),
-    "resnet20": lambda classes, channels, size: cifar_resnet(20, classes=classes, channels=channels),
-    "resnet32": lambda classes, channels, size: cifar_resnet(32, classes=classes, channels=channels),
-    "resnet56": lambda classes, channels, size: cifar_resnet(56, classes=classes, channels=channels),
-    "resnet8": lambda classes, channels, size: cifar_resnet(8, classes=classes, channels=channels),
-    "wrn_16_1": lambda classes, channels, size: WideResNet(16, 1, classes=classes, channels=channels),
-    "wrn_16_2": lambda classes, channels, size: WideResNet(16, 2, classes=classes, channels=channels),
-    "wrn_40_1": lambda classes, channels, size: WideResNet(40, 1, classes=classes, channels=channels),
-    "wrn_40_2": lambda classes, channels, size: WideResNet(40, 2, classes=classes, channels=channels),
+
+@dataclass(frozen=True)
+class NetRow:
+    """A net of ours: where its builder is. The name is enough for a config; PyTorch is imported when it is built.
+
+    Args:
+        home: Module of ``qkd.nets``.
+        builder: Class or function there.
+        sizes: What it takes by position, such as its depth.
+        is_sized: Whether it is built for a size of image.
+    """
+
+    home: str
+    builder: str
+    sizes: tuple[int, ...] = ()
+    is_sized: bool = False
+
+    def build(self, classes: int, channels: int, image_size: int) -> nn.Module:
+        """Return the net with random weights; arguments as of :func:`build_net`."""
+        builder = getattr(importlib.import_module(f"qkd.nets.{self.home}"), self.builder)
+        own = {"image_size": image_size} if self.is_sized else {}
+        net: nn.Module = builder(*self.sizes, classes=classes, channels=channels, **own)
+        return net
+
+
+NETS: dict[str, NetRow] = {
+    "alexnet_cifar": NetRow("alexnet", "AlexNetCifar", is_sized=True),
+    "lenet5": NetRow("lenet", "lenet5", is_sized=True),
+    "lenet5_half": NetRow("lenet", "lenet5_half", is_sized=True),
+    "resnet18_cifar": NetRow("resnet", "resnet18_cifar"),
+    "resnet20": NetRow("resnet", "cifar_resnet", (20,)),
+    "resnet32": NetRow("resnet", "cifar_resnet", (32,)),
+    "resnet56": NetRow("resnet", "cifar_resnet", (56,)),
+    "resnet8": NetRow("resnet", "cifar_resnet", (8,)),
+    "wrn_16_1": NetRow("wide_resnet", "WideResNet", (16, 1)),
+    "wrn_16_2": NetRow("wide_resnet", "WideResNet", (16, 2)),
+    "wrn_40_1": NetRow("wide_resnet", "WideResNet", (40, 1)),
+    "wrn_40_2": NetRow("wide_resnet", "WideResNet", (40, 2)),
 }
 
 
 def net_names() -> list[str]:
-    """Return every name that :func:`build_net` knows (imports torchvision).
+    """Return every name that :func:`build_net` knows: ours, then ``torchvision/...``; torchvision is not imported.
 
     Returns:
         Ours in alphabetical order, then ``torchvision/...``.
     """
-    return [*sorted(NETS), *torchvision_names()]
+    return [*sorted(NETS), *registered_names()]
+
+
+@cache
+def registered_names() -> list[str]:
+    """Return what ``torchvision_nets.torchvision_names`` does, from torchvision's source: importing it takes seconds.
+
+    Where the source cannot be read as expected, torchvision is imported after all.
+    """
+    spec = find_spec("torchvision")
+    folder = Path(spec.origin).parent / "models" if spec is not None and spec.origin else Path()
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))]
+    found = {match["given"] or match["own"] for text in texts for match in _REGISTERED.finditer(text)}
+    if len(found) < sum(text.count("\n@register_model(") for text in texts) or not found:
+        from qkd.nets.torchvision_nets import torchvision_names
+
+        return torchvision_names()
+    return [PREFIX + name for name in sorted(found)]
 
 
 def build_net(name: str, *, classes: int, channels: int, image_size: int) -> nn.Module:
@@ -68,8 +114,10 @@ def build_net(name: str, *, classes: int, channels: int, image_size: int) -> nn.
             f"a net needs at least 2 classes, 1 channel and 1 pixel, got {classes=}, {channels=}, {image_size=}"
         )
     if name in NETS:
-        return NETS[name](classes, channels, image_size)
-    if name.startswith(PREFIX) and name in torchvision_names():
+        return NETS[name].build(classes, channels, image_size)
+    if name.startswith(PREFIX) and name in registered_names():
+        from qkd.nets.torchvision_nets import build_torchvision
+
         return build_torchvision(name, classes=classes, channels=channels, image_size=image_size)
     hint = net_hint(name, net_names())
     raise ValueError(f"unknown net {name!r}{'; ' if hint else ''}{hint}; `qkd ls nets` lists them")

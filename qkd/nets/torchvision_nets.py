@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-PREFIX = "torchvision/"
+from qkd.nets.near import PREFIX
 
 
 def torchvision_names() -> list[str]:

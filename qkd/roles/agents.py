@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qkd.config import AgentConfig, RunConfig
-from qkd.run.folder import RunFolder, leaves
+from qkd.run.folder import RunFolder
+from qkd.run.identity import leaves
 
-UNLEARNT = {"weights", "schedule", "checkpoint_every_s"}
+UNLEARNT = {"weights", "run", "schedule", "checkpoint_every_s"}
 Role = Literal["teacher", "student"]
 
 

@@ -62,6 +62,26 @@ def stored_images(config: RunConfig, folder: Path) -> Splits:
     return splits
 
 
+def require_same_images(run: RunFolder, other: Path, progress: Progress) -> None:
+    """Raise unless a run's images are those that another run was begun with.
+
+    Args:
+        run: The run, locked by this process.
+        other: The other run's folder.
+        progress: Where to say what is to be known of the data set.
+
+    Raises:
+        qkd.data.DataError: If they differ, or the other run has no record of its images.
+    """
+    now, then = read_facts(run.config.data), _recorded(other)
+    if then is None:
+        raise DataError(f"{other} has no record of its images ({FILE}), so nobody knows whether they are this run's")
+    lines = changes(then, now)
+    if lines:
+        raise DataError(f"the teacher of {other} learned from other images than this run's: {'; '.join(lines)}")
+    _hold(run, now, (), progress)
+
+
 def _hold(run: RunFolder, now: DataFacts, notes: tuple[str, ...], progress: Progress) -> None:
     then = _recorded(run.path)
     if then is not None:

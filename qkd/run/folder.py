@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import platform
 import re
@@ -34,6 +32,7 @@ from qkd.files import (
     write_text,
 )
 from qkd.files.yaml_text import read_yaml
+from qkd.run.identity import BEHIND, differences, identity, stage_settings
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = ".lock"
@@ -62,7 +61,8 @@ class RunFolder:
         """Open the folder ``runs_dir / config.name``, creating it where it is missing, and lock it.
 
         Args:
-            config: The experiment. A folder that is there must hold the same one.
+            config: The experiment. A folder that is there must hold the same one, but for settings that no training
+                depends on (:mod:`qkd.run.identity`): these it takes over, and stages behind them are incomplete.
             runs_dir: Where run folders are kept; created where missing.
 
         Returns:
@@ -74,16 +74,30 @@ class RunFolder:
             BlockingIOError: If another process is using the folder.
             OSError: If the folder cannot be created or written.
         """
-        path = make_folder(Path(runs_dir) / config.name).resolve()
+        return cls(config, make_folder(Path(runs_dir) / config.name).resolve())._opened()
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open a run folder with the config that it holds, and lock it.
+
+        Raises:
+            ValueError: If its config is damaged or of another version, or a link leads out of it.
+            BlockingIOError: If another process is using the folder.
+            OSError: If the folder cannot be read or written.
+        """
+        folder = Path(path).resolve()
+        return cls(RunConfig.model_validate(_read_config(folder / "config.yaml")), folder)._opened()
+
+    def _opened(self) -> RunFolder:
+        path, run = self.path, self
         _refuse_foreign(path)
         refuse_links_out(path)
         _lock(path)
-        run = cls(config, path)
         try:
             remove_unfinished([path, *(folder for folder in path.rglob("*") if folder.is_dir())])
             run._write_or_compare_config()
             if not (path / "environment.json").exists():
-                write_json(path / "environment.json", environment(config.seed))
+                write_json(path / "environment.json", environment(self.config.seed))
         except BaseException:
             run.close()
             raise
@@ -118,6 +132,21 @@ class RunFolder:
         """
         manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
         write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
+
+    def extend(self, stage: str, files: Iterable[Path]) -> None:
+        """Add files to the manifest of a stage that was complete before they were written, or take their new hashes.
+
+        Args:
+            stage: Name of the stage.
+            files: Inside the run folder.
+        """
+        manifest = _read_manifest(self.path, stage)
+        manifest["files"] = {**manifest["files"], **self._hashes(files)}
+        write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
+
+    def manifest_file(self, stage: str) -> Path:
+        """Return where a stage's manifest is, once it is complete."""
+        return self.path / _MANIFESTS / f"{stage}.json"
 
     def adopt(self, stage: str, source: Path) -> None:
         """Copy a complete stage of another run, with its inputs: it is complete here, too.
@@ -154,9 +183,8 @@ class RunFolder:
             return "not run"
         except (DamagedFileError, OSError):
             return f"the manifest {_MANIFESTS}/{stage}.json is damaged"
-        mark = self._mark(stage)
-        if any(manifest.get(key, value) != value for key, value in mark.items()):  # older ones have none
-            return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"
+        if why := self._why_other(stage, manifest):
+            return why
         for name, sha256 in {**manifest["files"], **manifest["inputs"]}.items():
             try:
                 path = inside(self.path, name)
@@ -181,15 +209,24 @@ class RunFolder:
         here = {"python": now["python"], "cpu": now["cpu"], **now["packages"]}
         return tuple(f"{key}: {then.get(key)} then, {here[key]} now" for key in here if then.get(key) != here[key])
 
-    def _mark(self, stage: str) -> dict[str, str]:
-        """Return what ties a manifest to this run and stage: settings as they stand in its config, the name apart."""
+    def _mark(self, stage: str) -> dict[str, Any]:
+        """Return what ties a manifest to this run and stage: the settings behind it, as they stand in its config."""
         try:
-            values = leaves(_read_config(self.path / "config.yaml"))
-            settings = {key: value for key, value in values if key != "name"}
+            values = _read_config(self.path / "config.yaml")
         except (OSError, ValueError):
-            settings = {}
-        text = json.dumps(settings, sort_keys=True)
-        return {"stage": stage, "settings_sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
+            values = {}
+        return {"stage": stage, "settings": stage_settings(stage, values)}
+
+    def _why_other(self, stage: str, manifest: Mapping[str, Any]) -> str:
+        """Return why a manifest is not of this run's stage; settings are compared where both sides have them."""
+        mark, then = self._mark(stage), manifest.get("settings")
+        now = mark["settings"]
+        common = then.keys() & now.keys() if isinstance(then, dict) else ()  # manifests of older versions have none
+        changed = differences({key: then[key] for key in common}, {key: now[key] for key in common}) if then else {}
+        behind = [key for key in changed if key.partition(".")[0] in BEHIND]
+        if manifest.get("stage", stage) != stage or len(behind) < len(changed):
+            return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"
+        return "; ".join(f"{key} was {changed[key][0]}, is {changed[key][1]}" for key in behind)
 
     def _hashes(self, files: Iterable[Path]) -> dict[str, str]:
         hashes = {}
@@ -203,13 +240,22 @@ class RunFolder:
         if not file.exists():
             write_text(file, config_text(self.config))
             return
-        differences = _differences(_read_config(file), _plain(self.config))
-        if differences:
-            lines = "\n".join(f"  {line}" for line in differences)
-            raise ValueError(
-                f"{self.path} holds a run of another config:\n{lines}\n"
-                f"give this one another name (name=...), use another --runs-dir, or delete the folder"
-            )
+        then, now = _read_config(file), _plain(self.config)
+        changed = differences(identity(then), identity(now))
+        if changed:
+            raise ValueError(_another_config(self.path, changed))
+        if then != now:
+            write_text(file, config_text(self.config))
+
+
+def _another_config(path: Path, changed: Mapping[str, tuple[str, str]]) -> str:
+    lines = "\n".join(f"  {key}: {before} there, {after} here" for key, (before, after) in changed.items())
+    is_students = all(key.partition(".")[0] == "student" for key in changed)
+    way = f"; with `teacher.run={path}`, too, its teacher is taken and not trained again" if is_students else ""
+    return (
+        f"{path} holds a run of another config:\n{lines}\n"
+        f"give this one another name (name=...){way}; or use another --runs-dir, or delete the folder"
+    )
 
 
 def environment(seed: int) -> dict[str, Any]:
@@ -239,30 +285,6 @@ def _read_config(file: Path) -> dict[str, Any]:
         return _plain(RunConfig.model_validate(raw))  # fills in defaults of keys that are newer than the file
     except ValidationError:
         return raw if isinstance(raw, dict) else {}
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    then, now = dict(leaves(old)), dict(leaves(new))
-    missing = object()
-    lines = []
-    for key in sorted(then.keys() | now.keys()):
-        before, after = then.get(key, missing), now.get(key, missing)
-        if before != after:
-            texts = ("absent" if value is missing else repr(value) for value in (before, after))
-            lines.append("{}: {} there, {} here".format(key, *texts))
-    return lines
-
-
-def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield the dotted path and value of every leaf of nested groups and lists."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value:
-        for index, inner in enumerate(value):
-            yield from leaves(inner, f"{path}[{index}]")
-    else:
-        yield path, value
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -49,6 +49,8 @@ def run(run: RunFolder, progress: Progress) -> None:
         splits = run_images(run, progress)
         example = _example(splits)
         folder, student = run.folder("export"), load_student(run)
+        for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
+            path.unlink()  # of a flavour that the config may no longer ask for
         nets = float_nets(run)
         files = _write_models(run, student, nets, example, folder, progress)
         files.append(write_run_sample(folder, {"student": student, **nets}, splits))

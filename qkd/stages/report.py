@@ -43,6 +43,7 @@ def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every sta
     inputs += sorted((run.path / "bench").glob("*.json")) + [
         path for kind in ("yaml", "cost.json") for path in sorted((run.path / "search").glob(f"*.{kind}"))
     ]
+    inputs += [path for path in (run.path / "config.yaml", run.manifest_file("bench")) if path.is_file()]
     run.complete("report", [run.path / "report.html", run.path / "report.md"], inputs)
 
 

@@ -8,6 +8,7 @@ from qkd.roles.images import run_images
 from qkd.roles.teacher import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent
+from qkd.stages.borrowed import borrow_teacher
 from qkd.training import cpu_threads
 from qkd.training.assembly import Context, assemble, train_part
 from qkd.training.precision import choose_device
@@ -15,7 +16,7 @@ from qkd.training.precision import choose_device
 
 def run(run: RunFolder, progress: Progress) -> None:
     """Search the teacher's agent where the config says so, train the teacher (both resuming), score it once
-    on the test images, and write ``teacher/``.
+    on the test images, and write ``teacher/``; or take all that from another run.
 
     Raises:
         ValueError: If the data, the net or the given weights cannot be used.
@@ -23,6 +24,9 @@ def run(run: RunFolder, progress: Progress) -> None:
         qkd.training.TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """
+    if run.config.teacher.run is not None:
+        borrow_teacher(run, run.config.teacher.run, progress)
+        return
     warn_of_another_environment(run, progress)
     with cpu_threads(run.config.threads):
         search_agent(run, "teacher", progress)

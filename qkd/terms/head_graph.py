@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qkd.losses.choices import HEADS
 from qkd.terms.width_adapters import WidthAdapters
 
-HEADS = 4  # as in role-kd; the authors of MHGD take 8
 HEAD_DROPOUT = 0.5  # ours: the published share is not known
 
 

@@ -1,39 +1,22 @@
-"""The table of losses: what a config may name, what each reads, and where it is published."""
+"""The table of losses: what a config may name, what each reads, and where it is published.
+
+Rows name their functions, so that a config is checked without PyTorch: what is behind a name is imported when it is
+called.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from qkd.losses.choices import ATTENTIONS, DIVERGENCES, FLOW_REDUCTIONS, HEADS, KERNELS, REMAINDERS
 
-from qkd.losses import (
-    angle_relation_loss,
-    attention_transfer_loss,
-    class_relation_loss,
-    cross_entropy_loss,
-    decoupled_loss,
-    distance_relation_loss,
-    graph_attention_loss,
-    hint_loss,
-    information_flow_loss,
-    logit_relation_loss,
-    multi_head_graph_loss,
-    probabilistic_transfer_loss,
-    similarity_preserving_loss,
-    singular_vector_loss,
-    soft_target_loss,
-    teacher_confidence_loss,
-    top_classes_loss,
-)
-from qkd.losses.features import build_adapter
-from qkd.losses.graphs import ATTENTIONS
-from qkd.losses.information_flow import DIVERGENCES, KERNELS, REDUCTIONS
-from qkd.losses.levels import REMAINDERS
-from qkd.terms.head_graph import HEADS, MultiHeadGraph
-from qkd.terms.width_adapters import WidthAdapters
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qkd.terms.width_adapters import WidthAdapters
 
 
 @dataclass(frozen=True)
@@ -88,7 +71,7 @@ class LossEntry:
     """A row of :data:`LOSSES`.
 
     Args:
-        function: The loss: tensors by position, options by keyword.
+        name: Of the loss's function in :mod:`qkd.losses`.
         inputs: What the tensors are, in order: fields of :class:`Outputs`; ``student_feature`` and ``teacher_feature``
             for a loss that is called once for each pair of taps (and summed over them); or ``student_stages`` and
             ``teacher_stages`` for one that is called once with the lists of all its taps, in order.
@@ -103,7 +86,7 @@ class LossEntry:
             constants.
     """
 
-    function: Callable[..., Tensor]
+    name: str
     inputs: tuple[str, ...]
     summary: str
     source: str
@@ -112,6 +95,14 @@ class LossEntry:
     least_taps: int = 1
     taught_by: str = ""
     teaches: bool = True
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """The loss: tensors by position, options by keyword (imports torch)."""
+        from qkd.distill import losses
+
+        found: Callable[..., Tensor] = getattr(losses, self.name)
+        return found
 
     @property
     def is_pairwise(self) -> bool:
@@ -158,32 +149,46 @@ _FEATURES = ("student_feature", "teacher_feature")
 _STAGES = ("student_stages", "teacher_stages")
 _CANDIDATES = Option(int, "at least 1", lambda value: value >= 1)
 _HEADS = Option(int, "at least 1", lambda value: value >= 1, default=HEADS)
-ADAPTER = ModuleKind("adapter", lambda shapes, options: build_adapter(shapes.student[0], shapes.teacher[0]))
-WIDTHS = ModuleKind("widths", lambda shapes, options: _widths(shapes))
-GRAPH = ModuleKind(
-    "graph", lambda shapes, options: MultiHeadGraph(*_channels(shapes), heads=options["heads"]), ("heads",)
-)
 
 
 def _channels(shapes: FeatureShapes) -> tuple[list[int], list[int]]:
     return [shape[0] for shape in shapes.student], [shape[0] for shape in shapes.teacher]
 
 
-def _widths(shapes: FeatureShapes) -> WidthAdapters | None:
+def _adapter(shapes: FeatureShapes, options: Mapping[str, Any]) -> nn.Module | None:
+    from qkd.losses.features import build_adapter
+
+    return build_adapter(shapes.student[0], shapes.teacher[0])
+
+
+def _widths(shapes: FeatureShapes, options: Mapping[str, Any]) -> WidthAdapters | None:
+    from qkd.terms.width_adapters import WidthAdapters
+
     student, teacher = _channels(shapes)
     return None if student == teacher else WidthAdapters(student, teacher)
 
 
+def _graph(shapes: FeatureShapes, options: Mapping[str, Any]) -> nn.Module:
+    from qkd.terms.head_graph import MultiHeadGraph
+
+    return MultiHeadGraph(*_channels(shapes), heads=options["heads"])
+
+
+ADAPTER = ModuleKind("adapter", _adapter)
+WIDTHS = ModuleKind("widths", _widths)
+GRAPH = ModuleKind("graph", _graph, ("heads",))
+
+
 LOSSES: dict[str, LossEntry] = {
     "cross_entropy": LossEntry(
-        cross_entropy_loss,
+        "cross_entropy_loss",
         ("student_logits", "labels", "other_labels", "other_share"),
         "student against the labels",
         "Szegedy et al. 2015, section 7 (label smoothing)",
         {"label_smoothing": Option(float, "in [0, 1)", lambda value: 0 <= value < 1)},
     ),
     "soft_target": LossEntry(
-        soft_target_loss,
+        "soft_target_loss",
         ("student_logits", "teacher_logits"),
         "student against the teacher's softened distribution",
         "Hinton et al. 2015, section 2",
@@ -194,21 +199,21 @@ LOSSES: dict[str, LossEntry] = {
         },
     ),
     "decoupled": LossEntry(
-        decoupled_loss,
+        "decoupled_loss",
         ("student_logits", "teacher_logits", "labels"),
         "soft targets in two parts: the true class, and the others among themselves",
         "Zhao et al. 2022, equation 7",
         {"temperature": _TEMPERATURE, "target_weight": _WEIGHT, "others_weight": _WEIGHT, "scale": _SCALE},
     ),
     "teacher_confidence": LossEntry(
-        teacher_confidence_loss,
+        "teacher_confidence_loss",
         ("student_logits", "teacher_logits", "labels"),
         "KD-pt: how sure the teacher is of each image, and nothing else",
         "Tang et al. 2020, instance level (our reading of the form)",
         {"temperature": _TEMPERATURE, "scale": _SCALE},
     ),
     "class_relation": LossEntry(
-        class_relation_loss,
+        "class_relation_loss",
         ("student_logits", "labels", "class_weights"),
         "KD-sim: how the true class relates to the others in the teacher's last layer; needs no teacher forward pass",
         "Tang et al. 2020, domain level (our reading of the form)",
@@ -220,7 +225,7 @@ LOSSES: dict[str, LossEntry] = {
         },
     ),
     "top_classes": LossEntry(
-        top_classes_loss,
+        "top_classes_loss",
         ("student_logits", "teacher_logits"),
         "KD-topk: soft targets of the classes that the teacher thinks likeliest",
         "Tang et al. 2020",
@@ -232,46 +237,46 @@ LOSSES: dict[str, LossEntry] = {
         },
     ),
     "hint": LossEntry(
-        hint_loss,
+        "hint_loss",
         _FEATURES,
         "mean squared difference at pairs of taps, behind a 1x1 convolution where their shapes differ",
         "Romero et al. 2015, equation 3",
         module=ADAPTER,
     ),
     "attention_transfer": LossEntry(
-        attention_transfer_loss,
+        "attention_transfer_loss",
         _FEATURES,
         "where in the image features are large, at pairs of taps",
         "Zagoruyko and Komodakis 2017, section 3.1",
         {"power": Option(float, "at least 1", lambda value: math.isfinite(value) and value >= 1)},
     ),
     "similarity_preserving": LossEntry(
-        similarity_preserving_loss,
+        "similarity_preserving_loss",
         _FEATURES,
         "which images of a batch look alike, at pairs of taps",
         "Tung and Mori 2019, equations 1 to 4",
     ),
     "distance_relation": LossEntry(
-        distance_relation_loss,
+        "distance_relation_loss",
         _FEATURES,
         "RKD-D: how far images of a batch lie apart, at pairs of taps",
         "Park et al. 2019, equations 5 to 8",
     ),
     "angle_relation": LossEntry(
-        angle_relation_loss,
+        "angle_relation_loss",
         _FEATURES,
         "RKD-A: angles that three images of a batch form, at pairs of taps",
         "Park et al. 2019, equations 9 to 11",
     ),
     "logit_relation": LossEntry(
-        logit_relation_loss,
+        "logit_relation_loss",
         ("student_logits", "teacher_logits"),
         "RKD, distances and angles, on logits of length 1",
         "Park et al. 2019, as role-kd applies it",
         {"distance_weight": _WEIGHT, "angle_weight": _WEIGHT},
     ),
     "singular_vector": LossEntry(
-        singular_vector_loss,
+        "singular_vector_loss",
         _STAGES,
         "KD-SVD: how the first singular vectors of neighbouring taps relate",
         "Lee, Kim and Song 2018",
@@ -281,7 +286,7 @@ LOSSES: dict[str, LossEntry] = {
         teaches=False,
     ),
     "multi_head_graph": LossEntry(
-        multi_head_graph_loss,
+        "multi_head_graph_loss",
         _STAGES,
         "MHGD: how images of a batch relate, in an attention that graph_attention trains on the teacher",
         "Lee and Song 2019; with singular_weight 1 MHGD-SVD of role-kd",
@@ -297,7 +302,7 @@ LOSSES: dict[str, LossEntry] = {
         teaches=False,
     ),
     "graph_attention": LossEntry(
-        graph_attention_loss,
+        "graph_attention_loss",
         ("teacher_stages",),
         "trains MHGD's attention on the teacher alone, for a phase that trains modules",
         "Lee and Song 2019 (our form of the estimator)",
@@ -307,13 +312,13 @@ LOSSES: dict[str, LossEntry] = {
         teaches=False,
     ),
     "probabilistic_transfer": LossEntry(
-        probabilistic_transfer_loss,
+        "probabilistic_transfer_loss",
         _FEATURES,
         "PKT: probabilities that images of a batch are neighbours, at pairs of taps",
         "Passalis and Tefas 2018, equations 3, 5 and 6",
     ),
     "information_flow": LossEntry(
-        information_flow_loss,
+        "information_flow_loss",
         _FEATURES,
         "IFM: divergence of the probabilities that images of a batch are neighbours, at pairs of taps",
         "Passalis et al. 2020, section 3",
@@ -321,7 +326,7 @@ LOSSES: dict[str, LossEntry] = {
             "kernel": _one_of(KERNELS),
             "divergence": _one_of(DIVERGENCES),
             "sigma": Option(float, "positive", _is_positive),
-            "reduction": _one_of(REDUCTIONS),
+            "reduction": _one_of(FLOW_REDUCTIONS),
             "normalize": Option(bool, "true or false", lambda value: True),
         },
     ),

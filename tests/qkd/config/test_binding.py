@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qkd.checking import name_faults
 from qkd.config import RunConfig
 from qkd.config.binding import (
     apply_overrides,
@@ -23,7 +24,6 @@ from qkd.config.binding import (
 )
 from qkd.failures import ConfigError
 from qkd.files.yaml_text import YamlError, parse_yaml
-from qkd.listing import name_faults
 
 SMALL = """
 name: small

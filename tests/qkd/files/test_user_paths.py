@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from qkd import config
+from qkd.checking import file_faults
 from qkd.cli import main, parse
 from qkd.config.binding import apply_overrides, bind
 from qkd.files.user_paths import user_path
 from qkd.files.yaml_text import parse_yaml
-from qkd.named_files import file_faults
 from qkd.testing import write_npz_set
 
 CONFIG = """

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from qkd.agents.policies.schedule_file import ScheduleError, read_schedule_file
+from qkd.bench.device_file import read_devices
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind, read_config, shipped_configs
-from qkd.device_file import read_devices
 from qkd.failures import ConfigError
 from qkd.files.yaml_text import MOST_FAULTS, YamlError, parse_yaml
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from export import read_sample
+from qkd.bench.record import file_name, file_names
 from qkd.failures import ConfigError
 from qkd.progress import Progress, Silent
 from qkd.roles.sample import calibration_images
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.stages.bench import BenchError, file_name, file_names
+from qkd.stages.bench import BenchError
 from qkd.testing import run_tiny, tiny_config
 
 NOWHERE = "ssh://127.0.0.1:1"

@@ -10,9 +10,9 @@ import onnx
 import pytest
 import yaml
 
-import qkd.named_files
+import qkd.checking.config_files
 from export import ExportError
-from qkd.bench_targets import run_files
+from qkd.bench.targets import run_files
 from qkd.cli import main
 from qkd.files import read_json
 from qkd.progress import Silent
@@ -102,7 +102,7 @@ def test_another_flavour_lies_beside_and_is_compared(data: Path, trained: Path, 
 def test_a_flavour_that_cannot_be_proven_is_found_before_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(qkd.named_files, "find_spec", lambda name: None)
+    monkeypatch.setattr(qkd.checking.config_files, "find_spec", lambda name: None)
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(tiny_config(data, {"export.flavour": "qonnx"}).model_dump(mode="json")))
     assert main(["run", str(file), "--runs-dir", str(tmp_path / "runs")]) == 2

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from export import export_onnx
+from qkd.checking import name_faults
 from qkd.data import load_splits, normalise
 from qkd.files import read_safetensors, sha256_of
-from qkd.listing import name_faults
 from qkd.nets import build_net
 from qkd.progress import Silent
 from qkd.roles.learner import stretched_phases

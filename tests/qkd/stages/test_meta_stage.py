@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from qkd.analysis.run_diagnosis import diagnose_target
+from qkd.analysis.run_retrieval import _Reader
 from qkd.config import PhaseConfig
 from qkd.data import load_splits
-from qkd.diagnosing import diagnose_target
 from qkd.files import read_safetensors
 from qkd.methods.phase_checks import phase_faults
 from qkd.nets import build_net
 from qkd.progress import Silent
-from qkd.retrieving import _Reader
 from qkd.roles.guide import load_followed
 from qkd.roles.learner import stretched_phases, student_images
 from qkd.roles.nets import load_student, load_teacher, prepare_student

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from qkd.checking import file_faults
 from qkd.config import RunConfig
 from qkd.files import read_json, read_safetensors, write_safetensors
 from qkd.methods.auxiliary.method import load_auxiliary
-from qkd.named_files import file_faults
 from qkd.nets import build_net
 from qkd.pipeline import run_stages
 from qkd.progress import Silent

@@ -1,0 +1,130 @@
+"""Measure named models on named devices: ``qkd bench MODEL... --on DEVICE``."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from export import Device, Settings, measure_devices
+from qkd.bench.device_file import resolve_devices
+from qkd.bench.record import records_of, write_records
+from qkd.bench.table import BenchTable
+from qkd.bench.targets import CALIBRATION_IMAGES, NO_FLOAT, Targets, find_targets, is_run, with_baseline
+from qkd.failures import UsageError
+from qkd.files import write_json
+from qkd.progress import Progress
+from qkd.run.folder import RunFolder
+
+SETTINGS = ("threads", "rounds", "warmup", "provider", "affinity", "batch_size")
+
+
+def names_models(targets: list[str]) -> bool:
+    """Return whether the first of what was named is an ONNX file or a run folder, and not a config."""
+    first = Path(targets[0])
+    return first.suffix == ".onnx" or is_run(first) or (first.is_dir() and (first / "config.yaml").is_file())
+
+
+def refuse_options(args: argparse.Namespace) -> None:
+    """Raise if an option was given that a config has keys for.
+
+    Raises:
+        UsageError: If so; says which key.
+    """
+    keys = {"on": "on", "devices": "devices", "int8_baseline": "int8_baseline", "timeout": "timeout_s"}
+    keys |= {name: name for name in SETTINGS}
+    given = [name for name in keys if getattr(args, name) not in (None, False)]
+    if given or args.sample or args.output:
+        names = ", ".join(f"bench.{keys[name]}=..." for name in given)
+        raise UsageError(
+            f"{args.config} is a config, whose bench section says how to measure"
+            f"{f': give {names}' if names else ''}; options are for ONNX files and run folders"
+        )
+
+
+def _check_output(path: Path | None) -> None:
+    """Raise before anything is measured if the result could not be written at the end."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"--output {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: the folder {path.parent} does not exist; create it first")
+
+
+def bench_models(
+    args: argparse.Namespace, progress: Progress, *, calibration: Callable[[Path], npt.NDArray[np.float32]]
+) -> BenchTable:
+    """Measure what the arguments name; of one run and nothing else, devices that measured are recorded in its folder.
+
+    Args:
+        args: ``config`` and ``overrides`` hold the models; the rest are options, None where not given.
+        progress: Where to say what happens.
+        calibration: Returns training images of a run folder, for the int8 baseline.
+
+    Raises:
+        ConfigError: If a device is not known.
+        UsageError: If a model is not there, the options do not go together, or there is no folder for the output.
+        ValueError: If a setting is out of range.
+    """
+    _check_output(args.output)
+    devices = _devices(args)
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    settings = Settings(**given)
+    names = [args.config, *args.overrides]
+    targets = find_targets(names, args.sample)
+    with tempfile.TemporaryDirectory(prefix="qkd-bench-") as place:
+        if args.int8_baseline and targets.reference is None:
+            raise UsageError(NO_FLOAT)
+        if args.int8_baseline:
+            targets = with_baseline(targets, Path(place), _calibration(targets, progress, calibration))
+        results = measure_devices(devices, targets.paths, settings, sample=targets.sample, say=progress.say)
+        table = BenchTable(results, records_of(results, targets, batch_size=settings.batch_size), targets.reference)
+    if args.output is not None:
+        write_json(args.output, table.to_json())
+        progress.say(f"written to {args.output}")
+    if len(names) == 1 and is_run(Path(names[0])):
+        _record(Path(names[0]), table, progress)
+    return table
+
+
+def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
+    """Write what devices measured into ``bench/`` of a run, where its next report finds it."""
+    measured = [record for record in table.records if not record["failure"]]  # a failure is shown, and replaces nothing
+    if not measured:
+        return
+    try:
+        with RunFolder.reopen(folder) as run:
+            was_complete = run.is_complete("bench")
+            written = write_records(run.folder("bench"), measured)
+            if was_complete:
+                run.extend("bench", written.values())
+    except (OSError, ValueError) as error:
+        progress.warn(f"measured, but not recorded in {folder}: {error}")
+        return
+    progress.say(f"recorded in {', '.join(str(path) for path in written.values())}; `qkd report {folder}` shows it")
+
+
+def _devices(args: argparse.Namespace) -> list[Device]:
+    found = resolve_devices(args.on or ["local"], args.devices, timeout_s=args.timeout)
+    own = {"timeout_s": args.timeout} if args.timeout else {}
+    # an option of the command line stands above a device's own entry
+    own |= {name: None for name in ("threads", "provider", "affinity") if getattr(args, name) is not None}
+    return [replace(device, **own) for device in found]
+
+
+def _calibration(
+    targets: Targets, progress: Progress, calibration: Callable[[Path], npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """Return training images of the run, or else the sample."""
+    for folder in targets.runs.values():
+        return calibration(folder)
+    if targets.sample is None:
+        raise UsageError("--int8-baseline needs images to calibrate on: give --sample FILE.npz, or a run folder")
+    progress.warn("int8-static is calibrated on the sample it is scored on, which flatters its accuracy")
+    return targets.sample.images[:CALIBRATION_IMAGES]

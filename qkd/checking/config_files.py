@@ -1,0 +1,81 @@
+"""Look whether the files (and the one optional package) that a config needs are there, before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from export.extras import QONNX
+from qkd.config.bind_faults import Fault
+from qkd.config.borrowed import borrowed_run
+from qkd.files.user_paths import user_path
+
+CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<class>/"}  # data set -> what path holds
+
+
+def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield a fault for each file or folder in raw config data that is missing, and for each fault of a schedule.
+
+    A flavour whose executor is not installed is one, too: it would come up after the training.
+
+    What lies in the files of the data set and in those of weights is looked at when they are loaded (``--dry-run``).
+
+    Args:
+        data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
+    """
+    yield from _data_faults(_group(data, "data"))
+    yield from _device_faults(_group(data, "bench"))
+    run = borrowed_run(data)
+    if run is not None and not (user_path(run) / "manifests" / "teacher.json").is_file():
+        yield ("teacher", "run"), f"{run} has no complete teacher: run `qkd teacher` with its config first"
+    for role in ("teacher", "student"):
+        weights = _group(data, role).get("weights")
+        if isinstance(weights, str) and not user_path(weights).is_file():
+            yield (role, "weights"), f"no such file: {weights}"
+        agent = _group(_group(data, role), "agent")
+        if agent.get("policy") == "file" and isinstance(agent.get("schedule"), str):
+            yield from (
+                ((role, "agent", "schedule"), fault) for fault in _schedule_faults(user_path(agent["schedule"]))
+            )
+    if _group(data, "export").get("flavour") == "qonnx" and find_spec("qonnx") is None:
+        yield ("export", "flavour"), f"`qonnx` is proven with qonnx's executor, which is missing: {QONNX}"
+
+
+def _device_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
+    from qkd.bench.device_file import resolve_devices
+    from qkd.failures import ConfigError
+
+    names, file = section.get("on", ["local"]), section.get("devices")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return  # the schema says so
+    try:
+        resolve_devices(names, user_path(file) if isinstance(file, str) else None)
+    except ConfigError as error:
+        yield from ((("bench", "on"), fault) for fault in error.faults)
+
+
+def _data_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
+    name, path = section.get("name"), section.get("path")
+    if not isinstance(name, str) or name not in CONTENT:
+        return
+    if path is None:
+        yield ("data", "path"), f"missing; data set `{name}` needs a folder with {CONTENT[name]}"
+    elif isinstance(path, str) and not user_path(path).is_dir():
+        yield ("data", "path"), f"no such folder: {path}; data set `{name}` needs one with {CONTENT[name]}"
+
+
+def _schedule_faults(path: Path) -> list[str]:
+    from qkd.agents.policies.schedule_file import ScheduleError, load_schedule
+
+    try:
+        load_schedule(path)
+    except ScheduleError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _group(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,102 @@
+"""Look whether the tables know the names in a config, and whether its loss terms and phases can be built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qkd.checking.names import table
+from qkd.config import AuxiliaryConfig, PhaseConfig, StudentConfig, TermConfig
+from qkd.config.bind_faults import Fault, describe, did_you_mean
+from qkd.distill import check_terms, phase_faults
+from qkd.nets import net_hint
+
+
+def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield a fault for each name in raw config data that no table knows, and for loss terms that cannot be built.
+
+    Args:
+        data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
+    """
+    yield from _unknown(data, ("data", "name"), "data set", "datasets")
+    for role in ("teacher", "student"):
+        yield from _unknown(data, (role, "net"), "net", "nets")
+        yield from _unknown(data, (role, "agent", "policy"), "agent policy", "policies")
+    yield from _unknown(data, ("student", "auxiliary", "net"), "net", "nets")
+    peers = ("student", "peers", "nets")
+    for index in range(_length(data, peers)):
+        yield from _unknown(data, (*peers, index, "net"), "net", "nets")
+    for learner in (("student",), ("student", "auxiliary")):
+        yield from _term_faults(data, (*learner, "terms"))
+        for index in range(_length(data, (*learner, "phases"))):
+            for kind in ("terms", "teacher_terms"):
+                yield from _term_faults(data, (*learner, "phases", index, kind))
+        yield from _phase_faults(data, learner)
+
+
+def _unknown(data: Mapping[str, Any], where: tuple[str | int, ...], kind: str, table_name: str) -> Iterator[Fault]:
+    name = _get(data, where)
+    if isinstance(name, str) and name not in (known := table(table_name)):
+        hint = _net_hint(name, known) if table_name == "nets" else did_you_mean(name, known)
+        hint = f"`qkd ls {table_name}` lists them" if hint.startswith("known: ") and len(known) > 20 else hint
+        yield where, f"unknown {kind} {describe(name)}; {hint}"
+
+
+def _net_hint(name: str, known: Mapping[str, str]) -> str:
+    return net_hint(name, list(known)) or did_you_mean(name, known)
+
+
+def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Iterator[Fault]:
+    raw = _get(data, where)
+    if not isinstance(raw, list):
+        return
+    terms, places = [], []
+    for place, term in enumerate(raw):
+        try:
+            terms.append(TermConfig.model_validate(term))
+            places.append(place)
+        except ValidationError:
+            continue  # the schema says what is wrong with this one
+    if not terms:
+        return
+    for line in check_terms(terms, "terms"):
+        path, _, what = line.partition(": ")
+        keys = [int(key) if key.isdecimal() else key for key in path.replace("[", ".").replace("]", "").split(".")[1:]]
+        if keys:
+            yield (*where, places[int(keys[0])], *keys[1:]), what
+        elif len(terms) == len(raw):  # of the list as a whole
+            yield where, what
+
+
+def _length(data: Mapping[str, Any], where: tuple[str | int, ...]) -> int:
+    """Return how long a list is; 0 where there is none."""
+    found = _get(data, where)
+    return len(found) if isinstance(found, list) else 0
+
+
+def _phase_faults(data: Mapping[str, Any], learner: tuple[str, ...]) -> Iterator[Fault]:
+    """Yield what is wrong with the phases of ``student`` or its auxiliary; without any, with the one that it has."""
+    section = _get(data, learner)
+    if not isinstance(section, Mapping):
+        return
+    schema = StudentConfig if learner == ("student",) else AuxiliaryConfig
+    raw, terms = section.get("phases"), section.get("terms")
+    try:
+        phases = [PhaseConfig.model_validate(phase) for phase in raw or [{"epochs": 1}]]
+        own = schema.model_fields["terms"].default
+        own = own if terms is None else TypeAdapter(tuple[TermConfig, ...]).validate_python(terms)
+    except (ValidationError, TypeError):
+        return  # the schema says what is wrong
+    for index, key, what in phase_faults(own, phases, has_peers=section.get("peers") is not None):
+        yield ((*learner, "phases", index, key) if raw else (*learner, "terms")), what
+
+
+def _get(data: Any, where: tuple[str | int, ...]) -> Any:
+    for key in where:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):  # not there, or no group or list: the schema says so
+            return None
+    return data

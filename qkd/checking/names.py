@@ -1,0 +1,160 @@
+"""The names a config may hold: listed for people, and looked up in a config before it is run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+DATASET_NOTES = {
+    "cifar10": "60,000 colour images 32x32, 10 classes (torchvision)",
+    "cifar100": "60,000 colour images 32x32, 100 classes (torchvision)",
+    "digits": "1,797 handwritten digits 8x8; comes with scikit-learn",
+    "fashion-mnist": "70,000 grey images 28x28, 10 classes (torchvision)",
+    "folder": "data.path with train/<class>/ and test/<class>/ of image files",
+    "mnist": "70,000 handwritten digits 28x28 (torchvision)",
+    "npz": "data.path with train.npz and test.npz, each `images` uint8 and `labels`",
+    "svhn": "99,289 house numbers 32x32 in colour (torchvision)",
+}
+
+POLICY_NOTES = {
+    "crop": "random crop after padding",
+    "crop_flip": "random crop after padding, then a flip of half of the images",
+    "cutmix": "CutMix: after crop and flip half of the images (the share `cutmix`) get a box of another one",
+    "file": "a schedule of policies over the epochs, from the YAML file `schedule` names",
+    "none": "images as they are",
+    "pba": "the PBA operations, none to two an image, stronger in each third of the training, then crop and flip",
+    "randaugment": "RandAugment: `operations` operations an image, all at `magnitude` of 0..30, then crop and flip",
+    "search": "what this run's population search finds for the role, then crop and flip",
+    "teacher": "for the student: the teacher's policy",
+    "trivial": "TrivialAugment (wide): one operation an image at any magnitude, then crop and flip",
+}
+
+METHOD_NOTES = {  # what is switched on by a key of its own, not by a term
+    "student.auxiliary": "a net between teacher and student, of the student's topology (Passalis et al. 2020)",
+    "student.peers": "a student ensemble: nets of several widths or bits learn together (Walawalkar et al. 2020)",
+    "student.phases: combine": "gradients of distillation clipped against the task's (Lee, Kim, Song 2018)",
+    "student.phases: meta": "MetaDistil: a quiz teaches the teacher (Zhou, Xu, McAuley 2022)",
+    "student.phases: teacher_terms": "co-study: teacher and student learn from each other (Kim et al. 2019, QKD)",
+    "student.rotations": "HSSAKD: joint labels of class and rotation, branches, offline or online (Yang et al. 2021)",
+    "teacher.members": "an ensemble teacher, or self-distillation with one net for both (Allen-Zhu, Li 2020)",
+    "teacher.untrained": "Apprentice: a teacher that learns with its student (Mishra, Marr 2018)",
+}
+
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")  # WSL has dxg, AMD kfd
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What ``qkd ls`` prints: table -> name -> a few words (possibly none)."""
+
+    tables: Mapping[str, Mapping[str, str]]
+
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """Return the tables as plain data."""
+        return {name: dict(rows) for name, rows in self.tables.items()}
+
+    def to_text(self) -> str:
+        """Return the tables as text, each under its name where there are several."""
+        blocks = []
+        for name, rows in self.tables.items():
+            width = max((len(key) for key in rows), default=0)
+            lines = [f"{key:<{width}}  {words}".rstrip() for key, words in rows.items()]
+            blocks.append("\n".join(lines if len(self.tables) == 1 else [f"{name}:", *(f"  {line}" for line in lines)]))
+        return "\n\n".join(blocks)
+
+
+def table(name: str) -> dict[str, str]:
+    """Return a table by its name: each entry with a few words about it.
+
+    Args:
+        name: A key of ``TABLES``.
+    """
+    return TABLES[name]()
+
+
+def _configs() -> dict[str, str]:
+    from qkd.config.binding import shipped_configs
+
+    return {name: _purpose(path.read_text(encoding="utf-8")) for name, path in shipped_configs().items()}
+
+
+def _purpose(text: str) -> str:
+    """Return the sentence after ``Purpose:`` in a config's opening comment, up to its first clause's end."""
+    words: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("#") or (words and ":" in line[:12]):
+            break
+        words.append(line.lstrip("# ").removeprefix("Purpose:").strip())
+    return " ".join(words)
+
+
+def _datasets() -> dict[str, str]:
+    return dict(DATASET_NOTES)
+
+
+def _nets() -> dict[str, str]:
+    from qkd.nets import net_names
+
+    return dict.fromkeys(net_names(), "")
+
+
+def _losses() -> dict[str, str]:
+    from qkd.terms import LOSSES
+
+    rows = {name: f"{entry.summary} ({entry.source})" for name, entry in sorted(LOSSES.items())}
+    return {**rows, **METHOD_NOTES}
+
+
+def _quantizers() -> dict[str, str]:
+    from qkd.config import QuantConfig
+
+    roles: dict[str, list[str]] = {}
+    for role in ("weight", "act"):
+        for name in get_args(QuantConfig.model_fields[f"{role}_quantizer"].annotation):
+            roles.setdefault(name, []).append("weights" if role == "weight" else "activations")
+    return {name: " and ".join(users) for name, users in sorted(roles.items())}
+
+
+def _devices() -> dict[str, str]:
+    rows = {"auto": "cuda where there is one, else cpu", "cpu": f"{_usable_cpus()} processors"}
+    return {**rows, **_cuda_devices(), "local": "for bench: this machine", **_bench_devices()}
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cuda_devices() -> dict[str, str]:
+    """Return the graphics processors by name; torch, which takes seconds, is asked only where a driver is there."""
+    if sys.platform == "linux" and not any(Path(path).exists() for path in GPU_DRIVERS):
+        return {}
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {f"cuda:{index}": torch.cuda.get_device_name(index) for index in range(count)}
+
+
+def _bench_devices() -> dict[str, str]:
+    from qkd.bench.device_file import default_file, read_devices
+
+    file = default_file()
+    return {name: f"for bench: {device.address} ({file})" for name, device in read_devices(file).items()}
+
+
+def _policies() -> dict[str, str]:
+    return dict(POLICY_NOTES)
+
+
+TABLES: dict[str, Callable[[], dict[str, str]]] = {
+    "configs": _configs,
+    "datasets": _datasets,
+    "nets": _nets,
+    "losses": _losses,
+    "quantizers": _quantizers,
+    "devices": _devices,
+    "policies": _policies,
+}

@@ -1,0 +1,103 @@
+"""What sub-commands share: the options that many have, loading a config, printing a result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from qkd.failures import DONE
+from qkd.files.user_paths import user_path
+
+if TYPE_CHECKING:
+    from qkd.config import RunConfig
+    from qkd.progress import Progress
+
+Command: TypeAlias = Callable[[argparse.Namespace], int]
+STAGE_NAMES = ("teacher", "search", "distill", "export", "bench", "report")  # in the order of an experiment
+CONFIG = ("CONFIG", "a YAML file, or a shipped config such as digits/w2a2")
+CONFIG_OR_RUN = ("CONFIG|RUN", "a YAML file, a shipped config such as digits/w2a2, or a run folder")
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    command: Command,
+    text: str,
+    *,
+    config: tuple[str, str] | None = None,
+    has_runs: bool = False,
+) -> argparse.ArgumentParser:
+    """Add a sub-command with the options that all have.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+        name: Of the sub-command.
+        command: What it does, with the parsed arguments; returns the exit code.
+        text: One line about it.
+        config: Placeholder and help of its first argument, where that is a config; overrides may follow it.
+        has_runs: Whether it reads or writes run folders.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    if config is not None:
+        parser.add_argument("config", metavar=config[0], help=config[1])
+        parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
+    if has_runs:
+        parser.add_argument("--runs-dir", type=user_path, default=Path("runs"), help="folder of run folders (runs)")
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
+    """Return the config that the arguments mean.
+
+    Args:
+        args: With ``config`` and ``overrides``.
+        with_files: Whether to look for the files that it names, too.
+
+    Raises:
+        qkd.failures.ConfigError: With every fault.
+    """
+    from qkd.checking import file_faults, name_faults
+    from qkd.config.binding import load_config
+
+    folder = Path(args.config)
+    if hasattr(args, "runs_dir") and (folder / "config.yaml").is_file():
+        folder = folder.resolve()  # the folder's own config; the folder may have got another name
+        args.config, args.runs_dir = str(folder / "config.yaml"), folder.parent
+        args.overrides = [*args.overrides, f"name={folder.name}"]
+    return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
+
+
+def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
+    """Run stages of an experiment, then print its closing table."""
+    from qkd.pipeline import run_stages
+    from qkd.report import summarise
+    from qkd.run.folder import RunFolder
+
+    with RunFolder.open(config, runs_dir=args.runs_dir) as run:
+        run_stages(run, names, new_progress())
+        if getattr(args, "strict", False):
+            from qkd.stages.export import require_integer_layers
+
+            require_integer_layers(run)
+        return print_result(args, summarise(run.path))
+
+
+def new_progress() -> Progress:
+    """Return bars and lines on stderr."""
+    from qkd.progress import Progress
+
+    return Progress()
+
+
+def print_result(args: argparse.Namespace, result: Any) -> int:
+    """Print a result as the arguments ask for: its ``to_text()``, or its ``to_json()``; return that all is done."""
+    print(json.dumps(result.to_json(), indent=2) if args.json else result.to_text())
+    return DONE

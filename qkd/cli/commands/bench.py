@@ -1,0 +1,69 @@
+"""`qkd bench`: the stage of a config; or models (ONNX files, run folders) here and on devices."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qkd.cli.command import add_command, load, new_progress, print_result, run_stages_of
+from qkd.cli.values import cpus, finite, whole
+from qkd.failures import BAD_INPUT, DONE, FAILED
+from qkd.files.user_paths import user_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    means = ("CONFIG|MODEL", "a config; or an ONNX file or run folder, more may follow")
+    text = "measure the latency of ONNX files, here and on devices"
+    _add_options(add_command(commands, "bench", bench, text, config=means, has_runs=True))
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Run the stage of a config, or measure models on devices: 1 where a device failed."""
+    from qkd.bench.measuring import bench_models, names_models, refuse_options
+
+    if not names_models([args.config]):
+        refuse_options(args)
+        return run_stages_of(load(args), (args.name,), args)
+    table = bench_models(args, new_progress(), calibration=_training_images)
+    print_result(args, table)
+    if table.failures:
+        return BAD_INPUT if table.is_input_fault else FAILED
+    return DONE
+
+
+def _training_images(folder: Path) -> npt.NDArray[np.float32]:
+    """Return images of a run folder to calibrate an int8 baseline on."""
+    from qkd.roles.sample import calibration_images
+    from qkd.roles.stored import stored_config
+
+    return calibration_images(stored_config(folder), folder=folder)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s CONFIG [key=value ...]\n       %(prog)s MODEL [MODEL ...] [--on DEVICE] [options]"
+    parser.description = "Measure a config's run, or models (ONNX files, run folders), here and on devices."
+    group = parser.add_argument_group("for models (a config has a bench section instead)")
+    for words in (
+        ("--on", "append", None, "DEVICE", "local, ssh://[user@]host[:port], adb://SERIAL or a name; may be repeated"),
+        ("--devices", None, user_path, "FILE", "file of named devices (~/.config/qkd/devices.yaml)"),
+        ("--threads", None, whole, "N", "intra-op threads (1)"),
+        ("--rounds", None, whole, "N", "timed inferences per model, interleaved (200)"),
+        ("--warmup", None, whole, "N", "inferences before the clock starts (20)"),
+        ("--batch-size", None, whole, "N", "images per inference (1)"),
+        ("--provider", None, str, "NAME", "execution provider (CPUExecutionProvider)"),
+        ("--affinity", None, cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
+        ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
+        ("--timeout", None, finite, "SECONDS", "longest duration of one command on a device (600)"),
+        ("--output", None, user_path, "FILE", "write the result as JSON, too"),
+    ):
+        option, action, kind, meta, text = words
+        group.add_argument(option, action=action, type=kind, metavar=meta, help=text)  # type: ignore[arg-type]
+    group.add_argument(
+        "--int8-baseline", action="store_true", help="measure onnxruntime's static int8 of the float model, too"
+    )

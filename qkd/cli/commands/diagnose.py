@@ -1,0 +1,30 @@
+"""`qkd diagnose`: what a teacher tells, and which known failure of distillation it shows."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qkd.cli.command import add_command, load, new_progress, print_result
+from qkd.cli.values import finite, positive
+from qkd.files.user_paths import user_path
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "what a teacher's soft targets tell, on its training images, and which known failure they show"
+    look = add_command(commands, "diagnose", diagnose, text, has_runs=True)
+    look.add_argument("config", metavar="CONFIG|RUN", help="a run (folder or name) with a teacher, or its config")
+    look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
+    look.add_argument("--limit", type=positive, metavar="N", help="at most N training images, stratified (all)")
+    look.add_argument("--temperature", type=finite, metavar="T", help="of the distillation (the config's)")
+    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw it")
+
+
+def diagnose(args: argparse.Namespace) -> int:
+    """Measure a teacher on its training images, print tables and findings, draw them if asked to."""
+    from qkd.analysis.run_diagnosis import diagnose_target
+
+    options = {"limit": args.limit, "temperature": args.temperature, "out": args.out, "progress": new_progress()}
+    where = {"runs_dir": args.runs_dir, "overrides": args.overrides, "load": lambda: load(args)}
+    return print_result(args, diagnose_target(args.config, **where, **options))

@@ -1,0 +1,23 @@
+"""`qkd doctor`: versions, devices, and whether another distribution sits on our names."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qkd.cli.command import add_command, print_result
+from qkd.failures import DONE, FAILED
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    add_command(commands, "doctor", doctor, "versions, devices, name clashes")
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Look at this machine; exit code 1 where another distribution sits on our names."""
+    from qkd.cli.machine import examine
+
+    report = examine()
+    print_result(args, report)
+    return DONE if report.is_healthy else FAILED

@@ -1,0 +1,31 @@
+"""`qkd teacher`, `search`, `distill`, `export`: one stage of an experiment."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qkd.cli.command import CONFIG_OR_RUN, add_command, load, run_stages_of
+
+STAGE_HELP = {
+    "teacher": "train the full-precision teacher with its own agent",
+    "search": "settle both agents' schedules",
+    "distill": "train the low-bit student from the teacher",
+    "export": "write the student as ONNX and prove it equal to the trained model",
+}
+
+
+def add(commands: Any) -> None:
+    """Declare the commands."""
+    for name, text in STAGE_HELP.items():
+        stage = add_command(commands, name, run_stage, text, config=CONFIG_OR_RUN, has_runs=True)
+        if name == "export":
+            strict = (
+                "a layer that stays in float is an error, also of an export that is complete (or export.strict=true)"
+            )
+            stage.add_argument("--strict", action="store_true", help=strict)
+
+
+def run_stage(args: argparse.Namespace) -> int:
+    """Run one stage, then print the closing table."""
+    return run_stages_of(load(args), (args.name,), args)

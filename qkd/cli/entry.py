@@ -1,0 +1,144 @@
+"""Parse the arguments, call the sub-command, and turn how it ends into an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from qkd.cli.command import STAGE_NAMES, Command
+from qkd.cli.commands import (
+    bench,
+    cost,
+    diagnose,
+    doctor,
+    ls,
+    match,
+    policy,
+    report,
+    retrieve,
+    run,
+    show,
+    stage,
+    validate,
+)
+from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
+from qkd.files.user_paths import user_path
+from qkd.foreign.shown import clean_output
+
+EXAMPLES = """examples:
+  qkd run digits/w2a2                                 every stage; resumes where it stopped
+  qkd run digits/w2a2 student.train.epochs=3 name=short
+  qkd run my.yaml --dry-run                           find faults before training
+  qkd validate my.yaml                                all faults of a config at once
+  qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
+  qkd ls nets
+  qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
+  qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
+  qkd diagnose runs/digits-w2a2 --out teacher.svg     what its teacher tells, and which known failure it shows
+  qkd retrieve runs/digits-w2a2                       do features find images of their class?
+  qkd match runs/digits-w2a2                          which layers of the teacher to follow with which
+
+exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
+
+# in the order of `qkd --help`
+COMMANDS = (run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: The arguments; ``sys.argv`` where absent.
+    """
+    with clean_output():
+        return _main(parse(sys.argv[1:] if argv is None else argv))
+
+
+def _main(args: argparse.Namespace) -> int:
+    command: Command = args.command
+    try:
+        return command(args)
+    except KeyboardInterrupt:
+        return _interrupted(args)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; nothing is left to say
+        return FAILED
+    except Exception as error:
+        return _failed(error, args)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed arguments; overrides may stand before and after options.
+
+    Raises:
+        SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
+    """
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    takes = hasattr(args, "overrides")
+    models = args.name == "bench"  # whose further models may stand behind options, too
+    unknown = [text for text in rest if text.startswith("-") or not takes or ("=" not in text and not models)]
+    if unknown:
+        parser.error(f"unknown argument(s): {' '.join(unknown)}; `qkd {args.name} --help` lists what there is")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    for name in ("config", "run", "policy"):  # a name or a path: text, until it is known which
+        if str(getattr(args, name, "")).startswith("~"):
+            setattr(args, name, str(user_path(getattr(args, name))))
+    if models:
+        args.overrides = [str(user_path(text)) if text.startswith("~") else text for text in args.overrides]
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="qkd",
+        description="Teacher -> low-bit student -> ONNX -> parity -> latency -> report.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _interrupted(args: argparse.Namespace) -> int:
+    resumable = args.name in ("run", *STAGE_NAMES) and not getattr(args, "dry_run", False)
+    hint = "; nothing is lost: the same command resumes where it stopped" if resumable else ""
+    print(f"\nqkd: interrupted{hint}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _failed(error: Exception, args: argparse.Namespace) -> int:
+    if args.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    failure = classify(error)
+    where = "" if failure.is_expected or args.debug else f" (traceback: {write_traceback(error)})"
+    hint = f"\nqkd {args.name} --help says more" if isinstance(error, UsageError) else ""
+    head = f"qkd: {failure.faults} faults:\n" if failure.faults > 1 else "qkd: "
+    print(f"{head}{failure.message}{where}{hint}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}))
+    return failure.exit_code
+
+
+class _Version(argparse.Action):
+    """Prints the version; reads it only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from qkd.cli.machine import own_version
+
+        print(f"qkd {own_version()}")
+        parser.exit()

@@ -1,0 +1,51 @@
+"""Settings of a teacher that is another run's: taken from that run's config, and contradicted by nothing here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qkd.failures import ConfigError
+from qkd.files.user_paths import user_path
+
+
+def borrowed_run(data: Mapping[str, Any]) -> str | None:
+    """Return the run folder that ``teacher.run`` names in raw config data; None where there is none."""
+    teacher = data.get("teacher")
+    name = teacher.get("run") if isinstance(teacher, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def with_borrowed_teacher(data: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return raw config data with the teacher's settings of the run that it names.
+
+    Args:
+        data: Whose ``teacher.run`` names a run folder.
+        theirs: The raw config of that run.
+
+    Raises:
+        ConfigError: With every setting that is given here and is another there.
+    """
+    own, taken = dict(data["teacher"]), theirs.get("teacher")
+    if not isinstance(taken, Mapping):
+        raise ConfigError([f"config.teacher.run: {own['run']}: its config has no teacher"])
+    given = {key: value for key, value in own.items() if key != "run"}
+    faults = list(_contradictions(given, taken, "config.teacher", str(own["run"])))
+    if faults:
+        raise ConfigError(faults)
+    return {**data, "teacher": {**given, **taken, "run": own["run"]}}
+
+
+def has_config(name: str) -> bool:
+    """Return whether a folder has a config, as run folders do."""
+    return (user_path(name) / "config.yaml").is_file()
+
+
+def _contradictions(given: Mapping[str, Any], taken: Mapping[str, Any], where: str, run: str) -> Iterator[str]:
+    for key, value in given.items():
+        if key not in taken:
+            continue  # the schema says that it is unknown
+        if isinstance(value, Mapping) and isinstance(taken[key], Mapping):
+            yield from _contradictions(value, taken[key], f"{where}.{key}", run)
+        elif value != taken[key]:
+            yield f"{where}.{key}: {value!r} here, but the teacher of {run} has {taken[key]!r}; leave it out"

@@ -1,0 +1,18 @@
+"""What options of losses may be, without the arithmetic: a config is checked against it before torch is loaded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+HEADS = 4  # of MHGD's attention, as in role-kd; the authors of MHGD take 8
+
+Attention = Literal["trained", "random"]
+ATTENTIONS: tuple[Attention, ...] = ("trained", "random")
+Divergence = Literal["abs", "exponential", "jeffreys", "kagan", "kl", "squared"]
+DIVERGENCES: tuple[Divergence, ...] = ("abs", "exponential", "jeffreys", "kagan", "kl", "squared")
+FlowReduction = Literal["mean", "row_mean"]
+FLOW_REDUCTIONS: tuple[FlowReduction, ...] = ("mean", "row_mean")
+Kernel = Literal["adaptive_rbf", "cauchy", "combined", "cosine", "rbf", "t"]
+KERNELS: tuple[Kernel, ...] = ("adaptive_rbf", "cauchy", "combined", "cosine", "rbf", "t")
+Remainder = Literal["uniform", "renormalize"]
+REMAINDERS: tuple[Remainder, ...] = ("uniform", "renormalize")

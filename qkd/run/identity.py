@@ -1,0 +1,72 @@
+"""What a run is: the settings that its trainings depend on. Any other may change, and redoes the stages behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# where it runs, how fast, how it is saved, and where its images lie: what they are is in data.json
+FREE = {
+    "name", "device", "threads",
+    "data.path", "data.root", "data.download", "data.workers", "data.eval_batch_size",
+    "search.engine", "search.workers", "search.gpus_per_worker", "search.address", "search.worker_failures",
+}  # fmt: skip
+FREE_KEYS = {"checkpoint_every_s"}  # in whatever section
+BEHIND = ("export", "bench")  # stages behind the trainings, each with a section of its name
+
+
+def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the dotted path and value of every leaf of nested groups and lists."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value:
+        for index, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that make a run the one it is: dotted key -> plain value.
+
+    Args:
+        values: A config as plain data.
+    """
+    return {key: value for key, value in leaves(dict(values)) if not _is_free(key)}
+
+
+def stage_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a stage's files depend on: the run's identity, and its own section where it has one.
+
+    Args:
+        stage: Its name.
+        values: A config as plain data.
+    """
+    own = {stage: values[stage]} if stage in BEHIND and stage in values else {}
+    return {**identity(values), **dict(leaves(own))}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return, for each key that is not the same in both, its values as a message shows them.
+
+    Args:
+        old: Dotted key -> plain value.
+        new: Likewise.
+    """
+    missing = object()
+    pairs = {key: (old.get(key, missing), new.get(key, missing)) for key in sorted(old.keys() | new.keys())}
+    return {
+        key: (_text(before, missing), _text(after, missing))
+        for key, (before, after) in pairs.items()
+        if before != after
+    }
+
+
+def _text(value: Any, missing: object) -> str:
+    return "absent" if value is missing else repr(value)
+
+
+def _is_free(key: str) -> bool:
+    first, last = key.partition(".")[0], key.rpartition(".")[2]
+    return key in FREE or first in BEHIND or last in FREE_KEYS

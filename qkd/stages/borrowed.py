@@ -1,0 +1,46 @@
+"""A teacher that is another run's: checked against this run's images, and copied with its hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qkd.progress import Progress
+from qkd.roles.images import require_same_images
+from qkd.roles.stored import stored_config
+from qkd.run.folder import RunFolder
+from qkd.run.identity import identity
+
+SPLIT = ("seed", "data.val_fraction", "data.train_limit")  # which images are kept from training
+
+
+def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
+    """Make the teacher of another run this run's; a call that is interrupted begins anew.
+
+    Args:
+        run: The run.
+        source: The other run's folder; its teacher is complete.
+        progress: Where to say so.
+
+    Raises:
+        qkd.data.DataError: If its images are not this run's.
+        ValueError: If its teacher is not complete, or has other settings than this config says.
+        OSError: If a file cannot be read or written.
+    """
+    theirs, ours = (config.model_dump(mode="json") for config in (stored_config(source), run.config))
+    for values in (theirs, ours):
+        values["teacher"].pop("run", None)
+    if theirs["teacher"] != ours["teacher"]:
+        raise ValueError(f"teacher.run: the teacher's settings of {source} are no longer those of this run's config")
+    require_same_images(run, source, progress)
+    before, now = identity(theirs), identity(ours)
+    others = [f"{key} {before.get(key)} there, {now.get(key)} here" for key in SPLIT if before.get(key) != now.get(key)]
+    if others:
+        progress.warn(
+            f"teacher.run: training and validation images were divided otherwise ({'; '.join(others)}), so the teacher "
+            f"may have learned from validation images of this run; test images are apart from both"
+        )
+    found = "search_teacher"
+    if "teacher" in run.config.searched_roles and RunFolder(run.config, source.resolve()).is_complete(found):
+        run.adopt(found, source)
+    run.adopt("teacher", source)
+    progress.say(f"teacher: that of {source}, copied; nothing is trained")

@@ -1,0 +1,172 @@
+"""``qkd bench`` of named models: what is measured, how it is shown, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export import Sample, export_float, export_onnx, read_sample, write_sample
+from qkd.bench.targets import find_targets, is_float
+from qkd.cli import main
+from qkd.config.binding import config_text
+from qkd.testing import TinyNet, synthetic_images, tiny_config, write_npz_set
+from quantizers import QuantSpec, calibrate, prepare
+
+QUICK = ("--rounds", "3", "--warmup", "0")
+
+
+@pytest.fixture(scope="module")
+def made(unfused: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as the stages up to export leave it, of a net that was not trained."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    (folder / "export").mkdir(parents=True)
+    images = (synthetic_images(64)[0].float() / 127.5 - 1).contiguous()
+    net = TinyNet().eval()
+    student = prepare(net, QuantSpec(weight_bits=2, act_bits=4), example_inputs=images[:2])
+    calibrate(student, [images])
+    student.eval()
+    export_onnx(student, images[:2], folder / "export" / "student.onnx")
+    export_float(net, images[:2], folder / "export" / "teacher.onnx")
+    facts = {name: {"path": f"{name}.onnx"} for name in ("student", "teacher")}
+    (folder / "export" / "export.json").write_text(json.dumps(facts))
+    with torch.no_grad():
+        logits = {"student": student(images).numpy(), "teacher": net(images).numpy()}
+    labels = logits["student"].argmax(1).astype(np.int64)
+    write_sample(folder / "export" / "sample.npz", Sample(images.numpy(), labels, logits))
+    data = write_npz_set(folder.parent / "data")
+    (folder / "config.yaml").write_text(config_text(tiny_config(data)))
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> tuple[str, str]:
+    capsys.readouterr()
+    assert main(["bench", *map(str, words)]) == code
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_a_run_folder_with_its_sample_and_the_int8_baseline(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = run(capsys, made, *QUICK, "--int8-baseline", "--output", tmp_path / "o.json", "--json")
+    result = json.loads(out)
+    assert result == json.loads((tmp_path / "o.json").read_text()) and result["reference"] == "teacher"
+    (device,) = result["devices"]
+    models = device["models"]
+    assert list(models) == ["student", "teacher", "int8-static"] and device["failure"] is None
+    assert models["student"]["accuracy"] == models["student"]["agreement"] == 1.0
+    assert device["images"] == 64 and models["teacher"]["to_float"] == 1.0
+    assert models["teacher"]["agreement"] == 1.0 and models["int8-static"]["agreement"] > 0.9
+    assert models["student"]["to_float"] == models["student"]["median_ms"] / models["teacher"]["median_ms"]
+    assert models["student"]["peak_memory_bytes"] > 1e6
+    assert "local: 3 rounds of student, teacher, int8-static" in err
+
+
+def test_the_table_and_a_device_that_fails(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, made, *QUICK, "--on", "local", "--on", "ssh://127.0.0.1:1", code=1)
+    head, *lines = out.splitlines()
+    assert head.split() == ["device", "model", "median", "p10", "p90", "p99", "to", "float", "size", "memory",
+                            "accuracy", "agreement", "notes"]  # fmt: skip
+    assert [line.split()[:2] for line in lines] == [
+        ["local", "student"], ["local", "teacher"], ["ssh://127.0.0.1:1", "-"],
+    ]  # fmt: skip
+    assert " 1.000 " in lines[1] and "100.00 %" in lines[0]
+    assert "FAILED: ssh to 127.0.0.1 failed" in lines[2] and "Connection refused" in lines[2]
+
+
+def test_files_get_names_and_expected_logits(made: Path, tmp_path: Path) -> None:
+    export = made / "export"
+    other = tmp_path / "student.onnx"
+    other.write_bytes((export / "student.onnx").read_bytes())
+    targets = find_targets([str(export / "student.onnx"), str(other)])
+    assert list(targets.paths) == ["student", "student.onnx"] and targets.sample is None and targets.reference is None
+    targets = find_targets([str(export / "teacher.onnx"), str(other)], export / "sample.npz")
+    assert targets.reference == "teacher" and targets.sample is not None
+    assert set(targets.sample.logits) == {"teacher", "student"}
+    assert is_float(export / "teacher.onnx") and not is_float(other)
+
+
+def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    shutil.copytree(made, tmp_path / "second")
+    targets = find_targets([str(made), str(tmp_path / "second")])
+    assert list(targets.paths) == ["tiny/student", "tiny/teacher", "second/student", "second/teacher"]
+    assert targets.sample is not None and set(targets.sample.logits) == set(targets.paths)
+    assert targets.reference == "tiny/teacher"
+    mine = read_sample(made / "export" / "sample.npz")
+    write_sample(tmp_path / "second" / "export" / "sample.npz", Sample(mine.images[:9], mine.labels[:9]))
+    _, err = run(capsys, made, tmp_path / "second", *QUICK, code=2)
+    assert "have different test images" in err and "--sample FILE" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.onnx"], "none.onnx: no such file; name ONNX files, run folders, or one config"),
+        (["STUDENT", "--on", "pi9"], "device 'pi9' is neither an address"),
+        (["STUDENT", "--on", "ssh://-oProxyCommand=x"], "is no host"),
+        (["STUDENT", "--rounds", "0"], "rounds must be at least 1, got 0"),
+        (["STUDENT", "--timeout", "-1"], "timeout_s must be positive, got -1.0"),
+        (["STUDENT", "--provider", "Foo"], "provider 'Foo' is not in this onnxruntime"),
+        (["TEACHER", "--int8-baseline"], "needs images to calibrate on"),
+        (["STUDENT", "--int8-baseline", "--sample", "SAMPLE"], "is made of a float model"),
+        (["STUDENT", "--sample", "none.npz"], "no sample file at none.npz"),
+        (["STUDENT", "STUDENT"], None),
+        (["STUDENT", "digits/smoke"], "digits/smoke: no such file"),
+        (["digits/smoke", "--threads", "3", "--on", "local"], "give bench.on=..., bench.threads=..."),
+        (["digits/smoke", "--sample", "x.npz"], "options are for ONNX files and run folders"),
+        (["JUNK"], "junk.onnx: it is no ONNX file"),
+    ],
+)
+def test_what_is_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str | None
+) -> None:
+    (tmp_path / "junk.onnx").write_bytes(b"\xff" * 50)
+    known: dict[str, Any] = {
+        "STUDENT": made / "export" / "student.onnx", "SAMPLE": made / "export" / "sample.npz",
+        "TEACHER": made / "export" / "teacher.onnx", "JUNK": tmp_path / "junk.onnx",
+    }  # fmt: skip
+    if message is None:
+        out, _ = run(capsys, *(known[word] for word in words), *QUICK)
+        assert [line.split()[1] for line in out.splitlines()[1:]] == ["student", "student.onnx"]
+        return
+    is_config = words[0].startswith("digits")
+    quick = () if is_config or "--rounds" in words else QUICK
+    out, err = run(capsys, *(known.get(word, word) for word in words), *quick, code=2)
+    assert message in out + err
+
+
+def test_a_run_that_has_not_been_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    _, err = run(capsys, tmp_path, code=2)
+    assert "no run whose export stage has run (export/export.json is missing)" in err
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-1", "1,,2", ""])
+def test_cpus_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "x.onnx", f"--affinity={text}"])
+    assert caught.value.code == 2 and "must be numbers of CPUs" in capsys.readouterr().err
+
+
+def test_models_may_stand_behind_options(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student, teacher = made / "export" / "student.onnx", made / "export" / "teacher.onnx"
+    out, _ = run(capsys, student, "--affinity", "0-0,0", *QUICK, teacher, "--json")
+    (device,) = json.loads(out)["devices"]
+    assert list(device["models"]) == ["student", "teacher"] and device["affinity"] == [0, 0]
+
+
+def test_options_stand_above_a_devices_own(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.yaml").write_text("devices: {slow: {address: local, threads: 2}}\n")
+    words = (made / "export" / "student.onnx", *QUICK, "--on", "slow", "--devices", tmp_path / "d.yaml", "--json")
+    (device,) = json.loads(run(capsys, *words)[0])["devices"]
+    assert device["device"] == "slow" and device["threads"] == 2
+    (device,) = json.loads(run(capsys, *words, "--threads", 1)[0])["devices"]
+    assert device["threads"] == 1

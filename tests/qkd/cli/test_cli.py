@@ -1,0 +1,231 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from qkd.checking.names import METHOD_NOTES
+from qkd.cli import STAGE_NAMES, main, parse
+from qkd.cli.commands.ls import TABLE_NAMES
+from qkd.config import RunConfig
+from qkd.config.binding import bind, load_config, shipped_configs
+from qkd.files.yaml_text import parse_yaml
+
+GOOD = "name: small\ndata: {name: digits}\nteacher: {net: resnet8, train: {epochs: 1}}\n" \
+       "student: {quant: {weight_bits: 2, act_bits: 2}, train: {epochs: 1}}\n"  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(GOOD)
+    return file
+
+
+def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def command(*_: Any, **__: Any) -> int:
+        raise error
+
+    for name in ("run", "validate"):
+        monkeypatch.setattr(f"qkd.cli.commands.{name}.load", command)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["export", "--help"], ["ls", "--help"]])
+def test_help_ends_well(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    assert "usage: qkd" in capsys.readouterr().out
+
+
+def test_help_shows_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "qkd run digits/w2a2" in text and "exit codes: 0 done" in text
+    for name in (
+        "run",
+        "teacher",
+        "search",
+        "distill",
+        "export",
+        "bench",
+        "report",
+        "ls",
+        "show",
+        "validate",
+        "cost",
+        "doctor",
+    ):
+        assert f"\n    {name} " in text
+
+
+def test_help_takes_under_half_a_second() -> None:
+    seconds = []
+    for _ in range(5):  # the machine may be busy: the fastest of a few counts
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "qkd.cli", "--help"], check=True, capture_output=True, timeout=60)
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["run"],
+        ["run", "c.yaml", "--fast"],
+        ["doctor", "x=1"],
+        ["ls", "cars"],
+        ["diagnose", "a", "--temperature", "nan"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "usage: qkd" in captured.err
+
+
+def test_a_stray_word_is_no_override(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(config), "stray"]) == 2
+    assert "override `stray`: must be key.path=value" in capsys.readouterr().err
+
+
+def test_overrides_may_stand_before_and_after_options() -> None:
+    args = parse(["run", "c.yaml", "a=1", "--runs-dir", "x", "b.c=2", "--json", "d=-1"])
+    assert args.overrides == ["a=1", "b.c=2", "d=-1"]
+    assert args.runs_dir == Path("x") and args.json
+
+
+def test_a_run_may_end_early(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("qkd.pipeline.run_stages", lambda run, names, progress: asked.append(tuple(names)))
+    for words in (["--until", "distill"], ["--until", "teacher"], []):
+        assert main(["run", str(config), "--runs-dir", str(tmp_path / "runs"), *words]) == 0
+    assert asked == [STAGE_NAMES[:3], STAGE_NAMES[:1], STAGE_NAMES]
+    with pytest.raises(SystemExit) as caught:
+        main(["run", str(config), "--until", "never"])
+    assert caught.value.code == 2
+
+
+def test_validate_accepts_a_good_config(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(config)]) == 0
+    assert "no faults" in capsys.readouterr().out
+    assert main(["validate", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "small", "faults": []}
+
+
+def test_validate_lists_all_faults(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["data.name=digitz", "student.train.lr=-1", "teacher.nte=resnet8"]
+    assert main(["validate", str(config), *changes]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "qkd: 3 faults:",
+        "config.teacher.nte: unknown key; did you mean `net`?",
+        "config.student.train.lr: must be positive, got -1",
+        "config.data.name: unknown data set 'digitz'; did you mean `digits`?",
+    ]
+
+
+def test_faults_are_json_where_asked_for(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(config), "seed=x", "--json"]) == 2
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"error": "config.seed: must be a whole number, got 'x'", "exit_code": 2}
+
+
+def test_show_prints_what_binds_to_the_same_config(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(config), "seed=7"]) == 0
+    text = capsys.readouterr().out
+    assert bind(parse_yaml(text)) == load_config(config, ["seed=7"])
+    assert main(["show", str(config), "--json"]) == 0
+    assert bind(json.loads(capsys.readouterr().out)) == load_config(config)
+
+
+def test_ls_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)
+    assert list(tables) == list(TABLE_NAMES)
+    assert all(tables.values())
+    assert set(tables["configs"]) == set(shipped_configs())
+    for name in ("configs", "datasets", "losses", "quantizers", "devices", "policies"):
+        assert all(tables[name].values()), f"every one of {name} says what it is"
+    assert {"resnet20", "torchvision/resnet18"} <= set(tables["nets"])
+    assert main(["ls", "datasets"]) == 0
+    text = capsys.readouterr().out
+    assert "digits" in text and "resnet20" not in text
+
+
+def test_methods_are_listed_by_keys_that_a_config_has() -> None:
+    for note in METHOD_NOTES:
+        place: Any = RunConfig
+        for key in note.replace(": ", ".").split("."):
+            kind = place.model_fields[key].annotation
+            parts = [part for part in (kind, *get_args(kind)) if isinstance(part, type)]
+            place = next((part for part in parts if issubclass(part, BaseModel)), None)
+
+
+def test_a_missing_config_names_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "digits/w2a3"]) == 2
+    assert "did you mean `digits/w2a2`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["distill", "export", "bench", "report"])
+def test_a_stage_says_what_is_missing(
+    stage: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([stage, str(config), "--runs-dir", str(tmp_path / "runs")]) == 2
+    text = capsys.readouterr().err
+    assert f"stage {stage}" in text and "(not run)" in text
+    assert "run `qkd teacher`" in text or "run `qkd export`" in text
+
+
+def test_a_run_folder_that_cannot_be_made_is_the_users_to_mend(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["teacher", str(config), "--runs-dir", str(tmp_path / "file")]) == 2
+    text = capsys.readouterr().err
+    assert str(tmp_path / "file") in text and "--runs-dir" in text and "Traceback" not in text
+
+
+def test_an_interrupt_says_that_the_run_can_go_on(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(monkeypatch, KeyboardInterrupt())
+    assert main(["run", str(config)]) == 130
+    assert "the same command resumes where it stopped" in capsys.readouterr().err
+    assert main(["validate", str(config)]) == 130
+    assert "goes on" not in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_in_a_file(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(monkeypatch, ZeroDivisionError("first line\nsecond"))
+    assert main(["run", str(config)]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("qkd: ZeroDivisionError: first line (traceback: ") and text.count("\n") == 1
+    log = Path(text.split("traceback: ")[1].rstrip(")\n"))
+    assert "ZeroDivisionError" in log.read_text()
+    log.unlink()
+    assert main(["run", str(config), "--debug"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("qkd ")

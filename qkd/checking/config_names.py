@@ -10,8 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 from qkd.checking.names import table
 from qkd.config import AuxiliaryConfig, PhaseConfig, StudentConfig, TermConfig
 from qkd.config.bind_faults import Fault, describe, did_you_mean
-from qkd.distill import check_terms, phase_faults
+from qkd.methods.phase_checks import phase_faults
 from qkd.nets import net_hint
+from qkd.terms.term_checks import check_terms
 
 
 def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:

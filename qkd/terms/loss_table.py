@@ -99,7 +99,7 @@ class LossEntry:
     @property
     def function(self) -> Callable[..., Tensor]:
         """The loss: tensors by position, options by keyword (imports torch)."""
-        from qkd.distill import losses
+        from qkd import losses
 
         found: Callable[..., Tensor] = getattr(losses, self.name)
         return found

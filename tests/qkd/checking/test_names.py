@@ -5,9 +5,9 @@ from __future__ import annotations
 from qkd.agents import POLICIES
 from qkd.checking.names import DATASET_NOTES, POLICY_NOTES, table
 from qkd.data import DATASETS
-from qkd.distill import LOSSES
 from qkd.nets.build import registered_names
 from qkd.nets.torchvision_nets import torchvision_names
+from qkd.terms import LOSSES
 
 
 def test_notes_are_of_the_data_sets_and_policies_that_there_are() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from qkd.bind_faults import describe, place
 from qkd.files import DamagedFileError, parse_json, read_json
@@ -21,12 +21,19 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(gt=0)]
+
+
 class _Accuracies(_Record):
-    test_accuracy: float | None = None
-    val_accuracy: float | None = None
+    test_accuracy: _Fraction | None = None
+    val_accuracy: _Fraction | None = None
 
 
 class _Result(_Accuracies):
+    chance_accuracy: _Fraction | None = None
+    test_images: _Count | None = None
+    epochs: int | None = None
     net: str | None = None
     weight_bits: int | None = None
     act_bits: int | None = None
@@ -56,7 +63,7 @@ class _Exported(_Record):
 
 
 class _Side(_Record):
-    top1_agreement: float | None = None
+    top1_agreement: _Fraction | None = None
     differing: int
 
 
@@ -68,7 +75,7 @@ class _ComparedLayer(_Record):
 
 class _Parity(_Record):
     passed: bool
-    images: int
+    images: _Count
     off: _Side
     on: _Side | None = None
     layers: list[_ComparedLayer] = []
@@ -122,8 +129,8 @@ class _Latency(_Record):
     p99_ms: float | None = None
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
-    accuracy: float | None = None
-    agreement: float | None = None
+    accuracy: _Fraction | None = None
+    agreement: _Fraction | None = None
     repacked: list[str] = []
     notes: list[str] = []
 

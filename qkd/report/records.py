@@ -18,6 +18,7 @@ from qkd.foreign.opening import read_text
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]  # exact as a float, too
+Images = Annotated[int, Field(gt=0, le=2**53)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -31,6 +32,9 @@ class _Accuracies(_Record):
 
 
 class _Result(_Accuracies):
+    chance_accuracy: Share | None = None
+    test_images: Images | None = None
+    epochs: int | None = None
     net: str | None = None
     weight_bits: Count | None = None
     act_bits: Count | None = None
@@ -72,7 +76,7 @@ class _ComparedLayer(_Record):
 
 class _Parity(_Record):
     passed: bool
-    images: Count
+    images: Images
     off: _Side
     on: _Side | None = None
     layers: list[_ComparedLayer] = []

@@ -38,8 +38,9 @@ def device_charts(summary: RunSummary) -> dict[str, list[Markup]]:
         rows = {name: row for name, row in bench.get("models", {}).items() if scores.get(name) is not None}
         if not rows:
             continue
-        latency = [_point(name, row["median_ms"], scores[name]) for name, row in rows.items()]
-        size = [_point(name, row["size_bytes"] / 1e3, scores[name]) for name, row in rows.items()
+        known = [(row, _label(name), scores[name], COLOURS.get(name, len(COLOURS))) for name, row in rows.items()]
+        latency = [Point(label, row["median_ms"], score, colour) for row, label, score, colour in known]
+        size = [Point(label, row["size_bytes"] / 1e3, score, colour) for row, label, score, colour in known
                 if row.get("size_bytes") is not None]  # fmt: skip
         head = f"{bench['device']}: {words}"
         charts[str(bench["device"])] = [
@@ -47,10 +48,6 @@ def device_charts(summary: RunSummary) -> dict[str, list[Markup]]:
             scatter_chart(f"{head} against size", size, x_label="size of the file in kB", percent=True),
         ]
     return charts
-
-
-def _point(name: str, x: float, score: float) -> Point:
-    return Point(_label(name), x, score, COLOURS.get(name, len(COLOURS)))
 
 
 def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, float], str]:

@@ -275,6 +275,24 @@ def test_parity_notes_of_another_type_are_refused_by_place(tmp_path: Path, notes
         summarise(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("teacher/result.json", "test_accuracy", 3),
+        ("teacher/result.json", "chance_accuracy", -0.1),
+        ("student/result.json", "test_images", 0),
+        ("student/result.json", "test_images", "x"),
+        ("student/result.json", "epochs", 1.5),
+        ("export/parity.json", "images", 0),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_by_place(tmp_path: Path, name: str, key: str, value: object) -> None:
+    path = make_run(tmp_path / "run") / name
+    write(path, {**json.loads(path.read_text()), key: value})
+    with pytest.raises(DamagedFileError, match=rf"{name}: {key}: .*got {re.escape(repr(value))}"):
+        summarise(tmp_path / "run")
+
+
 def make_devices(run: Path) -> Path:
     """Add a device that measured with a sample, and one that failed."""
     row = {"p10_ms": None, "p90_ms": 4.0, "p99_ms": 5.0, "peak_memory_bytes": 60_000_000, "agreement": 1.0}

@@ -47,5 +47,5 @@ def _contradictions(given: Mapping[str, Any], taken: Mapping[str, Any], where: s
             continue  # the schema says that it is unknown
         if isinstance(value, Mapping) and isinstance(taken[key], Mapping):
             yield from _contradictions(value, taken[key], f"{where}.{key}", run)
-        elif value != taken[key]:
+        elif value != taken[key] and not (isinstance(value, str) and str(user_path(value)) == taken[key]):
             yield f"{where}.{key}: {value!r} here, but the teacher of {run} has {taken[key]!r}; leave it out"

@@ -32,7 +32,7 @@ from qkd.files import (
     write_text,
 )
 from qkd.files.yaml_text import read_yaml
-from qkd.run.identity import BEHIND, differences, identity, stage_settings
+from qkd.run.identity import BEHIND, changes, differences, identity, stage_settings
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = ".lock"
@@ -218,11 +218,9 @@ class RunFolder:
         return {"stage": stage, "settings": stage_settings(stage, values)}
 
     def _why_other(self, stage: str, manifest: Mapping[str, Any]) -> str:
-        """Return why a manifest is not of this run's stage; settings are compared where both sides have them."""
-        mark, then = self._mark(stage), manifest.get("settings")
-        now = mark["settings"]
-        common = then.keys() & now.keys() if isinstance(then, dict) else ()  # manifests of older versions have none
-        changed = differences({key: then[key] for key in common}, {key: now[key] for key in common}) if then else {}
+        """Return why a manifest is not of this run's stage; keys that only one side has are passed over."""
+        mark = self._mark(stage)
+        changed = changes(manifest.get("settings", {}), mark["settings"])  # manifests of older versions have none
         behind = [key for key in changed if key.partition(".")[0] in BEHIND]
         if manifest.get("stage", stage) != stage or len(behind) < len(changed):
             return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"

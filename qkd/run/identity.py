@@ -42,9 +42,31 @@ def stage_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         stage: Its name.
         values: A config as plain data.
+
+    Returns:
+        Nested, as in the config.
     """
     own = {stage: values[stage]} if stage in BEHIND and stage in values else {}
-    return {**identity(values), **dict(leaves(own))}
+    return {**_pruned(values, ""), **own}
+
+
+def changes(then: Any, now: Any, where: str = "") -> dict[str, tuple[str, str]]:
+    """Return what is another value now, as a message shows it; keys that only one side has are passed over.
+
+    So a version that adds a key takes what an older one made. Lists are compared whole.
+
+    Args:
+        then: Plain data.
+        now: Likewise.
+        where: Dotted place of both.
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        parts = [changes(then[key], now[key], f"{where}.{key}".lstrip(".")) for key in then if key in now]
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        parts = [changes(*pair, f"{where}[{index}]") for index, pair in enumerate(zip(then, now, strict=True))]
+    else:
+        return {} if then == now else {where: (repr(then), repr(now))}
+    return {key: pair for part in parts for key, pair in part.items()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -65,6 +87,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 def _text(value: Any, missing: object) -> str:
     return "absent" if value is missing else repr(value)
+
+
+def _pruned(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    places = {key: f"{where}.{key}".lstrip(".") for key in value}
+    return {
+        key: _pruned(inner, places[key]) if isinstance(inner, dict) else inner
+        for key, inner in value.items()
+        if not _is_free(places[key])
+    }
 
 
 def _is_free(key: str) -> bool:

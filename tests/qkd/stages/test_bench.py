@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from export import read_sample
-from qkd.bench.record import file_name, file_names
+from qkd.bench.record import file_name, file_names, write_records
+from qkd.cli import main
 from qkd.failures import ConfigError
 from qkd.progress import Progress, Silent
 from qkd.roles.sample import calibration_images
@@ -96,3 +99,69 @@ def test_names_of_files() -> None:
     assert all(name.startswith("a-b-") for name in (names["a/b"], names["a-b"]))
     assert file_names(["///"])["///"] and file_names(["c"]) == {"c": "c"}
     assert file_name("adb://R58M") == "adb-R58M" and file_name("../../x") == "x"
+
+
+def test_a_device_added_by_the_command_is_in_the_report_and_nothing_is_trained(
+    exported: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench(exported, data)
+    run = exported.path
+    STAGES["report"](exported, Silent())
+    exported.close()
+    trained = {path: path.stat().st_mtime_ns for path in run.glob("*/weights.safetensors")}
+    own = read(run / "bench" / "local.json")
+    (tmp_path / "d.yaml").write_text("devices: {board: {address: local}}\n")
+    words = ["--on", "board", "--devices", str(tmp_path / "d.yaml"), "--rounds", "3", "--warmup", "0", "--json"]
+    assert main(["bench", str(run), *words, "--on", NOWHERE]) == 1  # this one fails, and is not recorded
+    captured = capsys.readouterr()
+    assert f"recorded in {run / 'bench' / 'board.json'}" in captured.err
+    assert sorted(path.name for path in (run / "bench").iterdir()) == ["board.json", "local.json"]
+    assert read(run / "bench" / "board.json") == json.loads(captured.out)["devices"][0]
+    assert sorted(read(run / "bench" / "board.json")) == sorted(own)  # one shape
+    assert main(["report", str(run)]) == 0
+    text = capsys.readouterr().err
+    assert "== report: manifests/bench.json has changed" in text and "== teacher" not in text
+    assert "board" in (run / "report.html").read_text() and "board" in (run / "report.md").read_text()
+    assert {path: path.stat().st_mtime_ns for path in run.glob("*/weights.safetensors")} == trained
+    assert main(["run", str(run)]) == 0
+    assert capsys.readouterr().err.count("already complete") == 6
+
+
+def test_a_run_in_use_is_measured_but_not_recorded(
+    exported: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import sys; from pathlib import Path; from qkd.run.folder import RunFolder\n" \
+           "run = RunFolder.reopen(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"  # fmt: skip
+    (tmp_path / "d.yaml").write_text("devices: {other: {address: local}}\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(exported.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as user:
+        assert user.stdout is not None and user.stdout.readline()
+        words = ["--on", "other", "--devices", str(tmp_path / "d.yaml"), "--rounds", "3", "--warmup", "0"]
+        assert main(["bench", str(exported.path), *words]) == 0
+        user.communicate()
+    assert "measured, but not recorded in" in capsys.readouterr().err
+    assert not (exported.path / "bench" / "other.json").exists()
+
+
+def test_records_of_files_that_are_no_longer_there_are_dropped(
+    exported: RunFolder, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bench(exported, data)
+    record = read(folder / "local.json")
+    for name in ("same", "stale"):
+        other = json.loads(json.dumps(record))
+        other["device"] = name
+        if name == "stale":
+            other["models"]["student"]["sha256"] = "0" * 64
+        (folder / f"{name}.json").write_text(json.dumps(other))
+    STAGES["bench"](RunFolder(tiny_config(data), exported.path), Progress())
+    assert sorted(path.name for path in folder.iterdir()) == ["local.json", "same.json"]
+    assert "stale had measured other files than those of this export" in capsys.readouterr().err
+
+
+def test_another_device_of_the_same_file_name_keeps_its_record(tmp_path: Path) -> None:
+    for title in ("a/b", "a-b", "a/b"):
+        write_records(tmp_path, [{"device": title, "models": {}}])
+    assert len(list(tmp_path.iterdir())) == 2
+    assert {read(path)["device"] for path in tmp_path.iterdir()} == {"a/b", "a-b"}

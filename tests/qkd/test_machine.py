@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qkd import machine, main
+from qkd import machine
+from qkd.cli import main
 from qkd.machine import Clash, DoctorReport, examine, find_clashes
 
 

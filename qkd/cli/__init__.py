@@ -1,6 +1,6 @@
 """The command line: a module a sub-command in `commands/`, with its options, its call and its result."""
 
-from qkd.cli.command import STAGE_NAMES
 from qkd.cli.entry import build_parser, main, parse
+from qkd.cli.options.command import STAGE_NAMES
 
 __all__ = ["STAGE_NAMES", "build_parser", "main", "parse"]

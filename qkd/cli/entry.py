@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from qkd.cli.command import STAGE_NAMES, Command
 from qkd.cli.commands import (
     bench,
     cost,
@@ -24,6 +23,7 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
+from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output
@@ -138,7 +138,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from qkd.cli.machine import own_version
+        from qkd.machine import own_version
 
         print(f"qkd {own_version()}")
         parser.exit()

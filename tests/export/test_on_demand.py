@@ -29,7 +29,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         export.exprot_onnx  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["export", "export.devices", "qkd.agents", "qkd.data", "qkd.distill", "qkd.nets"])
+@pytest.mark.parametrize(
+    "package", ["export", "export.devices", "qkd.agents", "qkd.data", "qkd.losses", "qkd.nets", "qkd.terms"]
+)
 def test_no_export_has_the_name_of_a_module_beside_it(package: str) -> None:
     # importing the module would put it in the place of the export
     folder = Path(__file__).parent.parent.parent.joinpath(*package.split("."))

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qkd.cli.command import add_command, load, new_progress, print_result, run_stages_of
-from qkd.cli.values import cpus, finite, whole
+from qkd.cli.options.command import add_command, load, new_progress, print_result, run_stages_of
+from qkd.cli.options.values import cpus, finite, whole
 from qkd.failures import BAD_INPUT, DONE, FAILED
 from qkd.files.user_paths import user_path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import add_command, load, print_result
+from qkd.cli.options.command import add_command, load, print_result
 
 
 def add(commands: Any) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import add_command, load, new_progress, print_result
-from qkd.cli.values import finite, positive
+from qkd.cli.options.command import add_command, load, new_progress, print_result
+from qkd.cli.options.values import finite, positive
 from qkd.files.user_paths import user_path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import add_command, print_result
+from qkd.cli.options.command import add_command, print_result
 from qkd.failures import DONE, FAILED
 
 
@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
 
 def doctor(args: argparse.Namespace) -> int:
     """Look at this machine; exit code 1 where another distribution sits on our names."""
-    from qkd.cli.machine import examine
+    from qkd.machine import examine
 
     report = examine()
     print_result(args, report)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import add_command, print_result
-from qkd.cli.values import epochs, positive, whole
+from qkd.cli.options.command import add_command, print_result
+from qkd.cli.options.values import epochs, positive, whole
 from qkd.files.user_paths import user_path
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import add_command, new_progress, print_result
-from qkd.cli.values import positive
+from qkd.cli.options.command import add_command, new_progress, print_result
+from qkd.cli.options.values import positive
 
 
 def add(commands: Any) -> None:

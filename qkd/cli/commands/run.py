@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import CONFIG_OR_RUN, STAGE_NAMES, add_command, load, new_progress, print_result, run_stages_of
+from qkd.cli.options.command import (
+    CONFIG_OR_RUN,
+    STAGE_NAMES,
+    add_command,
+    load,
+    new_progress,
+    print_result,
+    run_stages_of,
+)
 
 CHANGES = (
     "In a run that is there, settings of export and bench, device and threads may change: only the stages behind them "

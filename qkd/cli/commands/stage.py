@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.command import CONFIG_OR_RUN, add_command, load, run_stages_of
+from qkd.cli.options.command import CONFIG_OR_RUN, add_command, load, run_stages_of
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",

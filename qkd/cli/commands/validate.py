@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from qkd.cli.command import CONFIG, add_command, load
+from qkd.cli.options.command import CONFIG, add_command, load
 from qkd.failures import DONE
 
 

@@ -77,6 +77,18 @@ def test_help_takes_under_half_a_second() -> None:
     assert min(seconds) < 0.5
 
 
+@pytest.mark.parametrize("module", ["qkd", "qkd.cli"])
+def test_a_module_is_the_command(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "validate", "digits/smoke"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "digits/smoke: no faults\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

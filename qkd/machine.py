@@ -129,7 +129,7 @@ def cpu_model() -> str:
 
 
 def _wrong_home(name: str) -> Clash | None:
-    found, ours = _resolve(name), Path(__file__).resolve().parent.parent.parent / name
+    found, ours = _resolve(name), Path(__file__).resolve().parent.parent / name
     if found == ours:
         return None
     where = f"resolves to {found}" if found else "cannot be imported"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qkd.cli import machine, main
-from qkd.cli.machine import Clash, DoctorReport, examine, find_clashes
+from qkd import machine
+from qkd.cli import main
+from qkd.machine import Clash, DoctorReport, examine, find_clashes
 
 
 def install(
@@ -38,7 +39,7 @@ def test_this_environment_is_healthy() -> None:
     assert set(report.versions) >= {"python", "qkd-toolkit", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy"}
     assert "CPUExecutionProvider" in report.providers
     assert report.cores >= 1 and report.cpu
-    assert Path(report.resolves_to["qkd"]) == Path(machine.__file__).parent.parent
+    assert Path(report.resolves_to["qkd"]) == Path(machine.__file__).parent
     assert "all is well" in report.to_text()
 
 

@@ -61,7 +61,7 @@ def ours(images: Tensor, policy: str, **settings: Any) -> Action:
 
 def without_compiler(action: Action) -> Action:
     """Return a call that takes the batched engine, as where there is no C++ compiler."""
-    from qkd.agents import native
+    from qkd.agents.operations import native
 
     def call() -> object:
         compiled = native.load

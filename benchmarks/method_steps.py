@@ -29,9 +29,10 @@ from methods import KD, METHODS, OF_ANOTHER_PAIR, ROOT, merged
 from stage_runs import environment, public
 from torch import Tensor, nn
 
-from qkd.binding import apply_overrides, bind
 from qkd.config import RunConfig
+from qkd.config.binding import apply_overrides, bind
 from qkd.data import Splits, load_splits, normalise
+from qkd.files.yaml_text import parse_yaml
 from qkd.methods.auxiliary.training import auxiliary_config
 from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.methods.rotations.branches import branches_file, fresh_branches, save_branches
@@ -39,9 +40,8 @@ from qkd.nets import build_net
 from qkd.roles.learner import phases_of, student_images
 from qkd.roles.nets import prepare_student
 from qkd.roles.phases import distillation
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training import Batch, Phase, build_optimizer
-from qkd.yaml_text import parse_yaml
 from quantizers import Student, calibrate, quantizer_scales
 
 CPU = torch.device("cpu")

@@ -26,13 +26,13 @@ from typing import Any
 
 from stage_runs import environment, public, spread
 
-from qkd.binding import apply_overrides, bind
+from qkd.config.binding import apply_overrides, bind
 from qkd.data import load_splits
+from qkd.files.yaml_text import parse_yaml
 from qkd.pipeline import run_stages
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS
-from qkd.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "configs" / "digits" / "methods"

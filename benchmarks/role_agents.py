@@ -26,7 +26,7 @@ from role_agents_reasons import reasons, search_facts
 from role_agents_table import draw, render, summarise
 from stage_runs import environment, public, run_stages
 
-from qkd.binding import load_config
+from qkd.config.binding import load_config
 from qkd.files import write_json, write_text
 
 

@@ -6,15 +6,15 @@ Errors: ``ExportError(ValueError)`` (nothing was written), ``ParityError(Runtime
 """
 
 from export.checks import ExportError
+from export.conversion.repack import repack
 from export.cost import CostReport, LayerCost, Totals, cost_of_file, cost_of_student, cost_of_view
 from export.devices import Device, DeviceError, DeviceResult, LatencyReport, Settings, measure_devices
-from export.float_twin import export_float
-from export.int8_baseline import export_int8_baseline
-from export.latency import measure_interleaved, measure_latency
+from export.devices.latency import measure_interleaved, measure_latency
+from export.models.float_twin import export_float
+from export.models.int8_baseline import export_int8_baseline
+from export.models.student import ExportedLayer, ExportedModel, export_onnx, write_view
 from export.parity import Comparison, LayerParity, ParityError, ParityReport, check_parity
-from export.repack import repack
 from export.sample import Sample, expect, read_sample, sample_size, write_sample
-from export.student import ExportedLayer, ExportedModel, export_onnx, write_view
 
 __all__ = [
     "Comparison",

@@ -3,8 +3,8 @@
 Shapes are written with one vocabulary throughout: ``batch``, ``channels``, ``height``, ``width``, ``classes``;
 scalars are ``[]``. Images are ``[batch, channels, height, width]``. Accuracies are fractions from 0 to 1.
 
-The parts are imported from their own modules (``from qkd.binding import load_config``), so that ``qkd --help`` stays
-quick.
+The parts are imported from their own modules (``from qkd.config.binding import load_config``), so that
+``qkd --help`` stays quick.
 """
 
 __all__: list[str] = []

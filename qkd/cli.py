@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeAlias
 from qkd import commands as do
 from qkd.commands import STAGE_NAMES, TABLE_NAMES
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
+from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output, shown_line
-from qkd.user_paths import user_path
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",

@@ -60,7 +60,7 @@ def list_names(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """``qkd show``: the resolved config as YAML, or JSON."""
-    from qkd.binding import config_text
+    from qkd.config.binding import config_text
 
     config = _load(args)
     print(json.dumps(config.model_dump(mode="json")) if args.json else config_text(config), end="")
@@ -146,7 +146,7 @@ def policy_sample(args: argparse.Namespace) -> int:
 def _run(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
     from qkd.pipeline import run_stages
     from qkd.report import summarise
-    from qkd.rundir import RunFolder
+    from qkd.run.folder import RunFolder
 
     with RunFolder.open(config, runs_dir=args.runs_dir) as run:
         run_stages(run, names, _progress())
@@ -158,7 +158,7 @@ def _run(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> i
 
 
 def _load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
-    from qkd.binding import load_config
+    from qkd.config.binding import load_config
     from qkd.listing import name_faults
     from qkd.named_files import file_faults
 

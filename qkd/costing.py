@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from export import CostReport, cost_of_file, cost_of_student
-from qkd.binding import load_config
 from qkd.config import RunConfig
+from qkd.config.binding import load_config
 from qkd.data import image_shape
 from qkd.failures import UsageError
 from qkd.nets import build_net
 from qkd.report.table import align, bytes_text
 from qkd.report.text import cost_rows
 from qkd.roles.nets import load_student, prepare_student
+from qkd.run.folder import RunFolder
 from qkd.run_target import run_folder
-from qkd.rundir import RunFolder
 from qkd.seeding import global_stream
 from qkd.training.assembly import WEIGHTS
-from quantizers.calibrate import act_quantizers
+from quantizers.student import act_quantizers
 
 LAYER_HEAD = ["layer", "kind", "output", "weight bits", "input bits", "parameters", "MACs", "BOPs", "weights"]
 

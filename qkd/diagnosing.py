@@ -35,8 +35,8 @@ from qkd.roles.guide import load_followed
 from qkd.roles.images import stored_images
 from qkd.roles.nets import load_student
 from qkd.roles.stored import stored_config
+from qkd.run.folder import RunFolder
 from qkd.run_target import run_folder, runs_in
-from qkd.rundir import RunFolder
 from qkd.seeding import stream
 from qkd.terms.outputs import NetOutputs, last_linear, read_outputs, some_images
 from qkd.terms.rescaling import (

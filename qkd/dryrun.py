@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from export import export_float
-from export.lowering import INPUT, OUTPUT
-from export.quant_session import QuantSession
+from export.lowering.model import INPUT, OUTPUT
+from export.parity.quant_session import QuantSession
 from export.runtime import open_session
 from qkd.config import RunConfig
 from qkd.data import iterate, load_splits, normalise
@@ -25,7 +25,7 @@ from qkd.roles.float_training import FloatRole
 from qkd.roles.learner import StudentRole, student_images
 from qkd.roles.nets import load_student
 from qkd.roles.teacher import teacher_parts, teacher_role
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.search.images import search_splits
 from qkd.seeding import stream
 from qkd.stages.export import export_student, float_nets, student_files

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from qkd.bind_faults import Fault, describe, did_you_mean
+from qkd.config.bind_faults import Fault, describe, did_you_mean
 
 DATASET_NOTES = {
     "cifar10": "60,000 colour images 32x32, 10 classes (torchvision)",
@@ -98,7 +98,7 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _configs() -> dict[str, str]:
-    from qkd.binding import shipped_configs
+    from qkd.config.binding import shipped_configs
 
     return {name: _purpose(path.read_text(encoding="utf-8")) for name, path in shipped_configs().items()}
 

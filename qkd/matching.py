@@ -20,8 +20,8 @@ from qkd.roles.guide import Followed, load_followed
 from qkd.roles.images import stored_images
 from qkd.roles.nets import load_float_twin, load_student
 from qkd.roles.stored import stored_config
+from qkd.run.folder import RunFolder
 from qkd.run_target import require_run_folder
-from qkd.rundir import RunFolder
 from qkd.seeding import stream
 from qkd.terms.outputs import read_outputs, some_images
 from qkd.terms.taps import Taps, tap_paths_of

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export.quant_session import HINT
-from qkd.bind_faults import Fault
-from qkd.user_paths import user_path
+from export.parity.quant_session import HINT
+from qkd.config.bind_faults import Fault
+from qkd.files.user_paths import user_path
 
 CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<class>/"}  # data set -> what path holds
 
@@ -63,7 +63,7 @@ def _data_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _schedule_faults(path: Path) -> list[str]:
-    from qkd.agents.schedule_file import ScheduleError, load_schedule
+    from qkd.agents.policies.schedule_file import ScheduleError, load_schedule
 
     try:
         load_schedule(path)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from qkd.agents import POLICIES, Agent, Schedule, build_agent, read_schedule_file, save_schedule
-from qkd.agents.search_log import import_log
-from qkd.bind_faults import did_you_mean
+from qkd.agents.policies.search_log import import_log
 from qkd.config import AgentConfig, DataConfig
+from qkd.config.bind_faults import did_you_mean
 from qkd.data import load_splits
 from qkd.failures import UsageError
 from qkd.files import sha256_of, write_bytes, write_text
@@ -72,7 +72,7 @@ def import_policy(
     """Write the schedule of a published search log as a schedule file; arguments as in `search_log.import_log`.
 
     Raises:
-        qkd.agents.search_log.SearchLogError: If the log cannot be read; nothing is written.
+        qkd.agents.policies.search_log.SearchLogError: If the log cannot be read; nothing is written.
         OSError: If ``out`` cannot be written.
     """
     imported = import_log(log, epochs=epochs, op_order=op_order, trial=trial)

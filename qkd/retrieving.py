@@ -18,8 +18,8 @@ from qkd.roles.guide import load_taught
 from qkd.roles.images import stored_images
 from qkd.roles.nets import load_student, load_teacher
 from qkd.roles.stored import stored_config
+from qkd.run.folder import RunFolder
 from qkd.run_target import require_run_folder
-from qkd.rundir import RunFolder
 from qkd.seeding import stream
 from qkd.terms.outputs import read_outputs, some_images
 from qkd.training import cpu_threads

@@ -15,7 +15,7 @@ from qkd.config import RunConfig
 from qkd.data import MemorySplit, Splits
 from qkd.data.statistics import channel_statistics
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.seeding import stream
 from qkd.stages import STAGES
 

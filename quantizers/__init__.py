@@ -1,6 +1,6 @@
 """Low-bit arithmetic on Brevitas: rewrites a float CNN into a trainable student and gives its integer view."""
 
-from quantizers.calibrate import act_quantizers, calibrate, freeze_batch_norm, quant_layers, quantizer_scales
+from quantizers.calibrate import calibrate, freeze_batch_norm, quantizer_scales
 from quantizers.graph.rewrite import prepare
 from quantizers.graph.trace import RewriteError
 from quantizers.integer import Grid, IntegerView
@@ -9,7 +9,7 @@ from quantizers.names import QUANTIZERS
 from quantizers.records import is_grid_record, require_same_grids
 from quantizers.settle import settle
 from quantizers.spec import QuantSpec
-from quantizers.student import Student
+from quantizers.student import Student, act_quantizers, quant_layers
 from quantizers.tensor_quant import NotCalibratedError
 from quantizers.view import integer_view, layer_report
 

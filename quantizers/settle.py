@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
+from quantizers.student import act_quantizers, quant_layers
 from quantizers.tensor_quant import ActQuant
 
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, which training has made robust against
@@ -43,8 +44,6 @@ def settle(student: nn.Module) -> None:
     then, with those fixed, the folded weight scale of each output channel, by way of batch norm's factor where there is
     one.
     """
-    from quantizers.calibrate import act_quantizers, quant_layers
-
     quantizers = list(act_quantizers(student).values())
     owners = list(dict.fromkeys(quantizer.quant.owner for quantizer in quantizers))
     place = {owner: number for number, owner in enumerate(owners)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from quantizers.layers import Probabilities
+from quantizers.layers import ActQuantizer, Probabilities, QuantConvBn2d, QuantLinearBn
 from quantizers.records import require_same_grids
 from quantizers.spec import QuantSpec
 
@@ -105,3 +105,14 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     for child_name, child in getattr(root, name, nn.Module()).named_children():
         module.add_module(child_name, child)
     root.add_module(name, module)
+
+
+def act_quantizers(student: nn.Module) -> dict[str, ActQuantizer]:
+    """Return the activation quantizers of a student by module path, in the order of the network."""
+    return {name: module for name, module in student.named_modules() if isinstance(module, ActQuantizer)}
+
+
+def quant_layers(student: nn.Module) -> dict[str, QuantConvBn2d | QuantLinearBn]:
+    """Return the low-bit layers of a student by module path, in the order of the network."""
+    kinds = (QuantConvBn2d, QuantLinearBn)
+    return {name: module for name, module in student.named_modules() if isinstance(module, kinds)}

@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL = ("export", "qkd", "quantizers")
+DATA = ("export/lowbit/native/*",)  # files beside the modules
 
 
 def listed_packages() -> list[str]:
@@ -78,6 +79,7 @@ def test_the_wheel_holds_the_packages_and_configs_and_nothing_else(wheel: Path) 
     expected += [
         f"qkd/configs/{path.relative_to(ROOT / 'configs').as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
     ]
+    expected += [path.relative_to(ROOT).as_posix() for pattern in DATA for path in ROOT.glob(pattern)]
     assert sorted(names) == sorted(expected)
 
 

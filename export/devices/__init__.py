@@ -3,7 +3,7 @@
 Error: ``DeviceError(RuntimeError)``: a device could not be reached, lacks something, or failed.
 """
 
-from export.devices.address import Device, DeviceError, as_device
+from export.devices.connections.address import Device, DeviceError, as_device
 from export.devices.fleet import DeviceResult, measure_devices
 from export.devices.measuring import Settings, measure_on, probe_device
 from export.devices.probing import Probe

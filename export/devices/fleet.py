@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-from export.devices.address import Device, DeviceError
-from export.devices.capture import end_all
+from export.devices.connections.address import Device, DeviceError
+from export.devices.connections.capture import end_all
 from export.devices.measuring import Settings, check_files, measure_on
 from export.devices.report import LatencyReport
 from export.sample import Sample

@@ -14,12 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from export.devices import runner
-from export.devices.address import Device, DeviceError
-from export.devices.answer import read_answer
-from export.devices.capture import capture
+from export.devices.connections.address import Device, DeviceError
+from export.devices.connections.answer import read_answer
+from export.devices.connections.capture import capture
+from export.devices.connections.shell import Content, Say, Shell, quote_program
+from export.devices.onboard import runner
 from export.devices.probing import Probe, probe_models, probe_races, read_probe
-from export.devices.shell import Content, Say, Shell, quote_program
 
 RUNNER, JOB = "runner.py", "job.json"
 PROBE_S = 120.0  # importing onnxruntime from a slow card takes tens of seconds

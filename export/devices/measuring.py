@@ -8,15 +8,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from export.devices.adb import AdbShell
-from export.devices.address import MOST_THREADS, Device
+from export.conversion.repack import fit_storage
+from export.devices.connections.adb import AdbShell
+from export.devices.connections.address import MOST_THREADS, Device
+from export.devices.connections.shell import Content, Say, Shell, size_of
+from export.devices.connections.ssh import SshShell
 from export.devices.links import Link, LocalLink, RemoteLink
 from export.devices.perf_test import PerfTestLink
 from export.devices.probing import Probe
 from export.devices.report import LatencyReport, measured
-from export.devices.shell import Content, Say, Shell, size_of
-from export.devices.ssh import SshShell
-from export.repack import fit_storage
 from export.runtime import CPU, runtime
 from export.sample import Sample, sample_bytes
 

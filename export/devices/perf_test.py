@@ -11,12 +11,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.devices import runner
-from export.devices.address import Device, DeviceError
-from export.devices.capture import Captured, printable
+from export.devices.connections.address import Device, DeviceError
+from export.devices.connections.capture import Captured, printable
+from export.devices.connections.shell import Content, Say, Shell
 from export.devices.links import PROBE_S, work_folder
+from export.devices.onboard import runner
 from export.devices.probing import KINDS, Probe, probe_models
-from export.devices.shell import Content, Say, Shell
 
 TURNS = 4  # calls a model; the tool takes one model a call, so models take turns in blocks of rounds
 NAMES = {"CPUExecutionProvider": "cpu", "XnnpackExecutionProvider": "xnnpack", "NnapiExecutionProvider": "nnapi",

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from export.blocked import WIDTHS, race_models
-from export.devices.address import DeviceError
-from export.packing import INT2, INT4, INT8, probe_model
+from export.devices.connections.address import DeviceError
+from export.storage.blocked import WIDTHS, race_models
+from export.storage.packing import INT2, INT4, INT8, probe_model
 
 KINDS = (INT2, INT4, INT8)  # narrowest first
 OLDEST_RUNTIME = "1.14"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from export.devices.address import DeviceError
+from export.devices.connections.address import DeviceError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.checks import ExportError
-from export.graph import GraphBuilder
-from export.packing import Storage
+from export.graph.builder import GraphBuilder
+from export.storage.packing import Storage
 from quantizers.integer import Conv, Function, Grid, IntegerView, Linear, Quantize
 
 PLAIN_OPSET = 13  # the oldest with per-channel DequantizeLinear, and with axes of Squeeze as an input

@@ -9,10 +9,10 @@ import numpy as np
 from onnx import TensorProto
 
 from export.flavours.base import bias_values, dequantized_constant
-from export.graph import GraphBuilder
-from export.packing import INT8, Pack, Storage, choose_storage
-from export.rewrite import arrange
-from export.saturation import saturate
+from export.graph.builder import GraphBuilder
+from export.passes.rewrite import arrange
+from export.passes.saturation import saturate
+from export.storage.packing import INT8, Pack, Storage, choose_storage
 from quantizers.integer import Conv, Grid, IntegerView, Linear, Quantize
 
 

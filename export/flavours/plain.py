@@ -11,9 +11,9 @@ from onnx import TensorProto
 
 from export.checks import ExportError
 from export.flavours.base import bias_values, dequantized_constant, oldest_opset
-from export.graph import GraphBuilder
-from export.packing import Storage, bytes_only
-from export.rewrite import arrange
+from export.graph.builder import GraphBuilder
+from export.passes.rewrite import arrange
+from export.storage.packing import Storage, bytes_only
 from quantizers.integer import Concat, Conv, Grid, IntegerView, Linear, Node, Quantize
 
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from export.flavours.base import bias_values, oldest_opset
-from export.graph import GraphBuilder
-from export.packing import Storage, floats_only
-from export.rewrite import merge_quantizers, sink_moves, spell_out
+from export.graph.builder import GraphBuilder
+from export.passes.rewrite import merge_quantizers, sink_moves, spell_out
+from export.storage.packing import Storage, floats_only
 from quantizers.integer import Conv, Grid, IntegerView, Linear, Quantize
 
 # Where the readers' registry finds Quant; "onnx.brevitas", the domain of the first files, is only an alias there.

@@ -13,12 +13,12 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from export.codes import Found
-from export.lowering import INPUT
-from export.metadata import read_property
+from export.lowering.model import INPUT
 from export.parity.expected import Expected, Tap
 from export.parity.layers import SingleLayers, attempted, in_order
-from export.quant_session import QuantSession
+from export.parity.quant_session import QuantSession
 from export.runtime import load_model, open_session, runtime
+from export.storage.metadata import read_property
 
 Array = npt.NDArray[np.float32]
 TAP_KEYS = {"name": str, "tensor": str, "scale": float, "zero_point": int}

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qkd.agents.builtin import pba_schedule
-from qkd.agents.counting import SampleDraws, take_key
-from qkd.agents.drawing import NoDraws, OperationDraws, PolicyDraws, RandAugmentDraws, TrivialDraws
-from qkd.agents.engine import Finish, augment, check_images
-from qkd.agents.mixing import Mixed, mix_boxes
-from qkd.agents.policy import Policy, Schedule, Segment
-from qkd.agents.schedule_file import load_schedule
+from qkd.agents.operations.counting import SampleDraws, take_key
+from qkd.agents.operations.drawing import NoDraws, OperationDraws, PolicyDraws, RandAugmentDraws, TrivialDraws
+from qkd.agents.operations.engine import Finish, augment, check_images
+from qkd.agents.operations.mixing import Mixed, mix_boxes
+from qkd.agents.policies.builtin import pba_schedule
+from qkd.agents.policies.policy import Policy, Schedule, Segment
+from qkd.agents.policies.schedule_file import load_schedule
 
 if TYPE_CHECKING:
     from qkd.config import AgentConfig

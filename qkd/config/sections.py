@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from qkd.user_paths import user_path
+from qkd.files.user_paths import user_path
 
 LARGEST = 1e6  # of a factor, weight, temperature, decay or time in seconds (eleven days)
 MOST_EPOCHS = 1_000_000

@@ -2,11 +2,11 @@
 
 from qkd.data.batches import iterate, normalise
 from qkd.data.errors import DataError
-from qkd.data.facts import DataFacts, changes, sampling_note
-from qkd.data.load import DATASETS, load_splits, read_facts
+from qkd.data.loading.facts import DataFacts, changes, sampling_note
+from qkd.data.loading.load import DATASETS, load_splits, read_facts
+from qkd.data.loading.shapes import ImageShape, image_shape
 from qkd.data.quiz import take_quiz
 from qkd.data.sampling import epoch_order
-from qkd.data.shapes import ImageShape, image_shape
 from qkd.data.splits import MemorySplit, Split, Splits
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from qkd.data.facts import DataFacts
+    from qkd.data.loading.facts import DataFacts
 
 
 class Split(Protocol):
@@ -128,8 +128,8 @@ class Splits:
         image_size: Side in pixels; images are square.
         mean: Per channel, fraction 0..1, of ``train``.
         std: Per channel, fraction of the full range, of ``train``.
-        fingerprint: Hash of what was read, before it was split (`qkd.data.facts`); of the quiz, too, where there is
-            one.
+        fingerprint: Hash of what was read, before it was split (`qkd.data.loading.facts`); of the quiz, too, where
+            there is one.
         quiz: Training images that the student does not learn from, because they judge its teacher
             (:func:`qkd.data.take_quiz`); they are not in ``train``.
         facts: What the set was when it was read; None where it was made, not read.

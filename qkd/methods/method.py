@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qkd.config import PhaseConfig, RunConfig, TermConfig
 from qkd.data import Splits
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.terms.modules import ModuleBank
 from qkd.terms.step import DistillStep
 from qkd.terms.taps import tap_paths_of

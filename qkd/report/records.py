@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from qkd.bind_faults import describe, place
+from qkd.config.bind_faults import describe, place
 from qkd.files import DamagedFileError, parse_json, read_json
 from qkd.foreign.opening import read_text
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=2**53)]  # exact as a float, too
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Record(BaseModel):
@@ -22,14 +26,14 @@ class _Record(BaseModel):
 
 
 class _Accuracies(_Record):
-    test_accuracy: float | None = None
-    val_accuracy: float | None = None
+    test_accuracy: Share | None = None
+    val_accuracy: Share | None = None
 
 
 class _Result(_Accuracies):
     net: str | None = None
-    weight_bits: int | None = None
-    act_bits: int | None = None
+    weight_bits: Count | None = None
+    act_bits: Count | None = None
     members: list[_Accuracies] = []
     ensemble: _Accuracies | None = None
     peers: list[_Result] = []
@@ -42,37 +46,37 @@ class _Result(_Accuracies):
 
 
 class _StudentResult(_Result):
-    weight_bits: int
-    act_bits: int
+    weight_bits: Count
+    act_bits: Count
 
 
 class _Exported(_Record):
     path: str = ""
     flavour: str = "ort"
-    size_bytes: int | None = None
-    packed_weight_bytes: int | None = None
-    theoretical_bytes: int | None = None
+    size_bytes: Count | None = None
+    packed_weight_bytes: Count | None = None
+    theoretical_bytes: Count | None = None
     fall_backs: list[str] = []
 
 
 class _Side(_Record):
-    top1_agreement: float | None = None
-    differing: int
+    top1_agreement: Share | None = None
+    differing: Count
 
 
 class _ComparedLayer(_Record):
-    values: int = 0
-    differing: int = 0
-    differing_on: int = 0
+    values: Count = 0
+    differing: Count = 0
+    differing_on: Count = 0
 
 
 class _Parity(_Record):
     passed: bool
-    images: int
+    images: Count
     off: _Side
     on: _Side | None = None
     layers: list[_ComparedLayer] = []
-    layer_images: int | None = None
+    layer_images: Count | None = None
     notes: list[str] = []
     runtime_version: str | None = None
 
@@ -85,14 +89,14 @@ class _StudentParity(_Parity):
 class _Layer(_Record):
     name: str
     kind: str
-    weight_bits: int
-    act_bits: int
+    weight_bits: Count
+    act_bits: Count
     code_min: int
     code_max: int
     range_low: int
     range_high: int
-    parameters: int
-    macs: int
+    parameters: Count
+    macs: Count
     parity_steps: float | None
 
 
@@ -101,13 +105,13 @@ class _Layers(_Record):
 
 
 class _Totals(_Record):
-    parameters: int
-    macs: int
-    bops: int
-    weight_bytes: int
-    parameter_bytes: int
-    peak_stored_bytes: int
-    peak_packed_bytes: int
+    parameters: Count
+    macs: Count
+    bops: Count
+    weight_bytes: Count
+    parameter_bytes: Count
+    peak_stored_bytes: Count
+    peak_packed_bytes: Count
 
 
 class _Cost(_Record):
@@ -116,14 +120,14 @@ class _Cost(_Record):
 
 
 class _Latency(_Record):
-    median_ms: float
-    p10_ms: float | None = None
-    p90_ms: float | None = None
-    p99_ms: float | None = None
-    size_bytes: int | None = None
-    peak_memory_bytes: int | None = None
-    accuracy: float | None = None
-    agreement: float | None = None
+    median_ms: Milliseconds
+    p10_ms: Milliseconds | None = None
+    p90_ms: Milliseconds | None = None
+    p99_ms: Milliseconds | None = None
+    size_bytes: Count | None = None
+    peak_memory_bytes: Count | None = None
+    accuracy: Share | None = None
+    agreement: Share | None = None
     repacked: list[str] = []
     notes: list[str] = []
 
@@ -138,12 +142,12 @@ class _Bench(_Record):
     failure: str | None = None
     models: dict[str, _Latency] = {}
     reference: str | None = None
-    images: int | None = None
+    images: Count | None = None
     machine: _Machine | None = None
-    threads: int | None = None
-    batch_size: int | None = None
-    rounds: int | None = None
-    warmup: int | None = None
+    threads: Count | None = None
+    batch_size: Count | None = None
+    rounds: Count | None = None
+    warmup: Count | None = None
 
 
 class _SearchRole(_Record):
@@ -151,8 +155,8 @@ class _SearchRole(_Record):
 
 
 class _Counted(_Record):
-    trained_images: int
-    validated_images: int
+    trained_images: Count
+    validated_images: Count
 
 
 class _SearchCost(_Record):
@@ -168,7 +172,7 @@ class _Environment(_Record):
 
 
 class _Epoch(_Record):
-    epoch: int
+    epoch: Count
     terms: dict[str, float | None] = {}
 
 

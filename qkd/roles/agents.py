@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qkd.config import AgentConfig, RunConfig
-from qkd.rundir import RunFolder, leaves
+from qkd.run.folder import RunFolder, leaves
 
 UNLEARNT = {"weights", "schedule", "checkpoint_every_s"}
 Role = Literal["teacher", "student"]

@@ -16,7 +16,7 @@ from qkd.nets import load_weights
 from qkd.progress import Progress
 from qkd.roles.nets import fresh_net, net_facts, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
-from qkd.rundir import RunFolder, leaves
+from qkd.run.folder import RunFolder, leaves
 from qkd.training import FitResult, Phase, supervised_step
 from qkd.training.assembly import WEIGHTS, Context, Made
 from qkd.training.state import fill

@@ -9,7 +9,7 @@ from torch import nn
 from qkd.methods.method import Guide
 from qkd.methods.table import methods_of
 from qkd.roles.nets import load_float, load_teacher
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS
 
 TAUGHT = "student/teacher"  # folder of a teacher that learnt beside the student, as it ended

@@ -8,7 +8,7 @@ from qkd.config import RunConfig
 from qkd.data import DataError, DataFacts, Splits, changes, load_splits, read_facts, sampling_note
 from qkd.files import DamagedFileError, read_json, write_json
 from qkd.progress import Progress, Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 
 FILE = "data.json"  # in the run folder: what the data set was when the first stage read it
 

@@ -12,7 +12,7 @@ from qkd.config import QuantConfig, RunConfig
 from qkd.data import Splits
 from qkd.files import read_metadata, read_safetensors, write_safetensors
 from qkd.nets import build_net, load_weights
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.seeding import global_stream
 from qkd.training.assembly import WEIGHTS
 from qkd.training.state import fill

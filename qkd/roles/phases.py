@@ -15,7 +15,7 @@ from qkd.data import Splits
 from qkd.methods.method import Lesson, Method
 from qkd.methods.phase_checks import student_faults
 from qkd.methods.table import methods_of
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.terms.modules import build_bank
 from qkd.training import Batch, Partner, Phase
 from quantizers import Student, freeze_batch_norm

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from qkd.bind_faults import schema_faults
-from qkd.binding import read_config
 from qkd.config import RunConfig
+from qkd.config.bind_faults import schema_faults
+from qkd.config.binding import read_config
 
 
 def stored_config(folder: Path) -> RunConfig:

@@ -10,7 +10,7 @@ from qkd.agents import build_agent
 from qkd.config import AgentConfig, RunConfig
 from qkd.data import Splits, normalise
 from qkd.roles.agents import role_agent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.seeding import stream
 from qkd.training import Batch
 

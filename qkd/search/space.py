@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from qkd.agents import PBA_OPERATIONS, Op, Policy
-from qkd.agents.policy import LEVELS
+from qkd.agents.policies.policy import LEVELS
 
 COPIES = 2  # each operation is in a policy twice
 TENTHS = 10  # probabilities are multiples of 1/10, 0 and 1 included

@@ -16,7 +16,7 @@ from qkd.device_file import resolve_devices
 from qkd.files import write_json
 from qkd.progress import Progress
 from qkd.roles.sample import calibration_images
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 
 # one value for all models of a device
 SHARED = ("machine", "threads", "provider", "affinity", "warmup", "rounds", "device", "spinning", "frequency_mhz",

@@ -28,7 +28,7 @@ from qkd.roles.images import run_images
 from qkd.roles.layers import layer_rows
 from qkd.roles.nets import load_float_twin, load_student, load_teacher
 from qkd.roles.sample import write_run_sample
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 

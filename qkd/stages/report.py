@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qkd.agents import Schedule, load_schedule, read_schedule_file
-from qkd.agents.policy import LEVELS
-from qkd.agents.spaces import BINS
+from qkd.agents.policies.policy import LEVELS
+from qkd.agents.policies.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
 from qkd.progress import Progress, duration
@@ -17,7 +17,7 @@ from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_t
 from qkd.report.records import read_metrics
 from qkd.report.stacks import schedule_picture
 from qkd.roles.agents import named_agent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 
 METRICS = {"teacher": "teacher", "float twin": "student/float", "student": "student"}
 

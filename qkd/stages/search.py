@@ -10,7 +10,7 @@ from qkd.files import write_json
 from qkd.progress import Progress
 from qkd.roles.agents import Role, role_agent, schedule_file, searcher
 from qkd.roles.images import run_images
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent
 from qkd.training import cpu_threads
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.bench import run as run_bench
 from qkd.stages.export import run as run_export
 from qkd.stages.report import run as run_report

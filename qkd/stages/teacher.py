@@ -6,7 +6,7 @@ from qkd.progress import Progress
 from qkd.roles.float_training import warn_of_another_environment
 from qkd.roles.images import run_images
 from qkd.roles.teacher import teacher_parts, teacher_role
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent
 from qkd.training import cpu_threads
 from qkd.training.assembly import Context, assemble, train_part

@@ -15,7 +15,7 @@ from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits
 from qkd.files import sha256_of, write_text
 from qkd.progress import Progress
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training.checkpoint import CheckpointStore
 from qkd.training.job import FitResult, Job, Partner, Phase
 from qkd.training.loop import fit

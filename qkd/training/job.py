@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from qkd.agents.mixing import Mixed
+from qkd.agents.operations.mixing import Mixed
 from qkd.config import DataConfig, TrainConfig
 from qkd.data import Splits
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qkd.agents import native
+from qkd.agents.operations import native
 from qkd.training.job import Job
 from quantizers import is_fused
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from quantizers.graph.canonical import Affine
+from quantizers.graph.form.canonical import Affine
 
 Layer = nn.Conv2d | nn.Linear
 

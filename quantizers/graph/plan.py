@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from quantizers.graph.canonical import Affine
-from quantizers.graph.kinds import (
+from quantizers.graph.form.canonical import Affine
+from quantizers.graph.form.kinds import (
     ADAPTIVE,
     ADD,
     AFFINE,

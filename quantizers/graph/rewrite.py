@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quantizers.graph.canonical import Reshape
 from quantizers.graph.folding import affine_layer, folded, image_norm
-from quantizers.graph.kinds import (
+from quantizers.graph.form.canonical import Reshape
+from quantizers.graph.form.kinds import (
     ADAPTIVE,
     ADD,
     AFFINE,
@@ -31,9 +31,9 @@ from quantizers.graph.kinds import (
     RELU,
     SHAPE,
 )
+from quantizers.graph.form.pooling import adaptive_pool
 from quantizers.graph.names import safe_path
 from quantizers.graph.plan import Plan, weight_range
-from quantizers.graph.pooling import adaptive_pool
 from quantizers.graph.trace import RewriteError, Traced, trace
 from quantizers.graph.verify import verify_student
 from quantizers.layers import (

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx, nn
 
-from quantizers.graph.canonical import Affine, Expand, Pad, Permute, Reshape
+from quantizers.graph.form.canonical import Affine, Expand, Pad, Permute, Reshape
+from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.recording.outcome import Recording
-from quantizers.graph.refusal import RewriteError
 from quantizers.graph.spelling.moves import BATCH, Stack
 from quantizers.layers import Concat, Product, Sum
 

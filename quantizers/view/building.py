@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from quantizers import integer as ir
-from quantizers.calibrate import act_quantizers, eval_mode, quant_layers
+from quantizers.calibrate import eval_mode
 from quantizers.graph.trace import RewriteError
-from quantizers.student import Student
+from quantizers.student import Student, act_quantizers, quant_layers
 from quantizers.tensor_quant import NotCalibratedError
 from quantizers.view.modules import Call, view_module
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qkd.binding import bind
-from qkd.yaml_text import parse_yaml
+from qkd.config.binding import bind
+from qkd.files.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 import pytest
 
 from qkd.agents import Op, Policy, Schedule, Segment, save_schedule
-from qkd.binding import load_config
 from qkd.cli import main as qkd
+from qkd.config.binding import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "fashion-mnist" / "role_agents.yaml")

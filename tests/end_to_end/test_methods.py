@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from export import export_onnx
-from qkd.binding import load_config, read_config, shipped_configs
 from qkd.config import RunConfig
+from qkd.config.binding import load_config, read_config, shipped_configs
 from qkd.dryrun import dry_run
 from qkd.files import read_safetensors
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
 from qkd.roles.nets import load_student
 from qkd.roles.stored import stored_config
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.terms import LOSSES
 from qkd.training.loop import Trainer
 

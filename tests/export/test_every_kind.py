@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import export.lowering
-import export.shapes
+import export.graph.shapes
+import export.lowering.model
 import quantizers
 from export import check_parity, cost_of_file, cost_of_student, export_onnx
-from export.writers import FUNCTION_WRITERS, MOVE_WRITERS
+from export.lowering import FUNCTION_WRITERS, MOVE_WRITERS
 from quantizers import QuantSpec, calibrate, integer_view, prepare
 from quantizers.functions import FUNCTIONS
 from quantizers.graph import trace
-from quantizers.graph.canonical import Affine, Expand, Gather, Move, Pad, Permute, Reshape, Slice
+from quantizers.graph.form.canonical import Affine, Expand, Gather, Move, Pad, Permute, Reshape, Slice
 from quantizers.integer import Node
 from quantizers.layers import Concat, GlobalAveragePool, Product, Sum
 from quantizers.view import VIEWERS
@@ -148,7 +148,7 @@ def kinds_that_prepare_takes() -> set[type[nn.Module]]:
     """Return the front end's own table of modules, wherever it keeps it."""
     if hasattr(trace, "MODULE_KINDS"):
         return set(trace.MODULE_KINDS)
-    from quantizers.graph import kinds
+    from quantizers.graph.form import kinds
 
     moves = set(Move.__subclasses__())
     return {*kinds._KINDS, *kinds.FUNCTION_NAMES, *kinds.DROPOUTS, *moves} - {Affine}  # which is gone before the view
@@ -200,8 +200,8 @@ def eager():
 def test_the_tables_agree() -> None:
     assert set(NETS) | JOINTS >= TAKEN, "a kind that prepare takes has no net here"
     assert {function.name for function in FUNCTIONS.values()} <= set(FUNCTION_WRITERS)
-    assert set(MOVE_WRITERS) == set(export.shapes.MOVES)
-    assert set(export.lowering.WRITERS) == set(export.shapes.RULES) == set(Node.__subclasses__())
+    assert set(MOVE_WRITERS) == set(export.graph.shapes.MOVES)
+    assert set(export.lowering.model.WRITERS) == set(export.graph.shapes.RULES) == set(Node.__subclasses__())
     assert set(FUNCTIONS) <= set(VIEWERS) and TAKEN - JOINTS and len(CASES) > 50
 
 

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from export import ExportError, ParityError, check_parity, export_onnx, write_view
-from export.quant_session import QuantSession, runtime_readable_models
+from export.parity.quant_session import QuantSession, runtime_readable_models
 from export.runtime import open_session
 from quantizers import QuantSpec, calibrate, integer_view, prepare
 from quantizers.integer import Function

@@ -15,7 +15,7 @@ from export import ExportError, check_parity, cost_of_file, cost_of_student, exp
 from export.runtime import open_session
 from quantizers import QuantSpec, RewriteError, calibrate, integer_view, prepare
 from quantizers import integer as ir
-from quantizers.graph.canonical import Affine, Permute
+from quantizers.graph.form.canonical import Affine, Permute
 
 SIZE = 6
 

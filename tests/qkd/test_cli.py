@@ -13,11 +13,11 @@ import pytest
 from pydantic import BaseModel
 
 from qkd import cli
-from qkd.binding import bind, load_config, shipped_configs
 from qkd.cli import STAGE_NAMES, main, parse
 from qkd.config import RunConfig
+from qkd.config.binding import bind, load_config, shipped_configs
+from qkd.files.yaml_text import parse_yaml
 from qkd.listing import METHOD_NOTES
-from qkd.yaml_text import parse_yaml
 
 GOOD = "name: small\ndata: {name: digits}\nteacher: {net: resnet8, train: {epochs: 1}}\n" \
        "student: {quant: {weight_bits: 2, act_bits: 2}, train: {epochs: 1}}\n"  # fmt: skip

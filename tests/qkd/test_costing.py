@@ -11,9 +11,9 @@ import yaml
 
 from qkd.cli import main
 from qkd.data import DATASETS, image_shape, load_splits
-from qkd.data.shapes import PUBLISHED, ImageShape
+from qkd.data.loading.shapes import PUBLISHED, ImageShape
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import tiny_config, write_npz_set
 

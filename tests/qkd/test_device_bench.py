@@ -12,8 +12,8 @@ import torch
 
 from export import Sample, export_float, export_onnx, read_sample, write_sample
 from qkd.bench_targets import find_targets, is_float
-from qkd.binding import config_text
 from qkd.cli import main
+from qkd.config.binding import config_text
 from qkd.testing import TinyNet, synthetic_images, tiny_config, write_npz_set
 from quantizers import QuantSpec, calibrate, prepare
 

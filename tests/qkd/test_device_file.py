@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export import Device
-from qkd.binding import shipped_configs, shipped_folder
+from qkd.config.binding import shipped_configs, shipped_folder
 from qkd.device_file import default_file, read_devices, resolve_devices
 from qkd.failures import ConfigError
 from qkd.listing import table

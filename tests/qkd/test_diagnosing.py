@@ -20,7 +20,7 @@ from qkd.losses import gradient_rescaling
 from qkd.progress import Silent
 from qkd.roles.guide import load_guide
 from qkd.roles.nets import load_student, load_teacher
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.terms.rescaling import summarise
 from qkd.testing import run_tiny, tiny_config, write_npz_set

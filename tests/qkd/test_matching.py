@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.binding import bind
 from qkd.cli import main
+from qkd.config.binding import bind
 from qkd.data import load_splits, normalise
 from qkd.distill.matching import class_information
 from qkd.roles.nets import load_student, load_teacher
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.terms.taps import Taps
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 from qkd.training.assembly import WEIGHTS

@@ -14,7 +14,7 @@ from qkd.data import load_splits, normalise
 from qkd.distill.retrieval import score_retrieval
 from qkd.progress import Silent
 from qkd.roles.nets import load_teacher
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import tiny_config, write_npz_set
 

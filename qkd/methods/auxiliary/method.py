@@ -9,7 +9,7 @@ from torch import nn
 from qkd.methods.auxiliary.training import FOLDER, AuxiliaryRole
 from qkd.methods.method import Guide, Method
 from qkd.roles.nets import load_float, load_low_bit
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS, Context, Role
 
 

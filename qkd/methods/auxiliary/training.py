@@ -15,7 +15,7 @@ from qkd.roles.agents import agent_inputs, named_agent, unsearched_agent
 from qkd.roles.guide import guide_of
 from qkd.roles.learner import StudentRole
 from qkd.roles.phases import Distillation
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS, Context
 from quantizers import Student
 

@@ -15,7 +15,7 @@ from qkd.report.records import read_record
 from qkd.roles.agents import agent_inputs, role_agent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.nets import load_float
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training import accuracy
 from qkd.training.assembly import WEIGHTS, Context
 

@@ -15,7 +15,7 @@ from qkd.losses.turns import TURNS
 from qkd.methods.rotations.branched import BranchedNet
 from qkd.nets.branches import build_branches, stage_names
 from qkd.roles.nets import net_facts, save_net
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.seeding import global_stream
 from qkd.terms.modules import feature_shapes
 from qkd.training.assembly import WEIGHTS

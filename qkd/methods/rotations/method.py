@@ -27,7 +27,7 @@ from qkd.methods.rotations.branches import (
 )
 from qkd.methods.rotations.step import BranchStep, PeerStep, RotationStep
 from qkd.methods.rotations.training import BranchRole
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.training import Partner, Phase
 from qkd.training.assembly import Context
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
 
-from quantizers.graph.canonical import Move
+from quantizers.graph.form.canonical import Move
 from quantizers.graph.spelling.moves import apply, scatter
 from quantizers.graph.spelling.pen import Constant, Pen, Value
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from quantizers.graph.kinds import PASS, kind_of
+from quantizers.graph.form.kinds import PASS, kind_of
+from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.recording.outcome import Recording
-from quantizers.graph.refusal import RewriteError
 from quantizers.graph.spelling.layers import fixed_norm
 from quantizers.graph.spelling.moves import Stack
 from quantizers.graph.spelling.pen import Refused

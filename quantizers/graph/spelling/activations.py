@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers.graph.refusal import NoSpelling
+from quantizers.graph.form.refusal import NoSpelling
 from quantizers.graph.spelling.call import Call, axis_of
 from quantizers.graph.spelling.moves import apply, view_moves
 from quantizers.graph.spelling.pen import Pen, Value

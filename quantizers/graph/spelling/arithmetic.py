@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizers.graph.canonical import Affine, Expand, Move, Permute, Reshape
-from quantizers.graph.refusal import NoSpelling
+from quantizers.graph.form.canonical import Affine, Expand, Move, Permute, Reshape
+from quantizers.graph.form.refusal import NoSpelling
 from quantizers.graph.spelling.call import Call
 from quantizers.graph.spelling.moves import apply, volume
 from quantizers.graph.spelling.pen import Pen, Value

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quantizers.graph.refusal import NoSpelling
+from quantizers.graph.form.refusal import NoSpelling
 from quantizers.graph.spelling.pen import Value
 
 

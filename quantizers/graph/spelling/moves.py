@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers.graph.canonical import Expand, Gather, Move, Pad, Permute, Reshape, Slice
-from quantizers.graph.refusal import NoSpelling
+from quantizers.graph.form.canonical import Expand, Gather, Move, Pad, Permute, Reshape, Slice
+from quantizers.graph.form.refusal import NoSpelling
 from quantizers.graph.spelling.call import Call, axis_of
 from quantizers.graph.spelling.pen import Pen, Value
 from quantizers.layers import Concat

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quantizers.graph.refusal import RewriteError
+from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.spelling.sites import user_site
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)

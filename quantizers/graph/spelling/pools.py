@@ -7,17 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from quantizers.graph.canonical import Reshape
-from quantizers.graph.pooling import even_windows
-from quantizers.graph.refusal import NoSpelling
+from quantizers.graph.form.canonical import Reshape
+from quantizers.graph.form.pooling import even_windows
+from quantizers.graph.form.refusal import NoSpelling
 from quantizers.graph.spelling.arithmetic import affine
 from quantizers.graph.spelling.call import Call, axis_of
 from quantizers.graph.spelling.layers import permuted
 from quantizers.graph.spelling.moves import BATCH, gather, volume
 from quantizers.graph.spelling.pen import Pen, Value
 from quantizers.layers import GlobalAveragePool, Sum
-
-INDICES = "pooling with indices or another divisor has no integer kernel; use plain pooling"
 
 
 def _as_image(pen: Pen, value: Value) -> Value:
@@ -57,16 +55,17 @@ def max_pool(pen: Pen, call: Call) -> Value:
 
 def avg_pool(pen: Pen, call: Call) -> Value:
     """Spell average pooling over images or sequences."""
-    if call.get("divisor_override"):
-        raise NoSpelling(INDICES, bare=True)
-    value, rank = call.value(), len(call.value().shape)
+    value, rank, divisor = call.value(), len(call.value().shape), call.get("divisor_override")
     kernel = call["kernel_size"]
     take = functools.partial(_window, call, rank=rank)
+    if divisor and call.get("ceil_mode", False):
+        raise NoSpelling("ceil_mode with another divisor has no integer kernel; use plain pooling", bare=True)
     module = nn.AvgPool2d(
         take("kernel_size", kernel), take("stride", kernel), take("padding", 0), bool(call.get("ceil_mode", False)),
-        bool(call.get("count_include_pad", True)),
+        bool(call.get("count_include_pad", True)) or bool(divisor),
     )  # fmt: skip
-    return _pooled(pen, value, module)
+    result = _pooled(pen, value, module)
+    return affine(pen, result, volume(take("kernel_size", kernel)) / divisor, 0.0) if divisor else result
 
 
 def adaptive_avg_pool(pen: Pen, call: Call) -> Value:

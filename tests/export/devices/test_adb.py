@@ -10,7 +10,7 @@ import pytest
 
 from export import DeviceError, measure_interleaved
 from export.devices import Device, Settings, measure_on, probe_device
-from export.devices.adb import read_devices
+from export.devices.connections.adb import read_devices
 from export.devices.perf_test import combine, read_output
 
 QUICK = Settings(warmup=1, rounds=8, memory=False)
@@ -158,7 +158,7 @@ def test_a_python_on_the_device(phone, packed, plain, sample, old):
 
 @pytest.mark.slow
 def test_the_public_function_takes_an_adb_address(phone, plain, monkeypatch):
-    monkeypatch.setattr("export.devices.address.FOLDERS", {"adb": str(phone.work)})
+    monkeypatch.setattr("export.devices.connections.address.FOLDERS", {"adb": str(phone.work)})
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     phone.script("python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     monkeypatch.setenv("PATH", f"{phone.folder}:{os.environ['PATH']}")

@@ -12,7 +12,7 @@ import pytest
 
 from export import Device, DeviceError, Settings, measure_devices
 from export.devices import fleet
-from export.devices.capture import capture
+from export.devices.connections.capture import capture
 
 QUICK = Settings(warmup=0, rounds=2, memory=False)
 

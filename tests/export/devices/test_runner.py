@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from export import Sample
-from export.devices import Settings, as_device, measure_on, runner
+from export.devices import Settings, as_device, measure_on
+from export.devices.onboard import runner
 from export.devices.probing import probe_models
 from export.sample import sample_bytes
 

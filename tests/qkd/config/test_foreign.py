@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from qkd.bind_faults import _all_paths
-from qkd.binding import bind
 from qkd.config import RunConfig
+from qkd.config.bind_faults import _all_paths
+from qkd.config.binding import bind
 from qkd.config.foreign import FOREIGN, foreign_hint
 from qkd.failures import ConfigError
-from qkd.yaml_text import parse_yaml
+from qkd.files.yaml_text import parse_yaml
 
 CONFIG = """
 name: small

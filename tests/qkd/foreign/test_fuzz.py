@@ -18,18 +18,18 @@ import pytest
 import torch
 
 from export import cost_of_file, write_view
-from export.repack import fit_storage
-from qkd.agents.schedule_file import read_schedule_file, save_schedule
-from qkd.agents.search_log import INTEGERS, import_log
+from export.conversion.repack import fit_storage
+from qkd.agents.policies.schedule_file import read_schedule_file, save_schedule
+from qkd.agents.policies.search_log import INTEGERS, import_log
 from qkd.bench_targets import is_float, run_files
-from qkd.binding import apply_overrides, bind, read_config, shipped_configs
+from qkd.config.binding import apply_overrides, bind, read_config, shipped_configs
 from qkd.device_file import resolve_devices
 from qkd.failures import BAD_INPUT, DONE, classify
 from qkd.listing import name_faults
 from qkd.named_files import file_faults
 from qkd.report import summarise
 from qkd.report.records import read_metrics
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.search.journal import Journal
 from qkd.search.population import Score
 from qkd.testing import tiny_config

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from qkd.agents.schedule_file import ScheduleError, read_schedule_file
-from qkd.binding import apply_overrides, bind, read_config, shipped_configs
+from qkd.agents.policies.schedule_file import ScheduleError, read_schedule_file
 from qkd.config import RunConfig
+from qkd.config.binding import apply_overrides, bind, read_config, shipped_configs
 from qkd.device_file import read_devices
 from qkd.failures import ConfigError
-from qkd.yaml_text import MOST_FAULTS, YamlError, parse_yaml
+from qkd.files.yaml_text import MOST_FAULTS, YamlError, parse_yaml
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)

@@ -17,7 +17,7 @@ from qkd.methods import table
 from qkd.methods.method import Method
 from qkd.methods.table import METHODS, methods_of, own_method
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 from qkd.training.loop import Trainer

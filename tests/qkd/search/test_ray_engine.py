@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.search.ray_engine import member_trainable
 from qkd.search.role_search import search_agent
 from qkd.testing import tiny_config, write_npz_set

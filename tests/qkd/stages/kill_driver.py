@@ -21,7 +21,7 @@ import yaml
 from qkd.config import RunConfig
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 
 

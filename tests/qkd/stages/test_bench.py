@@ -13,7 +13,7 @@ from export import read_sample
 from qkd.failures import ConfigError
 from qkd.progress import Progress, Silent
 from qkd.roles.sample import calibration_images
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.bench import BenchError, file_name, file_names
 from qkd.testing import run_tiny, tiny_config

@@ -18,7 +18,7 @@ from qkd.methods.peers.nets import build_peers
 from qkd.progress import Silent
 from qkd.roles.guide import load_guide
 from qkd.roles.nets import load_student, load_teacher
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config
 from quantizers import Student

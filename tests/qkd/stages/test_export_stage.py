@@ -17,7 +17,7 @@ from qkd.cli import main
 from qkd.files import read_json
 from qkd.progress import Silent
 from qkd.report import summarise
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.export import require_integer_layers
 from qkd.testing import tiny_config, write_npz_set

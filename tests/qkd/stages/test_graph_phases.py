@@ -19,7 +19,7 @@ from qkd.progress import Silent
 from qkd.roles.learner import stretched_phases
 from qkd.roles.nets import load_student
 from qkd.roles.phases import distillation
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config
 from qkd.training import Batch

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from qkd.binding import config_text
 from qkd.cli import main
+from qkd.config.binding import config_text
 from qkd.data import DataError, load_splits
 from qkd.pipeline import run_stages
 from qkd.progress import Progress, Silent
 from qkd.roles.images import FILE, check_images, run_images, stored_images
 from qkd.roles.sample import calibration_images
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import tiny_config, write_npz_set
 
@@ -100,7 +100,7 @@ def test_every_stage_that_reads_images_compares_them(
 ) -> None:
     run_images(run)
     rewrite(run, "train", another_label)
-    monkeypatch.setattr("qkd.pipeline.NEEDS", dict.fromkeys(STAGES, ()))
+    monkeypatch.setattr("qkd.pipeline.running.NEEDS", dict.fromkeys(STAGES, ()))
     with pytest.raises(DataError, match="changed: labels of train"):
         STAGES[stage](run, Silent())
 
@@ -111,7 +111,7 @@ def test_a_complete_stage_and_one_without_images_compare_them_too(
 ) -> None:
     run_images(run)
     (run.folder(stage) / "made").write_text("something")
-    monkeypatch.setattr("qkd.pipeline.NEEDS", dict.fromkeys(STAGES, ()))
+    monkeypatch.setattr("qkd.pipeline.running.NEEDS", dict.fromkeys(STAGES, ()))
     if stage not in ("bench", "report"):  # of these even an incomplete one is held back
         run.complete(stage, [run.folder(stage) / "made"])
     said = Said()

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from qkd.binding import config_text
 from qkd.config import RunConfig
+from qkd.config.binding import config_text
 from qkd.files import sha256_of
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.testing import tiny_config, write_npz_set
 
 DRIVER = Path(__file__).with_name("kill_driver.py")

@@ -22,7 +22,7 @@ from qkd.roles.guide import load_followed
 from qkd.roles.learner import stretched_phases, student_images
 from qkd.roles.nets import load_student, load_teacher, prepare_student
 from qkd.roles.phases import distillation
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages.export import _inputs, float_nets
 from qkd.testing import run_tiny, tiny_config
 from qkd.training import Batch

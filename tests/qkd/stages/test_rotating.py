@@ -18,7 +18,7 @@ from qkd.nets import build_net
 from qkd.progress import Silent
 from qkd.roles.learner import StudentRole
 from qkd.roles.nets import load_student, load_teacher, prepare_student
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 from qkd.training.assembly import Context

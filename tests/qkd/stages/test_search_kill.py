@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from qkd.binding import config_text
 from qkd.config import RunConfig
-from qkd.rundir import RunFolder
+from qkd.config.binding import config_text
+from qkd.run.folder import RunFolder
 from qkd.testing import tiny_config, write_npz_set
 
 DRIVER = Path(__file__).with_name("kill_driver.py")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-import qkd.data.load
+import qkd.data.loading.load
 from qkd.agents import load_schedule, read_schedule_file
 from qkd.cli import main
 from qkd.failures import UsageError
@@ -22,7 +22,7 @@ from qkd.progress import Progress, Silent
 from qkd.report import render_page, summarise
 from qkd.roles.agents import role_agent, unsearched_agent
 from qkd.roles.learner import stretched_phases, stretched_train
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.search.board import table, turns_done
 from qkd.search.role_search import config_mark, open_journal, search_agent
 from qkd.stages import STAGES
@@ -154,7 +154,7 @@ def test_a_student_of_another_net_gets_its_own_start_first(data: Path, tmp_path:
 def test_no_test_image_is_read(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder.open(config_of(data), tmp_path)
     reads: list[str] = []
-    load = qkd.data.load.DATASETS["npz"]
+    load = qkd.data.loading.load.DATASETS["npz"]
 
     def poisoned(config: Any) -> Any:
         parts = load(config)
@@ -166,14 +166,14 @@ def test_no_test_image_is_read(data: Path, tmp_path: Path, monkeypatch: pytest.M
         parts.test.batch = refuse
         return parts
 
-    monkeypatch.setitem(qkd.data.load.DATASETS, "npz", poisoned)
+    monkeypatch.setitem(qkd.data.loading.load.DATASETS, "npz", poisoned)
     search_agent(run, "teacher", Silent())
     assert reads == []
     with pytest.raises(AssertionError, match="a test image was read"):  # the poison works: the stage's last step scores
         STAGES["teacher"](run, Silent())
     monkeypatch.undo()
     STAGES["teacher"](run, Silent())
-    monkeypatch.setitem(qkd.data.load.DATASETS, "npz", poisoned)
+    monkeypatch.setitem(qkd.data.loading.load.DATASETS, "npz", poisoned)
     reads.clear()
     search_agent(run, "student", Silent())
     assert reads == [] and run.is_complete("search_student")

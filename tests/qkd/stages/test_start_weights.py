@@ -17,7 +17,7 @@ from qkd.nets import build_net
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
 from qkd.roles.nets import load_float_twin, load_student
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.search.role_search import config_mark
 from qkd.testing import tiny_config
 

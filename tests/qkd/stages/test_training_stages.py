@@ -16,7 +16,7 @@ from qkd.nets import build_net, save_weights
 from qkd.progress import Silent
 from qkd.roles.learner import phases_of
 from qkd.roles.nets import load_float_twin, load_student, load_teacher
-from qkd.rundir import RunFolder
+from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config
 from qkd.training import TrainingError

@@ -128,8 +128,8 @@ def test_the_fingerprint_is_of_content_and_order(good: Path) -> None:
 
 
 def test_of_a_large_folder_a_sample_is_looked_at_and_all_sizes(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qkd.data.facts.WHOLE_BYTES", 100)
-    monkeypatch.setattr("qkd.data.facts._SAMPLE_IMAGES", 4)
+    monkeypatch.setattr("qkd.data.loading.facts.WHOLE_BYTES", 100)
+    monkeypatch.setattr("qkd.data.loading.facts._SAMPLE_IMAGES", 4)
     config = DataConfig(name="folder", path=good)
     before = read_facts(config)
     assert (before.train.sampled, before.test.sampled) == (4, 4)

@@ -1,0 +1,3 @@
+"""Written files made to fit another runtime; no output changes."""
+
+__all__: list[str] = []

@@ -1,0 +1,81 @@
+"""Measure how long ONNX files take, interleaved, on this machine or on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+
+from export.devices.connections.address import Device, as_device
+from export.devices.measuring import Settings, measure_on
+from export.devices.report import LatencyReport as LatencyReport
+from export.runtime import CPU
+from export.sample import Sample
+
+
+def measure_latency(
+    path: str | PathLike[str],
+    *,
+    on: str | Device = "local",
+    threads: int = 1,
+    batch_size: int = 1,
+    warmup: int = 20,
+    rounds: int = 200,
+    provider: str = CPU,
+    affinity: tuple[int, ...] = (),
+    seed: int = 0,
+    sample: Sample | None = None,
+    memory: bool = True,
+) -> LatencyReport:
+    """Measure one model; see ``measure_interleaved`` for the arguments.
+
+    Two models are compared by one ``measure_interleaved`` call, not by two of these: a machine's speed drifts. A
+    sample's expected logits go by the name ``model``.
+    """
+    settings = Settings(threads, batch_size, warmup, rounds, provider, tuple(affinity), seed, memory)
+    return measure_on(as_device(on), {"model": path}, settings, sample=sample)["model"]
+
+
+def measure_interleaved(
+    paths: Mapping[str, str | PathLike[str]],
+    *,
+    on: str | Device = "local",
+    threads: int = 1,
+    batch_size: int = 1,
+    warmup: int = 20,
+    rounds: int = 200,
+    provider: str = CPU,
+    affinity: tuple[int, ...] = (),
+    seed: int = 0,
+    sample: Sample | None = None,
+    memory: bool = True,
+) -> dict[str, LatencyReport]:
+    """Measure several models interleaved, so that drift and noise of the machine affect all of them alike.
+
+    Every round runs each model once, and the order rotates from round to round. The clock is around the inference
+    alone, with the input prepared. It runs in a separate process; on a device, from a copy of the same file.
+
+    Args:
+        paths: Name -> ONNX file with one float32 input, its first axis the batch.
+        on: ``local`` (this machine), ``ssh://[user@]host[:port]``, ``adb://SERIAL``, or an ``export.Device``.
+        threads: Intra-op threads of ONNX Runtime, at least 1.
+        batch_size: Images per inference; must be the model's own where that is fixed.
+        warmup: Untimed inferences per model, after the first.
+        rounds: Timed inferences per model, at least 1.
+        provider: Execution provider by onnxruntime's name.
+        affinity: CPUs the process is pinned to; empty: none.
+        seed: Of the normally distributed images.
+        sample: Images with expected logits, to score the models on where they run (``export.read_sample``).
+        memory: Whether each model's peak memory is measured, in a separate process.
+
+    Returns:
+        Name -> report.
+
+    Raises:
+        ValueError: If an argument is out of range, the address has no known form, the provider is unknown, or a
+            model's input cannot be filled (several inputs, free axes besides the batch, another dtype).
+        FileNotFoundError: If a file does not exist.
+        ImportError: If onnxruntime is missing.
+        DeviceError: If a device cannot be reached, lacks something, or fails.
+    """
+    settings = Settings(threads, batch_size, warmup, rounds, provider, tuple(affinity), seed, memory)
+    return measure_on(as_device(on), paths, settings, sample=sample)

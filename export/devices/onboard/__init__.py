@@ -1,0 +1,3 @@
+"""The one file that is copied to devices."""
+
+__all__: list[str] = []

@@ -1,0 +1,178 @@
+"""Count a graph's operators before and after ONNX Runtime's optimisation, and tell which layers stayed in float."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.passes.rewrite import consumers
+from export.runtime import open_session
+from quantizers.integer import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Function,
+    GlobalAveragePool,
+    IntegerView,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    Quantize,
+    Shape,
+)
+
+# What computes on integers; whatever else carries a layer's name after optimisation is a float kernel.
+INTEGER_KERNELS = frozenset(
+    {
+        "MatMulNBits",  # at the accuracy level it is written with: int8 products, int32 sums
+        "QLinearConv",
+        "QGemm",
+        "QLinearMatMul",
+        "QLinearAdd",
+        "QLinearMul",
+        "QLinearConcat",
+        "QLinearAveragePool",
+        "QLinearGlobalAveragePool",
+        "QLinearLeakyRelu",
+        "QLinearReduceMean",
+        "QLinearSigmoid",
+        "QLinearSoftmax",
+    }
+)
+KEEPS_CODES = (MaxPool, Concat)  # written on uint8 codes: integer under their own names where their edge is on a grid
+FUSED_FUNCTIONS = ("relu", "relu6")  # part of the float kernel before them, which is named itself
+FINAL_FUNCTIONS = ("softmax", "log_softmax")
+COUNTED = (Conv, Linear, Add, Mul, AveragePool, GlobalAveragePool)
+
+
+@dataclass(frozen=True)
+class Census:
+    """What the runtime runs.
+
+    Args:
+        operators: Operator -> how often it occurs after optimisation.
+        kernels: Name of a layer's ONNX node -> operator that computes it after optimisation.
+        fall_backs: A sentence for each layer and each function that stayed in float, with its name and why.
+    """
+
+    operators: Mapping[str, int]
+    kernels: Mapping[str, str]
+    fall_backs: tuple[str, ...]
+
+
+def count_operators(model: onnx.ModelProto) -> dict[str, int]:
+    """Return how often each operator occurs, most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph.node).most_common())
+
+
+def take_census(
+    model: bytes, view: IntegerView, places: Mapping[str, Node], input_shapes: Sequence[tuple[int, ...]]
+) -> Census:
+    """Load a model in ONNX Runtime, run it once, read back its optimised graph, and look every layer up in it.
+
+    Args:
+        model: The serialised model.
+        view: The view it was lowered from (``Lowered.view``).
+        places: Name of the ONNX node -> node of that view (``Lowered.places``).
+        input_shapes: A shape for each input. Loading alone does not notice all shapes that do not fit each other.
+
+    Raises:
+        ImportError: If onnxruntime is missing.
+    """
+    optimised = optimised_graph(model, input_shapes)
+    kernels = _kernels(optimised, places)
+    return Census(count_operators(optimised), kernels, tuple(_fall_backs(kernels, view, places)))
+
+
+def float_inputs(view: IntegerView, places: Mapping[str, Node], steps: Mapping[str, int]) -> Iterator[str]:
+    """Yield a sentence for each layer, sum, product, mean or function that works on values on no grid, by its name.
+
+    What can be said of a graph that no runtime at hand loads: whoever reads such a node's inputs, or the values between
+    the operators that spell a function out, must compute in float.
+
+    Args:
+        view: The view the graph was lowered from (``Lowered.view``).
+        places: Name of the ONNX node -> node of that view (``Lowered.places``).
+        steps: Name of the ONNX node -> how many operators its node of the view was written with (``Lowered.steps``).
+    """
+    for name, node in places.items():
+        real = [edge for edge in node.inputs if edge not in view.grids]
+        if is_final(node, view):
+            continue
+        if isinstance(node, (*COUNTED, *KEEPS_CODES, Function)) and real:
+            yield f"{name} ({_kind(node)}) computes in float: an input is not quantized ({', '.join(real)})"
+        elif isinstance(node, Function) and steps.get(name, 1) > 1:
+            yield f"{name} ({_kind(node)}) computes in float: it takes {steps[name]} operators, no grid between them"
+
+
+def is_final(node: Node, view: IntegerView) -> bool:
+    """Tell whether a node is the softmax of the model's own output, which is real-valued by its nature."""
+    return (
+        isinstance(node, Function) and node.op in FINAL_FUNCTIONS and _after_moves(node.output, view)[0] in view.outputs
+    )
+
+
+def _kind(node: Node) -> str:
+    return node.op if isinstance(node, Function) else type(node).__name__
+
+
+def optimised_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
+    """Return what ONNX Runtime makes of a model with all optimisations on, after a run on zeros of these shapes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        session = open_session(model, optimise=True, optimised_path=path)
+        names = [entry.name for entry in session.get_inputs()]
+        zeros = [np.zeros((1, *shape[1:]), np.float32) for shape in input_shapes]
+        session.run(None, dict(zip(names, zeros, strict=True)))
+        return onnx.load(path)
+
+
+def _kernels(optimised: onnx.ModelProto, places: Mapping[str, Node]) -> dict[str, str]:
+    """Look every layer up by name: fused nodes keep the layer's, with ``_token_7`` or ``/Fusion/`` behind it."""
+    operators: dict[str, str] = {}
+    for node in optimised.graph.node:
+        operators[re.sub(r"(_token_\d+)+$", "", node.name).split("/")[0] if node.name else ""] = node.op_type
+    return {name: operators.get(name, "") for name in places}
+
+
+def _fall_backs(kernels: Mapping[str, str], view: IntegerView, places: Mapping[str, Node]) -> Iterator[str]:
+    for name, kernel in kernels.items():
+        node = places[name]
+        on_codes = isinstance(node, KEEPS_CODES) and node.output in view.grids
+        is_judged = isinstance(node, (*COUNTED, *KEEPS_CODES, Function)) and not is_final(node, view)
+        is_fused = not kernel and isinstance(node, Function) and node.op in FUSED_FUNCTIONS
+        if on_codes or kernel in INTEGER_KERNELS or is_fused or not is_judged:
+            continue
+        what = f"runs as {kernel} in float" if kernel else "is not found among the integer kernels"
+        yield f"{name} ({_kind(node)}) {what}: {_reason(node, view)}"
+
+
+def _reason(node: Node, view: IntegerView) -> str:
+    edge, readers = _after_moves(node.output, view)
+    if any(edge not in view.grids for edge in node.inputs):
+        return "an input is not quantized"
+    if edge in view.outputs:
+        return "its output is the model's own, and real-valued"
+    others = sorted({reader.name for reader in readers if not isinstance(reader, Quantize)})
+    if others:
+        return f"its real-valued output is read by {', '.join(others)}"
+    if len(readers) > 1:
+        return f"its output goes to {len(readers)} grids ({', '.join(reader.name for reader in readers)})"
+    return "ONNX Runtime has no integer kernel for it"
+
+
+def _after_moves(edge: str, view: IntegerView) -> tuple[str, list[Node]]:
+    """Return the edge that a real-valued one becomes by operations that only move values, and its readers."""
+    readers = consumers(view)
+    while len(found := readers.get(edge, [])) == 1 and isinstance(found[0], Shape):
+        edge = found[0].output
+    return edge, found

@@ -1,0 +1,272 @@
+"""Write a student as an ONNX file, and say what a runtime makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from export.checks import ExportError, check_view, saturation_warnings
+from export.codes import training_flags_kept
+from export.cost import cost_of_view
+from export.flavours import find_flavour
+from export.lowering.model import Lowered, lower
+from export.models.census import Census, count_operators, float_inputs, take_census
+from export.storage.blocked import LinearForm, choose_blocks
+from export.storage.packing import Blocks, Pack, Storage, runtime_loads
+from export.writing import checked_target, write_whole
+from quantizers.integer import Conv, IntegerView, Linear
+
+if TYPE_CHECKING:
+    from quantizers import Student
+
+
+BLOCK_FLAVOUR = "ort"  # MatMulNBits is an operator of ONNX Runtime
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """A convolution or linear layer as it is in the file.
+
+    Args:
+        name: The layer's name.
+        kind: ``conv`` or ``linear``.
+        kernel: The operator that ONNX Runtime computes it with; empty where the file was not loaded.
+        weight_bits: Bits of its weights.
+        input_bits: Bits of its input.
+        storage: Element type of the stored weights.
+        weights: How many weights it has.
+        weight_bytes: What they take in the file.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    weight_bits: int
+    input_bits: int
+    storage: str
+    weights: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """An ONNX file, and what is known of it.
+
+    Args:
+        path: Where it is.
+        size_bytes: Its size.
+        opset: Version of the operator set.
+        flavour: ``ort``, ``qcdq`` or ``qonnx``; ``float`` for a float twin.
+        packed: Whether any weights are stored in less than eight bits.
+        packed_weight_bytes: What the weights take in the file.
+        theoretical_bytes: Weights at their bits, and four bytes for each bias and each weight scale; for a float twin,
+            four bytes a parameter.
+        layers: Convolutions and linear layers in order; empty for a float twin.
+        fall_backs: A sentence for each layer or function that stays in float: its name, and why. They are among the
+            warnings, too. For other runtimes (``qcdq``, ``qonnx``, or where none is at hand) those that read values on
+            no grid.
+        warnings: What a user should know.
+        operators: Operator -> count as ONNX Runtime runs it; as the file has it where it was not loaded.
+        operators_in_file: Operator -> count before optimisation.
+    """
+
+    path: Path
+    size_bytes: int
+    opset: int
+    flavour: str
+    packed: bool
+    packed_weight_bytes: int
+    theoretical_bytes: int
+    layers: tuple[ExportedLayer, ...]
+    fall_backs: tuple[str, ...]
+    warnings: tuple[str, ...]
+    operators: dict[str, int]
+    operators_in_file: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_onnx(
+    student: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    path: str | PathLike[str],
+    *,
+    flavour: str = "ort",
+    pack: Pack = "auto",
+    linear: LinearForm = "auto",
+    opset: int | None = None,
+    strict: bool = False,
+) -> ExportedModel:
+    """Write a calibrated student as an ONNX file.
+
+    Input ``images``: float32 ``[batch, channels, height, width]``, normalised, the batch dynamic, the rest as in
+    ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is left as it was.
+
+    Args:
+        student: What ``quantizers.prepare`` made, calibrated.
+        example_inputs: One batch (its values do not matter), or one a model input.
+        path: Where the file goes; its folder must exist. An existing file is replaced.
+        flavour: ``ort``: QDQ form for ONNX Runtime, which finds an integer kernel for every layer. ``qcdq``: plain
+            QuantizeLinear, Clip, DequantizeLinear for other runtimes. ``qonnx``: Quant nodes for FINN and hls4ml, the
+            batch fixed at 1; ONNX Runtime cannot load it.
+        pack: ``ort`` only: ``packed`` stores weights of up to 4 bits as INT4 and of 2 bits as INT2, ``int8`` in bytes,
+            ``auto`` packs as far as the installed onnxruntime loads it. ``qcdq`` stores int8, ``qonnx`` float32.
+        linear: ``ort`` only: ``gemm`` writes linear layers as Gemm, ``matmul_nbits`` those of up to 4 bits as
+            MatMulNBits (half the time of int8 or less at batch 1, equal to the bit; ONNX Runtime only), ``auto`` does
+            so for layers of a million weights and more where the installed onnxruntime is fast at it and ``pack`` is
+            not ``int8``.
+        opset: Version of the operator set; absent, the oldest that the storage allows (``ort``: 17, 21 or 25; others
+            13, or 14 with HardSwish).
+        strict: Whether a layer that stays in float is an error rather than a warning.
+
+    Returns:
+        What was written, with a warning for each layer that ONNX Runtime leaves in float (other flavours: that reads
+        values on no grid).
+
+    Raises:
+        ExportError: If the student cannot become such a file (the message names the layer), ``strict`` is set and a
+            layer stayed in float, an argument is none of the allowed ones, or the path cannot be written to.
+        quantizers.NotCalibratedError: If the student has not been calibrated.
+
+    Note:
+        x86 processors without VNNI add pairs of u8 x s8 products in a saturating int16. A student's 8-bit weights
+        keep to [-64, 63] for that reason; a view that breaks it gets a warning.
+    """
+    from quantizers import integer_view
+
+    target = checked_target(path)
+    chosen = find_flavour(flavour)
+    shapes = _shapes(example_inputs)
+    if not isinstance(student, fx.GraphModule):
+        raise ExportError(f"export_onnx takes what quantizers.prepare made, got {type(student).__name__}")
+    with training_flags_kept(student), torch.no_grad():
+        view = integer_view(cast("Student", student))
+    return write_view(view, shapes, target, flavour=chosen.name, pack=pack, linear=linear, opset=opset, strict=strict)
+
+
+def write_view(
+    view: IntegerView,
+    input_shapes: Sequence[tuple[int, ...]],
+    path: str | PathLike[str],
+    *,
+    flavour: str = "ort",
+    pack: Pack = "auto",
+    linear: LinearForm = "auto",
+    opset: int | None = None,
+    strict: bool = False,
+) -> ExportedModel:
+    """Write an integer view as an ONNX file; ``export_onnx`` without the student.
+
+    Args:
+        view: What the student computes.
+        input_shapes: A shape for each input of the view, batch first.
+        path: As for ``export_onnx``, and so are the other arguments.
+        flavour: See there.
+        pack: See there.
+        linear: See there.
+        opset: See there.
+        strict: See there.
+
+    Raises:
+        ExportError: As ``export_onnx``.
+    """
+    target = checked_target(path)
+    if len(input_shapes) != len(view.inputs):
+        raise ExportError(f"the model has {len(view.inputs)} inputs, but example_inputs holds {len(input_shapes)}")
+    check_view(view)
+    chosen = find_flavour(flavour)
+    layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
+    storage = replace(chosen.storage(view, pack, opset), blocks=_blocks(view, flavour, pack, linear))
+    lowered = lower(view, chosen, storage, input_shapes)
+    content = lowered.model.SerializeToString()
+    census, warnings = _census(content, lowered, storage, input_shapes) if chosen.is_runnable else (None, [])
+    judged = census if chosen.is_judged_by_kernels else None
+    said = judged.fall_backs if judged else float_inputs(lowered.view, lowered.places, lowered.steps)
+    fall_backs = tuple(said)
+    if strict and fall_backs:
+        raise ExportError("layers stay in float:\n  " + "\n  ".join(fall_backs))
+    rows = tuple(_layer(layer, view, storage, census, lowered) for layer in layers)
+    theoretical_bytes = cost_of_view(view, input_shapes).student.parameter_bytes
+    write_whole(target, content)
+    return ExportedModel(
+        path=target,
+        size_bytes=len(content),
+        opset=storage.opset,
+        flavour=flavour,
+        packed=bool(storage.blocks) or any(storage.of(layer.weight_bits).bits < 8 for layer in layers),
+        packed_weight_bytes=sum(row.weight_bytes for row in rows),
+        theoretical_bytes=theoretical_bytes,
+        layers=rows,
+        fall_backs=fall_backs,
+        warnings=(*fall_backs, *warnings, *chosen.notes(lowered.view), *saturation_warnings(view)),
+        operators=dict(census.operators) if census else count_operators(lowered.model),
+        operators_in_file=count_operators(lowered.model),
+    )
+
+
+def _blocks(view: IntegerView, flavour: str, pack: str, linear: str) -> Mapping[str, Blocks]:
+    if flavour != BLOCK_FLAVOUR and linear == "matmul_nbits":
+        raise ExportError(f"linear='matmul_nbits' is ONNX Runtime's own: it needs flavour 'ort', got {flavour!r}")
+    is_portable = linear == "auto" and (flavour != BLOCK_FLAVOUR or pack == "int8")
+    return choose_blocks(view, "gemm" if is_portable else linear)
+
+
+def _shapes(example_inputs: Tensor | Sequence[Tensor]) -> list[tuple[int, ...]]:
+    if not isinstance(example_inputs, (Tensor, tuple, list)):
+        raise ExportError(
+            f"example_inputs must be a normalised float batch [batch, channels, height, width], or a list of one such "
+            f"batch a model input, got {type(example_inputs).__name__}"
+        )
+    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    for number, tensor in enumerate(inputs):
+        if not isinstance(tensor, Tensor) or tensor.dim() < 2 or not tensor.is_floating_point():
+            found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ExportError(f"example input {number} must be a normalised float batch [batch, ...], got {found}")
+    return [tuple(tensor.shape) for tensor in inputs]
+
+
+def _census(
+    content: bytes, lowered: Lowered, storage: Storage, input_shapes: Sequence[tuple[int, ...]]
+) -> tuple[Census | None, list[str]]:
+    """Load the model once; return its census (None where the runtime cannot be asked) and warnings."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return None, ["not loaded: onnxruntime is missing, so nothing is known about its kernels"]
+    try:
+        census = take_census(content, lowered.view, lowered.places, input_shapes)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        used = {storage.of(n.weight_bits) for n in lowered.view.nodes if isinstance(n, (Conv, Linear))}
+        missing = sorted(kind.name for kind in used if not runtime_loads(kind))
+        if missing:
+            return None, [f"not loaded: the installed onnxruntime has no {', '.join(missing)}; another must run it"]
+        raise ExportError(f"ONNX Runtime refuses the graph: {error}") from error
+    return census, []
+
+
+def _layer(
+    layer: Conv | Linear, view: IntegerView, storage: Storage, census: Census | None, lowered: Lowered
+) -> ExportedLayer:
+    kind, blocks = storage.of(layer.weight_bits), storage.blocks.get(layer.name)
+    size_bytes = -(-int(layer.weights.size) * kind.bits // 8)
+    if blocks is not None:
+        size_bytes = blocks.bytes_of((layer.weights.shape[0], layer.weights.shape[1]))
+    place = next((name for name, node in lowered.places.items() if node.output == layer.output), layer.name)
+    return ExportedLayer(
+        name=layer.name,
+        kind=type(layer).__name__.lower(),
+        kernel=census.kernels.get(place, "") if census else "",
+        weight_bits=layer.weight_bits,
+        input_bits=view.grids[layer.inputs[0]].bits,
+        storage=kind.name if blocks is None else blocks.name,
+        weights=int(layer.weights.size),
+        weight_bytes=size_bytes,
+    )

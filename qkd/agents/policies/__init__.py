@@ -1,0 +1,3 @@
+"""Policies and schedules as values, and their files."""
+
+__all__: list[str] = []

@@ -1,0 +1,204 @@
+"""Bind a YAML file and ``key.path=value`` overrides to a :class:`~qkd.config.RunConfig`, all faults at once."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from qkd.config import RunConfig
+from qkd.config.bind_faults import LONGEST_NAME, Fault, describe, place, plain_faults, schema_faults
+from qkd.failures import ConfigError as ConfigError
+from qkd.files.yaml_text import DEEPEST, MOST_FAULTS, YamlError, first_of, parse_yaml, read_yaml
+from qkd.foreign.shown import shown_line
+
+Bound = TypeVar("Bound", bound=BaseModel)
+Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
+"""A further look at the raw data: yields a :data:`~qkd.config.bind_faults.Fault` for each thing that is wrong."""
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the shipped configs: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the shipped configs by name, e.g. ``digits/w2a2``, in alphabetical order.
+
+    Each lies in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
+    """
+    folder = shipped_folder()
+    files = sorted(path for path in folder.rglob("*.yaml") if path.parent != folder)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def find_config(name: str) -> Path:
+    """Return the file a person means: a path, or the name of a shipped config.
+
+    Args:
+        name: ``my/experiment.yaml``, ``digits/w2a2`` or ``configs/digits/w2a2.yaml`` (the last two from any folder).
+
+    Raises:
+        ConfigError: If there is no such file; near matches among the shipped configs are named.
+    """
+    path, is_folder = Path(name), os.path.isdir(name)
+    if os.path.exists(name) and not is_folder:
+        return path
+    shipped = shipped_configs()
+    short = os.path.splitext(name)[0].removeprefix("./").removeprefix("configs/")
+    if not path.is_absolute() and short in shipped:
+        return shipped[short]
+    what = "is a folder, not a config file" if is_folder else "no such config file"
+    near = [key for key in shipped if key.startswith(f"{short}/")] or _near(short, shipped)
+    hint = (
+        f"did you mean {' or '.join(f'`{key}`' for key in near)}?"
+        if near
+        else "`qkd ls configs` lists the shipped ones"
+    )
+    raise ConfigError([f"{shown_line(name)}: {what}; {hint}"])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the raw content of a config file.
+
+    Raises:
+        ConfigError: If it cannot be read, is not YAML, repeats a key or is not a group of keys.
+    """
+    try:
+        data: Any = read_yaml(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
+    except YamlError as error:
+        raise ConfigError([f"{path}: {fault}" for fault in error.faults]) from error
+    if not isinstance(data, dict):
+        found = "is empty" if data is None else f"holds {describe(data)}"
+        raise ConfigError([f"{path}: {found}; a config is a group of keys such as `name: my-run`"])
+    return data
+
+
+def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
+    """Return the typed config of raw data.
+
+    Args:
+        data: Nested mappings and lists, as YAML gives them.
+        checks: Further looks at the raw data; their faults are reported with those of the schema.
+
+    Raises:
+        ConfigError: With every fault: unknown, missing, ill-typed or bad keys, each with its path.
+    """
+    faults: list[Fault] = []
+    config: RunConfig | None = None
+    try:
+        config = bind_section(RunConfig, data)
+    except ValidationError as error:
+        faults += schema_faults(error, data, RunConfig)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError([f"config: holds a value that is not plain data: {error}"]) from error
+    faults += plain_faults(data)
+    if len(faults) <= MOST_FAULTS:  # else there is enough to mend before files are looked for
+        faults += [fault for check in checks for fault in check(data)]
+    if faults or config is None:
+        lines = dict.fromkeys(f"{place('config', where)}: {what}" for where, what in faults)
+        raise ConfigError(first_of(list(lines)))
+    return config
+
+
+def bind_section(schema: type[Bound], data: Mapping[str, Any]) -> Bound:
+    """Return the typed section of raw data.
+
+    JSON mode is strict about types (a quoted "3" is no number) yet takes lists and text for tuples and paths.
+
+    Raises:
+        pydantic.ValidationError: If it does not fit the schema.
+        TypeError, ValueError: If a value is none that JSON has.
+    """
+    return schema.model_validate_json(json.dumps(data), strict=True)
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return ``data`` with overrides set; ``data`` stays as it is.
+
+    Args:
+        data: Raw content of a config.
+        overrides: ``key.path=value``; the value is YAML, a number in the path is the index of a list's item.
+
+    Raises:
+        ConfigError: For every override that is not of this form or whose path leads nowhere.
+    """
+    result = copy.deepcopy(dict(data))
+    faults = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        try:
+            if not equals or not all(key.split(".")) or key.count(".") >= DEEPEST:
+                raise ValueError("must be key.path=value, e.g. student.train.epochs=3")
+            _set(result, key.split("."), parse_yaml(value))
+        except ValueError as error:
+            faults.append(f"override `{shown_line(text, 80)}`: {error}")
+    if faults:
+        raise ConfigError(first_of(faults))
+    return result
+
+
+def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iterable[Check] = ()) -> RunConfig:
+    """Return the config of a file with overrides.
+
+    Args:
+        name: A path, or the name of a shipped config such as ``digits/w2a2``.
+        overrides: ``key.path=value`` texts.
+        checks: Passed on to :func:`bind`.
+
+    Raises:
+        ConfigError: With every fault that was found.
+    """
+    return bind(apply_overrides(read_config(find_config(str(name))), overrides), checks=checks)
+
+
+def config_text(config: BaseModel) -> str:
+    """Return a bound config as YAML, every key with its value; binding it again gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _near(name: str, shipped: Iterable[str]) -> list[str]:
+    names = list(shipped)
+    by_stem = [key for key in names if key.rpartition("/")[2] == name.rpartition("/")[2]]
+    return difflib.get_close_matches(name[:LONGEST_NAME], names, n=3) or by_stem[:3]
+
+
+def _set(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set ``data[keys[0]][keys[1]]... = value``, making groups of keys on the way."""
+    at: Any = data
+    for depth, key in enumerate(keys):
+        here = ".".join(keys[:depth]) or "config"
+        last = depth == len(keys) - 1
+        if isinstance(at, list):
+            at = _descend_list(at, key, here, last=last, value=value)
+        elif isinstance(at, dict):
+            if last:
+                at[key] = value
+            elif at.get(key) is None:
+                if keys[depth + 1].isdecimal():
+                    raise ValueError(f"`{'.'.join(keys[: depth + 1])}` is not in the file; give the whole list")
+                at[key] = {}
+            at = at[key]
+        else:
+            raise ValueError(f"`{here}` is {describe(at)}, which has no keys")
+
+
+def _descend_list(items: list[Any], key: str, here: str, *, last: bool, value: Any) -> Any:
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(items):
+        raise ValueError(
+            f"`{here}` is a list of {len(items)}; `{shown_line(key, 40)}` is not an index from 0 to {len(items) - 1}"
+        )
+    if last:
+        items[int(key)] = value
+    return items[int(key)]

@@ -1,0 +1,41 @@
+"""Files: whole or not at all, within bounds, YAML as data."""
+
+from qkd.files.whole import (
+    DamagedFileError,
+    inside,
+    make_folder,
+    parse_json,
+    parse_safetensors,
+    read_json,
+    read_metadata,
+    read_safetensors,
+    read_verified,
+    refuse_links_out,
+    refuse_pickle,
+    remove_unfinished,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_safetensors,
+    write_text,
+)
+
+__all__ = [
+    "DamagedFileError",
+    "inside",
+    "make_folder",
+    "parse_json",
+    "parse_safetensors",
+    "read_json",
+    "read_metadata",
+    "read_safetensors",
+    "read_verified",
+    "refuse_links_out",
+    "refuse_pickle",
+    "remove_unfinished",
+    "sha256_of",
+    "write_bytes",
+    "write_json",
+    "write_safetensors",
+    "write_text",
+]

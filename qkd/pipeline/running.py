@@ -1,0 +1,78 @@
+"""Run the stages of an experiment in order, leaving out what is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from qkd.failures import UsageError
+from qkd.progress import Progress
+from qkd.run.folder import RunFolder
+
+Stage: TypeAlias = Callable[[RunFolder, Progress], None]
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "teacher": (),
+    "search": (),
+    "distill": ("teacher", "search"),
+    "export": ("teacher", "distill"),
+    "bench": ("export",),
+    "report": ("teacher", "search", "distill", "export", "bench"),
+}
+
+
+LOOKS = ("teacher", "search", "distill", "export")  # stages that load the images, and compare them themselves
+
+
+def run_stages(
+    run: RunFolder, names: Sequence[str], progress: Progress, stages: Mapping[str, Stage] | None = None
+) -> None:
+    """Run stages in the order of their names, each only if it is not complete.
+
+    Before a stage that is complete, or that reads no images, the data set is compared with what the run was begun with,
+    once, unless a stage has done so by then.
+
+    Args:
+        run: The run folder, open.
+        names: Which stages; what they need must be complete or among them.
+        progress: Where to say which stage runs.
+        stages: Name -> stage; the toolkit's own where absent (others bring their own images, if any).
+
+    Raises:
+        qkd.data.DataError: If the data set is not what the run was begun with.
+        UsageError: If a stage needs one that is neither complete nor asked for.
+    """
+    is_checked = stages is not None
+    for name in names:
+        _require(run, name)
+        reason = run.why_incomplete(name)
+        if not is_checked and not (reason and name in LOOKS):
+            _check_images(run, progress)
+        is_checked = True
+        if not reason:
+            progress.stage(name, "already complete")
+            continue
+        progress.stage(name, "" if reason == "not run" else reason)
+        (stages or _own_stages())[name](run, progress)
+
+
+def _own_stages() -> Mapping[str, Stage]:
+    from qkd.stages import STAGES  # torchvision, Brevitas, ONNX: only where a stage runs
+
+    return STAGES
+
+
+def _check_images(run: RunFolder, progress: Progress) -> None:
+    from qkd.roles.images import check_images
+
+    check_images(run, progress)
+
+
+def _require(run: RunFolder, name: str) -> None:
+    missing = {need: why for need in NEEDS[name] if (why := run.why_incomplete(need))}
+    if missing:
+        found = ", ".join(f"{need} ({why})" for need, why in missing.items())
+        raise UsageError(
+            f"stage {name} of {run.path} needs what earlier stages make: {found}; "
+            f"run `qkd {next(iter(missing))}` with the same config first, or `qkd run` for all of them"
+        )

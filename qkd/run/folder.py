@@ -1,0 +1,373 @@
+"""The run folder: one experiment's files, its resolved config and environment written first, locked while in use."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qkd.config import RunConfig
+from qkd.config.binding import config_text
+from qkd.files import (
+    DamagedFileError,
+    inside,
+    make_folder,
+    read_json,
+    refuse_links_out,
+    remove_unfinished,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from qkd.files.yaml_text import read_yaml
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+_LOCK = ".lock"
+_MANIFESTS = "manifests"
+_PACKAGES = ("qkd-toolkit", "torch", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy", "safetensors")
+_held_locks: dict[Path, int] = {}  # run folder -> open lock file of this process
+
+
+class RunFolder:
+    """The folder of one experiment.
+
+    ``config.yaml`` and ``environment.json`` are there from the start; each stage has a folder of its own, and a
+    manifest of the SHA-256 of its files once it is complete.
+
+    Args:
+        config: The experiment.
+        path: The folder, already there; use :meth:`open` to create and check it.
+    """
+
+    def __init__(self, config: RunConfig, path: Path) -> None:
+        self.config = config
+        self.path = path
+
+    @classmethod
+    def open(cls, config: RunConfig, runs_dir: Path = Path("runs")) -> RunFolder:
+        """Open the folder ``runs_dir / config.name``, creating it where it is missing, and lock it.
+
+        Args:
+            config: The experiment. A folder that is there must hold the same one.
+            runs_dir: Where run folders are kept; created where missing.
+
+        Returns:
+            The folder, locked for this process until :meth:`close` or the end of the process (however it ends).
+
+        Raises:
+            ValueError: If the folder holds another config (the message lists the differing keys), other files, or a
+                symbolic link that leads out of it.
+            BlockingIOError: If another process is using the folder.
+            OSError: If the folder cannot be created or written.
+        """
+        path = make_folder(Path(runs_dir) / config.name).resolve()
+        _refuse_foreign(path)
+        refuse_links_out(path)
+        _lock(path)
+        run = cls(config, path)
+        try:
+            remove_unfinished([path, *(folder for folder in path.rglob("*") if folder.is_dir())])
+            run._write_or_compare_config()
+            if not (path / "environment.json").exists():
+                write_json(path / "environment.json", environment(config.seed))
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def close(self) -> None:
+        """Give the lock back; harmless when done twice."""
+        handle = _held_locks.pop(self.path, None)
+        if handle is not None:
+            os.close(handle)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a stage (``"teacher"``, ``"student/float"``), created where it is missing."""
+        return make_folder(inside(self.path, name))
+
+    def complete(self, stage: str, files: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
+        """Write a stage's manifest: from now on :meth:`is_complete` holds while its files stay as they are.
+
+        Args:
+            stage: Name of the stage.
+            files: What it wrote, inside the run folder.
+            inputs: Files of the run folder that it was made from: a change of these undoes the completion, too.
+
+        Raises:
+            FileNotFoundError: If one of the files is not there.
+        """
+        manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
+        write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
+
+    def adopt(self, stage: str, source: Path) -> None:
+        """Copy a complete stage of another run, with its inputs: it is complete here, too.
+
+        Whether the other run's config means the same stage is the caller's to know.
+
+        Args:
+            stage: Name of the stage.
+            source: The other run's folder.
+
+        Raises:
+            ValueError: If the stage is not complete there.
+            OSError: If a file cannot be read or written.
+        """
+        other = RunFolder(self.config, Path(source).resolve())
+        if why := other.why_incomplete(stage):
+            raise ValueError(f"{source}: its stage {stage} is not complete ({why}); run it there first")
+        manifest = _read_manifest(other.path, stage)
+        for name in {**manifest["files"], **manifest["inputs"]}:
+            target = inside(self.path, name)
+            make_folder(target.parent)
+            write_bytes(target, inside(other.path, name).read_bytes())
+        write_json(self.folder(_MANIFESTS) / f"{stage}.json", {**manifest, **self._mark(stage)})
+
+    def is_complete(self, stage: str) -> bool:
+        """Return whether a stage's manifest is there and every file in it has the hash it had."""
+        return self.why_incomplete(stage) == ""
+
+    def why_incomplete(self, stage: str) -> str:
+        """Return why a stage is not complete: empty if it is, ``"not run"``, or the file that is gone or altered."""
+        try:
+            manifest = _read_manifest(self.path, stage)
+        except FileNotFoundError:
+            return "not run"
+        except (DamagedFileError, OSError):
+            return f"the manifest {_MANIFESTS}/{stage}.json is damaged"
+        mark = self._mark(stage)
+        if any(manifest.get(key, value) != value for key, value in mark.items()):  # older ones have none
+            return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"
+        for name, sha256 in {**manifest["files"], **manifest["inputs"]}.items():
+            try:
+                path = inside(self.path, name)
+            except ValueError as error:
+                return str(error)
+            if not path.is_file():
+                return f"{name} is gone"
+            if sha256_of(path) != sha256:
+                return f"{name} has changed"
+        return ""
+
+    def environment_changes(self) -> tuple[str, ...]:
+        """Return how this process differs from the one that made the folder (package versions, Python, CPU)."""
+        try:
+            first = read_json(self.path / "environment.json")
+        except (FileNotFoundError, DamagedFileError):
+            return ()
+        if not isinstance(first, dict) or not isinstance(first.get("packages"), dict):
+            return ("environment.json is damaged: what the run was begun with is not known",)
+        now = environment(self.config.seed)
+        then = {"python": first.get("python"), "cpu": first.get("cpu"), **first["packages"]}
+        here = {"python": now["python"], "cpu": now["cpu"], **now["packages"]}
+        return tuple(f"{key}: {then.get(key)} then, {here[key]} now" for key in here if then.get(key) != here[key])
+
+    def _mark(self, stage: str) -> dict[str, str]:
+        """Return what ties a manifest to this run and stage: settings as they stand in its config, the name apart."""
+        try:
+            values = leaves(_read_config(self.path / "config.yaml"))
+            settings = {key: value for key, value in values if key != "name"}
+        except (OSError, ValueError):
+            settings = {}
+        text = json.dumps(settings, sort_keys=True)
+        return {"stage": stage, "settings_sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
+
+    def _hashes(self, files: Iterable[Path]) -> dict[str, str]:
+        hashes = {}
+        for file in files:
+            path = file if file.is_absolute() else self.path / file
+            hashes[path.resolve().relative_to(self.path).as_posix()] = sha256_of(path)
+        return hashes
+
+    def _write_or_compare_config(self) -> None:
+        file = self.path / "config.yaml"
+        if not file.exists():
+            write_text(file, config_text(self.config))
+            return
+        differences = _differences(_read_config(file), _plain(self.config))
+        if differences:
+            lines = "\n".join(f"  {line}" for line in differences)
+            raise ValueError(
+                f"{self.path} holds a run of another config:\n{lines}\n"
+                f"give this one another name (name=...), use another --runs-dir, or delete the folder"
+            )
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Return what a run was made with: versions, platform, CPU, seed and the toolkit's commit, if it has one."""
+    return {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "seed": seed,
+        "commit": _commit(),
+    }
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        raw = read_yaml(file)
+    except ValueError as error:  # not UTF-8, not YAML, or beyond what is read
+        raise DamagedFileError(f"{file}: not YAML ({error}); delete the run folder, or use another name=") from error
+    try:
+        return _plain(RunConfig.model_validate(raw))  # fills in defaults of keys that are newer than the file
+    except ValidationError:
+        return raw if isinstance(raw, dict) else {}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    then, now = dict(leaves(old)), dict(leaves(new))
+    missing = object()
+    lines = []
+    for key in sorted(then.keys() | now.keys()):
+        before, after = then.get(key, missing), now.get(key, missing)
+        if before != after:
+            texts = ("absent" if value is missing else repr(value) for value in (before, after))
+            lines.append("{}: {} there, {} here".format(key, *texts))
+    return lines
+
+
+def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the dotted path and value of every leaf of nested groups and lists."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value:
+        for index, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise unless the folder is new, a run's, or one whose very first write was interrupted."""
+    if (path / "config.yaml").exists():
+        return
+    others = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if others:
+        raise ValueError(
+            f"{path} is not a run folder: it has no config.yaml, but holds {', '.join(others[:3])}; "
+            f"give the run another name (name=...), use another --runs-dir, or move the folder away"
+        )
+
+
+def _lock(path: Path) -> None:
+    """Lock the folder for this process.
+
+    A POSIX record lock: the system gives it back when the process ends, however it ends, and forked workers that
+    outlive it for a moment do not hold it. (Such a lock is lost when *any* descriptor of the file is closed, so each
+    process opens it once and keeps it.)
+    """
+    if path in _held_locks:
+        return
+    file = path / _LOCK
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise ValueError(f"{file}: is a link or a pipe, and would be written to; delete it") from error
+        raise OSError(error.errno, f"cannot write {file}: {error.strerror}; choose another --runs-dir") from error
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+        os.close(handle)
+        raise ValueError(
+            f"{file}: is no file of this folder alone (a pipe, or a second name of another file); delete it"
+        )
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(handle, 64).decode("utf-8", "replace").strip() or "unknown"
+        os.close(handle)
+        raise BlockingIOError(
+            error.errno,
+            f"{path} is in use by another process (id {owner}); wait for it to end, or give this run another name=",
+        ) from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    _held_locks[path] = handle
+
+
+def _read_manifest(folder: Path, stage: str) -> dict[str, Any]:
+    """Return a manifest: files that a stage wrote, at least one, and what it was made from, each with its hash.
+
+    Raises:
+        FileNotFoundError: If the stage has none.
+        DamagedFileError: If it is none.
+    """
+    path = inside(folder, f"{_MANIFESTS}/{stage}.json")
+    manifest = read_json(path)
+    parts = [manifest.get(key) for key in ("files", "inputs")] if isinstance(manifest, dict) else [None]
+    is_whole = all(isinstance(part, dict) and all(_is_hash(value) for value in part.values()) for part in parts)
+    if not is_whole or not parts[0]:
+        raise DamagedFileError(
+            f"{path}: is no manifest: it needs `files`, at least one, and `inputs`, with their hashes"
+        )
+    return dict(manifest)
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else (platform.processor() or platform.machine())
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout this package lies in, with ``+changes`` if it differs; None elsewhere."""
+    package = Path(__file__).resolve().parents[1]
+    top = _git(package, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != package.parent:  # installed somewhere inside another repository
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+changes" if _git(package, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,88 @@
+"""The error for a network that cannot become a low-bit student, and the way out for each operation that is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+KNOWN = (
+    "the known ones are convolutions, linear layers, batch norm, activations, pooling, sums, products, "
+    "concatenations, constant factors and offsets, and moves of values"
+)
+REPLACE = (
+    "Replace it in the float network (layer norm -> batch norm, a custom block -> known layers), or pass the part of "
+    "the network without it"
+)
+
+# Operation (as ATen or torch.nn.functional calls it) -> what to do instead, where that is more than REPLACE.
+WAYS_OUT: dict[str, str] = {
+    "LayerNorm": "Replace it in the float network (layer norm -> batch norm)",
+    "GroupNorm": "Replace it in the float network (group norm, as layer norm -> batch norm)",
+    "layer_norm": "Replace it in the float network (layer norm -> batch norm)",
+    "group_norm": "Replace it in the float network (group norm, as layer norm -> batch norm)",
+    "instance_norm": "Replace it in the float network (instance norm, as layer norm -> batch norm)",
+    "scaled_dot_product_attention": "Attention multiplies activations by activations; pass the convolutional part",
+    "multi_head_attention_forward": "Attention multiplies activations by activations; pass the convolutional part",
+    "MultiheadAttention": "Attention multiplies activations by activations; pass the convolutional part",
+    "LSTM": "Recurrence has no low-bit form; pass the part of the network without it",
+    "GRU": "Recurrence has no low-bit form; pass the part of the network without it",
+    "einsum": "A product of activations has no low-bit kernel here; use layers with weights",
+    "bmm": "A product of activations has no low-bit kernel here; use layers with weights",
+    "matmul": "A product of activations has no low-bit kernel here; use layers with weights",
+    "RReLU": "It draws its slopes in training; use LeakyReLU or PReLU",
+    "rrelu": "It draws its slopes in training; use LeakyReLU or PReLU",
+    "upsample_bilinear2d": "Replace it by mode='nearest' or a ConvTranspose2d",
+    "upsample_bicubic2d": "Replace it by mode='nearest' or a ConvTranspose2d",
+    "_convolution": "It runs in TorchScript; pass the Python modules it was traced from",
+    "div": "Replace the quotient of activations by a product (x * torch.sigmoid(y))",
+    "_softmax": "Replace it where it is not last: a softmax inside the network has no low-bit kernel",
+    "_log_softmax": "Replace it where it is not last: a log softmax inside the network has no low-bit kernel",
+}
+
+
+# Operations whose name says little: what is said in place of it.
+PADDING = "padding mode {mode!r} has no integer kernel; use zeros"
+PADDING_MODES = {
+    f"{prefix}_pad{rank}d": mode
+    for prefix, mode in (("reflection", "reflect"), ("replication", "replicate"))
+    for rank in (1, 2, 3)
+}
+
+
+class RewriteError(ValueError):
+    """A network that cannot become a low-bit student; the message names the layer and the way out."""
+
+
+class NoSpelling(Exception):  # noqa: N818 - a signal between modules of this package; users see RewriteError
+    """An operation that the closed set of modules cannot express.
+
+    Args:
+        reason: What it is and what to do, without the place; empty: the operation is not known.
+        bare: Whether the reason names the operation itself.
+    """
+
+    def __init__(self, reason: str = "", *, bare: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.bare = reason, bare
+
+
+def unknown(what: str, operation: str) -> str:
+    """Return the message for an operation that has no low-bit form."""
+    if operation in PADDING_MODES:
+        return PADDING.format(mode=PADDING_MODES[operation])
+    return f"{what} has no low-bit form; {KNOWN}. {WAYS_OUT.get(operation, REPLACE)}"
+
+
+def failure(where: str, error: Exception, root: nn.Module, rank: int = 4) -> str:
+    """Return the message for a network that fails on the images it is recorded with."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if "TorchScript" in reason:
+        scripts = (path for path, module in root.named_modules() if isinstance(module, torch.jit.ScriptModule))
+        where = next(scripts, "") or where
+        return f"{where}: runs in TorchScript, which cannot be recorded; pass the Python modules it was made from"
+    mode, hint = " in train()" if root.training else "", ""
+    if root.training:
+        hint = "; it runs in eval(): give images of the size it trains on, or switch auxiliary heads off"
+    elif rank == 3:
+        hint = "; example_inputs has 3 axes: give a single image a batch axis, example_inputs[None]"
+    return f"{where}: the float network fails on example_inputs{mode}: {reason}{hint}"

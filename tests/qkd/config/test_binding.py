@@ -1,0 +1,319 @@
+"""Configs: text to typed values, overrides, and every fault at once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qkd.config import RunConfig
+from qkd.config.binding import (
+    apply_overrides,
+    bind,
+    config_text,
+    find_config,
+    load_config,
+    read_config,
+    shipped_configs,
+)
+from qkd.failures import ConfigError
+from qkd.files.yaml_text import YamlError, parse_yaml
+from qkd.listing import name_faults
+
+SMALL = """
+name: small
+data: {name: digits}
+teacher: {net: resnet8, train: {epochs: 1}}
+student:
+  quant: {weight_bits: 2, act_bits: 2}
+  train: {epochs: 2}
+"""
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    return {**parse_yaml(SMALL), **changes}
+
+
+def faults_of(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        bind(data, checks=(name_faults,))
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    return list(caught.value.faults)
+
+
+SHIPPED = shipped_configs()
+
+
+def test_there_are_shipped_configs() -> None:
+    assert {"digits/w2a2", "digits/w4a4", "digits/smoke", "cifar10/w2a2"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_bind_and_open_with_what_they_are_for(name: str) -> None:
+    config = load_config(name, checks=(name_faults,))
+    head = SHIPPED[name].read_text()
+    assert [word for word in ("Purpose:", "Before:", "Command:", "Expected:", "Time:") if word not in head] == []
+    assert f"qkd run configs/{name}.yaml" in head
+    assert config.name == name.replace("/", "-"), "run folders of shipped configs must not collide"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_resolved_text_binds_to_the_same_config(name: str) -> None:
+    config = load_config(name)
+    assert bind(parse_yaml(config_text(config))) == config
+    assert bind(yaml.safe_load(config_text(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("5E4", 5e4), ("+1.5e+2", 150.0), (".5", 0.5), ("3", 3), ("-4", -4), ("010", 10), ("true", True),
+     ("off", "off"), ("no", "no"), ("1_000", "1_000"), ("2020-01-01", "2020-01-01"), ("12:30", "12:30"), ("~", None),
+     ("", None), ("[1, 2e0]", [1, 2.0]), ("'1e-3'", "1e-3"), ("{a: {b: 1}}", {"a": {"b": 1}})],
+)  # fmt: skip
+def test_plain_scalars_are_what_people_mean(text: str, value: object) -> None:
+    found = parse_yaml(text)
+    assert found == value and type(found) is type(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_is_read_back_as_it_was_written(value: float) -> None:
+    found = parse_yaml(repr(value))
+    assert isinstance(found, float) and found == value
+
+
+def test_infinities_are_numbers_in_yaml_but_not_in_a_config() -> None:
+    assert parse_yaml("-.inf") == -math.inf
+    assert faults_of(small(teacher={"net": "resnet8", "train": {"epochs": 1, "lr": math.inf}})) == [
+        "config.teacher.train.lr: must be a finite number, got inf"
+    ]
+
+
+def test_repeated_keys_are_errors_with_their_lines() -> None:
+    with pytest.raises(YamlError) as caught:
+        parse_yaml("a: 1\nb: {c: 1, c: 2}\na: 3\n")
+    assert set(caught.value.faults) == {
+        "line 3: key `a` again; it is on line 1 too",
+        "line 2: key `c` again; it is on line 2 too",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("a: [1", "line 1"), ("a: 1\n---\nb: 2", "document"), ("!!python/object/apply:os.getcwd []", "not YAML"),
+     ("? [1, 2]\n: 3", "a key must be a word"), ("a: &x [*x]", "recursive"), ("\tx: 1", "line 1")],
+)  # fmt: skip
+def test_what_is_not_plain_yaml_is_refused(text: str, part: str) -> None:
+    with pytest.raises(YamlError, match="(?s).*") as caught:
+        parse_yaml(text)
+    assert part in str(caught.value)
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    data = small(
+        student={
+            "quant": {
+                "weigth_bits": 2,
+                "act_bits": 99,
+                "act_quantizer": "lqs",
+                "overrides": {"fc": {"weight_bit": 4}, "layer1.*": {"act_bits": 9}},
+            },
+            "train": {"epochs": 2.0, "lr": -4.0, "autocast": "on"},
+            "weight_bits": 2,
+            "terms": [{"loss": "soft_targets"}, {"loss": "soft_target", "options": {"temperature": -4.0}}],
+            "agent": {"policy": "crop_flap"},
+        },
+        data={"name": "digit", "val_fraction": 1.0},
+        teacher={"net": "resnet_20"},
+        device="gpu",
+    )
+    faults = faults_of(data)
+    expected = [
+        "config.student.quant.weigth_bits: unknown key; did you mean `weight_bits`?",
+        "config.student.quant.weight_bits: missing, and it has no default",
+        "config.student.quant.act_bits: must be at most 8, got 99",
+        "config.student.quant.act_quantizer: must be 'lsq', 'pact' or 'dorefa', got 'lqs'",
+        "config.student.quant.overrides.fc.weight_bit: unknown key; must be 'weight_bits' or 'act_bits'",
+        "config.student.quant.overrides.layer1.*.act_bits: must be at most 8, got 9",
+        "config.student.train.epochs: must be a whole number, got 2.0",
+        "config.student.train.lr: must be positive, got -4.0",
+        "config.student.train.autocast: must be 'off', 'bf16' or 'fp16', got 'on'",
+        "config.student.weight_bits: unknown key here; did you mean `student.quant.weight_bits` or "
+        "`student.auxiliary.quant.weight_bits`?",
+        "config.student.terms.0.loss: unknown loss 'soft_targets'; did you mean `soft_target`?",
+        "config.student.terms.1.options.temperature: must be positive, got -4.0",
+        "config.student.agent.policy: unknown agent policy 'crop_flap'; did you mean `crop_flip`?",
+        "config.data.name: unknown data set 'digit'; did you mean `digits`?",
+        "config.data.val_fraction: must be less than 1, got 1.0",
+        "config.teacher: needs `train` (how to train it) or `weights` (a file of trained ones)",
+        "config.teacher.net: unknown net 'resnet_20'; did you mean `resnet20`?",
+        "config.device: must match ^(auto|cpu|cuda(:\\d+)?)$, got 'gpu'",
+    ]
+    assert sorted(faults) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"name": "a/b"}, "config.name: must match"),
+        ({"name": 3}, "config.name: must be text, got 3"),
+        ({"seed": True}, "config.seed: must be a whole number, got true"),
+        ({"seed": "1"}, "config.seed: must be a whole number, got '1'"),
+        ({"seed": None}, "config.seed: must be a whole number, got nothing (null)"),
+        ({"data": None}, "config.data: must be a group of keys, got nothing (null)"),
+        ({"data": [1]}, "config.data: must be a group of keys, got a list of 1"),
+        ({"data": {"name": "digits", "download": "yes"}}, "config.data.download: must be true or false, got 'yes'"),
+        ({"teacher": {"net": "resnet8", "train": {"epochs": 1, "milestones": 3}}},
+         "config.teacher.train.milestones: must be a list, got 3"),
+        ({"teacher": {"net": "resnet8", "train": {"epochs": 0}}},
+         "config.teacher.train.epochs: must be at least 1, got 0"),
+        ({"nmae": 1}, "config.nmae: unknown key; did you mean `name`?"),
+    ],
+)  # fmt: skip
+def test_a_fault_says_where_and_what(changes: dict[str, Any], fault: str) -> None:
+    assert [line for line in faults_of(small(**changes)) if line.startswith(fault)]
+
+
+def test_values_of_a_union_give_one_fault() -> None:
+    data = apply_overrides(small(), ["student.terms=[{loss: soft_target, options: {temperature: [1]}}]"])
+    assert faults_of(data) == [
+        "config.student.terms.0.options.temperature: must be a number, text, or true or false, got a list of 1"
+    ]
+
+
+@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
+def test_every_flavour_can_be_asked_for(flavour: str) -> None:
+    config = bind(small(export={"flavour": flavour, "strict": True}))
+    assert config.export.flavour == flavour and config.export.strict
+
+
+def test_a_flavour_that_is_none_is_a_fault() -> None:
+    (fault,) = faults_of(small(export={"flavour": "tflite"}))
+    assert fault.startswith("config.export.flavour: ") and "qonnx" in fault and "tflite" in fault
+
+
+@pytest.mark.parametrize("policy", ["none", "crop", "crop_flip", "cutmix", "trivial", "randaugment"])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_flatten_needs_a_policy_with_epochs(role: str, policy: str) -> None:
+    data = apply_overrides(small(), [f"{role}.agent={{policy: {policy}, flatten: true}}"])
+    (fault,) = faults_of(data)
+    assert fault.startswith(f"config.{role}.agent: `flatten` mixes the epochs of a schedule") and f"`{policy}`" in fault
+
+
+def test_flatten_looks_at_the_policy_that_the_student_takes() -> None:
+    taking = ["student.agent={policy: teacher, flatten: true}"]
+    (fault,) = faults_of(apply_overrides(small(), [*taking, "teacher.agent={policy: trivial}"]))
+    assert "student.agent.flatten" in fault and "`trivial`" in fault
+    for policy in ("pba", "search"):
+        assert bind(apply_overrides(small(), [*taking, f"teacher.agent={{policy: {policy}}}"])).student.agent.flatten
+    assert bind(apply_overrides(small(), ["teacher.agent={policy: pba, flatten: true}"])).teacher.agent.flatten
+
+
+def test_phases_must_add_up() -> None:
+    data = apply_overrides(small(), ["student.phases=[{epochs: 3}]"])
+    assert faults_of(data) == ["config.student: epochs of `phases` add up to 3, but `train.epochs` is 2"]
+
+
+def test_overrides_set_keys_and_items_without_touching_the_data() -> None:
+    data = small()
+    data["student"]["phases"] = [{"epochs": 1}, {"epochs": 1}]
+    before = repr(data)
+    changed = apply_overrides(
+        data, ["student.phases.1.epochs=3", "teacher.train.lr=1e-3", "data.path=a=b", "bench.rounds=5", "seed="]
+    )
+    assert repr(data) == before
+    assert changed["student"]["phases"] == [{"epochs": 1}, {"epochs": 3}]
+    assert changed["teacher"]["train"] == {"epochs": 1, "lr": 1e-3}
+    assert changed["data"]["path"] == "a=b"
+    assert changed["bench"] == {"rounds": 5}
+    assert changed["seed"] is None
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("epochs", "must be key.path=value"),
+        ("=3", "must be key.path=value"),
+        ("a..b=3", "must be key.path=value"),
+        ("name.x=3", "`name` is 'small', which has no keys"),
+        ("student.terms.0.weight=1", "`student.terms` is not in the file; give the whole list"),
+        ("student.phases.7.epochs=1", "`7` is not an index from 0 to 0"),
+        ("name=[1", "not YAML"),
+    ],
+)
+def test_overrides_that_lead_nowhere_are_named(override: str, part: str) -> None:
+    data = small()
+    data["student"]["phases"] = [{"epochs": 2}]
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(data, [override, "seed=1"])
+    assert len(caught.value.faults) == 1
+    assert f"override `{override}`" in str(caught.value) and part in str(caught.value)
+
+
+def test_overrides_go_through_the_same_binding(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    assert load_config(file, ["student.train.lr=1e-3"]).student.train.lr == 1e-3
+    with pytest.raises(ConfigError, match="config.student.trian: unknown key; did you mean `train`"):
+        load_config(file, ["student.trian.lr=1"])
+
+
+def test_a_shipped_config_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = {find_config(name) for name in ("digits/w2a2", "digits/w2a2.yaml", "configs/digits/w2a2.yaml")}
+    assert found == {SHIPPED["digits/w2a2"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("digits/w2a3", "did you mean `digits/w2a2`"), ("digits", "`digits/smoke`"), ("digit/w4a4", "`digits/w4a4`"),
+     ("zzz", "`qkd ls configs` lists")],
+)  # fmt: skip
+def test_a_config_that_is_not_there_names_near_ones(name: str, part: str) -> None:
+    with pytest.raises(ConfigError, match="no such config file") as caught:
+        find_config(name)
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "is empty"),
+        (b"- 1\n", "holds a list of 1"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"a: 1\na: 2", "line 2"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, part: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_config(file)
+    assert str(file) in str(caught.value) and part in str(caught.value)
+
+
+def test_data_that_is_not_plain_is_refused() -> None:
+    assert "not plain data" in faults_of({"name": b"hi"})[0]
+    with pytest.raises(YamlError, match=r"line 1, column 7: .*!!binary"):
+        parse_yaml("name: !!binary aGk=")
+
+
+def test_every_key_of_the_schema_says_what_it_is() -> None:
+    sections, seen = [RunConfig], 0
+    for section in sections:
+        for name, field in section.model_fields.items():
+            seen += 1
+            nested = [model for model in _models(field.annotation) if model not in sections]
+            sections += nested
+            assert field.description or _models(field.annotation), f"{section.__name__}.{name}"
+    assert seen > 50
+
+
+def _models(annotation: Any) -> list[Any]:
+    from qkd.config.bind_faults import _models as models
+
+    return models(annotation)

@@ -1,0 +1,82 @@
+"""Stages in order: skipped where complete, refused where something is missing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from qkd.cli import STAGE_NAMES
+from qkd.config.binding import bind
+from qkd.failures import UsageError
+from qkd.files.yaml_text import parse_yaml
+from qkd.pipeline.running import NEEDS, Stage, run_stages
+from qkd.progress import Progress
+from qkd.run.folder import RunFolder
+
+CONFIG = parse_yaml(
+    "name: small\ndata: {name: digits}\nteacher: {net: resnet8, train: {epochs: 1}}\n"
+    "student: {quant: {weight_bits: 2, act_bits: 2}, train: {epochs: 1}}\n"
+)
+
+
+class Recorder:
+    """Stages that write one file each and remember the order."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def stage(self, name: str) -> Stage:
+        def run(folder: RunFolder, progress: Progress) -> None:
+            self.ran.append(name)
+            file = folder.folder(name) / "made"
+            file.write_text(name)
+            inputs = [folder.path / need / "made" for need in NEEDS[name]]
+            folder.complete(name, [file], inputs)
+
+        return run
+
+    def stages(self) -> dict[str, Stage]:
+        return {name: self.stage(name) for name in STAGE_NAMES}
+
+
+def run_all(path: Path, recorder: Recorder, names: tuple[str, ...] = STAGE_NAMES) -> str:
+    stream = io.StringIO()
+    with RunFolder.open(bind(CONFIG), runs_dir=path) as run:
+        run_stages(run, names, Progress(stream), recorder.stages())
+    return stream.getvalue()
+
+
+def test_stages_run_once_in_order(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_all(tmp_path, recorder)
+    assert recorder.ran == list(STAGE_NAMES)
+    text = run_all(tmp_path, recorder)
+    assert recorder.ran == list(STAGE_NAMES)
+    assert text.count("already complete") == len(STAGE_NAMES)
+
+
+def test_a_change_runs_the_stage_and_what_follows_from_it(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_all(tmp_path, recorder)
+    (tmp_path / "small" / "distill" / "made").write_text("changed")
+    text = run_all(tmp_path, recorder)
+    assert recorder.ran[len(STAGE_NAMES) :] == ["distill"], "it was made again as it was: what follows still holds"
+    assert "distill: distill/made has changed" in text
+
+
+def test_a_single_stage_needs_the_earlier_ones(tmp_path: Path) -> None:
+    recorder = Recorder()
+    with pytest.raises(UsageError, match=r"teacher \(not run\), search \(not run\); run `qkd teacher`"):
+        run_all(tmp_path, recorder, ("distill",))
+    run_all(tmp_path, recorder, ("teacher",))
+    run_all(tmp_path, recorder, ("search",))
+    run_all(tmp_path, recorder, ("distill",))
+    assert recorder.ran == ["teacher", "search", "distill"]
+
+
+def test_every_stage_is_known_everywhere() -> None:
+    from qkd.stages import STAGES
+
+    assert list(STAGES) == list(NEEDS) == list(STAGE_NAMES)

@@ -19,18 +19,4 @@ PLACES = {
 }
 
 __getattr__ = moved("qkd.distill", PLACES)
-__all__ = [  # noqa: F822 - found by __getattr__
-    "LOSSES",
-    "LossEntry",
-    "Option",
-    "Outputs",
-    "Taps",
-    "WeightedTerms",
-    "build_terms",
-    "check_terms",
-    "cross_entropy_loss",
-    "dequantised",
-    "phase_faults",
-    "similarity_preserving_loss",
-    "soft_target_loss",
-]
+__all__ = list(PLACES)

@@ -1,60 +1,9 @@
 """Old names of what is in `qkd.losses` now."""
 
+from qkd import losses
 from qkd.moved import moved
 
-PLACES = {
-    "aligned_vectors": "qkd.losses",
-    "angle_relation_loss": "qkd.losses",
-    "attention_transfer_loss": "qkd.losses",
-    "branch_soft_target_loss": "qkd.losses",
-    "class_relation_loss": "qkd.losses",
-    "class_relation_targets": "qkd.losses",
-    "cross_entropy_loss": "qkd.losses",
-    "decoupled_loss": "qkd.losses",
-    "distance_relation_loss": "qkd.losses",
-    "equivalent_label_smoothing": "qkd.losses",
-    "gradient_rescaling": "qkd.losses",
-    "graph_attention_loss": "qkd.losses",
-    "graph_divergence": "qkd.losses",
-    "hint_loss": "qkd.losses",
-    "information_flow_loss": "qkd.losses",
-    "joint_label_loss": "qkd.losses",
-    "logit_relation_loss": "qkd.losses",
-    "multi_head_graph_loss": "qkd.losses",
-    "probabilistic_transfer_loss": "qkd.losses",
-    "right_singular_vectors": "qkd.losses",
-    "similarity_preserving_loss": "qkd.losses",
-    "singular_vector_loss": "qkd.losses",
-    "soft_target_loss": "qkd.losses",
-    "teacher_confidence_loss": "qkd.losses",
-    "top_classes_loss": "qkd.losses",
-}
+PLACES = dict.fromkeys(losses.__all__, "qkd.losses")
 
 __getattr__ = moved("qkd.distill.losses", PLACES)
-__all__ = [  # noqa: F822 - found by __getattr__
-    "aligned_vectors",
-    "angle_relation_loss",
-    "attention_transfer_loss",
-    "branch_soft_target_loss",
-    "class_relation_loss",
-    "class_relation_targets",
-    "cross_entropy_loss",
-    "decoupled_loss",
-    "distance_relation_loss",
-    "equivalent_label_smoothing",
-    "gradient_rescaling",
-    "graph_attention_loss",
-    "graph_divergence",
-    "hint_loss",
-    "information_flow_loss",
-    "joint_label_loss",
-    "logit_relation_loss",
-    "multi_head_graph_loss",
-    "probabilistic_transfer_loss",
-    "right_singular_vectors",
-    "similarity_preserving_loss",
-    "singular_vector_loss",
-    "soft_target_loss",
-    "teacher_confidence_loss",
-    "top_classes_loss",
-]
+__all__ = list(PLACES)

@@ -20,19 +20,4 @@ PLACES = {
 }
 
 __getattr__ = moved("qkd.distill.methods", PLACES)
-__all__ = [  # noqa: F822 - found by __getattr__
-    "BranchClassifier",
-    "BranchStep",
-    "BranchedNet",
-    "CoStudyStep",
-    "EnsembleTeacher",
-    "MetaGradient",
-    "MetaRates",
-    "MetaSchedule",
-    "MetaStep",
-    "PeerStep",
-    "Quiz",
-    "RotationStep",
-    "StudentEnsembleStep",
-    "meta_gradient",
-]
+__all__ = list(PLACES)

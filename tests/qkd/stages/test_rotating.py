@@ -23,7 +23,7 @@ from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 from qkd.training.assembly import Context
 from qkd.training.loop import Trainer
-from quantizers.student import quant_layers
+from quantizers.calibrate import quant_layers
 
 pytestmark = pytest.mark.usefixtures("unfused")
 

@@ -6,7 +6,8 @@
 
 Untrained nets at small images. A net is `exact` where `prepare` takes it, which compares it with the float net, and the
 exported file of the calibrated student passes parity: every code of every quantizer, optimizations off and on. Rows are
-written as they are made; those that are there are not made again unless --fresh or a new commit of the packages asks.
+written as they are made, each with the commit and the versions it was made with; those that are there are not
+made again unless --fresh asks, whatever the commit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import gc
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
+FIRST_COMMIT = "eb89573"  # of the packages that made the rows that name none
 EXACT, REFUSED, DIFFERS, FAILED = "exact", "refused", "differs", "failed"
 
 
@@ -55,6 +58,8 @@ class Row:
         parameters: Of the float net, with ten classes.
         codes: Codes compared.
         seconds: From the float net to the comparison.
+        commit: Of the packages that it was made with.
+        versions: Of torch and torchvision; empty in rows of FIRST_COMMIT, where the file's own hold.
     """
 
     net: str
@@ -66,6 +71,8 @@ class Row:
     parameters: int
     codes: int
     seconds: float
+    commit: str = FIRST_COMMIT
+    versions: str = ""
 
 
 def nets() -> list[str]:
@@ -96,7 +103,22 @@ def make_row(name: str, bits: int) -> Row:
     batch = torch.randn(images, 3, pixels, pixels)
     verdict, reason, codes = _verdict(model, bits, batch)
     seconds = round(time.perf_counter() - started, 1)
-    return Row(name, bits, verdict, reason, pixels, images, parameters, codes, seconds)
+    return Row(name, bits, verdict, reason, pixels, images, parameters, codes, seconds, commit(), versions())
+
+
+def commit() -> str:
+    """Return the short commit of this checkout, with a plus sign where files differ from it."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--abbrev=7", "--dirty=+"],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or "unknown"
+
+
+def versions() -> str:
+    """Return the versions of torch and torchvision."""
+    return f"torch {torch.__version__}, torchvision {torchvision.__version__}"
 
 
 def _verdict(model: nn.Module, bits: int, batch: Tensor) -> tuple[str, str, int]:
@@ -140,8 +162,8 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     """Write rows and table, in the list's order."""
     order = {name: index for index, name in enumerate(nets())}
     rows = sorted(rows, key=lambda row: (order[row.net], -row.bits))
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    _replace(path, json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    installed = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    _replace(path, json.dumps({"versions": installed, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     _replace(path.with_suffix(".md"), table(rows))
 
 
@@ -161,7 +183,9 @@ def table(rows: list[Row]) -> str:
         f"{len(names)} nets at two widths: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
         + f", {2 * len(names) - len(rows)} not run.",
         f"{sum(row.codes for row in rows):,} codes were compared. Untrained nets, ten classes, small images; made by",
-        "`python benchmarks/torchvision_classification.py`, whose first lines say what `exact` means.", "",
+        "`python benchmarks/torchvision_classification.py`, whose first lines say what `exact` means.",
+        f"Made with the packages of {', '.join(sorted({row.commit for row in rows}))}; each row's commit and versions",
+        "are in the JSON file beside this page.", "",
         "| net | parameters | pixels | W4A4 | W2A2 | why not |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name in names:

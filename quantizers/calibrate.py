@@ -30,8 +30,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
 
     Raises:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
-        ValueError: If there are no batches, an image holds NaN or infinity, or no value but zero, or a batch does not
-            go through the student.
+        ValueError: If there are no batches, one is empty, an image holds NaN or infinity, or no value but zero, or a
+            batch does not go through the student.
     """
     if isinstance(batches, Tensor):
         batches = [batches]  # one batch by itself
@@ -59,6 +59,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
 
 def _images(batch: Any, student: nn.Module) -> Tensor:
     tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if isinstance(tensor, Tensor) and tensor.numel() == 0:
+        raise ValueError(f"a calibration batch of shape {tuple(tensor.shape)} holds no image; leave it out")
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         raise TypeError(
             f"batches must be float image tensors, got {type(tensor).__name__} {getattr(tensor, 'dtype', '')}"

@@ -220,6 +220,11 @@ def _blocks(view: IntegerView, flavour: str, pack: str, linear: str) -> Mapping[
 
 
 def _shapes(example_inputs: Tensor | Sequence[Tensor]) -> list[tuple[int, ...]]:
+    if not isinstance(example_inputs, (Tensor, tuple, list)):
+        raise ExportError(
+            f"example_inputs must be a normalised float batch [batch, channels, height, width], or a list of one such "
+            f"batch a model input, got {type(example_inputs).__name__}"
+        )
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     for number, tensor in enumerate(inputs):
         if not isinstance(tensor, Tensor) or tensor.dim() < 2 or not tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""Run a student and its file on the same images, and compare classes, logits and codes."""
+"""Compare a student with its file: graphs and constants, then classes, logits and codes on the same images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from export.codes import codes_in_order, device_of, evaluating, recorded_outputs
-from export.parity.expected import Expected, expected_of
+from export.parity.expected import Expected, expected_of, view_of
+from export.parity.graphs import GraphParity, compare_graphs
 from export.parity.layers import LayerTally
 from export.parity.report import ParityReport
 from export.parity.tally import Array, Outputs, Tally
 from export.parity.ways import Ways
 
 Batch = Tensor | Sequence[Tensor]
+UNASKED = "constants were not compared with the student's, only behavior on these images (constants=False)"
 TAPPED_CHUNK = 16  # images a pass while every layer's codes are kept: bounds memory to some hundred MB at 224x224
 
 
@@ -28,14 +30,19 @@ def check_parity(
     *,
     threads: int = 1,
     layer_images: int = 256,
+    constants: bool = True,
 ) -> ParityReport:
-    """Run the student and its file on the same images, and compare classes, logits and codes.
+    """Compare a student with its file: every constant of it, and classes, logits and codes on the same images.
 
     The student runs in evaluation mode, which is its deployed arithmetic, and is left as it was. ONNX Runtime runs
     the file twice: optimisations off (float arithmetic between quantizers, which is what the file says) and on (the
     integer kernels a device uses). The codes of every quantizer are compared with optimisations off; then the kernels
     between two quantizers run by themselves on those codes, so that no difference comes from an earlier layer. A
     ``qonnx`` file is run by qonnx's own executor instead, node by node (slow), and ``on`` repeats ``off``.
+
+    Images reach only part of a file. So the student is also written again, in memory, in the form that the file has,
+    and both graphs are compared: nodes, attributes, and constants to the bit. A file that another program, or another
+    version of this toolkit, says it wrote may have another graph; then constants are not compared, and a note says so.
 
     Args:
         student: What the file was exported from.
@@ -44,6 +51,8 @@ def check_parity(
             ``[batch]`` give accuracies, too. Images with all values zero prove nothing, so they are an error.
         threads: ONNX Runtime's threads, at least 1.
         layer_images: So many images at most are compared layer by layer; 0 leaves layers out.
+        constants: Whether the file must be what ``export_onnx`` (or ``repack``) writes of the student. False judges a
+            file that another program rewrote by its behavior on these images alone.
 
     Raises:
         ValueError: If there are no images, all of them are zero or of another shape than the file takes, some value is
@@ -51,18 +60,22 @@ def check_parity(
         FileNotFoundError: If there is no file at ``path``.
         ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
     """
-    ways, expected = Ways(path, threads), expected_of(student)
+    ways = Ways(path, threads)
+    view = view_of(student)
+    expected = expected_of(view)
     unmatched = dict(ways.match(expected))
     tally, layers = Tally(expected), LayerTally(ways.taps)
+    graphs = None if constants else GraphParity(note=UNASKED)
     with evaluating(student):
         for images, labels in _pairs(batches):
             ways.check_shape(images)
+            graphs = graphs or compare_graphs(ways.model, view, images.shape[1:])
             for part, part_labels, tapped in _parts(images, labels, layer_images - layers.images):
                 ours, off = _run_student(student, part, ways, expected, layers if tapped else None)
                 on = off if ways.is_qonnx else ways.run(ways.on, part)
                 tally.add(ours, off, on, part_labels)
                 tally.saw_values |= bool(part.any())
-    return tally.report(layers, unmatched, ways.notes, ways.runtime_version, threads)
+    return tally.report(layers, unmatched, graphs or GraphParity(), ways)
 
 
 def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor | None]]:

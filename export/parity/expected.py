@@ -84,15 +84,19 @@ class Expected:
         return self.rounding + ROUNDINGS * UNIT_ROUNDOFF * largest
 
 
-def expected_of(student: nn.Module) -> Expected:
-    """Return what a right file of the student holds.
+def view_of(student: nn.Module) -> IntegerView:
+    """Return a student's integer view.
 
     Raises:
         ValueError: If it is not a calibrated student, or has a scale that is not finite.
     """
     if not isinstance(student, fx.GraphModule):
         raise ValueError(f"compare a student that quantizers.prepare made, got {type(student).__name__}")
-    view = integer_view(cast(Student, student))
+    return integer_view(cast(Student, student))
+
+
+def expected_of(view: IntegerView) -> Expected:
+    """Return what a right file of the student that the view is of holds."""
     step, last = output_step(view), _last(view)
     reach, move = _reach(last, view) if isinstance(last, (Conv, Linear)) else (0.0, 1.0)
     taps = (Tap(node.name, float(np.float32(node.grid.scale)), node.grid.low, node.grid.high)

@@ -84,6 +84,9 @@ class ParityReport:
         threads: Its threads.
         output_differs_on: Whether the last layer's kernel alone makes a larger difference than one function may.
         uncompared: Each quantizer, layer or output that had to be compared and could not be, and why.
+        constants: Constants, attributes and entries of the file that were compared with the student's; 0 where they
+            were not (a note says why): then ``passed`` speaks of these images alone.
+        differences: Each node, attribute or constant of the file that is not what export writes of the student.
     """
 
     images: int
@@ -101,10 +104,15 @@ class ParityReport:
     threads: int
     output_differs_on: bool = False
     uncompared: tuple[str, ...] = ()
+    constants: int = 0
+    differences: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether the file is the student: nothing in ``faults``."""
+        """Whether the file is the student: nothing in ``faults``.
+
+        Where constants were compared (``constants`` is not 0), whatever the images; else on these images.
+        """
         return not self.faults
 
     @property
@@ -115,7 +123,8 @@ class ParityReport:
         the same (ties of the student's own aside). Every quantizer of student and file must have been compared, no code
         may differ, and no code of an integer kernel that is fed the codes it should get. With optimisations on, one
         image in a thousand may get logits further away than one code of the last layer's input moves them, and one
-        another class. All logits zero, or none that is finite, prove nothing.
+        another class. All logits zero, or none that is finite, prove nothing. And nothing in the file may differ from
+        what export writes of the student, whether or not these images reach it.
         """
         return tuple(self._faults(MIN_TOP1_OFF, MIN_TOP1_ON, None, None))
 
@@ -161,6 +170,7 @@ class ParityReport:
         yield from self._side_faults("on", self.on, min_top1_on, max_steps_on, min_within=MIN_WITHIN_ON)
         yield from _some("could not be compared", self.uncompared)
         yield from self._code_faults()
+        yield from _some("the file is not what export writes of this student", self.differences)
         if self.all_zero:
             yield "every logit is zero, which proves nothing: compare a trained student on real images"
 

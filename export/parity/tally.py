@@ -10,8 +10,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from export.parity.expected import Expected
+from export.parity.graphs import GraphParity
 from export.parity.layers import LayerTally, distance
 from export.parity.report import Comparison, ParityReport
+from export.parity.ways import Ways
 
 Array = npt.NDArray[np.float32]
 Outputs = list[Array] | str  # or why there are none
@@ -157,17 +159,14 @@ class Tally:
             self.labelled += len(logits)
             self.right += int((found == wanted).sum())
 
-    def report(
-        self, layers: LayerTally, unmatched: dict[str, str], notes: tuple[str, ...], runtime_version: str, threads: int
-    ) -> ParityReport:
+    def report(self, layers: LayerTally, unmatched: dict[str, str], graphs: GraphParity, ways: Ways) -> ParityReport:
         """Return the report.
 
         Args:
             layers: What was found of codes.
             unmatched: Quantizers, or outputs, that student and file do not share, and why.
-            notes: What else is to be said.
-            runtime_version: What ran the file.
-            threads: Its threads.
+            graphs: What was found of constants.
+            ways: What ran the file, and what is to be said of that.
 
         Raises:
             ValueError: If no image was compared, or all of them are zero.
@@ -189,11 +188,13 @@ class Tally:
             layer_images=layers.images,
             predicted_classes=len(self.classes),
             all_zero=self.is_zero,
-            notes=(*notes, *self._notes(layers, missing)),
-            runtime_version=runtime_version,
-            threads=threads,
+            notes=(*ways.notes, *([graphs.note] if graphs.note else []), *self._notes(layers, missing)),
+            runtime_version=ways.runtime_version,
+            threads=ways.threads,
             output_differs_on=bool(layers.output_beyond),
             uncompared=tuple(f"{name} ({why})" for name, why in missing.items()),
+            constants=graphs.compared,
+            differences=graphs.differences,
         )
 
     def _notes(self, layers: LayerTally, missing: dict[str, str]) -> Iterator[str]:

@@ -28,7 +28,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from quantizers.graph.form.kinds import PASS, is_stochastic_depth
+from quantizers.graph.form.kinds import PASS, is_pass
 from quantizers.graph.recording.copying import example_images
 from quantizers.graph.trace import EVAL_IMAGES, TRAIN_IMAGES, RewriteError, Traced
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
@@ -140,8 +140,7 @@ def _bypassed(module: nn.Module, operands: list[Tensor], normalize: Norm) -> Ten
         return module.quant.in_float(operands[0])
     if isinstance(module, (QuantConvBn2d, QuantLinearBn)):
         return _layer(module, operands[0], normalize)
-    is_pass = isinstance(module, nn.modules.dropout._DropoutNd) or is_stochastic_depth(module)
-    return operands[0] if is_pass else module(*operands)
+    return operands[0] if is_pass(module) else module(*operands)
 
 
 def _layer(layer: Any, x: Tensor, normalize: Norm) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from quantizers import integer as ir
 from quantizers.functions import FUNCTIONS, view_function
 from quantizers.graph.form.canonical import Expand, Gather, Pad, Permute, Reshape, Slice
-from quantizers.graph.form.kinds import is_stochastic_depth
+from quantizers.graph.form.kinds import is_pass
 from quantizers.graph.trace import RewriteError, pair
 from quantizers.layers import (
     ActQuantizer,
@@ -65,7 +65,7 @@ def view_module(call: Call, module: nn.Module) -> list[ir.Node]:
         ValueError: If a weight scale or bias is out of range (names the layer).
     """
     viewer = VIEWERS.get(type(module))
-    if viewer is None and is_stochastic_depth(module):
+    if viewer is None and is_pass(module):
         viewer = _identity
     if viewer is None:
         raise RewriteError(

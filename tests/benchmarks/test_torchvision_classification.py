@@ -32,6 +32,16 @@ def test_the_page_is_what_the_rows_say(table: Any) -> None:
     assert table.RESULTS.with_suffix(".md").read_text() == table.table(rows)
 
 
+def test_rows_keep_the_commit_they_were_made_with(table: Any, tmp_path: Path) -> None:
+    """Those of the older format name none, and get the one that made them."""
+    row = table.read_rows(table.RESULTS)[0]
+    kept = {key: value for key, value in vars(row).items() if key not in ("commit", "versions")}
+    assert table.Row(**kept).commit == "eb89573"
+    table.write_rows(tmp_path / "n.json", [replace(row, commit="1234567")])
+    assert [made.commit for made in table.read_rows(tmp_path / "n.json")] == ["1234567"]
+    assert "packages of 1234567;" in (tmp_path / "n.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_table_has_every_net_in_both_widths(table: Any) -> None:
     """Red until the program has been through the whole list."""

@@ -250,14 +250,20 @@ def test_another_student_with_the_same_classes_fails(student, path, tmp_path):
     assert "its scale is" in "".join(check_parity(student, tmp_path / "seed.onnx", batches(2)).uncompared)
 
 
-def test_a_change_below_rounding_changes_no_integer(student, path, tmp_path):
-    """One unit in the last place of a scale is the same function: the codes are equal, and so are classes."""
-    change = quantizer_scale("relu_1", lambda scale: np.nextafter(scale, np.float32(np.inf)))
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (quantizer_scale("relu_1", lambda scale: np.nextafter(scale, np.float32(np.inf))), "'other.scale'"),
+        (altered("head.weight.scale", lambda scale: np.nextafter(scale, np.float32(np.inf))), "'head.weight.scale'"),
+    ],
+)
+def test_a_change_below_rounding_changes_no_integer_and_is_named(student, path, tmp_path, change, name):
+    """One unit in the last place of a scale gives the same codes and classes, and yet is no constant of the student."""
     report = compare(student, path, tmp_path / "c.onnx", change)
-    assert report.passed and not any(layer.differing or layer.differing_on for layer in report.layers)
-    change = altered("head.weight.scale", lambda scale: np.nextafter(scale, np.float32(np.inf)))
-    report = compare(student, path, tmp_path / "c.onnx", change)
-    assert report.passed and 0 < report.off.max_steps < 0.5
+    assert not any(layer.differing or layer.differing_on for layer in report.layers)
+    assert report.off.max_steps < 0.5
+    assert not report.passed and len(report.faults) == 1 and name in report.faults[0]
+    assert check_parity(student, tmp_path / "c.onnx", batches(2), constants=False).passed
 
 
 def test_the_step_is_the_students_and_not_the_files(student, path, tmp_path):

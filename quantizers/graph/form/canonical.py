@@ -18,7 +18,7 @@ avgpool      ``nn.AvgPool2d``
 adaptive     ``nn.AdaptiveAvgPool2d`` with both sizes given
 mean         ``layers.GlobalAveragePool``
 function     elementwise activation modules of torch (``nn.SiLU``, ``nn.PReLU``, ...)
-pass         identity in eval mode: ``nn.Dropout``, ``nn.Dropout2d``, ``StochasticDepth``
+pass         identity in eval mode: ``nn.Dropout``, ``nn.Dropout2d``, ``StochasticDepth``, :class:`StopGradient`
 shape        the moves below and ``nn.Flatten``: values move, none is computed
 final        ``nn.Softmax`` / ``nn.LogSoftmax`` whose value nothing but the output reads
 ===========  ===========================================================================================
@@ -65,6 +65,13 @@ class Affine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (x.dim() - 2)
         return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+
+class StopGradient(nn.Module):
+    """The identity, which no gradient passes in training mode: ``detach()`` and ``torch.no_grad()`` of the network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach() if self.training else x
 
 
 class Move(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from quantizers.functions import FUNCTIONS
-from quantizers.graph.form.canonical import Affine, Move
+from quantizers.graph.form.canonical import Affine, Move, StopGradient
 from quantizers.layers import Concat, GlobalAveragePool, Product, Sum
 
 CONV, LINEAR, NORM, AFFINE, RELU, ADD, MUL, CAT = "conv", "linear", "norm", "affine", "relu", "add", "mul", "cat"
@@ -43,6 +43,11 @@ def is_stochastic_depth(module: nn.Module) -> bool:
     return kind.__name__ == "StochasticDepth" and kind.__module__.partition(".")[0] == "torchvision"
 
 
+def is_pass(module: nn.Module) -> bool:
+    """Tell whether a module is the identity in eval mode."""
+    return isinstance(module, (*DROPOUTS, StopGradient)) or is_stochastic_depth(module)
+
+
 def kind_of(module: nn.Module) -> str:
     """Return the kind of a module of the closed set.
 
@@ -53,7 +58,7 @@ def kind_of(module: nn.Module) -> str:
         return RELU
     if isinstance(module, Move):
         return SHAPE
-    if isinstance(module, DROPOUTS) or is_stochastic_depth(module):
+    if is_pass(module):
         return PASS
     if type(module) in FUNCTION_NAMES:
         return FUNCTION

@@ -73,12 +73,16 @@ def unknown(what: str, operation: str) -> str:
     return f"{what} has no low-bit form; {KNOWN}. {WAYS_OUT.get(operation, REPLACE)}"
 
 
-def failure(where: str, error: Exception, root: nn.Module) -> str:
+def failure(where: str, error: Exception, root: nn.Module, rank: int = 4) -> str:
     """Return the message for a network that fails on the images it is recorded with."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if "TorchScript" in reason:
         scripts = (path for path, module in root.named_modules() if isinstance(module, torch.jit.ScriptModule))
         where = next(scripts, "") or where
         return f"{where}: runs in TorchScript, which cannot be recorded; pass the Python modules it was made from"
-    mode = " in train()" if root.training else ""
-    return f"{where}: the float network fails on example_inputs{mode}: {reason}"
+    mode, hint = " in train()" if root.training else "", ""
+    if root.training:
+        hint = "; it runs in eval(): give images of the size it trains on, or switch auxiliary heads off"
+    elif rank == 3:
+        hint = "; example_inputs has 3 axes: give a single image a batch axis, example_inputs[None]"
+    return f"{where}: the float network fails on example_inputs{mode}: {reason}{hint}"

@@ -79,6 +79,10 @@ def require_images(example: Tensor) -> None:
     Raises:
         RewriteError: If it is empty, sparse, of integers or complex, or holds NaN or infinity.
     """
+    if example.dim() < 2:
+        raise RewriteError(
+            f"example_inputs has shape {tuple(example.shape)}; give a batch of images, [batch, channels, height, width]"
+        )
     if len(example) == 0:
         raise RewriteError("example_inputs holds no image; give at least one")
     if not example.is_floating_point() or example.layout != torch.strided:

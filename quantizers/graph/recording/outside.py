@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.spelling.sites import user_site
@@ -16,6 +18,8 @@ from quantizers.graph.spelling.table import NUMBERS
 # Results of operators that are plain numbers of values; those of shapes and strides are known without the values.
 _PLAIN = (torch.BoolType, torch.FloatType, torch.NumberType)
 _OF_SHAPES = ("is_same_size", "is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense", "is_pinned")
+_DICE = (random.Random, np.random.Generator, np.random.RandomState)
+_NOT_OWN = ("torch", "torchvision", "numpy", "quantizers")  # packages whose code draws from what is watched anyway
 _TO_NUMPY = ("numpy", "__array__", "__dlpack__")
 
 
@@ -39,6 +43,14 @@ def number_message(where: str, *, of_chance: bool = False) -> str:
     )
 
 
+def inference_message(where: str) -> str:
+    """Return why a network that switches inference mode on is refused."""
+    return (
+        f"{where}: runs under torch.inference_mode() at {user_site() or 'an unknown line'}, whose tensors cannot be "
+        "trained with; use torch.no_grad() or detach()"
+    )
+
+
 def leaving(func: Any, where: str) -> str | None:
     """Return why a function of Python is refused that hands a tensor's values out unseen, or None for any other."""
     if func is Tensor.tolist:
@@ -54,11 +66,16 @@ def leaving(func: Any, where: str) -> str | None:
 class OtherDice:
     """Notices a network that draws random numbers from Python or NumPy, which decide what it computes.
 
-    Two runs that happened to draw alike would look like one function.
+    Two runs that happened to draw alike would look like one function. Generators that the network holds, or that its
+    code finds in globals and closures, are watched, too.
+
+    Args:
+        root: The network.
     """
 
-    def __init__(self) -> None:
-        self._before = _states()
+    def __init__(self, root: nn.Module) -> None:
+        self._private = private_dice(root)
+        self._before = self._states()
 
     def require_unmoved(self, where: str) -> None:
         """Raise if numbers were drawn.
@@ -69,13 +86,69 @@ class OtherDice:
         Raises:
             RewriteError: If so.
         """
-        if _states() != self._before:
+        if self._states() != self._before:
             raise RewriteError(
                 f"{where}: forward draws from Python's or NumPy's random numbers, so each pass may be another "
                 "function; use a dropout or stochastic depth layer, or draw outside of the network"
             )
 
+    def _states(self) -> tuple[Any, ...]:
+        state = np.random.get_state(legacy=False)["state"]
+        return random.getstate(), state["pos"], state["key"].tobytes(), *map(_state, self._private)
 
-def _states() -> tuple[Any, ...]:
-    state = np.random.get_state(legacy=False)["state"]
-    return random.getstate(), state["pos"], state["key"].tobytes()
+
+def _state(dice: Any) -> Any:
+    """Return the state of a generator, to compare."""
+    if isinstance(dice, random.Random):
+        return dice.getstate()
+    return repr(dice.bit_generator.state) if isinstance(dice, np.random.Generator) else repr(dice.get_state())
+
+
+def private_dice(root: nn.Module) -> list[Any]:
+    """Return the random generators that a network holds, or that its code names."""
+    found: dict[int, Any] = {}
+    seen: set[int] = set()
+    waiting: list[Any] = []
+    for module in root.modules():
+        waiting.extend(module.__dict__.values())
+        for kind in type(module).__mro__:
+            waiting.extend(vars(kind).values() if kind.__module__.partition(".")[0] not in _NOT_OWN else ())
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, (Tensor, nn.Module)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, _DICE):
+            found[id(item)] = item
+        waiting.extend(_within(item))
+    return list(found.values())
+
+
+def _within(item: Any) -> Iterator[Any]:
+    """Yield what a container holds, or what the code of a function names."""
+    if isinstance(item, dict):
+        yield from item.values()
+    elif isinstance(item, (list, tuple)):
+        yield from item
+    elif isinstance(item, MethodType):
+        yield item.__func__
+        yield item.__self__
+    elif isinstance(item, FunctionType) and str(item.__module__).partition(".")[0] not in _NOT_OWN:
+        yield from (cell.cell_contents for cell in item.__closure__ or () if _is_filled(cell))
+        yield from (item.__globals__[name] for name in _names(item.__code__) if name in item.__globals__)
+        yield from item.__defaults__ or ()
+    elif type(item).__name__ == "builtin_function_or_method":
+        yield item.__self__  # a method of a generator
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - asks
+    except ValueError:
+        return False
+    return True
+
+
+def _names(code: CodeType) -> list[str]:
+    inner = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
+    return [*code.co_names, *inner]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 
-def freeze_unreached(root: nn.Module, images: Tensor) -> None:
+def freeze_unreached(root: nn.Module, images: Tensor) -> bool:
     """Freeze the parameters that no gradient of any output reaches in training mode, so that the student does, too.
 
     A network whose outputs have no gradient at all (a forward for inference only) says nothing of its layers, and one
@@ -18,6 +18,9 @@ def freeze_unreached(root: nn.Module, images: Tensor) -> None:
     Args:
         root: The private copy of a network; its flags ``requires_grad`` change, nothing else.
         images: Images as it takes them.
+
+    Returns:
+        Whether any output has a gradient.
     """
     twin = copy.deepcopy(root).train()
     learned = [(own, other) for own, other in zip(root.parameters(), twin.parameters(), strict=True)
@@ -27,11 +30,12 @@ def freeze_unreached(root: nn.Module, images: Tensor) -> None:
             leaves = pytree.tree_leaves(twin(images.clone()))
             sums = [leaf.sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
             if not learned or not sums:
-                return
+                return bool(sums)
             total = torch.stack(sums).sum()
             found = torch.autograd.grad(total, [other for _, other in learned], allow_unused=True)
         except Exception:  # whatever it is, the recording meets it and names the place
-            return
+            return True
     for (own, _), gradient in zip(learned, found, strict=True):
         if gradient is None:
             own.requires_grad_(False)
+    return True

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from quantizers.graph.form.kinds import is_stochastic_depth
 from quantizers.graph.form.refusal import NoSpelling, RewriteError, failure, unknown
+from quantizers.graph.recording.gradients import GradientFlow, without_checkpoints
 from quantizers.graph.recording.interception import (
     FunctionCalls,
     OperatorCalls,
@@ -22,7 +23,8 @@ from quantizers.graph.recording.interception import (
 )
 from quantizers.graph.recording.ledger import Ledger, Region
 from quantizers.graph.recording.outcome import Recording
-from quantizers.graph.recording.outside import OtherDice, is_number, leaving, number_message
+from quantizers.graph.recording.outside import OtherDice, inference_message, is_number, leaving, number_message
+from quantizers.graph.recording.returned import structure
 from quantizers.graph.spelling.call import Call
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves
@@ -47,14 +49,16 @@ class Recorder:
     Args:
         root: The network, in the mode to record; a private copy, for its modules are instrumented during the run.
         check: Whether to compare every step with what torch computes.
+        gradients: Whether the network has gradients, whose stops are recorded in training mode.
     """
 
-    def __init__(self, root: nn.Module, *, check: bool = True) -> None:
+    def __init__(self, root: nn.Module, *, check: bool = True, gradients: bool = False) -> None:
         self.root, self.check = root, check
         self.ledger = Ledger(root)
         self.pen = Pen(self.ledger.constant, self.ledger.parameter, lambda a, b: self.ledger.derive([a], [b]))
+        self.flow = GradientFlow(self.pen, is_followed=gradients and root.training)
         self.outputs: dict[str, fx.Node] = {}
-        self.paused, self.dice = False, OtherDice()
+        self.paused, self.dice = False, OtherDice(root)
         self._failed_in: str | None = None
 
     def run(self, images: Tensor, name: str) -> Recording:
@@ -66,47 +70,31 @@ class Recorder:
         """
         value = self.pen.images(name, images)
         self.ledger.bind(images, value)
-        with torch.no_grad(), instrumented(self.root, self._scoped), torch.compiler.set_stance("force_eager"):
+        eager, flow = torch.compiler.set_stance("force_eager"), self.flow.followed(self._is_own_code)
+        with torch.no_grad(), instrumented(self.root, self._scoped), eager, without_checkpoints():
             try:
-                with OperatorCalls(self), FunctionCalls(self):
+                with flow, OperatorCalls(self), FunctionCalls(self):
                     result = self.root(images)
                 self.dice.require_unmoved(type(self.root).__name__)
             except RewriteError:
                 raise
             except Exception as error:
-                raise RewriteError(failure(self._failed_in or self._place(), error, self.root)) from error
-        self.pen.output(self._structure(result))
+                where = self._failed_in or self._place()
+                raise RewriteError(failure(where, error, self.root, images.dim())) from error
+        self.pen.output(self._returned(result))
         self.pen.graph.lint()
         return Recording(self.pen.graph, self.pen.modules, self.outputs, result, self.root.training)
 
     @unrecorded
-    def _structure(self, result: Any, *, is_inner: bool = False) -> Any:
-        if isinstance(result, Tensor):
-            region = self.ledger.region(result)
-            value = self.ledger.read(self.pen, region) if region is not None else None
-            if not isinstance(value, Value):
-                raise RewriteError(
-                    f"{type(self.root).__name__}: an output does not depend on the images, as torch sees it; return "
-                    "what is computed from them, use torch operations for that (not numpy)"
-                )
-            return value.node
-        if is_inner and isinstance(result, (dict, tuple, list)):
-            raise RewriteError(
-                f"{type(self.root).__name__}: returns a {type(result).__name__} within another; use one "
-                "tuple, list or dict of tensors"
-            )
-        if isinstance(result, dict):
-            return {str(key): self._structure(item, is_inner=True) for key, item in result.items()}
-        if isinstance(result, tuple) and hasattr(result, "_fields"):
-            return tuple(self._structure(item, is_inner=True) for item in result)
-        if isinstance(result, (tuple, list)):
-            return type(result)(self._structure(item, is_inner=True) for item in result)
-        if result is None:
-            return None
-        raise RewriteError(
-            f"{type(self.root).__name__}: returns a {type(result).__name__}; return a tensor, or a tuple, list or dict "
-            "of tensors"
-        )
+    def _returned(self, result: Any) -> Any:
+        def node_of(tensor: Tensor) -> fx.Node | None:
+            return self._value(tensor).node if self.ledger.is_traced(tensor) else None
+
+        return structure(result, type(self.root).__name__, node_of)
+
+    def _is_own_code(self) -> bool:
+        """Tell whether the network's own code runs, and not torch's or this package's."""
+        return not (self.paused or self.pen.word)
 
     # -- modules ---------------------------------------------------------------------------------------------------
 
@@ -169,13 +157,17 @@ class Recorder:
         """Record a call of torch's Python interface."""
         if self.paused:
             return func(*args, **kwargs)
+        if self.flow.handles(func):
+            return self.flow.call(func, args, depends=self._depends(args))
         outer, self.pen.word = self.pen.word, self.pen.word or word_of(func)
         try:
             if (reason := leaving(func, self._place())) and self._depends((args, kwargs)):
                 raise RewriteError(reason)
             spelled = self._whole_function(func)
             if spelled is not None and self._depends((args, kwargs)):
-                return spelled(func, args, kwargs)
+                result = spelled(func, args, kwargs)
+                self._note_flow(result, (args, kwargs))
+                return result
             return func(*args, **kwargs)
         finally:
             self.pen.word = outer
@@ -251,9 +243,17 @@ class Recorder:
                 return self._constant(func, name, args, kwargs)
             if is_number(func, name):
                 raise RewriteError(number_message(self._place()))
-            return self._traced(func, name, args, kwargs)
+            if torch.is_inference_mode_enabled():
+                raise RewriteError(inference_message(self._place()))
+            result = self._traced(func, name, args, kwargs)
+            self._note_flow(result, (args, kwargs), name)
+            return result
         finally:
             self.pen.word = outer
+
+    def _note_flow(self, result: Any, arguments: Any, name: str = "") -> None:
+        made, read = ([t for t in pytree.tree_leaves(x) if isinstance(t, Tensor)] for x in (result, arguments))
+        self.flow.made(made, read, is_detached=name == "detach", is_view=name in VIEWS or name in PIECES)
 
     def _place(self) -> str:
         return self.pen.scope or type(self.root).__name__
@@ -293,10 +293,11 @@ class Recorder:
         ]  # fmt: skip
         if written:
             return self._in_place(func, name, args, kwargs, arguments, written)
-        values = self._valued(arguments)
+        is_view = name in VIEWS or name in PIECES
+        values = self._valued(arguments, is_view=is_view)
         real = func(*args, **kwargs)
         results = tuple(item for item in pytree.tree_leaves(real) if isinstance(item, Tensor))
-        if (name in VIEWS or name in PIECES) and isinstance(values.get("self"), Value):
+        if is_view and isinstance(values.get("self"), Value):
             self._view(name, arguments["self"], values, results)
         else:
             self._spell(OPERATORS.get(name), name, values, results)
@@ -386,9 +387,7 @@ class Recorder:
             self._compare(results[0], made)
         self.ledger.bind(results[0], made)
         for extra in results[1:]:
-            reason = NoSpelling(
-                "pooling with indices or another divisor has no integer kernel; use plain pooling", bare=True
-            )
+            reason = NoSpelling("pooling with indices has no integer kernel; use plain pooling", bare=True)
             self.ledger.bind(extra, self.pen.refuse(extra, self._message(reason, name), made))
 
     def _refuse(self, refusal: NoSpelling, name: str, values: dict[str, Any], results: tuple[Tensor, ...]) -> None:
@@ -431,17 +430,18 @@ class Recorder:
     def _depends(self, arguments: Any) -> bool:
         return any(isinstance(item, Tensor) and self.ledger.is_traced(item) for item in pytree.tree_leaves(arguments))
 
-    def _value(self, tensor: Tensor) -> Value:
+    def _value(self, tensor: Tensor, *, is_view: bool = False) -> Value:
         region = self.ledger.region(tensor)
         value = self.ledger.read(self.pen, region) if region is not None else None
         if not isinstance(value, Value):
             raise TypeError("a constant has no node")
-        return value
+        return value if is_view else self.flow.stopped(tensor, value)
 
     @unrecorded
-    def _valued(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _valued(self, arguments: dict[str, Any], *, is_view: bool = False) -> dict[str, Any]:
         """Return arguments with values in place of the tensors that depend on the images."""
-        return {
-            name: pytree.tree_map_only(Tensor, lambda t: self._value(t) if self.ledger.is_traced(t) else t, given)
-            for name, given in arguments.items()
-        }
+
+        def value(tensor: Tensor) -> Value | Tensor:
+            return self._value(tensor, is_view=is_view) if self.ledger.is_traced(tensor) else tensor
+
+        return {name: pytree.tree_map_only(Tensor, value, given) for name, given in arguments.items()}

@@ -17,8 +17,6 @@ from quantizers.graph.spelling.moves import BATCH, gather, volume
 from quantizers.graph.spelling.pen import Pen, Value
 from quantizers.layers import GlobalAveragePool, Sum
 
-INDICES = "pooling with indices or another divisor has no integer kernel; use plain pooling"
-
 
 def _as_image(pen: Pen, value: Value) -> Value:
     """Return a tensor of three axes as images of one row (sequences), others as they are."""
@@ -57,16 +55,17 @@ def max_pool(pen: Pen, call: Call) -> Value:
 
 def avg_pool(pen: Pen, call: Call) -> Value:
     """Spell average pooling over images or sequences."""
-    if call.get("divisor_override"):
-        raise NoSpelling(INDICES, bare=True)
-    value, rank = call.value(), len(call.value().shape)
+    value, rank, divisor = call.value(), len(call.value().shape), call.get("divisor_override")
     kernel = call["kernel_size"]
     take = functools.partial(_window, call, rank=rank)
+    if divisor and call.get("ceil_mode", False):
+        raise NoSpelling("ceil_mode with another divisor has no integer kernel; use plain pooling", bare=True)
     module = nn.AvgPool2d(
         take("kernel_size", kernel), take("stride", kernel), take("padding", 0), bool(call.get("ceil_mode", False)),
-        bool(call.get("count_include_pad", True)),
+        bool(call.get("count_include_pad", True)) or bool(divisor),
     )  # fmt: skip
-    return _pooled(pen, value, module)
+    result = _pooled(pen, value, module)
+    return affine(pen, result, volume(take("kernel_size", kernel)) / divisor, 0.0) if divisor else result
 
 
 def adaptive_avg_pool(pen: Pen, call: Call) -> Value:

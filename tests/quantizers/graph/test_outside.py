@@ -14,7 +14,9 @@ from torch.nn import functional as F  # noqa: N812
 from quantizers import QuantSpec, RewriteError, Student, prepare
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-WAYS_OUT = r"use a dropout or stochastic depth layer|take it from shapes|use torch operations"
+WAYS_OUT = (
+    r"draw outside of the network|use a dropout or stochastic depth layer|take it from shapes|use torch operations"
+)
 
 
 class Body(nn.Module):
@@ -50,9 +52,21 @@ def _written_by_numpy(m: Body, x: Tensor) -> Tensor:
     return y
 
 
+PYTHONS, NUMPYS = random.Random(0), np.random.default_rng(0)
+
+
+def _helper() -> float:
+    return NUMPYS.random()
+
+
 OPERATIONS: dict[str, tuple[Callable[[Body, Tensor], Tensor], str]] = {
     "random.random": (_skipped(lambda: random.random() > 2), "Body|conv|inner.*Python's or NumPy's random numbers"),
     "numpy.random": (_skipped(lambda: np.random.rand() > 2), "Body|conv|inner.*Python's or NumPy's random numbers"),
+    "a global random.Random": (_skipped(lambda: PYTHONS.random() > 2), "random numbers"),
+    "a global generator of numpy": (_skipped(lambda: NUMPYS.random() > 2), "random numbers"),
+    "a generator behind a function": (_skipped(lambda: _helper() > 2), "random numbers"),
+    "a generator in a closure": (_skipped(random.Random(0).random), "random numbers"),
+    "a generator made in forward": (lambda m, x: m.inner(x) * np.random.default_rng().random(), "two passes in eval"),
     "torch.rand": (_skipped(lambda: torch.rand(1).item() > 2), r"Body: .*drawn at random at test_outside\.py:\d+"),
     "torch.bernoulli": (
         _skipped(lambda: torch.equal(torch.bernoulli(torch.full((1,), 0.5)), torch.tensor([3.0]))),
@@ -72,6 +86,13 @@ def test_what_cannot_be_recorded_is_refused_with_its_place(name: str) -> None:
     with pytest.raises(RewriteError, match=place) as caught:
         _prepared(Body(operation))
     caught.match(WAYS_OUT)
+
+
+def test_a_generator_that_the_network_holds_is_watched() -> None:
+    net = Body(lambda m, x: x * 2 if m.dice.random() > 2 else x)
+    net.dice = np.random.default_rng(0)
+    with pytest.raises(RewriteError, match="random numbers"):
+        _prepared(net)
 
 
 def test_the_module_that_draws_is_named() -> None:
@@ -94,6 +115,7 @@ IMAGES = {
     "integers": ((IMAGE * 9).int(), r"torch\.int32.*float images"),
     "sparse": (IMAGE.to_sparse(), r"sparse_coo.*dense"),
     "none": (IMAGE[:0], "holds no image"),
+    "a number": (IMAGE[0, 0, 0, 0], r"shape \(\).*a batch of images"),
 }
 
 
@@ -181,3 +203,16 @@ def test_what_no_gradient_reaches_is_frozen(how: str) -> None:
     assert len(norms) == 1 and (id(norms[0].weight) in trained) is (how == "neither")
     assert all(torch.equal(weights[name], p) and p.requires_grad for name, p in net.named_parameters())
     assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_single_image_is_told_to_take_a_batch_axis() -> None:
+    with pytest.raises(RewriteError, match=r"fails on example_inputs: .*example_inputs\[None\]"):
+        _prepared(Body(lambda m, x: m.inner(x)), IMAGE[0])
+
+
+def test_what_fails_in_training_only_says_so() -> None:
+    def heads(m: Body, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 99) if m.training else x
+
+    with pytest.raises(RewriteError, match=r"in train\(\): .*images of the size it trains on"):
+        _prepared(Body(heads))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from quantizers import QuantSpec, prepare
 from quantizers.graph.form.pooling import adaptive_pool
 from quantizers.graph.trace import RewriteError, trace
 from quantizers.layers import GlobalAveragePool
@@ -89,6 +90,12 @@ def test_means_over_the_batch_are_refused(mean: Callable[[Tensor], Tensor]) -> N
         module_of(mean)
 
 
-def test_override_of_the_divisor_is_refused() -> None:
-    with pytest.raises(RewriteError, match="pool: pooling with indices or another divisor has no integer kernel"):
-        module_of(nn.AvgPool2d(2, divisor_override=3))
+def test_override_of_the_divisor_at_an_overhang_is_refused() -> None:
+    with pytest.raises(RewriteError, match="pool: ceil_mode with another divisor has no integer kernel"):
+        module_of(nn.AvgPool2d(2, ceil_mode=True, divisor_override=3))
+
+
+def test_another_divisor_is_a_factor_on_the_mean() -> None:
+    """``prepare`` compares the spelling with torch; what is left here is that it takes it."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(3, 2, 1, divisor_override=2), nn.Conv2d(4, 2, 1))
+    prepare(net, QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))

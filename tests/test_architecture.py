@@ -96,7 +96,7 @@ def test_a_package_exports_what_it_says(folder: Path) -> None:
     assert public <= set(module.__all__), "everything brought up from below is listed"
 
 
-@pytest.mark.parametrize("name", ["qkd.distill", "qkd.losses", "qkd.distill.methods"])
+@pytest.mark.parametrize("name", ["qkd.distill", "qkd.distill.losses", "qkd.distill.methods"])
 def test_the_names_of_a_room_that_has_moved_are_found_for_a_release(name: str) -> None:
     """Every name is what it was, and says where it is now."""
     module = importlib.import_module(name)

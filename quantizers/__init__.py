@@ -1,4 +1,18 @@
-"""Low-bit arithmetic on Brevitas: rewrites a float CNN into a trainable student and gives its integer view."""
+"""Low-bit arithmetic on Brevitas: rewrites a float CNN into a trainable student and gives its integer view.
+
+Example:
+    >>> import torch
+    >>> from torch import nn
+    >>> from quantizers import QuantSpec, calibrate, prepare, quant_layers
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    >>> images = torch.rand(16, 1, 8, 8)
+    >>> student = prepare(net, QuantSpec(weight_bits=2, act_bits=2, first_bits=4), images)
+    >>> calibrate(student, images.split(8))
+    >>> {name: layer.quant.bits for name, layer in quant_layers(student).items()}
+    {'0': 4, '3': 8}
+    >>> student(images).shape
+    torch.Size([16, 2])
+"""
 
 from quantizers.calibrate import calibrate, freeze_batch_norm, quantizer_scales
 from quantizers.graph.rewrite import prepare

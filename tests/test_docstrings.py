@@ -53,6 +53,8 @@ RAISE_NOTHING = {
     "export.flavours.without_custom_operators",
     "export.lowbit.availability",
     "export.sample_size",
+    "qkd.checking.name_faults",
+    "qkd.cli.build_parser",
     "qkd.data.changes",
     "qkd.data.sampling_note",
     "qkd.data.sets.load_digits_splits",
@@ -63,7 +65,6 @@ RAISE_NOTHING = {
     "qkd.foreign.shown",
     "qkd.foreign.shown_line",
     "qkd.nets.net_hint",
-    "qkd.nets.net_names",
     "qkd.report.render_page",
     "qkd.report.render_text",
     "qkd.search.cost_report",
@@ -87,6 +88,7 @@ RAISE_NOTHING = {
     "quantizers.settle",
     "quantizers.view.grid_of",
 }
+TENSORS = ("Tensor", "Tensor | None", "torch.Tensor")
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example|References|Note|See also):$", re.MULTILINE)
 
 
@@ -122,12 +124,15 @@ def sections(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def texts_of(section: str) -> dict[str, str]:
+    """Return what a section says of each name: `a, b: Text` names two."""
+    pattern = r"^ {4}([\w.*`]+(?:, [\w.*`]+)*)(?: \([^)]*\))?:(.*(?:\n {8,}.*)*)"
+    found = re.findall(pattern, section, re.MULTILINE)
+    return {name.strip("*`"): text for names, text in found for name in names.split(", ")}
+
+
 def entries(section: str) -> list[str]:
-    """Return the names before the colons of a section: `a, b: Text` names two."""
-    found: list[str] = []
-    for names in re.findall(r"^ {4}([\w.*`]+(?:, [\w.*`]+)*)(?: \([^)]*\))?:", section, re.MULTILINE):
-        found += [name.strip("*`") for name in names.split(", ")]
-    return found
+    return list(texts_of(section))
 
 
 class Errors:
@@ -243,6 +248,7 @@ def test_sections_and_entries_are_read() -> None:
     assert list(found) == ["Args", "Raises"]
     assert entries(found["Args"]) == ["a", "rest"]
     assert entries(found["Raises"]) == ["ValueError"]
+    assert texts_of(found["Args"]) == {"a": " First, with\n        a second line: of text.", "rest": " Others."}
 
 
 def _fails(way: str) -> None:
@@ -273,6 +279,14 @@ def test_a_function_says_all_of_it(name: str) -> None:
     gives = signature.return_annotation not in ("None", None)
     assert bool({"Returns", "Yields"} & set(said)) == gives, "Returns or Yields, where there is something"
     assert ("Raises" in said) != (name in RAISE_NOTHING), "Raises, or a line in RAISE_NOTHING"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_tensor_comes_with_its_shape(name: str) -> None:
+    function = inspect.unwrap(FUNCTIONS[name])
+    said = texts_of(sections(function.__doc__ or "").get("Args", ""))
+    tensors = [one.name for one in inspect.signature(function).parameters.values() if one.annotation in TENSORS]
+    assert [one for one in tensors if not re.search(r"[Ss]hape|\[|[Ll]ikewise", said[one])] == []
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -35,7 +35,7 @@ def measure_latency(
         on: ``local`` (this machine), ``ssh://[user@]host[:port]``, ``adb://SERIAL``, or an ``export.Device``.
         threads: Intra-op threads of ONNX Runtime, at least 1.
         batch_size: Images per inference; must be the model's own where that is fixed.
-        warmup: Untimed inferences, after the first.
+        warmup: Untimed inferences, after the first; not negative.
         rounds: Timed inferences, at least 1.
         provider: Execution provider by onnxruntime's name.
         affinity: CPUs the process is pinned to; empty: none.

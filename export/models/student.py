@@ -112,7 +112,7 @@ def export_onnx(
 
     Args:
         student: What ``quantizers.prepare`` made, calibrated.
-        example_inputs: One batch (its values do not matter), or one a model input.
+        example_inputs: One batch ``[batch, channels, height, width]`` (its values do not matter), or one a model input.
         path: Where the file goes; its folder must exist. An existing file is replaced.
         flavour: ``ort``: QDQ form for ONNX Runtime, which finds an integer kernel for every layer. ``qcdq``: plain
             QuantizeLinear, Clip, DequantizeLinear for other runtimes. ``qonnx``: Quant nodes for FINN and hls4ml, the

@@ -188,7 +188,7 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
 
     Args:
         config: The role's ``agent`` section.
-        epochs: Length of the training; a schedule is stretched to it.
+        epochs: Length of the training, at least 1; a schedule is stretched to it.
         mean: Of the data set, per channel, fractions 0..1.
 
     Returns:

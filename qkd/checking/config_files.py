@@ -24,6 +24,12 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
     Args:
         data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
+
+    Yields:
+        A place in the config and what is wrong there.
+
+    Raises:
+        OSError: If a file that is there cannot be read.
     """
     yield from _data_faults(_group(data, "data"))
     yield from _device_faults(_group(data, "bench"))

@@ -20,6 +20,9 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
     Args:
         data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
+
+    Yields:
+        A place in the config and what is wrong there.
     """
     yield from _unknown(data, ("data", "name"), "data set", "datasets")
     for role in ("teacher", "student"):

@@ -52,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: The arguments; ``sys.argv`` where absent.
+
+    Returns:
+        0 for success, 1 for an error of ours, 2 for bad input, 130 for an interruption.
+
+    Raises:
+        SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
     """
     with clean_output():
         return _main(parse(sys.argv[1:] if argv is None else argv))
@@ -72,6 +78,12 @@ def _main(args: argparse.Namespace) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the parsed arguments; overrides may stand before and after options.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Returns:
+        The options by name; ``command`` is what to call with them.
 
     Raises:
         SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
@@ -94,7 +106,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Return the parser of all commands.
+
+    Returns:
+        A parser whose result names the command (``name``) and holds its function (``command``).
+    """
     parser = argparse.ArgumentParser(
         prog="qkd",
         description="Teacher -> low-bit student -> ONNX -> parity -> latency -> report.",

@@ -19,8 +19,8 @@ def take_quiz(splits: Splits, images: int, *, seed: int) -> Splits:
 
     Args:
         splits: The run's images, without a quiz.
-        images: Size of the quiz.
-        seed: The run's.
+        images: How many the quiz is to have, at least one a class.
+        seed: The run's seed.
 
     Returns:
         The images with ``quiz``, and ``train`` without it.

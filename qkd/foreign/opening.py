@@ -70,7 +70,7 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
 
     Args:
         path: The file, or a link to it.
-        most_bytes: A larger file is refused unread.
+        most_bytes: A file of more bytes is refused unread.
 
     Returns:
         All bytes of the file.
@@ -94,7 +94,7 @@ def read_text(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES) -
 
     Args:
         path: The file, or a link to it.
-        most_bytes: A larger file is refused unread.
+        most_bytes: A file of more bytes is refused unread.
 
     Returns:
         The text, newlines unchanged.

@@ -60,7 +60,7 @@ def multi_head_graph_loss(
         teacher_stages: Likewise. Treated as constants.
         module: The attention, the same for both, treated as a constant; it is trained by
             :func:`graph_attention_loss`. Its adapters learn from this loss.
-        candidates: Singular vectors of the student that are looked at.
+        candidates: Singular vectors of the student that are looked at, at least 1.
         attention: ``trained``: refuse an attention that never learned. ``random`` takes it as it is: role-kd's released
             code throws the attention's training step away, so that it compares graphs in a fixed random projection.
         singular_weight: Weight of :func:`~qkd.losses.singular.singular_vector_loss` of the same vectors, which

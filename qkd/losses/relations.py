@@ -98,7 +98,8 @@ def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Ten
               a_{ijk} = \langle e_{ij}, e_{ik} \rangle,\quad e_{ij} = (x_j - x_i) / \|x_j - x_i\|
 
     Args:
-        student_feature: As for :func:`distance_relation_loss`. Memory grows with ``batch ** 3``.
+        student_feature: Shape ``[batch, ...]``, floating; flattened to a row an image. Memory grows with
+            ``batch ** 3``.
         teacher_feature: Likewise.
 
     Returns:

@@ -65,6 +65,9 @@ def net_names() -> list[str]:
 
     Returns:
         Ours in alphabetical order, then ``torchvision/...``.
+
+    Raises:
+        OSError: If torchvision's own files cannot be read.
     """
     return [*sorted(NETS), *registered_names()]
 
@@ -102,6 +105,7 @@ def build_net(name: str, *, classes: int, channels: int, image_size: int) -> nn.
     Raises:
         ValueError: If the name is unknown (with the nearest one), a number is out of range, or the net cannot take
             images of this size or with these channels.
+        OSError: If torchvision's own files cannot be read.
 
     Example:
         >>> import torch

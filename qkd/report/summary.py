@@ -141,6 +141,7 @@ def summarise(path: Path) -> RunSummary:
 
     Raises:
         DamagedFileError: If a record is not JSON, or not what the toolkit writes under its name.
+        ImportError: If the run used a method of another package that is not installed.
         OSError: If a record cannot be read, or is too large.
     """
     export, devices = read_json(path / "export" / "export.json"), _devices(path / "bench")

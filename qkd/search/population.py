@@ -225,7 +225,7 @@ def lineage(history: Sequence[Round], index: int) -> tuple[Member, ...]:
 
     Args:
         history: Rounds in order; a member's ``source`` points into the round before.
-        index: Of the member in the last round.
+        index: Of the member in the last round, from 0.
 
     Returns:
         A member a round, the first round's first.

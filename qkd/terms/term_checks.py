@@ -18,6 +18,9 @@ def check_terms(terms: Sequence[TermConfig], where: str = "terms") -> tuple[str,
     Args:
         terms: As the config has them.
         where: Path of the list in the config, e.g. ``student.terms``.
+
+    Returns:
+        A sentence for each fault, with its path.
     """
     faults = [fault for index, term in enumerate(terms) for fault in _term_faults(term, f"{where}[{index}]")]
     if not any(term.weight > 0 for term in terms):

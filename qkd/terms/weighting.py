@@ -170,7 +170,7 @@ def build_terms(
 
     Args:
         terms: As the config has them.
-        label_smoothing: Of cross-entropy terms that do not set their own.
+        label_smoothing: Of cross-entropy terms that do not set their own, in ``[0, 1)``.
         bank: Builds the modules of losses that need some; absent: they are computed without.
 
     Returns:

@@ -88,13 +88,6 @@ def prepare(
         RewriteError: If a part of the network has no low-bit form (names the layer and the way out), or a pattern of
             ``spec.overrides`` matches no layer, or the student computes another function than the network.
         TypeError: If ``example_inputs`` is not one tensor.
-
-    Example:
-        >>> from quantizers import QuantSpec, quant_layers
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-        >>> student = prepare(net, QuantSpec(weight_bits=2, act_bits=2), torch.rand(2, 1, 8, 8))
-        >>> {name: type(layer).__name__ for name, layer in quant_layers(student).items()}
-        {'0': 'QuantConvBn2d', '3': 'QuantLinearBn'}
     """
     if isinstance(example_inputs, (tuple, list)) and len(example_inputs) == 1:
         example_inputs = example_inputs[0]

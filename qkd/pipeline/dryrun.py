@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from export.lowering.model import INPUT, OUTPUT
 from export.parity.quant_session import QuantSession
 from export.runtime import open_session
 from qkd.config import RunConfig
-from qkd.data import iterate, load_splits, normalise
+from qkd.data import load_splits, normalise
 from qkd.progress import Progress, Silent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.learner import StudentRole, student_images
@@ -27,11 +28,11 @@ from qkd.roles.nets import load_student
 from qkd.roles.teacher import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.images import search_splits
-from qkd.seeding import stream
 from qkd.stages.export import export_student, float_nets, student_files
 from qkd.training import Batch, Job, Phase, cpu_threads
 from qkd.training.assembly import Context, Role, Training, assemble
 from qkd.training.precision import choose_device
+from qkd.training.source import source_of
 
 BATCHES = 2
 FEW_IMAGES = 8
@@ -235,14 +236,9 @@ def _steps(training: Training) -> Iterator[tuple[str, str]]:
 
 
 def _batches(training: Training, epoch: int) -> Iterator[Batch]:
-    """Yield the first two training batches, augmented."""
+    """Yield the first two training batches of an epoch, from 0."""
     job = cast(Job, training.job)
-    train, size, splits = job.splits.train, job.data.batch_size, job.splits
-    indices = torch.arange(min(BATCHES * size, len(train)))
-    for step, (raw, labels) in enumerate(iterate(train, indices, size, job.device, drop_last=True)):
-        generator = stream(job.seed, "dry run", step)
-        images, mixed = job.agent.with_labels(raw, labels, generator=generator, epoch=0)
-        yield Batch(normalise(images, splits.mean, splits.std), labels, raw, epoch, step, mixed=mixed)
+    return islice(source_of(job).batches(epoch, 0, job.data.batch_size), BATCHES)
 
 
 def _backward(phase: Phase, batch: Batch, model: nn.Module) -> float:

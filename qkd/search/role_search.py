@@ -102,7 +102,7 @@ def config_mark(config: RunConfig, role: Role) -> str:
     values: dict[str, Any] = {
         "data": config.data.model_dump(mode="json", exclude={"root", "download", "workers", "path"}),
         "search": config.search.model_dump(mode="json", exclude=set(_WHERE)),
-        role: own.model_dump(mode="json"),
+        role: own.model_dump(mode="json", exclude={"run"}),  # where a teacher comes from; searched ones come from here
     }
     if own.weights is not None:
         values["weights"] = sha256_of(own.weights)

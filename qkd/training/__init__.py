@@ -6,9 +6,8 @@ from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError
 from qkd.training.job import Batch, FitResult, Job, Partner, Phase, Step, StepResult
 from qkd.training.loop import Trainer, fit
-from qkd.training.optimizer import build_optimizer
+from qkd.training.optimizer import build_optimizer, learning_rate
 from qkd.training.precision import Precision, choose_precision, cpu_threads
-from qkd.training.schedule import learning_rate
 from qkd.training.supervised import supervised_step
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,19 @@ class Batch:
     step: int
     samples: Tensor | None = None
     mixed: Mixed | None = None
+
+
+class Source(Protocol):
+    """Where training batches come from: the same ones whenever an epoch is gone through again."""
+
+    @property
+    def images(self) -> int:
+        """How many images an epoch has."""
+        ...
+
+    def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
+        """Yield the full batches of an epoch (from 0), beginning with step ``first``, of ``size`` images each."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,7 @@ class Job:
         scales: Gives the quantizer scales among the model's parameters; called once the model is at its start.
         others: Role -> further models that a diagnosis watches.
         partners: Nets that are trained beside the model.
+        source: Makes what gives the training batches; absent: the images of ``splits.train`` with ``agent``.
     """
 
     role: str
@@ -175,6 +189,7 @@ class Job:
     scales: Callable[[], Iterable[nn.Parameter]] = tuple
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     partners: tuple[Partner, ...] = ()
+    source: Callable[[Job], Source] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qkd.data import epoch_order, iterate, normalise
 from qkd.data.splits import Split
 from qkd.files import write_text
 from qkd.progress import Progress, Tracker
-from qkd.seeding import derive, stream
+from qkd.seeding import derive
 from qkd.training.averaging import WeightAverage
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
 from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError, diagnose, non_finite_weights
 from qkd.training.job import Batch, FitResult, Job, Phase, StepResult
-from qkd.training.optimizer import build_optimizer, set_learning_rate
+from qkd.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from qkd.training.origin import kernels_of, other_kernels, other_settings, settings_of
 from qkd.training.precision import choose_precision
-from qkd.training.schedule import learning_rate
+from qkd.training.source import source_of
 from qkd.training.state import collect, restore
 
 SHOW_EVERY_STEPS = 10  # on a CUDA device each value shown waits for the device
@@ -89,10 +88,11 @@ class Trainer:
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress
-        self.batch_size = min(job.data.batch_size, len(job.splits.train))
+        self.source = source_of(job)
+        self.batch_size = min(job.data.batch_size, self.source.images)
         if self.batch_size == 0:
             raise ValueError("the training set is empty: lower data.val_fraction, or use another data set")
-        self.steps = len(job.splits.train) // self.batch_size
+        self.steps = self.source.images // self.batch_size
         if sum(phase.epochs for phase in job.phases) != job.config.epochs:
             raise ValueError(f"epochs of the phases do not add up to train.epochs={job.config.epochs}")
         self.precision, note = choose_precision(job.config.autocast, job.device)
@@ -156,26 +156,18 @@ class Trainer:
         phase = self._phase()
         job.model.train()
         phase.enter()
-        order = epoch_order(len(job.splits.train), stream(job.seed, job.role, "order", at.epoch))
-        more = job.agent.following
-        end = self.steps * self.batch_size
-        rest = torch.cat([order, order[:more]])[at.step * self.batch_size : end + more]  # after the last the first
-        batches = iterate(
-            job.splits.train, rest, self.batch_size, job.device,
-            drop_last=True, workers=job.data.workers, following=more,
-        )  # fmt: skip
         with phase.hold():
-            self._steps(phase, batches, rest, tracker)
+            self._steps(phase, self.source.batches(at.epoch, at.step, self.batch_size), tracker)
         lr = phase.lr_factor * learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
         at.rows.append(self._row(phase, lr))
         shown = {name: at.rows[-1][name] for name in ("train_accuracy", "val_accuracy")}
         tracker.update(0, **{name: value for name, value in shown.items() if value is not None})
         at.epoch, at.step, at.epoch_seconds, self.sums = at.epoch + 1, 0, 0.0, {}
 
-    def _steps(self, phase: Phase, batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, tracker: Tracker) -> None:
+    def _steps(self, phase: Phase, batches: Iterable[Batch], tracker: Tracker) -> None:
         clock = time.monotonic()
-        for images, labels, samples in _with_places(batches, order, self.batch_size, self.job.agent.following):
-            loss = self._step(phase, images, labels, samples)
+        for batch in batches:
+            loss = self._step(phase, replace(batch, images=batch.images.contiguous(memory_format=self.format)))
             self.at.step += 1
             self._tell_of_other_kernels()
             now = time.monotonic()
@@ -187,10 +179,9 @@ class Trainer:
                 self._save()
             clock = time.monotonic()
 
-    def _step(self, phase: Phase, images: Tensor, labels: Tensor, samples: Tensor) -> Tensor:
+    def _step(self, phase: Phase, batch: Batch) -> Tensor:
         lr = phase.lr_factor * learning_rate(self.job.config, self.at.epoch * self.steps + self.at.step, self.steps)
         set_learning_rate(self.optimizer, lr)
-        batch = self._batch(images, labels, samples)
         result = self._forward(phase, batch)
         self.optimizer.zero_grad(set_to_none=True)
         phase.backward(batch, result, self.scaler.scale)
@@ -201,16 +192,6 @@ class Trainer:
             self.average.update(self.job.model, self.at.epoch * self.steps + self.at.step)
         self._count(result, batch.labels if batch.mixed is None else batch.mixed.main(batch.labels))
         return result.loss.detach()
-
-    def _batch(self, images: Tensor, labels: Tensor, samples: Tensor) -> Batch:
-        job, epoch, step = self.job, self.at.epoch, self.at.step
-        # One stream an epoch: what an image becomes depends on its place in the data set, not on its batch.
-        generator = stream(job.seed, job.role, "augment", epoch)
-        augmented, mixed = job.agent.with_labels(images, labels, generator=generator, epoch=epoch, samples=samples)
-        count = self.batch_size  # what follows has given its pixels
-        shown = normalise(augmented[:count], job.splits.mean, job.splits.std).contiguous(memory_format=self.format)
-        second = None if mixed is None else mixed.first(count)
-        return Batch(shown, labels[:count], images[:count], epoch, step, samples[:count], second)
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
         torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step))
@@ -378,13 +359,3 @@ class Trainer:
     def _write_metrics(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.at.rows)
         write_text(self.job.folder / "metrics.jsonl", lines)
-
-
-def _with_places(
-    batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, size: int, following: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield images, labels and positions in the training set of each batch and of what follows it."""
-    # Killed after the last step of an epoch was saved, nothing is left of it.
-    starts = range(0, len(order) - following, size)
-    for (images, labels), start in zip(batches, starts, strict=True):
-        yield images, labels, order[start : start + size + following]

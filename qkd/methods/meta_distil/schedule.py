@@ -5,7 +5,7 @@ from __future__ import annotations
 from qkd.config import MetaConfig, TrainConfig
 from qkd.methods.meta_distil.step import MetaRates
 from qkd.training.job import Batch
-from qkd.training.schedule import learning_rate
+from qkd.training.optimizer import learning_rate
 
 
 class MetaSchedule:

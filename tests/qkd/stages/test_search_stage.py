@@ -312,3 +312,11 @@ def test_progress_says_how_far_it_is(data: Path, tmp_path: Path, capsys: pytest.
     assert "teacher's search: turn 0/9, epoch 0/5" in lines[0] and "turn 9/9" in lines[-1]
     assert any("epoch 2/5, best " in line and " left" in line for line in lines)
     assert len(lines) <= 9
+
+
+def test_a_search_of_an_older_version_goes_on() -> None:
+    """Keys that are newer than a run and keep their default do not count as a change of its search."""
+    changes = {"teacher.agent.policy": "search", "student.agent.policy": "search", "data.val_fraction": 0.25}
+    config = tiny_config(Path("/nowhere/set.npz"), changes)
+    assert config_mark(config, "teacher") == "e34d33c0fee79acb2751e78682c8ad0e3ff1c9e11d2a8a79571fb6173cfe86d3"
+    assert config_mark(config, "student") == "afe039ecbd4d4a8997a4498466f8ca9fcdb101842aa52ad3b00961b8d6142c7e"

@@ -1,0 +1,71 @@
+"""Where training batches come from: images with an agent, or whatever a job brings in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from qkd.data import epoch_order, iterate, normalise
+from qkd.seeding import stream
+from qkd.training.job import Batch, Job, Source
+
+
+def source_of(job: Job) -> Source:
+    """Return the source of a job's batches: its own, or its training images with its agent."""
+    return ImageSource(job) if job.source is None else job.source(job)
+
+
+class ImageSource:
+    """Training images, in an order of the epoch's own, augmented and normalized.
+
+    What an image becomes depends on seed, role, epoch and its place in the data set, not on its batch.
+
+    Args:
+        job: Its images, agent, seed, role and device.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    @property
+    def images(self) -> int:
+        """Return how many images an epoch has."""
+        return len(self._job.splits.train)
+
+    def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
+        """Yield the full batches of an epoch.
+
+        Args:
+            epoch: From 0.
+            first: Step to begin with, from 0.
+            size: Images a batch, positive.
+        """
+        job, more = self._job, self._job.agent.following
+        order = epoch_order(self.images, stream(job.seed, job.role, "order", epoch))
+        end = self.images // size * size
+        rest = torch.cat([order, order[:more]])[first * size : end + more]  # after the last the first
+        batches = iterate(
+            job.splits.train, rest, size, job.device, drop_last=True, workers=job.data.workers, following=more
+        )
+        for step, given in enumerate(_with_places(batches, rest, size, more), first):
+            yield self._augmented(*given, epoch, step, size)
+
+    def _augmented(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int, step: int, size: int) -> Batch:
+        job = self._job
+        generator = stream(job.seed, job.role, "augment", epoch)
+        augmented, mixed = job.agent.with_labels(images, labels, generator=generator, epoch=epoch, samples=samples)
+        shown = normalise(augmented[:size], job.splits.mean, job.splits.std)  # what follows has given its pixels
+        second = None if mixed is None else mixed.first(size)
+        return Batch(shown, labels[:size], images[:size], epoch, step, samples[:size], second)
+
+
+def _with_places(
+    batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, size: int, following: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield images, labels and positions in the training set of each batch and of what follows it."""
+    # Killed after the last step of an epoch was saved, nothing is left of it.
+    starts = range(0, len(order) - following, size)
+    for (images, labels), start in zip(batches, starts, strict=True):
+        yield images, labels, order[start : start + size + following]

@@ -68,7 +68,7 @@ def refusal(run: Path, parity: dict[str, Any]) -> str:
         parity: Content of its ``parity.json``.
     """
     if not parity.get("passed"):
-        faults = parity.get("faults") or [f"another class on {parity['off']['differing']} images, optimisations off"]
+        faults = parity.get("faults") or [f"another class on {parity['off']['differing']} images, optimizations off"]
         return f"export: parity refused the file: {'; '.join(faults)}"
     return "" if (run / "manifests" / "export.json").exists() else "export: not complete"
 
@@ -90,7 +90,7 @@ def _judged(row: dict[str, Any]) -> dict[str, Any]:
     if "failed" in row or is_good:
         return row
     differing = round((1 - row["parity_off"]) * row["images"])
-    why = f"export: parity refused the file: another class on {differing} of {row['images']} images, optimisations off"
+    why = f"export: parity refused the file: another class on {differing} of {row['images']} images, optimizations off"
     return {"config": row["config"], "seed": row["seed"], "failed": why, "refused": row}
 
 

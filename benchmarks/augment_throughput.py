@@ -2,7 +2,7 @@
 
     python benchmarks/augment_throughput.py --rounds 9 --json benchmarks/results/augment_throughput.json
 
-One thread, colour images cut out of two photographs. RandAugment is the same work for all (2 operations at magnitude 9,
+One thread, color images cut out of two photographs. RandAugment is the same work for all (2 operations at magnitude 9,
 no crop or flip); torchvision draws for every image of the batch, as a data loader does; Kornia's draws one sequence for
 the whole batch. ``pba`` is two operations at most from a policy of all fifteen; ``crop_flip`` adds crop and flip;
 ``batched`` is the engine that works where there is no C++ compiler. Every round times every variant once, in turn; a

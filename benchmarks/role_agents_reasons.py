@@ -53,7 +53,7 @@ def epoch_strengths(schedule: Schedule) -> list[float]:
 
 
 def thirds(values: Sequence[float]) -> list[float]:
-    """Return the means of the first, second and last third; neighbours share what does not divide by three."""
+    """Return the means of the first, second and last third; neighbors share what does not divide by three."""
     n = len(values)
     means = []
     for index in range(3):
@@ -73,7 +73,7 @@ def search_noise(turns: Sequence[Row], val_images: int) -> dict[str, Any]:
     Returns:
         ``last_scores`` of the last round in which all members took part (those that diverged left out), their standard
         deviation ``spread``, the standard deviation of one binomial score at their mean (``chance``), and
-        ``kept_rank``, the mean rank correlation between the scores of neighbouring rounds, of the members that went on
+        ``kept_rank``, the mean rank correlation between the scores of neighboring rounds, of the members that went on
         as they were.
     """
     rounds: dict[int, dict[int, Row]] = {}

@@ -51,7 +51,7 @@ def summarise(rows: Sequence[Row], arms: Sequence[str], *, plain: str, fixed: Se
         arms: Names, in the order of the table.
         plain: The arm that every other is compared with.
         fixed: Arms of which the one with the highest mean is the second rival. It is chosen by the accuracies that it
-            is then compared by, which favours it.
+            is then compared by, which favors it.
     """
     scores = {name: _by_seed(rows, name, "student_accuracy") for name in arms}
     means = {name: statistics.mean(scores[name].values()) for name in fixed if scores.get(name)}
@@ -159,7 +159,7 @@ SEARCH_NOTE = (
     "Strength: mean over the operations of a policy of probability times magnitude (both 0..1), averaged over each "
     "third of the training. Spread: standard deviation of the members' scores at the end of the last round that all "
     "took part in; chance: what it would be if all members were equally good, from the number of validation images "
-    "alone. Kept rank: mean rank correlation between the scores of neighbouring rounds, of the members that went on "
+    "alone. Kept rank: mean rank correlation between the scores of neighboring rounds, of the members that went on "
     "as they were."
 )
 

@@ -60,7 +60,7 @@ def recorded_outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[st
 
 def _keep(outputs: list[Tensor]) -> Any:
     def hook(module: nn.Module, inputs: object, output: Any) -> None:
-        # Brevitas gives a QuantTensor, whose `value` is the dequantised tensor
+        # Brevitas gives a QuantTensor, whose `value` is the dequantized tensor
         outputs.append(getattr(output, "value", output).detach())
 
     return hook

@@ -45,21 +45,21 @@ def load_model(path: str | PathLike[str]) -> onnx.ModelProto:
 def open_session(
     model: bytes | str | PathLike[str],
     *,
-    optimise: bool,
+    optimize: bool,
     threads: int = 1,
     provider: str = CPU,
     spinning: bool = True,
-    optimised_path: Path | None = None,
+    optimized_path: Path | None = None,
 ) -> Any:
     """Return an inference session.
 
     Args:
-        model: A file, or a serialised model.
-        optimise: All graph optimisations, or none of them.
+        model: A file, or a serialized model.
+        optimize: All graph optimizations, or none of them.
         threads: Intra-op threads, at least 1; nodes run one after the other.
         provider: Name of the execution provider; the CPU takes what it leaves.
         spinning: Whether idle threads wait busily: fast, but at the cost of whatever else runs.
-        optimised_path: Where the optimised graph is saved, if anywhere.
+        optimized_path: Where the optimized graph is saved, if anywhere.
 
     Raises:
         ValueError: If ``threads`` is below 1, the installed onnxruntime lacks the provider, or the file is damaged.
@@ -75,13 +75,13 @@ def open_session(
         raise FileNotFoundError(f"no model file at {model}")
     options = ort.SessionOptions()
     level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.log_severity_level = 4  # what fails is raised, too; no second report on stderr
-    if optimised_path is not None:
-        options.optimized_model_filepath = str(optimised_path)
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
     providers = [provider] if provider == CPU else [provider, CPU]
     if isinstance(model, bytes):
         return ort.InferenceSession(model, options, providers=providers)

@@ -27,7 +27,7 @@ class Sample:
     """Images, what they show, and what models should say of them.
 
     Args:
-        images: Normalised, float32 ``[images, channels, height, width]``.
+        images: Normalized, float32 ``[images, channels, height, width]``.
         labels: int64 ``[images]``, or None.
         logits: Name of a model -> expected logits, float32 ``[images, classes]``.
 
@@ -133,7 +133,7 @@ def sample_bytes(sample: Sample) -> bytes:
 def expect(sample: Sample, paths: Mapping[str, str | PathLike[str]]) -> Sample:
     """Return the sample with logits for each model that has none: what this machine computes of the file.
 
-    Optimisations are off: that is what the file says, in float arithmetic between quantizers.
+    Optimizations are off: that is what the file says, in float arithmetic between quantizers.
 
     Args:
         sample: The images.
@@ -154,7 +154,7 @@ def expect(sample: Sample, paths: Mapping[str, str | PathLike[str]]) -> Sample:
 
 
 def _compute(path: Path, images: Array) -> Array:
-    session = open_session(path, optimise=False)
+    session = open_session(path, optimize=False)
     first, *others = session.get_inputs()
     fixed = first.shape[0]
     if others or list(first.shape[1:]) != list(images.shape[1:]):

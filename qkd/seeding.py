@@ -48,7 +48,7 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
 
 @contextlib.contextmanager
 def global_stream(seed: int, *names: str | int) -> Iterator[None]:
-    """Seed PyTorch's global generators for a block (weight initialisation, dropout), and restore them after it."""
+    """Seed PyTorch's global generators for a block (weight initialization, dropout), and restore them after it."""
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if in_use else []
     with torch.random.fork_rng(devices=devices):

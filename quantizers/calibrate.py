@@ -20,7 +20,7 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     """Set activation scales from data, re-estimate batch-norm statistics, and settle the scales; in place.
 
     Three passes over the batches: the ranges seen with activations in float give first scales; the ranges seen with all
-    quantizers on give the final ones (each layer sees what its quantised predecessors really deliver); the last pass
+    quantizers on give the final ones (each layer sees what its quantized predecessors really deliver); the last pass
     estimates batch-norm statistics as the average over the batches. Parameters other than scales stay.
 
     Args:
@@ -215,7 +215,7 @@ def quantizer_scales(student: nn.Module) -> list[nn.Parameter]:
 
 @contextlib.contextmanager
 def eval_mode(student: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode and restore every module's mode afterwards, also on failure."""
+    """Run a block in eval mode and restore every module's mode afterward, also on failure."""
     modes = {module: module.training for module in student.modules()}
     student.eval()
     try:

@@ -132,7 +132,7 @@ class _Deployable:
         return self._consumers
 
     def connect(self, *, source: ActQuantizer | None = None, consumers: tuple[ActQuantizer, ...] | None = None) -> None:
-        """Tell the layer its neighbours (kept in tuples, so that they are not registered as submodules)."""
+        """Tell the layer its neighbors (kept in tuples, so that they are not registered as submodules)."""
         if source is not None:
             self._source = (source,)
         if consumers is not None:
@@ -154,7 +154,7 @@ class _Deployable:
         """Return the weight on its grid; differentiable.
 
         The grid reaches one code further down than up. Folding a negative batch-norm factor turns the weights of that
-        channel round, so they are quantised turned round: the folded codes then fit the same bits.
+        channel round, so they are quantized turned round: the folded codes then fit the same bits.
         """
         sign = self._sign()
         if sign is None:

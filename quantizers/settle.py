@@ -1,9 +1,9 @@
 """Moves scales by a hair so that no integer sum is on a rounding tie: simulation and integer kernels then agree.
 
-A quantised layer computes ``round(accumulator * unit / step)`` with an integer accumulator. Floating-point order of
+A quantized layer computes ``round(accumulator * unit / step)`` with an integer accumulator. Floating-point order of
 summation, fused multiplies or another rounding rule change the result only where ``accumulator * unit / step`` lies
 within rounding error of k + 1/2. The ties are at the accumulators ``t_k = (k + 1/2) * step / unit``, one for each pair
-of neighbouring codes of the output grid: 3 at 2 bits, 15 at 4 bits. If every ``t_k`` keeps a distance from the
+of neighboring codes of the output grid: 3 at 2 bits, 15 at 4 bits. If every ``t_k`` keeps a distance from the
 integers, no accumulator lies near a tie at all, and simulation in floating point and integer kernels agree bit for bit;
 other processors should, too. A relative change of the unit of at most 0.2 % is enough to get there.
 

@@ -23,7 +23,7 @@ class Student(fx.GraphModule):
 
     @property
     def tap_paths(self) -> dict[str, str]:
-        """Module path of the float network -> path of the submodule here that gives the same (dequantised) output."""
+        """Module path of the float network -> path of the submodule here that gives the same (dequantized) output."""
         return self.meta["tap_paths"]  # type: ignore[no-any-return]
 
     @property

@@ -29,7 +29,7 @@ class NotCalibratedError(RuntimeError):
 
 
 class WeightQuant(Recorded):
-    """Base of weight quantizers: ``forward`` gives (dequantised, scale, zero point, bit width) as Brevitas expects.
+    """Base of weight quantizers: ``forward`` gives (dequantized, scale, zero point, bit width) as Brevitas expects.
 
     Args:
         bit_width: Bits of a code.
@@ -66,7 +66,7 @@ class WeightQuant(Recorded):
         raise NotImplementedError
 
     def quantize(self, weight: Tensor) -> Tensor:
-        """Return the dequantised weight, differentiable."""
+        """Return the dequantized weight, differentiable."""
         raise NotImplementedError
 
     def codes(self, weight: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class WeightQuant(Recorded):
         return torch.clamp(torch.round(self.quantize(weight) / self.step), self.low, self.high)
 
     def rescale(self, weight: Tensor, factor: Tensor) -> None:
-        """Multiply the dequantised weights by ``factor`` (shape of ``step``) in place; the codes stay."""
+        """Multiply the dequantized weights by ``factor`` (shape of ``step``) in place; the codes stay."""
         raise NotImplementedError
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -165,8 +165,8 @@ class DorefaWeightQuant(WeightQuant):
         self.register_buffer("gain", torch.tensor(1.0))
         if not has_norm:
             with torch.no_grad():
-                quantised = self.quantize(weight).abs().mean()
-                self.gain.copy_(weight.abs().mean().clamp_min(TINY) / quantised)
+                quantized = self.quantize(weight).abs().mean()
+                self.gain.copy_(weight.abs().mean().clamp_min(TINY) / quantized)
 
     @property
     def step(self) -> Tensor:

@@ -42,7 +42,7 @@ GUARDS = {
     "stratified_quotas": {"ValueError"},  # the config has checked the fraction, and limits are cut to what is there
     "channel_statistics": {"ValueError"},  # of no images: the readers refuse an empty set
     "facts_of": {"TypeError"},  # a kind of split that no reader makes
-    "optimised_graph": {"FileNotFoundError", "ValueError"},  # of a graph in memory, on one thread
+    "optimized_graph": {"FileNotFoundError", "ValueError"},  # of a graph in memory, on one thread
     "program_of_view": {"TypeError"},  # two passes disagree about a view
     "write_whole": {"OSError"},  # its own temporary file cannot be deleted
 }
@@ -73,6 +73,8 @@ RAISE_NOTHING = {
     "qkd.search.published_cost",
     "qkd.search.start_policy",
     "qkd.terms.check_terms",
+    "qkd.testing.synthetic_images",
+    "qkd.testing.synthetic_splits",
     "qkd.training.choose_precision",
     "qkd.training.learning_rate",
     "qkd.training.supervised_step",

@@ -31,7 +31,7 @@ from qkd.training import Batch, Job, Phase, StepResult, fit, supervised_step
 from quantizers import QuantSpec, calibrate, prepare
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
 
-from images import CropFlip, made_up_images, normaliser  # isort: skip - beside this file
+from images import CropFlip, made_up_images, normalizer  # isort: skip - beside this file
 from ladder import WITH_TEACHER, exact_float32  # isort: skip
 from lanes import How, Lane, Lanes, least_change, weights_of  # isort: skip
 from record import distance, environment, is_equal, write_record  # isort: skip
@@ -252,7 +252,7 @@ def check_lanes(device: torch.device, *, compiled: bool) -> Found:
         ("alone_1", How(bf16=False, compiled=False, graphs=False), (1,)),
     ):
         with exact_float32():
-            lanes = Lanes(_some_lanes(images, seeds), WITH_TEACHER, normaliser(images), how)
+            lanes = Lanes(_some_lanes(images, seeds), WITH_TEACHER, normalizer(images), how)
             before = [weights_of(lane.student) for lane in lanes.lanes]
             lanes.prepare()
             totals = [lanes.epoch(lambda step: 0.01) for _ in range(2)][-1]
@@ -274,7 +274,7 @@ def check_gradients(device: torch.device) -> Found:
     for compiled in (False, True):
         how = How(bf16=False, compiled=compiled, graphs=False)
         with exact_float32():
-            lanes = Lanes(_some_lanes(images, (0,), bits=2), WITH_TEACHER, normaliser(images), how)
+            lanes = Lanes(_some_lanes(images, (0,), bits=2), WITH_TEACHER, normalizer(images), how)
             found[compiled] = lanes.gradients()
         count = sum(1 for _ in lanes.student.parameters())
     off = {name: distance(found[True][name], value) for name, value in found[False].items() if name in found[True]}

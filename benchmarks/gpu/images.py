@@ -136,7 +136,7 @@ class CropFlip:
         return pixels, self.labels[order]
 
 
-def normaliser(images: Images) -> tuple[Tensor, Tensor]:
+def normalizer(images: Images) -> tuple[Tensor, Tensor]:
     """Return factor and shift, ``[1, channels, 1, 1]``, of ``x * factor - shift``: what nets are fed."""
     mean, std = images.mean, images.std
     return (1 / (255 * std)).view(1, -1, 1, 1), (mean / std).view(1, -1, 1, 1)

@@ -30,7 +30,7 @@ from qkd.nets import build_net
 from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, settle
 from quantizers.kernels import set_fused
 
-from images import CropFlip, Images, made_up_images, normaliser, read_images  # isort: skip - beside this file
+from images import CropFlip, Images, made_up_images, normalizer, read_images  # isort: skip - beside this file
 from lanes import How, Lane, Lanes, Terms, least_change, weights_of  # isort: skip
 from record import environment, write_record  # isort: skip
 
@@ -191,7 +191,7 @@ def _start(rung: Rung, setting: Setting, seed: int, floats: Sequence[nn.Module])
         torch.manual_seed(seed)
         net = build_net(setting.net, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
         return net.to(setting.device).train()
-    factor, shift = normaliser(setting.train)
+    factor, shift = normalizer(setting.train)
     images = (pixels[:CALIBRATION_IMAGES].float() * factor - shift).cpu()
     spec = QuantSpec(weight_bits=rung.bits, act_bits=rung.bits)
     # the teacher's weights are frozen, and prepare would keep them so
@@ -211,7 +211,7 @@ def _lanes(
         Lane(net, teacher, data, setting.batch_size, seed + offset, config)
         for net, teacher, seed in zip(nets, teachers, setting.seeds, strict=True)
     ]
-    return Lanes(lanes, WITH_TEACHER if rung.bits else Terms(), normaliser(setting.train), how)
+    return Lanes(lanes, WITH_TEACHER if rung.bits else Terms(), normalizer(setting.train), how)
 
 
 def _ready(
@@ -276,7 +276,7 @@ def _epochs(
 @torch.no_grad()
 def score(net: nn.Module, setting: Setting) -> float:
     """Return the accuracy on the test images, in float32 and on the deployed arithmetic."""
-    factor, shift = normaliser(setting.train)
+    factor, shift = normalizer(setting.train)
     right = torch.zeros((), dtype=torch.int64, device=setting.device)
     with exact_float32():
         parts = zip(setting.test.pixels.split(1000), setting.test.labels.split(1000), strict=True)

@@ -165,7 +165,7 @@ class Lanes:
         return time.perf_counter() - start
 
     def step_seconds(self, *, least_s: float, least_steps: int = 10) -> float:
-        """Return the seconds of one step of all lanes, measured; weights are put back afterwards."""
+        """Return the seconds of one step of all lanes, measured; weights are put back afterward."""
         states = [lane.state() for lane in self.lanes]
         done, start = 0, time.perf_counter()
         self._synchronize()

@@ -23,7 +23,7 @@ from qkd.nets import build_net
 from quantizers import QuantSpec, calibrate, prepare
 from quantizers.kernels import set_fused
 
-from images import CropFlip, Images, made_up_images, normaliser  # isort: skip - beside this file
+from images import CropFlip, Images, made_up_images, normalizer  # isort: skip - beside this file
 from ladder import WITH_TEACHER  # isort: skip
 from lanes import How, Lane, Lanes, Terms  # isort: skip
 from record import environment, write_record  # isort: skip
@@ -83,7 +83,7 @@ def measure(case: Case, net: str, images: Images, least_s: float) -> dict[str, A
         fixed = None if case.bits is None else teacher.to(device).eval().requires_grad_(False)
         lanes.append(Lane(student.to(device).train(), fixed, data, case.batch, seed, TrainConfig(epochs=1, lr=0.01)))
     terms = Terms() if case.bits is None else WITH_TEACHER
-    together = Lanes(lanes, terms, normaliser(images), case.how)
+    together = Lanes(lanes, terms, normalizer(images), case.how)
     prepare_s = together.prepare()
     step_s = together.step_seconds(least_s=least_s)
     together.close()

@@ -76,8 +76,8 @@ def _fit(path: Path, loads: Collection[str]) -> Fitted:
 def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> bytes:
     """Return a file of ``export_onnx`` with its weights stored in other types, and the opset that follows.
 
-    Every layer gets the narrowest allowed type that holds its width. ``INT2 or INT4 initialiser -> Cast`` and a plain
-    INT8 initialiser hold the same codes, so every output stays the same, bit for bit. Linear layers in blocks of
+    Every layer gets the narrowest allowed type that holds its width. ``INT2 or INT4 initializer -> Cast`` and a plain
+    INT8 initializer hold the same codes, so every output stays the same, bit for bit. Linear layers in blocks of
     ``MatMulNBits`` stay as they are where such blocks are allowed, and become Gemm elsewhere.
 
     Args:
@@ -116,7 +116,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
 
 
 class _Repacking:
-    """Rewrites initialisers and nodes of a model in place, everything else in its order."""
+    """Rewrites initializers and nodes of a model in place, everything else in its order."""
 
     def __init__(self, proto: onnx.ModelProto, chosen: dict[str, ElementType]) -> None:
         self.graph, self.chosen = proto.graph, chosen

@@ -55,7 +55,7 @@ class _Unblocking:
             elif node.name not in old:
                 nodes.append(node)
         used = {name for node in nodes for name in node.input}
-        constants = [entry for entry in (*self.graph.initializer, *made.initialisers) if entry.name in used]
+        constants = [entry for entry in (*self.graph.initializer, *made.initializers) if entry.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(nodes)
         self.graph.initializer.extend(constants)

@@ -71,10 +71,10 @@ class _Reader:
         self.weight_bits = read_widths(model, "weight_bits")
         self.input_bits = read_widths(model, "input_bits")
         self.unused_codes = read_widths(model, "unused_codes")
-        self.initialisers = {entry.name: entry for entry in self.model.graph.initializer}
+        self.initializers = {entry.name: entry for entry in self.model.graph.initializer}
         self.constants = {
             entry.name: _Constant(tuple(entry.dims), _type_bits(entry.data_type))
-            for entry in self.initialisers.values()
+            for entry in self.initializers.values()
         }
         taps = read_property(model, "quantizers", [])
         self.grid_bits = {str(tap["tensor"]): int(tap["bits"]) for tap in taps if "bits" in tap}
@@ -169,7 +169,7 @@ class _Reader:
         return int(self._number(clip.input[2]) - self._number(clip.input[1])).bit_length()
 
     def _clips_codes(self, node: onnx.NodeProto) -> bool:
-        bounds = [self.initialisers.get(name) for name in node.input[1:3]]
+        bounds = [self.initializers.get(name) for name in node.input[1:3]]
         return len(bounds) == 2 and all(
             entry is not None and entry.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for entry in bounds
         )
@@ -235,9 +235,9 @@ class _Reader:
         return self.shapes[name]
 
     def _number(self, name: str) -> float:
-        if name not in self.initialisers:
+        if name not in self.initializers:
             raise _Unknown(f"{name!r} sets a width, but is no constant")
-        return float(np.asarray(numpy_helper.to_array(self.initialisers[name])).reshape(()))
+        return float(np.asarray(numpy_helper.to_array(self.initializers[name])).reshape(()))
 
 
 def _one_image(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -146,7 +146,7 @@ class PerfTestLink:
     def _call(
         self, folder: str, file: str, rounds: int, threads: int, provider: str, affinity: Sequence[int], limit_s: float
     ) -> Captured:
-        # -I: random input, free axes are 1; -o 99: all optimisations; -s: print percentiles
+        # -I: random input, free axes are 1; -o 99: all optimizations; -s: print percentiles
         options = f"-I -m times -r {rounds} -x {threads} -e {provider} -o 99 -s"
         pinned = f"taskset {sum(1 << cpu for cpu in affinity):x} " if affinity else ""
         limit_s = min(limit_s, self.device.timeout_s)

@@ -22,7 +22,7 @@ class LatencyReport:
         p99_ms: Ninety-ninth percentile.
         min_ms: Fastest.
         first_run_ms: The first inference after loading; None where the device's tool does not give it.
-        load_ms: Opening the session, optimisation included.
+        load_ms: Opening the session, optimization included.
         size_bytes: Size of the file as it was measured, repacked or not.
         input_shape: Shape of the input, batch first.
         threads: Intra-op threads.

@@ -19,7 +19,7 @@ from quantizers.integer import Conv, Grid, IntegerView, Linear, Quantize
 class OrtFlavour:
     """QDQ graph for ONNX Runtime: uint8 codes, int8 weights, int32 biases.
 
-    Found with onnxruntime 1.31.1 (optimised graph read back):
+    Found with onnxruntime 1.31.1 (optimized graph read back):
 
     * ``QuantizeLinear -> Clip(uint8) -> DequantizeLinear`` fuses as if the clip were not there, and layout changes pass
       through it, so a 2-bit edge costs one uint8 pass over an 8-bit one.

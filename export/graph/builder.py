@@ -14,13 +14,13 @@ from onnx import helper, numpy_helper
 class GraphBuilder:
     """A growing ONNX graph.
 
-    Constants become initialisers and never inputs: an initialiser that is also an input may be overridden at run
+    Constants become initializers and never inputs: an initializer that is also an input may be overridden at run
     time, so ONNX Runtime would fold nothing that depends on it.
     """
 
     def __init__(self, reserved: Sequence[str] = ()) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.initialisers: list[onnx.TensorProto] = []
+        self.initializers: list[onnx.TensorProto] = []
         self._tensor_names = set(reserved)
         self._node_names: set[str] = set()
         self._shared: dict[tuple[str, str, tuple[int, ...], bytes], str] = {}
@@ -30,23 +30,23 @@ class GraphBuilder:
         return _claim(wanted, self._tensor_names)
 
     def constant(self, wanted: str, values: npt.ArrayLike) -> str:
-        """Add an initialiser of the dtype and shape of ``values``; return its name.
+        """Add an initializer of the dtype and shape of ``values``; return its name.
 
-        Asking again for the same name and content gives the same initialiser.
+        Asking again for the same name and content gives the same initializer.
         """
         array = np.asarray(values, order="C")
         key = (wanted, array.dtype.str, array.shape, array.tobytes())
         if key not in self._shared:
             self._shared[key] = self.tensor_name(wanted)
-            self.initialisers.append(numpy_helper.from_array(array, self._shared[key]))
+            self.initializers.append(numpy_helper.from_array(array, self._shared[key]))
         return self._shared[key]
 
     def packed_constant(self, wanted: str, values: npt.NDArray[np.int8], element_type: int, bits: int) -> str:
-        """Add an initialiser of a sub-byte type (INT4: two values a byte, INT2: four); return its name."""
+        """Add an initializer of a sub-byte type (INT4: two values a byte, INT2: four); return its name."""
         name = self.tensor_name(wanted)
         # as raw bytes: the list that make_tensor fills otherwise takes up to two bytes for each packed one
         content = pack_codes(values, bits)
-        self.initialisers.append(helper.make_tensor(name, element_type, values.shape, content, raw=True))
+        self.initializers.append(helper.make_tensor(name, element_type, values.shape, content, raw=True))
         return name
 
     def add(self, operator: str, inputs: Sequence[str], output: str, *, name: str, **attributes: Any) -> str:

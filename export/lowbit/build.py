@@ -16,7 +16,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "native"
 # No contraction into fused multiply-adds: roundings must be those of ONNX Runtime. The last flag silences GCC 12, whose
-# own headers of intrinsics read what it takes for uninitialised.
+# own headers of intrinsics read what it takes for uninitialized.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-uninitialized")
 # Only an instruction set's own files are compiled for it; which one runs is asked of the processor.
 INSTRUCTION_SETS = {

@@ -138,7 +138,7 @@ class _Lowering:
             for name, shape in zip(self.inputs, input_shapes, strict=True)
         ]
         outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
-        proto = helper.make_graph(self.graph.nodes, "student", inputs, outputs, self.graph.initialisers)
+        proto = helper.make_graph(self.graph.nodes, "student", inputs, outputs, self.graph.initializers)
         opset = self.storage.opset
         model = helper.make_model(
             proto,

@@ -1,4 +1,4 @@
-"""Count a graph's operators before and after ONNX Runtime's optimisation, and tell which layers stayed in float."""
+"""Count a graph's operators before and after ONNX Runtime's optimization, and tell which layers stayed in float."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from quantizers.integer import (
     Shape,
 )
 
-# What computes on integers; whatever else carries a layer's name after optimisation is a float kernel.
+# What computes on integers; whatever else carries a layer's name after optimization is a float kernel.
 INTEGER_KERNELS = frozenset(
     {
         "MatMulNBits",  # at the accuracy level it is written with: int8 products, int32 sums
@@ -59,8 +59,8 @@ class Census:
     """What the runtime runs.
 
     Args:
-        operators: Operator -> how often it occurs after optimisation.
-        kernels: Name of a layer's ONNX node -> operator that computes it after optimisation.
+        operators: Operator -> how often it occurs after optimization.
+        kernels: Name of a layer's ONNX node -> operator that computes it after optimization.
         fall_backs: A sentence for each layer and each function that stayed in float, with its name and why.
     """
 
@@ -77,10 +77,10 @@ def count_operators(model: onnx.ModelProto) -> dict[str, int]:
 def take_census(
     model: bytes, view: IntegerView, places: Mapping[str, Node], input_shapes: Sequence[tuple[int, ...]]
 ) -> Census:
-    """Load a model in ONNX Runtime, run it once, read back its optimised graph, and look every layer up in it.
+    """Load a model in ONNX Runtime, run it once, read back its optimized graph, and look every layer up in it.
 
     Args:
-        model: The serialised model.
+        model: The serialized model.
         view: The view it was lowered from (``Lowered.view``).
         places: Name of the ONNX node -> node of that view (``Lowered.places``).
         input_shapes: A shape for each input. Loading alone does not notice all shapes that do not fit each other.
@@ -88,9 +88,9 @@ def take_census(
     Raises:
         ImportError: If onnxruntime is missing.
     """
-    optimised = optimised_graph(model, input_shapes)
-    kernels = _kernels(optimised, places)
-    return Census(count_operators(optimised), kernels, tuple(_fall_backs(kernels, view, places)))
+    optimized = optimized_graph(model, input_shapes)
+    kernels = _kernels(optimized, places)
+    return Census(count_operators(optimized), kernels, tuple(_fall_backs(kernels, view, places)))
 
 
 def float_inputs(view: IntegerView, places: Mapping[str, Node], steps: Mapping[str, int]) -> Iterator[str]:
@@ -125,21 +125,21 @@ def _kind(node: Node) -> str:
     return node.op if isinstance(node, Function) else type(node).__name__
 
 
-def optimised_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
-    """Return what ONNX Runtime makes of a model with all optimisations on, after a run on zeros of these shapes."""
+def optimized_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
+    """Return what ONNX Runtime makes of a model with all optimizations on, after a run on zeros of these shapes."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        session = open_session(model, optimise=True, optimised_path=path)
+        path = Path(folder) / "optimized.onnx"
+        session = open_session(model, optimize=True, optimized_path=path)
         names = [entry.name for entry in session.get_inputs()]
         zeros = [np.zeros((1, *shape[1:]), np.float32) for shape in input_shapes]
         session.run(None, dict(zip(names, zeros, strict=True)))
         return onnx.load(path)
 
 
-def _kernels(optimised: onnx.ModelProto, places: Mapping[str, Node]) -> dict[str, str]:
+def _kernels(optimized: onnx.ModelProto, places: Mapping[str, Node]) -> dict[str, str]:
     """Look every layer up by name: fused nodes keep the layer's, with ``_token_7`` or ``/Fusion/`` behind it."""
     operators: dict[str, str] = {}
-    for node in optimised.graph.node:
+    for node in optimized.graph.node:
         operators[re.sub(r"(_token_\d+)+$", "", node.name).split("/")[0] if node.name else ""] = node.op_type
     return {name: operators.get(name, "") for name in places}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from export.checks import ExportError
 from export.codes import device_of, evaluating
 from export.lowering.model import INPUT, OUTPUT
-from export.models.census import count_operators, optimised_graph
+from export.models.census import count_operators, optimized_graph
 from export.models.student import ExportedModel
 from export.storage.packing import ir_version
 from export.writing import checked_target, write_whole
@@ -106,7 +106,7 @@ def _trace(model: nn.Module, images: Tensor, opset: int) -> onnx.ModelProto:
 
 def _operators(proto: onnx.ModelProto, content: bytes, images: Tensor) -> tuple[dict[str, int], tuple[str, ...]]:
     try:
-        return count_operators(optimised_graph(content, [tuple(images.shape)])), ()
+        return count_operators(optimized_graph(content, [tuple(images.shape)])), ()
     except ImportError:
         return count_operators(proto), ("not loaded: onnxruntime is missing",)
 

@@ -37,7 +37,7 @@ def export_int8_baseline(
 
     Args:
         float_path: A float ONNX file with one float32 input.
-        images: Calibration images, normalised, float32 ``[images, channels, height, width]``; training images, or
+        images: Calibration images, normalized, float32 ``[images, channels, height, width]``; training images, or
             else the accuracy is flattered.
         path: Where the file goes; its folder must exist. Written whole or not at all.
         reduce_range: Whether weights keep to 7 bits, which the documentation advises for x86 without VNNI: there, sums
@@ -117,7 +117,7 @@ def _plain_header(model: onnx.ModelProto) -> None:
 
 def _inputs(source: Path) -> list[Any]:
     runtime()
-    inputs = list(open_session(source, optimise=False).get_inputs())
+    inputs = list(open_session(source, optimize=False).get_inputs())
     if len(inputs) != 1:
         raise ExportError(f"{source}: one input is wanted, found {', '.join(entry.name for entry in inputs)}")
     return inputs

@@ -73,7 +73,7 @@ class ExportedModel:
             no grid.
         warnings: What a user should know.
         operators: Operator -> count as ONNX Runtime runs it; as the file has it where it was not loaded.
-        operators_in_file: Operator -> count before optimisation.
+        operators_in_file: Operator -> count before optimization.
     """
 
     path: Path
@@ -107,7 +107,7 @@ def export_onnx(
 ) -> ExportedModel:
     """Write a calibrated student as an ONNX file.
 
-    Input ``images``: float32 ``[batch, channels, height, width]``, normalised, the batch dynamic, the rest as in
+    Input ``images``: float32 ``[batch, channels, height, width]``, normalized, the batch dynamic, the rest as in
     ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is left as it was.
 
     Args:
@@ -239,14 +239,14 @@ def _blocks(view: IntegerView, flavour: str, pack: str, linear: str) -> Mapping[
 def _shapes(example_inputs: Tensor | Sequence[Tensor]) -> list[tuple[int, ...]]:
     if not isinstance(example_inputs, (Tensor, tuple, list)):
         raise ExportError(
-            f"example_inputs must be a normalised float batch [batch, channels, height, width], or a list of one such "
+            f"example_inputs must be a normalized float batch [batch, channels, height, width], or a list of one such "
             f"batch a model input, got {type(example_inputs).__name__}"
         )
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     for number, tensor in enumerate(inputs):
         if not isinstance(tensor, Tensor) or tensor.dim() < 2 or not tensor.is_floating_point():
             found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ExportError(f"example input {number} must be a normalised float batch [batch, ...], got {found}")
+            raise ExportError(f"example input {number} must be a normalized float batch [batch, ...], got {found}")
     return [tuple(tensor.shape) for tensor in inputs]
 
 

@@ -35,8 +35,8 @@ def check_parity(
     """Compare a student with its file: every constant of it, and classes, logits and codes on the same images.
 
     The student runs in evaluation mode, which is its deployed arithmetic, and is left as it was. ONNX Runtime runs
-    the file twice: optimisations off (float arithmetic between quantizers, which is what the file says) and on (the
-    integer kernels a device uses). The codes of every quantizer are compared with optimisations off; then the kernels
+    the file twice: optimizations off (float arithmetic between quantizers, which is what the file says) and on (the
+    integer kernels a device uses). The codes of every quantizer are compared with optimizations off; then the kernels
     between two quantizers run by themselves on those codes, so that no difference comes from an earlier layer. A
     ``qonnx`` file is run by qonnx's own executor instead, node by node (slow), and ``on`` repeats ``off``.
 
@@ -47,7 +47,7 @@ def check_parity(
     Args:
         student: What the file was exported from.
         path: A file that ``export_onnx`` wrote.
-        batches: Normalised float images ``[batch, channels, height, width]``, or pairs ``(images, labels)``; labels
+        batches: Normalized float images ``[batch, channels, height, width]``, or pairs ``(images, labels)``; labels
             ``[batch]`` give accuracies, too. Images with all values zero prove nothing, so they are an error.
         threads: ONNX Runtime's threads, at least 1.
         layer_images: So many images at most are compared layer by layer; 0 leaves layers out.
@@ -100,7 +100,7 @@ def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor | None]]:
     for number, batch in enumerate(batches):
         images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
         if not images.is_floating_point() or images.dim() < 2:
-            raise ValueError(f"batch {number}: images must be normalised floats, found {images.dtype}")
+            raise ValueError(f"batch {number}: images must be normalized floats, found {images.dtype}")
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(f"batch {number}: {list(labels.shape)} labels for {list(images.shape)} images")
         if not torch.isfinite(images).all():
@@ -121,7 +121,7 @@ def _parts(images: Tensor, labels: Tensor | None, tapped: int) -> Iterator[tuple
 def _run_student(
     student: nn.Module, images: Tensor, ways: Ways, expected: Expected, layers: LayerTally | None
 ) -> tuple[list[Array], Outputs]:
-    """Return the outputs of the student, and of the file with optimisations off; compare layers where asked to."""
+    """Return the outputs of the student, and of the file with optimizations off; compare layers where asked to."""
     inputs = images.to(device_of(student))
     if layers is None:
         return _arrays(student(inputs)), ways.run(ways.off, images)
@@ -133,7 +133,7 @@ def _run_student(
         return ours, found
     codes = codes_in_order(outputs, [(tap.name, tap.scale) for tap in ways.expected])
     layers.add(codes, found.off, found.alone, len(images))
-    layers.saw_output(found.outputs[0], found.output_alone, expected.allowed(found.outputs[0], optimised=False))
+    layers.saw_output(found.outputs[0], found.output_alone, expected.allowed(found.outputs[0], optimized=False))
     return ours, cast(Outputs, found.outputs)
 
 

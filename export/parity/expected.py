@@ -24,7 +24,7 @@ ROUNDINGS = 2
 UNIT_ROUNDOFF = 2.0**-24
 # Logits that end in a real function (a sigmoid, say) have no step; two libraries' functions agree to some last bits.
 FUNCTION_ROUNDING = 2.0**-16
-# Optimisations on: a kernel may round a tie the other way, so that the last layer sees another code.
+# Optimizations on: a kernel may round a tie the other way, so that the last layer sees another code.
 CODES_ON = 1
 
 
@@ -66,15 +66,15 @@ class Expected:
         """Return how far two logits may be apart and still be equal but for rounding."""
         return 2 * self._rounding(logits)
 
-    def allowed(self, logits: npt.NDArray[np.float32], *, optimised: bool) -> float:
+    def allowed(self, logits: npt.NDArray[np.float32], *, optimized: bool) -> float:
         """Return how far logits of one function may be apart.
 
         Args:
             logits: The student's, any shape.
-            optimised: Whether the other side ran with optimisations on.
+            optimized: Whether the other side ran with optimizations on.
         """
         half = LOGIT_STEPS * (self.output_step or 0.0)
-        moved = CODES_ON * self.move * (self.output_step or 0.0) if optimised else 0.0
+        moved = CODES_ON * self.move * (self.output_step or 0.0) if optimized else 0.0
         return half + moved + self._rounding(logits)
 
     def _rounding(self, logits: npt.NDArray[np.float32]) -> float:

@@ -29,9 +29,9 @@ class LayerParity:
     Args:
         name: The quantizer's module path.
         values: Codes compared.
-        differing: Codes of the student that differ from the file's, optimisations off.
+        differing: Codes of the student that differ from the file's, optimizations off.
         max_steps: Largest such difference.
-        differing_on: Codes of the integer kernels that lead here that differ from the file's with optimisations off,
+        differing_on: Codes of the integer kernels that lead here that differ from the file's with optimizations off,
             both fed the same codes.
         max_steps_on: Largest such difference.
     """
@@ -65,7 +65,7 @@ class LayerTally:
         """Add the outputs of the last layer alone, both fed the same codes; or why its kernel gave none.
 
         Args:
-            off: Of the file with optimisations off.
+            off: Of the file with optimizations off.
             on: Of the kernel.
             allowed: How far they may be apart.
         """
@@ -143,7 +143,7 @@ def distance(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.f
 
 
 class SingleLayers:
-    """Every piece of a graph between quantizers, opened by itself with optimisations on.
+    """Every piece of a graph between quantizers, opened by itself with optimizations on.
 
     Args:
         model: The whole graph.
@@ -158,7 +158,7 @@ class SingleLayers:
     ) -> None:
         self.model, self.tensors, self.output, self.threads = model, tensors, output, threads
         self.makers = {name: node for node in model.graph.node for name in node.output}
-        self.initialisers = {entry.name: entry for entry in model.graph.initializer}
+        self.initializers = {entry.name: entry for entry in model.graph.initializer}
         self.cuts = {*tensors, *inputs}
         self.sessions: dict[str, tuple[Any, list[str]]] = {}
 
@@ -184,10 +184,10 @@ class SingleLayers:
         used = {name for node in nodes for name in node.input}
         inputs = [helper.make_tensor_value_info(name, *_type_of(found[name])) for name in feeds]
         output = helper.make_tensor_value_info(target, _type_of(found[target])[0], None)
-        constants = [entry for name, entry in self.initialisers.items() if name in used]
+        constants = [entry for name, entry in self.initializers.items() if name in used]
         piece = onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import)
         piece.graph.CopyFrom(helper.make_graph(nodes, "piece", inputs, [output], constants))
-        return open_session(piece.SerializeToString(), optimise=True, threads=self.threads), feeds
+        return open_session(piece.SerializeToString(), optimize=True, threads=self.threads), feeds
 
     def _piece(self, target: str) -> tuple[list[onnx.NodeProto], list[str]]:
         """Return the nodes between the cuts before ``target`` and itself, in the graph's order, and those cuts."""

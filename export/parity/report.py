@@ -10,7 +10,7 @@ from typing import Any
 from export.parity.layers import LayerParity
 
 MIN_TOP1_OFF = 1.0  # the file must do what the student does, image by image
-# With optimisations on a kernel may round a tie the other way, on an image that was not compared layer by layer.
+# With optimizations on a kernel may round a tie the other way, on an image that was not compared layer by layer.
 MIN_TOP1_ON = 0.999
 MIN_WITHIN_ON = 0.999
 NAMED = 3  # faults of one kind that are named; the rest is counted
@@ -68,8 +68,8 @@ class ParityReport:
 
     Args:
         images: Images compared.
-        off: Against ONNX Runtime with optimisations off: is the export right?
-        on: Against ONNX Runtime with optimisations on: what does a device compute?
+        off: Against ONNX Runtime with optimizations off: is the export right?
+        on: Against ONNX Runtime with optimizations on: what does a device compute?
         output_step: Real size of one step of the student's logits; None where the last layer has none.
         accuracy: The student's own, 0..1; None without labels.
         layers: Quantizers in order of computation, on the first ``layer_images`` images: student against file, and
@@ -119,9 +119,9 @@ class ParityReport:
     def faults(self) -> tuple[str, ...]:
         """Why the file is not proven to be the student; empty where it is.
 
-        Optimisations off, every logit of every image must be within its rounding of the student's, and the best class
+        Optimizations off, every logit of every image must be within its rounding of the student's, and the best class
         the same (ties of the student's own aside). Every quantizer of student and file must have been compared, no code
-        may differ, and no code of an integer kernel that is fed the codes it should get. With optimisations on, one
+        may differ, and no code of an integer kernel that is fed the codes it should get. With optimizations on, one
         image in a thousand may get logits further away than one code of the last layer's input moves them, and one
         another class. All logits zero, or none that is finite, prove nothing. And nothing in the file may differ from
         what export writes of the student, whether or not these images reach it.
@@ -147,11 +147,11 @@ class ParityReport:
         """Raise unless the file is proven to be the student; without arguments, unless ``passed``.
 
         Args:
-            min_top1_off: Least agreement of classes with optimisations off, 0..1.
-            min_top1_on: The same with optimisations on.
-            max_steps_off: Largest difference of two logits with optimisations off, in output steps; None for what
+            min_top1_off: Least agreement of classes with optimizations off, 0..1.
+            min_top1_on: The same with optimizations on.
+            max_steps_off: Largest difference of two logits with optimizations off, in output steps; None for what
                 ``faults`` says, infinity for any.
-            max_steps_on: The same with optimisations on.
+            max_steps_on: The same with optimizations on.
 
         Raises:
             ParityError: If there is a fault (see ``faults``) by these bounds. Carries this report.
@@ -178,21 +178,21 @@ class ParityReport:
         self, name: str, side: Comparison, least: float, most_steps: float | None, *, min_within: float
     ) -> Iterator[str]:
         if side.fault:
-            yield f"optimisations {name}: {side.fault}"
+            yield f"optimizations {name}: {side.fault}"
             return
         agreement = 1 - (side.differing - side.ties) / self.images
         if agreement < least:
             ties = f", {side.ties} more where the student's own two best logits are equal" if side.ties else ""
             yield (
-                f"optimisations {name}: {side.differing - side.ties} of {self.images} images get another class{ties} "
+                f"optimizations {name}: {side.differing - side.ties} of {self.images} images get another class{ties} "
                 f"(agreement {agreement:.4%}, at least {least:.4%} wanted)"
             )
         if most_steps is None:
             if 1 - side.beyond / self.images < min_within:
-                yield f"optimisations {name}: logits of {side.beyond} of {self.images} images differ{self._size(side)}"
+                yield f"optimizations {name}: logits of {side.beyond} of {self.images} images differ{self._size(side)}"
         elif side.max_steps is not None and side.max_steps > most_steps:
             found = f"logits differ by {side.max_steps:.4g} output steps"
-            yield f"optimisations {name}: {found}, at most {most_steps:g} wanted"
+            yield f"optimizations {name}: {found}, at most {most_steps:g} wanted"
 
     def _size(self, side: Comparison) -> str:
         if math.isinf(side.max_difference):
@@ -213,7 +213,7 @@ class ParityReport:
                    for layer in self.layers if layer.differing_on]  # fmt: skip
         kernels += ["the logits themselves"] if self.output_differs_on else []
         yield from _some(
-            "with optimisations on, kernels that are fed the codes they should get give others "
+            "with optimizations on, kernels that are fed the codes they should get give others "
             "(quantizers.settle(student) moves scales off rounding ties)", kernels,
         )  # fmt: skip
 

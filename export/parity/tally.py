@@ -25,11 +25,11 @@ class Side:
 
     Args:
         expected: What the student says of a right file.
-        optimised: Whether optimisations are on.
+        optimized: Whether optimizations are on.
     """
 
     expected: Expected
-    optimised: bool
+    optimized: bool
     images: int = 0
     differing: int = 0
     ties: int = 0
@@ -56,7 +56,7 @@ class Side:
         """Return the images of which a value is too far away, or not finite."""
         difference = distance(ours, theirs)
         expected = self.expected if is_first else _real_valued(self.expected)
-        allowed = expected.allowed(ours, optimised=self.optimised)
+        allowed = expected.allowed(ours, optimized=self.optimized)
         if is_first:
             self.allowed = max(self.allowed, allowed)
             self.largest = max(self.largest, float(difference.max(initial=0)))
@@ -133,7 +133,7 @@ class Tally:
 
     expected: Expected
     images: int = 0
-    labelled: int = 0
+    labeled: int = 0
     right: int = 0
     logits: int = 0
     is_zero: bool = True
@@ -143,10 +143,10 @@ class Tally:
     on: Side = field(init=False)
 
     def __post_init__(self) -> None:
-        self.off, self.on = Side(self.expected, optimised=False), Side(self.expected, optimised=True)
+        self.off, self.on = Side(self.expected, optimized=False), Side(self.expected, optimized=True)
 
     def add(self, ours: list[Array], off: Outputs, on: Outputs, labels: Tensor | None) -> None:
-        """Add a batch: outputs of the student, and of the file with optimisations off and on."""
+        """Add a batch: outputs of the student, and of the file with optimizations off and on."""
         logits, wanted = ours[0], None if labels is None else labels.numpy()
         self.off.add(ours, off, wanted)
         self.on.add(ours, on, wanted)
@@ -156,7 +156,7 @@ class Tally:
         found = _classes(logits)
         self.classes.update(np.unique(found).tolist())
         if wanted is not None and found.shape == wanted.shape:
-            self.labelled += len(logits)
+            self.labeled += len(logits)
             self.right += int((found == wanted).sum())
 
     def report(self, layers: LayerTally, unmatched: dict[str, str], graphs: GraphParity, ways: Ways) -> ParityReport:
@@ -176,7 +176,7 @@ class Tally:
         if not self.saw_values:
             raise ValueError("every image is all zeros, which proves nothing; compare on real ones")
         missing = {**unmatched, **(layers.uncompared() if layers.images else {})}
-        has_labels, step = self.labelled == self.images, self.expected.output_step
+        has_labels, step = self.labeled == self.images, self.expected.output_step
         return ParityReport(
             images=self.images,
             off=self.off.comparison(self.images, self.logits, step, has_labels=has_labels),

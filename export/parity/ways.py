@@ -1,4 +1,4 @@
-"""A student's file, opened in the ways that it is compared: optimisations off, on, and cut at its quantizers."""
+"""A student's file, opened in the ways that it is compared: optimizations off, on, and cut at its quantizers."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Ways:
             session: Any = QuantSession(path)
             self.off = self.on = session
             self.runtime_version = f"qonnx {session.version}"
-            self.notes = ("run by qonnx's executor, which has no optimisations: `on` repeats `off`",)
+            self.notes = ("run by qonnx's executor, which has no optimizations: `on` repeats `off`",)
         else:
-            self.off = open_session(path, optimise=False, threads=threads)
+            self.off = open_session(path, optimize=False, threads=threads)
             # a file that loads here and not there is a finding, and not a fault of the input
-            self.on = attempted(lambda: open_session(path, optimise=True, threads=threads))
+            self.on = attempted(lambda: open_session(path, optimize=True, threads=threads))
             self.runtime_version = str(runtime().__version__)
 
     def match(self, expected: Expected) -> Iterator[tuple[str, str]]:
@@ -100,7 +100,7 @@ class Ways:
         if self.is_qonnx:
             self.tapped = self.off
         else:
-            self.tapped = open_session(_exposed(self.model, self.taps), optimise=False, threads=self.threads)
+            self.tapped = open_session(_exposed(self.model, self.taps), optimize=False, threads=self.threads)
             self.single = SingleLayers(self.model, tensors, [INPUT], self.outputs[0], self.threads)
 
     @property
@@ -126,7 +126,7 @@ class Ways:
         return found if isinstance(found, str) else [np.asarray(values) for values in found]
 
     def run_tapped(self, images: Tensor) -> Tapped | str:
-        """Return what the file gives with optimisations off, and what its kernels give alone; or why it cannot run."""
+        """Return what the file gives with optimizations off, and what its kernels give alone; or why it cannot run."""
         names = [*self.outputs, *(name for name in self.tensors if name not in self.outputs)]
         values = attempted(self.tapped.run, names, {INPUT: images.numpy()})
         if isinstance(values, str):
@@ -143,8 +143,8 @@ class Tapped:
     """Outputs and codes of a batch.
 
     Args:
-        outputs: With optimisations off.
-        off: Codes of each quantizer with optimisations off.
+        outputs: With optimizations off.
+        off: Codes of each quantizer with optimizations off.
         alone: Codes of each kernel by itself.
         output_alone: The first output, of the last kernel by itself; or why there is none.
     """

@@ -68,7 +68,7 @@ def _global_mean(node: GlobalAveragePool) -> list[Node]:
 
 
 def _counting_mean(node: AveragePool, grids: dict[str, Grid]) -> list[Node]:
-    """Pad first and count nothing afterwards, where ``ceil_mode`` and padding meet.
+    """Pad first and count nothing afterward, where ``ceil_mode`` and padding meet.
 
     onnxruntime 1.31.1's QLinearAveragePool divides by the whole window where ``ceil_mode`` lets it hang over the
     border (its float kernel does not). PyTorch counts padding, but not the overhang.

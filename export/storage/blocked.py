@@ -6,7 +6,7 @@ codes rounded to int8, so that codes 0 ... 15 would become multiples of 8.47 and
 
 Here every block ends in a sentinel: an input of 127 that meets a weight of 0. The largest value of each block is then
 127, the block's scale is 1, and the student's codes (at most 127 in size) pass unchanged. Weight scales of 1 leave the
-accumulator itself, a whole number below 2**24 in float32; bias and scale come afterwards, as in the student.
+accumulator itself, a whole number below 2**24 in float32; bias and scale come afterward, as in the student.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _filled(graph: GraphBuilder, name: str, value: npt.NDArray[Any], shape: Sequ
 def _alone(graph: GraphBuilder) -> bytes:
     x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, RACE_FEATURES])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, RACE_OUTPUTS])
-    proto = helper.make_graph(graph.nodes, "race", [x], [y], graph.initialisers)
+    proto = helper.make_graph(graph.nodes, "race", [x], [y], graph.initializers)
     opsets = [helper.make_opsetid("", INT8.opset), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(proto, opset_imports=opsets, ir_version=ir_version(INT8.opset))
     return bytes(model.SerializeToString())

@@ -167,7 +167,7 @@ def probe_model(kind: ElementType) -> bytes:
     weight = graph.add("DequantizeLinear", [codes, scale, zero], "weight.real", name="dequantize")
     graph.nodes.append(helper.make_node("Mul", ["x", weight], ["y"]))
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
-    proto = helper.make_graph(graph.nodes, "probe", ends[:1], ends[1:], graph.initialisers)
+    proto = helper.make_graph(graph.nodes, "probe", ends[:1], ends[1:], graph.initializers)
     opsets = [helper.make_opsetid("", kind.opset)]
     model = helper.make_model(proto, opset_imports=opsets, ir_version=ir_version(kind.opset))
     return bytes(model.SerializeToString())

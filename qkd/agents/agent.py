@@ -33,7 +33,7 @@ class Agent:
         epochs: Length of the training.
         mean: Of the data set, per channel, fractions 0..1: the value of exposed, padded and cut pixels.
         padding: Of the random crop that follows, in pixels; 0 is off.
-        flip: Whether half of the images are mirrored afterwards.
+        flip: Whether half of the images are mirrored afterward.
         cutout: Side in pixels of a square that is cut out last; 0 is off.
         cutmix: Probability that an image gets a box of another; 0 is off.
     """

@@ -57,7 +57,7 @@ class Knowledge:
         instance_information: Mean divergence of an image's distribution from its class's mean one, nats: what a table
             of one distribution a class would lose.
         relation_information: Mean, over the true classes, of the divergence from uniform of what a class's mean
-            distribution gives to the wrong classes (normalised), nats: the domain level. Ours.
+            distribution gives to the wrong classes (normalized), nats: the domain level. Ours.
         relation_spread: Standard deviation of the correlations of two different classes' probabilities over the
             images; 0 where all classes are equally far from one another. Ours: the mean of their absolute values
             is :math:`1 / (K - 1)` for one-hot targets and hardly moves.
@@ -144,9 +144,9 @@ def class_relations(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     _check(logits, None, temperature)
     p = functional.softmax(logits.detach() / temperature, dim=1)
     # A constant column is 0 but for rounding once its mean is taken off; scaled to norm 1, the rounding would count.
-    centred = p - p.mean(0)
+    centered = p - p.mean(0)
     noise = torch.finfo(p.dtype).eps * p.amax(0)
-    rows = unit_rows(torch.where(centred.abs().amax(0) <= 4 * noise, torch.zeros_like(centred), centred).T)
+    rows = unit_rows(torch.where(centered.abs().amax(0) <= 4 * noise, torch.zeros_like(centered), centered).T)
     return (rows @ rows.T).clamp(-1, 1)
 
 

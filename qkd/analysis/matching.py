@@ -1,6 +1,6 @@
 r"""Which layer of a teacher a layer of the student is to follow: layers matched by what they tell about the class.
 
-Information flow modelling describes a net by the information :math:`w_i` that each of its layers has about the class,
+Information flow modeling describes a net by the information :math:`w_i` that each of its layers has about the class,
 and lets a student's layer :math:`i` follow the teacher's layer :math:`\kappa(i)` whose information is the nearest; the
 last layer follows the last.
 

@@ -82,7 +82,7 @@ def last_linear(model: nn.Module, example: Tensor, *, role: str = "model") -> nn
 
     Args:
         model: The net; it is run once, in eval mode.
-        example: Normalised images, shape ``[batch, channels, height, width]``.
+        example: Normalized images, shape ``[batch, channels, height, width]``.
         role: For errors.
 
     Raises:

@@ -81,7 +81,7 @@ def score_retrieval(
     check_choice("metric", metric, METRICS)
     check_choice("compat", compat, COMPATS)
     _check(database, database_labels, queries, query_labels)
-    base, asked = _centred(database, queries) if metric == "l2" else (_unit(database), _unit(queries))
+    base, asked = _centered(database, queries) if metric == "l2" else (_unit(database), _unit(queries))
     sums = torch.zeros(3, dtype=torch.float64, device=base.device)
     for start, stop, ranks in _blocks(len(asked), len(base), compat):
         nearest = _order(base, asked[start:stop].double(), metric)
@@ -171,11 +171,11 @@ def _order(base: Tensor, asked: Tensor, metric: Metric) -> Tensor:
     return products.sort(dim=1, descending=True, stable=True).indices
 
 
-def _centred(database: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+def _centered(database: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     """Return both as rows with the database's mean at the origin: distances stay, and cancel less when squared."""
     rows = database.flatten(1)
-    centre = rows.double().mean(0).to(rows.dtype)
-    return rows - centre, queries.flatten(1) - centre
+    center = rows.double().mean(0).to(rows.dtype)
+    return rows - center, queries.flatten(1) - center
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -356,11 +356,11 @@ class _Subject:
         if self.groups is not None:
             order.sort(key=lambda label: (self.groups or ())[label])
         relations = class_relations(logits, temperature=self.temperature)[order][:, order]
-        labelled = {f"temperature {value:g}": _histogram(logits, labels, value)
+        labeled = {f"temperature {value:g}": _histogram(logits, labels, value)
                     for value in (diagnosis.plain.temperature, diagnosis.softened.temperature)}  # fmt: skip
         picture = teacher_picture(
             f"{diagnosis.name}: teacher {diagnosis.net}",
-            confidences=labelled,
+            confidences=labeled,
             relations=relations.tolist(),
             relations_label=f"temperature {self.temperature:g}",
             classes=[self.splits.classes[label] for label in order],

@@ -112,7 +112,7 @@ def with_baseline(targets: Targets, folder: Path, images: npt.NDArray[np.float32
     Args:
         targets: With a float model.
         folder: Where the file goes.
-        images: Calibration images, normalised, float32 ``[images, channels, height, width]``.
+        images: Calibration images, normalized, float32 ``[images, channels, height, width]``.
 
     Raises:
         UsageError: If there is no float model.

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import get_args
 
 DATASET_NOTES = {
-    "cifar10": "60,000 colour images 32x32, 10 classes (torchvision)",
-    "cifar100": "60,000 colour images 32x32, 100 classes (torchvision)",
+    "cifar10": "60,000 color images 32x32, 10 classes (torchvision)",
+    "cifar100": "60,000 color images 32x32, 100 classes (torchvision)",
     "digits": "1,797 handwritten digits 8x8; comes with scikit-learn",
-    "fashion-mnist": "70,000 grey images 28x28, 10 classes (torchvision)",
+    "fashion-mnist": "70,000 gray images 28x28, 10 classes (torchvision)",
     "folder": "data.path with train/<class>/ and test/<class>/ of image files",
     "mnist": "70,000 handwritten digits 28x28 (torchvision)",
     "npz": "data.path with train.npz and test.npz, each `images` uint8 and `labels`",
-    "svhn": "99,289 house numbers 32x32 in colour (torchvision)",
+    "svhn": "99,289 house numbers 32x32 in color (torchvision)",
 }
 
 POLICY_NOTES = {

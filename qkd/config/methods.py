@@ -101,7 +101,7 @@ class BranchTrainingConfig(Section):
 
 
 class RotationsConfig(Section):
-    """Distillation on images in four orientations, through auxiliary branches that are thrown away afterwards."""
+    """Distillation on images in four orientations, through auxiliary branches that are thrown away afterward."""
 
     mode: Literal["offline", "online"] = Field(
         "offline", description="offline: the fixed teacher and its branches teach; online: both nets learn, as peers"

@@ -1,4 +1,4 @@
-"""Seeded choices among labelled images: stratified parts, and the order of an epoch."""
+"""Seeded choices among labeled images: stratified parts, and the order of an epoch."""
 
 from __future__ import annotations
 

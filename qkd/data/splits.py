@@ -124,7 +124,7 @@ class Splits:
         val: Images kept from the training set for search and model selection; may be empty.
         test: Images that are scored once, at the end.
         classes: Names; a label is a position in it.
-        channels: 1 (grey) or 3 (colour).
+        channels: 1 (gray) or 3 (color).
         image_size: Side in pixels; images are square.
         mean: Per channel, fraction 0..1, of ``train``.
         std: Per channel, fraction of the full range, of ``train``.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qkd.data.splits import Split
 
-SMALLEST_STD = 1 / 255  # one grey level: a channel that never changes must not divide by zero
+SMALLEST_STD = 1 / 255  # one gray level: a channel that never changes must not divide by zero
 LARGEST_SAMPLE = 4096  # decoded images: the mean of so many is good to about 0.005, and a folder may hold a million
 _CHUNK_VALUES = 1 << 20  # pixel values at a time: their squares, int32, are 4 MiB
 _CHUNK_IMAGES = 1024
@@ -16,8 +16,8 @@ _CHUNK_IMAGES = 1024
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return ``(mean, std)`` per channel as fractions of the full range, exact sums over integer pixels.
 
-    Files that must be decoded are sampled evenly where there are more than 4,096 of them. A std below one grey level
-    counts as one grey level.
+    Files that must be decoded are sampled evenly where there are more than 4,096 of them. A std below one gray level
+    counts as one gray level.
 
     Raises:
         DataError: If an image cannot be decoded.

@@ -1,6 +1,6 @@
 """Losses on the logits of auxiliary branches: joint labels of class and orientation, and soft targets branch by branch.
 
-Neighbours: :func:`~qkd.losses.logits.soft_target_loss` is the divergence that is summed here.
+Neighbors: :func:`~qkd.losses.logits.soft_target_loss` is the divergence that is summed here.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def graph_attention_loss(
         weight_decay: :math:`\lambda`, on all matrices of attention and estimators.
 
     Returns:
-        A scalar, shape ``[]``; without its decay in ``[0, 2]`` for each pair of neighbours.
+        A scalar, shape ``[]``; without its decay in ``[0, 2]`` for each pair of neighbors.
 
     Raises:
         ValueError: If there are fewer than two features, batches differ, a training batch has a single image (it has

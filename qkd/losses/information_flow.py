@@ -1,4 +1,4 @@
-"""Information flow modelling: divergences of the probabilities that images of a batch are neighbours."""
+"""Information flow modeling: divergences of the probabilities that images of a batch are neighbors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def information_flow_loss(
     reduction: FlowReduction = "mean",
     normalize: bool = False,
 ) -> Tensor:
-    r"""Return the divergence of neighbour probabilities in two layers (information flow modelling).
+    r"""Return the divergence of neighbor probabilities in two layers (information flow modeling).
 
     .. math:: J = \frac1{B^2} \sum_{ij} (P_{ij} - Q_{ij}) (\ln P_{ij} - \ln Q_{ij})
 
@@ -74,7 +74,7 @@ def information_flow_loss(
 
     Note:
         Probabilities are kept as logarithms, so that none underflows; ``kagan`` alone divides by a probability, which
-        counts as 1e-12 where it is smaller. Distances are taken of centred features, which changes them by nothing but
+        counts as 1e-12 where it is smaller. Distances are taken of centered features, which changes them by nothing but
         rounding. An image whose feature is all zero gets no gradient through the cosine kernel (published: 1e6 times
         that of any other).
 

@@ -29,7 +29,7 @@ def cross_entropy_loss(
     .. math:: L = -\frac1B \sum_b \sum_k y_{bk} \log \sigma(z_b)_k,\quad y = (1 - a)\,\mathrm{onehot} + a / K
 
     Args:
-        student_logits: Unnormalised scores :math:`z`, shape ``[batch, classes]``, floating.
+        student_logits: Unnormalized scores :math:`z`, shape ``[batch, classes]``, floating.
         labels: True classes, shape ``[batch]``, int64, in ``0 .. classes - 1``.
         other_labels: Second classes of mixed images (CutMix), same shape and type; absent: there are none.
         other_share: What part of each label they are, shape ``[batch]``, in ``[0, 1]``:
@@ -80,7 +80,7 @@ def soft_target_loss(
     .. math:: L = c\, \mathrm{KL}(\sigma(z_t / \tau) \,\|\, \sigma(z_s / \tau))
 
     Args:
-        student_logits: Unnormalised scores :math:`z_s`, shape ``[batch, classes]``, floating.
+        student_logits: Unnormalized scores :math:`z_s`, shape ``[batch, classes]``, floating.
         teacher_logits: :math:`z_t`, same shape. Treated as a constant: no gradient flows into it.
         temperature: :math:`\tau > 0`, dimensionless; 1 leaves the distributions as they are.
         scale: :math:`c \ge 0`; absent: :math:`\tau^2`, which keeps the gradient's size when :math:`\tau` changes.

@@ -54,7 +54,7 @@ def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor)
 
 
 def _similarity(feature: Tensor) -> Tensor:
-    """Return the row-normalised Gram matrix of the batch, ``[batch, batch]``."""
+    """Return the row-normalized Gram matrix of the batch, ``[batch, batch]``."""
     rows = feature.flatten(1)
     # the loss ignores the feature's size, so dividing by its largest entry only keeps the squares from overflowing
     rows = rows / rows.detach().abs().amax().clamp_min(torch.finfo(rows.dtype).tiny)
@@ -121,7 +121,7 @@ def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Ten
 
 @in_full_precision
 def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-    r"""Return the divergence of the probabilities that an image of the batch is another's neighbour (PKT).
+    r"""Return the divergence of the probabilities that an image of the batch is another's neighbor (PKT).
 
     .. math:: L = \frac1{B^2} \sum_{ij} P_{ij} \ln \frac{P_{ij} + \epsilon}{Q_{ij} + \epsilon},\quad
               P_{ij} = \frac{k_{ij}}{\sum_j k_{ij}},\quad

@@ -1,4 +1,4 @@
-"""KD-SVD: how the main directions of neighbouring features relate, compared between student and teacher."""
+"""KD-SVD: how the main directions of neighboring features relate, compared between student and teacher."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def singular_vector_loss(
     candidates: int = CANDIDATES,
     module: WidthMatch | None = None,
 ) -> Tensor:
-    r"""Return how differently the first singular vectors of neighbouring features relate (KD-SVD).
+    r"""Return how differently the first singular vectors of neighboring features relate (KD-SVD).
 
     .. math:: L = \sum_{i \ge 2} \sum_{batch} \sum_{d, d'} (G^s_i[d, d'] - G^t_i[d, d'])^2,\quad
               G_i[d, d'] = \exp(-(v_i[d] - v_{i-1}[d'])^2 / 8)
@@ -67,13 +67,13 @@ def singular_vector_loss(
 
 @in_full_precision
 def vector_divergence(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
-    """Return the sum of squared differences of :func:`relation` over neighbours, batch and channels, shape ``[]``.
+    """Return the sum of squared differences of :func:`relation` over neighbors, batch and channels, shape ``[]``.
 
     Args:
         students: Vectors of each feature, in order, ``[batch, channels]`` each.
         teachers: Likewise.
     """
-    ours, theirs = ([relation(*pair) for pair in _neighbours(vectors)] for vectors in (students, teachers))
+    ours, theirs = ([relation(*pair) for pair in _neighbors(vectors)] for vectors in (students, teachers))
     parts = [(mine - other).square().sum() for mine, other in zip(ours, theirs, strict=True)]
     return torch.stack(parts).sum()
 
@@ -252,5 +252,5 @@ def _reciprocal(gaps: Tensor, least: Tensor) -> Tensor:
     return torch.where(is_gap, 1 / torch.where(is_gap, gaps, 1), 0)
 
 
-def _neighbours(vectors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _neighbors(vectors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return list(zip(vectors[1:], vectors[:-1], strict=True))

@@ -53,10 +53,10 @@ class LeNet(nn.Module):
 
 
 def lenet5(*, classes: int, channels: int, image_size: int) -> LeNet:
-    """Build LeNet-5: 6, 16, 120 channels, 84 units (61,706 parameters for 10 classes of grey images)."""
+    """Build LeNet-5: 6, 16, 120 channels, 84 units (61,706 parameters for 10 classes of gray images)."""
     return LeNet((6, 16, 120, 84), classes=classes, channels=channels, image_size=image_size)
 
 
 def lenet5_half(*, classes: int, channels: int, image_size: int) -> LeNet:
-    """Build its half: 3, 8, 60 channels, 42 units (15,738 parameters for 10 classes of grey images)."""
+    """Build its half: 3, 8, 60 channels, 42 units (15,738 parameters for 10 classes of gray images)."""
     return LeNet((3, 8, 60, 42), classes=classes, channels=channels, image_size=image_size)

@@ -51,7 +51,7 @@ class ResNet(nn.Module):
 
     References:
         He, Zhang, Ren, Sun, `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016,
-        section 4.2; initialisation: He et al., `Delving Deep into Rectifiers <https://arxiv.org/abs/1502.01852>`_,
+        section 4.2; initialization: He et al., `Delving Deep into Rectifiers <https://arxiv.org/abs/1502.01852>`_,
         2015.
     """
 

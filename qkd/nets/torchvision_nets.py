@@ -67,7 +67,7 @@ def _replace_first_conv(name: str, net: nn.Module, channels: int) -> None:
             parent = net.get_submodule(path.rpartition(".")[0])
             setattr(parent, path.rpartition(".")[2], _like(module, channels))
             return
-    raise ValueError(f"{name} has no first convolution of 3 channels that could take {channels}; use colour images")
+    raise ValueError(f"{name} has no first convolution of 3 channels that could take {channels}; use color images")
 
 
 def _like(conv: nn.Conv2d, channels: int) -> nn.Conv2d:

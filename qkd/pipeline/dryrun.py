@@ -197,7 +197,7 @@ class _Attempt:
             export_float(net, images, self.folder / f"{name}.onnx")
         runnable = [model.path.stem for model in exported if model.flavour != "qonnx"]
         for name in (*runnable, *nets):
-            session = open_session(self.folder / f"{name}.onnx", optimise=True)
+            session = open_session(self.folder / f"{name}.onnx", optimize=True)
             session.run(None, {session.get_inputs()[0].name: images.numpy()})
         return f"student.onnx {exported[0].size_bytes:,} bytes; {len(nets) + len(exported)} files load and run"
 

@@ -29,13 +29,13 @@ class Series:
     Args:
         label: Shown in the legend.
         points: ``(x, y)`` pairs with rising ``x``; points that are not finite are left out.
-        colour: Index into the page's colors.
+        color: Index into the page's colors.
         is_dashed: Drawn dashed, to tell e.g. validation from training.
     """
 
     label: str
     points: Sequence[tuple[float, float]]
-    colour: int = 0
+    color: int = 0
     is_dashed: bool = False
 
     def finite(self) -> list[tuple[float, float]]:
@@ -45,12 +45,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """A labelled point of a scatter chart; ``colour`` is an index into the page's colors."""
+    """A labeled point of a scatter chart; ``color`` is an index into the page's colors."""
 
     label: str
     x: float
     y: float
-    colour: int = 0
+    color: int = 0
 
 
 def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: bool = False) -> Markup:
@@ -60,7 +60,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
         title: Heading of the chart.
         series: The curves.
         x_label: What the horizontal axis counts.
-        percent: Whether values are fractions to be labelled in percent.
+        percent: Whether values are fractions to be labeled in percent.
     """
     drawn = [(one, points) for one in series if (points := one.finite())]
     if not drawn:
@@ -81,13 +81,13 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
 
 
 def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, percent: bool = False) -> Markup:
-    """Return an SVG element with a labelled dot for each point; a note where there is nothing to draw.
+    """Return an SVG element with a labeled dot for each point; a note where there is nothing to draw.
 
     Args:
         title: Heading of the chart.
         points: What is drawn; points that are not finite are left out.
         x_label: What the horizontal axis measures, with its unit; it starts at zero.
-        percent: Whether vertical values are fractions to be labelled in percent.
+        percent: Whether vertical values are fractions to be labeled in percent.
     """
     drawn = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     if not drawn:
@@ -101,7 +101,7 @@ def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, percent:
         lowest = math.inf
         for point in sorted(drawn, key=lambda point: -point.y):
             value = f"{100 * point.y:.4g} %" if percent else f"{point.y:.4g}"
-            _dot(axes, point.x, point.y, 4, point.colour, f"{point.label}: {point.x:.4g}, {value}")
+            _dot(axes, point.x, point.y, 4, point.color, f"{point.label}: {point.x:.4g}, {value}")
             lowest = _label(axes, point, lowest)
         return Picture(title, figure).inline()
 
@@ -154,21 +154,21 @@ def _axes(title: str, x_label: str, *, percent: bool, top: float = TOP) -> tuple
 
 
 def _curve(axes: Axes, series: Series, points: Sequence[tuple[float, float]]) -> None:
-    color, style = CURVES[series.colour % len(CURVES)], "--" if series.is_dashed else "-"
+    color, style = CURVES[series.color % len(CURVES)], "--" if series.is_dashed else "-"
     (line,) = axes.plot(*zip(*points, strict=True), color=color, linestyle=style, linewidth=1.8)
     note(line, series.label)
     if len(points) == 1:
-        _dot(axes, *points[0], 3, series.colour, series.label)
+        _dot(axes, *points[0], 3, series.color, series.label)
 
 
-def _dot(axes: Axes, x: float, y: float, radius: float, colour: int, words: str) -> None:
+def _dot(axes: Axes, x: float, y: float, radius: float, color: int, words: str) -> None:
     """Draw a circle around a point; a marker of matplotlib's would need references within the page."""
     from matplotlib.patches import Circle
     from matplotlib.transforms import Affine2D, ScaledTranslation
 
     data: Any = axes.transData
     place = Affine2D().scale(radius) + ScaledTranslation(x, y, data)
-    dot = Circle((0, 0), 1, transform=place, facecolor=CURVES[colour % len(CURVES)], clip_on=False)
+    dot = Circle((0, 0), 1, transform=place, facecolor=CURVES[color % len(CURVES)], clip_on=False)
     note(dot, words)
     axes.add_artist(dot)
 

@@ -121,8 +121,8 @@ def _points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, f
 def _search(role: str, found: SearchRecord) -> Markup:
     curves = {"best": found.best, "mean": found.mean, "found schedule": found.chosen}
     series = [
-        Series(name, list(zip(map(float, found.epochs), values, strict=True)), colour, is_dashed=name == "mean")
-        for colour, (name, values) in enumerate(curves.items())
+        Series(name, list(zip(map(float, found.epochs), values, strict=True)), color, is_dashed=name == "mean")
+        for color, (name, values) in enumerate(curves.items())
     ]
     title = f"{role}'s search: validation accuracy"
     return line_chart(title, series, x_label="epoch of the search", percent=True)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 WIDTH, PANEL, LEFT, RIGHT, TOP, GAP, LINE = 720, 190, 44, 10, 34, 40, 16  # pixels
 LEGEND_COLUMNS = 5
-# One color an operation: geometric ones blue and green, point operations warm, the rest grey and brown; none so dark
+# One color an operation: geometric ones blue and green, point operations warm, the rest gray and brown; none so dark
 # that it is lost on a dark page.
-COLOURS = dict(
+COLORS = dict(
     zip(
         PBA_OPERATIONS,
         (
@@ -47,7 +47,7 @@ def schedule_picture(title: str, schedule: Schedule) -> Picture:
         for top, label in ((TOP, "probability"), (TOP + PANEL + GAP, "magnitude")):
             write(figure, LEFT, top - 5, f"{label}, stacked")
             _stack(panel(figure, LEFT, top, WIDTH - LEFT - RIGHT, PANEL), schedule, names, label)
-        figure.legend([Patch(color=COLOURS[name]) for name in names], names, loc="lower left", ncols=LEGEND_COLUMNS,
+        figure.legend([Patch(color=COLORS[name]) for name in names], names, loc="lower left", ncols=LEGEND_COLUMNS,
                       bbox_to_anchor=(LEFT / WIDTH, 0), handlelength=1, handleheight=1, columnspacing=3)  # fmt: skip
         if not names:
             write(figure, LEFT + 10, TOP + PANEL / 2, "no operation in any epoch")
@@ -61,7 +61,7 @@ def _stack(axes: Axes, schedule: Schedule, names: Sequence[str], label: str) -> 
     axes.axhline(0, color=AXIS, linewidth=1)
     for name in names:
         heights = [_height(segment.policy.ops, name, label) for segment in schedule.segments]
-        bars = axes.bar(starts, heights, lengths, bases, align="edge", color=COLOURS[name])
+        bars = axes.bar(starts, heights, lengths, bases, align="edge", color=COLORS[name])
         for bar, start, length, height in zip(bars, starts, lengths, heights, strict=True):
             note(bar, f"{name}, epochs {start + 1} to {start + length}: {label} {height:.3g}")
         bases = [base + height for base, height in zip(bases, heights, strict=True)]

@@ -20,7 +20,7 @@ from qkd.report.caveats import (
 from qkd.report.records import read_record
 from qkd.report.table import align, megabytes, milliseconds, percent
 
-TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learnt beside the student
+TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learned beside the student
 ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> what it is
 
 
@@ -33,8 +33,8 @@ class ModelRow:
         net: Name of the network.
         test_accuracy: Fraction 0..1 on the test split, or None where it was not measured.
         interval: Its 95 % interval (Wilson's), fractions; None where the number of test images is not known.
-        agreement: Fraction of test images with the same top class in PyTorch and ONNX Runtime (optimisations off).
-        agreement_optimised: The same with ONNX Runtime's optimisations on.
+        agreement: Fraction of test images with the same top class in PyTorch and ONNX Runtime (optimizations off).
+        agreement_optimised: The same with ONNX Runtime's optimizations on.
         size_bytes: Size of the ONNX file.
         packed_weight_bytes: What the weights take in it.
         theoretical_bytes: Weights at their bits, four bytes for each bias and weight scale.
@@ -125,7 +125,7 @@ class RunSummary:
 
 def model_table(summary: RunSummary) -> list[list[str]]:
     """Return heading and lines of the table of models, as text."""
-    head = ["model", "net", "test accuracy (95 %)", "parity (optimised)", "ONNX file", "latency (median)"]
+    head = ["model", "net", "test accuracy (95 %)", "parity (optimized)", "ONNX file", "latency (median)"]
     return [head, *([row.role, row.net, _accuracy(row), _parity(row), megabytes(row.size_bytes),
                      milliseconds(row.median_ms)] for row in summary.models)]  # fmt: skip
 

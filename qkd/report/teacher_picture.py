@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HALF = (WIDTH - LEFT) // 2
 GAP = 46
-COLOURS = ("#2a5cb3", "#e8a21a")  # of the two temperatures
+COLORS = ("#2a5cb3", "#e8a21a")  # of the two temperatures
 BAND, MEAN, TOTAL = "#8fbcf0", "#1f4e9c", "#d94f2b"
 POSITIVE, NEGATIVE, DIAGONAL = "#d94f2b", "#1f4e9c", "#8c8c8c"
 MOST_NOTED_CLASSES = 32  # a title for each pair of more would be most of the file
@@ -67,9 +67,9 @@ def _histogram(axes: Axes, confidences: Mapping[str, Sequence[int]]) -> None:
         for place, count in enumerate(counts):
             if count:
                 left = place * slot + index * thin
-                (bar,) = axes.bar(left, count / total, thin, align="edge", color=COLOURS[index])
+                (bar,) = axes.bar(left, count / total, thin, align="edge", color=COLORS[index])
                 note(bar, f"{label}, {place / len(counts):.2f} to {(place + 1) / len(counts):.2f}: {count} images")
-    handles = [Patch(color=color, label=label) for color, label in zip(COLOURS, confidences, strict=False)]
+    handles = [Patch(color=color, label=label) for color, label in zip(COLORS, confidences, strict=False)]
     axes.legend(handles=handles, loc="upper left", handlelength=1, handleheight=1)
     axes.set_ylim(0, PANEL / (PANEL - 20))
     axes.set_yticks([])

@@ -132,7 +132,7 @@ def parity_sentence(summary: RunSummary) -> str:
     parity = summary.parity
     return (
         f"{'passed' if parity['passed'] else 'FAILED'}: {parity['images']} test images, PyTorch against ONNX Runtime "
-        f"{parity['runtime_version']}; the class differs on {parity['off']['differing']} with optimisations off "
+        f"{parity['runtime_version']}; the class differs on {parity['off']['differing']} with optimizations off "
         f"and on {parity['on']['differing']} with them on.{_logits_sentence(parity)}{_codes_sentence(parity)}"
     )
 

@@ -9,7 +9,7 @@ from qkd.config import AgentConfig, RunConfig
 from qkd.run.folder import RunFolder
 from qkd.run.identity import leaves
 
-UNLEARNT = {"weights", "run", "schedule", "checkpoint_every_s"}
+UNLEARNED = {"weights", "run", "schedule", "checkpoint_every_s"}
 Role = Literal["teacher", "student"]
 
 
@@ -73,4 +73,4 @@ def training_settings(config: RunConfig) -> dict[str, Any]:
     """
     parts = config.model_dump(mode="json", include={"seed", "teacher", "student"})
     values = dict(leaves(parts))
-    return {key: value for key, value in values.items() if key.rpartition(".")[2] not in UNLEARNT}
+    return {key: value for key, value in values.items() if key.rpartition(".")[2] not in UNLEARNED}

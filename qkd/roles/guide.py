@@ -12,7 +12,7 @@ from qkd.roles.nets import load_float, load_teacher
 from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS
 
-TAUGHT = "student/teacher"  # folder of a teacher that learnt beside the student, as it ended
+TAUGHT = "student/teacher"  # folder of a teacher that learned beside the student, as it ended
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def load_guide(run: RunFolder) -> nn.Module:
 
 
 def load_taught(run: RunFolder) -> nn.Module | None:
-    """Return the run's teacher as it ended, where it learnt beside the student; None where it did not, or not yet.
+    """Return the run's teacher as it ended, where it learned beside the student; None where it did not, or not yet.
 
     In eval mode, on the CPU.
 

@@ -150,7 +150,7 @@ class StudentRole:
         return own or (None if place is None else self.context.run.path / place / WEIGHTS)
 
     def net(self) -> nn.Module:
-        """Return its float net, freshly initialised from the run's seed."""
+        """Return its float net, freshly initialized from the run's seed."""
         return fresh_net(self.config, self.config.student_net, self.context.splits, self.name)
 
     def float_net(self) -> nn.Module:
@@ -237,7 +237,7 @@ class StudentRole:
     # what came of it
 
     def save(self, student: nn.Module, teacher: nn.Module, made: Distillation) -> list[Path]:
-        """Settle the student's scales; write it, and a teacher that learnt beside it; return the files."""
+        """Settle the student's scales; write it, and a teacher that learned beside it; return the files."""
         folder = self.context.run.folder(self.folder)
         if isinstance(student, Student):
             settle(student)
@@ -250,7 +250,7 @@ class StudentRole:
         return [place / WEIGHTS, folder / WEIGHTS]
 
     def score(self, student: nn.Module, teacher: nn.Module, made: Distillation, fitted: FitResult | None) -> list[Path]:
-        """Score the student, and a teacher that learnt beside it; return the files."""
+        """Score the student, and a teacher that learned beside it; return the files."""
         run, config, splits = self.context.run, self.config, self.context.splits
         found: dict[str, Any] = {}
         for method in self.methods:

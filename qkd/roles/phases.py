@@ -55,7 +55,7 @@ def distillation(
         config: Its ``student`` section has the loss terms.
         phases: Names, lengths and what is special about each.
         student: The net that is trained, low-bit or float.
-        teacher: Its parameters require a gradient afterwards only if a phase trains it.
+        teacher: Its parameters require a gradient afterward only if a phase trains it.
         view: Gives the teacher's images; None where it sees the student's.
         net: The student's float net, for the shapes of its features.
         splits: The images: their shape, and how many steps an epoch has.

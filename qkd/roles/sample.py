@@ -39,7 +39,7 @@ def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits
 
 
 def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | None = None) -> npt.NDArray[np.float32]:
-    """Return training images of a run, as a device's runtime gets them: float32, normalised, not augmented.
+    """Return training images of a run, as a device's runtime gets them: float32, normalized, not augmented.
 
     Args:
         config: The run's.
@@ -56,7 +56,7 @@ def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | No
 
 
 def evenly(split: Split, splits: Splits, count: int) -> tuple[Tensor, Tensor]:
-    """Return at most ``count`` normalised images of a split with labels, spread evenly; fewer where they are large."""
+    """Return at most ``count`` normalized images of a split with labels, spread evenly; fewer where they are large."""
     size = min(len(split), sample_size((splits.channels, splits.image_size, splits.image_size), count))
     picked = torch.linspace(0, len(split) - 1, size).round().long()
     images, labels = split.batch(picked, "cpu")

@@ -18,7 +18,7 @@ from qkd.training import Batch
 def teacher_view(
     config: RunConfig, splits: Splits, agent: AgentConfig | None = None
 ) -> Callable[[Batch], Tensor] | None:
-    """Return what gives the teacher its images for a batch (normalised); None where it sees the student's.
+    """Return what gives the teacher its images for a batch (normalized); None where it sees the student's.
 
     ``own``: the teacher's agent augments the same raw images, with random draws of its own; ``clean``: raw images.
 

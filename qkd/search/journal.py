@@ -54,7 +54,7 @@ class Turn:
         schedule: Its agent's, over the whole search: the past of the state it goes on from, then its policy.
         source: State that it goes on from, and its SHA-256; None at the start of the search.
         own: Its own last state, which differs from ``source`` where it copies; its SHA-256.
-        result: Where its state belongs afterwards.
+        result: Where its state belongs afterward.
     """
 
     number: int

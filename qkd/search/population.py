@@ -241,7 +241,7 @@ def lineage(history: Sequence[Round], index: int) -> tuple[Member, ...]:
 
 
 def schedule_of(line: Sequence[Member], lengths: Sequence[int]) -> Schedule:
-    """Return the schedule that a lineage went through; neighbours with one policy become one segment.
+    """Return the schedule that a lineage went through; neighbors with one policy become one segment.
 
     Args:
         line: A member a round.

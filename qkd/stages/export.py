@@ -142,7 +142,7 @@ def _judge(name: str, report: ParityReport, progress: Progress) -> None:
                 f" ({compared.ties} of them where the student's own two best logits are equal)" if compared.ties else ""
             )
             differing = f"{compared.differing} of {report.images} images get another class{ties}"
-            progress.warn(f"{name}.onnx: with ONNX Runtime's optimisations {side}, {differing}")
+            progress.warn(f"{name}.onnx: with ONNX Runtime's optimizations {side}, {differing}")
 
 
 def _outcome(report: ParityReport) -> str:

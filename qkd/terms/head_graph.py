@@ -15,7 +15,7 @@ HEAD_DROPOUT = 0.5  # ours: the published share is not known
 
 
 class PairAttention(nn.Module):
-    r"""Relate the images of a batch by two neighbouring features: :math:`\tanh(S_h R_h^T)` for each head h.
+    r"""Relate the images of a batch by two neighboring features: :math:`\tanh(S_h R_h^T)` for each head h.
 
     S and R are a linear map with batch norm of the later and of the earlier feature's vectors.
 
@@ -82,11 +82,11 @@ class PairEstimator(nn.Module):
         messages = graph @ _by_heads(self.read(before), self.heads) / graph.shape[-1]
         kept = functional.dropout(torch.ones_like(messages[:, :, :1]), self.dropout, self.training)
         joined = (messages * kept).transpose(0, 1).flatten(1)
-        return self.write(functional.relu(_normalised(self.mix(joined), self.norm, learns=self.training)))  # type: ignore[no-any-return]
+        return self.write(functional.relu(_normalized(self.mix(joined), self.norm, learns=self.training)))  # type: ignore[no-any-return]
 
 
 class MultiHeadGraph(nn.Module):
-    """What MHGD trains and keeps beside the student: attention and estimator of each pair of neighbouring taps.
+    """What MHGD trains and keeps beside the student: attention and estimator of each pair of neighboring taps.
 
     Args:
         student_widths: Channels of the student's tapped features, in the order of the net, at least two.
@@ -101,7 +101,7 @@ class MultiHeadGraph(nn.Module):
     def __init__(self, student_widths: Sequence[int], teacher_widths: Sequence[int], *, heads: int = HEADS) -> None:
         super().__init__()
         if len(teacher_widths) < 2:
-            raise ValueError(f"a graph relates neighbouring features: need at least 2, got {len(teacher_widths)}")
+            raise ValueError(f"a graph relates neighboring features: need at least 2, got {len(teacher_widths)}")
         if heads < 1:
             raise ValueError(f"heads must be at least 1, got {heads=}")
         self.adapters = WidthAdapters(student_widths, teacher_widths)
@@ -115,7 +115,7 @@ class MultiHeadGraph(nn.Module):
         return bool(self.get_buffer("attention.0.sender_norm.num_batches_tracked"))
 
     def graphs(self, vectors: Sequence[Tensor], *, learns: bool) -> list[Tensor]:
-        """Return the graph of each pair of neighbours, ``[heads, batch, batch]``; see :class:`PairAttention`."""
+        """Return the graph of each pair of neighbors, ``[heads, batch, batch]``; see :class:`PairAttention`."""
         with torch.autocast(vectors[0].device.type, enabled=False):
             return [
                 attention(later, before, learns=learns)
@@ -138,10 +138,10 @@ class MultiHeadGraph(nn.Module):
 
 def _project(rows: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, *, learns: bool) -> Tensor:
     weight, bias = (linear.weight, linear.bias) if learns else (linear.weight.detach(), linear.bias.detach())
-    return _normalised(functional.linear(rows, weight, bias), norm, learns=learns)
+    return _normalized(functional.linear(rows, weight, bias), norm, learns=learns)
 
 
-def _normalised(rows: Tensor, norm: nn.BatchNorm1d, *, learns: bool) -> Tensor:
+def _normalized(rows: Tensor, norm: nn.BatchNorm1d, *, learns: bool) -> Tensor:
     """Apply batch norm in the form asked for, whatever mode the module is in."""
     weight, bias = (norm.weight, norm.bias) if learns else (norm.weight.detach(), norm.bias.detach())
     if learns and norm.num_batches_tracked is not None:

@@ -278,7 +278,7 @@ LOSSES: dict[str, LossEntry] = {
     "singular_vector": LossEntry(
         "singular_vector_loss",
         _STAGES,
-        "KD-SVD: how the first singular vectors of neighbouring taps relate",
+        "KD-SVD: how the first singular vectors of neighboring taps relate",
         "Lee, Kim and Song 2018",
         {"candidates": _CANDIDATES},
         module=WIDTHS,
@@ -314,13 +314,13 @@ LOSSES: dict[str, LossEntry] = {
     "probabilistic_transfer": LossEntry(
         "probabilistic_transfer_loss",
         _FEATURES,
-        "PKT: probabilities that images of a batch are neighbours, at pairs of taps",
+        "PKT: probabilities that images of a batch are neighbors, at pairs of taps",
         "Passalis and Tefas 2018, equations 3, 5 and 6",
     ),
     "information_flow": LossEntry(
         "information_flow_loss",
         _FEATURES,
-        "IFM: divergence of the probabilities that images of a batch are neighbours, at pairs of taps",
+        "IFM: divergence of the probabilities that images of a batch are neighbors, at pairs of taps",
         "Passalis et al. 2020, section 3",
         {
             "kernel": _one_of(KERNELS),

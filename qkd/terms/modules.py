@@ -24,7 +24,7 @@ class ModuleBank:
     Args:
         student: Tap of the student (float module path) -> shape of its feature without the batch.
         teacher: The same of the teacher.
-        seed: Of their initialisation; each has a random stream of its own.
+        seed: Of their initialization; each has a random stream of its own.
         device: Where they are wanted.
     """
 
@@ -79,8 +79,8 @@ def build_bank(
         student: The student's *float* net (the low-bit one has the same shapes at its taps).
         teacher: The teacher.
         terms: Of all phases.
-        images: A few normalised ones, shape ``[batch, channels, height, width]``, on the nets' device.
-        seed: Of the modules' initialisation.
+        images: A few normalized ones, shape ``[batch, channels, height, width]``, on the nets' device.
+        seed: Of the modules' initialization.
 
     Raises:
         ValueError: If a tap names no module.
@@ -103,7 +103,7 @@ def feature_shapes(
     Args:
         model: A net; its modes are restored.
         paths: Module paths.
-        images: Normalised, shape ``[batch, channels, height, width]``.
+        images: Normalized, shape ``[batch, channels, height, width]``.
         role: ``teacher`` or ``student``, for errors.
 
     Raises:

@@ -19,7 +19,7 @@ from qkd.losses.checks import check_labels, check_logits
 from qkd.losses.stable import log_others
 from qkd.terms.weighting import Outputs
 
-# An image counts towards the mean of w_t while the student gives its wrong classes this much. Where they get less, the
+# An image counts toward the mean of w_t while the student gives its wrong classes this much. Where they get less, the
 # label's gradient is almost gone, and the ratio tells how close to nothing it is: on digits, whose images are learned
 # within a few epochs, most values were beyond +-10.
 LEAST_DOUBT = 0.05

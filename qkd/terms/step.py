@@ -26,7 +26,7 @@ class DistillStep:
         student: Gives logits ``[batch, classes]``.
         teacher: The same, fixed.
         terms: The loss.
-        view: Gives the teacher's images for a batch (normalised float32); absent: the student's own.
+        view: Gives the teacher's images for a batch (normalized float32); absent: the student's own.
         tap_paths: Float module path -> path within the student, for feature losses; absent: the paths are the same.
         first_epoch: Of the training, where the phase begins: terms with a decay count from it.
         student_learns: False builds no graph of the student's forward pass: only modules of terms get a gradient.

@@ -1,4 +1,4 @@
-"""Feature taps: read what named modules put out during a forward pass, as plain (dequantised) tensors."""
+"""Feature taps: read what named modules put out during a forward pass, as plain (dequantized) tensors."""
 
 from __future__ import annotations
 

@@ -83,7 +83,19 @@ def synthetic_splits(
     channels: int = 1,
     image_size: int = 8,
 ) -> Splits:
-    """Return a loaded data set of :func:`synthetic_images`."""
+    """Return a loaded data set of :func:`synthetic_images`.
+
+    Args:
+        train: Images to learn from.
+        val: Images to choose by.
+        test: Images to score on.
+        classes: Number of classes.
+        channels: 1 or 3.
+        image_size: Side in pixels.
+
+    Returns:
+        The three parts, with the statistics of the first.
+    """
     learn, select, score = (
         MemorySplit(*synthetic_images(count, classes=classes, channels=channels, image_size=image_size, seed=number))
         for number, count in enumerate((train, val, test))
@@ -94,7 +106,21 @@ def synthetic_splits(
 
 
 def write_npz_set(folder: Path, *, train: int = 64, test: int = 32, classes: int = 4, image_size: int = 8) -> Path:
-    """Write ``train.npz`` and ``test.npz`` of :func:`synthetic_images` to a folder, and return it."""
+    """Write ``train.npz`` and ``test.npz`` of :func:`synthetic_images` to a folder, and return it.
+
+    Args:
+        folder: Where to; made if it is not there.
+        train: Images in ``train.npz``.
+        test: Images in ``test.npz``.
+        classes: Number of classes.
+        image_size: Side in pixels.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (name, count) in enumerate({"train": train, "test": test}.items()):
         images, labels = synthetic_images(count, classes=classes, image_size=image_size, seed=seed)
@@ -108,6 +134,12 @@ def tiny_config(data_folder: Path, changes: Mapping[str, Any] | None = None) -> 
     Args:
         data_folder: Where ``train.npz`` and ``test.npz`` are.
         changes: Dotted key -> value, e.g. ``{"student.train.epochs": 3}``.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ValueError: If a changed key is unknown or its value out of range (pydantic's ``ValidationError``).
     """
     values: dict[str, Any] = {
         "name": "tiny",
@@ -140,8 +172,13 @@ def run_tiny(config: RunConfig, runs_dir: Path, *stages: str) -> RunFolder:
         runs_dir: Where its folder is made.
         stages: In order.
 
+    Returns:
+        Its folder, locked.
+
     Raises:
         RuntimeError: If a stage has ended, but is not complete.
+        OSError: If the folder cannot be written.
+        ValueError: If the folder holds another experiment.
     """
     run = RunFolder.open(config, runs_dir)
     for stage in stages:

@@ -29,7 +29,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the averages towards the model's weights.
+        """Move the averages toward the model's weights.
 
         Args:
             model: The model that was averaged from the start.

@@ -43,7 +43,7 @@ class Batch:
     """What a step is given.
 
     Args:
-        images: Augmented and normalised, float32, shape ``[batch, channels, height, width]``.
+        images: Augmented and normalized, float32, shape ``[batch, channels, height, width]``.
         labels: int64, shape ``[batch]``.
         raw: The images before augmentation, uint8, same shape.
         epoch: From 0.
@@ -79,7 +79,7 @@ class StepResult:
     """What a step gives back.
 
     Args:
-        loss: What is minimised, shape ``[]``.
+        loss: What is minimized, shape ``[]``.
         terms: Its parts before weighting, shape ``[]`` each, with their graph (for a diagnosis).
         logits: Of the net being trained, shape ``[batch, classes]``.
         task: What of the loss comes from the labels alone, shape ``[]``; None where a step does not tell.

@@ -1,4 +1,4 @@
-"""The training loop: move data, augment, normalise, call the step, the optimizer and the log; resume bit for bit.
+"""The training loop: move data, augment, normalize, call the step, the optimizer and the log; resume bit for bit.
 
 Every random draw comes from a stream named by role, epoch and step, so that a checkpoint needs no generator's state:
 the step that follows it draws what it would have drawn anyway.
@@ -38,7 +38,7 @@ SMALLEST_LOSS_SCALE = 2.0**-14  # below it float16 gradients are not too small b
 def fit(job: Job, progress: Progress, begin: Callable[[], None] = lambda: None) -> FitResult:
     """Train, going on from the last good checkpoint in ``job.folder`` if there is one.
 
-    Afterwards the model has its last (or averaged, if that is on) weights.
+    Afterward the model has its last (or averaged, if that is on) weights.
 
     Args:
         job: What to train and how.

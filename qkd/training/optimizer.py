@@ -81,7 +81,7 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
     Returns:
         The rate. The warm-up rises linearly and reaches the peak at its last step. ``cosine`` falls from the peak
-        towards 0 over the steps after the warm-up; ``step`` multiplies by ``gamma`` at each milestone (a fraction of
+        toward 0 over the steps after the warm-up; ``step`` multiplies by ``gamma`` at each milestone (a fraction of
         all steps, warm-up included); ``constant`` stays.
     """
     total, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)

@@ -52,7 +52,7 @@ from quantizers.student import Student, assemble, warn_of_frozen
 
 @dataclass
 class _Value:
-    """A tensor of the new graph: its node, the quantizer whose grid it is on (None: real), and re-quantised copies."""
+    """A tensor of the new graph: its node, the quantizer whose grid it is on (None: real), and re-quantized copies."""
 
     node: fx.Node
     quantizer: ActQuantizer | None = None
@@ -70,7 +70,7 @@ def prepare(
 
     Convolutions and linear layers (with the batch norm behind them) become Brevitas layers with low-bit weights.
     Activations become quantizers; the operands of a residual sum share one scale, those of a concatenation one grid.
-    ``student.tap_paths`` maps module paths of ``model`` to the student's modules that give the same (dequantised)
+    ``student.tap_paths`` maps module paths of ``model`` to the student's modules that give the same (dequantized)
     output (none for a layer whose batch norm is folded in). Frozen parameters stay frozen. The structure depends only
     on ``model`` and ``spec``, so the state of one student loads strictly into another prepared alike.
 

@@ -42,7 +42,7 @@ def unfused() -> Iterator[None]:
 def lanes_of(gpu: dict[str, Any], seeds: tuple[int, ...], *, bits: int | None) -> Any:
     images = gpu["images"].made_up_images(64, side=8)
     data = gpu["images"].CropFlip(images, padding=1)
-    factor, shift = normal = gpu["images"].normaliser(images)
+    factor, shift = normal = gpu["images"].normalizer(images)
     lanes = []
     for seed in seeds:
         torch.manual_seed(seed)

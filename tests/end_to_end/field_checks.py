@@ -183,11 +183,11 @@ def check_close(student: Any, model: nn.Module, x: Tensor, allowed: float = EIGH
     return error
 
 
-def _session(path: Path, *, optimise: bool) -> onnxruntime.InferenceSession:
+def _session(path: Path, *, optimize: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -200,13 +200,13 @@ def check_file(student: Any, x: Tensor, path: Path, flavour: str) -> int:
     """
     export_onnx(student, x[:1], path, flavour=flavour)
     step = _output_step(path)
-    for optimise in (False, True):
-        session = _session(path, optimise=optimise)
+    for optimize in (False, True):
+        session = _session(path, optimize=optimize)
         for part in (x[:1], x[:3]):
             found = session.run(None, {session.get_inputs()[0].name: part.numpy()})
             with torch.no_grad():
                 wanted = tensors(student(part))
-            _compare_arrays(found, wanted, step, f"{flavour}, optimisations {'on' if optimise else 'off'}")
+            _compare_arrays(found, wanted, step, f"{flavour}, optimizations {'on' if optimize else 'off'}")
     return _compare_codes(student, x, path, flavour)
 
 
@@ -232,6 +232,6 @@ def _compare_codes(student: Any, x: Tensor, path: Path, flavour: str) -> int:
     assert not missing, f"{flavour}: {missing}"
     off = [layer for layer in report.layers if layer.differing]
     on = [layer for layer in report.layers if layer.differing_on]
-    assert not off, f"{flavour}: codes differ, optimisations off: {off[0]}"
-    assert not on, f"{flavour}: codes differ, optimisations on: {on[0]}"
+    assert not off, f"{flavour}: codes differ, optimizations off: {off[0]}"
+    assert not on, f"{flavour}: codes differ, optimizations on: {on[0]}"
     return sum(layer.values for layer in report.layers)

@@ -43,12 +43,12 @@ def eager() -> Iterator[None]:
 
 
 def trained_student(spec: Any) -> tuple[Any, list[torch.Tensor]]:
-    """Return a student after three steps on random images that carry a colour by class, and unseen images."""
+    """Return a student after three steps on random images that carry a color by class, and unseen images."""
     torch.manual_seed(spec.seed)
     model = random_nets.RandomNet(spec)
     labels = torch.arange(8) % 5
-    colours = torch.randn(5, spec.channels, 1, 1)
-    batches = [colours[labels] + torch.randn(8, spec.channels, *spec.size) for _ in range(5)]
+    colors = torch.randn(5, spec.channels, 1, 1)
+    batches = [colors[labels] + torch.randn(8, spec.channels, *spec.size) for _ in range(5)]
     quant = QuantSpec(
         weight_bits=spec.weight_bits, act_bits=spec.act_bits, first_bits=spec.edge_bits, last_bits=spec.edge_bits,
         sum_bits=spec.sum_bits, per_channel=spec.per_channel,

@@ -214,13 +214,13 @@ def _moved(node: Shape, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def run_file(path: Path, images: np.ndarray, *, optimise: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def run_file(path: Path, images: np.ndarray, *, optimize: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the logits and, by quantizer, the codes that a file computes."""
     model = onnx.load(path)
     taps = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "quantizers"))
     tensors = sorted({tap["tensor"] for tap in taps})
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in tensors)
-    session = open_session(model.SerializeToString(), optimise=optimise)
+    session = open_session(model.SerializeToString(), optimize=optimize)
     logits, *stored = session.run(["logits", *tensors], {"images": images})
     found = dict(zip(tensors, stored, strict=True))
     return logits, {tap["name"]: found[tap["tensor"]].astype(np.int64) - tap["zero_point"] for tap in taps}

@@ -41,8 +41,8 @@ class Net(nn.Module):
 
 def batches(seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    colours = 2 * torch.randn(24, 3, 1, 1, generator=generator)
-    return [colours + torch.randn(24, 3, 12, 12, generator=generator)]
+    colors = 2 * torch.randn(24, 3, 1, 1, generator=generator)
+    return [colors + torch.randn(24, 3, 12, 12, generator=generator)]
 
 
 def make_student(seed: int = 0):
@@ -74,7 +74,7 @@ def compare(student, path: Path, target: Path, change: Change) -> ParityReport:
 
 
 def altered(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """Change the one initialiser whose name starts so."""
+    """Change the one initializer whose name starts so."""
 
     def apply(model: onnx.ModelProto) -> None:
         tensor = next(entry for entry in model.graph.initializer if entry.name.startswith(name))
@@ -178,7 +178,7 @@ def bounds(end: int) -> dict[str, np.ndarray]:
 
 
 CODES = "first layer that differs is"
-LOGITS = "optimisations off: logits of 24 of 24 images differ by up to"
+LOGITS = "optimizations off: logits of 24 of 24 images differ by up to"
 CORRUPTIONS: dict[str, tuple[Change, str]] = {
     "two channels of weights swapped": (altered("body.weight", swapped_channels), CODES),
     "one weight": (altered("stem.weight", lambda w: w + (np.arange(w.size).reshape(w.shape) == 13)), CODES),
@@ -278,14 +278,14 @@ def test_the_step_is_the_students_and_not_the_files(student, path, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["opened", "run"])
-def test_a_runtime_that_fails_with_optimisations_on_is_a_fault(student, path, monkeypatch, what):
+def test_a_runtime_that_fails_with_optimizations_on_is_a_fault(student, path, monkeypatch, what):
     class Broken:
         def run(self, names, feeds):
             raise RuntimeError("no kernel\n for QLinearConv")
 
-    def opened(model, *, optimise, threads=1):
-        if not optimise:
-            return open_session(model, optimise=False, threads=threads)
+    def opened(model, *, optimize, threads=1):
+        if not optimize:
+            return open_session(model, optimize=False, threads=threads)
         if what == "opened":
             raise RuntimeError("no kernel\n for QLinearConv")
         return Broken()
@@ -295,12 +295,12 @@ def test_a_runtime_that_fails_with_optimisations_on_is_a_fault(student, path, mo
     assert report.on.fault == "ONNX Runtime failed: no kernel for QLinearConv"
     assert (report.on.top1_agreement, report.on.differing, report.off.differing) == (0.0, 24, 0)
     assert report.to_json()["on"]["max_difference"] is None
-    with pytest.raises(ParityError, match="^optimisations on: ONNX Runtime failed: no kernel"):
+    with pytest.raises(ParityError, match="^optimizations on: ONNX Runtime failed: no kernel"):
         report.raise_if_worse()
 
 
 def test_kernels_that_cannot_run_alone_are_not_equal(student, path, monkeypatch):
-    def opened(model, *, optimise, threads=1):
+    def opened(model, *, optimize, threads=1):
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr("export.parity.layers.open_session", opened)
@@ -327,14 +327,14 @@ def test_a_kernel_that_rounds_otherwise_is_a_fault(student, path, monkeypatch):
                 wrong["done"] += 1
             return found
 
-    def opened(model, *, optimise, threads=1):
-        return Off(open_session(model, optimise=optimise, threads=threads))
+    def opened(model, *, optimize, threads=1):
+        return Off(open_session(model, optimize=optimize, threads=threads))
 
     monkeypatch.setattr("export.parity.layers.open_session", opened)
     report = check_parity(student, path, batches(2))
     assert not report.uncompared
     assert sum(layer.differing_on for layer in report.layers) == wrong["done"] == 2
-    with pytest.raises(ParityError, match=r"^with optimisations on, kernels .* give others .*: \S+ \(2 of"):
+    with pytest.raises(ParityError, match=r"^with optimizations on, kernels .* give others .*: \S+ \(2 of"):
         report.raise_if_worse()
 
 
@@ -382,7 +382,7 @@ def test_ties_of_the_student_are_told_apart():
     from export.parity.expected import Expected
     from export.parity.tally import Side
 
-    side = Side(Expected((), ("logits",), 1e-3, 1e-6, 64.0), optimised=False)
+    side = Side(Expected((), ("logits",), 1e-3, 1e-6, 64.0), optimized=False)
     ours = np.array([[1, 1 + 1e-6, 0], [1, 1.0003, 0], [0, 1, 2]], np.float32)
     theirs = np.array([[1 + 1e-6, 1, 0], [1.0001, 1, 0], [0, 1, 2]], np.float32)
     side.add([ours], [theirs], None)
@@ -394,12 +394,12 @@ def test_places_of_a_map_and_further_outputs_count_by_image():
     from export.parity.tally import Side
 
     ours = np.random.default_rng(0).standard_normal((4, 3, 5, 5)).astype(np.float32)
-    side = Side(Expected((), ("logits",), 1e-3, 1e-6, 64.0), optimised=False)
+    side = Side(Expected((), ("logits",), 1e-3, 1e-6, 64.0), optimized=False)
     theirs = ours.copy()
     theirs[1, :, 0, 0] = np.roll(theirs[1, :, 0, 0], 1)
     side.add([ours, ours], [theirs, ours], None)
     assert (side.images, side.differing, side.beyond) == (4, 1, 1)
-    side = Side(Expected((), ("logits", "logits_2"), 1e-3, 1e-6, 64.0), optimised=False)
+    side = Side(Expected((), ("logits", "logits_2"), 1e-3, 1e-6, 64.0), optimized=False)
     side.add([ours, ours], [ours, theirs], None)
     assert (side.differing, side.beyond, side.fault) == (0, 1, "")
     side.add([ours, ours], [ours], None)

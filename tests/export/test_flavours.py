@@ -42,7 +42,7 @@ def taps_of(path) -> list[dict[str, Any]]:
     return json.loads(next(entry.value for entry in onnx.load(path).metadata_props if entry.key == "quantizers"))
 
 
-def run_taps(path, images: np.ndarray, *, optimise: bool = False) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def run_taps(path, images: np.ndarray, *, optimize: bool = False) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the logits and the codes by quantizer of a file whose grids are real tensors."""
     taps = taps_of(path)
     assert {tap["type"] for tap in taps} == {"FLOAT"}
@@ -53,7 +53,7 @@ def run_taps(path, images: np.ndarray, *, optimise: bool = False) -> tuple[np.nd
     else:
         for name in names:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-        session = open_session(model.SerializeToString(), optimise=optimise)
+        session = open_session(model.SerializeToString(), optimize=optimize)
     logits, *found = session.run(["logits", *names], {"images": images})
     values = dict(zip(names, found, strict=True))
     return logits, {tap["name"]: values[tap["tensor"]] / tap["scale"] for tap in taps}
@@ -69,11 +69,11 @@ def assert_same(view, tools, images, logits, codes) -> None:
     assert codes and all(np.unique(found).size > 1 for found in codes.values())
 
 
-@pytest.mark.parametrize("optimise", [False, True])
-def test_qcdq_in_onnx_runtime(residual, tools, images, tmp_path, optimise):
+@pytest.mark.parametrize("optimize", [False, True])
+def test_qcdq_in_onnx_runtime(residual, tools, images, tmp_path, optimize):
     exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qcdq", strict=True)
     assert exported.warnings == () and exported.opset == 13 and not exported.packed
-    assert_same(residual, tools, images, *run_taps(tmp_path / "n.onnx", images, optimise=optimise))
+    assert_same(residual, tools, images, *run_taps(tmp_path / "n.onnx", images, optimize=optimize))
 
 
 def test_qcdq_has_plain_operators_only_and_int8_weights(residual, tmp_path):
@@ -231,7 +231,7 @@ def test_functions_and_their_opset(net, images, tmp_path, flavour):
     exported = write_view(net.view("f"), [images.shape], tmp_path / "n.onnx", flavour=flavour)
     assert exported.opset == 14
     session = QuantSession(tmp_path / "n.onnx") if flavour == "qonnx" else open_session(
-        tmp_path / "n.onnx", optimise=False
+        tmp_path / "n.onnx", optimize=False
     )  # fmt: skip
     real = torch.tensor(np.clip(np.rint(images * 16), -128, 127) / 16).float()
     found = session.run(["logits"], {"images": images})[0]
@@ -282,8 +282,8 @@ class Everything(nn.Module):
 
 def batches(seed: int, size: int = 13, count: int = 2, batch: int = 12) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    colours = [2 * torch.randn(batch, 3, 1, 1, generator=generator) for _ in range(count)]
-    return [colour + torch.randn(batch, 3, size, size, generator=generator) for colour in colours]
+    colors = [2 * torch.randn(batch, 3, 1, 1, generator=generator) for _ in range(count)]
+    return [color + torch.randn(batch, 3, size, size, generator=generator) for color in colors]
 
 
 def make_student(bits: int = 4, change=None, size: int = 13):

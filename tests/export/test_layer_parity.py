@@ -50,7 +50,7 @@ def path(student, images, tmp_path_factory):
 
 
 def pieces_of(path, images) -> tuple[SingleLayers, dict[str, np.ndarray], list[str]]:
-    """Return the graph in pieces, and every stored tensor with optimisations off."""
+    """Return the graph in pieces, and every stored tensor with optimizations off."""
     import json
 
     model = onnx.load(path)
@@ -58,7 +58,7 @@ def pieces_of(path, images) -> tuple[SingleLayers, dict[str, np.ndarray], list[s
     tensors = list(dict.fromkeys(tap["tensor"] for tap in taps))
     exposed = onnx.load(path)
     exposed.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in tensors)
-    session = open_session(exposed.SerializeToString(), optimise=False)
+    session = open_session(exposed.SerializeToString(), optimize=False)
     found = session.run(["logits", *tensors], {"images": images.numpy()})
     values = {"images": images.numpy(), **dict(zip(["logits", *tensors], found, strict=True))}
     return SingleLayers(model, tensors, ["images"], "logits", 1), values, tensors
@@ -93,8 +93,8 @@ def test_a_piece_runs_the_integer_kernel(path, images, tmp_path):
     constants = [entry for entry in pieces.model.graph.initializer if entry.name in used]
     graph = helper.make_graph(nodes, "piece", shapes, out, constants)
     model = onnx.ModelProto(ir_version=pieces.model.ir_version, opset_import=pieces.model.opset_import, graph=graph)
-    open_session(model.SerializeToString(), optimise=True, optimised_path=tmp_path / "optimised.onnx")
-    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    open_session(model.SerializeToString(), optimize=True, optimized_path=tmp_path / "optimized.onnx")
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert "QLinearConv" in operators and "Conv" not in operators
 
 

@@ -39,10 +39,10 @@ class Residual(nn.Module):
 
 
 def batches(seed: int, count: int = 3) -> list[torch.Tensor]:
-    """Return noisy images, each with a colour of its own, so that their classes differ."""
+    """Return noisy images, each with a color of its own, so that their classes differ."""
     generator = torch.Generator().manual_seed(seed)
-    colours = [2 * torch.randn(20, 3, 1, 1, generator=generator) for _ in range(count)]
-    return [colour + torch.randn(20, 3, 12, 12, generator=generator) for colour in colours]
+    colors = [2 * torch.randn(20, 3, 1, 1, generator=generator) for _ in range(count)]
+    return [color + torch.randn(20, 3, 12, 12, generator=generator) for color in colors]
 
 
 def make_student(weight_bits: int, act_bits: int):
@@ -135,9 +135,9 @@ def test_an_altered_bias_of_the_last_layer_is_found(student, path, tmp_path):
     report = check_parity(student, altered(path, tmp_path / "c.onnx", "head.bias.int32", lift), batches(2))
     assert report.off.top1_agreement < 1 and report.off.max_steps == pytest.approx(2**24, rel=0.5)
     assert not any(layer.differing for layer in report.layers)
-    with pytest.raises(ParityError, match="optimisations off: .*optimisations on"):
+    with pytest.raises(ParityError, match="optimizations off: .*optimizations on"):
         report.raise_if_worse()
-    with pytest.raises(ParityError, match=r"optimisations off: logits of 60 of 60 images differ by up to") as caught:
+    with pytest.raises(ParityError, match=r"optimizations off: logits of 60 of 60 images differ by up to") as caught:
         report.raise_if_worse(min_top1_off=0.0, min_top1_on=0.0)  # classes are not all that is looked at
     assert "class" not in str(caught.value)
     report = check_parity(student, tmp_path / "c.onnx", batches(2), constants=False)
@@ -172,7 +172,7 @@ def test_student_is_left_as_it_was(student, path, tmp_path):
         ([torch.zeros(4, 3, 12, 12)], "every image is all zeros"),
         (
             [torch.zeros(4, 3, 12, 12, dtype=torch.uint8)],
-            "batch 0: images must be normalised floats, found torch.uint8",
+            "batch 0: images must be normalized floats, found torch.uint8",
         ),
         ([torch.ones(4, 3, 16, 16)], r"images are \[3, 16, 16\], but the file takes \[3, 12, 12\]"),
         ([torch.ones(4, 1, 12, 12)], r"images are \[1, 12, 12\], but the file takes \[3, 12, 12\]"),
@@ -232,7 +232,7 @@ def test_what_is_not_a_calibrated_student_is_refused(tmp_path):
 
 @pytest.mark.parametrize("given", [torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3), [None]])
 def test_example_inputs_must_be_float_batches(student, tmp_path, given):
-    with pytest.raises(ExportError, match="example input 0 must be a normalised float batch"):
+    with pytest.raises(ExportError, match="example input 0 must be a normalized float batch"):
         export_onnx(student, given, tmp_path / "n.onnx")
 
 

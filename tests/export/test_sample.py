@@ -32,7 +32,7 @@ def test_expected_logits_are_computed_where_they_are_missing(residual, tmp_path)
     path = write_view(residual, [(1, 3, 15, 15)], tmp_path / "n.onnx").path
     given = np.zeros((20, 5), np.float32)
     sample = expect(Sample(IMAGES, None, {"known": given, "other": given}), {"known": path, "new": path})
-    want = open_session(path, optimise=False).run(None, {"images": IMAGES})[0]
+    want = open_session(path, optimize=False).run(None, {"images": IMAGES})[0]
     np.testing.assert_array_equal(sample.logits["new"], want)
     assert set(sample.logits) == {"known", "new"} and sample.logits["known"] is given
     with pytest.raises(ValueError, match=r"n\.onnx: it takes .* but the sample's images are \(20, 3, 15, 14\)"):

@@ -142,8 +142,8 @@ def test_outputs_are_named_after_the_keys_of_a_dictionary(tmp_path: Any) -> None
         assert [entry.name for entry in onnx.load(path).graph.output] == ["out", "aux"]
     with torch.no_grad():
         wanted = student(batch)
-    for optimise in (False, True):
-        session = open_session(tmp_path / "ort.onnx", optimise=optimise)
+    for optimize in (False, True):
+        session = open_session(tmp_path / "ort.onnx", optimize=optimize)
         for name, values in wanted.items():
             found = session.run([name], {"images": batch.numpy()})[0]
             np.testing.assert_allclose(found, values.numpy(), atol=1e-5)

@@ -22,7 +22,7 @@ from qkd.report import page as page_module
 from qkd.report.charts import LEFT, Point, Series, line_chart, scatter_chart, schedule_chart
 from qkd.report.drawing import CURVES, INK, RULE, clean
 from qkd.report.page import RunRecord
-from qkd.report.stacks import COLOURS as STACKED
+from qkd.report.stacks import COLORS as STACKED
 from qkd.report.table import align, bytes_text, markdown, megabytes, milliseconds, percent
 from qkd.report.text import parity_sentence
 from qkd.report.tradeoff import device_charts, device_table
@@ -161,7 +161,7 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "report.html").write_text("x")
     assert summarise(run).to_text().splitlines() == [
-        "model                  net          test accuracy (95 %)  parity (optimised)  ONNX file  latency (median)",
+        "model                  net          test accuracy (95 %)  parity (optimized)  ONNX file  latency (median)",
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
         "note: the test set has only 360 images: the student's accuracy is known to about 1.8 points either way, and "

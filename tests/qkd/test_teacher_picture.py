@@ -1,4 +1,4 @@
-"""The picture of a diagnosis: bars as high as what they stand for, colours by sign, epochs without a mean."""
+"""The picture of a diagnosis: bars as high as what they stand for, colors by sign, epochs without a mean."""
 
 from __future__ import annotations
 

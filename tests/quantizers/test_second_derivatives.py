@@ -89,13 +89,13 @@ def test_the_surrogate_of_a_curved_loss() -> None:
     Finite differences would say 0: between jumps the first gradient :math:`3 q^2` is constant.
     """
     x = values(20, low=-2, high=1).requires_grad_()
-    quantised = fake_quantize(x, scalar(STEP), scalar(-2), scalar(1))
-    (first,) = torch.autograd.grad((quantised**3).sum(), x, create_graph=True)
+    quantized = fake_quantize(x, scalar(STEP), scalar(-2), scalar(1))
+    (first,) = torch.autograd.grad((quantized**3).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     v = x.detach() / STEP
     inside = (v > -2) & (v < 1)
     assert bool(inside.any()) and bool((~inside).any())
-    torch.testing.assert_close(second, torch.where(inside, 6 * quantised.detach(), 0.0))
+    torch.testing.assert_close(second, torch.where(inside, 6 * quantized.detach(), 0.0))
 
 
 @pytest.mark.parametrize("x", [torch.zeros(6), torch.full((6,), 0.3), torch.full((6,), 1e4), torch.eye(6)[2]])
@@ -109,7 +109,7 @@ def test_extreme_values_stay_finite(x: Tensor, scale: float) -> None:
 
 
 class _Plain(nn.Module):
-    """A quantizer's dequantised output alone, in float64 but for its codes."""
+    """A quantizer's dequantized output alone, in float64 but for its codes."""
 
     def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()

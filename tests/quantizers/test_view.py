@@ -14,7 +14,7 @@ import quantizers
 from quantizers import QuantSpec, RewriteError, integer_view, layer_report
 from quantizers import integer as ir
 
-# Ties of wide (8-bit) grids are too many to keep every sum away from: a float32 sum may round to the neighbour.
+# Ties of wide (8-bit) grids are too many to keep every sum away from: a float32 sum may round to the neighbor.
 WIDE_GRID_DIFFERING = 0.002
 
 

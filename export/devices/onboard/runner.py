@@ -198,7 +198,7 @@ def quiet_options(ort: Any) -> Any:
 
 
 def open_session(ort: Any, path: str, job: dict[str, Any], name: str) -> Any:
-    """Return a session with all optimisations, its settings those of the job."""
+    """Return a session with all optimizations, its settings those of the job."""
     provider, has = job["provider"], ort.get_available_providers()
     if provider not in has:
         raise Refused(f"provider {provider!r} is not in this onnxruntime ({ort.__version__}); it has {has}")

@@ -42,7 +42,7 @@ template <int P> INLINE void look_up(const uint16_t* index, size_t step, const u
     } while (++index != end);
 }
 
-// Three neighbouring taps of stride 1: position p of tap t reads table p + t. Adds lag one table behind.
+// Three neighboring taps of stride 1: position p of tap t reads table p + t. Adds lag one table behind.
 template <int P> INLINE void look_up_taps(const uint16_t* index, size_t step, const uint8_t* weights, int length, __m256i (&bytes)[P]) {
     UNROLL for (int p = 0; p < P; ++p) bytes[p] = _mm256_setzero_si256();
     const uint16_t* const end = index + length;

@@ -1,6 +1,6 @@
 // AVX-512 with VNNI: 8-bit convolutions (a student's first layer) on VPDPBUSD, 64 output channels at once.
 //
-// A step multiplies four neighbouring bytes of a row of pixels, broadcast, with four weights of each of 64 channels.
+// A step multiplies four neighboring bytes of a row of pixels, broadcast, with four weights of each of 64 channels.
 // Sums are exact: `build_dot` refuses layers where 255 sum |w| + |bias| could pass 31 bits.
 #include "kernels.h"
 

@@ -68,7 +68,7 @@ template <int P, int V> INLINE void look_up(const uint16_t* index, size_t step, 
     } while (++index != end);
 }
 
-// Three neighbouring taps of stride 1: position p of tap t reads table p + t, so P + 2 tables serve 3 P look-ups.
+// Three neighboring taps of stride 1: position p of tap t reads table p + t, so P + 2 tables serve 3 P look-ups.
 template <int P> INLINE void look_up_taps(const uint16_t* index, size_t step, const uint8_t* weights, int length,
                                           __m512i (&bytes)[P][1]) {
     UNROLL for (int p = 0; p < P; ++p) bytes[p][0] = _mm512_setzero_si512();

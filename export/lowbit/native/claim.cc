@@ -199,7 +199,7 @@ private:
             if (group_of_[i] == group) is_claimed_[i] = false;
     }
 
-    // Sets of entities that reach each other (Kosaraju: in reverse order of finishing, backwards).
+    // Sets of entities that reach each other (Kosaraju: in reverse order of finishing, backward).
     static std::vector<std::vector<int>> knots(const std::set<int>& left, const std::map<int, std::set<int>>& next) {
         std::map<int, std::set<int>> back;
         std::vector<int> order;

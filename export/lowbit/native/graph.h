@@ -18,7 +18,7 @@ struct Value {
     bool has_shape = false;
     std::vector<int64_t> shape;     // -1: not known
     bool is_output = false;         // of the graph
-    const void* constant = nullptr; // the data of a constant initialiser
+    const void* constant = nullptr; // the data of a constant initializer
     size_t count = 0;               // its elements
     int producer = kNone;           // a node
     int consumers = 0;              // uses, those in subgraphs included

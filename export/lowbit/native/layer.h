@@ -72,7 +72,7 @@ struct Block {
 struct LutFormat {
     int lanes;         // output channels a vector: 64 or 32
     int group;         // input channels a look-up: 3 or 2
-    int table_stride;  // bytes between tables of neighbouring activation codes
+    int table_stride;  // bytes between tables of neighboring activation codes
     int most_vectors;  // vectors a block
     bool has_shared_taps;
 };
@@ -81,7 +81,7 @@ struct LutLayer {
     ConvShape shape;
     LutFormat format{};
     int groups = 0;            // look-ups over the input channels: group g holds channels g, g + groups, g + 2 groups
-    bool shares_taps = false;  // weights of three neighbouring taps lie side by side and share a table
+    bool shares_taps = false;  // weights of three neighboring taps lie side by side and share a table
     std::vector<Block> blocks;
     std::vector<int32_t> offset;  // a channel each
     Buffer weights;
@@ -94,7 +94,7 @@ struct LutLayer {
     int zero = 0, low = 0, high = 255;
 };
 
-// A layer of few output channels and stride 1: lanes are 64 neighbouring positions, the weights choose the table and the
+// A layer of few output channels and stride 1: lanes are 64 neighboring positions, the weights choose the table and the
 // activations look it up. Activations are planes of codes [groups][rows][row], borders included.
 constexpr int kNarrowChannels = 8;  // computed together
 

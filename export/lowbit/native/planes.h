@@ -30,7 +30,7 @@ inline __attribute__((always_inline)) void transpose_square(const uint8_t* from,
     for (int i = 0; i < 16; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * to_row), rows[i]);
 }
 
-// to[c][r] = from[r][c] ^ flip for rows [r0, r1) and columns [c0, c1); squares at the end overlap their neighbours.
+// to[c][r] = from[r][c] ^ flip for rows [r0, r1) and columns [c0, c1); squares at the end overlap their neighbors.
 inline __attribute__((always_inline)) void transpose_part(const uint8_t* from, size_t from_row, uint8_t* to,
                                                           size_t to_row, uint8_t flip, size_t r0, size_t r1, size_t c0,
                                                           size_t c1) {

@@ -1,11 +1,11 @@
-"""Operations that mix an image with a degenerate one: its mean grey, its grey, or its smoothed self."""
+"""Operations that mix an image with a degenerate one: its mean gray, its gray, or its smoothed self."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# ITU-R 601-2 luma in 1/65536, as Pillow converts to grey. Sums stay below 2 ** 24, so float32 holds them exactly.
+# ITU-R 601-2 luma in 1/65536, as Pillow converts to gray. Sums stay below 2 ** 24, so float32 holds them exactly.
 _RED, _GREEN, _BLUE, _HALF = 19595.0, 38470.0, 7471.0, 32768.0
 
 
@@ -26,7 +26,7 @@ def blend(degenerate: Tensor, images: Tensor, factors: Tensor) -> Tensor:
 
 
 def luminance(images: Tensor) -> Tensor:
-    """Return images as grey: ITU-R 601-2 luma of three channels; of any other number their mean, rounded.
+    """Return images as gray: ITU-R 601-2 luma of three channels; of any other number their mean, rounded.
 
     Args:
         images: uint8, or float32 of whole numbers 0..255, shape ``[batch, channels, height, width]``.
@@ -44,8 +44,8 @@ def luminance(images: Tensor) -> Tensor:
     return total.add_(_HALF).mul_(1 / 65536).floor_()
 
 
-def mean_grey(light: Tensor) -> Tensor:
-    """Return the mean of each grey image, rounded half up.
+def mean_gray(light: Tensor) -> Tensor:
+    """Return the mean of each gray image, rounded half up.
 
     Args:
         light: Whole numbers, shape ``[batch, 1, height, width]``.
@@ -59,7 +59,7 @@ def mean_grey(light: Tensor) -> Tensor:
 
 
 def smooth(images: Tensor, out: Tensor) -> None:
-    """Write the mean of each 3x3 neighbourhood, its centre weighing 5 of 13, rounded; the border as it is.
+    """Write the mean of each 3x3 neighborhood, its center weighing 5 of 13, rounded; the border as it is.
 
     Args:
         images: Whole numbers 0..255, float32, shape ``[batch, channels, height, width]``.

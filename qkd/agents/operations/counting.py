@@ -28,7 +28,7 @@ class Use(IntEnum):
     KINDS = 3
     LEVELS = 4
     SIGNS = 5
-    CENTRES = 6
+    CENTERS = 6
     CROP = 7
     FLIP = 8
     CUTOUT = 9

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qkd.agents.operations import native
-from qkd.agents.operations.blending import blend, luminance, mean_grey, smooth
+from qkd.agents.operations.blending import blend, luminance, mean_gray, smooth
 from qkd.agents.operations.counting import FloatArray, IntArray, SampleDraws, Use
 from qkd.agents.operations.drawing import Drawn
 from qkd.agents.operations.geometry import crop_flip_maps, cut_boxes, cut_maps, matrix_table, operation_maps
@@ -32,7 +32,7 @@ from qkd.agents.operations.tables import (
 from qkd.agents.policies.policy import PBA_OPERATIONS
 from qkd.agents.policies.spaces import ENHANCING, GEOMETRIC, Space
 
-# A contrast is a table, too, but its mean grey is not known from histograms of the channels.
+# A contrast is a table, too, but its mean gray is not known from histograms of the channels.
 BLENDING = ("Contrast", "Color", "Sharpness")
 COUNTING = ("Equalize", "AutoContrast")  # their tables are made from histograms
 CHUNK_PIXELS = 1 << 18  # on a CPU, so many pixels at a time stay in its cache
@@ -43,12 +43,12 @@ class Finish:
     """What comes after the operations, always in this order.
 
     Note: the role-kd release draws crop offsets 0..7 of the 0..8 that a padding of 4 allows; we draw all of them. It
-    pads with zeros after normalisation, which is the data set's mean, as here.
+    pads with zeros after normalization, which is the data set's mean, as here.
 
     Args:
         padding: Of a random crop, pixels on each side; 0 is off.
         flip: Mirror left to right with probability 1/2.
-        cutout: Side of a square in pixels, centred anywhere in the image, clipped at its border; 0 is off.
+        cutout: Side of a square in pixels, centered anywhere in the image, clipped at its border; 0 is off.
     """
 
     padding: int = 0
@@ -64,7 +64,7 @@ def check_images(images: Tensor) -> None:
         ValueError: If they are not ``[batch, channels, height, width]``.
     """
     if images.dtype != torch.uint8:
-        raise TypeError(f"agents take uint8 images, got {images.dtype}; augment before normalising")
+        raise TypeError(f"agents take uint8 images, got {images.dtype}; augment before normalizing")
     if images.dim() != 4:
         raise ValueError(f"agents take images [batch, channels, height, width], got shape {tuple(images.shape)}")
 
@@ -78,7 +78,7 @@ def augment(images: Tensor, drawn: Drawn, draws: SampleDraws, fill: Tensor, fini
     Args:
         images: uint8, shape ``[batch, channels, height, width]``.
         drawn: The operations.
-        draws: For signs, cut-out centres, crop and flip; of the same images.
+        draws: For signs, cut-out centers, crop and flip; of the same images.
         fill: uint8, shape ``[channels]``, on the images' device.
         finish: What comes last; absent: nothing.
 
@@ -89,7 +89,7 @@ def augment(images: Tensor, drawn: Drawn, draws: SampleDraws, fill: Tensor, fini
     rounds = drawn.kinds.shape[1]
     if images.numel() == 0 or (rounds == 0 and finish == Finish()):
         return images
-    chances = draws.uniform(Use.CENTRES, 2 * rounds).reshape(len(images), rounds, 2)
+    chances = draws.uniform(Use.CENTERS, 2 * rounds).reshape(len(images), rounds, 2)
     ending = _Ending.draw(finish, draws, images.shape[-2:])
     signs = draws.integers(2, Use.SIGNS, rounds)
     if images.device.type == "cpu" and native.load() is not None:
@@ -120,7 +120,7 @@ def _compiled(
         boxes[:, :-1] = cut_boxes(_sides(space, min(height, width))[levels], _positions(chances, height, width))
     finish = ending.finish
     if finish.cutout:
-        boxes[:, -1] = cut_boxes(np.full(batch, finish.cutout), ending.centres)
+        boxes[:, -1] = cut_boxes(np.full(batch, finish.cutout), ending.centers)
     windows = np.column_stack((ending.offsets - finish.padding, ending.flips))
     return native.run(
         images,
@@ -202,7 +202,7 @@ class _Round:
         return take_rows(tables.view(-1, 1, 256), flat).expand(-1, self.batch.channels, -1)
 
     def _blend(self) -> None:
-        """Mix images with a degenerate one each: their mean grey, their grey, or their smoothed selves."""
+        """Mix images with a degenerate one each: their mean gray, their gray, or their smoothed selves."""
         found = [self._rows((name,)) for name in BLENDING]
         rows = np.concatenate(found)
         if not len(rows):
@@ -210,15 +210,15 @@ class _Round:
         ranks = _ranks(ENHANCING)[self.kinds[rows]]
         factors = to_device(_factors(self.space)[ranks, self.levels[rows], self.signs[rows]], self.batch.device)
         values = self.batch.pixels(rows).to(torch.float32)
-        contrast, grey = len(found[0]), len(found[0]) + len(found[1])
+        contrast, gray = len(found[0]), len(found[0]) + len(found[1])
         base = torch.empty_like(values)
-        if grey:
-            light = luminance(values[:grey])
-            base[:contrast] = mean_grey(light[:contrast])
-            # Pillow leaves grey images alone, and so does mixing them with themselves.
-            base[contrast:grey] = light[contrast:]
-        if grey < len(rows):
-            smooth(values[grey:], base[grey:])
+        if gray:
+            light = luminance(values[:gray])
+            base[:contrast] = mean_gray(light[:contrast])
+            # Pillow leaves gray images alone, and so does mixing them with themselves.
+            base[contrast:gray] = light[contrast:]
+        if gray < len(rows):
+            smooth(values[gray:], base[gray:])
         self.batch.write(rows, blend(base, values, factors.view(-1, 1, 1, 1)))
 
     def _rows(self, names: tuple[str, ...]) -> IntArray:
@@ -236,7 +236,7 @@ class _Ending:
     finish: Finish
     offsets: IntArray
     flips: IntArray
-    centres: IntArray
+    centers: IntArray
 
     @classmethod
     def draw(cls, finish: Finish, draws: SampleDraws, size: tuple[int, ...]) -> _Ending:
@@ -256,7 +256,7 @@ class _Ending:
             offsets, flips = self.offsets[rows], self.flips[rows]
             batch.add_maps(everyone, crop_flip_maps(offsets, flips, self.finish.padding, shape, batch.device))
         if self.finish.cutout:
-            boxes = cut_boxes(np.full(len(everyone), self.finish.cutout), self.centres[rows])
+            boxes = cut_boxes(np.full(len(everyone), self.finish.cutout), self.centers[rows])
             batch.add_maps(everyone, cut_maps(boxes, shape, batch.device))
 
 
@@ -271,7 +271,7 @@ def _codes() -> IntArray:
     """Return for every operation, and at last for none, its code in the compiled source."""
     named = dict.fromkeys(GEOMETRIC, native.AFFINE) | dict.fromkeys(FIXED_TABLES, native.TABLE)
     named |= {"Cutout": native.CUT, "Equalize": native.EQUALIZE, "AutoContrast": native.AUTOCONTRAST}
-    named |= {"Contrast": native.CONTRAST, "Color": native.COLOUR, "Sharpness": native.SHARPNESS}
+    named |= {"Contrast": native.CONTRAST, "Color": native.COLOR, "Sharpness": native.SHARPNESS}
     return np.array([*(named[name] for name in PBA_OPERATIONS), native.NOTHING], dtype=np.int64)
 
 

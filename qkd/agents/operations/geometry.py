@@ -18,13 +18,13 @@ from qkd.agents.operations.counting import IntArray
 from qkd.agents.operations.rows import take_rows, to_device
 from qkd.agents.policies.spaces import GEOMETRIC, Space
 
-_FRACTION_BITS = 16  # of Pillow's nearest-neighbour affine transform
+_FRACTION_BITS = 16  # of Pillow's nearest-neighbor affine transform
 _ONE = 1 << _FRACTION_BITS
 _KEPT_BYTES = 1 << 24  # tables of all maps are kept up to this size: sides up to about 80
 
 
 def fixed_point(matrix: Sequence[float]) -> tuple[int, ...]:
-    """Return an affine map as Pillow's 16-bit fixed-point integers, sampled at pixel centres.
+    """Return an affine map as Pillow's 16-bit fixed-point integers, sampled at pixel centers.
 
     Args:
         matrix: ``(a, b, c, d, e, f)``: pixel ``(x, y)`` of the result comes from ``(a x + b y + c, d x + e y + f)``.
@@ -33,12 +33,12 @@ def fixed_point(matrix: Sequence[float]) -> tuple[int, ...]:
         The six integers; the source pixel is ``(a x + b y + c) >> 16``.
     """
     a, b, c, d, e, f = matrix
-    centred = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
-    return tuple(math.floor(value * _ONE + 0.5) for value in centred)
+    centered = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
+    return tuple(math.floor(value * _ONE + 0.5) for value in centered)
 
 
 def rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
-    """Return the affine map that rotates by ``degrees`` counter-clockwise about the centre."""
+    """Return the affine map that rotates by ``degrees`` counter-clockwise about the center."""
     angle = -math.radians(degrees % 360)
     # 15 digits, as Pillow rounds them, so that right angles are exact.
     cos, sin, minus_sin = round(math.cos(angle), 15), round(math.sin(angle), 15), round(-math.sin(angle), 15)
@@ -96,7 +96,7 @@ def operation_maps(
 def crop_flip_maps(
     offsets: IntArray, flips: IntArray, padding: int, size: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """Return the index maps of a crop of the padded image, mirrored left to right afterwards where asked.
+    """Return the index maps of a crop of the padded image, mirrored left to right afterward where asked.
 
     Args:
         offsets: Column and row of the window's corner in the padded image, 0..2 * padding, shape ``[batch, 2]``.
@@ -113,19 +113,19 @@ def crop_flip_maps(
     return _crop_flip_maps(to_device(rows, device), padding, height, width)
 
 
-def cut_boxes(sides: IntArray, centres: IntArray) -> IntArray:
+def cut_boxes(sides: IntArray, centers: IntArray) -> IntArray:
     """Return squares around points: columns ``x0`` up to but not ``x1``, rows ``y0`` up to but not ``y1``.
 
-    A square covers columns ``centre - side // 2`` to ``centre - side // 2 + side - 1``, and rows likewise.
+    A square covers columns ``center - side // 2`` to ``center - side // 2 + side - 1``, and rows likewise.
 
     Args:
         sides: In pixels, shape ``[...]``; 0 covers nothing.
-        centres: Column and row, shape ``[..., 2]``.
+        centers: Column and row, shape ``[..., 2]``.
 
     Returns:
         ``(x0, x1, y0, y1)``, shape ``[..., 4]``; they may reach beyond the image.
     """
-    first = centres - (sides // 2)[..., None]
+    first = centers - (sides // 2)[..., None]
     end = first + sides[..., None]
     return np.stack((first[..., 0], end[..., 0], first[..., 1], end[..., 1]), axis=-1)
 

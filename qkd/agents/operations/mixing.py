@@ -37,7 +37,7 @@ def mix_boxes(images: Tensor, labels: Tensor, draws: SampleDraws, probability: f
     r"""Return images with a box of the next image in each, and the labels that go with it; the last one's is the first.
 
     The box covers :math:`1 - \lambda` of the image before it is clipped at the border, :math:`\lambda \sim U(0, 1)`,
-    its centre is uniform, its sides are those of the image times :math:`\sqrt{1 - \lambda}`; ``share`` is the area
+    its center is uniform, its sides are those of the image times :math:`\sqrt{1 - \lambda}`; ``share`` is the area
     after clipping.
 
     Args:
@@ -74,6 +74,6 @@ def _boxes(drawn: FloatArray, height: int, width: int) -> np.ndarray[tuple[int, 
     side = np.sqrt(drawn[:, 0])
     edges = []
     for size, place in ((height, drawn[:, 1]), (width, drawn[:, 2])):
-        length, centre = (size * side).astype(np.int64), (size * place).astype(np.int64)
-        edges += [np.clip(centre - length // 2, 0, size), np.clip(centre - length // 2 + length, 0, size)]
+        length, center = (size * side).astype(np.int64), (size * place).astype(np.int64)
+        edges += [np.clip(center - length // 2, 0, size), np.clip(center - length // 2 + length, 0, size)]
     return np.stack(edges, 1)

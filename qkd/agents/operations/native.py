@@ -27,7 +27,7 @@ from torch import Tensor
 
 from qkd.agents.operations.counting import IntArray
 
-NOTHING, AFFINE, CUT, TABLE, EQUALIZE, AUTOCONTRAST, CONTRAST, COLOUR, SHARPNESS = range(9)  # codes of the source
+NOTHING, AFFINE, CUT, TABLE, EQUALIZE, AUTOCONTRAST, CONTRAST, COLOR, SHARPNESS = range(9)  # codes of the source
 # No contraction into fused multiply-adds: roundings must be those of the batched engine, and of Pillow.
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off")
 
@@ -181,7 +181,7 @@ static void contrast(u8* p, i64 C, i64 n, float factor, u8* light) {
     look_up(p, C * n, table);
 }
 
-WIDE static void colour(u8* __restrict p, i64 C, i64 n, float factor, u8* __restrict light) {
+WIDE static void color(u8* __restrict p, i64 C, i64 n, float factor, u8* __restrict light) {
     if (C == 1) return;
     light_of(p, C, n, light);
     for (i64 c = 0; c < C; ++c)
@@ -247,7 +247,7 @@ extern "C" void qkd_augment(
                 case 4: for (i64 c = 0; c < C; ++c) equalize(now + c * n, n); break;
                 case 5: for (i64 c = 0; c < C; ++c) autocontrast(now + c * n, n); break;
                 case 6: contrast(now, C, n, factors[at], light.data()); break;
-                case 7: colour(now, C, n, factors[at], light.data()); break;
+                case 7: color(now, C, n, factors[at], light.data()); break;
                 case 8: sharpness(now, next, C, H, W, factors[at]); std::swap(now, next); break;
             }
         }

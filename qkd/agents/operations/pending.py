@@ -1,7 +1,7 @@
 """A batch on which operations wait: geometric ones as one index map an image, point operations as one table a channel.
 
 Nothing is approximated. Index maps compose by a gather of one from the other, tables likewise; a pixel that a map
-exposes points to a slot behind the image's pixels, one slot for each map, whose colour goes through the tables that
+exposes points to a slot behind the image's pixels, one slot for each map, whose color goes through the tables that
 follow. Pixels themselves move once for the map and once for the table, when they are needed (`settle`).
 """
 
@@ -35,7 +35,7 @@ class PendingBatch:
         self.maps: IntArray = np.zeros(len(images), dtype=np.int64)  # how many wait on each image
         self.has_table: npt.NDArray[np.bool_] = np.zeros(len(images), dtype=bool)
         self._index: Tensor | None = None  # composed maps, int64 [batch, pixels]
-        self._colours: Tensor | None = None  # of the slots, uint8 [batch, channels, slots]
+        self._colors: Tensor | None = None  # of the slots, uint8 [batch, channels, slots]
         self._tables: Tensor | None = None  # uint8 [batch, channels, 256]
 
     @property
@@ -65,8 +65,8 @@ class PendingBatch:
         """Let an index map (`qkd.agents.operations.geometry`) wait on each of these rows, after what already waits."""
         places = self._shape[2] * self._shape[3]
         waiting = self.maps[rows]
-        if self._colours is None:
-            self._colours = self._fill.view(1, -1, 1).repeat(len(self.maps), 1, self._slots)
+        if self._colors is None:
+            self._colors = self._fill.view(1, -1, 1).repeat(len(self.maps), 1, self._slots)
         if waiting.any():
             maps = self._composed(rows, maps, waiting, places)
         if self._index is None:
@@ -80,10 +80,10 @@ class PendingBatch:
         if self._tables is None:
             self._tables = tables.new_empty((len(self.maps), self._shape[1], 256))
         waiting = self.maps[rows]
-        if waiting.any() and self._colours is not None:  # exposed pixels go through it, too; free slots do not
+        if waiting.any() and self._colors is not None:  # exposed pixels go through it, too; free slots do not
             is_used = to_device(np.arange(self._slots) < waiting[:, None], self.device).unsqueeze(1)
-            passed = look_up(self._of(self._colours, rows), tables)
-            put_rows(self._colours, rows, torch.where(is_used, passed, self._fill.view(-1, 1)))
+            passed = look_up(self._of(self._colors, rows), tables)
+            put_rows(self._colors, rows, torch.where(is_used, passed, self._fill.view(-1, 1)))
         if self.has_table[rows].any():
             tables = look_up(self.tables(rows), tables)
         put_rows(self._tables, rows, tables)
@@ -103,11 +103,11 @@ class PendingBatch:
         if len(tabled) and self._tables is not None:
             self._store(tabled, look_up(self._of(self._pixels, tabled), self._of(self._tables, tabled)))
             self.has_table[tabled] = False
-        if len(mapped) and self._index is not None and self._colours is not None:
-            source = torch.cat((self._of(self._pixels, mapped), self._of(self._colours, mapped)), 2)
+        if len(mapped) and self._index is not None and self._colors is not None:
+            source = torch.cat((self._of(self._pixels, mapped), self._of(self._colors, mapped)), 2)
             index = self._of(self._index, mapped).unsqueeze(1).expand(-1, source.shape[1], -1)
             self._store(mapped, source.gather(2, index))
-            put_rows(self._colours, mapped, self._fill.view(-1, 1).expand(len(mapped), -1, self._slots))
+            put_rows(self._colors, mapped, self._fill.view(-1, 1).expand(len(mapped), -1, self._slots))
             self.maps[mapped] = 0
 
     def _composed(self, rows: IntArray, maps: Tensor, waiting: IntArray, places: int) -> Tensor:

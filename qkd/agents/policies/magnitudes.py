@@ -29,7 +29,7 @@ def shear_slope(level: int) -> float:
 
 
 def enhance_factor(level: int) -> float:
-    """Return the factor of brightness, colour, contrast and sharpness, 0.1..1.72; 1 changes nothing."""
+    """Return the factor of brightness, color, contrast and sharpness, 0.1..1.72; 1 changes nothing."""
     return level * 1.8 / 10 + 0.1
 
 

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 real 8x8 grey images that come with the library, no download."""
+"""Scikit-learn's handwritten digits: 1,797 real 8x8 gray images that come with the library, no download."""
 
 from __future__ import annotations
 

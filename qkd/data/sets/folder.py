@@ -30,7 +30,7 @@ class FolderSplit:
         files: Paths of the images.
         labels: Class numbers, int64, shape ``[n]``.
         channels: 1 or 3; what images are converted to.
-        image_size: Side in pixels. An image of another size is resized (shorter side, bilinear) and cropped (centre).
+        image_size: Side in pixels. An image of another size is resized (shorter side, bilinear) and cropped (center).
     """
 
     decodes = True
@@ -76,8 +76,8 @@ class FolderSplit:
 def load_folder_splits(folder: Path, image_size: int | None) -> Parts:
     """Return the parts of ``folder/train/<class>/*`` and ``folder/test/<class>/*``.
 
-    Every file's header is read here, so that one that is no image is named before training starts. Images are grey
-    where all of them are, else colour.
+    Every file's header is read here, so that one that is no image is named before training starts. Images are gray
+    where all of them are, else color.
 
     Args:
         folder: Holds ``train`` and ``test``.
@@ -96,7 +96,7 @@ def load_folder_splits(folder: Path, image_size: int | None) -> Parts:
     for part in (found.train, found.test):
         for path in part.files:  # type: ignore[attr-defined]
             looked.at(path, read_header(path))
-    side, channels = image_size or looked.side(), 1 if looked.is_grey else 3
+    side, channels = image_size or looked.side(), 1 if looked.is_gray else 3
     parts = [FolderSplit(part.files, part.labels, channels=channels, image_size=side)  # type: ignore[attr-defined]
              for part in (found.train, found.test)]  # fmt: skip
     return Parts(parts[0], parts[1], found.classes, found.notes)
@@ -186,11 +186,11 @@ class _Look:
     """What the headers of a set's images have in common."""
 
     wants_one_size: bool
-    is_grey: bool = True
+    is_gray: bool = True
     first: tuple[Path, Header] | None = field(default=None)
 
     def at(self, path: Path, header: Header) -> None:
-        self.is_grey = self.is_grey and header.is_grey
+        self.is_gray = self.is_gray and header.is_gray
         first_path, first = self.first = self.first or (path, header)
         if self.wants_one_size and (header.width, header.height) != (first.width, first.height):
             raise DataError(

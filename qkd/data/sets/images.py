@@ -22,8 +22,8 @@ FORMATS = {
 }  # fmt: skip
 IMAGE_SUFFIXES = tuple(FORMATS)
 MOST_PIXELS = 89_478_485  # of a file, and of what resizing makes of it: where Pillow begins to warn of bombs
-_GREY_MODES = frozenset({"1", "L", "LA"})
-_COLOUR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
+_GRAY_MODES = frozenset({"1", "L", "LA"})
+_COLOR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Header:
 
     width: int
     height: int
-    is_grey: bool
+    is_gray: bool
 
 
 def read_header(path: Path) -> Header:
@@ -43,11 +43,11 @@ def read_header(path: Path) -> Header:
     """
     with _opened(path) as file:
         mode, (width, height) = file.mode, file.size
-    if mode not in _GREY_MODES | _COLOUR_MODES:
+    if mode not in _GRAY_MODES | _COLOR_MODES:
         raise DataError(
-            f"{path}: its pixels are of mode {mode!r}, not 8 bit a channel; convert it to 8-bit grey or RGB"
+            f"{path}: its pixels are of mode {mode!r}, not 8 bit a channel; convert it to 8-bit gray or RGB"
         )
-    return Header(width, height, mode in _GREY_MODES)
+    return Header(width, height, mode in _GRAY_MODES)
 
 
 def decode(path: Path, *, channels: int, image_size: int) -> Tensor:
@@ -98,7 +98,7 @@ def _resized(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:
-    """Resize so that the shorter side is ``side``, then cut the centre out."""
+    """Resize so that the shorter side is ``side``, then cut the center out."""
     if image.size == (side, side):
         return image
     resized = image.resize(_resized(image.size, side), Image.Resampling.BILINEAR)

@@ -29,7 +29,7 @@ class EnsembleTeacher(nn.Module):
         ValueError: If there are no models, ``space`` is unknown, or ``temperature`` is not positive and finite.
 
     References:
-        Allen-Zhu, Li, `Towards Understanding Ensemble, Knowledge Distillation and Self-Distillation in Deep Learning
+        Allen-Zhu, Li, `Toward Understanding Ensemble, Knowledge Distillation and Self-Distillation in Deep Learning
         <https://arxiv.org/abs/2012.09816>`_, 2020: an unweighted average of nets that differ by seed only.
     """
 

@@ -40,7 +40,7 @@ class Quiz:
         self._mean, self._std, self._seed, self._device = mean, std, seed, device
 
     def __call__(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Return images, normalised and not augmented, and labels; each image at most once."""
+        """Return images, normalized and not augmented, and labels; each image at most once."""
         order = torch.randperm(len(self._split), generator=stream(self._seed, "quiz", epoch, step))
         images, labels = self._split.batch(order[: self._size], self._device)
         return normalise(images, self._mean, self._std), labels

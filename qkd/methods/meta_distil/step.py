@@ -52,13 +52,13 @@ class MetaStep(DistillStep):
         student: Gives logits ``[batch, classes]``.
         teacher: The same; it is taught.
         terms: The loss; at least one term reads the teacher.
-        quiz: Gives normalised images and labels of the quiz for an epoch and a step.
+        quiz: Gives normalized images and labels of the quiz for an epoch and a step.
         rates: Gives the learning rates for a batch.
         optimizer: Of the teacher's parameters; its learning rate is set at every step.
         order: How the quiz's gradient comes about; see :func:`~qkd.methods.meta_distil.gradient.meta_gradient`.
         scales: Gives the step sizes of quantizers among the student's weights; called at the first step.
         scale_lr_factor: Factor on ``inner_lr`` for those.
-        view: Gives the teacher's images for a batch (normalised float32); absent: the student's own.
+        view: Gives the teacher's images for a batch (normalized float32); absent: the student's own.
         tap_paths: Float module path -> path within the student.
         first_epoch: Of the training, where the phase begins.
 

@@ -134,7 +134,7 @@ class PeerAdapters(nn.Module):
 
     Args:
         shapes: Of each net, net 0 first, the shape of its feature at each tap, without the batch.
-        seed: Of the initialisation.
+        seed: Of the initialization.
 
     Raises:
         ValueError: If there is no adapter between two shapes.

@@ -65,7 +65,7 @@ class BranchedNet:
         """Run net and branches on images ``[rows, channels, height, width]``, within :meth:`tapped`.
 
         Args:
-            images: Normalised.
+            images: Normalized.
             backbone_learns: Whether gradients flow from the branches (and logits) into the net.
         """
         with nullcontext() if backbone_learns else torch.no_grad():

@@ -22,7 +22,7 @@ from qkd.training.assembly import WEIGHTS
 from qkd.training.state import fill
 
 STAGE = "teacher_branches"  # its manifest: a part of the stage that needs them first
-JOINT_FILE = "branches.safetensors"  # beside the teacher's weights, where both learnt together
+JOINT_FILE = "branches.safetensors"  # beside the teacher's weights, where both learned together
 
 Role = Literal["teacher", "student"]
 

@@ -2,7 +2,7 @@
 
 Every image of a batch is turned by 0, 90, 180 and 270 degrees. A branch on a tapped feature tells the joint label
 ``4 * class + orientation``; what the branches believe is distilled beside the logits. The net's own task, telling
-classes, is learnt on upright images only.
+classes, is learned on upright images only.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class RotationStep:
         teacher: As many branches; net and branches are in eval mode and only read.
         config: Temperature and weights; a term of weight zero is left out.
         label_smoothing: Share of a label spread over all classes.
-        view: Gives the teacher's images for a batch (normalised float32), turned as the student's; absent: the
+        view: Gives the teacher's images for a batch (normalized float32), turned as the student's; absent: the
             student's own.
 
     Raises:
@@ -143,7 +143,7 @@ class PeerStep:
         peer: As many branches; net and branches learn, too, on images of its own view.
         config: Temperature and weights; a term of weight zero is left out.
         label_smoothing: Share of a label spread over all labels.
-        view: Gives the peer's images for a batch (normalised float32); absent: the student's own.
+        view: Gives the peer's images for a batch (normalized float32); absent: the student's own.
 
     Raises:
         ValueError: If the nets have not as many branches.

@@ -32,11 +32,11 @@ def test_repacked_is_what_export_writes(files, source, target):
     assert repack(files[source].read_bytes(), ALLOWED[target]) == content
 
 
-@pytest.mark.parametrize("optimise", [False, True])
-def test_every_output_stays_the_same_bit_for_bit(files, optimise):
+@pytest.mark.parametrize("optimize", [False, True])
+def test_every_output_stays_the_same_bit_for_bit(files, optimize):
     images = np.random.default_rng(0).standard_normal((8, 3, 15, 15), dtype=np.float32)
     runs = [files["int2"], repack(files["int2"], "int8"), repack(files["int2"], "int4"), repack(files["int8"], "int2")]
-    found = [open_session(model, optimise=optimise).run(None, {"images": images})[0] for model in runs]
+    found = [open_session(model, optimize=optimize).run(None, {"images": images})[0] for model in runs]
     assert len(np.unique(found[0], axis=0)) == 8, "every image has logits of its own"
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)

@@ -223,9 +223,9 @@ def test_qonnx_counts_the_same(student, images, tmp_path):
     assert len(rows) == 5
 
 
-def save(tmp_path, nodes, *, shape=("batch", 3, 4), initialisers=(), domain=None):
+def save(tmp_path, nodes, *, shape=("batch", 3, 4), initializers=(), domain=None):
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], list(initialisers))
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], list(initializers))
     opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
     onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "n.onnx")
     return tmp_path / "n.onnx"
@@ -239,7 +239,7 @@ def test_matrix_products(tmp_path):
         helper.make_node("MatMul", ["b", "a"], ["c"], name="of_activations"),
         helper.make_node("MatMul", ["a", "c"], ["y"], name="again"),
     ]
-    report = cost_of_file(save(tmp_path, nodes, initialisers=[weight]))
+    report = cost_of_file(save(tmp_path, nodes, initializers=[weight]))
     assert [(layer.name, layer.macs, layer.parameters) for layer in report.layers] == [("by_weights", 3 * 4 * 4, 16)]
 
 

@@ -130,7 +130,7 @@ def test_instruction_sets_leak_no_functions(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    """The tests of single operations and spoiled files with addresses and undefined behaviour watched."""
+    """The tests of single operations and spoiled files with addresses and undefined behavior watched."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++")

@@ -14,17 +14,17 @@ from quantizers.integer import Add, AveragePool, Concat, Function, GlobalAverage
 
 
 def assert_equal(tools, view, path, images, *, on=True):
-    """Compare every quantizer's codes and the logits, optimisations off and (unless told otherwise) on."""
+    """Compare every quantizer's codes and the logits, optimizations off and (unless told otherwise) on."""
     write_view(view, [images.shape], path)
     wanted = tools.reference(view, images)
     outputs = {node.name: node.output for node in view.nodes}
-    for optimise in (False, True) if on else (False,):
-        logits, codes = tools.run_file(path, images, optimise=optimise)
+    for optimize in (False, True) if on else (False,):
+        logits, codes = tools.run_file(path, images, optimize=optimize)
         for name, found in codes.items():
-            np.testing.assert_array_equal(found, wanted[outputs[name]], err_msg=f"{name}, {optimise=}")
+            np.testing.assert_array_equal(found, wanted[outputs[name]], err_msg=f"{name}, {optimize=}")
         last = view.outputs[0]
         scale = view.grids[last].scale if last in view.grids else 1.0
-        np.testing.assert_array_equal(logits, (wanted[last] * scale).astype(np.float32), err_msg=f"{optimise=}")
+        np.testing.assert_array_equal(logits, (wanted[last] * scale).astype(np.float32), err_msg=f"{optimize=}")
         assert np.unique(logits).size > 1
     return codes
 
@@ -147,10 +147,10 @@ def test_max_pool_is_torch_s(net, tools, tmp_path, kernel, stride, padding, ceil
     net.keep(MaxPool("pool", ("a",), "pool", kernel, stride, padding * 2, (1, 1), ceil_mode))
     path = tmp_path / "n.onnx"
     write_view(net.view("pool"), [images.shape], path)
-    _, codes = tools.run_file(path, images, optimise=False)
+    _, codes = tools.run_file(path, images, optimize=False)
     wanted = F.max_pool2d(torch.tensor(codes["a_quant"]).double(), kernel, stride, padding, ceil_mode=ceil_mode) / 16
-    for optimise in (False, True):
-        np.testing.assert_array_equal(tools.run_file(path, images, optimise=optimise)[0], wanted.numpy())
+    for optimize in (False, True):
+        np.testing.assert_array_equal(tools.run_file(path, images, optimize=optimize)[0], wanted.numpy())
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding", "ceil_mode"), WINDOWS)
@@ -163,13 +163,13 @@ def test_average_pool_is_torch_s(net, tools, tmp_path, kernel, stride, padding, 
     net.quantize("pool", "p", 8, 1 / 16, -128)
     path = tmp_path / "n.onnx"
     assert "QLinearAveragePool" in write_view(net.view("p"), [images.shape], path).operators
-    _, codes = tools.run_file(path, images, optimise=False)
+    _, codes = tools.run_file(path, images, optimize=False)
     real = torch.tensor(codes["a_quant"]).double()
     wanted = F.avg_pool2d(real, kernel, stride, padding, ceil_mode, count_include_pad)
     # a mean half-way between two codes may go either way: the kernel multiplies by a rounded 1 / count
     tie = (wanted - wanted.floor() - 0.5).abs() < 1e-9
-    for optimise in (False, True):
-        found = torch.tensor(tools.run_file(path, images, optimise=optimise)[1]["p_quant"])
+    for optimize in (False, True):
+        found = torch.tensor(tools.run_file(path, images, optimize=optimize)[1]["p_quant"])
         assert torch.equal(found[~tie], wanted.round().long()[~tie])
         assert (found - wanted).abs().max() <= 0.5 + 1e-9
 
@@ -202,7 +202,7 @@ def test_functions_are_torch_s(net, images, tmp_path, op):
     net.real(Function("f", ("image",), "f", op=op, attributes=attributes))
     write_view(net.view("f"), [images.shape], tmp_path / "n.onnx")
     real = torch.tensor(np.clip(np.rint(images * 16), -128, 127) / 16).float()
-    found = open_session(tmp_path / "n.onnx", optimise=False).run(None, {"images": images})[0]
+    found = open_session(tmp_path / "n.onnx", optimize=False).run(None, {"images": images})[0]
     np.testing.assert_allclose(found, function(real).numpy(), rtol=2e-6, atol=1e-6)
 
 
@@ -217,8 +217,8 @@ def test_function_output_feeds_a_quantizer(net, images, tmp_path):
 def test_batch_is_dynamic(residual, tools, images, tmp_path, batch):
     path = tmp_path / "n.onnx"
     write_view(residual, [(2, 3, 15, 15)], path)
-    whole, _ = tools.run_file(path, images, optimise=True)
-    part, _ = tools.run_file(path, images[:batch], optimise=True)
+    whole, _ = tools.run_file(path, images, optimize=True)
+    part, _ = tools.run_file(path, images[:batch], optimize=True)
     assert part.shape == (batch, 5)
     np.testing.assert_array_equal(part, whole[:batch])
 
@@ -250,7 +250,7 @@ def test_output_on_a_grid_that_is_read_elsewhere_too(net, tools, images, tmp_pat
     view = net.view("a", net.quantize(net.conv("a", "d", (4, 2)), "b", 4, 4.0))
     write_view(view, [images.shape], tmp_path / "n.onnx")
     wanted = tools.reference(view, images)
-    first, second = open_session(tmp_path / "n.onnx", optimise=True).run(["logits", "logits_2"], {"images": images})
+    first, second = open_session(tmp_path / "n.onnx", optimize=True).run(["logits", "logits_2"], {"images": images})
     np.testing.assert_array_equal(first, wanted["a"] * 0.5)
     np.testing.assert_array_equal(second, wanted["b"] * 4.0)
 

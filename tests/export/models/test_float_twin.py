@@ -37,7 +37,7 @@ def test_any_batch_gives_torch_s_logits(tmp_path, capfd):
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     with torch.no_grad():
         wanted = model.eval()(images).numpy()
-    session = open_session(tmp_path / "twin.onnx", optimise=True)
+    session = open_session(tmp_path / "twin.onnx", optimize=True)
     for batch in (1, 7):
         found = session.run(["logits"], {"images": images[:batch].numpy()})[0]
         np.testing.assert_allclose(found, wanted[:batch], rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from export import ExportError, export_float, export_int8_baseline
-from export.models.census import count_operators, optimised_graph
+from export.models.census import count_operators, optimized_graph
 from export.runtime import open_session
 
 IMAGES = np.random.default_rng(0).standard_normal((30, 3, 12, 12), dtype=np.float32)
@@ -40,12 +40,12 @@ def test_it_runs_on_integers_and_stays_close(float_file, tmp_path, monkeypatch):
     level = logging.getLogger().level
     path = export_int8_baseline(float_file, IMAGES, tmp_path / "int8.onnx")
     assert [entry.name for entry in tmp_path.iterdir()] == ["int8.onnx"] and logging.getLogger().level == level
-    operators = count_operators(optimised_graph(path.read_bytes(), [(2, 3, 12, 12)]))
+    operators = count_operators(optimized_graph(path.read_bytes(), [(2, 3, 12, 12)]))
     assert operators["QLinearConv"] == 2 and "Conv" not in operators and "BatchNormalization" not in operators
     weights = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
     assert any(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4 for tensor in weights.values())
     assert any(name.endswith("_scale") and list(tensor.dims) == [8] for name, tensor in weights.items()), "per channel"
-    want, found = (open_session(file, optimise=True).run(None, {"images": IMAGES})[0] for file in (float_file, path))
+    want, found = (open_session(file, optimize=True).run(None, {"images": IMAGES})[0] for file in (float_file, path))
     assert 0 < np.abs(want - found).max() < 0.1 * np.abs(want).max()
 
 

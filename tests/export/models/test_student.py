@@ -78,9 +78,9 @@ def test_opset_follows_from_the_storage(residual, tmp_path, pack, opset, wanted)
 def test_packed_and_plain_files_compute_the_same(residual, tools, images, tmp_path):
     for pack in ("int8", "packed"):
         write_view(residual, [SHAPE], tmp_path / f"{pack}.onnx", pack=pack)
-    for optimise in (False, True):
-        plain, plain_codes = tools.run_file(tmp_path / "int8.onnx", images, optimise=optimise)
-        packed, packed_codes = tools.run_file(tmp_path / "packed.onnx", images, optimise=optimise)
+    for optimize in (False, True):
+        plain, plain_codes = tools.run_file(tmp_path / "int8.onnx", images, optimize=optimize)
+        packed, packed_codes = tools.run_file(tmp_path / "packed.onnx", images, optimize=optimize)
         np.testing.assert_array_equal(plain, packed)
         assert np.unique(plain).size > 5
         for name, codes in plain_codes.items():

@@ -109,6 +109,6 @@ def test_the_file_has_no_clip_there_and_says_where_its_codes_are(tmp_path):
     images = np.random.default_rng(0).uniform(-5, 150, (3, 4, 3, 3)).astype(np.float32)
     codes = np.clip(np.rint(np.clip(np.rint(images / 0.5), 0, 255) * 0.5 / 2), 0, 15)
     wanted = np.broadcast_to((7 * 2 * codes).sum(1, keepdims=True), images.shape)
-    for optimise in (False, True):
-        session = open_session(tmp_path / "n.onnx", optimise=optimise)
+    for optimize in (False, True):
+        session = open_session(tmp_path / "n.onnx", optimize=optimize)
         assert np.array_equal(session.run(None, {"images": images})[0], wanted)

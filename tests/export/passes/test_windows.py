@@ -1,4 +1,4 @@
-"""Every pooling in the file computes PyTorch's windows: shapes and values, optimisations off and on."""
+"""Every pooling in the file computes PyTorch's windows: shapes and values, optimizations off and on."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_every_mean_is_torch_s(net, tools, tmp_path, size):
     exported = write_view(view, [images.shape], tmp_path / "n.onnx")
     assert exported.operators["QLinearAveragePool"] == len(used) and not exported.fall_backs
     real = torch.tensor(np.clip(np.rint(images * 16), -128, 127)).double() / 16
-    for optimise in (False, True):
-        found = open_session(tmp_path / "n.onnx", optimise=optimise).run(None, {"images": images})
+    for optimize in (False, True):
+        found = open_session(tmp_path / "n.onnx", optimize=optimize).run(None, {"images": images})
         for one, values in zip(used, found, strict=True):
             kernel, stride, padding, ceil_mode, counts = one
             wanted = F.avg_pool2d(real, kernel, stride, padding, ceil_mode, counts) / STEP
@@ -75,8 +75,8 @@ def test_every_maximum_is_torch_s(net, tools, tmp_path, size, low):
     view = net.view(*(f"p{number}" for number in range(len(used))))
     write_view(view, [images.shape], tmp_path / "n.onnx")
     real = torch.tensor(np.clip(np.rint(images * 16), low, low + 255)) / 16
-    for optimise in (False, True):
-        found = open_session(tmp_path / "n.onnx", optimise=optimise).run(None, {"images": images})
+    for optimize in (False, True):
+        found = open_session(tmp_path / "n.onnx", optimize=optimize).run(None, {"images": images})
         for one, values in zip(used, found, strict=True):
             kernel, stride, padding, ceil_mode, dilation = one
             wanted = F.max_pool2d(real, kernel, stride, padding, dilation, ceil_mode)

@@ -60,10 +60,10 @@ def test_sums_are_exact(bits: int, grid: Grid, has_bias: bool, tmp_path):
     codes[0] = grid.high  # a whole block at the end of the grid, and one of zeros
     codes[1] = 0
     wanted = (codes @ weights.T + (0 if bias is None else bias)) * 0.5 * 0.25
-    for optimise in (False, True):
-        session = open_session(tmp_path / "n.onnx", optimise=optimise)
+    for optimize in (False, True):
+        session = open_session(tmp_path / "n.onnx", optimize=optimize)
         (found,) = session.run(None, {"images": (codes * 0.5).astype(np.float32)})
-        assert np.array_equal(found, wanted.astype(np.float32)), optimise
+        assert np.array_equal(found, wanted.astype(np.float32)), optimize
 
 
 def test_without_sentinels_the_kernel_would_not_be_exact(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_without_sentinels_the_kernel_would_not_be_exact(tmp_path, monkeypatch):
         monkeypatch.setattr(blocked, "is_exact", lambda *_: True)
         write_view(view_of(layer), [(1, 254)], tmp_path / "n.onnx", linear="matmul_nbits")
         images = (codes * 0.5).astype(np.float32)
-        (found,) = open_session(tmp_path / "n.onnx", optimise=True).run(None, {"images": images})
+        (found,) = open_session(tmp_path / "n.onnx", optimize=True).run(None, {"images": images})
         assert np.array_equal(found, exact) == is_right
 
 
@@ -170,8 +170,8 @@ def test_a_file_in_blocks_is_repacked_for_a_runtime_without_them(bits: int, grid
     write_view(view, [(1, features)], tmp_path / "g.onnx", linear="gemm", pack="int8")
     images = rng.uniform(-2, 8, (4, features)).astype(np.float32)
 
-    def run(model: object, *, optimise: bool) -> np.ndarray:
-        return np.asarray(open_session(model, optimise=optimise).run(None, {"images": images})[0])
+    def run(model: object, *, optimize: bool) -> np.ndarray:
+        return np.asarray(open_session(model, optimize=optimize).run(None, {"images": images})[0])
 
     blocks = f"blocks of {128 if bits == 2 else 256} x {bits} bits"
     for loads, opset, operator in ((("int8",), 17, "Gemm"), (("int8", "int4"), 21, "Gemm"), (("int8", blocks), 17, "")):
@@ -183,8 +183,8 @@ def test_a_file_in_blocks_is_repacked_for_a_runtime_without_them(bits: int, grid
         assert [entry.domain for entry in model.opset_import] == [""] and model.opset_import[0].version == opset
         assert [node.op_type for node in model.graph.node].count("Gemm") == 1
         assert {entry.name for entry in model.graph.initializer} <= {name for n in model.graph.node for name in n.input}
-        for optimise in (False, True):
-            found, plain = run(fitted.content, optimise=optimise), run(tmp_path / "g.onnx", optimise=optimise)
+        for optimize in (False, True):
+            found, plain = run(fitted.content, optimize=optimize), run(tmp_path / "g.onnx", optimize=optimize)
             assert np.array_equal(found, plain)
-            # a Gemm with optimisations off multiplies first and adds in float
-            np.testing.assert_allclose(run(path, optimise=optimise), found, rtol=1e-5, atol=1e-4)
+            # a Gemm with optimizations off multiplies first and adds in float
+            np.testing.assert_allclose(run(path, optimize=optimize), found, rtol=1e-5, atol=1e-4)

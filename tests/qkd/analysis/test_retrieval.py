@@ -26,7 +26,7 @@ def rows(count: int, size: int = 3, seed: int = 0) -> Tensor:
 
 
 def on_a_line(relevant: list[int]) -> RetrievalScores:
-    """Return the scores of one query at 0 whose neighbours at 1, 2, ... are of its class where marked."""
+    """Return the scores of one query at 0 whose neighbors at 1, 2, ... are of its class where marked."""
     database = torch.arange(1, len(relevant) + 1).float().unsqueeze(1)
     return score_retrieval(database, torch.tensor(relevant), torch.zeros(1, 1), torch.tensor([1]))
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from qkd.agents import Op, Policy, Schedule, Segment, read_schedule_file, save_schedule
 from qkd.cli import main
-from qkd.report.stacks import COLOURS, schedule_picture
+from qkd.report.stacks import COLORS, schedule_picture
 
 ZEROS = [0] * 60
 ROTATE = [3, 4, *ZEROS[2:]]
@@ -57,10 +57,10 @@ def test_show_tells_a_schedule_and_draws_it(tmp_path: Path, capsys: pytest.Captu
     assert "epochs 3-6: Rotate 1/9, Invert 0.5/2, Invert 0.25/4\n" in out
     svg = (tmp_path / "p.svg").read_text()
     assert svg.startswith("<svg") and "Invert, epochs 3 to 6: probability 0.75" in svg
-    assert COLOURS["Color"] not in svg  # it can never fire
+    assert COLORS["Color"] not in svg  # it can never fire
     with Image.open(tmp_path / "p.png") as image:
         pixels = np.array(image.convert("RGB"))
-    rotate = tuple(int(COLOURS["Rotate"][place : place + 2], 16) for place in (1, 3, 5))
+    rotate = tuple(int(COLORS["Rotate"][place : place + 2], 16) for place in (1, 3, 5))
     assert (pixels == rotate).all(-1).sum() > 1000
 
 

@@ -58,7 +58,7 @@ def test_wrong_numbers_are_refused(batch_size: int, workers: int) -> None:
         iterate(split(), torch.arange(3), batch_size, "cpu", drop_last=False, workers=workers)
 
 
-def test_normalising_gives_zero_mean_and_unit_spread() -> None:
+def test_normalizing_gives_zero_mean_and_unit_spread() -> None:
     images = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     fractions = images.double() / 255
     mean, std = fractions.mean((0, 2, 3)), fractions.std((0, 2, 3), correction=0)
@@ -69,7 +69,7 @@ def test_normalising_gives_zero_mean_and_unit_spread() -> None:
     assert images.dtype == torch.uint8
 
 
-def test_normalising_refuses_what_does_not_fit() -> None:
+def test_normalizing_refuses_what_does_not_fit() -> None:
     images = torch.zeros((1, 3, 4, 4), dtype=torch.uint8)
     with pytest.raises(TypeError, match="uint8"):
         normalise(images.float(), (0, 0, 0), (1, 1, 1))

@@ -1,4 +1,4 @@
-"""Information flow modelling: every kernel and divergence against its formula, its invariances, and its hazards."""
+"""Information flow modeling: every kernel and divergence against its formula, its invariances, and its hazards."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def test_soft_target_is_zero_where_both_agree_and_positive_elsewhere() -> None:
 def test_soft_target_gradient_at_high_temperature_is_the_difference_of_logits() -> None:
     z, v = logits(0).requires_grad_(), logits(1)
     soft_target_loss(z, v, temperature=1e4).backward()
-    centred = (z - z.mean(1, keepdim=True)) - (v - v.mean(1, keepdim=True))
-    torch.testing.assert_close(z.grad, (centred / CLASSES / BATCH).detach(), rtol=1e-3, atol=1e-5)
+    centered = (z - z.mean(1, keepdim=True)) - (v - v.mean(1, keepdim=True))
+    torch.testing.assert_close(z.grad, (centered / CLASSES / BATCH).detach(), rtol=1e-3, atol=1e-5)
 
 
 def test_soft_target_gradient() -> None:
@@ -151,11 +151,11 @@ def test_similarity_by_hand() -> None:
 def test_similarity_is_the_naive_formula_for_features_of_any_shape() -> None:
     student, teacher = feature(0, 6, 3, 4, 4), feature(1, 6, 5, 2, 2)
 
-    def normalised(f: Tensor) -> Tensor:
+    def normalized(f: Tensor) -> Tensor:
         gram = f.reshape(6, -1) @ f.reshape(6, -1).T
         return gram / gram.norm(dim=1, keepdim=True)
 
-    expected = (normalised(teacher) - normalised(student)).norm() ** 2 / 36
+    expected = (normalized(teacher) - normalized(student)).norm() ** 2 / 36
     torch.testing.assert_close(similarity_preserving_loss(student, teacher), expected, rtol=1e-10, atol=0)
 
 

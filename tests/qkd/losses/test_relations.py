@@ -97,7 +97,7 @@ def test_relational_losses_ignore_size_shift_and_rotation(loss) -> None:
     assert loss(5 * teacher @ rotation + 3, teacher).item() == pytest.approx(0, abs=1e-18)
 
 
-# --- probabilities of neighbours
+# --- probabilities of neighbors
 
 
 def naive_probabilities(f: Tensor) -> Tensor:

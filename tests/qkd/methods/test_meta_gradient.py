@@ -26,7 +26,7 @@ def number(value: float) -> Tensor:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_worked_number(order: Any) -> None:
-    # l = (w - t)^2 / 2: a step of 0.1 from w = 1 towards t = 3 gives 1.2; Q = (w' - 2)^2 / 2 = 0.32, dQ/dw' = -0.8,
+    # l = (w - t)^2 / 2: a step of 0.1 from w = 1 toward t = 3 gives 1.2; Q = (w' - 2)^2 / 2 = 0.32, dQ/dw' = -0.8,
     # dw'/dt = 0.1, so dQ/dt = -0.08. l is quadratic, so finite differences are exact, too.
     teacher = number(3.0).requires_grad_()
     found = meta_gradient(
@@ -44,7 +44,7 @@ def test_worked_number(order: Any) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_worked_number_with_a_factor_and_weights_that_are_not_read(order: Any) -> None:
-    # as above for w; s = 1 goes by 0.1 * 0.5 towards t = 3: 1.1, its quiz slope 1.1 - 2 = -0.9, ds'/dt = 0.05
+    # as above for w; s = 1 goes by 0.1 * 0.5 toward t = 3: 1.1, its quiz slope 1.1 - 2 = -0.9, ds'/dt = 0.05
     teacher, unread = number(3.0).requires_grad_(), number(7.0).requires_grad_()
     found = meta_gradient(
         lambda weights: sum((weights[name] - teacher) ** 2 / 2 for name in ("w", "s")) + weights["lone"] ** 2,
@@ -83,7 +83,7 @@ class _Case:
         return functional.cross_entropy(functional_call(self.student, dict(weights), (self.quiz_x,)), self.quiz_y)
 
     def after_a_step(self, taught: Mapping[str, Tensor], lr: float) -> float:
-        """Return the quiz loss after a step towards a teacher, by nothing but first gradients."""
+        """Return the quiz loss after a step toward a teacher, by nothing but first gradients."""
         leaves = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
         slopes = torch.autograd.grad(self.loss(leaves, taught), tuple(leaves.values()))
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""HSSAKD's steps: what is learnt from what, identities, gradients' ways, and that nets are only read where fixed."""
+"""HSSAKD's steps: what is learned from what, identities, gradients' ways, and that nets are only read where fixed."""
 
 from __future__ import annotations
 

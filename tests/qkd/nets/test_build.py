@@ -1,4 +1,4 @@
-"""Nets by name: known sizes, torch.fx, small and grey images, torchvision's, and what is refused."""
+"""Nets by name: known sizes, torch.fx, small and gray images, torchvision's, and what is refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SHAPES += [(name, *shape) for name in ("resnet8", "wrn_16_1", "lenet5") for shap
 
 
 @pytest.mark.parametrize(("name", "channels", "image_size"), SHAPES)
-def test_nets_are_traceable_and_take_small_and_grey_images(name: str, channels: int, image_size: int) -> None:
+def test_nets_are_traceable_and_take_small_and_gray_images(name: str, channels: int, image_size: int) -> None:
     net = build(name, channels, image_size).eval()
     traced = torch.fx.symbolic_trace(net)
     images = torch.randn(2, channels, image_size, image_size)
@@ -170,12 +170,12 @@ def test_torchvision_nets_take_the_classes_and_channels_asked_for(name: str, cha
     assert logits.shape == (2, 10)
 
 
-def test_a_first_convolution_for_grey_images_differs_in_nothing_else() -> None:
-    colour, grey = build("torchvision/resnet18"), build("torchvision/resnet18", 1)
-    first, other = colour.get_submodule("conv1"), grey.get_submodule("conv1")
+def test_a_first_convolution_for_gray_images_differs_in_nothing_else() -> None:
+    color, gray = build("torchvision/resnet18"), build("torchvision/resnet18", 1)
+    first, other = color.get_submodule("conv1"), gray.get_submodule("conv1")
     assert str(other) == str(first).replace("Conv2d(3,", "Conv2d(1,")
-    assert {key: value.shape for key, value in colour.state_dict().items() if key != "conv1.weight"} == {
-        key: value.shape for key, value in grey.state_dict().items() if key != "conv1.weight"
+    assert {key: value.shape for key, value in color.state_dict().items() if key != "conv1.weight"} == {
+        key: value.shape for key, value in gray.state_dict().items() if key != "conv1.weight"
     }
 
 

@@ -44,7 +44,7 @@ def test_a_quarter_is_rounded_up_but_at_most_half(members: int, size: int) -> No
     assert len(bottom) == len(top) == size and not set(bottom) & set(top)
 
 
-def test_equal_scores_favour_the_lower_index() -> None:
+def test_equal_scores_favor_the_lower_index() -> None:
     assert quantiles(scored(0.5, 0.5, 0.5, 0.5)) == ((3,), (0,))
 
 

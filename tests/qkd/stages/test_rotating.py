@@ -63,9 +63,9 @@ def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
 
 
 def test_a_run_trains_branches_then_the_student(offline: RunFolder) -> None:
-    learnt = rows(offline, f"student/{STAGE}")
-    assert [set(row["terms"]) for row in learnt] == [{"joint_labels"}] * 2
-    assert learnt[1]["train_loss"] < learnt[0]["train_loss"]
+    learned = rows(offline, f"student/{STAGE}")
+    assert [set(row["terms"]) for row in learned] == [{"joint_labels"}] * 2
+    assert learned[1]["train_loss"] < learned[0]["train_loss"]
     assert [set(row["terms"]) for row in rows(offline, "student")] == [PARTS] * 2
     found = json.loads((offline.path / "student" / STAGE / "result.json").read_text())
     assert found["taps"] == ["layer1", "layer2", "layer3"] and 0 <= found["val_accuracy"] <= 1

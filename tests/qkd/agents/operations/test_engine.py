@@ -59,7 +59,7 @@ def photographs(height: int, width: int, count: int) -> Tensor:
 
 @functools.cache
 def digits(side: int, count: int) -> Tensor:
-    """Return grey digits, enlarged to ``side``, and a black and a white image."""
+    """Return gray digits, enlarged to ``side``, and a black and a white image."""
     small = (load_digits().images[:count] * 255 / 16).round().astype(np.uint8)
     large = [np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)) for image in small]
     large += [np.zeros_like(large[0]), np.full_like(large[0], 255)]
@@ -182,8 +182,8 @@ def test_cutout_removes_a_square_around_a_point_of_the_image(level: int, side: i
     assert torch.equal(is_cut.sum((1, 2)), heights * widths)  # a filled rectangle
     if side:
         assert int(heights.max()) == int(widths.max()) == side
-        assert int(heights.min()) >= side // 2  # the centre is inside, so at least half is
-        # An end row is covered by side / 2 of the 32 centres, give or take the even side's half pixel.
+        assert int(heights.min()) >= side // 2  # the center is inside, so at least half is
+        # An end row is covered by side / 2 of the 32 centers, give or take the even side's half pixel.
         assert is_cut[:, 16].any(1).float().mean().item() == pytest.approx(side / 32, abs=0.06)
         assert is_cut[:, 0].any(1).float().mean().item() == pytest.approx((side // 2 + 1) / 32, abs=0.06)
 
@@ -202,7 +202,7 @@ def test_exposed_pixels_take_the_mean_and_later_operations_see_them() -> None:
     assert torch.equal(made, torch.where(exposed.unsqueeze(1), inverted, 255).to(torch.uint8))
 
 
-def test_colour_leaves_grey_images_alone() -> None:
+def test_color_leaves_gray_images_alone() -> None:
     images = digits(28, 10)
     assert torch.equal(by_engine(images, [["Color"]] * 12, [[9]] * 12), images)
 

@@ -12,7 +12,7 @@ MEAN = (0.5,)
 
 
 def batch(count: int = 64, side: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images that are one grey each, so that a pasted pixel tells where it came from."""
+    """Return images that are one gray each, so that a pasted pixel tells where it came from."""
     levels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, side, side * 2)
     return levels.contiguous(), torch.arange(count)
 

@@ -97,7 +97,7 @@ def test_all_faults_are_told_at_once_with_their_place(tmp_path: Path) -> None:
 format: qkd-schedule
 version: 1
 role: tutor
-colour: red
+color: red
 segments:
 - epochs: 0
   ops: [[Rotat, 0.5, 3], [Color, 1.5, 12]]
@@ -110,7 +110,7 @@ segments:
 """
     faults = faults_of(tmp_path, text)
     for expected in (
-        "colour: unknown key",
+        "color: unknown key",
         "role: must be one of teacher, student, got 'tutor'",
         "segments[0].epochs: must be a positive number of epochs, got 0",
         "segments[0].ops[0]: unknown operation 'Rotat'; did you mean 'Rotate'?",

@@ -48,7 +48,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_colour_images_are_read_channels_first(good: Path) -> None:
+def test_color_images_are_read_channels_first(good: Path) -> None:
     splits = load(good, val_fraction=0.0)
     assert isinstance(splits.train, MemorySplit) and isinstance(splits.test, MemorySplit)
     assert (splits.channels, splits.image_size, splits.classes) == (3, 6, ("0", "1", "2"))
@@ -60,7 +60,7 @@ def test_colour_images_are_read_channels_first(good: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(30, 6, 6), (30, 6, 6, 1)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
-def test_grey_images_and_any_integers_are_read(tmp_path: Path, shape: tuple[int, ...], dtype: type) -> None:
+def test_gray_images_and_any_integers_are_read(tmp_path: Path, shape: tuple[int, ...], dtype: type) -> None:
     for part in ("train", "test"):
         write(tmp_path, part, images=IMAGES[..., 0].reshape(shape), labels=LABELS.astype(dtype))
     splits = load(tmp_path)

@@ -20,23 +20,21 @@ from qkd.config import DataConfig
 from qkd.data import DataError, Splits, changes, iterate, load_splits, normalise, read_facts, sampling_note
 from qkd.data.sets.images import IMAGE_SUFFIXES, decode, read_header
 
-COLOURS = {"ant": (200, 10, 10), "bee": (10, 200, 10)}
+COLORS = {"ant": (200, 10, 10), "bee": (10, 200, 10)}
 
 
-def paint(
-    path: Path, size: tuple[int, int] = (12, 12), colour: tuple[int, int, int] = (9, 9, 9), seed: int = 0
-) -> None:
+def paint(path: Path, size: tuple[int, int] = (12, 12), color: tuple[int, int, int] = (9, 9, 9), seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 40, (size[1], size[0], 3))
-    Image.fromarray((noise + np.array(colour)).astype(np.uint8)).save(path)
+    Image.fromarray((noise + np.array(color)).astype(np.uint8)).save(path)
 
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     for part, count in (("train", 10), ("test", 3)):
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             for index in range(count):
-                paint(tmp_path / part / name / f"{index}.png", colour=colour, seed=index)
+                paint(tmp_path / part / name / f"{index}.png", color=color, seed=index)
     return tmp_path
 
 
@@ -84,7 +82,7 @@ def test_workers_give_the_batches_of_one_process_in_the_same_order(good: Path, w
         assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
 
 
-def test_grey_images_stay_grey_unless_one_is_in_colour(tmp_path: Path) -> None:
+def test_gray_images_stay_gray_unless_one_is_in_color(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for name in "ab":
             for index in range(3):
@@ -137,7 +135,7 @@ def test_of_a_large_folder_a_sample_is_looked_at_and_all_sizes(good: Path, monke
     assert note.endswith("in a sample: 4 of 20 images of train and 4 of 6 images of test")
     paint(good / "train" / "ant" / "0.png", seed=77)  # the first is in every sample
     assert changes(before, read_facts(config)) == ["pixels of train (of 4 sampled images)"]
-    paint(good / "train" / "ant" / "0.png", colour=COLOURS["ant"], seed=0)
+    paint(good / "train" / "ant" / "0.png", color=COLORS["ant"], seed=0)
     assert changes(before, read_facts(config)) == []
     with open(good / "train" / "ant" / "1.png", "ab") as file:  # not in the sample, but of another size
         file.write(b"more")
@@ -215,8 +213,8 @@ def test_only_stated_formats_are_decoded_whatever_the_name(
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_every_stated_format_is_read(good: Path, suffix: str) -> None:
     path = good / "test" / "ant" / f"zz{suffix}"
-    grey = Image.fromarray(np.full((12, 12), 77, np.uint8))
-    (grey if suffix == ".pgm" else grey.convert("RGB")).save(path)
+    gray = Image.fromarray(np.full((12, 12), 77, np.uint8))
+    (gray if suffix == ".pgm" else gray.convert("RGB")).save(path)
     image, _ = load(good).test.batch(torch.tensor([3]), "cpu")
     assert abs(int(image.float().mean()) - 77) <= 2
 

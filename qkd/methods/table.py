@@ -82,7 +82,7 @@ def own_method(name: str) -> type[Method]:
 
     try:
         found = _resolve(name) if ":" in name else _entry_point(name)
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+    except Exception as error:  # the file is the user's: whatever it raises is what is wrong with it
         raise ValueError(f"student.method: {name} cannot be loaded: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"student.method: {name} is no class derived from qkd.methods.method.Method")

@@ -218,8 +218,7 @@ METHOD_NAMES = {
 }  # fmt: skip
 MAY_NAME_METHODS = {
     "qkd.config.experiment", "qkd.config.methods", "qkd.config.training",  # the schema
-    # names of nets and losses in a config that is not bound yet, and what `qkd ls` says of keys
-    "qkd.checking.config_names", "qkd.checking.names",
+    "qkd.checking.config_names",  # names of nets and losses in a config that is not bound yet
     "qkd.report.records",  # the shape that result.json is read as
     "qkd.distill.methods",  # old names, for a release
 }  # fmt: skip

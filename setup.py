@@ -53,6 +53,7 @@ PACKAGES = [
     "qkd.search",
     "qkd.stages",
     "qkd.terms",
+    "qkd.testing",
     "qkd.training",
     "quantizers",
     "quantizers.graph",

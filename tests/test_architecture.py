@@ -258,7 +258,59 @@ def test_nothing_outside_its_folder_names_a_method() -> None:
 ROOMS_AT_MOST = 14
 
 
-@pytest.mark.parametrize("room", ["losses", "methods", "roles", "search", "stages", "terms", "training"])
-def test_a_room_holds_few_modules(room: str) -> None:
-    for folder in {path.parent for path in (ROOT / "qkd" / room).rglob("*.py")}:
-        assert len(list(folder.glob("*.py"))) <= ROOMS_AT_MOST, folder
+@pytest.mark.parametrize("folder", PACKAGES, ids=dotted)
+def test_a_room_holds_few_modules(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= ROOMS_AT_MOST
+
+
+def imports_of(path: Path, names: set[str]) -> set[str]:
+    """Return the modules of ours that a module imports, in functions too; for types alone only where a package does.
+
+    A package's own ``TYPE_CHECKING`` block is what it imports on demand (`export/on_demand.py`).
+    """
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            full = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {full[name] if full[name] in names else str(node.module) for name in full}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and path.name != "__init__.py":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return found & names
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Return the nodes of a circle; empty if there is none."""
+    rest = dict(arrows)
+    while free := [node for node, targets in rest.items() if not targets & set(rest)]:
+        for node in free:
+            del rest[node]
+    return sorted(rest)
+
+
+def room(module: str) -> str:
+    """Return the folder of a module; the front door of a package is a room by itself."""
+    is_door = module in {dotted(folder) for folder in PACKAGES} or module.endswith("__main__")
+    return f"{module} (door)" if is_door else module.rpartition(".")[0]
+
+
+def test_neither_modules_nor_rooms_import_each_other_in_a_circle() -> None:
+    names = {dotted(path) for path in MODULES}
+    modules = {dotted(path): imports_of(path, names) - {dotted(path)} for path in MODULES}
+    assert sum(map(len, modules.values())) > 1000, "the imports are seen"
+    assert "torch" not in modules and "qkd.roles.nets" in modules["qkd.pipeline.dryrun"]
+    assert circle(modules) == []
+    rooms: dict[str, set[str]] = {room(name): set() for name in names}
+    for name, targets in modules.items():
+        rooms[room(name)] |= {room(target) for target in targets} - {room(name)}
+    assert circle(rooms) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]

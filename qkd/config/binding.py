@@ -13,9 +13,9 @@ from typing import Any, TypeAlias, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from qkd.config import RunConfig
 from qkd.config.bind_faults import LONGEST_NAME, Fault, describe, place, plain_faults, schema_faults
 from qkd.config.borrowed import borrowed_run, has_config, with_borrowed_teacher
+from qkd.config.experiment import RunConfig
 from qkd.failures import ConfigError as ConfigError
 from qkd.files.user_paths import user_path
 from qkd.files.yaml_text import DEEPEST, MOST_FAULTS, YamlError, first_of, parse_yaml, read_yaml

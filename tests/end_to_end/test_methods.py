@@ -17,9 +17,9 @@ import torch
 from export import export_onnx
 from qkd.config import RunConfig
 from qkd.config.binding import load_config, read_config, shipped_configs
-from qkd.dryrun import dry_run
 from qkd.files import read_safetensors
 from qkd.pipeline import run_stages
+from qkd.pipeline.dryrun import dry_run
 from qkd.progress import Silent
 from qkd.roles.nets import load_student
 from qkd.roles.stored import stored_config

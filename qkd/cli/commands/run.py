@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     stages, is_fresh = STAGE_NAMES[: STAGE_NAMES.index(args.until) + 1], not (args.runs_dir / config.name).exists()
     if args.dry_run or is_fresh:
         load(args, with_files=True)  # a fresh run needs all of them: say before training which are missing
-        from qkd.dryrun import check_distillation, dry_run
+        from qkd.pipeline.dryrun import check_distillation, dry_run
 
         if args.dry_run:
             return print_result(args, dry_run(config, new_progress()))

@@ -12,11 +12,11 @@ import pytest
 
 from qkd.checking.config_names import name_faults
 from qkd.config import RunConfig
-from qkd.dryrun import check_distillation
 from qkd.files import sha256_of
 from qkd.methods import table
 from qkd.methods.method import Method
 from qkd.methods.table import METHODS, methods_of, own_method
+from qkd.pipeline.dryrun import check_distillation
 from qkd.progress import Silent
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES

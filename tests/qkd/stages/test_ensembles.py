@@ -362,7 +362,7 @@ def test_terms_fade_from_the_first_phase_without_peers(data: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_dry_run_tries_auxiliary_peers_and_ensemble(data: Path) -> None:
-    from qkd.dryrun import dry_run
+    from qkd.pipeline.dryrun import dry_run
 
     changes = {
         **PEERS,

@@ -1,4 +1,4 @@
-"""Small nets, images and configs for tests: real in kind, and done in seconds."""
+"""The nets, images and configs that tests share, small enough for seconds."""
 
 from __future__ import annotations
 

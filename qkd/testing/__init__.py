@@ -1,0 +1,5 @@
+"""Small nets, images and configs for tests: real in kind, and done in seconds."""
+
+from qkd.testing.small import TinyNet, run_tiny, synthetic_images, synthetic_splits, tiny_config, write_npz_set
+
+__all__ = ["TinyNet", "run_tiny", "synthetic_images", "synthetic_splits", "tiny_config", "write_npz_set"]

@@ -218,10 +218,8 @@ METHOD_NAMES = {
 }  # fmt: skip
 MAY_NAME_METHODS = {
     "qkd.config.experiment", "qkd.config.methods", "qkd.config.training",  # the schema
-    # names of nets and losses in a config that is not bound yet, and what `qkd ls` says of keys
-    "qkd.checking.config_names", "qkd.checking.names",
+    "qkd.checking.config_names",  # names of nets and losses in a config that is not bound yet
     "qkd.report.records",  # the shape that result.json is read as
-    "qkd.analysis.run_diagnosis", "qkd.analysis.run_matching",  # commands on finished nets
     "qkd.distill.methods",  # old names, for a release
 }  # fmt: skip
 HOMONYMS = {("qkd.cli", "meta"), ("qkd.losses.branches", "teacher_branches"), ("qkd.nets.torchvision_nets", "meta")}

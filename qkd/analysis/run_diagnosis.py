@@ -26,7 +26,6 @@ from qkd.data.superclasses import superclasses
 from qkd.failures import ConfigError, UsageError
 from qkd.files import write_bytes, write_text
 from qkd.losses.stable import unit_rows
-from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.nets import build_net, load_weights
 from qkd.progress import Progress
 from qkd.report.records import read_metrics
@@ -47,6 +46,7 @@ from qkd.terms.rescaling import (
     soft_targets,
     summarise,
 )
+from qkd.terms.taps import why_no_features
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
@@ -316,7 +316,7 @@ class _Subject:
         if len(self.splits.classes) < 3 or found.features is None or found.features.dim() != 2:
             self.notes.append(f"geometry of the {role}: needs 3 classes and a linear layer that reads a row an image")
             return {}
-        if isinstance(model, EnsembleTeacher):
+        if why_no_features(model):
             self.notes.append(f"geometry of the {role}: an ensemble has no last layer of its own")
             return {}
         part = slice(None) if len(found.labels) <= MOST_PAIR_IMAGES else _some_rows(found.labels, self.config.seed)

@@ -12,7 +12,6 @@ from torch import nn
 from qkd.analysis.matching import LayerMatch, class_information, flow_divergence, match_layers
 from qkd.analysis.outputs import read_outputs, some_images
 from qkd.failures import UsageError
-from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.nets import build_net
 from qkd.nets.branches import stage_names
 from qkd.progress import Progress
@@ -24,7 +23,7 @@ from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.target import require_run_folder
 from qkd.seeding import stream
-from qkd.terms.taps import Taps, tap_paths_of
+from qkd.terms.taps import Taps, tap_paths_of, why_no_features
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
@@ -134,7 +133,7 @@ def _followed(run: RunFolder) -> Followed:
     if not (run.path / "teacher" / WEIGHTS).is_file():
         raise UsageError(f"{run.path} has no teacher yet: run `qkd teacher` with its config first")
     followed = load_followed(run)
-    if isinstance(followed.model, EnsembleTeacher):
+    if why_no_features(followed.model):
         why = f" ({followed.note})" if followed.note else ""
         raise UsageError(f"{run.path}: {followed.words}, has no layers of its own to follow{why}")
     return followed

@@ -11,6 +11,7 @@ from qkd.checking.names import table
 from qkd.config import AuxiliaryConfig, PhaseConfig, StudentConfig, TermConfig
 from qkd.config.bind_faults import Fault, describe, did_you_mean
 from qkd.methods.phase_checks import phase_faults
+from qkd.methods.table import own_method
 from qkd.nets import net_hint
 from qkd.terms.term_checks import check_terms
 
@@ -38,6 +39,16 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
             for kind in ("terms", "teacher_terms"):
                 yield from _term_faults(data, (*learner, "phases", index, kind))
         yield from _phase_faults(data, learner)
+    yield from _own_method_faults(data)
+
+
+def _own_method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    where = ("student", "method")
+    if isinstance(name := _get(data, where), str):
+        try:
+            own_method(name)  # a file of the user's, which may import anything
+        except ValueError as error:
+            yield where, str(error).removeprefix("student.method: ")
 
 
 def _unknown(data: Mapping[str, Any], where: tuple[str | int, ...], kind: str, table_name: str) -> Iterator[Fault]:

@@ -33,17 +33,6 @@ POLICY_NOTES = {
     "trivial": "TrivialAugment (wide): one operation an image at any magnitude, then crop and flip",
 }
 
-METHOD_NOTES = {  # what is switched on by a key of its own, not by a term
-    "student.auxiliary": "a net between teacher and student, of the student's topology (Passalis et al. 2020)",
-    "student.peers": "a student ensemble: nets of several widths or bits learn together (Walawalkar et al. 2020)",
-    "student.phases: combine": "gradients of distillation clipped against the task's (Lee, Kim, Song 2018)",
-    "student.phases: meta": "MetaDistil: a quiz teaches the teacher (Zhou, Xu, McAuley 2022)",
-    "student.phases: teacher_terms": "co-study: teacher and student learn from each other (Kim et al. 2019, QKD)",
-    "student.rotations": "HSSAKD: joint labels of class and rotation, branches, offline or online (Yang et al. 2021)",
-    "teacher.members": "an ensemble teacher, or self-distillation with one net for both (Allen-Zhu, Li 2020)",
-    "teacher.untrained": "Apprentice: a teacher that learns with its student (Mishra, Marr 2018)",
-}
-
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")  # WSL has dxg, AMD kfd
 
 
@@ -102,11 +91,24 @@ def _nets() -> dict[str, str]:
     return dict.fromkeys(net_names(), "")
 
 
+def method_notes() -> dict[str, str]:
+    """Return what is switched on by a key of its own, not by a term: key -> a few words."""
+    from qkd.methods.table import METHODS
+
+    notes = {entry.asked_by.replace("[].", ": "): entry.about for entry in METHODS.values() if entry.asked_by}
+    notes |= {
+        "student.method": "a method of your own: path/to/file.py:Class, package.module:Class, or an entry point's name",
+        "student.phases: combine": "gradients of distillation clipped against the task's (Lee, Kim, Song 2018)",
+        "teacher.untrained": "Apprentice: a teacher that learns with its student (Mishra, Marr 2018)",
+    }
+    return dict(sorted(notes.items()))
+
+
 def _losses() -> dict[str, str]:
     from qkd.terms import LOSSES
 
     rows = {name: f"{entry.summary} ({entry.source})" for name, entry in sorted(LOSSES.items())}
-    return {**rows, **METHOD_NOTES}
+    return {**rows, **method_notes()}
 
 
 def _quantizers() -> dict[str, str]:

@@ -30,26 +30,51 @@ class Entry:
     Args:
         place: ``module:Class``; imported where a config asks for it.
         asked_by: The key that asks for it, with ``[]`` for the entries of a list; empty: every run has it.
+        about: One line for people, with its source.
         rows: ``module:function`` that gives its rows in the report; empty where it has none.
     """
 
     place: str
     asked_by: str
+    about: str
     rows: str = ""
 
 
 METHODS = {  # in the order in which they have their say
     "ensemble": Entry(
-        "qkd.methods.ensemble.method:Ensemble", "teacher.members", "qkd.methods.ensemble.rows:ensemble_rows"
+        "qkd.methods.ensemble.method:Ensemble",
+        "teacher.members",
+        "an ensemble teacher, or self-distillation with one net for both (Allen-Zhu, Li 2020)",
+        "qkd.methods.ensemble.rows:ensemble_rows",
     ),
     "auxiliary": Entry(
-        "qkd.methods.auxiliary.method:Auxiliary", "student.auxiliary", "qkd.methods.auxiliary.rows:auxiliary_rows"
+        "qkd.methods.auxiliary.method:Auxiliary",
+        "student.auxiliary",
+        "a net between teacher and student, of the student's topology (Passalis et al. 2020)",
+        "qkd.methods.auxiliary.rows:auxiliary_rows",
     ),
-    "co_study": Entry("qkd.methods.co_study.method:CoStudy", "student.phases[].teacher_terms"),
-    "meta_distil": Entry("qkd.methods.meta_distil.method:MetaDistil", "student.phases[].meta"),
-    "peers": Entry("qkd.methods.peers.method:Peers", "student.peers", "qkd.methods.peers.rows:peer_rows"),
-    "rotations": Entry("qkd.methods.rotations.method:Rotations", "student.rotations"),
-    "plain": Entry("qkd.methods.plain.method:Plain", ""),
+    "co_study": Entry(
+        "qkd.methods.co_study.method:CoStudy",
+        "student.phases[].teacher_terms",
+        "co-study: teacher and student learn from each other (Kim et al. 2019, QKD)",
+    ),
+    "meta_distil": Entry(
+        "qkd.methods.meta_distil.method:MetaDistil",
+        "student.phases[].meta",
+        "MetaDistil: a quiz teaches the teacher (Zhou, Xu, McAuley 2022)",
+    ),
+    "peers": Entry(
+        "qkd.methods.peers.method:Peers",
+        "student.peers",
+        "a student ensemble: nets of several widths or bits learn together (Walawalkar et al. 2020)",
+        "qkd.methods.peers.rows:peer_rows",
+    ),
+    "rotations": Entry(
+        "qkd.methods.rotations.method:Rotations",
+        "student.rotations",
+        "HSSAKD: joint labels of class and rotation, branches, offline or online (Yang et al. 2021)",
+    ),
+    "plain": Entry("qkd.methods.plain.method:Plain", "", "a student beside a fixed teacher: a weighted sum of terms"),
 }
 
 
@@ -82,7 +107,7 @@ def own_method(name: str) -> type[Method]:
 
     try:
         found = _resolve(name) if ":" in name else _entry_point(name)
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+    except Exception as error:  # the file is the user's: whatever it raises is what is wrong with it
         raise ValueError(f"student.method: {name} cannot be loaded: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"student.method: {name} is no class derived from qkd.methods.method.Method")

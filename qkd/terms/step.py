@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.terms.rescaling import step_facts
-from qkd.terms.taps import Taps, tap_paths_of
+from qkd.terms.taps import Taps, tap_paths_of, why_no_features
 from qkd.terms.weighting import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
 
@@ -47,7 +47,7 @@ class DistillStep:
         first_epoch: int = 0,
         student_learns: bool = True,
     ) -> None:
-        if why := getattr(teacher, "without_features", "") if terms.teacher_taps or terms.needs_class_weights else "":
+        if (why := why_no_features(teacher)) and (terms.teacher_taps or terms.needs_class_weights):
             raise ValueError(why)
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
         self._first_epoch, self._student_learns = first_epoch, student_learns

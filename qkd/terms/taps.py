@@ -95,6 +95,11 @@ class Taps:
         return read
 
 
+def why_no_features(net: nn.Module) -> str:
+    """Return why losses cannot read a net's features, for nets that say so themselves; empty where they can."""
+    return str(getattr(net, "without_features", ""))
+
+
 def tap_paths_of(model: nn.Module) -> Mapping[str, str] | None:
     """Return what :class:`Taps` takes as ``translate``: a low-bit net's ``tap_paths``, None for a float one."""
     return getattr(model, "tap_paths", None)

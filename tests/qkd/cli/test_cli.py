@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from qkd.checking.names import METHOD_NOTES
+from qkd.checking.names import method_notes
 from qkd.cli import STAGE_NAMES, main, parse
 from qkd.cli.commands.ls import TABLE_NAMES
 from qkd.config import RunConfig
@@ -180,7 +180,7 @@ def test_ls_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_methods_are_listed_by_keys_that_a_config_has() -> None:
-    for note in METHOD_NOTES:
+    for note in method_notes():
         place: Any = RunConfig
         for key in note.replace(": ", ".").split("."):
             kind = place.model_fields[key].annotation

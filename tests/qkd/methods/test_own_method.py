@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qkd.checking.config_names import name_faults
 from qkd.config import RunConfig
 from qkd.files import sha256_of
 from qkd.methods import table
@@ -147,10 +148,13 @@ def test_what_is_no_method_is_refused(data: Path, toy: Path, tmp_path: Path) -> 
         f"{toy}:Missing": "cannot be loaded: module .* has no attribute 'Missing'",
         f"{tmp_path}/none.py:Toy": "cannot be loaded: .*none.py",
         "no_such_package.methods:Toy": "cannot be loaded: No module named 'no_such_package'",
+        f"{tmp_path}/broken.py:Toy": "cannot be loaded: name 'nobody' is not defined",
         "unheard_of": "no installed package has an entry point 'unheard_of' in group qkd.methods",
         "qkd.config:RunConfig": "is no class derived from",
     }
+    (tmp_path / "broken.py").write_text("nobody")
     for name, message in refused.items():
+        assert [where for where, _ in name_faults({"student": {"method": name}})] == [("student", "method")]
         with pytest.raises(ValueError, match=f"student.method: .*{message}"):
             own_method(name)
     with pytest.raises(ValueError, match="student.method_options.weight: must be positive"):

@@ -21,6 +21,7 @@ from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.reach import freeze_unreached
 from quantizers.graph.recording.recorder import Recorder
 from quantizers.graph.recording.same_gradients import require_same_gradients
+from quantizers.graph.recording.ties import require_no_ties
 from quantizers.graph.simplify import simplify
 
 EVAL_IMAGES, TRAIN_IMAGES = 2, 3  # different, so that what depends on their number shows
@@ -86,6 +87,7 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
         trained = recorder.run(images.clone(), name)
         if verify and has_gradients:
             require_same_gradients(twin, trained, images, recorder.flow.notes)
+        require_no_ties(trained, recorder.pen)
         without_idle_stops(trained)
     recording = joined(evaluated, trained)
     simplify(recording)

@@ -60,10 +60,10 @@ class Ledger:
         self.regions: dict[Geometry, Region] = {}
         self._constants: dict[int, tuple[Constant, Tensor]] = {}
         self._parameters: dict[Geometry, nn.Parameter] = {}
-        for parameter in root.parameters():
+        for name, parameter in root.named_parameters():
             self._parameters[geometry(parameter)] = parameter
             if parameter.requires_grad:
-                self._note(parameter, Constant(learned=True))
+                self._note(parameter, Constant(frozenset([name])))
 
     # -- constants -------------------------------------------------------------------------------------------------
 
@@ -74,7 +74,8 @@ class Ledger:
     def derive(self, sources: Iterable[Tensor], results: Iterable[Tensor], *, random: bool = False) -> None:
         """Note that constants were computed from others."""
         known = [self.constant(source) for source in sources]
-        made = Constant(any(k.learned for k in known), random or any(k.random for k in known))
+        sources = frozenset[str]().union(*(k.sources for k in known))
+        made = Constant(sources, random or any(k.random for k in known))
         if made != Constant():
             for result in results:
                 self._note(result, made)

@@ -55,7 +55,9 @@ class Recorder:
     def __init__(self, root: nn.Module, *, check: bool = True, gradients: bool = False) -> None:
         self.root, self.check = root, check
         self.ledger = Ledger(root)
-        self.pen = Pen(self.ledger.constant, self.ledger.parameter, lambda a, b: self.ledger.derive([a], [b]))
+        self.pen = Pen(
+            self.ledger.constant, self.ledger.parameter, lambda sources, made: self.ledger.derive(sources, [made])
+        )
         self.flow = GradientFlow(self.pen, is_followed=gradients and root.training)
         self.outputs: dict[str, fx.Node] = {}
         self.paused, self.dice = False, OtherDice(root)

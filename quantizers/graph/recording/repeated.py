@@ -23,7 +23,7 @@ from quantizers.graph.spelling.table import BATCH_NORMS, DROPOUT_MODULES
 
 TRAINING_PASSES = 3  # a step that is skipped with probability 1/2 stays unseen in one of four
 _STATE = "it draws random numbers, asks whether gradients are on, or changes its own state"
-_WAY_OUT = "draw and count outside of the network, or use a dropout layer"
+_WAY_OUT = "count and draw outside of the network, or use a dropout layer"
 
 
 class _Steady(TorchFunctionMode):

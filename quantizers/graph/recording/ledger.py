@@ -77,8 +77,8 @@ class Ledger:
     def derive(self, sources: Iterable[Tensor], results: Iterable[Tensor], *, random: bool = False) -> None:
         """Note that constants were computed from others."""
         known = [self.constant(source) for source in sources]
-        sources = frozenset[str]().union(*(k.sources for k in known))
-        made = Constant(sources, random or any(k.random for k in known))
+        names = frozenset[str]().union(*(k.sources for k in known))
+        made = Constant(names, random or any(k.random for k in known))
         if made != Constant():
             for result in results:
                 self._note(result, made)

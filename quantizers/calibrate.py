@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from quantizers.layers import ActQuantizer
 from quantizers.settle import settle
-from quantizers.student import act_quantizers, quant_layers
+from quantizers.student import act_quantizers, quant_layers, require_image_shape
 from quantizers.tensor_quant import ActQuant, RangeObserver
 
 
@@ -30,8 +30,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
 
     Raises:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
-        ValueError: If there are no batches, one is empty, an image holds NaN or infinity, or no value but zero, or a
-            batch does not go through the student.
+        ValueError: If there are no batches, one is empty, of images of another size than those of ``prepare``, or
+            without a batch axis; if an image holds NaN or infinity, or all are zero.
 
     Example:
         >>> from quantizers import QuantSpec, prepare
@@ -117,6 +117,7 @@ def _observe(
 
 def _forward(student: nn.Module, batch: Tensor, index: int) -> None:
     try:
+        require_image_shape(student, tuple(batch.shape))
         student(batch)
     except (RuntimeError, ValueError) as error:
         raise ValueError(

@@ -63,9 +63,16 @@ class Student(fx.GraphModule):
 
 
 def assemble(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], *, tap_paths: dict[str, str], spec: QuantSpec
+    graph: fx.Graph,
+    modules: Mapping[str, nn.Module],
+    *,
+    tap_paths: dict[str, str],
+    spec: QuantSpec,
+    image_shape: tuple[int, ...],
 ) -> Student:
     """Return the student that runs ``graph`` on ``modules`` (module path -> module).
+
+    ``image_shape`` is that of one image, the batch left out: windows, slices and conditions may depend on it.
 
     A softmax becomes :class:`~quantizers.layers.Probabilities`, which lets logits through in training mode.
     """
@@ -73,8 +80,32 @@ def assemble(
     for path, module in modules.items():
         _place(root, path, _for_losses(module))
     student = Student(root, graph, class_name="Student")
-    student.meta.update(tap_paths=tap_paths, spec=spec)
+    student.meta.update(tap_paths=tap_paths, spec=spec, image_shape=image_shape)
     return student
+
+
+def require_image_shape(student: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise unless a batch is of images of the size that the student was prepared for.
+
+    Sizes of windows, positions of slices and conditions on shapes were read for that size. On another one the student
+    may be another function than the float network, without an error.
+
+    Args:
+        student: A network from :func:`prepare`.
+        shape: Of the batch.
+
+    Raises:
+        ValueError: If it is of another size, or without a batch axis.
+    """
+    wanted = getattr(student, "meta", {}).get("image_shape")
+    if wanted is None or tuple(shape[1:]) == tuple(wanted):
+        return
+    if tuple(shape) == tuple(wanted):
+        raise ValueError(f"a single image of shape {tuple(shape)} is no batch; give it a batch axis, image[None]")
+    raise ValueError(
+        f"images of shape {tuple(shape[1:])}, but the student was prepared for {tuple(wanted)}, to which its windows "
+        "and slices belong; give images of that size, or prepare(..., example_inputs=images of the new size)"
+    )
 
 
 def warn_of_frozen(model: nn.Module) -> None:

@@ -154,12 +154,17 @@ def export_onnx(
         keep to [-64, 63] for that reason; a view that breaks it gets a warning.
     """
     from quantizers import integer_view
+    from quantizers.student import require_image_shape
 
     target = checked_target(path)
     chosen = find_flavour(flavour)
     shapes = _shapes(example_inputs)
     if not isinstance(student, fx.GraphModule):
         raise ExportError(f"export_onnx takes what quantizers.prepare made, got {type(student).__name__}")
+    try:
+        require_image_shape(student, shapes[0])
+    except ValueError as error:
+        raise ExportError(f"example_inputs: {error}") from None
     with training_flags_kept(student), torch.no_grad():
         view = integer_view(cast("Student", student))
     return write_view(view, shapes, target, flavour=chosen.name, pack=pack, linear=linear, opset=opset, strict=strict)

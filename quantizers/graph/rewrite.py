@@ -129,7 +129,9 @@ class _Writer:
                 self.pairs.append((node, value.node.name))
         self._check_rectifiers()
         self._bound_joint_grids()
-        return assemble(self.graph, self.modules, tap_paths=self._tap_paths(), spec=self.spec)
+        shape = next(tuple(n.meta["shape"][1:]) for n in self.traced.graph.nodes if n.op == "placeholder")
+        taps = self._tap_paths()
+        return assemble(self.graph, self.modules, tap_paths=taps, spec=self.spec, image_shape=shape)
 
     # -- one float node -> new nodes -------------------------------------------------------------------------------
 

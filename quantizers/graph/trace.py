@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from quantizers.graph.form.kinds import FUNCTION_NAMES as FUNCTION_NAMES
 from quantizers.graph.form.kinds import OUTPUT, PLACEHOLDER, kind_of
@@ -20,7 +19,9 @@ from quantizers.graph.recording.modes import joined, live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.reach import freeze_unreached
 from quantizers.graph.recording.recorder import Recorder
+from quantizers.graph.recording.repeated import require_same_in_eval, require_same_in_training
 from quantizers.graph.recording.same_gradients import require_same_gradients
+from quantizers.graph.recording.ties import require_no_ties
 from quantizers.graph.simplify import simplify
 
 EVAL_IMAGES, TRAIN_IMAGES = 2, 3  # different, so that what depends on their number shows
@@ -75,37 +76,27 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     has_gradients = freeze_unreached(root, example_images(example_inputs, TRAIN_IMAGES, device))
     evaluated = Recorder(root.eval(), check=verify).run(example_images(example_inputs, EVAL_IMAGES, device), name)
-    live = live_nodes(evaluated.graph, output_of(evaluated.graph))
-    if verify and not any("refused" in node.meta for node in live):  # a refusal says more
-        again = _second_pass(root, example_images(example_inputs, EVAL_IMAGES, device))
-        _require_repeatable(type(root).__name__, evaluated.result, again)
+    if verify and not _refused(evaluated):
+        require_same_in_eval(root, example_images(example_inputs, EVAL_IMAGES, device), evaluated.result)
     with _jittered(root), torch.random.fork_rng(devices=[]):
         images = example_images(example_inputs, TRAIN_IMAGES, device)
         twin = copy.deepcopy(root, {id(p): p for p in root.parameters()}).train()  # running it may change buffers
         recorder = Recorder(root.train(), check=verify, gradients=has_gradients)
         trained = recorder.run(images.clone(), name)
+        if verify and not _refused(trained):
+            require_same_in_training(twin, images)
         if verify and has_gradients:
             require_same_gradients(twin, trained, images, recorder.flow.notes)
+        require_no_ties(trained, recorder.pen)
         without_idle_stops(trained)
     recording = joined(evaluated, trained)
     simplify(recording)
     return Traced(recording, len(example_inputs))
 
 
-def _second_pass(root: nn.Module, images: Tensor) -> Any:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-        return copy.deepcopy(root).eval()(images)
-
-
-def _require_repeatable(network: str, first: Any, second: Any) -> None:
-    """Raise if a second pass in eval mode differs: a generator made in forward, or state that each pass changes."""
-    for before, after in zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True):
-        if isinstance(before, Tensor) and not torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise RewriteError(
-                f"{network}: two passes in eval() on the same images differ by "
-                f"{float((before - after).abs().max()):.3g}; it draws random numbers or changes its own state; draw "
-                "outside of the network, or use a dropout layer"
-            )
+def _refused(recording: Recording) -> bool:
+    """Tell whether the output depends on a refused operation, which says more than other checks would."""
+    return any("refused" in node.meta for node in live_nodes(recording.graph, output_of(recording.graph)))
 
 
 @contextlib.contextmanager

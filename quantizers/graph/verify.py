@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 
 from quantizers.graph.form.kinds import PASS, is_pass
 from quantizers.graph.recording.copying import example_images
+from quantizers.graph.recording.returned import tensors
 from quantizers.graph.trace import EVAL_IMAGES, TRAIN_IMAGES, RewriteError, Traced
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
 
@@ -189,7 +190,7 @@ def _message(traced: Traced, node: fx.Node, found: str) -> str:
 def _compare_outputs(traced: Traced, values: dict[fx.Node, Tensor]) -> None:
     end = next(node for node in traced.graph.nodes if node.op == "output")
     nodes = [leaf for leaf in pytree.tree_leaves(end.args[0]) if isinstance(leaf, fx.Node)]
-    results = [leaf for leaf in pytree.tree_leaves(traced.result) if isinstance(leaf, Tensor)]
+    results = tensors(traced.result)
     for node, expected in zip(nodes, results, strict=True):
         error = _largest(values[node] - expected)
         if not torch.equal(torch.isfinite(values[node]), torch.isfinite(expected)):

@@ -137,3 +137,31 @@ def test_one_batch_by_itself_is_enough(make_net: Any, images: Any) -> None:
     calibrate(whole, images(6, seed=4))
     calibrate(listed, [images(6, seed=4)])
     assert torch.equal(whole.eval()(images(2)), listed.eval()(images(2)))
+
+
+class Cropped(nn.Module):
+    """Crops the middle half and takes another path for large images, as sizes say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x))
+        y = y * 2 if y.shape[2] > 8 else y[:, :, y.shape[2] // 4 : 3 * y.shape[2] // 4]
+        return self.head(y)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 3, 8, 6), (2, 1, 8, 8)])
+def test_batches_of_another_size_are_refused_with_both_sizes(shape: tuple[int, ...]) -> None:
+    student = prepare(Cropped(), QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))
+    found = ", ".join(map(str, shape[1:]))
+    with pytest.raises(ValueError, match=rf"batch 0.*shape \({found}\).*prepared for \(3, 8, 8\).*example_inputs="):
+        calibrate(student, [torch.randn(shape)])
+    calibrate(student, [torch.randn(5, 3, 8, 8)])
+
+
+def test_a_single_image_is_told_to_take_a_batch_axis() -> None:
+    student = prepare(Cropped(), QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\) is no batch.*image\[None\]"):
+        calibrate(student, [torch.randn(3, 8, 8)])

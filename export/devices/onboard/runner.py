@@ -47,6 +47,7 @@ COOLED = 0.9  # frequency after over before
 WARMED_C = 10.0  # rise in degrees Celsius
 HOT_C = 80.0  # boards begin to throttle at 80 to 85 degrees Celsius
 CALLER_GONE = 3  # exit code; nobody is left to read it
+MOST_VALUES = 2**28  # of an input: 1 GiB of float32
 RACE_RUNS = 20
 MANY_TIMES = 3.0  # a kernel that unpacks its weights first takes a hundred times as long, one that need not, half
 BUSY = 0.5  # load average over cores before the start
@@ -232,7 +233,13 @@ def input_of(session: Any, name: str, batch_size: int) -> tuple[str, tuple[int, 
         raise Refused(f"{name}: only the batch may be free, its input is {shape}")
     if isinstance(shape[0], int) and shape[0] != batch_size:
         raise Refused(f"{name}: its batch is fixed at {shape[0]}, but batch_size is {batch_size}")
-    return inputs[0].name, (batch_size,) + tuple(shape[1:])
+    sizes = (batch_size,) + tuple(shape[1:])
+    if not 0 < math.prod(sizes) <= MOST_VALUES:
+        raise Refused(
+            f"{name}: its input is {list(sizes)}, {math.prod(sizes):,} values; 1 to {MOST_VALUES:,} can be measured: "
+            "export it for images of a real size, or give a smaller batch_size"
+        )
+    return inputs[0].name, sizes
 
 
 def statistics(times_ns: list[int]) -> dict[str, float]:

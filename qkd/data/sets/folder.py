@@ -21,6 +21,11 @@ SYSTEM_NAMES = frozenset({
     "desktop.ini",
 })  # fmt: skip
 _NAMED = 3  # skipped files that a note names
+# images of kinds that are not read; a person would miss them
+OTHER_IMAGE_SUFFIXES = frozenset({
+    ".apng", ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".ico", ".j2k",
+    ".jfif", ".jp2", ".jpe", ".jxl", ".nef", ".orf", ".pcx", ".pfm", ".psd", ".raw", ".rw2", ".svg", ".tga", ".xcf",
+})  # fmt: skip
 
 
 class FolderSplit:
@@ -118,7 +123,7 @@ def list_folder(folder: Path) -> Parts:
             link leads nowhere or to a folder within a class.
         OSError: If a folder cannot be read.
     """
-    skipped: list[str] = []
+    skipped = _Skipped()
     train_files, test_files = (_files_by_class(folder / part, skipped) for part in ("train", "test"))
     classes = require_names(sorted(train_files), folder / "train", images=sum(map(len, train_files.values())))
     unknown = sorted(set(test_files) - set(classes))
@@ -127,7 +132,7 @@ def list_folder(folder: Path) -> Parts:
             f"{folder / 'test'}: classes {listed(unknown)} are not in {folder / 'train'}: nothing could learn them"
         )
     parts = [_as_split(files, classes) for files in (train_files, test_files)]
-    return Parts(parts[0], parts[1], classes, _skip_note(skipped))
+    return Parts(parts[0], parts[1], classes, skipped.notes())
 
 
 def is_hidden(name: str) -> bool:
@@ -135,11 +140,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def _files_by_class(folder: Path, skipped: list[str]) -> dict[str, list[Path]]:
+def _files_by_class(folder: Path, skipped: _Skipped) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; needs train/<class>/*.png|jpg|... and test/<class>/... beside it")
     children = sorted(folder.iterdir())
-    skipped += [child.name for child in children if is_hidden(child.name)]
+    skipped.hidden += [child.name for child in children if is_hidden(child.name)]
     dead = [child for child in children if not is_hidden(child.name) and not os.path.exists(child)]
     if dead:
         raise DataError(f"{dead[0]}: links to nothing, so its class would be missing; restore or delete it")
@@ -158,11 +163,11 @@ def _files_by_class(folder: Path, skipped: list[str]) -> dict[str, list[Path]]:
     return found
 
 
-def _images_below(folder: Path, skipped: list[str]) -> Iterable[Path]:
+def _images_below(folder: Path, skipped: _Skipped) -> Iterable[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
-                skipped.append(entry.name)
+                skipped.hidden.append(entry.name)
             elif entry.is_dir(follow_symlinks=False):
                 yield from _images_below(Path(entry.path), skipped)
             elif os.path.isdir(entry.path):  # a circle of links would never end
@@ -171,14 +176,30 @@ def _images_below(folder: Path, skipped: list[str]) -> Iterable[Path]:
                 if not os.path.isfile(entry.path):
                     raise DataError(f"{entry.path}: is no file, or links to none; restore or delete it")
                 yield Path(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in OTHER_IMAGE_SUFFIXES:
+                skipped.unread.append(entry.name)
 
 
-def _skip_note(skipped: Sequence[str]) -> tuple[str, ...]:
-    if not skipped:
-        return ()
+@dataclass
+class _Skipped:
+    """Names of what was passed over below a set's folders."""
+
+    hidden: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)  # images of kinds that are not read
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a line for each sort of them."""
+        kinds = ", ".join(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
+        lines = {
+            "hidden files and folders skipped": self.hidden,
+            f"images of other kinds not read (known: {kinds}; convert them)": self.unread,
+        }
+        return tuple(f"{len(names):,} {line} ({_some(names)})" for line, names in lines.items() if names)
+
+
+def _some(skipped: Sequence[str]) -> str:
     names = sorted(set(skipped))
-    more = ", ..." if len(names) > _NAMED else ""
-    return (f"{len(skipped):,} hidden files and folders skipped ({', '.join(map(ascii, names[:_NAMED]))}{more})",)
+    return ", ".join(map(ascii, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
 
 
 @dataclass

@@ -44,6 +44,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     """
     source = unwrapped(model)
     _require_weights(source)
+    _require_no_gradient_hooks(source)
     memo: dict[int, Any] = {}
     for module in source.modules():
         for value in module.__dict__.values():
@@ -71,6 +72,24 @@ def _require_weights(root: nn.Module) -> None:
                 f"{path}: is {tensor.dtype}, and codes are exact in float32 only; pass model.float() and float32 "
                 "images, and train under torch.autocast if that is wanted"
             )
+
+
+def _require_no_gradient_hooks(root: nn.Module) -> None:
+    """Raise if a hook sees, and may change, gradients of layers or parameters: a student has none of these hooks."""
+    for path, module in root.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise RewriteError(_hook_message(path or type(root).__name__))
+    for path, parameter in root.named_parameters():
+        hooks = (parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None))
+        if parameter.requires_grad and any(hooks):
+            raise RewriteError(_hook_message(path))
+
+
+def _hook_message(place: str) -> str:
+    return (
+        f"{place}: has a hook on gradients, which its student would train without; remove it (handle.remove()) before "
+        "prepare, and register it on the student if it is wanted there"
+    )
 
 
 def require_images(example: Tensor) -> None:
@@ -138,6 +157,11 @@ def input_name(root: nn.Module) -> str:
     wanted = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
     others = [p for p in parameters if p not in wanted[:1] and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [p.name for p in others if p.default is p.empty]
+    if missing and not wanted:
+        raise RewriteError(
+            f"{type(root).__name__}: forward takes its images by keyword only ({', '.join(missing)}), and a student "
+            "takes them as its one positional argument; wrap the network in a module whose forward(x) calls it so"
+        )
     if missing:
         raise RewriteError(
             f"{type(root).__name__}: forward wants {', '.join(missing)} besides the images; give these arguments "

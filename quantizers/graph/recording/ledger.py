@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -60,10 +61,12 @@ class Ledger:
         self.regions: dict[Geometry, Region] = {}
         self._constants: dict[int, tuple[Constant, Tensor]] = {}
         self._parameters: dict[Geometry, nn.Parameter] = {}
-        for parameter in root.parameters():
+        self._learned: dict[int, str] = {}  # memory -> name
+        for name, parameter in root.named_parameters():
             self._parameters[geometry(parameter)] = parameter
             if parameter.requires_grad:
-                self._note(parameter, Constant(learned=True))
+                self._note(parameter, Constant(frozenset([name])))
+                self._learned[parameter.untyped_storage()._cdata] = name
 
     # -- constants -------------------------------------------------------------------------------------------------
 
@@ -74,7 +77,8 @@ class Ledger:
     def derive(self, sources: Iterable[Tensor], results: Iterable[Tensor], *, random: bool = False) -> None:
         """Note that constants were computed from others."""
         known = [self.constant(source) for source in sources]
-        made = Constant(any(k.learned for k in known), random or any(k.random for k in known))
+        names = frozenset[str]().union(*(k.sources for k in known))
+        made = Constant(names, random or any(k.random for k in known))
         if made != Constant():
             for result in results:
                 self._note(result, made)
@@ -88,6 +92,18 @@ class Ledger:
         if known is not None:
             return known
         return nn.Parameter(tensor.detach().clone(), requires_grad=self.constant(tensor).learned)
+
+    def learned_name(self, tensor: Tensor) -> str | None:
+        """Return the name of the learned parameter whose memory a tensor is in, if any."""
+        return self._learned.get(tensor.untyped_storage()._cdata)
+
+    def written_parameter(self, func: Any, args: tuple[Any, ...]) -> str | None:
+        """Return the name of the learned parameter that an operation of ATen writes into, if any."""
+        written = (
+            given for given, argument in zip(args, func._schema.arguments, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Tensor)
+        )  # fmt: skip
+        return next((name for given in written if (name := self.learned_name(given)) is not None), None)
 
     # -- what depends on the images --------------------------------------------------------------------------------
 

@@ -51,6 +51,15 @@ def inference_message(where: str) -> str:
     )
 
 
+def written_message(where: str, parameter: str) -> str:
+    """Return why a network that changes a learned parameter while it runs is refused."""
+    return (
+        f"{where}: forward writes into the parameter `{parameter}` at {user_site() or 'an unknown line'}, which a "
+        "student would not repeat while it trains; compute the weight from it (w = weight.clamp(...)), or change it in "
+        "the training loop"
+    )
+
+
 def leaving(func: Any, where: str) -> str | None:
     """Return why a function of Python is refused that hands a tensor's values out unseen, or None for any other."""
     if func is Tensor.tolist:

@@ -6,7 +6,8 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+
+from quantizers.graph.recording.returned import tensors
 
 
 def freeze_unreached(root: nn.Module, images: Tensor) -> bool:
@@ -27,8 +28,8 @@ def freeze_unreached(root: nn.Module, images: Tensor) -> bool:
                if own.requires_grad]  # fmt: skip
     with torch.enable_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         try:
-            leaves = pytree.tree_leaves(twin(images.clone()))
-            sums = [leaf.sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+            leaves = tensors(twin(images.clone()))
+            sums = [leaf.sum() for leaf in leaves if leaf.requires_grad]
             if not learned or not sums:
                 return bool(sums)
             total = torch.stack(sums).sum()

@@ -23,13 +23,20 @@ from quantizers.graph.recording.interception import (
 )
 from quantizers.graph.recording.ledger import Ledger, Region
 from quantizers.graph.recording.outcome import Recording
-from quantizers.graph.recording.outside import OtherDice, inference_message, is_number, leaving, number_message
+from quantizers.graph.recording.outside import (
+    OtherDice,
+    inference_message,
+    is_number,
+    leaving,
+    number_message,
+    written_message,
+)
 from quantizers.graph.recording.returned import structure
 from quantizers.graph.spelling.call import Call
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves
 from quantizers.graph.spelling.pen import KNOWN_LAYERS, Pen, Value
-from quantizers.graph.spelling.sites import user_site
+from quantizers.graph.spelling.sites import stochastic_depth_of, user_site
 from quantizers.graph.spelling.table import (
     BATCH_NORMS,
     DROPOUT_MODULES,
@@ -38,6 +45,7 @@ from quantizers.graph.spelling.table import (
     SHAPE_ONLY,
     named,
 )
+from quantizers.graph.spelling.writes import mutated
 
 # A module of the closed set computes what torch computes, in another order of summation at most.
 STEP_TOLERANCE = 1e-4
@@ -55,7 +63,9 @@ class Recorder:
     def __init__(self, root: nn.Module, *, check: bool = True, gradients: bool = False) -> None:
         self.root, self.check = root, check
         self.ledger = Ledger(root)
-        self.pen = Pen(self.ledger.constant, self.ledger.parameter, lambda a, b: self.ledger.derive([a], [b]))
+        self.pen = Pen(
+            self.ledger.constant, self.ledger.parameter, lambda sources, made: self.ledger.derive(sources, [made])
+        )
         self.flow = GradientFlow(self.pen, is_followed=gradients and root.training)
         self.outputs: dict[str, fx.Node] = {}
         self.paused, self.dice = False, OtherDice(root)
@@ -157,6 +167,8 @@ class Recorder:
         """Record a call of torch's Python interface."""
         if self.paused:
             return func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__set__" and (name := self.ledger.learned_name(args[0])) is not None:
+            raise RewriteError(written_message(self._place(), name))
         if self.flow.handles(func):
             return self.flow.call(func, args, depends=self._depends(args))
         outer, self.pen.word = self.pen.word, self.pen.word or word_of(func)
@@ -237,6 +249,8 @@ class Recorder:
         name = func.overloadpacket.__name__
         if self.paused or name == "_assert_async":
             return func(*args, **kwargs)
+        if (written := self.ledger.written_parameter(func, args)) is not None:
+            raise RewriteError(written_message(self._place(), written))
         outer, self.pen.word = self.pen.word, self.pen.word or name
         try:
             if name in SHAPE_ONLY or not self._depends((args, kwargs)):
@@ -286,6 +300,8 @@ class Recorder:
 
     @unrecorded
     def _traced(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name == "mul" and (depth := stochastic_depth_of()) is not None:
+            return self._drop(depth, args[0], is_on=True, in_place=False)
         arguments = by_name(func, args, kwargs)
         written = [
             argument.name for argument in func._schema.arguments
@@ -331,7 +347,7 @@ class Recorder:
         try:
             if written != ["self"]:
                 raise NoSpelling("it writes into another tensor (out=); use its result")
-            part = self._mutated(name.removesuffix("_"), values, target)
+            part = mutated(self.pen, name.removesuffix("_"), values, target)
             self.ledger.write(self.pen, region, part)
             message = None
         except NoSpelling as refusal:
@@ -349,24 +365,6 @@ class Recorder:
         while region.parent is not None:
             region = region.parent
         region.memory.node, region.memory.version = value.node, region.memory.version + 1
-
-    def _mutated(self, name: str, values: dict[str, Any], target: Tensor) -> Value | Tensor:
-        """Return what an in-place operation puts into its target."""
-        if name in ("copy", "fill", "zero"):
-            source = values.get("src", values.get("value", 0))
-            if isinstance(source, Value):
-                moves = [] if source.shape == tuple(target.shape) else view_moves(
-                    Call("expand", {}, (tuple(target.shape),)), source.shape
-                )[0]  # fmt: skip
-                for move in moves:
-                    source = self.pen.emit(move, source, aside=True)
-                return source
-            return torch.as_tensor(source, dtype=target.dtype).expand(target.shape).clone()
-        refused = next((v for v in pytree.tree_leaves(values) if isinstance(v, Value) and "refused" in v.node.meta), 0)
-        if name not in OPERATORS or refused:
-            raise NoSpelling
-        made: Value = OPERATORS[name](self.pen, Call(name, values, (tuple(target.shape),)))
-        return made
 
     # -- spelling --------------------------------------------------------------------------------------------------
 

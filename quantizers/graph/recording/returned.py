@@ -39,13 +39,21 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
         return structure(item, network, node_of, is_inner=True)
 
     if isinstance(result, dict):
-        return {str(key): inner(item) for key, item in result.items()}
+        return {str(key): inner(item) for key, item in result.items()}  # plain, whatever the network's own type
     if isinstance(result, tuple) and hasattr(result, "_fields"):
         return tuple(inner(item) for item in result)
     if isinstance(result, (tuple, list)):
-        return type(result)(inner(item) for item in result)
+        return (tuple if isinstance(result, tuple) else list)(inner(item) for item in result)
     if result is None:
         return None
     raise RewriteError(
         f"{network}: returns a {type(result).__name__}; return a tensor, or a tuple, list or dict of tensors"
     )
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """Return the tensors of what a network returned, in order, whatever types of its own hold them."""
+    if isinstance(result, Tensor):
+        return [result]
+    items = result.values() if isinstance(result, dict) else result if isinstance(result, (tuple, list)) else ()
+    return [tensor for item in items for tensor in tensors(item)]

@@ -16,17 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from quantizers.graph.form.canonical import StopGradient
-from quantizers.graph.form.kinds import is_pass, is_stochastic_depth
+from quantizers.graph.form.kinds import is_pass
 from quantizers.graph.form.refusal import RewriteError
-from quantizers.graph.recording.gradients import without_checkpoints
-from quantizers.graph.recording.interception import instrumented
 from quantizers.graph.recording.modes import live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
-from quantizers.graph.spelling.table import BATCH_NORMS, DROPOUT_MODULES
+from quantizers.graph.recording.repeated import steady
+from quantizers.graph.recording.returned import tensors
 
 TOLERANCE = 1e-3
 NEGLIGIBLE = 1e-6
@@ -122,30 +120,6 @@ def _distance(own: Tensor | None, other: Tensor | None, floor: float) -> float:
 # -- the network -------------------------------------------------------------------------------------------------------
 
 
-class _Steady(TorchFunctionMode):
-    """Lets drop-out be the identity and batch norm use its running statistics."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        try:
-            is_dropout, names = func in DROPOUT_MODULES, BATCH_NORMS.get(func)
-        except TypeError:  # not hashable
-            return func(*args, **kwargs)
-        if is_dropout:
-            return args[0] if args else kwargs["input"]
-        if names is None:
-            return func(*args, **kwargs)
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        given["training"] = given["running_mean"] is None
-        return torch.nn.functional.batch_norm(**{k: v for k, v in given.items() if k != "cudnn_enabled"})
-
-
-def _steady(path: str, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
-    if is_stochastic_depth(module):
-        return args[0] if args else next(iter(kwargs.values()))
-    return forward(*args, **kwargs)
-
-
 @contextlib.contextmanager
 def _own_gradients(root: nn.Module) -> Iterator[None]:
     """Leave the gradients that parameters hold as they are."""
@@ -163,17 +137,9 @@ def _of_network(
     root: nn.Module, images: Tensor, cotangents: list[Tensor | None], parameters: list[nn.Parameter]
 ) -> Gradients | None:
     source = images.detach().clone().requires_grad_()
-    quiet = (
-        torch.enable_grad(),
-        without_checkpoints(),
-        torch.random.fork_rng(devices=[]),
-        torch.compiler.set_stance("force_eager"),
-    )
-    with contextlib.ExitStack() as stack:
-        for context in (*quiet, _own_gradients(root), instrumented(root, _steady), _Steady()):
-            stack.enter_context(context)
+    with torch.enable_grad(), _own_gradients(root), steady(root):
         try:
-            leaves = [leaf for leaf in pytree.tree_leaves(root(source.clone())) if isinstance(leaf, Tensor)]
+            leaves = tensors(root(source.clone()))
             total = _total(leaves, cotangents)
             if total is None:
                 return None

@@ -40,7 +40,15 @@ def plain(pen: Pen, call: Call) -> Value:
     operand = call.arguments.get("self", call.arguments.get("input"))
     if not isinstance(operand, Value):
         raise NoSpelling
+    for argument in call.arguments.values():
+        _require_fixed(pen, argument)
     return pen.emit(PLAIN[call.name](call), operand)
+
+
+def _require_fixed(pen: Pen, bound: Any) -> None:
+    """Raise if a bound trains, which a student could not do: it would keep the value of today."""
+    if isinstance(bound, Tensor) and pen.require_steady(bound).learned:
+        raise NoSpelling("its bound is learned; use a constant, or freeze it by requires_grad_(False)")
 
 
 def _number(bound: Any) -> float | None:
@@ -88,6 +96,7 @@ def extremum(pen: Pen, call: Call) -> Value:
     value, bound = (first, second) if isinstance(first, Value) else (second, first)
     if isinstance(bound, Value):
         raise NoSpelling("a maximum or minimum of two computed tensors has no low-bit form; use a sum")
+    _require_fixed(pen, bound)
     low, high = (bound, None) if call.name == "maximum" else (None, bound)
     return pen.emit(clamp_module(low, high), value)
 

@@ -79,12 +79,17 @@ def lerp(pen: Pen, call: Call) -> Value:
     if isinstance(weight, Value):
         difference = combine(pen, call["end"], 1.0, call["self"], -1.0, aside=True)
         return combine(pen, call["self"], 1.0, multiply(pen, difference, weight, aside=True), 1.0)
-    first = _product(pen, call["self"], 1 - weight)
+    rest = pen.constant_like(weight, 1 - weight) if isinstance(weight, Tensor) else 1 - weight
+    first = _product(pen, call["self"], rest)
     return combine(pen, first, 1.0, _product(pen, call["end"], weight), 1.0)
 
 
 def _product(pen: Pen, a: Any, b: Any) -> Any:
-    return multiply(pen, a, b, aside=True) if isinstance(a, Value) or isinstance(b, Value) else a * b
+    if isinstance(a, Value) or isinstance(b, Value):
+        return multiply(pen, a, b, aside=True)
+    result = a * b
+    pen.derive([part for part in (a, b) if isinstance(part, Tensor)], result)
+    return result
 
 
 def _reciprocal(pen: Pen, divisor: Any) -> Any:
@@ -137,21 +142,29 @@ def affine(pen: Pen, value: Value, scale: Any, shift: Any, *, aside: bool = Fals
     offsets = _shrunk(offsets) if not learned[1] else offsets
     varying = [axis for axis in range(1, rank) if factors.shape[axis] > 1 or offsets.shape[axis] > 1]
     if varying not in ([], [1]):
-        return _grouped(pen, value, factors, offsets, varying, learned, aside=aside)
-    module = Affine(factors.reshape(-1), offsets.reshape(-1), learned=learned)
+        return _grouped(pen, value, (factors, offsets), varying, (scale, shift), learned, aside=aside)
+    module = _map(pen, factors.reshape(-1), offsets.reshape(-1), (scale, shift), learned)
     if rank == 1:
         column = pen.emit(module, pen.emit(Reshape((1,)), value, aside=True), aside=True)
         return pen.emit(Reshape(()), column, aside=aside)
     return pen.emit(module, value, aside=aside)
 
 
+def _map(
+    pen: Pen, factors: Tensor, offsets: Tensor, given: tuple[Any, Any], learned: tuple[bool, bool]
+) -> Affine:  # fmt: skip
+    """Return an affine map, its learned parts noted as the network's ``given`` ones."""
+    module = Affine(factors, offsets, learned=learned)
+    for part, tensor, trains in zip((module.scale, module.shift), given, learned, strict=True):
+        if trains:
+            pen.note_origin(part, tensor)
+    return module
+
+
 def _is_learned(pen: Pen, constant: Any) -> bool:
     if not isinstance(constant, Tensor):
         return False
-    known = pen.constant(constant)
-    if known.random:
-        raise NoSpelling("it computes with random numbers; use a dropout layer, or draw them outside of the network")
-    return known.learned
+    return pen.require_steady(constant).learned
 
 
 def _aligned(pen: Pen, value: Value, scale: Any, shift: Any) -> tuple[Value, Tensor, Tensor]:
@@ -187,8 +200,8 @@ def _shrunk(constant: Tensor) -> Tensor:
 
 
 def _grouped(
-    pen: Pen, value: Value, scale: Tensor, shift: Tensor, varying: Sequence[int], learned: tuple[bool, bool], *,
-    aside: bool,
+    pen: Pen, value: Value, parts: tuple[Tensor, Tensor], varying: Sequence[int], given: tuple[Any, Any],
+    learned: tuple[bool, bool], *, aside: bool,
 ) -> Value:  # fmt: skip
     """Write an affine map whose constants vary along other axes: those axes become the channels, and back."""
     rank, shape = len(value.shape), value.shape
@@ -203,8 +216,8 @@ def _grouped(
         back.append(Permute([order.index(axis) for axis in range(rank)]))
     constants = [
         c.permute(order).expand(1, *sizes, *(1 for _ in rest)).reshape(-1) if c.numel() > 1 else c.reshape(-1)
-        for c in (scale, shift)
+        for c in parts
     ]
     value = apply(pen, value, there, aside=True)
-    value = pen.emit(Affine(constants[0], constants[1], learned=learned), value, aside=True)
+    value = pen.emit(_map(pen, constants[0], constants[1], given, learned), value, aside=True)
     return apply(pen, value, back, aside=aside)

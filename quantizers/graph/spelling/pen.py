@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from quantizers.graph.form.refusal import RewriteError
+from quantizers.graph.form.refusal import NoSpelling, RewriteError
 from quantizers.graph.spelling.sites import user_site
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
@@ -44,10 +44,20 @@ class Refused(nn.Module):
 
 @dataclass(frozen=True)
 class Constant:
-    """What is known of a tensor that does not depend on the images."""
+    """What is known of a tensor that does not depend on the images.
 
-    learned: bool = False
+    Args:
+        sources: Names of the learned parameters that it is, or was computed from.
+        random: Whether it was drawn.
+    """
+
+    sources: frozenset[str] = frozenset()
     random: bool = False
+
+    @property
+    def learned(self) -> bool:
+        """Tell whether it trains."""
+        return bool(self.sources)
 
 
 class Pen:
@@ -56,19 +66,23 @@ class Pen:
     Args:
         constant: Tells what is known of a tensor that does not depend on the images.
         parameter: Returns the parameter of the network that a tensor is, or a new one of its values.
-        derive: Notes that a constant (second) was computed from another (first).
+        derive: Notes that a constant (second) was computed from others (first).
+
+    Attributes:
+        drawn_from: By the identity of a parameter in the canonical graph: the parameter, and the network's tensor.
     """
 
     def __init__(
         self,
         constant: Callable[[Tensor], Constant],
         parameter: Callable[[Tensor], nn.Parameter],
-        derive: Callable[[Tensor, Tensor], None],
+        derive: Callable[[Sequence[Tensor], Tensor], None],
     ) -> None:
         self.graph, self.modules = fx.Graph(), dict[str, nn.Module]()
         self.scopes: list[tuple[str, nn.Module]] = []
         self.word = ""  # the call of the network that is being spelled
-        self.constant, self.parameter, self.derive = constant, parameter, derive
+        self.constant, self.derive, self._parameter = constant, derive, parameter
+        self.drawn_from: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self.stacks: dict[fx.Node, tuple[Value, ...]] = {}
         self._claimed: dict[tuple[str, int], str] = {}
 
@@ -168,9 +182,38 @@ class Pen:
             )
         self._claimed[key] = self.place()
 
+    def parameter(self, tensor: Tensor) -> nn.Parameter:
+        """Return the parameter of the network that a constant is, or a new one of its values.
+
+        Raises:
+            NoSpelling: If it is random: the layer would keep what was drawn while the network was recorded.
+        """
+        self.require_steady(tensor)
+        made = self._parameter(tensor)
+        self.note_origin(made, tensor)
+        return made
+
+    def note_origin(self, parameter: Tensor, tensor: Tensor) -> None:
+        """Note which tensor of the network a parameter of the canonical graph has its values from."""
+        if isinstance(parameter, nn.Parameter):
+            self.drawn_from[id(parameter)] = (parameter, tensor)
+
+    def require_steady(self, tensor: Tensor) -> Constant:
+        """Return what is known of a constant.
+
+        Raises:
+            NoSpelling: If it is random.
+        """
+        known = self.constant(tensor)
+        if known.random:
+            raise NoSpelling(
+                "it computes with random numbers; use a dropout layer, or draw them outside of the network"
+            )
+        return known
+
     def constant_like(self, source: Tensor, result: Tensor) -> Tensor:
         """Return ``result``, noted as computed from ``source``."""
-        self.derive(source, result)
+        self.derive([source], result)
         return result
 
     def module_of(self, value: Value) -> nn.Module | None:

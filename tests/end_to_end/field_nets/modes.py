@@ -98,10 +98,17 @@ def stochastic_depth(self: Any, x: Tensor) -> Tensor:
     return self.head(a + self.depth(self.conv2(a)))
 
 
-@net(KIND, verdict=EITHER, says="stochastic_depth", drops=True)
-def stochastic_depth_function(self: Any, x: Tensor) -> Tensor:
-    a = self.relu(self.conv(x))
-    return self.head(a + torchvision.ops.stochastic_depth(self.conv2(a), 0.5, "row", self.training))
+def _stochastic_depth(mode: str) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        a = self.relu(self.conv(x))
+        return self.head(a + torchvision.ops.stochastic_depth(self.conv2(a), 0.5, mode, self.training))
+
+    forward.__name__ = f"stochastic_depth_function_of_a_{mode}"
+    net(KIND, drops=True, is_fast=mode == "row")(forward)
+
+
+for _mode in ("row", "batch"):
+    _stochastic_depth(_mode)
 
 
 @net(KIND, verdict=EITHER, drops=True, drop=lambda: nn.AlphaDropout(0.4), says="drop")

@@ -288,3 +288,21 @@ def test_nothing_goes_on_when_bench_is_killed(plain):
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+class Shaped:
+    """A session that takes one input of a shape."""
+
+    def __init__(self, shape):
+        self.inputs = [type("Input", (), {"name": "images", "shape": shape, "type": "tensor(float)"})()]
+
+    def get_inputs(self):
+        return self.inputs
+
+
+@pytest.mark.parametrize("shape", [["b", 100_000, 10_000], ["b", 2**40, 2**40], ["b", 0, 3], [10**10, 3]])
+def test_inputs_of_absurd_sizes_are_refused_before_any_memory_is_taken(shape):
+    batch = shape[0] if isinstance(shape[0], int) else 1
+    with pytest.raises(runner.Refused, match=r"m: its input is \[.*values; 1 to 268,435,456 .*export it for images"):
+        runner.input_of(Shaped(shape), "m", batch)
+    assert runner.input_of(Shaped(["b", 3, 224, 224]), "m", 8) == ("images", (8, 3, 224, 224))

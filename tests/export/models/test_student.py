@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import export.models.student
 import export.storage.packing
 import export.writing
-from export import ExportError, write_view
+from export import ExportError, export_onnx, write_view
+from quantizers import QuantSpec, calibrate, prepare
 from quantizers.integer import Conv, Grid, IntegerView, Linear, Quantize
 
 SHAPE = (2, 3, 15, 15)
@@ -243,3 +245,17 @@ def test_a_view_alone_is_not_changed(residual, tmp_path):
     assert residual.nodes is nodes and residual.grids == grids
     for (weights, bias), (new_weights, new_bias) in zip(before, after, strict=True):
         assert (weights == new_weights).all() and (bias == new_bias).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((3, 12, 12), r"is no batch.*image\[None\]"), ((1, 3, 16, 16), r"prepared for \(3, 12, 12\).*example_inputs=")],
+)
+def test_images_of_another_size_than_prepared_for_are_refused(tmp_path, shape, message):
+    images = torch.randn(2, 3, 12, 12)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+    student = prepare(net, QuantSpec(), example_inputs=images)
+    calibrate(student, images)
+    with pytest.raises(ExportError, match=message):
+        export_onnx(student, torch.randn(shape), tmp_path / "student.onnx")
+    assert not list(tmp_path.iterdir())

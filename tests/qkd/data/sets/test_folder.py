@@ -177,6 +177,16 @@ def test_hidden_files_and_folders_are_skipped_at_every_depth_and_counted(good: P
     assert len(after.notes) == 1 and after.notes[0].startswith("2 hidden files and folders skipped (")
 
 
+def test_images_of_kinds_that_are_not_read_are_counted_in_one_line(good: Path) -> None:
+    before = load(good)
+    for name in ("a.heic", "b.AVIF", "deep/c.jxl", "notes.txt"):
+        (good / "train" / "ant" / name).parent.mkdir(exist_ok=True)
+        (good / "train" / "ant" / name).write_bytes(b"another kind")
+    after = load(good)
+    assert after.facts == before.facts and len(after.notes) == 1
+    assert after.notes[0].startswith("3 images of other kinds not read (known: ") and "'a.heic'" in after.notes[0]
+
+
 def test_hidden_class_folders_are_skipped_and_counted(good: Path) -> None:
     for name in (".ipynb_checkpoints", "__MACOSX", ".git"):
         paint(good / "train" / name / "0.png")

@@ -72,7 +72,8 @@ def prepare(
     Activations become quantizers; the operands of a residual sum share one scale, those of a concatenation one grid.
     ``student.tap_paths`` maps module paths of ``model`` to the student's modules that give the same (dequantized)
     output (none for a layer whose batch norm is folded in). Frozen parameters stay frozen. The structure depends only
-    on ``model`` and ``spec``, so the state of one student loads strictly into another prepared alike.
+    on ``model`` and ``spec``, so the state of one student loads strictly into another prepared alike. The network is
+    run a few times: a decision that it draws, or a change of its state, is seen if two of these passes differ by it.
 
     Args:
         model: A network of torch operations, also inside ``DataParallel`` or ``torch.compile``; it is not changed.

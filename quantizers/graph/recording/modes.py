@@ -47,6 +47,8 @@ def joined(evaluated: Recording, trained: Recording) -> Recording:
         RewriteError: If the modes, or the numbers of images, lead to different functions (names the first node).
     """
     wanted = output_of(evaluated.graph)
+    if any(leaf is None for leaf in pytree.tree_leaves(wanted)):
+        raise RewriteError("output: holds None in eval(), which no file can; return tensors only")
     problems = []
     for candidate in _candidates(wanted, output_of(trained.graph)):
         match = _Match(evaluated, trained)

@@ -308,3 +308,52 @@ def standardized_weights(self: Any, x: Tensor) -> Tensor:
     weight = self.conv.weight
     weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.std((1, 2, 3), keepdim=True) + 1e-5)
     return self.head(F.relu(F.conv2d(x, weight, self.conv.bias, padding=1)))
+
+
+# -- hooks, parametrizations and outputs ----------------------------------------------------------------------------
+
+
+class Outputs(OrderedDict):  # type: ignore[type-arg]
+    """As libraries wrap what a model returns."""
+
+
+@net("outputs", is_fast=True)
+def dict_of_a_type_of_its_own(self: Any, x: Tensor) -> Any:
+    y = self.relu(self.conv(x))
+    return Outputs(logits=self.head(y), features=y)
+
+
+def _hooked(model: Any) -> None:
+    model.conv2.register_forward_hook(lambda _m, given, out: out * 0.5 + given[0])
+    model.relu.register_forward_pre_hook(lambda _m, given: (given[0] - 0.1,))
+    model.head.register_forward_hook(lambda _m, given, kwargs, out: -out, with_kwargs=True)
+
+
+@net("hooks", setup=_hooked, is_fast=True)
+def hooks_that_change_values(self: Any, x: Tensor) -> Tensor:
+    return self.head(self.relu(self.conv2(self.relu(self.conv(x)))))
+
+
+class Bounded(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.tanh() * 0.5
+
+
+def _parametrize(model: Any) -> None:
+    nn.utils.parametrize.register_parametrization(model.conv2, "weight", Bounded())
+
+
+@net("computed weights", setup=_parametrize)
+def parametrized_weight(self: Any, x: Tensor) -> Tensor:
+    return self.head(self.relu(self.conv2(self.relu(self.conv(x)))))
+
+
+@net("computed weights", base=lambda: nn.Parameter(torch.randn(8, 8, 3, 3)), verdict=REFUSED, says="`base`")
+def two_weights_of_one_parameter(self: Any, x: Tensor) -> Tensor:
+    y = F.relu(F.conv2d(self.relu(self.conv(x)), self.base * 0.3, padding=1))
+    return self.head(F.conv2d(y, self.base.flip(3) * 0.5, padding=1))
+
+
+@net("computed weights", verdict=REFUSED, says=r"random")
+def weights_dropped_in_training(self: Any, x: Tensor) -> Tensor:
+    return self.head(self.relu(F.conv2d(x, F.dropout(self.conv.weight, 0.3, self.training), padding=1)))

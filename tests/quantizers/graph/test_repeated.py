@@ -193,6 +193,11 @@ def test_outputs_come_in_plain_structures(name: str) -> None:
     assert isinstance(result, kind) and shapes == [(2, 2, 6, 6), (2, 8, 6, 6)]
 
 
+def test_an_output_of_none_is_refused_before_training() -> None:
+    with pytest.raises(RewriteError, match="holds None in eval.*return tensors only"):
+        _prepared(Heads(lambda a, _b: (a, None)))
+
+
 def test_images_by_keyword_only_are_refused_with_the_way_out() -> None:
     class Keyword(nn.Module):
         def forward(self, *, images: Tensor) -> Tensor:

@@ -16,25 +16,6 @@ Codes = npt.NDArray[np.int64]
 Found = Codes | str  # codes, or why there are none
 
 
-@contextmanager
-def training_flags_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module its training flag back, whatever happens."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the model in evaluation mode and without gradients; restore its training flags."""
-    with training_flags_kept(model), torch.no_grad():
-        model.eval()
-        yield
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter (the CPU where it has none)."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from quantizers.layers import ActQuantizer
+from quantizers.modes import evaluating
 from quantizers.settle import settle
 from quantizers.student import act_quantizers, quant_layers, require_image_shape
 from quantizers.tensor_quant import ActQuant, RangeObserver
@@ -46,22 +46,18 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
     images = [_images(batch, student) for batch in batches]
     _check(images)
     quantizers = act_quantizers(student)
-    was_training = {module: module.training for module in student.modules()}
     was_frozen = {layer: layer.deployed_in_training for layer in quant_layers(student).values()}
-    try:
-        student.eval()
-        freeze_batch_norm(student, False)  # a frozen layer would leave its reset statistics empty
-        _batch_statistics(student, enabled=True)
-        with torch.no_grad():
+    with evaluating(student), torch.no_grad():
+        try:
+            freeze_batch_norm(student, False)  # a frozen layer would leave its reset statistics empty
+            _batch_statistics(student, enabled=True)
             _observe(student, quantizers, images, bypass=True)
             _observe(student, quantizers, images, bypass=False)
             _reestimate(student, images)
             _widen_steps(student)
-    finally:
-        for module, training in was_training.items():
-            module.training = training
-        for layer, frozen in was_frozen.items():
-            layer.deployed_in_training = frozen
+        finally:
+            for layer, frozen in was_frozen.items():
+                layer.deployed_in_training = frozen
     settle(student)
 
 
@@ -212,15 +208,3 @@ def quantizer_scales(student: nn.Module) -> list[nn.Parameter]:
     quants = [layer.quant for layer in quant_layers(student).values()]
     quants += [quantizer.quant for quantizer in act_quantizers(student).values()]  # type: ignore[misc]
     return list(dict.fromkeys(p for quant in quants for p in quant.parameters(recurse=False)))
-
-
-@contextlib.contextmanager
-def eval_mode(student: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode and restore every module's mode afterward, also on failure."""
-    modes = {module: module.training for module in student.modules()}
-    student.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

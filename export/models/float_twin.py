@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from export.checks import ExportError
-from export.codes import device_of, evaluating
+from export.codes import device_of
 from export.lowering.model import INPUT, OUTPUT
 from export.models.census import count_operators, optimized_graph
 from export.models.student import ExportedModel
 from export.storage.packing import ir_version
 from export.writing import checked_target, write_whole
+from quantizers.modes import evaluating
 
 FLOAT = onnx.TensorProto.FLOAT
 FLOAT_OPSET = 18  # what torch's exporter writes without converting versions
@@ -57,7 +58,7 @@ def export_float(
     images = example_inputs if isinstance(example_inputs, Tensor) else example_inputs[0]
     # two images: an example batch of one would become a constant
     images = images[:1].expand(2, *images.shape[1:]).to(device_of(model)).contiguous()
-    with evaluating(model), _quiet():
+    with evaluating(model), torch.no_grad(), _quiet():
         proto = _trace(model, images, opset)
     content = proto.SerializeToString()
     write_whole(target, content)

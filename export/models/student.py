@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from export.checks import ExportError, check_view, saturation_warnings
-from export.codes import training_flags_kept
 from export.cost import cost_of_view
 from export.flavours import find_flavour
 from export.lowering.model import Lowered, lower
@@ -21,6 +20,7 @@ from export.storage.blocked import LinearForm, choose_blocks
 from export.storage.packing import Blocks, Pack, Storage, runtime_loads
 from export.writing import checked_target, write_whole
 from quantizers.integer import Conv, IntegerView, Linear
+from quantizers.modes import training_flags_kept
 
 if TYPE_CHECKING:
     from quantizers import Student

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.codes import codes_in_order, device_of, evaluating, recorded_outputs
+from export.codes import codes_in_order, device_of, recorded_outputs
 from export.parity.expected import Expected, expected_of, view_of
 from export.parity.graphs import GraphParity, compare_graphs
 from export.parity.layers import LayerTally
 from export.parity.report import ParityReport
 from export.parity.tally import Array, Outputs, Tally
 from export.parity.ways import Ways
+from quantizers.modes import evaluating
 
 Batch = Tensor | Sequence[Tensor]
 UNASKED = "constants were not compared with the student's, only behavior on these images (constants=False)"
@@ -84,7 +85,7 @@ def check_parity(
     unmatched = dict(ways.match(expected))
     tally, layers = Tally(expected), LayerTally(ways.taps)
     graphs = None if constants else GraphParity(note=UNASKED)
-    with evaluating(student):
+    with evaluating(student), torch.no_grad():
         for images, labels in _pairs(batches):
             ways.check_shape(images)
             graphs = graphs or compare_graphs(ways.model, view, images.shape[1:])

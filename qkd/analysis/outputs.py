@@ -15,7 +15,7 @@ from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.data.splits import Split
 from qkd.progress import Tracker
 from qkd.terms.taps import Taps, dequantised
-from qkd.training.evaluate import evaluating
+from quantizers.modes import evaluating
 
 
 @dataclass(frozen=True)

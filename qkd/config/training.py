@@ -45,8 +45,8 @@ class QuantConfig(Section):
 
     weight_bits: Bits = Field(description="bits of weights")
     act_bits: Bits = Field(description="bits of activations that enter a convolution or linear layer")
-    first_bits: Bits = Field(8, description="first layer: weights and image")
-    last_bits: Bits = Field(8, description="last layer: weights and input")
+    first_bits: Bits | None = Field(8, description="first layer: weights and image; null: as the others")
+    last_bits: Bits | None = Field(8, description="last layer: weights and input; null: as the others")
     sum_bits: Bits = Field(8, description="inputs and output of residual sums, and what pooling averages")
     weight_quantizer: Literal["lsq", "dorefa"] = Field("lsq", description="how weights meet their grid")
     act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="how activations meet their grid")

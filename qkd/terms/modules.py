@@ -13,7 +13,7 @@ from qkd.config import TermConfig
 from qkd.seeding import global_stream
 from qkd.terms.loss_table import LOSSES, FeatureShapes, ModuleKind
 from qkd.terms.taps import Taps, tap_paths_of
-from qkd.training.evaluate import evaluating
+from quantizers.modes import evaluating
 
 Pairs = tuple[tuple[str, str], ...]
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
 from qkd.config import DataConfig
 from qkd.data import Splits, iterate, normalise
 from qkd.data.splits import Split
+from quantizers.modes import evaluating
 
 
 def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, device: torch.device) -> float | None:
@@ -41,15 +39,3 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
         ):
             right += (model(normalise(images, splits.mean, splits.std)).argmax(1) == labels).sum()
     return right.item() / len(split)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode within a block; every module gets its own mode back after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

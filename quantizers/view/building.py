@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from quantizers import integer as ir
-from quantizers.calibrate import eval_mode
 from quantizers.graph.trace import RewriteError
+from quantizers.modes import evaluating
 from quantizers.student import Student, act_quantizers, quant_layers
 from quantizers.tensor_quant import NotCalibratedError
 from quantizers.view.modules import Call, view_module
@@ -38,7 +38,7 @@ def integer_view(student: Student) -> ir.IntegerView:
         if not quantizer.quant.is_calibrated:
             raise NotCalibratedError(name)
     _require_float32(student)
-    with eval_mode(student), torch.no_grad():
+    with evaluating(student), torch.no_grad():
         return _Viewer(student).view()
 
 

@@ -12,8 +12,8 @@ from qkd.config import DataConfig
 from qkd.data import normalise
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training import accuracy, choose_precision, cpu_threads
-from qkd.training.evaluate import evaluating
 from qkd.training.precision import choose_device
+from quantizers.modes import evaluating
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DATA = DataConfig(name="npz", path=Path("unused"), eval_batch_size=7)

@@ -61,6 +61,7 @@ RAISE_NOTHING = {
     "qkd.losses.right_singular_vectors",
     "qkd.foreign.clean_output",
     "qkd.foreign.is_regular",
+    "qkd.foreign.nearest",
     "qkd.foreign.raw_stream",
     "qkd.foreign.shown",
     "qkd.foreign.shown_line",

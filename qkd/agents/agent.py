@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from qkd.agents.operations.mixing import Mixed, mix_boxes
 from qkd.agents.policies.builtin import pba_schedule
 from qkd.agents.policies.policy import Policy, Schedule, Segment
 from qkd.agents.policies.schedule_file import load_schedule
+from qkd.foreign import nearest
 
 if TYPE_CHECKING:
     from qkd.config import AgentConfig
@@ -208,7 +208,7 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
         torch.Size([4, 1, 8, 8])
     """
     if config.policy not in POLICIES:
-        near = difflib.get_close_matches(config.policy, POLICIES, n=1)
+        near = nearest(config.policy, POLICIES)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"agent.policy: unknown policy {config.policy!r}{hint}; known: {', '.join(POLICIES)}")
     if epochs < 1 or not mean or not all(0 <= value <= 1 for value in mean):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 import re
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from qkd.config.foreign import foreign_hint
+from qkd.foreign import LONGEST_NAME, nearest
 from qkd.foreign.shown import shown_line
 
 Fault: TypeAlias = tuple[tuple[str | int, ...], str]
@@ -33,7 +33,6 @@ _TYPES = {
 }
 
 
-LONGEST_NAME = 64  # characters; longer ones are like nothing, and comparing them takes the square of it
 UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # in text of a config: no path or name has them
 LONGEST_LIST = 1024  # entries of a list or keys of a group
 MOST_WORDED = 200  # faults of one file that are worded; more than are listed
@@ -85,7 +84,7 @@ def describe(value: object) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean `x`?``, or the list of what is known where nothing is near."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1) if len(name) <= LONGEST_NAME else []
+    near = nearest(name, names)
     if near:
         return f"did you mean `{near[0]}`?"
     return f"known: {', '.join(names)}" if names else "nothing is known here"
@@ -168,7 +167,7 @@ def _unknown_key(where: tuple[str | int, ...], schema: type[BaseModel]) -> str:
     if hint := foreign_hint(key):
         return f"unknown key; {hint}"
     known = list(_section(where[:-1], schema).model_fields)
-    near = difflib.get_close_matches(key, known, n=1) if len(key) <= LONGEST_NAME else []
+    near = nearest(key, known)
     homes = [path for path in _known_paths(schema) if path.rpartition(".")[2] == key]
     if homes:  # the very name, in another place, is likelier meant than a like one here
         return f"unknown key here; did you mean `{'` or `'.join(homes)}`?"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +12,13 @@ from typing import Any, TypeAlias, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from qkd.config.bind_faults import LONGEST_NAME, Fault, describe, place, plain_faults, schema_faults
+from qkd.config.bind_faults import Fault, describe, place, plain_faults, schema_faults
 from qkd.config.borrowed import borrowed_run, has_config, with_borrowed_teacher
 from qkd.config.experiment import RunConfig
 from qkd.failures import ConfigError as ConfigError
 from qkd.files.user_paths import user_path
 from qkd.files.yaml_text import DEEPEST, MOST_FAULTS, YamlError, first_of, parse_yaml, read_yaml
+from qkd.foreign import nearest
 from qkd.foreign.shown import shown_line
 
 Bound = TypeVar("Bound", bound=BaseModel)
@@ -186,7 +186,7 @@ def config_text(config: BaseModel) -> str:
 def _near(name: str, shipped: Iterable[str]) -> list[str]:
     names = list(shipped)
     by_stem = [key for key in names if key.rpartition("/")[2] == name.rpartition("/")[2]]
-    return difflib.get_close_matches(name[:LONGEST_NAME], names, n=3) or by_stem[:3]
+    return nearest(name, names, most=3) or by_stem[:3]
 
 
 def _set(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:

@@ -1,13 +1,16 @@
 """What comes from outside: files read within bounds, text made harmless before a terminal gets it."""
 
+from qkd.foreign.near import LONGEST_NAME, nearest
 from qkd.foreign.opening import UnreadableFileError, is_regular, open_regular, read_regular, read_text
 from qkd.foreign.shown import CleanStream, clean_output, raw_stream, shown, shown_line
 
 __all__ = [
+    "LONGEST_NAME",
     "CleanStream",
     "UnreadableFileError",
     "clean_output",
     "is_regular",
+    "nearest",
     "open_regular",
     "raw_stream",
     "read_regular",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
+
+from qkd.foreign import nearest
 
 PREFIX = "torchvision/"
 _MOST = 3
@@ -29,7 +30,7 @@ def near_nets(name: str, known: Sequence[str]) -> list[str]:
     spellings = list(dict.fromkeys(text for text in (bare, bare.replace("-", "_"), re.sub(r"[-_ ]", "", bare)) if text))
     found = [prefix + text for text in spellings for prefix in (PREFIX, "") if prefix + text in known]
     found += [one for text in spellings for one in known if one.startswith(f"{text}_") and PREFIX + text in known]
-    found = found or difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(bare, known, n=1)
+    found = found or nearest(name, known) or nearest(bare, known)
     return list(dict.fromkeys(found))[:_MOST]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
+
+from qkd.foreign import nearest
 
 # In the order in which the published 60-integer policies list them (CPython 2.7's hash order of the PBA dictionary).
 PBA_OPERATIONS = (
@@ -31,9 +32,8 @@ def operation_fault(name: object) -> str | None:
     """Return what is wrong with the name of an operation, with the nearest known one, or None."""
     if isinstance(name, str) and name in PBA_OPERATIONS:
         return None
-    lowered = {known.lower(): known for known in PBA_OPERATIONS}
-    near = difflib.get_close_matches(str(name).lower(), lowered, n=1)
-    hint = f"; did you mean {lowered[near[0]]!r}?" if near else f"; known: {', '.join(PBA_OPERATIONS)}"
+    near = nearest(str(name), PBA_OPERATIONS)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(PBA_OPERATIONS)}"
     return f"unknown operation {name!r}{hint}"
 
 

@@ -7,6 +7,8 @@ Errors: ``ExportError(ValueError)`` (nothing was written), ``ParityError(Runtime
 
 from typing import TYPE_CHECKING
 
+from export import moved as moved
+
 if TYPE_CHECKING:
     from export.checks import ExportError
     from export.conversion.repack import repack

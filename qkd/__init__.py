@@ -7,4 +7,6 @@ The parts are imported from their own modules (``from qkd.config.binding import 
 ``qkd --help`` stays quick.
 """
 
+from qkd import moved as moved
+
 __all__: list[str] = []

@@ -1,11 +1,14 @@
-"""Keep the public names of rooms that have moved, for a release: each use of one warns and says where it is now."""
+"""Keep names of rooms and modules that have moved, for a release: each use of one warns and says where it is now."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from export.moved import OldModules, by_old_name
 
 
 def moved(old: str, places: Mapping[str, str]) -> Callable[[str], Any]:
@@ -27,3 +30,44 @@ def moved(old: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(places[name]), name)
 
     return find
+
+
+OLD_MODULES = by_old_name({
+    ("qkd.agents", "qkd.agents.operations"): (
+        "blending counting drawing engine geometry mixing native pending rows tables"
+    ),
+    ("qkd.agents", "qkd.agents.policies"): "builtin magnitudes policy schedule_file search_log spaces",
+    ("qkd", "qkd.bench"): "bench_targets=targets device_bench=measuring device_file",
+    ("qkd", "qkd.config"): "bind_faults binding",
+    ("qkd", "qkd.analysis"): (
+        "costing diagnosing=run_diagnosis matching=run_matching policy_tools=schedules "
+        "retrieving=run_retrieval"
+    ),
+    ("qkd.data", "qkd.data.loading"): "facts load shapes",
+    ("qkd.distill", "qkd.terms"): (
+        "combine head_graph modules rescaling step table=loss_table taps terms=weighting width_adapters"
+    ),
+    ("qkd.distill", "qkd.analysis"): "diagnosis matching outputs retrieval",
+    ("qkd.distill.losses", "qkd.losses"): (
+        "branches checks features given graphs information_flow levels logits relations singular stable"
+    ),
+    ("qkd.distill.methods", "qkd.methods.rotations"): "branched rotations=step",
+    ("qkd.distill.methods", "qkd.methods.co_study"): "co_study=step",
+    ("qkd.distill.methods", "qkd.methods.ensemble"): "ensemble=average",
+    ("qkd.distill.methods", "qkd.methods.meta_distil"): (
+        "meta=step meta_gradient=gradient meta_schedule=schedule quiz"
+    ),
+    ("qkd.distill.methods", "qkd.methods.peers"): "peers=step",
+    ("qkd.distill", "qkd.methods"): "phase_checks",
+    ("qkd.distill", "qkd.losses"): "turns",
+    ("qkd", "qkd"): "doctor=machine",
+    ("qkd", "qkd.pipeline"): "dryrun",
+    ("qkd", "qkd.checking"): "listing=names named_files=config_files",
+    ("qkd", "qkd.run"): "run_target=target rundir=folder",
+    ("qkd.stages", "qkd.roles"): "images layers models=nets outcome role_agents=agents sample stored views",
+    ("qkd.stages", "qkd.methods.peers"): "peers=nets",
+    ("qkd.stages", "qkd.methods.rotations"): "rotating=branches",
+    ("qkd.stages", "qkd.search"): "searching=role_search",
+    ("qkd", "qkd.files"): "user_paths yaml_text",
+})  # fmt: skip
+sys.meta_path.append(OldModules(OLD_MODULES))

@@ -220,7 +220,7 @@ MAY_NAME_METHODS = {
     "qkd.config.experiment", "qkd.config.methods", "qkd.config.training",  # the schema
     "qkd.checking.config_names",  # names of nets and losses in a config that is not bound yet
     "qkd.report.records",  # the shape that result.json is read as
-    "qkd.distill.methods",  # old names, for a release
+    "qkd.distill.methods", "qkd.moved",  # old names, for a release
 }  # fmt: skip
 HOMONYMS = {("qkd.cli", "meta"), ("qkd.losses.branches", "teacher_branches"), ("qkd.nets.torchvision_nets", "meta")}
 

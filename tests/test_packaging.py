@@ -79,7 +79,9 @@ def test_the_wheel_holds_the_packages_and_configs_and_nothing_else(wheel: Path) 
     expected += [
         f"qkd/configs/{path.relative_to(ROOT / 'configs').as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
     ]
-    expected += [path.relative_to(ROOT).as_posix() for pattern in DATA for path in ROOT.glob(pattern)]
+    data = {pattern: list(ROOT.glob(pattern)) for pattern in DATA}
+    assert all(data.values()), f"a pattern that finds no file checks nothing: {data}"
+    expected += [path.relative_to(ROOT).as_posix() for paths in data.values() for path in paths]
     assert sorted(names) == sorted(expected)
 
 

@@ -317,7 +317,7 @@ class _Subject:
             self.notes.append(f"geometry of the {role}: needs 3 classes and a linear layer that reads a row an image")
             return {}
         if why_no_features(model):
-            self.notes.append(f"geometry of the {role}: an ensemble has no last layer of its own")
+            self.notes.append(f"geometry of the {role}: an ensemble has no last layer")
             return {}
         part = slice(None) if len(found.labels) <= MOST_PAIR_IMAGES else _some_rows(found.labels, self.config.seed)
         features, logits, labels = found.features[part], teacher_logits[part], found.labels[part]

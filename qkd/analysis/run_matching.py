@@ -135,7 +135,7 @@ def _followed(run: RunFolder) -> Followed:
     followed = load_followed(run)
     if why_no_features(followed.model):
         why = f" ({followed.note})" if followed.note else ""
-        raise UsageError(f"{run.path}: {followed.words}, has no layers of its own to follow{why}")
+        raise UsageError(f"{run.path}: {followed.words}, has no layers to follow{why}")
     return followed
 
 

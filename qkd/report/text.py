@@ -162,7 +162,7 @@ def latency_sentence(summary: RunSummary) -> str:
     facts |= {key: value for key, value in (summary.bench.get("machine") or {}).items() if key in known}
     return (
         f"{facts['cpu']}, {facts['threads']} thread(s), batch {facts['batch_size']}, {facts['rounds']} rounds of all "
-        f"files in turns after {facts['warmup']} of warm-up, ONNX Runtime {facts['onnxruntime']}."
+        f"files, interleaved, after {facts['warmup']} of warm-up, ONNX Runtime {facts['onnxruntime']}."
     )
 
 

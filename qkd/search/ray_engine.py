@@ -57,7 +57,7 @@ def run_ray(journal: Journal, build: Callable[[], Trial], board: SearchBoard, se
             ray.shutdown()
     raise SearchError(
         f"a member of the {journal.role}'s search failed on its workers again and again: {errors}; what was found so "
-        f"far is kept, and the same command goes on from there"
+        f"far is kept, and the same command continues from there"
     )
 
 

@@ -35,7 +35,7 @@ def run(run: RunFolder, progress: Progress) -> None:
     if settings.int8_baseline:
         targets = with_baseline(targets, folder, calibration_images(run.config, folder=run.path))
         made = [path for path in targets.paths.values() if path not in files]
-    progress.say(f"{settings.rounds} rounds of {', '.join(targets.paths)} in turns, {settings.threads} thread(s)")
+    progress.say(f"{settings.rounds} rounds of {', '.join(targets.paths)} interleaved, {settings.threads} thread(s)")
     how = _settings(settings, run.config.seed)
     results = measure_devices(devices, targets.paths, how, sample=targets.sample, say=progress.say)
     written = write_records(folder, records_of(results, targets, batch_size=settings.batch_size))

@@ -39,7 +39,7 @@ def _run(run: RunFolder, progress: Progress) -> None:
     run.folder("teacher")
     training = assemble(teacher_role(context))
     if own.train is None:
-        progress.say("teacher: untrained" if own.untrained else f"teacher: {own.weights} as it is")
+        progress.say("teacher: untrained" if own.untrained else f"teacher: {own.weights}, unchanged")
     fitted = training.run(progress)
     others = [path for part in teacher_parts(context) for path in train_part(part)]
     run.complete("teacher", [*training.finish(fitted), *others], training.made.inputs)

@@ -272,14 +272,14 @@ def _segments(path: Path, records: list[Record], epochs: int, order: tuple[str, 
     starts = [0, *(record.clone_epoch for record in records), epochs]
     policies = [records[0].old, *(record.new for record in records)]
     faults = [
-        f"line {record.line}: epochs do not add up: goes on at epoch {record.clone_epoch}, after {start}"
+        f"line {record.line}: epochs do not add up: continues at epoch {record.clone_epoch}, after {start}"
         for record, start in zip(records, starts, strict=False)
         if record.clone_epoch < start
     ]
     if records[-1].clone_epoch > epochs:
         faults.append(
-            f"line {records[-1].line}: epochs do not add up: goes on at epoch {records[-1].clone_epoch} of a search of "
-            f"{epochs}; say how long the search was with --epochs"
+            f"line {records[-1].line}: epochs do not add up: continues at epoch {records[-1].clone_epoch} of a search "
+            f"of {epochs}; say how long the search was with --epochs"
         )
     if faults:
         raise SearchLogError(path, faults)

@@ -142,7 +142,7 @@ def test_what_the_student_learns_from_is_measured(folder: Path, diagnose: Any) -
         assert found["rescaling"] is not None
     ensemble, auxiliary = diagnose("many"), diagnose("by_way")
     assert ensemble["net"] == "resnet8, an ensemble of 2" and "teacher" not in ensemble["geometry"]
-    assert ensemble["notes"] == ["geometry of the teacher: an ensemble has no last layer of its own"]
+    assert ensemble["notes"] == ["geometry of the teacher: an ensemble has no last layer"]
     assert auxiliary["net"] == "resnet8, an auxiliary that learned from resnet8"
     assert {"teacher, as deployed", "teacher, float weights"} <= set(auxiliary["geometry"])
 

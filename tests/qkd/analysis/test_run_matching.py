@@ -120,4 +120,4 @@ def test_a_student_with_an_auxiliary_is_matched_with_it(folder: Path, match: Any
 def test_an_ensemble_has_no_layers_to_follow(folder: Path, match: Any) -> None:
     changes = NETS | {"name": "many", "teacher.members": 2, "teacher.train.epochs": 1}
     run_tiny(tiny_config(folder / "data", changes), folder / "runs", "teacher", "search", "distill").close()
-    assert "an ensemble of 2, has no layers of its own to follow" in match("many", code=2)["error"]
+    assert "an ensemble of 2, has no layers to follow" in match("many", code=2)["error"]

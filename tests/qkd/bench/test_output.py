@@ -13,6 +13,5 @@ from qkd.failures import UsageError
 @pytest.mark.parametrize(("end", "words"), [("missing/n.json", "missing does not exist; create"), ("", "is a folder")])
 def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path, end, words):
     with pytest.raises(UsageError, match=words):
-        bench_models(
-            Namespace(output=tmp_path / end), progress=None, calibration=None
-        )  # nothing else of the arguments is read
+        # Nothing else of the arguments is read.
+        bench_models(Namespace(output=tmp_path / end), progress=None, calibration=None)

@@ -112,10 +112,10 @@ def test_best_txt_names_the_log(tmp_path: Path) -> None:
 
 def test_epochs_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     log = write(tmp_path / "log.txt", CHAIN)
-    with pytest.raises(SearchLogError, match="line 3: epochs do not add up: goes on at epoch 171 of a search of 150"):
+    with pytest.raises(SearchLogError, match="line 3: epochs do not add up: continues at epoch 171 of a search of 150"):
         import_log(log, epochs=150, op_order="py2")
     backward = [CHAIN[0], ["7", "2", 60, 30, A, B]]
-    with pytest.raises(SearchLogError, match="line 2: epochs do not add up: goes on at epoch 30, after 57"):
+    with pytest.raises(SearchLogError, match="line 2: epochs do not add up: continues at epoch 30, after 57"):
         import_log(write(tmp_path / "b.txt", backward), epochs=200, op_order="py2")
     with pytest.raises(ValueError, match="epochs must be positive"):
         import_log(log, epochs=0, op_order="py2")

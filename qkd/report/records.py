@@ -48,6 +48,12 @@ class _Result(_Accuracies):
             raise ValueError("weight_bits and act_bits come together")
         return self
 
+    @model_validator(mode="after")
+    def _an_ensemble_has_members(self) -> _Result:
+        if self.ensemble is not None and not self.members:
+            raise ValueError("an ensemble comes with its members")
+        return self
+
 
 class _StudentResult(_Result):
     weight_bits: Count

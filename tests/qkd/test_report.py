@@ -293,6 +293,16 @@ def test_figures_that_cannot_be_are_refused_by_place(tmp_path: Path, name: str, 
         summarise(tmp_path / "run")
 
 
+def test_an_ensemble_without_members_is_refused_by_name(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run") / "teacher" / "result.json"
+    whole = json.loads(path.read_text())
+    write(path, {**whole, "ensemble": None})
+    summarise(tmp_path / "run")
+    write(path, {**whole, "ensemble": {"test_accuracy": 0.5}})
+    with pytest.raises(DamagedFileError, match="an ensemble comes with its members"):
+        summarise(tmp_path / "run")
+
+
 def make_devices(run: Path) -> Path:
     """Add a device that measured with a sample, and one that failed."""
     row = {"p10_ms": None, "p90_ms": 4.0, "p99_ms": 5.0, "peak_memory_bytes": 60_000_000, "agreement": 1.0}

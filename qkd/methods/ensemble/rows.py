@@ -17,7 +17,7 @@ def ensemble_rows(path: Path, results: Mapping[str, Mapping[str, Any]]) -> list[
         results: Role -> content of its ``result.json``.
     """
     teacher = results["teacher"]
-    if "ensemble" not in teacher:
+    if not teacher.get("ensemble"):
         return []
     accuracy = teacher["ensemble"].get("test_accuracy")
     return [Row(f"ensemble of {len(teacher['members'])} teachers", str(teacher.get("net", "")), accuracy, teaches=True)]

@@ -7,12 +7,12 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from export.compiled import cached_library, cpp_compiler
 
 SOURCES = Path(__file__).parent / "native"
 # No contraction into fused multiply-adds: roundings must be those of ONNX Runtime. The last flag silences GCC 12, whose
@@ -54,10 +54,10 @@ def host_toolchain() -> Toolchain:
     Raises:
         LowBitUnavailableError: If there is none.
     """
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return Toolchain((found,), platform.machine())
-    raise LowBitUnavailableError("no C++ compiler: install g++ or clang++ to build the low-bit execution provider")
+    compiler = cpp_compiler()
+    if compiler is None:
+        raise LowBitUnavailableError("no C++ compiler: install g++ or clang++ to build the low-bit execution provider")
+    return Toolchain((compiler,), platform.machine())
 
 
 def built_library(toolchain: Toolchain) -> Path:
@@ -69,23 +69,7 @@ def built_library(toolchain: Toolchain) -> Path:
     Raises:
         LowBitUnavailableError: If it does not compile; says the compiler's first error.
     """
-    name = f"lowbit-{_fingerprint(toolchain)}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        library = folder / name
-        if library.is_file():
-            return library
-        work = Path(tempfile.mkdtemp(dir=folder))
-    except OSError:  # a read-only home: compiled anew in every process
-        work = Path(tempfile.mkdtemp(prefix="qkd-"))
-        library = work / name
-    try:
-        os.replace(compile_library(toolchain, work), library)  # another process may have been faster: the same bytes
-    finally:
-        if work != library.parent:
-            shutil.rmtree(work, ignore_errors=True)
-    return library
+    return cached_library(f"lowbit-{_fingerprint(toolchain)}.so", lambda folder: compile_library(toolchain, folder))
 
 
 def compile_library(toolchain: Toolchain, folder: Path) -> Path:

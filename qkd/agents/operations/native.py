@@ -13,9 +13,7 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from export.compiled import cached_library, cpp_compiler
 from qkd.agents.operations.counting import IntArray
 
 NOTHING, AFFINE, CUT, TABLE, EQUALIZE, AUTOCONTRAST, CONTRAST, COLOR, SHARPNESS = range(9)  # codes of the source
@@ -310,9 +309,7 @@ def load() -> Any:
     """Return the compiled function, or None where there is no compiler or it is switched off; says so once."""
     if os.environ.get("QKD_NATIVE") == "0":
         return None
-    compiler = next(
-        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
-    )
+    compiler = cpp_compiler()
     if compiler is None:
         logger.info("no C++ compiler: augmentation on the CPU is several times slower; g++ or clang++ would do")
         return None
@@ -329,26 +326,15 @@ def load() -> Any:
 
 
 def _compiled(compiler: str) -> Path:
-    """Return the library, compiled now if it is not in the cache; a folder that only this user may write to."""
+    """Return the library, compiled now if it is not in the cache."""
     words = "\n".join((SOURCE, *FLAGS, compiler, platform.machine(), platform.system()))
-    name = f"augment-{hashlib.sha256(words.encode()).hexdigest()[:20]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        library = folder / name
-        if library.is_file():
-            return library
-        work = Path(tempfile.mkdtemp(dir=folder))
-    except OSError:  # a read-only home: compiled anew in every process
-        work = Path(tempfile.mkdtemp(prefix="qkd-"))
-        library = work / name
-    source, unfinished = work / "augment.cpp", work / "unfinished.so"
-    try:
+
+    def make(folder: Path) -> Path:
+        source, library = folder / "augment.cpp", folder / "unfinished.so"
         source.write_text(SOURCE, encoding="utf-8")
-        command = [compiler, *FLAGS, str(source), "-o", str(unfinished)]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-        os.replace(unfinished, library)  # another process may have been faster: the same bytes
-    finally:
-        if work != library.parent:
-            shutil.rmtree(work, ignore_errors=True)
-    return library
+        subprocess.run(
+            [compiler, *FLAGS, str(source), "-o", str(library)], check=True, capture_output=True, timeout=120
+        )
+        return library
+
+    return cached_library(f"augment-{hashlib.sha256(words.encode()).hexdigest()[:20]}.so", make)

@@ -1,0 +1,63 @@
+"""The cache of compiled libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.compiled import cached_library, cpp_compiler
+
+
+def library(text: str):
+    def make(folder: Path) -> Path:
+        (folder / "object.o").write_text("")
+        (folder / "made.so").write_text(text)
+        return folder / "made.so"
+
+    return make
+
+
+def test_a_library_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = cached_library("a.so", library("first"))
+    assert first == tmp_path / "qkd" / "a.so" == cached_library("a.so", library("second"))
+    assert first.read_text() == "first" and list((tmp_path / "qkd").iterdir()) == [first]
+
+
+@pytest.mark.parametrize("is_read_only", [False, True])
+def test_what_does_not_compile_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read_only: bool
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    home.write_text("no folder") if is_read_only else home.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+
+    def fail(folder: Path) -> Path:
+        (folder / "object.o").write_text("")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        cached_library("a.so", fail)
+    assert list(elsewhere.iterdir()) == []
+    assert is_read_only or list((home / "qkd").iterdir()) == []
+
+
+def test_without_a_cache_it_is_made_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cached_library("a.so", library("made")).read_text() == "made"
+
+
+def test_the_compiler_that_is_named_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine++"
+    mine.write_text("#!/bin/sh\n")
+    mine.chmod(0o755)
+    monkeypatch.setenv("CXX", str(mine))
+    assert cpp_compiler() == str(mine)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "")
+    assert cpp_compiler() is None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from os import PathLike
 from pathlib import Path
 
+from export.atomic import replace_file
 from export.checks import ExportError
 
 
@@ -25,19 +24,13 @@ def checked_target(path: str | PathLike[str]) -> Path:
 
 
 def write_whole(target: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk, and rename it.
+    """Write a file whole or not at all.
 
     Raises:
-        ExportError: If that fails (disk full, folder not writable); nothing is left behind, an older file stays.
+        ExportError: If that fails (disk full, folder not writable, the name of a device); nothing is left behind, and
+            an older file stays.
     """
-    temporary = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")  # who cleans a run folder knows it
     try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
+        replace_file(target, content)
+    except (OSError, ValueError) as error:
         raise ExportError(f"cannot write {target}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -44,7 +44,6 @@ GUARDS = {
     "facts_of": {"TypeError"},  # a kind of split that no reader makes
     "optimized_graph": {"FileNotFoundError", "ValueError"},  # of a graph in memory, on one thread
     "program_of_view": {"TypeError"},  # two passes disagree about a view
-    "write_whole": {"OSError"},  # its own temporary file cannot be deleted
 }
 SECONDS_AT_MOST = 20  # of an example; they take tenths of a second, but the machine may be busy
 # Functions without a Raises section: no argument of the stated type makes them fail.

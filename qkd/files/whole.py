@@ -6,26 +6,22 @@ path, the cause and a way out where the disk refuses; ``ValueError`` for pickled
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
-import secrets
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 
+from export.atomic import TEMPORARY_MARK, replace_file
 from qkd.foreign.opening import open_regular, read_regular, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-TEMPORARY_MARK = ".partial-"  # in the name of every unfinished file; `remove_unfinished` looks for it
 
 MOST_TENSOR_BYTES = 64 << 30  # of one file of tensors; checked before it is read
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -108,9 +104,6 @@ def make_folder(path: Path) -> Path:
 def write_bytes(path: Path, data: bytes) -> str:
     """Write a file whole or not at all, and return its SHA-256.
 
-    The bytes go to a temporary name in the same folder, are flushed to the disk and renamed; then the folder is
-    flushed, so that the new name survives a power cut.
-
     Args:
         path: Where to; an existing file is replaced. Its folder must exist.
         data: The content.
@@ -122,27 +115,10 @@ def write_bytes(path: Path, data: bytes) -> str:
         OSError: If the disk is full or the folder cannot be written; an earlier file of this name is untouched.
         ValueError: If the name is a device's, a pipe's or a socket's, or links to one.
     """
-    path = Path(path)
-    _refuse_special(path)
-    temporary: Path | None = None
     try:
-        unfinished = path.parent / f".{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}"
-        handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        temporary = unfinished
-        try:
-            _write_all(handle, data)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(unfinished, path)
-        temporary = None
-        _flush_folder(path.parent)
+        replace_file(Path(path), data)
     except OSError as error:
-        raise _explain(error, "write", path) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        raise _explain(error, "write", Path(path)) from error
     return hashlib.sha256(data).hexdigest()
 
 
@@ -403,32 +379,6 @@ def _digest(file: Any) -> str:
     while block := file.read(1 << 20):  # 1 MiB at a time
         digest.update(block)
     return digest.hexdigest()
-
-
-def _refuse_special(path: Path) -> None:
-    """Raise if a name stands for a device, a pipe or a socket: a rename would put a file in its place."""
-    try:
-        mode, folder = os.stat(path).st_mode, path.parent.resolve()
-    except (OSError, RuntimeError, ValueError):
-        return  # new, or the write itself says what is wrong
-    is_file = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-    # /dev/stdout is a link of the system's, whatever it leads to
-    if not is_file or folder == Path("/dev") or Path("/proc") in folder.parents:
-        raise ValueError(f"{path}: is a device, a pipe or a socket, which a file would replace; name a file")
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _explain(error: OSError, action: str, path: Path) -> OSError:

@@ -12,7 +12,6 @@ import torch
 
 import export.models.student
 import export.storage.packing
-import export.writing
 from export import ExportError, export_onnx, write_view
 from quantizers import QuantSpec, calibrate, prepare
 from quantizers.integer import Conv, Grid, IntegerView, Linear, Quantize
@@ -221,7 +220,7 @@ def test_a_full_disk_leaves_the_older_file(residual, tmp_path, monkeypatch, call
 
     path = tmp_path / "n.onnx"
     path.write_bytes(b"an older file")
-    monkeypatch.setattr(export.writing.os, call, fail)
+    monkeypatch.setattr(os, call, fail)
     with pytest.raises(ExportError, match=r"cannot write .*n\.onnx: .*No space left"):
         write_view(residual, [SHAPE], path)
     assert path.read_bytes() == b"an older file" and os.listdir(tmp_path) == ["n.onnx"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +59,7 @@ class DistillStep:
     @contextmanager
     def tapped(self) -> Iterator[None]:
         """Hold the forward hooks within a block; the step needs them where a term reads features."""
-        with ExitStack() as stack:
-            stack.enter_context(self._student_taps)
-            stack.enter_context(self._teacher_taps)
+        with self._student_taps, self._teacher_taps:
             yield
 
     def __call__(self, batch: Batch) -> StepResult:

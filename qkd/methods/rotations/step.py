@@ -8,7 +8,7 @@ classes, is learned on upright images only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -106,9 +106,7 @@ class RotationStep:
     @contextmanager
     def tapped(self) -> Iterator[None]:
         """Hold the forward hooks of both nets within a block."""
-        with ExitStack() as stack:
-            stack.enter_context(self._student.tapped())
-            stack.enter_context(self._teacher.tapped())
+        with self._student.tapped(), self._teacher.tapped():
             yield
 
     def __call__(self, batch: Batch) -> StepResult:
@@ -169,9 +167,7 @@ class PeerStep:
     @contextmanager
     def tapped(self) -> Iterator[None]:
         """Hold the forward hooks of both nets within a block."""
-        with ExitStack() as stack:
-            stack.enter_context(self._student.tapped())
-            stack.enter_context(self._peer.tapped())
+        with self._student.tapped(), self._peer.tapped():
             yield
 
     def __call__(self, batch: Batch) -> StepResult:

@@ -57,12 +57,13 @@ def by_old_name(rooms: Mapping[tuple[str, str], str]) -> dict[str, str]:
 
 OLD_MODULES = by_old_name({
     ("export", "export.graph"): "shapes",
-    ("export", "export.storage"): "packing blocked metadata",
+    ("export", "export.storage"): "packing blocked",
     ("export", "export.conversion"): "unblock",
-    ("export", "export.passes"): "rewrite saturation windows",
+    ("export", "export.passes"): "rewrite saturation",
     ("export", "export.models"): "student float_twin int8_baseline census",
-    ("export", "export.parity"): "quant_session",
+    ("export", "export.parity"): "layer_parity=layers quant_session",
     ("export", "export.cost"): "program reading",
+    ("export", "export.lowering"): "elementwise=functions",
     ("export", "export.devices"): "latency",
     ("export.devices", "export.devices.connections"): "address answer capture shell adb ssh",
     ("export.devices", "export.devices.onboard"): "runner",

@@ -43,7 +43,8 @@ OLD_MODULES = by_old_name({
         "costing diagnosing=run_diagnosis matching=run_matching policy_tools=schedules "
         "retrieving=run_retrieval"
     ),
-    ("qkd.data", "qkd.data.loading"): "facts load shapes",
+    ("qkd.data", "qkd.data.loading"): "load shapes",
+    ("qkd.data", "qkd.data.sets"): "arrays digits folder vision",
     ("qkd.distill", "qkd.terms"): (
         "combine head_graph modules rescaling step table=loss_table taps terms=weighting width_adapters"
     ),
@@ -55,7 +56,7 @@ OLD_MODULES = by_old_name({
     ("qkd.distill.methods", "qkd.methods.co_study"): "co_study=step",
     ("qkd.distill.methods", "qkd.methods.ensemble"): "ensemble=average",
     ("qkd.distill.methods", "qkd.methods.meta_distil"): (
-        "meta=step meta_gradient=gradient meta_schedule=schedule quiz"
+        "meta=step meta_schedule=schedule quiz"
     ),
     ("qkd.distill.methods", "qkd.methods.peers"): "peers=step",
     ("qkd.distill", "qkd.methods"): "phase_checks",
@@ -64,10 +65,11 @@ OLD_MODULES = by_old_name({
     ("qkd", "qkd.pipeline"): "dryrun",
     ("qkd", "qkd.checking"): "listing=names named_files=config_files",
     ("qkd", "qkd.run"): "run_target=target rundir=folder",
-    ("qkd.stages", "qkd.roles"): "images layers models=nets outcome role_agents=agents sample stored views",
+    ("qkd.stages", "qkd.roles"): "layers models=nets outcome role_agents=agents sample stored views",
+    ("qkd.stages", "qkd.methods.auxiliary"): "auxiliary=training",
     ("qkd.stages", "qkd.methods.peers"): "peers=nets",
     ("qkd.stages", "qkd.methods.rotations"): "rotating=branches",
     ("qkd.stages", "qkd.search"): "searching=role_search",
-    ("qkd", "qkd.files"): "user_paths yaml_text",
+    ("qkd", "qkd.files"): "yaml_text",
 })  # fmt: skip
 sys.meta_path.append(OldModules(OLD_MODULES))

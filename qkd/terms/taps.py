@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, cast
@@ -10,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qkd.foreign import nearest
 from quantizers.layers import ActQuantizer
 
 PRE_QUANT = "@pre_quant"  # behind a path: what comes before the grid
@@ -150,7 +150,7 @@ def _resolve(
 
 
 def _near(path: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
+    close = nearest(path, known, most=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(f"`{name}`" for name in close) + "?"
     return f"it has: {', '.join(list(known)[:12])}{', ...' if len(known) > 12 else ''}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qkd.config import TermConfig
+from qkd.config.bind_faults import did_you_mean
 from qkd.terms.loss_table import LOSSES, LossEntry
 
 KINDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
@@ -61,7 +61,4 @@ def _has_kind(value: Any, kind: type) -> bool:
 
 
 def _meant(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean `{close[0]}`?"
-    return f"; known: {', '.join(sorted(known))}" if known else "; it has none"
+    return f"; {did_you_mean(name, sorted(known))}" if known else "; it has none"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from qkd.data.sets import (
 )
 from qkd.data.splits import Parts, Split, Splits
 from qkd.data.statistics import channel_statistics
+from qkd.foreign import nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,5 +161,5 @@ def _check_size(config: DataConfig, found: int) -> None:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, DATASETS, n=1)
+    near = nearest(name, DATASETS)
     return f"; did you mean {near[0]!r}?" if near else ""

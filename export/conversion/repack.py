@@ -16,7 +16,7 @@ from export.conversion.unblock import blocks_of, unblock
 from export.flavours import without_custom_operators
 from export.graph.builder import pack_codes
 from export.storage.blocked import WIDTHS
-from export.storage.metadata import as_a_file, read_widths
+from export.storage.metadata import as_a_file, properties_of, read_widths
 from export.storage.packing import INT2, INT4, INT8, ElementType, Storage, ir_version
 
 KINDS = {kind.name: kind for kind in (INT2, INT4, INT8)}
@@ -178,7 +178,7 @@ def _read(model: bytes | str | PathLike[str]) -> onnx.ModelProto:
 
 
 def _weight_bits(proto: onnx.ModelProto) -> dict[str, int]:
-    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    properties = properties_of(proto)
     if properties.get("flavour") != FLAVOUR or "weight_bits" not in properties:
         raise ExportError(
             f"only files that export_onnx wrote (flavour {FLAVOUR}) can be repacked; this one "

@@ -353,19 +353,24 @@ def _unused_codes(lowering: _Lowering) -> dict[str, int]:
     return {lowering.tensors[edge]: grid.bits for edge, grid in grids.items() if isinstance(grid, WideGrid)}
 
 
+def last_edge(view: IntegerView) -> tuple[str, Node | None]:
+    """Return the edge that the first output is, moves of real values aside, and the node that makes it, if one does."""
+    edge = view.outputs[0]
+    makers = {node.output: node for node in view.nodes}
+    while edge not in view.grids and isinstance(makers.get(edge), Shape):
+        edge = makers[edge].inputs[0]
+    return edge, makers.get(edge)
+
+
 def output_step(view: IntegerView) -> float | None:
     """Return the real size of one step of the first output: of its grid, or of the accumulator it is read from.
 
     For a layer it is its coarsest channel's ``input scale * weight scale``; for a sum or a mean, the largest scale of
     its inputs. None where a float function comes last.
     """
-    edge = view.outputs[0]
-    makers = {node.output: node for node in view.nodes}
-    while edge not in view.grids and isinstance(makers.get(edge), Shape):
-        edge = makers[edge].inputs[0]
+    edge, node = last_edge(view)
     if edge in view.grids:
         return float(view.grids[edge].scale)
-    node = makers.get(edge)
     if isinstance(node, (Conv, Linear)):
         return float(view.grids[node.inputs[0]].scale * node.weight_scale.max())
     if isinstance(node, (Add, AveragePool, GlobalAveragePool)):

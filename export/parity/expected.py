@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from export.lowering.model import INPUT, output_names, output_step
+from export.lowering.model import INPUT, last_edge, output_names, output_step
 from quantizers import Student, integer_view
-from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
+from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize
 
 # Half a step of the logits: below it, both logits round to one and the same integer sum.
 LOGIT_STEPS = 0.5
@@ -107,11 +107,8 @@ def expected_of(view: IntegerView) -> Expected:
 
 def _last(view: IntegerView) -> Node | None:
     """Return what computes the first output, moves of values aside; None where that is on a grid already."""
-    makers = {node.output: node for node in view.nodes}
-    edge = view.outputs[0]
-    while edge not in view.grids and isinstance(makers.get(edge), Shape):
-        edge = makers[edge].inputs[0]
-    return None if edge in view.grids else makers.get(edge)
+    edge, maker = last_edge(view)
+    return None if edge in view.grids else maker
 
 
 def _reach(layer: Conv | Linear, view: IntegerView) -> tuple[float, float]:

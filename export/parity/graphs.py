@@ -14,12 +14,12 @@ from export.checks import check_view
 from export.conversion.repack import repack
 from export.flavours import Flavour, find_flavour
 from export.lowering.model import PRODUCER, lower, toolkit_version
-from export.storage.blocked import OPERATOR as BLOCK_OPERATOR
 from export.storage.blocked import WIDTHS
+from export.storage.metadata import properties_of, read_property
 from export.storage.packing import INT2, INT4, INT8, Blocks
 from quantizers.integer import IntegerView, Linear
 
-# The one entry of a file's metadata that may differ: who wrote it. Quantizers are compared call by call (`ways.py`).
+# Entries of a file's metadata that are not compared here: who wrote it, and its quantizers, which `ways.py` compares.
 FREE_ENTRIES = ("toolkit", "quantizers")
 STRAY_FIELDS = ("sparse_initializer", "quantization_annotation")
 WAY_OUT = "export it again, or judge a file that another program rewrote by its behavior alone (constants=False)"
@@ -30,7 +30,8 @@ class GraphParity:
     """What a comparison of two graphs found.
 
     Args:
-        compared: Constants and attributes compared, each as a whole; 0 where the graphs could not be compared.
+        compared: Constants, attributes and entries of metadata compared, each as a whole; 0 where the graphs could not
+            be compared.
         differences: Each part of the file that is not what export writes of the student.
         note: Why the graphs were not compared; empty where they were.
     """
@@ -76,16 +77,12 @@ def _refused(model: ModelProto, why: str) -> GraphParity:
 
 def _other_writer(model: ModelProto) -> str:
     """Return who wrote a file, in words; empty where it was this version of the toolkit."""
-    toolkit = _properties(model).get("toolkit", "")
+    toolkit = properties_of(model).get("toolkit", "")
     if model.producer_name == PRODUCER and toolkit == f"{PRODUCER} {toolkit_version()}":
         return ""
     if model.producer_name == PRODUCER:
         return f"{toolkit or PRODUCER}, and not {PRODUCER} {toolkit_version()},"
     return f"the program {model.producer_name!r}" if model.producer_name else "a program that does not give its name"
-
-
-def _properties(model: ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _written_again(model: ModelProto, view: IntegerView, image_shape: Sequence[int]) -> ModelProto:
@@ -95,9 +92,9 @@ def _written_again(model: ModelProto, view: IntegerView, image_shape: Sequence[i
         ValueError: If no export gives such a form.
     """
     check_view(view)
-    flavour = find_flavour(_properties(model).get("flavour", ""))
+    flavour = find_flavour(properties_of(model).get("flavour", ""))
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
-    chosen = flavour.storage(view, "auto" if flavour.name != "ort" else "int8", opset)
+    chosen = flavour.storage(view, "int8", opset)
     blocks, unblocked = _blocks(model, view)
     storage = replace(chosen, blocks={**blocks, **unblocked})
     if flavour.name == "ort":
@@ -124,7 +121,7 @@ def _blocks(model: ModelProto, view: IntegerView) -> tuple[dict[str, Blocks], di
 
     How they are cut follows from their width; a layer that was taken out reads an input of its own.
     """
-    cut = {node.name for node in model.graph.node if node.op_type == BLOCK_OPERATOR}
+    cut = set(read_property(model, "blocks", {}))
     made = {name for node in model.graph.node for name in node.output}
     layers = {
         node.name: next(blocks for blocks in WIDTHS if blocks.bits >= node.weight_bits)
@@ -208,10 +205,16 @@ def _values(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
     for output, node in _by_output(wanted.graph).items():
         if output in nodes and nodes[output].op_type == node.op_type:
             yield from _attributes(output, nodes[output], node)
-    entries = _properties(found)
-    for key, value in _properties(wanted).items():
-        if key not in FREE_ENTRIES and entries.get(key) != value:
-            yield f"its metadata `{key}` is {str(entries.get(key))[:80]}, and {value[:80]} is what export writes"
+    entries = properties_of(found)
+    for key, value in properties_of(wanted).items():
+        if key not in FREE_ENTRIES:
+            yield _different_entry(key, entries.get(key), value)
+
+
+def _different_entry(key: str, found: str | None, wanted: str) -> str:
+    if found == wanted:
+        return ""
+    return f"its metadata `{key}` is {str(found)[:80]}, and {wanted[:80]} is what export writes"
 
 
 def _attributes(output: str, found: NodeProto, wanted: NodeProto) -> Iterator[str]:
@@ -253,13 +256,9 @@ def _first(found: np.ndarray, wanted: np.ndarray, sizes: list[int]) -> str:
     bits = [values.view(np.uint8).reshape(-1, width) for values in (found, wanted)]
     places = np.flatnonzero((bits[0] != bits[1]).any(1))
     first = int(places[0])
-    where = [int(index) for index in np.unravel_index(first, sizes)] if sizes else ""
+    where = f" at {[int(index) for index in np.unravel_index(first, sizes)]}" if sizes else ""
     more = f" ({len(places):,} of {len(found):,} values differ)" if len(found) > 1 else ""
-    return f"is {_number(found[first])} in the file, {_number(wanted[first])} in the student{_at(where)}{more}"
-
-
-def _at(where: Any) -> str:
-    return f" at {where}" if where != "" else ""
+    return f"is {_number(found[first])} in the file, {_number(wanted[first])} in the student{where}{more}"
 
 
 def _number(value: Any) -> str:

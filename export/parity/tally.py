@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ class Side:
 
     expected: Expected
     optimized: bool
-    images: int = 0
     differing: int = 0
     ties: int = 0
     beyond: int = 0
@@ -45,7 +44,6 @@ class Side:
         self.fault = self.fault or _incomparable(ours, theirs)
         if self.fault:
             return
-        self.images += len(ours[0])
         beyond = np.zeros(len(ours[0]), bool)
         for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             beyond |= self._add_output(one, np.asarray(other, np.float32), is_first=index == 0)
@@ -109,7 +107,7 @@ def _incomparable(ours: list[Array], theirs: Outputs) -> str:
 
 def _real_valued(expected: Expected) -> Expected:
     """Return the tolerance of an output of which no step is known."""
-    return Expected(expected.taps, expected.outputs, None, None, expected.move)
+    return replace(expected, output_step=None, rounding=None)
 
 
 def _classes(logits: Array) -> npt.NDArray[np.int64]:

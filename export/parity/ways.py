@@ -18,7 +18,7 @@ from export.parity.expected import Expected, Tap
 from export.parity.layers import SingleLayers, attempted, in_order
 from export.parity.quant_session import QuantSession
 from export.runtime import load_model, open_session, runtime
-from export.storage.metadata import read_property
+from export.storage.metadata import properties_of, read_property
 
 Array = npt.NDArray[np.float32]
 TAP_KEYS = {"name": str, "tensor": str, "scale": float, "zero_point": int}
@@ -40,7 +40,7 @@ class Ways:
     def __init__(self, path: str | PathLike[str], threads: int) -> None:
         self.model = load_model(path)
         self.path, self.threads = path, threads
-        self.properties = {entry.key: entry.value for entry in self.model.metadata_props}
+        self.properties = properties_of(self.model)
         self.all_taps = _read_taps(path, self.model)
         self.outputs = [entry.name for entry in self.model.graph.output]
         self.notes: tuple[str, ...] = ()

@@ -21,6 +21,11 @@ MOST_RANK = 32  # axes of a tensor; numpy knows 64
 LARGEST_AXIS = 2**31
 
 
+def properties_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the entries of a file's metadata as they stand there."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def read_property(model: onnx.ModelProto, key: str, default: Any) -> Any:
     """Return the JSON value of an entry of a file's metadata, of the type of ``default``.
 
@@ -86,17 +91,17 @@ def _check_shape(name: str, sizes: list[int]) -> None:
 
 
 @contextmanager
-def as_a_file(path: str | PathLike[str] | None, purpose: str) -> Iterator[None]:
+def as_a_file(path: str | PathLike[str], purpose: str) -> Iterator[None]:
     """End in words that name the file where a graph is not made as our own are (attributes, inputs or types missing).
 
     Args:
-        path: The file; None for content without one.
+        path: The file.
         purpose: What it cannot be used for.
 
     Raises:
         ValueError: In place of whatever reading the graph raised; errors that say what is wrong keep their words.
     """
-    where = "the content" if path is None else str(path)
+    where = str(path)
     try:
         yield
     except ExportError:

@@ -4,7 +4,7 @@ ONNX Runtime makes an integer kernel of ``DequantizeLinear -> operator -> Quanti
 output goes to that one ``QuantizeLinear`` and nothing stands between them. Four rewrites bring a view there:
 
 1. ``spell_out``: a global mean that drops its last two axes becomes one that keeps them and a flatten; a mean over
-   windows that counts padding and may hang over the border becomes a pad and a mean.
+   windows counts padding only where it has some.
 2. ``merge_quantizers``: two quantizers of one edge onto one grid become one.
 3. ``sink_moves``: what only moves values (flatten, slice, maximum over windows) changes places with a quantizer after
    it. Rounding and clipping are monotone and elementwise, so they commute.
@@ -47,17 +47,16 @@ def consumers(view: IntegerView) -> dict[str, list[Node]]:
 
 
 def spell_out(view: IntegerView) -> IntegerView:
-    """Replace means that a runtime has no exact kernel for by two steps."""
+    """Give means the form that a runtime has an exact kernel for; windows are explicit already (``windows.py``)."""
     nodes: list[Node] = []
-    grids = dict(view.grids)
     for node in view.nodes:
         if isinstance(node, GlobalAveragePool) and not node.keepdims:
             nodes += _global_mean(node)
-        elif isinstance(node, AveragePool) and node.count_include_pad:
-            nodes += _counting_mean(node, grids)
+        elif isinstance(node, AveragePool):
+            nodes.append(replace(node, count_include_pad=node.count_include_pad and any(node.padding)))
         else:
             nodes.append(node)
-    return replace(view, nodes=tuple(nodes), grids=grids)
+    return replace(view, nodes=tuple(nodes))
 
 
 def _global_mean(node: GlobalAveragePool) -> list[Node]:
@@ -65,25 +64,6 @@ def _global_mean(node: GlobalAveragePool) -> list[Node]:
     kept = f"{node.output}.kept"
     flatten = Shape(f"{node.name}.flatten", (kept,), node.output, op="flatten", attributes={"axis": 1})
     return [replace(node, output=kept, keepdims=True), flatten]
-
-
-def _counting_mean(node: AveragePool, grids: dict[str, Grid]) -> list[Node]:
-    """Pad first and count nothing afterward, where ``ceil_mode`` and padding meet.
-
-    onnxruntime 1.31.1's QLinearAveragePool divides by the whole window where ``ceil_mode`` lets it hang over the
-    border (its float kernel does not). PyTorch counts padding, but not the overhang.
-    """
-    if not any(node.padding):
-        return [replace(node, count_include_pad=False)]
-    if not node.ceil_mode:
-        return [node]
-    padded, edge = f"{node.output}.padded", node.inputs[0]
-    if edge in grids:
-        grids[padded] = grids[edge]
-    top, left, bottom, right = node.padding
-    attributes = {"before": (0, 0, top, left), "after": (0, 0, bottom, right)}
-    pad = Shape(f"{node.name}.pad", (edge,), padded, op="pad", attributes=attributes)
-    return [pad, replace(node, inputs=(padded,), padding=(0, 0, 0, 0), count_include_pad=False)]
 
 
 def merge_quantizers(view: IntegerView) -> IntegerView:

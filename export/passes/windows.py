@@ -66,7 +66,11 @@ def _lengths(node: MaxPool | AveragePool) -> tuple[int, int]:
 
 
 def _mean(node: AveragePool, border: Border, grids: dict[str, Grid]) -> list[Node]:
-    """Pad with zeros what the mean counts as padding; the overhang, which it does not count, stays its own padding."""
+    """Pad with zeros what the mean counts as padding; the overhang, which it does not count, stays its own padding.
+
+    PyTorch counts padding, but not the overhang. onnxruntime 1.31.1's QLinearAveragePool divides by the whole window
+    where ``ceil_mode`` lets it hang over the border (its float kernel does not).
+    """
     if not node.count_include_pad or not any(node.padding):
         return [replace(node, padding=border, ceil_mode=False, count_include_pad=False)]
     if border == node.padding:

@@ -144,8 +144,7 @@ class Shape(Node):
 
     ``op`` is one of ``flatten`` (attributes: axis), ``reshape`` (shape, with 0 = copy, -1 = infer, batch first),
     ``transpose`` (perm), ``slice`` (axis, start, end, step), ``gather`` (axis, indices), ``pad`` (before, after: zeros
-    for each axis, batch first), ``expand`` (shape, batch first and 1), ``squeeze`` / ``unsqueeze`` (axes),
-    ``identity``.
+    for each axis, batch first), ``expand`` (shape, batch first and 1), ``identity``.
     """
 
     op: str

@@ -14,7 +14,7 @@ from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
 
 FLOAT_BITS = 32
 # What needs no memory of its own; a slice, a transpose or a pad does.
-ALIASES = frozenset({"flatten", "identity", "reshape", "squeeze", "unsqueeze"})
+ALIASES = frozenset({"flatten", "identity", "reshape"})
 
 Role = Literal["compute", "alias", "quantize"]
 

@@ -6,26 +6,12 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from quantizers.integer import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Function,
-    GlobalAveragePool,
-    IntegerView,
-    Linear,
-    MaxPool,
-    Mul,
-    Node,
-    Quantize,
-    Shape,
-)
+from quantizers import integer as ir
 
 Sizes = tuple[int, ...]
 
 
-def edge_shapes(view: IntegerView, input_shapes: Sequence[Sizes]) -> dict[str, Sizes]:
+def edge_shapes(view: ir.IntegerView, input_shapes: Sequence[Sizes]) -> dict[str, Sizes]:
     """Return edge -> shape, the batch first.
 
     Args:
@@ -47,11 +33,11 @@ def edge_shapes(view: IntegerView, input_shapes: Sequence[Sizes]) -> dict[str, S
     return shapes
 
 
-def _same(node: Node, met: Sequence[Sizes]) -> Sizes:
+def _same(node: ir.Node, met: Sequence[Sizes]) -> Sizes:
     return met[0]
 
 
-def _conv(node: Conv, met: Sequence[Sizes]) -> Sizes:
+def _conv(node: ir.Conv, met: Sequence[Sizes]) -> Sizes:
     batch, channels, *image = _four(met[0])
     if channels != node.weights.shape[1] * node.groups:
         raise ValueError(f"it has {node.weights.shape[1] * node.groups} input channels")
@@ -59,15 +45,15 @@ def _conv(node: Conv, met: Sequence[Sizes]) -> Sizes:
     return (batch, node.weights.shape[0], *windows)
 
 
-def _linear(node: Linear, met: Sequence[Sizes]) -> Sizes:
+def _linear(node: ir.Linear, met: Sequence[Sizes]) -> Sizes:
     if met[0][-1] != node.weights.shape[1]:
         raise ValueError(f"it has {node.weights.shape[1]} input features")
     return (*met[0][:-1], node.weights.shape[0])
 
 
-def _pool(node: MaxPool | AveragePool, met: Sequence[Sizes]) -> Sizes:
+def _pool(node: ir.MaxPool | ir.AveragePool, met: Sequence[Sizes]) -> Sizes:
     batch, channels, *image = _four(met[0])
-    dilation = node.dilation if isinstance(node, MaxPool) else (1, 1)
+    dilation = node.dilation if isinstance(node, ir.MaxPool) else (1, 1)
     windows = _windows(image, node.kernel, node.stride, node.padding, dilation, ceil_mode=node.ceil_mode)
     return (batch, channels, *windows)
 
@@ -88,19 +74,19 @@ def _windows(
     return tuple(counts)
 
 
-def _broadcast(node: Node, met: Sequence[Sizes]) -> Sizes:
+def _broadcast(node: ir.Node, met: Sequence[Sizes]) -> Sizes:
     first, second = met[0], met[-1]
     if len(first) != len(second) or any(a != b and 1 not in (a, b) for a, b in zip(first, second, strict=True)):
         raise ValueError("they do not fit each other")
     return tuple(max(pair) for pair in zip(first, second, strict=True))
 
 
-def _concat(node: Concat, met: Sequence[Sizes]) -> Sizes:
+def _concat(node: ir.Concat, met: Sequence[Sizes]) -> Sizes:
     axis = node.axis % len(met[0])
     return (*met[0][:axis], sum(shape[axis] for shape in met), *met[0][axis + 1 :])
 
 
-def _global_mean(node: GlobalAveragePool, met: Sequence[Sizes]) -> Sizes:
+def _global_mean(node: ir.GlobalAveragePool, met: Sequence[Sizes]) -> Sizes:
     image = _four(met[0])
     return (*image[:2], 1, 1) if node.keepdims else image[:2]
 
@@ -147,17 +133,6 @@ def _expand(shape: Sizes, settings: Any) -> Sizes:
     return tuple(max(pair) for pair in pairs)
 
 
-def _squeeze(shape: Sizes, settings: Any) -> Sizes:
-    axes = {axis % len(shape) for axis in settings["axes"]}
-    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
-
-
-def _unsqueeze(shape: Sizes, settings: Any) -> Sizes:
-    rank = len(shape) + len(settings["axes"])
-    new, old = {axis % rank for axis in settings["axes"]}, iter(shape)
-    return tuple(1 if axis in new else next(old) for axis in range(rank))
-
-
 MOVES: dict[str, Callable[[Sizes, Any], Sizes]] = {
     "expand": _expand,
     "flatten": _flatten,
@@ -166,21 +141,19 @@ MOVES: dict[str, Callable[[Sizes, Any], Sizes]] = {
     "pad": _pad,
     "reshape": _reshape,
     "slice": _cut,
-    "squeeze": _squeeze,
     "transpose": lambda shape, settings: tuple(shape[axis] for axis in settings["perm"]),
-    "unsqueeze": _unsqueeze,
 }
 
-RULES: dict[type[Node], Callable[[Any, Sequence[Sizes]], Sizes]] = {
-    Add: _broadcast,
-    AveragePool: _pool,
-    Concat: _concat,
-    Conv: _conv,
-    Function: _same,
-    GlobalAveragePool: _global_mean,
-    Linear: _linear,
-    MaxPool: _pool,
-    Mul: _broadcast,
-    Quantize: _same,
-    Shape: lambda node, met: MOVES[node.op](met[0], node.attributes),
+RULES: dict[type[ir.Node], Callable[[Any, Sequence[Sizes]], Sizes]] = {
+    ir.Add: _broadcast,
+    ir.AveragePool: _pool,
+    ir.Concat: _concat,
+    ir.Conv: _conv,
+    ir.Function: _same,
+    ir.GlobalAveragePool: _global_mean,
+    ir.Linear: _linear,
+    ir.MaxPool: _pool,
+    ir.Mul: _broadcast,
+    ir.Quantize: _same,
+    ir.Shape: lambda node, met: MOVES[node.op](met[0], node.attributes),
 }

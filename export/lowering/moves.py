@@ -87,13 +87,6 @@ def _pad(move: _Move) -> str:
     return move.add("Pad", [pads, move.zero()])
 
 
-def _axes(operator: str) -> Writer:
-    def write(move: _Move) -> str:
-        return move.add(operator, [move.integers("axes", move.settings["axes"])])
-
-    return write
-
-
 MOVE_WRITERS: dict[str, Writer] = {
     "expand": lambda move: move.add("Expand", [move.integers("shape", move.settings["shape"])]),
     "flatten": _flatten,
@@ -102,7 +95,5 @@ MOVE_WRITERS: dict[str, Writer] = {
     "pad": _pad,
     "reshape": lambda move: move.add("Reshape", [move.integers("shape", move.settings["shape"])]),
     "slice": _slice,
-    "squeeze": _axes("Squeeze"),
     "transpose": lambda move: move.add("Transpose", perm=list(move.settings["perm"])),
-    "unsqueeze": _axes("Unsqueeze"),
 }

@@ -14,21 +14,7 @@ import onnx
 
 from export.passes.rewrite import consumers
 from export.runtime import open_session
-from quantizers.integer import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    Function,
-    GlobalAveragePool,
-    IntegerView,
-    Linear,
-    MaxPool,
-    Mul,
-    Node,
-    Quantize,
-    Shape,
-)
+from quantizers import integer as ir
 
 # What computes on integers; whatever else carries a layer's name after optimization is a float kernel.
 INTEGER_KERNELS = frozenset(
@@ -48,10 +34,13 @@ INTEGER_KERNELS = frozenset(
         "QLinearSoftmax",
     }
 )
-KEEPS_CODES = (MaxPool, Concat)  # written on uint8 codes: integer under their own names where their edge is on a grid
+KEEPS_CODES = (
+    ir.MaxPool,
+    ir.Concat,
+)  # written on uint8 codes: integer under their own names where their edge is on a grid
 FUSED_FUNCTIONS = ("relu", "relu6")  # part of the float kernel before them, which is named itself
 FINAL_FUNCTIONS = ("softmax", "log_softmax")
-COUNTED = (Conv, Linear, Add, Mul, AveragePool, GlobalAveragePool)
+COUNTED = (ir.Conv, ir.Linear, ir.Add, ir.Mul, ir.AveragePool, ir.GlobalAveragePool)
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ def count_operators(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def take_census(
-    model: bytes, view: IntegerView, places: Mapping[str, Node], input_shapes: Sequence[tuple[int, ...]]
+    model: bytes, view: ir.IntegerView, places: Mapping[str, ir.Node], input_shapes: Sequence[tuple[int, ...]]
 ) -> Census:
     """Load a model in ONNX Runtime, run it once, read back its optimized graph, and look every layer up in it.
 
@@ -93,7 +82,7 @@ def take_census(
     return Census(count_operators(optimized), kernels, tuple(_fall_backs(kernels, view, places)))
 
 
-def float_inputs(view: IntegerView, places: Mapping[str, Node], steps: Mapping[str, int]) -> Iterator[str]:
+def float_inputs(view: ir.IntegerView, places: Mapping[str, ir.Node], steps: Mapping[str, int]) -> Iterator[str]:
     """Yield a sentence for each layer, sum, product, mean or function that works on values on no grid, by its name.
 
     What can be said of a graph that no runtime at hand loads: whoever reads such a node's inputs, or the values between
@@ -108,21 +97,23 @@ def float_inputs(view: IntegerView, places: Mapping[str, Node], steps: Mapping[s
         real = [edge for edge in node.inputs if edge not in view.grids]
         if is_final(node, view):
             continue
-        if isinstance(node, (*COUNTED, *KEEPS_CODES, Function)) and real:
+        if isinstance(node, (*COUNTED, *KEEPS_CODES, ir.Function)) and real:
             yield f"{name} ({_kind(node)}) computes in float: an input is not quantized ({', '.join(real)})"
-        elif isinstance(node, Function) and steps.get(name, 1) > 1:
+        elif isinstance(node, ir.Function) and steps.get(name, 1) > 1:
             yield f"{name} ({_kind(node)}) computes in float: it takes {steps[name]} operators, no grid between them"
 
 
-def is_final(node: Node, view: IntegerView) -> bool:
+def is_final(node: ir.Node, view: ir.IntegerView) -> bool:
     """Tell whether a node is the softmax of the model's own output, which is real-valued by its nature."""
     return (
-        isinstance(node, Function) and node.op in FINAL_FUNCTIONS and _after_moves(node.output, view)[0] in view.outputs
+        isinstance(node, ir.Function)
+        and node.op in FINAL_FUNCTIONS
+        and _after_moves(node.output, view)[0] in view.outputs
     )
 
 
-def _kind(node: Node) -> str:
-    return node.op if isinstance(node, Function) else type(node).__name__
+def _kind(node: ir.Node) -> str:
+    return node.op if isinstance(node, ir.Function) else type(node).__name__
 
 
 def optimized_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
@@ -136,7 +127,7 @@ def optimized_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> on
         return onnx.load(path)
 
 
-def _kernels(optimized: onnx.ModelProto, places: Mapping[str, Node]) -> dict[str, str]:
+def _kernels(optimized: onnx.ModelProto, places: Mapping[str, ir.Node]) -> dict[str, str]:
     """Look every layer up by name: fused nodes keep the layer's, with ``_token_7`` or ``/Fusion/`` behind it."""
     operators: dict[str, str] = {}
     for node in optimized.graph.node:
@@ -144,25 +135,25 @@ def _kernels(optimized: onnx.ModelProto, places: Mapping[str, Node]) -> dict[str
     return {name: operators.get(name, "") for name in places}
 
 
-def _fall_backs(kernels: Mapping[str, str], view: IntegerView, places: Mapping[str, Node]) -> Iterator[str]:
+def _fall_backs(kernels: Mapping[str, str], view: ir.IntegerView, places: Mapping[str, ir.Node]) -> Iterator[str]:
     for name, kernel in kernels.items():
         node = places[name]
         on_codes = isinstance(node, KEEPS_CODES) and node.output in view.grids
-        is_judged = isinstance(node, (*COUNTED, *KEEPS_CODES, Function)) and not is_final(node, view)
-        is_fused = not kernel and isinstance(node, Function) and node.op in FUSED_FUNCTIONS
+        is_judged = isinstance(node, (*COUNTED, *KEEPS_CODES, ir.Function)) and not is_final(node, view)
+        is_fused = not kernel and isinstance(node, ir.Function) and node.op in FUSED_FUNCTIONS
         if on_codes or kernel in INTEGER_KERNELS or is_fused or not is_judged:
             continue
         what = f"runs as {kernel} in float" if kernel else "is not found among the integer kernels"
         yield f"{name} ({_kind(node)}) {what}: {_reason(node, view)}"
 
 
-def _reason(node: Node, view: IntegerView) -> str:
+def _reason(node: ir.Node, view: ir.IntegerView) -> str:
     edge, readers = _after_moves(node.output, view)
     if any(edge not in view.grids for edge in node.inputs):
         return "an input is not quantized"
     if edge in view.outputs:
         return "its output is the model's own, and real-valued"
-    others = sorted({reader.name for reader in readers if not isinstance(reader, Quantize)})
+    others = sorted({reader.name for reader in readers if not isinstance(reader, ir.Quantize)})
     if others:
         return f"its real-valued output is read by {', '.join(others)}"
     if len(readers) > 1:
@@ -170,9 +161,9 @@ def _reason(node: Node, view: IntegerView) -> str:
     return "ONNX Runtime has no integer kernel for it"
 
 
-def _after_moves(edge: str, view: IntegerView) -> tuple[str, list[Node]]:
+def _after_moves(edge: str, view: ir.IntegerView) -> tuple[str, list[ir.Node]]:
     """Return the edge that a real-valued one becomes by operations that only move values, and its readers."""
     readers = consumers(view)
-    while len(found := readers.get(edge, [])) == 1 and isinstance(found[0], Shape):
+    while len(found := readers.get(edge, [])) == 1 and isinstance(found[0], ir.Shape):
         edge = found[0].output
     return edge, found

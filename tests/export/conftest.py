@@ -207,10 +207,6 @@ def _moved(node: Shape, values: np.ndarray) -> np.ndarray:
         return np.pad(values, list(zip(settings["before"], settings["after"], strict=True)))
     if node.op == "expand":
         return np.broadcast_to(values, (len(values), *settings["shape"][1:]))
-    if node.op == "squeeze":
-        return np.squeeze(values, tuple(settings["axes"]))
-    if node.op == "unsqueeze":
-        return np.expand_dims(values, tuple(settings["axes"]))
     return values
 
 

@@ -107,7 +107,6 @@ MOVES = {
     "pad": ({"before": (0, 0, 1, 0), "after": (0, 0, 2, 3)}, "pad"),
     "pad of any axis": ({"before": (0, 2, 0, 0), "after": (0, 1, 3, 0)}, "pad"),
     "slice with a step": ({"axis": 3, "start": 1, "end": 14, "step": 3}, "slice"),
-    "unsqueeze": ({"axes": (2,)}, "unsqueeze"),
     "identity": ({}, "identity"),
 }
 

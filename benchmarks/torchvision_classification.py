@@ -28,6 +28,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from qkd.files import write_text
+
 RESULTS = Path(__file__).parent / "results" / "torchvision_classification.json"
 CLASSES = 10
 SMALLEST = 64  # pixels; what most nets take
@@ -40,7 +42,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
-FIRST_COMMIT = "eb89573"  # of the packages that made the rows that name none
 EXACT, REFUSED, DIFFERS, FAILED = "exact", "refused", "differs", "failed"
 
 
@@ -59,7 +60,7 @@ class Row:
         codes: Codes compared.
         seconds: From the float net to the comparison.
         commit: Of the packages that it was made with.
-        versions: Of torch and torchvision; empty in rows of FIRST_COMMIT, where the file's own hold.
+        versions: Of torch and torchvision.
     """
 
     net: str
@@ -71,8 +72,8 @@ class Row:
     parameters: int
     codes: int
     seconds: float
-    commit: str = FIRST_COMMIT
-    versions: str = ""
+    commit: str
+    versions: str
 
 
 def nets() -> list[str]:
@@ -162,15 +163,8 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     """Write rows and table, in the list's order."""
     order = {name: index for index, name in enumerate(nets())}
     rows = sorted(rows, key=lambda row: (order[row.net], -row.bits))
-    installed = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    _replace(path, json.dumps({"versions": installed, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    _replace(path.with_suffix(".md"), table(rows))
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_text(path, json.dumps({"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), table(rows))
 
 
 def table(rows: list[Row]) -> str:

@@ -89,9 +89,20 @@ def _judged(row: dict[str, Any]) -> dict[str, Any]:
     is_good = row.get("passed", row.get("parity_off") == 1.0 and row.get("integers_differing_off") == 0)
     if "failed" in row or is_good:
         return row
-    differing = round((1 - row["parity_off"]) * row["images"])
-    why = f"export: parity refused the file: another class on {differing} of {row['images']} images, optimizations off"
-    return {"config": row["config"], "seed": row["seed"], "failed": why, "refused": row}
+    return {
+        "config": row["config"],
+        "seed": row["seed"],
+        "failed": f"export: parity refused the file: {_fault(row)}",
+        "refused": row,
+    }
+
+
+def _fault(row: dict[str, Any]) -> str:
+    if differing := round((1 - row["parity_off"]) * row["images"]):
+        return f"another class on {differing} of {row['images']} images, optimizations off"
+    if row["integers_differing_off"]:
+        return f"{row['integers_differing_off']} codes differ, optimizations off"
+    return "parity.json says why"
 
 
 def collect(config: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -117,17 +117,27 @@ def lay_out(root: Path, emulator: Path, cpu: str) -> Path:
 
 def count(path: Path, cpu: str, emulator: Path, root: Path, site: Path) -> tuple[int, str]:
     """Return the instructions of one warm inference of a file, and the version of onnxruntime there."""
-    libraries = ":".join(str(emulator / "root" / part) for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"))
     python = root / "usr/bin/python3.11"
     command = [str(emulator / "root/usr/bin/qemu-aarch64"), "-cpu", cpu, "-plugin", str(emulator / "count.so")]
     command += ["-E", f"PYTHONPATH={site}", "-E", "PYTHONDONTWRITEBYTECODE=1", "-L", str(root), str(python)]
     words = ["-c", GUEST, str(path), str(WARM_UP), str(COUNTED)]
-    environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
-    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=_environment(emulator))
     counts = [int(value) for value in re.findall(r"^instructions (\d+)$", done.stderr, re.MULTILINE)]
     if done.returncode or len(counts) != 2:
         raise RuntimeError(f"{path.name} on {cpu}: exit code {done.returncode}: {done.stderr[-500:]}")
     return (counts[1] - counts[0]) // COUNTED, done.stdout.strip()
+
+
+def emulator_version(emulator: Path) -> str:
+    """Return the first line of what the emulator says of its version."""
+    command = [str(emulator / "root/usr/bin/qemu-aarch64"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(emulator))
+    return done.stdout.splitlines()[0]
+
+
+def _environment(emulator: Path) -> dict[str, str]:
+    libraries = ":".join(str(emulator / "root" / part) for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"))
+    return {**os.environ, "LD_LIBRARY_PATH": libraries}
 
 
 def measure(net: str, args: argparse.Namespace, emulator: Path) -> dict[str, Any]:
@@ -168,9 +178,9 @@ def main() -> None:
         nets = {net: {**known.get(net, {}), **nets.get(net, {})} for net in {**known, **nets}}
     record = {
         "what": "instructions of one warm inference, batch 1, one thread, on emulated Arm processors",
-        "command": f"python benchmarks/arm_instructions.py --nets {' '.join(nets)} "
+        "command": f"python benchmarks/arm_instructions.py --files FOLDER --nets {' '.join(nets)} "
         f"--cpus {' '.join(next(iter(nets.values())))} --variants {' '.join(args.variants)}",
-        "date": time.strftime("%Y-%m-%d"), "emulator": "qemu-user 7.2 (Debian 12)", "nets": nets,
+        "date": time.strftime("%Y-%m-%d"), "emulator": emulator_version(emulator), "nets": nets,
     }  # fmt: skip
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -6,7 +6,6 @@ python benchmarks/readme_tables.py
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +94,9 @@ def figures() -> dict[str, str]:
     }
 
 
-def main(parts: Sequence[Any] = (latency_rows, accuracy_rows)) -> None:
+def main() -> None:
     """Print the tables and the sentences."""
-    for part in parts:
+    for part in (latency_rows, accuracy_rows):
         print("\n".join(part()), end="\n\n")
     print("\n".join(f"{name}: {text}" for name, text in figures().items()))
 

@@ -114,9 +114,13 @@ def check_student(device: torch.device) -> Found:
     moved = copy.deepcopy(student).to(device).eval()
     with torch.no_grad(), exact_float32():
         exact = moved(images.to(device))
-    with torch.no_grad():
+    allowed = torch.backends.cudnn.allow_tf32
+    try:
         torch.backends.cudnn.allow_tf32 = True
-        loose = moved(images.to(device))
+        with torch.no_grad():
+            loose = moved(images.to(device))
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
     return {
         "ok": distance(exact, expected) < CLOSE, "equal": is_equal(exact, expected),
         "distance": distance(exact, expected), "distance_with_tf32": distance(loose, expected),
@@ -186,12 +190,13 @@ def check_resume(device: torch.device) -> Found:
 def deterministic(*, enabled: bool) -> Iterator[None]:
     """Let PyTorch use only kernels that repeat themselves within a block, and warn where it has none."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(enabled, warn_only=True)
     torch.backends.cudnn.benchmark = before[1] and not enabled
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.use_deterministic_algorithms(before[0], warn_only=only_warned)
         torch.backends.cudnn.benchmark = before[1]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from qkd.files import write_text
+
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return versions, device and commit."""
@@ -40,9 +42,7 @@ def _driver() -> str | None:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write JSON whole or not at all: it may be read, or its writer killed, at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def is_equal(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -59,10 +59,6 @@ def _is_known(node: onnx.NodeProto) -> bool:
     return node.domain in ("", QUANT_DOMAIN) or (node.domain, node.op_type) == (BLOCK_DOMAIN, BLOCK_OPERATOR)
 
 
-class _Unknown(ValueError):
-    """A graph whose cost cannot be told; the caller adds the file."""
-
-
 class _Reader:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = _one_image(model)
@@ -229,14 +225,16 @@ class _Reader:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
-            raise _Unknown(f"the size of the tensor {name!r} cannot be told; export with fixed sizes (the batch apart)")
+            raise ValueError(
+                f"the size of the tensor {name!r} cannot be told; export with fixed sizes (the batch apart)"
+            )
         if any(not 0 <= size <= LARGEST_AXIS for size in self.shapes[name]):
-            raise _Unknown(f"the tensor {name!r} would have the shape {self.shapes[name]}, which no tensor has")
+            raise ValueError(f"the tensor {name!r} would have the shape {self.shapes[name]}, which no tensor has")
         return self.shapes[name]
 
     def _number(self, name: str) -> float:
         if name not in self.initializers:
-            raise _Unknown(f"{name!r} sets a width, but is no constant")
+            raise ValueError(f"{name!r} sets a width, but is no constant")
         return float(np.asarray(numpy_helper.to_array(self.initializers[name])).reshape(()))
 
 
@@ -259,7 +257,7 @@ def _shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
     try:
         inferred = onnx.shape_inference.infer_shapes(without_custom_operators(model), data_prop=True).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
-        raise _Unknown(f"its shapes do not fit each other ({error})") from error
+        raise ValueError(f"its shapes do not fit each other ({error})") from error
     shapes = {entry.name: tuple(entry.dims) for entry in inferred.initializer}
     for entry in (*inferred.input, *inferred.value_info, *inferred.output):
         dims: Any = entry.type.tensor_type.shape.dim

@@ -89,19 +89,19 @@ COUNTS = ("peak_memory_bytes", "runtime_memory_bytes")
 MACHINE_TEXTS = ("cpu", "architecture", "kernel", "governor", "python", "onnxruntime", "numpy")
 
 
-def measured(answer: Mapping[str, Any], name: str, *, entry: str | None = None) -> dict[str, Any]:
+def measured(answer: Mapping[str, Any], name: str, *, entry: str) -> dict[str, Any]:
     """Return the fields of a report that the runner measured, for one model.
 
     Args:
         answer: The runner's answer; its texts are printable already.
         name: The model, for messages.
-        entry: Under which the answer has it; absent, its name.
+        entry: Under which the answer has it.
 
     Raises:
         DeviceError: If a figure is missing, of another type, or out of range.
     """
     try:
-        row = answer["models"][name if entry is None else entry]
+        row = answer["models"][entry]
         fields: dict[str, Any] = {key: _number(row[key], f"{name}.{key}") for key in TIMES}
         fields |= {key: _optional(row[key], f"{name}.{key}") for key in SOMETIMES}
         fields["input_shape"] = tuple(int(size) for size in row["input_shape"])

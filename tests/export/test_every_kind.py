@@ -16,7 +16,6 @@ from export import check_parity, cost_of_file, cost_of_student, export_onnx
 from export.lowering import FUNCTION_WRITERS, MOVE_WRITERS
 from quantizers import QuantSpec, calibrate, integer_view, prepare
 from quantizers.functions import FUNCTIONS
-from quantizers.graph import trace
 from quantizers.graph.form.canonical import Affine, Expand, Gather, Move, Pad, Permute, Reshape, Slice
 from quantizers.integer import Node
 from quantizers.layers import Concat, GlobalAveragePool, Product, Sum
@@ -146,8 +145,6 @@ JOINTS = {Sum, Product, Concat, GlobalAveragePool}  # tried in test_uses.py, and
 
 def kinds_that_prepare_takes() -> set[type[nn.Module]]:
     """Return the front end's own table of modules, wherever it keeps it."""
-    if hasattr(trace, "MODULE_KINDS"):
-        return set(trace.MODULE_KINDS)
     from quantizers.graph.form import kinds
 
     moves = set(Move.__subclasses__())

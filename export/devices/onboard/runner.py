@@ -170,7 +170,7 @@ class Timed:
         import numpy
 
         self.name, self.path = entry["name"], os.path.join(folder, entry["file"])
-        self.key = entry.get("key", self.name)  # the answer's; the caller cleans its texts
+        self.key = entry["key"]  # the answer's; the caller cleans its texts
         start = time.perf_counter_ns()
         self.session = open_session(ort, self.path, job, self.name)
         self.load_ms = (time.perf_counter_ns() - start) / NS_PER_MS

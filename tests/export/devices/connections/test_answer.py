@@ -68,7 +68,7 @@ def test_what_the_runner_refuses_is_the_users_and_what_fails_the_devices():
 
 
 def test_measured_fields():
-    found = measured(GOOD, "m")
+    found = measured(GOOD, "m", entry="m")
     assert found["median_ms"] == 1.5 and found["p90_ms"] == 2.0 and found["input_shape"] == (1, 3, 8, 8)
     assert found["notes"] == ("noisy", "busy") and found["agreement"] is None and found["accuracy"] == 0.5
     assert found["frequency_mhz"] == (1500.0, 1500.0) and found["temperature_c"] == (None, None)
@@ -93,7 +93,7 @@ def test_figures_that_cannot_be(path, value):
         at = at[key]
     at[path[-1]] = value
     with pytest.raises(DeviceError, match="not what the runner writes"):
-        measured(wrong, "m")
+        measured(wrong, "m", entry="m")
 
 
 PROBE = {

@@ -213,7 +213,7 @@ def main() -> None:
                     print(f"    {op['region']:2} {op['kind']:10}{op['us']:9.1f} us  {op['name']}", file=sys.stderr)
             rows.append(row)
     from export import lowbit
-    from qkd.run.folder import environment
+    from qkd.run.environment import environment
 
     made = environment(seed=0)
     about = {

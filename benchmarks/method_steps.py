@@ -60,7 +60,8 @@ class Method:
         student = self._low_bit(config, splits)
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(config, Path(folder))
-            if (path := branches_file(run)) is not None:  # what a run has trained before its student
+            path = None if config.student.rotations is None else branches_file(run)
+            if path is not None:  # what a run has trained before its student
                 path.parent.mkdir(parents=True)
                 save_branches(path, fresh_branches(config, guide, splits, "teacher"), config, splits)
             made = distillation(

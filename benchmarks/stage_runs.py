@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
     import onnxruntime
     import torch
 
-    from qkd.run.folder import environment as of_run
+    from qkd.run.environment import environment as of_run
 
     run = of_run(0)
     return {

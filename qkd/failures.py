@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+MOST_FAULTS = 50  # that are listed one by one
 
 OUR_FOLDERS = tuple(Path(__file__).resolve().parent.parent / name for name in ("qkd", "quantizers", "export"))
 INPUT_ERRNOS = {
@@ -28,6 +29,12 @@ class ConfigError(ValueError):
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = tuple(faults)
+
+
+def first_of(faults: list[str], most: int = MOST_FAULTS) -> list[str]:
+    """Return the first faults, and a line that says how many more there are."""
+    rest = len(faults) - most
+    return faults if rest <= 0 else [*faults[:most], f"... and {rest:,} more faults like these"]
 
 
 class UsageError(ValueError):

@@ -22,6 +22,11 @@ FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
+def usable_cpus() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Clash:
     """An import name that is not (only) ours.

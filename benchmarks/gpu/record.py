@@ -17,7 +17,7 @@ from qkd.files import write_text
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return versions, device and commit."""
-    from qkd.run.folder import environment as of_run
+    from qkd.run.environment import environment as of_run
 
     run = of_run(0)
     is_cuda = device.type == "cuda"

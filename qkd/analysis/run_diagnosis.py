@@ -33,7 +33,7 @@ from qkd.report.table import align, percent
 from qkd.report.teacher_picture import teacher_picture
 from qkd.roles.guide import load_followed
 from qkd.roles.images import stored_images
-from qkd.roles.nets import load_student
+from qkd.roles.nets import load_student, sizes_of
 from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.target import run_folder, runs_in
@@ -279,13 +279,13 @@ class _Subject:
             followed = load_followed(RunFolder(self.config, self.folder))
             self.notes += [followed.note] if followed.note else []
             return followed.model, followed.words
-        own, splits = self.config.teacher, self.splits
+        own = self.config.teacher
         if own.train is not None or own.weights is None:
             raise UsageError(
                 f"{self.config.name} has no trained teacher yet: run `qkd teacher` with this config first "
                 f"(or name its run, or see --runs-dir)"
             )
-        net = build_net(own.net, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
+        net = build_net(own.net, **sizes_of(self.splits))
         load_weights(net, own.weights)
         return net, own.net
 

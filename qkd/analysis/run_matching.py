@@ -18,7 +18,7 @@ from qkd.progress import Progress
 from qkd.report.table import align, percent
 from qkd.roles.guide import Followed, load_followed
 from qkd.roles.images import stored_images
-from qkd.roles.nets import load_float_twin, load_student
+from qkd.roles.nets import load_float_twin, load_student, sizes_of
 from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.target import require_run_folder
@@ -183,8 +183,7 @@ class _Reader:
         return found
 
     def _default_taps(self, role: str, name: str) -> tuple[str, ...]:
-        splits = self.splits
-        net = build_net(name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
+        net = build_net(name, **sizes_of(self.splits))
         stages = stage_names(net)
         if not stages:
             some = ", ".join([path for path, _ in net.named_modules() if path][:8])

@@ -13,8 +13,7 @@ from export.devices import Device
 from qkd.config import Cpu, Positive, Section, Threads
 from qkd.config.bind_faults import did_you_mean, place, plain_faults, schema_faults
 from qkd.config.binding import bind_section, read_config, shipped_folder
-from qkd.failures import ConfigError
-from qkd.files.yaml_text import first_of
+from qkd.failures import ConfigError, first_of
 from qkd.foreign.shown import shown_line
 
 FILE_NAME = "devices.yaml"

@@ -111,7 +111,7 @@ def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
 
 
 def _devices(args: argparse.Namespace) -> list[Device]:
-    found = resolve_devices(args.on or ["local"], args.devices, timeout_s=args.timeout)
+    found = resolve_devices(args.on or ["local"], args.devices)
     own = {"timeout_s": args.timeout} if args.timeout else {}
     # an option of the command line stands above a device's own entry
     own |= {name: None for name in ("threads", "provider", "affinity") if getattr(args, name) is not None}

@@ -44,9 +44,9 @@ class BenchTable:
     def to_text(self) -> str:
         """Return the table; notes and failures stand at the end of their rows."""
         rows, ends = [HEAD], ["notes"]
-        for result in self.results:
+        for result, record in zip(self.results, self.records, strict=True):
             for name, report in result.reports.items():
-                rows.append([result.device.title, name, *self._cells(result, report)])
+                rows.append([result.device.title, name, *_cells(report, record["models"][name]["to_float"])])
                 ends.append("; ".join(_notes(report)))
             if result.failure:
                 rows.append([result.device.title, "-", *["-"] * (len(HEAD) - 2)])
@@ -55,21 +55,16 @@ class BenchTable:
         width = max(map(len, lines))
         return "\n".join(f"{line:<{width}}  {end}".rstrip() for line, end in zip(lines, ends, strict=True))
 
-    def ratio(self, result: DeviceResult, report: LatencyReport) -> float | None:
-        """Return a model's median over that of the float model on the same device."""
-        reference = result.reports.get(self.reference or "")
-        return report.median_ms / reference.median_ms if reference and reference.median_ms else None
 
-    def _cells(self, result: DeviceResult, report: LatencyReport) -> list[str]:
-        ratio = self.ratio(result, report)
-        return [
-            *(milliseconds(value) for value in (report.median_ms, report.p10_ms, report.p90_ms, report.p99_ms)),
-            "-" if ratio is None else f"{ratio:.3f}",
-            megabytes(report.size_bytes),
-            megabytes(report.peak_memory_bytes),
-            percent(report.accuracy),
-            percent(report.agreement),
-        ]
+def _cells(report: LatencyReport, ratio: float | None) -> list[str]:
+    return [
+        *(milliseconds(value) for value in (report.median_ms, report.p10_ms, report.p90_ms, report.p99_ms)),
+        "-" if ratio is None else f"{ratio:.3f}",
+        megabytes(report.size_bytes),
+        megabytes(report.peak_memory_bytes),
+        percent(report.accuracy),
+        percent(report.agreement),
+    ]
 
 
 def _notes(report: LatencyReport) -> list[str]:

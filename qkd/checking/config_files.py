@@ -11,6 +11,7 @@ from export.extras import QONNX
 from qkd.config.bind_faults import Fault
 from qkd.config.borrowed import borrowed_run
 from qkd.files.user_paths import user_path
+from qkd.run.folder import manifest_of
 
 CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<class>/"}  # data set -> what path holds
 
@@ -34,7 +35,7 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _data_faults(_group(data, "data"))
     yield from _device_faults(_group(data, "bench"))
     run = borrowed_run(data)
-    if run is not None and not (user_path(run) / "manifests" / "teacher.json").is_file():
+    if run is not None and not manifest_of(user_path(run), "teacher").is_file():
         yield ("teacher", "run"), f"{run} has no complete teacher: run `qkd teacher` with its config first"
     for role in ("teacher", "student"):
         weights = _group(data, role).get("weights")

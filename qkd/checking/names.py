@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -122,12 +121,10 @@ def _quantizers() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
-    rows = {"auto": "cuda where there is one, else cpu", "cpu": f"{_usable_cpus()} processors"}
+    from qkd.machine import usable_cpus
+
+    rows = {"auto": "cuda where there is one, else cpu", "cpu": f"{usable_cpus()} processors"}
     return {**rows, **_cuda_devices(), "local": "for bench: this machine", **_bench_devices()}
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cuda_devices() -> dict[str, str]:

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ValidationError
 from qkd.config.bind_faults import Fault, describe, place, plain_faults, schema_faults
 from qkd.config.borrowed import borrowed_run, has_config, with_borrowed_teacher
 from qkd.config.experiment import RunConfig
+from qkd.failures import MOST_FAULTS, first_of
 from qkd.failures import ConfigError as ConfigError
 from qkd.files.user_paths import user_path
-from qkd.files.yaml_text import DEEPEST, MOST_FAULTS, YamlError, first_of, parse_yaml, read_yaml
+from qkd.files.yaml_text import DEEPEST, YamlError, parse_yaml, read_yaml
 from qkd.foreign import nearest
 from qkd.foreign.shown import shown_line
 

@@ -148,12 +148,6 @@ class StudentConfig(Section):
         return self
 
     @property
-    def moves_teacher(self) -> bool:
-        """Whether the teacher learns beside the student: co-study, MetaDistil, online rotations."""
-        is_taught = any(phase.teacher_terms is not None or phase.meta is not None for phase in self.phases)
-        return is_taught or (self.rotations is not None and self.rotations.mode == "online")
-
-    @property
     def quiz_images(self) -> int | None:
         """Size of the quiz that the student's images lack; None where no phase has one."""
         return next((phase.meta.quiz_images for phase in self.phases if phase.meta is not None), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qkd.data.errors import DataError
 from qkd.data.splits import Split
+from qkd.machine import usable_cpus
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -80,7 +80,8 @@ def iterate(
     end = count - count % batch_size if drop_last else count
     chunks = [indices[start : start + batch_size + following].cpu() for start in range(0, end, batch_size)]
     if split.decodes and workers and len(chunks) > 1:
-        return _decoded_by_workers(split, chunks, device, min(workers, len(chunks), _cores()))
+        workers = min(workers, len(chunks), usable_cpus())  # more only get in each other's way
+        return _decoded_by_workers(split, chunks, device, workers)
     return (split.batch(chunk, device) for chunk in chunks)
 
 
@@ -100,11 +101,6 @@ class _Chunks(Dataset[tuple[Tensor, Tensor] | str]):
         except DataError as error:
             # As a value: an exception that crosses the process border arrives wrapped in the worker's traceback.
             return str(error)
-
-
-def _cores() -> int:
-    """Return how many cores this process may use; more decoding processes than that only get in each other's way."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decoded_by_workers(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from qkd.failures import first_of
 from qkd.foreign.opening import read_text
 from qkd.foreign.shown import shown_line
 
@@ -20,7 +21,6 @@ MOST_VALUES = 100_000  # keys, values, groups and lists, aliases written out
 MOST_CHARACTERS = 4_000_000  # of all of them together, aliases written out
 DEEPEST = 32  # levels; a config has eight
 MOST_DIGITS = 60  # of a number; more than any of 64 bits has
-MOST_FAULTS = 50  # that are listed one by one
 
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
@@ -211,12 +211,6 @@ def read_yaml(path: Path) -> Any:
         OSError: If it cannot be read, is no regular file, or has more than ``MOST_BYTES``.
     """
     return parse_yaml(read_text(path, MOST_BYTES))
-
-
-def first_of(faults: list[str], most: int = MOST_FAULTS) -> list[str]:
-    """Return the first faults, and a line that says how many more there are."""
-    rest = len(faults) - most
-    return faults if rest <= 0 else [*faults[:most], f"... and {rest:,} more faults like these"]
 
 
 def _syntax_fault(error: yaml.YAMLError) -> str:

@@ -143,7 +143,8 @@ class Method:
     """A method of distillation; one object serves one training. What it does not override is as without it.
 
     A method of your own: derive a class, name it in a config (``student.method: path/to/file.py:Name``), and override
-    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`.
+    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`. Rows of its own in the report
+    are for methods of the table (:mod:`qkd.methods.table`); the student's row is there anyway.
 
     Args:
         config: The run's; ``config.student.method_options`` are the options of a method of your own.

@@ -27,7 +27,7 @@ def phase_faults(
 ) -> Iterator[PhaseFault]:
     """Yield ``(index, key, what is wrong)`` for each phase that cannot be trained as it says.
 
-    Losses that are unknown are passed over: :func:`~qkd.terms.weighting.check_terms` names them.
+    Losses that are unknown are passed over: :func:`~qkd.terms.term_checks.check_terms` names them.
 
     Args:
         terms: The student's, for phases without their own.

@@ -33,6 +33,7 @@ from qkd.training import Batch, Job, Phase, cpu_threads
 from qkd.training.assembly import Context, Role, Training, assemble
 from qkd.training.precision import choose_device
 from qkd.training.source import source_of
+from quantizers import Student
 
 BATCHES = 2
 FEW_IMAGES = 8
@@ -216,11 +217,8 @@ def tried_config(config: RunConfig, batch_size: int) -> RunConfig:
 
 def _facts(role: StudentRole, model: nn.Module) -> list[str]:
     quant = role.config.student.quant
-    return (
-        [f"w{quant.weight_bits}a{quant.act_bits} from {role.config.student_start}"]
-        if hasattr(model, "tap_paths")
-        else []
-    )
+    is_low_bit = isinstance(model, Student)
+    return [f"w{quant.weight_bits}a{quant.act_bits} from {role.config.student_start}"] if is_low_bit else []
 
 
 def _steps(training: Training) -> Iterator[tuple[str, str]]:

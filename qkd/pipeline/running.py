@@ -44,13 +44,11 @@ def run_stages(
         ValueError: If a file of the run cannot be written under its name.
         OSError: If a file of the run or of the data set cannot be read or written.
     """
-    is_checked = stages is not None
-    for name in names:
+    for index, name in enumerate(names):
         _require(run, name)
         reason = run.why_incomplete(name)
-        if not is_checked and not (reason and name in LOOKS):
+        if stages is None and index == 0 and not (reason and name in LOOKS):
             _check_images(run, progress)
-        is_checked = True
         if not reason:
             progress.stage(name, "already complete")
             continue

@@ -160,10 +160,6 @@ class _Bench(_Record):
     warmup: Count | None = None
 
 
-class _SearchRole(_Record):
-    agent: str = ""
-
-
 class _Counted(_Record):
     trained_images: Count
     validated_images: Count
@@ -186,11 +182,9 @@ class _Epoch(_Record):
     terms: dict[str, float | None] = {}
 
 
-_EXPORT: Any = dict[str, _Exported]
 _SHAPES: Mapping[str, Any] = {
     "result.json": _Result,
-    "search/result.json": dict[str, Any],
-    "export.json": _EXPORT,
+    "export.json": dict[str, _Exported],
     "layers.json": _Layers,
     "cost.json": _Cost,
     "environment.json": _Environment,

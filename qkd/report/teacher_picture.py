@@ -79,7 +79,7 @@ def _histogram(axes: Axes, confidences: Mapping[str, Sequence[int]]) -> None:
 
 def _heat_map(axes: Axes, relations: Sequence[Sequence[float]], classes: Sequence[str]) -> float:
     """Draw correlations, blue to red; return the largest of two different classes, which has the full color."""
-    from matplotlib.colors import LinearSegmentedColormap, to_hex
+    from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgba
     from matplotlib.patches import Rectangle
 
     axes.set_axis_off()
@@ -89,7 +89,7 @@ def _heat_map(axes: Axes, relations: Sequence[Sequence[float]], classes: Sequenc
     most = float(np.abs(apart).max(initial=0.0)) or 1.0
     shades = LinearSegmentedColormap.from_list("signs", [NEGATIVE, "white", POSITIVE], N=257)  # odd: 0 is white
     colors = shades((np.nan_to_num(values / most, posinf=0.0, neginf=0.0) + 1) / 2)
-    colors[np.arange(count), np.arange(count)] = (0x8C / 255, 0x8C / 255, 0x8C / 255, 1)
+    colors[np.arange(count), np.arange(count)] = to_rgba(DIAGONAL)
     if count > MOST_NOTED_CLASSES:
         axes.imshow(colors, interpolation="none", aspect="auto")
         return most

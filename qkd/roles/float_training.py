@@ -13,10 +13,8 @@ from qkd.config import AgentConfig, TrainConfig
 from qkd.files import sha256_of
 from qkd.methods.method import Beside
 from qkd.nets import load_weights
-from qkd.progress import Progress
 from qkd.roles.nets import fresh_net, net_facts, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
-from qkd.run.folder import RunFolder
 from qkd.run.identity import leaves
 from qkd.training import FitResult, Phase, supervised_step
 from qkd.training.assembly import WEIGHTS, Context, Made
@@ -105,9 +103,3 @@ class FloatRole:
         details = self.details(net)
         outcome = score(self.name, self.net, net, context.splits, context.config.data, fitted, **details)
         return write_outcome(context.run.path / self.folder, outcome)
-
-
-def warn_of_another_environment(run: RunFolder, progress: Progress) -> None:
-    """Say how this process differs from the one that made the run folder: resumed bits may differ, too."""
-    for change in run.environment_changes():
-        progress.warn(f"not what the run was begun with: {change}; what follows may differ in the last bits")

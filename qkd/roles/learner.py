@@ -133,11 +133,11 @@ class StudentRole:
             raise ValueError(f"{self.name}: float_train is missing")
         return FloatRole(
             self.context, f"{self.name}_float", f"{self.folder}/float", self.title, config.student_net,
-            config.student.float_train, self._float_agent, (self.name,),
+            config.student.float_train, self.agent_without_search, (self.name,),
         )  # fmt: skip
 
-    def _float_agent(self) -> AgentConfig:
-        # a searched schedule of the student's is found from this start, so this training does without it
+    def agent_without_search(self) -> AgentConfig:
+        """Return the student's agent for a training that its search builds on: a schedule found there is not used."""
         is_own = self.config.student.agent.policy == "search"
         return (
             unsearched_agent(named_agent(self.config, "student")) if is_own else role_agent(self.context.run, "student")

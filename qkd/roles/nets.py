@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qkd.config import QuantConfig, RunConfig
 from qkd.data import Splits
@@ -45,6 +45,16 @@ def fresh_net(config: RunConfig, net: str, splits: Splits, *names: str | int) ->
 def sizes_of(splits: Splits) -> dict[str, int]:
     """Return what a net is built for."""
     return {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
+
+
+def blank_images(splits: Splits, device: torch.device | None = None) -> Tensor:
+    """Return a batch of two black images of the size of others, to find the shapes of features with.
+
+    Args:
+        splits: The others.
+        device: Where to put them; absent: the CPU.
+    """
+    return torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
 
 
 def load_float_twin(run: RunFolder) -> nn.Module | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from qkd.config import PhaseConfig, RunConfig, TermConfig
@@ -15,6 +14,7 @@ from qkd.data import Splits
 from qkd.methods.method import Lesson, Method
 from qkd.methods.phase_checks import student_faults
 from qkd.methods.table import methods_of
+from qkd.roles.nets import blank_images
 from qkd.run.folder import RunFolder
 from qkd.terms.modules import build_bank
 from qkd.training import Batch, Partner, Phase
@@ -72,7 +72,7 @@ def distillation(
     methods = methods_of(config) if methods is None else methods
     device = next(student.parameters()).device
     teacher.requires_grad_(any(method.trains_teacher for method in methods))
-    images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
+    images = blank_images(splits, device)
     terms = [_terms_of(config, phase, _taker(methods, phase)) for phase in phases]
     net = net.to(device)
     bank = build_bank(net, teacher, [term for chosen in terms for term in chosen], images, seed=config.seed)

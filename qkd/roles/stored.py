@@ -1,4 +1,4 @@
-"""Read the config that a run folder was made with."""
+"""Read what a run folder was made with: its config, and an environment that is another now."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from qkd.config import RunConfig
 from qkd.config.bind_faults import schema_faults
 from qkd.config.binding import read_config
+from qkd.progress import Progress
+from qkd.run.folder import RunFolder
 
 
 def stored_config(folder: Path) -> RunConfig:
@@ -28,3 +30,9 @@ def stored_config(folder: Path) -> RunConfig:
             f"{path}: is not a config of this version, so the run cannot be read:", *faults,
             "use the version that made it (environment.json has its commit), or run it anew under another name",
         ])) from error  # fmt: skip
+
+
+def warn_of_another_environment(run: RunFolder, progress: Progress) -> None:
+    """Say how this process differs from the one that made the run folder: resumed bits may differ, too."""
+    for change in run.environment_changes():
+        progress.warn(f"not what the run was begun with: {change}; what follows may differ in the last bits")

@@ -5,13 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import platform
 import re
 import stat
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +28,12 @@ from qkd.files import (
     write_text,
 )
 from qkd.files.yaml_text import read_yaml
+from qkd.run.environment import environment
 from qkd.run.identity import BEHIND, changes, differences, identity, stage_settings
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = ".lock"
 _MANIFESTS = "manifests"
-_PACKAGES = ("qkd-toolkit", "torch", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy", "safetensors")
 _held_locks: dict[Path, int] = {}  # run folder -> open lock file of this process
 
 
@@ -89,19 +85,19 @@ class RunFolder:
         return cls(RunConfig.model_validate(_read_config(folder / "config.yaml")), folder)._opened()
 
     def _opened(self) -> RunFolder:
-        path, run = self.path, self
+        path = self.path
         _refuse_foreign(path)
         refuse_links_out(path)
         _lock(path)
         try:
             remove_unfinished([path, *(folder for folder in path.rglob("*") if folder.is_dir())])
-            run._write_or_compare_config()
+            self._write_or_compare_config()
             if not (path / "environment.json").exists():
                 write_json(path / "environment.json", environment(self.config.seed))
         except BaseException:
-            run.close()
+            self.close()
             raise
-        return run
+        return self
 
     def close(self) -> None:
         """Give the lock back; harmless when done twice."""
@@ -131,7 +127,7 @@ class RunFolder:
             FileNotFoundError: If one of the files is not there.
         """
         manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
-        write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
+        self._write_manifest(stage, manifest)
 
     def extend(self, stage: str, files: Iterable[Path]) -> None:
         """Add files to the manifest of a stage that was complete before they were written, or take their new hashes.
@@ -142,11 +138,11 @@ class RunFolder:
         """
         manifest = _read_manifest(self.path, stage)
         manifest["files"] = {**manifest["files"], **self._hashes(files)}
-        write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
+        self._write_manifest(stage, manifest)
 
     def manifest_file(self, stage: str) -> Path:
         """Return where a stage's manifest is, once it is complete."""
-        return self.path / _MANIFESTS / f"{stage}.json"
+        return manifest_of(self.path, stage)
 
     def adopt(self, stage: str, source: Path) -> None:
         """Copy a complete stage of another run, with its inputs: it is complete here, too.
@@ -169,7 +165,7 @@ class RunFolder:
             target = inside(self.path, name)
             make_folder(target.parent)
             write_bytes(target, inside(other.path, name).read_bytes())
-        write_json(self.folder(_MANIFESTS) / f"{stage}.json", {**manifest, **self._mark(stage)})
+        self._write_manifest(stage, {**manifest, **self._mark(stage)})
 
     def is_complete(self, stage: str) -> bool:
         """Return whether a stage's manifest is there and every file in it has the hash it had."""
@@ -226,6 +222,9 @@ class RunFolder:
             return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"
         return "; ".join(f"{key} was {changed[key][0]}, is {changed[key][1]}" for key in behind)
 
+    def _write_manifest(self, stage: str, manifest: Mapping[str, Any]) -> None:
+        write_json(self.folder(_MANIFESTS) / f"{stage}.json", manifest)
+
     def _hashes(self, files: Iterable[Path]) -> dict[str, str]:
         hashes = {}
         for file in files:
@@ -246,6 +245,11 @@ class RunFolder:
             write_text(file, config_text(self.config))
 
 
+def manifest_of(folder: Path, stage: str) -> Path:
+    """Return where the manifest of a stage of a run folder is, once it is complete."""
+    return folder / _MANIFESTS / f"{stage}.json"
+
+
 def _another_config(path: Path, changed: Mapping[str, tuple[str, str]]) -> str:
     lines = "\n".join(f"  {key}: {before} there, {after} here" for key, (before, after) in changed.items())
     is_students = all(key.partition(".")[0] == "student" for key in changed)
@@ -254,20 +258,6 @@ def _another_config(path: Path, changed: Mapping[str, tuple[str, str]]) -> str:
         f"{path} holds a run of another config:\n{lines}\n"
         f"give this one another name (name=...){way}; or use another --runs-dir, or delete the folder"
     )
-
-
-def environment(seed: int) -> dict[str, Any]:
-    """Return what a run was made with: versions, platform, CPU, seed and the toolkit's commit, if it has one."""
-    return {
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "seed": seed,
-        "commit": _commit(),
-    }
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:
@@ -353,41 +343,3 @@ def _read_manifest(folder: Path, stage: str) -> dict[str, Any]:
 
 def _is_hash(value: object) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else (platform.processor() or platform.machine())
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout this package lies in, with ``+changes`` if it differs; None elsewhere."""
-    package = Path(__file__).resolve().parents[1]
-    top = _git(package, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != package.parent:  # installed somewhere inside another repository
-        return None
-    commit = _git(package, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return commit + ("+changes" if _git(package, "status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -15,7 +15,6 @@ from qkd.data import Splits
 from qkd.files import sha256_of
 from qkd.progress import Progress, Silent
 from qkd.roles.agents import Role, agent_inputs, named_agent, unsearched_agent
-from qkd.roles.guide import guide_of
 from qkd.roles.images import run_images, stored_images
 from qkd.roles.learner import StudentRole, stretched_phases, stretched_train, student_images
 from qkd.roles.stored import stored_config
@@ -171,8 +170,7 @@ def _inputs(run: RunFolder, role: Role, full: Splits, device: torch.device, prog
     student = StudentRole(Context(run, full, device, progress))
     for part in student.sub_trainings():
         train_part(part)
-    files = [*guide_of(run).files, *student.start_inputs()]
-    files += [path for method in student.methods for path in method.inputs(run)]
+    files = [*student.inputs(), *student.start_inputs()]
     files += agent_inputs(run, "teacher") if run.config.student.view == "own" else []
     return list(dict.fromkeys(files))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qkd.agents import build_agent, read_schedule_file, save_schedule
@@ -38,7 +39,8 @@ def run(run: RunFolder, progress: Progress) -> None:
         files += search_agent(run, "student", progress)
     searched = run.config.searched_roles
     note = f"searched: {' and '.join(searched)}" if searched else NOTE
-    roles: dict[str, dict[str, Any]] = {role: _describe(run, role, progress) for role in ROLES}
+    mean = run_images(run, progress).mean
+    roles: dict[str, dict[str, Any]] = {role: _describe(run, role, mean, progress) for role in ROLES}
     files += [folder / facts["schedule"] for facts in roles.values() if facts["schedule"]]
     result = folder / "result.json"
     write_json(result, {"searched": bool(searched), "note": note, **roles})
@@ -56,11 +58,10 @@ def _require_teacher(run: RunFolder) -> None:
         )
 
 
-def _describe(run: RunFolder, role: Role, progress: Progress) -> dict[str, Any]:
+def _describe(run: RunFolder, role: Role, mean: Sequence[float], progress: Progress) -> dict[str, Any]:
     """Write a role's schedule if a search has not; return what ``result.json`` says of the role."""
     config, settings = run.config, role_agent(run, role)
     train = config.student.train if role == "student" else config.teacher.train or config.student.train
-    mean = run_images(run, progress).mean
     agent = build_agent(settings, epochs=train.epochs, mean=mean)
     facts: dict[str, Any] = {"agent": agent.describe(), "epochs": train.epochs, "schedule": None}
     origin = searcher(config, role)

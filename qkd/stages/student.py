@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from qkd.progress import Progress
 from qkd.roles.agents import agent_inputs
-from qkd.roles.float_training import warn_of_another_environment
 from qkd.roles.images import run_images
 from qkd.roles.learner import StudentRole, student_images
+from qkd.roles.stored import warn_of_another_environment
 from qkd.run.folder import RunFolder
 from qkd.training import cpu_threads
 from qkd.training.assembly import Context, assemble, train_part

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qkd.progress import Progress
-from qkd.roles.float_training import warn_of_another_environment
 from qkd.roles.images import run_images
+from qkd.roles.stored import warn_of_another_environment
 from qkd.roles.teacher import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent

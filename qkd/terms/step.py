@@ -51,7 +51,7 @@ class DistillStep:
             raise ValueError(why)
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
         self._first_epoch, self._student_learns = first_epoch, student_learns
-        self._guard = LogitsGuard("teacher")
+        self._guard = LogitsGuard()
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
         self._teacher_taps = Taps(teacher, terms.teacher_taps, translate=tap_paths_of(teacher), role="teacher")
         self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
@@ -84,16 +84,13 @@ class DistillStep:
 
 
 class LogitsGuard:
-    """Refuses the outputs of a net that ends in softmax or log_softmax: losses take logits, which they soften.
+    """Refuses the outputs of a teacher that ends in softmax or log_softmax: losses take logits, which they soften.
 
     Only the first batch is looked at: it costs a wait for the GPU.
-
-    Args:
-        role: ``teacher`` or ``student``, for errors.
     """
 
-    def __init__(self, role: str) -> None:
-        self._role, self._has_looked = role, False
+    def __init__(self) -> None:
+        self._has_looked = False
 
     def __call__(self, outputs: Tensor) -> None:
         """Look at the outputs of a batch, ``[batch, classes]``.
@@ -108,7 +105,7 @@ class LogitsGuard:
         is_softmax = bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < _SUM_ROUNDING).all())
         if is_softmax or bool((values.logsumexp(1).abs() < _SUM_ROUNDING).all()):
             raise ValueError(
-                f"the {self._role} gives {'' if is_softmax else 'logarithms of '}probabilities: it ends in "
+                f"the teacher gives {'' if is_softmax else 'logarithms of '}probabilities: it ends in "
                 f"{'softmax' if is_softmax else 'log_softmax'}, and losses take logits; remove that layer from the net "
                 "(it has no weights)"
             )

@@ -17,7 +17,7 @@ from qkd.files import sha256_of, write_text
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 from qkd.training.checkpoint import CheckpointStore
-from qkd.training.job import FitResult, Job, Partner, Phase, Source
+from qkd.training.job import FitResult, Job, Partner, Phase
 from qkd.training.loop import fit
 
 WEIGHTS = "weights.safetensors"  # in each role's folder
@@ -61,7 +61,6 @@ class Made:
         marks: Name -> hash of what it is made from, beside the images and the agent's schedule.
         settings: What of the config it follows beside its own section.
         inputs: Files of the run folder that it is made from.
-        source: Makes what gives its batches; None: the run's training images with the role's agent.
         vary: Brings the model to the start of a member of a population; None where all members have one start.
     """
 
@@ -76,7 +75,6 @@ class Made:
     marks: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[Path] = ()
-    source: Callable[[Job], Source] | None = None
     vary: Callable[[int], None] | None = None
 
 
@@ -178,7 +176,6 @@ def assemble(role: Role) -> Training:
         scales=made.scales,
         others=made.others,
         partners=made.partners,
-        source=made.source,
     )
     return Training(job, made, folder)
 

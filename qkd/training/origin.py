@@ -22,7 +22,7 @@ def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
     """Return what a training's result depends on that is neither a file nor the net: plain values by name."""
     train = job.config.model_dump(mode="json", exclude=CLOCKS)
     return {
-        **{str(key): value for key, value in job.settings.items()},
+        **job.settings,
         **{f"train.{key}": value for key, value in train.items()},
         "role": job.role,
         "seed": job.seed,

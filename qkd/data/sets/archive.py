@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import lzma
 import os
-import stat
 import struct
 import tokenize
 import zipfile
@@ -21,6 +20,7 @@ from numpy.lib import format as npy
 
 from qkd.data.errors import DataError
 from qkd.data.sets.rows import HeldRows, Rows, StoredRows
+from qkd.foreign import is_regular
 
 IN_MEMORY_BYTES = 1 << 26  # arrays above it stay in the file where they can: 64 MiB
 _LONGEST_HEADER = 10_000  # characters; NumPy's own bound, above which its parser is not safe to use
@@ -192,11 +192,7 @@ def open_archive(path: Path, wanted: str) -> Iterator[Archive]:
     Raises:
         DataError: If it is missing, no regular file, damaged, encrypted or pickled.
     """
-    try:
-        is_file = stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        is_file = False
-    if not is_file:
+    if not is_regular(path):
         raise DataError(f"{path}: no such file; needs train.npz and test.npz in that folder, each with {wanted}")
     try:
         with open(path, "rb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from qkd.data.labels import count_classes, listed, require_names
 from qkd.data.sets.archive import IN_MEMORY_BYTES, Archive, ArrayHeader, open_archive
 from qkd.data.sets.rows import ArraySplit, HeldRows, channels_first
 from qkd.data.splits import MemorySplit, Parts
+from qkd.files import parse_json
+from qkd.foreign import UnreadableFileError, read_text
 
 _WANTED = "`images` uint8 [n, height, width] or [n, height, width, channels] and `labels` integers [n]"
 _LARGEST_NAMES = 1 << 26  # bytes of classes.json; a million names take half of it
@@ -128,11 +129,12 @@ def _check_range(path: Path, labels: Tensor, classes: int) -> None:
 def _class_names(path: Path, archive: Path, labels: Tensor) -> tuple[str, ...]:
     if not path.exists():
         return tuple(map(str, range(count_classes(labels, archive))))
-    if not path.is_file() or path.stat().st_size > _LARGEST_NAMES:
-        raise DataError(f"{path}: is no file of class names (regular, at most 64 MiB); needs a list of them")
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        names = parse_json("the list", read_text(path, _LARGEST_NAMES))
+    except (UnreadableFileError, IsADirectoryError) as error:
+        fault = f"{path}: is no file of class names (regular, at most 64 MiB); needs a list of them"
+        raise DataError(fault) from error
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); needs a list of class names") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: needs a list of class names (strings), found {type(names).__name__}")

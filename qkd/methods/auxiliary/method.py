@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from qkd.methods.auxiliary.training import FOLDER, AuxiliaryRole
+from qkd.methods.auxiliary.training import FOLDER, AuxiliaryRole, auxiliary_of
 from qkd.methods.method import Guide, Method
 from qkd.roles.nets import load_float, load_low_bit
 from qkd.run.folder import RunFolder
@@ -25,8 +25,7 @@ class Auxiliary(Method):
 
     def guide(self, run: RunFolder, below: Guide) -> Guide:
         """Return the auxiliary, which learned from what the student would learn from without it."""
-        own = run.config.student.auxiliary
-        net = (own and own.net) or run.config.student_net
+        net = auxiliary_of(run.config).net or run.config.student_net
         return Guide(
             lambda: load_auxiliary(run),
             (*below.files, run.path / FOLDER / WEIGHTS),
@@ -44,6 +43,5 @@ def load_auxiliary(run: RunFolder) -> nn.Module:
         FileNotFoundError: If it is not there yet.
         ValueError: If its file is damaged or of another net.
     """
-    auxiliary, path = run.config.student.auxiliary, run.path / FOLDER / WEIGHTS
-    quant = None if auxiliary is None else auxiliary.quant
+    quant, path = auxiliary_of(run.config).quant, run.path / FOLDER / WEIGHTS
     return load_float(path) if quant is None else load_low_bit(path, quant)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from qkd.config import AgentConfig, AuxiliaryConfig, PhaseConfig, RunConfig
 from qkd.files import sha256_of
-from qkd.roles.agents import agent_inputs, named_agent, unsearched_agent
+from qkd.roles.agents import agent_inputs
 from qkd.roles.guide import guide_of
 from qkd.roles.learner import StudentRole
 from qkd.roles.phases import Distillation
@@ -36,15 +36,13 @@ class AuxiliaryRole(StudentRole):
         as_student = RunFolder(auxiliary_config(context.config), context.run.path)
         inner = replace(context, run=as_student)
         super().__init__(inner, name=NAME, folder=FOLDER, borrowed=_borrowed(context.run))
-        own = context.config.student.auxiliary
-        self._is_float = own is None or own.quant is None
+        self._is_float = auxiliary_of(context.config).quant is None
 
     def agent(self) -> AgentConfig:
         """Return the student's agent; a schedule that the student's search finds is found with this net as its teacher,
         so that this training does without it.
         """
-        is_own = self.config.student.agent.policy == "search"
-        return unsearched_agent(named_agent(self.config, "student")) if is_own else super().agent()
+        return self.agent_without_search()
 
     def student(self) -> nn.Module:
         """Return what is trained, on the device."""
@@ -75,15 +73,14 @@ class AuxiliaryRole(StudentRole):
         return dict(zip(("weight_bits", "act_bits"), bits, strict=True))
 
 
-def auxiliary_config(config: RunConfig) -> RunConfig:
-    """Return the config with the auxiliary in the student's place.
+def auxiliary_of(config: RunConfig) -> AuxiliaryConfig:
+    """Return the section of a config that has an auxiliary teacher."""
+    return cast(AuxiliaryConfig, config.student.auxiliary)
 
-    Raises:
-        ValueError: If there is none.
-    """
-    auxiliary = config.student.auxiliary
-    if auxiliary is None:
-        raise ValueError("student.auxiliary: missing")
+
+def auxiliary_config(config: RunConfig) -> RunConfig:
+    """Return the config with the auxiliary in the student's place."""
+    auxiliary = auxiliary_of(config)
     student = config.student.model_copy(
         update={
             "net": auxiliary.net or config.student_net,
@@ -123,8 +120,8 @@ def _init(config: RunConfig, auxiliary: AuxiliaryConfig) -> str:
 
 def _borrowed(run: RunFolder) -> Path | None:
     """Return what the student starts from (its float training, or a file), where the auxiliary starts from it, too."""
-    config, auxiliary = run.config, run.config.student.auxiliary
-    if auxiliary is None or auxiliary.init == "random" or auxiliary.float_train is not None:
+    config, auxiliary = run.config, auxiliary_of(run.config)
+    if auxiliary.init == "random" or auxiliary.float_train is not None:
         return None
     if (auxiliary.net or config.student_net) != config.student_net:
         return None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from qkd.config import PhaseConfig, TermConfig
 from qkd.methods.co_study.step import CoStudyStep
 from qkd.methods.method import Lesson, Method, TappedStep
+from qkd.roles.nets import blank_images
 from qkd.terms.modules import build_bank
 from qkd.training import Partner
 
@@ -31,8 +30,7 @@ class CoStudy(Method):
         """Build the modules of the teacher's terms."""
         studies = [phase for phase in lesson.phases if self.takes(phase)]
         terms = [term for phase in studies for term in phase.teacher_terms or ()]
-        splits, device = lesson.splits, next(lesson.student.parameters()).device
-        images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
+        images = blank_images(lesson.splits, next(lesson.student.parameters()).device)
         self._bank = build_bank(lesson.teacher, lesson.net, terms, images, seed=self.config.seed)
         modules = (Partner("teacher_terms", self._bank.modules),) if len(self._bank.modules) else ()
         factor = studies[0].teacher_lr_factor  # the same in all

@@ -61,7 +61,7 @@ class CoStudyStep:
         if teacher_terms.needs_class_weights:
             raise ValueError("teacher_terms: class_relation reads a full-precision last layer; the student has none")
 
-        self._guard = LogitsGuard("teacher")
+        self._guard = LogitsGuard()
 
     @contextmanager
     def tapped(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from qkd.config import RunConfig
 from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.methods.method import Guide, Method
 from qkd.report.records import read_record
@@ -52,7 +53,7 @@ class Ensemble(Method):
         members = [_accuracies(context, model)]
         stored = (read_record(member_folder(run, number) / "result.json") for number in numbers)
         members += [{key: one[key] for key in members[0]} for one in stored]
-        average = self._average([model, *(load_member(run, number).to(context.device) for number in numbers)])
+        average = average_of(self.config, [model, *(load_member(run, number).to(context.device) for number in numbers)])
         tests = [member["test_accuracy"] for member in members]
         return {
             "members": members,
@@ -61,8 +62,10 @@ class Ensemble(Method):
             "ensemble": {"space": teacher.ensemble, **_accuracies(context, average)},
         }
 
-    def _average(self, nets: list[nn.Module]) -> EnsembleTeacher:
-        return EnsembleTeacher(nets, self.config.teacher.ensemble, temperature=self.config.teacher.ensemble_temperature)
+
+def average_of(config: RunConfig, nets: list[nn.Module]) -> EnsembleTeacher:
+    """Return the average of members as a config has it."""
+    return EnsembleTeacher(nets, config.teacher.ensemble, temperature=config.teacher.ensemble_temperature)
 
 
 def load_ensemble(run: RunFolder) -> nn.Module:
@@ -74,11 +77,10 @@ def load_ensemble(run: RunFolder) -> nn.Module:
         FileNotFoundError: If one is not there yet.
         ValueError: If a file is damaged or of another net.
     """
-    teacher = run.config.teacher
-    members = [load_member(run, number) for number in range(teacher.members)]
+    members = [load_member(run, number) for number in range(run.config.teacher.members)]
     if len(members) == 1:
         return members[0]
-    return EnsembleTeacher(members, teacher.ensemble, temperature=teacher.ensemble_temperature).eval()
+    return average_of(run.config, members).eval()
 
 
 def load_member(run: RunFolder, number: int) -> nn.Module:

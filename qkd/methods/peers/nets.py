@@ -6,17 +6,16 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from qkd.config import PeerConfig, QuantConfig, RunConfig
+from qkd.config import PeerConfig, PeersConfig, QuantConfig, RunConfig
 from qkd.data import Splits
 from qkd.methods.peers.step import Learner, PeerAdapters
-from qkd.nets import build_net, load_weights
-from qkd.roles.nets import prepare_low_bit
-from qkd.seeding import global_stream
+from qkd.nets import load_weights
+from qkd.roles.nets import blank_images, fresh_net, prepare_low_bit
 from qkd.terms.modules import feature_shapes
 from qkd.training import Partner, accuracy
 from quantizers import Student, quantizer_scales, settle
@@ -52,7 +51,7 @@ class Peer:
 
 
 def build_peers(config: RunConfig, splits: Splits, weights: Path | None, device: torch.device) -> tuple[Peer, ...]:
-    """Return the peers that a config names, not calibrated; none where it names none.
+    """Return the peers that a config names, not calibrated.
 
     A peer of the student's net starts from the student's weights, any other from random ones of its own.
 
@@ -66,9 +65,7 @@ def build_peers(config: RunConfig, splits: Splits, weights: Path | None, device:
         ValueError: If a net is unknown, or a tap names no module.
         quantizers.RewriteError: If a net cannot be rewritten.
     """
-    section = config.student.peers
-    if section is None:
-        return ()
+    section = cast(PeersConfig, config.student.peers)
     return tuple(
         _peer(config, peer, f"peer_{number}", section.taps, splits, weights, device)
         for number, peer in enumerate(section.nets)
@@ -85,8 +82,7 @@ def _peer(
     device: torch.device,
 ) -> Peer:
     net_name = peer.net or config.student_net
-    with global_stream(config.seed, "init", name):
-        net = build_net(net_name, classes=len(splits.classes), channels=splits.channels, image_size=splits.image_size)
+    net = fresh_net(config, net_name, splits, name)
     if net_name == config.student_net and weights is not None:
         load_weights(net, weights)
     taps = taps if peer.taps is None else peer.taps
@@ -116,8 +112,7 @@ def tap_shapes(net: nn.Module, taps: Sequence[str], splits: Splits, role: str) -
     Raises:
         ValueError: If a tap names no module.
     """
-    images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size)
-    shapes = feature_shapes(copy.deepcopy(net).cpu(), dict.fromkeys(taps), images, role=role)
+    shapes = feature_shapes(copy.deepcopy(net).cpu(), dict.fromkeys(taps), blank_images(splits), role=role)
     return tuple(shapes[tap] for tap in taps)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-import torch
 from torch import nn
 
 from qkd.config import RotationsConfig, RunConfig, TrainConfig
@@ -14,7 +13,7 @@ from qkd.files import read_safetensors, sha256_of
 from qkd.losses.turns import TURNS
 from qkd.methods.rotations.branched import BranchedNet
 from qkd.nets.branches import build_branches, stage_names
-from qkd.roles.nets import net_facts, save_net
+from qkd.roles.nets import blank_images, net_facts, save_net, sizes_of
 from qkd.run.folder import RunFolder
 from qkd.seeding import global_stream
 from qkd.terms.modules import feature_shapes
@@ -29,21 +28,21 @@ Role = Literal["teacher", "student"]
 
 def is_joint(config: RunConfig) -> bool:
     """Return whether the teacher's branches learn with it, in its own training."""
-    own = config.student.rotations
-    return own is not None and own.teacher_branches is not None and own.teacher_branches.joint
+    branches = _settings(config).teacher_branches
+    return branches is not None and branches.joint
 
 
 def own_training(config: RunConfig) -> TrainConfig | None:
     """Return how the teacher's branches learn behind the finished teacher; None where they do not."""
-    own = config.student.rotations
-    return None if own is None or own.teacher_branches is None else own.teacher_branches.train
+    branches = _settings(config).teacher_branches
+    return None if branches is None else branches.train
 
 
 def taps_of(config: RunConfig, net: nn.Module, role: Role) -> tuple[str, ...]:
     """Return the modules of a role's float net that branches read.
 
     Raises:
-        ValueError: If the config has no rotations, or names no taps and the net has no stages of residual blocks.
+        ValueError: If the config names no taps and the net has no stages of residual blocks.
     """
     own = _settings(config)
     named = own.student_taps if role == "student" else own.teacher_taps
@@ -70,8 +69,7 @@ def fresh_branches(config: RunConfig, net: nn.Module, splits: Splits, role: Role
     """
     device = next(net.parameters()).device
     taps = taps_of(config, net, role)
-    images = torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
-    shapes = feature_shapes(net, taps, images, role=role)
+    shapes = feature_shapes(net, taps, blank_images(splits, device), role=role)
     with global_stream(config.seed, "init", f"{role} branches"):
         branches = build_branches(net, taps, [shapes[tap] for tap in taps], outputs=TURNS * len(splits.classes))
     return branches.to(device)
@@ -97,8 +95,7 @@ def branches_mark(run: RunFolder) -> dict[str, str]:
 
 def save_branches(path: Path, branches: nn.ModuleList, config: RunConfig, splits: Splits) -> Path:
     """Write the branches of the run's teacher; return the file."""
-    sizes = {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
-    save_net(path, branches, net_facts(config.teacher.net, **sizes))
+    save_net(path, branches, net_facts(config.teacher.net, **sizes_of(splits)))
     return path
 
 
@@ -123,6 +120,4 @@ def load_branches(run: RunFolder, teacher: nn.Module, splits: Splits) -> nn.Modu
 
 
 def _settings(config: RunConfig) -> RotationsConfig:
-    if config.student.rotations is None:
-        raise ValueError("student.rotations: missing")
-    return config.student.rotations
+    return cast(RotationsConfig, config.student.rotations)

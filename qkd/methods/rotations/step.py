@@ -101,7 +101,7 @@ class RotationStep:
         _require_pairs(student, teacher)
         self._student, self._teacher, self._config = student, teacher, config
         self._smoothing, self._view = label_smoothing, view
-        self._guard = LogitsGuard("teacher")
+        self._guard = LogitsGuard()
 
     @contextmanager
     def tapped(self) -> Iterator[None]:

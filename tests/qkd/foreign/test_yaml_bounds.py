@@ -13,8 +13,8 @@ from qkd.agents.policies.schedule_file import ScheduleError, read_schedule_file
 from qkd.bench.device_file import read_devices
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind, read_config, shipped_configs
-from qkd.failures import ConfigError
-from qkd.files.yaml_text import MOST_FAULTS, YamlError, parse_yaml
+from qkd.failures import MOST_FAULTS, ConfigError
+from qkd.files.yaml_text import YamlError, parse_yaml
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)

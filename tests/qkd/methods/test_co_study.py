@@ -100,10 +100,10 @@ def test_a_teacher_that_gives_probabilities_is_refused(end: nn.Module, kind: str
 
 
 def test_the_guard_of_logits_lets_logits_through() -> None:
-    guard = LogitsGuard("teacher")
+    guard = LogitsGuard()
     guard(torch.tensor([[0.5, 0.5], [2.0, -1.0]]))  # one row that sums to one is no softmax
-    LogitsGuard("teacher")(torch.zeros(3, 4))
-    LogitsGuard("teacher")(torch.ones(3, 1))
-    with pytest.raises(ValueError, match="the student gives probabilities"):
-        LogitsGuard("student")(torch.softmax(torch.randn(5, 1000).half().float() * 4, 1))
+    LogitsGuard()(torch.zeros(3, 4))
+    LogitsGuard()(torch.ones(3, 1))
+    with pytest.raises(ValueError, match="the teacher gives probabilities"):
+        LogitsGuard()(torch.softmax(torch.randn(5, 1000).half().float() * 4, 1))
     guard(torch.softmax(torch.randn(5, 3), 1))  # only the first batch is looked at

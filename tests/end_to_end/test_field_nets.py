@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,20 +98,14 @@ def check_exact(net: Any, folder: Path) -> None:
     export_onnx(student, x[:1], folder / "qonnx.onnx", flavour="qonnx")
 
 
-def check(net: Any, folder: Path) -> str:
-    """Check one net; return what became of it."""
+def check(net: Any, folder: Path) -> None:
+    """Check one net."""
     if net.verdict == field_nets.EXACT:
         check_exact(net, folder)
-        return "exact"
-    with warnings.catch_warnings():
-        try:
-            quantizers.prepare(net.build(), checks.EIGHT, example_inputs=torch.randn(2, *net.shape))
-        except RewriteError as error:
-            check_refusal(net, error)
-            return "refused"
-    assert net.verdict != field_nets.REFUSED, "prepare took it"
-    check_exact(net, folder)
-    return "exact"
+        return
+    with pytest.raises(RewriteError) as raised:
+        quantizers.prepare(net.build(), checks.EIGHT, example_inputs=torch.randn(2, *net.shape))
+    check_refusal(net, raised.value)
 
 
 @pytest.mark.parametrize("net", FAST, ids=lambda net: net.id)
@@ -127,7 +120,7 @@ def test_every_net(net: Any, tmp_path: Path) -> None:
 
 
 def test_the_fast_tier_has_one_of_every_kind() -> None:
-    assert len(FAST) <= 60
+    assert len(FAST) <= 60 and len(field_nets.NETS) > 500
     assert {net.kind for net in field_nets.NETS} - {net.kind for net in FAST} <= {"frozen"}
 
 

@@ -48,17 +48,15 @@ FUNCTIONS: dict[type[nn.Module], RealFunction] = {
 }
 
 
-def view_function(module: nn.Module, rank: int) -> tuple[str, dict[str, object]] | None:
-    """Return (name, attributes) of a function of a tensor with ``rank`` axes, or None if the module is none.
+def view_function(module: nn.Module, rank: int) -> tuple[str, dict[str, object]]:
+    """Return (name, attributes) of a module of :data:`FUNCTIONS` for a tensor with ``rank`` axes.
 
     A PReLU with one slope is a leaky ReLU, which some runtimes compute on codes; one with a slope a channel has the
     attribute ``slope``, float32 ``[channels, 1, ...]``, which broadcasts over the tensor behind the batch.
     """
-    known = FUNCTIONS.get(type(module))
-    if known is None:
-        return None
     if isinstance(module, nn.PReLU):
         return _view_prelu(module, rank)
+    known = FUNCTIONS[type(module)]
     return known.name, {name: getattr(module, name) for name in known.parameters}
 
 

@@ -30,7 +30,7 @@ from quantizers.tensor_quant import ActQuant
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, which training has made robust against
 CANDIDATES = 201
 MARGIN = 0.125  # in accumulator units; reached margins are kept as they are
-FUNCTION_MARGIN = 2e-3  # in steps; float32 and its approximations of exp, erf and tanh are off by 1e-4 of them at most
+FUNCTION_MARGIN = 2e-3  # in steps; float32 and its approximations of exp, erf and tanh are to be off by less
 NEARLY = 0.75  # of the best margin in reach: no further change for less than a third more, so that calls come to rest
 CHUNK_ELEMENTS = 4_000_000
 

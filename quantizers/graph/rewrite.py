@@ -376,13 +376,11 @@ class _Writer:
     def _quantized(
         self, path: str, node: fx.Node, value: _Value, bits: int, kind: str | None = None, method: str | None = None
     ) -> _Value:
-        method = method or self.plan.method(node, bits)
+        path, method = self._free(path), method or self.plan.method(node, bits)
         quantizer = ActQuantizer(
             act_quantizer(bits, method, kind or self.plan.kind(node)), path, largest=self.plan.largest(node)
         )
         quantizer.origin = value.origin
-        path = self._free(path)
-        quantizer.name = path
         new = self._call(path, quantizer, (value.node,), value.node.meta["shape"])
         if value.producer is not None:
             value.producer.connect(consumers=(*value.producer.consumers, quantizer))

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from quantizers.graph.form.kinds import FUNCTION_NAMES as FUNCTION_NAMES
-from quantizers.graph.form.kinds import OUTPUT, PLACEHOLDER, kind_of
+from quantizers.graph.form.kinds import OUTPUT, kind_of
 from quantizers.graph.form.refusal import RewriteError as RewriteError
 from quantizers.graph.recording.copying import example_images, input_name, private_copy, require_images
 from quantizers.graph.recording.gradients import without_idle_stops
@@ -25,6 +23,7 @@ from quantizers.graph.recording.ties import require_no_ties
 from quantizers.graph.simplify import simplify
 
 EVAL_IMAGES, TRAIN_IMAGES = 2, 3  # different, so that what depends on their number shows
+MOVED_BY = 0.3  # standard deviation of the change of small parameters, and of batch norm's factors, in training mode
 JITTERED_VALUES = 2**14  # largest parameter that is jittered: affine parameters, biases, slopes, layer scales
 
 
@@ -111,19 +110,8 @@ def _jittered(root: nn.Module) -> Iterator[None]:
     try:
         for parameter, value in before:
             noise = torch.randn(value.shape, generator=generator).to(value)
-            parameter.data.copy_(value + 0.3 * noise)
+            parameter.data.copy_(value + MOVED_BY * noise)
         yield
     finally:
         for parameter, value in before:
             parameter.data.copy_(value)
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """Return ``value`` as (height, width)."""
-    if isinstance(value, (tuple, list)):
-        first, second = (value[0], value[0]) if len(value) == 1 else value
-        return int(first), int(second)
-    return int(value), int(value)
-
-
-__all__ = ["FUNCTION_NAMES", "PLACEHOLDER", "RewriteError", "Traced", "pair", "trace"]

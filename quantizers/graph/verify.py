@@ -31,12 +31,11 @@ from torch.utils import _pytree as pytree
 from quantizers.graph.form.kinds import PASS, is_pass
 from quantizers.graph.recording.copying import example_images
 from quantizers.graph.recording.returned import tensors
-from quantizers.graph.trace import EVAL_IMAGES, TRAIN_IMAGES, RewriteError, Traced
+from quantizers.graph.trace import EVAL_IMAGES, MOVED_BY, TRAIN_IMAGES, RewriteError, Traced
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
 
 STEP_TOLERANCE = 1e-4
 OUTPUT_TOLERANCE = 1e-3
-MOVED_BY = 0.3  # standard deviation of the change of batch norm's factors in the comparison in training mode
 
 Pairs = Sequence[tuple[fx.Node, str]]
 Norm = Callable[[_BatchNorm, Tensor], Tensor]

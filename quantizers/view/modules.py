@@ -13,8 +13,9 @@ from torch import nn
 from quantizers import integer as ir
 from quantizers.functions import FUNCTIONS, view_function
 from quantizers.graph.form.canonical import Expand, Gather, Pad, Permute, Reshape, Slice
-from quantizers.graph.form.kinds import is_pass
-from quantizers.graph.trace import RewriteError, pair
+from quantizers.graph.form.kinds import DROPOUTS, is_pass
+from quantizers.graph.spelling.call import pair
+from quantizers.graph.trace import RewriteError
 from quantizers.layers import (
     ActQuantizer,
     Concat,
@@ -191,10 +192,7 @@ def _probabilities(call: Call, module: Probabilities) -> list[ir.Node]:
 
 
 def _function(call: Call, module: nn.Module) -> list[ir.Node]:
-    found = view_function(module, len(call.shape))
-    if found is None:  # pragma: no cover - the table below holds known functions only
-        raise RewriteError(f"{call.name}: {type(module).__name__} is no known function")
-    return [ir.Function(*call.common, *found)]
+    return [ir.Function(*call.common, *view_function(module, len(call.shape)))]
 
 
 # -- moves -------------------------------------------------------------------------------------------------------------
@@ -264,8 +262,5 @@ VIEWERS: Mapping[type[nn.Module], Viewer] = {
     Pad: _pad,
     Expand: _expand,
     **dict.fromkeys(FUNCTIONS, _function),
-    **dict.fromkeys(
-        (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-        _identity,
-    ),
+    **dict.fromkeys((nn.Identity, *DROPOUTS), _identity),
 }

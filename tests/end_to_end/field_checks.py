@@ -23,7 +23,7 @@ from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
 
 FLOAT_ROUNDING = 1e-5  # of the largest value: batch norm folds no weights here, so only the order of sums differs
 TRAINING_ROUNDING = 2e-4  # batch statistics divide by small variances
-EIGHT_BIT_ERROR = 0.08  # relative, root of the mean square; a ReLU that vanished gives 0.11 and more
+EIGHT_BIT_ERROR = 0.08  # relative, root of the mean square
 EIGHT = QuantSpec(weight_bits=8, act_bits=8)
 FOUR = QuantSpec(weight_bits=4, act_bits=4)
 
@@ -172,6 +172,8 @@ def check_frozen(student: Any, model: nn.Module) -> None:
         same = [our for our in ours if our.shape == parameter.shape and torch.equal(our, parameter)]
         if not parameter.requires_grad:
             assert same and not any(our.requires_grad for our in same), f"{name} was frozen and would train"
+        elif same:  # others are folded into a new parameter
+            assert any(our.requires_grad for our in same), f"{name} was learned and would not train"
 
 
 def check_close(student: Any, model: nn.Module, x: Tensor, allowed: float = EIGHT_BIT_ERROR) -> float:

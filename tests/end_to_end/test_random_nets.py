@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import beside
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,28 +16,9 @@ import quantizers
 from export import ParityReport, check_parity, export_onnx
 from quantizers import QuantSpec
 
-
-def _load_random_nets() -> Any:
-    """Load the module beside this one; with --import-mode=importlib tests do not see each other."""
-    path = Path(__file__).with_name("random_nets.py")
-    spec = importlib.util.spec_from_file_location("random_nets", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["random_nets"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-random_nets = _load_random_nets()
+random_nets = beside.load(Path(__file__).with_name("random_nets.py"))
+pytestmark = pytest.mark.usefixtures("eager")
 NETS = 200
-
-
-@pytest.fixture(autouse=True, scope="module")
-def eager() -> Iterator[None]:
-    before = quantizers.is_fused()
-    quantizers.set_fused(enabled=False)
-    yield
-    quantizers.set_fused(enabled=before)
 
 
 def trained_student(spec: Any) -> tuple[Any, list[torch.Tensor]]:

@@ -17,6 +17,7 @@ import quantizers
 from export import check_parity, export_onnx
 from quantizers import QuantSpec
 
+pytestmark = pytest.mark.usefixtures("eager")
 CLASSES, IMAGES = 10, 4
 FLOAT_OPERATORS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Sum", "AveragePool", "GlobalAveragePool")
 # Grids of 8 bits have 255 ties; not every sum can be kept away from all of them.
@@ -35,14 +36,6 @@ NETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], int]] = {
     "squeezenet1_1": (torchvision.models.squeezenet1_1, {}, 64),
     "googlenet": (torchvision.models.googlenet, {"aux_logits": False, "init_weights": False}, 64),
 }
-
-
-@pytest.fixture(autouse=True)
-def eager() -> Any:
-    before = quantizers.is_fused()
-    quantizers.set_fused(enabled=False)
-    yield
-    quantizers.set_fused(enabled=before)
 
 
 def train_one_step(student: nn.Module, batch: Tensor) -> None:

@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import beside
 import pytest
 import torch
 
 import quantizers
 from quantizers import QuantSpec, RewriteError
 
-
-def _load(name: str) -> Any:
-    """Load the module beside this one; with --import-mode=importlib tests do not see each other."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-checks = _load("field_checks")
-wild_nets = _load("wild_nets")
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+HERE = Path(__file__).parent
+checks, wild_nets = beside.load(HERE / "field_checks.py"), beside.load(HERE / "wild_nets.py")
+pytestmark = [pytest.mark.filterwarnings("ignore:Using padding='same'"), pytest.mark.usefixtures("eager")]
 NETS, FAST_NETS = 300, 6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def eager() -> Iterator[None]:
-    before = quantizers.is_fused()
-    quantizers.set_fused(enabled=False)
-    yield
-    quantizers.set_fused(enabled=before)
 
 
 def drops(net: Any) -> bool:

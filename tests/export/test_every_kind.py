@@ -21,6 +21,7 @@ from quantizers.integer import Node
 from quantizers.layers import Concat, GlobalAveragePool, Product, Sum
 from quantizers.view import VIEWERS
 
+pytestmark = pytest.mark.usefixtures("eager")
 SIZE = 6
 FLAVOURS = ("ort", "qcdq", "qonnx")
 
@@ -184,14 +185,6 @@ def student_of(kind: type[nn.Module], number: int) -> Any:
         calibrate(student, [images(16, 1)])
         _students[kind, number] = student.eval()
     return _students[kind, number]
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    before = quantizers.is_fused()
-    quantizers.set_fused(enabled=False)
-    yield
-    quantizers.set_fused(enabled=before)
 
 
 def test_the_tables_agree() -> None:

@@ -17,6 +17,7 @@ from quantizers import QuantSpec, RewriteError, calibrate, integer_view, prepare
 from quantizers import integer as ir
 from quantizers.graph.form.canonical import Affine, Permute
 
+pytestmark = pytest.mark.usefixtures("eager")
 SIZE = 6
 
 
@@ -97,14 +98,6 @@ def make(net: type[nn.Module], bits: int = 4) -> Any:
     student = prepare(net(), QuantSpec(weight_bits=bits, act_bits=bits), example_inputs=images(2))
     calibrate(student, [images(16, 1)])
     return student.eval()
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    before = quantizers.is_fused()
-    quantizers.set_fused(enabled=False)
-    yield
-    quantizers.set_fused(enabled=before)
 
 
 @pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])

@@ -227,7 +227,7 @@ def test_settings_beyond_the_compilers_limit_run_unfused_with_one_warning(
     assert quantizers.is_fused() and fusion._unfused
 
 
-def test_errors_of_the_callers_own_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_callers_own_are_not_swallowed() -> None:
     from quantizers import kernels
 
     fusion = kernels._Fusion()

@@ -93,11 +93,11 @@ class _Match:
                 continue
             other = next(expected, None)
             if other is None or not self._same(other, node):
-                return self._difference(other, node)
+                return self._difference(node, other, node)
             self.twin[node] = other
         rest = next(expected, None)
         if rest is not None:
-            return self._difference(rest, None)
+            return self._difference(rest, rest, None)
         ends = zip(pytree.tree_leaves(wanted), pytree.tree_leaves(candidate), strict=True)
         if any(isinstance(a, fx.Node) and self.twin.get(b) is not a for a, b in ends):
             return f"output: train() returns other values than eval(); {WAY_OUT}"
@@ -116,10 +116,7 @@ class _Match:
             self.evaluated.modules[str(left.target)], self.trained.modules[str(right.target)]
         )
 
-    def _difference(self, left: fx.Node | None, right: fx.Node | None) -> str:
-        node = right or left
-        if node is None:
-            return f"output: train() and eval() differ; {WAY_OUT}"
+    def _difference(self, node: fx.Node, left: fx.Node | None, right: fx.Node | None) -> str:
         site = f" ({node.meta['site']})" if node.meta.get("site") else ""
         return (
             f"{node.meta['path']}{site}: train() on a batch of another size computes something else than eval() from "

@@ -17,11 +17,9 @@ class Recording:
         modules: Target -> module.
         outputs: Module path of the network -> the node of the module's output.
         result: What the network returned, the tensors themselves.
-        is_training: Whether the network was in training mode.
     """
 
     graph: fx.Graph
     modules: dict[str, nn.Module]
     outputs: dict[str, fx.Node] = field(default_factory=dict)
     result: Any = None
-    is_training: bool = False

@@ -93,7 +93,7 @@ class Recorder:
                 raise RewriteError(failure(where, error, self.root, images.dim())) from error
         self.pen.output(self._returned(result))
         self.pen.graph.lint()
-        return Recording(self.pen.graph, self.pen.modules, self.outputs, result, self.root.training)
+        return Recording(self.pen.graph, self.pen.modules, self.outputs, result)
 
     @unrecorded
     def _returned(self, result: Any) -> Any:

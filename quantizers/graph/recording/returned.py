@@ -40,8 +40,6 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
 
     if isinstance(result, dict):
         return {str(key): inner(item) for key, item in result.items()}  # plain, whatever the network's own type
-    if isinstance(result, tuple) and hasattr(result, "_fields"):
-        return tuple(inner(item) for item in result)
     if isinstance(result, (tuple, list)):
         return (tuple if isinstance(result, tuple) else list)(inner(item) for item in result)
     if result is None:

@@ -60,6 +60,13 @@ class Call:
         return operand
 
 
+def pair(given: Any) -> tuple[int, int]:
+    """Return a size of two axes, given as one number, or as a sequence of one or two, as (height, width)."""
+    if isinstance(given, (tuple, list)):
+        return int(given[0]), int(given[-1])
+    return int(given), int(given)
+
+
 def axis_of(axis: Any, rank: int) -> int:
     """Return an axis counted from the front."""
     return int(axis) % max(rank, 1)

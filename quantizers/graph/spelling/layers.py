@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quantizers.graph.form.canonical import Affine, Pad, Permute, Reshape, Slice
 from quantizers.graph.form.refusal import NoSpelling
-from quantizers.graph.spelling.call import Call
+from quantizers.graph.spelling.call import Call, pair
 from quantizers.graph.spelling.moves import volume
 from quantizers.graph.spelling.pen import Pen, Value
 
@@ -35,7 +35,7 @@ def padded_convolution(pen: Pen, call: Call) -> Value:
     """Spell ``conv2d(padding="same")``, which pads unevenly for even windows."""
     value, weight, bias = _operands(call, "input")
     pen.claim(weight)
-    options = {name: tuple(_pair(call[name])) for name in ("stride", "dilation")}
+    options = {name: pair(call[name]) for name in ("stride", "dilation")}
     return _conv(pen, value, weight, bias, int(call["groups"]), {**options, "padding": call["padding"]})
 
 
@@ -209,9 +209,3 @@ def prelu(pen: Pen, call: Call) -> Value:
 def permuted(pen: Pen, value: Value, order: Sequence[int]) -> Value:
     """Return axes in another order, beside the operation that wants it so."""
     return value if list(order) == sorted(order) else pen.emit(Permute(order), value, aside=True)
-
-
-def _pair(given: Any) -> Pair:
-    if isinstance(given, (tuple, list)):
-        return (int(given[0]), int(given[-1]))
-    return int(given), int(given)

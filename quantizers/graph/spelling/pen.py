@@ -84,7 +84,7 @@ class Pen:
         self.constant, self.derive, self._parameter = constant, derive, parameter
         self.drawn_from: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self.stacks: dict[fx.Node, tuple[Value, ...]] = {}
-        self._claimed: dict[tuple[str, int], str] = {}
+        self._claimed = set[tuple[str, int]]()
 
     # -- where we are ----------------------------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class Pen:
             raise RewriteError(
                 f"{self.place()}: is called more than once, with one grid for each call; give each call its own copy"
             )
-        self._claimed[key] = self.place()
+        self._claimed.add(key)
 
     def parameter(self, tensor: Tensor) -> nn.Parameter:
         """Return the parameter of the network that a constant is, or a new one of its values.

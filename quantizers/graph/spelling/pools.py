@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from torch import nn
@@ -11,61 +10,48 @@ from quantizers.graph.form.canonical import Reshape
 from quantizers.graph.form.pooling import even_windows
 from quantizers.graph.form.refusal import NoSpelling
 from quantizers.graph.spelling.arithmetic import affine
-from quantizers.graph.spelling.call import Call, axis_of
+from quantizers.graph.spelling.call import Call, axis_of, pair
 from quantizers.graph.spelling.layers import permuted
 from quantizers.graph.spelling.moves import BATCH, gather, volume
 from quantizers.graph.spelling.pen import Pen, Value
 from quantizers.layers import GlobalAveragePool, Sum
 
 
-def _as_image(pen: Pen, value: Value) -> Value:
-    """Return a tensor of three axes as images of one row (sequences), others as they are."""
-    if len(value.shape) != 3:
-        return value
-    return pen.emit(Reshape((value.shape[1], 1, value.shape[2])), value, aside=True)
-
-
 def _pooled(pen: Pen, value: Value, module: nn.Module) -> Value:
+    """Write a pooling of two axes; torch takes axis 0 of three for channels, so those are images of one channel."""
     if len(value.shape) == 4:
         return pen.emit(module, value)
-    result = pen.emit(module, _as_image(pen, value))
-    return pen.emit(Reshape((result.shape[1], result.shape[3])), result, aside=True)
+    result = pen.emit(module, pen.emit(Reshape((1, *value.shape[1:])), value, aside=True))
+    return pen.emit(Reshape(result.shape[2:]), result, aside=True)
 
 
-def _window(call: Call, name: str, default: Any, rank: int) -> tuple[int, int]:
+def _window(call: Call, name: str, default: Any) -> tuple[int, int]:
     given = call.get(name)
-    given = default if given is None or given == [] else given
-    given = list(given) if isinstance(given, (list, tuple)) else [given]
-    if rank == 3:
-        return (0 if name == "padding" else 1), int(given[-1])
-    return int(given[0]), int(given[-1])
+    return pair(default if given is None or given == [] else given)
 
 
 def max_pool(pen: Pen, call: Call) -> Value:
-    """Spell max pooling over images or sequences."""
-    value, rank = call.value(), len(call.value().shape)
-    kernel = call["kernel_size"]
-    take = functools.partial(_window, call, rank=rank)
+    """Spell max pooling; torch itself writes that of sequences as one of images of one row."""
+    value, kernel = call.value(), call["kernel_size"]
     module = nn.MaxPool2d(
-        take("kernel_size", kernel), take("stride", kernel), take("padding", 0), take("dilation", 1),
+        _window(call, "kernel_size", kernel), _window(call, "stride", kernel), _window(call, "padding", 0),
+        _window(call, "dilation", 1),
         ceil_mode=bool(call.get("ceil_mode", False)),
     )  # fmt: skip
     return _pooled(pen, value, module)
 
 
 def avg_pool(pen: Pen, call: Call) -> Value:
-    """Spell average pooling over images or sequences."""
-    value, rank, divisor = call.value(), len(call.value().shape), call.get("divisor_override")
-    kernel = call["kernel_size"]
-    take = functools.partial(_window, call, rank=rank)
+    """Spell average pooling; torch itself writes that of sequences as one of images of one row."""
+    value, kernel, divisor = call.value(), call["kernel_size"], call.get("divisor_override")
     if divisor and call.get("ceil_mode", False):
         raise NoSpelling("ceil_mode with another divisor has no integer kernel; use plain pooling", bare=True)
     module = nn.AvgPool2d(
-        take("kernel_size", kernel), take("stride", kernel), take("padding", 0), bool(call.get("ceil_mode", False)),
-        bool(call.get("count_include_pad", True)) or bool(divisor),
+        _window(call, "kernel_size", kernel), _window(call, "stride", kernel), _window(call, "padding", 0),
+        bool(call.get("ceil_mode", False)), bool(call.get("count_include_pad", True)) or bool(divisor),
     )  # fmt: skip
     result = _pooled(pen, value, module)
-    return affine(pen, result, volume(take("kernel_size", kernel)) / divisor, 0.0) if divisor else result
+    return affine(pen, result, volume(_window(call, "kernel_size", kernel)) / divisor, 0.0) if divisor else result
 
 
 def adaptive_avg_pool(pen: Pen, call: Call) -> Value:
@@ -73,7 +59,11 @@ def adaptive_avg_pool(pen: Pen, call: Call) -> Value:
     value = call.value("input")
     if len(value.shape) == 4:
         return pen.emit(nn.AdaptiveAvgPool2d(call.shape[2:]), value)
-    return _pooled(pen, value, nn.AdaptiveAvgPool2d((1, call.shape[2])))
+    if call.name != "adaptive_avg_pool1d":
+        return _pooled(pen, value, nn.AdaptiveAvgPool2d(call.shape[1:]))
+    row = pen.emit(Reshape((value.shape[1], 1, value.shape[2])), value, aside=True)
+    result = pen.emit(nn.AdaptiveAvgPool2d((1, call.shape[2])), row)
+    return pen.emit(Reshape(call.shape[1:]), result, aside=True)
 
 
 def adaptive_max_pool(pen: Pen, call: Call) -> Value:

@@ -15,9 +15,9 @@ from . import (
     sizes,
     wrapped,
 )
-from .registry import EITHER, EXACT, NETS, REFUSED, FieldNet
+from .registry import EXACT, NETS, REFUSED, FieldNet
 
-__all__ = ["EITHER", "EXACT", "NETS", "REFUSED", "FieldNet"]
+__all__ = ["EXACT", "NETS", "REFUSED", "FieldNet"]
 _ROOMS = (
     activations, arithmetic, blocks, dense, heads, inplace, modes, moves, resizing, pools, refusals, sizes,
     wrapped,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, net
+from .registry import REFUSED, net
 
 KIND = "activations"
 
@@ -24,7 +24,6 @@ MODULES: dict[str, Any] = {
     "softshrink": nn.Softshrink,
 }  # fmt: skip
 FAST = ("prelu_per_channel", "gelu_tanh", "softplus", "hardtanh", "selu")
-MAY_BE_REFUSED = ("threshold", "tanhshrink", "hardshrink", "softshrink", "logsigmoid")
 
 
 def _module(name: str) -> None:
@@ -33,8 +32,7 @@ def _module(name: str) -> None:
         return self.head(self.conv2(y) + y)
 
     forward.__name__ = f"module_{name}"
-    verdict = {"verdict": EITHER, "says": "act"} if name in MAY_BE_REFUSED else {}
-    net(KIND, act=MODULES[name], is_fast=name in FAST, **verdict)(forward)
+    net(KIND, act=MODULES[name], is_fast=name in FAST)(forward)
 
 
 for _name in MODULES:
@@ -70,8 +68,7 @@ FUNCTIONS: dict[str, Any] = {
     "glu": lambda y: F.glu(y, 1).repeat(1, 2, 1, 1), "maxout": lambda y: torch.max(y, 0.5 * y),
     "prelu_function": lambda y: F.prelu(y, torch.tensor([0.2])),
 }  # fmt: skip
-FUNCTIONS_REFUSABLE = ("logsigmoid", "absolute_value", "relu_times_sign", "exponential", "glu", "maximum_with_zero",
-                       "maxout", "clamp_above_zero", "clamp_max", "prelu_function")  # fmt: skip
+REFUSALS = {"absolute_value": r"^abs\b", "relu_times_sign": r"^gt\b", "exponential": r"^exp\b", "maxout": r"^max\b"}
 FAST_FUNCTIONS = ("hand_hardswish", "clamp", "hand_silu", "relu_of_relu6")
 
 
@@ -81,8 +78,7 @@ def _function(name: str) -> None:
         return self.head(self.conv2(y) + y)
 
     forward.__name__ = f"function_{name}"
-    words = r"act|sigmoid|abs|gt|exp|glu|max|min|clamp|prelu|mul"
-    verdict = {"verdict": EITHER, "says": words} if name in FUNCTIONS_REFUSABLE else {}
+    verdict = {"verdict": REFUSED, "says": REFUSALS[name]} if name in REFUSALS else {}
     net(KIND, is_fast=name in FAST_FUNCTIONS, **verdict)(forward)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, net
+from .registry import REFUSED, net
 
 KIND = "scales"
 
@@ -125,7 +125,7 @@ def learned_offset(self: Any, x: Tensor) -> Tensor:
     return self.head(F.relu(self.conv(x) + self.offset))
 
 
-@net(KIND, offset=lambda: nn.Parameter(torch.randn(8, 8, 8) * 0.3), verdict=EITHER, says="add|offset")
+@net(KIND, offset=lambda: nn.Parameter(torch.randn(8, 8, 8) * 0.3))
 def learned_offset_of_each_place(self: Any, x: Tensor) -> Tensor:
     return self.head(F.relu(self.conv(x) + self.offset))
 
@@ -288,6 +288,6 @@ def gate_around_one(self: Any, x: Tensor) -> Tensor:
     return self.head(y * (1 + torch.tanh(self.side(x))))
 
 
-@net(KIND, verdict=EITHER, says="mul|div")
+@net(KIND, verdict=REFUSED, says="mul|div")
 def quotient_of_two(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv(x) / (1 + torch.sigmoid(self.side(x))))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, net
+from .registry import REFUSED, net
 
 KIND = "linear"
 
@@ -126,7 +126,7 @@ def norm_of_cumulative_average(self: Any, x: Tensor) -> Tensor:
     return self.head(self.relu(self.norm(self.conv(x))))
 
 
-@net(KIND, norm=lambda: nn.BatchNorm2d(8, track_running_stats=False), verdict=EITHER, says="norm")
+@net(KIND, norm=lambda: nn.BatchNorm2d(8, track_running_stats=False), verdict=REFUSED, says="norm")
 def norm_without_statistics(self: Any, x: Tensor) -> Tensor:
     return self.head(self.relu(self.norm(self.conv(x))))
 
@@ -146,7 +146,7 @@ def two_linears_without_activation(self: Any, x: Tensor) -> Tensor:
     return self.b(self.a(self.pool(self.relu(self.conv(x))).flatten(1)))
 
 
-@net(KIND, one=lambda: nn.Conv1d(8, 5, 1), verdict=EITHER, says="one")
+@net(KIND, one=lambda: nn.Conv1d(8, 5, 1))
 def convolution_of_one_axis(self: Any, x: Tensor) -> Tensor:
     return self.one(self.relu(self.conv(x)).flatten(2)).mean(2)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, net
+from .registry import REFUSED, net
 
 KIND = "outputs"
 
@@ -43,18 +43,18 @@ def softmax_over_channels(self: Any, x: Tensor) -> Tensor:
     return torch.softmax(self.seg(self.relu(self.conv(x))), 1)
 
 
-@net(KIND, verdict=EITHER, says="softmax|temper", same_in_training=False)
+@net(KIND, same_in_training=False)
 def softmax_of_scaled_logits(self: Any, x: Tensor) -> Tensor:
     return F.softmax(self.head(self.relu(self.conv(x))) / 4.0, 1)
 
 
-@net(KIND, verdict=EITHER, says="softmax")
+@net(KIND, verdict=REFUSED, says="softmax")
 def softmax_inside(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     return self.head(y * F.softmax(self.side(x), dim=1))
 
 
-@net(KIND, verdict=EITHER, says="softmax", same_in_training=False)
+@net(KIND, same_in_training=False)
 def logits_and_probabilities(self: Any, x: Tensor) -> Any:
     logits = self.head(self.relu(self.conv(x)))
     return logits, F.softmax(logits, 1)
@@ -84,19 +84,19 @@ def list_of_features(self: Any, x: Tensor) -> Any:
     return [self.head(z), y, z]
 
 
-@net(KIND, verdict=EITHER, says="output|dict|nested")
+@net(KIND, verdict=REFUSED, says="output|dict|nested")
 def nested_outputs(self: Any, x: Tensor) -> Any:
     y = self.relu(self.conv(x))
     return {"out": self.head(y), "taps": [y, self.conv2(y)]}
 
 
-@net(KIND, verdict=EITHER, says="output")
+@net(KIND)
 def one_value_twice(self: Any, x: Tensor) -> Any:
     out = self.head(self.relu(self.conv(x)))
     return out, out
 
 
-@net(KIND, verdict=EITHER, says="output|x")
+@net(KIND)
 def the_image_comes_back(self: Any, x: Tensor) -> Any:
     return self.head(self.relu(self.conv(x))), x
 
@@ -149,11 +149,11 @@ def relu_map_beside_raw_map(self: Any, x: Tensor) -> Any:
     return self.head(F.relu(y)), y
 
 
-@net(KIND, verdict=EITHER, says="norm")
+@net(KIND, verdict=REFUSED, says="norm")
 def embedding_of_unit_length(self: Any, x: Tensor) -> Tensor:
     return F.normalize(self.head(self.relu(self.conv(x))), dim=1)
 
 
-@net(KIND, verdict=EITHER, says="argmax|max")
+@net(KIND, verdict=REFUSED, says="argmax|max")
 def classes_instead_of_logits(self: Any, x: Tensor) -> Tensor:
     return self.head(self.relu(self.conv(x))).argmax(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, net
+from .registry import net
 
 KIND = "in place"
 RELU = {"act": lambda: nn.ReLU(inplace=True)}
@@ -172,14 +172,14 @@ def through_transpose(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv2(y))
 
 
-@net(KIND, is_fast=True, verdict=EITHER, says=r"relu|slice|getitem|in.?place")
+@net(KIND, is_fast=True)
 def through_channel_slice(self: Any, x: Tensor) -> Tensor:
     y = self.conv(x)
     y[:, :4].relu_()
     return self.head(self.conv2(y))
 
 
-@net(KIND, verdict=EITHER, says=r"narrow|relu|in.?place")
+@net(KIND)
 def through_narrow(self: Any, x: Tensor) -> Tensor:
     y = self.conv(x)
     a, b = y.narrow(1, 0, 4), y.narrow(1, 4, 4)
@@ -187,14 +187,14 @@ def through_narrow(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv2(y) + torch.cat([b, a], 1))
 
 
-@net(KIND, verdict=EITHER, says=r"setitem|in.?place|inplace\.py")
+@net(KIND)
 def set_item_relu(self: Any, x: Tensor) -> Tensor:
     y = self.conv(x)
     y[:, 4:] = F.relu(y[:, 4:])
     return self.head(self.conv2(y))
 
 
-@net(KIND, verdict=EITHER, says=r"setitem|in.?place|inplace\.py")
+@net(KIND)
 def set_item_zero(self: Any, x: Tensor) -> Tensor:
     y = self.conv(x)
     y[:, :, 0] = 0
@@ -257,7 +257,7 @@ def the_images_are_written(self: Any, x: Tensor) -> Tensor:
     return self.head(self.relu(self.conv(y)) + self.side(x))
 
 
-@net(KIND, verdict=EITHER, says=r"x|input|mul")
+@net(KIND)
 def the_input_itself_is_rectified(self: Any, x: Tensor) -> Tensor:
     a = self.conv(x)
     F.relu(x, inplace=True)
@@ -304,7 +304,7 @@ def unsqueeze_squeeze_is_a_view(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv2(y))
 
 
-@net(KIND, verdict=EITHER, says=r"expand|add|in.?place")
+@net(KIND)
 def pooled_then_written(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     s = self.pool(y)

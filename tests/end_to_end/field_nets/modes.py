@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, REFUSED, net
+from .registry import REFUSED, net
 
 KIND = "dropout"
 
@@ -111,7 +111,7 @@ for _mode in ("row", "batch"):
     _stochastic_depth(_mode)
 
 
-@net(KIND, verdict=EITHER, drops=True, drop=lambda: nn.AlphaDropout(0.4), says="drop")
+@net(KIND, drops=True, drop=lambda: nn.AlphaDropout(0.4))
 def alpha_dropout(self: Any, x: Tensor) -> Tensor:
     return self.head(self.drop(F.selu(self.conv(x))))
 
@@ -135,7 +135,7 @@ def noise_always(self: Any, x: Tensor) -> Tensor:
     return self.head(self.relu(y + torch.randn_like(y)))
 
 
-@net(KIND, verdict=EITHER, says=r"training|conv2|mode")
+@net(KIND, verdict=REFUSED, says=r"training|conv2|mode")
 def other_path_in_training(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     if self.training:
@@ -143,7 +143,7 @@ def other_path_in_training(self: Any, x: Tensor) -> Tensor:
     return self.head(y)
 
 
-@net(KIND, verdict=EITHER, aux=lambda: nn.Linear(8, 5), says=r"training|aux|mode", same_in_training=False)
+@net(KIND, aux=lambda: nn.Linear(8, 5), same_in_training=False)
 def auxiliary_head_in_training(self: Any, x: Tensor) -> Any:
     y = torch.flatten(self.pool(self.relu(self.conv(x))), 1)
     if self.training:
@@ -163,7 +163,7 @@ def before_a_concatenation(self: Any, x: Tensor) -> Tensor:
     return self.head(self.wide(torch.cat([a, self.side(x)], 1)))
 
 
-@net(KIND, verdict=EITHER, says="act", drops=True, act=lambda: nn.RReLU(0.1, 0.3))
+@net(KIND, verdict=REFUSED, says="act", drops=True, act=lambda: nn.RReLU(0.1, 0.3))
 def randomized_leaky_relu(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv2(self.act(self.conv(x))))
 

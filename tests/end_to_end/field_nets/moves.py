@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, net
+from .registry import REFUSED, net
 
 KIND = "moves"
 
@@ -150,7 +150,7 @@ def stack_and_flatten(self: Any, x: Tensor) -> Tensor:
     return self.head(self.wide(y))
 
 
-@net(KIND, verdict=EITHER, says="max")
+@net(KIND, verdict=REFUSED, says="max")
 def stack_and_max(self: Any, x: Tensor) -> Tensor:
     y = torch.stack([self.conv(x), self.side(x)], 2)
     return self.head(torch.maximum(y[:, :, 0], y[:, :, 1]))
@@ -226,7 +226,7 @@ def tile_of_channels(self: Any, x: Tensor) -> Tensor:
     return self.head(self.wide(torch.tile(self.relu(self.conv(x)), (1, 2, 1, 1))))
 
 
-@net(KIND, verdict=EITHER, says="expand|conv")
+@net(KIND)
 def gray_image_expanded(self: Any, x: Tensor) -> Tensor:
     return self.head(self.relu(self.conv(x[:, :1].expand(-1, 3, -1, -1))))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, REFUSED, net
+from .registry import REFUSED, net
 
 KIND = "pools"
 ODD = (3, 7, 7)
@@ -21,8 +21,7 @@ def _average(name: str, shape: tuple[int, int, int], *args: Any, signed: bool = 
 
     forward.__name__ = name
     parts = {"window": lambda: nn.AvgPool2d(*args, **options), "signed": lambda: signed}
-    verdict = {"verdict": EITHER, "says": "window"} if "divisor_override" in options else {}
-    net(KIND, shape=shape, is_fast=name.endswith("beyond_the_end"), **verdict, **parts)(forward)
+    net(KIND, shape=shape, is_fast=name.endswith("beyond_the_end"), **parts)(forward)
 
 
 _average("average", ODD, 2)
@@ -171,12 +170,12 @@ def minus_max_of_minus(self: Any, x: Tensor) -> Tensor:
     return self.head(-F.max_pool2d(-self.conv(x), 2))
 
 
-@net(KIND, verdict=EITHER, says="max")
+@net(KIND, verdict=REFUSED, says="max")
 def maximum_of_two(self: Any, x: Tensor) -> Tensor:
     return self.head(torch.max(self.conv(x), self.side(x)))
 
 
-@net(KIND, verdict=EITHER, says="amax|mean", spatial=lambda: nn.Conv2d(2, 1, 3, padding=1))
+@net(KIND, spatial=lambda: nn.Conv2d(2, 1, 3, padding=1))
 def maximum_over_channels(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     gate = torch.sigmoid(self.spatial(torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1)))
@@ -188,7 +187,7 @@ def power_pool(self: Any, x: Tensor) -> Tensor:
     return self.head(self.window(self.relu(self.conv(x))))
 
 
-@net(KIND, verdict=EITHER, says="max|window|indices")
+@net(KIND)
 def maximum_with_indices(self: Any, x: Tensor) -> Tensor:
     y, _ = F.max_pool2d(self.conv(x), 2, return_indices=True)
     return self.head(y)
@@ -224,7 +223,7 @@ def by_convolutions_and_hand_written_gate(self: Any, x: Tensor) -> Tensor:
     return self.head(y * s)
 
 
-@net("excitation", eca=lambda: nn.Conv1d(1, 1, 3, padding=1, bias=False), verdict=EITHER, says="eca")
+@net("excitation", eca=lambda: nn.Conv1d(1, 1, 3, padding=1, bias=False))
 def efficient_channel_attention(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     s = self.eca(self.pool(y).squeeze(-1).transpose(-1, -2)).transpose(-1, -2).unsqueeze(-1)
@@ -235,3 +234,29 @@ def efficient_channel_attention(self: Any, x: Tensor) -> Tensor:
 def residual_gate(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     return self.head(y * torch.sigmoid(self.conv2(self.pool(y))) + y)
+
+
+@net(KIND, out=lambda: nn.Linear(16, 5))
+def maximum_over_images_without_channels(self: Any, x: Tensor) -> Tensor:
+    return self.out(F.max_pool2d(self.conv(x).mean(1), (2, 2)).flatten(1))
+
+
+@net(KIND, out=lambda: nn.Linear(12, 5))
+def oblong_maximum_over_images_without_channels(self: Any, x: Tensor) -> Tensor:
+    return self.out(F.max_pool2d(self.conv(x).mean(1), (3, 2), (2, 3), (1, 0)).flatten(1))
+
+
+@net(KIND, out=lambda: nn.Linear(16, 5))
+def average_over_images_without_channels(self: Any, x: Tensor) -> Tensor:
+    return self.out(F.avg_pool2d(self.relu(self.conv(x))[:, 0], 2).flatten(1))
+
+
+@net(KIND, out=lambda: nn.Linear(8, 5))
+def adaptive_average_over_images_without_channels(self: Any, x: Tensor) -> Tensor:
+    return self.out(F.adaptive_avg_pool2d(self.relu(self.conv(x))[:, 0], (4, 2)).flatten(1))
+
+
+@net(KIND, out=lambda: nn.Linear(32, 5))
+def maximum_and_average_over_sequences(self: Any, x: Tensor) -> Tensor:
+    y = self.relu(self.conv(x)).flatten(2)
+    return self.out(F.adaptive_avg_pool1d(F.avg_pool1d(F.max_pool1d(y, 3, 2, 1), 2), 4).flatten(1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 Parts = dict[str, Callable[[], Any]]
 
-EXACT, REFUSED, EITHER = "exact", "refused", "either"  # either: the same function, or refused by name
+EXACT, REFUSED = "exact", "refused"
 
 # What a forward may name without saying what it is: eight channels, five classes.
 DEFAULTS: Parts = {
@@ -42,7 +42,7 @@ class FieldNet:
         name: The forward's name.
         build: Returns the net, the same one each time.
         shape: Of an image: channels, height, width.
-        verdict: ``exact``, ``refused`` or ``either``.
+        verdict: ``exact`` or ``refused``.
         says: Regular expression that a refusal must contain: the layer, the node or the line.
         is_fast: Whether it is in the fast tier.
         drops: Whether training mode must be random.

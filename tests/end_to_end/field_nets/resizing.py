@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, REFUSED, net
+from .registry import REFUSED, net
 
 KIND, UPSAMPLING = "padding", "upsampling"
 
@@ -134,12 +134,12 @@ def pad_of_channels(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv2(y))
 
 
-@net(KIND, verdict=EITHER, says="pad")
+@net(KIND, verdict=REFUSED, says="pad")
 def pad_with_another_value(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv2(F.pad(self.relu(self.conv(x)), (1, 1, 1, 1), value=1.0)))
 
 
-@net(KIND, verdict=EITHER, says="pad")
+@net(KIND, verdict=REFUSED, says="pad")
 def pad_with_minus_infinity(self: Any, x: Tensor) -> Tensor:
     return self.head(F.max_pool2d(F.pad(self.conv(x), (1, 1, 1, 1), value=float("-inf")), 3, 2))
 

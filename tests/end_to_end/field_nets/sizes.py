@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .registry import EITHER, REFUSED, net
+from .registry import REFUSED, net
 
 KIND = "sizes"
 
@@ -222,7 +222,7 @@ def number_from_values(self: Any, x: Tensor) -> Tensor:
     return self.head(y * float(y.mean()))
 
 
-@net(KIND, verdict=EITHER, says=r"batch|sizes\.py")
+@net(KIND, verdict=REFUSED, says=r"batch|sizes\.py")
 def condition_on_the_batch(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     if x.size(0) > 2:
@@ -230,13 +230,13 @@ def condition_on_the_batch(self: Any, x: Tensor) -> Tensor:
     return self.head(y)
 
 
-@net(KIND, verdict=EITHER, says=r"batch|sizes\.py|div")
+@net(KIND, verdict=REFUSED, says=r"batch|sizes\.py|div")
 def scale_by_the_batch(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     return self.head(y / x.size(0))
 
 
-@net(KIND, verdict=EITHER, says=r"batch|view|reshape")
+@net(KIND, verdict=REFUSED, says=r"batch|view|reshape")
 def batch_and_channels_mixed(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     b, c, h, w = y.shape
@@ -244,7 +244,7 @@ def batch_and_channels_mixed(self: Any, x: Tensor) -> Tensor:
     return self.head(y.view(b, c, h // 2, w // 2))
 
 
-@net(KIND, verdict=EITHER, says=r"mean|batch|var")
+@net(KIND, verdict=REFUSED, says=r"mean|batch|var")
 def mean_over_the_batch(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))
     return self.head(y - y.mean(0, keepdim=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, prune
 
-from .registry import EITHER, REFUSED, net, whole
+from .registry import REFUSED, net, whole
 
 
 def _parallel(model: nn.Module) -> nn.Module:
@@ -108,7 +108,7 @@ def _named(name: str) -> None:
 
     forward.__name__ = f"a_layer_called_{name.strip('_')}" + "_private" * name.startswith("_")
     part = {name: lambda: nn.Conv2d(3, 8, 3, padding=1)}
-    net("names", verdict=EITHER, says=name, is_fast=name in ("spec", "graph"), **part)(forward)
+    net("names", is_fast=name in ("spec", "graph"), **part)(forward)
 
 
 for _name in NAMES:
@@ -167,7 +167,7 @@ def flatten_and_identity_used_twice(self: Any, x: Tensor) -> Tensor:
     return self.fc(a) + self.b(b)
 
 
-@net("reuse", act=lambda: nn.PReLU(), verdict=EITHER, says="act")
+@net("reuse", act=lambda: nn.PReLU())
 def prelu_used_twice(self: Any, x: Tensor) -> Tensor:
     return self.head(self.act(self.conv2(self.act(self.conv(x)))))
 
@@ -188,7 +188,7 @@ def _tie(model: Any) -> None:
     model.conv3.weight = model.conv2.weight
 
 
-@net("reuse", setup=_tie, verdict=EITHER, says="conv[23]")
+@net("reuse", setup=_tie, verdict=REFUSED, says="conv[23]")
 def two_layers_of_one_weight(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv3(self.relu(self.conv2(self.relu(self.conv(x))))))
 
@@ -273,7 +273,7 @@ def _reparametrized(name: str, setup: Any) -> None:
 
     forward.__name__ = name
     # Spectral norm turns its vectors at each forward in training mode, so that mode is not compared.
-    net("computed weights", verdict=EITHER, says=r"conv", setup=setup, same_in_training=False,
+    net("computed weights", setup=setup, same_in_training=False,
         is_fast=name in ("pruned", "weight_norm_after_a_step"))(forward)  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def functional_norm_and_linear(self: Any, x: Tensor) -> Tensor:
     return F.linear(y, self.fc.weight, self.fc.bias)
 
 
-@net("computed weights", verdict=EITHER, says=r"conv|weight|std")
+@net("computed weights")
 def standardized_weights(self: Any, x: Tensor) -> Tensor:
     weight = self.conv.weight
     weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.std((1, 2, 3), keepdim=True) + 1e-5)

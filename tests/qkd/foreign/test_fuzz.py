@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import re
@@ -11,9 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import beside
 import pytest
 import torch
 
@@ -125,14 +124,6 @@ class Target:
     suffix: str = ".yaml"
 
 
-def load_by_path(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem + "_of_export", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def mutated(good: bytes, rng: random.Random) -> bytes:
     data = bytearray(good)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
@@ -208,7 +199,7 @@ def fuzz(targets: list[Target], place: Path, rounds: int, seed: int) -> list[str
 def targets(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
     place = tmp_path_factory.mktemp("good")
     found = [*yaml_targets(place), *run_targets(place)]
-    view: IntegerView = load_by_path(Path(__file__).parents[2] / "export" / "conftest.py").residual_view()
+    view: IntegerView = beside.load(Path(__file__).parents[2] / "export" / "conftest.py").residual_view()
     model = write_view(view, [(1, 3, 15, 15)], place / "good.onnx", pack="packed").path.read_bytes()
     found += [
         Target("cost of onnx", model, cost_of_file, ".onnx"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import beside
 import pytest
 import torch
 
@@ -22,16 +21,7 @@ from qkd.training import origin as under_test
 from qkd.training.checkpoint import CheckpointStore
 from qkd.training.origin import kernels_of, other_kernels, settings_of
 
-
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make_job: Callable[..., Job] = _sibling("test_loop").make_job
+make_job: Callable[..., Job] = beside.load(Path(__file__).with_name("test_loop.py")).make_job
 
 
 @pytest.fixture(scope="module")

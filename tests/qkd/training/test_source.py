@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 
+import beside
 import pytest
 import torch
 
@@ -21,15 +20,7 @@ from qkd.training.source import ImageSource, source_of
 IMAGES = 40
 
 
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-loop_tests = _sibling("test_loop")
+loop_tests = beside.load(Path(__file__).with_name("test_loop.py"))
 
 
 class Dreamed:

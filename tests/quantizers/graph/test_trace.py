@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from quantizers import QuantSpec, RewriteError, prepare
-from quantizers.graph.trace import pair, trace
+from quantizers.graph.spelling.call import pair
+from quantizers.graph.trace import trace
 
 
 class Body(nn.Module):

@@ -15,21 +15,9 @@ from qkd.data.loading.shapes import PUBLISHED, ImageShape
 from qkd.progress import Silent
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.testing import tiny_config, write_npz_set
+from qkd.testing import tiny_config
 
 pytestmark = pytest.mark.usefixtures("unfused")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a data set, a config, and a run of it that is trained but not exported."""
-    folder = tmp_path_factory.mktemp("cost")
-    config = tiny_config(write_npz_set(folder / "data"))
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    with RunFolder.open(config, folder / "runs") as run:
-        for name in ("teacher", "search", "distill"):
-            STAGES[name](run, Silent())
-    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from qkd.analysis.diagnosis import geometry_agreement, teacher_knowledge
@@ -17,27 +16,13 @@ from qkd.cli import main
 from qkd.data import MemorySplit, load_splits, normalise
 from qkd.files import write_safetensors
 from qkd.losses import gradient_rescaling
-from qkd.progress import Silent
 from qkd.roles.guide import load_guide
 from qkd.roles.nets import load_student, load_teacher
 from qkd.run.folder import RunFolder
-from qkd.stages import STAGES
 from qkd.terms.rescaling import summarise
-from qkd.testing import run_tiny, tiny_config, write_npz_set
+from qkd.testing import run_tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("unfused")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a data set, a config, and a run of it with a student."""
-    folder = tmp_path_factory.mktemp("diagnose")
-    config = tiny_config(write_npz_set(folder / "data"))
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    with RunFolder.open(config, folder / "runs") as run:
-        for name in ("teacher", "search", "distill"):
-            STAGES[name](run, Silent())
-    return folder
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
+import beside
 import matplotlib
 import pytest
 
@@ -21,16 +20,7 @@ from qkd.report.page import RunRecord
 from qkd.report.stacks import COLORS as STACKED
 from qkd.report.tradeoff import device_charts
 
-
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_files = _sibling("run_files")
+_files = beside.load(Path(__file__).with_name("run_files.py"))
 EVIL: str = _files.EVIL
 make_devices: Callable[[Path], Path] = _files.make_devices
 make_run: Callable[..., Path] = _files.make_run

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import beside
 import pytest
 
 from qkd.files import DamagedFileError
@@ -17,16 +16,7 @@ from qkd.report import page as page_module
 from qkd.report import render_page, render_text, summarise, tradeoff
 from qkd.report.page import RunRecord
 
-
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_files = _sibling("run_files")
+_files = beside.load(Path(__file__).with_name("run_files.py"))
 make_devices: Callable[[Path], Path] = _files.make_devices
 make_run: Callable[..., Path] = _files.make_run
 record: Callable[[], RunRecord] = _files.record

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import beside
 import pytest
 
 from qkd.report import SearchRecord, render_page, render_text, summarise
@@ -19,16 +18,7 @@ from qkd.report.table import align, bytes_text, markdown, megabytes, millisecond
 from qkd.report.text import parity_sentence
 from qkd.report.tradeoff import device_charts, device_table
 
-
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_files = _sibling("run_files")
+_files = beside.load(Path(__file__).with_name("run_files.py"))
 EVIL: str = _files.EVIL
 Page: Any = _files.Page
 make_devices: Callable[[Path], Path] = _files.make_devices

@@ -46,7 +46,7 @@ def export_float(
         opset: Version of the operator set; 18 is what PyTorch's exporter writes without a conversion.
 
     Returns:
-        What was written; ``flavour`` is ``float``, and there are no layers.
+        What was written; ``flavor`` is ``float``, and there are no layers.
 
     Raises:
         ExportError: If PyTorch's exporter or ONNX Runtime refuses the model, or the path cannot be written to.
@@ -68,7 +68,7 @@ def export_float(
         path=target,
         size_bytes=len(content),
         opset=opset,
-        flavour="float",
+        flavor="float",
         packed=False,
         packed_weight_bytes=4 * sum(count for count, axes in sizes if axes > 1),  # the others are biases and norms
         theoretical_bytes=4 * sum(count for count, _ in sizes),

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from export.moved import OldFields
 from qkd.config.sections import (
     MOST_MEMBERS,
     MOST_ROUNDS,
@@ -53,10 +54,10 @@ class SearchConfig(Section):
         return self
 
 
-class ExportConfig(Section):
+class ExportConfig(OldFields, Section):
     """How the student becomes a file."""
 
-    flavour: Literal["ort", "qcdq", "qonnx"] = Field(
+    flavor: Literal["ort", "qcdq", "qonnx"] = Field(
         "ort",
         description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
     )

@@ -8,7 +8,9 @@ from typing import Any
 
 import onnx
 
-CPU = "CPUExecutionProvider"
+from export.defaults import PROVIDER
+
+CPU = PROVIDER
 
 
 def runtime() -> Any:

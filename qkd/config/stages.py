@@ -88,6 +88,4 @@ class BenchConfig(Section):
     provider: str = Field(defaults.PROVIDER, description="execution provider by onnxruntime's name")
     affinity: tuple[Cpu, ...] = Field((), description="CPUs it is pinned to; empty: none")
     int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
-    timeout_s: Positive = Field(
-        defaults.TIMEOUT_S, description="longest duration of one command on a device, in seconds"
-    )
+    timeout_s: Positive = Field(defaults.TIMEOUT_S, description="longest duration of a command on a device, in seconds")

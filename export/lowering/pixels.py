@@ -84,7 +84,8 @@ def every_pixel(preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
 def _require_equal(name: str, found: npt.NDArray[Any], wanted: npt.NDArray[Any], images: npt.NDArray[np.uint8]) -> None:
     if found.dtype == wanted.dtype and found.shape == wanted.shape and found.tobytes() == wanted.tobytes():
         return
-    different = np.argwhere(np.broadcast_to(found != wanted, images.shape)) if found.shape == images.shape else []
+    same_shape = found.shape == wanted.shape == images.shape
+    different = np.argwhere(found != wanted) if same_shape else np.zeros((0, 4), np.int64)
     where = f" at the pixel value {images[tuple(different[0])]}, channel {different[0][1]}" if len(different) else ""
     raise ExportError(
         f"preprocessing inside the file is not exact: {name} differs from the normalized image{where}; export with "

@@ -1,4 +1,4 @@
-"""Say which onnxruntime a file needs, and what a stated one loads.
+"""Say what using a file takes: which onnxruntime, and what its output is.
 
 Seen by loading small files with each of 1.17.3, 1.18.1, 1.20.1, 1.21.1, 1.22.1, 1.23.2 and 1.24.1.
 """
@@ -55,10 +55,20 @@ def needs_text(model: onnx.ModelProto) -> str:
 
 
 def makers(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the entries of a file's metadata that say what it needs, and what it was made with."""
+    """Return the entries of a file's metadata that say what it needs, what it gives, and what it was made with."""
     names = ("qkd-toolkit", "onnx", "torch", "brevitas", RUNTIME)
     versions = {name: version for name in names if (version := _installed(name))}
-    return {"needs": json.dumps(needs_text(model)), "versions": json.dumps(versions)}
+    entries = {"needs": needs_text(model), "output": output_kind(model), "versions": versions}
+    return {key: json.dumps(value) for key, value in entries.items()}
+
+
+def output_kind(model: onnx.ModelProto) -> str:
+    """Return what the first output holds: ``logits``, ``probabilities`` or ``log_probabilities``."""
+    makers_of = {name: node for node in model.graph.node for name in node.output}
+    name = model.graph.output[0].name if model.graph.output else ""
+    while (node := makers_of.get(name)) is not None and node.op_type in ("Identity", "Flatten", "Squeeze", "Reshape"):
+        name = node.input[0]
+    return {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}.get(node.op_type if node else "", "logits")
 
 
 def parse_runtime(text: str) -> Version:

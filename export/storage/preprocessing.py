@@ -193,7 +193,7 @@ def read_preprocessing(model: onnx.ModelProto) -> Preprocessing | None:
         height, width = map(_whole, read_property(model, "input_size", []))
         classes = tuple(map(_name, read_property(model, "classes", [])))[:MOST_CLASSES]
         texts = [read_property(model, key, "") for key in ("resize", "preprocess", "input_layout")]
-        return Preprocessing(mean, std, (height, width), classes, texts[0], texts[1], texts[2])  # type: ignore[arg-type]
+        return Preprocessing(mean, std, (height, width), classes, texts[0], texts[1], texts[2])
     except (ValueError, TypeError) as error:
         raise ValueError(f"what it says of its input is damaged ({error}); export it again") from error
 

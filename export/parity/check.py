@@ -58,7 +58,7 @@ def check_parity(
             file that another program rewrote by its behavior on these images alone.
         preprocessing: How images become what the student was trained on; the file's metadata must say the same. Where
             it is inside the file, ``batches`` hold uint8 pixels ``[batch, channels, height, width]``: the student gets
-            them normalized, the file as they are.
+            them normalized, the file gets them unchanged.
 
     Returns:
         What was compared and found: ``passed``, ``faults`` in words, accuracies as fractions 0..1, and codes layer by

@@ -1,4 +1,4 @@
-"""What a run's files say of the images they take, and what lies beside them for whoever feeds them."""
+"""What the files of a run say of the images they take, and what is beside them for whoever feeds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a run that are repacked for an older onnxruntime, kept beside the others and proven as they are."""
+"""Files of a run that are repacked for an older onnxruntime, kept beside the others and proven like them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _keep(run: RunFolder, name: str, version: Version, progress: Progress) -> Pa
     source = folder / f"{name}.onnx"
     needed = needed_runtime(onnx.load(source))
     if needed is not None and needed <= version:
-        progress.say(f"{source.name} runs on {text} as it is: it needs {needed[0]}.{needed[1]}")
+        progress.say(f"{source.name} runs on {text} already: it needs {needed[0]}.{needed[1]}")
         return None
     fitted = fit_storage(source, storage_for(version))
     if isinstance(fitted.content, Path):

@@ -77,7 +77,7 @@ def test_every_file_of_the_run_says_it(run: RunFolder) -> None:
     ]
 
 
-def test_what_lies_beside_the_files_needs_no_toolkit(run: RunFolder, data: Path, tmp_path: Path) -> None:
+def test_what_is_beside_the_files_needs_no_toolkit(run: RunFolder, data: Path, tmp_path: Path) -> None:
     folder = run.path / "export"
     classes = (folder / "labels.txt").read_text().splitlines()
     assert classes == json.loads((folder / "preprocess.json").read_text())["classes"] and len(classes) == 4
@@ -218,6 +218,6 @@ def test_export_for_an_older_runtime_keeps_a_file_that_is_proven(
     with RunFolder.reopen(run.path) as again:
         assert again.is_complete("export")
     assert main(["export", str(run.path), "--for", "onnxruntime==1.24"]) == 0
-    assert "runs on onnxruntime 1.24 as it is" in capsys.readouterr().err
+    assert "runs on onnxruntime 1.24 already" in capsys.readouterr().err
     for wrong in ("tensorrt", "onnxruntime==1.2"):
         assert main(["export", str(run.path), "--for", wrong]) == 2

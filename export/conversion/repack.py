@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.checks import ExportError
 from export.conversion.unblock import blocks_of, unblock
-from export.flavours import without_custom_operators
+from export.flavors import without_custom_operators
 from export.graph.builder import pack_codes
 from export.storage.blocked import WIDTHS
 from export.storage.metadata import as_a_file, properties_of, read_widths
@@ -26,7 +26,7 @@ KINDS = {kind.name: kind for kind in (INT2, INT4, INT8)}
 BLOCKS = {blocks.name: blocks for blocks in WIDTHS}
 PACKED = {INT2.code: INT2, INT4.code: INT4}
 SUFFIX = ".weight.int8"  # of the tensor of codes, which `export_onnx` names after its layer
-FLAVOUR = "ort"  # the flavour whose operators mean the same in every opset from INT8's to INT2's
+FLAVOR = "ort"  # the flavor whose operators mean the same in every opset from INT8's to INT2's
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
         The new file's content. Equal to what ``export_onnx`` writes with that storage.
 
     Raises:
-        ExportError: If ``storage`` names another type, or the file was not written by ``export_onnx`` (flavour ort).
+        ExportError: If ``storage`` names another type, or the file was not written by ``export_onnx`` (flavor ort).
         ValueError: If it is no ONNX file.
         OSError: If the file cannot be read.
     """
@@ -181,9 +181,9 @@ def _read(model: bytes | str | PathLike[str]) -> onnx.ModelProto:
 
 def _weight_bits(proto: onnx.ModelProto) -> dict[str, int]:
     properties = properties_of(proto)
-    if properties.get("flavour") != FLAVOUR or "weight_bits" not in properties:
+    if properties.get("flavor") != FLAVOR or "weight_bits" not in properties:
         raise ExportError(
-            f"only files that export_onnx wrote (flavour {FLAVOUR}) can be repacked; this one "
-            f"{'is of flavour ' + properties['flavour'] if 'flavour' in properties else 'does not say who wrote it'}"
+            f"only files that export_onnx wrote (flavor {FLAVOR}) can be repacked; this one "
+            f"{'is of flavor ' + properties['flavor'] if 'flavor' in properties else 'does not say who wrote it'}"
         )
     return read_widths(proto, "weight_bits")

@@ -50,7 +50,7 @@ def export_float(
         preprocessing: How images become what the net was trained on, for the file's metadata; outside the file.
 
     Returns:
-        What was written; ``flavour`` is ``float``, and there are no layers.
+        What was written; ``flavor`` is ``float``, and there are no layers.
 
     Raises:
         ExportError: If PyTorch's exporter or ONNX Runtime refuses the model, preprocessing is to be inside the file or
@@ -78,7 +78,7 @@ def export_float(
         path=target,
         size_bytes=len(content),
         opset=opset,
-        flavour="float",
+        flavor="float",
         packed=False,
         packed_weight_bytes=4 * sum(count for count, axes in sizes if axes > 1),  # the others are biases and norms
         theoretical_bytes=4 * sum(count for count, _ in sizes),

@@ -20,7 +20,7 @@ from export import (
     export_onnx,
 )
 from qkd.config import DataConfig, RunConfig
-from qkd.data import Splits, iterate, normalise
+from qkd.data import Splits, iterate, normalize
 from qkd.files import write_json
 from qkd.predicting.feeding import PIXELS, preprocessing_of, write_beside
 from qkd.progress import Progress, Tracker
@@ -38,14 +38,14 @@ from qkd.training.assembly import WEIGHTS
 def run(run: RunFolder, progress: Progress) -> None:
     """Write ``export/``: the ONNX files, what they hold and cost, a sample for devices, and the comparison with them.
 
-    ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavour of the config is
+    ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavor of the config is
     written beside it (``student.qonnx.onnx``), and so is a file that takes uint8 pixels (``student.uint8.onnx``) where
     preprocessing is inside; both are compared, too, on every test image. ``labels.txt``, ``preprocess.json`` and
     ``predict.py`` are for whoever feeds the files.
 
     Raises:
         export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
-        ImportError: If the flavour is ``qonnx``, and qonnx is not installed.
+        ImportError: If the flavor is ``qonnx``, and qonnx is not installed.
         export.ParityError: If a file is not proven to be the student (``ParityReport.faults``). The files and the
             comparison stay, the stage is not complete.
     """
@@ -53,7 +53,7 @@ def run(run: RunFolder, progress: Progress) -> None:
         splits = run_images(run, progress)
         folder, student = run.folder("export"), load_student(run)
         for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
-            path.unlink()  # of a flavour that the config may no longer ask for
+            path.unlink()  # of a flavor that the config may no longer ask for
         nets = float_nets(run)
         files = _write_models(run, student, nets, splits, folder, progress)
         files += write_beside(folder, preprocessing_of(run.config, splits))
@@ -71,11 +71,11 @@ def run(run: RunFolder, progress: Progress) -> None:
 
 
 def student_files(config: RunConfig) -> dict[str, str]:
-    """Return the student's files without their ending, and the flavour of each; ``student`` comes first."""
-    flavour = config.export.flavour
-    files = {"student": "ort"} if flavour == "ort" else {"student": "ort", f"student.{flavour}": flavour}
+    """Return the student's files without their ending, and the flavor of each; ``student`` comes first."""
+    flavor = config.export.flavor
+    files = {"student": "ort"} if flavor == "ort" else {"student": "ort", f"student.{flavor}": flavor}
     if config.export.preprocess == "inside":
-        files[f"{[*files][-1]}.{PIXELS}"] = flavour
+        files[f"{[*files][-1]}.{PIXELS}"] = flavor
     return files
 
 
@@ -97,9 +97,9 @@ def _write_models(
     progress: Progress,
 ) -> list[Path]:
     exported, example = {}, _example(splits)
-    for name, flavour in student_files(run.config).items():
+    for name, flavor in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
-        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavour, preprocessing)
+        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavor, preprocessing)
         for warning in exported[name].warnings:
             progress.warn(f"{name}.onnx: {warning}" if name != "student" else warning)
     for name, net in nets.items():
@@ -116,17 +116,17 @@ def export_student(
     student: fx.GraphModule,
     example: Tensor,
     path: Path,
-    flavour: str,
+    flavor: str,
     preprocessing: Preprocessing | None = None,
 ) -> ExportedModel:
-    """Write the student in a flavour, packed and judged as the config says.
+    """Write the student in a flavor, packed and judged as the config says.
 
     Raises:
         export.ExportError: If it cannot be written, or a layer stays in float where the config is strict.
     """
     settings = config.export
-    if flavour != "ort":  # the others have one form each
-        return export_onnx(student, example, path, flavour=flavour, strict=settings.strict, preprocessing=preprocessing)
+    if flavor != "ort":  # the others have one form each
+        return export_onnx(student, example, path, flavor=flavor, strict=settings.strict, preprocessing=preprocessing)
     return export_onnx(
         student, example, path, pack=settings.pack, linear=settings.linear, strict=settings.strict,
         preprocessing=preprocessing,
@@ -146,7 +146,7 @@ def compare_file(
     with progress.track(len(splits.test), "parity", "images") as tracker:
         batches = _test_batches(splits, config.data, tracker)
         if not preprocessing.is_inside:
-            batches = ((normalise(images, splits.mean, splits.std), labels) for images, labels in batches)
+            batches = ((normalize(images, splits.mean, splits.std), labels) for images, labels in batches)
         return check_parity(student, path, batches, preprocessing=preprocessing)
 
 
@@ -190,7 +190,7 @@ def _inputs(run: RunFolder) -> list[Path]:
 
 def _example(splits: Splits) -> Tensor:
     images, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
-    return normalise(images, splits.mean, splits.std)
+    return normalize(images, splits.mean, splits.std)
 
 
 def _test_batches(splits: Splits, data: DataConfig, tracker: Tracker) -> Iterator[tuple[Tensor, Tensor]]:

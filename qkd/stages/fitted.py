@@ -37,7 +37,7 @@ def keep_fitted(run: RunFolder, runtime: str, progress: Progress) -> list[Path]:
         export.ParityError: If a repacked file is not proven to be the student.
     """
     version = parse_runtime(runtime)
-    files = [name for name, flavour in student_files(run.config).items() if flavour == "ort"]
+    files = [name for name, flavor in student_files(run.config).items() if flavor == "ort"]
     return [path for name in files if (path := _keep(run, name, version, progress)) is not None]
 
 
@@ -77,7 +77,7 @@ def _prove(run: RunFolder, path: Path, progress: Progress) -> list[Path]:
 
 def _facts(path: Path, source: dict[str, Any], version: Version) -> dict[str, Any]:
     return {
-        **{key: source[key] for key in ("flavour", "fall_backs", "takes_pixels") if key in source},
+        **{key: source[key] for key in ("flavor", "fall_backs", "takes_pixels") if key in source},
         "path": path.name,
         "size_bytes": path.stat().st_size,
         "needs": needs_text(onnx.load(path)),

@@ -17,7 +17,7 @@ from export import ExportError, Preprocessing, check_parity, export_float, expor
 from export.lowering.pixels import NORMALIZED, check_pixels, every_pixel
 from export.runtime import open_session
 from export.storage.preprocessing import KEYS, read_preprocessing, write_properties
-from qkd.data import normalise
+from qkd.data import normalize
 from quantizers import QuantSpec, calibrate, prepare, settle
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -49,7 +49,7 @@ def example(student: nn.Module) -> Tensor:
 def test_normalizing_is_that_of_training_to_the_bit() -> None:
     every = torch.from_numpy(every_pixel(WHAT))
     assert len(torch.unique(every)) == 256
-    assert np.array_equal(WHAT.normalize(every.numpy()), normalise(every, MEAN, STD).numpy())
+    assert np.array_equal(WHAT.normalize(every.numpy()), normalize(every, MEAN, STD).numpy())
 
 
 def test_the_file_says_what_it_takes(student: nn.Module, tmp_path: Path) -> None:
@@ -78,14 +78,14 @@ def test_a_repacked_file_says_what_it_needs_then(student: nn.Module, tmp_path: P
         assert read_preprocessing(model) == WHAT
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq"])
+@pytest.mark.parametrize("flavor", ["ort", "qcdq"])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_preprocessing_inside_is_exact_and_keeps_the_kernels(
-    student: nn.Module, tmp_path: Path, flavour: str, layout: Any
+    student: nn.Module, tmp_path: Path, flavor: str, layout: Any
 ) -> None:
     inside = replace(WHAT, place="inside", layout=layout)
-    outer = export_onnx(student, example(student), tmp_path / "o.onnx", flavour=flavour, preprocessing=WHAT)
-    inner = export_onnx(student, example(student), tmp_path / "i.onnx", flavour=flavour, preprocessing=inside)
+    outer = export_onnx(student, example(student), tmp_path / "o.onnx", flavor=flavor, preprocessing=WHAT)
+    inner = export_onnx(student, example(student), tmp_path / "i.onnx", flavor=flavor, preprocessing=inside)
     assert inner.fall_backs == outer.fall_backs == ()
     assert [layer.kernel for layer in inner.layers] == [layer.kernel for layer in outer.layers]
     counted = ("QLinearConv", "QGemm", "QLinearGlobalAveragePool", "DequantizeLinear", "QuantizeLinear")
@@ -149,8 +149,8 @@ def test_pixels_and_floats_are_not_mixed_up(student: nn.Module, tmp_path: Path) 
 
 def test_what_cannot_be_inside_is_refused_by_name(student: nn.Module, tmp_path: Path) -> None:
     inside = replace(WHAT, place="inside")
-    with pytest.raises(ExportError, match="flavour 'qonnx' cannot hold"):
-        export_onnx(student, example(student), tmp_path / "q.onnx", flavour="qonnx", preprocessing=inside)
+    with pytest.raises(ExportError, match="flavor 'qonnx' cannot hold"):
+        export_onnx(student, example(student), tmp_path / "q.onnx", flavor="qonnx", preprocessing=inside)
     with pytest.raises(ExportError, match=r"images \[3, 9, 6\].*the net takes \[3, 8, 6\]"):
         export_onnx(student, example(student), tmp_path / "s.onnx", preprocessing=replace(WHAT, image_size=(9, 6)))
     with pytest.raises(ExportError, match="for students"):

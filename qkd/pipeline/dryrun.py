@@ -26,7 +26,7 @@ from qkd.progress import Progress, Silent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.learner import StudentRole, student_images
 from qkd.roles.nets import load_student
-from qkd.roles.teacher import teacher_parts, teacher_role
+from qkd.roles.teacher.role import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.images import search_splits
 from qkd.stages.export import export_student, float_nets, student_files

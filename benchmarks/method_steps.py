@@ -142,7 +142,7 @@ def _net(name: str, splits: Splits) -> nn.Module:
 
 
 def first_batch(splits: Splits, size: int) -> Batch:
-    """Return the first training images, as they are, as a batch."""
+    """Return the first training images, without augmentation, as a batch."""
     places = torch.arange(size)
     raw, labels = splits.train.batch(places, "cpu")
     return Batch(normalise(raw, splits.mean, splits.std), labels, raw, 0, 0, places)

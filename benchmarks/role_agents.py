@@ -5,7 +5,7 @@
 Twelve arms a seed. Both roles take an arm's policy: the teacher is trained with it, and the student distilled with it.
 A teacher is trained once for each seed and policy; its search serves every arm that uses it, and so does the student's,
 which arm `role_wise` runs and its views replay. All arms of a seed have the same images, first weights and order of
-batches. Stages that are complete are not run again: the same command goes on where it was stopped. A run that fails
+batches. Stages that are complete are not run again: the same command continues where it was stopped. A run that fails
 stays in the table with its message. Extra `key.path=value` words are passed on to every run. Writes OUT.json, OUT.md
 and OUT.svg; `--collect` does so from the runs that are there.
 """
@@ -73,7 +73,7 @@ TASKS = "tasks.jsonl"  # in the folder of the runs: a line for each run that end
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the runs of a comparison lie, and what they are made from.
+    """Where the runs of a comparison are, and what they are made from.
 
     Args:
         config: Path of the config.

@@ -31,8 +31,8 @@ class Fitted:
     """A file as a device gets it.
 
     Args:
-        content: Where it lies, or its bytes where it was repacked.
-        repacked: Element types that its weights are stored in now; empty where it is as it was.
+        content: Its path, or its bytes where it was repacked.
+        repacked: Element types that its weights are stored in now; empty where nothing changed.
     """
 
     content: Path | bytes
@@ -48,7 +48,7 @@ def fit_storage(path: Path, loads: Collection[str]) -> Fitted:
 
     Raises:
         ExportError: If it must be repacked but ``export_onnx`` did not write it, the runtime does not load int8, or
-            weights lie in other files.
+            weights are in other files.
         ValueError: If it is no ONNX file.
     """
     with as_a_file(path, "to fit it to a runtime"):
@@ -78,7 +78,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
 
     Every layer gets the narrowest allowed type that holds its width. ``INT2 or INT4 initializer -> Cast`` and a plain
     INT8 initializer hold the same codes, so every output stays the same, bit for bit. Linear layers in blocks of
-    ``MatMulNBits`` stay as they are where such blocks are allowed, and become Gemm elsewhere.
+    ``MatMulNBits`` stay unchanged where such blocks are allowed, and become Gemm elsewhere.
 
     Args:
         model: The file, or its content.

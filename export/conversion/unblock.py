@@ -75,7 +75,7 @@ class _Unblocking:
         return made
 
     def _layer(self) -> tuple[Linear, Grid, str]:
-        """Return the layer as it was, the grid of its input's storage, and the tensor of the codes."""
+        """Return the original layer, the grid of its input's storage, and the tensor of the codes."""
         product, cast = self.nodes[self.name], self.nodes[f"{self.name}.cast"]
         shift = self.nodes.get(f"{self.name}.shift")
         zero_point = 0 if shift is None else int(self._value(shift.input[1]))

@@ -74,7 +74,7 @@ class Totals:
         weight_bytes: Weights alone, at their bits.
         parameter_bytes: Weights at their bits, and four bytes for each bias and each weight scale: the least size of
             the network without the graph. (Scales of activations, four bytes a grid, are left out.)
-        peak_stored_bytes: Largest activation memory where codes lie in bytes and real values in float32.
+        peak_stored_bytes: Largest activation memory where codes are stored as bytes and real values in float32.
         peak_packed_bytes: The same where everything takes its bits, and the image is taken as codes.
         peak_at: Operation that runs at the former.
     """

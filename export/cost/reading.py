@@ -176,7 +176,7 @@ class _Reader:
         return self._layer(node) if node.op_type in LAYERS else None
 
     def _blocked_layer(self, node: onnx.NodeProto) -> LayerFacts:
-        """Return the facts of a layer whose weights lie in blocks, each with a sentinel that is no weight."""
+        """Return the facts of a layer whose weights are stored in blocks, each with a sentinel that is no weight."""
         source = node.input[0]
         while self.makers[source].op_type != "Cast":  # of the codes, before sentinels came among them
             source = self.makers[source].input[0]

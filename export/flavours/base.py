@@ -111,7 +111,7 @@ def without_custom_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     column of its input: a vector of one scale an output follows it, which gives the right shape from there on.
 
     Args:
-        model: Left as it was.
+        model: Not changed.
 
     Returns:
         The copy, with operators of ONNX alone.

@@ -98,7 +98,7 @@ class OrtFlavour:
         return dequantized_constant(graph, name, stored, layer.weight_scale, np.dtype(np.int8))
 
     def bias(self, graph: GraphBuilder, layer: Conv | Linear, grid: Grid) -> str:
-        """Write the int32 bias on the grid of the accumulator, so that the runtime takes it as it is."""
+        """Write the int32 bias on the grid of the accumulator, so that the runtime takes it unchanged."""
         codes, scale = bias_values(layer, grid)
         name = f"{layer.name}.bias"
         stored = graph.constant(f"{name}.int32", codes)

@@ -24,7 +24,7 @@ class QcdqFlavour:
       Operators, moves and pooling included, read and give real values: a reader needs no fusion to be right.
     * Codes of a signed grid are int8 and those of an unsigned one uint8, both with zero point 0, as symmetric runtimes
       want them; only a shifted grid is uint8 with a zero point.
-    * Weights are stored as int8 codes, then DequantizeLinear (per channel: axis 0). They lie within their width, so
+    * Weights are stored as int8 codes, then DequantizeLinear (per channel: axis 0). They fit within their width, so
       there is nothing to clip, and no float weights that would have to be quantized at load.
     * Biases are float, each a multiple of its accumulator's step: every runtime takes them (some refuse int32 behind
       DequantizeLinear), and one that quantizes biases by itself finds the int32 codes of the student again.
@@ -85,7 +85,7 @@ class QcdqFlavour:
     def requantize(self, graph: GraphBuilder, node: Quantize, stored: str, old: Grid) -> str:
         """Write the same as for any real tensor, with a Clip also at eight bits.
 
-        ONNX Runtime makes one pair of two that follow each other without a Clip, with a scale of its own: another
+        ONNX Runtime makes one pair of two that follow each other without a Clip, with another scale: another
         function.
         """
         return self._write(graph, node, stored, has_clip=True)

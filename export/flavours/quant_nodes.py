@@ -24,7 +24,7 @@ class QonnxFlavour:
     """QONNX graph, opset 13 (14 with HardSwish), the batch fixed at 1 as its tools want it.
 
     ``Quant(x, scale, zeropt, bitwidth)`` gives ``(round(clip(x / scale + zeropt)) - zeropt) * scale``, rounding half
-    to even. Every grid is one Quant; weights and biases are float initializers behind a Quant of their own (per
+    to even. Every grid is one Quant; weights and biases are float initializers, each behind its own Quant (per
     channel: the scale is ``[out_channels, 1, ...]``), biases of 32 bits on the grid of the accumulator.
 
     No Quant has a zero point: the readers have no integer type for it, and it is added before rounding, which costs

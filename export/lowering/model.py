@@ -112,7 +112,7 @@ class _Lowering:
             made = [entry.name for entry in self.graph.nodes[before:]]
             place = node.name if node.name in made else made[-1]
             self.places[place] = node
-            # a function's input may have been dequantized for it, which is none of its own steps
+            # a function's input may have been dequantized for it, which is not one of its steps
             self.steps[place] = sum(entry.op_type != "DequantizeLinear" for entry in self.graph.nodes[before:])
 
     def grid(self, edge: str) -> Grid | None:

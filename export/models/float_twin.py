@@ -40,7 +40,7 @@ def export_float(
     Batch norm is left to ONNX Runtime, which folds it into the convolutions when it loads the file.
 
     Args:
-        model: Any float model; it is exported in evaluation mode and left as it was.
+        model: Any float model; it is exported in evaluation mode and not changed.
         example_inputs: One batch of images ``[batch, channels, height, width]``.
         path: Where the file goes; its folder must exist. Written whole or not at all.
         opset: Version of the operator set; 18 is what PyTorch's exporter writes without a conversion.
@@ -114,7 +114,7 @@ def _operators(proto: onnx.ModelProto, content: bytes, images: Tensor) -> tuple[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter (deprecations of its own parts, progress) away from the user."""
+    """Keep the exporter's chatter (deprecations of its parts, progress) away from the user."""
     loggers: list[Any] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -31,7 +31,7 @@ BLOCK_FLAVOUR = "ort"  # MatMulNBits is an operator of ONNX Runtime
 
 @dataclass(frozen=True)
 class ExportedLayer:
-    """A convolution or linear layer as it is in the file.
+    """A convolution or linear layer, as written in the file.
 
     Args:
         name: The layer's name.
@@ -108,7 +108,7 @@ def export_onnx(
     """Write a calibrated student as an ONNX file.
 
     Input ``images``: float32 ``[batch, channels, height, width]``, normalized, the batch dynamic, the rest as in
-    ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is left as it was.
+    ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is not changed.
 
     Args:
         student: What ``quantizers.prepare`` made, calibrated.

@@ -119,7 +119,7 @@ def _types(model: ModelProto) -> tuple[Any, ...]:
 def _blocks(model: ModelProto, view: IntegerView) -> tuple[dict[str, Blocks], dict[str, Blocks]]:
     """Return the linear layers that a file stores in blocks, and those that ``repack`` took out of blocks.
 
-    How they are cut follows from their width; a layer that was taken out reads an input of its own.
+    How they are cut follows from their width; a layer that was taken out reads an input that is not shared.
     """
     cut = set(read_property(model, "blocks", {}))
     made = {name for node in model.graph.node for name in node.output}
@@ -150,7 +150,7 @@ def _headers(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
     if found.ir_version != wanted.ir_version:
         yield f"its IR version is {found.ir_version}, and {wanted.ir_version} is what export writes"
     if found.functions:
-        yield f"it defines {len(found.functions)} functions of its own ({found.functions[0].name!r})"
+        yield f"it defines {len(found.functions)} local functions ({found.functions[0].name!r})"
     for field in STRAY_FIELDS:
         if getattr(found.graph, field):
             yield f"its graph has {field}, which export never writes"

@@ -1,4 +1,4 @@
-"""Read what a net gives for the images of a split, as they are: logits, and features at a tap or before the end."""
+"""Read what a net gives for the unaugmented images of a split: logits, and features at a tap or before the end."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ NO_FLOAT = "the int8 baseline is made of a float model, but all of these are qua
 
 @dataclass(frozen=True)
 class Targets:
-    """Models and what they are scored on.
+    """Models and the images that they are scored on.
 
     Args:
         paths: Name -> file.

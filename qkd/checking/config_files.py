@@ -21,7 +21,7 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
     A flavour whose executor is not installed is one, too: it would come up after the training.
 
-    What lies in the files of the data set and in those of weights is looked at when they are loaded (``--dry-run``).
+    The contents of data and weight files are checked when they are loaded (``--dry-run``).
 
     Args:
         data: Nested mappings and lists; what is missing or ill-typed is left to the schema.

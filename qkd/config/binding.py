@@ -37,7 +37,7 @@ def shipped_folder() -> Path:
 def shipped_configs() -> dict[str, Path]:
     """Return the shipped configs by name, e.g. ``digits/w2a2``, in alphabetical order.
 
-    Each lies in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
+    Each is in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
     """
     folder = shipped_folder()
     files = sorted(path for path in folder.rglob("*.yaml") if path.parent != folder)
@@ -128,7 +128,7 @@ def bind_section(schema: type[Bound], data: Mapping[str, Any]) -> Bound:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return ``data`` with overrides set; ``data`` stays as it is.
+    """Return ``data`` with overrides set; ``data`` is not changed.
 
     Args:
         data: Raw content of a config.

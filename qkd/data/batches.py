@@ -61,7 +61,7 @@ def iterate(
         batch_size: Images a batch, positive.
         device: Where the batches are wanted.
         drop_last: Leave out a last batch that is not full.
-        workers: Decoding processes, at most one a core; ignored where the split lies in memory.
+        workers: Decoding processes, at most one a core; ignored where the split is in memory.
         following: So many images that come after a batch are given with it, at its end, and again in the next one; the
             last so many ``indices`` begin no batch.
         part: Rows of each full batch that are wanted, with what follows them; absent: all. Only with ``drop_last``.

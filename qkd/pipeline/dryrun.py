@@ -61,7 +61,7 @@ class DryRunReport:
         return asdict(self)
 
     def to_text(self) -> str:
-        """Return a line a step."""
+        """Return one line per step."""
         lines = [f"{check.name:<18}  {check.outcome}  ({check.seconds:.1f} s)" for check in self.checks]
         return "\n".join([*lines, f"dry run of {self.name}: every step works; nothing was kept"])
 
@@ -105,7 +105,7 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
 
 
 class _Attempt:
-    """One dry run: every training of the experiment is put together in a folder of its own and takes two batches.
+    """One dry run: every training of the experiment is put together in a temporary folder and takes two batches.
 
     Weights are written between them as in a run, since one training starts from another's. A brief one has small
     batches, and trains no float net.

@@ -195,7 +195,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the content of a record of a run folder.
 
     Args:
-        path: A file whose name (and folder) says what it is.
+        path: A file whose name (and folder) identifies it.
 
     Raises:
         FileNotFoundError: If there is none.

@@ -21,7 +21,7 @@ from qkd.report.records import read_record
 from qkd.report.table import align, megabytes, milliseconds, percent
 
 TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learned beside the student
-ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> what it is
+ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> its description
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LayerRow:
     """A convolution or linear layer of the student.
 
     Args:
-        name, kind: Module path and what it is.
+        name, kind: Module path and its kind.
         weight_bits, act_bits: Widths of weights and of the activations that enter.
         used: Smallest and largest weight code that occurs.
         allowed: Smallest and largest code of the grid.

@@ -216,7 +216,7 @@ class StudentRole:
         self.calibrate(student, *made.low_bit)
 
     def marks(self) -> dict[str, str]:
-        """Return the hashes of what it is made from: what it learns from (by folder), its start, what methods bring."""
+        """Return the hashes of its sources: what it learns from (by folder), its start, what methods bring."""
         run, source = self.context.run, self.file()
         marks = {path.parent.relative_to(run.path).as_posix(): sha256_of(path) for path in guide_of(run).files}
         marks |= {"start": sha256_of(source)} if source is not None else {}

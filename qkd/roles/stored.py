@@ -28,7 +28,7 @@ def stored_config(folder: Path) -> RunConfig:
         faults = [f"  {'.'.join(map(str, where))}: {what}" for where, what in schema_faults(error, values, RunConfig)]
         raise ValueError("\n".join([
             f"{path}: is not a config of this version, so the run cannot be read:", *faults,
-            "use the version that made it (environment.json has its commit), or run it anew under another name",
+            "use the version that made it (environment.json has its commit), or run it again under another name",
         ])) from error  # fmt: skip
 
 

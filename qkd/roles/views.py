@@ -20,7 +20,7 @@ def teacher_view(
 ) -> Callable[[Batch], Tensor] | None:
     """Return what gives the teacher its images for a batch (normalized); None where it sees the student's.
 
-    ``own``: the teacher's agent augments the same raw images, with random draws of its own; ``clean``: raw images.
+    ``own``: the teacher's agent augments the same raw images, with its own random draws; ``clean``: raw images.
 
     Args:
         config: Its ``student.view`` says which.

@@ -41,7 +41,7 @@ _held_locks: dict[Path, int] = {}  # run folder -> open lock file of this proces
 class RunFolder:
     """The folder of one experiment.
 
-    ``config.yaml`` and ``environment.json`` are there from the start; each stage has a folder of its own, and a
+    ``config.yaml`` and ``environment.json`` are there from the start; each stage has its own folder, and a
     manifest of the SHA-256 of its files once it is complete.
 
     Args:
@@ -118,7 +118,7 @@ class RunFolder:
         return make_folder(inside(self.path, name))
 
     def complete(self, stage: str, files: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
-        """Write a stage's manifest: from now on :meth:`is_complete` holds while its files stay as they are.
+        """Write a stage's manifest: from now on :meth:`is_complete` holds while its files do not change.
 
         Args:
             stage: Name of the stage.
@@ -330,7 +330,7 @@ def _lock(path: Path) -> None:
 
 
 def _read_manifest(folder: Path, stage: str) -> dict[str, Any]:
-    """Return a manifest: files that a stage wrote, at least one, and what it was made from, each with its hash.
+    """Return a manifest: files that a stage wrote, at least one, and its sources, each with its hash.
 
     Raises:
         FileNotFoundError: If the stage has none.

@@ -154,7 +154,7 @@ def searched_config(config: RunConfig, role: Role) -> RunConfig:
 
 
 def trial_of_folder(path: str, role: Role) -> Trial:
-    """Return :func:`build_trial` of a run folder, in a process of its own: a worker's.
+    """Return :func:`build_trial` of a run folder, in a worker's process.
 
     Args:
         path: The run folder; it is read, not locked.

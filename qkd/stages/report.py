@@ -104,7 +104,7 @@ def draw_agent(agent: AgentConfig, epochs: int, schedule: Schedule | None) -> di
     Args:
         agent: The role's agent.
         epochs: Length of its training.
-        schedule: What it does before crop, flip and cut-out; None where it draws operations anew for every image.
+        schedule: What it does before crop, flip and cut-out; None where it draws operations again for every image.
     """
     rows: dict[str, float] = {}
     if agent.policy == "trivial":

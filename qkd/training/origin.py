@@ -1,6 +1,6 @@
-"""What a checkpoint was made from and with: settings that must be the same to go on, kernels that are told of.
+"""What a checkpoint was made from and with: settings that must be the same to resume, kernels that are reported.
 
-Settings are compared where both sides have them: a version that adds a key still goes on from older checkpoints.
+Settings are compared where both sides have them: a version that adds a key still resumes from older checkpoints.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def test_search_noise_is_that_of_the_last_full_round(program: Any) -> None:
     assert found["last_scores"] == [0.4, 0.5, 0.6, 0.3, 0.1], "the last round had one member only"
     assert found["spread"] == pytest.approx(0.19235, abs=1e-5)
     assert found["chance"] == pytest.approx(math.sqrt(0.38 * 0.62 / 100), abs=1e-5)
-    # members 0 to 3 went on: ranks 1 2 3 4 and 2 3 4 1: 1 - 6 * 12 / (4 * 15)
+    # members 0 to 3 continued: ranks 1 2 3 4 and 2 3 4 1: 1 - 6 * 12 / (4 * 15)
     assert found["kept_rank"] == pytest.approx(-0.2)
     lost = program.role_agents_reasons.search_noise([turn(0, 0, None), turn(0, 1, 0.5)], val_images=4)
     assert lost["last_scores"] == [0.5] and lost["spread"] is None and lost["chance"] == 0.25

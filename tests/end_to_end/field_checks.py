@@ -64,7 +64,7 @@ def _plain_layer(apply: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tenso
 
 @contextmanager
 def without_quantizers() -> Iterator[None]:
-    """Run students in float: weights as they are, batch norm as a module, unsigned grids as the ReLU they absorbed."""
+    """Run students in float: float weights, batch norm as a module, unsigned grids as the ReLU they absorbed."""
     patches = {
         ActQuantizer: _plain_activation,
         QuantConvBn2d: _plain_layer(lambda self, x: self._conv_forward(x, self.weight, self.bias)),

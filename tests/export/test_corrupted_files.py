@@ -1,4 +1,4 @@
-"""A table of files that are not the student: each one fails, by what it is."""
+"""A table of files that are not the student: each one fails, with its reason."""
 
 from __future__ import annotations
 

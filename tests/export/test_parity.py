@@ -39,7 +39,7 @@ class Residual(nn.Module):
 
 
 def batches(seed: int, count: int = 3) -> list[torch.Tensor]:
-    """Return noisy images, each with a color of its own, so that their classes differ."""
+    """Return noisy images, each with its own color, so that their classes differ."""
     generator = torch.Generator().manual_seed(seed)
     colors = [2 * torch.randn(20, 3, 1, 1, generator=generator) for _ in range(count)]
     return [color + torch.randn(20, 3, 12, 12, generator=generator) for color in colors]

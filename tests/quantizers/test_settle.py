@@ -288,7 +288,7 @@ def test_a_mean_of_nine_may_share_the_step() -> None:
 
 
 class Halves(torch.nn.Module):
-    """A frozen constant whose result lies on the step of the images, behind two ReLUs; ``x + relu(relu(c x))``."""
+    """A frozen constant whose result is on the step of the images, behind two ReLUs; ``x + relu(relu(c x))``."""
 
     def __init__(self, clip: Any) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from qkd.training.assembly import WEIGHTS, Context
 
 
 class Ensemble(Method):
-    """Trains the teacher's members but the first, each in a folder of its own."""
+    """Trains the teacher's members but the first, each in its own folder."""
 
     @property
     def why_one_device(self) -> str:

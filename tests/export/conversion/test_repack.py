@@ -16,7 +16,7 @@ SHAPE = [(1, 3, 15, 15)]
 
 @pytest.fixture
 def files(residual, tmp_path):
-    """The same net as it is written with each storage."""
+    """The same net, written with each storage."""
     kinds = {"int2": {"pack": "packed"}, "int4": {"pack": "packed", "opset": 21}, "int8": {"pack": "int8"}}
     return {name: write_view(residual, SHAPE, tmp_path / f"{name}.onnx", **how).path for name, how in kinds.items()}
 
@@ -37,7 +37,7 @@ def test_every_output_stays_the_same_bit_for_bit(files, optimize):
     images = np.random.default_rng(0).standard_normal((8, 3, 15, 15), dtype=np.float32)
     runs = [files["int2"], repack(files["int2"], "int8"), repack(files["int2"], "int4"), repack(files["int8"], "int2")]
     found = [open_session(model, optimize=optimize).run(None, {"images": images})[0] for model in runs]
-    assert len(np.unique(found[0], axis=0)) == 8, "every image has logits of its own"
+    assert len(np.unique(found[0], axis=0)) == 8, "every image has its own logits"
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
 

@@ -62,7 +62,7 @@ def test_many_random_nets_are_identical(random_net: Nets, make_session: Session,
 def test_other_kernels_are_identical_too(
     isa: str, monkeypatch: pytest.MonkeyPatch, random_net: Nets, make_session: Session
 ) -> None:
-    """In a process of its own, for a library chooses its kernels when it is registered."""
+    """In a separate process, for a library chooses its kernels when it is registered."""
     script = f"""
 import numpy as np, onnxruntime
 from export import lowbit

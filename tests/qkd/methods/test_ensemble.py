@@ -154,7 +154,7 @@ def test_the_gain_is_of_different_nets_not_of_more_nets() -> None:
 
 
 def _noisy(images: Tensor, generator: torch.Generator) -> Tensor:
-    return images + 0.7 * torch.randn(images.shape, generator=generator)  # so that nets make errors of their own
+    return images + 0.7 * torch.randn(images.shape, generator=generator)  # so that nets make different errors
 
 
 def _averaged(members: list[nn.Module]) -> nn.Module:

@@ -28,7 +28,7 @@ NEEDS_QONNX = "qonnx's executor is in the extra [qonnx], for Python 3.11 and new
 
 
 class Listening(Silent):
-    """Keeps what it is told."""
+    """Keeps every message."""
 
     def __init__(self) -> None:
         super().__init__()

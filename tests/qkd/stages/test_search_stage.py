@@ -104,7 +104,7 @@ def test_a_changed_schedule_undoes_what_was_made_from_it(data: Path, tmp_path: P
     text = file.read_text()
     file.write_text(text + "\n")
     assert run.why_incomplete("teacher") == run.why_incomplete("search_teacher") == f"search/{file.name} has changed"
-    run_in_order(run, ("teacher", "search"), Silent())  # written anew out of the journal
+    run_in_order(run, ("teacher", "search"), Silent())  # written again from the journal
     assert file.read_text() == text and run.is_complete("teacher")
 
 

@@ -24,7 +24,7 @@ from qkd.cli.commands import (
     validate,
 )
 from qkd.cli.options.command import STAGE_NAMES, Command
-from qkd.engines.launching import attend_parent, is_first, is_member, is_started_by_us
+from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
 from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output

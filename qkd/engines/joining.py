@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, using
-from qkd.engines.launching import LOST, MEETING, is_first, is_member, is_started_by_us
+from qkd.engines.membership import LOST, MEETING, is_first, is_member, is_started_by_us
 from qkd.failures import ConfigError, UsageError
 from qkd.files import only_reading
 

@@ -7,35 +7,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from qkd.engines.membership import LOST, MEETING
 from qkd.machine import usable_cpus
 
-MEETING = "QKD_MEETING_FILE"  # where processes that we have started find each other
-LOST = 75  # exit code of a process that ends because another has: it has nothing to tell
 POLL_S = 0.1
 GRACE_S = 10.0  # for the others to end by themselves after one has failed; they write nothing in that time
-_NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
-
-
-def is_started_by_us() -> bool:
-    """Return whether this process is one of a training that ``--devices`` has started."""
-    return MEETING in os.environ
-
-
-def is_member() -> bool:
-    """Return whether this process is one of several, started by ``--devices`` or by ``torchrun``."""
-    is_launched = is_started_by_us() or all(name in os.environ for name in _NAMES)
-    return is_launched and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_first() -> bool:
-    """Return whether this process is by itself, or the first of several."""
-    return not is_member() or os.environ["RANK"] == "0"
 
 
 def launch(arguments: Sequence[str], devices: int) -> int:
@@ -62,18 +43,6 @@ def launch(arguments: Sequence[str], devices: int) -> int:
         finally:
             _stop(started, 0.0)
     return code
-
-
-def attend_parent() -> None:
-    """End this process when the one that has started it ends: its end of the pipe closes."""
-    if is_started_by_us():
-        threading.Thread(target=_until_closed, args=(sys.stdin.fileno(),), daemon=True).start()
-
-
-def _until_closed(descriptor: int) -> None:
-    while os.read(descriptor, 1):
-        pass
-    os._exit(LOST)
 
 
 def member_environment(rank: int, devices: int, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:

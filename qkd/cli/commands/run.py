@@ -16,7 +16,7 @@ from qkd.cli.options.command import (
     run_stages_of,
 )
 from qkd.cli.options.devices import add_devices, on_devices
-from qkd.engines.launching import is_first
+from qkd.engines.membership import is_first
 from qkd.failures import DONE
 
 if TYPE_CHECKING:

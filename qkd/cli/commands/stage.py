@@ -7,7 +7,7 @@ from typing import Any
 
 from qkd.cli.options.command import CONFIG_OR_RUN, add_command, load, run_stages_of
 from qkd.cli.options.devices import add_devices, on_devices
-from qkd.engines.launching import is_first
+from qkd.engines.membership import is_first
 from qkd.failures import DONE
 
 STAGE_HELP = {

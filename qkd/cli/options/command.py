@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from qkd.engines.launching import is_first
+from qkd.engines.membership import is_first
 from qkd.failures import DONE
 from qkd.files.user_paths import user_path
 

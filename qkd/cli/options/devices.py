@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qkd.cli.options.values import positive
-from qkd.engines.launching import is_member, launch
+from qkd.engines.membership import is_member
 
 if TYPE_CHECKING:
     from qkd.config import RunConfig
@@ -43,6 +43,7 @@ def on_devices(args: argparse.Namespace, config: RunConfig, work: Callable[[], i
             return work()
     if args.devices == 1:
         return work()
+    from qkd.engines.launching import launch
     from qkd.pipeline.devices import require_devices
 
     require_devices(config, args.devices)

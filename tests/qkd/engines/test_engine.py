@@ -12,7 +12,7 @@ from torch import nn
 
 from qkd.config import DataConfig
 from qkd.data import iterate
-from qkd.engines import joining, launching
+from qkd.engines import joining, launching, membership
 from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, agree, alone, current, shared_rows, using
 from qkd.failures import BAD_INPUT, ConfigError
 from qkd.files import delete_file, may_write, only_reading, read_json, write_json
@@ -179,14 +179,14 @@ def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def test_a_process_knows_its_place(member: pytest.MonkeyPatch) -> None:
-    assert launching.is_member() and launching.is_started_by_us() and not launching.is_first()
-    member.delenv(launching.MEETING)
-    assert not launching.is_member() and launching.is_first(), "a rank alone is no torchrun"
+    assert membership.is_member() and membership.is_started_by_us() and not membership.is_first()
+    member.delenv(membership.MEETING)
+    assert not membership.is_member() and membership.is_first(), "a rank alone is no torchrun"
     member.setenv("MASTER_ADDR", "localhost")
     member.setenv("MASTER_PORT", "1")
-    assert launching.is_member() and not launching.is_first()
+    assert membership.is_member() and not membership.is_first()
     member.setenv("WORLD_SIZE", "1")
-    assert not launching.is_member()
+    assert not membership.is_member()
 
 
 def test_cores_are_divided_unless_their_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_cores_are_divided_unless_their_number_is_given(monkeypatch: pytest.Monk
     assert launching.member_environment(0, 3, Path("unused"), {"OMP_NUM_THREADS": "5"})["OMP_NUM_THREADS"] == "5"
 
 
-LOST = launching.LOST
+LOST = membership.LOST
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def run_name(task: Task) -> str:
     return f"{task[0]}-w{task[1]}a{task[1]}-seed{task[2]}"
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one line per method and width, best first within a width: spread, and the mean difference to plain KD."""
     good = {(row["method"], row["bits"], row["seed"]): row["accuracy"] for row in rows if "failed" not in row}
     table = []
@@ -285,7 +285,7 @@ def write(args: argparse.Namespace, comparison: Comparison, rows: list[dict[str,
         "environment": facts,
         "teacher": spread(list(shared.values())),
         "float_student": spread(comparison.float_students()),
-        "table": summarise(rows),
+        "table": summarize(rows),
         "steps": json.loads(args.steps.read_text())["rows"] if args.steps else {},
         "rows": rows,
     }

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from role_agents_reasons import reasons, search_facts
-from role_agents_table import draw, render, summarise
+from role_agents_table import draw, render, summarize
 from stage_runs import environment, public, run_stages
 
 from qkd.config.binding import load_config
@@ -256,7 +256,7 @@ def main() -> None:
         "settings": settings(runs),
         "environment": environment(),
         "arms": {name: vars(ARMS[name]) for name in args.arms},
-        **summarise(rows, args.arms, plain=PLAIN, fixed=FIXED),
+        **summarize(rows, args.arms, plain=PLAIN, fixed=FIXED),
         "reasons": reasons(rows, searches),
         "searches": searches,
         "rows": rows,

@@ -43,7 +43,7 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, 
     return {**result, "stdev": round(deviation, 6), "half_width": round(width, 6), "p": round(float(test.pvalue), 5)}
 
 
-def summarise(rows: Sequence[Row], arms: Sequence[str], *, plain: str, fixed: Sequence[str]) -> dict[str, Any]:
+def summarize(rows: Sequence[Row], arms: Sequence[str], *, plain: str, fixed: Sequence[str]) -> dict[str, Any]:
     """Return the best fixed policy, and each arm's spread, costs and paired tests.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from export.flavours import OrtFlavour
+from export.flavors import OrtFlavor
 from export.graph.builder import GraphBuilder
 from export.storage.blocked import DOMAIN, unpack_blocks
 from export.storage.metadata import read_property
@@ -64,13 +64,13 @@ class _Unblocking:
         layer, grid, stored = self._layer()
         taken = [name for node in self.graph.node for name in node.output]
         made = GraphBuilder(reserved=(*taken, *self.constants))
-        flavour = OrtFlavour()
+        flavor = OrtFlavor()
         inputs = [
-            flavour.dequantize(made, f"{self.name}.input", stored, grid),
-            flavour.weights(made, layer, Storage((INT8,), INT8.opset)),
+            flavor.dequantize(made, f"{self.name}.input", stored, grid),
+            flavor.weights(made, layer, Storage((INT8,), INT8.opset)),
         ]
         if layer.bias is not None:
-            inputs.append(flavour.bias(made, layer, grid))
+            inputs.append(flavor.bias(made, layer, grid))
         made.nodes.append(helper.make_node("Gemm", inputs, [layer.output], name=self.name, transB=1))
         return made
 

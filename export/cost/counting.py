@@ -156,7 +156,7 @@ def cost_of_student(student: nn.Module, *, name: str = "student") -> CostReport:
 
 
 def cost_of_file(path: str | PathLike[str]) -> CostReport:
-    """Return the cost of an ONNX file: one that ``export_onnx`` wrote in any flavour, or of a float net.
+    """Return the cost of an ONNX file: one that ``export_onnx`` wrote in any flavor, or of a float net.
 
     The file is not run, and neither its target nor qonnx is needed. Batch norm counts nothing, as runtimes fold it.
     Everything but the activation peaks is what ``cost_of_student`` gives; these differ where a file needs several

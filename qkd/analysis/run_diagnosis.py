@@ -44,7 +44,7 @@ from qkd.terms.rescaling import (
     image_gradients,
     rescaling_facts,
     soft_targets,
-    summarise,
+    summarize,
 )
 from qkd.terms.taps import why_no_features
 from qkd.training import cpu_threads
@@ -308,7 +308,7 @@ class _Subject:
             self.notes.append("the student's loss has no soft targets at its logits: no w_t")
             return None
         gradients = image_gradients(found.logits.double(), told.logits.double(), told.labels, self.targets)
-        return summarise({name: float(value) for name, value in rescaling_facts(*gradients).items()})
+        return summarize({name: float(value) for name, value in rescaling_facts(*gradients).items()})
 
     def _geometry(
         self, role: str, model: nn.Module, found: NetOutputs, teacher_logits: Tensor
@@ -348,7 +348,7 @@ class _Subject:
         if file is None or not file.is_file():
             return ()
         rows = [(row.get("epoch"), row.get("facts") or {}) for row in read_metrics(file)]
-        found = tuple({"epoch": epoch, **summarise(facts)} for epoch, facts in rows if "w_counted" in facts)
+        found = tuple({"epoch": epoch, **summarize(facts)} for epoch, facts in rows if "w_counted" in facts)
         if rows and not found and self.targets is not None:
             self.notes.append(f"{file} has no w_t: this student was trained before it was logged")
         return found

@@ -13,7 +13,7 @@ from qkd.data.splits import Split
 from qkd.machine import usable_cpus
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     r"""Return images as the nets see them: :math:`(x / 255 - \mu_c) / \sigma_c` for each channel.
 
     Args:

@@ -29,6 +29,7 @@ from qkd.files import (
     write_text,
 )
 from qkd.files.yaml_text import read_yaml
+from qkd.moved import in_new_spelling
 from qkd.run.environment import environment
 from qkd.run.identity import BEHIND, changes, differences, identity, stage_settings
 
@@ -222,7 +223,8 @@ class RunFolder:
     def _why_other(self, stage: str, manifest: Mapping[str, Any]) -> str:
         """Return why a manifest is not of this run's stage; keys that only one side has are passed over."""
         mark = self._mark(stage)
-        changed = changes(manifest.get("settings", {}), mark["settings"])  # manifests of older versions have none
+        then = in_new_spelling(manifest.get("settings", {}), is_stored=True)
+        changed = changes(then, mark["settings"])  # manifests of older versions have none
         behind = [key for key in changed if key.partition(".")[0] in BEHIND]
         if manifest.get("stage", stage) != stage or len(behind) < len(changed):
             return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"
@@ -275,6 +277,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         raw = read_yaml(file)
     except ValueError as error:  # not UTF-8, not YAML, or beyond what is read
         raise DamagedFileError(f"{file}: not YAML ({error}); delete the run folder, or use another name=") from error
+    raw = in_new_spelling(raw, is_stored=True)
     try:
         return _plain(RunConfig.model_validate(raw))  # fills in defaults of keys that are newer than the file
     except ValidationError:

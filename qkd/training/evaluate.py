@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qkd.config import DataConfig
-from qkd.data import Splits, iterate, normalise
+from qkd.data import Splits, iterate, normalize
 from qkd.data.splits import Split
 from qkd.engines.engine import current
 from quantizers.modes import evaluating
@@ -40,5 +40,5 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
     indices = torch.cat(torch.split(places, size)[engine.rank :: engine.size] or (places[:0],))
     with evaluating(model), torch.no_grad():
         for images, labels in iterate(split, indices, size, device, drop_last=False, workers=data.workers):
-            right += (model(normalise(images, splits.mean, splits.std)).argmax(1) == labels).sum()
+            right += (model(normalize(images, splits.mean, splits.std)).argmax(1) == labels).sum()
     return int(engine.sums({"right": right})["right"].item()) / len(split)

@@ -12,6 +12,7 @@ import torch
 
 from qkd.agents.operations import native
 from qkd.engines.engine import current
+from qkd.moved import in_new_spelling
 from qkd.training.job import Job
 from quantizers import is_fused
 
@@ -51,8 +52,9 @@ def other_settings(then: object, now: Mapping[str, Any]) -> list[str]:
     """Return a text for each setting that is another now."""
     if not isinstance(then, Mapping):
         return []
-    return [f"{key}: {then[key]!r} then, {now[key]!r} now" for key in sorted(then.keys() & now.keys())
-            if then[key] != now[key]]  # fmt: skip
+    before = in_new_spelling(then, is_stored=True)
+    return [f"{key}: {before[key]!r} then, {now[key]!r} now" for key in sorted(before.keys() & now.keys())
+            if before[key] != now[key]]  # fmt: skip
 
 
 def other_kernels(then: object, now: Mapping[str, Any]) -> list[str]:

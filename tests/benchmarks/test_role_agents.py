@@ -113,7 +113,7 @@ def test_a_paired_test_of_too_little_has_no_p(program: Any) -> None:
 
 
 def record_of(program: Any, rows: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
-    table = program.role_agents_table.summarise(rows, arms, plain="crop_flip", fixed=("trivial", "cutmix"))
+    table = program.role_agents_table.summarize(rows, arms, plain="crop_flip", fixed=("trivial", "cutmix"))
     search = {"members": 8, "epochs": 4, "interval_epochs": 2, "train_images": 9, "val_images": 5}
     settings = {"teacher_net": "resnet8", "student_net": "resnet8", "weight_bits": 2, "act_bits": 2, "batch_size": 64,
                 "train_images": 2000, "teacher_epochs": 3, "student_epochs": 2, "search": search}  # fmt: skip

@@ -262,11 +262,11 @@ def heads_student(name: str):
     return student.eval()
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq"])
+@pytest.mark.parametrize("flavor", ["ort", "qcdq"])
 @pytest.mark.parametrize("name", DICTIONARIES)
-def test_outputs_are_compared_by_the_keys_of_the_students_dictionary(name, flavour, tmp_path):
+def test_outputs_are_compared_by_the_keys_of_the_students_dictionary(name, flavor, tmp_path):
     student, names = heads_student(name), DICTIONARIES[name][1]
-    export_onnx(student, batches(1)[0], tmp_path / "s.onnx", flavour=flavour)
+    export_onnx(student, batches(1)[0], tmp_path / "s.onnx", flavor=flavor)
     model = onnx.load(tmp_path / "s.onnx")
     assert [entry.name for entry in model.graph.output] == names
     report = check_parity(student, tmp_path / "s.onnx", batches(4))

@@ -80,7 +80,7 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
     """Run stages of an experiment, then print its closing table."""
     from qkd.engines.engine import current
     from qkd.pipeline import run_stages
-    from qkd.report import summarise
+    from qkd.report import summarize
     from qkd.run.folder import RunFolder
 
     with current().in_turn(lambda: RunFolder.open(config, runs_dir=args.runs_dir)) as run:
@@ -89,7 +89,11 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
             from qkd.stages.export import require_integer_layers
 
             current().first(lambda: require_integer_layers(run))
-        return print_result(args, summarise(run.path)) if is_first() else DONE
+        if getattr(args, "runtime", None) is not None:
+            from qkd.stages.fitted import keep_fitted
+
+            current().first(lambda: [str(path) for path in keep_fitted(run, args.runtime, new_progress())])
+        return print_result(args, summarize(run.path)) if is_first() else DONE
 
 
 def new_progress() -> Progress:

@@ -81,10 +81,10 @@ def test_files_of_others_are_left_alone_or_refused(tmp_path):
     assert fit_storage(path, ["int4", "int8"]).content == path
     with pytest.raises(ExportError, match="only files that export_onnx wrote .*does not say who wrote it"):
         fit_storage(path, ["int8"])
-    path = foreign(tmp_path, packed, flavour="qonnx", weight_bits="{}")
-    with pytest.raises(ExportError, match="this one is of flavour qonnx"):
+    path = foreign(tmp_path, packed, flavor="qonnx", weight_bits="{}")
+    with pytest.raises(ExportError, match="this one is of flavor qonnx"):
         repack(path, "int8")
-    path = foreign(tmp_path, packed, flavour="ort", weight_bits='{"conv": 4}')
+    path = foreign(tmp_path, packed, flavor="ort", weight_bits='{"conv": 4}')
     with pytest.raises(ExportError, match="conv: the file has no weights named conv.weight.int8"):
         repack(path, "int8")
 

@@ -1,4 +1,4 @@
-"""The flavour for QONNX readers (FINN, hls4ml): float tensors, and a Quant node of any width at every grid."""
+"""The flavor for QONNX readers (FINN, hls4ml): float tensors, and a Quant node of any width at every grid."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from export.flavours.base import bias_values, oldest_opset
+from export.flavors.base import bias_values, oldest_opset
 from export.graph.builder import GraphBuilder
 from export.passes.rewrite import merge_quantizers, sink_moves, spell_out
 from export.storage.packing import Storage, floats_only
@@ -20,7 +20,7 @@ QUANT_VERSION = 1  # Quant has not changed since; version 2 of the domain is abo
 BIAS_BITS = 32
 
 
-class QonnxFlavour:
+class QonnxFlavor:
     """QONNX graph, opset 13 (14 with HardSwish), the batch fixed at 1 as its tools want it.
 
     ``Quant(x, scale, zeropt, bitwidth)`` gives ``(round(clip(x / scale + zeropt)) - zeropt) * scale``, rounding half
@@ -42,6 +42,7 @@ class QonnxFlavour:
     is_runnable = False
     is_judged_by_kernels = False
     has_dynamic_batch = False
+    takes_pixels = False
     domains: dict[str, int] = {QUANT_DOMAIN: QUANT_VERSION}
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:

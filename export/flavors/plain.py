@@ -1,4 +1,4 @@
-"""The flavour for other runtimes: QuantizeLinear, Clip, DequantizeLinear at every grid, and float operators between."""
+"""The flavor for other runtimes: QuantizeLinear, Clip, DequantizeLinear at every grid, and float operators between."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from export.checks import ExportError
-from export.flavours.base import bias_values, dequantized_constant, oldest_opset
+from export.flavors.base import bias_values, dequantized_constant, oldest_opset
 from export.graph.builder import GraphBuilder
 from export.passes.rewrite import arrange
 from export.storage.packing import Storage, bytes_only
 from quantizers.integer import Concat, Conv, Grid, IntegerView, Linear, Node, Quantize
 
 
-class QcdqFlavour:
+class QcdqFlavor:
     """Plain QCDQ graph of ONNX's own operators, opset 13 (14 with HardSwish), the batch dynamic.
 
     * Each grid is ``QuantizeLinear -> Clip -> DequantizeLinear``, the Clip on the integers and only below eight bits.
@@ -35,6 +35,7 @@ class QcdqFlavour:
     is_runnable = True
     is_judged_by_kernels = False
     has_dynamic_batch = True
+    takes_pixels = True
     domains: dict[str, int] = {}
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:
@@ -44,7 +45,7 @@ class QcdqFlavour:
             ExportError: If packed weights are asked for.
         """
         if pack == "packed":
-            raise ExportError("flavour 'qcdq' stores weights as int8; use pack='int8' or 'auto', or flavour 'ort'")
+            raise ExportError("flavor 'qcdq' stores weights as int8; use pack='int8' or 'auto', or flavor 'ort'")
         return bytes_only(pack, opset, oldest_opset(view))
 
     def arrange(self, view: IntegerView) -> IntegerView:

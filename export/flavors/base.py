@@ -1,6 +1,6 @@
-"""What a flavour of graph must be able to write; the lowering itself is shared.
+"""What a flavor of graph must be able to write; the lowering itself is shared.
 
-A flavour decides what tensor stands for an edge on a grid (its *stored* tensor). Everything that only moves values
+A flavor decides what tensor stands for an edge on a grid (its *stored* tensor). Everything that only moves values
 works on stored tensors; everything that computes works on real ones.
 """
 
@@ -22,7 +22,7 @@ PLAIN_OPSET = 13  # the oldest with per-channel DequantizeLinear, and with axes 
 HARDSWISH_OPSET = 14
 
 
-class Flavour(Protocol):
+class Flavor(Protocol):
     """What a kind of graph is, and what it must be able to write.
 
     Every method that takes a graph returns the name of the tensor it made.
@@ -34,6 +34,7 @@ class Flavour(Protocol):
         is_judged_by_kernels: Whether a layer that ONNX Runtime computes in float is a fall-back; else one that reads
             values on no grid is.
         has_dynamic_batch: Whether the batch is left open; else it is 1.
+        takes_pixels: Whether the normalization of uint8 images may be part of the graph.
         domains: Operator sets beside ONNX's own: domain -> version.
     """
 
@@ -42,6 +43,7 @@ class Flavour(Protocol):
     is_runnable: bool
     is_judged_by_kernels: bool
     has_dynamic_batch: bool
+    takes_pixels: bool
     domains: dict[str, int]
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:
@@ -51,7 +53,7 @@ class Flavour(Protocol):
         """Rearrange a view for the runtime, without changing a code."""
 
     def notes(self, view: IntegerView) -> Iterator[str]:
-        """Yield a warning for whatever the flavour's readers may not take."""
+        """Yield a warning for whatever the flavor's readers may not take."""
 
     def zero_point(self, grid: Grid) -> int:
         """Return what is added to a code to give its stored value (where that is an integer)."""

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from qkd.config import RunConfig
 from qkd.config.bind_faults import schema_faults
 from qkd.config.binding import read_config
+from qkd.nets.own.copies import resolved_nets
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 
@@ -21,7 +22,7 @@ def stored_config(folder: Path) -> RunConfig:
         ValueError: If it is not a config of this version.
     """
     path = folder / "config.yaml"
-    values = read_config(path)
+    values = resolved_nets(read_config(path), folder)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -50,9 +50,6 @@ def place_fault(place: str) -> str:
 
     Args:
         place: ``path/to/file.py:name`` or ``package.module:name``.
-
-    Raises:
-        OSError: If a file that is there cannot be read.
     """
     module, _, name = place.rpartition(":")
     source = source_of(place)
@@ -64,6 +61,8 @@ def place_fault(place: str) -> str:
         return ""
     try:
         names = set(_top_level(ast.parse(read_text(source), str(source))))
+    except OSError as error:
+        return f"{source} cannot be read: {error}"
     except (SyntaxError, ValueError) as error:
         return f"{source} is no Python that this version reads: {error}"
     if name in names or "*" in names:

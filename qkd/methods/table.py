@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def methods_of(config: RunConfig) -> tuple[Method, ...]:
     """
     places = [entry.place for entry in METHODS.values() if not entry.asked_by or _is_set(config, entry.asked_by)]
     own = [] if config.student.method is None else [own_method(config.student.method)]
-    methods = tuple(kind(config) for kind in (*own, *(load_place(place) for place in places)))
+    methods = tuple(kind(config) for kind in (*own, *(_resolve(place) for place in places)))
     faults = [fault for method in methods for fault in method.faults()]
     if faults:
         raise ValueError("the method cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
@@ -124,7 +125,7 @@ def report_rows() -> Iterator[Callable[[Path, Mapping[str, Mapping[str, Any]]], 
     """Yield the functions that give methods' rows in the report: run folder and results -> rows."""
     for entry in METHODS.values():
         if entry.rows:
-            yield load_place(entry.rows)
+            yield _resolve(entry.rows)
 
 
 def _is_set(config: RunConfig, key: str) -> bool:
@@ -140,6 +141,12 @@ def _values(section: Section, keys: list[str]) -> Iterator[tuple[Any, Any]]:
         return
     for inner in value if keys[0].endswith("[]") else (value,):
         yield from _values(inner, keys[1:])
+
+
+def _resolve(place: str) -> Any:
+    """Return what a row of the table names."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _entry_point(name: str) -> Any:

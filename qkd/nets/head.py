@@ -24,13 +24,13 @@ def head_layer(net: nn.Module, head: str) -> str:
     Raises:
         HeadError: If there is no such layer.
     """
-    _, _, path = head.partition(":")
+    path = head.partition(":")[2]
     if path:
         if path not in dict(net.named_modules()):
             raise HeadError(f"head: the net has no layer {path!r}; it ends with {_ends(net)}")
         return path
     for kind in (nn.Linear, nn.Conv2d):
-        layers = [name for name, module in net.named_modules() if isinstance(module, kind)]
+        layers: list[str] = [name for name, module in net.named_modules() if isinstance(module, kind)]
         if layers:
             return layers[-1]
     raise HeadError(f"head: the net has no linear layer and no convolution; it ends with {_ends(net)}")

@@ -85,6 +85,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
 
     Raises:
         DataError: If the set is unknown, missing, damaged or inconsistent, or the division leaves a class untrained.
+        ValueError: If torchvision has no weights for the net that ``preprocess`` names.
         OSError: If a file of the set cannot be read.
     """
     _require_known(config.name)

@@ -46,6 +46,7 @@ def image_shape(config: DataConfig) -> ImageShape:
 
     Raises:
         DataError: If an npz or a folder cannot be read, or the set is unknown.
+        ValueError: If torchvision has no weights for the net that ``preprocess`` names.
         OSError: If a file of the set cannot be read.
     """
     if config.name in PUBLISHED:

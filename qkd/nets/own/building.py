@@ -63,7 +63,7 @@ def _wanted(builder: Callable[..., Any], facts: Mapping[str, Any], options: Mapp
         names = inspect.signature(builder).parameters
     except (TypeError, ValueError):  # a builder in C, or one that hides its signature
         return {}
-    found = {}
+    found: dict[str, Any] = {}
     for fact, spellings in FACTS.items():
         if not any(name in options for name in spellings):
             found |= {name: facts[fact] for name in spellings if name in names}

@@ -16,20 +16,12 @@ _DIGITS = 12  # of the hash in a name: enough to tell versions of one file apart
 _KEPT = re.compile(rf"(?:^|.*/)({FOLDER}/[^/]+-[0-9a-f]{{{_DIGITS}}}/[^/]+\.py)")
 _UP = 6  # folders above a file of weights that are looked at for the run's
 
-PLACES: tuple[tuple[str, ...], ...] = (  # where a config names nets; `*` is every entry of a list
-    ("teacher", "net"),
-    ("student", "net"),
-    ("student", "auxiliary", "net"),
-    ("student", "peers", "nets", "*", "net"),
-)
+ROLES = ("teacher", "student")  # groups of a config that name nets, at whatever depth, each under the key `net`
 
 
 def change_nets(data: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     """Return raw config data with each net changed; what is no text is left to the schema."""
-    result: Any = dict(data)
-    for place in PLACES:
-        result = _changed(result, place, change)
-    return dict(result)
+    return {key: _changed(value, change) if key in ROLES else value for key, value in data.items()}
 
 
 def resolved_nets(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -126,21 +118,17 @@ def _by_content(file: Path) -> Path:
     return Path(f"{code_hash(file)}.py")
 
 
-def _changed(value: Any, place: tuple[str, ...], change: Callable[[str], str]) -> Any:
-    if not place:
-        return _tried(value, change)
-    if place[0] == "*":
-        return [_changed(item, place[1:], change) for item in value] if isinstance(value, list) else value
-    if not isinstance(value, Mapping) or place[0] not in value:
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    if not isinstance(value, Mapping):
         return value
-    return {**value, place[0]: _changed(value[place[0]], place[1:], change)}
+    return {
+        key: change(inner) if key == "net" and isinstance(inner, str) else inner if _is_options(key)
+        else _changed(inner, change)
+        for key, inner in value.items()
+    }  # fmt: skip
 
 
-def _tried(value: Any, change: Callable[[str], str]) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        parse_net(value)
-    except ValueError:
-        return value  # a name that no table knows: said where names are looked up
-    return change(value)
+def _is_options(key: object) -> bool:
+    return str(key).endswith("options")  # what is below is a builder's, a loss's or a method's own

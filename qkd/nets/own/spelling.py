@@ -77,8 +77,11 @@ def net_title(text: str) -> str:
 
 
 def with_file(text: str, change: Callable[[Path], Path]) -> str:
-    """Return a net with another file, where it has one."""
-    net = parse_net(text)
+    """Return a net with another file, where it has one; a text that spells no net is said where names are looked up."""
+    try:
+        net = parse_net(text)
+    except ValueError:
+        return text
     file = file_of(net.name) if net.is_own else None
     if file is None:
         return text

@@ -23,6 +23,7 @@ from qkd.files.user_paths import user_path
 from qkd.files.yaml_text import DEEPEST, YamlError, parse_yaml, read_yaml
 from qkd.foreign import nearest
 from qkd.foreign.shown import shown_line
+from qkd.moved import in_new_spelling
 from qkd.nets.own.copies import resolved_nets
 
 Bound = TypeVar("Bound", bound=BaseModel)
@@ -40,7 +41,7 @@ def shipped_folder() -> Path:
 def shipped_configs() -> dict[str, Path]:
     """Return the shipped configs by name, e.g. ``digits/w2a2``, in alphabetical order.
 
-    Each lies in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
+    Each is in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
     """
     folder = shipped_folder()
     files = sorted(path for path in folder.rglob("*.yaml") if path.parent != folder)
@@ -105,6 +106,7 @@ def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
     config: RunConfig | None = None
     data = filled(data)
     try:
+        data = in_new_spelling(data)
         config = bind_section(RunConfig, data)
     except ValidationError as error:
         faults += schema_faults(error, data, RunConfig)
@@ -132,7 +134,7 @@ def bind_section(schema: type[Bound], data: Mapping[str, Any]) -> Bound:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return ``data`` with overrides set; ``data`` stays as it is.
+    """Return ``data`` with overrides set; ``data`` is not changed.
 
     Args:
         data: Raw content of a config.
@@ -148,7 +150,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         try:
             if not equals or not all(key.split(".")) or key.count(".") >= DEEPEST:
                 raise ValueError("must be key.path=value, e.g. student.train.epochs=3")
-            _set(result, key.split("."), parse_yaml(value))
+            [(key, parsed)] = in_new_spelling({key: parse_yaml(value)}).items()
+            _set(result, key.split("."), parsed)
         except ValueError as error:
             faults.append(f"override `{shown_line(text, 80)}`: {error}")
     if faults:
@@ -169,7 +172,7 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
         ConfigError: With every fault that was found.
     """
     path = find_config(str(name))
-    data = resolved_nets(read_config(path), path.parent)
+    data = resolved_nets(in_new_spelling(read_config(path)), path.parent)
     data = {"name": _name_of(path), **apply_overrides(data, overrides)}
     return bind(_with_teacher(resolved_nets(data, Path())), checks=checks)
 
@@ -186,7 +189,8 @@ def _with_teacher(data: dict[str, Any]) -> dict[str, Any]:
         return data
     if has_config(run):
         folder = user_path(run)
-        return with_borrowed_teacher(data, resolved_nets(read_config(folder / "config.yaml"), folder))
+        theirs = in_new_spelling(read_config(folder / "config.yaml"), is_stored=True)
+        return with_borrowed_teacher(data, resolved_nets(theirs, folder))
     if "net" in data["teacher"]:  # as in a run folder: they were filled in when it was made
         return data
     raise ConfigError([f"config.teacher.run: {shown_line(run)} is no run folder: it has no config.yaml"])

@@ -31,7 +31,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
 def _trained(teacher: Mapping[str, Any]) -> Mapping[str, Any]:
     """Fill in a training where nothing else gives the teacher its weights; one that tunes has a lower rate.
 
-    A teacher that is another run's, or untrained, has none; nor have given weights that are used as they are.
+    A teacher that is another run's, or untrained, has none; nor have given weights that are used unchanged.
     """
     is_settled = any(teacher.get(key) for key in ("train", "untrained", "run")) or teacher.get("train") == {}
     if is_settled:

@@ -192,12 +192,12 @@ def _imported(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):  # within a package that lies beside the file
+        elif isinstance(node, ast.ImportFrom):  # within a package beside the file
             yield from ()
 
 
 def _beside(folder: Path, module: str) -> list[Path]:
-    """Return the files of a module that lies in a folder: its own, or all of its package's."""
+    """Return the files of a module in a folder: its own, or all of its package's."""
     first = folder / module.split(".")[0]
     if first.with_suffix(".py").is_file():
         return [first.with_suffix(".py")]

@@ -42,7 +42,7 @@ def without_head(
     """Return a file's tensors with the net's own in place of the last layer's.
 
     Args:
-        net: Receives the weights; its last layer stays as it is, which is random.
+        net: Receives the weights; its last layer stays unchanged: random.
         head: ``new`` or ``new:<path>``.
         wanted: The net's state dict.
         found: The file's, under the net's names; its last layer may have another shape, or be missing.

@@ -55,7 +55,7 @@ AS_THEY_ARE = Form()
 
 
 class FolderSplit:
-    """A part whose images lie in files.
+    """A part whose images are in files.
 
     Args:
         files: Paths of the images.
@@ -182,7 +182,7 @@ def _known_files(folder: Path, train: Path, classes: Sequence[str], skipped: _Sk
 
 
 def _divided(everything: FolderSplit, folder: Path, form: Form) -> tuple[FolderSplit, FolderSplit]:
-    """Return training and test images of a set that has no test images of its own: stratified, seeded."""
+    """Return training and test images of a set without a separate test part: stratified, seeded."""
     counts = torch.bincount(everything.labels)
     wanted = torch.minimum(stratified_quotas(counts, round(len(everything) * form.test_fraction)), counts - 1)
     test, train = take_quotas(everything.labels, wanted, torch.Generator().manual_seed(form.split_seed))

@@ -39,7 +39,7 @@ def keep_net(net: str, folder: Path) -> str:
     """Copy the file of a net, and what it imports from beside it, into a run folder.
 
     Args:
-        net: As a config spells it; one that is no file stays as it is.
+        net: As a config spells it; one that is no file stays the same.
         folder: The run folder.
 
     Returns:

@@ -1,7 +1,7 @@
 """What a training needs of the devices it runs on: this module's engine is one device, where there is nothing to do.
 
-Errors: :class:`PeerLostError` and :class:`FirstFailedError` (both ``RuntimeError``) end a process whose training cannot
-go on because of another process.
+Errors: :class:`PeerLostError` and :class:`FirstFailedError` (both ``RuntimeError``) end a process whose training cannot continue
+because of another process.
 """
 
 from __future__ import annotations

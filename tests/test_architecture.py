@@ -216,6 +216,7 @@ def test_a_job_is_built_in_one_place() -> None:
 
 # identifiers and strings that name a method or a key that asks for one
 METHOD_NAMES = {
+    "DataFree", "data_free",
     "EnsembleTeacher", "auxiliary", "co_study", "ensemble", "is_turned", "meta", "meta_distil", "peers", "rotations",
     "teacher_branches", "teacher_terms",
 }  # fmt: skip

@@ -23,6 +23,7 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
+from qkd.cli.commands.made import generate
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
@@ -40,11 +41,12 @@ EXAMPLES = """examples:
   qkd diagnose runs/digits-w2a2 --out teacher.svg     what its teacher tells, and which known failure it shows
   qkd retrieve runs/digits-w2a2                       do features find images of their class?
   qkd match runs/digits-w2a2                          which layers of the teacher to follow with which
+  qkd generate runs/digits-rdskd --out grid.png       what images a data-free run learned from
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
-COMMANDS = (run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor)
+COMMANDS = (run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, generate, policy, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

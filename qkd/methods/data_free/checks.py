@@ -9,8 +9,8 @@ from torch import nn
 
 from qkd.config import RunConfig
 from qkd.config.data_free import DataFreeConfig
-from qkd.methods.data_free.kinds import KINDS
-from qkd.methods.data_free.watching import last_layer_of, norms_of
+from qkd.methods.data_free.making.kinds import KINDS
+from qkd.methods.data_free.making.watching import last_layer_of, norms_of
 
 
 def config_faults(config: RunConfig) -> Iterator[str]:

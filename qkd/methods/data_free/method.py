@@ -13,11 +13,12 @@ from qkd.config import RunConfig
 from qkd.config.data_free import ADVERSARIAL, GENERATOR, NOISE, POOL, DataFreeConfig
 from qkd.data import Splits
 from qkd.files import sha256_of
-from qkd.methods.data_free.adversary import AdversarialSource, Adversary
-from qkd.methods.data_free.blind import blind
 from qkd.methods.data_free.checks import config_faults, require_teacher_fits
 from qkd.methods.data_free.float_twin import DataFreeFloatRole
-from qkd.methods.data_free.generating import (
+from qkd.methods.data_free.inverting.pooling import PoolRole, load_pool
+from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
+from qkd.methods.data_free.making.blind import blind
+from qkd.methods.data_free.making.generating import (
     NAME,
     GeneratorRole,
     TrainedGenerator,
@@ -25,10 +26,9 @@ from qkd.methods.data_free.generating import (
     load_generator,
     logits_of,
 )
-from qkd.methods.data_free.inverting.pooling import PoolRole, load_pool
-from qkd.methods.data_free.kinds import KINDS
-from qkd.methods.data_free.sources import Generated, MadeSource, Noise, Pool
-from qkd.methods.data_free.watching import Watched
+from qkd.methods.data_free.making.kinds import KINDS
+from qkd.methods.data_free.making.sources import Generated, MadeSource, Noise, Pool
+from qkd.methods.data_free.making.watching import Watched
 from qkd.methods.method import Lesson, Method, Synthesis
 from qkd.progress import Progress
 from qkd.roles.guide import load_guide

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from qkd.config.data_free import DataFreeConfig
 from qkd.data import Splits
 from qkd.losses import cmi_inversion_loss, contrastive_loss
-from qkd.methods.data_free.generating import build_generator
 from qkd.methods.data_free.inverting.inversions import Best, Inverted
 from qkd.methods.data_free.inverting.views import cropped, flipped, shifted
-from qkd.methods.data_free.kinds import weights_of
-from qkd.methods.data_free.watching import Seen, Watched
+from qkd.methods.data_free.making.generating import build_generator
+from qkd.methods.data_free.making.kinds import weights_of
+from qkd.methods.data_free.making.watching import Seen, Watched
 from qkd.seeding import global_stream, stream
 
 TEMPERATURE = 0.1

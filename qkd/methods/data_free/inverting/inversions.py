@@ -13,8 +13,8 @@ from qkd.config.data_free import DataFreeConfig
 from qkd.data import Splits
 from qkd.losses import class_similarity, data_impression_loss, deep_inversion_loss, dirichlet_concentrations
 from qkd.methods.data_free.inverting.views import rolled
-from qkd.methods.data_free.kinds import weights_of
-from qkd.methods.data_free.watching import Watched
+from qkd.methods.data_free.making.kinds import weights_of
+from qkd.methods.data_free.making.watching import Watched
 from qkd.seeding import derive, stream
 
 JITTER = 2  # pixels, of DeepInversion's rolls

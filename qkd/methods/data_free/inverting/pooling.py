@@ -16,13 +16,13 @@ from qkd.config import AgentConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.data import Splits
 from qkd.files import make_folder, read_json, write_json, write_text
-from qkd.methods.data_free.blind import sightless
-from qkd.methods.data_free.generating import NAME, judged, logits_of, origin_settings, teacher_marks
 from qkd.methods.data_free.inverting.contrast import Contrast
 from qkd.methods.data_free.inverting.inversions import DataImpressions, DeepInversion, Inversion
-from qkd.methods.data_free.kinds import KINDS
-from qkd.methods.data_free.samples import SHOWN, read_arrays, to_pixels, write_arrays, write_sample
-from qkd.methods.data_free.watching import Watched
+from qkd.methods.data_free.making.blind import sightless
+from qkd.methods.data_free.making.generating import NAME, judged, logits_of, origin_settings, teacher_marks
+from qkd.methods.data_free.making.kinds import KINDS
+from qkd.methods.data_free.making.samples import SHOWN, read_arrays, to_pixels, write_arrays, write_sample
+from qkd.methods.data_free.making.watching import Watched
 from qkd.roles.guide import guide_of, load_guide
 from qkd.training import FitResult
 from qkd.training.assembly import Context, Made

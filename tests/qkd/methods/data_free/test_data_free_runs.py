@@ -15,10 +15,10 @@ from qkd.config import RunConfig
 from qkd.config.data_free import FAMILIES
 from qkd.data import Splits
 from qkd.files import read_safetensors, sha256_of
-from qkd.methods.data_free import generating
-from qkd.methods.data_free.blind import NoImages, RealImageError, blind
 from qkd.methods.data_free.inverting import inversions, pooling
-from qkd.methods.data_free.kinds import KINDS
+from qkd.methods.data_free.making import generating
+from qkd.methods.data_free.making.blind import NoImages, RealImageError, blind
+from qkd.methods.data_free.making.kinds import KINDS
 from qkd.progress import Silent
 from qkd.roles import learner
 from qkd.run.folder import RunFolder

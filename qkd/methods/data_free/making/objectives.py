@@ -19,7 +19,7 @@ from qkd.losses import (
     one_hot_loss,
     rdskd_generator_loss,
 )
-from qkd.methods.data_free.watching import Seen
+from qkd.methods.data_free.making.watching import Seen
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.data import Splits
 from qkd.files import read_safetensors, sha256_of, write_json, write_safetensors
-from qkd.methods.data_free.blind import sightless
-from qkd.methods.data_free.kinds import KINDS, weights_of
-from qkd.methods.data_free.objectives import OBJECTIVES, Moment, facts_of
-from qkd.methods.data_free.samples import SHOWN, is_sampled, to_pixels, write_sample
-from qkd.methods.data_free.sources import LatentSource, draw_latents
-from qkd.methods.data_free.watching import Watched
+from qkd.methods.data_free.making.blind import sightless
+from qkd.methods.data_free.making.kinds import KINDS, weights_of
+from qkd.methods.data_free.making.objectives import OBJECTIVES, Moment, facts_of
+from qkd.methods.data_free.making.samples import SHOWN, is_sampled, to_pixels, write_sample
+from qkd.methods.data_free.making.sources import LatentSource, draw_latents
+from qkd.methods.data_free.making.watching import Watched
 from qkd.nets.generator import Generator, GeneratorGroup
 from qkd.roles.guide import guide_of, load_guide
 from qkd.run.folder import RunFolder

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qkd.config import AgentConfig
 from qkd.data import normalise
-from qkd.methods.data_free.samples import to_pixels
+from qkd.methods.data_free.making.samples import to_pixels
 from qkd.methods.method import Synthesis
 from qkd.seeding import stream
 from qkd.training.job import Batch, Job

@@ -12,15 +12,16 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from export.checks import check_view
 from export.conversion.repack import repack
-from export.flavours import Flavour, find_flavour
+from export.flavors import Flavor, find_flavor
 from export.lowering.model import PRODUCER, lower, toolkit_version
 from export.storage.blocked import WIDTHS
 from export.storage.metadata import properties_of, read_property
 from export.storage.packing import INT2, INT4, INT8, Blocks
+from export.storage.preprocessing import Preprocessing
 from quantizers.integer import IntegerView, Linear
 
-# Entries of a file's metadata that are not compared here: who wrote it, and its quantizers, which `ways.py` compares.
-FREE_ENTRIES = ("toolkit", "quantizers")
+# Entries of a file's metadata that are not compared here: what wrote it, and its quantizers, which `ways.py` compares.
+FREE_ENTRIES = ("toolkit", "quantizers", "versions")
 STRAY_FIELDS = ("sparse_initializer", "quantization_annotation")
 WAY_OUT = "export it again, or judge a file that another program rewrote by its behavior alone (constants=False)"
 
@@ -41,7 +42,9 @@ class GraphParity:
     note: str = ""
 
 
-def compare_graphs(model: ModelProto, view: IntegerView, image_shape: Sequence[int]) -> GraphParity:
+def compare_graphs(
+    model: ModelProto, view: IntegerView, image_shape: Sequence[int], preprocessing: Preprocessing | None = None
+) -> GraphParity:
     """Compare a file with what export writes of the view in the same flavor, storage and operator set.
 
     Nothing is close here: one bit of one constant is a difference. Names of nodes, their order and comments are no
@@ -51,10 +54,11 @@ def compare_graphs(model: ModelProto, view: IntegerView, image_shape: Sequence[i
     Args:
         model: The file.
         view: What the student computes.
-        image_shape: Of one image.
+        image_shape: Of one image: ``[channels, height, width]``.
+        preprocessing: Of its images, as the file must say it; None: what it says is not compared.
     """
     try:
-        wanted = _written_again(model, view, image_shape)
+        wanted = _written_again(model, view, image_shape, preprocessing)
     except ValueError as error:
         return _refused(model, f"export writes no such file of this student: {error}")
     structure = list(_structure(model, wanted))
@@ -85,29 +89,31 @@ def _other_writer(model: ModelProto) -> str:
     return f"the program {model.producer_name!r}" if model.producer_name else "a program that does not give its name"
 
 
-def _written_again(model: ModelProto, view: IntegerView, image_shape: Sequence[int]) -> ModelProto:
+def _written_again(
+    model: ModelProto, view: IntegerView, image_shape: Sequence[int], preprocessing: Preprocessing | None
+) -> ModelProto:
     """Return the view as a model in the form of the file: what can be chosen at export is read from the file.
 
     Raises:
         ValueError: If no export gives such a form.
     """
     check_view(view)
-    flavour = find_flavour(properties_of(model).get("flavour", ""))
+    flavor = find_flavor(properties_of(model).get("flavor", ""))
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
-    chosen = flavour.storage(view, "int8", opset)
+    chosen = flavor.storage(view, "int8", opset)
     blocks, unblocked = _blocks(model, view)
     storage = replace(chosen, blocks={**blocks, **unblocked})
-    if flavour.name == "ort":
+    if flavor.name == "ort":
         storage = replace(storage, types=_types(model))
-    written = lower(view, flavour, storage, [(_batch(flavour), *image_shape)]).model
+    written = lower(view, flavor, storage, [(_batch(flavor), *image_shape)], preprocessing).model
     if not unblocked:
         return written
     names = [*(kind.name for kind in storage.types), *(cut.name for cut in blocks.values())]
     return onnx.load_from_string(repack(bytes(written.SerializeToString()), names))
 
 
-def _batch(flavour: Flavour) -> int:
-    return 2 if flavour.has_dynamic_batch else 1
+def _batch(flavor: Flavor) -> int:
+    return 2 if flavor.has_dynamic_batch else 1
 
 
 def _types(model: ModelProto) -> tuple[Any, ...]:
@@ -119,7 +125,7 @@ def _types(model: ModelProto) -> tuple[Any, ...]:
 def _blocks(model: ModelProto, view: IntegerView) -> tuple[dict[str, Blocks], dict[str, Blocks]]:
     """Return the linear layers that a file stores in blocks, and those that ``repack`` took out of blocks.
 
-    How they are cut follows from their width; a layer that was taken out reads an input of its own.
+    How they are cut follows from their width; a layer that was taken out reads an input that is not shared.
     """
     cut = set(read_property(model, "blocks", {}))
     made = {name for node in model.graph.node for name in node.output}
@@ -150,7 +156,7 @@ def _headers(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
     if found.ir_version != wanted.ir_version:
         yield f"its IR version is {found.ir_version}, and {wanted.ir_version} is what export writes"
     if found.functions:
-        yield f"it defines {len(found.functions)} functions of its own ({found.functions[0].name!r})"
+        yield f"it defines {len(found.functions)} local functions ({found.functions[0].name!r})"
     for field in STRAY_FIELDS:
         if getattr(found.graph, field):
             yield f"its graph has {field}, which export never writes"

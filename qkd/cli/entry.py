@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
-from qkd.cli.commands.made import generate
+from qkd.cli.commands.results import generate, predict, val
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
@@ -35,6 +36,8 @@ EXAMPLES = """examples:
   qkd run my.yaml --dry-run                           find faults before training
   qkd validate my.yaml                                all faults of a config at once
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
+  qkd predict runs/digits-w2a2 photo.png              classes and probabilities of images
+  qkd val runs/digits-w2a2 my-images/                 accuracy on labeled images, class by class
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
@@ -46,7 +49,10 @@ EXAMPLES = """examples:
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
-COMMANDS = (run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, generate, policy, doctor)
+COMMANDS = (
+    run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match,
+    generate, policy, doctor,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
     """
-    with clean_output():
+    with clean_output(), warnings.catch_warnings():
+        warnings.filterwarnings("default", ".*the old name goes with the next release", DeprecationWarning)
         return _main(parse(sys.argv[1:] if argv is None else argv))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.config import AgentConfig
-from qkd.data import normalise
+from qkd.data import normalize
 from qkd.methods.data_free.making.samples import to_pixels
 from qkd.methods.method import Synthesis
 from qkd.seeding import stream
@@ -150,7 +150,7 @@ class MadeSource:
         job = self._job
         generator = stream(job.seed, job.role, "augment", epoch)
         seen = job.agent(raw, generator=generator, epoch=epoch, samples=samples)
-        return normalise(seen, job.splits.mean, job.splits.std)
+        return normalize(seen, job.splits.mean, job.splits.std)
 
     @torch.no_grad()
     def _classes(self, images: Tensor) -> Tensor:

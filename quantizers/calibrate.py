@@ -27,8 +27,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any], *, keep_statistics: bo
         student: A network from :func:`prepare`.
         batches: Image batches as the network takes them, float, ``[batch, channels, height, width]`` (or tuples that
             start with one), or one such batch. They are kept in memory during the call; a few hundred images do.
-        keep_statistics: Leave batch norm the running statistics that it has, where these images are not what it is to
-            see: made ones, say.
+        keep_statistics: Leave batch norm's running statistics unchanged, for images that are unlike those it will meet:
+            generated ones, say.
 
     Raises:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).

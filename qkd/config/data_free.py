@@ -74,7 +74,7 @@ class DataFreeConfig(Section):
     weights: dict[str, NonNegative] = Field(
         default_factory=dict, description="weights of the method's loss, by the names that its function has"
     )
-    beta: tuple[Positive, ...] = Field((1.0, 0.1), description="zskd: scales of the concentrations, in turns")
+    beta: tuple[Positive, ...] = Field((1.0, 0.1), description="zskd: scales of the concentrations; batches take turns")
     compat: Literal["paper", "released"] = Field("paper", description="zskd: released: beta changes nothing")
 
     @property

@@ -32,7 +32,7 @@ class DataFreeFloatRole(StudentRole):
         return self.float_net().to(self.context.device)
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
-        """Leave it as it is: a float net has nothing to calibrate."""
+        """Leave it unchanged: a float net has nothing to calibrate."""
 
     def details(self) -> Mapping[str, Any]:
         """Return further keys of its result."""

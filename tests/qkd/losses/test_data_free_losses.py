@@ -186,7 +186,7 @@ def test_formula(name: str) -> None:
     assert value.item() == pytest.approx(expected, abs=1e-9, rel=1e-9)
 
 
-# --- what they are at their limits
+# --- at their limits
 
 
 def test_balance_is_least_for_uniform_classes_and_none_for_one() -> None:

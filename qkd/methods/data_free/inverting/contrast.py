@@ -1,4 +1,4 @@
-"""CMI's synthesis: a generator that begins anew for every batch, and a head that tells its images from earlier ones."""
+"""CMI's synthesis: a fresh generator for every batch, and a head that tells its images from earlier ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Contrast:
     device: torch.device
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:
-        """Return a batch; head, its optimizer and the bank go on from what the one before has left."""
+        """Return a batch; head, its optimizer and the bank continue from the batch before."""
         draws = stream(self.seed, "inversion", index)
         generator = self._generator(index)
         latents = torch.randn(count, self.settings.latent, generator=draws).to(self.device).requires_grad_()
@@ -111,7 +111,7 @@ class _Memory:
             optimizer.step()
 
     def state(self, views: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
-        """Return what the next batch goes on from, and the features of this one, for the bank."""
+        """Return what the next batch continues from, and the features of this one, for the bank."""
         tensors = {"bank_local": views[0], "bank_global": views[1], **self.head.state_dict()}
         for name, parameter in self.head.named_parameters():
             tensors |= {f"{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}

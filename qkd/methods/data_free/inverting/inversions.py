@@ -138,7 +138,7 @@ class DataImpressions:
         return Inverted(best.images, {}, best.loss)
 
     def targets(self, index: int, count: int) -> Tensor:
-        """Return what a batch's outputs shall be: rows of probabilities, classes in turns, scales in turns."""
+        """Return what a batch's outputs shall be: rows of probabilities, classes take turns, and so do scales."""
         if self.teacher.last is None:
             raise ValueError("zskd reads the weights of the teacher's last linear layer, but it has none")
         similarity = class_similarity(self.teacher.last.weight.detach().double().cpu())

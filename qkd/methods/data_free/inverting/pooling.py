@@ -1,4 +1,4 @@
-"""A pool of inverted images on disk: a file a batch, made in order, so that an interrupted one goes on where it was."""
+"""A pool of inverted images on disk: a file a batch, made in order, so that an interrupted one resumes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class PoolRole:
         write_arrays(path, images=made.images.cpu().numpy(), **facts, **state)
 
     def _state(self, index: int) -> dict[str, np.ndarray]:
-        """Return what a batch goes on from, always as it was read: the last one's state, features of all before."""
+        """Return what a batch continues from, always read from files: the last one's state, features of all before."""
         states = [
             {name.removeprefix(_STATE): array for name, array in read_arrays(path).items() if name.startswith(_STATE)}
             for path in self.files()[:index]
@@ -135,7 +135,7 @@ class PoolRole:
             changed = sorted(key for key in {**then, **now} if then.get(key) != now.get(key))
             raise ValueError(
                 f"{self.place}: the pool was begun with something else ({', '.join(changed)}); delete the folder to "
-                f"make it anew, or give the run another name (name=...)"
+                f"start from scratch, or give the run another name (name=...)"
             )
         write_json(self._origin, now)
 
@@ -175,6 +175,6 @@ def load_pool(files: list[Path]) -> Tensor:
     for path in files:
         images = read_arrays(path).get("images")
         if images is None or images.dtype != np.float32 or images.ndim != 4:
-            raise ValueError(f"{path}: is no batch of inverted images; delete it, and it is made anew")
+            raise ValueError(f"{path}: is no batch of inverted images; delete it, and it is made again")
         parts.append(torch.from_numpy(images))
     return torch.cat(parts)

@@ -79,7 +79,7 @@ class AdversarialSource(MadeSource):
     """Images of a generator that learns along: before every ``student_steps`` steps of the student it takes one.
 
     A batch is made when the loop asks for it, behind the step (and the checkpoint) before, so that a training that is
-    resumed finds the generator as it was.
+    resumed finds the generator unchanged.
 
     Args:
         job: Its seed, role, agent and device.
@@ -102,7 +102,7 @@ class AdversarialSource(MadeSource):
             yield replace(next(made), facts={"generator": self._adversary.net.references[0].clone()})
 
     def drawn(self, epoch: int, step: int, size: int) -> tuple[Tensor, Tensor | None]:
-        """Return the images of a batch: of latents of its own, or of those that the generator's step saw."""
+        """Return the images of a batch: of its own latents, or of those that the generator's step saw."""
         every = self._adversary.settings.student_steps
         place = step // every if self._adversary.settings.method in SAME_LATENTS else step
         return self._adversary.draw(size, self._stream("made", epoch, place))

@@ -49,12 +49,14 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         OSError: If it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path}: is no npz file of plain arrays ({error}); delete it, and it is made anew") from error
+        raise ValueError(
+            f"{path}: is no npz file of plain arrays ({error}); delete it, and it is made again"
+        ) from error
 
 
 def write_sample(folder: Path, epoch: int, images: Tensor) -> Path:

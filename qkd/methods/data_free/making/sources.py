@@ -54,7 +54,7 @@ class Generated:
 
 
 class Pool:
-    """Inverted images, drawn anew for every batch.
+    """Inverted images, drawn for every batch.
 
     Args:
         images: Normalized, shape ``[n, channels, height, width]``.

@@ -40,7 +40,7 @@ class Seen:
 
 
 class Watched:
-    """A teacher in eval mode; its weights and buffers stay as they are, gradients pass to the images.
+    """A teacher in eval mode; its weights and buffers stay unchanged, gradients pass to the images.
 
     Args:
         net: Logits ``[batch, classes]`` of images. Its parameters no longer require a gradient.

@@ -17,6 +17,7 @@ from export.lowering.model import INPUT
 from export.parity.expected import Expected, Tap
 from export.parity.layers import SingleLayers, attempted, in_order
 from export.parity.quant_session import QuantSession
+from export.parity.with_provider import ProviderTally
 from export.runtime import load_model, open_session, runtime
 from export.storage.metadata import properties_of, read_property
 
@@ -102,6 +103,18 @@ class Ways:
         else:
             self.tapped = open_session(_exposed(self.model, self.taps), optimize=False, threads=self.threads)
             self.single = SingleLayers(self.model, tensors, [INPUT], self.outputs[0], self.threads)
+
+    def with_provider(self, provider: str) -> ProviderTally:
+        """Return what compares the file under an execution provider, once student and file are matched.
+
+        Raises:
+            ValueError: If the provider is not offered here, or another program than ONNX Runtime runs the file.
+        """
+        if self.is_qonnx:
+            raise ValueError(
+                f"{self.path}: provider={provider!r} asks for ONNX Runtime, which does not run qonnx files"
+            )
+        return ProviderTally(self.model, self.path, provider, self.taps, self.outputs, self.threads)
 
     @property
     def tensors(self) -> list[str]:

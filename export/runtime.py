@@ -10,7 +10,7 @@ import onnx
 
 from export.lowbit.build import LowBitUnavailableError
 from export.lowbit.provider import PROVIDER as LOW_BIT
-from export.lowbit.provider import register
+from export.lowbit.provider import availability, register
 
 CPU = "CPUExecutionProvider"
 RECORDS_CLAIMS = "session.record_ep_graph_assignment_info"  # onnxruntime 1.24 and newer
@@ -113,6 +113,21 @@ def claimed_nodes(session: Any, provider: str) -> frozenset[str] | None:
     if tell is None:
         return None
     return frozenset(node.name for part in tell() if part.ep_name == provider for node in part.get_nodes())
+
+
+def low_bit_for(path: str | PathLike[str]) -> str | None:
+    """Return the low-bit provider's name where it is offered on this machine and takes something of a file, else None.
+
+    Raises:
+        ValueError: If the file is damaged.
+        FileNotFoundError: If it does not exist.
+        ImportError: If onnxruntime is missing.
+        OSError: If the provider's library cannot be written to the cache.
+    """
+    if not availability().is_offered:
+        return None
+    taken = claimed_nodes(open_session(path, optimize=True, provider=LOW_BIT, records_claims=True), LOW_BIT)
+    return None if taken == frozenset() else LOW_BIT
 
 
 def _require(ort: Any, provider: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from qkd.config.sections import (
     MOST_MEMBERS,
@@ -67,6 +68,14 @@ class ExportConfig(Section):
     strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
 
 
+def _as_names(value: object) -> object:
+    """Return ``cpu, lowbit`` as a list of words; anything else stays what it is."""
+    return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+
+
+ProviderNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_names)]
+
+
 class BenchConfig(Section):
     """How latency is measured."""
 
@@ -82,7 +91,19 @@ class BenchConfig(Section):
     devices: UserPath | None = Field(
         None, description="devices file; absent: ~/.config/qkd/devices.yaml, or the shipped one"
     )
-    provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")
+    providers: ProviderNames = Field(
+        ("auto",),
+        description="execution providers, a row each: cpu, lowbit or onnxruntime's names; auto: cpu, and lowbit beside it "
+        "where the device has use for it and it takes something of the file",
+    )
     affinity: tuple[Cpu, ...] = Field((), description="CPUs it is pinned to; empty: none")
     int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
     timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_old_key(cls, data: Any) -> Any:
+        """``provider``, one name, was the key until ``providers``: run folders hold it."""
+        if not isinstance(data, Mapping) or "provider" not in data or "providers" in data:
+            return data
+        return {key: value for key, value in data.items() if key != "provider"} | {"providers": data["provider"]}

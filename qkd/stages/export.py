@@ -18,6 +18,7 @@ from export import (
     export_float,
     export_onnx,
 )
+from export.runtime import low_bit_for
 from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, normalise
 from qkd.files import write_json
@@ -32,12 +33,15 @@ from qkd.run.folder import RunFolder
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 
+LOADED = ("ort", "qcdq")  # flavours that ONNX Runtime, and so an execution provider, runs
+
 
 def run(run: RunFolder, progress: Progress) -> None:
     """Write ``export/``: the ONNX files, what they hold and cost, a sample for devices, and the comparison with them.
 
     ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavour of the config is
-    written beside it (``student.qonnx.onnx``) and compared, too; every test image is.
+    written beside it (``student.qonnx.onnx``) and compared, too; every test image is. Where this machine has use for the
+    low-bit execution provider, and that takes something of a file, its outputs are compared with the CPU provider's.
 
     Raises:
         export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
@@ -55,8 +59,8 @@ def run(run: RunFolder, progress: Progress) -> None:
         files = _write_models(run, student, nets, example, folder, progress)
         files.append(write_run_sample(folder, {"student": student, **nets}, splits))
         reports = {
-            name: _compare(student, folder / f"{name}.onnx", splits, run.config.data, progress)
-            for name in student_files(run.config)
+            name: _compare(student, folder / f"{name}.onnx", flavour, splits, run.config.data, progress)
+            for name, flavour in student_files(run.config).items()
         }
         for name, report in reports.items():
             files.append(_write_parity(folder, name, report))
@@ -120,9 +124,12 @@ def _facts(model: ExportedModel) -> dict[str, Any]:
     return {**model.to_json(), "path": model.path.name}  # the folder may move
 
 
-def _compare(student: fx.GraphModule, path: Path, splits: Splits, data: DataConfig, progress: Progress) -> ParityReport:
+def _compare(
+    student: fx.GraphModule, path: Path, flavour: str, splits: Splits, data: DataConfig, progress: Progress
+) -> ParityReport:
+    provider = low_bit_for(path) if flavour in LOADED else None
     with progress.track(len(splits.test), "parity", "images") as tracker:
-        return check_parity(student, path, _test_batches(splits, data, tracker))
+        return check_parity(student, path, _test_batches(splits, data, tracker), provider=provider)
 
 
 def _write_parity(folder: Path, name: str, report: ParityReport) -> Path:
@@ -136,6 +143,8 @@ def _judge(name: str, report: ParityReport, progress: Progress) -> None:
         progress.warn(f"{name}.onnx: {note}")
     report.raise_if_worse()
     progress.say(f"parity of {name}.onnx: {_outcome(report)}")
+    if report.provider is not None:
+        progress.say(f"{name}.onnx: {report.provider.sentence}")
     for side, compared in (("off", report.off), ("on", report.on)):
         if compared.differing:
             ties = (

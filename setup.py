@@ -9,7 +9,7 @@ PACKAGES = [
     "export.devices",
     "export.devices.connections",
     "export.devices.onboard",
-    "export.flavours",
+    "export.flavors",
     "export.graph",
     "export.lowbit",
     "export.lowering",
@@ -66,6 +66,6 @@ PACKAGES = [
 setup(
     packages=[*PACKAGES, "qkd.configs"],
     package_dir={"qkd.configs": "configs"},  # shipped as data: `qkd run digits/w2a2` works from any folder
-    package_data={"qkd.configs": ["**/*.yaml"], "export.lowbit": ["native/*"], "qkd.report": ["*.j2"]},
+    package_data={"qkd.configs": ["**/*.yaml"], "export.lowbit": ["native/*/*"], "qkd.report": ["*.j2"]},
     include_package_data=False,
 )

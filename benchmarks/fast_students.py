@@ -8,8 +8,8 @@
 from that teacher's weights. Every student reads the test images once, at the end of its last epoch. Words
 `key.path=value` are passed on to every run; a run that is there already is not trained again.
 
-`latency` measures untrained students of each shape, all variants of a shape in turns in one run on one thread, beside
-FP32 and static int8: weights change what a kernel takes only by where its sums are widened. The outputs of a student
+`latency` measures untrained students of each shape, all variants of a shape interleaved on one thread, beside FP32 and
+static int8: weights change what a kernel takes only by where its sums are widened. The outputs of a student
 with the provider are compared with those without first. `LOWBIT_ISA=avx2` measures other kernels. Both parts keep what
 the other has written into the file.
 """
@@ -18,9 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any

@@ -8,10 +8,6 @@ from typing import Any
 
 import onnx
 
-from export.lowbit.build import LowBitUnavailableError
-from export.lowbit.provider import PROVIDER as LOW_BIT
-from export.lowbit.provider import availability, register
-
 CPU = "CPUExecutionProvider"
 RECORDS_CLAIMS = "session.record_ep_graph_assignment_info"  # onnxruntime 1.24 and newer
 
@@ -63,20 +59,21 @@ def open_session(
         model: A file, or a serialized model.
         optimize: All graph optimizations, or none of them.
         threads: Intra-op threads, at least 1; nodes run one after the other.
-        provider: Name of the execution provider; the CPU takes what it leaves. The low-bit one is registered first.
+        provider: Name of the execution provider, registered if it is a plugin; the CPU takes what it leaves.
         spinning: Whether idle threads wait busily: fast, but at the cost of whatever else runs.
         optimized_path: Where the optimized graph is saved, if anywhere.
         records_claims: Whether :func:`claimed_nodes` is asked of the session.
 
     Raises:
-        ValueError: If ``threads`` is below 1, the provider is not offered here, or the file is damaged.
+        ValueError: If ``threads`` is below 1, the installed onnxruntime lacks the provider, or the file is damaged.
         FileNotFoundError: If the file does not exist.
         ImportError: If onnxruntime is missing.
     """
     ort = runtime()
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    _require(ort, provider)
+    if provider not in ort.get_available_providers():
+        raise ValueError(f"provider {provider!r} is not in this onnxruntime; it has {ort.get_available_providers()}")
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise FileNotFoundError(f"no model file at {model}")
     options = ort.SessionOptions()
@@ -113,28 +110,3 @@ def claimed_nodes(session: Any, provider: str) -> frozenset[str] | None:
     if tell is None:
         return None
     return frozenset(node.name for part in tell() if part.ep_name == provider for node in part.get_nodes())
-
-
-def low_bit_for(path: str | PathLike[str]) -> str | None:
-    """Return the low-bit provider's name where it is offered on this machine and takes something of a file, else None.
-
-    Raises:
-        ValueError: If the file is damaged.
-        FileNotFoundError: If it does not exist.
-        ImportError: If onnxruntime is missing.
-        OSError: If the provider's library cannot be written to the cache.
-    """
-    if not availability().is_offered:
-        return None
-    taken = claimed_nodes(open_session(path, optimize=True, provider=LOW_BIT, records_claims=True), LOW_BIT)
-    return None if taken == frozenset() else LOW_BIT
-
-
-def _require(ort: Any, provider: str) -> None:
-    if provider == LOW_BIT:
-        try:
-            register()
-        except LowBitUnavailableError as error:
-            raise ValueError(f"provider {provider!r} is not offered here: {error}") from error
-    elif provider not in ort.get_available_providers():
-        raise ValueError(f"provider {provider!r} is not in this onnxruntime; it has {ort.get_available_providers()}")

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL = ("export", "qkd", "quantizers")
-DATA = ("export/lowbit/native/*", "qkd/report/*.j2")  # files beside the modules
+DATA = ("export/lowbit/native/*/*", "qkd/report/*.j2")  # files beside the modules
 
 
 def listed_packages() -> list[str]:

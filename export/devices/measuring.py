@@ -34,7 +34,7 @@ RANGES = {"threads": (1, MOST_THREADS), "batch_size": (1, 1_000_000), "warmup": 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure; a device may have threads, affinity and provider of its own.
+    """How to measure; a device may have its own threads, affinity and provider.
 
     Args:
         threads: Intra-op threads, at least 1.
@@ -45,7 +45,7 @@ class Settings:
             CPU's, and beside it the low-bit one where the device has use for it and it takes something of the file.
         affinity: CPUs the process is pinned to; empty: none.
         seed: Of the normally distributed images.
-        memory: Whether each model's peak memory is taken, in a process of its own.
+        memory: Whether each model's peak memory is taken, in a separate process.
 
     Raises:
         ValueError: If a value is out of range.
@@ -72,9 +72,9 @@ class Settings:
             raise ValueError(f"affinity must be numbers of CPUs from 0 on, got {list(self.affinity)}")
 
     def on(self, device: Device) -> Settings:
-        """Return the settings with what the device says of its own."""
-        own = {"threads": device.threads, "affinity": device.affinity}
-        own["providers"] = None if device.provider is None else (device.provider,)
+        """Return the settings with the device's own values put in."""
+        providers = None if device.provider is None else (device.provider,)
+        own = {"threads": device.threads, "affinity": device.affinity, "providers": providers}
         return replace(self, **{key: value for key, value in own.items() if value is not None})  # type: ignore[arg-type]
 
 
@@ -86,9 +86,9 @@ def measure_on(
     sample: Sample | None = None,
     say: Say | None = None,
 ) -> dict[str, LatencyReport]:
-    """Measure models in turns on one device.
+    """Measure models on one device, interleaved.
 
-    The device is asked first what it is. A file whose low-bit weights its runtime cannot load is repacked, which
+    The device first describes itself. A file whose low-bit weights its runtime cannot load is repacked, which
     changes no output, before anything is copied. What was copied is removed again, also after a failure.
 
     Args:
@@ -183,7 +183,7 @@ def link_to(device: Device) -> Link:
 
 
 def probe_device(device: Device) -> Probe:
-    """Return what a device answers when asked what it is.
+    """Return how a device describes itself.
 
     Args:
         device: Which.

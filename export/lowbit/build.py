@@ -82,7 +82,7 @@ def compile_library(toolchain: Toolchain, folder: Path) -> Path:
     Raises:
         LowBitUnavailableError: If it does not compile.
     """
-    jobs = [(source, folder / f"{source.stem}.o") for source in sorted(SOURCES.glob("*.cc"))]
+    jobs = [(source, folder / f"{source.stem}.o") for source in sorted(SOURCES.rglob("*.cc"))]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(lambda job: _run([*_command(toolchain, job[0]), "-c", str(job[0]), "-o", str(job[1])]), jobs))
     library = folder / "liblowbit.so"
@@ -95,7 +95,7 @@ def _command(toolchain: Toolchain, source: Path) -> list[str]:
     flags: tuple[str, ...] = ()
     if toolchain.machine in ("x86_64", "AMD64"):
         flags = INSTRUCTION_SETS.get(source.stem.split("_")[0], ())
-    return [*toolchain.command, *FLAGS, *flags, *toolchain.extra_flags]
+    return [*toolchain.command, *FLAGS, f"-I{SOURCES}", *flags, *toolchain.extra_flags]
 
 
 def _run(command: Sequence[str]) -> None:
@@ -111,8 +111,8 @@ def _run(command: Sequence[str]) -> None:
 def _fingerprint(toolchain: Toolchain) -> str:
     words = [*toolchain.command, toolchain.machine, *toolchain.extra_flags, *FLAGS, repr(INSTRUCTION_SETS)]
     words += [_version(toolchain.command), platform.system()]
-    for source in sorted(SOURCES.iterdir()):
-        words += [source.name, source.read_text(encoding="utf-8")]
+    for source in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
+        words += [source.relative_to(SOURCES).as_posix(), source.read_text(encoding="utf-8")]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:20]
 
 

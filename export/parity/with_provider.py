@@ -1,7 +1,7 @@
 """Compare a file under an execution provider with the same file without it, bit for bit, whole and layer by layer.
 
 A provider computes regions of a graph, and a tensor inside one cannot be looked at: given out, it would end the region.
-So each layer is compared in a graph of its own, which ends there and begins at the image: what lies before it runs
+So each layer is compared in a separate graph, which ends there and begins at the image: what comes before it runs
 in the regions that the provider makes of it, and nothing is fed that the whole file would not feed.
 """
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from export.lowbit.sessions import made_known
 from export.lowering.model import INPUT
 from export.parity.layers import attempted
 from export.runtime import claimed_nodes, open_session
@@ -129,7 +130,7 @@ class ProviderTally:
         outputs: Sequence[str],
         threads: int,
     ) -> None:
-        self.model, self.provider, self.taps, self.threads = model, provider, taps, threads
+        self.model, self.provider, self.taps, self.threads = model, made_known(provider), taps, threads
         self.outputs = list(outputs)
         self.session = self._open(path)
         self.claimed = claimed_nodes(self.session, provider)
@@ -157,7 +158,7 @@ class ProviderTally:
                 self.differing += len(images)
                 return
         same = np.ones(len(images), bool)
-        for one, other in zip(ours, plain, strict=True):
+        for one, other in zip(map(np.asarray, ours), map(np.asarray, plain), strict=True):
             if one.shape != other.shape:
                 same[:] = False
             else:

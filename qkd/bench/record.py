@@ -69,7 +69,7 @@ def drop_stale(folder: Path, kept: Iterable[Path], targets: Targets) -> list[str
     for path in sorted(set(folder.glob("*.json")) - set(kept)):
         models = _read(path).get("models")
         rows = models.items() if isinstance(models, dict) else ()
-        then = {row.get("model", name): row.get("sha256") for name, row in rows if isinstance(row, dict)}
+        then = {str(row.get("model", name)): row.get("sha256") for name, row in rows if isinstance(row, dict)}
         if any(then[name] not in (None, now[name]) for name in then.keys() & now.keys()):
             dropped.append(str(_device_of(path) or path.stem))
             path.unlink()
@@ -82,7 +82,7 @@ def file_name(title: str) -> str:
 
 
 def file_names(titles: Sequence[str]) -> dict[str, str]:
-    """Return each device's name as the stem of a file of its own: ``a/b`` and ``a-b`` have two.
+    """Return each device's name as the stem of a separate file: ``a/b`` and ``a-b`` have two.
 
     Args:
         titles: Names of devices, no two of them alike.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from export.moved import OldFields
 from qkd.config.sections import (
     MOST_MEMBERS,
     MOST_ROUNDS,
@@ -41,7 +41,7 @@ class SearchConfig(Section):
     engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(2, description="ray: members that train at a time")
     gpus_per_worker: NonNegative = Field(0.0, description="ray: share of a GPU that a worker gets")
-    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: one of its own, here")
+    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: a new one on this machine")
     worker_failures: Annotated[int, Field(ge=0, le=1000)] = Field(3, description="ray: lost workers a member survives")
 
     @model_validator(mode="after")
@@ -54,10 +54,10 @@ class SearchConfig(Section):
         return self
 
 
-class ExportConfig(Section):
+class ExportConfig(OldFields, Section):
     """How the student becomes a file."""
 
-    flavour: Literal["ort", "qcdq", "qonnx"] = Field(
+    flavor: Literal["ort", "qcdq", "qonnx"] = Field(
         "ort",
         description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
     )
@@ -69,8 +69,10 @@ class ExportConfig(Section):
 
 
 def _as_names(value: object) -> object:
-    """Return ``cpu, lowbit`` as a list of words; anything else stays what it is."""
-    return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+    """Return a text such as ``cpu, lowbit`` as its words; a list is one already."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
 
 
 ProviderNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_names)]
@@ -93,17 +95,9 @@ class BenchConfig(Section):
     )
     providers: ProviderNames = Field(
         ("auto",),
-        description="execution providers, a row each: cpu, lowbit or onnxruntime's names; auto: cpu, and lowbit beside it "
-        "where the device has use for it and it takes something of the file",
+        description="execution providers, a row each: cpu, lowbit or onnxruntime's names; auto: cpu, and lowbit beside "
+        "it where the device has use for it and it takes something of the file",
     )
     affinity: tuple[Cpu, ...] = Field((), description="CPUs it is pinned to; empty: none")
     int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
     timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _takes_the_old_key(cls, data: Any) -> Any:
-        """``provider``, one name, was the key until ``providers``: run folders hold it."""
-        if not isinstance(data, Mapping) or "provider" not in data or "providers" in data:
-            return data
-        return {key: value for key, value in data.items() if key != "provider"} | {"providers": data["provider"]}

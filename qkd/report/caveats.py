@@ -122,7 +122,8 @@ def latency_caveats(bench: Mapping[str, Any], exported: Mapping[str, Any], float
         reasons = list(_reasons(bench, rows["student"], rows[name or ""], exported, is_float=name == float_model))
         why = f" ({'; '.join(reasons)})" if reasons else ""
         device, faster = bench.get("device", "a device"), _under_low_bit(rows, theirs)
-        yield f"on {device} the student is slower than {words}: {ours / theirs:.2f} times its median latency{why}{faster}"
+        times = f"{ours / theirs:.2f} times its median latency{why}{faster}"
+        yield f"on {device} the student is slower than {words}: {times}"
 
 
 def _under_low_bit(rows: Mapping[str, Mapping[str, Any]], theirs: float) -> str:

@@ -1,4 +1,4 @@
-"""Providers: names people write, what takes turns, what a device may leave out, and the low-bit provider measured here."""
+"""Providers: names that people write, what is left out, and the low-bit provider measured on this machine."""
 
 from __future__ import annotations
 
@@ -124,7 +124,11 @@ def test_by_default_it_stands_beside_the_cpu_provider_where_it_takes_something(f
     assert (plain.provider, ours.provider) == (CPU, LOW_BIT) and ours.claimed_nodes > 10
     assert (plain.model, ours.model, plain.claimed_nodes) == ("student", "student", None)
     assert ours.path == plain.path and ours.size_bytes == plain.size_bytes
-    assert (plain.accuracy, plain.agreement, plain.max_difference) == (ours.accuracy, ours.agreement, ours.max_difference)
+    assert (plain.accuracy, plain.agreement, plain.max_difference) == (
+        ours.accuracy,
+        ours.agreement,
+        ours.max_difference,
+    )
     assert ours.agreement == 1.0 and ours.interleaved_with == ("student", "teacher")
 
 

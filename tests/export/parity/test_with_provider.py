@@ -38,12 +38,12 @@ def images() -> torch.Tensor:
     return torch.randn(24, 3, 9, 9, generator=torch.Generator().manual_seed(3))
 
 
-def made(images: torch.Tensor, path: Path, flavour: str = "ort", **spec: int) -> nn.Module:
+def made(images: torch.Tensor, path: Path, flavor: str = "ort", **spec: int) -> nn.Module:
     torch.manual_seed(0)
     student = prepare(Net(), QuantSpec(**{"weight_bits": 2, "act_bits": 2, **spec}), example_inputs=images)
     calibrate(student, [images])
     settle(student)
-    export_onnx(student.eval(), images, path, flavour=flavour)
+    export_onnx(student.eval(), images, path, flavor=flavor)
     return student
 
 
@@ -55,10 +55,10 @@ def offered() -> str:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq"])
-def test_every_layer_that_it_takes_is_computed_in_a_graph_that_ends_there(flavour, images, tmp_path, offered):
+@pytest.mark.parametrize("flavor", ["ort", "qcdq"])
+def test_every_layer_that_it_takes_is_computed_in_a_graph_that_ends_there(flavor, images, tmp_path, offered):
     path = tmp_path / "s.onnx"
-    student = made(images, path, flavour)
+    student = made(images, path, flavor)
     report = check_parity(student, path, [images[:10], images[10:]], layer_images=12, provider=offered)
     found = report.provider
     assert report.passed and found is not None and found.faults == ()

@@ -1,0 +1,135 @@
+// The inner loops, one set an instruction set; everything above them is the same everywhere.
+//
+// Tensors inside a region are [height][width][stride] bytes: channels innermost, `stride` the channels rounded up to 64
+// (an image that only dot products read: exactly its channels). What is in the padding channels is never used.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layers/layer.h"
+
+namespace lowbit {
+
+// Activations as offsets into the table of products: uint16 [height][width][groups], borders included.
+struct LutJob {
+    const LutLayer* layer;
+    const uint16_t* index;  // where the first window starts
+    size_t index_row;       // elements from one row to the next
+    uint8_t* out;
+    size_t out_stride;      // bytes from one position to the next
+    int out_width;
+};
+
+// An 8-bit convolution on dot products: weights int8 [out / 64][kernel row][steps][64 channels][4 bytes of a row].
+struct DotLayer {
+    ConvShape shape;
+    int steps = 0;       // ceil(kernel_w * in_channels / 4)
+    Buffer weights;
+    Buffer bias;         // int32 [padded channels]: bias minus input zero point times the sum of the weights
+    Buffer scale;        // float [padded channels]
+    int zero = 0, low = 0, high = 255;
+};
+
+struct DotJob {
+    const DotLayer* layer;
+    const uint8_t* source;  // where the first window starts: [y][x][in_channels], borders included
+    size_t source_row;      // bytes from one row to the next
+    uint8_t* out;
+    size_t out_stride;
+    int out_width;
+};
+
+// A convolution of each channel by itself. Vectors interleave the bytes of two taps within 128 bits, so 64 channels are
+// kept as (their place modulo 16 below 8 or not), then 4 times 8 of them: weights int8 [blocks of 64][pairs of taps][2][4]
+// [8][2 taps], the last pair filled up with 0. Sums of raw codes fit 16 signed bits: 255 sum |w| <= 32,767.
+struct DepthwiseLayer {
+    ConvShape shape;     // in_channels = out_channels
+    int pairs = 0;
+    Buffer weights;
+    Buffer bias;         // int32 [padded channels] by `depthwise_place`: bias minus zero point times the sum of the weights
+    Buffer scale;        // float, likewise
+    int zero = 0, low = 0, high = 255;
+};
+
+// Even and odd channels of the lower and of the upper eight of every sixteen, four vectors of numbers.
+inline size_t depthwise_place(int channel) {
+    const int sixteen = channel % 64 / 16, in_it = channel % 16;
+    return static_cast<size_t>(channel / 64) * 64 + (in_it / 8 * 2 + in_it % 2) * 16 + sixteen * 4 + in_it % 8 / 2;
+}
+
+inline size_t depthwise_weight_place(int channel, int tap, int pairs) {
+    const int sixteen = channel % 64 / 16, in_it = channel % 16;
+    return (static_cast<size_t>(channel / 64) * pairs + tap / 2) * 128 + in_it / 8 * 64 + sixteen * 16 + in_it % 8 * 2 + tap % 2;
+}
+
+struct DepthwiseJob {
+    const DepthwiseLayer* layer;
+    const uint8_t* source;  // where the first window starts: [y][x][stride], borders included
+    size_t source_row;
+    uint8_t* out;
+    size_t stride;          // bytes a position, of source and output
+    int out_width;
+};
+
+// Sum of two tensors, in one of ONNX Runtime's two arithmetics: QLinearAdd's
+//     round(a * ratio_a + (b * ratio_b + fixed)), both products fused with their additions,
+// or, where the file is not of the pattern it fuses, real numbers:
+//     round((scale_a (a - zero_a) + scale_b (b - zero_b)) / scale_c) + zero_c.
+struct AddJob {
+    bool is_fused = true;
+    int shift_a = 0, shift_b = 0, shift_c = 0;  // 128 where the file's tensor is int8: taken off codes, added to results
+    float ratio_a = 0, ratio_b = 0, fixed = 0;
+    float scale_a = 0, scale_b = 0, scale_c = 1;
+    int zero_a = 0, zero_b = 0, zero_c = 0;     // of the codes as kept here
+    int low = 0, high = 255;
+};
+
+struct PoolJob {
+    const uint8_t* source;
+    uint8_t* out;
+    int height, width, stride;  // of the source; `stride` bytes a position, a multiple of 64
+    int out_width;
+    int kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
+};
+
+struct NarrowJob {
+    const NarrowLayer* layer;
+    const uint8_t* planes;  // where the first window starts
+    size_t plane, row;      // bytes from one group, one row to the next
+    uint8_t* out;
+    size_t out_stride;
+    int out_height, out_width;
+};
+
+struct Kernels {
+    const char* name;
+    LutFormat format;
+    bool has_exact_dot;  // products of any weights; else pairs of products must fit 16 signed bits
+
+    void (*lut_conv)(const LutJob& job, const Block& block, int first_row, int last_row);
+    void (*dot_conv)(const DotJob& job, int block, int first_row, int last_row);
+    void (*depthwise)(const DepthwiseJob& job, int first_row, int last_row);
+    // One row of positions into indices; codes are less `base`, channels past the end count as 0.
+    void (*pack_index)(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out);
+    void (*add)(const AddJob& job, const uint8_t* a, const uint8_t* b, uint8_t* out, size_t count);
+    void (*map)(const uint8_t* table, const uint8_t* codes, uint8_t* out, size_t count);
+    void (*max_pool)(const PoolJob& job, int first_row, int last_row);
+    // Of look-up layers with few channels: vectors of 64 positions [first, last), counted along rows of `row` bytes. Null
+    // where lanes are better channels.
+    void (*narrow_conv)(const NarrowJob& job, int first, int last);
+    // A row of positions to a row of codes of three activations in each group's plane.
+    void (*pack_planes)(const uint8_t* codes, size_t stride, int width, const NarrowLayer& layer, int base, uint8_t* out,
+                        size_t plane);
+    // Planes [channels][positions] to positions [positions][stride], and back; `flip` is XORed to every byte.
+    void (*import_planes)(const uint8_t* planes, int channels, size_t positions, uint8_t* out, size_t stride,
+                          uint8_t flip, size_t first, size_t last);
+    void (*export_planes)(const uint8_t* codes, size_t stride, int channels, size_t positions, uint8_t* planes,
+                          uint8_t flip, int first_channel, int last_channel);
+};
+
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();    // null where the library was built for another processor family
+const Kernels* avx512_kernels();
+
+}  // namespace lowbit

@@ -16,7 +16,7 @@ from export.devices.connections.ssh import SshShell
 from export.devices.links import Link, LocalLink, RemoteLink
 from export.devices.perf_test import PerfTestLink
 from export.devices.probing import Probe
-from export.devices.providers import Entry, as_job, entries_of, left_out, provider_names
+from export.devices.providers import AUTO, Entry, as_job, entries_of, left_out, provider_names
 from export.devices.report import LatencyReport, measured
 from export.devices.shipping import FILE as LIBRARY
 from export.devices.shipping import library_for, library_here
@@ -55,7 +55,7 @@ class Settings:
     batch_size: int = 1
     warmup: int = 20
     rounds: int = 200
-    providers: tuple[str, ...] = (CPU,)
+    providers: tuple[str, ...] = (AUTO,)
     affinity: tuple[int, ...] = ()
     seed: int = 0
     memory: bool = True

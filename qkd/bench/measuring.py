@@ -75,7 +75,7 @@ def bench_models(
     _check_output(args.output)
     devices = _devices(args)
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-    settings = Settings(**{"providers": ("auto",), **given})
+    settings = Settings(**given)
     names = [args.config, *args.overrides]
     targets = find_targets(names, args.sample)
     with tempfile.TemporaryDirectory(prefix="qkd-bench-") as place:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         check_parity,
     )
     from export.sample import Sample, expect, read_sample, sample_size, write_sample
+    from export.storage.preprocessing import Preprocessing, read_preprocessing
 else:
     from export.on_demand import on_demand
 
@@ -47,6 +48,7 @@ __all__ = [
     "LayerParity",
     "ParityError",
     "ParityReport",
+    "Preprocessing",
     "ProviderLayer",
     "ProviderParity",
     "Sample",
@@ -63,6 +65,7 @@ __all__ = [
     "measure_devices",
     "measure_interleaved",
     "measure_latency",
+    "read_preprocessing",
     "read_sample",
     "repack",
     "sample_size",

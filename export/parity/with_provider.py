@@ -136,14 +136,14 @@ class ProviderTally:
         self.claimed = claimed_nodes(self.session, provider)
         self.images = self.differing = 0
         self.fault = ""
-        self.kept: list[npt.NDArray[np.float32]] = []
+        self.kept: list[npt.NDArray[Any]] = []
         self.shown: set[str] = set()
 
-    def add(self, images: npt.NDArray[np.float32], plain: Outputs, *, keep: bool) -> None:
+    def add(self, images: npt.NDArray[Any], plain: Outputs, *, keep: bool) -> None:
         """Add a batch.
 
         Args:
-            images: Float32 ``[batch, channels, height, width]``.
+            images: As the file takes them, ``[batch, channels, height, width]``.
             plain: What the file gives without the provider, optimizations on; or why it gives nothing.
             keep: Whether layers may be compared on these images.
         """
@@ -191,7 +191,7 @@ class ProviderTally:
     def _open(self, model: Any) -> Any:
         return open_session(model, optimize=True, threads=self.threads, provider=self.provider, records_claims=True)
 
-    def _row(self, tap: Mapping[str, Any], images: npt.NDArray[np.float32]) -> ProviderLayer:
+    def _row(self, tap: Mapping[str, Any], images: npt.NDArray[Any]) -> ProviderLayer:
         name, tensor = str(tap["name"]), str(tap["tensor"])
         part, maker = ending_at(self.model, tensor, str(tap.get("type", "UINT8")))
         ours = attempted(self._open, part)

@@ -6,7 +6,6 @@ THREADS = 1  # intra-op
 BATCH_SIZE = 1
 WARMUP = 20  # untimed inferences a model, after the first
 ROUNDS = 200  # timed inferences a model
-PROVIDER = "CPUExecutionProvider"
 TIMEOUT_S = 600.0  # of one command on a device
 
 MOST_THREADS = 1024  # the largest machines have 768; PyTorch crashes at some ten thousand

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,11 @@ class Entry:
 
 
 METHODS = {  # in the order in which they have their say
+    "data_free": Entry(
+        "qkd.methods.data_free.method:DataFree",
+        "student.data_free",
+        "no real image: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, or plain noise",
+    ),
     "ensemble": Entry(
         "qkd.methods.ensemble.method:Ensemble",
         "teacher.members",
@@ -142,17 +147,12 @@ def report_rows() -> Iterator[Callable[[Path, Mapping[str, Mapping[str, Any]]], 
 
 def result_shapes() -> list[type[BaseModel]]:
     """Return the shapes of what methods add to a ``result.json``."""
-    return [_of_table(entry.record) for entry in METHODS.values() if entry.record]
+    return [_resolve(entry.record) for entry in METHODS.values() if entry.record]
 
 
 def phase_rules() -> list[Callable[[PhaseConfig, Sequence[TermConfig], Collection[str]], PhaseRule]]:
     """Return what says what a phase means to each method; none of it imports PyTorch."""
-    return [_of_table(entry.phases) for entry in METHODS.values() if entry.phases]
-
-
-def _of_table(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+    return [_resolve(entry.phases) for entry in METHODS.values() if entry.phases]
 
 
 def _is_set(config: RunConfig, key: str) -> bool:

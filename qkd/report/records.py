@@ -90,6 +90,20 @@ class _ComparedLayer(Record):
     differing_on: Count = 0
 
 
+class _ProviderLayer(Record):
+    values: Count = 0
+    is_claimed: bool | None = None
+
+
+class _Provider(Record):
+    provider: str
+    images: Count
+    claimed_layers: Count | None = None
+    layer_count: Count
+    layers: list[_ProviderLayer] = []
+    faults: list[str] = []
+
+
 class _Parity(Record):
     passed: bool
     images: Images
@@ -99,6 +113,7 @@ class _Parity(Record):
     layer_images: Count | None = None
     notes: list[str] = []
     runtime_version: str | None = None
+    provider: _Provider | None = None
 
 
 class _StudentParity(_Parity):
@@ -140,6 +155,8 @@ class _Cost(Record):
 
 
 class _Latency(Record):
+    model: str = ""
+    provider: str = ""
     median_ms: Milliseconds
     p10_ms: Milliseconds | None = None
     p90_ms: Milliseconds | None = None

@@ -1,11 +1,20 @@
 """The schema of an experiment: every key a config file may hold, with its unit and its default."""
 
 from qkd.config.data import AgentConfig, DataConfig
+from qkd.config.data_free import DataFreeConfig
 from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 from qkd.config.methods import AuxiliaryConfig, BranchTrainingConfig, PeerConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import Cpu, Positive, Section, Threads
 from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
-from qkd.config.training import DEFAULT_TERMS, MetaConfig, PhaseConfig, QuantConfig, TermConfig, TrainConfig
+from qkd.config.training import (
+    DEFAULT_TERMS,
+    MetaConfig,
+    PhaseConfig,
+    QuantConfig,
+    StudentTrainConfig,
+    TermConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "AgentConfig",
@@ -15,6 +24,7 @@ __all__ = [
     "Cpu",
     "DEFAULT_TERMS",
     "DataConfig",
+    "DataFreeConfig",
     "ExportConfig",
     "MetaConfig",
     "PeerConfig",
@@ -27,6 +37,7 @@ __all__ = [
     "SearchConfig",
     "Section",
     "StudentConfig",
+    "StudentTrainConfig",
     "TeacherConfig",
     "TermConfig",
     "Threads",

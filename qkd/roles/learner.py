@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from qkd.config import AgentConfig, PhaseConfig, RunConfig, StudentConfig, TrainConfig
 from qkd.data import Splits, epoch_order, iterate, normalize
 from qkd.files import sha256_of
+from qkd.methods.method import Synthesis
 from qkd.methods.table import method_mark, methods_of
 from qkd.nets import load_weights
+from qkd.nets.imagenet import weights_file
 from qkd.roles.agents import named_agent, role_agent, training_settings, unsearched_agent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.guide import TAUGHT, guide_of, load_guide
@@ -120,17 +122,22 @@ class StudentRole:
     def sub_trainings(self) -> Iterator[Role]:
         """Yield the trainings that it needs first: its own in float, and what methods need."""
         if (own := self.float_role()) is not None:
+            if isinstance(own, StudentRole):  # what it learns from comes first
+                yield from own.sub_trainings()
             yield own
         for method in self.methods:
             yield from method.sub_trainings(self.context, "student")
 
-    def float_role(self) -> FloatRole | None:
+    def float_role(self) -> Role | None:
         """Return the own float training; None where it starts from something else."""
         config = self.config
         if config.student_start != "float":
             return None
         if config.student.float_train is None:
             raise ValueError(f"{self.name}: float_train is missing")
+        own = next((twin for method in self.methods if (twin := method.float_twin(self)) is not None), None)
+        if own is not None:
+            return own
         return FloatRole(
             self.context, f"{self.name}_float", f"{self.folder}/float", self.title, config.student_net,
             config.student.float_train, self.agent_without_search, (self.name,),
@@ -147,7 +154,9 @@ class StudentRole:
         """Return the weights it starts from; None where they are random."""
         places = {"teacher": "teacher", "float": f"{self.folder}/float"}
         place, own = places.get(self.config.student_start), self._borrowed or self.config.student.weights
-        return own or (None if place is None else self.context.run.path / place / WEIGHTS)
+        if own is not None:
+            return weights_file(own, self.config.student_net)
+        return None if place is None else self.context.run.path / place / WEIGHTS
 
     def net(self) -> nn.Module:
         """Return its float net, freshly initialized from the run's seed."""
@@ -156,31 +165,42 @@ class StudentRole:
     def float_net(self) -> nn.Module:
         """Return its float net with its start's weights, on the CPU."""
         net, source = self.net(), self.file()
-        if source is not None and (note := load_weights(net, source)):
+        head = "keep" if source is None or source.is_relative_to(self.context.run.path) else self.config.student.head
+        if source is not None and (note := load_weights(net, source, head=head)):
             self.context.progress.say(f"{self.name}: {source}: {note}")
         return net
 
     def student(self) -> nn.Module:
         """Return what is trained, with its start's weights, on the device: low-bit and not calibrated."""
-        splits = self.context.splits
-        student = prepare_student(self.config, self.float_net(), channels=splits.channels, size=splits.image_size)
+        student = prepare_student(self.config, self.float_net(), self.context.splits.image_shape)
         return student.to(self.context.device)
 
     def calibrate(self, *students: nn.Module) -> None:
         """Set activation scales and batch-norm statistics from training images."""
         self.context.progress.say(f"{self.name}: calibrating on {self.config.student.calibration_batches} batches")
         for student in students:
-            calibrate(student, self._batches())
+            calibrate(student, self._batches(), keep_statistics=self.config.student.bn == "frozen_teacher")
 
     def _batches(self) -> Iterator[Tensor]:
+        made = (method.synthesis(self.context) for method in self.methods)
+        synthesis = next((one for one in made if one is not None), None)
+        batches = self._real_batches() if synthesis is None else self._made_batches(synthesis)
+        for images in batches:
+            for method in self.methods:
+                images = method.calibration_images(images)
+            yield images
+
+    def _made_batches(self, synthesis: Synthesis) -> Iterator[Tensor]:
+        config = self.config
+        for index in range(config.student.calibration_batches):
+            yield synthesis.draw(config.data.batch_size, stream(config.seed, "calibration", index))[0]
+
+    def _real_batches(self) -> Iterator[Tensor]:
         config, train, splits = self.config, self.context.splits.train, self.context.splits
         size = min(config.data.batch_size, len(train))
         order = epoch_order(len(train), stream(config.seed, "calibration"))[: size * config.student.calibration_batches]
         for raw, _ in iterate(train, order, size, self.context.device, drop_last=True):
-            images = normalize(raw, splits.mean, splits.std)
-            for method in self.methods:
-                images = method.calibration_images(images)
-            yield images
+            yield normalize(raw, splits.mean, splits.std)
 
     # its training
 
@@ -209,6 +229,7 @@ class StudentRole:
             marks=self.marks(),
             settings=training_settings(self.config),
             inputs=self.inputs(),
+            source=next((one for method in self.methods if (one := method.source(self.context)) is not None), None),
         )
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
@@ -246,7 +267,7 @@ class StudentRole:
         if not _is_taught(teacher, made):
             return [folder / WEIGHTS]
         place = self.context.run.folder(TAUGHT)
-        save_net(place / WEIGHTS, teacher, net_facts(self.config.teacher.net, **sizes))
+        save_net(place / WEIGHTS, teacher, net_facts(self.config.teacher_net, **sizes))
         return [place / WEIGHTS, folder / WEIGHTS]
 
     def score(self, student: nn.Module, teacher: nn.Module, made: Distillation, fitted: FitResult | None) -> list[Path]:
@@ -257,7 +278,7 @@ class StudentRole:
             found |= method.results(self.context, "student", student)
         files = []
         if _is_taught(teacher, made):
-            taught = score("teacher, taught along", config.teacher.net, teacher, splits, config.data, None)
+            taught = score("teacher, taught along", config.teacher_net, teacher, splits, config.data, None)
             files.append(write_outcome(run.path / TAUGHT, taught))
         outcome = score(
             self.name,

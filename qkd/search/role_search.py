@@ -15,6 +15,7 @@ from qkd.data import Splits
 from qkd.engines.engine import current
 from qkd.files import sha256_of
 from qkd.moved import json_in_first_spelling
+from qkd.nets.own.copies import portable_net
 from qkd.progress import Progress, Silent
 from qkd.roles.agents import Role, agent_inputs, named_agent, unsearched_agent
 from qkd.roles.images import run_images, stored_images
@@ -204,7 +205,7 @@ def _provenance(run: RunFolder, role: Role, journal: Journal, splits: Splits) ->
     settings = run.config.search.model_dump(mode="json", exclude=set(_WHERE))
     return {
         "seed": run.config.seed,
-        "net": run.config.teacher.net if role == "teacher" else run.config.student_net,
+        "net": portable_net(run.config.teacher_net if role == "teacher" else run.config.student_net),
         "reward": REWARDS[role],
         "made_from": dict(journal.fingerprint),
         "settings": {**settings, "train_images": len(splits.train), "val_images": len(splits.val)},

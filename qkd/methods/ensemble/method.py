@@ -36,7 +36,8 @@ class Ensemble(Method):
             return
         for number in range(1, teacher.members):
             yield FloatRole(
-                context, f"teacher_member_{number}", f"teacher/member_{number}", "teacher", teacher.net, teacher.train,
+                context, f"teacher_member_{number}", f"teacher/member_{number}", "teacher", self.config.teacher_net,
+                teacher.train,
                 lambda: role_agent(run, "teacher"), ("teacher", number), inputs=tuple(agent_inputs(run, "teacher")),
             )  # fmt: skip
 

@@ -72,11 +72,14 @@ def exit_code(error: BaseException, code: int) -> int:
 
 
 def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
+    import torch
     from torch import distributed
 
     from qkd.engines.group import DeviceGroup
 
     local, backend = int(os.environ.get("LOCAL_RANK", "0")), _backend(device)
+    if backend == "nccl":
+        torch.cuda.set_device(local)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
         store = _store(rank, size)

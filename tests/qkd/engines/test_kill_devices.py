@@ -122,7 +122,7 @@ def test_a_kill_stops_all_and_the_same_command_resumes(folder: Path, unbroken: l
     assert members_of(config) == {}
     process = start(folder, config, devices=2)
     assert process.wait(600) == 0, log_of(folder, config)
-    assert "resumes from the checkpoint" in log_of(folder, config) or "going on from" in log_of(folder, config)
+    assert f"{role}: resuming from the checkpoint at epoch" in log_of(folder, config)
     assert bits(folder, config) == unbroken
 
 
@@ -169,7 +169,7 @@ def test_another_number_of_devices_resumes_with_a_warning_or_is_refused(folder: 
     process.wait(60)
     wait_for(lambda: members_of(apart) == {}, 20)
     assert start(folder, apart).wait(600) == 2
-    assert "parts of a batch with batch-norm statistics of their own: 2 then, 1 now" in log_of(folder, apart)
+    assert "parts of a batch with separate batch-norm statistics: 2 then, 1 now" in log_of(folder, apart)
 
 
 def test_a_fault_is_said_once(folder: Path) -> None:

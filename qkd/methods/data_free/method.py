@@ -57,6 +57,11 @@ class DataFree(Method):
         self._adversary: Adversary | None = None
 
     @property
+    def why_one_device(self) -> str:
+        """Return why not: what makes the images is trained by a loop that knows one device."""
+        return "data-free distillation makes its images on one device"
+
+    @property
     def settings(self) -> DataFreeConfig:
         """Return the section of the config."""
         return cast(DataFreeConfig, self.config.student.data_free)

@@ -4,8 +4,8 @@
 
 Every method is a config of ``configs/digits/data-free``; methods of one pair of nets share the teacher of a seed. The
 first run of a method makes what the images come from and the float student; the other width takes both over, so that
-one generator serves all widths. ``real`` is the same student with soft targets on the real training images. Students are
-scored once, on the whole test set, after their last epoch. Complete runs are not run again; a run that fails stays in
+one generator serves all widths. ``real`` is the same student with soft targets on real training images, for as many
+batches (its epochs are shorter, so it has more of them). Students are scored once, on the whole test set, after their last epoch. Complete runs are not run again; a run that fails stays in
 the table with its message. Extra ``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
 """
 
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "digits" / "data-free"
 REAL = "real"  # the row with real images
 BITS = (2, 4)  # the first makes the images
+REAL_EPOCHS = (54, 27)  # of 22 batches: as many as 12 and 6 epochs of 100
 REAL_CONFIG = "soft_target on real images"
 
 
@@ -58,7 +59,8 @@ class Comparison:
         """Return the overrides of a run."""
         words = [f"seed={seed}", f"student.quant.weight_bits={bits}", f"student.quant.act_bits={bits}"]
         if method == REAL:
-            words.append("student.data_free=null")
+            words += ["student.data_free=null", f"student.train.epochs={REAL_EPOCHS[1]}"]
+            words += [f"student.float_train.epochs={REAL_EPOCHS[0]}"] if bits == BITS[0] else []
         first = self.folder / run_name(method, BITS[0], seed)
         if bits != BITS[0]:
             start = first / "student" / "float" / "weights.safetensors"

@@ -5,8 +5,9 @@
 Every method is a config of ``configs/digits/data-free``; methods of one pair of nets share the teacher of a seed. The
 first run of a method makes what the images come from and the float student; the other width takes both over, so that
 one generator serves all widths. ``real`` is the same student with soft targets on real training images, for as many
-batches (its epochs are shorter, so it has more of them). Students are scored once, on the whole test set, after their last epoch. Complete runs are not run again; a run that fails stays in
-the table with its message. Extra ``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
+batches (its epochs are shorter, so it has more of them). Students are scored once, on the whole test set, after their
+last epoch. Complete runs are not run again; a run that fails stays in the table with its message. Extra
+``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations

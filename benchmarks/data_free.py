@@ -65,7 +65,8 @@ class Comparison:
         first = self.folder / run_name(method, BITS[0], seed)
         if bits != BITS[0]:
             start = first / "student" / "float" / "weights.safetensors"
-            words += [f"teacher.run={first}", f"student.weights={start}", "student.float_train=null"]
+            words.append(f"teacher.run={first}")
+            words += [f"student.weights={start}", "student.float_train=null"] if start.is_file() else []
         elif (teacher := self.teacher(method, seed)) is not None:
             words.append(f"teacher.run={teacher}")
         return [*words, *self.args.overrides]

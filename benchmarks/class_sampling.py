@@ -3,11 +3,11 @@
     python benchmarks/class_sampling.py
 
 A step is forward and backward of the last linear layer and the loss, with features of the batch and rows of the layer
-as leaves, the teacher's log-probabilities given. Full and sampled steps run interleaved in one process for time, each in
-a separate process for memory (largest resident size during the step, less that before it). The normalizers of the sampled
-step come from a second draw, which is part of its time. Variance is that of the gradient of the features over
-draws, summed, for proposals by difference, by the teacher and uniform; bias is a z-test of its projection on
-the full gradient, with exact normalizers. Writes OUT.json.
+as leaves, the teacher's log-probabilities given. Full and sampled steps run interleaved in one process for time, and
+each in a separate process for memory (largest resident size during the step, less that before it). The normalizers of
+the sampled step come from a second draw, which is part of its time. Variance is that of the gradient of the features
+over draws, summed, for proposals by difference, by the teacher and uniform; bias is a z-test of its projection on the
+full gradient, with exact normalizers. Writes OUT.json.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def resident_mib() -> float:
 
 
 def memories(args: argparse.Namespace, classes: int) -> dict[str, Any]:
-    """Return the memory of both steps, each measured in a process of its own."""
+    """Return the memory of both steps, each measured in a separate process."""
     found = {}
     for name in ("full", "sampled"):
         command = [sys.executable, __file__, "--only", name, "--classes", str(classes), "--batch", str(args.batch)]

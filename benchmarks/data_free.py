@@ -82,7 +82,7 @@ class Comparison:
         return None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row a method."""
+        """Return one row per method."""
         return [self._row(method) for method in self.args.methods]
 
     def _row(self, method: str) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def sampled_soft_target_loss(
             Constants.
         sampled: The drawn classes with their weights.
         log_normalizers: :math:`c`, shape ``[batch]``: of :func:`estimated_log_normalizers` (for features divided by the
-            temperature, with a draw of its own), or exact. Constants.
+            temperature, with another draw), or exact. Constants.
         temperature: :math:`\tau > 0` of the student's logits; their factor is its square.
 
     Returns:

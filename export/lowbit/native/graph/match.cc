@@ -96,8 +96,10 @@ int Matcher::quantizer_of(int node, Grid* grid) const {
     return graph_.nodes[reader].inputs[0] == graph_.nodes[node].outputs[0] ? reader : kNone;
 }
 
-// On x86 the runtime rewrites an int8 QuantizeLinear whose only reader is a DequantizeLinear of the same zero point.
+// On x86 the runtime rewrites an int8 QuantizeLinear whose only reader is a DequantizeLinear of the same zero point; on Arm,
+// whose dot products are of one kind, it leaves int8 as it is.
 bool Matcher::becomes_unsigned(int codes) const {
+    if (kIsArm) return false;
     const Value& value = graph_.values[codes];
     const int reader = single_reader(codes);
     if (value.producer == kNone || reader == kNone) return false;
@@ -240,7 +242,7 @@ bool Matcher::fits(ConvSpec* spec, const Real& real) const {
         }
         const int64_t sum = total;
         is_low = is_low && kLowestWeight <= lowest && highest <= kHighestWeight;
-        fits_dot = fits_dot && (kernels_->has_exact_dot || (lowest >= -64 && highest <= 64));
+        fits_dot = fits_dot && kernels_->dot.lowest_weight <= lowest && highest <= kernels_->dot.highest_weight;
         const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o]));
         is_low = is_low && sum * kHighestActivation <= kTotalLimit && bias < (1 << 30);
         fits_dot = fits_dot && 2 * 255 * sum + 2 * bias <= INT32_MAX;

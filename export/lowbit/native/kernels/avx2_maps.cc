@@ -148,7 +148,7 @@ void max_pool(const PoolJob& job, int first_row, int last_row) {
 }  // namespace
 
 const Kernels* avx2_kernels() {
-    static const Kernels kernels = {"avx2", {32, 2, 32, 1, true}, false,        avx2_lut_conv, avx2_dot_conv, depthwise,
+    static const Kernels kernels = {"avx2", {32, 2, 32, 1, true}, {-64, 64, 0, 1},        avx2_lut_conv, avx2_dot_conv, depthwise,
                                     pack_index, add,              map,          max_pool,      nullptr, nullptr, transpose_in,
                                     transpose_out};
     return &kernels;

@@ -170,7 +170,7 @@ void import_planes(const uint8_t* planes, int channels, size_t positions, uint8_
 }  // namespace
 
 const Kernels* avx512_kernels() {
-    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true}, true,          avx512_lut_conv, avx512_dot_conv, depthwise,
+    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true}, {-128, 127, 0, 1},          avx512_lut_conv, avx512_dot_conv, depthwise,
                                     pack_index, add,                map,           max_pool,        avx512_narrow_conv, avx512_pack_planes, import_planes,
                                     transpose_out};
     return &kernels;

@@ -72,8 +72,10 @@ struct DepthwiseJob {
     int out_width;
 };
 
-// Sum of two tensors, in one of ONNX Runtime's two arithmetics: QLinearAdd's
-//     round(a * ratio_a + (b * ratio_b + fixed)), both products fused with their additions,
+// Sum of two tensors, in one of ONNX Runtime's arithmetics. QLinearAdd's on x86:
+//     round(a * ratio_a + (b * ratio_b + fixed)), both products fused with their additions;
+// on Arm, in integers, halves away from zero:
+//     round((multiplier_a (a - zero_a) + multiplier_b (b - zero_b)) / 2^right) + zero_c;
 // or, where the file is not of the pattern it fuses, real numbers:
 //     round((scale_a (a - zero_a) + scale_b (b - zero_b)) / scale_c) + zero_c.
 struct AddJob {
@@ -83,6 +85,9 @@ struct AddJob {
     float scale_a = 0, scale_b = 0, scale_c = 1;
     int zero_a = 0, zero_b = 0, zero_c = 0;     // of the codes as kept here
     int low = 0, high = 255;
+    int32_t multiplier_a = 0, multiplier_b = 0;
+    int right = 0;                              // above 0: in integers
+    bool is_integer() const { return right > 0; }
 };
 
 struct PoolJob {
@@ -102,10 +107,17 @@ struct NarrowJob {
     int out_height, out_width;
 };
 
+// Which weights dot products take, and how: sums of products in 16 signed bits must be exact.
+struct DotFormat {
+    int lowest_weight, highest_weight;
+    int base;  // taken off activations before they are multiplied
+    int sign;  // of weights as they are kept, and so of sums
+};
+
 struct Kernels {
     const char* name;
     LutFormat format;
-    bool has_exact_dot;  // products of any weights; else pairs of products must fit 16 signed bits
+    DotFormat dot;
 
     void (*lut_conv)(const LutJob& job, const Block& block, int first_row, int last_row);
     void (*dot_conv)(const DotJob& job, int block, int first_row, int last_row);
@@ -131,5 +143,6 @@ struct Kernels {
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null where the library was built for another processor family
 const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
 
 }  // namespace lowbit

@@ -206,7 +206,7 @@ private:
 
     void add_dot(const ConvSpec& spec, int in, int out) {
         auto layer = std::make_unique<DotLayer>();
-        if (!pack_dot(spec, program_->kernels->has_exact_dot, layer.get()))
+        if (!pack_dot(spec, program_->kernels->dot, layer.get()))
             throw std::runtime_error("a claimed convolution does not fit 32-bit sums");
         const ConvShape& s = spec.shape;
         const Staging staging = staging_of(spec.zero, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, s.in_channels);
@@ -273,7 +273,7 @@ private:
 
 }  // namespace
 
-bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer) {
+bool pack_dot(const ConvSpec& spec, const DotFormat& format, DotLayer* layer) {
     const ConvShape& s = spec.shape;
     layer->shape = s;
     layer->steps = (s.kernel_w * s.in_channels + 3) / 4;
@@ -292,12 +292,12 @@ bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer) {
                     const int w = spec.weights[((static_cast<size_t>(o) * s.in_channels + c) * s.kernel_h + ky) * s.kernel_w + kx];
                     const int place = kx * s.in_channels + c;
                     const size_t at = ((static_cast<size_t>(o / 64) * s.kernel_h + ky) * layer->steps + place / 4) * 256;
-                    layer->weights.as<int8_t>()[at + o % 64 * 4 + place % 4] = static_cast<int8_t>(w);
+                    layer->weights.as<int8_t>()[at + o % 64 * 4 + place % 4] = static_cast<int8_t>(format.sign * w);
                     sum += w;
                     reach += std::abs(w);
-                    if (!is_exact && std::abs(w) > 64) return false;  // 2 * 255 * 64 fits 16 signed bits
+                    if (w < format.lowest_weight || w > format.highest_weight) return false;
                 }
-        const int64_t bias = spec.requantize.bias[o] - spec.zero * sum;
+        const int64_t bias = spec.requantize.bias[o] - (spec.zero - format.base) * sum;
         if (reach * 255 + std::llabs(bias) + std::llabs(static_cast<int64_t>(spec.requantize.bias[o])) > INT32_MAX) return false;
         if (!is_tame(spec.requantize.bias[o], spec.requantize.scale[o], 2 * 255 * reach)) return false;
         layer->bias.as<int32_t>()[o] = static_cast<int32_t>(bias);

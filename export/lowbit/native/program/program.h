@@ -122,7 +122,7 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
 // Append one line of JSON: name, kind and nanoseconds of each operation.
 void write_profile(const Program& program, const char* path);
 
-bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer);
+bool pack_dot(const ConvSpec& spec, const DotFormat& format, DotLayer* layer);
 bool pack_depthwise(const ConvSpec& spec, DepthwiseLayer* layer);
 
 }  // namespace lowbit

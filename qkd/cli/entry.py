@@ -13,6 +13,7 @@ from qkd.cli.commands import (
     cost,
     diagnose,
     doctor,
+    lowbit,
     ls,
     match,
     policy,
@@ -44,7 +45,7 @@ EXAMPLES = """examples:
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
-COMMANDS = (run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor)
+COMMANDS = (run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, policy, lowbit, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

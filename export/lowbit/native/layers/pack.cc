@@ -91,7 +91,7 @@ private:
 // The smallest total whose code is at least `wanted`; kNeverReached where there is none. Codes rise with totals, for
 // scales are positive and rounding is monotone.
 uint16_t threshold(const Requantize& requantize, int channel, int32_t offset, int32_t reach, int wanted) {
-    int low = 0, high = reach + 1;  // the answer lies in low..high
+    int low = 0, high = reach + 1;  // the answer is in low..high
     while (low < high) {
         const int middle = low + (high - low) / 2;
         if (requantized(requantize, channel, middle - offset) >= wanted) high = middle;

@@ -41,6 +41,7 @@ FEATURES = "fp asimd aes pmull sha1 sha2 crc32"
 DOT_FEATURES = " atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 VARIANTS = ("fp32", "int8", "w4a4", "w2a2", "lowbit")
 ENDINGS = {"fp32": "", "int8": "-int8", "w4a4": "-w4a4-ort", "w2a2": "-w2a2-ort"}  # of the files of `lowbit.py`
+NAMES = "{net}.{variant}.onnx"
 PROVIDER = "LowBitExecutionProvider"
 WARM_UP, COUNTED = 1, 1  # an inference counts the same each time; the first one allocates
 # `sched_get_priority_max` is call 125 there; nothing else in an inference makes it.
@@ -173,7 +174,8 @@ def _environment(emulator: Path) -> dict[str, str]:
 def file_of(args: argparse.Namespace, net: str, variant: str) -> Path:
     """Return the file of a variant; the provider takes that of `w2a2`."""
     known = "w2a2" if variant == "lowbit" else variant
-    return Path(args.files / args.names.format(net=net, variant=known if ".{variant}" in args.names else ENDINGS[known]))
+    ending = known if ".{variant}" in args.names else ENDINGS[known]
+    return Path(args.files / args.names.format(net=net, variant=ending))
 
 
 def measure(net: str, args: argparse.Namespace, emulator: Path) -> dict[str, Any]:
@@ -223,7 +225,7 @@ def main() -> None:
     """Parse the command line, count, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=Path, required=True, help="folder that export_latency.py wrote (its --work)")
-    parser.add_argument("--names", default="{net}.{variant}.onnx", help="how its files are called")
+    parser.add_argument("--names", default=NAMES, help="how its files are called")
     parser.add_argument("--nets", nargs="+", default=["resnet18", "mobilenet_v2"])
     parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=list(CPUS))
     parser.add_argument("--root", type=Path, default=CACHE / "aarch64-python" / "root", help="aarch64 user space")
@@ -245,7 +247,8 @@ def main() -> None:
     record = {
         "what": "instructions of one warm inference, batch 1, one thread, on emulated Arm processors",
         "command": f"python benchmarks/arm_instructions.py --files FOLDER --nets {' '.join(nets)} "
-        f"--cpus {' '.join(next(iter(nets.values())))} --variants {' '.join(args.variants)}",
+        f"--cpus {' '.join(next(iter(nets.values())))} --variants {' '.join(args.variants)}"
+        + (f' --names "{args.names}"' if args.names != NAMES else ""),
         "date": time.strftime("%Y-%m-%d"), "emulator": emulator_version(emulator), "nets": nets,
     }  # fmt: skip
     if args.json:

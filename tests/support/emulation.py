@@ -1,4 +1,4 @@
-"""An emulated aarch64 user space, and the cross-compiler: fetched once into a cache folder; nothing of the system is changed."""
+"""An emulated aarch64 user space, and a cross-compiler, fetched once into a cache folder."""
 
 from __future__ import annotations
 

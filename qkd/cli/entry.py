@@ -14,7 +14,6 @@ from qkd.cli.commands import (
     cost,
     diagnose,
     doctor,
-    lowbit,
     ls,
     match,
     policy,
@@ -25,6 +24,8 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
+from qkd.cli.commands.deployment import lowbit
+from qkd.cli.commands.results import predict, val
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
@@ -36,6 +37,8 @@ EXAMPLES = """examples:
   qkd run my.yaml --dry-run                           find faults before training
   qkd validate my.yaml                                all faults of a config at once
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
+  qkd predict runs/digits-w2a2 photo.png              classes and probabilities of images
+  qkd val runs/digits-w2a2 my-images/                 accuracy on labeled images, class by class
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
@@ -46,7 +49,10 @@ EXAMPLES = """examples:
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
-COMMANDS = (run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, policy, lowbit, doctor)
+COMMANDS = (
+    run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match, policy, lowbit,
+    doctor,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

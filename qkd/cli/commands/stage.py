@@ -24,8 +24,14 @@ def add(commands: Any) -> None:
                 "a layer that stays in float is an error, also of an export that is complete (or export.strict=true)"
             )
             stage.add_argument("--strict", action="store_true", help=strict)
+            means = "keep a file beside the others, repacked for an older runtime: onnxruntime==1.17"
+            stage.add_argument("--for", dest="runtime", metavar="RUNTIME", help=means)
 
 
 def run_stage(args: argparse.Namespace) -> int:
     """Run one stage, then print the closing table."""
+    if getattr(args, "runtime", None) is not None:
+        from export.storage.needs import parse_runtime
+
+        parse_runtime(args.runtime)  # a wrong one is said before anything runs
     return run_stages_of(load(args), (args.name,), args)

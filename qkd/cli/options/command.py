@@ -87,6 +87,10 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
             from qkd.stages.export import require_integer_layers
 
             require_integer_layers(run)
+        if getattr(args, "runtime", None) is not None:
+            from qkd.stages.fitted import keep_fitted
+
+            keep_fitted(run, args.runtime, new_progress())
         return print_result(args, summarize(run.path))
 
 

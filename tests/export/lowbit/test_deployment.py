@@ -22,7 +22,7 @@ import pytest
 
 from export.lowbit import LowBitUnavailableError, build, cross, deployed, deployment, wheel
 from qkd.cli import main
-from qkd.cli.commands import lowbit as command
+from qkd.cli.commands.deployment import lowbit as command
 
 ROOT = Path(__file__).resolve().parents[3]
 Nets = Callable[[int], tuple[bytes, tuple[int, int]]]

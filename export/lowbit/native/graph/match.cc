@@ -97,7 +97,7 @@ int Matcher::quantizer_of(int node, Grid* grid) const {
 }
 
 // On x86 the runtime rewrites an int8 QuantizeLinear whose only reader is a DequantizeLinear of the same zero point; on Arm,
-// whose dot products are of one kind, it leaves int8 as it is.
+// whose dot products are of one kind, it keeps int8.
 bool Matcher::becomes_unsigned(int codes) const {
     if (kIsArm) return false;
     const Value& value = graph_.values[codes];

@@ -1,7 +1,7 @@
 // NEON: 8-bit convolutions. A student's first layer, by SMULL and SMLAL of four taps; depthwise ones by MLA in 16 bits.
 //
 // Activations are taken as signed bytes a - 128 and weights negated (`DotFormat`): with weights of -64..63 four products
-// lie within -32,768..32,512, so they are added in 16 bits before they are added to 32-bit sums.
+// stay within -32,768..32,512, so they are added in 16 bits before they are added to 32-bit sums.
 #include "kernels/kernels.h"
 
 #if defined(__aarch64__)

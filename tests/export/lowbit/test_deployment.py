@@ -172,7 +172,7 @@ print("offered" if offered else "not offered", "same" if same else "different")
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_wheel_works_in_an_empty_environment(tmp_path: Path, with_ziglang: None, random_net: Nets) -> None:
-    """Built as a project of its own would be, installed beside onnxruntime alone."""
+    """Built as a separate project would be, installed beside onnxruntime alone."""
     made = deployment.build_wheel(None, tmp_path / "dist")
     assert made.path.parent == tmp_path / "dist" and made.size_bytes == made.path.stat().st_size
     check_library(made.path, tmp_path)

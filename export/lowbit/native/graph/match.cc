@@ -13,6 +13,7 @@ constexpr int64_t kLongestSide = 1 << 15, kMostBytes = int64_t{1} << 30;
 constexpr int kMostBorder = 64, kMostKernel = 64, kMostStride = 64;
 constexpr int kFewestLutChannels = 16;  // of inputs: below, a look-up's third channel is mostly padding
 constexpr size_t kMostWeights = 1 << 23; // of a channel: their sum fits 31 bits
+constexpr int kHighestShortWeight = 8, kHighestShortActivation = 15;  // four bits: sums of 16 bits hold hundreds of products
 constexpr double kSameScale = 1e-6;     // relative: a product of two scales, rounded to single precision
 
 std::vector<int64_t> ints(const Node& node, const char* name, std::vector<int64_t> otherwise) {
@@ -157,16 +158,16 @@ bool Matcher::weights_of(const Node& node, ConvSpec* spec, std::vector<float>* s
             if (code_at(zeros, i) != zero) return false;
     }
     spec->weights.resize(size);
-    const int flip = codes.type == Type::kInt8 ? 0x80 : 0;
+    const uint8_t flip = codes.type == Type::kInt8 ? 0x80 : 0;
     const uint8_t* const from = static_cast<const uint8_t*>(codes.constant);
-    int lowest = 0, highest = 0;
+    uint8_t lowest = 255, highest = 0;
     for (size_t i = 0; i < size; ++i) {
-        const int weight = (from[i] ^ flip) - zero;
-        lowest = std::min(lowest, weight);
-        highest = std::max(highest, weight);
-        spec->weights[i] = static_cast<int8_t>(weight);
+        const uint8_t code = static_cast<uint8_t>(from[i] ^ flip);
+        lowest = std::min(lowest, code);
+        highest = std::max(highest, code);
+        spec->weights[i] = static_cast<int8_t>(static_cast<uint8_t>(code - zero));
     }
-    if (lowest < -128 || highest > 127) return false;
+    if (lowest - zero < -128 || highest - zero > 127) return false;
     for (int o = 0; o < s.out_channels; ++o) {
         scales->push_back(static_cast<const float*>(steps.constant)[is_one ? 0 : o]);
         if (!(scales->back() > 0) || !std::isfinite(scales->back())) return false;
@@ -225,31 +226,31 @@ bool Matcher::fits(ConvSpec* spec, const Real& real) const {
     const size_t count = static_cast<size_t>(spec->is_depthwise ? 1 : s.in_channels) * s.kernel_h * s.kernel_w;
     if (count > kMostWeights) return false;
     const Range range = codes_of(real);
-    spec->base = static_cast<int>(std::min<double>(range.low, spec->zero));  // borders are the zero point
-    bool is_low = !spec->is_depthwise && s.in_channels >= kFewestLutChannels &&
-                  std::max<double>(range.high, spec->zero) <= spec->base + kHighestActivation;
-    bool fits_dot = true;
+    const int base = static_cast<int>(std::min<double>(range.low, spec->zero));  // borders are the zero point
+    const int span = static_cast<int>(std::max<double>(range.high, spec->zero)) - base;
+    const auto [lowest, highest] = std::minmax_element(spec->weights.begin(), spec->weights.end());
+    const bool is_dense = !spec->is_depthwise && s.in_channels >= kFewestLutChannels;
+    const LutFormat* const format = is_dense ? fitting_format(*kernels_, *lowest, *highest, span) : nullptr;
+    const bool is_short = kernels_->has_short_sums && !spec->is_depthwise;
+    const int dot_span = is_short ? span : 255, most = std::max(-*lowest, +*highest);
+    bool is_low = format != nullptr, fits_dot = kernels_->has_exact_dot || 2 * dot_span * most <= INT16_MAX;
     for (int o = 0; o < s.out_channels; ++o) {
         const int8_t* const w = spec->weights.data() + o * count;
-        int32_t total = 0;
-        int lowest = 0, highest = 0;
-        for (size_t i = 0; i < count; ++i) {
-            total += std::abs(w[i]);
-            lowest = std::min<int>(lowest, w[i]);
-            highest = std::max<int>(highest, w[i]);
-        }
-        const int64_t sum = total;
-        is_low = is_low && kLowestWeight <= lowest && highest <= kHighestWeight;
-        fits_dot = fits_dot && (kernels_->has_exact_dot || (lowest >= -64 && highest <= 64));
-        const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o]));
-        is_low = is_low && sum * kHighestActivation <= kTotalLimit && bias < (1 << 30);
-        fits_dot = fits_dot && 2 * 255 * sum + 2 * bias <= INT32_MAX;
+        int32_t sum = 0;
+        for (size_t i = 0; i < count; ++i) sum += std::abs(w[i]);
+        const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o])), reach = int64_t{255} * sum;
         const float scale = spec->requantize.scale[o];
-        is_low = is_low && is_tame(spec->requantize.bias[o], scale, 2 * sum * kHighestActivation);
-        fits_dot = fits_dot && (!spec->is_depthwise || 255 * sum <= INT16_MAX);
-        fits_dot = fits_dot && is_tame(spec->requantize.bias[o], scale, 2 * 255 * sum);
+        if (is_low) {
+            const int64_t total = static_cast<int64_t>(sum) * format->highest_activation();
+            is_low = total <= kTotalLimit && bias < (1 << 30) && is_tame(spec->requantize.bias[o], scale, 2 * total);
+        }
+        fits_dot = fits_dot && 2 * reach + 2 * bias <= INT32_MAX && (!spec->is_depthwise || reach <= INT16_MAX) &&
+                   is_tame(spec->requantize.bias[o], scale, 2 * reach);
     }
     spec->is_lut = is_low;
+    if (is_low) spec->format = *format;
+    if (is_low || is_short) spec->base = base, spec->span = span;
+    spec->is_faster = is_low || (is_short && is_dense && most <= kHighestShortWeight && span <= kHighestShortActivation);
     return is_low || fits_dot;
 }
 

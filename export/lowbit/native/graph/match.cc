@@ -33,6 +33,31 @@ bool makes(const ConvShape& shape, const TensorInfo& in, const TensorInfo& out) 
            shape.out_width(in.width) == out.width;
 }
 
+// The least and the greatest weight, and sum |w| of each channel: parts of 256, whose sums fit 16 bits, in one go.
+std::pair<int, int> magnitudes(const int8_t* weights, size_t channels, size_t count, std::vector<int32_t>* sums) {
+    constexpr size_t kPart = 256;
+    uint8_t lowest = 255, highest = 0;  // with 128 added: smallest instructions
+    for (size_t o = 0; o < channels; ++o, weights += count) {
+        int32_t sum = 0;
+        for (size_t first = 0; first < count; first += kPart) {
+            const size_t end = std::min(first + kPart, count);
+            uint16_t part = 0;
+            for (size_t i = first; i < end; ++i) {
+                const uint8_t code = static_cast<uint8_t>(weights[i] ^ 0x80);
+                lowest = std::min(lowest, code);
+                highest = std::max(highest, code);
+            }
+            for (size_t i = first; i < end; ++i) {
+                const int16_t w = weights[i];
+                part = static_cast<uint16_t>(part + (w < 0 ? -w : w));
+            }
+            sum += part;
+        }
+        sums->push_back(sum);
+    }
+    return {lowest - 128, highest - 128};
+}
+
 bool in_limits(const std::vector<int64_t>& values, size_t count, int64_t low, int64_t high) {
     return values.size() == count &&
            std::all_of(values.begin(), values.end(), [&](int64_t v) { return low <= v && v <= high; });
@@ -157,17 +182,17 @@ bool Matcher::weights_of(const Node& node, ConvSpec* spec, std::vector<float>* s
         for (size_t i = 1; i < zeros.count; ++i)
             if (code_at(zeros, i) != zero) return false;
     }
-    spec->weights.resize(size);
-    const uint8_t flip = codes.type == Type::kInt8 ? 0x80 : 0;
-    const uint8_t* const from = static_cast<const uint8_t*>(codes.constant);
-    uint8_t lowest = 255, highest = 0;
-    for (size_t i = 0; i < size; ++i) {
-        const uint8_t code = static_cast<uint8_t>(from[i] ^ flip);
-        lowest = std::min(lowest, code);
-        highest = std::max(highest, code);
-        spec->weights[i] = static_cast<int8_t>(static_cast<uint8_t>(code - zero));
+    const int8_t* const from = static_cast<const int8_t*>(codes.constant);
+    spec->weights.assign(from, from + size);
+    // Both types' zero points are told with 128 added to those of int8: mostly there is nothing to take off.
+    const int shift = zero - (codes.type == Type::kInt8 ? 128 : 0);
+    if (shift != 0) {
+        for (int8_t& weight : spec->weights) {
+            const int code = codes.type == Type::kInt8 ? weight : static_cast<uint8_t>(weight);
+            if (code - shift < -128 || code - shift > 127) return false;
+            weight = static_cast<int8_t>(code - shift);
+        }
     }
-    if (lowest - zero < -128 || highest - zero > 127) return false;
     for (int o = 0; o < s.out_channels; ++o) {
         scales->push_back(static_cast<const float*>(steps.constant)[is_one ? 0 : o]);
         if (!(scales->back() > 0) || !std::isfinite(scales->back())) return false;
@@ -228,16 +253,15 @@ bool Matcher::fits(ConvSpec* spec, const Real& real) const {
     const Range range = codes_of(real);
     const int base = static_cast<int>(std::min<double>(range.low, spec->zero));  // borders are the zero point
     const int span = static_cast<int>(std::max<double>(range.high, spec->zero)) - base;
-    const auto [lowest, highest] = std::minmax_element(spec->weights.begin(), spec->weights.end());
+    std::vector<int32_t> sums;
+    const auto [lowest, highest] = magnitudes(spec->weights.data(), s.out_channels, count, &sums);
     const bool is_dense = !spec->is_depthwise && s.in_channels >= kFewestLutChannels;
-    const LutFormat* const format = is_dense ? fitting_format(*kernels_, *lowest, *highest, span) : nullptr;
+    const LutFormat* const format = is_dense ? fitting_format(*kernels_, lowest, highest, span) : nullptr;
     const bool is_short = kernels_->has_short_sums && !spec->is_depthwise;
-    const int dot_span = is_short ? span : 255, most = std::max(-*lowest, +*highest);
+    const int dot_span = is_short ? span : 255, most = std::max(-lowest, highest);
     bool is_low = format != nullptr, fits_dot = kernels_->has_exact_dot || 2 * dot_span * most <= INT16_MAX;
     for (int o = 0; o < s.out_channels; ++o) {
-        const int8_t* const w = spec->weights.data() + o * count;
-        int32_t sum = 0;
-        for (size_t i = 0; i < count; ++i) sum += std::abs(w[i]);
+        const int32_t sum = sums[o];
         const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o])), reach = int64_t{255} * sum;
         const float scale = spec->requantize.scale[o];
         if (is_low) {

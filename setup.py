@@ -9,7 +9,7 @@ PACKAGES = [
     "export.devices",
     "export.devices.connections",
     "export.devices.onboard",
-    "export.flavours",
+    "export.flavors",
     "export.graph",
     "export.lowbit",
     "export.lowering",

@@ -81,7 +81,7 @@ def judge(path: Path) -> None:
     """
     record = json.loads(path.read_text())
     rows = [_judged(row) for row in record["rows"]]
-    record |= {"summary": summarise(rows, record["configs"]), "rows": rows}
+    record |= {"summary": summarize(rows, record["configs"]), "rows": rows}
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -129,7 +129,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(rows: list[dict[str, Any]], configs: list[str]) -> dict[str, Any]:
+def summarize(rows: list[dict[str, Any]], configs: list[str]) -> dict[str, Any]:
     """Return mean and standard deviation a config, and of the teachers."""
     good = [row for row in rows if "failed" not in row]
     table = {config: spread([r["student_accuracy"] for r in good if r["config"] == config]) for config in configs}
@@ -161,7 +161,7 @@ def main() -> None:
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = [row for part in pool.map(lambda seed: run_seed(args, seed), args.seeds) for row in part]
-    summary = summarise(rows, args.configs)
+    summary = summarize(rows, args.configs)
     for name, row in summary.items():
         print(f"{name:45s}", row)
     if args.json:

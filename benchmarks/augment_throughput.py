@@ -8,7 +8,7 @@ the whole batch. ``pba`` is two operations at most from a policy of all fifteen;
 ``batched`` is the engine that works where there is no C++ compiler. Every round times every variant once, in turn; a
 ratio is the median over the rounds of (theirs / ours of the same round). Ratios are of CPU time of the process, so that
 other work on the machine counts less; wall times are given, too. ``--step`` measures the share of a ResNet-20 W2A2
-distillation step (batch 128, 32x32) that augmentation takes. Kornia comes from a folder of its own:
+distillation step (batch 128, 32x32) that augmentation takes. Kornia is installed in a separate folder:
 ``pip install --target DIR --no-deps kornia kornia_rs``, then ``--kornia DIR``.
 """
 
@@ -50,7 +50,7 @@ def photographs(side: int, count: int) -> Tensor:
 
 
 def ours(images: Tensor, policy: str, **settings: Any) -> Action:
-    """Return a call of one of our agents; every call draws anew."""
+    """Return a call of one of our agents; every call draws again."""
     from qkd.agents import build_agent
     from qkd.config import AgentConfig
 

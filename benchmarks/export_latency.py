@@ -3,7 +3,7 @@
     python benchmarks/export_latency.py --json benchmarks/results/export_latency.json
     python benchmarks/export_latency.py --nets resnet18 --rounds 100 --profile
 
-Batch 1, one thread, all variants of a net in turns in one run (`export.measure_interleaved`). Nets are untrained:
+Batch 1, one thread, all variants of a net interleaved in one run (`export.measure_interleaved`). Nets are untrained:
 weights do not change what a kernel takes, and parity is checked on them all the same. Variants:
 
     fp32        PyTorch's exporter, batch norm folded by ONNX Runtime
@@ -103,7 +103,7 @@ def _brevitas(net: nn.Module, images: Tensor, path: Path) -> dict[str, Any]:
         export_onnx_qcdq(student.eval(), args=images[:1], export_path=str(path), dynamo=True, opset_version=18)
     model = onnx.load(path, load_external_data=False)
     if any(entry.data_location == onnx.TensorProto.EXTERNAL for entry in model.graph.initializer):
-        raise RuntimeError(f"{path}: weights lie in another file, so its size says nothing")
+        raise RuntimeError(f"{path}: the weights are stored in another file, so its size says nothing")
     return {"operators": dict(collections.Counter(node.op_type for node in model.graph.node))}
 
 
@@ -177,7 +177,7 @@ def profile(path: str, rounds: int) -> dict[str, float]:
 
 
 def measure(name: str, facts: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
-    """Time every variant of a net in turns; return a row a variant, and the machine."""
+    """Time every variant of a net, interleaved; return one row per variant, and the machine."""
     from export import measure_interleaved
 
     rounds = args.rounds * (10 if name in SIZES else 1)

@@ -48,13 +48,13 @@ def build(name: str, size: int) -> nn.Module:
     return net.eval()
 
 
-def write_files(name: str, size: int, bits: tuple[int, int], flavour: str, folder: Path) -> dict[str, Path]:
+def write_files(name: str, size: int, bits: tuple[int, int], flavor: str, folder: Path) -> dict[str, Path]:
     """Write the float file, its static int8 and the student; files that are there are kept."""
     from export import export_float, export_int8_baseline, export_onnx
     from quantizers import QuantSpec, calibrate, prepare, settle
 
     stem = f"{name}-{size}"
-    student = f"{stem}-w{bits[0]}a{bits[1]}-{flavour}.onnx"
+    student = f"{stem}-w{bits[0]}a{bits[1]}-{flavor}.onnx"
     paths = {"fp32": folder / f"{stem}.onnx", "int8": folder / f"{stem}-int8.onnx", "student": folder / student}
     if all(path.exists() for path in paths.values()):
         return paths
@@ -64,7 +64,7 @@ def write_files(name: str, size: int, bits: tuple[int, int], flavour: str, folde
     model = prepare(net, QuantSpec(weight_bits=bits[0], act_bits=bits[1]), example_inputs=images[:1])
     calibrate(model, [images])
     settle(model)
-    export_onnx(model.eval(), images[:1], paths["student"], flavour=flavour)
+    export_onnx(model.eval(), images[:1], paths["student"], flavor=flavor)
     return paths
 
 
@@ -96,7 +96,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     from export import lowbit
 
     size = options.size or SIZES.get(name, 224)
-    files = write_files(name, size, tuple(options.bits), options.flavour, folder)
+    files = write_files(name, size, tuple(options.bits), options.flavor, folder)
     cpu, ours = ["CPUExecutionProvider"], [lowbit.register(), "CPUExecutionProvider"]
     created = {}
     sessions = {}
@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(NETS))
     parser.add_argument("--bits", nargs=2, type=int, default=[2, 2], metavar=("WEIGHTS", "ACTIVATIONS"))
-    parser.add_argument("--flavour", default="ort", choices=["ort", "qcdq"])
+    parser.add_argument("--flavor", default="ort", choices=["ort", "qcdq"])
     parser.add_argument("--size", type=int, help="pixels, instead of 224 (32 for resnet20)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
@@ -223,7 +223,7 @@ def main() -> None:
         "kernels": lowbit.availability().kernels,
         "threads": options.threads,
         "bits": options.bits,
-        "flavour": options.flavour,
+        "flavor": options.flavor,
     }
     if options.json:
         options.json.write_text(json.dumps({"processor": processor(), **about, "rows": rows}, indent=1) + "\n")

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
-from qkd.data import Splits, load_splits, normalise
+from qkd.data import Splits, load_splits, normalize
 from qkd.files.yaml_text import parse_yaml
 from qkd.methods.auxiliary.training import auxiliary_config
 from qkd.methods.ensemble.average import EnsembleTeacher
@@ -142,10 +142,10 @@ def _net(name: str, splits: Splits) -> nn.Module:
 
 
 def first_batch(splits: Splits, size: int) -> Batch:
-    """Return the first training images, as they are, as a batch."""
+    """Return the first training images, without augmentation, as a batch."""
     places = torch.arange(size)
     raw, labels = splits.train.batch(places, "cpu")
-    return Batch(normalise(raw, splits.mean, splits.std), labels, raw, 0, 0, places)
+    return Batch(normalize(raw, splits.mean, splits.std), labels, raw, 0, 0, places)
 
 
 def build_all(args: argparse.Namespace) -> tuple[dict[str, Method], dict[str, str]]:

@@ -77,7 +77,7 @@ def stretched(lengths: Sequence[int], total: int) -> list[int]:
 
 
 def teacher_kind(name: str, config: dict[str, Any]) -> str | None:
-    """Return which trained teacher a method takes: ``"teacher"``, one of its own kind (an ensemble), none (its runs
+    """Return which trained teacher a method takes: ``"teacher"``, another kind of teacher (an ensemble), none (its runs
     train it with the student, or with branches)."""
     joint = (config["student"].get("rotations") or {}).get("teacher_branches", {}).get("joint", False)
     if joint or config["teacher"].get("untrained"):
@@ -86,7 +86,7 @@ def teacher_kind(name: str, config: dict[str, Any]) -> str | None:
 
 
 class Comparison:
-    """The runs of the comparison: where they lie, and what they are made from."""
+    """The runs of the comparison: their folders, and what they are made from."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, args.runs_dir
@@ -177,8 +177,8 @@ def run_name(task: Task) -> str:
     return f"{task[0]}-w{task[1]}a{task[1]}-seed{task[2]}"
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a line a method and width, best first within a width: spread, and the mean difference to plain KD."""
+def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one line per method and width, best first within a width: spread, and the mean difference to plain KD."""
     good = {(row["method"], row["bits"], row["seed"]): row["accuracy"] for row in rows if "failed" not in row}
     table = []
     for bits in sorted({row["bits"] for row in rows}):
@@ -262,7 +262,7 @@ def main() -> None:
     tasks = [(name, bits, seed) for seed in args.seeds for bits in args.bits for name in args.methods]
     failures: dict[Task, str] = {}
     if not args.collect:
-        # processes, not threads: steps of small nets hold the interpreter; a run each would import PyTorch anew
+        # processes, not threads: steps of small nets hold the interpreter; a run each would import PyTorch again
         with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             list(pool.map(comparison.train_shared, comparison.shared()))
             failures = dict(zip(tasks, pool.map(comparison.run, tasks), strict=True))
@@ -285,7 +285,7 @@ def write(args: argparse.Namespace, comparison: Comparison, rows: list[dict[str,
         "environment": facts,
         "teacher": spread(list(shared.values())),
         "float_student": spread(comparison.float_students()),
-        "table": summarise(rows),
+        "table": summarize(rows),
         "steps": json.loads(args.steps.read_text())["rows"] if args.steps else {},
         "rows": rows,
     }

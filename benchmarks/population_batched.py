@@ -2,7 +2,7 @@
 
     python benchmarks/population_batched.py --rounds 15 --json benchmarks/results/population_batched.json
 
-A step is forward, backward and an SGD step of every member on a batch of its own. ``turns`` takes one member after the
+A step is forward, backward and an SGD step of every member on its own batch. ``turns`` takes one member after the
 other, as the local engine does; ``vmap`` stacks weights and batch-norm statistics and runs all members through
 `torch.func.functional_call` under `torch.vmap`, gradients from `torch.func.grad_and_value`. Before anything is timed
 both are compared: one step gives the same weights, up to rounding. The ratio is the median over the rounds of

@@ -5,7 +5,7 @@
 Twelve arms a seed. Both roles take an arm's policy: the teacher is trained with it, and the student distilled with it.
 A teacher is trained once for each seed and policy; its search serves every arm that uses it, and so does the student's,
 which arm `role_wise` runs and its views replay. All arms of a seed have the same images, first weights and order of
-batches. Stages that are complete are not run again: the same command goes on where it was stopped. A run that fails
+batches. Stages that are complete are not run again: the same command continues where it was stopped. A run that fails
 stays in the table with its message. Extra `key.path=value` words are passed on to every run. Writes OUT.json, OUT.md
 and OUT.svg; `--collect` does so from the runs that are there.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from role_agents_reasons import reasons, search_facts
-from role_agents_table import draw, render, summarise
+from role_agents_table import draw, render, summarize
 from stage_runs import environment, public, run_stages
 
 from qkd.config.binding import load_config
@@ -73,7 +73,7 @@ TASKS = "tasks.jsonl"  # in the folder of the runs: a line for each run that end
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the runs of a comparison lie, and what they are made from.
+    """Where the runs of a comparison are, and what they are made from.
 
     Args:
         config: Path of the config.
@@ -256,7 +256,7 @@ def main() -> None:
         "settings": settings(runs),
         "environment": environment(),
         "arms": {name: vars(ARMS[name]) for name in args.arms},
-        **summarise(rows, args.arms, plain=PLAIN, fixed=FIXED),
+        **summarize(rows, args.arms, plain=PLAIN, fixed=FIXED),
         "reasons": reasons(rows, searches),
         "searches": searches,
         "rows": rows,

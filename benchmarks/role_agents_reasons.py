@@ -73,8 +73,8 @@ def search_noise(turns: Sequence[Row], val_images: int) -> dict[str, Any]:
     Returns:
         ``last_scores`` of the last round in which all members took part (those that diverged left out), their standard
         deviation ``spread``, the standard deviation of one binomial score at their mean (``chance``), and
-        ``kept_rank``, the mean rank correlation between the scores of neighboring rounds, of the members that went on
-        as they were.
+        ``kept_rank``, the mean rank correlation between the scores of neighboring rounds, of the members that continued
+        unchanged.
     """
     rounds: dict[int, dict[int, Row]] = {}
     for turn in turns:

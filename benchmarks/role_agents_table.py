@@ -43,7 +43,7 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, 
     return {**result, "stdev": round(deviation, 6), "half_width": round(width, 6), "p": round(float(test.pvalue), 5)}
 
 
-def summarise(rows: Sequence[Row], arms: Sequence[str], *, plain: str, fixed: Sequence[str]) -> dict[str, Any]:
+def summarize(rows: Sequence[Row], arms: Sequence[str], *, plain: str, fixed: Sequence[str]) -> dict[str, Any]:
     """Return the best fixed policy, and each arm's spread, costs and paired tests.
 
     Args:
@@ -159,8 +159,8 @@ SEARCH_NOTE = (
     "Strength: mean over the operations of a policy of probability times magnitude (both 0..1), averaged over each "
     "third of the training. Spread: standard deviation of the members' scores at the end of the last round that all "
     "took part in; chance: what it would be if all members were equally good, from the number of validation images "
-    "alone. Kept rank: mean rank correlation between the scores of neighboring rounds, of the members that went on "
-    "as they were."
+    "alone. Kept rank: mean rank correlation between the scores of neighboring rounds, of the members that continued "
+    "unchanged."
 )
 
 

@@ -1,4 +1,4 @@
-"""Runs the stages of a config in a process of its own, and describes where: what the accuracy benchmarks share."""
+"""Runs the stages of a config in its own process, and describes where: what the accuracy benchmarks share."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as a page: a line a net, also of those that were not run."""
+    """Return the rows as a page: one line per net, also of those that were not run."""
     names = nets()
     by = {(row.net, row.bits): row for row in rows}
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in (EXACT, REFUSED, DIFFERS, FAILED)}

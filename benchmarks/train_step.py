@@ -4,8 +4,8 @@
 
 A step is: the teacher's forward pass without gradient, the student's forward and backward pass with cross-entropy plus
 soft targets, and an SGD step. ResNet-20, 32x32, batch 128 unless said. Every round times every variant once, in turn;
-the ratio is the median over the rounds of (variant / float of the same round). Peak memory is read in a process of its
-own per variant (``--memory``), as the growth of the resident set over the step.
+the ratio is the median over the rounds of (variant / float of the same round). Peak memory is read in a separate
+process per variant (``--memory``), as the growth of the resident set over the step.
 """
 
 from __future__ import annotations

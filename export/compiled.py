@@ -36,7 +36,7 @@ def cached_library(name: str, make: Callable[[Path], Path]) -> Path:
         if library.is_file():
             return library
         work = Path(tempfile.mkdtemp(dir=folder))
-    except OSError:  # a read-only home: compiled anew in every process
+    except OSError:  # a read-only home: compiled again in every process
         work = Path(tempfile.mkdtemp(prefix="qkd-"))
         library = work / name
     try:

@@ -1,4 +1,4 @@
-"""How to get the packages that only some flavours need."""
+"""How to get the packages that only some flavors need."""
 
 from __future__ import annotations
 

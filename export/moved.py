@@ -1,14 +1,34 @@
-"""Keep modules importable under their old names for a release: each import of one warns and says where it is now."""
+"""Keep old names for a release: modules that have moved, names in British spelling. Each use of one warns."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+Taken = ParamSpec("Taken")
+Result = TypeVar("Result")
+
+
+def warn_of_old(old: str, new: str, *, stacklevel: int = 3) -> None:
+    """Warn that a name is another now."""
+    text = f"{old} is {new} now; the old name goes with the next release"
+    warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
+
+
+class OldFields:
+    """A value whose fields are found under their British spelling, too."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self, old_names(type(self).__name__)(name))
 
 
 class OldModules(MetaPathFinder, Loader):
@@ -31,8 +51,7 @@ class OldModules(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module of today, with a DeprecationWarning."""
         place = self.places[spec.name]
-        text = f"the module {spec.name} is {place} now; the old name goes with the next release"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        warn_of_old(f"the module {spec.name}", place)
         module = importlib.import_module(place)
         self._own_specs[spec.name] = module.__spec__
         return module
@@ -68,4 +87,71 @@ OLD_MODULES = by_old_name({
     ("export.devices", "export.devices.connections"): "address answer capture shell adb ssh",
     ("export.devices", "export.devices.onboard"): "runner",
 })  # fmt: skip
+# Before all finders: those of Python would find a second copy of `export.flavors.ort` under the name `export.flavours`.
+OLD_ROOMS = by_old_name({
+    ("export", "export"): "flavours=flavors",
+    ("export.flavours", "export.flavors"): "base ort plain quant_nodes table",
+})  # fmt: skip
+sys.meta_path.insert(0, OldModules(OLD_ROOMS))
 sys.meta_path.append(OldModules(OLD_MODULES))
+
+OLD_NAMES: dict[str, dict[str, str]] = {  # module -> its names in British spelling -> now
+    "export.flavors": {
+        "FLAVOURS": "FLAVORS", "Flavour": "Flavor", "OrtFlavour": "OrtFlavor", "QcdqFlavour": "QcdqFlavor",
+        "QonnxFlavour": "QonnxFlavor", "find_flavour": "find_flavor",
+    },
+    "ExportedModel": {"flavour": "flavor"},
+}  # fmt: skip
+OLD_ARGUMENTS = {"flavour": "flavor"}
+OLD_KEYS = {"flavour": "flavor"}  # of metadata and JSON
+
+
+def old_names(owner: str) -> Callable[[str], str]:
+    """Return a function that gives today's name for an old one, with a warning.
+
+    Args:
+        owner: Dotted name of the module or class whose names they are.
+
+    Returns:
+        A function that raises AttributeError for any other name.
+    """
+
+    def find(name: str) -> str:
+        new = OLD_NAMES.get(owner, {}).get(name)
+        if new is None:
+            raise AttributeError(f"{owner!r} has no attribute {name!r}")
+        warn_of_old(f"{owner}.{name}", f"{owner}.{new}", stacklevel=4)
+        return new
+
+    return find
+
+
+def by_old_spelling(module: str) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` that finds its names under their British spelling.
+
+    Args:
+        module: Its ``__name__``.
+    """
+    today = old_names(module)
+    return lambda name: getattr(sys.modules[module], today(name))
+
+
+def takes_old_arguments(function: Callable[Taken, Result]) -> Callable[Taken, Result]:
+    """Let a function take keyword arguments under their British spelling, with a warning."""
+
+    @functools.wraps(function)
+    def call(*args: Taken.args, **options: Taken.kwargs) -> Result:
+        for old, new in OLD_ARGUMENTS.items():
+            if old in options:
+                if new in options:
+                    raise TypeError(f"{function.__name__}() got both {new!r} and its old name {old!r}; drop {old!r}")
+                warn_of_old(f"the argument {old!r} of {function.__name__}()", repr(new))
+                options[new] = options.pop(old)
+        return function(*args, **options)
+
+    return call
+
+
+def with_new_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an earlier version wrote, under the keys of today."""
+    return {OLD_KEYS.get(key, key): value for key, value in values.items()}

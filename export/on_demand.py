@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from export.moved import OLD_NAMES, by_old_spelling
+
 
 def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` of a package whose exports stand under ``if TYPE_CHECKING`` (PEP 562).
@@ -37,6 +39,8 @@ def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
 
     def get(name: str) -> Any:
         if name.startswith("__") or name not in homes():
+            if name in OLD_NAMES.get(package, {}):
+                return by_old_spelling(package)(name)
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, original = homes()[name]
         value = getattr(importlib.import_module(module), original)

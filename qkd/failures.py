@@ -38,7 +38,7 @@ def first_of(faults: list[str], most: int = MOST_FAULTS) -> list[str]:
 
 
 class UsageError(ValueError):
-    """A command that cannot be carried out as it was given."""
+    """A command that cannot be carried out as given."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Failure:
 def classify(error: Exception) -> Failure:
     """Return message and exit code of an exception.
 
-    An error that our own code raises on purpose is shown as it is. A ``ValueError`` or ``TypeError`` among these is
+    An error that our own code raises on purpose is shown unchanged. A ``ValueError`` or ``TypeError`` among these is
     about the user's input, any other is a failed run; so is whatever was raised from a full or failing disk. What comes
     from elsewhere is unexpected.
     """

@@ -1,14 +1,13 @@
-"""Keep names of rooms and modules that have moved, for a release: each use of one warns and says where it is now."""
+"""Keep old names for a release: rooms and modules that have moved, names and config keys in British spelling."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from export.moved import OldModules, by_old_name
+from export.moved import OLD_NAMES, OldModules, by_old_name, warn_of_old
 
 
 def moved(old: str, places: Mapping[str, str]) -> Callable[[str], Any]:
@@ -25,9 +24,9 @@ def moved(old: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        text = f"{old}.{name} is {places[name]}.{name} now; the old name goes with the next release"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(places[name]), name)
+        new = OLD_NAMES.get(places[name], {}).get(name, name)
+        warn_of_old(f"{old}.{name}", f"{places[name]}.{new}")
+        return getattr(importlib.import_module(places[name]), new)
 
     return find
 
@@ -73,3 +72,60 @@ OLD_MODULES = by_old_name({
     ("qkd", "qkd.files"): "yaml_text",
 })  # fmt: skip
 sys.meta_path.append(OldModules(OLD_MODULES))
+
+OLD_NAMES["qkd.data"] = {"normalise": "normalize"}
+OLD_NAMES["qkd.report"] = {"summarise": "summarize"}
+OLD_NAMES["qkd.terms"] = {"dequantised": "dequantized"}
+OLD_NAMES["ExportConfig"] = {"flavour": "flavor"}
+OLD_NAMES["ModelRow"] = {"agreement_optimised": "agreement_optimized"}
+OLD_NAMES["RunSummary"] = {"flavours": "flavors"}
+
+OLD_KEYS = {"flavour": "flavor"}  # of configs
+OLD_VALUES = {"tap": {"quantised": "quantized"}}
+FREE_FORM = {"options", "method_options"}  # groups whose keys are anybody's
+DEEPEST = 8  # groups within each other, in a config; more is a fault, and told as one
+
+
+def in_new_spelling(data: Any, *, is_stored: bool = False, where: str = "config") -> Any:
+    """Return raw config data with keys and values of today in place of those in British spelling.
+
+    Args:
+        data: Nested mappings and lists, which are not changed; keys may be dotted paths.
+        is_stored: Whether the toolkit wrote it, so that nobody is warned.
+        where: Dotted place of the data, for the warning.
+    """
+    if where.count(".") > DEEPEST:
+        return data
+    if isinstance(data, list | tuple):
+        return [in_new_spelling(item, is_stored=is_stored, where=f"{where}.{at}") for at, item in enumerate(data)]
+    if not isinstance(data, Mapping):
+        return data
+    found = {}
+    for key, value in data.items():
+        new = _new_key(key) if _new_key(key) not in data else key
+        place = f"{where}.{key}"
+        inner = value if key in FREE_FORM else in_new_spelling(value, is_stored=is_stored, where=place)
+        found[new] = _new_value(str(key), inner)
+        if not is_stored and new != key:
+            warn_of_old(f"`{place}`", f"`{new}`")
+        elif not is_stored and found[new] is not inner:
+            warn_of_old(f"`{place}={inner}`", f"`{found[new]}`")
+    return found
+
+
+def json_in_first_spelling(text: str) -> str:
+    """Return config data in JSON as the first version spelled it, for hashes that must stay the same."""
+    for key, values in OLD_VALUES.items():
+        for old, new in values.items():
+            text = text.replace(f'"{key}": "{new}"', f'"{key}": "{old}"')
+    return text
+
+
+def _new_key(key: Any) -> Any:
+    before, dot, last = str(key).rpartition(".")
+    return f"{before}{dot}{OLD_KEYS[last]}" if last in OLD_KEYS and not before.endswith(tuple(FREE_FORM)) else key
+
+
+def _new_value(key: str, value: Any) -> Any:
+    known = OLD_VALUES.get(key.rpartition(".")[2], {})
+    return known.get(value, value) if isinstance(value, str) else value

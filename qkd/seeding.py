@@ -11,7 +11,7 @@ import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """Return a seed of its own for a named purpose.
+    """Return the seed of a named purpose.
 
     Args:
         seed: The run's seed.
@@ -25,7 +25,7 @@ def derive(seed: int, *names: str | int) -> int:
 
 
 def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator of its own for a named purpose.
+    """Return a generator for a named purpose.
 
     Args:
         seed: The run's seed.

@@ -166,7 +166,7 @@ def _reestimate(student: nn.Module, images: Sequence[Tensor]) -> None:
 
 
 def _widen_steps(student: nn.Module) -> None:
-    """Let no grid lie within a single unit of the accumulators it reads.
+    """Let no grid be within a single unit of the accumulators it reads.
 
     That happens behind dead layers, where nothing but zeros was seen. A step below ``unit / 2**bits`` tells zero from
     not zero and no more, but it would show the rounding errors of a zero that is summed in floating point.
@@ -195,7 +195,7 @@ def freeze_batch_norm(student: nn.Module, enabled: bool = True) -> None:  # noqa
 
 
 def quantizer_scales(student: nn.Module) -> list[nn.Parameter]:
-    """Return the learned scales of weights and activations, each once, for a parameter group of their own.
+    """Return the learned scales of weights and activations, each once, for a separate parameter group.
 
     Those of frozen weights are among them, and frozen: an optimizer passes them over.
 

@@ -64,8 +64,8 @@ def _open_gradients(
     r"""Return the gradient of ``x`` and the terms of the step size's, both differentiable with their true slopes.
 
     In ``grad`` both are linear. The terms' slope in ``v = x / scale`` is that of the sawtooth ``round(v) - v``, which
-    is -1, and nothing where ``v`` is clipped; jumps count for nothing. (``clamp`` would claim a slope on its edges,
-    where every zero behind a ReLU lies.)
+    is -1, and nothing where ``v`` is clipped; jumps are not counted. (``clamp`` would claim a slope on its edges,
+    where every zero behind a ReLU is.)
     """
     x = _wide(x, scale)
     v = (x / scale).detach()
@@ -81,7 +81,7 @@ class _Fusion:
     """Compiles the functions above on first use; runs them unfused, with one warning, where that fails.
 
     The compiler makes a kernel for each setting that it depends on (threads, types, deterministic mode, ...), up to a
-    limit of its own. Settings beyond it run unfused, the others stay as they are.
+    separate limit. Settings beyond it run unfused, the others are not affected.
     """
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ def _compile(function: Callable[..., Any], device: torch.device) -> Callable[...
 
 
 def _settings(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Return what kernels are compiled for anew; what is left out here shares the fate of what is equal."""
+    """Return what kernels are recompiled for; what is left out here shares the fate of what is equal."""
     return (
         tuple(tensor.dtype for tensor in tensors),
         torch.get_num_threads(),
@@ -197,7 +197,7 @@ def is_fused() -> bool:
 def _flat(x: Tensor) -> Tensor:
     """View a dense tensor of any memory format as one row, so that one kernel serves every shape.
 
-    Within a larger compiled graph it stays as it is: that compiler chooses memory formats after tracing, and a view of
+    Within a larger compiled graph it stays unfused: that compiler chooses memory formats after tracing, and a view of
     the memory in traced strides would pair values with gradients of other places.
     """
     if torch.compiler.is_compiling():

@@ -104,7 +104,7 @@ def _on_axis(value: int | tuple[int, int], axis: int) -> int:
 
 
 class _Deployable:
-    """What a convolution and a linear layer share: batch norm of their own, folded scales, int32 biases."""
+    """What a convolution and a linear layer share: their own batch norm, folded scales, int32 biases."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -263,7 +263,7 @@ class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
             raise ValueError(
                 f"{type(bn).__name__}({bn.num_features}) behind Linear({linear.in_features}, {linear.out_features}) "
                 "works on axis 1 and not on its features, so it cannot be folded in; give the layer None, and let the "
-                "batch norm be a layer of its own"
+                "batch norm be a separate layer"
             )
         options = {f"weight_{key}": value for key, value in weight_options.items()}
         qnn.QuantLinear.__init__(

@@ -65,7 +65,7 @@ _ACT_KINDS = {"Uint": "unsigned", "Int": "signed", "ShiftedUint": "shifted"}
 
 
 def _subclass(base: Any, name: str, fields: dict[str, Any]) -> Any:
-    return type(base)(name, (base,), fields)  # injectors have a metaclass of their own
+    return type(base)(name, (base,), fields)  # injectors have their own metaclass
 
 
 def _weights() -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Moves scales by a hair so that no integer sum is on a rounding tie: simulation and integer kernels then agree.
 
 A quantized layer computes ``round(accumulator * unit / step)`` with an integer accumulator. Floating-point order of
-summation, fused multiplies or another rounding rule change the result only where ``accumulator * unit / step`` lies
+summation, fused multiplies or another rounding rule change the result only where ``accumulator * unit / step`` is
 within rounding error of k + 1/2. The ties are at the accumulators ``t_k = (k + 1/2) * step / unit``, one for each pair
 of neighboring codes of the output grid: 3 at 2 bits, 15 at 4 bits. If every ``t_k`` keeps a distance from the
-integers, no accumulator lies near a tie at all, and simulation in floating point and integer kernels agree bit for bit;
+integers, no accumulator is near a tie at all, and simulation in floating point and integer kernels agree bit for bit;
 other processors should, too. A relative change of the unit of at most 0.2 % is enough to get there.
 
 An elementwise function of a value on a grid has as many values as its grid has codes, at most 256. Runtimes compute it
@@ -29,7 +29,7 @@ from quantizers.tensor_quant import ActQuant
 
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, which training has made robust against
 CANDIDATES = 201
-MARGIN = 0.125  # in accumulator units; reached margins are kept as they are
+MARGIN = 0.125  # in accumulator units; reached margins are kept
 FUNCTION_MARGIN = 2e-3  # in steps; float32 and its approximations of exp, erf and tanh are to be off by less
 NEARLY = 0.75  # of the best margin in reach: no further change for less than a third more, so that calls come to rest
 CHUNK_ELEMENTS = 4_000_000

@@ -35,7 +35,7 @@ class WeightQuant(Recorded):
         bit_width: Bits of a code.
         low: Smallest code.
         high: Largest code.
-        per_channel: Whether each output channel has a step of its own.
+        per_channel: Whether each output channel has its own step.
     """
 
     method = "lsq"
@@ -101,7 +101,7 @@ class LsqWeightQuant(WeightQuant):
         published = 2 * rows.abs().mean(dim=1) / math.sqrt(high)
         # Eight bits hold the whole range; the published start would use an eighth of it.
         start = rows.abs().amax(dim=1) / high if bit_width >= 8 else published
-        # A channel of zeros has no size of its own; any positive step represents it exactly.
+        # A channel of zeros has no size; any positive step represents it exactly.
         start = torch.where(start > TINY, start, start.mean().clamp_min(1e-3))
         shape = (-1,) + (1,) * (weight.dim() - 1) if per_channel else ()
         self.scale = nn.Parameter(start.reshape(shape).clone())

@@ -49,7 +49,7 @@ SECONDS_AT_MOST = 20  # of an example; they take tenths of a second, but the mac
 # Functions without a Raises section: no argument of the stated type makes them fail.
 RAISE_NOTHING = {
     "export.cost.cost_of_program",
-    "export.flavours.without_custom_operators",
+    "export.flavors.without_custom_operators",
     "export.lowbit.availability",
     "export.sample_size",
     "qkd.checking.name_faults",

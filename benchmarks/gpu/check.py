@@ -79,7 +79,7 @@ def check_kernels(device: torch.device) -> Found:
 def _tensor_case(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     scale = torch.tensor(0.0137)
-    # half of the values lie on ties, where a division that is not rounded correctly shows
+    # half of the values are on ties, where a division that is not rounded correctly shows
     ties = (torch.randint(0, 16, (32, 16, 16, 16), generator=generator) + 0.5) * scale
     x = torch.cat((torch.rand(32, 16, 16, 16, generator=generator) * 0.3 - 0.05, ties)).to(device).requires_grad_()
     scale = scale.to(device).requires_grad_()

@@ -326,7 +326,7 @@ def main() -> None:
     args = parser.parse_args()
     deadline = time.monotonic() + args.budget_s
     torch.backends.cudnn.benchmark = True
-    set_fused(enabled=False)  # the whole step is compiled, or captured as it is: single kernels are not worth the wait
+    set_fused(enabled=False)  # the whole step is compiled, or captured whole: single kernels are not worth the wait
     device = torch.device(args.device)
     if args.tiny:
         args.net, args.batch, args.seeds, args.most_epochs = "resnet8", 32, args.seeds[:2], args.most_epochs or 3

@@ -305,7 +305,7 @@ def _align_gradients(net: nn.Module) -> None:
 
 
 def _optimizer(student: nn.Module, lane: Lane) -> torch.optim.Optimizer:
-    """Build SGD with the toolkit's groups, its rate a tensor that a captured graph reads anew at every step."""
+    """Build SGD with the toolkit's groups, its rate a tensor that a captured graph rereads at every step."""
     groups = build_optimizer(student, lane.config, quantizer_scales(student)).param_groups
     return torch.optim.SGD(
         [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups],

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.checks import ExportError
 from export.conversion.unblock import blocks_of, unblock
-from export.flavours import without_custom_operators
+from export.flavors import without_custom_operators
 from export.graph.builder import pack_codes
 from export.storage.blocked import WIDTHS
 from export.storage.metadata import as_a_file, properties_of, read_widths
@@ -23,7 +23,7 @@ KINDS = {kind.name: kind for kind in (INT2, INT4, INT8)}
 BLOCKS = {blocks.name: blocks for blocks in WIDTHS}
 PACKED = {INT2.code: INT2, INT4.code: INT4}
 SUFFIX = ".weight.int8"  # of the tensor of codes, which `export_onnx` names after its layer
-FLAVOUR = "ort"  # the flavour whose operators mean the same in every opset from INT8's to INT2's
+FLAVOR = "ort"  # the flavor whose operators mean the same in every opset from INT8's to INT2's
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Fitted:
     """A file as a device gets it.
 
     Args:
-        content: Where it lies, or its bytes where it was repacked.
-        repacked: Element types that its weights are stored in now; empty where it is as it was.
+        content: Its path, or its bytes where it was repacked.
+        repacked: Element types that its weights are stored in now; empty where nothing changed.
     """
 
     content: Path | bytes
@@ -48,7 +48,7 @@ def fit_storage(path: Path, loads: Collection[str]) -> Fitted:
 
     Raises:
         ExportError: If it must be repacked but ``export_onnx`` did not write it, the runtime does not load int8, or
-            weights lie in other files.
+            weights are in other files.
         ValueError: If it is no ONNX file.
     """
     with as_a_file(path, "to fit it to a runtime"):
@@ -78,7 +78,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
 
     Every layer gets the narrowest allowed type that holds its width. ``INT2 or INT4 initializer -> Cast`` and a plain
     INT8 initializer hold the same codes, so every output stays the same, bit for bit. Linear layers in blocks of
-    ``MatMulNBits`` stay as they are where such blocks are allowed, and become Gemm elsewhere.
+    ``MatMulNBits`` stay unchanged where such blocks are allowed, and become Gemm elsewhere.
 
     Args:
         model: The file, or its content.
@@ -88,7 +88,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
         The new file's content. Equal to what ``export_onnx`` writes with that storage.
 
     Raises:
-        ExportError: If ``storage`` names another type, or the file was not written by ``export_onnx`` (flavour ort).
+        ExportError: If ``storage`` names another type, or the file was not written by ``export_onnx`` (flavor ort).
         ValueError: If it is no ONNX file.
         OSError: If the file cannot be read.
     """
@@ -179,9 +179,9 @@ def _read(model: bytes | str | PathLike[str]) -> onnx.ModelProto:
 
 def _weight_bits(proto: onnx.ModelProto) -> dict[str, int]:
     properties = properties_of(proto)
-    if properties.get("flavour") != FLAVOUR or "weight_bits" not in properties:
+    if properties.get("flavor") != FLAVOR or "weight_bits" not in properties:
         raise ExportError(
-            f"only files that export_onnx wrote (flavour {FLAVOUR}) can be repacked; this one "
-            f"{'is of flavour ' + properties['flavour'] if 'flavour' in properties else 'does not say who wrote it'}"
+            f"only files that export_onnx wrote (flavor {FLAVOR}) can be repacked; this one "
+            f"{'is of flavor ' + properties['flavor'] if 'flavor' in properties else 'does not say who wrote it'}"
         )
     return read_widths(proto, "weight_bits")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from export.flavours import OrtFlavour
+from export.flavors import OrtFlavor
 from export.graph.builder import GraphBuilder
 from export.storage.blocked import DOMAIN, unpack_blocks
 from export.storage.metadata import read_property
@@ -64,18 +64,18 @@ class _Unblocking:
         layer, grid, stored = self._layer()
         taken = [name for node in self.graph.node for name in node.output]
         made = GraphBuilder(reserved=(*taken, *self.constants))
-        flavour = OrtFlavour()
+        flavor = OrtFlavor()
         inputs = [
-            flavour.dequantize(made, f"{self.name}.input", stored, grid),
-            flavour.weights(made, layer, Storage((INT8,), INT8.opset)),
+            flavor.dequantize(made, f"{self.name}.input", stored, grid),
+            flavor.weights(made, layer, Storage((INT8,), INT8.opset)),
         ]
         if layer.bias is not None:
-            inputs.append(flavour.bias(made, layer, grid))
+            inputs.append(flavor.bias(made, layer, grid))
         made.nodes.append(helper.make_node("Gemm", inputs, [layer.output], name=self.name, transB=1))
         return made
 
     def _layer(self) -> tuple[Linear, Grid, str]:
-        """Return the layer as it was, the grid of its input's storage, and the tensor of the codes."""
+        """Return the original layer, the grid of its input's storage, and the tensor of the codes."""
         product, cast = self.nodes[self.name], self.nodes[f"{self.name}.cast"]
         shift = self.nodes.get(f"{self.name}.shift")
         zero_point = 0 if shift is None else int(self._value(shift.input[1]))

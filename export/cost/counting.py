@@ -74,7 +74,7 @@ class Totals:
         weight_bytes: Weights alone, at their bits.
         parameter_bytes: Weights at their bits, and four bytes for each bias and each weight scale: the least size of
             the network without the graph. (Scales of activations, four bytes a grid, are left out.)
-        peak_stored_bytes: Largest activation memory where codes lie in bytes and real values in float32.
+        peak_stored_bytes: Largest activation memory where codes are stored as bytes and real values in float32.
         peak_packed_bytes: The same where everything takes its bits, and the image is taken as codes.
         peak_at: Operation that runs at the former.
     """
@@ -156,7 +156,7 @@ def cost_of_student(student: nn.Module, *, name: str = "student") -> CostReport:
 
 
 def cost_of_file(path: str | PathLike[str]) -> CostReport:
-    """Return the cost of an ONNX file: one that ``export_onnx`` wrote in any flavour, or of a float net.
+    """Return the cost of an ONNX file: one that ``export_onnx`` wrote in any flavor, or of a float net.
 
     The file is not run, and neither its target nor qonnx is needed. Batch norm counts nothing, as runtimes fold it.
     Everything but the activation peaks is what ``cost_of_student`` gives; these differ where a file needs several

@@ -13,7 +13,7 @@ from export.passes.windows import explicit_windows
 from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
 
 FLOAT_BITS = 32
-# What needs no memory of its own; a slice, a transpose or a pad does.
+# What needs no extra memory; a slice, a transpose or a pad does.
 ALIASES = frozenset({"flatten", "identity", "reshape"})
 
 Role = Literal["compute", "alias", "quantize"]
@@ -138,7 +138,7 @@ def _facts(node: Node, shape: tuple[int, ...], view: IntegerView) -> LayerFacts 
 
 
 def stored_bytes(value: Value) -> int:
-    """Return what a value takes where codes lie in bytes and real values in float32."""
+    """Return what a value takes where codes are stored as bytes and real values in float32."""
     return value.count * (4 if value.bits == FLOAT_BITS else 1)
 
 

@@ -1,4 +1,4 @@
-"""Read an ONNX file, of any flavour or float, as the program that its cost is counted from."""
+"""Read an ONNX file, of any flavor or float, as the program that its cost is counted from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.cost.program import FLOAT_BITS, LayerFacts, Operation, Program, Role, Value
-from export.flavours import QUANT_DOMAIN, without_custom_operators
+from export.flavors import QUANT_DOMAIN, without_custom_operators
 from export.runtime import load_model
 from export.storage.blocked import DOMAIN as BLOCK_DOMAIN
 from export.storage.blocked import OPERATOR as BLOCK_OPERATOR
@@ -137,7 +137,7 @@ class _Reader:
         return node.op_type == "Clip" and len(after) == 1 and after[0].op_type == "Quant"
 
     def _is_joined(self, name: str) -> bool:
-        """Tell whether a value is a concatenation of codes that is only put on their own grid again (flavour qcdq)."""
+        """Tell whether a value is a concatenation of codes that is only put on their own grid again (flavor qcdq)."""
         made = self.makers.get(name)
         is_joined = made is not None and made.op_type == "Concat" and len(made.input) > 1
         return is_joined and self.bits[name] < FLOAT_BITS and len(self.readers[name]) == 1
@@ -176,7 +176,7 @@ class _Reader:
         return self._layer(node) if node.op_type in LAYERS else None
 
     def _blocked_layer(self, node: onnx.NodeProto) -> LayerFacts:
-        """Return the facts of a layer whose weights lie in blocks, each with a sentinel that is no weight."""
+        """Return the facts of a layer whose weights are stored in blocks, each with a sentinel that is no weight."""
         source = node.input[0]
         while self.makers[source].op_type != "Cast":  # of the codes, before sentinels came among them
             source = self.makers[source].input[0]

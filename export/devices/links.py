@@ -43,7 +43,7 @@ class Link(Protocol):
 
 
 class LocalLink:
-    """This machine: the runner in a process of its own, the model files where they are."""
+    """This machine: the runner in a separate process, the model files where they are."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -87,7 +87,7 @@ class RemoteLink:
         return read_probe(read_answer(self.shell.call(script, timeout_s=limit, stdin=[runner_source()]), token))
 
     def run(self, job: Mapping[str, Any], files: Mapping[str, Content], say: Say | None) -> dict[str, Any]:
-        """Copy runner, job and files to a folder of their own, run, and remove the folder."""
+        """Copy runner, job and files to a new folder, run, and remove the folder."""
         token = secrets.token_hex(8)
         content = json.dumps({**job, "token": token, "watched": self.shell.holds_stdin}).encode()
         with work_folder(self.device, self.shell, token) as folder:

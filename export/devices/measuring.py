@@ -29,7 +29,7 @@ RANGES = {"threads": (1, MOST_THREADS), "batch_size": (1, 1_000_000), "warmup": 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure; a device may have threads, affinity and provider of its own.
+    """How to measure; a device may have its own threads, affinity and provider.
 
     Args:
         threads: Intra-op threads, at least 1.
@@ -39,7 +39,7 @@ class Settings:
         provider: Execution provider by onnxruntime's name.
         affinity: CPUs the process is pinned to; empty: none.
         seed: Of the normally distributed images.
-        memory: Whether each model's peak memory is taken, in a process of its own.
+        memory: Whether each model's peak memory is taken, in a separate process.
 
     Raises:
         ValueError: If a value is out of range.
@@ -65,7 +65,7 @@ class Settings:
             raise ValueError(f"affinity must be numbers of CPUs from 0 on, got {list(self.affinity)}")
 
     def on(self, device: Device) -> Settings:
-        """Return the settings with what the device says of its own."""
+        """Return the settings with the device's own values put in."""
         own = {"threads": device.threads, "affinity": device.affinity, "provider": device.provider}
         return replace(self, **{key: value for key, value in own.items() if value is not None})  # type: ignore[arg-type]
 
@@ -78,9 +78,9 @@ def measure_on(
     sample: Sample | None = None,
     say: Say | None = None,
 ) -> dict[str, LatencyReport]:
-    """Measure models in turns on one device.
+    """Measure models on one device, interleaved.
 
-    The device is asked first what it is. A file whose low-bit weights its runtime cannot load is repacked, which
+    The device first describes itself. A file whose low-bit weights its runtime cannot load is repacked, which
     changes no output, before anything is copied. What was copied is removed again, also after a failure.
 
     Args:
@@ -141,7 +141,7 @@ def link_to(device: Device) -> Link:
 
 
 def probe_device(device: Device) -> Probe:
-    """Return what a device answers when asked what it is.
+    """Return how a device describes itself.
 
     Args:
         device: Which.

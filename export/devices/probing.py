@@ -1,4 +1,4 @@
-"""Ask a machine what it is, and which storage of weights its runtime loads."""
+"""Ask a machine to describe itself, and which storage of weights its runtime loads."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class LatencyReport:
         min_ms: Fastest.
         first_run_ms: The first inference after loading; None where the device's tool does not give it.
         load_ms: Opening the session, optimization included.
-        size_bytes: Size of the file as it was measured, repacked or not.
+        size_bytes: Size of the measured file, repacked or not.
         input_shape: Shape of the input, batch first.
         threads: Intra-op threads.
         provider: Execution provider.
@@ -36,13 +36,13 @@ class LatencyReport:
         affinity: CPUs the process was pinned to; empty: none.
         temperature_c: Of the hottest zone, before and after, in degrees Celsius; None where unreadable.
         load: One-minute load average, before and after; likewise.
-        peak_memory_bytes: Peak resident memory of a process of its own that loads the model and runs it once.
+        peak_memory_bytes: Peak resident memory of a separate process that loads the model and runs it once.
         runtime_memory_bytes: What Python and the runtime take of it.
         images: Images of the sample that it was scored on; 0 without a sample.
         accuracy: Share of these whose best class is the label, 0..1; None without labels.
         agreement: Share whose best class is the expected one, 0..1; None without expected logits.
         max_difference: Largest absolute difference to the expected logits; likewise.
-        repacked: Element types that the weights were stored in for this device; empty where the file ran as it is.
+        repacked: Element types that the weights were stored in for this device; empty where the file ran unchanged.
         notes: What makes the figures doubtful: noise, throttling, other load.
     """
 

@@ -52,7 +52,7 @@ def _plain(operator: str) -> Writer:
 
 
 def _with(operator: str, theirs: Mapping[str, tuple[str, float]], **fixed: float) -> Writer:
-    """``theirs``: ONNX attribute -> (PyTorch's name, PyTorch's default); ``fixed``: ONNX attributes as they are."""
+    """``theirs``: ONNX attribute -> (PyTorch's name, PyTorch's default); ``fixed``: ONNX attributes, unchanged."""
 
     def write(graph: GraphBuilder, x: str, attributes: Attributes, name: str) -> str:
         values = {key: _number(attributes, source, default, name) for key, (source, default) in theirs.items()}

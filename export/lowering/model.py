@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.checks import ExportError
-from export.flavours import Flavour, without_custom_operators
+from export.flavors import Flavor, without_custom_operators
 from export.graph.builder import GraphBuilder
 from export.lowering.functions import write_function
 from export.lowering.moves import write_move
@@ -65,14 +65,14 @@ class Lowered:
     steps: Mapping[str, int]
 
 
-def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: Sequence[tuple[int, ...]]) -> Lowered:
+def lower(view: IntegerView, flavor: Flavor, storage: Storage, input_shapes: Sequence[tuple[int, ...]]) -> Lowered:
     """Return the ONNX model of a checked view.
 
     Args:
         view: What the student computes; ``export.checks.check_view`` has passed it.
-        flavour: How codes, weights and biases are stored.
+        flavor: How codes, weights and biases are stored.
         storage: Element types of weights, and the opset.
-        input_shapes: A shape for each input, batch first; the batch becomes what the flavour wants, the rest is fixed.
+        input_shapes: A shape for each input, batch first; the batch becomes what the flavor wants, the rest is fixed.
 
     Raises:
         ExportError: If a node has no ONNX form, or the graph's shapes do not fit each other.
@@ -81,7 +81,7 @@ def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: S
         view = explicit_windows(view, input_shapes)
     except ValueError as error:
         raise ExportError(f"the graph does not fit together: {error}") from error
-    lowering = _Lowering(flavour.arrange(view), flavour, storage)
+    lowering = _Lowering(flavor.arrange(view), flavor, storage)
     for node in lowering.view.nodes:
         lowering.write(node)
     model = lowering.model(input_shapes)
@@ -92,8 +92,8 @@ def lower(view: IntegerView, flavour: Flavour, storage: Storage, input_shapes: S
 class _Lowering:
     """The state of one lowering: the graph so far, and the tensor of each edge (stored where it is on a grid)."""
 
-    def __init__(self, view: IntegerView, flavour: Flavour, storage: Storage) -> None:
-        self.view, self.flavour, self.storage = view, flavour, storage
+    def __init__(self, view: IntegerView, flavor: Flavor, storage: Storage) -> None:
+        self.view, self.flavor, self.storage = view, flavor, storage
         self.inputs = [INPUT] if len(view.inputs) == 1 else list(view.inputs)
         self.outputs = output_names(view, self.inputs)
         self.graph = GraphBuilder(reserved=(*self.inputs, *self.outputs))
@@ -112,7 +112,7 @@ class _Lowering:
             made = [entry.name for entry in self.graph.nodes[before:]]
             place = node.name if node.name in made else made[-1]
             self.places[place] = node
-            # a function's input may have been dequantized for it, which is none of its own steps
+            # a function's input may have been dequantized for it, which is not one of its steps
             self.steps[place] = sum(entry.op_type != "DequantizeLinear" for entry in self.graph.nodes[before:])
 
     def grid(self, edge: str) -> Grid | None:
@@ -123,7 +123,7 @@ class _Lowering:
         """Return a real tensor of the edge, for one reader."""
         grid = self.grid(edge)
         stored = self.tensors[edge]
-        return stored if grid is None else self.flavour.dequantize(self.graph, edge, stored, grid)
+        return stored if grid is None else self.flavor.dequantize(self.graph, edge, stored, grid)
 
     def add(self, node: Node, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Append an ONNX node that carries the names of the view's node and edge."""
@@ -132,7 +132,7 @@ class _Lowering:
     def model(self, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
         """Return the model, its outputs named and shaped, checked."""
         self._name_outputs()
-        batch = "batch" if self.flavour.has_dynamic_batch else 1
+        batch = "batch" if self.flavor.has_dynamic_batch else 1
         inputs = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape[1:]])
             for name, shape in zip(self.inputs, input_shapes, strict=True)
@@ -147,11 +147,11 @@ class _Lowering:
             producer_name=PRODUCER,
             producer_version=toolkit_version(),
         )
-        return _shaped(model, is_opaque=bool(self.flavour.domains))
+        return _shaped(model, is_opaque=bool(self.flavor.domains))
 
     def _domains(self) -> dict[str, int]:
         blocks = {BLOCK_DOMAIN: 1} if self.storage.blocks else {}
-        return {"": self.storage.opset, **self.flavour.domains, **blocks}
+        return {"": self.storage.opset, **self.flavor.domains, **blocks}
 
     def _name_outputs(self) -> None:
         for edge, name in zip(self.view.outputs, self.outputs, strict=True):
@@ -179,7 +179,7 @@ def output_names(view: IntegerView, inputs: Sequence[str]) -> list[str]:
 def _shaped(model: onnx.ModelProto, *, is_opaque: bool) -> onnx.ModelProto:
     """Return the model with the shapes of its outputs filled in, after onnx.checker has passed it.
 
-    Where a flavour's operators are not ONNX's own (``is_opaque``), its readers cannot infer shapes by themselves: all
+    Where a flavor's operators are not ONNX's own (``is_opaque``), its readers cannot infer shapes by themselves: all
     tensors get theirs.
     """
     plain = without_custom_operators(model) if len(model.opset_import) > 1 else model
@@ -209,8 +209,8 @@ def _write_quantize(lowering: _Lowering, node: Quantize) -> str:
     edge = node.inputs[0]
     stored, old = lowering.tensors[edge], lowering.grid(edge)
     if old is None:
-        return lowering.flavour.quantize(lowering.graph, node, stored)
-    return lowering.flavour.requantize(lowering.graph, node, stored, old)
+        return lowering.flavor.quantize(lowering.graph, node, stored)
+    return lowering.flavor.requantize(lowering.graph, node, stored, old)
 
 
 def _layer_inputs(lowering: _Lowering, node: Conv | Linear) -> list[str]:
@@ -218,8 +218,8 @@ def _layer_inputs(lowering: _Lowering, node: Conv | Linear) -> list[str]:
     grid = lowering.grid(edge)
     if grid is None:
         raise ExportError(f"{node.name}: its input {edge!r} is not quantized")
-    tensors = [lowering.real(edge), lowering.flavour.weights(lowering.graph, node, lowering.storage)]
-    return tensors if node.bias is None else [*tensors, lowering.flavour.bias(lowering.graph, node, grid)]
+    tensors = [lowering.real(edge), lowering.flavor.weights(lowering.graph, node, lowering.storage)]
+    return tensors if node.bias is None else [*tensors, lowering.flavor.bias(lowering.graph, node, grid)]
 
 
 def _write_conv(lowering: _Lowering, node: Conv) -> str:
@@ -295,7 +295,7 @@ def _write_shape(lowering: _Lowering, node: Shape) -> str:
     def zero() -> str:
         if grid is None:
             return lowering.graph.constant(f"{node.name}.zero", np.float32(0))
-        return lowering.flavour.padding_value(lowering.graph, node.name, grid)
+        return lowering.flavor.padding_value(lowering.graph, node.name, grid)
 
     return write_move(lowering.graph, node, lowering.tensors[edge], zero)
 
@@ -320,7 +320,7 @@ def _properties(view: IntegerView, lowering: _Lowering, storage: Storage) -> dic
     layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
     properties = {
         "toolkit": f"{PRODUCER} {toolkit_version()}",
-        "flavour": lowering.flavour.name,
+        "flavor": lowering.flavor.name,
         "opset": str(storage.opset),
         "weight_bits": json.dumps({node.name: node.weight_bits for node in layers}),
         "input_bits": json.dumps({node.name: view.grids[node.inputs[0]].bits for node in layers}),
@@ -338,9 +338,9 @@ def _taps(view: IntegerView, lowering: _Lowering) -> list[dict[str, object]]:
             "name": node.name,
             "tensor": lowering.tensors[node.output],
             "scale": float(np.float32(node.grid.scale)),
-            "zero_point": lowering.flavour.zero_point(lowering.view.grids[node.output]),
+            "zero_point": lowering.flavor.zero_point(lowering.view.grids[node.output]),
             "bits": node.grid.bits,
-            "type": TensorProto.DataType.Name(lowering.flavour.stored_type),
+            "type": TensorProto.DataType.Name(lowering.flavor.stored_type),
         }
         for node in view.nodes
         if isinstance(node, Quantize)

@@ -40,13 +40,13 @@ def export_float(
     Batch norm is left to ONNX Runtime, which folds it into the convolutions when it loads the file.
 
     Args:
-        model: Any float model; it is exported in evaluation mode and left as it was.
+        model: Any float model; it is exported in evaluation mode and not changed.
         example_inputs: One batch of images ``[batch, channels, height, width]``.
         path: Where the file goes; its folder must exist. Written whole or not at all.
         opset: Version of the operator set; 18 is what PyTorch's exporter writes without a conversion.
 
     Returns:
-        What was written; ``flavour`` is ``float``, and there are no layers.
+        What was written; ``flavor`` is ``float``, and there are no layers.
 
     Raises:
         ExportError: If PyTorch's exporter or ONNX Runtime refuses the model, or the path cannot be written to.
@@ -68,7 +68,7 @@ def export_float(
         path=target,
         size_bytes=len(content),
         opset=opset,
-        flavour="float",
+        flavor="float",
         packed=False,
         packed_weight_bytes=4 * sum(count for count, axes in sizes if axes > 1),  # the others are biases and norms
         theoretical_bytes=4 * sum(count for count, _ in sizes),
@@ -114,7 +114,7 @@ def _operators(proto: onnx.ModelProto, content: bytes, images: Tensor) -> tuple[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter (deprecations of its own parts, progress) away from the user."""
+    """Keep the exporter's chatter (deprecations of its parts, progress) away from the user."""
     loggers: list[Any] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 
 from export.checks import ExportError, check_view, saturation_warnings
 from export.cost import cost_of_view
-from export.flavours import find_flavour
+from export.flavors import find_flavor
 from export.lowering.model import Lowered, lower
 from export.models.census import Census, count_operators, float_inputs, take_census
+from export.moved import OldFields, takes_old_arguments
 from export.storage.blocked import LinearForm, choose_blocks
 from export.storage.packing import Blocks, Pack, Storage, runtime_loads
 from export.writing import checked_target, write_whole
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from quantizers import Student
 
 
-BLOCK_FLAVOUR = "ort"  # MatMulNBits is an operator of ONNX Runtime
+BLOCK_FLAVOR = "ort"  # MatMulNBits is an operator of ONNX Runtime
 
 
 @dataclass(frozen=True)
 class ExportedLayer:
-    """A convolution or linear layer as it is in the file.
+    """A convolution or linear layer, as written in the file.
 
     Args:
         name: The layer's name.
@@ -55,14 +56,14 @@ class ExportedLayer:
 
 
 @dataclass(frozen=True)
-class ExportedModel:
+class ExportedModel(OldFields):
     """An ONNX file, and what is known of it.
 
     Args:
         path: Where it is.
         size_bytes: Its size.
         opset: Version of the operator set.
-        flavour: ``ort``, ``qcdq`` or ``qonnx``; ``float`` for a float twin.
+        flavor: ``ort``, ``qcdq`` or ``qonnx``; ``float`` for a float twin.
         packed: Whether any weights are stored in less than eight bits.
         packed_weight_bytes: What the weights take in the file.
         theoretical_bytes: Weights at their bits, and four bytes for each bias and each weight scale; for a float twin,
@@ -79,7 +80,7 @@ class ExportedModel:
     path: Path
     size_bytes: int
     opset: int
-    flavour: str
+    flavor: str
     packed: bool
     packed_weight_bytes: int
     theoretical_bytes: int
@@ -94,12 +95,13 @@ class ExportedModel:
         return {**asdict(self), "path": str(self.path)}
 
 
+@takes_old_arguments
 def export_onnx(
     student: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
     path: str | PathLike[str],
     *,
-    flavour: str = "ort",
+    flavor: str = "ort",
     pack: Pack = "auto",
     linear: LinearForm = "auto",
     opset: int | None = None,
@@ -108,13 +110,13 @@ def export_onnx(
     """Write a calibrated student as an ONNX file.
 
     Input ``images``: float32 ``[batch, channels, height, width]``, normalized, the batch dynamic, the rest as in
-    ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is left as it was.
+    ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is not changed.
 
     Args:
         student: What ``quantizers.prepare`` made, calibrated.
         example_inputs: One batch ``[batch, channels, height, width]`` (its values do not matter), or one a model input.
         path: Where the file goes; its folder must exist. An existing file is replaced.
-        flavour: ``ort``: QDQ form for ONNX Runtime, which finds an integer kernel for every layer. ``qcdq``: plain
+        flavor: ``ort``: QDQ form for ONNX Runtime, which finds an integer kernel for every layer. ``qcdq``: plain
             QuantizeLinear, Clip, DequantizeLinear for other runtimes. ``qonnx``: Quant nodes for FINN and hls4ml, the
             batch fixed at 1; ONNX Runtime cannot load it.
         pack: ``ort`` only: ``packed`` stores weights of up to 4 bits as INT4 and of 2 bits as INT2, ``int8`` in bytes,
@@ -128,7 +130,7 @@ def export_onnx(
         strict: Whether a layer that stays in float is an error rather than a warning.
 
     Returns:
-        What was written, with a warning for each layer that ONNX Runtime leaves in float (other flavours: that reads
+        What was written, with a warning for each layer that ONNX Runtime leaves in float (other flavors: that reads
         values on no grid).
 
     Raises:
@@ -157,7 +159,7 @@ def export_onnx(
     from quantizers.student import require_image_shape
 
     target = checked_target(path)
-    chosen = find_flavour(flavour)
+    chosen = find_flavor(flavor)
     shapes = _shapes(example_inputs)
     if not isinstance(student, fx.GraphModule):
         raise ExportError(f"export_onnx takes what quantizers.prepare made, got {type(student).__name__}")
@@ -167,15 +169,16 @@ def export_onnx(
         raise ExportError(f"example_inputs: {error}") from None
     with training_flags_kept(student), torch.no_grad():
         view = integer_view(cast("Student", student))
-    return write_view(view, shapes, target, flavour=chosen.name, pack=pack, linear=linear, opset=opset, strict=strict)
+    return write_view(view, shapes, target, flavor=chosen.name, pack=pack, linear=linear, opset=opset, strict=strict)
 
 
+@takes_old_arguments
 def write_view(
     view: IntegerView,
     input_shapes: Sequence[tuple[int, ...]],
     path: str | PathLike[str],
     *,
-    flavour: str = "ort",
+    flavor: str = "ort",
     pack: Pack = "auto",
     linear: LinearForm = "auto",
     opset: int | None = None,
@@ -187,7 +190,7 @@ def write_view(
         view: What the student computes.
         input_shapes: A shape for each input of the view, batch first.
         path: As for ``export_onnx``, and so are the other arguments.
-        flavour: See there.
+        flavor: See there.
         pack: See there.
         linear: See there.
         opset: See there.
@@ -204,9 +207,9 @@ def write_view(
     if len(input_shapes) != len(view.inputs):
         raise ExportError(f"the model has {len(view.inputs)} inputs, but example_inputs holds {len(input_shapes)}")
     check_view(view)
-    chosen = find_flavour(flavour)
+    chosen = find_flavor(flavor)
     layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
-    storage = replace(chosen.storage(view, pack, opset), blocks=_blocks(view, flavour, pack, linear))
+    storage = replace(chosen.storage(view, pack, opset), blocks=_blocks(view, flavor, pack, linear))
     lowered = lower(view, chosen, storage, input_shapes)
     content = lowered.model.SerializeToString()
     census, warnings = _census(content, lowered, storage, input_shapes) if chosen.is_runnable else (None, [])
@@ -222,7 +225,7 @@ def write_view(
         path=target,
         size_bytes=len(content),
         opset=storage.opset,
-        flavour=flavour,
+        flavor=flavor,
         packed=bool(storage.blocks) or any(storage.of(layer.weight_bits).bits < 8 for layer in layers),
         packed_weight_bytes=sum(row.weight_bytes for row in rows),
         theoretical_bytes=theoretical_bytes,
@@ -234,10 +237,10 @@ def write_view(
     )
 
 
-def _blocks(view: IntegerView, flavour: str, pack: str, linear: str) -> Mapping[str, Blocks]:
-    if flavour != BLOCK_FLAVOUR and linear == "matmul_nbits":
-        raise ExportError(f"linear='matmul_nbits' is ONNX Runtime's own: it needs flavour 'ort', got {flavour!r}")
-    is_portable = linear == "auto" and (flavour != BLOCK_FLAVOUR or pack == "int8")
+def _blocks(view: IntegerView, flavor: str, pack: str, linear: str) -> Mapping[str, Blocks]:
+    if flavor != BLOCK_FLAVOR and linear == "matmul_nbits":
+        raise ExportError(f"linear='matmul_nbits' is ONNX Runtime's own: it needs flavor 'ort', got {flavor!r}")
+    is_portable = linear == "auto" and (flavor != BLOCK_FLAVOR or pack == "int8")
     return choose_blocks(view, "gemm" if is_portable else linear)
 
 

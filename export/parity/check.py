@@ -35,7 +35,7 @@ def check_parity(
 ) -> ParityReport:
     """Compare a student with its file: every constant of it, and classes, logits and codes on the same images.
 
-    The student runs in evaluation mode, which is its deployed arithmetic, and is left as it was. ONNX Runtime runs
+    The student runs in evaluation mode, which is its deployed arithmetic, and is not changed. ONNX Runtime runs
     the file twice: optimizations off (float arithmetic between quantizers, which is what the file says) and on (the
     integer kernels a device uses). The codes of every quantizer are compared with optimizations off; then the kernels
     between two quantizers run by themselves on those codes, so that no difference comes from an earlier layer. A

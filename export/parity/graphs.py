@@ -12,7 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from export.checks import check_view
 from export.conversion.repack import repack
-from export.flavours import Flavour, find_flavour
+from export.flavors import Flavor, find_flavor
 from export.lowering.model import PRODUCER, lower, toolkit_version
 from export.storage.blocked import WIDTHS
 from export.storage.metadata import properties_of, read_property
@@ -92,22 +92,22 @@ def _written_again(model: ModelProto, view: IntegerView, image_shape: Sequence[i
         ValueError: If no export gives such a form.
     """
     check_view(view)
-    flavour = find_flavour(properties_of(model).get("flavour", ""))
+    flavor = find_flavor(properties_of(model).get("flavor", ""))
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
-    chosen = flavour.storage(view, "int8", opset)
+    chosen = flavor.storage(view, "int8", opset)
     blocks, unblocked = _blocks(model, view)
     storage = replace(chosen, blocks={**blocks, **unblocked})
-    if flavour.name == "ort":
+    if flavor.name == "ort":
         storage = replace(storage, types=_types(model))
-    written = lower(view, flavour, storage, [(_batch(flavour), *image_shape)]).model
+    written = lower(view, flavor, storage, [(_batch(flavor), *image_shape)]).model
     if not unblocked:
         return written
     names = [*(kind.name for kind in storage.types), *(cut.name for cut in blocks.values())]
     return onnx.load_from_string(repack(bytes(written.SerializeToString()), names))
 
 
-def _batch(flavour: Flavour) -> int:
-    return 2 if flavour.has_dynamic_batch else 1
+def _batch(flavor: Flavor) -> int:
+    return 2 if flavor.has_dynamic_batch else 1
 
 
 def _types(model: ModelProto) -> tuple[Any, ...]:
@@ -119,7 +119,7 @@ def _types(model: ModelProto) -> tuple[Any, ...]:
 def _blocks(model: ModelProto, view: IntegerView) -> tuple[dict[str, Blocks], dict[str, Blocks]]:
     """Return the linear layers that a file stores in blocks, and those that ``repack`` took out of blocks.
 
-    How they are cut follows from their width; a layer that was taken out reads an input of its own.
+    How they are cut follows from their width; a layer that was taken out reads an input that is not shared.
     """
     cut = set(read_property(model, "blocks", {}))
     made = {name for node in model.graph.node for name in node.output}
@@ -150,7 +150,7 @@ def _headers(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
     if found.ir_version != wanted.ir_version:
         yield f"its IR version is {found.ir_version}, and {wanted.ir_version} is what export writes"
     if found.functions:
-        yield f"it defines {len(found.functions)} functions of its own ({found.functions[0].name!r})"
+        yield f"it defines {len(found.functions)} local functions ({found.functions[0].name!r})"
     for field in STRAY_FIELDS:
         if getattr(found.graph, field):
             yield f"its graph has {field}, which export never writes"

@@ -27,7 +27,7 @@ def qonnx_version() -> str:
     try:
         import qonnx.core.onnx_exec  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"files of flavour 'qonnx' are run by qonnx's executor, which is missing: {QONNX}") from error
+        raise ImportError(f"files of flavor 'qonnx' are run by qonnx's executor, which is missing: {QONNX}") from error
     from importlib import metadata
 
     return metadata.version("qonnx")

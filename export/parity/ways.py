@@ -47,7 +47,7 @@ class Ways:
         self.taps: list[dict[str, Any]] = []
         self.expected: list[Tap] = []
         self.single: SingleLayers | None = None
-        self.is_qonnx = self.properties.get("flavour") == "qonnx"
+        self.is_qonnx = self.properties.get("flavor") == "qonnx"
         if self.is_qonnx:
             session: Any = QuantSession(path)
             self.off = self.on = session

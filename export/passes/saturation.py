@@ -88,7 +88,7 @@ def _groups(view: IntegerView) -> list[list[str]]:
 
 
 def _widened(quantizers: list[Quantize], view: IntegerView, ranges: dict[str, tuple[float, float]]) -> WideGrid | None:
-    """Return the wider grid of a group, None where it must stay as it is."""
+    """Return the wider grid of a group, None where it must not change."""
     if not quantizers or any(_is_plain_clip(node, view) for node in quantizers):
         return None
     grid = quantizers[0].grid
@@ -114,7 +114,7 @@ def _is_safe(reader: Node) -> bool:
 
 
 def _real_ranges(view: IntegerView) -> dict[str, tuple[float, float]]:
-    """Return the interval that each edge's real values lie in, infinite where nothing is known."""
+    """Return the interval that each edge's real values are in, infinite where nothing is known."""
     ranges: dict[str, tuple[float, float]] = dict.fromkeys(view.inputs, (-math.inf, math.inf))
     for node in view.nodes:
         grid = view.grids.get(node.output)

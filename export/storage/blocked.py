@@ -93,7 +93,7 @@ def write_blocked(graph: GraphBuilder, layer: Linear, stored: str, zero_point: i
     ]
     if layer.bias is not None:  # codes: the sum stays whole
         inputs += ["", "", graph.constant(f"{name}.bias.codes", layer.bias.astype(np.float32))]
-    factors = (  # multiplied when the file is loaded; apart, so that `unblocked` finds them as they were
+    factors = (  # multiplied when the file is loaded; apart, so that `unblocked` finds the originals
         graph.constant(f"{name}.weight.scale", layer.weight_scale.astype(np.float32)),
         graph.constant(f"{name}.step", np.float32(step)),
     )

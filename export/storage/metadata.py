@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from export.checks import ExportError
+from export.moved import with_new_keys
 
 MOST_CHARACTERS = 16_000_000  # of one entry; a net of a thousand layers has a hundred thousand
 MOST_BITS = 64
@@ -22,8 +23,8 @@ LARGEST_AXIS = 2**31
 
 
 def properties_of(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the entries of a file's metadata as they stand there."""
-    return {entry.key: entry.value for entry in model.metadata_props}
+    """Return the entries of a file's metadata, those of earlier versions under the keys of today."""
+    return with_new_keys({entry.key: entry.value for entry in model.metadata_props})
 
 
 def read_property(model: onnx.ModelProto, key: str, default: Any) -> Any:

@@ -123,7 +123,7 @@ class Agent:
         """Return what is done before crop, flip and cut-out, as a schedule of ``epochs`` epochs.
 
         ``none``, ``crop`` and ``crop_flip`` have one segment with an empty policy. ``trivial`` and ``randaugment``
-        have none: a policy draws 0, 1 or 2 operations at magnitudes of their own, they draw a fixed number at any or
+        have none: a policy draws 0, 1 or 2 operations, each at its own magnitude, they draw a fixed number at any or
         at one, from other spaces. ``flatten`` takes all these policies at once, without their order.
 
         Raises:

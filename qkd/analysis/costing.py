@@ -67,7 +67,7 @@ def cost_of_target(
     """
     folder = run_folder(target, runs_dir)
     if overrides and (folder is not None or target.endswith(".onnx")):
-        raise UsageError(f"{target} is what it is: {overrides[0]} can change a config only; name a config instead")
+        raise UsageError(f"{target} is not a config, so {overrides[0]} has nothing to change; name a config instead")
     if target.endswith(".onnx"):
         return cost_of_file(target)
     return _cost_of_config(load()) if folder is None else _cost_of_run(folder)

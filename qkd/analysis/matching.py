@@ -47,7 +47,7 @@ def class_information(features: Tensor, labels: Tensor) -> float:
     many dimensions do not score by memory.
 
     Args:
-        features: Shape ``[images, ...]``, floating; flattened to a row an image.
+        features: Shape ``[images, ...]``, floating; flattened to one row per image.
         labels: Shape ``[images]``, whole numbers from 0.
 
     Raises:

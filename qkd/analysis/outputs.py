@@ -1,4 +1,4 @@
-"""Read what a net gives for the images of a split, as they are: logits, and features at a tap or before the end."""
+"""Read what a net gives for the unaugmented images of a split: logits, and features at a tap or before the end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from qkd.config import DataConfig
-from qkd.data import Splits, iterate, normalise
+from qkd.data import Splits, iterate, normalize
 from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.data.splits import Split
 from qkd.progress import Tracker
-from qkd.terms.taps import Taps, dequantised
+from qkd.terms.taps import Taps, dequantized
 from quantizers.modes import evaluating
 
 
@@ -74,7 +74,7 @@ class LastInput:
 
     def _read(self, module: nn.Module, inputs: tuple[object, ...], _output: object) -> None:
         if isinstance(module, nn.Linear):
-            self._latest = (module, dequantised(inputs[0]))
+            self._latest = (module, dequantized(inputs[0]))
 
 
 def last_linear(model: nn.Module, example: Tensor, *, role: str = "model") -> nn.Linear:
@@ -134,7 +134,7 @@ def read_outputs(
         for images, labels in iterate(
             split, places, data.eval_batch_size, device, drop_last=False, workers=data.workers
         ):
-            logits = model(normalise(images, splits.mean, splits.std)).float().cpu()
+            logits = model(normalize(images, splits.mean, splits.std)).float().cpu()
             features = taps.take()[tap] if tap is not None else None if last is None else last.take()[1]
             parts.append((logits, None if features is None else features.float().cpu(), labels.cpu()))
             if tracker is not None:

@@ -66,7 +66,7 @@ def score_retrieval(
         metric: ``l2`` or ``cosine``; a row of zeros has cosine 0 with every other.
         compat: ``released`` scores as the published program does: it takes the queries 128 at a time, and raises
             precision to the largest one behind it, up to the 128th rank only (less in a last, smaller batch; ranks
-            behind it stay as they are); and it takes the precision at a recall from the rank whose recall is the
+            behind it stay unchanged); and it takes the precision at a recall from the rank whose recall is the
             nearest to it, not from the first that reaches it.
         done: Called with the number of queries that were ranked, each time some were.
 
@@ -106,8 +106,8 @@ def interpolated(precision: Tensor, ranks: int | None = None) -> Tensor:
 
     Args:
         precision: Shape ``[queries, ranks]``.
-        ranks: How many ranks to raise, to the largest one up to the rank behind them; the rest stays as it is and
-            counts for nothing (the released program's loop ends there). Absent: all.
+        ranks: How many ranks to raise, to the largest one up to the rank behind them; the rest stays unchanged and
+            does not count (the released program's loop ends there). Absent: all.
     """
     end = precision.shape[1] if ranks is None else ranks + 1
     raised = precision[:, :end].flip(1).cummax(1).values.flip(1)

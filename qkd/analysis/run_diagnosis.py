@@ -44,7 +44,7 @@ from qkd.terms.rescaling import (
     image_gradients,
     rescaling_facts,
     soft_targets,
-    summarise,
+    summarize,
 )
 from qkd.terms.taps import why_no_features
 from qkd.training import cpu_threads
@@ -136,7 +136,7 @@ class Diagnosis:
         if self.geometry:
             rows = [[name, "", *(percent(row[key]) for key in ("as_is", "unit_norm"))]
                     for name, row in self.geometry.items()]  # fmt: skip
-            blocks.append(align([["nearer classes are likelier", "", "rows as they are", "rows of norm 1"], *rows]))
+            blocks.append(align([["nearer classes are likelier", "", "rows unchanged", "rows of norm 1"], *rows]))
         if self.rescaling is not None or self.epochs:
             blocks.append(align(self._rescaling_rows()))
         blocks += [f"note: {note}" for note in self.notes]
@@ -210,7 +210,7 @@ def diagnose_target(
         raise UsageError(f"--limit must be at least 2, got {limit}")
     folder = run_folder(target, runs_dir)
     if folder is not None and overrides:
-        raise UsageError(f"{target} is what it is: {overrides[0]} can change a config only; name a config instead")
+        raise UsageError(f"{target} is not a config, so {overrides[0]} has nothing to change; name a config instead")
     config = _loaded(target, runs_dir, load) if folder is None else stored_config(folder)
     folder = _matching_run(config, runs_dir) if folder is None else folder
     with cpu_threads(config.threads):
@@ -221,7 +221,7 @@ def _loaded(target: str, runs_dir: Path, load: Callable[[], RunConfig]) -> RunCo
     try:
         return load()
     except ConfigError as error:
-        if Path(target).is_file():  # a config with faults of its own
+        if Path(target).is_file():  # a config that has faults itself
             raise
         raise UsageError(f"{error}; nor is it a run: {runs_in(runs_dir)}") from error
 
@@ -274,7 +274,7 @@ class _Subject:
         return diagnosis
 
     def _teacher(self) -> tuple[nn.Module, str]:
-        """Return what the student follows (a teacher, an ensemble, an auxiliary), and what it is in words."""
+        """Return what the student follows (a teacher, an ensemble, an auxiliary), and its description in words."""
         if self.folder is not None:
             followed = load_followed(RunFolder(self.config, self.folder))
             self.notes += [followed.note] if followed.note else []
@@ -308,13 +308,15 @@ class _Subject:
             self.notes.append("the student's loss has no soft targets at its logits: no w_t")
             return None
         gradients = image_gradients(found.logits.double(), told.logits.double(), told.labels, self.targets)
-        return summarise({name: float(value) for name, value in rescaling_facts(*gradients).items()})
+        return summarize({name: float(value) for name, value in rescaling_facts(*gradients).items()})
 
     def _geometry(
         self, role: str, model: nn.Module, found: NetOutputs, teacher_logits: Tensor
     ) -> dict[str, dict[str, float]]:
         if len(self.splits.classes) < 3 or found.features is None or found.features.dim() != 2:
-            self.notes.append(f"geometry of the {role}: needs 3 classes and a linear layer that reads a row an image")
+            self.notes.append(
+                f"geometry of the {role}: needs 3 classes and a linear layer that reads one row per image"
+            )
             return {}
         if why_no_features(model):
             self.notes.append(f"geometry of the {role}: an ensemble has no last layer")
@@ -346,7 +348,7 @@ class _Subject:
         if file is None or not file.is_file():
             return ()
         rows = [(row.get("epoch"), row.get("facts") or {}) for row in read_metrics(file)]
-        found = tuple({"epoch": epoch, **summarise(facts)} for epoch, facts in rows if "w_counted" in facts)
+        found = tuple({"epoch": epoch, **summarize(facts)} for epoch, facts in rows if "w_counted" in facts)
         if rows and not found and self.targets is not None:
             self.notes.append(f"{file} has no w_t: this student was trained before it was logged")
         return found

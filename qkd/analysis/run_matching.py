@@ -42,7 +42,7 @@ class MatchReport:
         student: Which form of it: ``low-bit`` or ``float``.
         teacher: What the student follows, in words.
         flows: Role -> tap -> information about the class.
-        matches: The proposal, a line a layer of the student.
+        matches: The proposal, one line per layer of the student.
         note: What the followed net is not yet.
     """
 

@@ -72,7 +72,7 @@ class RetrievalReport:
         }
 
     def to_text(self) -> str:
-        """Return a table, a row a net and metric."""
+        """Return a table, one row per net and metric."""
         where = "the input of the last linear layer" if self.tap is None else f"the output of {self.tap}"
         sizes = ", ".join(f"{role} {size:,}" for role, size in self.sizes.items())
         lines = [
@@ -179,7 +179,7 @@ class _Reader:
         }
 
     def read(self, role: Role) -> list[tuple[Tensor, Tensor]]:
-        """Return features (a row an image) and labels of the database and of the queries."""
+        """Return features (one row per image) and labels of the database and of the queries."""
         net = self._teacher() if role == "teacher" else load_student(self.run)
         net.to(self.device)
         return [self._features(role, net, name) for name in self.parts]

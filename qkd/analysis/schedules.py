@@ -31,7 +31,7 @@ class PolicyReport:
 
     Args:
         name: Of the file or the policy.
-        schedule: Policies over epochs; None where operations are drawn anew for every image.
+        schedule: Policies over epochs; None where operations are drawn again for every image.
         facts: Further lines: name -> words.
         files: What was written.
     """
@@ -106,7 +106,7 @@ def show_policy(name: str, *, epochs: int | None = None, out: Path | None = None
     if out is None:
         return PolicyReport(name, schedule, facts)
     if schedule is None:
-        raise UsageError(f"{name} draws its operations anew for every image: there is no schedule to draw")
+        raise UsageError(f"{name} draws its operations again for every image: there is no schedule to draw")
     picture = schedule_picture(f"{name}, {schedule.epochs} epochs", schedule)
     if out.suffix == ".svg":
         write_text(out, picture.to_svg() + "\n")
@@ -132,13 +132,13 @@ class SampleReport:
     def to_text(self) -> str:
         """Return one line."""
         rows = ", ".join(str(epoch) for epoch in self.epochs)
-        return f"wrote {self.file}: {self.images} images as they are, and below at epochs {rows} (from 0)"
+        return f"wrote {self.file}: {self.images} images without augmentation, and below at epochs {rows} (from 0)"
 
 
 def sample_policy(
     name: str, data: DataConfig, *, epochs: Sequence[int], out: Path, seed: int = 0, length: int | None = None
 ) -> SampleReport:
-    """Write a grid of augmented images: the first row as they are, then a row for each epoch.
+    """Write a grid of augmented images: the first row without augmentation, then one row per epoch.
 
     Args:
         name: A schedule file, or a name of `qkd ls policies`.

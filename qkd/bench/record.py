@@ -82,7 +82,7 @@ def file_name(title: str) -> str:
 
 
 def file_names(titles: Sequence[str]) -> dict[str, str]:
-    """Return each device's name as the stem of a file of its own: ``a/b`` and ``a-b`` have two.
+    """Return each device's name as the stem of a separate file: ``a/b`` and ``a-b`` have two.
 
     Args:
         titles: Names of devices, no two of them alike.

@@ -34,7 +34,7 @@ class BenchTable:
 
     @property
     def is_input_fault(self) -> bool:
-        """Whether every device failed for what it was given."""
+        """Whether every device failed because of its input."""
         return all(result.failure and result.is_input_fault for result in self.results)
 
     def to_json(self) -> dict[str, Any]:

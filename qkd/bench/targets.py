@@ -17,13 +17,13 @@ from qkd.report.records import read_record
 
 CALIBRATION_IMAGES = 128
 BASELINE = "int8-static"
-MEASURED = ("ort", "float")  # flavours that ONNX Runtime is to run
+MEASURED = ("ort", "float")  # flavors that ONNX Runtime is to run
 NO_FLOAT = "the int8 baseline is made of a float model, but all of these are quantized: name one, too"
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Models and what they are scored on.
+    """Models and the images that they are scored on.
 
     Args:
         paths: Name -> file.
@@ -79,7 +79,7 @@ def is_run(path: Path) -> bool:
 def run_files(folder: Path) -> dict[str, Path]:
     """Return the ONNX files of a run folder: ``student``, ``teacher`` and perhaps ``float``.
 
-    A student in a flavour for other runtimes is left out: a latency in this one would say nothing of it.
+    A student in a flavor for other runtimes is left out: a latency in this one would say nothing of it.
 
     Raises:
         DamagedFileError: If ``export.json`` does not hold what the export stage writes.
@@ -89,7 +89,7 @@ def run_files(folder: Path) -> dict[str, Path]:
     return {
         name: inside(folder / "export", model.get("path") or f"{name}.onnx")
         for name, model in facts.items()
-        if model.get("flavour", "ort") in MEASURED
+        if model.get("flavor", "ort") in MEASURED
     }
 
 

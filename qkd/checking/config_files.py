@@ -19,9 +19,9 @@ CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<
 def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield a fault for each file or folder in raw config data that is missing, and for each fault of a schedule.
 
-    A flavour whose executor is not installed is one, too: it would come up after the training.
+    A flavor whose executor is not installed is one, too: it would come up after the training.
 
-    What lies in the files of the data set and in those of weights is looked at when they are loaded (``--dry-run``).
+    The contents of data and weight files are checked when they are loaded (``--dry-run``).
 
     Args:
         data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
@@ -46,8 +46,8 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
             yield from (
                 ((role, "agent", "schedule"), fault) for fault in _schedule_faults(user_path(agent["schedule"]))
             )
-    if _group(data, "export").get("flavour") == "qonnx" and find_spec("qonnx") is None:
-        yield ("export", "flavour"), f"`qonnx` is proven with qonnx's executor, which is missing: {QONNX}"
+    if _group(data, "export").get("flavor") == "qonnx" and find_spec("qonnx") is None:
+        yield ("export", "flavor"), f"`qonnx` is proven with qonnx's executor, which is missing: {QONNX}"
 
 
 def _device_faults(section: Mapping[str, Any]) -> Iterator[Fault]:

@@ -24,7 +24,7 @@ POLICY_NOTES = {
     "crop_flip": "random crop after padding, then a flip of half of the images",
     "cutmix": "CutMix: after crop and flip half of the images (the share `cutmix`) get a box of another one",
     "file": "a schedule of policies over the epochs, from the YAML file `schedule` names",
-    "none": "images as they are",
+    "none": "images without augmentation",
     "pba": "the PBA operations, none to two an image, stronger in each third of the training, then crop and flip",
     "randaugment": "RandAugment: `operations` operations an image, all at `magnitude` of 0..30, then crop and flip",
     "search": "what this run's population search finds for the role, then crop and flip",
@@ -91,7 +91,7 @@ def _nets() -> dict[str, str]:
 
 
 def method_notes() -> dict[str, str]:
-    """Return what is switched on by a key of its own, not by a term: key -> a few words."""
+    """Return what is switched on by its own key, not by a term: key -> a few words."""
     from qkd.methods.table import METHODS
 
     notes = {entry.asked_by.replace("[].", ": "): entry.about for entry in METHODS.values() if entry.asked_by}

@@ -1,4 +1,4 @@
-"""The command line: a module a sub-command in `commands/`, with its options, its call and its result."""
+"""The command line: one module per sub-command in `commands/`, with its options, its call and its result."""
 
 from qkd.cli.entry import build_parser, main, parse
 from qkd.cli.options.command import STAGE_NAMES

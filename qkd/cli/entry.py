@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
     """
-    with clean_output():
+    with clean_output(), warnings.catch_warnings():
+        warnings.filterwarnings("default", ".*the old name goes with the next release", DeprecationWarning)
         return _main(parse(sys.argv[1:] if argv is None else argv))
 
 

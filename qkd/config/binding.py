@@ -21,6 +21,7 @@ from qkd.files.user_paths import user_path
 from qkd.files.yaml_text import DEEPEST, YamlError, parse_yaml, read_yaml
 from qkd.foreign import nearest
 from qkd.foreign.shown import shown_line
+from qkd.moved import in_new_spelling
 
 Bound = TypeVar("Bound", bound=BaseModel)
 Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
@@ -37,7 +38,7 @@ def shipped_folder() -> Path:
 def shipped_configs() -> dict[str, Path]:
     """Return the shipped configs by name, e.g. ``digits/w2a2``, in alphabetical order.
 
-    Each lies in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
+    Each is in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
     """
     folder = shipped_folder()
     files = sorted(path for path in folder.rglob("*.yaml") if path.parent != folder)
@@ -101,6 +102,7 @@ def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
     faults: list[Fault] = []
     config: RunConfig | None = None
     try:
+        data = in_new_spelling(data)
         config = bind_section(RunConfig, data)
     except ValidationError as error:
         faults += schema_faults(error, data, RunConfig)
@@ -128,7 +130,7 @@ def bind_section(schema: type[Bound], data: Mapping[str, Any]) -> Bound:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return ``data`` with overrides set; ``data`` stays as it is.
+    """Return ``data`` with overrides set; ``data`` is not changed.
 
     Args:
         data: Raw content of a config.
@@ -144,7 +146,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         try:
             if not equals or not all(key.split(".")) or key.count(".") >= DEEPEST:
                 raise ValueError("must be key.path=value, e.g. student.train.epochs=3")
-            _set(result, key.split("."), parse_yaml(value))
+            [(key, parsed)] = in_new_spelling({key: parse_yaml(value)}).items()
+            _set(result, key.split("."), parsed)
         except ValueError as error:
             faults.append(f"override `{shown_line(text, 80)}`: {error}")
     if faults:
@@ -163,7 +166,7 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     Raises:
         ConfigError: With every fault that was found.
     """
-    data = apply_overrides(read_config(find_config(str(name))), overrides)
+    data = apply_overrides(in_new_spelling(read_config(find_config(str(name)))), overrides)
     return bind(_with_teacher(data), checks=checks)
 
 
@@ -173,7 +176,8 @@ def _with_teacher(data: dict[str, Any]) -> dict[str, Any]:
     if run is None:
         return data
     if has_config(run):
-        return with_borrowed_teacher(data, read_config(user_path(run) / "config.yaml"))
+        theirs = in_new_spelling(read_config(user_path(run) / "config.yaml"), is_stored=True)
+        return with_borrowed_teacher(data, theirs)
     if "net" in data["teacher"]:  # as in a run folder: they were filled in when it was made
         return data
     raise ConfigError([f"config.teacher.run: {shown_line(run)} is no run folder: it has no config.yaml"])

@@ -23,21 +23,21 @@ class TeacherConfig(Section):
     )
     weights: UserPath | None = Field(None, description="file of float weights to start from")
     untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
-    train: TrainConfig | None = Field(None, description="absent: `weights` are used as they are")
+    train: TrainConfig | None = Field(None, description="absent: `weights` are used unchanged")
     agent: AgentConfig = Field(default_factory=AgentConfig)
     members: Annotated[int, Field(ge=1, le=MOST_MEMBERS)] = Field(
         1, description="nets that differ by seed only; the student learns from their average"
     )
     ensemble: Literal["probability", "logit"] = Field("probability", description="what is averaged over the members")
     ensemble_temperature: Positive = Field(
-        1.0, description="probability: temperature at which they are averaged; terms have one of their own"
+        1.0, description="probability: temperature at which they are averaged; terms have their own"
     )
 
     @model_validator(mode="after")
     def _members_are_trained(self) -> TeacherConfig:
         if self.members > 1 and (self.train is None or self.weights is not None):
             raise ValueError(
-                "`members` above 1 needs `train` and no `weights`: members start from weights of their own"
+                "`members` above 1 needs `train` and no `weights`: each member starts from its own weights"
             )
         return self
 
@@ -87,7 +87,7 @@ class StudentConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the keys of a method that is not there: configs and hashes of older runs stay as they are."""
+        """Leave out the keys of a method that is not there: configs and hashes of older runs do not change."""
         values: dict[str, Any] = serialize(self)
         if self.method is None:
             values.pop("method", None)
@@ -105,11 +105,11 @@ class StudentConfig(Section):
         if self.rotations is None:
             return self
         if self.peers is not None:
-            raise ValueError("`rotations` and `peers` each bring a step of their own; choose one")
+            raise ValueError("`rotations` and `peers` each bring their own step; choose one")
         if self.auxiliary is not None:
             raise ValueError("`rotations` learn from the teacher's branches, but the student's teacher is `auxiliary`")
         if self.terms != DEFAULT_TERMS:
-            raise ValueError("`rotations` bring a loss of their own: give `terms` to phases that go without, not here")
+            raise ValueError("`rotations` bring their own loss: give `terms` to the phases without rotations, not here")
         if any(phase.teacher_terms is not None for phase in self.phases):
             raise ValueError(
                 "a phase has `teacher_terms`, but `rotations` need a teacher that fits its branches; use mode online "
@@ -126,7 +126,7 @@ class StudentConfig(Section):
                 "terms are summed"
             )
         if self.phases and not turned:
-            raise ValueError("every phase has `terms` of its own, so none would train on `rotations`; leave one out")
+            raise ValueError("every phase has its own `terms`, so none would train on `rotations`; leave one out")
         return self
 
     @model_validator(mode="after")
@@ -135,7 +135,7 @@ class StudentConfig(Section):
             return self
         if not any(phase.terms is None and not phase.peers for phase in self.phases):
             raise ValueError(
-                "`peers` bring a loss of their own, so `terms` would never be used: give them to a phase (`terms` "
+                "`peers` bring their own loss, so `terms` would never be used: give them to a phase (`terms` "
                 "there come on top of the peers'), or let a phase do without them (`peers: false`)"
             )
         return self
@@ -212,7 +212,7 @@ class RunConfig(Section):
         if branches is not None and branches.joint and self.teacher.train is None:
             raise ValueError(
                 "teacher.train is missing: student.rotations.teacher_branches.joint trains branches as it says; use "
-                "joint false with a training of their own"
+                "joint false with separate training"
             )
         if branches is not None and branches.joint and self.teacher.train and self.teacher.train.ema_decay:
             raise ValueError(
@@ -293,7 +293,7 @@ class RunConfig(Section):
 
 
 def _method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
-    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary stays as it is."""
+    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary is fixed."""
     learner, where = (student, "student") if student.auxiliary is None else (student.auxiliary, "student.auxiliary")
     terms = [*learner.terms, *(term for phase in learner.phases for term in phase.terms or ())]
     faults = [

@@ -59,9 +59,7 @@ class AuxiliaryConfig(Section):
         description="auto: float_train where it is there, else what the student starts from (its weights or its float "
         "training) or the teacher, where the net is theirs, else random",
     )
-    float_train: TrainConfig | None = Field(
-        None, description="a float training of its own, on the labels, to start from"
-    )
+    float_train: TrainConfig | None = Field(None, description="a separate float training, on the labels, to start from")
     train: TrainConfig = Field(description="its training from the teacher")
     terms: tuple[TermConfig, ...] = Field(
         (TermConfig(loss="information_flow", taps=(("flatten", "flatten"),)),),

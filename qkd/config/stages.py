@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from export.moved import OldFields
 from qkd.config.sections import (
     MOST_MEMBERS,
     MOST_ROUNDS,
@@ -40,7 +41,7 @@ class SearchConfig(Section):
     engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(2, description="ray: members that train at a time")
     gpus_per_worker: NonNegative = Field(0.0, description="ray: share of a GPU that a worker gets")
-    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: one of its own, here")
+    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: a new one on this machine")
     worker_failures: Annotated[int, Field(ge=0, le=1000)] = Field(3, description="ray: lost workers a member survives")
 
     @model_validator(mode="after")
@@ -53,10 +54,10 @@ class SearchConfig(Section):
         return self
 
 
-class ExportConfig(Section):
+class ExportConfig(OldFields, Section):
     """How the student becomes a file."""
 
-    flavour: Literal["ort", "qcdq", "qonnx"] = Field(
+    flavor: Literal["ort", "qcdq", "qonnx"] = Field(
         "ort",
         description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
     )

@@ -68,8 +68,8 @@ class TermConfig(Section):
     loss: str = Field(description="a name of `qkd ls losses`")
     weight: NonNegative = Field(1.0, description="factor in the sum")
     taps: tuple[tuple[str, str], ...] = Field((), description="feature losses: pairs [student module, teacher module]")
-    tap: Literal["quantised", "pre_quant"] = Field(
-        "quantised",
+    tap: Literal["quantized", "pre_quant"] = Field(
+        "quantized",
         description="what taps read of a low-bit student: what its next layers see, or the same before the grid, whose "
         "gradient is smoother",
     )

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qkd.data.batches import iterate, normalise
+    from qkd.data.batches import iterate, normalize
     from qkd.data.errors import DataError
     from qkd.data.loading.facts import DataFacts, changes, sampling_note
     from qkd.data.loading.load import DATASETS, load_splits, read_facts
@@ -29,7 +29,7 @@ __all__ = [
     "image_shape",
     "iterate",
     "load_splits",
-    "normalise",
+    "normalize",
     "read_facts",
     "sampling_note",
     "take_quiz",

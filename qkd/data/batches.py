@@ -13,7 +13,7 @@ from qkd.data.splits import Split
 from qkd.machine import usable_cpus
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     r"""Return images as the nets see them: :math:`(x / 255 - \mu_c) / \sigma_c` for each channel.
 
     Args:
@@ -60,7 +60,7 @@ def iterate(
         batch_size: Images a batch, positive.
         device: Where the batches are wanted.
         drop_last: Leave out a last batch that is not full.
-        workers: Decoding processes, at most one a core; ignored where the split lies in memory.
+        workers: Decoding processes, at most one a core; ignored where the split is in memory.
         following: So many images that come after a batch are given with it, at its end, and again in the next one; the
             last so many ``indices`` begin no batch.
 

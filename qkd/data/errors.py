@@ -1,4 +1,4 @@
-"""The error of this package: images, labels or files that cannot be used as they are."""
+"""The error of this package: images, labels or files that cannot be used."""
 
 from __future__ import annotations
 

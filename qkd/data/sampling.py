@@ -54,8 +54,8 @@ def take_quotas(labels: Tensor, quotas: Tensor, generator: torch.Generator) -> t
 def epoch_order(n: int, generator: torch.Generator) -> Tensor:
     """Draw the order in which an epoch visits ``n`` images.
 
-    The same state of ``generator`` gives the same order, so a run that was stopped in mid-epoch draws it again and goes
-    on with the rest: ``iterate(split, order[step * batch_size:], batch_size, ...)``.
+    The same state of ``generator`` gives the same order, so a run that was stopped in mid-epoch draws it again and
+    continues with the rest: ``iterate(split, order[step * batch_size:], batch_size, ...)``.
 
     Args:
         n: Number of images, not negative.

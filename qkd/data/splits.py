@@ -46,7 +46,7 @@ class Split(Protocol):
 
 
 class MemorySplit:
-    """A part that lies in memory as uint8.
+    """A part in memory, as uint8.
 
     Args:
         images: uint8, shape ``[n, channels, height, width]``.
@@ -82,7 +82,7 @@ class MemorySplit:
         return channels, height, width
 
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Return ``(images, labels)`` of these images on ``device``: one index-select where they already lie there."""
+        """Return ``(images, labels)`` of these images on ``device``: one index-select where they already are there."""
         indices = indices.to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices)
         labels = self._labels_on_device.index_select(0, indices)
@@ -100,7 +100,7 @@ class MemorySplit:
 
 
 class Parts(NamedTuple):
-    """A data set as it is read, before a validation part is kept back.
+    """A data set as read, before a validation part is kept back.
 
     Attributes:
         train: All its training images.

@@ -1,5 +1,6 @@
 """Old names of what is in `qkd.losses` and `qkd.terms` now."""
 
+from export.moved import OLD_NAMES
 from qkd.moved import moved
 
 PLACES = {
@@ -12,7 +13,7 @@ PLACES = {
     "build_terms": "qkd.terms",
     "check_terms": "qkd.terms",
     "cross_entropy_loss": "qkd.losses",
-    "dequantised": "qkd.terms",
+    **dict.fromkeys(OLD_NAMES["qkd.terms"], "qkd.terms"),
     "phase_faults": "qkd.methods.phase_checks",
     "similarity_preserving_loss": "qkd.losses",
     "soft_target_loss": "qkd.losses",

@@ -8,10 +8,10 @@ from pathlib import Path
 def user_path(text: str | Path) -> Path:
     """Return the path that a person means.
 
-    A ``~`` whose home folder is not known stays as it is: what cannot be found is then named as it was written.
+    A ``~`` whose home folder is not known stays unchanged: what cannot be found is then named as written.
 
     Args:
-        text: As it was written.
+        text: A path as written.
 
     Example:
         >>> user_path("~/set") == Path.home() / "set"

@@ -50,7 +50,7 @@ def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
         name: Relative to it.
 
     Returns:
-        ``folder / name``, which with every symbolic link followed still lies within ``folder``.
+        ``folder / name``, which with every symbolic link followed is still within ``folder``.
 
     Raises:
         ValueError: If it does not: the name is absolute, climbs out, or a link on the way leads out.

@@ -69,7 +69,9 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self.sizes:
-                raise _Refused(f"the recursive alias *{event.anchor} stands for what it is in", event.start_mark)
+                raise _Refused(
+                    f"the recursive alias *{event.anchor} stands for a node that contains it", event.start_mark
+                )
             self._count(*self.sizes[id(node)], event.start_mark)
             return node
         before, outer, self.deepest = (self.values, self.characters), self.deepest, self.level

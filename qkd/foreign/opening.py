@@ -21,7 +21,7 @@ KINDS = {
 
 
 class UnreadableFileError(OSError):
-    """What is named is no regular file, has no name a file can have, or is larger than what it is read as can be."""
+    """What is named is no regular file, has no name a file can have, or is larger than its kind of file can be."""
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:
@@ -84,7 +84,7 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int = MOST_TEXT_BYTES
         data = file.read() if size <= most_bytes else b""
     if size > most_bytes:
         raise UnreadableFileError(
-            f"{path}: has {size:,} bytes, and what it is read as has at most {most_bytes:,}; name another file"
+            f"{path}: has {size:,} bytes, and this kind of file has at most {most_bytes:,}; name another file"
         )
     return data
 

@@ -22,5 +22,5 @@ def teacher_in_graph() -> Iterator[None]:
 
 
 def given(teacher: Tensor) -> Tensor:
-    """Return a tensor of the teacher's without its graph; as it is within :func:`teacher_in_graph`."""
+    """Return a tensor of the teacher's without its graph; unchanged within :func:`teacher_in_graph`."""
     return teacher if _in_graph.get() else teacher.detach()

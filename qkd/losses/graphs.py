@@ -61,7 +61,7 @@ def multi_head_graph_loss(
         module: The attention, the same for both, treated as a constant; it is trained by
             :func:`graph_attention_loss`. Its adapters learn from this loss.
         candidates: Singular vectors of the student that are looked at, at least 1.
-        attention: ``trained``: refuse an attention that never learned. ``random`` takes it as it is: role-kd's released
+        attention: ``trained``: refuse an attention that never learned. ``random`` allows it: role-kd's released
             code throws the attention's training step away, so that it compares graphs in a fixed random projection.
         singular_weight: Weight of :func:`~qkd.losses.singular.singular_vector_loss` of the same vectors, which
             then cost one decomposition instead of two; 1 as role-kd combines them.
@@ -158,7 +158,7 @@ def graph_attention_loss(
 def logit_relation_loss(
     student_logits: Tensor, teacher_logits: Tensor, *, distance_weight: float = 50.0, angle_weight: float = 100.0
 ) -> Tensor:
-    r"""Return how differently the logits of a batch lie to each other: RKD as role-kd applies it.
+    r"""Return how differently the logits of a batch relate to each other: RKD as role-kd applies it.
 
     .. math:: L = w_d \, \mathrm{mean}\, \ell_1(\psi^s - \psi^t) + w_a \, \mathrm{mean}\, \ell_1(A^s - A^t),\quad
               \psi_{ij} = \frac{D_{ij}}{\mathrm{mean}(D) + 10^{-8}},\quad

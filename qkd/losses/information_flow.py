@@ -49,14 +49,14 @@ def information_flow_loss(
     :math:`(P - Q)^2 / P`.
 
     Args:
-        student_feature: Shape ``[batch, ...]``, floating; flattened to a row an image.
+        student_feature: Shape ``[batch, ...]``, floating; flattened to one row per image.
         teacher_feature: Shape ``[batch, ...]``; all but ``batch`` may differ. Treated as a constant.
         kernel: What a pair of images is to each other.
         divergence: How two rows of probabilities are compared.
         sigma: :math:`\sigma > 0` of ``rbf`` and ``cauchy``, in units of the feature; the others have none.
         reduction: ``mean`` over all pairs, as published, shrinks with the batch; ``row_mean`` is ``batch`` times it.
         normalize: Divide each feature by its root mean square over the batch first (ours): every kernel but ``cosine``
-            and ``adaptive_rbf`` sees scale, and a low-bit student has a scale of its own.
+            and ``adaptive_rbf`` sees scale, and a low-bit student has its own scale.
 
     Returns:
         A scalar, shape ``[]``, in nats for ``jeffreys`` and ``kl``; zero where both features are equal up to rotation

@@ -84,7 +84,7 @@ def class_relation_loss(
         labels: Shape ``[batch]``, int64.
         class_weights: The teacher's last layer, shape ``[classes, features]``. Treated as a constant.
         temperature: :math:`\tau > 0` of the student's distribution.
-        sharpness: :math:`s > 0`; cosines lie in [-1, 1], which at 1 gives nearly flat targets.
+        sharpness: :math:`s > 0`; cosines are in [-1, 1], which at 1 gives nearly flat targets.
         one_hot_share: :math:`m` in ``[0, 1)``.
         scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
 

@@ -82,7 +82,7 @@ def soft_target_loss(
     Args:
         student_logits: Unnormalized scores :math:`z_s`, shape ``[batch, classes]``, floating.
         teacher_logits: :math:`z_t`, same shape. Treated as a constant: no gradient flows into it.
-        temperature: :math:`\tau > 0`, dimensionless; 1 leaves the distributions as they are.
+        temperature: :math:`\tau > 0`, dimensionless; 1 leaves the distributions unchanged.
         scale: :math:`c \ge 0`; absent: :math:`\tau^2`, which keeps the gradient's size when :math:`\tau` changes.
             Give 1 for the bare divergence.
         reduction: ``"batchmean"`` divides the sum by the batch, ``"mean"`` by batch times classes (as some published
@@ -129,7 +129,7 @@ def decoupled_loss(
     others_weight: float = 8.0,
     scale: float | None = None,
 ) -> Tensor:
-    r"""Return soft targets in two parts with weights of their own: the true class, and the others among themselves.
+    r"""Return soft targets in two parts, each with its own weight: the true class, and the others among themselves.
 
     .. math:: L = \frac{c}{B} \sum_b \big[ \alpha\, \mathrm{KL}(b_t \| b_s) + \beta\, \mathrm{KL}(r_t \| r_s) \big]
 

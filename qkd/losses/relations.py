@@ -20,7 +20,7 @@ def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor)
     .. math:: L = \frac1{B^2} \| \tilde G_t - \tilde G_s \|_F^2,\quad G = Q Q^T,\quad \tilde G = G
               \text{ with rows of L2 norm 1}
 
-    where :math:`Q` is the feature flattened to one row an image.
+    where :math:`Q` is the feature flattened to one row per image.
 
     Args:
         student_feature: Shape ``[batch, ...]``, floating.
@@ -70,7 +70,7 @@ def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> 
     with Huber's :math:`\ell_1` (:math:`\delta = 1`) and :math:`\mu` the mean of the distances that are not zero.
 
     Args:
-        student_feature: Shape ``[batch, ...]``, floating; flattened to a row an image.
+        student_feature: Shape ``[batch, ...]``, floating; flattened to one row per image.
         teacher_feature: Shape ``[batch, ...]``; all but ``batch`` may differ. Treated as a constant.
 
     Returns:
@@ -98,7 +98,7 @@ def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Ten
               a_{ijk} = \langle e_{ij}, e_{ik} \rangle,\quad e_{ij} = (x_j - x_i) / \|x_j - x_i\|
 
     Args:
-        student_feature: Shape ``[batch, ...]``, floating; flattened to a row an image. Memory grows with
+        student_feature: Shape ``[batch, ...]``, floating; flattened to one row per image. Memory grows with
             ``batch ** 3``.
         teacher_feature: Likewise.
 
@@ -163,7 +163,7 @@ def _angles(feature: Tensor) -> Tensor:
     """Return the cosine of the angle at each image between each two others, ``[batch, batch, batch]``.
 
     From products of all pairs, so that no tensor of ``batch ** 2`` differences is made. Such products cancel where two
-    images lie close together, so they are taken in float64 (where the device has it). Angles do not change with shift
+    images are close together, so they are taken in float64 (where the device has it). Angles do not change with shift
     and scale; both are taken out first, for precision.
     """
     rows = feature.flatten(1)

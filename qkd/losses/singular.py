@@ -230,12 +230,12 @@ class _SingularVectors(torch.autograd.Function):
         own = vectors[:, :, :count].mT
         turn = (inside + outside) * (own != 0).any(2, keepdim=True)
         result = ((scaled @ turn.mT) @ own + (scaled @ own.mT) @ turn) / size
-        # Only a feature of 1e-33 and less has a gradient beyond float32; as published, it counts for nothing.
+        # Only a feature of 1e-33 and less has a gradient beyond float32; as published, it is not counted.
         return torch.nan_to_num(result, nan=torch.nan, posinf=0.0, neginf=0.0), None
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues of A^T A, falling, and their vectors in columns; zeros in place of what lies in its kernel."""
+    """Return eigenvalues of A^T A, falling, and their vectors in columns; zeros in place of what is in its kernel."""
     rows, columns = matrix.shape[1:]
     is_wide = columns > rows
     values, vectors = torch.linalg.eigh(matrix @ matrix.mT if is_wide else matrix.mT @ matrix)

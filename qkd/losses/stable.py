@@ -91,7 +91,7 @@ def offset_unit_rows(rows: Tensor, epsilon: float) -> Tensor:
 def distances(rows: Tensor) -> Tensor:
     """Return Euclidean distances of all pairs, ``[rows, rows]``; between equal rows exactly 0, with gradient 0.
 
-    Differences are squared, rather than squares and products added up: those cancel for rows that lie close together.
+    Differences are squared, rather than squares and products added up: those cancel for rows that are close together.
 
     Args:
         rows: Shape ``[rows, features]``, floating.

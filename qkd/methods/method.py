@@ -37,13 +37,13 @@ class TappedStep(Protocol):
 
 @dataclass(frozen=True)
 class Guide:
-    """What the student of a run learns from, as far as it is trained.
+    """What the student of a run learns from, if it is trained yet.
 
     Args:
         load: Gives it in eval mode, on the CPU; raises FileNotFoundError where it is not there yet.
         files: Its weights, and those of the teachers behind it.
         net: A name of ``qkd ls nets``.
-        words: What it is, for people.
+        words: A description for people.
         below: What it learned from itself, and what is looked at in its place before it is trained.
         untrained: What is said then.
     """
@@ -143,7 +143,7 @@ class Method:
     """A method of distillation; one object serves one training. What it does not override is as without it.
 
     A method of your own: derive a class, name it in a config (``student.method: path/to/file.py:Name``), and override
-    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`. Rows of its own in the report
+    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`. Its own rows in the report
     are for methods of the table (:mod:`qkd.methods.table`); the student's row is there anyway.
 
     Args:
@@ -219,7 +219,7 @@ class Method:
         """Return the step of a phase that it takes.
 
         Args:
-            lesson: What it is built from.
+            lesson: Nets and step that it is built from.
             phase: As the config has it.
             terms: Of the phase: its own, or the student's where those apply.
             first_epoch: Of the training, where they begin to decay.

@@ -12,7 +12,7 @@ class Row:
     """One net.
 
     Args:
-        role: What it is, for people, with its bits.
+        role: Its description for people, with its bits.
         net: A name of ``qkd ls nets``.
         test_accuracy: Fraction of the test images; None where it is not known.
         teaches: Whether the student learned from it, rather than with it; these come first.
@@ -28,7 +28,7 @@ def row_of(role: str, result: Mapping[str, Any], *, teaches: bool = False) -> Ro
     """Return the row of a net.
 
     Args:
-        role: What it is.
+        role: Its description.
         result: What it came to, as in a ``result.json``.
         teaches: Whether the student learned from it.
     """

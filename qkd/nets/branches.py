@@ -50,7 +50,7 @@ def build_branches(net: nn.Module, taps: Sequence[str], shapes: Sequence[Shape],
     """Build a branch for each tapped feature map, with random weights (from torch's global generator), in float32.
 
     A branch has the structure of what follows its tap in the net. Where every tap is a stage of residual blocks, that
-    is a copy (with weights of its own) of each stage behind it; the branch of the net's last stage is that stage
+    is a copy (with separate weights) of each stage behind it; the branch of the net's last stage is that stage
     with stride 1. For other taps each tap behind it becomes a 3x3 convolution with the stride and the channels that
     lead to that tap's shape, batch norm and ReLU; the branch of the last tap is one such layer with stride 1.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from qkd.files import read_safetensors
 from qkd.foreign.opening import open_regular
 
-# Where training programs keep a state dict, the likelier meant first; averages come after what they are averages of.
+# Where training programs keep a state dict, the likelier meant first; averages come after the values they average.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 AVERAGES = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model", "shadow")
 INSERTED = ("_orig_mod", "module")  # parts that torch.compile and DataParallel put into names, wherever they wrap
@@ -56,7 +56,7 @@ class StateDict:
 
 
 def read_state_dicts(path: Path) -> list[StateDict]:
-    """Return the state dicts that a file holds, the likeliest first; its content says what it is, not its suffix.
+    """Return the state dicts that a file holds, the likeliest first; its content decides, not its suffix.
 
     Args:
         path: safetensors, or a file of ``torch.save``. The latter is read with ``weights_only=True``: no class but
@@ -87,7 +87,7 @@ def read_state_dicts(path: Path) -> list[StateDict]:
 
 
 def renamed(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDict]:
-    """Yield a state dict under the names that a net may know it by: as it is, without inserted parts, and prefixes.
+    """Yield a state dict under the names that a net may know it by: unchanged, and without inserted parts and prefixes.
 
     Args:
         state: As the file has it.

@@ -11,7 +11,7 @@ RESNET18_WIDTHS = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, each ReLU a module of its own so that its path names one tensor.
+    """Two 3x3 convolutions and a shortcut, each ReLU a separate module so that its path names one tensor.
 
     Args:
         in_channels: Channels of the input.
@@ -40,8 +40,8 @@ class ResNet(nn.Module):
     """A 3x3 stem, stages ``layer1``, ``layer2``, ... of basic blocks, global mean, linear ``fc``.
 
     Note: He et al. take parameter-free shortcuts (option A: subsample, pad with zero channels) on CIFAR-10; we take
-    1x1 convolutions with batch norm (option B), because a low-bit student needs shortcuts that are layers of their own
-    with a scale of their own, and role-kd's nets have them too. ResNet-20 has 1 % more parameters for it.
+    1x1 convolutions with batch norm (option B), because a low-bit student needs shortcuts that are separate layers
+    with their own scale, and role-kd's nets have them too. ResNet-20 has 1 % more parameters for it.
 
     Args:
         blocks: Blocks of each stage.

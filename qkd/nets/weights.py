@@ -24,7 +24,7 @@ def save_weights(net: nn.Module, path: Path) -> str:
     """Write the parameters and buffers of a net as safetensors, whole or not at all.
 
     Args:
-        net: On any device; left as it was.
+        net: On any device; not changed.
         path: Where to; an existing file is replaced.
 
     Returns:
@@ -44,7 +44,7 @@ def load_weights(net: nn.Module, path: Path) -> str:
         net: Receives the weights; its keys, shapes and those of the file must be the same. (A missing
             ``num_batches_tracked``, which old files lack and nothing here reads, is forgiven.)
         path: safetensors, or a file of ``torch.save`` that holds only tensors and plain values, under any suffix; read
-            with ``weights_only=True``. The state dict may lie in the wrappers of training programs (``state_dict``,
+            with ``weights_only=True``. The state dict may be inside the wrappers of training programs (``state_dict``,
             ``model``, ``ema``, ...), and its names may have prefixes (``module.``, ``_orig_mod.``, ``model.``, ...) if
             all of them fit without.
 
@@ -73,7 +73,7 @@ def load_weights(net: nn.Module, path: Path) -> str:
 
 
 def _refuse_foreign_kinds(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise unless each tensor that fits by name and shape holds values that a float net can take as they are."""
+    """Raise unless each tensor that fits by name and shape holds values that a float net can take."""
     kinds = {key: _foreign_kind(value, wanted[key]) for key, value in found.items() if key in wanted}
     bad = [f"{key} ({kind})" for key, kind in kinds.items() if kind]
     if bad:

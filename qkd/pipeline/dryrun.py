@@ -20,7 +20,7 @@ from export.lowering.model import INPUT, OUTPUT
 from export.parity.quant_session import QuantSession
 from export.runtime import open_session
 from qkd.config import RunConfig
-from qkd.data import load_splits, normalise
+from qkd.data import load_splits, normalize
 from qkd.progress import Progress, Silent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.learner import StudentRole, student_images
@@ -61,7 +61,7 @@ class DryRunReport:
         return asdict(self)
 
     def to_text(self) -> str:
-        """Return a line a step."""
+        """Return one line per step."""
         lines = [f"{check.name:<18}  {check.outcome}  ({check.seconds:.1f} s)" for check in self.checks]
         return "\n".join([*lines, f"dry run of {self.name}: every step works; nothing was kept"])
 
@@ -105,7 +105,7 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
 
 
 class _Attempt:
-    """One dry run: every training of the experiment is put together in a folder of its own and takes two batches.
+    """One dry run: every training of the experiment is put together in a temporary folder and takes two batches.
 
     Weights are written between them as in a run, since one training starts from another's. A brief one has small
     batches, and trains no float net.
@@ -184,19 +184,19 @@ class _Attempt:
         config, splits = context.config, context.splits
         student, nets = load_student(context.run), float_nets(context.run)
         raw, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
-        images = normalise(raw.cpu(), splits.mean, splits.std)
+        images = normalize(raw.cpu(), splits.mean, splits.std)
         exported = [
-            export_student(config, student, images, self.folder / f"{name}.onnx", flavour)
-            for name, flavour in student_files(config).items()
+            export_student(config, student, images, self.folder / f"{name}.onnx", flavor)
+            for name, flavor in student_files(config).items()
         ]
         for model in exported:
             for warning in model.warnings:
                 self.progress.warn(f"{model.path.name}: {warning}")
-            if model.flavour == "qonnx":
+            if model.flavor == "qonnx":
                 QuantSession(model.path).run([OUTPUT], {INPUT: images.numpy()})
         for name, net in nets.items():
             export_float(net, images, self.folder / f"{name}.onnx")
-        runnable = [model.path.stem for model in exported if model.flavour != "qonnx"]
+        runnable = [model.path.stem for model in exported if model.flavor != "qonnx"]
         for name in (*runnable, *nets):
             session = open_session(self.folder / f"{name}.onnx", optimize=True)
             session.run(None, {session.get_inputs()[0].name: images.numpy()})

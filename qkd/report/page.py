@@ -16,7 +16,7 @@ from qkd.report.text import (
     SIZE_NOTE,
     cost_table,
     fall_back_table,
-    flavour_sentence,
+    flavor_sentence,
     latency_sentence,
     layer_table,
     parity_sentence,
@@ -86,8 +86,8 @@ def _verdicts(summary: RunSummary) -> list[tuple[str, bool]]:
     verdicts = []
     if summary.parity:
         verdicts.append((f"Parity {parity_sentence(summary)}", summary.parity["passed"]))
-    for name, facts in summary.flavours.items():
-        verdicts.append((flavour_sentence(name, facts), not facts["parity"] or facts["parity"]["passed"]))
+    for name, facts in summary.flavors.items():
+        verdicts.append((flavor_sentence(name, facts), not facts["parity"] or facts["parity"]["passed"]))
     if summary.bench:
         verdicts.append((f"Latency: {latency_sentence(summary)}", True))
     return verdicts

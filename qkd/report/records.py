@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from export.moved import with_new_keys
 from qkd.config.bind_faults import describe, place
 from qkd.files import DamagedFileError, parse_json, read_json
 from qkd.foreign.opening import read_text
@@ -62,7 +63,7 @@ class _StudentResult(_Result):
 
 class _Exported(_Record):
     path: str = ""
-    flavour: str = "ort"
+    flavor: str = "ort"
     size_bytes: Count | None = None
     packed_weight_bytes: Count | None = None
     theoretical_bytes: Count | None = None
@@ -195,7 +196,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the content of a record of a run folder.
 
     Args:
-        path: A file whose name (and folder) says what it is.
+        path: A file whose name (and folder) identifies it.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -203,7 +204,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     _check(str(path), value, _shape_of(path))
-    return dict(value)
+    is_export = path.name == "export.json"
+    return {key: with_new_keys(part) if is_export else part for key, part in value.items()}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from export.moved import OldFields
 from qkd.methods.report_row import row_of
 from qkd.methods.table import report_rows
 from qkd.report.caveats import (
@@ -21,11 +22,11 @@ from qkd.report.records import read_record
 from qkd.report.table import align, megabytes, milliseconds, percent
 
 TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learned beside the student
-ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> what it is
+ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> its description
 
 
 @dataclass(frozen=True)
-class ModelRow:
+class ModelRow(OldFields):
     """A line of the closing table.
 
     Args:
@@ -34,7 +35,7 @@ class ModelRow:
         test_accuracy: Fraction 0..1 on the test split, or None where it was not measured.
         interval: Its 95 % interval (Wilson's), fractions; None where the number of test images is not known.
         agreement: Fraction of test images with the same top class in PyTorch and ONNX Runtime (optimizations off).
-        agreement_optimised: The same with ONNX Runtime's optimizations on.
+        agreement_optimized: The same with ONNX Runtime's optimizations on.
         size_bytes: Size of the ONNX file.
         packed_weight_bytes: What the weights take in it.
         theoretical_bytes: Weights at their bits, four bytes for each bias and weight scale.
@@ -45,7 +46,7 @@ class ModelRow:
     net: str
     test_accuracy: float | None = None
     agreement: float | None = None
-    agreement_optimised: float | None = None
+    agreement_optimized: float | None = None
     size_bytes: int | None = None
     packed_weight_bytes: int | None = None
     theoretical_bytes: int | None = None
@@ -60,7 +61,7 @@ class LayerRow:
     """A convolution or linear layer of the student.
 
     Args:
-        name, kind: Module path and what it is.
+        name, kind: Module path and its kind.
         weight_bits, act_bits: Widths of weights and of the activations that enter.
         used: Smallest and largest weight code that occurs.
         allowed: Smallest and largest code of the grid.
@@ -80,14 +81,14 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class RunSummary:
+class RunSummary(OldFields):
     """What a run came to, as far as it got.
 
     Args:
         name, folder: The run.
         models, layers: Lines of the tables.
         parity, cost: What the export stage wrote of the comparison and of the student's cost.
-        flavours: The student's files for other runtimes: name -> size and comparison.
+        flavors: The student's files for other runtimes: name -> size and comparison.
         bench: The measurement that the closing table shows: this machine's, or else the first device's.
         devices: Every device's measurement, this machine first; of one that failed, its ``failure``.
         test_images: Number of test images; None where it is not known.
@@ -103,7 +104,7 @@ class RunSummary:
     parity: Mapping[str, Any] = field(default_factory=dict)
     bench: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
-    flavours: Mapping[str, Any] = field(default_factory=dict)
+    flavors: Mapping[str, Any] = field(default_factory=dict)
     devices: tuple[Mapping[str, Any], ...] = ()
     test_images: int | None = None
     caveats: tuple[str, ...] = ()
@@ -130,7 +131,7 @@ def model_table(summary: RunSummary) -> list[list[str]]:
                      milliseconds(row.median_ms)] for row in summary.models)]  # fmt: skip
 
 
-def summarise(path: Path) -> RunSummary:
+def summarize(path: Path) -> RunSummary:
     """Return what a run folder holds so far.
 
     Args:
@@ -157,7 +158,7 @@ def summarise(path: Path) -> RunSummary:
         parity=parity,
         bench=bench,
         cost=read_json(path / "export" / "cost.json"),
-        flavours=_flavours(path, export),
+        flavors=_flavors(path, export),
         devices=devices,
         test_images=count,
         caveats=tuple(_caveats(results, count, export, parity, devices)),
@@ -173,13 +174,13 @@ def size_table(summary: RunSummary) -> list[list[str]]:
                      row.theoretical_bytes))] for row in summary.models if row.size_bytes is not None)]  # fmt: skip
 
 
-def _flavours(path: Path, export: Mapping[str, Any]) -> dict[str, Any]:
+def _flavors(path: Path, export: Mapping[str, Any]) -> dict[str, Any]:
     """Return size and comparison of the student's files for other runtimes."""
     found = {}
     for name, facts in export.items():
         if name.startswith("student."):
             parity = read_json(path / "export" / f"{name.replace('student', 'parity')}.json")
-            found[name] = {"size_bytes": facts.get("size_bytes"), "flavour": facts.get("flavour"), "parity": parity}
+            found[name] = {"size_bytes": facts.get("size_bytes"), "flavor": facts.get("flavor"), "parity": parity}
     return found
 
 
@@ -280,7 +281,7 @@ def _model(
         net=str(result.get("net", "")),
         test_accuracy=result.get("test_accuracy"),
         agreement=parity.get("off", {}).get("top1_agreement"),
-        agreement_optimised=parity.get("on", {}).get("top1_agreement"),
+        agreement_optimized=parity.get("on", {}).get("top1_agreement"),
         size_bytes=exported.get("size_bytes"),
         packed_weight_bytes=exported.get("packed_weight_bytes"),
         theoretical_bytes=exported.get("theoretical_bytes"),
@@ -313,4 +314,4 @@ def _accuracy(row: ModelRow) -> str:
 def _parity(row: ModelRow) -> str:
     if row.agreement is None:
         return "-"
-    return f"{percent(row.agreement)} ({percent(row.agreement_optimised)})"
+    return f"{percent(row.agreement)} ({percent(row.agreement_optimized)})"

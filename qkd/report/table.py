@@ -28,7 +28,7 @@ def megabytes(size_bytes: int | None) -> str:
 
 
 def bytes_text(size_bytes: int) -> str:
-    """Return a number of bytes: as it is below 10 kB, else in kB or MB."""
+    """Return a number of bytes: in bytes below 10 kB, else in kB or MB."""
     return f"{size_bytes:,} B" if size_bytes < 10_000 else megabytes(size_bytes)
 
 

@@ -36,7 +36,7 @@ def teacher_picture(
         title: Heading.
         confidences: One or two labels -> images in each of equal bins of the true class's probability, 0 to 1.
         relations: Correlation of each two classes, in ``[-1, 1]``.
-        relations_label: What they are, in a few words.
+        relations_label: Their description, in a few words.
         classes: Names, in the order of ``relations``.
         rescaling: For each epoch ``epoch``, ``w_mean``, ``w_std`` and ``w_total``, the last three possibly None;
             empty: not drawn.

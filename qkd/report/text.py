@@ -67,7 +67,7 @@ def render_text(
         parts += ["## Read this with the figures", "\n".join(f"- {plain_text(caveat)}" for caveat in summary.caveats)]
     if summary.parity:
         parts += ["## Parity", plain_text(parity_sentence(summary))]
-    parts += [plain_text(flavour_sentence(name, facts)) for name, facts in summary.flavours.items()]
+    parts += [plain_text(flavor_sentence(name, facts)) for name, facts in summary.flavors.items()]
     if len(sizes := size_table(summary)) > 1:
         parts += ["## Size", markdown(sizes), SIZE_NOTE]
     if len(costs := cost_table(summary)) > 1:
@@ -110,7 +110,7 @@ def cost_rows(cost: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def flavour_sentence(name: str, facts: Mapping[str, Any]) -> str:
+def flavor_sentence(name: str, facts: Mapping[str, Any]) -> str:
     """Return what became of a file of the student for other runtimes."""
     parity = facts["parity"]
     if not parity:

@@ -46,7 +46,7 @@ def named_agent(config: RunConfig, role: Role) -> AgentConfig:
 
 
 def unsearched_agent(agent: AgentConfig) -> AgentConfig:
-    """Return what a searched agent does beside its schedule: crop, flip and cut-out; any other agent as it is."""
+    """Return what a searched agent does beside its schedule: crop, flip and cut-out; any other agent unchanged."""
     return agent.model_copy(update={"policy": "crop_flip"}) if agent.policy == "search" else agent
 
 
@@ -56,7 +56,7 @@ def searcher(config: RunConfig, role: Role) -> Role:
 
 
 def schedule_file(run_path: Path, role: Role) -> Path:
-    """Return where a role's schedule lies."""
+    """Return the path of a role's schedule."""
     return run_path / "search" / f"{role}.schedule.yaml"
 
 

@@ -31,7 +31,7 @@ class FloatRole:
         folder: In the run folder.
         title: For people.
         net: A name of ``qkd ls nets``.
-        train: Optimizer and length; None where its weights are used as they are.
+        train: Optimizer and length; None where its weights are used unchanged.
         agent: Gives its agent.
         stream: Names the random stream of its first weights.
         weights: File of weights that it starts from; None where they are random.

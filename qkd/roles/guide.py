@@ -17,13 +17,13 @@ TAUGHT = "student/teacher"  # folder of a teacher that learned beside the studen
 
 @dataclass(frozen=True)
 class Followed:
-    """What the student of a run follows, as far as it is trained.
+    """What the student of a run follows, if it is trained yet.
 
     Args:
         model: In eval mode, on the CPU; float or low-bit.
         net: A name of ``qkd ls nets``.
-        words: What it is, for people.
-        note: What it is not yet; empty where there is nothing to say.
+        words: A description for people.
+        note: What is still missing; empty where there is nothing to say.
     """
 
     model: nn.Module
@@ -64,7 +64,7 @@ def load_taught(run: RunFolder) -> nn.Module | None:
 
 
 def load_followed(run: RunFolder) -> Followed:
-    """Return what the student of a run follows: the teacher as it was taught beside it, or what it learns from.
+    """Return what the student of a run follows: the teacher taught beside it, or what it learns from.
 
     Raises:
         FileNotFoundError: If the run has no teacher yet.
@@ -72,7 +72,7 @@ def load_followed(run: RunFolder) -> Followed:
     """
     own = run.config.teacher.net
     if (taught := load_taught(run)) is not None:
-        return Followed(taught, own, f"{own}, as it was taught beside the student")
+        return Followed(taught, own, f"{own}, taught beside the student")
     guide, note = guide_of(run), ""
     while guide.below is not None and not guide.files[-1].is_file():
         guide, note = guide.below, guide.untrained

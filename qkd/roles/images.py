@@ -16,7 +16,7 @@ FILE = "data.json"  # in the run folder: what the data set was when the first st
 def run_images(run: RunFolder, progress: Progress | None = None) -> Splits:
     """Return the images of a run, the same as those that its other stages saw.
 
-    The first stage that reads images records what they are; a run that was begun without such a record gets one now.
+    The first stage that reads images records facts about them; a run that was begun without such a record gets one now.
 
     Args:
         run: The run, locked by this process.
@@ -91,7 +91,7 @@ def _hold(run: RunFolder, now: DataFacts, notes: tuple[str, ...], progress: Prog
         if line:
             progress.warn(f"data: {line}")
     if run.is_complete("teacher"):
-        progress.warn(f"this run has no record of its images ({FILE}): what they are now is recorded as what they were")
+        progress.warn(f"this run has no record of its images ({FILE}): their present state is recorded instead")
     write_json(run.path / FILE, now.to_json())
 
 
@@ -105,7 +105,7 @@ def _recorded(folder: Path) -> DataFacts | None:
         reason = str(error).removeprefix(f"{path}: ")
         raise DataError(
             f"{path}: is no record of a data set ({reason}); if you are sure that the images are those of the run, "
-            "delete it, and it is written anew"
+            "delete it, and it is written again"
         ) from error
 
 
@@ -114,5 +114,5 @@ def _refuse_changes(folder: Path, then: DataFacts, now: DataFacts) -> None:
     if lines:
         raise DataError(
             f"the data set is not what {folder} was begun with; changed: {'; '.join(lines)}. Restore it, or give this "
-            "run another name (name=...), or delete the folder to begin anew"
+            "run another name (name=...), or delete the folder to start over"
         )

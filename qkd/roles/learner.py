@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qkd.config import AgentConfig, PhaseConfig, RunConfig, StudentConfig, TrainConfig
-from qkd.data import Splits, epoch_order, iterate, normalise
+from qkd.data import Splits, epoch_order, iterate, normalize
 from qkd.files import sha256_of
 from qkd.methods.table import method_mark, methods_of
 from qkd.nets import load_weights
@@ -177,7 +177,7 @@ class StudentRole:
         size = min(config.data.batch_size, len(train))
         order = epoch_order(len(train), stream(config.seed, "calibration"))[: size * config.student.calibration_batches]
         for raw, _ in iterate(train, order, size, self.context.device, drop_last=True):
-            images = normalise(raw, splits.mean, splits.std)
+            images = normalize(raw, splits.mean, splits.std)
             for method in self.methods:
                 images = method.calibration_images(images)
             yield images
@@ -216,7 +216,7 @@ class StudentRole:
         self.calibrate(student, *made.low_bit)
 
     def marks(self) -> dict[str, str]:
-        """Return the hashes of what it is made from: what it learns from (by folder), its start, what methods bring."""
+        """Return the hashes of its sources: what it learns from (by folder), its start, what methods bring."""
         run, source = self.context.run, self.file()
         marks = {path.parent.relative_to(run.path).as_posix(): sha256_of(path) for path in guide_of(run).files}
         marks |= {"start": sha256_of(source)} if source is not None else {}

@@ -24,7 +24,7 @@ class Outcome:
         net: Name of the net.
         test_accuracy: Fraction of the test images, of the weights that were kept.
         val_accuracy: Fraction of the validation images, of the same weights; None without a validation part.
-        epochs: Length of the training; 0 for weights used as they are.
+        epochs: Length of the training; 0 for weights used unchanged.
         seconds: Spent in training steps.
         images_per_second: Training images over these seconds; None without training.
         parameters: Number of parameters of the net.
@@ -58,7 +58,7 @@ def score(
         model: The net, where its images will be.
         splits: The data set.
         data: Batch sizes.
-        fitted: Its training; None for weights used as they are.
+        fitted: Its training; None for weights used unchanged.
         **details: Further keys of the result; ``parameters`` overrides the count.
 
     Raises:

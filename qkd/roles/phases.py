@@ -100,7 +100,7 @@ def _terms_of(config: RunConfig, phase: PhaseConfig, taker: Method) -> tuple[Ter
 def _first_epochs(methods: Sequence[Method], phases: Sequence[PhaseConfig]) -> list[int]:
     """Return where the terms of each phase begin to decay.
 
-    The student's own go on through all phases that have them: settling is no new beginning.
+    The student's own continue through all phases that have them: settling is no new beginning.
     """
     starts = list(accumulate((phase.epochs for phase in phases), initial=0))[:-1]
     has_shared = [phase.terms is None and not _taker(methods, phase).brings_loss for phase in phases]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from export import Sample, sample_size, write_sample
 from qkd.config import RunConfig
-from qkd.data import Split, Splits, load_splits, normalise
+from qkd.data import Split, Splits, load_splits, normalize
 from qkd.roles.images import stored_images
 from qkd.seeding import stream
 
@@ -52,7 +52,7 @@ def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | No
     splits = load_splits(config.data, seed=config.seed) if folder is None else stored_images(config, folder)
     order = torch.randperm(len(splits.train), generator=stream(config.seed, "int8 calibration"))
     images, _ = splits.train.batch(order[:count], "cpu")
-    return np.asarray(normalise(images, splits.mean, splits.std).numpy(), np.float32)
+    return np.asarray(normalize(images, splits.mean, splits.std).numpy(), np.float32)
 
 
 def evenly(split: Split, splits: Splits, count: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def evenly(split: Split, splits: Splits, count: int) -> tuple[Tensor, Tensor]:
     size = min(len(split), sample_size((splits.channels, splits.image_size, splits.image_size), count))
     picked = torch.linspace(0, len(split) - 1, size).round().long()
     images, labels = split.batch(picked, "cpu")
-    return normalise(images, splits.mean, splits.std).contiguous(), labels
+    return normalize(images, splits.mean, splits.std).contiguous(), labels
 
 
 def _logits(net: nn.Module, images: Tensor) -> npt.NDArray[np.float32]:

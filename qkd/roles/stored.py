@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from qkd.config import RunConfig
 from qkd.config.bind_faults import schema_faults
 from qkd.config.binding import read_config
+from qkd.moved import in_new_spelling
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 
@@ -21,14 +22,14 @@ def stored_config(folder: Path) -> RunConfig:
         ValueError: If it is not a config of this version.
     """
     path = folder / "config.yaml"
-    values = read_config(path)
+    values = in_new_spelling(read_config(path), is_stored=True)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         faults = [f"  {'.'.join(map(str, where))}: {what}" for where, what in schema_faults(error, values, RunConfig)]
         raise ValueError("\n".join([
             f"{path}: is not a config of this version, so the run cannot be read:", *faults,
-            "use the version that made it (environment.json has its commit), or run it anew under another name",
+            "use the version that made it (environment.json has its commit), or run it again under another name",
         ])) from error  # fmt: skip
 
 

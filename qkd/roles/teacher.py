@@ -15,7 +15,7 @@ from qkd.training.assembly import Context, Role
 
 
 def teacher_role(context: Context, *, alone: bool = False) -> FloatRole:
-    """Return the teacher of a run: trained, or taken from a file as it is.
+    """Return the teacher of a run: trained, or taken from a file unchanged.
 
     Args:
         context: The run.

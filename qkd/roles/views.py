@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qkd.agents import build_agent
 from qkd.config import AgentConfig, RunConfig
-from qkd.data import Splits, normalise
+from qkd.data import Splits, normalize
 from qkd.roles.agents import role_agent
 from qkd.run.folder import RunFolder
 from qkd.seeding import stream
@@ -20,7 +20,7 @@ def teacher_view(
 ) -> Callable[[Batch], Tensor] | None:
     """Return what gives the teacher its images for a batch (normalized); None where it sees the student's.
 
-    ``own``: the teacher's agent augments the same raw images, with random draws of its own; ``clean``: raw images.
+    ``own``: the teacher's agent augments the same raw images, with its own random draws; ``clean``: raw images.
 
     Args:
         config: Its ``student.view`` says which.
@@ -30,7 +30,7 @@ def teacher_view(
     if config.student.view == "same":
         return None
     if config.student.view == "clean":
-        return lambda batch: normalise(batch.raw, splits.mean, splits.std)
+        return lambda batch: normalize(batch.raw, splits.mean, splits.std)
     agent_of_teacher = build_agent(agent or config.teacher.agent, epochs=config.student.train.epochs, mean=splits.mean)
 
     def own(batch: Batch) -> Tensor:
@@ -38,7 +38,7 @@ def teacher_view(
         names = (batch.epoch, batch.step) if batch.samples is None else (batch.epoch,)
         generator = stream(config.seed, "teacher_view", *names)
         seen = agent_of_teacher(batch.raw, generator=generator, epoch=batch.epoch, samples=batch.samples)
-        return normalise(seen, splits.mean, splits.std)
+        return normalize(seen, splits.mean, splits.std)
 
     return own
 

@@ -44,7 +44,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout this package lies in, with ``+changes`` if it differs; None elsewhere."""
+    """Return the commit of the checkout that holds this package, with ``+changes`` if it differs; None elsewhere."""
     package = Path(__file__).resolve().parents[1]
     top = _git(package, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != package.parent:  # installed somewhere inside another repository

@@ -28,6 +28,7 @@ from qkd.files import (
     write_text,
 )
 from qkd.files.yaml_text import read_yaml
+from qkd.moved import in_new_spelling
 from qkd.run.environment import environment
 from qkd.run.identity import BEHIND, changes, differences, identity, stage_settings
 
@@ -40,7 +41,7 @@ _held_locks: dict[Path, int] = {}  # run folder -> open lock file of this proces
 class RunFolder:
     """The folder of one experiment.
 
-    ``config.yaml`` and ``environment.json`` are there from the start; each stage has a folder of its own, and a
+    ``config.yaml`` and ``environment.json`` are there from the start; each stage has its own folder, and a
     manifest of the SHA-256 of its files once it is complete.
 
     Args:
@@ -116,7 +117,7 @@ class RunFolder:
         return make_folder(inside(self.path, name))
 
     def complete(self, stage: str, files: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
-        """Write a stage's manifest: from now on :meth:`is_complete` holds while its files stay as they are.
+        """Write a stage's manifest: from now on :meth:`is_complete` holds while its files do not change.
 
         Args:
             stage: Name of the stage.
@@ -216,7 +217,8 @@ class RunFolder:
     def _why_other(self, stage: str, manifest: Mapping[str, Any]) -> str:
         """Return why a manifest is not of this run's stage; keys that only one side has are passed over."""
         mark = self._mark(stage)
-        changed = changes(manifest.get("settings", {}), mark["settings"])  # manifests of older versions have none
+        then = in_new_spelling(manifest.get("settings", {}), is_stored=True)
+        changed = changes(then, mark["settings"])  # manifests of older versions have none
         behind = [key for key in changed if key.partition(".")[0] in BEHIND]
         if manifest.get("stage", stage) != stage or len(behind) < len(changed):
             return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"
@@ -269,6 +271,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         raw = read_yaml(file)
     except ValueError as error:  # not UTF-8, not YAML, or beyond what is read
         raise DamagedFileError(f"{file}: not YAML ({error}); delete the run folder, or use another name=") from error
+    raw = in_new_spelling(raw, is_stored=True)
     try:
         return _plain(RunConfig.model_validate(raw))  # fills in defaults of keys that are newer than the file
     except ValidationError:
@@ -324,7 +327,7 @@ def _lock(path: Path) -> None:
 
 
 def _read_manifest(folder: Path, stage: str) -> dict[str, Any]:
-    """Return a manifest: files that a stage wrote, at least one, and what it was made from, each with its hash.
+    """Return a manifest: files that a stage wrote, at least one, and its sources, each with its hash.
 
     Raises:
         FileNotFoundError: If the stage has none.

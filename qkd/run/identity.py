@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# where it runs, how fast, how it is saved, and where its images lie: what they are is in data.json
+# where it runs, how fast, how it is saved, and where its images are: their identity is in data.json
 FREE = {
     "name", "device", "threads",
     "data.path", "data.root", "data.download", "data.workers", "data.eval_batch_size",

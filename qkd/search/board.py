@@ -66,7 +66,7 @@ def scores(population: Round) -> list[float]:
 
 
 def table(journal: Journal) -> list[str]:
-    """Return a line a member: how far it is, its accuracy (and the last round's), where its state comes from."""
+    """Return one line per member: how far it is, its accuracy (and the last round's), where its state comes from."""
     lines = ["member  epoch  accuracy  before  lineage"]
     for member in journal.rounds[-1]:
         line = lineage(journal.rounds, member.index)

@@ -35,7 +35,7 @@ class CostReport:
         role: Whose agent was searched.
         run: As counted in this run.
         run_every_epoch: What the same run would have validated had it scored after every epoch, as published.
-        seconds: Spent in turns, summed over the members.
+        seconds: Spent in members' turns, summed over the members.
         published: As the published code does it.
         ours_at_published: The published setting as this toolkit does it: scores at perturbation points only.
     """

@@ -15,7 +15,7 @@ from qkd.seeding import stream
 
 
 class JoinedSplit:
-    """Two parts as one, where they cannot lie in one tensor.
+    """Two parts as one, where they cannot share one tensor.
 
     Args:
         first: Its images come first.

@@ -1,7 +1,7 @@
-"""The record of a search: rounds and scores in one JSON file, members' states in files of their own.
+"""The record of a search: rounds and scores in one JSON file, members' states in separate files.
 
 ``journal.json`` is written whole after every member's turn, and holds a SHA-256 of itself and of every state that
-counts. What a turn does follows from the journal, the states and the seed alone: a search that was killed goes on as
+counts. What a turn does follows from the journal, the states and the seed alone: a search that was killed continues as
 if it had not been. Of the states only those of the round that runs and of the one before it are kept.
 """
 
@@ -51,8 +51,8 @@ class Turn:
         member: Which one.
         first_epoch: Where it stands, from 0.
         epochs: How far it goes.
-        schedule: Its agent's, over the whole search: the past of the state it goes on from, then its policy.
-        source: State that it goes on from, and its SHA-256; None at the start of the search.
+        schedule: Its agent's, over the whole search: the past of the state it continues from, then its policy.
+        source: State that it continues from, and its SHA-256; None at the start of the search.
         own: Its own last state, which differs from ``source`` where it copies; its SHA-256.
         result: Where its state belongs afterward.
     """
@@ -95,7 +95,7 @@ class Turn:
 
 
 class Journal:
-    """A search in its folder; opens what is there or begins anew.
+    """A search in its folder; opens what is there or starts over.
 
     Args:
         folder: Of one role's search; created where missing.
@@ -234,12 +234,12 @@ class Journal:
         body = read_json(self.file)
         if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
             raise DamagedFileError(
-                f"{self.file}: truncated or altered: its SHA-256 does not fit; delete {self.folder} to search anew"
+                f"{self.file}: truncated or altered: its SHA-256 does not fit; delete {self.folder} to search again"
             )
         if body["format"] != FORMAT:
             raise ValueError(
-                f"{self.file}: journal format {body['format']}, this version reads {FORMAT}; go on with the version "
-                f"that wrote it, or delete {self.folder} to search anew"
+                f"{self.file}: journal format {body['format']}, this version reads {FORMAT}; continue with the version "
+                f"that wrote it, or delete {self.folder} to search again"
             )
         now = {"role": self.role, "seed": self.seed, "lengths": list(self.lengths), **self.fingerprint}
         then = {"role": body["role"], "seed": body["seed"], "lengths": body["lengths"], **body["fingerprint"]}
@@ -247,7 +247,7 @@ class Journal:
         if changed:
             raise ValueError(
                 f"{self.file}: the search was begun with other inputs ({', '.join(changed)} changed since); restore "
-                f"them, or delete {self.folder} to search anew"
+                f"them, or delete {self.folder} to search again"
             )
         return [tuple(_member(row) for row in one) for one in body["rounds"]]
 

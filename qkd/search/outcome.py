@@ -65,7 +65,7 @@ def found_schedule(journal: Journal) -> Schedule:
 
 
 def population_log(journal: Journal) -> str:
-    """Return JSON lines, one a turn: round, member, the state it went on from, its policy, what it came to."""
+    """Return JSON lines, one per turn: round, member, the state it continued from, its policy, what it came to."""
     lines = []
     for number, population in enumerate(journal.rounds):
         for member in population:

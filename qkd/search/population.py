@@ -1,6 +1,6 @@
-"""Members of a population and its rounds as values: who goes on, who copies whom, and the schedule a member lived.
+"""Members of a population and its rounds as values: who continues, who copies whom, and the schedule a member lived.
 
-Errors: :class:`SearchError` (a ``RuntimeError``) ends a search that has nothing to go on with.
+Errors: :class:`SearchError` (a ``RuntimeError``) ends a search that has nothing left to continue with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIVERGED = (
 
 
 class SearchError(RuntimeError):
-    """A search that cannot go on, or has found nothing."""
+    """A search that cannot continue, or has found nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Member:
     Args:
         index: Its place in the population, from 0.
         policy: What its agent does in this round.
-        source: Index of the member whose state of the round before it goes on from: its own, or the one it copied.
+        source: Index of the member whose state of the round before it continues from: its own, or the one it copied.
         score: None before the round is done.
-        rests: Whether it is left out: in the last round only members of the top quarter go on.
+        rests: Whether it is left out: in the last round only members of the top quarter continue.
     """
 
     index: int
@@ -125,7 +125,7 @@ def next_round(population: Round, *, seed: int, role: str, number: int) -> Round
     """Return the next round: exploit, then explore.
 
     Each member of the bottom quarter takes state and policy of a uniformly random member of the top quarter, and its
-    copy of the policy is explored; all others go on as they are.
+    copy of the policy is explored; all others continue unchanged.
 
     Args:
         population: A round with all scores.
@@ -158,7 +158,7 @@ def next_round(population: Round, *, seed: int, role: str, number: int) -> Round
 
 
 def last_round(population: Round) -> Round:
-    """Return the last round: members of the top quarter go on as they are, all others rest.
+    """Return the last round: members of the top quarter continue unchanged, all others rest.
 
     Nothing is copied any more after it, so only a member that may be chosen is worth its training and its score; one
     that has just explored has had no time to prove its policy.
@@ -228,7 +228,7 @@ def lineage(history: Sequence[Round], index: int) -> tuple[Member, ...]:
         index: Of the member in the last round, from 0.
 
     Returns:
-        A member a round, the first round's first.
+        One member per round, the first round's first.
 
     Raises:
         IndexError: If no member of the last round has that index.
@@ -244,7 +244,7 @@ def schedule_of(line: Sequence[Member], lengths: Sequence[int]) -> Schedule:
     """Return the schedule that a lineage went through; neighbors with one policy become one segment.
 
     Args:
-        line: A member a round.
+        line: One member per round.
         lengths: Epochs of each round.
 
     Returns:

@@ -1,7 +1,7 @@
 """The engine on a Ray cluster: each member is a Ray Tune trial, and a scheduler of our own holds the rounds together.
 
 What a turn does follows from its states, its policy and the seed, so a turn that was lost with its worker is taken
-again, and the schedule that is found is the local engine's. States and journal lie in the run folder, which all
+again, and the schedule that is found is the local engine's. States and journal are in the run folder, which all
 workers must see under one path.
 """
 
@@ -62,7 +62,7 @@ def run_ray(journal: Journal, build: Callable[[], Trial], board: SearchBoard, se
 
 
 def _run(tune: Any, journal: Journal, build: Callable[[], Trial], board: SearchBoard, settings: SearchConfig) -> str:
-    """Let Tune take turns until the search is done or a member's failures are too many; return what they were."""
+    """Let Tune take turns until the search is done or a member's failures are too many; return the errors."""
     scheduler = rounds_scheduler(journal, board)
     with tempfile.TemporaryDirectory(prefix="qkd-ray-") as storage:
         with contextlib.redirect_stdout(sys.stderr):  # Tune announces itself; stdout is for results
@@ -94,7 +94,7 @@ def member_trainable() -> type:
             return {"score": json.dumps(asdict(score)), "number": self.turn.number, "member": self.turn.member}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            """Go on with another turn, of this member or of another; nets and images stay."""
+            """Take another turn, of this member or of another; nets and images stay."""
             self.turn = Turn.from_json(new_config["turn"])
             return True
 

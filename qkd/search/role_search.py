@@ -13,6 +13,7 @@ import torch
 from qkd.config import RunConfig
 from qkd.data import Splits
 from qkd.files import sha256_of
+from qkd.moved import json_in_first_spelling
 from qkd.progress import Progress, Silent
 from qkd.roles.agents import Role, agent_inputs, named_agent, unsearched_agent
 from qkd.roles.images import run_images, stored_images
@@ -107,7 +108,8 @@ def config_mark(config: RunConfig, role: Role) -> str:
         values["weights"] = sha256_of(own.weights)
     if role == "student" and config.student.view == "own":
         values["view"] = agent_mark(config.teacher.agent) or config.teacher.agent.model_dump(mode="json")
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8")).hexdigest()
+    text = json_in_first_spelling(json.dumps(values, sort_keys=True))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def build_trial(run: RunFolder, role: Role, splits: Splits, device: torch.device, progress: Progress) -> Trial:
@@ -144,7 +146,7 @@ def searched_config(config: RunConfig, role: Role) -> RunConfig:
 
 
 def trial_of_folder(path: str, role: Role) -> Trial:
-    """Return :func:`build_trial` of a run folder, in a process of its own: a worker's.
+    """Return :func:`build_trial` of a run folder, in a worker's process.
 
     Args:
         path: The run folder; it is read, not locked.

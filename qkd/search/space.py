@@ -29,7 +29,7 @@ def start_policy() -> Policy:
 def explore(policy: Policy, rng: random.Random) -> Policy:
     """Return a policy with every integer changed at random.
 
-    Each of the integers (probability in tenths 0..10, magnitude 0..9) is drawn anew, uniformly, with probability 0.2;
+    Each of the integers (probability in tenths 0..10, magnitude 0..9) is drawn again, uniformly, with probability 0.2;
     otherwise 0, 1, 2 or 3 (uniformly) is added or subtracted, and the result is clipped to its range.
 
     Args:

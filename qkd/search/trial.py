@@ -45,7 +45,7 @@ class Trial:
     _starts: list[list[dict[str, Tensor]]] = field(default_factory=list, init=False)  # fresh, then calibrated
 
     def __post_init__(self) -> None:
-        """Keep the nets as they are built: members begin there, whatever was trained in them since."""
+        """Keep the freshly built nets: members begin there, whatever was trained in them since."""
         if self.training.made.vary is None:
             self._starts.append([_state_of(module) for module in self._modules()])
 
@@ -110,7 +110,7 @@ class Trial:
         return Trainer(job, self.progress)
 
     def _begin(self, member: int) -> None:
-        """Bring the nets to a member's start: one of its own, or the one that all have."""
+        """Bring the nets to a member's start: its own, or the shared one."""
         made = self.training.made
         if made.vary is not None:
             made.vary(member)
@@ -175,7 +175,7 @@ def _read_state(path: Path, sha256: str) -> Checkpoint:
     try:
         tensors = parse_safetensors(path, read_verified(path, sha256))
     except FileNotFoundError as error:
-        raise DamagedFileError(f"{path}: is gone; restore it, or delete {path.parent} to search anew") from error
+        raise DamagedFileError(f"{path}: is gone; restore it, or delete {path.parent} to search again") from error
     except DamagedFileError as error:
-        raise DamagedFileError(f"{error}; restore it, or delete {path.parent} to search anew") from error
+        raise DamagedFileError(f"{error}; restore it, or delete {path.parent} to search again") from error
     return Checkpoint(tensors, json.loads(read_metadata(path)["state"]))

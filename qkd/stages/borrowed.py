@@ -14,7 +14,7 @@ SPLIT = ("seed", "data.val_fraction", "data.train_limit")  # which images are ke
 
 
 def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
-    """Make the teacher of another run this run's; a call that is interrupted begins anew.
+    """Make the teacher of another run this run's; a call that is interrupted starts over.
 
     Args:
         run: The run.

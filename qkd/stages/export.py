@@ -19,7 +19,7 @@ from export import (
     export_onnx,
 )
 from qkd.config import DataConfig, RunConfig
-from qkd.data import Splits, iterate, normalise
+from qkd.data import Splits, iterate, normalize
 from qkd.files import write_json
 from qkd.progress import Progress, Tracker
 from qkd.report.records import read_record
@@ -36,12 +36,12 @@ from qkd.training.assembly import WEIGHTS
 def run(run: RunFolder, progress: Progress) -> None:
     """Write ``export/``: the ONNX files, what they hold and cost, a sample for devices, and the comparison with them.
 
-    ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavour of the config is
+    ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavor of the config is
     written beside it (``student.qonnx.onnx``) and compared, too; every test image is.
 
     Raises:
         export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
-        ImportError: If the flavour is ``qonnx``, and qonnx is not installed.
+        ImportError: If the flavor is ``qonnx``, and qonnx is not installed.
         export.ParityError: If a file is not proven to be the student (``ParityReport.faults``). The files and the
             comparison stay, the stage is not complete.
     """
@@ -50,7 +50,7 @@ def run(run: RunFolder, progress: Progress) -> None:
         example = _example(splits)
         folder, student = run.folder("export"), load_student(run)
         for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
-            path.unlink()  # of a flavour that the config may no longer ask for
+            path.unlink()  # of a flavor that the config may no longer ask for
         nets = float_nets(run)
         files = _write_models(run, student, nets, example, folder, progress)
         files.append(write_run_sample(folder, {"student": student, **nets}, splits))
@@ -67,9 +67,9 @@ def run(run: RunFolder, progress: Progress) -> None:
 
 
 def student_files(config: RunConfig) -> dict[str, str]:
-    """Return the student's files without their ending, and the flavour of each; ``student`` comes first."""
-    flavour = config.export.flavour
-    return {"student": "ort"} if flavour == "ort" else {"student": "ort", f"student.{flavour}": flavour}
+    """Return the student's files without their ending, and the flavor of each; ``student`` comes first."""
+    flavor = config.export.flavor
+    return {"student": "ort"} if flavor == "ort" else {"student": "ort", f"student.{flavor}": flavor}
 
 
 def float_nets(run: RunFolder) -> dict[str, nn.Module]:
@@ -90,8 +90,8 @@ def _write_models(
     progress: Progress,
 ) -> list[Path]:
     exported = {}
-    for name, flavour in student_files(run.config).items():
-        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavour)
+    for name, flavor in student_files(run.config).items():
+        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavor)
         for warning in exported[name].warnings:
             progress.warn(f"{name}.onnx: {warning}" if name != "student" else warning)
     for name, net in nets.items():
@@ -103,16 +103,16 @@ def _write_models(
 
 
 def export_student(
-    config: RunConfig, student: fx.GraphModule, example: Tensor, path: Path, flavour: str
+    config: RunConfig, student: fx.GraphModule, example: Tensor, path: Path, flavor: str
 ) -> ExportedModel:
-    """Write the student in a flavour, packed and judged as the config says.
+    """Write the student in a flavor, packed and judged as the config says.
 
     Raises:
         export.ExportError: If it cannot be written, or a layer stays in float where the config is strict.
     """
     settings = config.export
-    if flavour != "ort":  # the others have one form each
-        return export_onnx(student, example, path, flavour=flavour, strict=settings.strict)
+    if flavor != "ort":  # the others have one form each
+        return export_onnx(student, example, path, flavor=flavor, strict=settings.strict)
     return export_onnx(student, example, path, pack=settings.pack, linear=settings.linear, strict=settings.strict)
 
 
@@ -159,7 +159,7 @@ def _inputs(run: RunFolder) -> list[Path]:
 
 def _example(splits: Splits) -> Tensor:
     images, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
-    return normalise(images, splits.mean, splits.std)
+    return normalize(images, splits.mean, splits.std)
 
 
 def _test_batches(splits: Splits, data: DataConfig, tracker: Tracker) -> Iterator[tuple[Tensor, Tensor]]:
@@ -167,7 +167,7 @@ def _test_batches(splits: Splits, data: DataConfig, tracker: Tracker) -> Iterato
     for images, labels in iterate(
         splits.test, order, data.eval_batch_size, "cpu", drop_last=False, workers=data.workers
     ):
-        yield normalise(images, splits.mean, splits.std), labels
+        yield normalize(images, splits.mean, splits.std), labels
         tracker.update(len(labels))
 
 

@@ -15,7 +15,7 @@ from qkd.agents.policies.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
 from qkd.progress import Progress, duration
-from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_text, summarise
+from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_text, summarize
 from qkd.report.records import read_metrics
 from qkd.report.stacks import schedule_picture
 from qkd.roles.agents import named_agent
@@ -31,7 +31,7 @@ def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every sta
         ValueError: If one of these files is damaged.
         OSError: If a report cannot be written.
     """
-    summary = summarise(run.path)
+    summary = summarize(run.path)
     record = gather(run)
     write_text(run.path / "report.html", render_page(summary, record))
     write_text(run.path / "report.md", render_text(summary, searches=record.searches, agents=record.agents))
@@ -104,7 +104,7 @@ def draw_agent(agent: AgentConfig, epochs: int, schedule: Schedule | None) -> di
     Args:
         agent: The role's agent.
         epochs: Length of its training.
-        schedule: What it does before crop, flip and cut-out; None where it draws operations anew for every image.
+        schedule: What it does before crop, flip and cut-out; None where it draws operations again for every image.
     """
     rows: dict[str, float] = {}
     if agent.policy == "trivial":

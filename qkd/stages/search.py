@@ -24,7 +24,7 @@ def run(run: RunFolder, progress: Progress) -> None:
 
     The teacher's search comes before the teacher's training, which runs it where it is needed; the student's follows
     here. A ``ROLE.schedule.yaml`` for each agent that has a schedule; ``result.json`` describes both. (A
-    TrivialAugment- or RandAugment-like agent draws operations anew for every image, and has none.)
+    TrivialAugment- or RandAugment-like agent draws operations again for every image, and has none.)
 
     Raises:
         UsageError: If the student's agent is searched, and there is no teacher yet.

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qkd.terms.loss_table import LOSSES, LossEntry, Option
-    from qkd.terms.taps import Taps, dequantised
+    from qkd.terms.taps import Taps, dequantized
     from qkd.terms.term_checks import check_terms
     from qkd.terms.weighting import Outputs, WeightedTerms, build_terms
 else:
@@ -21,5 +21,5 @@ __all__ = [
     "WeightedTerms",
     "build_terms",
     "check_terms",
-    "dequantised",
+    "dequantized",
 ]

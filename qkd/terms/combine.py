@@ -59,7 +59,7 @@ def clipped_backward(
 
 
 def clip_to_norm(gradient: Tensor, limit: Tensor) -> Tensor:
-    """Return a gradient shortened to an L2 norm of ``limit``, or as it is where it is not longer.
+    """Return a gradient shortened to an L2 norm of ``limit``, or unchanged where it is not longer.
 
     Args:
         gradient: Any shape, floating. Entries that are not finite stay so (for whoever looks for them).

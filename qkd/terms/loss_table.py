@@ -259,7 +259,7 @@ LOSSES: dict[str, LossEntry] = {
     "distance_relation": LossEntry(
         "distance_relation_loss",
         _FEATURES,
-        "RKD-D: how far images of a batch lie apart, at pairs of taps",
+        "RKD-D: how far apart images of a batch are, at pairs of taps",
         "Park et al. 2019, equations 5 to 8",
     ),
     "angle_relation": LossEntry(

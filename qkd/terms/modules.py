@@ -24,7 +24,7 @@ class ModuleBank:
     Args:
         student: Tap of the student (float module path) -> shape of its feature without the batch.
         teacher: The same of the teacher.
-        seed: Of their initialization; each has a random stream of its own.
+        seed: Of their initialization; each has its own random stream.
         device: Where they are wanted.
     """
 

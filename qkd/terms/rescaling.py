@@ -120,7 +120,7 @@ def image_gradients(
 
 
 def rescaling_facts(hard: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """Return means over images, from which :func:`summarise` tells :math:`w_t`; those of steps may be averaged.
+    """Return means over images, from which :func:`summarize` tells :math:`w_t`; those of steps may be averaged.
 
     Args:
         hard: Gradients of the cross-entropy, of :func:`image_gradients`, shape ``[images]``, at least one.
@@ -149,7 +149,7 @@ def rescaling_facts(hard: Tensor, loss: Tensor) -> dict[str, Tensor]:
     }
 
 
-def summarise(facts: Mapping[str, float]) -> dict[str, float | None]:
+def summarize(facts: Mapping[str, float]) -> dict[str, float | None]:
     """Return what :func:`rescaling_facts` say, averaged over steps or not.
 
     Args:

@@ -82,7 +82,7 @@ class Taps:
         quant = cast(ActQuantizer, module).quant
 
         def read(_module: nn.Module, inputs: tuple[object, ...], _output: object) -> None:
-            value = dequantised(inputs[0], path)
+            value = dequantized(inputs[0], path)
             value = value.relu() if quant.kind == "unsigned" else value  # the clip at zero is the float net's ReLU
             self._values[path] = value if quant.largest is None else value.clamp_max(quant.largest)
 
@@ -90,7 +90,7 @@ class Taps:
 
     def _reader(self, path: str) -> Any:
         def read(_module: nn.Module, _inputs: object, output: object) -> None:
-            self._values[path] = dequantised(output, path)
+            self._values[path] = dequantized(output, path)
 
         return read
 
@@ -105,7 +105,7 @@ def tap_paths_of(model: nn.Module) -> Mapping[str, str] | None:
     return getattr(model, "tap_paths", None)
 
 
-def dequantised(output: object, path: str = "module") -> Tensor:
+def dequantized(output: object, path: str = "module") -> Tensor:
     """Return the plain tensor of a module's output.
 
     Args:
@@ -124,7 +124,7 @@ def dequantised(output: object, path: str = "module") -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(output, tuple | list) and output:
-        return dequantised(output[0], path)
+        return dequantized(output[0], path)
     raise TypeError(f"the output of module {path} is a {type(output).__name__}, not a tensor; tap another module")
 
 

@@ -39,7 +39,7 @@ def _term_faults(term: TermConfig, where: str) -> list[str]:
         faults.append(f"{where}.taps: {term.loss} relates taps: name at least {entry.least_taps}, got {len(term.taps)}")
     if term.taps and not entry.needs_taps:
         faults.append(f"{where}.taps: {term.loss} reads no features; remove the taps")
-    if term.tap != "quantised" and not entry.needs_taps:
+    if term.tap != "quantized" and not entry.needs_taps:
         faults.append(f"{where}.tap: {term.loss} reads no features; remove `tap`")
     return faults
 

@@ -51,14 +51,14 @@ class Made:
 
     Args:
         model: Trained in place, on the context's device.
-        phases: Of its training; empty where its weights are used as they are.
+        phases: Of its training; empty where its weights are used unchanged.
         begin: Brings model and partners to their start; called where there is no checkpoint.
-        save: Writes the model, and what else is kept, as it is in the end; returns the files.
+        save: Writes the model, and what else is kept, at the end; returns the files.
         score: Scores the model on the test images, once, and writes the result; returns the files.
         partners: Nets that are trained beside it.
         others: Role -> further models that a diagnosis watches.
         scales: Gives the quantizer scales among the model's parameters.
-        marks: Name -> hash of what it is made from, beside the images and the agent's schedule.
+        marks: Name -> hash of a source, beside the images and the agent's schedule.
         settings: What of the config it follows beside its own section.
         inputs: Files of the run folder that it is made from.
         vary: Brings the model to the start of a member of a population; None where all members have one start.
@@ -103,11 +103,11 @@ class Role(Protocol):
 
     @property
     def train(self) -> TrainConfig | None:
-        """Return optimizer and length of its training; None where its weights are used as they are."""
+        """Return optimizer and length of its training; None where its weights are used unchanged."""
         ...
 
     def agent(self) -> AgentConfig:
-        """Return its agent, as far as it is found."""
+        """Return its agent, None until it is found."""
         ...
 
     def make(self) -> Made:
@@ -120,7 +120,7 @@ class Training:
     """A role's training, put together.
 
     Args:
-        job: What the loop takes; None where weights are used as they are.
+        job: What the loop takes; None where weights are used unchanged.
         made: What the role brought.
         folder: Of the role.
     """
@@ -181,7 +181,7 @@ def assemble(role: Role) -> Training:
 
 
 def train_part(role: Role) -> list[Path]:
-    """Train a role that is a part of the stage that needs it first (resuming), with a manifest of its own.
+    """Train a role that is a part of the stage that needs it first (resuming), with its own manifest.
 
     Args:
         role: Which.

@@ -36,7 +36,7 @@ _NAME = re.compile(r"step-(\d{9})\.(json|safetensors)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training needs to go on.
+    """What a training needs to resume.
 
     Args:
         tensors: Name -> tensor, on the CPU.
@@ -119,7 +119,7 @@ class CheckpointStore:
         if body["format"] != FORMAT:
             raise ValueError(
                 f"{file}: checkpoint format {body['format']}, this version reads {FORMAT}; "
-                f"go on with the version that wrote it, or delete {self.folder} to train anew"
+                f"continue with the version that wrote it, or delete {self.folder} to train again"
             )
         path = self._file(step, "safetensors")
         return Checkpoint(parse_safetensors(path, read_verified(path, body["tensors_sha256"])), body["state"])

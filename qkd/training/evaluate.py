@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qkd.config import DataConfig
-from qkd.data import Splits, iterate, normalise
+from qkd.data import Splits, iterate, normalize
 from qkd.data.splits import Split
 from quantizers.modes import evaluating
 
@@ -37,5 +37,5 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
         for images, labels in iterate(
             split, indices, data.eval_batch_size, device, drop_last=False, workers=data.workers
         ):
-            right += (model(normalise(images, splits.mean, splits.std)).argmax(1) == labels).sum()
+            right += (model(normalize(images, splits.mean, splits.std)).argmax(1) == labels).sum()
     return right.item() / len(split)

@@ -1,6 +1,6 @@
 """Find out where a value that is not finite came from: the term, the layer, the parameter.
 
-Errors: :class:`TrainingError` (a ``RuntimeError``) ends a training that cannot go on.
+Errors: :class:`TrainingError` (a ``RuntimeError``) ends a training that cannot continue.
 """
 
 from __future__ import annotations

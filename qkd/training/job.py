@@ -109,7 +109,7 @@ def plain_backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], T
 class Partner:
     """A net that is trained beside the job's model and thrown away: an adapter, a branch, a teacher that learns, too.
 
-    Its state is in every checkpoint. In a phase that gives its parameters no gradient it stays as it is.
+    Its state is in every checkpoint. In a phase that gives its parameters no gradient it does not change.
 
     Args:
         name: Names its tensors in checkpoints; no other partner of the job has it.

@@ -36,7 +36,7 @@ SMALLEST_LOSS_SCALE = 2.0**-14  # below it float16 gradients are not too small b
 
 
 def fit(job: Job, progress: Progress, begin: Callable[[], None] = lambda: None) -> FitResult:
-    """Train, going on from the last good checkpoint in ``job.folder`` if there is one.
+    """Train, resuming from the last good checkpoint in ``job.folder`` if there is one.
 
     Afterward the model has its last (or averaged, if that is on) weights.
 
@@ -73,9 +73,9 @@ class _Position:
 
 
 class Trainer:
-    """A training that stands at some step: it goes on by epochs, and its whole state can be taken and put back.
+    """A training that stands at some step: it advances by epochs, and its whole state can be taken and put back.
 
-    :func:`fit` runs one to its end with files; a search runs many in turns (``equip``, ``restore``, ``train_epoch``,
+    :func:`fit` runs one to its end with files; a search alternates many (``equip``, ``restore``, ``train_epoch``,
     ``state``). Whoever holds one forks PyTorch's global generators: each step seeds them (dropout).
 
     Args:
@@ -104,10 +104,10 @@ class Trainer:
         self.at = _Position()
         self.sums: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
-        self.kernels_then: object = None  # of the checkpoint it goes on from, until they are compared
+        self.kernels_then: object = None  # of the checkpoint it resumes from, until they are compared
 
     def start(self, begin: Callable[[], None]) -> None:
-        """Bring everything to where training goes on: the last good checkpoint, or the beginning."""
+        """Bring everything to where training resumes: the last good checkpoint, or the beginning."""
         checkpoint = self.store.load()
         if checkpoint is None:
             begin()
@@ -122,7 +122,7 @@ class Trainer:
         self._write_metrics()
 
     def equip(self) -> None:
-        """Build optimizer, loss scaler and averages for the model as it is."""
+        """Build optimizer, loss scaler and averages for the model in its present state."""
         joined = [partner for partner in self.job.partners if partner.optimizer is None]
         self.optimizer = build_optimizer(self.job.model, self.job.config, self.job.scales(), joined)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -278,7 +278,7 @@ class Trainer:
         raise ValueError(f"no phase for epoch {self.at.epoch + 1}")
 
     def state(self) -> Checkpoint:
-        """Return everything that a training needs to go on.
+        """Return everything that a training needs to resume.
 
         Raises:
             TrainingError: If weights are not finite.
@@ -333,7 +333,7 @@ class Trainer:
 
     def _say_where(self) -> None:
         where = f"epoch {self.at.epoch + 1}, step {self.at.step}" if self.at.epoch < self.job.config.epochs else "end"
-        self.progress.say(f"{self.job.role}: going on from the checkpoint at {where}")
+        self.progress.say(f"{self.job.role}: resuming from the checkpoint at {where}")
 
     def _tell_of_other_kernels(self) -> None:
         """Say, once a step has run, where other kernels run than before the interruption."""
@@ -347,13 +347,13 @@ class Trainer:
         if changed:
             raise ValueError(
                 f"{self.store.folder}: the checkpoint was made from other inputs ({', '.join(changed)} changed since); "
-                f"restore them, or delete {self.job.folder} to train anew"
+                f"restore them, or delete {self.job.folder} to train again"
             )
         changed = other_settings(state.get("settings"), settings_of(self.job, self.batch_size))
         if changed:
             raise ValueError(
                 f"{self.store.folder}: the checkpoint was made with other settings ({'; '.join(changed)}): is it of "
-                f"another run? Restore them, or delete {self.job.folder} to train anew"
+                f"another run? Restore them, or delete {self.job.folder} to train again"
             )
 
     def _write_metrics(self) -> None:

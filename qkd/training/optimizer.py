@@ -1,4 +1,4 @@
-"""The optimizer of a training: groups of parameters with rates of their own, and the rate of every step."""
+"""The optimizer of a training: groups of parameters with their own rates, and the rate of every step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a checkpoint was made from and with: settings that must be the same to go on, kernels that are told of.
+"""What a checkpoint was made from and with: settings that must be the same to resume, kernels that are reported.
 
-Settings are compared where both sides have them: a version that adds a key still goes on from older checkpoints.
+Settings are compared where both sides have them: a version that adds a key still resumes from older checkpoints.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from qkd.agents.operations import native
+from qkd.moved import in_new_spelling
 from qkd.training.job import Job
 from quantizers import is_fused
 
@@ -49,8 +50,9 @@ def other_settings(then: object, now: Mapping[str, Any]) -> list[str]:
     """Return a text for each setting that is another now."""
     if not isinstance(then, Mapping):
         return []
-    return [f"{key}: {then[key]!r} then, {now[key]!r} now" for key in sorted(then.keys() & now.keys())
-            if then[key] != now[key]]  # fmt: skip
+    before = in_new_spelling(then, is_stored=True)
+    return [f"{key}: {before[key]!r} then, {now[key]!r} now" for key in sorted(before.keys() & now.keys())
+            if before[key] != now[key]]  # fmt: skip
 
 
 def other_kernels(then: object, now: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from qkd.data import epoch_order, iterate, normalise
+from qkd.data import epoch_order, iterate, normalize
 from qkd.seeding import stream
 from qkd.training.job import Batch, Job, Source
 
@@ -56,7 +56,7 @@ class ImageSource:
         job = self._job
         generator = stream(job.seed, job.role, "augment", epoch)
         augmented, mixed = job.agent.with_labels(images, labels, generator=generator, epoch=epoch, samples=samples)
-        shown = normalise(augmented[:size], job.splits.mean, job.splits.std)  # what follows has given its pixels
+        shown = normalize(augmented[:size], job.splits.mean, job.splits.std)  # what follows has given its pixels
         second = None if mixed is None else mixed.first(size)
         return Batch(shown, labels[:size], images[:size], epoch, step, samples[:size], second)
 

@@ -20,7 +20,7 @@ MODEL, OPTIMIZER, AVERAGE, PARTNER = "model/", "optimizer/", "average/", "partne
 def collect(
     model: nn.Module, optimizer: Optimizer, average: WeightAverage | None, partners: Sequence[Partner] = ()
 ) -> dict[str, Tensor]:
-    """Return every tensor that a training needs to go on, by name.
+    """Return every tensor that a training needs to resume, by name.
 
     Names are ``model/<state name>``, ``optimizer/<parameter name>/<key>``, ``average/<parameter name>``, and the first
     two again behind ``partner/<name>/``.
@@ -68,7 +68,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy a whole state into a model, in place.
 
     Every parameter stays the object it is (an optimizer holds it), and no load hook runs: Brevitas' own would build the
-    quantizers anew.
+    quantizers again.
 
     Args:
         model: Receives the tensors.

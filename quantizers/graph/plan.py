@@ -158,7 +158,7 @@ class Plan:
         if own:
             return max(own)
         widths = [self.bits(cat) or self.spec.sum_bits for _, _, cat in demands if cat is not None]
-        # A rectified value that cannot lie on their grid keeps one of its own, wide enough to be put on theirs.
+        # A rectified value that cannot be on their grid keeps its own, wide enough to be put on theirs.
         return max([*widths, self.spec.sum_bits] if self._keeps_its_grid(node) else widths)
 
     def _keeps_its_grid(self, node: fx.Node) -> bool:
@@ -172,7 +172,7 @@ class Plan:
         return any(self.kind(cat) != "unsigned" for cat in cats)
 
     def cats(self, node: fx.Node) -> frozenset[fx.Node]:
-        """Return the concatenations whose grid a value may lie on directly: those that alone read it, on one width."""
+        """Return the concatenations whose grid a value may be on directly: those that alone read it, on one width."""
         demands = self.demands(node)
         cats = {cat for what, _, cat in demands if what == "cat" and cat is not None}
         if (

@@ -1,4 +1,4 @@
-"""Turns a float network into a trainable low-bit student: decides where grids lie, then writes the new graph."""
+"""Turns a float network into a trainable low-bit student: decides where grids are, then writes the new graph."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ class _Writer:
         return a, b
 
     def _averages_itself(self, a: ActQuantizer, b: ActQuantizer) -> bool:
-        """Tell whether a mean would lie on the step of what it averages, if two quantizers shared theirs.
+        """Tell whether a mean would be on the step of what it averages, if two quantizers shared theirs.
 
         The ties of a mean of an even number of values would then be integers, and no change of the step moves them.
         """
@@ -307,14 +307,14 @@ class _Writer:
         return _Value(new, self.cat_members[node], cats=cats.pop() if len(cats) == 1 else frozenset())
 
     def _joins(self, node: fx.Node, value: _Value, bits: int) -> bool:
-        """Tell whether a value on a grid can lie on that of a concatenation itself."""
+        """Tell whether a value on a grid can be on that of a concatenation itself."""
         quantizer, first = value.quantizer, self.cat_members.get(node, value.quantizer)
         if quantizer is None or first is None or node not in value.cats or quantizer.quant.bits != bits:
             return False
         return not self._averages_itself(first, quantizer)
 
     def _joining(self, node: fx.Node, value: _Value, position: int, bits: int, *, kind: str) -> _Value:
-        """Return an operand put on a grid of its own, to be shared with the others."""
+        """Return an operand put on a new grid, to be shared with the others."""
         path = f"{self.traced.path(node)}_input{position}"
         return self._quantized(path, node, _real(value, value.node), bits, kind=kind, method="lsq")
 

@@ -20,7 +20,7 @@ KEEPS_GRID = (ir.Shape, ir.MaxPool, ir.Concat)
 
 
 def integer_view(student: Student) -> ir.IntegerView:
-    """Return a calibrated student as integers; the student is left as it is.
+    """Return a calibrated student as integers; the student is not changed.
 
     Args:
         student: What :func:`quantizers.prepare` made, calibrated.
@@ -132,7 +132,7 @@ def layer_report(student: Student) -> list[dict[str, Any]]:
         student: What :func:`quantizers.prepare` made, calibrated.
 
     Returns:
-        A row a layer: bits of weights and inputs, smallest and largest code in use and allowed, parameters, and
+        One row per layer: bits of weights and inputs, smallest and largest code in use and allowed, parameters, and
         multiply-accumulates per image.
 
     Raises:

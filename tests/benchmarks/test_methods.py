@@ -50,7 +50,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def test_the_summary_pairs_seeds_and_keeps_failures(methods: Any) -> None:
-    first, second, third = methods.summarise(rows())
+    first, second, third = methods.summarize(rows())
     assert (first["method"], first["mean"], first["to_kd"]) == ("hint", 0.89, 0.04)
     assert first["stdev"] == pytest.approx(0.05657, abs=1e-5)
     assert (second["method"], second["to_kd"]) == ("soft_targets", 0)
@@ -59,7 +59,7 @@ def test_the_summary_pairs_seeds_and_keeps_failures(methods: Any) -> None:
 
 def test_seeds_that_were_not_run_are_no_failures(methods: Any) -> None:
     made = [*rows(), {"method": "hint", "bits": 2, "seed": 2, "failed": methods.NOT_RUN}]
-    line = next(line for line in methods.summarise(made) if line["method"] == "hint")
+    line = next(line for line in methods.summarize(made) if line["method"] == "hint")
     assert methods._accuracy(line) == "89.00 ± 5.66 % (1 of the seeds not run)"
 
 
@@ -68,7 +68,7 @@ def test_the_page_shows_every_line(methods: Any) -> None:
         "what": "Accuracy", "pair": "a -> b", "seeds": [0, 1], "test_images": 40,
         "environment": {"cpu": "some", "cores": 2, "torch": "2", "brevitas": "0", "date": "today"},
         "teacher": {"seeds": 2, "mean": 0.95, "stdev": 0.01}, "float_student": {"seeds": 0},
-        "table": methods.summarise(rows()),
+        "table": methods.summarize(rows()),
         "steps": {"hint-w2a2": {"time_ratio": 1.12, "memory_ratio": 1.03}, "mhgd+sum-w2a2": {"time_ratio": 1.07}},
     }  # fmt: skip
     page = methods.markdown(record)

@@ -81,7 +81,7 @@ def test_collect_takes_no_run_that_parity_refused(accuracy: Any, tmp_path: Path)
         "export: parity refused the file: codes of 1 of 2 quantizers differ", "export: not complete",
         "not run to its end",
     ]  # fmt: skip
-    assert accuracy.summarise(rows, [config])[config]["seeds"] == 1
+    assert accuracy.summarize(rows, [config])[config]["seeds"] == 1
 
 
 def test_a_table_of_an_earlier_version_is_judged(accuracy: Any, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_paired_test_of_too_little_has_no_p(program: Any) -> None:
 
 
 def record_of(program: Any, rows: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
-    table = program.role_agents_table.summarise(rows, arms, plain="crop_flip", fixed=("trivial", "cutmix"))
+    table = program.role_agents_table.summarize(rows, arms, plain="crop_flip", fixed=("trivial", "cutmix"))
     search = {"members": 8, "epochs": 4, "interval_epochs": 2, "train_images": 9, "val_images": 5}
     settings = {"teacher_net": "resnet8", "student_net": "resnet8", "weight_bits": 2, "act_bits": 2, "batch_size": 64,
                 "train_images": 2000, "teacher_epochs": 3, "student_epochs": 2, "search": search}  # fmt: skip
@@ -180,7 +180,7 @@ def test_search_noise_is_that_of_the_last_full_round(program: Any) -> None:
     assert found["last_scores"] == [0.4, 0.5, 0.6, 0.3, 0.1], "the last round had one member only"
     assert found["spread"] == pytest.approx(0.19235, abs=1e-5)
     assert found["chance"] == pytest.approx(math.sqrt(0.38 * 0.62 / 100), abs=1e-5)
-    # members 0 to 3 went on: ranks 1 2 3 4 and 2 3 4 1: 1 - 6 * 12 / (4 * 15)
+    # members 0 to 3 continued: ranks 1 2 3 4 and 2 3 4 1: 1 - 6 * 12 / (4 * 15)
     assert found["kept_rank"] == pytest.approx(-0.2)
     lost = program.role_agents_reasons.search_noise([turn(0, 0, None), turn(0, 1, 0.5)], val_images=4)
     assert lost["last_scores"] == [0.5] and lost["spread"] is None and lost["chance"] == 0.25

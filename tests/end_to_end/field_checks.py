@@ -64,7 +64,7 @@ def _plain_layer(apply: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tenso
 
 @contextmanager
 def without_quantizers() -> Iterator[None]:
-    """Run students in float: weights as they are, batch norm as a module, unsigned grids as the ReLU they absorbed."""
+    """Run students in float: float weights, batch norm as a module, unsigned grids as the ReLU they absorbed."""
     patches = {
         ActQuantizer: _plain_activation,
         QuantConvBn2d: _plain_layer(lambda self, x: self._conv_forward(x, self.weight, self.bias)),
@@ -194,13 +194,13 @@ def _session(path: Path, *, optimize: bool) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def check_file(student: Any, x: Tensor, path: Path, flavour: str) -> int:
+def check_file(student: Any, x: Tensor, path: Path, flavor: str) -> int:
     """Export, run the file by hand with batches of one and three, and compare every code.
 
     Returns:
         How many codes were compared.
     """
-    export_onnx(student, x[:1], path, flavour=flavour)
+    export_onnx(student, x[:1], path, flavor=flavor)
     step = _output_step(path)
     for optimize in (False, True):
         session = _session(path, optimize=optimize)
@@ -208,8 +208,8 @@ def check_file(student: Any, x: Tensor, path: Path, flavour: str) -> int:
             found = session.run(None, {session.get_inputs()[0].name: part.numpy()})
             with torch.no_grad():
                 wanted = tensors(student(part))
-            _compare_arrays(found, wanted, step, f"{flavour}, optimizations {'on' if optimize else 'off'}")
-    return _compare_codes(student, x, path, flavour)
+            _compare_arrays(found, wanted, step, f"{flavor}, optimizations {'on' if optimize else 'off'}")
+    return _compare_codes(student, x, path, flavor)
 
 
 def _output_step(path: Path) -> float | None:
@@ -228,12 +228,12 @@ def _compare_arrays(found: Sequence[Any], wanted: Sequence[Tensor], step: float 
         assert difference <= allowed * 1.001, f"{what}: output {index} differs by {difference:.3g}, step {step}"
 
 
-def _compare_codes(student: Any, x: Tensor, path: Path, flavour: str) -> int:
+def _compare_codes(student: Any, x: Tensor, path: Path, flavor: str) -> int:
     report = check_parity(student, path, [x])
     missing = [note for note in report.notes if "not compared" in note]
-    assert not missing, f"{flavour}: {missing}"
+    assert not missing, f"{flavor}: {missing}"
     off = [layer for layer in report.layers if layer.differing]
     on = [layer for layer in report.layers if layer.differing_on]
-    assert not off, f"{flavour}: codes differ, optimizations off: {off[0]}"
-    assert not on, f"{flavour}: codes differ, optimizations on: {on[0]}"
+    assert not off, f"{flavor}: codes differ, optimizations off: {off[0]}"
+    assert not on, f"{flavor}: codes differ, optimizations on: {on[0]}"
     return sum(layer.values for layer in report.layers)

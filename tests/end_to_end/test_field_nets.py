@@ -68,9 +68,9 @@ def check_exact(net: Any, folder: Path) -> None:
     checks.check_close(student, trained, torch.cat(batches))
     student = checks.calibrated(trained, checks.FOUR, batches)
     checks.train_a_step(student, batches[0])
-    for flavour in ("ort", "qcdq"):
-        assert checks.check_file(student, x, folder / f"{flavour}.onnx", flavour)
-    export_onnx(student, x[:1], folder / "qonnx.onnx", flavour="qonnx")
+    for flavor in ("ort", "qcdq"):
+        assert checks.check_file(student, x, folder / f"{flavor}.onnx", flavor)
+    export_onnx(student, x[:1], folder / "qonnx.onnx", flavor="qonnx")
 
 
 def check(net: Any, folder: Path) -> None:

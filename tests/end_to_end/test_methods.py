@@ -1,4 +1,4 @@
-"""Every method's config: it learns, goes on bit for bit after an interruption, and leaves no trace in the file."""
+"""Every method's config: it learns, resumes bit for bit after an interruption, and leaves no trace in the file."""
 
 from __future__ import annotations
 

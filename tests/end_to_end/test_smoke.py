@@ -24,7 +24,7 @@ def qkd(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 class Shell:
-    """Runs commands in this process, in a folder of its own: quicker than a process each."""
+    """Runs commands in this process, in its own folder: quicker than one process each."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys

@@ -64,7 +64,7 @@ def test_net(name: str, bits: int, tmp_path: Path) -> None:
     train_one_step(student, batches[0])
     quantizers.settle(student)
 
-    exported = export_onnx(student, batches[0], tmp_path / "student.onnx", flavour="ort")
+    exported = export_onnx(student, batches[0], tmp_path / "student.onnx", flavor="ort")
     operators = Counter(exported.operators)
     floating = {op: operators[op] for op in FLOAT_OPERATORS if operators[op]}
     assert floating == ENDS_IN_FLOAT.get(name, {}), operators

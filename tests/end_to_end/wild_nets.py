@@ -68,7 +68,7 @@ class WildNet(nn.Module):
         return head(y.mean((2, 3)))
 
     def listing(self) -> str:
-        """Return the program, a line a step."""
+        """Return the program, one line per step."""
         lines = [f"v{i + 1} = {s.name}({', '.join(f'v{o}' for o in s.operands)}) {s.options or ''}"
                  for i, s in enumerate(self.steps)]  # fmt: skip
         return "\n".join([*lines, f"{self.ending} of {self.last}"])

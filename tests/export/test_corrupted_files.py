@@ -1,4 +1,4 @@
-"""A table of files that are not the student: each one fails, by what it is."""
+"""A table of files that are not the student: each one fails, with its reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from export.runtime import open_session
 from quantizers import QuantSpec, calibrate, prepare
 
 Change = Callable[[onnx.ModelProto], None]
-FLAVOURS = ("ort", "qcdq")
+FLAVORS = ("ort", "qcdq")
 
 
 class Net(nn.Module):
@@ -57,10 +57,10 @@ def student():
     return make_student()
 
 
-@pytest.fixture(scope="module", params=FLAVOURS)
+@pytest.fixture(scope="module", params=FLAVORS)
 def path(request, student, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("files") / "student.onnx"
-    export_onnx(student, batches(1)[0], path, flavour=request.param, pack="int8")
+    export_onnx(student, batches(1)[0], path, flavor=request.param, pack="int8")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Every kind of module that `prepare` takes is one that every flavour writes: driven from the tables themselves."""
+"""Every kind of module that `prepare` takes is one that every flavor writes: driven from the tables themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from quantizers.view import VIEWERS
 
 pytestmark = pytest.mark.usefixtures("eager")
 SIZE = 6
-FLAVOURS = ("ort", "qcdq", "qonnx")
+FLAVORS = ("ort", "qcdq", "qonnx")
 
 
 class Flat(nn.Module):
@@ -195,14 +195,14 @@ def test_the_tables_agree() -> None:
     assert set(FUNCTIONS) <= set(VIEWERS) and TAKEN - JOINTS and len(CASES) > 50
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize(("kind", "number"), CASES)
-def test_every_flavour_writes_it(kind: type[nn.Module], number: int, flavour: str, tmp_path: Any) -> None:
-    if flavour == "qonnx":
+def test_every_flavor_writes_it(kind: type[nn.Module], number: int, flavor: str, tmp_path: Any) -> None:
+    if flavor == "qonnx":
         pytest.importorskip("qonnx", reason="qonnx's executor is in the extra [qonnx], for Python 3.11 and newer")
     student = student_of(kind, number)
     path = tmp_path / "n.onnx"
-    exported = export_onnx(student, images(2), path, flavour=flavour)
+    exported = export_onnx(student, images(2), path, flavor=flavor)
     report = check_parity(student, path, [images(6, 2)])
     compared = {layer.name: layer.differing for layer in report.layers}
     quantized = {name for name, _ in quantizers.act_quantizers(student).items()}

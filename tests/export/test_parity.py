@@ -39,7 +39,7 @@ class Residual(nn.Module):
 
 
 def batches(seed: int, count: int = 3) -> list[torch.Tensor]:
-    """Return noisy images, each with a color of its own, so that their classes differ."""
+    """Return noisy images, each with its own color, so that their classes differ."""
     generator = torch.Generator().manual_seed(seed)
     colors = [2 * torch.randn(20, 3, 1, 1, generator=generator) for _ in range(count)]
     return [color + torch.randn(20, 3, 12, 12, generator=generator) for color in colors]
@@ -262,11 +262,11 @@ def heads_student(name: str):
     return student.eval()
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq"])
+@pytest.mark.parametrize("flavor", ["ort", "qcdq"])
 @pytest.mark.parametrize("name", DICTIONARIES)
-def test_outputs_are_compared_by_the_keys_of_the_students_dictionary(name, flavour, tmp_path):
+def test_outputs_are_compared_by_the_keys_of_the_students_dictionary(name, flavor, tmp_path):
     student, names = heads_student(name), DICTIONARIES[name][1]
-    export_onnx(student, batches(1)[0], tmp_path / "s.onnx", flavour=flavour)
+    export_onnx(student, batches(1)[0], tmp_path / "s.onnx", flavor=flavor)
     model = onnx.load(tmp_path / "s.onnx")
     assert [entry.name for entry in model.graph.output] == names
     report = check_parity(student, tmp_path / "s.onnx", batches(4))

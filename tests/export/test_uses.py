@@ -100,13 +100,13 @@ def make(net: type[nn.Module], bits: int = 4) -> Any:
     return student.eval()
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
+@pytest.mark.parametrize("flavor", ["ort", "qcdq", "qonnx"])
 @pytest.mark.parametrize("name", [name for name in NETS if name != "Named"])
-def test_every_code_is_the_student_s(name: str, flavour: str, tmp_path: Any) -> None:
-    if flavour == "qonnx":
+def test_every_code_is_the_student_s(name: str, flavor: str, tmp_path: Any) -> None:
+    if flavor == "qonnx":
         pytest.importorskip("qonnx", reason="qonnx's executor is in the extra [qonnx], for Python 3.11 and newer")
     student = make(NETS[name])
-    export_onnx(student, images(2), tmp_path / "n.onnx", flavour=flavour)
+    export_onnx(student, images(2), tmp_path / "n.onnx", flavor=flavor)
     report = check_parity(student, tmp_path / "n.onnx", [images(8, 2)])
     assert {layer.name for layer in report.layers} == set(quantizers.act_quantizers(student))
     assert not any(layer.differing for layer in report.layers) and report.off.max_difference < 1e-5
@@ -129,9 +129,9 @@ def test_outputs_are_named_after_the_keys_of_a_dictionary(tmp_path: Any) -> None
     assert list(student(batch)) == ["out", "aux"]
     view = integer_view(student)
     assert view.output_names == ("out", "aux") and len(view.outputs) == 2
-    for flavour in ("ort", "qcdq", "qonnx"):
-        path = tmp_path / f"{flavour}.onnx"
-        export_onnx(student, batch, path, flavour=flavour)
+    for flavor in ("ort", "qcdq", "qonnx"):
+        path = tmp_path / f"{flavor}.onnx"
+        export_onnx(student, batch, path, flavor=flavor)
         assert [entry.name for entry in onnx.load(path).graph.output] == ["out", "aux"]
     with torch.no_grad():
         wanted = student(batch)
@@ -191,17 +191,17 @@ class Acting(Base):
         return self.end(self.relu(self.c(self.act(self.b(self.relu(self.a(x)))))))
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
+@pytest.mark.parametrize("flavor", ["ort", "qcdq", "qonnx"])
 @pytest.mark.parametrize("act", [nn.SiLU(), nn.Mish(), nn.GELU(approximate="tanh")], ids=lambda act: type(act).__name__)
-def test_a_function_left_in_float_is_a_fall_back_and_strict_refuses_it(act: Any, flavour: str, tmp_path: Any) -> None:
+def test_a_function_left_in_float_is_a_fall_back_and_strict_refuses_it(act: Any, flavor: str, tmp_path: Any) -> None:
     student = make(lambda: Acting(act))  # type: ignore[arg-type]
-    exported = export_onnx(student, images(2), tmp_path / "n.onnx", flavour=flavour)
+    exported = export_onnx(student, images(2), tmp_path / "n.onnx", flavor=flavor)
     name = type(act).__name__.lower()
     (sentence,) = exported.fall_backs
     assert sentence.startswith(f"act ({name}) ") and "in float" in sentence
     assert exported.fall_backs[0] in exported.warnings and exported.to_json()["fall_backs"] == exported.fall_backs
     with pytest.raises(ExportError, match=rf"layers stay in float:\n  act \({name}\)"):
-        export_onnx(student, images(2), tmp_path / "s.onnx", flavour=flavour, strict=True)
+        export_onnx(student, images(2), tmp_path / "s.onnx", flavor=flavor, strict=True)
     assert not (tmp_path / "s.onnx").exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qkd.report import RunRecord, render_page, render_text, summarise
+from qkd.report import RunRecord, render_page, render_text, summarize
 from qkd.report.caveats import accuracy_caveats, float_layers, latency_caveats, parity_caveats, wilson
 from qkd.report.table import plain_text
 
@@ -99,7 +99,7 @@ def test_every_report_says_it(tmp_path: Path) -> None:
     write("export/export.json", {"student": {"size_bytes": 9, "fall_backs": ["<b>act (Conv) runs in float"]}})
     write("bench/local.json", {**bench(2.0, 1.0), "machine": {"cpu": "c", "onnxruntime": "1"}, "threads": 1,
                                "batch_size": 1, "rounds": 2, "warmup": 1})  # fmt: skip
-    summary = summarise(tmp_path)
+    summary = summarize(tmp_path)
     assert summary.test_images == 200 and len(summary.caveats) == 5
     assert summary.models[0].interval == pytest.approx(wilson(0.1, 200))
     assert "10.00 % (6.6 .. 14.9 %)" in summary.to_text()

@@ -263,7 +263,7 @@ def images() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def make_student(make_net: Callable[..., nn.Module], images: Callable[..., Tensor]) -> Callable[..., Any]:
-    """Return a calibrated student in eval mode, a copy of its own."""
+    """Return a calibrated student in eval mode, a separate copy."""
 
     def make(name: str = "plain", weight_bits: int = 2, act_bits: int = 2, seed: int = 0, **options: Any) -> Any:
         spec = quantizers.QuantSpec(weight_bits=weight_bits, act_bits=act_bits, **options)
@@ -322,7 +322,7 @@ def _compute(view: ir.IntegerView, node: Any, operands: list[Tensor]) -> Tensor:
     if isinstance(node, ir.Mul):
         return real[0] * real[1]
     if isinstance(node, ir.Concat):
-        assert len(set(grids)) == 1, "operands of a concatenation lie on one grid"
+        assert len(set(grids)) == 1, "operands of a concatenation share one grid"
         return torch.cat(operands, node.axis)
     if isinstance(node, ir.MaxPool):
         return F.max_pool2d(operands[0], node.kernel, node.stride, node.padding[:2], node.dilation, node.ceil_mode)

@@ -1,4 +1,4 @@
-"""Calibration: scales and statistics from data, everything else as it was."""
+"""Calibration: scales and statistics from data, everything else unchanged."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def test_settings_beyond_the_compilers_limit_run_unfused_with_one_warning(
     fusion = kernels._Fusion()
     fusion.enabled = True
     monkeypatch.setattr(kernels, "_fusion", fusion)
-    # a function of its own: what other tests compiled counts for the limit, too
+    # a separate function: what other tests compiled counts for the limit, too
     source = kernels._quantize_tensor
     own = type(source)(source.__code__.replace(co_name="own"), source.__globals__, "own")
     monkeypatch.setattr(kernels, "_quantize_tensor", own)
@@ -259,7 +259,7 @@ def test_falls_back_once_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: py
 
 @pytest.mark.slow
 def test_a_compiled_layer_has_the_gradients_of_the_eager_one() -> None:
-    """The compiler lays convolutions out anew after tracing: views by traced strides would mispair values."""
+    """The compiler lays convolutions out again after tracing: views by traced strides would mispair values."""
     torch.manual_seed(0)
     conv, norm = torch.nn.Conv2d(8, 8, 3, padding=1, bias=False).double(), torch.nn.BatchNorm2d(8).double()
     x, weights = torch.randn(2, 4, 8, 6, 6, dtype=torch.double)

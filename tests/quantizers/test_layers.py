@@ -210,7 +210,7 @@ def test_the_integer_view_refuses_a_linear_layer_with_a_batch_norm_of_another_ax
 
 @pytest.mark.parametrize(("bits", "name"), [(8, "relu6"), (4, "relu6"), (8, "clamp")])
 def test_the_first_pass_of_calibration_sees_the_bound_of_relu6(bits: int, name: str, images: Any) -> None:
-    """Most features lie beyond the bound, and what reads them must not see more than it."""
+    """Most features are beyond the bound, and what reads them must not see more than it."""
     bound = 6.0 if name == "relu6" else 1.5
     clip: nn.Module = nn.ReLU6() if name == "relu6" else nn.Hardtanh(0.0, bound)
     torch.manual_seed(3)

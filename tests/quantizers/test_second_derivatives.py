@@ -1,4 +1,4 @@
-"""Second derivatives of fake quantization: the first gradients stay, and differentiate as what they are."""
+"""Second derivatives of fake quantization: the first gradients stay, and differentiate in turn."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_worked_numbers() -> None:
 
 
 def test_values_at_the_edges_have_no_slope() -> None:
-    """Every zero behind a ReLU lies on the lower edge, where ``clamp`` would claim a slope."""
+    """Every zero behind a ReLU is on the lower edge, where ``clamp`` would claim a slope."""
     x = torch.tensor([0.0, 1.5, 0.0], dtype=torch.float64, requires_grad=True)
     scale = scalar(0.5).requires_grad_()
     _, grad_s = torch.autograd.grad(

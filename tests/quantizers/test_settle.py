@@ -258,8 +258,8 @@ def test_a_mean_does_not_lie_on_the_step_of_what_it_averages(name: str, tmp_path
     student: Any = prepare(Averaged(AVERAGED[name]), QuantSpec(weight_bits=4, act_bits=4), example_inputs=batch)
     calibrate(student, [batch])
     assert least_margin(student) >= 1e-3  # accumulator units; exact ties gave 0
-    for flavour in ("ort", "qcdq"):  # the runtime would join two plain pairs of eight bits that follow each other
-        export_onnx(student.eval(), batch, tmp_path / "n.onnx", flavour=flavour)
+    for flavor in ("ort", "qcdq"):  # the runtime would join two plain pairs of eight bits that follow each other
+        export_onnx(student.eval(), batch, tmp_path / "n.onnx", flavor=flavor)
         report = check_parity(student, tmp_path / "n.onnx", [batch])
         assert report.layers and [(row.differing, row.differing_on) for row in report.layers if row.max_steps_on] == []
         assert not report.faults and report.on.differing == 0 and report.on.max_steps < 0.01
@@ -288,7 +288,7 @@ def test_a_mean_of_nine_may_share_the_step() -> None:
 
 
 class Halves(torch.nn.Module):
-    """A frozen constant whose result lies on the step of the images, behind two ReLUs; ``x + relu(relu(c x))``."""
+    """A frozen constant whose result is on the step of the images, behind two ReLUs; ``x + relu(relu(c x))``."""
 
     def __init__(self, clip: Any) -> None:
         super().__init__()

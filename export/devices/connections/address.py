@@ -104,7 +104,7 @@ class Device:
 
 
 def as_device(device: str | Device) -> Device:
-    """Return a device of an address; a ``Device`` is returned as it is.
+    """Return a device of an address; a ``Device`` is returned unchanged.
 
     Args:
         device: An address (``local``, ``ssh://[user@]host[:port]``, ``adb://SERIAL``), or a device.

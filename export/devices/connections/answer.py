@@ -24,7 +24,7 @@ def read_answer(captured: Captured, token: str) -> dict[str, Any]:
 
     Raises:
         DeviceError: If there is none, it is not JSON, or the runner reports a failure.
-        ValueError: If the runner refused what it was asked for (a model it cannot feed, a provider it lacks).
+        ValueError: If the runner refused the request (a model it cannot feed, a provider it lacks).
     """
     start, end = f"<<<qkd {token}".encode(), f"qkd {token}>>>".encode()
     _, found, rest = captured.stdout.partition(start)

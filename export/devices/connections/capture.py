@@ -38,7 +38,7 @@ class Captured:
 
 
 def printable(text: str, limit: int = SHOWN) -> str:
-    """Return foreign text as one line that a terminal shows as it is: no escape sequences, no control characters.
+    """Return foreign text as one line that a terminal shows literally: no escape sequences, no control characters.
 
     Args:
         text: Anything.

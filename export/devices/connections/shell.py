@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 from export.devices.connections.capture import Captured
 
 Content: TypeAlias = bytes | Path
-"""A file to be copied: its bytes, or where it lies."""
+"""A file to be copied: its bytes, or its path."""
 
 Say: TypeAlias = Callable[[str], None]
 """Takes a line of progress."""

@@ -26,7 +26,7 @@ CAUSES = {
 
 
 class SshShell:
-    """A device behind ssh; every call is a connection of its own (share them with ControlMaster, if you like).
+    """A device behind ssh; every call opens a separate connection (share them with ControlMaster, if you like).
 
     Args:
         device: One with an ssh address.

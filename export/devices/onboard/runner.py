@@ -5,7 +5,7 @@ nothing of the toolkit. The toolkit's own measurements on this machine run it, t
 
     python runner.py probe TOKEN FOLDER '{"int4": "<base64 of a tiny model>"}'
     python runner.py run JOB.json           result on stdout, talk on stderr
-    python runner.py memory JOB.json INDEX  peak memory of one model, in a process of its own
+    python runner.py memory JOB.json INDEX  peak memory of one model, in a separate process
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def wins_race(onnxruntime: Any, special: bytes, plain: bytes, difference: int) -
 
 
 def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Measure the models of a job in turns.
+    """Measure the models of a job, interleaved.
 
     Args:
         job: ``models`` (each ``name``, ``file``), ``threads``, ``batch_size``, ``warmup``, ``rounds``, ``provider``,
@@ -209,7 +209,7 @@ def open_session(ort: Any, path: str, job: dict[str, Any], name: str) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = job["threads"], 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if job["spinning"] else "0")
     settings: dict[str, str] = {}
-    if provider == "XnnpackExecutionProvider":  # it has a thread pool of its own
+    if provider == "XnnpackExecutionProvider":  # it has its own thread pool
         settings["intra_op_num_threads"] = str(job["threads"])
     providers: list[Any] = [provider] if provider == CPU else [(provider, settings), CPU]
     try:
@@ -291,10 +291,10 @@ def run_in_batches(model: Timed, images: Any) -> Any:
 
 
 def peak_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
-    """Load and run one model in a process of its own; return its peak memory and what Python and runtime take."""
+    """Load and run one model in a separate process; return its peak memory and what Python and runtime take."""
     command = [sys.executable, os.path.abspath(__file__), "memory", os.path.join(folder, "job.json"), str(index)]
     command += ["child"]  # whose stdin is this process: it ends when this one does
-    say("{}: peak memory, in a process of its own".format(job["models"][index]["name"]))
+    say("{}: peak memory, in a separate process".format(job["models"][index]["name"]))
     try:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -510,5 +510,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if sys.path[:1] in ([""], [os.path.dirname(os.path.abspath(globals().get("__file__", "")))]):
-        del sys.path[0]  # what lies beside this file, or where it is piped to, must not hide modules
+        del sys.path[0]  # what is beside this file, or where it is piped to, must not hide modules
     sys.exit(main(sys.argv[1:]))

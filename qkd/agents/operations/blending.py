@@ -59,7 +59,7 @@ def mean_gray(light: Tensor) -> Tensor:
 
 
 def smooth(images: Tensor, out: Tensor) -> None:
-    """Write the mean of each 3x3 neighborhood, its center weighing 5 of 13, rounded; the border as it is.
+    """Write the mean of each 3x3 neighborhood, its center weighing 5 of 13, rounded; the border does not change.
 
     Args:
         images: Whole numbers 0..255, float32, shape ``[batch, channels, height, width]``.

@@ -1,4 +1,4 @@
-"""Random numbers by counting: an image's are a function of a key, its position in the data set and what they are for.
+"""Random numbers by counting: an image's are a function of a key, its position in the data set and their use.
 
 So they do not depend on which batch an image is in, on the images beside it, or on the device.
 """
@@ -20,7 +20,7 @@ _STEP, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4
 
 
 class Use(IntEnum):
-    """What numbers are for; each use has 65,536 of its own for every image. A seed's images depend on these values."""
+    """What numbers are for; each use has its own 65,536 for every image. A seed's images depend on these values."""
 
     FIRES = 0
     TURNS = 1

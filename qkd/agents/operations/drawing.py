@@ -1,6 +1,6 @@
 """Random draws of a batch: which operations each image gets, at which levels.
 
-Every image draws from numbers of its own (`qkd.agents.operations.counting`), on the CPU. So the same key gives the
+Every image draws from its own numbers (`qkd.agents.operations.counting`), on the CPU. So the same key gives the
 same images on every device and every run, however an epoch is cut into batches.
 """
 
@@ -63,7 +63,7 @@ class PolicyDraws:
 
     Args:
         schedule: Policies over the epochs; stretched to the training.
-        flatten: Whether each image takes the policy of an epoch of its own, drawn anew every time: all the policies
+        flatten: Whether each image takes the policy of a random epoch, drawn again every time: all the policies
             without their order (an ablation of the release).
 
     References:

@@ -1,6 +1,6 @@
 """The engine's work on a CPU as one compiled function: image by image, its operations one after the other.
 
-On a CPU an image of 32x32 lies in the innermost cache, and what a batched engine pays is the number of its calls. So
+On a CPU an image of 32x32 fits into the innermost cache, and what a batched engine pays is the number of its calls. So
 where a C++ compiler is at hand, this source is compiled once a machine (into the user's cache folder) and called once a
 batch; without one the batched engine does the same work, with the same bits. ``QKD_NATIVE=0`` switches it off.
 """

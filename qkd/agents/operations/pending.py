@@ -54,7 +54,7 @@ class PendingBatch:
         return self._pixels.reshape(self._shape)
 
     def pixels(self, rows: IntArray) -> Tensor:
-        """Return the images of these rows as they are stored: without what waits."""
+        """Return the stored images of these rows: without the operations that wait."""
         return self._of(self._pixels, rows).view(-1, *self._shape[1:])
 
     def write(self, rows: IntArray, images: Tensor) -> None:

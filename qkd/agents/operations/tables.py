@@ -81,7 +81,7 @@ def equalize_tables(counts: Tensor) -> Tensor:
     found = counts.to(torch.float64)  # whole numbers far below 2 ** 53: as exact as integers, and faster to divide
     upto = found.cumsum(2)
     total = upto[:, :, -1:]
-    # What lies below the brightest value that occurs: the largest sum that is not yet the total.
+    # What is below the brightest value that occurs: the largest sum that is not yet the total.
     step = torch.where(upto < total, upto, 0.0).amax(2, keepdim=True).div_(255).floor_()
     new = (upto - found).add_((step / 2).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=255)
     return torch.where(step == 0, old, new).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The schedule that comes with the toolkit: every PBA operation, more often and stronger as the training goes on."""
+"""The schedule that comes with the toolkit: every PBA operation, more often and stronger as the training progresses."""
 
 from __future__ import annotations
 

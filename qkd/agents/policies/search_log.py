@@ -66,7 +66,7 @@ class Record:
         target: Who takes over.
         clone: From whom.
         target_epoch: Where the target was.
-        clone_epoch: Where the donor was, which is where the target goes on.
+        clone_epoch: Where the donor was, which is where the target continues.
         old: The donor's policy, 60 integers.
         new: What the target does from there on.
     """
@@ -130,7 +130,7 @@ def import_log(path: Path, *, epochs: int, op_order: str, trial: str | None = No
 
 
 def _of_best(path: Path) -> Path:
-    """Return the log that a ``best.txt`` names; any other path as it is."""
+    """Return the log that a ``best.txt`` names; any other path unchanged."""
     if path.is_dir():
         path = path / "best.txt"
     if path.name != "best.txt":
@@ -268,7 +268,7 @@ def _chain(path: Path, records: list[Record]) -> tuple[list[Record], int]:
 
 
 def _segments(path: Path, records: list[Record], epochs: int, order: tuple[str, ...]) -> tuple[Segment, ...]:
-    """Return the stretches between take-overs; the donors' epochs count, for theirs is the state that goes on."""
+    """Return the stretches between take-overs; the donors' epochs count, for theirs is the state that is kept."""
     starts = [0, *(record.clone_epoch for record in records), epochs]
     policies = [records[0].old, *(record.new for record in records)]
     faults = [

@@ -78,7 +78,7 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
 def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
     """Run stages of an experiment, then print its closing table."""
     from qkd.pipeline import run_stages
-    from qkd.report import summarise
+    from qkd.report import summarize
     from qkd.run.folder import RunFolder
 
     with RunFolder.open(config, runs_dir=args.runs_dir) as run:
@@ -87,7 +87,7 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
             from qkd.stages.export import require_integer_layers
 
             require_integer_layers(run)
-        return print_result(args, summarise(run.path))
+        return print_result(args, summarize(run.path))
 
 
 def new_progress() -> Progress:

@@ -120,7 +120,7 @@ def changes(then: DataFacts, now: DataFacts) -> list[str]:
 
     Args:
         then: What the set was.
-        now: What it is.
+        now: What was found.
 
     Returns:
         A line for each change; none where the facts are equal.

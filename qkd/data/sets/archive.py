@@ -129,7 +129,7 @@ class Archive:
         return array.reshape(header.shape[::-1]).T if header.is_fortran else array.reshape(header.shape)
 
     def rows(self, header: ArrayHeader) -> Rows:
-        """Return a uint8 array whose rows can be had: from the file where it lies there as it is, else from memory.
+        """Return a uint8 array whose rows can be had: from the file where it is stored uncompressed, else from memory.
 
         Raises:
             DataError: If it is damaged, or is compressed and larger than the memory of this machine.
@@ -142,7 +142,7 @@ class Archive:
         return stored
 
     def _first_byte(self, info: zipfile.ZipInfo) -> int:
-        """Return where a member begins in the file: its local header has fields of lengths of its own."""
+        """Return where a member begins in the file: the fields of its local header have their own lengths."""
         with open(self.path, "rb") as file:
             file.seek(info.header_offset)
             fields = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))

@@ -29,7 +29,7 @@ OTHER_IMAGE_SUFFIXES = frozenset({
 
 
 class FolderSplit:
-    """A part whose images lie in files.
+    """A part whose images are in files.
 
     Args:
         files: Paths of the images.

@@ -1,4 +1,4 @@
-"""Parts whose images lie in one large array, in memory or in a file, and are copied a batch at a time."""
+"""Parts whose images are in one large array, in memory or in a file, and are copied a batch at a time."""
 
 from __future__ import annotations
 

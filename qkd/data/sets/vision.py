@@ -24,7 +24,7 @@ _IDX_FILES = (
 
 @dataclass(frozen=True)
 class VisionSet:
-    """One set of torchvision: its class there, the files it is made of, and the folder under ``root`` they lie in."""
+    """One set of torchvision: its class there, the files it is made of, and their folder under ``root``."""
 
     title: str
     dataset: str

@@ -1,4 +1,4 @@
-"""The training of an auxiliary teacher, which has the student's place in a config of its own."""
+"""The training of an auxiliary teacher, which has the student's place in its own config."""
 
 from __future__ import annotations
 

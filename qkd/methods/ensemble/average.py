@@ -17,7 +17,7 @@ SPACES: tuple[Space, ...] = ("logit", "probability")
 class EnsembleTeacher(nn.Module):
     """Several nets of one data set as one teacher: its logits are those of their average.
 
-    It has no features of its own: two nets that differ by seed have nothing in common at a module path, so feature
+    It has no features: two nets that differ by seed have nothing in common at a module path, so feature
     losses cannot read it.
 
     Args:
@@ -88,9 +88,9 @@ def mean_probability_logits(logits: Sequence[Tensor], *, temperature: float = 1.
     .. math:: z = \tau \ln \frac1n \sum_i \sigma(z_i / \tau) + c
 
     so that :math:`\sigma(z / \tau)` is the mean of the probabilities at temperature :math:`\tau`; the constant c of
-    each row is chosen so that equal logits come back as they are.
+    each row is chosen so that equal logits come back unchanged.
 
-    Soft targets at a temperature T of their own soften *this* mean: with :math:`\tau = 1`, the ensemble's prediction is
+    Soft targets with their own temperature T soften *this* mean: with :math:`\tau = 1`, the ensemble's prediction is
     averaged first and softened then, :math:`\sigma(z / T) \propto \bar p^{1 / T}`; with :math:`\tau = T` they are the
     mean of the softened probabilities. As :math:`\tau` grows, the mean becomes that of the logits.
 

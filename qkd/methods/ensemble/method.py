@@ -22,7 +22,7 @@ from qkd.training.assembly import WEIGHTS, Context
 
 
 class Ensemble(Method):
-    """Trains the teacher's members but the first, each in a folder of its own."""
+    """Trains the teacher's members but the first, each in its own folder."""
 
     def sub_trainings(self, context: Context, before: str) -> Iterator[FloatRole]:
         """Yield the further members: weights, order of the images and augmentation differ from the first's."""

@@ -59,7 +59,7 @@ def meta_gradient(
               \epsilon = 0.03\, \|\theta\| / \|g\|
 
     Args:
-        student_loss: :math:`l`: gives the student's loss, shape ``[]``, for weights in the place of its own; its graph
+        student_loss: :math:`l`: gives the student's loss, shape ``[]``, for the weights given; its graph
             reaches the teacher's tensors. The same random numbers at every call.
         quiz_loss: :math:`Q`, likewise; it does not read the teacher.
         weights: :math:`\theta`, by name, step sizes of quantizers among them; only their values are read.

@@ -18,7 +18,7 @@ from quantizers import quantizer_scales
 
 
 class MetaDistil(Method):
-    """Takes the phases with ``meta``; the teacher is a partner with an optimizer of its own."""
+    """Takes the phases with ``meta``; the teacher is a partner with its own optimizer."""
 
     brings_loss = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qkd.data import Split, normalise
+from qkd.data import Split, normalize
 from qkd.seeding import stream
 
 
@@ -43,4 +43,4 @@ class Quiz:
         """Return images, normalized and not augmented, and labels; each image at most once."""
         order = torch.randperm(len(self._split), generator=stream(self._seed, "quiz", epoch, step))
         images, labels = self._split.batch(order[: self._size], self._device)
-        return normalise(images, self._mean, self._std), labels
+        return normalize(images, self._mean, self._std), labels

@@ -39,10 +39,10 @@ class MetaStep(DistillStep):
     """A training step for the student whose teacher learns, too.
 
     1. *Assume*: what would the student's weights be after one step of gradient descent on this batch? The student
-       itself, its batch-norm statistics and the random numbers of the step stay as they are.
+       itself, its batch-norm statistics and the random numbers of the step do not change.
     2. *Teach*: cross-entropy of that student on a batch of the quiz; its gradient by the teacher's weights moves the
-       teacher, with an optimizer of its own.
-    3. *Pilot*: an ordinary distillation step on the same batch, with the teacher as it is now.
+       teacher, with its own optimizer.
+    3. *Pilot*: an ordinary distillation step on the same batch, with the updated teacher.
 
     Deviation: the teacher is in eval mode throughout, so that its batch-norm statistics stay; the released code has it
     in train mode while it is taught. The assumed student is in the mode that the

@@ -53,7 +53,7 @@ class Peer:
 def build_peers(config: RunConfig, splits: Splits, weights: Path | None, device: torch.device) -> tuple[Peer, ...]:
     """Return the peers that a config names, not calibrated.
 
-    A peer of the student's net starts from the student's weights, any other from random ones of its own.
+    A peer of the student's net starts from the student's weights, any other from its own random weights.
 
     Args:
         config: The run's.

@@ -167,7 +167,7 @@ class StudentEnsembleStep:
     """A training step for the run's student and its peers on one batch.
 
     Deviation: the published nets share their stem (first convolution and batch norm); ours share nothing, so that the
-    student is exported as it is, and each net may have a grid of its own.
+    student is exported unchanged, and each net may have its own grid.
 
     Published for nets that differ in width; nets that differ in bit width (full precision, 8, 4 and 2 bits in one
     training, each of the same topology, so that no adapter is needed) are ours.
@@ -180,7 +180,7 @@ class StudentEnsembleStep:
         feature_weight: Likewise.
         ensemble_weight: Likewise.
         label_smoothing: Likewise.
-        own: The student's forward pass with further terms of its own (a teacher's, say); absent: it has none.
+        own: The student's forward pass with its further terms (a teacher's, say); absent: it has none.
         own_hold: Context that ``own`` needs (hooks).
 
     Raises:

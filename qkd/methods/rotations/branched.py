@@ -79,7 +79,7 @@ class BranchClassifier(nn.Module):
     """What the branches of a finished net say of the class alone; the net itself is not part of this module.
 
     Args:
-        branched: Net and branches. The net stays as it is: its mode, parameters and buffers are not this module's.
+        branched: Net and branches. The net does not change: its mode, parameters and buffers are not this module's.
     """
 
     def __init__(self, branched: BranchedNet) -> None:

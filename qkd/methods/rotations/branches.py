@@ -81,7 +81,7 @@ def branched_teacher(config: RunConfig, teacher: nn.Module, branches: nn.ModuleL
 
 
 def branches_file(run: RunFolder) -> Path | None:
-    """Return where the run's trained branches of its teacher lie; None where the config has none."""
+    """Return where the run's trained branches of its teacher are; None where the config has none."""
     if is_joint(run.config):
         return run.path / "teacher" / JOINT_FILE
     return run.path / "student" / STAGE / WEIGHTS if own_training(run.config) is not None else None

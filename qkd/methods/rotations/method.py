@@ -33,7 +33,7 @@ from qkd.training.assembly import Context
 
 
 class Rotations(Method):
-    """Takes the phases without terms of their own."""
+    """Takes the phases without their own terms."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
@@ -91,7 +91,7 @@ class Rotations(Method):
         return [] if path is None else [path]
 
     def takes(self, phase: PhaseConfig) -> bool:
-        """Return whether a phase has no terms of its own."""
+        """Return whether a phase lacks its own terms."""
         return phase.terms is None
 
     def prepare(self, lesson: Lesson) -> None:

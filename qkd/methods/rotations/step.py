@@ -24,7 +24,7 @@ Weighted = tuple[str, float, Callable[[], Tensor]]  # name of a term, its factor
 
 
 class BranchStep:
-    r"""The step that trains the branches of a teacher, behind it as it is or together with it.
+    r"""The step that trains the branches of a teacher, behind it unchanged or together with it.
 
     .. math:: L = \sum_l \mathrm{CE}(a^l(x_{4B}), 4 y + r) \;[\, + \mathrm{CE}(z(x), y)\,]
 
@@ -138,7 +138,7 @@ class PeerStep:
 
     Args:
         student: Net and branches; both learn.
-        peer: As many branches; net and branches learn, too, on images of its own view.
+        peer: As many branches; net and branches learn, too, on images of its view.
         config: Temperature and weights; a term of weight zero is left out.
         label_smoothing: Share of a label spread over all labels.
         view: Gives the peer's images for a batch (normalized float32); absent: the student's own.

@@ -20,7 +20,7 @@ from qkd.training.assembly import WEIGHTS, Context, Made
 
 @dataclass(frozen=True)
 class BranchRole:
-    """The branches of a run's teacher, which is complete and stays as it is.
+    """The branches of a run's teacher, which is complete and does not change.
 
     Args:
         context: The run.

@@ -13,7 +13,7 @@ def adaptive_pool(size: tuple[int, int], target: tuple[int, int]) -> tuple[Windo
     """Return adaptive average pooling as (gather of windows or None, pooling or None, values averaged).
 
     Window ``i`` of ``n`` over ``size`` values reaches from ``floor(i * size / n)`` to ``ceil((i + 1) * size / n)``.
-    Where windows differ in length, values are repeated until all have one length, which leaves the means as they are.
+    Where windows differ in length, values are repeated until all have one length, which does not change the means.
     """
     if size == target:
         return None, None, 1

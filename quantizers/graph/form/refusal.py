@@ -57,7 +57,7 @@ class NoSpelling(Exception):  # noqa: N818 - a signal between modules of this pa
     """An operation that the closed set of modules cannot express.
 
     Args:
-        reason: What it is and what to do, without the place; empty: the operation is not known.
+        reason: What the operation is and what to do, without the place; empty: it is not known.
         bare: Whether the reason names the operation itself.
     """
 

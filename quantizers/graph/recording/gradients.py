@@ -25,7 +25,7 @@ _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 class GradientFlow:
     """What gradients would do in the network that is recorded.
 
-    A tensor is stopped if it depends on images but no gradient reaches what it was computed from: it was detached, or
+    A tensor is stopped if it depends on images but no gradient reaches its sources: it was detached, or
     computed under ``torch.no_grad()``. Reading it where gradients are on puts a :class:`StopGradient` into the graph.
 
     Args:
@@ -38,7 +38,7 @@ class GradientFlow:
         self._is_on, self._functions = True, 0
         self._stopped: dict[int, Tensor] = {}
         self._made: dict[fx.Node, Value] = {}
-        self.notes: list[str] = []  # what may have another gradient than the graph: the place and what it is
+        self.notes: list[str] = []  # what may have another gradient than the graph: the place and the operation
 
     @property
     def is_on(self) -> bool:
@@ -103,7 +103,7 @@ class GradientFlow:
         return tensor._cdata in self._stopped
 
     def stopped(self, tensor: Tensor, value: Value) -> Value:
-        """Return the value of a tensor as it is read now: behind a :class:`StopGradient` if it is stopped."""
+        """Return the present value of a tensor: behind a :class:`StopGradient` if it is stopped."""
         if not self.is_stopped(tensor) or not self.is_on or self._functions or "refused" in value.node.meta:
             return value
         if value.node not in self._made:
@@ -116,7 +116,7 @@ class GradientFlow:
     def followed(self, is_recording: Any) -> Iterator[None]:
         """Let torch answer and call, within the block, as in training.
 
-        Functions with a backward of their own (``torch.autograd.Function``) are noted; what they compute inside has no
+        Functions with a custom backward (``torch.autograd.Function``) are noted; what they compute inside has no
         gradient by nature, so it is not stopped there.
 
         Args:
@@ -128,7 +128,7 @@ class GradientFlow:
             call = own.__get__(None, kind)
             if not is_recording():
                 return call(*args, **kwargs)
-            self.note(f"{kind.__name__}, which has a backward of its own,")
+            self.note(f"{kind.__name__}, which has a custom backward,")
             self._functions += 1
             try:
                 return call(*args, **kwargs)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Listener(Protocol):
-    """What hears of calls."""
+    """Observes calls."""
 
     paused: bool
 

@@ -133,7 +133,7 @@ class Ledger:
         return self.regions.setdefault(geometry(tensor), Region(Memory(), tensor))
 
     def read(self, pen: Pen, region: Region) -> Value | Tensor:
-        """Return what a region holds now, derived anew if its memory was written through another one."""
+        """Return what a region holds now, derived again if its memory was written through another one."""
         if region.memory.node is None:
             return region.tensor
         if region.node is not None and region.version == region.memory.version:

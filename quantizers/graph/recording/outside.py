@@ -1,4 +1,4 @@
-"""Hears of what a network does outside of torch, where it cannot be recorded: decisions on values, other dice."""
+"""Observes what a network does outside of torch, where it cannot be recorded: decisions on values, other dice."""
 
 from __future__ import annotations
 

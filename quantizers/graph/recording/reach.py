@@ -14,7 +14,7 @@ def freeze_unreached(root: nn.Module, images: Tensor) -> bool:
     """Freeze the parameters that no gradient of any output reaches in training mode, so that the student does, too.
 
     A network whose outputs have no gradient at all (a forward for inference only) says nothing of its layers, and one
-    that fails is refused where it is recorded; both are left as they are.
+    that fails is refused where it is recorded; neither is changed.
 
     Args:
         root: The private copy of a network; its flags ``requires_grad`` change, nothing else.

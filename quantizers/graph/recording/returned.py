@@ -50,7 +50,7 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
 
 
 def tensors(result: Any) -> list[Tensor]:
-    """Return the tensors of what a network returned, in order, whatever types of its own hold them."""
+    """Return the tensors of what a network returned, in order, whatever custom types hold them."""
     if isinstance(result, Tensor):
         return [result]
     items = result.values() if isinstance(result, dict) else result if isinstance(result, (tuple, list)) else ()

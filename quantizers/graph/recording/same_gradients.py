@@ -1,7 +1,7 @@
 """Proves, before training, that what was recorded of a network has the network's own gradients.
 
 One forward and one backward pass of both in training mode: a random direction is drawn for every output, and the
-gradients of the images, and of the parameters that the recorded graph uses as they are, are compared. Drop-out is the
+gradients of the images, and of the parameters that the recorded graph uses directly, are compared. Drop-out is the
 identity in both, and batch norm uses its running statistics, so nothing is random and no small variance magnifies
 rounding. What is left is float rounding, and units that it moves across a kink of an activation: ``TOLERANCE`` of the
 size (root of the sum of squares) of a gradient, where neglecting one path of two, or a factor, is of the order of 1. A
@@ -69,7 +69,7 @@ def require_same_gradients(root: nn.Module, recording: Recording, images: Tensor
 def _message(network: str, name: str, error: float, notes: list[str]) -> str:
     cause = f" (found: {'; '.join(notes)})" if notes else ""
     if not notes and name.startswith("`"):
-        cause = " (a parameter used as it is, and also detached or in a weight computed from it, would train apart)"
+        cause = " (a parameter used directly, and also detached or in a weight computed from it, would train apart)"
     return (
         f"{network}: in training, the student would have other gradients than the float network{cause}: that of {name} "
         f"differs by {error:.0%}; {WAY_OUT}; prepare(..., verify=False) goes past this check"
@@ -77,7 +77,7 @@ def _message(network: str, name: str, error: float, notes: list[str]) -> str:
 
 
 def _shared(root: nn.Module, recording: Recording, live: list[fx.Node]) -> list[tuple[str, nn.Parameter]]:
-    """Return the learned parameters that the recorded graph uses as they are.
+    """Return the learned parameters that the recorded graph uses directly.
 
     One that it also uses detached, or through a weight computed from it, has another gradient in the student.
     """
@@ -122,7 +122,7 @@ def _distance(own: Tensor | None, other: Tensor | None, floor: float) -> float:
 
 @contextlib.contextmanager
 def _own_gradients(root: nn.Module) -> Iterator[None]:
-    """Leave the gradients that parameters hold as they are."""
+    """Preserve the gradients that parameters hold."""
     before = [(parameter, parameter.grad) for parameter in root.parameters()]
     for parameter, _ in before:
         parameter.grad = None

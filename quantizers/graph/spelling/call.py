@@ -13,7 +13,7 @@ from quantizers.graph.spelling.pen import Value
 
 @dataclass(frozen=True)
 class Call:
-    """An operation and what it is given.
+    """An operation and its arguments.
 
     Args:
         name: What ATen or torch.nn.functional calls it, without the mark of in-place forms.

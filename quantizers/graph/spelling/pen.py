@@ -24,7 +24,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the network: the node that gives it, and what it is on the example."""
+    """A tensor of the network: the node that gives it, and its value on the example."""
 
     node: fx.Node
     tensor: Tensor

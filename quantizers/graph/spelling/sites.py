@@ -25,7 +25,7 @@ def user_site() -> str:
 def stochastic_depth_of() -> nn.Module | None:
     """Return the module for the running call of ``torchvision.ops.stochastic_depth``, or None outside of such a call.
 
-    It is a plain function of Python, which nothing hears of; its product with the noise is where it is found.
+    It is a plain function of Python, which nothing observes; its product with the noise is where it is found.
     """
     frame = sys._getframe(1)
     while frame is not None:

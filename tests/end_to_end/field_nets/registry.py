@@ -15,7 +15,7 @@ Parts = dict[str, Callable[[], Any]]
 
 EXACT, REFUSED = "exact", "refused"
 
-# What a forward may name without saying what it is: eight channels, five classes.
+# What a forward may name without declaring it: eight channels, five classes.
 DEFAULTS: Parts = {
     "conv": lambda: nn.Conv2d(3, 8, 3, padding=1),
     "side": lambda: nn.Conv2d(3, 8, 3, padding=1),
@@ -38,7 +38,7 @@ class FieldNet:
     """A net as people write it, and what must become of it.
 
     Args:
-        kind: What it is an example of.
+        kind: The kind of net that it is an example of.
         name: The forward's name.
         build: Returns the net, the same one each time.
         shape: Of an image: channels, height, width.
@@ -74,7 +74,7 @@ def net(
     """Register a forward: the layers it names come from ``parts`` and :data:`DEFAULTS`.
 
     Args:
-        kind: What it is an example of.
+        kind: The kind of net that it is an example of.
         shape: Of an image.
         verdict: What must become of it.
         says: What a refusal must say.

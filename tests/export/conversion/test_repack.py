@@ -16,7 +16,7 @@ SHAPE = [(1, 3, 15, 15)]
 
 @pytest.fixture
 def files(residual, tmp_path):
-    """The same net as it is written with each storage."""
+    """The same net, written with each storage."""
     kinds = {"int2": {"pack": "packed"}, "int4": {"pack": "packed", "opset": 21}, "int8": {"pack": "int8"}}
     return {name: write_view(residual, SHAPE, tmp_path / f"{name}.onnx", **how).path for name, how in kinds.items()}
 
@@ -37,7 +37,7 @@ def test_every_output_stays_the_same_bit_for_bit(files, optimize):
     images = np.random.default_rng(0).standard_normal((8, 3, 15, 15), dtype=np.float32)
     runs = [files["int2"], repack(files["int2"], "int8"), repack(files["int2"], "int4"), repack(files["int8"], "int2")]
     found = [open_session(model, optimize=optimize).run(None, {"images": images})[0] for model in runs]
-    assert len(np.unique(found[0], axis=0)) == 8, "every image has logits of its own"
+    assert len(np.unique(found[0], axis=0)) == 8, "every image has its own logits"
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
 
@@ -81,10 +81,10 @@ def test_files_of_others_are_left_alone_or_refused(tmp_path):
     assert fit_storage(path, ["int4", "int8"]).content == path
     with pytest.raises(ExportError, match="only files that export_onnx wrote .*does not say who wrote it"):
         fit_storage(path, ["int8"])
-    path = foreign(tmp_path, packed, flavour="qonnx", weight_bits="{}")
-    with pytest.raises(ExportError, match="this one is of flavour qonnx"):
+    path = foreign(tmp_path, packed, flavor="qonnx", weight_bits="{}")
+    with pytest.raises(ExportError, match="this one is of flavor qonnx"):
         repack(path, "int8")
-    path = foreign(tmp_path, packed, flavour="ort", weight_bits='{"conv": 4}')
+    path = foreign(tmp_path, packed, flavor="ort", weight_bits='{"conv": 4}')
     with pytest.raises(ExportError, match="conv: the file has no weights named conv.weight.int8"):
         repack(path, "int8")
 

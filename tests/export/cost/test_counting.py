@@ -1,4 +1,4 @@
-"""Costs are what can be counted by hand, the same from the view and from a file of any flavour, and qonnx's."""
+"""Costs are what can be counted by hand, the same from the view and from a file of any flavor, and qonnx's."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def test_liveness_by_hand(program, stored, packed, twin):
 
 
 @pytest.mark.parametrize("pack", ["auto", "int8"])
-@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
-def test_view_and_file_agree(residual, tmp_path, flavour, pack):
-    exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour=flavour, pack=pack)
+@pytest.mark.parametrize("flavor", ["ort", "qcdq", "qonnx"])
+def test_view_and_file_agree(residual, tmp_path, flavor, pack):
+    exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor=flavor, pack=pack)
     counted, read = cost_of_view(residual, [SHAPE]), cost_of_file(tmp_path / "n.onnx")
     assert read.layers == counted.layers and len(read.layers) == 6
     assert read.student == counted.student and read.float_twin == counted.float_twin
     assert read.file_bytes == exported.size_bytes and read.name == "n.onnx"
     assert exported.theoretical_bytes == counted.student.parameter_bytes
-    stored = {"qonnx": 4 * 2120}.get(flavour, 2120 if pack == "int8" or flavour == "qcdq" else 256 + 324 + 304)
+    stored = {"qonnx": 4 * 2120}.get(flavor, 2120 if pack == "int8" or flavor == "qcdq" else 256 + 324 + 304)
     assert exported.packed_weight_bytes == stored
 
 
@@ -108,10 +108,10 @@ def test_concatenations_and_shifted_grids_cost_the_same_in_every_file(net, tmp_p
     view = net.view(net.conv("low", "e", (16, 2)))
     counted = cost_of_view(view, [SHAPE])
     assert counted.layers[2].input_bits == 3 and counted.student.peak_packed_bytes == 225 * 32
-    for flavour in ("ort", "qcdq", "qonnx"):
-        write_view(view, [SHAPE], tmp_path / "n.onnx", flavour=flavour)
+    for flavor in ("ort", "qcdq", "qonnx"):
+        write_view(view, [SHAPE], tmp_path / "n.onnx", flavor=flavor)
         read = cost_of_file(tmp_path / "n.onnx")
-        assert (read.student, read.layers) == (counted.student, counted.layers), flavour
+        assert (read.student, read.layers) == (counted.student, counted.layers), flavor
 
 
 def test_linear_layers_in_blocks_cost_what_they_did(net, tmp_path):
@@ -170,14 +170,14 @@ def student(images):
     return student.eval()
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
-def test_student_and_file_agree(student, images, tmp_path, flavour):
-    export_onnx(student, images, tmp_path / "n.onnx", flavour=flavour)
+@pytest.mark.parametrize("flavor", ["ort", "qcdq", "qonnx"])
+def test_student_and_file_agree(student, images, tmp_path, flavor):
+    export_onnx(student, images, tmp_path / "n.onnx", flavor=flavor)
     counted, read = cost_of_student(student), cost_of_file(tmp_path / "n.onnx")
     assert counted.layers == read.layers and counted.float_twin.macs == read.float_twin.macs
     for key in ("parameters", "macs", "bops", "weight_bytes", "parameter_bytes"):
         assert getattr(counted.student, key) == getattr(read.student, key), key
-    if flavour != "qonnx":  # its graph computes nothing twice, so that activations live a little shorter
+    if flavor != "qonnx":  # its graph computes nothing twice, so that activations live a little shorter
         assert counted.student == read.student
 
 
@@ -202,7 +202,7 @@ def test_qonnx_counts_the_same(student, images, tmp_path):
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.util.inference_cost import inference_cost
 
-    export_onnx(student, images, tmp_path / "n.onnx", flavour="qonnx")
+    export_onnx(student, images, tmp_path / "n.onnx", flavor="qonnx")
     ours = cost_of_file(tmp_path / "n.onnx")
     with runtime_readable_models():
         model = ModelWrapper(str(tmp_path / "n.onnx"))

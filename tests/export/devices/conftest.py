@@ -93,7 +93,7 @@ class SshServer:
         return Device(**{**values, **changes})  # type: ignore[arg-type]
 
     def left(self) -> list[str]:
-        """Return what lies in the work folder."""
+        """Return the contents of the work folder."""
         return sorted(path.name for path in (self.folder / "work").iterdir())
 
     def sessions(self) -> list[int]:
@@ -160,7 +160,7 @@ def start(sshd: Path, libraries: Path | None, folder: Path) -> subprocess.Popen[
 
 
 def in_own_mounts(command: list[str], folder: Path) -> list[str]:
-    """Give a server that runs as root the user and the folder it wants, in a mount namespace of its own."""
+    """Give a server that runs as root the user and the folder it wants, in a separate mount namespace."""
     users = Path("/etc/passwd").read_text()
     if not any(line.startswith("sshd:") for line in users.splitlines()):
         users += "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"
@@ -204,7 +204,7 @@ def mirror() -> str:
 class Fetcher:
     """Fetches Debian packages of any release and processor, and wheels, into folders that are kept between runs.
 
-    The system is not changed: apt keeps to a folder of its own. Where something cannot be had, the test is skipped.
+    The system is not changed: apt keeps to a separate folder. Where something cannot be had, the test is skipped.
     """
 
     def debian(

@@ -32,7 +32,7 @@ OLD = ("manylinux2014_aarch64",)  # the platform decides the version: 1.16, whic
 SETTINGS = Settings(warmup=0, rounds=2, memory=False)
 
 
-# Run as root of a user namespace of its own: only there does the kernel hand aarch64 programs to the emulator.
+# Run as root of a separate user namespace: only there does the kernel hand aarch64 programs to the emulator.
 START = r"""set -e
 root=$1 qemu=$2 site=$3 port=$4
 mount -t proc proc $root/proc
@@ -132,9 +132,9 @@ def test_an_old_runtime_on_arm_gets_int8_weights(ssh_server, fetcher, arm, train
 
 @pytest.fixture(scope="module")
 def arm_system(fetcher, arm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
-    """A whole aarch64 system behind an ssh server of its own, which runs emulated, too."""
+    """A whole aarch64 system behind its own ssh server, which runs emulated, too."""
     if os.geteuid() != 0 or not shutil.which("unshare"):
-        pytest.skip("a system of its own needs root and unshare")
+        pytest.skip("a separate system needs root and unshare")
     site = fetcher.wheels("aarch64-site-new", "3.11", NEW, ("onnxruntime", "numpy"))
     folder = tmp_path_factory.mktemp("arm")
     root = lay_out(folder, fetcher.debian("aarch64-system", "arm64", "bookworm", SYSTEM))

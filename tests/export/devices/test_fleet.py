@@ -1,4 +1,4 @@
-"""Several devices side by side: a failure is a row, and the others go on."""
+"""Several devices side by side: a failure is a row, and the others continue."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_notes_on_conditions(monkeypatch, before, after, note):
 
 @pytest.fixture
 def system(monkeypatch, tmp_path):
-    """A /proc and /sys of its own."""
+    """Its own /proc and /sys."""
     monkeypatch.setattr(runner, "CPU_INFO", str(tmp_path / "cpuinfo"))
     monkeypatch.setattr(runner, "CPUFREQ", str(tmp_path / "cpu%s"))
     monkeypatch.setattr(runner, "THERMAL", str(tmp_path / "zone*"))

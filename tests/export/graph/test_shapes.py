@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from export import write_view
-from export.flavours import without_custom_operators
+from export.flavors import without_custom_operators
 from export.graph.shapes import edge_shapes
 from export.passes.rewrite import arrange
 from quantizers.integer import AveragePool, Concat, Conv, MaxPool
@@ -23,7 +23,7 @@ def inferred(path) -> dict[str, tuple[int, ...]]:
 
 
 def assert_as_onnx(view, shape, path, at_least: int) -> None:
-    write_view(view, [shape], path, flavour="qonnx")  # its batch is fixed: ONNX infers every size
+    write_view(view, [shape], path, flavor="qonnx")  # its batch is fixed: ONNX infers every size
     found = inferred(path)
     view = arrange(view)
     wanted = edge_shapes(view, [(1, *shape[1:])])

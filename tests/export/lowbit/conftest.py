@@ -21,7 +21,7 @@ class NetWriter:
 
     Args:
         rng: Draws everything.
-        is_signed: Whether signed grids are int8 (as flavour qcdq has them) or uint8 with a zero point of 128.
+        is_signed: Whether signed grids are int8 (as flavor qcdq has them) or uint8 with a zero point of 128.
     """
 
     def __init__(self, rng: np.random.Generator, *, is_signed: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Where the library comes from, what is said where there is none, and what it is made of."""
+"""Where the library comes from, what is said where there is none, and its parts."""
 
 from __future__ import annotations
 

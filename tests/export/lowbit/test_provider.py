@@ -62,7 +62,7 @@ def test_many_random_nets_are_identical(random_net: Nets, make_session: Session,
 def test_other_kernels_are_identical_too(
     isa: str, monkeypatch: pytest.MonkeyPatch, random_net: Nets, make_session: Session
 ) -> None:
-    """In a process of its own, for a library chooses its kernels when it is registered."""
+    """In a separate process, for a library chooses its kernels when it is registered."""
     script = f"""
 import numpy as np, onnxruntime
 from export import lowbit
@@ -116,20 +116,20 @@ def test_threads_and_concurrent_runs_are_identical(random_net: Nets, make_sessio
     assert not wrong
 
 
-def student_of(net: Any, image: Any, path: Path, flavour: str, **spec: Any) -> Path:
+def student_of(net: Any, image: Any, path: Path, flavor: str, **spec: Any) -> Path:
     from export import export_onnx
     from quantizers import QuantSpec, calibrate, prepare, settle
 
     student = prepare(net.eval(), QuantSpec(**spec), example_inputs=image[:1])
     calibrate(student, [image])
     settle(student)
-    export_onnx(student.eval(), image[:1], path, flavour=flavour)
+    export_onnx(student.eval(), image[:1], path, flavor=flavor)
     return path
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq"])
+@pytest.mark.parametrize("flavor", ["ort", "qcdq"])
 def test_a_student_is_one_region_and_identical(
-    flavour: str, tmp_path: Path, make_session: Session, claimed: Claimed
+    flavor: str, tmp_path: Path, make_session: Session, claimed: Claimed
 ) -> None:
     """The toolkit's own export: first layer, sums, changes of grid and low-bit layers, all in one node."""
     import torch
@@ -140,7 +140,7 @@ def test_a_student_is_one_region_and_identical(
     net = build_net("resnet8", classes=10, channels=3, image_size=16).train()
     image = torch.randn(16, 3, 16, 16)
     net(image)
-    path = student_of(net, image, tmp_path / "student.onnx", flavour, weight_bits=2, act_bits=2)
+    path = student_of(net, image, tmp_path / "student.onnx", flavor, weight_bits=2, act_bits=2)
     plain, ours = make_session(path, provider=False), make_session(path, provider=True)
     for batch in (1, 5):
         x = {plain.get_inputs()[0].name: image[:batch].numpy()}

@@ -226,7 +226,7 @@ def test_file_says_what_it_is(residual, tmp_path):
     write_view(residual, [(1, 3, 15, 15)], tmp_path / "n.onnx", pack="int8")
     model = onnx.load(tmp_path / "n.onnx")
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    assert properties["flavour"] == "ort" and properties["opset"] == "17"
+    assert properties["flavor"] == "ort" and properties["opset"] == "17"
     assert '"conv3": 2' in properties["weight_bits"] and '"fc": 8' in properties["input_bits"]
     assert model.producer_name == "qkd-toolkit"
     assert [entry.name for entry in model.graph.input] == ["images"]

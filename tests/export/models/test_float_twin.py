@@ -29,7 +29,7 @@ def test_any_batch_gives_torch_s_logits(tmp_path, capfd):
     exported = export_float(model, images[:1], tmp_path / "twin.onnx", opset=18)
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert capfd.readouterr().out == ""
-    assert (exported.flavour, exported.opset, exported.packed, exported.layers) == ("float", 18, False, ())
+    assert (exported.flavor, exported.opset, exported.packed, exported.layers) == ("float", 18, False, ())
     assert exported.size_bytes == (tmp_path / "twin.onnx").stat().st_size
     assert "BatchNormalization" not in exported.operators  # folded when the file is loaded
     graph = onnx.load(tmp_path / "twin.onnx").graph

@@ -175,24 +175,24 @@ def broken_views() -> dict:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
+@pytest.mark.parametrize("flavor", ["ort", "qcdq", "qonnx"])
 @pytest.mark.parametrize(("damage", "message"), broken_views().values(), ids=broken_views())
-def test_what_cannot_be_represented_is_refused(residual, tmp_path, damage, message, flavour):
+def test_what_cannot_be_represented_is_refused(residual, tmp_path, damage, message, flavor):
     path = tmp_path / "n.onnx"
     path.write_bytes(b"an older file")
     with pytest.raises(ExportError, match=message):
-        write_view(damage(residual), [SHAPE], path, flavour=flavour)
+        write_view(damage(residual), [SHAPE], path, flavor=flavor)
     assert path.read_bytes() == b"an older file" and os.listdir(tmp_path) == ["n.onnx"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flavour": "tflite"}, "flavour must be one of ort, qcdq, qonnx, got 'tflite'"),
-        ({"flavour": "qcdq", "pack": "packed"}, "flavour 'qcdq' stores weights as int8; use pack='int8' or 'auto'"),
-        ({"flavour": "qcdq", "opset": 12}, "opset must be 13 to"),
-        ({"flavour": "qonnx", "opset": 12}, "opset must be 13 to"),
-        ({"flavour": "qonnx", "pack": "int3"}, "pack must be one of auto, int8, packed, got 'int3'"),
+        ({"flavor": "tflite"}, "flavor must be one of ort, qcdq, qonnx, got 'tflite'"),
+        ({"flavor": "qcdq", "pack": "packed"}, "flavor 'qcdq' stores weights as int8; use pack='int8' or 'auto'"),
+        ({"flavor": "qcdq", "opset": 12}, "opset must be 13 to"),
+        ({"flavor": "qonnx", "opset": 12}, "opset must be 13 to"),
+        ({"flavor": "qonnx", "pack": "int3"}, "pack must be one of auto, int8, packed, got 'int3'"),
         ({"pack": "int3"}, "pack must be one of auto, int8, packed, got 'int3'"),
         ({"opset": 12}, "opset must be 17 to"),
         ({"opset": 999}, "opset must be 17 to"),

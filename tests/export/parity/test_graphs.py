@@ -24,8 +24,8 @@ FORMS = {
     "ort packed": {"pack": "packed"},
     "ort in blocks": {"pack": "packed", "linear": "matmul_nbits"},
     "ort, another operator set": {"pack": "int8", "opset": 19},
-    "qcdq": {"flavour": "qcdq"},
-    "qonnx": {"flavour": "qonnx"},
+    "qcdq": {"flavor": "qcdq"},
+    "qonnx": {"flavor": "qonnx"},
 }
 
 

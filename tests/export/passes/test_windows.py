@@ -17,7 +17,7 @@ from export.passes.windows import explicit_windows
 from export.runtime import open_session
 from quantizers.integer import AveragePool, MaxPool
 
-STEP = 0.37 / 16  # of the means' grid: no mean of codes lies on a tie of it
+STEP = 0.37 / 16  # of the means' grid: no mean of codes is on a tie of it
 
 
 def combinations(kernels, strides):

@@ -118,8 +118,8 @@ def test_int8_storage_is_portable_unless_told_otherwise(tmp_path):
     forced = write_view(view, [(1, 1024)], tmp_path / "n.onnx", pack="int8", linear="matmul_nbits")
     assert forced.layers[0].kernel == "MatMulNBits" and forced.packed
     assert {entry.domain for entry in onnx.load(tmp_path / "n.onnx").opset_import} == {"", "com.microsoft"}
-    with pytest.raises(ExportError, match="it needs flavour 'ort', got 'qcdq'"):
-        write_view(view, [(1, 1024)], tmp_path / "q.onnx", flavour="qcdq", linear="matmul_nbits")
+    with pytest.raises(ExportError, match="it needs flavor 'ort', got 'qcdq'"):
+        write_view(view, [(1, 1024)], tmp_path / "q.onnx", flavor="qcdq", linear="matmul_nbits")
     assert not (tmp_path / "q.onnx").exists()
 
 

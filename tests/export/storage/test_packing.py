@@ -1,4 +1,4 @@
-"""Sub-byte weights lie in a file as ONNX wants them."""
+"""Sub-byte weights are in a file as ONNX wants them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def test_the_nearest_mean_of_the_other_half() -> None:
     # 0: (0 + 10) / 2 = 5 and 2; 1: (8 + 6) / 2 = 7 and 6.
     features = torch.tensor([0.0, 2.0, 10.0, 8.0, 6.0, 6.0]).unsqueeze(1)
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    # second half with the first's means 5 and 7: 2 -> 0 right; class 1's 6 lies between, the first mean is taken: wrong
+    # second half with the first's means 5 and 7: 2 -> 0 right; class 1's 6 is between, the first mean is taken: wrong
     # first half with the second's means 2 and 6: 0 right, 10 wrong; 8 and 6 right
     assert class_information(features, labels) == pytest.approx(4 / 6)
 

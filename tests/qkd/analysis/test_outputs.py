@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qkd.analysis.outputs import LastInput, last_linear, read_outputs, some_images
 from qkd.config import DataConfig
-from qkd.data import normalise
+from qkd.data import normalize
 from qkd.progress import Tracker
 from qkd.testing import TinyNet, synthetic_splits
 
@@ -46,7 +46,7 @@ def test_logits_and_features_are_what_the_net_computes() -> None:
     assert not any(module._forward_hooks for module in net.modules())
     images, labels = splits.train.batch(places, CPU)
     with torch.no_grad():
-        expected = net.eval()(normalise(images, splits.mean, splits.std))
+        expected = net.eval()(normalize(images, splits.mean, splits.std))
     assert torch.allclose(found.logits, expected, atol=1e-6) and torch.equal(found.labels, labels)
     assert found.features is not None and found.features.shape == (8, 6)
     assert torch.allclose(found.features @ net.head.weight.T + net.head.bias, expected, atol=1e-6)

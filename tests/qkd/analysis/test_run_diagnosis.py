@@ -13,13 +13,13 @@ from PIL import Image
 
 from qkd.analysis.diagnosis import geometry_agreement, teacher_knowledge
 from qkd.cli import main
-from qkd.data import MemorySplit, load_splits, normalise
+from qkd.data import MemorySplit, load_splits, normalize
 from qkd.files import write_safetensors
 from qkd.losses import gradient_rescaling
 from qkd.roles.guide import load_guide
 from qkd.roles.nets import load_student, load_teacher
 from qkd.run.folder import RunFolder
-from qkd.terms.rescaling import summarise
+from qkd.terms.rescaling import summarize
 from qkd.testing import run_tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("unfused")
@@ -42,7 +42,7 @@ def test_a_run_is_measured_on_its_training_images(folder: Path, diagnose: Any) -
     assert report["images"] == len(splits.train) == 48 and report["net"] == "resnet8"
     images, labels = splits.train.batch(torch.arange(48), "cpu")
     with torch.no_grad():
-        inputs = normalise(images, splits.mean, splits.std)
+        inputs = normalize(images, splits.mean, splits.std)
         teacher, student = load_teacher(run)(inputs).double(), load_student(run)(inputs).double()
     for place, temperature in enumerate((1.0, 4.0)):
         expected = teacher_knowledge(teacher, labels, temperature=temperature).to_json()
@@ -75,7 +75,7 @@ def _features(net: Any, images: torch.Tensor) -> torch.Tensor:
 def test_w_over_the_epochs_comes_from_the_training(folder: Path, diagnose: Any) -> None:
     report = diagnose("tiny")
     lines = (folder / "runs" / "tiny" / "student" / "metrics.jsonl").read_text().splitlines()
-    logged = [{"epoch": row["epoch"], **summarise(row["facts"])} for row in map(json.loads, lines)]
+    logged = [{"epoch": row["epoch"], **summarize(row["facts"])} for row in map(json.loads, lines)]
     assert report["epochs"] == logged and [row["epoch"] for row in logged] == [1, 2]
     assert all(row["w_std"] > 0 and 0 < row["w_share"] <= 1 for row in logged)
     assert report["notes"] == []
@@ -120,7 +120,7 @@ def test_what_the_student_learns_from_is_measured(folder: Path, diagnose: Any) -
         splits = load_splits(config.data, config.seed)
         images, labels = splits.train.batch(torch.arange(len(splits.train)), "cpu")
         with torch.no_grad():
-            logits = load_guide(run)(normalise(images, splits.mean, splits.std)).double()
+            logits = load_guide(run)(normalize(images, splits.mean, splits.std)).double()
         expected = teacher_knowledge(logits, labels, temperature=1).to_json()
         measured = {name: value for name, value in expected.items() if value is not None}
         assert {name: found["temperatures"][0][name] for name in measured} == pytest.approx(measured, rel=1e-4)

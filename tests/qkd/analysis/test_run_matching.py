@@ -13,7 +13,7 @@ import torch
 from qkd.analysis.matching import class_information
 from qkd.cli import main
 from qkd.config.binding import bind
-from qkd.data import load_splits, normalise
+from qkd.data import load_splits, normalize
 from qkd.roles.nets import load_student, load_teacher
 from qkd.run.folder import RunFolder
 from qkd.terms.taps import Taps
@@ -54,7 +54,7 @@ def test_layers_are_measured_on_training_images(folder: Path, match: Any) -> Non
     for role, net in (("student", load_student(run)), ("teacher", load_teacher(run))):
         taps = ["layer1", "layer2", "layer3", "flatten"]
         with Taps(net, taps, translate=getattr(net, "tap_paths", None)) as hooks, torch.no_grad():
-            net(normalise(images, splits.mean, splits.std))
+            net(normalize(images, splits.mean, splits.std))
             expected = {tap: class_information(value, labels) for tap, value in hooks.take().items()}
         assert report["information"][role] == pytest.approx(expected, abs=1 / 48)  # a tie may fall either way
     assert report["taps"][-1] == ["flatten", "flatten"] and len(report["taps"]) == 4

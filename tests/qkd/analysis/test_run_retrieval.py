@@ -11,7 +11,7 @@ import torch
 
 from qkd.analysis.retrieval import score_retrieval
 from qkd.cli import main
-from qkd.data import load_splits, normalise
+from qkd.data import load_splits, normalize
 from qkd.progress import Silent
 from qkd.roles.nets import load_teacher
 from qkd.run.folder import RunFolder
@@ -55,7 +55,7 @@ def test_test_images_look_for_training_images(folder: Path, retrieve: Any) -> No
     for split in (splits.train, splits.test):
         images, labels = split.batch(torch.arange(len(split)), "cpu")
         with torch.no_grad():
-            rows += [teacher(normalise(images, splits.mean, splits.std)), labels]
+            rows += [teacher(normalize(images, splits.mean, splits.std)), labels]
     for metric in ("l2", "cosine"):
         expected = score_retrieval(*rows, metric=metric).to_json()  # type: ignore[arg-type]
         assert report["roles"]["teacher"][metric] == pytest.approx(expected, abs=1e-6)

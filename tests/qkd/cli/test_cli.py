@@ -172,7 +172,7 @@ def test_ls_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(tables.values())
     assert set(tables["configs"]) == set(shipped_configs())
     for name in ("configs", "datasets", "losses", "quantizers", "devices", "policies"):
-        assert all(tables[name].values()), f"every one of {name} says what it is"
+        assert all(tables[name].values()), f"every one of {name} is described"
     assert {"resnet20", "torchvision/resnet18"} <= set(tables["nets"])
     assert main(["ls", "datasets"]) == 0
     text = capsys.readouterr().out

@@ -185,15 +185,15 @@ def test_values_of_a_union_give_one_fault() -> None:
     ]
 
 
-@pytest.mark.parametrize("flavour", ["ort", "qcdq", "qonnx"])
-def test_every_flavour_can_be_asked_for(flavour: str) -> None:
-    config = bind(small(export={"flavour": flavour, "strict": True}))
-    assert config.export.flavour == flavour and config.export.strict
+@pytest.mark.parametrize("flavor", ["ort", "qcdq", "qonnx"])
+def test_every_flavor_can_be_asked_for(flavor: str) -> None:
+    config = bind(small(export={"flavor": flavor, "strict": True}))
+    assert config.export.flavor == flavor and config.export.strict
 
 
-def test_a_flavour_that_is_none_is_a_fault() -> None:
-    (fault,) = faults_of(small(export={"flavour": "tflite"}))
-    assert fault.startswith("config.export.flavour: ") and "qonnx" in fault and "tflite" in fault
+def test_a_flavor_that_is_none_is_a_fault() -> None:
+    (fault,) = faults_of(small(export={"flavor": "tflite"}))
+    assert fault.startswith("config.export.flavor: ") and "qonnx" in fault and "tflite" in fault
 
 
 @pytest.mark.parametrize("policy", ["none", "crop", "crop_flip", "cutmix", "trivial", "randaugment"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qkd.data import MemorySplit, epoch_order, iterate, normalise
+from qkd.data import MemorySplit, epoch_order, iterate, normalize
 
 
 def split(n: int = 23) -> MemorySplit:
@@ -62,7 +62,7 @@ def test_normalizing_gives_zero_mean_and_unit_spread() -> None:
     images = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     fractions = images.double() / 255
     mean, std = fractions.mean((0, 2, 3)), fractions.std((0, 2, 3), correction=0)
-    out = normalise(images, mean.tolist(), std.tolist())
+    out = normalize(images, mean.tolist(), std.tolist())
     assert out.dtype == torch.float32
     expected = (fractions - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     assert torch.allclose(out.double(), expected, atol=1e-5)
@@ -72,11 +72,11 @@ def test_normalizing_gives_zero_mean_and_unit_spread() -> None:
 def test_normalizing_refuses_what_does_not_fit() -> None:
     images = torch.zeros((1, 3, 4, 4), dtype=torch.uint8)
     with pytest.raises(TypeError, match="uint8"):
-        normalise(images.float(), (0, 0, 0), (1, 1, 1))
+        normalize(images.float(), (0, 0, 0), (1, 1, 1))
     with pytest.raises(ValueError, match="3 channels, but mean has 1"):
-        normalise(images, (0.5,), (0.5,))
+        normalize(images, (0.5,), (0.5,))
     with pytest.raises(ValueError, match="std must be positive"):
-        normalise(images, (0, 0, 0), (1, 0, 1))
+        normalize(images, (0, 0, 0), (1, 0, 1))
 
 
 def test_a_split_checks_its_tensors() -> None:

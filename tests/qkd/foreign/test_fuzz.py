@@ -25,7 +25,7 @@ from qkd.bench.targets import is_float, run_files
 from qkd.checking import file_faults, name_faults
 from qkd.config.binding import apply_overrides, bind, read_config, shipped_configs
 from qkd.failures import BAD_INPUT, DONE, classify
-from qkd.report import summarise
+from qkd.report import summarize
 from qkd.report.records import read_metrics
 from qkd.run.folder import RunFolder
 from qkd.search.journal import Journal
@@ -283,7 +283,7 @@ def run_targets(place: Path) -> list[Target]:
         at("config.yaml", lambda: run._write_or_compare_config()),
         at("search/teacher/journal.json", lambda: Journal(run.path / "search" / "teacher", **given)),  # type: ignore[arg-type]
         at("teacher/checkpoint/step-000000001.json", store.load),
-        *(at(name, lambda: [summarise(run.path).to_text(), run_files(run.path)]) for name in records),
+        *(at(name, lambda: [summarize(run.path).to_text(), run_files(run.path)]) for name in records),
         Target("metrics", metrics, read_metrics, ".jsonl"),
     ]
 

@@ -1,4 +1,4 @@
-"""YAML and overrides beyond reason: refused within a second, with the place; what people write stays as it was."""
+"""YAML and overrides beyond reason: refused within a second, with the place; what people write still works."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkd.data import normalise
+from qkd.data import normalize
 from qkd.losses import soft_target_loss
 from qkd.methods.ensemble.average import EnsembleTeacher, mean_logits, mean_probability_logits
 from qkd.seeding import global_stream
@@ -128,14 +128,14 @@ def test_the_gain_is_of_different_nets_not_of_more_nets() -> None:
     images, labels = splits.train.batch(torch.arange(96), "cpu")
     clean, truth = splits.test.batch(torch.arange(400), "cpu")
     generator = torch.Generator().manual_seed(7)
-    unseen = _noisy(normalise(clean, splits.mean, splits.std), generator)
+    unseen = _noisy(normalize(clean, splits.mean, splits.std), generator)
     members = nets(4)
     for net in members:
         net.train()
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.02)
         for _ in range(40):
             optimizer.zero_grad()
-            seen = _noisy(normalise(images, splits.mean, splits.std), generator)
+            seen = _noisy(normalize(images, splits.mean, splits.std), generator)
             nn.functional.cross_entropy(net(seen), labels).backward()
             optimizer.step()
         net.eval()
@@ -154,7 +154,7 @@ def test_the_gain_is_of_different_nets_not_of_more_nets() -> None:
 
 
 def _noisy(images: Tensor, generator: torch.Generator) -> Tensor:
-    return images + 0.7 * torch.randn(images.shape, generator=generator)  # so that nets make errors of their own
+    return images + 0.7 * torch.randn(images.shape, generator=generator)  # so that nets make different errors
 
 
 def _averaged(members: list[nn.Module]) -> nn.Module:

@@ -15,7 +15,7 @@ from torch.nn import functional
 import quantizers
 from qkd.agents import build_agent
 from qkd.config import AgentConfig, DataConfig, MetaConfig, TermConfig, TrainConfig
-from qkd.data import Splits, normalise, take_quiz
+from qkd.data import Splits, normalize, take_quiz
 from qkd.methods.meta_distil.gradient import Order
 from qkd.methods.meta_distil.quiz import Quiz
 from qkd.methods.meta_distil.schedule import MetaSchedule
@@ -72,7 +72,7 @@ def splits() -> Splits:
 
 def images_of(splits: Splits, count: int = 16) -> tuple[Tensor, Tensor, Tensor]:
     raw, labels = splits.train.batch(torch.arange(count), "cpu")
-    return normalise(raw, splits.mean, splits.std), labels, raw
+    return normalize(raw, splits.mean, splits.std), labels, raw
 
 
 def batch_of(splits: Splits, **changes: Any) -> Batch:

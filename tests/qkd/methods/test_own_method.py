@@ -187,6 +187,6 @@ def test_every_row_of_the_table_is_a_method_and_is_asked_for_by_its_key_alone(da
 
 
 def test_a_run_without_one_says_nothing_of_it(data: Path, toy: Path) -> None:
-    """Hashes of configs of older versions stay as they are."""
+    """Hashes of configs of older versions do not change."""
     assert "method" not in tiny_config(data).model_dump(mode="json")["student"]
     assert config(data, toy).model_dump(mode="json")["student"]["method"] == f"{toy}:Toy"

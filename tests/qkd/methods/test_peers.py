@@ -1,4 +1,4 @@
-"""Student ensembles: the loss against its formula, what it is for one net and for equal ones, who gets a gradient."""
+"""Student ensembles: the loss against its formula, its value for one net and for equal ones, who gets a gradient."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_a_change_runs_the_stage_and_what_follows_from_it(tmp_path: Path) -> Non
     run_all(tmp_path, recorder)
     (tmp_path / "small" / "distill" / "made").write_text("changed")
     text = run_all(tmp_path, recorder)
-    assert recorder.ran[len(STAGE_NAMES) :] == ["distill"], "it was made again as it was: what follows still holds"
+    assert recorder.ran[len(STAGE_NAMES) :] == ["distill"], "it was made again unchanged: what follows still holds"
     assert "distill: distill/made has changed" in text
 
 

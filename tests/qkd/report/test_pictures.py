@@ -13,7 +13,7 @@ import beside
 import matplotlib
 import pytest
 
-from qkd.report import render_page, summarise
+from qkd.report import render_page, summarize
 from qkd.report.charts import LEFT, Point, Series, line_chart, scatter_chart, schedule_chart
 from qkd.report.drawing import CURVES, INK, RULE, clean
 from qkd.report.page import RunRecord
@@ -28,7 +28,7 @@ record: Callable[[], RunRecord] = _files.record
 
 
 def test_every_chart_is_well_formed(tmp_path: Path) -> None:
-    text = render_page(summarise(make_run(tmp_path / "run")), record())
+    text = render_page(summarize(make_run(tmp_path / "run")), record())
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(charts) == 8
     for chart in charts:
@@ -75,7 +75,7 @@ def test_labels_of_near_points_do_not_overlap() -> None:
 
 
 def test_a_model_has_one_color_on_every_device(tmp_path: Path) -> None:
-    for pictures in device_charts(summarise(make_devices(make_run(tmp_path / "run")))).values():
+    for pictures in device_charts(summarize(make_devices(make_run(tmp_path / "run")))).values():
         for chart in pictures:
             for name, color in (("teacher", "--c1"), ("student", "--c2")):
                 (dot,) = [one for one in ElementTree.fromstring(chart).iter("g")
@@ -162,7 +162,7 @@ def test_a_picture_shows_any_name_as_text(name: str) -> None:
 
 
 def test_the_same_run_is_the_same_page_whatever_the_settings_of_matplotlib(tmp_path: Path) -> None:
-    summary = summarise(make_run(tmp_path / "run"))
+    summary = summarize(make_run(tmp_path / "run"))
     page = render_page(summary, record())
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "text.usetex": True, "svg.fonttype": "path"}):
         before = dict(matplotlib.rcParams)

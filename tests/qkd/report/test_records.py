@@ -13,7 +13,7 @@ import pytest
 
 from qkd.files import DamagedFileError
 from qkd.report import page as page_module
-from qkd.report import render_page, render_text, summarise, tradeoff
+from qkd.report import render_page, render_text, summarize, tradeoff
 from qkd.report.page import RunRecord
 
 _files = beside.load(Path(__file__).with_name("run_files.py"))
@@ -27,7 +27,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "result.json").write_text("{")
     with pytest.raises(ValueError, match="result.json: not JSON"):
-        summarise(tmp_path)
+        summarize(tmp_path)
 
 
 @pytest.mark.parametrize("notes", [-1, "x", [1], {"a": 1}])
@@ -36,7 +36,7 @@ def test_parity_notes_of_another_type_are_refused_by_place(tmp_path: Path, notes
     path = run / "export" / "parity.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "notes": notes}))
     with pytest.raises(DamagedFileError, match=r"parity\.json: notes"):
-        summarise(run)
+        summarize(run)
 
 
 @pytest.mark.parametrize(
@@ -54,17 +54,17 @@ def test_figures_that_cannot_be_are_refused_by_place(tmp_path: Path, name: str, 
     path = make_run(tmp_path / "run") / name
     write(path, {**json.loads(path.read_text()), key: value})
     with pytest.raises(DamagedFileError, match=rf"{name}: {key}: .*got {re.escape(repr(value))}"):
-        summarise(tmp_path / "run")
+        summarize(tmp_path / "run")
 
 
 def test_an_ensemble_without_members_is_refused_by_name(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run") / "teacher" / "result.json"
     whole = json.loads(path.read_text())
     write(path, {**whole, "ensemble": None})
-    summarise(tmp_path / "run")
+    summarize(tmp_path / "run")
     write(path, {**whole, "ensemble": {"test_accuracy": 0.5}})
     with pytest.raises(DamagedFileError, match="an ensemble comes with its members"):
-        summarise(tmp_path / "run")
+        summarize(tmp_path / "run")
 
 
 SWAPS: list[Any] = [3, "x", [], {}, None, True, [1], {"a": []}]
@@ -85,7 +85,7 @@ def test_records_of_another_shape_are_named_with_their_place(
             write(file, replaced(whole, path, SWAPS[(first + seen) % len(SWAPS)]))
             seen += 1
             try:
-                summary = summarise(run)
+                summary = summarize(run)
                 render_text(summary)
                 render_page(summary, record())
                 summary.to_text()

@@ -12,7 +12,7 @@ from typing import Any
 import beside
 import pytest
 
-from qkd.report import SearchRecord, render_page, render_text, summarise
+from qkd.report import SearchRecord, render_page, render_text, summarize
 from qkd.report.page import RunRecord
 from qkd.report.table import align, bytes_text, markdown, megabytes, milliseconds, percent
 from qkd.report.text import parity_sentence
@@ -28,12 +28,12 @@ write: Callable[[Path, Any], None] = _files.write
 
 
 def test_the_summary_holds_the_figures_of_the_files(tmp_path: Path) -> None:
-    summary = summarise(make_run(tmp_path / "run"))
+    summary = summarize(make_run(tmp_path / "run"))
     teacher, student = summary.models
     assert (teacher.role, student.role) == ("teacher (= FP32 twin)", "student w2a4")
     assert (teacher.test_accuracy, teacher.size_bytes, teacher.median_ms) == (0.99, 2_500_000, 0.5)
     assert (student.test_accuracy, student.size_bytes, student.median_ms) == (0.97, 98_765, 0.1234)
-    assert (teacher.agreement, student.agreement, student.agreement_optimised) == (None, 1.0, 0.9999)
+    assert (teacher.agreement, student.agreement, student.agreement_optimized) == (None, 1.0, 0.9999)
     assert summary.layers[0].used == (-60, 63) and summary.layers[0].parity_steps == 0.0
     assert summary.report is None
     assert json.loads(json.dumps(summary.to_json()))["models"][1]["p90_ms"] == 0.2
@@ -41,8 +41,8 @@ def test_the_summary_holds_the_figures_of_the_files(tmp_path: Path) -> None:
 
 def test_three_sizes_and_the_cost_stand_in_both_reports(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    sizes = {"size_bytes": 98_765, "packed_weight_bytes": 61_000, "theoretical_bytes": 65_400, "flavour": "ort"}
-    other = {**sizes, "size_bytes": 123_456, "flavour": "qcdq"}
+    sizes = {"size_bytes": 98_765, "packed_weight_bytes": 61_000, "theoretical_bytes": 65_400, "flavor": "ort"}
+    other = {**sizes, "size_bytes": 123_456, "flavor": "qcdq"}
     write(run / "export" / "export.json", {"student": sizes, "teacher": {"size_bytes": 9}, "student.qcdq": other,
                                            "student.qonnx": {**other, "size_bytes": 7}})  # fmt: skip
     totals = {"parameters": 1000, "macs": 2000, "bops": 8000, "weight_bytes": 250, "parameter_bytes": 300,
@@ -51,7 +51,7 @@ def test_three_sizes_and_the_cost_stand_in_both_reports(tmp_path: Path) -> None:
     write(run / "export" / "cost.json", {"student": totals, "float_twin": twin})
     compared = {"passed": False, "images": 9, "runtime_version": "1.31", "off": {"differing": 2}}
     write(run / "export" / "parity.qcdq.json", compared)
-    summary = summarise(run)
+    summary = summarize(run)
     text, page = render_text(summary), render_page(summary, record())
     assert "| student w2a4 | resnet8 | 98.8 kB | 61.0 kB | 65.4 kB |" in text
     assert "| teacher (= FP32 twin) | resnet8 | 0.0 kB | - | - |" in text
@@ -62,13 +62,13 @@ def test_three_sizes_and_the_cost_stand_in_both_reports(tmp_path: Path) -> None:
     assert {"61.0 kB", "65.4 kB", "256.00", "2,048,000"} <= set(words)
     assert "student.qcdq.onnx (123.5 kB): FAILED: 9 test images, PyTorch against ONNX Runtime 1.31; the class" in text
     assert '<p class="failed">student.qcdq.onnx' in page and "student.qonnx.onnx (7 B): not compared." in text
-    assert json.loads(json.dumps(summary.to_json()))["flavours"]["student.qcdq"]["parity"]["images"] == 9
+    assert json.loads(json.dumps(summary.to_json()))["flavors"]["student.qcdq"]["parity"]["images"] == 9
 
 
 def test_reports_without_sizes_or_cost_leave_them_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "export" / "export.json").unlink()
-    text, page = render_text(summarise(run)), render_page(summarise(run), record())
+    text, page = render_text(summarize(run)), render_page(summarize(run), record())
     assert "## Size" not in text and "Cost" not in text and "<h2>Size" not in page
 
 
@@ -81,7 +81,7 @@ def test_bytes_are_whole_until_they_are_many() -> None:
 
 
 def test_another_net_has_its_own_float_twin(tmp_path: Path) -> None:
-    summary = summarise(make_run(tmp_path / "run", net="lenet5"))
+    summary = summarize(make_run(tmp_path / "run", net="lenet5"))
     assert [row.role for row in summary.models] == ["teacher", "FP32 twin", "student w2a4"]
     assert summary.models[1].size_bytes == 400_000
 
@@ -89,7 +89,7 @@ def test_another_net_has_its_own_float_twin(tmp_path: Path) -> None:
 def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "report.html").write_text("x")
-    assert summarise(run).to_text().splitlines() == [
+    assert summarize(run).to_text().splitlines() == [
         "model                  net          test accuracy (95 %)  parity (optimized)  ONNX file  latency (median)",
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
@@ -101,16 +101,16 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
 
 
 def test_a_run_that_got_nowhere_yet_has_gaps(tmp_path: Path) -> None:
-    assert "nothing has been trained yet" in summarise(tmp_path).to_text()
+    assert "nothing has been trained yet" in summarize(tmp_path).to_text()
     write(tmp_path / "teacher" / "result.json", {"role": "teacher", "net": "resnet8", "test_accuracy": 0.5})
-    summary = summarise(tmp_path)
+    summary = summarize(tmp_path)
     assert "no report yet" in summary.to_text()
     assert render_text(summary) and render_page(summary, RunRecord())
 
 
 @pytest.mark.parametrize("is_equal", [True, False])
 def test_the_page_stands_alone_and_says_it_all(tmp_path: Path, is_equal: bool) -> None:
-    text = render_page(summarise(make_run(tmp_path / "run", is_equal=is_equal)), record())
+    text = render_page(summarize(make_run(tmp_path / "run", is_equal=is_equal)), record())
     page = Page(text)
     names = [tag for tag, _ in page.tags]
     assert not {"script", "link", "img", "iframe", "object"} & set(names), "no resource from elsewhere, no code"
@@ -136,7 +136,7 @@ def test_the_page_stands_alone_and_says_it_all(tmp_path: Path, is_equal: bool) -
 
 
 def test_the_text_report_is_a_table(tmp_path: Path) -> None:
-    text = render_text(summarise(make_run(tmp_path / "run")))
+    text = render_text(summarize(make_run(tmp_path / "run")))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4 + 4 + 4 + 4 + 3  # models, sizes, devices, layers
     assert "\\|" in text, "a bar in a name does not split a cell"
@@ -145,7 +145,7 @@ def test_the_text_report_is_a_table(tmp_path: Path) -> None:
 
 def test_what_stays_in_float_is_in_both_reports(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    summary = summarise(run)
+    summary = summarize(run)
     assert summary.fall_backs == (f"{EVIL} (silu) in float",)
     assert "## Left in float" in render_text(summary)
     page = Page(render_page(summary, record()))
@@ -156,7 +156,7 @@ def test_what_stays_in_float_is_in_both_reports(tmp_path: Path) -> None:
 def test_the_text_report_tells_of_the_searches_and_the_agents(tmp_path: Path) -> None:
     found = SearchRecord((3, 6, 8), (0.5, 0.6, 0.71), (0.4, 0.5, 0.7), (0.45, 0.6, 0.69), "It trained on 9 images.")
     other = SearchRecord((2,), (0.25,), (0.125,), (0.25,), "")
-    summary = summarise(make_run(tmp_path / "run"))
+    summary = summarize(make_run(tmp_path / "run"))
     words = {"teacher": "found by the teacher's search, flip", "student": "trivial"}
     text = render_text(summary, searches={"teacher": found, "student": other}, agents=words)
     assert "## Search" in text and "It trained on 9 images." in text
@@ -174,14 +174,14 @@ def test_the_parity_sentence_counts_codes(tmp_path: Path) -> None:
     first = {"name": "a", "values": 1500, "differing": 2, "differing_on": 1}
     layers = [first, {"name": "b", "values": 500, "differing": 0, "differing_on": 3}]
     path.write_text(json.dumps({**parity, "layers": layers, "layer_images": 32}))
-    sentence = parity_sentence(summarise(run))
+    sentence = parity_sentence(summarize(run))
     assert "on 32 images: 2 of 2,000 codes differ between student and file, 4 between" in sentence
     path.write_text(json.dumps({**parity, "layers": []}))
-    assert "codes" not in parity_sentence(summarise(run))
+    assert "codes" not in parity_sentence(summarize(run))
 
 
 def test_every_device_has_lines_and_two_pictures(tmp_path: Path) -> None:
-    summary = summarise(make_devices(make_run(tmp_path / "run")))
+    summary = summarize(make_devices(make_run(tmp_path / "run")))
     assert [one["device"] for one in summary.devices] == ["local", "board", "pi"]
     assert summary.bench["models"]["student"]["median_ms"] == 0.1234, "this machine comes first"
     _, *rows = device_table(summary)
@@ -214,12 +214,12 @@ def test_every_device_has_lines_and_two_pictures(tmp_path: Path) -> None:
 def test_a_summary_without_this_machine_shows_another(tmp_path: Path) -> None:
     run = make_devices(make_run(tmp_path / "run"))
     (run / "bench" / "local.json").unlink()
-    summary = summarise(run)
+    summary = summarize(run)
     assert summary.bench["device"] == "pi" and summary.models[1].median_ms == 2.0
 
 
 def test_a_template_in_a_name_stays_text(tmp_path: Path) -> None:
-    page = render_page(summarise(make_run(tmp_path / "run")), replace(record(), config="{{ 7 * 7 }}{% raw %}"))
+    page = render_page(summarize(make_run(tmp_path / "run")), replace(record(), config="{{ 7 * 7 }}{% raw %}"))
     assert "<pre>{{ 7 * 7 }}{% raw %}</pre>" in page
 
 
@@ -249,14 +249,14 @@ def test_nets_that_helped_the_student_have_lines_of_their_own(tmp_path: Path) ->
     write(run / "student" / "auxiliary" / "result.json",
           {"net": "lenet5", "weight_bits": 8, "act_bits": 8, "test_accuracy": 0.96})  # fmt: skip
     write(run / "student" / "teacher" / "result.json", {"net": "resnet8", "test_accuracy": 0.91})
-    first, *_ = summarise(run).models
+    first, *_ = summarize(run).models
     assert first.role.endswith(", taught along") and first.test_accuracy == 0.91  # the one that is exported
-    lines = [(row.role, row.net, row.test_accuracy) for row in summarise(run).models[2:]]
+    lines = [(row.role, row.net, row.test_accuracy) for row in summarize(run).models[2:]]
     assert lines == [
         ("ensemble of 2 teachers", "resnet8", 0.95), ("auxiliary teacher w8a8", "lenet5", 0.96),
         ("teacher, before it was taught", "resnet8", 0.9), ("peer", "resnet8", 0.94), ("peer w4a4", "resnet8", 0.93),
     ]  # fmt: skip
-    assert "ensemble of 2 teachers" in render_text(summarise(run))
+    assert "ensemble of 2 teachers" in render_text(summarize(run))
 
 
 NASTY = "<script>alert(1)</script> [x](javascript:y) `c` | \x1b[31m &lt; \n# head"
@@ -272,7 +272,7 @@ def test_nothing_of_a_name_or_device_comes_to_life(tmp_path: Path) -> None:
     layers = json.loads((run / "export" / "layers.json").read_text())
     layers["layers"][0]["name"] = NASTY
     write(run / "export" / "layers.json", layers)
-    summary = summarise(run)
+    summary = summarize(run)
     text = render_text(summary, agents={NASTY: NASTY})
     page = render_page(summary, replace(record(), agents={NASTY: NASTY}, environment={NASTY: NASTY}))
     for made in (text, page):

@@ -33,7 +33,7 @@ def completed(tmp_path: Path) -> RunFolder:
         ({"data.workers": 5, "data.path": "moved", "data.eval_batch_size": 7, "data.download": False}, ["report"]),
         ({"student.train.checkpoint_every_s": 7.0, "teacher.train.checkpoint_every_s": 0.0}, ["report"]),
         ({"search.engine": "ray", "search.workers": 9, "search.address": "auto"}, ["report"]),
-        ({"export.flavour": "qcdq"}, ["export", "report"]),
+        ({"export.flavor": "qcdq"}, ["export", "report"]),
         ({"export.strict": True, "export.pack": "int8"}, ["export", "report"]),
         ({"bench.threads": 2}, ["bench", "report"]),
         ({"bench.on": ["local", "ssh://board"]}, ["bench", "report"]),

@@ -53,7 +53,7 @@ def test_it_is_read_back_as_it_was_written_at_every_point(tmp_path: Path) -> Non
     whole = journal(tmp_path / "whole")
     while turns := whole.turns():
         take(whole, turns[0])
-    while turns := journal(tmp_path / "pieces").turns():  # opened anew for every turn
+    while turns := journal(tmp_path / "pieces").turns():  # reopened for every turn
         take(journal(tmp_path / "pieces"), turns[-1])  # and the turns of a round in another order
     assert journal(tmp_path / "pieces").rounds == whole.rounds == journal(tmp_path / "whole").rounds
 

@@ -1,4 +1,4 @@
-"""A member's turn: the whole state goes on, the released copy takes weights alone, scores are taken in eval mode."""
+"""A member's turn: the whole state continues, the released copy takes weights alone, scores are taken in eval mode."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_turns_give_the_bits_of_one_long_training(tmp_path: Path) -> None:
     for ema in (0.0, 0.9):
         cut, whole = tmp_path / f"cut{ema}", tmp_path / f"whole{ema}"
         for number in range(EPOCHS):
-            score = trial(train={"ema_decay": ema}).take(turn(cut, number, 0))  # a model of its own for every turn
+            score = trial(train={"ema_decay": ema}).take(turn(cut, number, 0))  # a new model for every turn
         long = trial(train={"ema_decay": ema}).take(turn(whole, 0, 0, epochs=EPOCHS))
         assert score.accuracy == long.accuracy and score.state_sha256 == long.state_sha256 != ""
         assert (cut / f"{EPOCHS - 1}-0").read_bytes() == (whole / "0-0").read_bytes()
@@ -214,7 +214,7 @@ def test_an_altered_state_is_refused(tmp_path: Path) -> None:
     one.take(turn(tmp_path, 0, 0))
     following = turn(tmp_path, 1, 0)
     (tmp_path / "0-0").write_bytes((tmp_path / "0-0").read_bytes()[:-1] + b"x")
-    with pytest.raises(DamagedFileError, match=r"truncated or altered.*delete .* to search anew"):
+    with pytest.raises(DamagedFileError, match=r"truncated or altered.*delete .* to search again"):
         one.take(following)
     (tmp_path / "0-0").write_bytes(b"\x80\x04pickle")
     with pytest.raises(ValueError, match="is a pickled file"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.data import load_splits, normalise
+from qkd.data import load_splits, normalize
 from qkd.files import read_json, read_safetensors, sha256_of
 from qkd.methods.auxiliary.method import load_auxiliary
 from qkd.methods.ensemble.average import EnsembleTeacher
@@ -76,7 +76,7 @@ def test_the_result_has_members_and_ensemble(ensemble: RunFolder) -> None:
     splits = load_splits(ensemble.config.data, seed=0)
     images, labels = splits.test.batch(torch.arange(32), "cpu")
     with torch.no_grad():
-        shown = normalise(images, splits.mean, splits.std)
+        shown = normalize(images, splits.mean, splits.std)
         average = torch.stack([load_member(ensemble, number)(shown).softmax(1) for number in range(3)]).mean(0)
         teacher = load_ensemble(ensemble)
         assert isinstance(teacher, EnsembleTeacher) and not teacher.training

@@ -1,4 +1,4 @@
-"""The export stage: flavours beside student.onnx, sizes and cost, and layers that stay in float."""
+"""The export stage: flavors beside student.onnx, sizes and cost, and layers that stay in float."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qkd.bench.targets import run_files
 from qkd.cli import main
 from qkd.files import read_json
 from qkd.progress import Silent
-from qkd.report import summarise
+from qkd.report import summarize
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.export import require_integer_layers
@@ -28,7 +28,7 @@ NEEDS_QONNX = "qonnx's executor is in the extra [qonnx], for Python 3.11 and new
 
 
 class Listening(Silent):
-    """Keeps what it is told."""
+    """Keeps every message."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,46 +70,46 @@ def test_sizes_and_cost_are_written(data: Path, trained: Path) -> None:
     assert student["theoretical_bytes"] == cost["student"]["parameter_bytes"] < student["size_bytes"]
     assert teacher["packed_weight_bytes"] == cost["float_twin"]["weight_bytes"]
     assert teacher["packed_weight_bytes"] < teacher["theoretical_bytes"] < teacher["size_bytes"]
-    summary = summarise(run.path)
+    summary = summarize(run.path)
     assert summary.models[1].theoretical_bytes == student["theoretical_bytes"] and summary.cost == cost
-    assert summary.flavours == {}
+    assert summary.flavors == {}
 
 
-@pytest.mark.parametrize("flavour", ["qcdq", "qonnx"])
-def test_another_flavour_lies_beside_and_is_compared(data: Path, trained: Path, flavour: str) -> None:
-    if flavour == "qonnx":
+@pytest.mark.parametrize("flavor", ["qcdq", "qonnx"])
+def test_another_flavor_lies_beside_and_is_compared(data: Path, trained: Path, flavor: str) -> None:
+    if flavor == "qonnx":
         pytest.importorskip("qonnx", reason=NEEDS_QONNX)
     listener = Listening()
-    run = export(data, trained, listener, flavour=flavour, pack="packed", strict=True)
+    run = export(data, trained, listener, flavor=flavor, pack="packed", strict=True)
     folder = run.path / "export"
     facts = read_json(folder / "export.json")
-    assert facts[f"student.{flavour}"]["flavour"] == flavour and facts["student"]["flavour"] == "ort"
-    domains = {entry.domain for entry in onnx.load(folder / f"student.{flavour}.onnx").opset_import}
-    assert ("qonnx.custom_op.general" in domains) == (flavour == "qonnx")
-    parity = read_json(folder / f"parity.{flavour}.json")
+    assert facts[f"student.{flavor}"]["flavor"] == flavor and facts["student"]["flavor"] == "ort"
+    domains = {entry.domain for entry in onnx.load(folder / f"student.{flavor}.onnx").opset_import}
+    assert ("qonnx.custom_op.general" in domains) == (flavor == "qonnx")
+    parity = read_json(folder / f"parity.{flavor}.json")
     assert parity["passed"] and parity["images"] == 32 and parity["off"]["differing"] == 0 and parity["layers"]
     assert all(layer["differing"] == 0 for layer in parity["layers"])
-    assert parity["runtime_version"].startswith("qonnx ") == (flavour == "qonnx")
-    assert any(f"parity of student.{flavour}.onnx: the same class" in line for line in listener.said)
+    assert parity["runtime_version"].startswith("qonnx ") == (flavor == "qonnx")
+    assert any(f"parity of student.{flavor}.onnx: the same class" in line for line in listener.said)
     # what the bench stage runs: never a file that ONNX Runtime cannot load, or is not for it
     assert sorted(run_files(run.path)) == ["student", "teacher"]
-    assert summarise(run.path).flavours[f"student.{flavour}"]["parity"] == parity
+    assert summarize(run.path).flavors[f"student.{flavor}"]["parity"] == parity
     STAGES["bench"](run, Silent())
     STAGES["report"](run, Silent())
-    assert f"student.{flavour}.onnx" in (run.path / "report.md").read_text()
+    assert f"student.{flavor}.onnx" in (run.path / "report.md").read_text()
 
 
-def test_a_flavour_that_cannot_be_proven_is_found_before_training(
+def test_a_flavor_that_cannot_be_proven_is_found_before_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(qkd.checking.config_files, "find_spec", lambda name: None)
     file = tmp_path / "c.yaml"
-    file.write_text(yaml.safe_dump(tiny_config(data, {"export.flavour": "qonnx"}).model_dump(mode="json")))
+    file.write_text(yaml.safe_dump(tiny_config(data, {"export.flavor": "qonnx"}).model_dump(mode="json")))
     assert main(["run", str(file), "--runs-dir", str(tmp_path / "runs")]) == 2
     found = capsys.readouterr().err
-    assert "export.flavour: `qonnx` is proven with qonnx's executor, which is missing: pip install" in found
+    assert "export.flavor: `qonnx` is proven with qonnx's executor, which is missing: pip install" in found
     assert not (tmp_path / "runs").exists()
-    assert main(["validate", str(file), "export.flavour=qcdq"]) == 0
+    assert main(["validate", str(file), "export.flavor=qcdq"]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -152,17 +152,17 @@ def test_strict_lets_integer_layers_pass(data: Path, trained: Path) -> None:
     require_integer_layers(export(data, trained, strict=True))
 
 
-def test_dry_run_tries_every_flavour(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_tries_every_flavor(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(tiny_config(data).model_dump(mode="json")))
-    flavours = ["qcdq"]
+    flavors = ["qcdq"]
     try:
         import qonnx  # noqa: F401
 
-        flavours.append("qonnx")
+        flavors.append("qonnx")
     except ImportError:
         pass
-    for flavour in flavours:
-        assert main(["run", str(file), f"export.flavour={flavour}", "--dry-run", "--json"]) == 0
+    for flavor in flavors:
+        assert main(["run", str(file), f"export.flavor={flavor}", "--dry-run", "--json"]) == 0
         checks = json.loads(capsys.readouterr().out)["checks"]
         assert "3 files load and run" in checks[-1]["outcome"]

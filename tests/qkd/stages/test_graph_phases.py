@@ -12,7 +12,7 @@ import torch
 
 from export import export_onnx
 from qkd.checking import name_faults
-from qkd.data import load_splits, normalise
+from qkd.data import load_splits, normalize
 from qkd.files import read_safetensors, sha256_of
 from qkd.nets import build_net
 from qkd.progress import Silent
@@ -79,7 +79,7 @@ def test_a_run_learns_and_leaves_no_trace_and_a_killed_one_goes_on_bit_for_bit(
     assert table[-1]["terms"]["cross_entropy"] < table[2]["terms"]["cross_entropy"]
     names = read_safetensors(whole.path / "student" / "weights.safetensors")
     assert not [name for name in names if "attention" in name or "adapter" in name or "estimator" in name]
-    export_onnx(load_student(whole), torch.zeros(2, 1, 8, 8), tmp_path / "student.onnx", flavour="ort")
+    export_onnx(load_student(whole), torch.zeros(2, 1, 8, 8), tmp_path / "student.onnx", flavor="ort")
     graph = onnx.load(str(tmp_path / "student.onnx")).graph
     assert len([node for node in graph.node if "Conv" in node.op_type]) == 9  # the net's own, shortcuts included
 
@@ -112,7 +112,7 @@ def built(data: Path, settings: Any) -> tuple[Any, Student, Any, list[Batch]]:
     torch.manual_seed(0)
     teacher, net = build_net("wrn_16_2", **sizes).eval(), build_net("resnet8", **sizes)
     raw, labels = splits.train.batch(torch.arange(32), "cpu")
-    images = normalise(raw, splits.mean, splits.std)
+    images = normalize(raw, splits.mean, splits.std)
     student = prepare(net, QuantSpec(weight_bits=2, act_bits=2), example_inputs=images[:2])
     calibrate(student, [images])
     made = distillation(settings, settings.student.phases, student, teacher, None, net=net, splits=splits)

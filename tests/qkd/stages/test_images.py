@@ -150,7 +150,7 @@ def test_notes_on_the_data_are_said_once(run: RunFolder) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"classes": 3, "train": 1, "test": 1, "fingerprint": 0}', "\0"])
 def test_a_damaged_record_is_refused(run: RunFolder, text: str) -> None:
     (run.path / FILE).write_text(text)
-    with pytest.raises(DataError, match="data.json: .*delete it, and it is written anew"):
+    with pytest.raises(DataError, match="data.json: .*delete it, and it is written again"):
         run_images(run)
 
 
@@ -161,7 +161,7 @@ def test_the_same_content_under_another_time_is_the_same(run: RunFolder) -> None
 
 
 def test_the_fingerprint_of_small_sets_is_what_it_was(tmp_path: Path) -> None:
-    """Checkpoints hold it: a training that was begun with an earlier version goes on."""
+    """Checkpoints hold it: a training that was begun with an earlier version resumes."""
     import hashlib
 
     splits = load_splits(tiny_config(write_npz_set(tmp_path / "data"), {"data.val_fraction": 0.0}).data, seed=0)

@@ -282,7 +282,7 @@ def test_the_command_line_resumes_after_a_kill(tmp_path: Path) -> None:
             else None
         )  # the next kill is the one of the same stage
         assert again is None or again.returncode == 0, again.stderr
-        assert again is None or not folder or "going on from the checkpoint" in again.stderr
+        assert again is None or not folder or "resuming from the checkpoint" in again.stderr
     assert steady(tmp_path / "runs" / "killed") == steady(tmp_path / "runs" / "whole")
 
 

@@ -222,7 +222,7 @@ def test_a_net_without_stages_needs_taps(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"student.terms": [{"loss": "cross_entropy"}]}, "bring a loss of their own"),
+        ({"student.terms": [{"loss": "cross_entropy"}]}, "bring their own loss"),
         (
             {"student.phases": [{"epochs": 2, "terms": [{"loss": "cross_entropy"}]}]},
             "none would train on `rotations`",

@@ -20,7 +20,7 @@ from qkd.failures import UsageError
 from qkd.files import sha256_of
 from qkd.pipeline import run_stages as run_in_order
 from qkd.progress import Progress, Silent
-from qkd.report import render_page, summarise
+from qkd.report import render_page, summarize
 from qkd.roles.agents import role_agent, unsearched_agent
 from qkd.roles.learner import stretched_phases, stretched_train
 from qkd.run.folder import RunFolder
@@ -104,7 +104,7 @@ def test_a_changed_schedule_undoes_what_was_made_from_it(data: Path, tmp_path: P
     text = file.read_text()
     file.write_text(text + "\n")
     assert run.why_incomplete("teacher") == run.why_incomplete("search_teacher") == f"search/{file.name} has changed"
-    run_in_order(run, ("teacher", "search"), Silent())  # written anew out of the journal
+    run_in_order(run, ("teacher", "search"), Silent())  # written again from the journal
     assert file.read_text() == text and run.is_complete("teacher")
 
 
@@ -287,7 +287,7 @@ def test_the_report_draws_both_searches_and_both_schedules(done: RunFolder) -> N
     found = record.searches["student"]
     assert list(found.epochs) == [2, 4, 5] and len(found.best) == len(found.mean) == len(found.chosen) == 3
     assert all(mean <= best for mean, best in zip(found.mean, found.best, strict=True))
-    page = html.unescape(render_page(summarise(done.path), record))
+    page = html.unescape(render_page(summarize(done.path), record))
     for text in ("student's search: validation accuracy", "teacher's agent", "found by the teacher's"):
         assert text in page
     assert "validated 216 in" in page and "it is 3.02 times" in page

@@ -172,7 +172,7 @@ def test_an_own_net_gets_an_own_float_training_and_labels_may_be_absent(data: Pa
 
 @pytest.mark.parametrize("view", ["own", "clean"])
 def test_the_view_changes_what_the_teacher_sees_only(data: Path, tmp_path: Path, view: str) -> None:
-    from qkd.data import load_splits, normalise
+    from qkd.data import load_splits, normalize
     from qkd.roles.views import teacher_view
     from qkd.training import Batch
 
@@ -182,7 +182,7 @@ def test_the_view_changes_what_the_teacher_sees_only(data: Path, tmp_path: Path,
     give = teacher_view(config, splits)
     assert give is not None
     first = give(Batch(raw.float(), labels, raw, 0, 0))
-    clean = normalise(raw, splits.mean, splits.std)
+    clean = normalize(raw, splits.mean, splits.std)
     assert torch.equal(first, give(Batch(raw.float(), labels, raw, 0, 0)))
     assert torch.equal(first, clean) == (view == "clean")
     assert torch.equal(first, give(Batch(raw.float(), labels, raw, 0, 1))) == (view == "clean")
@@ -307,7 +307,7 @@ def test_a_term_that_reads_before_the_grid_trains_and_reads_something_else(
     data: Path, tmp_path: Path, net: str
 ) -> None:
     found = []
-    for tap in ("quantised", "pre_quant"):
+    for tap in ("quantized", "pre_quant"):
         terms = [{"loss": "cross_entropy"}, {"loss": "hint", "taps": [["layer3", "layer3"]], "tap": tap}]
         changes = {"name": tap, "teacher.net": net, "student.net": net, "student.terms": terms}
         with run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill") as run:

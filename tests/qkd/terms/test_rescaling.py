@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qkd.config import TermConfig
 from qkd.losses import cross_entropy_loss, gradient_rescaling, soft_target_loss, teacher_confidence_loss
 from qkd.terms import build_terms
-from qkd.terms.rescaling import LEAST_DOUBT, image_gradients, rescaling_facts, soft_targets, step_facts, summarise
+from qkd.terms.rescaling import LEAST_DOUBT, image_gradients, rescaling_facts, soft_targets, step_facts, summarize
 from qkd.terms.step import DistillStep
 from qkd.terms.weighting import Outputs
 from qkd.training import Batch
@@ -70,8 +70,8 @@ def test_facts_by_hand() -> None:
     assert values == pytest.approx(
         {"hard_gradient": 0.775 / 4, "loss_gradient": 7.25 / 4, "w_counted": 0.5, "w_sum": 1.0, "w_square": 2.5}
     )
-    assert summarise(values) == pytest.approx({"w_mean": 2, "w_std": 1, "w_share": 0.5, "w_total": 7.25 / 0.775})
-    nothing = summarise({name: value.item() for name, value in rescaling_facts(0 * hard, hard).items()})
+    assert summarize(values) == pytest.approx({"w_mean": 2, "w_std": 1, "w_share": 0.5, "w_total": 7.25 / 0.775})
+    nothing = summarize({name: value.item() for name, value in rescaling_facts(0 * hard, hard).items()})
     assert nothing == {"w_mean": None, "w_std": None, "w_share": 0, "w_total": None}
 
 
@@ -82,7 +82,7 @@ def test_facts_of_batches_average_to_those_of_all_images() -> None:
     parts = [rescaling_facts(hard[start : start + 4], loss[start : start + 4]) for start in (0, 4, 8)]
     means = {name: sum(float(part[name]) for part in parts) / 3 for name in parts[0]}
     w = (loss / hard)[hard >= LEAST_DOUBT]
-    found = summarise(means)
+    found = summarize(means)
     assert (found["w_mean"], found["w_std"]) == pytest.approx((w.mean().item(), w.std(correction=0).item()))
     assert found["w_total"] == pytest.approx((loss.sum() / hard.sum()).item())
 
@@ -131,7 +131,7 @@ def test_the_distillation_step_gives_them() -> None:
     result = DistillStep(net, teacher, build_terms(config))(batch)
     with torch.no_grad():
         w = gradient_rescaling(net(batch.images), teacher(batch.images), LABELS, teacher_share=0.5, temperature=2.0)
-    told = summarise({name: value.item() for name, value in result.facts.items()})
+    told = summarize({name: value.item() for name, value in result.facts.items()})
     assert told["w_share"] == 1 and told["w_mean"] == pytest.approx(w.mean().item(), rel=1e-5)
     assert told["w_std"] == pytest.approx(w.std(correction=0).item(), rel=1e-3)
     assert not any(value.requires_grad for value in result.facts.values())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qkd.seeding import global_stream
-from qkd.terms import Taps, dequantised
+from qkd.terms import Taps, dequantized
 from qkd.terms.taps import PRE_QUANT
 from qkd.testing import TinyNet
 from quantizers import QuantSpec, calibrate, is_fused, prepare, set_fused
@@ -75,11 +75,11 @@ def test_a_module_that_did_not_run_is_named() -> None:
 def test_quant_tensors_and_tuples_are_unwrapped() -> None:
     quant_tensor = namedtuple("IntQuantTensor", "value scale zero_point")
     inner = torch.ones(2)
-    assert dequantised(inner) is inner
-    assert dequantised(quant_tensor(inner, torch.tensor(0.1), torch.tensor(0))) is inner
-    assert dequantised((inner, 3)) is inner
+    assert dequantized(inner) is inner
+    assert dequantized(quant_tensor(inner, torch.tensor(0.1), torch.tensor(0))) is inner
+    assert dequantized((inner, 3)) is inner
     with pytest.raises(TypeError, match="module a.b is a dict"):
-        dequantised({}, "a.b")
+        dequantized({}, "a.b")
 
 
 def test_a_students_taps_are_on_its_grid() -> None:

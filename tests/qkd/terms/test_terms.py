@@ -96,9 +96,9 @@ def test_the_device_of_tensors_in_lists_is_found() -> None:
 
 def test_a_term_may_read_what_comes_before_the_grid() -> None:
     features = {"a": Z, "a@pre_quant": 2 * Z}
-    for tap, expected in (("quantised", Z), ("pre_quant", 2 * Z)):
+    for tap, expected in (("quantized", Z), ("pre_quant", 2 * Z)):
         built = build_terms([term("hint", taps=(("a", "b"),), tap=tap)])
-        assert built.student_taps == ("a" if tap == "quantised" else "a@pre_quant",) and built.teacher_taps == ("b",)
+        assert built.student_taps == ("a" if tap == "quantized" else "a@pre_quant",) and built.teacher_taps == ("b",)
         found = built(outputs(student_features=features, teacher_features={"b": V}))[0]
         assert torch.equal(found, (expected - V).square().mean())
     both = tuple((path, path) for path in ("a", "b"))

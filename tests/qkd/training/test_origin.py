@@ -1,4 +1,4 @@
-"""What a checkpoint goes on from: the same settings, or a refusal that names them; other kernels are told of."""
+"""What a checkpoint resumes from: the same settings, or a refusal that names them; other kernels are reported."""
 
 from __future__ import annotations
 

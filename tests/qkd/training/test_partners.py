@@ -23,7 +23,7 @@ class Interrupted(Exception):
 
 
 class Pair:
-    """A model and two partners: one in the loop's optimizer, one with an optimizer of its own."""
+    """A model and two partners: one in the loop's optimizer, one with its own optimizer."""
 
     def __init__(self, *, stop_at: int = -1) -> None:
         with global_stream(0, "init"):

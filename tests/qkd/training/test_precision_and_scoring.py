@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.config import DataConfig
-from qkd.data import normalise
+from qkd.data import normalize
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training import accuracy, choose_precision, cpu_threads
 from qkd.training.precision import choose_device
@@ -77,7 +77,7 @@ class Oracle(nn.Module):
 def test_accuracy_counts(right: int) -> None:
     splits = synthetic_splits(val=18)
     raw, labels = splits.val.batch(torch.arange(18), "cpu")
-    oracle = Oracle(normalise(raw, splits.mean, splits.std), labels, right)
+    oracle = Oracle(normalize(raw, splits.mean, splits.std), labels, right)
     assert accuracy(oracle, splits.val, splits, DATA, CPU) == right / 18
     assert oracle.training
 

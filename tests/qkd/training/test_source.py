@@ -24,7 +24,7 @@ loop_tests = beside.load(Path(__file__).with_name("test_loop.py"))
 
 
 class Dreamed:
-    """Images that no data set holds, drawn anew for every step."""
+    """Images that no data set holds, drawn again for every step."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.asked = job, []  # type: ignore[var-annotated]

@@ -1,4 +1,4 @@
-"""Which grid every value lies on: its width, its kind, its quantizer."""
+"""Which grid every value is on: its width, its kind, its quantizer."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class Heads(nn.Module):
 
 OUTPUTS: dict[str, tuple[Callable[[Tensor, Tensor], Any], type]] = {
     "a named tuple": (Scores, tuple),
-    "a dict of a type of its own": (lambda a, b: Wrapped(logits=a, features=b), dict),
+    "a dict of a custom type": (lambda a, b: Wrapped(logits=a, features=b), dict),
     "a list": (lambda a, b: [a, b], list),
 }
 

@@ -62,7 +62,7 @@ def test_every_net_trains_one_step(net_name: str, make_student: Any, images: Any
 
 def test_every_net_exports_and_agrees(net_name: str, make_student: Any, images: Any, tmp_path: Path) -> None:
     student = make_student(net_name)
-    export_onnx(student, images(1), tmp_path / "student.onnx", flavour="ort")
+    export_onnx(student, images(1), tmp_path / "student.onnx", flavor="ort")
     report = check_parity(student, tmp_path / "student.onnx", [images(4, seed=11)])
     assert report.off.top1_agreement == 1.0 and report.layers and not report.all_zero
     for layer in report.layers:

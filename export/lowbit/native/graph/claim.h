@@ -1,7 +1,7 @@
 // Which parts of a graph this provider computes.
 //
 // A step is claimed only where its whole function is understood: constant grids of one scale, known shapes, weights
-// and codes proven to lie on two bits. Steps that hang together without leaving the provider become one region; a
+// and codes proven to fit into two bits. Steps that hang together without leaving the provider become one region; a
 // region without a convolution on look-up tables is not worth the change of layout and is left alone.
 #pragma once
 

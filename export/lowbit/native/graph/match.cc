@@ -26,7 +26,7 @@ bool is_default_padding(const Node& node) {
     return found == node.strings.end() || found->second.empty() || found->second == "NOTSET";
 }
 
-// Whether windows lie within the padded tensor and are as many as the output has positions.
+// Whether windows are within the padded tensor and are as many as the output has positions.
 bool makes(const ConvShape& shape, const TensorInfo& in, const TensorInfo& out) {
     return in.height + shape.pad_top + shape.pad_bottom >= shape.kernel_h &&
            in.width + shape.pad_left + shape.pad_right >= shape.kernel_w && shape.out_height(in.height) == out.height &&
@@ -223,7 +223,7 @@ bool Matcher::bias_of(const Node& node, float input_scale, const std::vector<flo
         for (size_t i = 0; i < zeros.count; ++i)
             if (static_cast<const int32_t*>(zeros.constant)[i] != 0) return false;
     }
-    for (int o = 0; o < channels; ++o) {  // the integer kernels take the bias as it is: its grid must be the accumulator's
+    for (int o = 0; o < channels; ++o) {  // the integer kernels take the bias unchanged: its grid must be the accumulator's
         const float step = static_cast<const float*>(steps.constant)[steps.count == 1 ? 0 : o];
         const double expected = static_cast<double>(input_scale) * scales[o];
         const int32_t code = static_cast<const int32_t*>(codes.constant)[o];

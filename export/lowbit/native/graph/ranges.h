@@ -14,7 +14,7 @@ struct Range {
 // The scale and zero point of a QuantizeLinear or DequantizeLinear; false where they are not one constant each.
 bool scalar_grid(const Graph& graph, const Node& node, float* scale, int* zero, bool* is_signed);
 
-// Neither blocks nor a precision of its own (operators of opset 21 and later, where 0 is the default of both).
+// Neither blocks nor an explicit precision (operators of opset 21 and later, where 0 is the default of both).
 bool is_plain(const Node& node);
 
 bool is_code(const Value& value);

@@ -91,7 +91,7 @@ struct LutLayer {
     ConvShape shape;
     LutFormat format{};
     int groups = 0;            // look-ups over the input channels: group g holds channels g, g + groups, g + 2 groups
-    bool shares_taps = false;  // weights of three neighboring taps lie side by side and share a table
+    bool shares_taps = false;  // weights of three neighboring taps are side by side and share a table
     std::vector<Block> blocks;
     std::vector<int32_t> offset;  // a channel each
     Buffer weights;

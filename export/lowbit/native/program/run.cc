@@ -10,7 +10,7 @@ namespace lowbit {
 
 namespace {
 
-constexpr size_t kTaskWork = 1 << 16;  // look-up lanes, bytes or so: less is not worth a task of its own
+constexpr size_t kTaskWork = 1 << 16;  // look-up lanes, bytes or so: less is not worth a separate task
 constexpr size_t kMostTasks = 16;
 
 struct Running {
@@ -24,7 +24,7 @@ struct Running {
     }
 };
 
-// One operation: `units` may be done in any order and in ranges of their own.
+// One operation: `units` may be done in any order and in any ranges.
 struct Work {
     const Running& run;
     const Op& op;

@@ -1,4 +1,4 @@
-// ONNX Runtime's plugin interface, as far as it is used here.
+// The part of ONNX Runtime's plugin interface that is used here.
 //
 // The interface is stable: structs only grow at their end, function tables keep their order, and a plugin says which
 // version it was written for (23: onnxruntime 1.23, the first one with all that is used). So a function is a place in a

@@ -16,7 +16,7 @@ namespace {
 
 enum Answer : int { kDone = 0, kNoKernels = 1, kRefused = 2 };
 
-// Tasks last to first, or each on a thread of its own: they must not depend on an order.
+// Tasks last to first, or each on its own thread: they must not depend on an order.
 class TestThreads : public Threads {
 public:
     explicit TestThreads(bool is_parallel) : is_parallel_(is_parallel) {}

@@ -21,7 +21,7 @@ from qkd.agents.policies.spaces import GEOMETRIC, RANDAUGMENT, TRIVIAL_WIDE, Spa
 
 THEIRS = {RANDAUGMENT: v2.RandAugment, TRIVIAL_WIDE: v2.TrivialAugmentWide}
 FILL = (125, 123, 114)
-TIES_AT_MOST = 0.001  # share of pixels whose source lies on a border between two, where the last bit of a sine decides
+TIES_AT_MOST = 0.001  # share of pixels whose source is on a border between two, where the last bit of a sine decides
 NAMES = [name for name in RANDAUGMENT.operations if name != "Identity"]
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from qkd.config import DataConfig
-from qkd.data import DataError, Splits, changes, iterate, load_splits, normalise, read_facts, sampling_note
+from qkd.data import DataError, Splits, changes, iterate, load_splits, normalize, read_facts, sampling_note
 from qkd.data.sets.images import IMAGE_SUFFIXES, decode, read_header
 
 COLORS = {"ant": (200, 10, 10), "bee": (10, 200, 10)}
@@ -65,7 +65,7 @@ def test_mean_and_std_are_those_of_the_training_images(good: Path) -> None:
     pixels = splits.train.batch(torch.arange(len(splits.train)), "cpu")[0].double() / 255
     assert splits.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
     assert splits.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
-    out = normalise((pixels * 255).round().to(torch.uint8), splits.mean, splits.std)
+    out = normalize((pixels * 255).round().to(torch.uint8), splits.mean, splits.std)
     assert torch.allclose(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
 
 

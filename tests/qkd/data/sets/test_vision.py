@@ -69,7 +69,7 @@ def test_cifar_files_are_read_and_damaged_ones_refused(tmp_path: Path, monkeypat
     for path in base.iterdir():
         sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
     kind = torchvision.datasets.CIFAR10
-    # The real files' sums are built in; these are of the same format with sums of their own.
+    # The real files' sums are built in; these are of the same format with their own sums.
     monkeypatch.setattr(kind, "train_list", [[f"data_batch_{n}", sums[f"data_batch_{n}"]] for n in range(1, 6)])
     monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums["batches.meta"]})

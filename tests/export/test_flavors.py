@@ -1,4 +1,4 @@
-"""Every flavour computes the integers of the view, each run by a runtime that reads it."""
+"""Every flavor computes the integers of the view, each run by a runtime that reads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from export.runtime import open_session
 from quantizers import QuantSpec, calibrate, integer_view, prepare
 from quantizers.integer import Function
 
-FLAVOURS = ("ort", "qcdq", "qonnx")
+FLAVORS = ("ort", "qcdq", "qonnx")
 SHAPE = (2, 3, 15, 15)
 
 
@@ -29,13 +29,13 @@ def needs_qonnx() -> None:
 
 
 @pytest.fixture
-def flavour(request):
+def flavor(request):
     if request.param == "qonnx":
         needs_qonnx()
     return request.param
 
 
-each_flavour = pytest.mark.parametrize("flavour", FLAVOURS, indirect=True)
+each_flavor = pytest.mark.parametrize("flavor", FLAVORS, indirect=True)
 
 
 def taps_of(path) -> list[dict[str, Any]]:
@@ -71,13 +71,13 @@ def assert_same(view, tools, images, logits, codes) -> None:
 
 @pytest.mark.parametrize("optimize", [False, True])
 def test_qcdq_in_onnx_runtime(residual, tools, images, tmp_path, optimize):
-    exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qcdq", strict=True)
+    exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qcdq", strict=True)
     assert exported.warnings == () and exported.opset == 13 and not exported.packed
     assert_same(residual, tools, images, *run_taps(tmp_path / "n.onnx", images, optimize=optimize))
 
 
 def test_qcdq_has_plain_operators_only_and_int8_weights(residual, tmp_path):
-    exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qcdq")
+    exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qcdq")
     model = onnx.load(tmp_path / "n.onnx")
     assert [entry.domain for entry in model.opset_import] == [""]
     counts = exported.operators_in_file
@@ -95,7 +95,7 @@ def test_qcdq_has_plain_operators_only_and_int8_weights(residual, tmp_path):
 
 @pytest.mark.parametrize("opset", [19, 21])  # the reference evaluator has no older DequantizeLinear
 def test_qcdq_in_onnx_s_reference_evaluator(residual, tools, images, tmp_path, opset):
-    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qcdq", opset=opset)
+    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qcdq", opset=opset)
     logits = ReferenceEvaluator(str(tmp_path / "n.onnx")).run(None, {"images": images})[0]
     np.testing.assert_array_equal(logits, tools.reference(residual, images)["fc"].astype(np.float32))
 
@@ -103,14 +103,14 @@ def test_qcdq_in_onnx_s_reference_evaluator(residual, tools, images, tmp_path, o
 @pytest.mark.parametrize("batch", [1, 5])
 def test_qonnx_in_its_own_executor(residual, tools, images, tmp_path, batch):
     needs_qonnx()
-    exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qonnx", strict=True)
+    exported = write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qonnx", strict=True)
     assert exported.operators["Quant"] == 10 + 6 + 6  # grids, weights, biases
     assert [warning.split(":")[0] for warning in exported.warnings] == ["not loaded"] and not exported.fall_backs
     assert_same(residual, tools, images[:batch], *run_taps(tmp_path / "n.onnx", images[:batch]))
 
 
 def test_qonnx_file_says_widths_and_shapes(residual, tmp_path):
-    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qonnx")
+    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qonnx")
     model = onnx.load(tmp_path / "n.onnx")
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 13, "qonnx.custom_op.general": 1}
     quants = {node.name: node for node in model.graph.node if node.op_type == "Quant"}
@@ -138,7 +138,7 @@ def test_qonnx_s_transformations_run_through(residual, tools, images, tmp_path):
     from qonnx.transformation.infer_shapes import InferShapes
     from qonnx.util.cleanup import cleanup_model
 
-    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qonnx")
+    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qonnx")
     wanted = tools.reference(residual, images[:1])["fc"].astype(np.float32)
     model = ModelWrapper(str(tmp_path / "n.onnx"))
     with runtime_readable_models():
@@ -155,7 +155,7 @@ def test_qonnx_s_transformations_run_through(residual, tools, images, tmp_path):
 
 
 def test_without_qonnx_the_error_says_what_to_install(residual, tmp_path, monkeypatch):
-    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qonnx")
+    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qonnx")
     monkeypatch.setitem(sys.modules, "qonnx", None)
     monkeypatch.setitem(sys.modules, "qonnx.core", None)
     monkeypatch.setitem(sys.modules, "qonnx.core.onnx_exec", None)
@@ -165,7 +165,7 @@ def test_without_qonnx_the_error_says_what_to_install(residual, tmp_path, monkey
 
 def test_qonnx_says_what_it_cannot_run(residual, images, tmp_path):
     needs_qonnx()
-    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavour="qonnx")
+    write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qonnx")
     with pytest.raises(ValueError, match="qonnx cannot run the graph: .*[Ss]hape mismatch"):
         QuantSession(tmp_path / "n.onnx").run(["logits"], {"images": images[:, :, :7]})
     with pytest.raises(ValueError, match=r"n\.onnx: it is no ONNX file, or a damaged one"):
@@ -174,21 +174,21 @@ def test_qonnx_says_what_it_cannot_run(residual, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flavour", "warning"),
+    ("flavor", "warning"),
     [("qcdq", "have a zero point, which some runtimes do not take: a_quant, b_quant"),
      ("qonnx", "are shifted, and so declared wider than their grids: a_quant, b_quant")],
-    indirect=["flavour"],
+    indirect=["flavor"],
 )  # fmt: skip
-def test_shifted_grids(net, tools, images, tmp_path, flavour, warning):
+def test_shifted_grids(net, tools, images, tmp_path, flavor, warning):
     net.quantize(net.conv(net.image(), "c", (3, 4)), "a", 8, 0.5, -100)
     net.quantize(net.conv("a", "d", (4, 4)), "b", 4, 0.5, -5)  # an odd shift, and sums on ties
     view = net.view(net.conv("b", "e", (4, 4)))
-    exported = write_view(view, [images.shape], tmp_path / "n.onnx", flavour=flavour)
+    exported = write_view(view, [images.shape], tmp_path / "n.onnx", flavor=flavor)
     assert any(line.endswith(warning) for line in exported.warnings)
     logits, codes = run_taps(tmp_path / "n.onnx", images)
     assert_same(view, tools, images, logits, codes)
     assert (codes["b_quant"].min(), codes["b_quant"].max()) == (-5, 10)
-    if flavour == "qonnx":
+    if flavor == "qonnx":
         model = onnx.load(tmp_path / "n.onnx")
         tensors = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
         quants = {node.name: node for node in model.graph.node if node.op_type == "Quant"}
@@ -196,8 +196,8 @@ def test_shifted_grids(net, tools, images, tmp_path, flavour, warning):
         assert tensors[quants["a_quant"].input[3]] == 9 and tensors[quants["b_quant"].input[3]] == 5
 
 
-@pytest.mark.parametrize("flavour", ["qcdq", "qonnx"], indirect=True)
-def test_values_next_to_a_tie_keep_their_side_on_shifted_grids(net, tools, tmp_path, flavour):
+@pytest.mark.parametrize("flavor", ["qcdq", "qonnx"], indirect=True)
+def test_values_next_to_a_tie_keep_their_side_on_shifted_grids(net, tools, tmp_path, flavor):
     """Added before rounding, a zero point of 140 would lose the bit that decides."""
     net.quantize("x", "image", 8, 1.0, -141)
     below, above = (np.nextafter(np.float32(0.5), np.float32(end)) for end in (0, 1))
@@ -205,14 +205,14 @@ def test_values_next_to_a_tie_keep_their_side_on_shifted_grids(net, tools, tmp_p
     images[0, 0, 0, :6] = [below, above, -below, -above, 0.5, 1.5]
     images[0, 1] = np.arange(-300, 300, 600 / 225, dtype=np.float32).reshape(15, 15)
     view = net.view(net.conv("image", "c", (3, 4)))
-    write_view(view, [images.shape], tmp_path / "n.onnx", flavour=flavour)
+    write_view(view, [images.shape], tmp_path / "n.onnx", flavor=flavor)
     logits, codes = run_taps(tmp_path / "n.onnx", images)
     assert codes["image_quant"][0, 0, 0, :6].tolist() == [0, 1, 0, -1, 0, 2]
     assert_same(view, tools, images, logits, codes)
 
 
-@pytest.mark.parametrize("flavour", ["qcdq", "qonnx"], indirect=True)
-def test_moves_and_padding_on_real_values(net, tools, images, tmp_path, flavour):
+@pytest.mark.parametrize("flavor", ["qcdq", "qonnx"], indirect=True)
+def test_moves_and_padding_on_real_values(net, tools, images, tmp_path, flavor):
     net.image(4)
     net.shape("image", "padded", "pad", before=(0, 0, 1, 0), after=(0, 0, 2, 1))
     net.shape("padded", "turned", "transpose", perm=(0, 1, 3, 2))
@@ -221,16 +221,16 @@ def test_moves_and_padding_on_real_values(net, tools, images, tmp_path, flavour)
     net.quantize("picked", "low", 2, 1 / 4, -2)
     net.shape("low", "flat", "reshape", shape=(-1, 3 * 13 * 4))
     view = net.view(net.linear("flat", "fc", (156, 7)))
-    write_view(view, [images.shape], tmp_path / "n.onnx", flavour=flavour)
+    write_view(view, [images.shape], tmp_path / "n.onnx", flavor=flavor)
     assert_same(view, tools, images, *run_taps(tmp_path / "n.onnx", images))
 
 
-@pytest.mark.parametrize("flavour", ["qcdq", "qonnx"], indirect=True)
-def test_functions_and_their_opset(net, images, tmp_path, flavour):
+@pytest.mark.parametrize("flavor", ["qcdq", "qonnx"], indirect=True)
+def test_functions_and_their_opset(net, images, tmp_path, flavor):
     net.real(Function("f", (net.image(),), "f", op="hardswish"))
-    exported = write_view(net.view("f"), [images.shape], tmp_path / "n.onnx", flavour=flavour)
+    exported = write_view(net.view("f"), [images.shape], tmp_path / "n.onnx", flavor=flavor)
     assert exported.opset == 14
-    session = QuantSession(tmp_path / "n.onnx") if flavour == "qonnx" else open_session(
+    session = QuantSession(tmp_path / "n.onnx") if flavor == "qonnx" else open_session(
         tmp_path / "n.onnx", optimize=False
     )  # fmt: skip
     real = torch.tensor(np.clip(np.rint(images * 16), -128, 127) / 16).float()
@@ -238,18 +238,18 @@ def test_functions_and_their_opset(net, images, tmp_path, flavour):
     np.testing.assert_allclose(found, nn.functional.hardswish(real).numpy(), rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("flavour", ["qcdq", "qonnx"])
-def test_strict_names_a_layer_that_reads_values_on_no_grid(net, tmp_path, flavour):
+@pytest.mark.parametrize("flavor", ["qcdq", "qonnx"])
+def test_strict_names_a_layer_that_reads_values_on_no_grid(net, tmp_path, flavor):
     from quantizers.integer import Add
 
     net.quantize(net.conv(net.image(), "c", (3, 4)), "a", 8, 0.5, -128)
     net.real(Add("sum", ("c", "a"), "sum"))
     view = net.view(net.quantize("sum", "s", 8, 0.5, -128))
-    exported = write_view(view, [SHAPE], tmp_path / "n.onnx", flavour=flavour)
+    exported = write_view(view, [SHAPE], tmp_path / "n.onnx", flavor=flavor)
     assert exported.fall_backs == ("sum (Add) computes in float: an input is not quantized (c)",)
     assert exported.fall_backs[0] in exported.warnings
     with pytest.raises(ExportError, match=r"layers stay in float:\n  sum \(Add\)"):
-        write_view(view, [SHAPE], tmp_path / "strict.onnx", flavour=flavour, strict=True)
+        write_view(view, [SHAPE], tmp_path / "strict.onnx", flavor=flavor, strict=True)
     assert not (tmp_path / "strict.onnx").exists()
 
 
@@ -313,23 +313,23 @@ def assert_parity(student, path, images, *, layers: bool = True):
     return report
 
 
-@each_flavour
-def test_student_and_file_agree(student, tmp_path, flavour):
-    exported = export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavour=flavour, strict=True)
-    assert exported.flavour == flavour
+@each_flavor
+def test_student_and_file_agree(student, tmp_path, flavor):
+    exported = export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavor=flavor, strict=True)
+    assert exported.flavor == flavor
     report = assert_parity(student, tmp_path / "n.onnx", batches(2))
     assert report.predicted_classes > 1 and report.layer_images == 24
-    assert report.runtime_version.startswith("qonnx ") == (flavour == "qonnx")
-    assert any("`on` repeats `off`" in note for note in report.notes) == (flavour == "qonnx")
+    assert report.runtime_version.startswith("qonnx ") == (flavor == "qonnx")
+    assert any("`on` repeats `off`" in note for note in report.notes) == (flavor == "qonnx")
 
 
 @pytest.mark.parametrize(
-    ("flavour", "weight"),
+    ("flavor", "weight"),
     [("ort", "last.0.weight.int8"), ("qcdq", "last.0.weight.int8"), ("qonnx", "last.0.weight.float")],
-    indirect=["flavour"],
+    indirect=["flavor"],
 )
-def test_an_altered_weight_is_found(student, tmp_path, flavour, weight):
-    export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavour=flavour, pack="int8")
+def test_an_altered_weight_is_found(student, tmp_path, flavor, weight):
+    export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavor=flavor, pack="int8")
     model = onnx.load(tmp_path / "n.onnx")
     tensor = next(entry for entry in model.graph.initializer if entry.name == weight)
     tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), weight))
@@ -353,19 +353,19 @@ def dead_channels(model) -> None:
     model.head.weight[2] = 0
 
 
-@each_flavour
+@each_flavor
 @pytest.mark.parametrize("change", [negative_factors, dead_channels])
-def test_odd_batch_norms(tmp_path, flavour, change):
+def test_odd_batch_norms(tmp_path, flavor, change):
     student = make_student(4, change)
-    export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavour=flavour)
+    export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavor=flavor)
     assert_parity(student, tmp_path / "n.onnx", batches(2))
 
 
-@each_flavour
+@each_flavor
 @pytest.mark.parametrize("size", [7, 11])
-def test_odd_sizes_and_a_batch_of_one(tmp_path, flavour, size):
+def test_odd_sizes_and_a_batch_of_one(tmp_path, flavor, size):
     student = make_student(4, size=size)
-    export_onnx(student, batches(1, size)[0][:1], tmp_path / "n.onnx", flavour=flavour)
+    export_onnx(student, batches(1, size)[0][:1], tmp_path / "n.onnx", flavor=flavor)
     images = [images[start : start + 1] for images in batches(2, size, count=1) for start in range(6)]
     assert assert_parity(student, tmp_path / "n.onnx", images).images == 6
 
@@ -376,20 +376,20 @@ def far_biases(model) -> None:
     model.last[1].bias[1:3] = torch.tensor([0.8, -0.8])
 
 
-@each_flavour
-def test_a_bias_far_beyond_its_channel_s_size_is_kept_in_int32(tmp_path, flavour):
+@each_flavor
+def test_a_bias_far_beyond_its_channel_s_size_is_kept_in_int32(tmp_path, flavor):
     student = make_student(4, far_biases)
-    export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavour=flavour)
+    export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavor=flavor)
     layer = next(node for node in integer_view(student).nodes if node.name == "last.0")
     assert 2**28 < np.abs(layer.bias.astype(np.int64)).max() < 2**31
     assert_parity(student, tmp_path / "n.onnx", batches(2))
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_diverged_weights_are_refused_by_name(tmp_path, flavour):
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_diverged_weights_are_refused_by_name(tmp_path, flavor):
     student = make_student(4)
     with torch.no_grad():
         dict(student.named_modules())["last.0"].bn.bias[1] = float("inf")
     with pytest.raises(ValueError, match=r"last\.0: a (weight scale|bias)"):
-        export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavour=flavour)
+        export_onnx(student, batches(1)[0], tmp_path / "n.onnx", flavor=flavor)
     assert not list(tmp_path.iterdir())

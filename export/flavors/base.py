@@ -1,6 +1,6 @@
-"""What a flavour of graph must be able to write; the lowering itself is shared.
+"""What a flavor of graph must be able to write; the lowering itself is shared.
 
-A flavour decides what tensor stands for an edge on a grid (its *stored* tensor). Everything that only moves values
+A flavor decides what tensor stands for an edge on a grid (its *stored* tensor). Everything that only moves values
 works on stored tensors; everything that computes works on real ones.
 """
 
@@ -22,7 +22,7 @@ PLAIN_OPSET = 13  # the oldest with per-channel DequantizeLinear, and with axes 
 HARDSWISH_OPSET = 14
 
 
-class Flavour(Protocol):
+class Flavor(Protocol):
     """What a kind of graph is, and what it must be able to write.
 
     Every method that takes a graph returns the name of the tensor it made.
@@ -51,7 +51,7 @@ class Flavour(Protocol):
         """Rearrange a view for the runtime, without changing a code."""
 
     def notes(self, view: IntegerView) -> Iterator[str]:
-        """Yield a warning for whatever the flavour's readers may not take."""
+        """Yield a warning for whatever the flavor's readers may not take."""
 
     def zero_point(self, grid: Grid) -> int:
         """Return what is added to a code to give its stored value (where that is an integer)."""
@@ -111,7 +111,7 @@ def without_custom_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     column of its input: a vector of one scale an output follows it, which gives the right shape from there on.
 
     Args:
-        model: Left as it was.
+        model: Not changed.
 
     Returns:
         The copy, with operators of ONNX alone.

@@ -1,4 +1,4 @@
-"""The flavour for QONNX readers (FINN, hls4ml): float tensors, and a Quant node of any width at every grid."""
+"""The flavor for QONNX readers (FINN, hls4ml): float tensors, and a Quant node of any width at every grid."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from export.flavours.base import bias_values, oldest_opset
+from export.flavors.base import bias_values, oldest_opset
 from export.graph.builder import GraphBuilder
 from export.passes.rewrite import merge_quantizers, sink_moves, spell_out
 from export.storage.packing import Storage, floats_only
@@ -20,11 +20,11 @@ QUANT_VERSION = 1  # Quant has not changed since; version 2 of the domain is abo
 BIAS_BITS = 32
 
 
-class QonnxFlavour:
+class QonnxFlavor:
     """QONNX graph, opset 13 (14 with HardSwish), the batch fixed at 1 as its tools want it.
 
     ``Quant(x, scale, zeropt, bitwidth)`` gives ``(round(clip(x / scale + zeropt)) - zeropt) * scale``, rounding half
-    to even. Every grid is one Quant; weights and biases are float initializers behind a Quant of their own (per
+    to even. Every grid is one Quant; weights and biases are float initializers, each behind its own Quant (per
     channel: the scale is ``[out_channels, 1, ...]``), biases of 32 bits on the grid of the accumulator.
 
     No Quant has a zero point: the readers have no integer type for it, and it is added before rounding, which costs

@@ -1,4 +1,4 @@
-"""The flavour for ONNX Runtime: every edge on a grid is uint8, so that each operator finds its integer kernel."""
+"""The flavor for ONNX Runtime: every edge on a grid is uint8, so that each operator finds its integer kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 from onnx import TensorProto
 
-from export.flavours.base import bias_values, dequantized_constant
+from export.flavors.base import bias_values, dequantized_constant
 from export.graph.builder import GraphBuilder
 from export.passes.rewrite import arrange
 from export.passes.saturation import saturate
@@ -16,7 +16,7 @@ from export.storage.packing import INT8, Pack, Storage, choose_storage
 from quantizers.integer import Conv, Grid, IntegerView, Linear, Quantize
 
 
-class OrtFlavour:
+class OrtFlavor:
     """QDQ graph for ONNX Runtime: uint8 codes, int8 weights, int32 biases.
 
     Found with onnxruntime 1.31.1 (optimized graph read back):
@@ -98,7 +98,7 @@ class OrtFlavour:
         return dequantized_constant(graph, name, stored, layer.weight_scale, np.dtype(np.int8))
 
     def bias(self, graph: GraphBuilder, layer: Conv | Linear, grid: Grid) -> str:
-        """Write the int32 bias on the grid of the accumulator, so that the runtime takes it as it is."""
+        """Write the int32 bias on the grid of the accumulator, so that the runtime takes it unchanged."""
         codes, scale = bias_values(layer, grid)
         name = f"{layer.name}.bias"
         stored = graph.constant(f"{name}.int32", codes)

@@ -1,4 +1,4 @@
-"""The flavour for other runtimes: QuantizeLinear, Clip, DequantizeLinear at every grid, and float operators between."""
+"""The flavor for other runtimes: QuantizeLinear, Clip, DequantizeLinear at every grid, and float operators between."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from export.checks import ExportError
-from export.flavours.base import bias_values, dequantized_constant, oldest_opset
+from export.flavors.base import bias_values, dequantized_constant, oldest_opset
 from export.graph.builder import GraphBuilder
 from export.passes.rewrite import arrange
 from export.storage.packing import Storage, bytes_only
 from quantizers.integer import Concat, Conv, Grid, IntegerView, Linear, Node, Quantize
 
 
-class QcdqFlavour:
+class QcdqFlavor:
     """Plain QCDQ graph of ONNX's own operators, opset 13 (14 with HardSwish), the batch dynamic.
 
     * Each grid is ``QuantizeLinear -> Clip -> DequantizeLinear``, the Clip on the integers and only below eight bits.
       Operators, moves and pooling included, read and give real values: a reader needs no fusion to be right.
     * Codes of a signed grid are int8 and those of an unsigned one uint8, both with zero point 0, as symmetric runtimes
       want them; only a shifted grid is uint8 with a zero point.
-    * Weights are stored as int8 codes, then DequantizeLinear (per channel: axis 0). They lie within their width, so
+    * Weights are stored as int8 codes, then DequantizeLinear (per channel: axis 0). They fit within their width, so
       there is nothing to clip, and no float weights that would have to be quantized at load.
     * Biases are float, each a multiple of its accumulator's step: every runtime takes them (some refuse int32 behind
       DequantizeLinear), and one that quantizes biases by itself finds the int32 codes of the student again.
@@ -44,7 +44,7 @@ class QcdqFlavour:
             ExportError: If packed weights are asked for.
         """
         if pack == "packed":
-            raise ExportError("flavour 'qcdq' stores weights as int8; use pack='int8' or 'auto', or flavour 'ort'")
+            raise ExportError("flavor 'qcdq' stores weights as int8; use pack='int8' or 'auto', or flavor 'ort'")
         return bytes_only(pack, opset, oldest_opset(view))
 
     def arrange(self, view: IntegerView) -> IntegerView:
@@ -85,7 +85,7 @@ class QcdqFlavour:
     def requantize(self, graph: GraphBuilder, node: Quantize, stored: str, old: Grid) -> str:
         """Write the same as for any real tensor, with a Clip also at eight bits.
 
-        ONNX Runtime makes one pair of two that follow each other without a Clip, with a scale of its own: another
+        ONNX Runtime makes one pair of two that follow each other without a Clip, with another scale: another
         function.
         """
         return self._write(graph, node, stored, has_clip=True)

@@ -13,6 +13,7 @@ constexpr int64_t kLongestSide = 1 << 15, kMostBytes = int64_t{1} << 30;
 constexpr int kMostBorder = 64, kMostKernel = 64, kMostStride = 64;
 constexpr int kFewestLutChannels = 16;  // of inputs: below, a look-up's third channel is mostly padding
 constexpr size_t kMostWeights = 1 << 23; // of a channel: their sum fits 31 bits
+constexpr int kHighestShortWeight = 8, kHighestShortActivation = 15;  // four bits: sums of 16 bits hold hundreds of products
 constexpr double kSameScale = 1e-6;     // relative: a product of two scales, rounded to single precision
 
 std::vector<int64_t> ints(const Node& node, const char* name, std::vector<int64_t> otherwise) {
@@ -30,6 +31,31 @@ bool makes(const ConvShape& shape, const TensorInfo& in, const TensorInfo& out) 
     return in.height + shape.pad_top + shape.pad_bottom >= shape.kernel_h &&
            in.width + shape.pad_left + shape.pad_right >= shape.kernel_w && shape.out_height(in.height) == out.height &&
            shape.out_width(in.width) == out.width;
+}
+
+// The least and the greatest weight, and sum |w| of each channel: parts of 256, whose sums fit 16 bits, in one go.
+std::pair<int, int> magnitudes(const int8_t* weights, size_t channels, size_t count, std::vector<int32_t>* sums) {
+    constexpr size_t kPart = 256;
+    uint8_t lowest = 255, highest = 0;  // with 128 added: smallest instructions
+    for (size_t o = 0; o < channels; ++o, weights += count) {
+        int32_t sum = 0;
+        for (size_t first = 0; first < count; first += kPart) {
+            const size_t end = std::min(first + kPart, count);
+            uint16_t part = 0;
+            for (size_t i = first; i < end; ++i) {
+                const uint8_t code = static_cast<uint8_t>(weights[i] ^ 0x80);
+                lowest = std::min(lowest, code);
+                highest = std::max(highest, code);
+            }
+            for (size_t i = first; i < end; ++i) {
+                const int16_t w = weights[i];
+                part = static_cast<uint16_t>(part + (w < 0 ? -w : w));
+            }
+            sum += part;
+        }
+        sums->push_back(sum);
+    }
+    return {lowest - 128, highest - 128};
 }
 
 bool in_limits(const std::vector<int64_t>& values, size_t count, int64_t low, int64_t high) {
@@ -158,17 +184,17 @@ bool Matcher::weights_of(const Node& node, ConvSpec* spec, std::vector<float>* s
         for (size_t i = 1; i < zeros.count; ++i)
             if (code_at(zeros, i) != zero) return false;
     }
-    spec->weights.resize(size);
-    const int flip = codes.type == Type::kInt8 ? 0x80 : 0;
-    const uint8_t* const from = static_cast<const uint8_t*>(codes.constant);
-    int lowest = 0, highest = 0;
-    for (size_t i = 0; i < size; ++i) {
-        const int weight = (from[i] ^ flip) - zero;
-        lowest = std::min(lowest, weight);
-        highest = std::max(highest, weight);
-        spec->weights[i] = static_cast<int8_t>(weight);
+    const int8_t* const from = static_cast<const int8_t*>(codes.constant);
+    spec->weights.assign(from, from + size);
+    // Both types' zero points are told with 128 added to those of int8: mostly there is nothing to take off.
+    const int shift = zero - (codes.type == Type::kInt8 ? 128 : 0);
+    if (shift != 0) {
+        for (int8_t& weight : spec->weights) {
+            const int code = codes.type == Type::kInt8 ? weight : static_cast<uint8_t>(weight);
+            if (code - shift < -128 || code - shift > 127) return false;
+            weight = static_cast<int8_t>(code - shift);
+        }
     }
-    if (lowest < -128 || highest > 127) return false;
     for (int o = 0; o < s.out_channels; ++o) {
         scales->push_back(static_cast<const float*>(steps.constant)[is_one ? 0 : o]);
         if (!(scales->back() > 0) || !std::isfinite(scales->back())) return false;
@@ -227,31 +253,31 @@ bool Matcher::fits(ConvSpec* spec, const Real& real) const {
     const size_t count = static_cast<size_t>(spec->is_depthwise ? 1 : s.in_channels) * s.kernel_h * s.kernel_w;
     if (count > kMostWeights) return false;
     const Range range = codes_of(real);
-    spec->base = static_cast<int>(std::min<double>(range.low, spec->zero));  // borders are the zero point
-    bool is_low = !spec->is_depthwise && s.in_channels >= kFewestLutChannels &&
-                  std::max<double>(range.high, spec->zero) <= spec->base + kHighestActivation;
-    bool fits_dot = true;
+    const int base = static_cast<int>(std::min<double>(range.low, spec->zero));  // borders are the zero point
+    const int span = static_cast<int>(std::max<double>(range.high, spec->zero)) - base;
+    std::vector<int32_t> sums;
+    const auto [lowest, highest] = magnitudes(spec->weights.data(), s.out_channels, count, &sums);
+    const bool is_dense = !spec->is_depthwise && s.in_channels >= kFewestLutChannels;
+    const LutFormat* const format = is_dense ? fitting_format(*kernels_, lowest, highest, span) : nullptr;
+    const bool is_short = kernels_->has_short_sums && !spec->is_depthwise;
+    const int dot_span = is_short ? span : 255, most = std::max(-lowest, highest);
+    bool is_low = format != nullptr, fits_dot = kernels_->has_exact_dot || 2 * dot_span * most <= INT16_MAX;
+    fits_dot = fits_dot && (spec->is_depthwise || (kernels_->dot.lowest_weight <= lowest && highest <= kernels_->dot.highest_weight));
     for (int o = 0; o < s.out_channels; ++o) {
-        const int8_t* const w = spec->weights.data() + o * count;
-        int32_t total = 0;
-        int lowest = 0, highest = 0;
-        for (size_t i = 0; i < count; ++i) {
-            total += std::abs(w[i]);
-            lowest = std::min<int>(lowest, w[i]);
-            highest = std::max<int>(highest, w[i]);
-        }
-        const int64_t sum = total;
-        is_low = is_low && kLowestWeight <= lowest && highest <= kHighestWeight;
-        fits_dot = fits_dot && kernels_->dot.lowest_weight <= lowest && highest <= kernels_->dot.highest_weight;
-        const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o]));
-        is_low = is_low && sum * kHighestActivation <= kTotalLimit && bias < (1 << 30);
-        fits_dot = fits_dot && 2 * 255 * sum + 2 * bias <= INT32_MAX;
+        const int32_t sum = sums[o];
+        const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o])), reach = int64_t{255} * sum;
         const float scale = spec->requantize.scale[o];
-        is_low = is_low && is_tame(spec->requantize.bias[o], scale, 2 * sum * kHighestActivation);
-        fits_dot = fits_dot && (!spec->is_depthwise || 255 * sum <= INT16_MAX);
-        fits_dot = fits_dot && is_tame(spec->requantize.bias[o], scale, 2 * 255 * sum);
+        if (is_low) {
+            const int64_t total = static_cast<int64_t>(sum) * format->highest_activation();
+            is_low = total <= kTotalLimit && bias < (1 << 30) && is_tame(spec->requantize.bias[o], scale, 2 * total);
+        }
+        fits_dot = fits_dot && 2 * reach + 2 * bias <= INT32_MAX && (!spec->is_depthwise || reach <= INT16_MAX) &&
+                   is_tame(spec->requantize.bias[o], scale, 2 * reach);
     }
     spec->is_lut = is_low;
+    if (is_low) spec->format = *format;
+    if (is_low || is_short) spec->base = base, spec->span = span;
+    spec->is_faster = is_low || (is_short && is_dense && most <= kHighestShortWeight && span <= kHighestShortActivation);
     return is_low || fits_dot;
 }
 

@@ -127,8 +127,9 @@ void max_pool(const PoolJob& job, int first_row, int last_row) {
 }  // namespace
 
 const Kernels* neon_kernels() {
-    static const Kernels kernels = {"neon", {32, 2, 16, 2, true}, {-64, 63, 128, -1}, neon_lut_conv, neon_dot_conv, neon_depthwise,
-                                    pack_index, add, map, max_pool, nullptr, nullptr, transpose_in, transpose_out};
+    static const Kernels kernels = {"neon", {32, 2, 16, 2, true}, true, neon_lut_conv, neon_dot_conv, neon_depthwise,
+                                    pack_index, add, map, max_pool, nullptr, nullptr, transpose_in, transpose_out,
+                                    {}, false, {-64, 63, 128, -1}};
     return &kernels;
 }
 

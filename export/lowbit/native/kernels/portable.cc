@@ -17,15 +17,6 @@ uint8_t rounded(float value, int zero) {
     return static_cast<uint8_t>(static_cast<int>(std::nearbyintf(value)) + zero);
 }
 
-int table_entry(int activations, int weights, int group) {
-    int sum = 0;
-    for (int i = 0; i < group; ++i) {
-        const int w = (weights >> 2 * i & 3) + kLowestWeight, a = activations >> 2 * i & 3;
-        sum += w * a + (w < 0 ? -kHighestActivation * w : 0);
-    }
-    return sum;
-}
-
 uint8_t lut_output(const LutLayer& layer, int channel, int total) {
     if (!layer.is_narrow) {
         const size_t at = quarter_place(channel, layer.format.lanes);
@@ -56,8 +47,8 @@ void lut_conv(const LutJob& job, const Block& block, int first_row, int last_row
                         const uint16_t* const row = job.index + (y * layer.shape.stride_h + chunk.row) * job.index_row;
                         const int activations = row[(x * layer.shape.stride_w + tap) * groups + group] / layer.format.table_stride;
                         const uint8_t* const weights = layer.weights.as<uint8_t>() + block.weights;
-                        sum = static_cast<uint8_t>(sum + table_entry(activations, weights[(static_cast<size_t>(chunk.row) * steps + i) * lanes + lane],
-                                                                     layer.format.group));
+                        const int code = weights[(static_cast<size_t>(chunk.row) * steps + i) * lanes + lane];
+                        sum = static_cast<uint8_t>(sum + layer.format.product(activations, code));
                     }
                     total += sum;
                 }
@@ -112,7 +103,7 @@ void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& 
             int index = 0;
             for (int i = 0; i < layer.format.group; ++i) {
                 const int channel = g + i * layer.groups;
-                if (channel < layer.shape.in_channels) index |= ((codes[channel] - base) & kHighestActivation) << 2 * i;
+                if (channel < layer.shape.in_channels) index |= ((codes[channel] - base) & layer.format.highest_activation()) << layer.format.act_bits * i;
             }
             *out++ = static_cast<uint16_t>(index * layer.format.table_stride);
         }
@@ -172,8 +163,9 @@ void export_planes(const uint8_t* codes, size_t stride, int, size_t positions, u
 }  // namespace
 
 const Kernels* portable_kernels() {
-    static const Kernels kernels = {"portable", {64, 3, 64, 2, true}, {-128, 127, 0, 1},     lut_conv,      dot_conv,     depthwise, pack_index,
-                                    add,        map,                  max_pool, nullptr, nullptr, import_planes, export_planes};
+    static const Kernels kernels = {"portable", {64, 3, 64, 2, true}, true,     lut_conv,      dot_conv,     depthwise, pack_index,
+                                    add,        map,                  max_pool, nullptr, nullptr, import_planes, export_planes,
+                                    {{64, 2, 64, 2, true, 3, 3}, {64, 2, 64, 2, true, 2, 4}}};
     return &kernels;
 }
 

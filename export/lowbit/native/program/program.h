@@ -38,8 +38,11 @@ struct ConvSpec {
     std::vector<int8_t> weights;
     Requantize requantize;
     int zero = 0;  // of the input's codes
-    int base = 0;  // the code that is looked up as activation 0
+    int base = 0;  // the code that counts as activation 0
+    int span = 255;  // the highest activation
     bool is_lut = false;
+    LutFormat format{};    // of look-ups
+    bool is_faster = false;  // than the runtime's own convolution of 8 bits
     bool is_depthwise = false;  // weights [channels][1][kh][kw]
 };
 
@@ -71,6 +74,7 @@ struct Region {
 struct Staging {
     int source = -1;  // tensor
     int zero = 0;     // bytes: what the border is filled with; indices: the code that is activation 0
+    int less = 0;     // bytes: taken off each code
     int top = 0, left = 0, bottom = 0, right = 0;
     const LutLayer* layer = nullptr;  // of indices
     const NarrowLayer* narrow = nullptr;  // of planes
@@ -122,7 +126,7 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
 // Append one line of JSON: name, kind and nanoseconds of each operation.
 void write_profile(const Program& program, const char* path);
 
-bool pack_dot(const ConvSpec& spec, const DotFormat& format, DotLayer* layer);
+bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer);
 bool pack_depthwise(const ConvSpec& spec, DepthwiseLayer* layer);
 
 }  // namespace lowbit

@@ -100,6 +100,11 @@ void narrow_part(const Running& run, const Op& op, size_t first, size_t last) {
                                      static_cast<int>(first), static_cast<int>(last));
 }
 
+void subtract(const uint8_t* codes, size_t stride, int width, size_t position, int less, uint8_t* to) {
+    for (int x = 0; x < width; ++x, codes += stride, to += position)
+        for (size_t c = 0; c < position; ++c) to[c] = static_cast<uint8_t>(codes[c] - less);
+}
+
 void border_part(const Running& run, const Op& op, size_t first, size_t last) {
     const Staging& staging = run.program.stagings[op.payload];
     const TensorInfo& from = run.program.tensors[staging.source];
@@ -114,7 +119,8 @@ void border_part(const Running& run, const Op& op, size_t first, size_t last) {
         std::memset(row, staging.zero, staging.left * position);
         const uint8_t* codes = run.at(staging.source) + source * from.width * from.stride;
         uint8_t* to = row + staging.left * position;
-        if (from.stride == position) std::memcpy(to, codes, from.width * position);
+        if (staging.less != 0) subtract(codes, from.stride, from.width, position, staging.less, to);
+        else if (from.stride == position) std::memcpy(to, codes, from.width * position);
         else for (int x = 0; x < from.width; ++x) std::memcpy(to + x * position, codes + x * from.stride, position);
         std::memset(to + from.width * position, staging.zero, staging.right * position);
     }

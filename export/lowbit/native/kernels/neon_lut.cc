@@ -14,24 +14,6 @@ namespace {
 
 constexpr int kLanes = 32, kVector = 16, kMostPositions = 7, kMostOfFour = 5;  // positions of two vectors, and of four
 
-struct Tables {
-    alignas(64) uint8_t entry[16][kVector];  // [two activations][two weights]
-    constexpr Tables() : entry() {
-        for (int a = 0; a < 16; ++a)
-            for (int w = 0; w < kVector; ++w) {
-                int sum = 0;
-                for (int i = 0; i < 2; ++i) {
-                    const int weight = (w >> 2 * i & 3) + kLowestWeight, activation = a >> 2 * i & 3;
-                    sum += weight * activation + (weight < 0 ? -kHighestActivation * weight : 0);
-                }
-                entry[a][w] = static_cast<uint8_t>(sum);
-            }
-    }
-};
-constexpr Tables kTables;
-
-INLINE uint8x16_t table_of(uint16_t offset) { return vld1q_u8(reinterpret_cast<const uint8_t*>(&kTables) + offset); }
-
 template <int P> struct Starts {  // of neighboring positions: one counter then walks along all of them
     const uint16_t* at[P];
     INLINE Starts(const uint16_t* index, size_t step) {
@@ -44,14 +26,15 @@ template <int P, int V> INLINE void clear(uint8x16_t (&bytes)[P][V]) {
 }
 
 template <int P, int V>
-INLINE void look_up(const uint16_t* index, size_t step, const uint8_t* weights, int length, uint8x16_t (&bytes)[P][V]) {
+INLINE void look_up(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length,
+                    uint8x16_t (&bytes)[P][V]) {
     clear(bytes);
     const Starts<P> starts(index, step);
     for (int i = 0; i < length; ++i, weights += V * kVector) {
         uint8x16_t w[V];
         UNROLL for (int v = 0; v < V; ++v) w[v] = vld1q_u8(weights + v * kVector);
         UNROLL for (int p = 0; p < P; ++p) {
-            const uint8x16_t table = table_of(starts.at[p][i]);
+            const uint8x16_t table = vld1q_u8(tables + starts.at[p][i]);
             UNROLL for (int v = 0; v < V; ++v) bytes[p][v] = vaddq_u8(bytes[p][v], vqtbl1q_u8(table, w[v]));
         }
     }
@@ -60,14 +43,15 @@ INLINE void look_up(const uint16_t* index, size_t step, const uint8_t* weights, 
 // Three neighboring taps of stride 1: position p of tap t reads table p + t. Adds lag one table behind, which is what a
 // core that executes in order wants.
 template <int P>
-INLINE void look_up_taps(const uint16_t* index, size_t step, const uint8_t* weights, int length, uint8x16_t (&bytes)[P][2]) {
+INLINE void look_up_taps(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length,
+                         uint8x16_t (&bytes)[P][2]) {
     clear(bytes);
     const Starts<P + 2> starts(index, step);
     for (int i = 0; i < length; ++i, weights += 3 * kLanes) {
         uint8x16_t w[3][2], found[3][2];
         UNROLL for (int t = 0; t < 3; ++t) UNROLL for (int v = 0; v < 2; ++v) w[t][v] = vld1q_u8(weights + t * kLanes + v * kVector);
         UNROLL for (int x = 0; x < P + 3; ++x) {
-            const uint8x16_t table = x < P + 2 ? table_of(starts.at[x < P + 2 ? x : 0][i]) : vdupq_n_u8(0);
+            const uint8x16_t table = x < P + 2 ? vld1q_u8(tables + starts.at[x < P + 2 ? x : 0][i]) : vdupq_n_u8(0);
             UNROLL for (int t = 0; t < 3; ++t) UNROLL for (int v = 0; v < 2; ++v) {
                 if (x - 1 - t >= 0 && x - 1 - t < P) bytes[x - 1 - t][v] = vaddq_u8(bytes[x - 1 - t][v], found[t][v]);
                 if (x - t >= 0 && x - t < P) found[t][v] = vqtbl1q_u8(table, w[t][v]);
@@ -77,12 +61,12 @@ INLINE void look_up_taps(const uint16_t* index, size_t step, const uint8_t* weig
 }
 
 template <int P, int V>
-INLINE void look_up_chunk(bool shares_taps, const uint16_t* index, size_t step, const uint8_t* weights, int length,
+INLINE void look_up_chunk(const LutLayer& layer, const uint16_t* index, size_t step, const uint8_t* weights, int length,
                           uint8x16_t (&bytes)[P][V]) {
     if constexpr (V == 2) {
-        if (shares_taps) return look_up_taps<P>(index, step, weights, length, bytes);
+        if (layer.shares_taps) return look_up_taps<P>(layer.tables, index, step, weights, length, bytes);
     }
-    look_up<P, V>(index, step, weights, length, bytes);
+    look_up<P, V>(layer.tables, index, step, weights, length, bytes);
 }
 
 template <int P, int V> struct Totals {
@@ -100,7 +84,7 @@ INLINE void accumulate(const LutJob& job, const Block& block, const uint16_t* in
     UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v) totals->even[p][v] = totals->odd[p][v] = vdupq_n_u16(0);
     for (const Chunk* chunk = block.first(); chunk != block.last(); ++chunk) {
         uint8x16_t bytes[P][V];
-        look_up_chunk<P, V>(layer.shares_taps, index + chunk->row * job.index_row + chunk->start, step,
+        look_up_chunk<P, V>(layer, index + chunk->row * job.index_row + chunk->start, step,
                             weights + (chunk->row * steps + chunk->start) * unit, chunk->length, bytes);
         UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v) {
             const uint16x8_t both = vreinterpretq_u16_u8(bytes[p][v]);

@@ -9,23 +9,25 @@
 namespace lowbit {
 namespace {
 
-// Index of a group: activations a and b of channels g and g + groups make (a | b << 2) * 16.
+// Index of a group: activations a and b of channels g and g + groups make (a | b << bits) * 16.
 void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out) {
     const int groups = layer.groups, whole = layer.shape.in_channels - groups;  // groups that have both channels
-    const uint8x16_t bases = vdupq_n_u8(static_cast<uint8_t>(base)), mask = vdupq_n_u8(kHighestActivation);
+    const int bits = layer.format.act_bits, highest = layer.format.highest_activation();
+    const uint8x16_t bases = vdupq_n_u8(static_cast<uint8_t>(base)), mask = vdupq_n_u8(static_cast<uint8_t>(highest));
+    const int8x16_t shift = vdupq_n_s8(static_cast<int8_t>(bits));
     for (int x = 0; x < width; ++x, codes += stride, out += groups) {
         int g = 0;
         for (; g + 16 <= whole; g += 16) {
             const uint8x16_t a = vandq_u8(vsubq_u8(vld1q_u8(codes + g), bases), mask);
             const uint8x16_t b = vandq_u8(vsubq_u8(vld1q_u8(codes + g + groups), bases), mask);
-            const uint8x16_t both = vsliq_n_u8(a, b, 2);
+            const uint8x16_t both = vorrq_u8(a, vshlq_u8(b, shift));
             vst1q_u16(out + g, vshll_n_u8(vget_low_u8(both), 4));
             vst1q_u16(out + g + 8, vshll_high_n_u8(both, 4));
         }
         for (; g < groups; ++g) {
-            const int a = (codes[g] - base) & kHighestActivation;
-            const int b = g < whole ? (codes[g + groups] - base) & kHighestActivation : 0;
-            out[g] = static_cast<uint16_t>((a | b << 2) << 4);
+            const int a = (codes[g] - base) & highest;
+            const int b = g < whole ? (codes[g + groups] - base) & highest : 0;
+            out[g] = static_cast<uint16_t>((a | b << bits) << 4);
         }
     }
 }
@@ -129,7 +131,7 @@ void max_pool(const PoolJob& job, int first_row, int last_row) {
 const Kernels* neon_kernels() {
     static const Kernels kernels = {"neon", {32, 2, 16, 2, true}, true, neon_lut_conv, neon_dot_conv, neon_depthwise,
                                     pack_index, add, map, max_pool, nullptr, nullptr, transpose_in, transpose_out,
-                                    {}, false, {-64, 63, 128, -1}};
+                                    {{32, 2, 16, 2, true, 2, 4}}, false, {-64, 63, 128, -1}};
     return &kernels;
 }
 

@@ -1,8 +1,9 @@
 """Makes a copy of ONNX Runtime that knows no instructions newer than AVX2, for measuring and nothing else.
 
-The runtime picks its kernels by CPUID and has no switch for it. In a copy of the package, in a folder that is thrown away,
-every CPUID instruction becomes UD2, which is as long and always traps; a small library that is loaded first catches the
-trap, asks the processor, and takes AVX-512, AMX and VNNI out of the answer. The installed package is not touched.
+The runtime picks its kernels by CPUID and has no switch for it. In a copy of the package, in a folder that is thrown
+away, every CPUID instruction becomes UD2, which is as long and always traps; a small library that is loaded first
+catches the trap, asks the processor, and takes AVX-512, AMX and VNNI out of the answer. The installed package is not
+touched.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ namespace {
 constexpr uint32_t kEbx = 1u << 16 | 1u << 17 | 1u << 21 | 1u << 26 | 1u << 27 | 1u << 28 | 1u << 30 | 1u << 31;
 constexpr uint32_t kEcx = 1u << 1 | 1u << 6 | 1u << 11 | 1u << 12 | 1u << 14;
 constexpr uint32_t kEdx = 1u << 2 | 1u << 3 | 1u << 8 | 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25;
-constexpr uint32_t kSecondEax = 1u << 4 | 1u << 5 | 1u << 21 | 1u << 23, kSecondEdx = 1u << 4 | 1u << 5 | 1u << 10 | 1u << 19;
+constexpr uint32_t kSecondEax = 1u << 4 | 1u << 5 | 1u << 21 | 1u << 23;
+constexpr uint32_t kSecondEdx = 1u << 4 | 1u << 5 | 1u << 10 | 1u << 19;
 
 void answer(int, siginfo_t*, void* context) {
     greg_t* const registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;

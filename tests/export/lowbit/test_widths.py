@@ -121,10 +121,8 @@ def test_sums_of_16_bits_never_overflow(library: ctypes.CDLL, isa: str, weight: 
         weights = np.full((17, inputs, kernel, kernel), weight, np.int8)
         codes = np.full((inputs, 9, 9), span, np.uint8)
         most = abs(weight) * span * inputs * kernel**2
-        layer = kernels.Layer(
-            codes, weights, np.zeros(17, np.int32), np.full(17, 127 / most, np.float32), (1, 1), (1, 1, 1, 1), 0, 128, 0, 255,
-            is_lut=False,
-        )  # fmt: skip
+        bias, scale = np.zeros(17, np.int32), np.full(17, 127 / most, np.float32)
+        layer = kernels.Layer(codes, weights, bias, scale, (1, 1), (1, 1, 1, 1), 0, 128, 0, 255, is_lut=False)
         found = kernels.computed(library, isa, layer)
         if isinstance(found, int):
             assert found == kernels.NO_KERNELS

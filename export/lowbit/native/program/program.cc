@@ -61,6 +61,7 @@ private:
                    switch (step.kind) {
                        case OpKind::kLutConv: return !is_few(step.output) || is_narrow(step.conv, info_of(step.output));
                        case OpKind::kMaxPool:
+                       case OpKind::kAverage:
                        case OpKind::kDepthwise:
                        case OpKind::kConcat: return !touches;
                        default: return true;
@@ -105,7 +106,8 @@ private:
                 program_->tables.push_back(step.table);
                 push({OpKind::kMap, {in, -1}, out, static_cast<int>(program_->tables.size()) - 1, {}});
                 break;
-            case OpKind::kMaxPool: add_pool(step, in, out); break;
+            case OpKind::kMaxPool:
+            case OpKind::kAverage: add_pool(step, in, out); break;
             case OpKind::kConcat: add_concat(step, out); break;
             case OpKind::kDepthwise: add_depthwise(step.conv, in, out); break;
             default:
@@ -121,8 +123,10 @@ private:
         job.width = program_->tensors[in].width;
         job.stride = static_cast<int>(program_->tensors[in].stride);
         job.out_width = program_->tensors[out].width;
+        if (step.average.is_global) job.kernel_h = job.height, job.kernel_w = job.width;
         program_->pools.push_back(job);
-        push({OpKind::kMaxPool, {in, -1}, out, static_cast<int>(program_->pools.size()) - 1, {}});
+        program_->averages.push_back(step.average);
+        push({step.kind, {in, -1}, out, static_cast<int>(program_->pools.size()) - 1, {}});
     }
 
     void add_concat(const Step& step, int out) {

@@ -15,13 +15,23 @@
 
 namespace lowbit {
 
-enum class OpKind { kImport, kExport, kIndex, kBorder, kPlanes, kLutConv, kNarrowConv, kDotConv, kDepthwise, kAdd, kMap, kMaxPool, kConcat };
+enum class OpKind { kImport, kExport, kIndex, kBorder, kPlanes, kLutConv, kNarrowConv, kDotConv, kDepthwise, kAdd, kMap, kMaxPool, kConcat, kAverage };
 
 struct TensorInfo {
     int channels = 0, height = 0, width = 0;
     size_t stride = 0;  // bytes a position
     size_t positions() const { return static_cast<size_t>(height) * width; }
     size_t bytes() const { return positions() * stride; }
+};
+
+// Averages, as ONNX Runtime computes them. Of a whole tensor, an integer sum:
+//     round(float(sum of (code - zero)) * scale) + out_zero, scale = input scale / (output scale * positions)
+// Of a window, single precision all the way, row by row; padding is no code, and counts only where the file says so:
+//     round(sum of (scale * (code - zero)) / count / out_scale + out_zero)
+struct AverageJob {
+    bool is_global = false, counts_border = false;
+    float scale = 0, out_scale = 1;
+    int zero = 0, out_zero = 0;
 };
 
 struct Op {
@@ -54,6 +64,7 @@ struct Step {  // what the claimer hands over: one tensor from one or two others
     AddJob add;
     std::array<uint8_t, 256> table{};
     PoolJob pool{};
+    AverageJob average{};
 };
 
 struct Port {
@@ -106,6 +117,7 @@ struct Program {
     std::vector<AddJob> sums;
     std::vector<std::array<uint8_t, 256>> tables;
     std::vector<PoolJob> pools;
+    std::vector<AverageJob> averages;  // by the place of their window in `pools`
     std::vector<Port> inputs, outputs;
     size_t arena_bytes = 0;
 };
@@ -125,6 +137,9 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
 
 // Append one line of JSON: name, kind and nanoseconds of each operation.
 void write_profile(const Program& program, const char* path);
+
+// Averages of the windows of some rows of the output.
+void average_pool(const PoolJob& pool, const AverageJob& average, int channels, int first_row, int last_row);
 
 bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer);
 bool pack_depthwise(const ConvSpec& spec, DepthwiseLayer* layer);

@@ -1,7 +1,7 @@
-// AVX-512 with VBMI and VNNI: 64 output channels a vector, three input channels a look-up.
+// AVX-512 with VBMI and VNNI: 64 output channels a vector, three input channels a look-up (two where codes are wider).
 //
 // One VPERMB looks 64 codes of weights up in the 64-entry table that an activation code chooses: 192 multiply-adds with
-// its VPADDB. Accumulators, permuted bytes, weights and table fill the 32 registers, so loops over them must be unrolled
+// its VPADDB (128 where two channels make a look-up). Accumulators, permuted bytes, weights and table fill the 32 registers, so loops over them must be unrolled
 // wholly; the empty assembly statements keep "all permutes, then all adds" (1.1 cycles a look-up; interleaved 1.3).
 #include "kernels/kernels.h"
 
@@ -14,25 +14,7 @@ namespace {
 
 constexpr int kLanes = 64, kMostPositions = 7;
 
-struct Tables {
-    alignas(64) uint8_t entry[64][64];  // [three activations][three weights]
-    constexpr Tables() : entry() {
-        for (int a = 0; a < 64; ++a)
-            for (int w = 0; w < 64; ++w) {
-                int sum = 0;
-                for (int i = 0; i < 3; ++i) {
-                    const int weight = (w >> 2 * i & 3) + kLowestWeight, activation = a >> 2 * i & 3;
-                    sum += weight * activation + (weight < 0 ? -kHighestActivation * weight : 0);
-                }
-                entry[a][w] = static_cast<uint8_t>(sum);
-            }
-    }
-};
-constexpr Tables kTables;
-
-INLINE __m512i table_of(uint16_t offset) {
-    return _mm512_load_si512(reinterpret_cast<const char*>(&kTables) + offset);
-}
+INLINE __m512i table_of(const uint8_t* tables, uint16_t offset) { return _mm512_load_si512(tables + offset); }
 
 template <int P, int V> struct Sums {  // 16-bit totals of even and odd channels
     __m512i even[P][V], odd[P][V];
@@ -46,7 +28,7 @@ template <int P, int V> INLINE void widen(const __m512i (&bytes)[P][V], Sums<P, 
     }
 }
 
-template <int P, int V> INLINE void look_up(const uint16_t* index, size_t step, const uint8_t* weights, int length,
+template <int P, int V> INLINE void look_up(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length,
                                             __m512i (&bytes)[P][V]) {
     UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v) bytes[p][v] = _mm512_setzero_si512();
     const uint16_t* const end = index + length;
@@ -54,7 +36,7 @@ template <int P, int V> INLINE void look_up(const uint16_t* index, size_t step, 
         __m512i found[P][V], w[V];
         UNROLL for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(weights + v * kLanes);
         UNROLL for (int p = 0; p < P; ++p) {
-            const __m512i table = table_of(index[p * step]);
+            const __m512i table = table_of(tables, index[p * step]);
             UNROLL for (int v = 0; v < V; ++v) {
                 found[p][v] = _mm512_permutexvar_epi8(w[v], table);
                 __asm__ volatile("" : "+v"(found[p][v]));
@@ -69,7 +51,7 @@ template <int P, int V> INLINE void look_up(const uint16_t* index, size_t step, 
 }
 
 // Three neighboring taps of stride 1: position p of tap t reads table p + t, so P + 2 tables serve 3 P look-ups.
-template <int P> INLINE void look_up_taps(const uint16_t* index, size_t step, const uint8_t* weights, int length,
+template <int P> INLINE void look_up_taps(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length,
                                           __m512i (&bytes)[P][1]) {
     UNROLL for (int p = 0; p < P; ++p) bytes[p][0] = _mm512_setzero_si512();
     const uint16_t* const end = index + length;
@@ -77,7 +59,7 @@ template <int P> INLINE void look_up_taps(const uint16_t* index, size_t step, co
         __m512i found[P + 2][3], w[3];
         UNROLL for (int t = 0; t < 3; ++t) w[t] = _mm512_load_si512(weights + t * kLanes);
         UNROLL for (int x = 0; x < P + 2; ++x) {
-            const __m512i table = table_of(index[x * step]);
+            const __m512i table = table_of(tables, index[x * step]);
             UNROLL for (int t = 0; t < 3; ++t)
                 if (x - t >= 0 && x - t < P) {
                     found[x][t] = _mm512_permutexvar_epi8(w[t], table);
@@ -109,10 +91,10 @@ template <int P, int V> INLINE void accumulate(const LutJob& job, const Block& b
         const uint16_t* const from = index + chunk->row * job.index_row + chunk->start;
         const uint8_t* const w = weights + (chunk->row * steps + chunk->start) * unit;
         if constexpr (V == 1) {
-            if (layer.shares_taps) look_up_taps<P>(from, step, w, chunk->length, bytes);
-            else look_up<P, V>(from, step, w, chunk->length, bytes);
+            if (layer.shares_taps) look_up_taps<P>(layer.tables, from, step, w, chunk->length, bytes);
+            else look_up<P, V>(layer.tables, from, step, w, chunk->length, bytes);
         } else {
-            look_up<P, V>(from, step, w, chunk->length, bytes);
+            look_up<P, V>(layer.tables, from, step, w, chunk->length, bytes);
         }
         widen(bytes, sums);
     }

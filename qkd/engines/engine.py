@@ -1,7 +1,7 @@
 """What a training needs of the devices it runs on: this module's engine is one device, where there is nothing to do.
 
 Errors: :class:`PeerLostError` and :class:`FirstFailedError` (both ``RuntimeError``) end a process whose training cannot
-go on because of another process.
+continue because of another process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Engine:
     """
 
     size = 1
-    """Number of processes, each with a device of its own."""
+    """Number of processes, each with its own device."""
     rank = 0
     """Number of this process among them, from 0."""
     local_rank = 0
@@ -176,7 +176,7 @@ def agree(values: Mapping[str, Any], engine: Engine, what: str) -> None:
     Args:
         values: What each sees: names and texts.
         engine: Of the processes.
-        what: What it is, for the error.
+        what: Names the values in the error.
 
     Raises:
         ValueError: Naming the first process that sees something else.

@@ -67,7 +67,7 @@ def speaks_up(error: BaseException) -> bool:
 
 
 def exit_code(error: BaseException, code: int) -> int:
-    """Return the exit code of a process that fails: one of its own where the cause is another process."""
+    """Return the exit code of a process that fails: a separate one where the cause is another process."""
     return LOST if isinstance(error, PeerLostError | FirstFailedError) and is_started_by_us() else code
 
 

@@ -85,7 +85,7 @@ def cpu_threads(threads: int | None) -> Iterator[None]:
 def choose_device(requested: str) -> torch.device:
     """Return the device of a config's ``device``: ``auto`` is CUDA where there is one, else the CPU.
 
-    Of several processes on a machine each has a GPU of its own, unless one is named by its number.
+    Of several processes on a machine each has its own GPU, unless one is named by its number.
 
     Raises:
         ValueError: If a CUDA device is asked for and is not there.

@@ -1,4 +1,4 @@
-"""The option `--devices`: one command that trains in several processes, each on a device of its own."""
+"""The option `--devices`: one command that trains in several processes, each on its own device."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from qkd.config import RunConfig
 
 HELP = (
-    "train in N processes of this machine, each with a GPU of its own, or on the CPU: each takes its share of every "
-    "batch, so that data.batch_size stays what it is and must divide by N (several machines: torchrun -m qkd run ...)"
+    "train in N processes of this machine, each with its own GPU, or on the CPU: each takes its share of every "
+    "batch, so that data.batch_size keeps its meaning and must divide by N (several machines: torchrun -m qkd run ...)"
 )
 
 

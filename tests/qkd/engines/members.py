@@ -116,7 +116,7 @@ def float_training(folder: Path) -> Found:
 
 
 def resumed_training(folder: Path) -> Found:
-    """Stop after the first epoch's second step, as a kill would, and go on from the checkpoint."""
+    """Stop after the first epoch's second step, as a kill would, and continue from the checkpoint."""
     made, steps = job(folder / "resumed", checkpoint_every_s=0), 0
 
     def step(batch: Batch) -> StepResult:

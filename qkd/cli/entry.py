@@ -24,7 +24,7 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
-from qkd.cli.commands.results import predict, val
+from qkd.cli.commands.results import compare, predict, val
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
   qkd predict runs/digits-w2a2 photo.png              classes and probabilities of images
   qkd val runs/digits-w2a2 my-images/                 accuracy on labeled images, class by class
+  qkd compare runs/digits-w2a2 runs/digits-w4a4       runs side by side; `qkd ls runs` shows all
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
@@ -49,7 +50,8 @@ exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 13
 
 # in the order of `qkd --help`
 COMMANDS = (
-    run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor,
+    run, stage, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve, match, policy,
+    doctor,
 )  # fmt: skip
 
 

@@ -183,7 +183,25 @@ class _Epoch(_Record):
     terms: dict[str, float | None] = {}
 
 
+class _Answers(_Record):
+    right: Count
+    confusion: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
+
+
+class _Difference(_Record):
+    value: Annotated[float, Field(ge=-1, le=1)]
+    half_width: Share
+
+
+class _Predictions(_Record):
+    images: Images
+    classes: list[str]
+    models: dict[str, _Answers]
+    difference: _Difference
+
+
 _SHAPES: Mapping[str, Any] = {
+    "predictions.json": _Predictions,
     "result.json": _Result,
     "export.json": dict[str, _Exported],
     "layers.json": _Layers,

@@ -13,7 +13,9 @@ from qkd.report.table import megabytes, milliseconds, percent
 
 HEAD = ["device", "model", "median", "p10", "p90", "p99", "to float", "size", "memory", "accuracy",
         "agreement", "notes"]  # fmt: skip
-COLORS = {"teacher": 0, "student": 1, "float": 2}  # the same in every picture; other models share the next
+# the same in every picture; other models share the next
+COLORS = {"teacher": 0, "student": 1, "float": 2, "float twin": 2}
+NEXT_COLOR = 3
 
 
 def device_table(summary: RunSummary) -> list[list[str]]:
@@ -38,7 +40,7 @@ def device_charts(summary: RunSummary) -> dict[str, list[Markup]]:
         rows = {name: row for name, row in bench.get("models", {}).items() if scores.get(name) is not None}
         if not rows:
             continue
-        known = [(row, _label(name), scores[name], COLORS.get(name, len(COLORS))) for name, row in rows.items()]
+        known = [(row, _label(name), scores[name], COLORS.get(name, NEXT_COLOR)) for name, row in rows.items()]
         latency = [Point(label, row["median_ms"], score, color) for row, label, score, color in known]
         size = [Point(label, row["size_bytes"] / 1e3, score, color) for row, label, score, color in known
                 if row.get("size_bytes") is not None]  # fmt: skip

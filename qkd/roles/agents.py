@@ -9,7 +9,7 @@ from qkd.config import AgentConfig, RunConfig
 from qkd.run.folder import RunFolder
 from qkd.run.identity import leaves
 
-UNLEARNED = {"weights", "run", "schedule", "checkpoint_every_s"}
+UNLEARNED = {"weights", "run", "schedule", "checkpoint_every_s", "keep_checkpoint"}
 Role = Literal["teacher", "student"]
 
 

@@ -35,7 +35,7 @@ class TrainConfig(Section):
     keep_checkpoint: bool = Field(
         False,
         description="whether the last checkpoint (optimizer, partners) stays when the training is done: it brings back "
-        "altered weights without training anew",
+        "altered weights without a second training",
     )
 
     @model_validator(mode="after")

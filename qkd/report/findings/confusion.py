@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qkd.report.table import percent
+from qkd.units import percent
 
 MOST_CLASSES = 20  # of a matrix that a page shows; beyond, the pairs that are confused most often
 MOST_PAIRS = 10

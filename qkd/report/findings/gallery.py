@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qkd.files import DamagedFileError
-from qkd.report.table import percent
+from qkd.units import percent
 
 CELL = 72  # pixels that a small picture is enlarged to, by a whole factor
 MOST_BYTES = 64 * 2**20  # of a file of pictures

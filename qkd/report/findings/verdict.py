@@ -61,7 +61,7 @@ def factor_text(ours: float | None, theirs: float | None, words: tuple[str, str,
     Args:
         ours: Of the student.
         theirs: Of its FP32 twin.
-        words: What it is where it is less, more, and the same: ``("smaller", "larger", "as large")``.
+        words: Words for less, more, and the same: ``("smaller", "larger", "as large")``.
     """
     if not ours or not theirs:
         return ""

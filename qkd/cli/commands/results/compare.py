@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     """Print the table, and write the page where one is asked for."""
-    from qkd.report.findings.comparison import compare_runs, write_comparison
+    from qkd.report.comparison import compare_runs, write_comparison
     from qkd.run.target import require_run_folder
 
     table = compare_runs([require_run_folder(name, args.runs_dir) for name in args.runs])

@@ -16,7 +16,7 @@ from qkd.cli import main
 from qkd.files import DamagedFileError
 from qkd.predicting.predictions import paired_difference, small
 from qkd.report import RunRecord, render_page, render_text, summarize
-from qkd.report.findings.comparison import compare_runs, render_comparison
+from qkd.report.comparison import compare_runs, render_comparison
 from qkd.report.findings.confusion import class_table, confusion_matrix, pair_table
 from qkd.report.findings.gallery import read_gallery
 from qkd.report.findings.verdict import verdict

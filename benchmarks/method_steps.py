@@ -89,7 +89,7 @@ class Method:
 
     def _low_bit(self, config: RunConfig, splits: Splits) -> Student:
         net = _net(config.student_net, splits)
-        student = prepare_student(config, net, channels=splits.channels, size=splits.image_size)
+        student = prepare_student(config, net, splits.image_shape)
         calibrate(student, [self.batch.images])
         return student.to(memory_format=self.format)
 

@@ -12,6 +12,7 @@ from qkd.config import RunConfig
 from qkd.config.binding import load_config
 from qkd.data import image_shape
 from qkd.failures import UsageError
+from qkd.image_size import height_width
 from qkd.nets import build_net
 from qkd.report.table import align, bytes_text
 from qkd.report.text import cost_rows
@@ -88,7 +89,7 @@ def _cost_of_config(config: RunConfig) -> CostReport:
     shape = image_shape(config.data)
     with global_stream(config.seed, "cost"):
         net = build_net(config.student_net, classes=shape.classes, channels=shape.channels, image_size=shape.image_size)
-        student = prepare_student(config, net, channels=shape.channels, size=shape.image_size)
+        student = prepare_student(config, net, (shape.channels, *height_width(shape.image_size)))
     for quantizer in act_quantizers(student).values():
         quantizer.quant.mark_calibrated()
     return cost_of_student(student, name=config.name)

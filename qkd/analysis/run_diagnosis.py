@@ -27,6 +27,8 @@ from qkd.failures import ConfigError, UsageError
 from qkd.files import write_bytes, write_text
 from qkd.losses.stable import unit_rows
 from qkd.nets import build_net, load_weights
+from qkd.nets.imagenet import weights_file
+from qkd.nets.own.spelling import net_title
 from qkd.progress import Progress
 from qkd.report.records import read_metrics
 from qkd.report.table import align, percent
@@ -285,9 +287,10 @@ class _Subject:
                 f"{self.config.name} has no trained teacher yet: run `qkd teacher` with this config first "
                 f"(or name its run, or see --runs-dir)"
             )
-        net = build_net(own.net, **sizes_of(self.splits))
-        load_weights(net, own.weights)
-        return net, own.net
+        name = self.config.teacher_net
+        net = build_net(name, **sizes_of(self.splits))
+        load_weights(net, weights_file(own.weights, name))
+        return net, net_title(name)
 
     def _read(self, model: nn.Module, role: str, tap_paths: Mapping[str, str]) -> NetOutputs:
         model.to(self.device)
@@ -333,7 +336,7 @@ class _Subject:
 
     def _last_weights(self, role: str, model: nn.Module) -> dict[str, Tensor]:
         """Return the last layer's weights, ``[classes, features]``; a student's both as deployed and in float."""
-        example = torch.zeros(1, self.splits.channels, self.splits.image_size, self.splits.image_size)
+        example = torch.zeros(1, *self.splits.image_shape)
         layer = last_linear(model, example.to(self.device), role=role)
         if not isinstance(layer, QuantLinearBn):
             return {role: layer.weight.detach().cpu()}

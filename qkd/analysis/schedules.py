@@ -158,7 +158,7 @@ def sample_policy(
     if not epochs or min(epochs) < 0:
         raise UsageError(f"--epochs must name epochs from 0, got {list(epochs)}")
     splits = load_splits(data, seed=seed)
-    agent, total, _ = _agent(name, length, mean=splits.mean, padding=splits.image_size // 8)
+    agent, total, _ = _agent(name, length, mean=splits.mean, padding=min(splits.image_shape[1:]) // 8)
     if max(epochs) >= total:
         raise UsageError(f"--epochs: {max(epochs)} is not within {total} epochs, 0..{total - 1}; see --length")
     samples = torch.arange(min(GRID_COLUMNS, len(splits.train)))

@@ -39,7 +39,7 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         yield ("teacher", "run"), f"{run} has no complete teacher: run `qkd teacher` with its config first"
     for role in ("teacher", "student"):
         weights = _group(data, role).get("weights")
-        if isinstance(weights, str) and not user_path(weights).is_file():
+        if isinstance(weights, str) and weights != "imagenet" and not user_path(weights).is_file():
             yield (role, "weights"), f"no such file: {weights}"
         agent = _group(_group(data, role), "agent")
         if agent.get("policy") == "file" and isinstance(agent.get("schedule"), str):

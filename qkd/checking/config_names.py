@@ -10,9 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from qkd.checking.names import table
 from qkd.config import AuxiliaryConfig, PhaseConfig, StudentConfig, TermConfig
 from qkd.config.bind_faults import Fault, describe, did_you_mean
+from qkd.foreign.user_code import place_fault
 from qkd.methods.phase_checks import phase_faults
 from qkd.methods.table import own_method
 from qkd.nets import net_hint
+from qkd.nets.own.spelling import NetSpelling, parse_net
 from qkd.terms.term_checks import check_terms
 
 
@@ -53,10 +55,26 @@ def _own_method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _unknown(data: Mapping[str, Any], where: tuple[str | int, ...], kind: str, table_name: str) -> Iterator[Fault]:
     name = _get(data, where)
+    if table_name == "nets" and isinstance(name, str):
+        net = parsed(name)
+        if isinstance(net, str) or net.is_own:
+            fault = net if isinstance(net, str) else place_fault(net.name)
+            if fault:
+                yield where, fault
+            return
+        name = net.name
     if isinstance(name, str) and name not in (known := table(table_name)):
         hint = _net_hint(name, known) if table_name == "nets" else did_you_mean(name, known)
         hint = f"`qkd ls {table_name}` lists them" if hint.startswith("known: ") and len(known) > 20 else hint
         yield where, f"unknown {kind} {describe(name)}; {hint}"
+
+
+def parsed(name: str) -> NetSpelling | str:
+    """Return the net that a text spells, or what is wrong with it."""
+    try:
+        return parse_net(name)
+    except ValueError as error:
+        return str(error)
 
 
 def _net_hint(name: str, known: Mapping[str, str]) -> str:

@@ -26,7 +26,8 @@ from qkd.cli.commands import (
 )
 from qkd.cli.commands.results import compare, predict, val
 from qkd.cli.options.command import STAGE_NAMES, Command
-from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
+from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
+from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output
 
@@ -67,13 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     with clean_output(), warnings.catch_warnings():
         warnings.filterwarnings("default", ".*the old name goes with the next release", DeprecationWarning)
-        return _main(parse(sys.argv[1:] if argv is None else argv))
+        args = parse(arguments)
+        args.argv = arguments
+        return _main(args)
 
 
 def _main(args: argparse.Namespace) -> int:
     command: Command = args.command
+    attend_parent()
+    if not is_first() and args.name not in ("run", *STAGE_NAMES):
+        return DONE  # torchrun started several processes for what one does
     try:
         return command(args)
     except KeyboardInterrupt:
@@ -137,11 +144,17 @@ def build_parser() -> argparse.ArgumentParser:
 def _interrupted(args: argparse.Namespace) -> int:
     resumable = args.name in ("run", *STAGE_NAMES) and not getattr(args, "dry_run", False)
     hint = "; nothing is lost: the same command resumes where it stopped" if resumable else ""
-    print(f"\nqkd: interrupted{hint}", file=sys.stderr)
+    if is_first() and not is_started_by_us():
+        print(f"\nqkd: interrupted{hint}", file=sys.stderr)
     return INTERRUPTED
 
 
 def _failed(error: Exception, args: argparse.Namespace) -> int:
+    if is_member():
+        from qkd.engines.joining import exit_code, speaks_up
+
+        if not speaks_up(error):
+            return exit_code(error, classify(error).exit_code)
     if args.debug:
         import traceback
 

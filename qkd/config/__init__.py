@@ -5,7 +5,15 @@ from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 from qkd.config.methods import AuxiliaryConfig, BranchTrainingConfig, PeerConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import Cpu, Positive, Section, Threads
 from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
-from qkd.config.training import DEFAULT_TERMS, MetaConfig, PhaseConfig, QuantConfig, TermConfig, TrainConfig
+from qkd.config.training import (
+    DEFAULT_TERMS,
+    MetaConfig,
+    PhaseConfig,
+    QuantConfig,
+    StudentTrainConfig,
+    TermConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "AgentConfig",
@@ -27,6 +35,7 @@ __all__ = [
     "SearchConfig",
     "Section",
     "StudentConfig",
+    "StudentTrainConfig",
     "TeacherConfig",
     "TermConfig",
     "Threads",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from qkd.config.bind_faults import Fault, describe, place, plain_faults, schema_faults
 from qkd.config.borrowed import borrowed_run, has_config, with_borrowed_teacher
 from qkd.config.experiment import RunConfig
+from qkd.config.filling import filled
 from qkd.failures import MOST_FAULTS, first_of
 from qkd.failures import ConfigError as ConfigError
 from qkd.files.user_paths import user_path
@@ -22,6 +24,7 @@ from qkd.files.yaml_text import DEEPEST, YamlError, parse_yaml, read_yaml
 from qkd.foreign import nearest
 from qkd.foreign.shown import shown_line
 from qkd.moved import in_new_spelling
+from qkd.nets.own.copies import resolved_nets
 
 Bound = TypeVar("Bound", bound=BaseModel)
 Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
@@ -101,6 +104,7 @@ def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
     """
     faults: list[Fault] = []
     config: RunConfig | None = None
+    data = filled(data)
     try:
         data = in_new_spelling(data)
         config = bind_section(RunConfig, data)
@@ -159,15 +163,23 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     """Return the config of a file with overrides.
 
     Args:
-        name: A path, or the name of a shipped config such as ``digits/w2a2``.
+        name: A path, or the name of a shipped config such as ``digits/w2a2``. Files of nets in it are looked for
+            beside it (those of overrides in the current folder); without ``name`` the run has the file's.
         overrides: ``key.path=value`` texts.
         checks: Passed on to :func:`bind`.
 
     Raises:
         ConfigError: With every fault that was found.
     """
-    data = apply_overrides(in_new_spelling(read_config(find_config(str(name)))), overrides)
-    return bind(_with_teacher(data), checks=checks)
+    path = find_config(str(name))
+    data = resolved_nets(in_new_spelling(read_config(path)), path.parent)
+    data = {"name": _name_of(path), **apply_overrides(data, overrides)}
+    return bind(_with_teacher(resolved_nets(data, Path())), checks=checks)
+
+
+def _name_of(path: Path) -> str:
+    """Return the name of a run whose config has none: that of its file."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "run"
 
 
 def _with_teacher(data: dict[str, Any]) -> dict[str, Any]:
@@ -176,8 +188,9 @@ def _with_teacher(data: dict[str, Any]) -> dict[str, Any]:
     if run is None:
         return data
     if has_config(run):
-        theirs = in_new_spelling(read_config(user_path(run) / "config.yaml"), is_stored=True)
-        return with_borrowed_teacher(data, theirs)
+        folder = user_path(run)
+        theirs = in_new_spelling(read_config(folder / "config.yaml"), is_stored=True)
+        return with_borrowed_teacher(data, resolved_nets(theirs, folder))
     if "net" in data["teacher"]:  # as in a run folder: they were filled in when it was made
         return data
     raise ConfigError([f"config.teacher.run: {shown_line(run)} is no run folder: it has no config.yaml"])
@@ -185,7 +198,12 @@ def _with_teacher(data: dict[str, Any]) -> dict[str, Any]:
 
 def config_text(config: BaseModel) -> str:
     """Return a bound config as YAML, every key with its value; binding it again gives an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return plain_text(config.model_dump(mode="json"))
+
+
+def plain_text(values: Mapping[str, Any]) -> str:
+    """Return plain data as YAML, its keys in their order."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
 def _near(name: str, shipped: Iterable[str]) -> list[str]:

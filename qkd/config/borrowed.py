@@ -7,6 +7,7 @@ from typing import Any
 
 from qkd.failures import ConfigError
 from qkd.files.user_paths import user_path
+from qkd.nets.own.copies import same_net
 
 
 def borrowed_run(data: Mapping[str, Any]) -> str | None:
@@ -41,11 +42,17 @@ def has_config(name: str) -> bool:
     return (user_path(name) / "config.yaml").is_file()
 
 
+def _is_same(key: str, value: object, taken: object) -> bool:
+    if not isinstance(value, str) or not isinstance(taken, str):
+        return False
+    return str(user_path(value)) == taken or (key == "net" and same_net(value, taken))
+
+
 def _contradictions(given: Mapping[str, Any], taken: Mapping[str, Any], where: str, run: str) -> Iterator[str]:
     for key, value in given.items():
         if key not in taken:
             continue  # the schema says that it is unknown
         if isinstance(value, Mapping) and isinstance(taken[key], Mapping):
             yield from _contradictions(value, taken[key], f"{where}.{key}", run)
-        elif value != taken[key] and not (isinstance(value, str) and str(user_path(value)) == taken[key]):
+        elif value != taken[key] and not _is_same(key, value, taken[key]):
             yield f"{where}.{key}: {value!r} here, but the teacher of {run} has {taken[key]!r}; leave it out"

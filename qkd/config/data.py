@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from qkd.config.sections import BatchSize, Fraction, Images, Pixels, Section, UserPath, Workers
+from qkd.config.sections import MOST_PIXELS, BatchSize, Fraction, Images, Pixels, Section, UserPath, Workers
+from qkd.image_size import ImageSize, image_size_of
 
 UNSCHEDULED = ("none", "crop", "crop_flip", "cutmix", "trivial", "randaugment")  # policies that are alike in all epochs
+
+
+def _size(value: Any) -> ImageSize | None:
+    """Return a size of images as the rest of the code has it: one number where it is square."""
+    if value is None:
+        return None
+    sides = [value, value] if isinstance(value, int) else value
+    is_two = isinstance(sides, list | tuple) and len(sides) == 2
+    if not is_two or not all(type(side) is int and 1 <= side <= MOST_PIXELS for side in sides):
+        raise ValueError(f"must be a side in pixels, or [height, width], each 1 to {MOST_PIXELS}, got {value!r}")
+    return image_size_of(*sides)
+
+
+_SIDE = {"type": "integer", "minimum": 1, "maximum": MOST_PIXELS}
+Size = Annotated[
+    ImageSize,
+    PlainValidator(_size),
+    WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
+]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class DataConfig(Section):
@@ -17,18 +38,59 @@ class DataConfig(Section):
 
     name: str = Field(description="digits, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
     path: UserPath | None = Field(
-        None, description="npz: folder with train.npz and test.npz; folder: with train/<class>/ and test/<class>/"
+        None,
+        description="npz: folder with train.npz and test.npz; folder: with train/<class>/ and test/<class>/ (or val/), "
+        "or with class folders alone",
     )
     root: UserPath = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
     download: bool = Field(True, description="fetch a torchvision set that is not in root")
-    image_size: Annotated[Pixels, Field(ge=1)] | None = Field(
-        None, description="side in pixels that images of a folder are resized to"
+    image_size: Size | None = Field(
+        None, description="pixels that images of a folder are brought to: a side, or [height, width]; absent: theirs"
+    )
+    resize: Literal["crop", "stretch", "pad"] = Field(
+        "crop",
+        description="folder: crop: cover the size, cut the center out; stretch: both sides; pad: fit, on black",
+    )
+    resize_size: Annotated[Pixels, Field(ge=1)] | None = Field(
+        None, description="folder, crop: shorter side in pixels before the center is cut out; absent: as covers it"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="folder: of resizing")
+    channels: Literal[1, 3] | None = Field(
+        None, description="folder: 1 gray, 3 color; absent: gray where all images are"
+    )
+    mean: tuple[Share, ...] | None = Field(
+        None, description="per channel, fraction 0..1, as given weights want it; absent: of the training images"
+    )
+    std: tuple[Share, ...] | None = Field(None, description="per channel, fraction 0..1; with `mean`")
+    preprocess: str | None = Field(
+        None,
+        pattern=r"^torchvision(/[A-Za-z0-9_]+)?$",
+        description="torchvision: mean, std, size and resize rule as torchvision's ImageNet weights of the teacher's "
+        "net want them (torchvision/<net>: of that net)",
+    )
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="folder without test/ and val/: share of each class that is the test"
+    )
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="folder without test/ and val/: draws the test images, whatever the run's seed"
     )
     val_fraction: Fraction = Field(0.1, description="share of the training images kept for search and model selection")
     train_limit: Images | None = Field(None, description="use only this many training images (stratified, seeded)")
     batch_size: BatchSize = Field(128, description="training images a step")
     eval_batch_size: BatchSize = Field(500, description="images a forward pass when scoring")
     workers: Workers = Field(2, description="decoding processes; folders only")
+
+    @model_validator(mode="after")
+    def _mean_and_std_come_together(self) -> DataConfig:
+        if (self.mean is None) != (self.std is None) or (self.mean and self.std and len(self.mean) != len(self.std)):
+            raise ValueError("`mean` and `std` come together, one value a channel each")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"`std` must be positive, got {list(self.std)}")
+        if self.mean is not None and self.preprocess is not None:
+            raise ValueError("`preprocess` gives mean and std, too; leave out either it or `mean` and `std`")
+        if self.resize_size is not None and self.resize != "crop":
+            raise ValueError(f"`resize_size` is for resize: crop, which cuts off what is longer, got `{self.resize}`")
+        return self
 
 
 class AgentConfig(Section):

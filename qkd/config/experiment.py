@@ -10,20 +10,30 @@ from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import MOST_MEMBERS, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
-from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, TermConfig, TrainConfig
+from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
+from qkd.nets.own.spelling import spelled
+
+NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"
+WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
+HEAD = "new: the last linear layer of `weights` is left out and begins at random; new:<layer> names it"
+Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$")]
 
 
 class TeacherConfig(Section):
     """The full-precision role."""
 
-    net: str = Field(description="a name of `qkd ls nets`; that of `run` where one is named")
+    net: str = Field(description=f"{NET}; that of `run` where one is named")
+    net_options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the net's builder")
     run: UserPath | None = Field(
         None,
         description="run folder whose teacher this is: its files are copied, and its settings need not be given",
     )
-    weights: UserPath | None = Field(None, description="file of float weights to start from")
+    weights: UserPath | None = Field(None, description=f"{WEIGHTS} to start from")
+    head: Head = Field("keep", description=HEAD)
     untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
-    train: TrainConfig | None = Field(None, description="absent: `weights` are used unchanged")
+    train: TrainConfig | None = Field(
+        None, description="absent: `weights` are used unchanged; without `weights`, or with a new head, as by default"
+    )
     agent: AgentConfig = Field(default_factory=AgentConfig)
     members: Annotated[int, Field(ge=1, le=MOST_MEMBERS)] = Field(
         1, description="nets that differ by seed only; the student learns from their average"
@@ -32,6 +42,12 @@ class TeacherConfig(Section):
     ensemble_temperature: Positive = Field(
         1.0, description="probability: temperature at which they are averaged; terms have their own"
     )
+
+    @model_validator(mode="after")
+    def _a_new_head_has_weights(self) -> TeacherConfig:
+        if self.head != "keep" and self.weights is None:
+            raise ValueError("`head` is about the last layer of `weights`, which are missing")
+        return self
 
     @model_validator(mode="after")
     def _members_are_trained(self) -> TeacherConfig:
@@ -53,17 +69,19 @@ class TeacherConfig(Section):
 class StudentConfig(Section):
     """The low-bit role."""
 
-    net: str | None = Field(None, description="absent: the teacher's net")
+    net: str | None = Field(None, description=f"{NET}; absent: the teacher's net")
+    net_options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the net's builder, in place of the teacher's"
+    )
     init: Literal["auto", "teacher", "float", "random"] = Field(
         "auto",
         description="auto: `weights` where given, else the teacher's where the nets agree, else an own float training",
     )
-    weights: UserPath | None = Field(
-        None, description="float weights of the student's net to start from, with init auto"
-    )
+    weights: UserPath | None = Field(None, description=f"{WEIGHTS} of the student's net to start from, with init auto")
+    head: Head = Field("keep", description=HEAD)
     float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
     quant: QuantConfig = Field(description="bits and quantizers")
-    train: TrainConfig = Field(description="the low-bit training")
+    train: StudentTrainConfig = Field(default_factory=StudentTrainConfig, description="the low-bit training")
     agent: AgentConfig = Field(default_factory=AgentConfig)
     view: Literal["same", "own", "clean"] = Field(
         "same", description="what the teacher sees: the student's images, its own agent's, or clean ones"
@@ -93,6 +111,12 @@ class StudentConfig(Section):
             values.pop("method", None)
             values.pop("method_options", None)
         return values
+
+    @model_validator(mode="after")
+    def _a_new_head_has_weights(self) -> StudentConfig:
+        if self.head != "keep" and self.weights is None:
+            raise ValueError("`head` is about the last layer of `weights`, which are missing")
+        return self
 
     @model_validator(mode="after")
     def _options_have_a_method(self) -> StudentConfig:
@@ -183,7 +207,10 @@ class RunConfig(Section):
     name: str = Field(description="name of the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="every random draw derives from it")
     device: str = Field("auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$", max_length=8)
-    threads: Threads | None = Field(None, description="CPU threads of training; absent: all cores")
+    threads: Threads | None = Field(None, description="CPU threads of training, of each process; absent: all cores")
+    sync_batch_norm: bool = Field(
+        True, description="on several devices: batch norm over whole batches, as on one; false: each over its own share"
+    )
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig
@@ -229,9 +256,16 @@ class RunConfig(Section):
         return self
 
     @property
+    def teacher_net(self) -> str:
+        """Spelling of the teacher's net, its options behind the name."""
+        return spelled(self.teacher.net, self.teacher.net_options)
+
+    @property
     def student_net(self) -> str:
-        """Name of the student's net: its own, or the teacher's."""
-        return self.student.net or self.teacher.net
+        """Spelling of the student's net: its own, or the teacher's; its options are in place of the teacher's."""
+        if self.student.net is None:
+            return spelled(self.teacher.net, self.student.net_options or self.teacher.net_options)
+        return spelled(self.student.net, self.student.net_options)
 
     @property
     def student_start(self) -> Literal["weights", "teacher", "float", "random"]:
@@ -239,7 +273,7 @@ class RunConfig(Section):
         if self.student.weights is not None:
             return "weights"
         if self.student.init == "auto":
-            return "teacher" if self.student_net == self.teacher.net else "float"
+            return "teacher" if self.student_net == self.teacher_net else "float"
         return self.student.init
 
     @property
@@ -279,10 +313,10 @@ class RunConfig(Section):
                 f"student.weights name what the student starts from, and so does init `{self.student.init}`; leave one "
                 f"out"
             )
-        if self.student_start == "teacher" and self.student_net != self.teacher.net:
+        if self.student_start == "teacher" and self.student_net != self.teacher_net:
             raise ValueError(
                 f"student.init `teacher` needs one net for both roles, but the student's is {self.student_net} and the "
-                f"teacher's {self.teacher.net}; use `float` with student.float_train, or `random`"
+                f"teacher's {self.teacher_net}; use `float` with student.float_train, or `random`"
             )
         if self.student_start == "float" and self.student.float_train is None:
             raise ValueError(

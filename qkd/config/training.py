@@ -12,7 +12,7 @@ from qkd.config.sections import MOST_EPOCHS, Bits, Epochs, Fraction, Images, Non
 class TrainConfig(Section):
     """Optimizer, learning-rate schedule and length of one training."""
 
-    epochs: Epochs = Field(description="passes over the training images")
+    epochs: Epochs = Field(30, description="passes over the training images")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is with Nesterov momentum")
     lr: Positive = Field(0.1, description="peak learning rate")
     momentum: Fraction = Field(0.9, description="sgd only")
@@ -43,6 +43,12 @@ class TrainConfig(Section):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"`warmup_epochs` must be less than `epochs`, got {self.warmup_epochs} of {self.epochs}")
         return self
+
+
+class StudentTrainConfig(TrainConfig):
+    """Optimizer, learning-rate schedule and length of the low-bit training."""
+
+    lr: Positive = Field(0.02, description="peak learning rate")
 
 
 class QuantConfig(Section):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from qkd.image_size import ImageSize, height_width
+
 if TYPE_CHECKING:
     from qkd.data.loading.facts import DataFacts
 
@@ -107,12 +109,16 @@ class Parts(NamedTuple):
         test: Its test images.
         classes: Names; a label is a position in it.
         notes: What a person should know of it, a line each.
+        val_rows: Positions in ``train`` of images that come as a validation part; None: a share is kept back.
+        test_words: Where the test images come from, for people.
     """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    val_rows: Tensor | None = None
+    test_words: str = "the set's own"
 
 
 @dataclasses.dataclass
@@ -125,15 +131,18 @@ class Splits:
         test: Images that are scored once, at the end.
         classes: Names; a label is a position in it.
         channels: 1 (gray) or 3 (color).
-        image_size: Side in pixels; images are square.
-        mean: Per channel, fraction 0..1, of ``train``.
-        std: Per channel, fraction of the full range, of ``train``.
+        image_size: Side in pixels of square images, or ``(height, width)``.
+        mean: Per channel, fraction 0..1: of ``train``, unless the config says another.
+        std: Per channel, fraction of the full range, likewise.
         fingerprint: Hash of what was read, before it was split (`qkd.data.loading.facts`); of the quiz, too, where
             there is one.
         quiz: Training images that the student does not learn from, because they judge its teacher
             (:func:`qkd.data.take_quiz`); they are not in ``train``.
         facts: What the set was when it was read; None where it was made, not read.
         notes: What a person should know of it, a line each.
+        resize: Rule by which images of other sizes are brought to ``image_size`` (:class:`qkd.data.sets.Fit`);
+            ``none`` where all are of that size.
+        held_out: What is kept from training, in one line.
     """
 
     train: Split
@@ -141,13 +150,20 @@ class Splits:
     test: Split
     classes: tuple[str, ...]
     channels: int
-    image_size: int
+    image_size: ImageSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
     quiz: Split | None = None
     facts: DataFacts | None = None
     notes: tuple[str, ...] = ()
+    resize: str = "none"
+    held_out: str = ""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of the images."""
+        return self.channels, *height_width(self.image_size)
 
     def to(self, device: torch.device | str) -> Splits:
         """Move every part that is in memory to ``device``, in place; return itself."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qkd.config import RunConfig
 from qkd.config.sections import Section
 from qkd.files import sha256_of
+from qkd.foreign.user_code import load_place
 
 if TYPE_CHECKING:
     from qkd.methods.method import Method
@@ -106,7 +105,7 @@ def own_method(name: str) -> type[Method]:
     from qkd.methods.method import Method
 
     try:
-        found = _resolve(name) if ":" in name else _entry_point(name)
+        found = load_place(name) if ":" in name else _entry_point(name)
     except Exception as error:  # the file is the user's: whatever it raises is what is wrong with it
         raise ValueError(f"student.method: {name} cannot be loaded: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
@@ -145,26 +144,9 @@ def _values(section: Section, keys: list[str]) -> Iterator[tuple[Any, Any]]:
 
 
 def _resolve(place: str) -> Any:
-    module, _, name = place.rpartition(":")
-    return getattr(_file_module(Path(module)) if module.endswith(".py") else importlib.import_module(module), name)
-
-
-def _file_module(path: Path) -> ModuleType:
-    """Import a file that no package holds, once for each content."""
-    path = path.expanduser().resolve()
-    name = f"qkd_method_{path.stem}_{sha256_of(path)[:16]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{path} is no Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+    """Return what a row of the table names."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _entry_point(name: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from qkd.image_size import ImageSize, height_width
+
 SMALLEST_SIDE = 8  # three halvings
 
 
@@ -13,7 +15,7 @@ class AlexNetCifar(nn.Module):
     Args:
         classes: Outputs.
         channels: Channels of the image.
-        image_size: Side in pixels, at least 8; it sets the width of the first linear layer.
+        image_size: In pixels, each side at least 8; it sets the width of the first linear layer.
 
     Raises:
         ValueError: If ``image_size`` is below 8.
@@ -24,9 +26,10 @@ class AlexNetCifar(nn.Module):
         <https://papers.nips.cc/paper/4824>`_, 2012.
     """
 
-    def __init__(self, *, classes: int, channels: int, image_size: int) -> None:
+    def __init__(self, *, classes: int, channels: int, image_size: ImageSize) -> None:
         super().__init__()
-        if image_size < SMALLEST_SIDE:
+        height, width = height_width(image_size)
+        if min(height, width) < SMALLEST_SIDE:
             raise ValueError(f"AlexNetCifar takes images of at least {SMALLEST_SIDE} pixels a side, got {image_size=}")
         self.conv1 = _conv(channels, 64, 11)
         self.pool1 = nn.MaxPool2d(2)
@@ -37,7 +40,7 @@ class AlexNetCifar(nn.Module):
         self.conv5 = _conv(256, 256, 3)
         self.pool5 = nn.MaxPool2d(2)
         self.flatten = nn.Flatten(1)
-        self.fc1 = _linear(256 * (image_size // 8) ** 2, 4096)
+        self.fc1 = _linear(256 * (height // 8) * (width // 8), 4096)
         self.fc2 = _linear(4096, 4096)
         self.fc = nn.Linear(4096, classes)
         for module in self.modules():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from qkd.image_size import ImageSize, height_width
 from qkd.nets.near import PREFIX, net_hint
+from qkd.nets.own.spelling import NetSpelling, parse_net
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,11 +39,11 @@ class NetRow:
     sizes: tuple[int, ...] = ()
     is_sized: bool = False
 
-    def build(self, classes: int, channels: int, image_size: int) -> nn.Module:
+    def build(self, classes: int, channels: int, image_size: ImageSize, **options: Any) -> nn.Module:
         """Return the net with random weights; arguments as of :func:`build_net`."""
         builder = getattr(importlib.import_module(f"qkd.nets.{self.home}"), self.builder)
         own = {"image_size": image_size} if self.is_sized else {}
-        net: nn.Module = builder(*self.sizes, classes=classes, channels=channels, **own)
+        net: nn.Module = builder(*self.sizes, classes=classes, channels=channels, **own, **options)
         return net
 
 
@@ -89,17 +92,18 @@ def registered_names() -> list[str]:
     return [PREFIX + name for name in sorted(found)]
 
 
-def build_net(name: str, *, classes: int, channels: int, image_size: int) -> nn.Module:
+def build_net(name: str, *, classes: int, channels: int, image_size: ImageSize) -> nn.Module:
     """Build a float net with random weights (drawn from torch's global generator), in training mode.
 
     Args:
-        name: A key of ``NETS``, or ``torchvision/<name>``.
+        name: A key of ``NETS``, ``torchvision/<name>``, or code of one's own (``path/to/file.py:function``,
+            ``package.module:name``); options of its builder may stand behind it as JSON.
         classes: Outputs, at least 2.
         channels: Channels of the image, positive.
-        image_size: Side in pixels of the square images, positive.
+        image_size: Side in pixels of square images, or ``(height, width)``; positive.
 
     Returns:
-        A net from ``[batch, channels, image_size, image_size]`` to logits ``[batch, classes]``. ``quantizers.prepare``
+        A net from ``[batch, channels, height, width]`` to logits ``[batch, classes]``. ``quantizers.prepare``
         takes all but torchvision's nets with layer norm or attention.
 
     Raises:
@@ -113,15 +117,38 @@ def build_net(name: str, *, classes: int, channels: int, image_size: int) -> nn.
         >>> net(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
-    if classes < 2 or channels < 1 or image_size < 1:
+    if classes < 2 or channels < 1 or min(height_width(image_size)) < 1:
         raise ValueError(
             f"a net needs at least 2 classes, 1 channel and 1 pixel, got {classes=}, {channels=}, {image_size=}"
         )
-    if name in NETS:
-        return NETS[name].build(classes, channels, image_size)
-    if name.startswith(PREFIX) and name in registered_names():
+    net = parse_net(name)
+    sizes: dict[str, Any] = {"classes": classes, "channels": channels, "image_size": image_size}
+    if net.is_own:
+        from qkd.nets.own.building import build_own
+
+        return build_own(net, **sizes)
+    if net.name in NETS:
+        return _with_options(net, lambda: NETS[net.name].build(**sizes, **net.options))
+    if net.name.startswith(PREFIX) and net.name in registered_names():
         from qkd.nets.torchvision_nets import build_torchvision
 
-        return build_torchvision(name, classes=classes, channels=channels, image_size=image_size)
+        return _with_options(net, lambda: build_torchvision(net.name, **sizes, **net.options))
+    raise ValueError(unknown_net(net.name))
+
+
+def unknown_net(name: str) -> str:
+    """Return what to say of the name of a net that is not known."""
     hint = net_hint(name, net_names())
-    raise ValueError(f"unknown net {name!r}{'; ' if hint else ''}{hint}; `qkd ls nets` lists them")
+    return (
+        f"unknown net {name!r}{'; ' if hint else ''}{hint}; `qkd ls nets` lists them; a net of your own is "
+        "path/to/file.py:function or package.module:name"
+    )
+
+
+def _with_options(net: NetSpelling, build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except TypeError as error:
+        if not net.options:
+            raise
+        raise ValueError(f"net {net}: its options do not fit: {error}") from error

@@ -101,12 +101,16 @@ def renamed(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDic
     parts = [part for part in INSERTED if any(part in name.split(".") for name in kept)]
     change = f"without {' and '.join(f'`{part}.`' for part in parts)} in the names" if parts else ""
     if parts or len(kept) < len(state.tensors):
-        yield StateDict(bare, state.place, change)
+        yield StateDict(bare, state.place, _joined(state.change, change))
     for names, words in ((kept, ""), (bare, change)):
         prefix = _prefix(names, wanted)
         if prefix:
             stripped = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
-            yield StateDict(stripped, state.place, f"{words}{', ' if words else ''}without the prefix `{prefix}`")
+            yield StateDict(stripped, state.place, _joined(state.change, words, f"without the prefix `{prefix}`"))
+
+
+def _joined(*words: str) -> str:
+    return ", ".join(word for word in words if word)
 
 
 def _prefix(names: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:

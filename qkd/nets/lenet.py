@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from qkd.image_size import ImageSize, side_of_square
+
 SIDE = 32  # LeNet-5 reads 32x32; smaller images are padded to it by the first convolution
 
 
@@ -27,11 +29,14 @@ class LeNet(nn.Module):
         <http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf>`_, 1998, section II.B.
     """
 
-    def __init__(self, widths: tuple[int, int, int, int], *, classes: int, channels: int, image_size: int) -> None:
+    def __init__(
+        self, widths: tuple[int, int, int, int], *, classes: int, channels: int, image_size: ImageSize
+    ) -> None:
         super().__init__()
-        if image_size > SIDE or image_size % 2:
+        side = side_of_square(image_size, "LeNet")
+        if side > SIDE or side % 2:
             raise ValueError(f"LeNet takes images of an even side up to {SIDE}, got {image_size=}")
-        self.conv1 = nn.Conv2d(channels, widths[0], 5, padding=(SIDE - image_size) // 2)
+        self.conv1 = nn.Conv2d(channels, widths[0], 5, padding=(SIDE - side) // 2)
         self.relu1 = nn.ReLU()
         self.pool1 = nn.MaxPool2d(2)
         self.conv2 = nn.Conv2d(widths[0], widths[1], 5)
@@ -52,11 +57,11 @@ class LeNet(nn.Module):
         return self.fc2(self.relu4(self.fc1(x)))  # type: ignore[no-any-return]
 
 
-def lenet5(*, classes: int, channels: int, image_size: int) -> LeNet:
+def lenet5(*, classes: int, channels: int, image_size: ImageSize) -> LeNet:
     """Build LeNet-5: 6, 16, 120 channels, 84 units (61,706 parameters for 10 classes of gray images)."""
     return LeNet((6, 16, 120, 84), classes=classes, channels=channels, image_size=image_size)
 
 
-def lenet5_half(*, classes: int, channels: int, image_size: int) -> LeNet:
+def lenet5_half(*, classes: int, channels: int, image_size: ImageSize) -> LeNet:
     """Build its half: 3, 8, 60 channels, 42 units (15,738 parameters for 10 classes of gray images)."""
     return LeNet((3, 8, 60, 42), classes=classes, channels=channels, image_size=image_size)

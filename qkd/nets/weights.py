@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from qkd.files import write_safetensors
 from qkd.foreign.opening import UnreadableFileError
 from qkd.nets.checkpoints import StateDict, UnreadableWeights, read_state_dicts, renamed
+from qkd.nets.head import KEEP, HeadError, without_head
 from quantizers import is_grid_record, require_same_grids
 
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # in torchvision's GoogLeNet and Inception
 _LISTED = 8  # keys of each kind that an error spells out
 
 
@@ -37,7 +39,7 @@ def save_weights(net: nn.Module, path: Path) -> str:
     return write_safetensors(Path(path), net.state_dict())
 
 
-def load_weights(net: nn.Module, path: Path) -> str:
+def load_weights(net: nn.Module, path: Path, *, head: str = KEEP) -> str:
     """Copy the weights of a file into a net, all of them or none.
 
     Args:
@@ -47,6 +49,8 @@ def load_weights(net: nn.Module, path: Path) -> str:
             with ``weights_only=True``. The state dict may be inside the wrappers of training programs (``state_dict``,
             ``model``, ``ema``, ...), and its names may have prefixes (``module.``, ``_orig_mod.``, ``model.``, ...) if
             all of them fit without.
+        head: ``new``: the net's last linear layer keeps its own random weights, whatever the file has there;
+            ``new:<layer>`` names the layer.
 
     Returns:
         What was done to make it fit, in words; empty where nothing was.
@@ -58,7 +62,7 @@ def load_weights(net: nn.Module, path: Path) -> str:
     """
     path = Path(path)
     wanted = net.state_dict()
-    state, note = _fitting(net, path, wanted)
+    state, note = _fitting(net, path, wanted, head)
     found = state.tensors
     _refuse_foreign_kinds(path, wanted, found)
     bad = [key for key, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
@@ -92,10 +96,13 @@ def _foreign_kind(value: Tensor, wanted: Tensor) -> str:
     return ""
 
 
-def _fitting(net: nn.Module, path: Path, wanted: Mapping[str, Tensor]) -> tuple[StateDict, str]:
+def _fitting(net: nn.Module, path: Path, wanted: Mapping[str, Tensor], head: str) -> tuple[StateDict, str]:
     """Return the first state dict of a file that fits a net, and what to say of it."""
-    states = _read(path)
-    forms = [(form, _mismatches(wanted, form.tensors)) for state in states for form in renamed(state, wanted)]
+    states = [_without_auxiliary(state, wanted) for state in _read(path)]
+    renamings = [form for state in states for form in renamed(state, wanted)]
+    if head != KEEP:
+        renamings = _with_new_heads(net, path, wanted, renamings, head)
+    forms = [(form, _mismatches(wanted, form.tensors)) for form in renamings]
     fitting = [form for form, faults in forms if not faults]
     if fitting:
         others = list(dict.fromkeys(state.place for state in states if state.place != fitting[0].place))
@@ -108,6 +115,36 @@ def _fitting(net: nn.Module, path: Path, wanted: Mapping[str, Tensor]) -> tuple[
         f"{path}: these weights{how} are not for this net ({type(net).__name__}):\n  "
         + "\n  ".join([*faults, f"names in the file ({len(keys)}): {_listed(keys)}"])
     )
+
+
+def _without_auxiliary(state: StateDict, wanted: Mapping[str, Tensor]) -> StateDict:
+    """Return a state dict without auxiliary heads, which torchvision's trained weights have and no net here."""
+    extra = {name for name in state.tensors if name.startswith(AUXILIARY)} - set(wanted)
+    if not extra or len(extra) == len(state.tensors):
+        return state
+    rest = {name: value for name, value in state.tensors.items() if name not in extra}
+    return StateDict(rest, state.place, "without its auxiliary heads")
+
+
+def _with_new_heads(
+    net: nn.Module, path: Path, wanted: Mapping[str, Tensor], states: list[StateDict], head: str
+) -> list[StateDict]:
+    """Return state dicts with the net's own last layer in place of theirs.
+
+    Raises:
+        WeightsError: If none can be had; with the reason of the likeliest.
+    """
+    found, reasons = [], []
+    for state in sorted(states, key=lambda state: _distance(wanted, state.tensors)):
+        try:
+            tensors, words = without_head(net, head, wanted, state.tensors)
+        except HeadError as error:
+            reasons.append(str(error))
+            continue
+        found.append(StateDict(tensors, state.place, f"{state.change}, {words}" if state.change else words))
+    if not found:
+        raise WeightsError(f"{path}: {reasons[0]}")
+    return found
 
 
 def _distance(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> int:
@@ -137,7 +174,10 @@ def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
     faults = []
     if head is not None and not missing and not unexpected:
         theirs, ours, name = head
-        faults.append(f"the head `{name}` of the file has {theirs} classes, this net has {ours}")
+        faults.append(
+            f"the head `{name}` of the file has {theirs} classes, this net has {ours}; `head: new` beside `weights` "
+            f"leaves it out and trains a new one"
+        )
     if missing:
         faults.append(f"missing in the file ({len(missing)}): {_listed(missing)}")
     if unexpected:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qkd.config import AgentConfig, RunConfig
+from qkd.nets.own.copies import change_nets, portable_net
 from qkd.run.folder import RunFolder
 from qkd.run.identity import leaves
 
@@ -72,5 +73,5 @@ def training_settings(config: RunConfig) -> dict[str, Any]:
     Files are left out (their content is in the fingerprint), and so is how often the training is saved.
     """
     parts = config.model_dump(mode="json", include={"seed", "teacher", "student"})
-    values = dict(leaves(parts))
+    values = dict(leaves(change_nets(parts, portable_net)))
     return {key: value for key, value in values.items() if key.rpartition(".")[2] not in UNLEARNED}

@@ -13,6 +13,7 @@ from qkd.config import AgentConfig, TrainConfig
 from qkd.files import sha256_of
 from qkd.methods.method import Beside
 from qkd.nets import load_weights
+from qkd.nets.imagenet import weights_file
 from qkd.roles.nets import fresh_net, net_facts, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
 from qkd.run.identity import leaves
@@ -34,7 +35,8 @@ class FloatRole:
         train: Optimizer and length; None where its weights are used unchanged.
         agent: Gives its agent.
         stream: Names the random stream of its first weights.
-        weights: File of weights that it starts from; None where they are random.
+        weights: File of weights that it starts from, or ``imagenet``; None where they are random.
+        head: ``new``: the last layer of ``weights`` is left out.
         inputs: Files of the run folder that it is made from.
         beside: Gives what learns with it in its own training.
         details: Gives further keys of its result, of the trained net.
@@ -49,6 +51,7 @@ class FloatRole:
     agent: Callable[[], AgentConfig]
     stream: tuple[str | int, ...]
     weights: Path | None = None
+    head: str = "keep"
     inputs: tuple[Path, ...] = ()
     beside: Callable[[nn.Module], Beside | None] = lambda _: None
     details: Callable[[nn.Module], dict[str, Any]] = lambda _: {}
@@ -61,8 +64,9 @@ class FloatRole:
         """
         context, train = self.context, self.train
         net = fresh_net(context.config, self.net, context.splits, *self.stream)
-        if self.weights is not None and (note := load_weights(net, self.weights)):
-            context.progress.say(f"{self.name}: {self.weights}: {note}")
+        source = self.source()
+        if source is not None and (note := load_weights(net, source, head=self.head)):
+            context.progress.say(f"{self.name}: {source}: {note}")
         net.to(context.device)
         beside = self.beside(net)
         agent = {} if train is None else self.agent().model_dump(mode="json", exclude={"schedule"})
@@ -73,11 +77,15 @@ class FloatRole:
             save=lambda: self._save(net, beside),
             score=lambda fitted: [self._score(net, fitted)],
             partners=() if beside is None else beside.partners,
-            marks={} if self.weights is None else {f"weights {self.weights}": sha256_of(self.weights)},
+            marks={} if source is None else {f"weights {self.weights}": sha256_of(source)},
             settings=dict(leaves(agent, "agent")),
             inputs=self.inputs,
             vary=lambda member: self._vary(net, member),
         )
+
+    def source(self) -> Path | None:
+        """Return the file of weights that it starts from; None where they are random."""
+        return None if self.weights is None else weights_file(self.weights, self.net)
 
     def _phases(self, net: nn.Module, beside: Beside | None) -> tuple[Phase, ...]:
         if beside is not None:
@@ -89,8 +97,8 @@ class FloatRole:
 
     def _vary(self, net: nn.Module, member: int) -> None:
         fresh = fresh_net(self.context.config, self.net, self.context.splits, f"search {self.name}", member)
-        if self.weights is not None:
-            load_weights(fresh, self.weights)
+        if (source := self.source()) is not None:
+            load_weights(fresh, source, head=self.head)
         fill(net, fresh.state_dict())
 
     def _save(self, net: nn.Module, beside: Beside | None) -> list[Path]:

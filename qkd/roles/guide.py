@@ -8,6 +8,7 @@ from torch import nn
 
 from qkd.methods.method import Guide
 from qkd.methods.table import methods_of
+from qkd.nets.own.spelling import net_title
 from qkd.roles.nets import load_float, load_teacher
 from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS
@@ -34,8 +35,8 @@ class Followed:
 
 def guide_of(run: RunFolder) -> Guide:
     """Return what the student of a run learns from."""
-    net = run.config.teacher.net
-    guide = Guide(lambda: load_teacher(run), (run.path / "teacher" / WEIGHTS,), net, net)
+    net = run.config.teacher_net
+    guide = Guide(lambda: load_teacher(run), (run.path / "teacher" / WEIGHTS,), net, net_title(net))
     for method in methods_of(run.config):
         guide = method.guide(run, guide)
     return guide
@@ -70,9 +71,9 @@ def load_followed(run: RunFolder) -> Followed:
         FileNotFoundError: If the run has no teacher yet.
         ValueError: If a file is damaged or of another net.
     """
-    own = run.config.teacher.net
+    own = run.config.teacher_net
     if (taught := load_taught(run)) is not None:
-        return Followed(taught, own, f"{own}, taught beside the student")
+        return Followed(taught, own, f"{net_title(own)}, taught beside the student")
     guide, note = guide_of(run), ""
     while guide.below is not None and not guide.files[-1].is_file():
         guide, note = guide.below, guide.untrained

@@ -14,6 +14,7 @@ from qkd.data import Splits, epoch_order, iterate, normalize
 from qkd.files import sha256_of
 from qkd.methods.table import method_mark, methods_of
 from qkd.nets import load_weights
+from qkd.nets.imagenet import weights_file
 from qkd.roles.agents import named_agent, role_agent, training_settings, unsearched_agent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.guide import TAUGHT, guide_of, load_guide
@@ -147,7 +148,9 @@ class StudentRole:
         """Return the weights it starts from; None where they are random."""
         places = {"teacher": "teacher", "float": f"{self.folder}/float"}
         place, own = places.get(self.config.student_start), self._borrowed or self.config.student.weights
-        return own or (None if place is None else self.context.run.path / place / WEIGHTS)
+        if own is not None:
+            return weights_file(own, self.config.student_net)
+        return None if place is None else self.context.run.path / place / WEIGHTS
 
     def net(self) -> nn.Module:
         """Return its float net, freshly initialized from the run's seed."""
@@ -156,14 +159,14 @@ class StudentRole:
     def float_net(self) -> nn.Module:
         """Return its float net with its start's weights, on the CPU."""
         net, source = self.net(), self.file()
-        if source is not None and (note := load_weights(net, source)):
+        head = "keep" if source is None or source.is_relative_to(self.context.run.path) else self.config.student.head
+        if source is not None and (note := load_weights(net, source, head=head)):
             self.context.progress.say(f"{self.name}: {source}: {note}")
         return net
 
     def student(self) -> nn.Module:
         """Return what is trained, with its start's weights, on the device: low-bit and not calibrated."""
-        splits = self.context.splits
-        student = prepare_student(self.config, self.float_net(), channels=splits.channels, size=splits.image_size)
+        student = prepare_student(self.config, self.float_net(), self.context.splits.image_shape)
         return student.to(self.context.device)
 
     def calibrate(self, *students: nn.Module) -> None:
@@ -246,7 +249,7 @@ class StudentRole:
         if not _is_taught(teacher, made):
             return [folder / WEIGHTS]
         place = self.context.run.folder(TAUGHT)
-        save_net(place / WEIGHTS, teacher, net_facts(self.config.teacher.net, **sizes))
+        save_net(place / WEIGHTS, teacher, net_facts(self.config.teacher_net, **sizes))
         return [place / WEIGHTS, folder / WEIGHTS]
 
     def score(self, student: nn.Module, teacher: nn.Module, made: Distillation, fitted: FitResult | None) -> list[Path]:
@@ -257,7 +260,7 @@ class StudentRole:
             found |= method.results(self.context, "student", student)
         files = []
         if _is_taught(teacher, made):
-            taught = score("teacher, taught along", config.teacher.net, teacher, splits, config.data, None)
+            taught = score("teacher, taught along", config.teacher_net, teacher, splits, config.data, None)
             files.append(write_outcome(run.path / TAUGHT, taught))
         outcome = score(
             self.name,

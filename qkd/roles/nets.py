@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from qkd.config import QuantConfig, RunConfig
 from qkd.data import Splits
 from qkd.files import read_metadata, read_safetensors, write_safetensors
+from qkd.image_size import ImageSize, height_width, parsed_size, size_text
 from qkd.nets import build_net, load_weights
+from qkd.nets.imagenet import weights_file
+from qkd.nets.own.copies import located_net, portable_net
 from qkd.run.folder import RunFolder
 from qkd.seeding import global_stream
 from qkd.training.assembly import WEIGHTS
@@ -42,7 +46,7 @@ def fresh_net(config: RunConfig, net: str, splits: Splits, *names: str | int) ->
         return build_net(net, **sizes_of(splits))
 
 
-def sizes_of(splits: Splits) -> dict[str, int]:
+def sizes_of(splits: Splits) -> dict[str, Any]:
     """Return what a net is built for."""
     return {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
 
@@ -54,7 +58,7 @@ def blank_images(splits: Splits, device: torch.device | None = None) -> Tensor:
         splits: The others.
         device: Where to put them; absent: the CPU.
     """
-    return torch.zeros(2, splits.channels, splits.image_size, splits.image_size, device=device)
+    return torch.zeros(2, *splits.image_shape, device=device)
 
 
 def load_float_twin(run: RunFolder) -> nn.Module | None:
@@ -65,11 +69,12 @@ def load_float_twin(run: RunFolder) -> nn.Module | None:
     own = run.path / "student" / "float" / WEIGHTS
     if own.exists():
         return load_float(own)
-    if run.config.student.weights is not None:
+    config = run.config
+    if config.student.weights is not None and config.student.head == "keep":  # with a new head it knows nothing
         net = _build(_facts(run.path / "student" / WEIGHTS))
-        load_weights(net, run.config.student.weights)
+        load_weights(net, weights_file(config.student.weights, config.student_net))
         return net.eval()
-    return load_teacher(run) if run.config.student_net == run.config.teacher.net else None
+    return load_teacher(run) if config.student_net == config.teacher_net else None
 
 
 def load_student(run: RunFolder) -> Student:
@@ -82,24 +87,28 @@ def load_student(run: RunFolder) -> Student:
     return load_low_bit(run.path / "student" / WEIGHTS, run.config.student.quant)
 
 
-def prepare_student(config: RunConfig, net: nn.Module, *, channels: int, size: int) -> Student:
+def start_head(config: RunConfig) -> str:
+    """Return what is done with the last layer of the weights that a student starts from: ``keep`` or ``new``."""
+    return config.student.head if config.student_start == "weights" else "keep"
+
+
+def prepare_student(config: RunConfig, net: nn.Module, image_shape: tuple[int, int, int]) -> Student:
     """Return the low-bit student of a float net, not calibrated: :func:`prepare_low_bit` as ``student.quant`` says."""
-    return prepare_low_bit(config.student.quant, net, channels=channels, size=size)
+    return prepare_low_bit(config.student.quant, net, image_shape)
 
 
-def prepare_low_bit(quant: QuantConfig, net: nn.Module, *, channels: int, size: int) -> Student:
+def prepare_low_bit(quant: QuantConfig, net: nn.Module, image_shape: tuple[int, int, int]) -> Student:
     """Return the low-bit form of a float net, not calibrated.
 
     Args:
         quant: How many bits.
         net: The float net; untouched.
-        channels: Of the images.
-        size: Side of the images in pixels.
+        image_shape: Channels, height and width of the images.
 
     Raises:
         quantizers.RewriteError: If the net cannot be rewritten.
     """
-    return prepare(net, QuantSpec(**quant.model_dump()), example_inputs=torch.zeros(2, channels, size, size))
+    return prepare(net, QuantSpec(**quant.model_dump()), example_inputs=torch.zeros(2, *image_shape))
 
 
 def save_net(path: Path, model: nn.Module, facts: Mapping[str, str]) -> str:
@@ -107,9 +116,10 @@ def save_net(path: Path, model: nn.Module, facts: Mapping[str, str]) -> str:
     return write_safetensors(path, model.state_dict(), metadata=facts)
 
 
-def net_facts(net: str, *, classes: int, channels: int, image_size: int) -> dict[str, str]:
+def net_facts(net: str, *, classes: int, channels: int, image_size: ImageSize) -> dict[str, str]:
     """Return what :func:`save_net` keeps beside the weights."""
-    return {"net": net, "classes": str(classes), "channels": str(channels), "image_size": str(image_size)}
+    size = str(image_size) if isinstance(image_size, int) else size_text(image_size)
+    return {"net": portable_net(net), "classes": str(classes), "channels": str(channels), "image_size": size}
 
 
 def load_float(path: Path) -> nn.Module:
@@ -136,7 +146,8 @@ def load_low_bit(path: Path, quant: QuantConfig) -> Student:
         ValueError: If its file is damaged or of another student.
     """
     facts = _facts(path)
-    student = prepare_low_bit(quant, _build(facts), channels=int(facts["channels"]), size=int(facts["image_size"]))
+    shape = (int(facts["channels"]), *height_width(parsed_size(facts["image_size"])))
+    student = prepare_low_bit(quant, _build(facts), shape)
     try:
         fill(student, read_safetensors(path))
     except ValueError as error:
@@ -151,9 +162,9 @@ def _facts(path: Path) -> dict[str, str]:
     missing = [name for name in ("net", "classes", "channels", "image_size") if name not in facts]
     if missing:
         raise ValueError(f"{path}: was not written by a stage: its header lacks {', '.join(missing)}")
-    return facts
+    return {**facts, "net": located_net(facts["net"], path)}
 
 
 def _build(facts: Mapping[str, str]) -> nn.Module:
-    sizes = {name: int(facts[name]) for name in ("classes", "channels", "image_size")}
-    return build_net(facts["net"], **sizes)
+    classes, channels = int(facts["classes"]), int(facts["channels"])
+    return build_net(facts["net"], classes=classes, channels=channels, image_size=parsed_size(facts["image_size"]))

@@ -12,6 +12,7 @@ from torch import nn
 from qkd.config import DataConfig
 from qkd.data import Splits
 from qkd.files import write_json
+from qkd.nets.own.spelling import net_title
 from qkd.training import FitResult, accuracy
 
 
@@ -72,7 +73,7 @@ def score(
     details |= {"test_images": len(splits.test), "chance_accuracy": _chance(splits)}
     return Outcome(
         role=role,
-        net=net,
+        net=net_title(net),
         test_accuracy=test_accuracy,
         val_accuracy=accuracy(model, splits.val, splits, data, device),
         epochs=fitted.epochs if fitted else 0,

@@ -57,7 +57,7 @@ def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | No
 
 def evenly(split: Split, splits: Splits, count: int) -> tuple[Tensor, Tensor]:
     """Return at most ``count`` normalized images of a split with labels, spread evenly; fewer where they are large."""
-    size = min(len(split), sample_size((splits.channels, splits.image_size, splits.image_size), count))
+    size = min(len(split), sample_size(splits.image_shape, count))
     picked = torch.linspace(0, len(split) - 1, size).round().long()
     images, labels = split.batch(picked, "cpu")
     return normalize(images, splits.mean, splits.std).contiguous(), labels

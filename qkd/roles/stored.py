@@ -10,6 +10,7 @@ from qkd.config import RunConfig
 from qkd.config.bind_faults import schema_faults
 from qkd.config.binding import read_config
 from qkd.moved import in_new_spelling
+from qkd.nets.own.copies import resolved_nets
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 
@@ -22,7 +23,7 @@ def stored_config(folder: Path) -> RunConfig:
         ValueError: If it is not a config of this version.
     """
     path = folder / "config.yaml"
-    values = in_new_spelling(read_config(path), is_stored=True)
+    values = resolved_nets(in_new_spelling(read_config(path), is_stored=True), folder)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -31,8 +31,9 @@ def teacher_role(context: Context, *, alone: bool = False) -> FloatRole:
         return {key: value for method in methods for key, value in method.results(context, "teacher", net).items()}
 
     return FloatRole(
-        context, "teacher", "teacher", "teacher", own.net, own.train, lambda: role_agent(run, "teacher"), ("teacher",),
-        weights=own.weights, inputs=tuple(agent_inputs(run, "teacher")), beside=beside, details=details,
+        context, "teacher", "teacher", "teacher", context.config.teacher_net, own.train,
+        lambda: role_agent(run, "teacher"), ("teacher",),
+        weights=own.weights, head=own.head, inputs=tuple(agent_inputs(run, "teacher")), beside=beside, details=details,
     )  # fmt: skip
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from qkd.config import RunConfig
-from qkd.config.binding import config_text
+from qkd.config.binding import plain_text
 from qkd.files import (
     DamagedFileError,
     inside,
     make_folder,
+    may_write,
     read_json,
     refuse_links_out,
     remove_unfinished,
@@ -29,6 +30,7 @@ from qkd.files import (
 )
 from qkd.files.yaml_text import read_yaml
 from qkd.moved import in_new_spelling
+from qkd.nets.own.copies import change_nets, keep_net, module_hash, portable_net, resolved_nets
 from qkd.run.environment import environment
 from qkd.run.identity import BEHIND, changes, differences, identity, stage_settings
 
@@ -83,15 +85,18 @@ class RunFolder:
             OSError: If the folder cannot be read or written.
         """
         folder = Path(path).resolve()
-        return cls(RunConfig.model_validate(_read_config(folder / "config.yaml")), folder)._opened()
+        values = resolved_nets(_read_config(folder / "config.yaml"), folder)
+        return cls(RunConfig.model_validate(values), folder)._opened()
 
     def _opened(self) -> RunFolder:
         path = self.path
         _refuse_foreign(path)
         refuse_links_out(path)
-        _lock(path)
+        if may_write():  # who only reads is a process of the training that has the lock
+            _lock(path)
         try:
             remove_unfinished([path, *(folder for folder in path.rglob("*") if folder.is_dir())])
+            self.config = kept_nets(self.config, path)
             self._write_or_compare_config()
             if not (path / "environment.json").exists():
                 write_json(path / "environment.json", environment(self.config.seed))
@@ -127,8 +132,9 @@ class RunFolder:
         Raises:
             FileNotFoundError: If one of the files is not there.
         """
-        manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
-        self._write_manifest(stage, manifest)
+        if may_write():
+            manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
+            self._write_manifest(stage, manifest)
 
     def extend(self, stage: str, files: Iterable[Path]) -> None:
         """Add files to the manifest of a stage that was complete before they were written, or take their new hashes.
@@ -137,9 +143,10 @@ class RunFolder:
             stage: Name of the stage.
             files: Inside the run folder.
         """
-        manifest = _read_manifest(self.path, stage)
-        manifest["files"] = {**manifest["files"], **self._hashes(files)}
-        self._write_manifest(stage, manifest)
+        if may_write():
+            manifest = _read_manifest(self.path, stage)
+            manifest["files"] = {**manifest["files"], **self._hashes(files)}
+            self._write_manifest(stage, manifest)
 
     def manifest_file(self, stage: str) -> Path:
         """Return where a stage's manifest is, once it is complete."""
@@ -158,6 +165,8 @@ class RunFolder:
             ValueError: If the stage is not complete there.
             OSError: If a file cannot be read or written.
         """
+        if not may_write():
+            return
         other = RunFolder(self.config, Path(source).resolve())
         if why := other.why_incomplete(stage):
             raise ValueError(f"{source}: its stage {stage} is not complete ({why}); run it there first")
@@ -237,14 +246,14 @@ class RunFolder:
     def _write_or_compare_config(self) -> None:
         file = self.path / "config.yaml"
         if not file.exists():
-            write_text(file, config_text(self.config))
+            write_text(file, plain_text(_plain(self.config)))
             return
         then, now = _read_config(file), _plain(self.config)
         changed = differences(identity(then), identity(now))
         if changed:
             raise ValueError(_another_config(self.path, changed))
         if then != now:
-            write_text(file, config_text(self.config))
+            write_text(file, plain_text(now))
 
 
 def manifest_of(folder: Path, stage: str) -> Path:
@@ -262,8 +271,44 @@ def _another_config(path: Path, changed: Mapping[str, tuple[str, str]]) -> str:
     )
 
 
+def kept_nets(config: RunConfig, path: Path) -> RunConfig:
+    """Return a config whose nets' files are copies in a run folder, which are made; their hashes are recorded there.
+
+    Raises:
+        ValueError: If a file is no Python, or a module that a net is in is not what the run was begun with.
+        OSError: If a file cannot be read or written.
+    """
+    values = config.model_dump(mode="json")
+    hashes: dict[str, str] = {}
+
+    def kept(net: str) -> str:
+        if (found := module_hash(net)) is not None:
+            hashes[net] = found
+        return keep_net(net, path)
+
+    changed = change_nets(values, kept)
+    _hold_modules(path, hashes)
+    return config if changed == values else RunConfig.model_validate(changed)
+
+
+def _hold_modules(path: Path, hashes: Mapping[str, str]) -> None:
+    """Record the hashes of modules that nets are in, or compare them with the record: modules are not copied."""
+    if not hashes:
+        return
+    file = make_folder(path / "nets") / "modules.json"
+    then = read_json(file) if file.exists() else {}
+    other = [net for net, sha256 in hashes.items() if then.get(net, sha256) != sha256]
+    if other:
+        raise ValueError(
+            f"{path}: the module of {other[0]} is not what the run was begun with; restore it, or give this run "
+            f"another name (name=...)"
+        )
+    if then != hashes:
+        write_json(file, {**then, **hashes})
+
+
 def _plain(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json")
+    return change_nets(config.model_dump(mode="json"), portable_net)
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress
 from qkd.roles.images import require_same_images
 from qkd.roles.stored import stored_config
@@ -26,7 +27,8 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
         ValueError: If its teacher is not complete, or has other settings than this config says.
         OSError: If a file cannot be read or written.
     """
-    theirs, ours = (config.model_dump(mode="json") for config in (stored_config(source), run.config))
+    configs = (stored_config(source), run.config)
+    theirs, ours = (change_nets(config.model_dump(mode="json"), portable_net) for config in configs)
     for values in (theirs, ours):
         values["teacher"].pop("run", None)
     if theirs["teacher"] != ours["teacher"]:

@@ -86,7 +86,7 @@ def float_nets(run: RunFolder) -> dict[str, nn.Module]:
     taught = load_taught(run)
     nets = {"teacher": load_teacher(run) if taught is None else taught}
     has_own = (run.path / "student" / "float" / WEIGHTS).exists()
-    twin = load_float_twin(run) if has_own or run.config.student_net != run.config.teacher.net else None
+    twin = load_float_twin(run) if has_own or run.config.student_net != run.config.teacher_net else None
     return nets if twin is None else {**nets, "float": twin}
 
 

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from qkd.files import (
     DamagedFileError,
+    delete_file,
     make_folder,
+    may_write,
     parse_safetensors,
     read_json,
     read_verified,
@@ -71,6 +73,8 @@ class CheckpointStore:
         Raises:
             OSError: If it cannot be written (disk full, ...); earlier checkpoints are untouched.
         """
+        if not may_write():
+            return
         make_folder(self.folder)
         tensors_sha256 = write_safetensors(self._file(step, "safetensors"), checkpoint.tensors)
         body = {"format": FORMAT, "step": step, "tensors_sha256": tensors_sha256, "state": dict(checkpoint.state)}
@@ -98,14 +102,14 @@ class CheckpointStore:
         kept = set(good[-keep:])
         for path in self._files():
             if _step_of(path) not in kept:
-                path.unlink(missing_ok=True)
+                delete_file(path)
         remove_unfinished([self.folder])
 
     def clear(self) -> None:
         """Delete every checkpoint, and the folder where nothing else is in it."""
-        for path in self._files():
-            path.unlink(missing_ok=True)
-        if self.folder.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # another process of the same training was faster
+            for path in self._files():
+                path.unlink(missing_ok=True)
             remove_unfinished([self.folder])
             with contextlib.suppress(OSError):  # files of somebody else's stay
                 self.folder.rmdir()

@@ -10,8 +10,12 @@ import torch
 from qkd.data.errors import DataError
 from qkd.data.labels import class_notes
 from qkd.data.loading.facts import DataFacts, facts_of
+from qkd.data.loading.preprocessing import preprocessed
 from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.data.sets import (
+    Fit,
+    FolderSplit,
+    Form,
     list_folder,
     load_digits_splits,
     load_folder_splits,
@@ -21,6 +25,7 @@ from qkd.data.sets import (
 from qkd.data.splits import Parts, Split, Splits
 from qkd.data.statistics import channel_statistics
 from qkd.foreign import nearest
+from qkd.image_size import ImageSize, image_size_of, size_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,8 +46,16 @@ def _npz(config: DataConfig) -> Parts:
 
 
 def _folder(config: DataConfig) -> Parts:
-    return load_folder_splits(_folder_of(config, "train/<class>/ and test/<class>/"), config.image_size)
+    return load_folder_splits(_folder_of(config, CLASS_FOLDERS), folder_form(config))
 
+
+def folder_form(config: DataConfig) -> Form:
+    """Return what a config says of the form of images in a folder."""
+    fit = Fit(config.resize, config.resize_size, config.interpolation)
+    return Form(config.image_size, fit, config.channels, config.test_fraction, config.split_seed)
+
+
+CLASS_FOLDERS = "train/<class>/ and test/<class>/, or <class>/ alone"
 
 DATASETS: dict[str, Callable[[DataConfig], Parts]] = {
     "cifar10": _vision,
@@ -72,23 +85,40 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
 
     Raises:
         DataError: If the set is unknown, missing, damaged or inconsistent, or the division leaves a class untrained.
+        ValueError: If torchvision has no weights for the net that ``preprocess`` names.
         OSError: If a file of the set cannot be read.
     """
     _require_known(config.name)
+    config = preprocessed(config)
     parts = DATASETS[config.name](config)
-    everything, test, classes, notes = parts
+    everything, test, classes, notes = parts[:4]
     if len(classes) < 2:
         raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs two at least")
     notes = (*notes, *class_notes(everything.labels, test.labels, classes))
     generator = torch.Generator().manual_seed(seed)
-    train, val = _keep_back(everything, config.val_fraction, generator)
+    train, val = _validation(parts, config.val_fraction, generator)
+    learned = len(train)
     train = _limit(train, config.train_limit, len(classes), generator)
-    channels, image_size = _shape(everything)
-    _check_size(config, image_size)
-    mean, std = channel_statistics(train)
+    channels, height, width = everything.image_shape
+    size = image_size_of(height, width)
+    _check_form(config, channels, size)
+    mean, std = channel_statistics(train) if config.mean is None or config.std is None else (config.mean, config.std)
     facts = facts_of(parts)
     return Splits(
-        train, val, test, classes, channels, image_size, mean, std, facts.fingerprint, facts=facts, notes=notes
+        train, val, test, classes, channels, size, mean, std, facts.fingerprint, facts=facts, notes=notes,
+        resize=everything.fit.name if isinstance(everything, FolderSplit) else "none",
+        held_out=_held_out(parts, len(train), learned, len(val), config),
+    )  # fmt: skip
+
+
+def _held_out(parts: Parts, train: int, learned: int, val: int, config: DataConfig) -> str:
+    """Return what is kept from training, in one line."""
+    chosen = "its own part" if parts.val_rows is not None else f"{config.val_fraction:g} of the training images"
+    unused = f"; {learned - train:,} unused (data.train_limit)" if learned > train else ""
+    validation = f"{val:,} for validation ({chosen})" if val else "none for validation"
+    return (
+        f"{train:,} images to learn from; held out: {validation}, {len(parts.test):,} for the test "
+        f"({parts.test_words}){unused}"
     )
 
 
@@ -107,7 +137,7 @@ def read_facts(config: DataConfig) -> DataFacts:
     """
     _require_known(config.name)
     if config.name == "folder":
-        return facts_of(list_folder(_folder_of(config, "train/<class>/ and test/<class>/")))
+        return facts_of(list_folder(_folder_of(config, CLASS_FOLDERS), folder_form(config)))
     return facts_of(DATASETS[config.name](config))
 
 
@@ -122,6 +152,15 @@ def _folder_of(config: DataConfig, content: str) -> Path:
     if not config.path.is_dir():
         raise DataError(f"data.path: {config.path} is no folder; data set {config.name!r} needs one with {content}")
     return config.path
+
+
+def _validation(parts: Parts, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
+    """Return what is learned from and what is chosen by: the set's own validation part, or a share of the training."""
+    if parts.val_rows is None:
+        return _keep_back(parts.train, fraction, generator)
+    is_val = torch.zeros(len(parts.train), dtype=torch.bool)
+    is_val[parts.val_rows] = True
+    return parts.train.subset((~is_val).nonzero().flatten()), parts.train.subset(parts.val_rows)
 
 
 def _keep_back(split: Split, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
@@ -147,17 +186,21 @@ def _limit(split: Split, limit: int | None, classes: int, generator: torch.Gener
     return kept
 
 
-def _shape(split: Split) -> tuple[int, int]:
-    channels, height, _ = split.image_shape
-    return channels, height
-
-
-def _check_size(config: DataConfig, found: int) -> None:
+def _check_form(config: DataConfig, channels: int, found: ImageSize) -> None:
     if config.image_size is not None and config.image_size != found:
         raise DataError(
-            f"data.image_size: images of {config.name!r} are {found}x{found}, not {config.image_size} pixels wide; "
-            "only a folder of images is resized, so leave it out"
+            f"data.image_size: images of {config.name!r} are {size_text(found)}, not {size_text(config.image_size)} "
+            f"pixels; only a folder of images is resized, so leave it out"
         )
+    if config.channels is not None and config.channels != channels:
+        raise DataError(
+            f"data.channels: images of {config.name!r} have {channels}, not {config.channels}; only a folder of images "
+            f"is converted, so leave it out"
+        )
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if values is not None and len(values) != channels:
+            way = "; with data.channels: 3 a folder of gray images is read as color" if channels == 1 else ""
+            raise DataError(f"data.{name}: has {len(values)} values, but the images have {channels} channels{way}")
 
 
 def _nearest(name: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qkd.config import DataConfig
 from qkd.data.loading.load import load_splits
+from qkd.image_size import ImageSize
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,12 @@ class ImageShape:
     Args:
         classes: How many, at least 2.
         channels: Of an image: 1 or 3.
-        image_size: Its side in pixels.
+        image_size: Its side in pixels, or height and width.
     """
 
     classes: int
     channels: int
-    image_size: int
+    image_size: ImageSize
 
 
 # As published; the other sets (npz, folder) are what their files are.
@@ -41,10 +42,11 @@ def image_shape(config: DataConfig) -> ImageShape:
         config: The ``data`` section of an experiment.
 
     Returns:
-        Number of classes, channels, and side in pixels.
+        Number of classes, channels, and size in pixels.
 
     Raises:
         DataError: If an npz or a folder cannot be read, or the set is unknown.
+        ValueError: If torchvision has no weights for the net that ``preprocess`` names.
         OSError: If a file of the set cannot be read.
     """
     if config.name in PUBLISHED:

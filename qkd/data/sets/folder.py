@@ -12,8 +12,12 @@ from torch import Tensor
 
 from qkd.data.errors import DataError
 from qkd.data.labels import listed, require_names
-from qkd.data.sets.images import IMAGE_SUFFIXES, Header, decode, read_header
+from qkd.data.sampling import stratified_quotas, take_quotas
+from qkd.data.sets.fitting import Fit
+from qkd.data.sets.images import CROP, IMAGE_SUFFIXES, Header, decode, read_header
+from qkd.data.sets.layout import Layout, layout_of
 from qkd.data.splits import Parts
+from qkd.image_size import ImageSize, height_width, image_size_of
 
 # what systems and programs put into folders beside hidden files (".DS_Store", "._x.jpg", ".ipynb_checkpoints")
 SYSTEM_NAMES = frozenset({
@@ -28,6 +32,28 @@ OTHER_IMAGE_SUFFIXES = frozenset({
 })  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Form:
+    """What images of a folder are brought to, and how one without test images is divided.
+
+    Args:
+        image_size: In pixels; None: all are of one size already.
+        fit: How an image of another size is brought to it.
+        channels: 1 or 3; None: 1 where all images are gray, else 3.
+        test_fraction: Share of each class that is the test part, where the folder has none.
+        split_seed: Of that division; the run's own seed does not change which images are scored.
+    """
+
+    image_size: ImageSize | None = None
+    fit: Fit = CROP
+    channels: int | None = None
+    test_fraction: float = 0.2
+    split_seed: int = 0
+
+
+AS_THEY_ARE = Form()
+
+
 class FolderSplit:
     """A part whose images are in files.
 
@@ -35,16 +61,20 @@ class FolderSplit:
         files: Paths of the images.
         labels: Class numbers, int64, shape ``[n]``.
         channels: 1 or 3; what images are converted to.
-        image_size: Side in pixels. An image of another size is resized (shorter side, bilinear) and cropped (center).
+        image_size: In pixels.
+        fit: How an image of another size is brought to it.
     """
 
     decodes = True
 
-    def __init__(self, files: Sequence[Path], labels: Tensor, *, channels: int, image_size: int) -> None:
+    def __init__(
+        self, files: Sequence[Path], labels: Tensor, *, channels: int, image_size: ImageSize, fit: Fit = CROP
+    ) -> None:
         self.files = tuple(files)
         self.labels = labels
         self.channels = channels
         self.image_size = image_size
+        self.fit = fit
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -53,7 +83,7 @@ class FolderSplit:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Return channels, height and width of its images."""
-        return self.channels, self.image_size, self.image_size
+        return self.channels, *height_width(self.image_size)
 
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """Decode these images: uint8 ``[batch, channels, height, width]`` and labels int64 ``[batch]``.
@@ -62,58 +92,62 @@ class FolderSplit:
             DataError: If a file cannot be decoded; names it.
         """
         indices = indices.cpu()
-        shape = (len(indices), self.channels, self.image_size, self.image_size)
-        images = torch.empty(shape, dtype=torch.uint8)
+        images = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
         for row, index in enumerate(indices.tolist()):
-            images[row] = decode(self.files[index], channels=self.channels, image_size=self.image_size)
+            images[row] = decode(self.files[index], channels=self.channels, image_size=self.image_size, fit=self.fit)
         return images.to(device, non_blocking=True), self.labels[indices].to(device, non_blocking=True)
 
     def subset(self, indices: Tensor) -> FolderSplit:
         """Return the part made of these images, in this order."""
         files = [self.files[index] for index in indices.tolist()]
-        return FolderSplit(files, self.labels[indices.cpu()], channels=self.channels, image_size=self.image_size)
+        return self.like(files, self.labels[indices.cpu()])
+
+    def like(self, files: Sequence[Path], labels: Tensor) -> FolderSplit:
+        """Return other files in the form of these."""
+        return FolderSplit(files, labels, channels=self.channels, image_size=self.image_size, fit=self.fit)
 
     def to(self, device: torch.device | str) -> FolderSplit:
         """Return itself: files stay where they are."""
         return self
 
 
-def load_folder_splits(folder: Path, image_size: int | None) -> Parts:
-    """Return the parts of ``folder/train/<class>/*`` and ``folder/test/<class>/*``.
+def load_folder_splits(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
+    """Return the parts of a folder of images, whichever of :func:`~qkd.data.sets.layout.layout_of` it has.
 
     Every file's header is read here, so that one that is no image is named before training starts. Images are gray
-    where all of them are, else color.
+    where all of them are, else color, unless ``form`` says which.
 
     Args:
-        folder: Holds ``train`` and ``test``.
-        image_size: Side in pixels that images are resized to; None: all must be square and of one size already.
+        folder: Holds ``train`` and ``test``, ``train`` and ``val``, or class folders.
+        form: What images are brought to, and how a set without test images is divided.
 
     Returns:
         Both parts, images decoded as batches need them, and the classes in alphabetical order.
 
     Raises:
         DataError: If a folder is missing or empty, a class is tested but not trained, a file is no readable image, or
-            sizes differ and ``image_size`` is None.
+            sizes differ and ``form`` has none.
         OSError: If a folder cannot be read.
     """
-    found = list_folder(folder)
-    looked = _Look(wants_one_size=image_size is None)
+    found = list_folder(folder, form)
+    looked = _Look(wants_one_size=form.image_size is None)
     for part in (found.train, found.test):
         for path in part.files:  # type: ignore[attr-defined]
             looked.at(path, read_header(path))
-    side, channels = image_size or looked.side(), 1 if looked.is_gray else 3
-    parts = [FolderSplit(part.files, part.labels, channels=channels, image_size=side)  # type: ignore[attr-defined]
+    size, channels = form.image_size or looked.size(), form.channels or (1 if looked.is_gray else 3)
+    parts = [FolderSplit(part.files, part.labels, channels=channels, image_size=size, fit=form.fit)  # type: ignore[attr-defined]
              for part in (found.train, found.test)]  # fmt: skip
-    return Parts(parts[0], parts[1], found.classes, found.notes)
+    return found._replace(train=parts[0], test=parts[1])
 
 
-def list_folder(folder: Path) -> Parts:
+def list_folder(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
     """Return the parts of a folder of images by their files alone: nothing is known of sizes and channels (both 1).
 
     Hidden files and folders, and what systems leave behind, are skipped at every depth; a note counts them.
 
     Args:
         folder: As for :func:`load_folder_splits`.
+        form: How a set without test images is divided.
 
     Returns:
         Both parts, and the classes in alphabetical order.
@@ -123,16 +157,48 @@ def list_folder(folder: Path) -> Parts:
             link leads nowhere or to a folder within a class.
         OSError: If a folder cannot be read.
     """
-    skipped = _Skipped()
-    train_files, test_files = (_files_by_class(folder / part, skipped) for part in ("train", "test"))
-    classes = require_names(sorted(train_files), folder / "train", images=sum(map(len, train_files.values())))
-    unknown = sorted(set(test_files) - set(classes))
-    if unknown:
+    layout, skipped = layout_of(folder, is_hidden), _Skipped()
+    train_files = _files_by_class(layout.train, skipped)
+    classes = require_names(sorted(train_files), layout.train, images=sum(map(len, train_files.values())))
+    train = _as_split(train_files, classes)
+    val_rows = None
+    if layout.val is not None:
+        val = _as_split(_known_files(layout.val, layout.train, classes, skipped), classes)
+        val_rows = torch.arange(len(train), len(train) + len(val))
+        train = train.like((*train.files, *val.files), torch.cat([train.labels, val.labels]))
+    if layout.test is None:
+        train, test = _divided(train, layout.train, form)
+    else:
+        test = _as_split(_known_files(layout.test, layout.train, classes, skipped), classes)
+    return Parts(train, test, classes, skipped.notes(), val_rows, _words(layout, form))
+
+
+def _known_files(folder: Path, train: Path, classes: Sequence[str], skipped: _Skipped) -> dict[str, list[Path]]:
+    """Return the files of a part that is not learned from; its classes are among those that are."""
+    files = _files_by_class(folder, skipped)
+    if unknown := sorted(set(files) - set(classes)):
+        raise DataError(f"{folder}: classes {listed(unknown)} are not in {train}: nothing could learn them")
+    return files
+
+
+def _divided(everything: FolderSplit, folder: Path, form: Form) -> tuple[FolderSplit, FolderSplit]:
+    """Return training and test images of a set without a separate test part: stratified, seeded."""
+    counts = torch.bincount(everything.labels)
+    wanted = torch.minimum(stratified_quotas(counts, round(len(everything) * form.test_fraction)), counts - 1)
+    test, train = take_quotas(everything.labels, wanted, torch.Generator().manual_seed(form.split_seed))
+    if not len(test):
         raise DataError(
-            f"{folder / 'test'}: classes {listed(unknown)} are not in {folder / 'train'}: nothing could learn them"
+            f"{folder}: has no test images beside it, and {form.test_fraction:g} of its {len(everything)} images is "
+            f"none (every class keeps one to learn from); add images, or raise data.test_fraction"
         )
-    parts = [_as_split(files, classes) for files in (train_files, test_files)]
-    return Parts(parts[0], parts[1], classes, skipped.notes())
+    return everything.subset(train), everything.subset(test)
+
+
+def _words(layout: Layout, form: Form) -> str:
+    """Return where test images come from, for the line that says what is held out."""
+    if layout.test is not None:
+        return f"{layout.test.name}/"
+    return f"{form.test_fraction:g} of each class by data.split_seed {form.split_seed}, since there is no test/"
 
 
 def is_hidden(name: str) -> bool:
@@ -141,8 +207,6 @@ def is_hidden(name: str) -> bool:
 
 
 def _files_by_class(folder: Path, skipped: _Skipped) -> dict[str, list[Path]]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; needs train/<class>/*.png|jpg|... and test/<class>/... beside it")
     children = sorted(folder.iterdir())
     skipped.hidden += [child.name for child in children if is_hidden(child.name)]
     dead = [child for child in children if not is_hidden(child.name) and not os.path.exists(child)]
@@ -219,13 +283,10 @@ class _Look:
                 "set data.image_size to resize them all"
             )
 
-    def side(self) -> int:
+    def size(self) -> ImageSize:
         if self.first is None:
             raise DataError("the set has no images")
-        path, header = self.first
-        if header.width != header.height:
-            raise DataError(f"{path}: is {header.width}x{header.height}, not square; set data.image_size to crop")
-        return header.width
+        return image_size_of(self.first[1].height, self.first[1].width)
 
 
 def _as_split(files: dict[str, list[Path]], classes: tuple[str, ...]) -> FolderSplit:

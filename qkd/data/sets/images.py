@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from qkd.data.errors import DataError
+from qkd.data.sets.fitting import Fit
+from qkd.image_size import ImageSize, height_width
 
 # suffix -> Pillow's name of the format; no other decoder is asked (that of EPS, for one, starts Ghostscript)
 FORMATS = {
@@ -22,6 +24,7 @@ FORMATS = {
 }  # fmt: skip
 IMAGE_SUFFIXES = tuple(FORMATS)
 MOST_PIXELS = 89_478_485  # of a file, and of what resizing makes of it: where Pillow begins to warn of bombs
+CROP = Fit()
 _GRAY_MODES = frozenset({"1", "L", "LA"})
 _COLOR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
 
@@ -50,15 +53,22 @@ def read_header(path: Path) -> Header:
     return Header(width, height, mode in _GRAY_MODES)
 
 
-def decode(path: Path, *, channels: int, image_size: int) -> Tensor:
-    """Return an image file as uint8 ``[channels, image_size, image_size]``.
+def decode(path: Path, *, channels: int, image_size: ImageSize, fit: Fit = CROP) -> Tensor:
+    """Return an image file as uint8 ``[channels, height, width]``.
+
+    Args:
+        path: The file.
+        channels: 1 (gray) or 3 (red, green, blue).
+        image_size: That it is brought to, in pixels.
+        fit: How it is brought to that size.
 
     Raises:
         DataError: If the file cannot be decoded.
     """
+    height, width = height_width(image_size)
     with _opened(path) as file:
-        _refuse_bomb(path, _resized(file.size, image_size))
-        image = _fit(file.convert("L" if channels == 1 else "RGB"), image_size)
+        _refuse_bomb(path, fit.resized(file.size, (width, height)))
+        image = fit(file.convert("L" if channels == 1 else "RGB"), (width, height))
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
@@ -89,18 +99,3 @@ def _refuse_bomb(path: Path, size: tuple[int, int]) -> None:
             f"{path}: cannot be read as an image: {size[0]:,}x{size[1]:,} pixels to decode or resize are more than "
             f"{MOST_PIXELS:,}; scale it down, or replace or delete it"
         )
-
-
-def _resized(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return the size that an image is resized to: its shorter side is ``side``."""
-    factor = side / min(size)
-    return max(side, round(size[0] * factor)), max(side, round(size[1] * factor))
-
-
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    """Resize so that the shorter side is ``side``, then cut the center out."""
-    if image.size == (side, side):
-        return image
-    resized = image.resize(_resized(image.size, side), Image.Resampling.BILINEAR)
-    left, top = (resized.width - side) // 2, (resized.height - side) // 2
-    return resized.crop((left, top, left + side, top + side))

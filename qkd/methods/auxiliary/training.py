@@ -84,6 +84,7 @@ def auxiliary_config(config: RunConfig) -> RunConfig:
     student = config.student.model_copy(
         update={
             "net": auxiliary.net or config.student_net,
+            "net_options": {},  # behind the name
             "init": _init(config, auxiliary),
             "weights": None,  # the student's; _borrowed gives them to an auxiliary of the same net
             "float_train": auxiliary.float_train,
@@ -115,7 +116,7 @@ def _init(config: RunConfig, auxiliary: AuxiliaryConfig) -> str:
         return "random"
     if auxiliary.float_train is not None:
         return "float"
-    return "teacher" if (auxiliary.net or config.student_net) == config.teacher.net else "random"
+    return "teacher" if (auxiliary.net or config.student_net) == config.teacher_net else "random"
 
 
 def _borrowed(run: RunFolder) -> Path | None:

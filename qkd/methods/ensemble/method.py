@@ -24,6 +24,11 @@ from qkd.training.assembly import WEIGHTS, Context
 class Ensemble(Method):
     """Trains the teacher's members but the first, each in its own folder."""
 
+    @property
+    def why_one_device(self) -> str:
+        """Return nothing: its members are trained as any net."""
+        return ""
+
     def sub_trainings(self, context: Context, before: str) -> Iterator[FloatRole]:
         """Yield the further members: weights, order of the images and augmentation differ from the first's."""
         teacher, run = self.config.teacher, context.run
@@ -31,7 +36,8 @@ class Ensemble(Method):
             return
         for number in range(1, teacher.members):
             yield FloatRole(
-                context, f"teacher_member_{number}", f"teacher/member_{number}", "teacher", teacher.net, teacher.train,
+                context, f"teacher_member_{number}", f"teacher/member_{number}", "teacher", self.config.teacher_net,
+                teacher.train,
                 lambda: role_agent(run, "teacher"), ("teacher", number), inputs=tuple(agent_inputs(run, "teacher")),
             )  # fmt: skip
 

@@ -15,7 +15,8 @@ from qkd.config import PeerConfig, PeersConfig, QuantConfig, RunConfig
 from qkd.data import Splits
 from qkd.methods.peers.step import Learner, PeerAdapters
 from qkd.nets import load_weights
-from qkd.roles.nets import blank_images, fresh_net, prepare_low_bit
+from qkd.nets.own.spelling import net_title
+from qkd.roles.nets import blank_images, fresh_net, prepare_low_bit, start_head
 from qkd.terms.modules import feature_shapes
 from qkd.training import Partner, accuracy
 from quantizers import Student, quantizer_scales, settle
@@ -84,11 +85,11 @@ def _peer(
     net_name = peer.net or config.student_net
     net = fresh_net(config, net_name, splits, name)
     if net_name == config.student_net and weights is not None:
-        load_weights(net, weights)
+        load_weights(net, weights, head=start_head(config))
     taps = taps if peer.taps is None else peer.taps
     shapes = tap_shapes(net, taps, splits, name)
     quant = peer_quant(config.student.quant, peer)
-    model = net if quant is None else prepare_low_bit(quant, net, channels=splits.channels, size=splits.image_size)
+    model = net if quant is None else prepare_low_bit(quant, net, splits.image_shape)
     return Peer(peer, name, net_name, model.to(device), taps, shapes)
 
 
@@ -161,7 +162,7 @@ def _result(peer: Peer, config: RunConfig, splits: Splits, device: torch.device)
     test, val = (accuracy(peer.model, part, splits, config.data, device) for part in (splits.test, splits.val))
     return {
         "name": peer.name,
-        "net": peer.net,
+        "net": net_title(peer.net),
         "weight_bits": peer.config.weight_bits,
         "act_bits": peer.config.act_bits,
         "test_accuracy": test,

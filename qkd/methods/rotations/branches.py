@@ -95,7 +95,7 @@ def branches_mark(run: RunFolder) -> dict[str, str]:
 
 def save_branches(path: Path, branches: nn.ModuleList, config: RunConfig, splits: Splits) -> Path:
     """Write the branches of the run's teacher; return the file."""
-    save_net(path, branches, net_facts(config.teacher.net, **sizes_of(splits)))
+    save_net(path, branches, net_facts(config.teacher_net, **sizes_of(splits)))
     return path
 
 

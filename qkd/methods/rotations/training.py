@@ -70,5 +70,5 @@ class BranchRole:
 
     def _score(self, model: BranchClassifier, fitted: FitResult | None) -> Path:
         config, splits, taps = self.context.config, self.context.splits, model.branched.paths
-        found = score("teacher branches", config.teacher.net, model, splits, config.data, fitted, taps=taps)
+        found = score("teacher branches", config.teacher_net, model, splits, config.data, fitted, taps=taps)
         return write_outcome(self.context.run.path / self.folder, found)

@@ -128,7 +128,7 @@ def test_all_faults_are_reported_at_once() -> None:
             "agent": {"policy": "crop_flap"},
         },
         data={"name": "digit", "val_fraction": 1.0},
-        teacher={"net": "resnet_20"},
+        teacher={"net": "resnet_20", "head": "new"},
         device="gpu",
     )
     faults = faults_of(data)
@@ -149,7 +149,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "config.student.agent.policy: unknown agent policy 'crop_flap'; did you mean `crop_flip`?",
         "config.data.name: unknown data set 'digit'; did you mean `digits`?",
         "config.data.val_fraction: must be less than 1, got 1.0",
-        "config.teacher: needs `train` (how to train it) or `weights` (a file of trained ones)",
+        "config.teacher: `head` is about the last layer of `weights`, which are missing",
         "config.teacher.net: unknown net 'resnet_20'; did you mean `resnet20`?",
         "config.device: must match ^(auto|cpu|cuda(:\\d+)?)$, got 'gpu'",
     ]

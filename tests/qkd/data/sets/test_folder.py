@@ -305,10 +305,17 @@ def test_mixed_sizes_need_a_size(good: Path) -> None:
     assert load(good, image_size=12).image_size == 12
 
 
-def test_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
+def test_images_that_are_not_square_stay_so(tmp_path: Path) -> None:
+    """Height first, as everywhere; a size of one number makes them square."""
     for part in ("train", "test"):
-        paint(tmp_path / part / "a" / "0.png", size=(14, 12))
-    assert "is 14x12, not square; set data.image_size" in refusal(tmp_path)
+        for name in "ab":
+            for index in range(2):
+                paint(tmp_path / part / name / f"{index}.png", size=(14, 12))
+    splits = load(tmp_path)
+    assert splits.image_size == (12, 14) and splits.image_shape == (3, 12, 14)
+    assert splits.test.batch(torch.arange(2), "cpu")[0].shape == (2, 3, 12, 14)
+    assert load(tmp_path, image_size=10).image_shape == (3, 10, 10)
+    assert load(tmp_path, image_size=(6, 7)).image_shape == (3, 6, 7)
 
 
 @pytest.mark.parametrize("image_size", [None, 8])
@@ -344,8 +351,11 @@ def test_a_class_that_is_tested_but_never_trained_is_named(good: Path) -> None:
 
 
 def test_missing_parts_are_named(good: Path) -> None:
-    (good / "test").rename(good / "validation")
-    assert "test: no such folder" in refusal(good)
+    (good / "train").rename(good / "learn")
+    (good / "learn").rename(good.parent / "learn")
+    assert "train: no such folder; needs" in refusal(good)
+    (good.parent / "learn").rename(good / "train")
+    (good / "test").rename(good / "other")
     (good / "test").mkdir()
     assert "test: has no class folders" in refusal(good)
 

@@ -1,0 +1,57 @@
+"""Fill in what a short config leaves open because other keys of it decide: a training, its length, a preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TUNING_LR = 0.01  # a training that begins with trained weights: a tenth of one that begins at random
+
+
+def filled(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return raw config data with such keys; what is ill-typed is left to the schema.
+
+    Args:
+        data: Nested mappings and lists.
+
+    Example:
+        >>> filled({"teacher": {"net": "resnet20"}})["teacher"]
+        {'net': 'resnet20', 'train': {}}
+    """
+    result = dict(data)
+    if isinstance(teacher := result.get("teacher"), Mapping):
+        result["teacher"] = _trained(teacher)
+    if isinstance(student := result.get("student"), Mapping):
+        result["student"] = _long_enough(student)
+    if isinstance(section := result.get("data"), Mapping) and isinstance(teacher, Mapping):
+        result["data"] = _of_the_net(section, teacher.get("net"))
+    return result
+
+
+def _trained(teacher: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fill in a training where nothing else gives the teacher its weights; one that tunes has a lower rate.
+
+    A teacher that is another run's, or untrained, has none; nor have given weights that are used unchanged.
+    """
+    is_settled = any(teacher.get(key) for key in ("train", "untrained", "run")) or teacher.get("train") == {}
+    if is_settled:
+        return teacher
+    if teacher.get("weights") is None:
+        return {**teacher, "train": {}}
+    return {**teacher, "train": {"lr": TUNING_LR}} if teacher.get("head", "keep") != "keep" else teacher
+
+
+def _long_enough(student: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fill in the length of a training whose phases have one."""
+    phases, train = student.get("phases"), student.get("train", {})
+    if not isinstance(phases, list) or not phases or not isinstance(train, Mapping) or "epochs" in train:
+        return student
+    lengths = [phase.get("epochs") if isinstance(phase, Mapping) else None for phase in phases]
+    numbers = [length for length in lengths if type(length) is int]
+    return {**student, "train": {**train, "epochs": sum(numbers)}} if len(numbers) == len(lengths) else student
+
+
+def _of_the_net(section: Mapping[str, Any], net: object) -> Mapping[str, Any]:
+    """Say whose weights `preprocess: torchvision` means: the teacher's, where its net is torchvision's."""
+    is_open = section.get("preprocess") == "torchvision" and isinstance(net, str) and net.startswith("torchvision/")
+    return {**section, "preprocess": net} if is_open else section

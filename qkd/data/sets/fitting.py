@@ -1,0 +1,92 @@
+"""How an image of any size is brought to the size that a net sees: rules by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from PIL import Image
+
+Size = tuple[int, int]  # width and height in pixels, as Pillow has them
+
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_NAME = re.compile(r"(?P<rule>crop|stretch|pad)(?::(?P<resize>[0-9]{1,5}))?(?::(?P<how>bilinear|bicubic))?")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A rule of resizing.
+
+    Args:
+        rule: ``crop``: resize so that the image covers the wanted size, then cut the center out; ``stretch``: resize
+            both sides, whatever becomes of the proportions; ``pad``: resize so that the whole image fits, and put it
+            in the middle of black.
+        resize_size: Only of ``crop``: length in pixels of the shorter side before the center is cut out; None: as
+            short as covers the wanted size.
+        interpolation: ``bilinear`` or ``bicubic``; both average over pixels where they shrink.
+
+    Example:
+        >>> Fit("crop", 256).name, Fit.named("crop:256:bicubic").interpolation
+        ('crop:256', 'bicubic')
+    """
+
+    rule: str = "crop"
+    resize_size: int | None = None
+    interpolation: str = "bilinear"
+
+    @property
+    def name(self) -> str:
+        """The rule as one word: ``crop``, ``crop:256``, ``stretch:bicubic``."""
+        parts = [self.rule, *([] if self.resize_size is None else [str(self.resize_size)])]
+        return ":".join([*parts, *([] if self.interpolation == "bilinear" else [self.interpolation])])
+
+    @classmethod
+    def named(cls, name: str) -> Fit:
+        """Return the rule that a word means.
+
+        Raises:
+            ValueError: If it means none.
+        """
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"must be crop, stretch or pad, perhaps with a size and an interpolation, got {name!r}")
+        return cls(match["rule"], None if match["resize"] is None else int(match["resize"]), match["how"] or "bilinear")
+
+    def resized(self, size: Size, wanted: Size) -> Size:
+        """Return the size that an image is resized to, before anything is cut off or added."""
+        return _RESIZED[self.rule](self, size, wanted)
+
+    def __call__(self, image: Image.Image, wanted: Size) -> Image.Image:
+        """Return an image of the wanted size."""
+        if image.size == wanted:
+            return image
+        size = self.resized(image.size, wanted)
+        made = image if size == image.size else image.resize(size, INTERPOLATIONS[self.interpolation])
+        if self.rule == "pad":
+            ground = Image.new(made.mode, wanted)
+            ground.paste(made, ((wanted[0] - size[0]) // 2, (wanted[1] - size[1]) // 2))
+            return ground
+        left, top = (size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2
+        return made.crop((left, top, left + wanted[0], top + wanted[1]))
+
+
+def _covering(fit: Fit, size: Size, wanted: Size) -> Size:
+    # the share of the resized image that is kept is the same for all images: the smaller of both sides' where the
+    # wanted size is not square
+    factor = max(wanted[0] / size[0], wanted[1] / size[1])
+    if fit.resize_size is not None:
+        factor *= max(1.0, fit.resize_size / min(wanted))
+    return max(wanted[0], round(size[0] * factor)), max(wanted[1], round(size[1] * factor))
+
+
+def _stretched(fit: Fit, size: Size, wanted: Size) -> Size:  # noqa: ARG001
+    return wanted
+
+
+def _fitting(fit: Fit, size: Size, wanted: Size) -> Size:  # noqa: ARG001
+    factor = min(wanted[0] / size[0], wanted[1] / size[1])
+    return min(wanted[0], max(1, round(size[0] * factor))), min(wanted[1], max(1, round(size[1] * factor)))
+
+
+_RESIZED: Mapping[str, Callable[[Fit, Size, Size], Size]] = {"crop": _covering, "stretch": _stretched, "pad": _fitting}

@@ -1,0 +1,147 @@
+"""Folders as people have them: with and without test and val, flat; images of any size brought to one by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qkd.config import DataConfig
+from qkd.data import DataError, Splits, load_splits, read_facts
+from qkd.data.sets import Fit
+
+
+def paint(path: Path, size: tuple[int, int] = (8, 8), level: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(level).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def fill(folder: Path, count: int, first: int = 0) -> None:
+    for name in ("ant", "bee"):
+        for index in range(first, first + count):
+            paint(folder / name / f"{index}.png", level=index)
+
+
+def load(folder: Path, seed: int = 0, **settings: Any) -> Splits:
+    return load_splits(DataConfig(name="folder", path=folder, **settings), seed=seed)
+
+
+def names(split: Any) -> set[str]:
+    return {f"{path.parent.name}/{path.name}" for path in split.files}
+
+
+def test_class_folders_alone_are_divided_by_a_stated_share_and_seed(tmp_path: Path) -> None:
+    fill(tmp_path, 10)
+    splits = load(tmp_path)
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [14, 2, 4]
+    assert torch.bincount(splits.test.labels).tolist() == [2, 2]
+    assert splits.held_out == (
+        "14 images to learn from; held out: 2 for validation (0.1 of the training images), 4 for the test (0.2 of each "
+        "class by data.split_seed 0, since there is no test/)"
+    )
+    assert names(splits.test) == names(load(tmp_path, seed=5).test), "the run's seed does not choose the test images"
+    assert names(splits.test) != names(load(tmp_path, split_seed=1).test)
+    assert len(load(tmp_path, test_fraction=0.5).test) == 10
+    config = DataConfig(name="folder", path=tmp_path)
+    assert read_facts(config) == splits.facts
+    assert read_facts(config.model_copy(update={"split_seed": 1})) != splits.facts
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_part_is_used_as_what_it_is(tmp_path: Path, name: str) -> None:
+    """Beside a test it is what is chosen by; without one it is what is scored in the end."""
+    fill(tmp_path / "train", 6)
+    fill(tmp_path / name, 2, first=50)
+    scored = load(tmp_path, val_fraction=0.25)
+    assert names(scored.test) == {"ant/50.png", "ant/51.png", "bee/50.png", "bee/51.png"}
+    assert f"4 for the test ({name}/)" in scored.held_out and len(scored.val) == 3
+    fill(tmp_path / "test", 3, first=90)
+    splits = load(tmp_path, val_fraction=0.25)
+    assert (len(splits.train), len(splits.test)) == (12, 6)
+    assert names(splits.val) == names(scored.test), "its own part, whatever val_fraction says"
+    assert "4 for validation (its own part), 6 for the test (test/)" in splits.held_out
+
+
+def test_a_training_part_alone_is_divided(tmp_path: Path) -> None:
+    fill(tmp_path / "train", 5)
+    splits = load(tmp_path)
+    assert len(splits.test) == 2 and "since there is no test/" in splits.held_out
+
+
+def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    with pytest.raises(DataError, match=r"0.2 of its 2 images is none .*raise data.test_fraction"):
+        load(tmp_path)
+    with pytest.raises(DataError, match="classes \\['cat'\\] are not in"):
+        fill(tmp_path / "set" / "train", 3)
+        paint(tmp_path / "set" / "val" / "cat" / "0.png")
+        load(tmp_path / "set")
+
+
+def picture(width: int, height: int) -> Image.Image:
+    columns = np.tile(np.arange(width, dtype=np.uint8), (height, 1))
+    return Image.fromarray(columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "wanted", "resized"),
+    [
+        ("crop", (40, 20), (10, 10), (20, 10)),
+        ("crop", (40, 20), (10, 20), (40, 20)),
+        ("crop", (20, 40), (12, 8), (12, 24)),
+        ("crop:16", (40, 20), (10, 10), (32, 16)),
+        ("stretch", (40, 20), (10, 10), (10, 10)),
+        ("pad", (40, 20), (10, 10), (10, 5)),
+        ("pad:bicubic", (20, 40), (10, 20), (10, 20)),
+    ],
+)
+def test_rules_of_resizing(name: str, size: tuple[int, int], wanted: tuple[int, int], resized: tuple[int, int]) -> None:
+    """Sizes are width and height; whatever the rule, the image has the wanted size in the end."""
+    fit = Fit.named(name)
+    assert fit.name == name
+    assert fit.resized(size, wanted) == resized
+    assert fit(picture(*size), wanted).size == wanted
+
+
+def test_what_is_cut_and_what_is_added_is_even() -> None:
+    cut = np.array(Fit("crop")(picture(20, 10), (10, 10)))
+    assert cut[0].tolist() == list(range(5, 15)), "the center, not resized"
+    padded = np.array(Fit("pad")(picture(4, 2), (4, 4)))
+    assert padded[0].tolist() == padded[3].tolist() == [0] * 4 and padded[1].tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="must be crop, stretch or pad"):
+        Fit.named("zoom")
+
+
+def test_sizes_rules_and_channels_of_a_config(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    splits = load(tmp_path, image_size=(6, 4), resize="stretch", channels=3)
+    assert (splits.image_shape, splits.resize, len(splits.mean)) == ((3, 6, 4), "stretch", 3)
+    assert load(tmp_path, image_size=8).resize == "crop"
+    with pytest.raises(DataError, match=r"data.channels: images of 'digits' have 1, not 3"):
+        load_splits(DataConfig(name="digits", channels=3), seed=0)
+
+
+def test_mean_and_std_are_the_ones_given(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    splits = load(tmp_path, mean=(0.25,), std=(0.5,))
+    assert (splits.mean, splits.std) == ((0.25,), (0.5,))
+    with pytest.raises(DataError, match=r"data.mean: has 3 values, but the images have 1 channels; .*channels: 3"):
+        load(tmp_path, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="come together"):
+        DataConfig(name="digits", mean=(0.5,))
+
+
+def test_preprocess_is_that_of_the_weights(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    splits = load(tmp_path, preprocess="torchvision/resnet18", image_size=32)
+    assert (splits.mean, splits.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (splits.image_shape, splits.resize) == ((3, 32, 32), "crop:37")  # 32 * 256 / 224
+    whole = load(tmp_path, preprocess="torchvision/efficientnet_b0")
+    assert (whole.image_size, whole.resize) == (224, "crop:256:bicubic")
+    half = load(tmp_path, preprocess="torchvision/inception_v3", image_size=16)
+    assert half.mean == half.std == (0.5, 0.5, 0.5), "its own scale, which torchvision puts into the net"

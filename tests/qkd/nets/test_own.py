@@ -1,0 +1,160 @@
+"""Nets that a person brings: found beside the config, called with what they ask for, copied into the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkd.checking import name_faults
+from qkd.foreign.user_code import code_hash, place_fault
+from qkd.nets import build_net
+from qkd.nets.own.copies import keep_net, located_net, module_hash, portable_net, resolved_nets, same_net
+from qkd.nets.own.spelling import net_title, parse_net, spelled
+
+NET = """
+from torch import nn
+from layers import block
+
+
+def build(num_classes, in_channels=3, width=4):
+    head = nn.Linear(width, num_classes)
+    return nn.Sequential(block(in_channels, width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 7)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def broken():
+    raise RuntimeError("no such luck")
+
+
+def words():
+    return "a net"
+
+
+number = 3
+"""
+LAYERS = """
+from torch import nn
+
+
+def block(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "mynet.py").write_text(NET, encoding="utf-8")
+    (tmp_path / "layers.py").write_text(LAYERS, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_net_is_built_with_what_its_signature_names(home: Path) -> None:
+    net = build_net(f"{home}/mynet.py:build", classes=5, channels=1, image_size=(8, 6))
+    assert net(torch.zeros(2, 1, 8, 6)).shape == (2, 5) and net.training
+    wide = build_net(spelled(f"{home}/mynet.py:build", {"width": 6}), classes=5, channels=1, image_size=8)
+    assert wide[3].in_features == 6
+
+
+def test_two_files_with_a_module_of_one_name_beside_them_do_not_meet(home: Path) -> None:
+    other = home / "other"
+    other.mkdir()
+    (other / "mynet.py").write_text(NET, encoding="utf-8")
+    (other / "layers.py").write_text(LAYERS.replace("nn.ReLU()", "nn.ReLU6()"), encoding="utf-8")
+    first, second = (
+        build_net(f"{folder}/mynet.py:build", classes=2, channels=1, image_size=8) for folder in (home, other)
+    )
+    assert [type(net[0][2]).__name__ for net in (first, second)] == ["ReLU", "ReLU6"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mynet.py:Fixed", r"must give logits \[batch, 5\] for 1 x 8x8 images, got \[2, 7\]"),
+        ("mynet.py:broken", "failed: RuntimeError: no such luck"),
+        ("mynet.py:words", "gives a str, not a torch.nn.Module"),
+        ("mynet.py:number", "is a int, not a function or class"),
+        ("mynet.py:nothing", "cannot be loaded: AttributeError"),
+        ("gone.py:build", "cannot be loaded: ImportError: .*no such file"),
+        ("no.such.package:build", "cannot be loaded: ModuleNotFoundError"),
+        ('mynet.py:build{"depth": 3}', "building it with .*depth=3.* failed: TypeError.*`net_options` are"),
+    ],
+)
+def test_what_is_wrong_with_a_net_is_said(home: Path, name: str, message: str) -> None:
+    name = f"{home}/{name}" if ".py:" in name else name
+    with pytest.raises(ValueError, match=message):
+        build_net(name, classes=5, channels=1, image_size=8)
+
+
+def test_a_place_is_looked_at_without_running_it(home: Path) -> None:
+    (home / "loud.py").write_text("raise SystemExit\ndef build(): pass\n", encoding="utf-8")
+    assert place_fault(f"{home}/loud.py:build") == ""
+    assert "did you mean `build`?" in place_fault(f"{home}/mynet.py:buidl")
+    assert "no such file" in place_fault(f"{home}/gone.py:build")
+    assert "no module 'no.such'" in place_fault("no.such:build")
+    (home / "wrong.py").write_text("def (", encoding="utf-8")
+    assert "is no Python that this version reads" in place_fault(f"{home}/wrong.py:build")
+    raw = {"teacher": {"net": f"{home}/mynet.py:buidl"}, "student": {"net": "nonet"}}
+    found = dict(name_faults(raw))
+    assert set(found) == {("teacher", "net"), ("student", "net")}
+
+
+def test_spellings() -> None:
+    text = spelled("resnet20", {"b": 1, "a": [2]})
+    assert text == 'resnet20{"a": [2], "b": 1}' and parse_net(text).options == {"a": [2], "b": 1}
+    assert net_title('/a/b/mynet.py:build{"w": 2}') == 'mynet.py:build{"w": 2}'
+    with pytest.raises(ValueError, match="options behind the name must be JSON"):
+        parse_net("resnet20{a: 2}")
+    with pytest.raises(ValueError, match="its options do not fit"):
+        build_net('resnet8{"depth": 3}', classes=2, channels=1, image_size=8)
+
+
+def test_a_copy_in_a_run_folder_is_the_net(home: Path, tmp_path: Path) -> None:
+    """Its name tells its content, a run that has moved finds it, and the original may be gone."""
+    run = tmp_path / "runs" / "one"
+    own = f"{home}/mynet.py:build"
+    kept = keep_net(own, run)
+    digest = code_hash(home / "mynet.py")[:12]
+    assert kept == f"{run}/nets/mynet-{digest}/mynet.py:build"
+    assert (run / "nets" / f"mynet-{digest}" / "layers.py").read_text(encoding="utf-8") == LAYERS
+    assert portable_net(kept) == f"nets/mynet-{digest}/mynet.py:build" and portable_net(own) == own
+    assert same_net(own, kept) and not same_net(own, f"{home}/layers.py:block")
+    moved = tmp_path / "elsewhere"
+    run.rename(moved)
+    (home / "mynet.py").unlink()
+    found = located_net(portable_net(kept), moved / "teacher" / "weights.safetensors")
+    assert build_net(found, classes=3, channels=1, image_size=8)[3].out_features == 3
+    assert keep_net(found, tmp_path / "second") == f"{tmp_path}/second/nets/mynet-{digest}/mynet.py:build"
+
+
+def test_a_changed_file_is_another_net(home: Path, tmp_path: Path) -> None:
+    before = code_hash(home / "mynet.py")
+    (home / "layers.py").write_text(LAYERS + "# changed\n", encoding="utf-8")
+    assert code_hash(home / "mynet.py") != before, "what it imports from beside it counts, too"
+
+
+def test_paths_of_a_config_begin_at_its_folder(home: Path) -> None:
+    raw = {"teacher": {"net": "mynet.py:build"}, "student": {"peers": {"nets": [{"net": "a/b.py:c"}, {"net": None}]}}}
+    found = resolved_nets(raw, home)
+    assert found["teacher"]["net"] == f"{home}/mynet.py:build"
+    assert [peer["net"] for peer in found["student"]["peers"]["nets"]] == [f"{home}/a/b.py:c", None]
+    assert resolved_nets({"teacher": {"net": "resnet20"}, "student": 3}, home) == {
+        "teacher": {"net": "resnet20"},
+        "student": 3,
+    }
+
+
+def test_modules_have_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mypackage_of_nets.py").write_text(LAYERS, encoding="utf-8")
+    assert len(module_hash("mypackage_of_nets:block") or "") == 64
+    assert module_hash("resnet20") is None

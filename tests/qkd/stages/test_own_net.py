@@ -1,0 +1,102 @@
+"""A net of one's own through every command: beside the config, copied into the run, reopened where it is gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qkd.cli import main
+from qkd.files import read_metadata
+from qkd.testing import write_npz_set
+
+NET = """
+from torch import nn
+
+
+def build(num_classes, in_channels, width=4):
+    body = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+"""
+CONFIG = """
+data: {{name: npz, path: {data}, batch_size: 16}}
+teacher: {{net: "mynet.py:build", net_options: {{width: 6}}, train: {{epochs: 1}}, agent: {{policy: none}}}}
+student:
+  net: mynet.py:build
+  quant: {{weight_bits: 4, act_bits: 4}}
+  float_train: {{epochs: 1}}
+  train: {{epochs: 1}}
+  agent: {{policy: none}}
+  calibration_batches: 1
+bench: {{warmup: 1, rounds: 2}}
+threads: 1
+device: cpu
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a config, its net, and a finished run."""
+    folder = tmp_path_factory.mktemp("own")
+    data = write_npz_set(folder / "data", train=32, test=16)
+    (folder / "mynet.py").write_text(NET, encoding="utf-8")
+    (folder / "my first.yaml").write_text(CONFIG.format(data=data), encoding="utf-8")
+    assert main(["run", str(folder / "my first.yaml"), "--runs-dir", str(folder / "runs")]) == 0
+    return folder
+
+
+def test_the_run_has_the_file_and_its_name_is_that_of_the_config(home: Path) -> None:
+    run = home / "runs" / "my-first"
+    (copy,) = (run / "nets").iterdir()
+    assert (copy / "mynet.py").read_text(encoding="utf-8") == NET
+    assert f"net: nets/{copy.name}/mynet.py:build" in (run / "config.yaml").read_text(encoding="utf-8")
+    facts = read_metadata(run / "teacher" / "weights.safetensors")
+    assert facts["net"] == f'nets/{copy.name}/mynet.py:build{{"width": 6}}'
+    assert 'mynet.py:build{"width": 6}' in (run / "report.md").read_text(encoding="utf-8")
+    assert json.loads((run / "student" / "result.json").read_text())["net"] == "mynet.py:build"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run"], ["report"], ["bench", "--on", "local"], ["cost"], ["diagnose", "--limit", "16"], ["export"],
+     ["match", "--student-taps", "2", "--teacher-taps", "2"], ["retrieve", "--limit", "16"], ["teacher"]],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_every_command_takes_a_run_that_has_moved_without_the_original(
+    home: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(home / "runs" / "my-first", tmp_path / "moved" / "other")
+    hidden = home / "hidden.py"
+    (home / "mynet.py").rename(hidden)
+    try:
+        code = main([words[0], str(moved), *words[1:]])
+    finally:
+        hidden.rename(home / "mynet.py")
+    assert code == 0, capsys.readouterr().err
+
+
+def test_a_second_student_takes_the_teacher_by_one_command(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, first = home / "runs", home / "runs" / "my-first"
+    words = ["name=second", f"teacher.run={first}", "student.quant.weight_bits=2", "--runs-dir", str(runs)]
+    assert main(["distill", str(home / "my first.yaml"), *words]) == 2  # nothing has been made yet
+    assert "teacher (not run)" in capsys.readouterr().err
+    assert main(["run", str(home / "my first.yaml"), "--until", "distill", *words]) == 0
+    assert "copied; nothing is trained" in capsys.readouterr().err
+    assert (runs / "second" / "nets").is_dir()
+
+
+def test_a_changed_net_is_another_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = home / "mynet.py"
+    file.write_text(NET + "\n# better\n", encoding="utf-8")
+    try:
+        assert main(["report", str(home / "my first.yaml"), "--runs-dir", str(home / "runs")]) == 2
+    finally:
+        file.write_text(NET, encoding="utf-8")
+    assert "holds a run of another config" in (text := capsys.readouterr().err) and "teacher.net: 'nets/mynet-" in text
+
+
+def test_a_wrong_name_is_said_by_validate(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(home / "my first.yaml"), f"teacher.net={home}/mynet.py:bild"]) == 2
+    assert "has no `bild`; did you mean `build`?" in capsys.readouterr().err

@@ -146,6 +146,8 @@ def _mistakes(found: Predictions, splits: Splits) -> dict[str, npt.NDArray[Any]]
 
 def _as_agents_show(run: RunFolder, splits: Splits) -> dict[str, npt.NDArray[Any]]:
     """Return training images unchanged, and as each role's agent shows them early, halfway and late."""
+    if not len(splits.train):
+        return {}
     samples = torch.linspace(0, len(splits.train) - 1, min(SHOWN_IMAGES, len(splits.train))).round().long()
     images, _ = splits.train.batch(samples, "cpu")
     pictures: dict[str, npt.NDArray[Any]] = {"samples": small(images)}

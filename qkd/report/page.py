@@ -23,7 +23,9 @@ from qkd.report.text import (
     layer_table,
     parity_sentence,
 )
-from qkd.report.tradeoff import COLORS, device_charts, device_table
+from qkd.report.tradeoff import COLORS, NEXT_COLOR, device_charts, device_table
+
+MADE = "generator"  # a role whose labels are what was asked for: it has no accuracy
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class RunRecord:
         schedules: Role -> operation -> strength in 0..1 for each epoch.
         stacks: Role -> SVG element of its schedule: probabilities and magnitudes, stacked over the epochs.
         agents: Role -> what its agent does, in a line.
+        pictures: What a picture shows -> PNG file in base64.
         searches: Role -> what its search came to, round by round.
         config: The resolved config as text.
         environment: Versions, seed and commit.
@@ -45,6 +48,7 @@ class RunRecord:
     schedules: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     agents: Mapping[str, str] = field(default_factory=dict)
     stacks: Mapping[str, Markup] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
     searches: Mapping[str, SearchRecord] = field(default_factory=dict)
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -78,12 +82,15 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         matrix=confusion_matrix(summary.predictions),
         pairs=pair_table(summary.predictions),
         devices=[row[:-1] for row in devices],
-        device_notes=[f"{row[0]}, {row[1]}: {row[-1]}" for row in devices[1:] if row[-1] != "-"],
+        device_notes=[
+            f"{row[0]}{'' if row[1] == '-' else f', {row[1]}'}: {row[-1]}" for row in devices[1:] if row[-1] != "-"
+        ],
         device_charts=[picture for pictures in device_charts(summary).values() for picture in pictures],
         curves=_curves(record.metrics),
         searches=[_search(role, found) for role, found in record.searches.items()],
         schedules=[
-            schedule_chart(f"{role}'s agent", rows, color=COLORS[role]) for role, rows in record.schedules.items()
+            schedule_chart(f"{role}'s agent", rows, color=COLORS.get(role, NEXT_COLOR))
+            for role, rows in record.schedules.items()
         ],
         layers=layer_table(summary),
         fall_backs=fall_back_table(summary),
@@ -107,8 +114,11 @@ def _verdicts(summary: RunSummary) -> list[tuple[str, bool]]:
 def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Markup]:
     charts = []
     for role, lines in metrics.items():
-        color = COLORS[role]
+        color = COLORS.get(role, NEXT_COLOR)
         charts.append(line_chart(f"{role}: loss", _loss_series(lines, color), x_label="epoch"))
+        if role == MADE:
+            charts.append(line_chart(f"{role}: what the teacher sees", _fact_series(lines), x_label="epoch"))
+            continue
         accuracy = [
             Series("training", _points(lines, "train_accuracy"), color, is_dashed=True),
             Series("validation", _points(lines, "val_accuracy"), color),
@@ -129,6 +139,12 @@ def _loss_series(lines: Sequence[Mapping[str, Any]], color: int) -> list[Series]
     return series
 
 
+def _fact_series(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
+    names = list(dict.fromkeys(name for line in lines for name in line.get("facts", {})))
+    flat = [{"epoch": line["epoch"], **line.get("facts", {})} for line in lines]
+    return [Series(name, _points(flat, name), index) for index, name in enumerate(names)]
+
+
 def _points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(float(line["epoch"]), float(line[key])) for line in lines if isinstance(line.get(key), int | float)]
 
@@ -136,7 +152,7 @@ def _points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, f
 def _search(role: str, found: SearchRecord) -> Markup:
     curves = {"best": found.best, "mean": found.mean, "found schedule": found.chosen}
     series = [
-        Series(name, list(zip(map(float, found.epochs), values, strict=True)), COLORS[role] + index,
+        Series(name, list(zip(map(float, found.epochs), values, strict=True)), COLORS.get(role, NEXT_COLOR) + index,
                is_dashed=name == "mean")
         for index, (name, values) in enumerate(curves.items())
     ]  # fmt: skip

@@ -25,7 +25,7 @@ from qkd.cli.commands import (
     validate,
 )
 from qkd.cli.commands.deployment import lowbit
-from qkd.cli.commands.results import generate, predict, val
+from qkd.cli.commands.results import compare, generate, predict, val
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
 from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
@@ -40,6 +40,7 @@ EXAMPLES = """examples:
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
   qkd predict runs/digits-w2a2 photo.png              classes and probabilities of images
   qkd val runs/digits-w2a2 my-images/                 accuracy on labeled images, class by class
+  qkd compare runs/digits-w2a2 runs/digits-w4a4       runs side by side; `qkd ls runs` shows all
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
@@ -52,7 +53,7 @@ exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 13
 
 # in the order of `qkd --help`
 COMMANDS = (
-    run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match,
+    run, stage, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve, match,
     generate, policy, lowbit, doctor,
 )  # fmt: skip
 

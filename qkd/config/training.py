@@ -32,6 +32,11 @@ class TrainConfig(Section):
     checkpoint_every_s: NonNegative = Field(
         60.0, description="least seconds between checkpoints; one at every epoch's end"
     )
+    keep_checkpoint: bool = Field(
+        False,
+        description="whether the last checkpoint (optimizer, partners) stays when the training is done: it brings back "
+        "altered weights without a second training",
+    )
 
     @model_validator(mode="after")
     def _warmup_is_shorter(self) -> TrainConfig:

@@ -43,4 +43,4 @@ def _run(run: RunFolder, progress: Progress) -> None:
     fitted = training.run(progress)
     others = [path for part in teacher_parts(context) for path in train_part(part)]
     run.complete("teacher", [*training.finish(fitted), *others], training.made.inputs)
-    training.keep_last_checkpoint()
+    training.drop_checkpoints()

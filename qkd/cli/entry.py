@@ -24,12 +24,14 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
+from qkd.cli.commands.setting_up import init
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output
 
 EXAMPLES = """examples:
+  qkd init my-images                                  look at a folder of images, write a config for it
   qkd run digits/w2a2                                 every stage; resumes where it stopped
   qkd run digits/w2a2 student.train.epochs=3 name=short
   qkd run my.yaml --dry-run                           find faults before training
@@ -45,7 +47,7 @@ EXAMPLES = """examples:
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
-COMMANDS = (run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor)
+COMMANDS = (init, run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from qkd.config.data import AgentConfig, DataConfig
 from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 from qkd.config.methods import AuxiliaryConfig, BranchTrainingConfig, PeerConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import Cpu, Positive, Section, Threads
-from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
     MetaConfig,
@@ -24,6 +24,7 @@ __all__ = [
     "DEFAULT_TERMS",
     "DataConfig",
     "ExportConfig",
+    "LogConfig",
     "MetaConfig",
     "PeerConfig",
     "PeersConfig",

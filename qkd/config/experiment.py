@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import MOST_MEMBERS, Positive, Section, Threads, UserPath
-from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
 from qkd.nets.own.spelling import spelled
 
@@ -214,6 +214,7 @@ class RunConfig(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="after")
     def _mixed_images_are_seen_by_both(self) -> RunConfig:

@@ -68,6 +68,13 @@ class ExportConfig(OldFields, Section):
     strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
 
 
+class LogConfig(Section):
+    """What is written of each epoch beside metrics.jsonl, in the folder of the role."""
+
+    csv: bool = Field(True, description="metrics.csv: a line an epoch")
+    tensorboard: bool = Field(False, description="tensorboard/: for TensorBoard (extra [tensorboard])")
+
+
 class BenchConfig(Section):
     """How latency is measured."""
 

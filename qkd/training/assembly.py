@@ -176,6 +176,7 @@ def assemble(role: Role) -> Training:
         scales=made.scales,
         others=made.others,
         partners=made.partners,
+        log=context.config.log,
     )
     return Training(job, made, folder)
 

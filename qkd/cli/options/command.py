@@ -80,9 +80,14 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
     from qkd.pipeline import run_stages
     from qkd.report import summarize
     from qkd.run.folder import RunFolder
+    from qkd.run.log import logged
 
-    with RunFolder.open(config, runs_dir=args.runs_dir) as run:
-        run_stages(run, names, new_progress())
+    progress = new_progress()
+    with (
+        RunFolder.open(config, runs_dir=args.runs_dir) as run,
+        logged(progress, run.path, f"qkd {args.name}: {', '.join(names)}"),
+    ):
+        run_stages(run, names, progress)
         if getattr(args, "strict", False):
             from qkd.stages.export import require_integer_layers
 

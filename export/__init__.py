@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from export.models.student import ExportedLayer, ExportedModel, export_onnx, write_view
     from export.parity import Comparison, LayerParity, ParityError, ParityReport, check_parity
     from export.sample import Sample, expect, read_sample, sample_size, write_sample
+    from export.storage.preprocessing import Preprocessing, read_preprocessing
 else:
     from export.on_demand import on_demand
 
@@ -39,6 +40,7 @@ __all__ = [
     "LayerParity",
     "ParityError",
     "ParityReport",
+    "Preprocessing",
     "Sample",
     "Settings",
     "Totals",
@@ -53,6 +55,7 @@ __all__ = [
     "measure_devices",
     "measure_interleaved",
     "measure_latency",
+    "read_preprocessing",
     "read_sample",
     "repack",
     "sample_size",

@@ -58,6 +58,8 @@ RAISE_NOTHING = {
     "qkd.data.sampling_note",
     "qkd.data.sets.load_digits_splits",
     "qkd.losses.right_singular_vectors",
+    "qkd.files.may_write",
+    "qkd.files.only_reading",
     "qkd.foreign.clean_output",
     "qkd.foreign.is_regular",
     "qkd.foreign.nearest",

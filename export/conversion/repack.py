@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -17,7 +18,9 @@ from export.flavors import without_custom_operators
 from export.graph.builder import pack_codes
 from export.storage.blocked import WIDTHS
 from export.storage.metadata import as_a_file, properties_of, read_widths
+from export.storage.needs import needs_text
 from export.storage.packing import INT2, INT4, INT8, ElementType, Storage, ir_version
+from export.storage.preprocessing import write_properties
 
 KINDS = {kind.name: kind for kind in (INT2, INT4, INT8)}
 BLOCKS = {blocks.name: blocks for blocks in WIDTHS}
@@ -106,8 +109,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
     opset = max([INT8.opset, *(kind.opset for kind in chosen.values())])
     next(entry for entry in proto.opset_import if not entry.domain).version = opset
     proto.ir_version = ir_version(opset)
-    for entry in proto.metadata_props:
-        entry.value = str(opset) if entry.key == "opset" else entry.value
+    write_properties(proto, {"opset": str(opset), "needs": json.dumps(needs_text(proto))})
     try:
         onnx.checker.check_model(without_custom_operators(proto), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -34,6 +34,7 @@ class Flavor(Protocol):
         is_judged_by_kernels: Whether a layer that ONNX Runtime computes in float is a fall-back; else one that reads
             values on no grid is.
         has_dynamic_batch: Whether the batch is left open; else it is 1.
+        takes_pixels: Whether the normalization of uint8 images may be part of the graph.
         domains: Operator sets beside ONNX's own: domain -> version.
     """
 
@@ -42,6 +43,7 @@ class Flavor(Protocol):
     is_runnable: bool
     is_judged_by_kernels: bool
     has_dynamic_batch: bool
+    takes_pixels: bool
     domains: dict[str, int]
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:

@@ -36,6 +36,7 @@ class OrtFlavor:
     is_runnable = True
     is_judged_by_kernels = True
     has_dynamic_batch = True
+    takes_pixels = True
     domains: dict[str, int] = {}
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:

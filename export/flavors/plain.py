@@ -35,6 +35,7 @@ class QcdqFlavor:
     is_runnable = True
     is_judged_by_kernels = False
     has_dynamic_batch = True
+    takes_pixels = True
     domains: dict[str, int] = {}
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:

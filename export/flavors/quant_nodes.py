@@ -42,6 +42,7 @@ class QonnxFlavor:
     is_runnable = False
     is_judged_by_kernels = False
     has_dynamic_batch = False
+    takes_pixels = False
     domains: dict[str, int] = {QUANT_DOMAIN: QUANT_VERSION}
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:

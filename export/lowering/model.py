@@ -22,11 +22,14 @@ from export.flavors import Flavor, without_custom_operators
 from export.graph.builder import GraphBuilder
 from export.lowering.functions import write_function
 from export.lowering.moves import write_move
+from export.lowering.pixels import write_normalization
 from export.passes.saturation import WideGrid
 from export.passes.windows import explicit_windows
 from export.storage.blocked import DOMAIN as BLOCK_DOMAIN
 from export.storage.blocked import write_blocked
+from export.storage.needs import makers
 from export.storage.packing import Storage, ir_version
+from export.storage.preprocessing import Preprocessing, write_properties
 from quantizers.integer import (
     Add,
     AveragePool,
@@ -65,7 +68,13 @@ class Lowered:
     steps: Mapping[str, int]
 
 
-def lower(view: IntegerView, flavor: Flavor, storage: Storage, input_shapes: Sequence[tuple[int, ...]]) -> Lowered:
+def lower(
+    view: IntegerView,
+    flavor: Flavor,
+    storage: Storage,
+    input_shapes: Sequence[tuple[int, ...]],
+    preprocessing: Preprocessing | None = None,
+) -> Lowered:
     """Return the ONNX model of a checked view.
 
     Args:
@@ -73,33 +82,41 @@ def lower(view: IntegerView, flavor: Flavor, storage: Storage, input_shapes: Seq
         flavor: How codes, weights and biases are stored.
         storage: Element types of weights, and the opset.
         input_shapes: A shape for each input, batch first; the batch becomes what the flavor wants, the rest is fixed.
+        preprocessing: Of its images; said in the metadata, and part of the graph where it is inside.
 
     Raises:
-        ExportError: If a node has no ONNX form, or the graph's shapes do not fit each other.
+        ExportError: If a node has no ONNX form, shapes do not fit each other, or preprocessing does not fit.
     """
     try:
         view = explicit_windows(view, input_shapes)
     except ValueError as error:
         raise ExportError(f"the graph does not fit together: {error}") from error
-    lowering = _Lowering(flavor.arrange(view), flavor, storage)
+    _check_preprocessing(preprocessing, flavor, input_shapes)
+    lowering = _Lowering(flavor.arrange(view), flavor, storage, preprocessing)
     for node in lowering.view.nodes:
         lowering.write(node)
     model = lowering.model(input_shapes)
     helper.set_model_props(model, _properties(view, lowering, storage))
+    write_properties(model, {**(preprocessing.properties() if preprocessing else {}), **makers(model)})
     return Lowered(model, lowering.view, lowering.places, lowering.steps)
 
 
 class _Lowering:
     """The state of one lowering: the graph so far, and the tensor of each edge (stored where it is on a grid)."""
 
-    def __init__(self, view: IntegerView, flavor: Flavor, storage: Storage) -> None:
+    def __init__(
+        self, view: IntegerView, flavor: Flavor, storage: Storage, preprocessing: Preprocessing | None
+    ) -> None:
         self.view, self.flavor, self.storage = view, flavor, storage
+        self.pixels = preprocessing if preprocessing is not None and preprocessing.is_inside else None
         self.inputs = [INPUT] if len(view.inputs) == 1 else list(view.inputs)
         self.outputs = output_names(view, self.inputs)
         self.graph = GraphBuilder(reserved=(*self.inputs, *self.outputs))
         self.tensors = dict(zip(view.inputs, self.inputs, strict=True))
         self.places: dict[str, Node] = {}
         self.steps: dict[str, int] = {}
+        if self.pixels is not None:
+            self.tensors[view.inputs[0]] = write_normalization(self.graph, INPUT, self.pixels)
 
     def write(self, node: Node) -> None:
         """Write one node and remember which ONNX node computes it."""
@@ -137,6 +154,8 @@ class _Lowering:
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape[1:]])
             for name, shape in zip(self.inputs, input_shapes, strict=True)
         ]
+        if self.pixels is not None:
+            inputs = [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, self.pixels.input_shape(batch))]
         outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
         proto = helper.make_graph(self.graph.nodes, "student", inputs, outputs, self.graph.initializers)
         opset = self.storage.opset
@@ -203,6 +222,21 @@ def toolkit_version() -> str:
         return metadata.version(PRODUCER)
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _check_preprocessing(
+    preprocessing: Preprocessing | None, flavor: Flavor, input_shapes: Sequence[tuple[int, ...]]
+) -> None:
+    if preprocessing is None:
+        return
+    if len(input_shapes) != 1:
+        raise ExportError(f"preprocessing is said of one input, but the model has {len(input_shapes)}")
+    preprocessing.check_fits(input_shapes[0])
+    if preprocessing.is_inside and not flavor.takes_pixels:
+        raise ExportError(
+            f"flavor {flavor.name!r} cannot hold the normalization of its images: its readers want floats on a Quant "
+            "node; leave preprocessing outside, or use flavor 'ort' or 'qcdq'"
+        )
 
 
 def _write_quantize(lowering: _Lowering, node: Quantize) -> str:

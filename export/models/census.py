@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from export.passes.rewrite import consumers
@@ -121,10 +123,18 @@ def optimized_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> on
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         session = open_session(model, optimize=True, optimized_path=path)
-        names = [entry.name for entry in session.get_inputs()]
-        zeros = [np.zeros((1, *shape[1:]), np.float32) for shape in input_shapes]
-        session.run(None, dict(zip(names, zeros, strict=True)))
+        zeros = {
+            entry.name: _zeros(entry.type, entry.shape, shape)
+            for entry, shape in zip(session.get_inputs(), input_shapes, strict=True)
+        }
+        session.run(None, zeros)
         return onnx.load(path)
+
+
+def _zeros(kind: str, declared: Sequence[int | str], shape: Sequence[int]) -> npt.NDArray[Any]:
+    if kind == "tensor(uint8)":  # pixels, whose axes may be in another order
+        return np.zeros((1, *(size for size in declared[1:] if isinstance(size, int))), np.uint8)
+    return np.zeros((1, *shape[1:]), np.float32)
 
 
 def _kernels(optimized: onnx.ModelProto, places: Mapping[str, ir.Node]) -> dict[str, str]:

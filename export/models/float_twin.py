@@ -20,7 +20,9 @@ from export.codes import device_of
 from export.lowering.model import INPUT, OUTPUT
 from export.models.census import count_operators, optimized_graph
 from export.models.student import ExportedModel
+from export.storage.needs import makers, needs_text
 from export.storage.packing import ir_version
+from export.storage.preprocessing import Preprocessing, write_properties
 from export.writing import checked_target, write_whole
 from quantizers.modes import evaluating
 
@@ -34,6 +36,7 @@ def export_float(
     path: str | PathLike[str],
     *,
     opset: int = FLOAT_OPSET,
+    preprocessing: Preprocessing | None = None,
 ) -> ExportedModel:
     """Write a float model with PyTorch's current exporter: input ``images`` with a dynamic batch, output ``logits``.
 
@@ -44,22 +47,29 @@ def export_float(
         example_inputs: One batch of images ``[batch, channels, height, width]``.
         path: Where the file goes; its folder must exist. Written whole or not at all.
         opset: Version of the operator set; 18 is what PyTorch's exporter writes without a conversion.
+        preprocessing: How images become what the net was trained on, for the file's metadata; outside the file.
 
     Returns:
         What was written; ``flavor`` is ``float``, and there are no layers.
 
     Raises:
-        ExportError: If PyTorch's exporter or ONNX Runtime refuses the model, or the path cannot be written to.
+        ExportError: If PyTorch's exporter or ONNX Runtime refuses the model, preprocessing is to be inside the file or
+            does not fit the images, or the path cannot be written to.
         ImportError: If onnxscript, which PyTorch's exporter needs, is missing.
     """
     target = checked_target(path)
     if importlib.util.find_spec("onnxscript") is None:
         raise ImportError("PyTorch's ONNX exporter needs onnxscript: pip install onnxscript")
     images = example_inputs if isinstance(example_inputs, Tensor) else example_inputs[0]
+    if preprocessing is not None:
+        if preprocessing.is_inside:
+            raise ExportError("preprocessing inside the file is for students; a float net's stays outside")
+        preprocessing.check_fits(images.shape)
     # two images: an example batch of one would become a constant
     images = images[:1].expand(2, *images.shape[1:]).to(device_of(model)).contiguous()
     with evaluating(model), torch.no_grad(), _quiet():
         proto = _trace(model, images, opset)
+    write_properties(proto, {**(preprocessing.properties() if preprocessing else {}), **makers(proto)})
     content = proto.SerializeToString()
     write_whole(target, content)
     operators, notes = _operators(proto, content, images)
@@ -77,6 +87,7 @@ def export_float(
         warnings=notes,
         operators=operators,
         operators_in_file=count_operators(proto),
+        needs=needs_text(proto),
     )
 
 

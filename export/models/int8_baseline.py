@@ -17,7 +17,10 @@ import onnx
 
 from export.checks import ExportError
 from export.runtime import open_session, runtime
+from export.storage.metadata import properties_of
+from export.storage.needs import makers
 from export.storage.packing import ir_version
+from export.storage.preprocessing import KEYS, write_properties
 from export.writing import checked_target, write_whole
 
 CALIBRATION_BATCH = 8  # images a run; observers keep every tensor of a run in memory
@@ -33,7 +36,8 @@ def export_int8_baseline(
     """Quantize a float file with onnxruntime's ``quantize_static``.
 
     QDQ form, per-channel int8 weights, uint8 activations, ranges from the smallest and largest value (MinMax): what
-    its documentation recommends for convolutional nets. Batch norm is folded first, as it recommends, too.
+    its documentation recommends for convolutional nets. Batch norm is folded first, as it recommends, too. What the
+    float file says of its images is said by this one, too.
 
     Args:
         float_path: A float ONNX file with one float32 input.
@@ -73,6 +77,8 @@ def export_int8_baseline(
             raise ExportError(f"{source}: onnxruntime cannot quantize it ({error})") from error
         model = onnx.load(Path(place) / "int8.onnx")
     _plain_header(model)
+    said = {key: value for key, value in properties_of(onnx.load(source)).items() if key in KEYS}
+    write_properties(model, {**said, **makers(model)})
     content = model.SerializeToString()
     write_whole(target, content)
     return target

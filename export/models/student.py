@@ -15,10 +15,13 @@ from export.checks import ExportError, check_view, saturation_warnings
 from export.cost import cost_of_view
 from export.flavors import find_flavor
 from export.lowering.model import Lowered, lower
+from export.lowering.pixels import check_pixels
 from export.models.census import Census, count_operators, float_inputs, take_census
 from export.moved import OldFields, takes_old_arguments
 from export.storage.blocked import LinearForm, choose_blocks
+from export.storage.needs import needs_text
 from export.storage.packing import Blocks, Pack, Storage, runtime_loads
+from export.storage.preprocessing import Preprocessing
 from export.writing import checked_target, write_whole
 from quantizers.integer import Conv, IntegerView, Linear
 from quantizers.modes import training_flags_kept
@@ -75,6 +78,7 @@ class ExportedModel(OldFields):
         warnings: What a user should know.
         operators: Operator -> count as ONNX Runtime runs it; as the file has it where it was not loaded.
         operators_in_file: Operator -> count before optimization.
+        needs: What runs it: ``onnxruntime >= 1.24``.
     """
 
     path: Path
@@ -89,6 +93,7 @@ class ExportedModel(OldFields):
     warnings: tuple[str, ...]
     operators: dict[str, int]
     operators_in_file: dict[str, int]
+    needs: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -106,11 +111,13 @@ def export_onnx(
     linear: LinearForm = "auto",
     opset: int | None = None,
     strict: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> ExportedModel:
     """Write a calibrated student as an ONNX file.
 
-    Input ``images``: float32 ``[batch, channels, height, width]``, normalized, the batch dynamic, the rest as in
-    ``example_inputs``; output ``logits``. The file appears whole or not at all, and the student is not changed.
+    Input ``images``: float32 ``[batch, channels, height, width]``, normalized (or uint8 pixels, see ``preprocessing``),
+    the batch dynamic, the rest as in ``example_inputs``; output ``logits``. The file appears whole or not at all, and
+    the student is not changed.
 
     Args:
         student: What ``quantizers.prepare`` made, calibrated.
@@ -128,6 +135,10 @@ def export_onnx(
         opset: Version of the operator set; absent, the oldest that the storage allows (``ort``: 17, 21 or 25; others
             13, or 14 with HardSwish).
         strict: Whether a layer that stays in float is an error rather than a warning.
+        preprocessing: How images become what the net was trained on; written into the file's metadata, so that it can
+            be used without the toolkit. With ``place="inside"`` (``ort`` and ``qcdq``) the input ``images`` is uint8,
+            in the layout that it names, and the graph normalizes it; all 256 values of every channel are run, and must
+            give the same floats and codes to the bit.
 
     Returns:
         What was written, with a warning for each layer that ONNX Runtime leaves in float (other flavors: that reads
@@ -135,7 +146,8 @@ def export_onnx(
 
     Raises:
         ExportError: If the student cannot become such a file (the message names the layer), ``strict`` is set and a
-            layer stayed in float, an argument is none of the allowed ones, or the path cannot be written to.
+            layer stayed in float, an argument is none of the allowed ones, preprocessing does not fit the images or
+            cannot be inside the file exactly, or the path cannot be written to.
         quantizers.NotCalibratedError: If the student has not been calibrated.
         TypeError: If the student's parameters are not float32.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
@@ -169,7 +181,10 @@ def export_onnx(
         raise ExportError(f"example_inputs: {error}") from None
     with training_flags_kept(student), torch.no_grad():
         view = integer_view(cast("Student", student))
-    return write_view(view, shapes, target, flavor=chosen.name, pack=pack, linear=linear, opset=opset, strict=strict)
+    return write_view(
+        view, shapes, target, flavor=chosen.name, pack=pack, linear=linear, opset=opset, strict=strict,
+        preprocessing=preprocessing,
+    )  # fmt: skip
 
 
 @takes_old_arguments
@@ -183,6 +198,7 @@ def write_view(
     linear: LinearForm = "auto",
     opset: int | None = None,
     strict: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> ExportedModel:
     """Write an integer view as an ONNX file; ``export_onnx`` without the student.
 
@@ -195,6 +211,7 @@ def write_view(
         linear: See there.
         opset: See there.
         strict: See there.
+        preprocessing: See there.
 
     Returns:
         What was written, as ``export_onnx``.
@@ -210,7 +227,9 @@ def write_view(
     chosen = find_flavor(flavor)
     layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
     storage = replace(chosen.storage(view, pack, opset), blocks=_blocks(view, flavor, pack, linear))
-    lowered = lower(view, chosen, storage, input_shapes)
+    lowered = lower(view, chosen, storage, input_shapes, preprocessing)
+    if preprocessing is not None and preprocessing.is_inside:
+        check_pixels(lowered.model, preprocessing)
     content = lowered.model.SerializeToString()
     census, warnings = _census(content, lowered, storage, input_shapes) if chosen.is_runnable else (None, [])
     judged = census if chosen.is_judged_by_kernels else None
@@ -234,6 +253,7 @@ def write_view(
         warnings=(*fall_backs, *warnings, *chosen.notes(lowered.view), *saturation_warnings(view)),
         operators=dict(census.operators) if census else count_operators(lowered.model),
         operators_in_file=count_operators(lowered.model),
+        needs=needs_text(lowered.model),
     )
 
 

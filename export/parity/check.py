@@ -17,6 +17,7 @@ from export.parity.layers import LayerTally
 from export.parity.report import ParityReport
 from export.parity.tally import Array, Outputs, Tally
 from export.parity.ways import Ways
+from export.storage.preprocessing import Preprocessing
 from quantizers.modes import evaluating
 
 Batch = Tensor | Sequence[Tensor]
@@ -32,6 +33,7 @@ def check_parity(
     threads: int = 1,
     layer_images: int = 256,
     constants: bool = True,
+    preprocessing: Preprocessing | None = None,
 ) -> ParityReport:
     """Compare a student with its file: every constant of it, and classes, logits and codes on the same images.
 
@@ -54,14 +56,17 @@ def check_parity(
         layer_images: So many images at most are compared layer by layer; 0 leaves layers out.
         constants: Whether the file must be what ``export_onnx`` (or ``repack``) writes of the student. False judges a
             file that another program rewrote by its behavior on these images alone.
+        preprocessing: How images become what the student was trained on; the file's metadata must say the same. Where
+            it is inside the file, ``batches`` hold uint8 pixels ``[batch, channels, height, width]``: the student gets
+            them normalized, the file gets them unchanged.
 
     Returns:
         What was compared and found: ``passed``, ``faults`` in words, accuracies as fractions 0..1, and codes layer by
         layer.
 
     Raises:
-        ValueError: If there are no images, all of them are zero or of another shape than the file takes, some value is
-            not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
+        ValueError: If there are no images, all of them are zero or of another shape or type than the file takes, some
+            value is not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
         FileNotFoundError: If there is no file at ``path``.
         ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
         OSError: If the file cannot be read.
@@ -79,16 +84,16 @@ def check_parity(
         >>> report.passed, report.faults
         (True, ())
     """
-    ways = Ways(path, threads)
+    ways = Ways(path, threads, preprocessing)
     view = view_of(student)
     expected = expected_of(view)
     unmatched = dict(ways.match(expected))
     tally, layers = Tally(expected), LayerTally(ways.taps)
     graphs = None if constants else GraphParity(note=UNASKED)
     with evaluating(student), torch.no_grad():
-        for images, labels in _pairs(batches):
+        for images, labels in _pairs(batches, is_inside=ways.pixels is not None):
             ways.check_shape(images)
-            graphs = graphs or compare_graphs(ways.model, view, images.shape[1:])
+            graphs = graphs or compare_graphs(ways.model, view, images.shape[1:], preprocessing)
             for part, part_labels, tapped in _parts(images, labels, layer_images - layers.images):
                 ours, off = _run_student(student, part, ways, expected, layers if tapped else None)
                 on = off if ways.is_qonnx else ways.run(ways.on, part)
@@ -97,16 +102,22 @@ def check_parity(
     return tally.report(layers, unmatched, graphs or GraphParity(), ways)
 
 
-def _pairs(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _pairs(batches: Iterable[Batch], *, is_inside: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
     for number, batch in enumerate(batches):
         images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
-        if not images.is_floating_point() or images.dim() < 2:
+        if is_inside and (images.dtype != torch.uint8 or images.dim() != 4):
+            raise ValueError(
+                f"batch {number}: the file normalizes by itself, so images must be uint8 [batch, channels, height, "
+                f"width], found {images.dtype} {list(images.shape)}"
+            )
+        if not is_inside and (not images.is_floating_point() or images.dim() < 2):
             raise ValueError(f"batch {number}: images must be normalized floats, found {images.dtype}")
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(f"batch {number}: {list(labels.shape)} labels for {list(images.shape)} images")
         if not torch.isfinite(images).all():
             raise ValueError(f"batch {number}: an image holds a value that is not finite")
-        yield images.float().cpu().contiguous(), None if labels is None else labels.cpu()
+        pixels = images if is_inside else images.float()
+        yield pixels.cpu().contiguous(), None if labels is None else labels.cpu()
 
 
 def _parts(images: Tensor, labels: Tensor | None, tapped: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
@@ -123,7 +134,8 @@ def _run_student(
     student: nn.Module, images: Tensor, ways: Ways, expected: Expected, layers: LayerTally | None
 ) -> tuple[list[Array], Outputs]:
     """Return the outputs of the student, and of the file with optimizations off; compare layers where asked to."""
-    inputs = images.to(device_of(student))
+    normalized = images if ways.pixels is None else torch.from_numpy(ways.pixels.normalize(images.numpy()))
+    inputs = normalized.to(device_of(student))
     if layers is None:
         return _arrays(student(inputs)), ways.run(ways.off, images)
     with recorded_outputs(student, [tap.name for tap in ways.expected]) as outputs:

@@ -17,10 +17,11 @@ from export.lowering.model import PRODUCER, lower, toolkit_version
 from export.storage.blocked import WIDTHS
 from export.storage.metadata import properties_of, read_property
 from export.storage.packing import INT2, INT4, INT8, Blocks
+from export.storage.preprocessing import Preprocessing
 from quantizers.integer import IntegerView, Linear
 
-# Entries of a file's metadata that are not compared here: who wrote it, and its quantizers, which `ways.py` compares.
-FREE_ENTRIES = ("toolkit", "quantizers")
+# Entries of a file's metadata that are not compared here: what wrote it, and its quantizers, which `ways.py` compares.
+FREE_ENTRIES = ("toolkit", "quantizers", "versions")
 STRAY_FIELDS = ("sparse_initializer", "quantization_annotation")
 WAY_OUT = "export it again, or judge a file that another program rewrote by its behavior alone (constants=False)"
 
@@ -41,7 +42,9 @@ class GraphParity:
     note: str = ""
 
 
-def compare_graphs(model: ModelProto, view: IntegerView, image_shape: Sequence[int]) -> GraphParity:
+def compare_graphs(
+    model: ModelProto, view: IntegerView, image_shape: Sequence[int], preprocessing: Preprocessing | None = None
+) -> GraphParity:
     """Compare a file with what export writes of the view in the same flavor, storage and operator set.
 
     Nothing is close here: one bit of one constant is a difference. Names of nodes, their order and comments are no
@@ -51,10 +54,11 @@ def compare_graphs(model: ModelProto, view: IntegerView, image_shape: Sequence[i
     Args:
         model: The file.
         view: What the student computes.
-        image_shape: Of one image.
+        image_shape: Of one image: ``[channels, height, width]``.
+        preprocessing: Of its images, as the file must say it; None: what it says is not compared.
     """
     try:
-        wanted = _written_again(model, view, image_shape)
+        wanted = _written_again(model, view, image_shape, preprocessing)
     except ValueError as error:
         return _refused(model, f"export writes no such file of this student: {error}")
     structure = list(_structure(model, wanted))
@@ -85,7 +89,9 @@ def _other_writer(model: ModelProto) -> str:
     return f"the program {model.producer_name!r}" if model.producer_name else "a program that does not give its name"
 
 
-def _written_again(model: ModelProto, view: IntegerView, image_shape: Sequence[int]) -> ModelProto:
+def _written_again(
+    model: ModelProto, view: IntegerView, image_shape: Sequence[int], preprocessing: Preprocessing | None
+) -> ModelProto:
     """Return the view as a model in the form of the file: what can be chosen at export is read from the file.
 
     Raises:
@@ -99,7 +105,7 @@ def _written_again(model: ModelProto, view: IntegerView, image_shape: Sequence[i
     storage = replace(chosen, blocks={**blocks, **unblocked})
     if flavor.name == "ort":
         storage = replace(storage, types=_types(model))
-    written = lower(view, flavor, storage, [(_batch(flavor), *image_shape)]).model
+    written = lower(view, flavor, storage, [(_batch(flavor), *image_shape)], preprocessing).model
     if not unblocked:
         return written
     names = [*(kind.name for kind in storage.types), *(cut.name for cut in blocks.values())]

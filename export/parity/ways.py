@@ -19,6 +19,7 @@ from export.parity.layers import SingleLayers, attempted, in_order
 from export.parity.quant_session import QuantSession
 from export.runtime import load_model, open_session, runtime
 from export.storage.metadata import properties_of, read_property
+from export.storage.preprocessing import Preprocessing
 
 Array = npt.NDArray[np.float32]
 TAP_KEYS = {"name": str, "tensor": str, "scale": float, "zero_point": int}
@@ -30,15 +31,19 @@ class Ways:
     Args:
         path: A file that ``export_onnx`` wrote.
         threads: ONNX Runtime's threads.
+        preprocessing: Of its images, as whoever compares knows it.
 
     Raises:
-        ValueError: If it is damaged, or says nothing of its quantizers.
+        ValueError: If it is damaged, says nothing of its quantizers, or takes pixels where ``preprocessing`` says that
+            it does not, or the other way around.
         FileNotFoundError: If there is none.
         ImportError: If what runs it is missing.
     """
 
-    def __init__(self, path: str | PathLike[str], threads: int) -> None:
+    def __init__(self, path: str | PathLike[str], threads: int, preprocessing: Preprocessing | None = None) -> None:
         self.model = load_model(path)
+        self.pixels = preprocessing if preprocessing is not None and preprocessing.is_inside else None
+        _require_same_input(path, self.model, is_inside=self.pixels is not None)
         self.path, self.threads = path, threads
         self.properties = properties_of(self.model)
         self.all_taps = _read_taps(path, self.model)
@@ -115,6 +120,8 @@ class Ways:
             ValueError: Saying both shapes.
         """
         wanted = self.off.get_inputs()[0].shape[1:]  # without the batch
+        if self.pixels is not None:
+            wanted = [self.pixels.channels, *self.pixels.image_size]
         if any(isinstance(size, int) for size in wanted) and list(images.shape[1:]) != list(wanted):
             raise ValueError(f"images are {list(images.shape[1:])}, but the file takes {list(wanted)}, batch apart")
 
@@ -122,21 +129,25 @@ class Ways:
         """Return the outputs, in order; or what the runtime says where it fails."""
         if isinstance(session, str):
             return session
-        found = attempted(session.run, self.outputs, {INPUT: images.numpy()})
+        found = attempted(session.run, self.outputs, {INPUT: self._fed(images)})
         return found if isinstance(found, str) else [np.asarray(values) for values in found]
 
     def run_tapped(self, images: Tensor) -> Tapped | str:
         """Return what the file gives with optimizations off, and what its kernels give alone; or why it cannot run."""
         names = [*self.outputs, *(name for name in self.tensors if name not in self.outputs)]
-        values = attempted(self.tapped.run, names, {INPUT: images.numpy()})
+        fed = self._fed(images)
+        values = attempted(self.tapped.run, names, {INPUT: fed})
         if isinstance(values, str):
             return values
-        found = {INPUT: images.numpy(), **dict(zip(names, values, strict=True))}
+        found = {INPUT: fed, **dict(zip(names, values, strict=True))}
         alone = found if self.single is None else self.single.run(found)
         return Tapped(
             [np.asarray(found[name]) for name in self.outputs], in_order(found, self.taps), in_order(alone, self.taps),
             alone[self.outputs[0]],
         )  # fmt: skip
+
+    def _fed(self, images: Tensor) -> npt.NDArray[Any]:
+        return np.asarray(images.numpy() if self.pixels is None else self.pixels.as_fed(images.numpy()))
 
 
 class Tapped:
@@ -153,6 +164,14 @@ class Tapped:
         self, outputs: list[Array], off: list[Found], alone: list[Found], output_alone: npt.NDArray[Any] | str
     ) -> None:
         self.outputs, self.off, self.alone, self.output_alone = outputs, off, alone, output_alone
+
+
+def _require_same_input(path: str | PathLike[str], model: onnx.ModelProto, *, is_inside: bool) -> None:
+    takes_pixels = any(entry.type.tensor_type.elem_type == TensorProto.UINT8 for entry in model.graph.input)
+    if takes_pixels and not is_inside:
+        raise ValueError(f"{path}: it takes uint8 pixels; say how they are normalized (preprocessing=...)")
+    if is_inside and not takes_pixels:
+        raise ValueError(f"{path}: it takes normalized images, but preprocessing is said to be inside it")
 
 
 def _read_taps(path: str | PathLike[str], model: onnx.ModelProto) -> list[dict[str, Any]]:

@@ -79,7 +79,9 @@ def is_run(path: Path) -> bool:
 def run_files(folder: Path) -> dict[str, Path]:
     """Return the ONNX files of a run folder: ``student``, ``teacher`` and perhaps ``float``.
 
-    A student in a flavor for other runtimes is left out: a latency in this one would say nothing of it.
+    A student in a flavor for other runtimes is left out: a latency in this one would say nothing of it; and so is one
+    that takes pixels, which the sample of normalized images cannot feed. One that was repacked for an older runtime
+    is what a device that needs it would get anyway.
 
     Raises:
         DamagedFileError: If ``export.json`` does not hold what the export stage writes.
@@ -89,7 +91,7 @@ def run_files(folder: Path) -> dict[str, Path]:
     return {
         name: inside(folder / "export", model.get("path") or f"{name}.onnx")
         for name, model in facts.items()
-        if model.get("flavor", "ort") in MEASURED
+        if model.get("flavor", "ort") in MEASURED and not (model.get("takes_pixels") or model.get("fitted_to"))
     }
 
 

@@ -24,9 +24,11 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
+from qkd.cli.commands.results import predict, val
 from qkd.cli.commands.setting_up import init
 from qkd.cli.options.command import STAGE_NAMES, Command
-from qkd.failures import FAILED, INTERRUPTED, UsageError, classify, write_traceback
+from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
+from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output
 
@@ -37,6 +39,8 @@ EXAMPLES = """examples:
   qkd run my.yaml --dry-run                           find faults before training
   qkd validate my.yaml                                all faults of a config at once
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
+  qkd predict runs/digits-w2a2 photo.png              classes and probabilities of images
+  qkd val runs/digits-w2a2 my-images/                 accuracy on labeled images, class by class
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
@@ -47,7 +51,9 @@ EXAMPLES = """examples:
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
-COMMANDS = (init, run, stage, bench, report, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor)
+COMMANDS = (
+    init, run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,13 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     with clean_output(), warnings.catch_warnings():
         warnings.filterwarnings("default", ".*the old name goes with the next release", DeprecationWarning)
-        return _main(parse(sys.argv[1:] if argv is None else argv))
+        args = parse(arguments)
+        args.argv = arguments
+        return _main(args)
 
 
 def _main(args: argparse.Namespace) -> int:
     command: Command = args.command
+    attend_parent()
+    if not is_first() and args.name not in ("run", *STAGE_NAMES):
+        return DONE  # torchrun started several processes for what one does
     try:
         return command(args)
     except KeyboardInterrupt:
@@ -132,11 +144,17 @@ def build_parser() -> argparse.ArgumentParser:
 def _interrupted(args: argparse.Namespace) -> int:
     resumable = args.name in ("run", *STAGE_NAMES) and not getattr(args, "dry_run", False)
     hint = "; nothing is lost: the same command resumes where it stopped" if resumable else ""
-    print(f"\nqkd: interrupted{hint}", file=sys.stderr)
+    if is_first() and not is_started_by_us():
+        print(f"\nqkd: interrupted{hint}", file=sys.stderr)
     return INTERRUPTED
 
 
 def _failed(error: Exception, args: argparse.Namespace) -> int:
+    if is_member():
+        from qkd.engines.joining import exit_code, speaks_up
+
+        if not speaks_up(error):
+            return exit_code(error, classify(error).exit_code)
     if args.debug:
         import traceback
 

@@ -207,7 +207,10 @@ class RunConfig(Section):
     name: str = Field(description="name of the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="every random draw derives from it")
     device: str = Field("auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$", max_length=8)
-    threads: Threads | None = Field(None, description="CPU threads of training; absent: all cores")
+    threads: Threads | None = Field(None, description="CPU threads of training, of each process; absent: all cores")
+    sync_batch_norm: bool = Field(
+        True, description="on several devices: batch norm over whole batches, as on one; false: each over its own share"
+    )
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig

@@ -66,6 +66,18 @@ class ExportConfig(OldFields, Section):
         "auto", description="form of low-bit linear layers in student.onnx; auto: blocks of MatMulNBits for heavy ones"
     )
     strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
+    preprocess: Literal["outside", "inside"] = Field(
+        "outside",
+        description="outside: files take normalized float32 images alone; inside: a further file, student.uint8.onnx "
+        "(flavor qcdq: student.qcdq.uint8.onnx), takes uint8 pixels and normalizes them itself",
+    )
+    layout: Literal["nhwc", "nchw"] = Field("nhwc", description="order of the axes of uint8 pixels: nhwc or nchw")
+
+    @model_validator(mode="after")
+    def _pixels_need_a_flavor(self) -> ExportConfig:
+        if self.preprocess == "inside" and self.flavor == "qonnx":
+            raise ValueError("`preprocess: inside` needs flavor `ort` or `qcdq`: readers of Quant nodes take floats")
+        return self
 
 
 class LogConfig(Section):

@@ -49,6 +49,7 @@ def iterate(
     drop_last: bool,
     workers: int = 0,
     following: int = 0,
+    part: slice | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the images at ``indices`` in batches, in exactly that order, whatever the number of workers.
 
@@ -63,6 +64,7 @@ def iterate(
         workers: Decoding processes, at most one a core; ignored where the split is in memory.
         following: So many images that come after a batch are given with it, at its end, and again in the next one; the
             last so many ``indices`` begin no batch.
+        part: Rows of each full batch that are wanted, with what follows them; absent: all. Only with ``drop_last``.
 
     Yields:
         ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``; ``following`` more rows.
@@ -78,7 +80,8 @@ def iterate(
         )
     count = max(0, len(indices) - following)
     end = count - count % batch_size if drop_last else count
-    chunks = [indices[start : start + batch_size + following].cpu() for start in range(0, end, batch_size)]
+    first, stop, _ = slice(None).indices(batch_size) if part is None else part.indices(batch_size)
+    chunks = [indices[start + first : start + stop + following].cpu() for start in range(0, end, batch_size)]
     if split.decodes and workers and len(chunks) > 1:
         workers = min(workers, len(chunks), usable_cpus())  # more only get in each other's way
         return _decoded_by_workers(split, chunks, device, workers)

@@ -1,5 +1,6 @@
 """Files: whole or not at all, within bounds, YAML as data."""
 
+from qkd.files.reading import delete_file, may_write, only_reading
 from qkd.files.whole import (
     DamagedFileError,
     inside,
@@ -22,8 +23,11 @@ from qkd.files.whole import (
 
 __all__ = [
     "DamagedFileError",
+    "delete_file",
     "inside",
     "make_folder",
+    "may_write",
+    "only_reading",
     "parse_json",
     "parse_safetensors",
     "read_json",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 
 from export.atomic import TEMPORARY_MARK, replace_file
+from qkd.files.reading import delete_file, may_write
 from qkd.foreign.opening import open_regular, read_regular, read_text
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def write_bytes(path: Path, data: bytes) -> str:
         ValueError: If the name is a device's, a pipe's or a socket's, or links to one.
     """
     try:
-        replace_file(Path(path), data)
+        if may_write():
+            replace_file(Path(path), data)
     except OSError as error:
         raise _explain(error, "write", Path(path)) from error
     return hashlib.sha256(data).hexdigest()
@@ -371,7 +373,7 @@ def remove_unfinished(folders: Iterable[Path]) -> None:
         if folder.is_symlink():
             continue
         for path in folder.glob(f".*{TEMPORARY_MARK}*"):
-            path.unlink(missing_ok=True)
+            delete_file(path)
 
 
 def _digest(file: Any) -> str:

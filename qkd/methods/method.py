@@ -160,6 +160,15 @@ class Method:
         self.low_bit: tuple[Student, ...] = ()
         """Those of them that are calibrated at the start, as the student is."""
 
+    @property
+    def why_one_device(self) -> str:
+        """Return why its steps cannot be shared by several devices; empty where they can.
+
+        They can if the loss is a mean over images (of terms that say how they compare them), all that learns is reached
+        by ``backward``, and what is read at a step is the batch: each device then takes a share of every batch.
+        """
+        return f"{type(self).__name__} does not say that devices may share its batches (why_one_device)"
+
     def faults(self) -> Iterable[str]:
         """Return what is wrong with the config, a line each with the key it is about; empty if it can be trained."""
         return ()

@@ -21,6 +21,7 @@ from export.parity.quant_session import QuantSession
 from export.runtime import open_session
 from qkd.config import RunConfig
 from qkd.data import load_splits, normalize
+from qkd.predicting.feeding import preprocessing_of
 from qkd.progress import Progress, Silent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.learner import StudentRole, student_images
@@ -186,7 +187,9 @@ class _Attempt:
         raw, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
         images = normalize(raw.cpu(), splits.mean, splits.std)
         exported = [
-            export_student(config, student, images, self.folder / f"{name}.onnx", flavor)
+            export_student(
+                config, student, images, self.folder / f"{name}.onnx", flavor, preprocessing_of(config, splits, name)
+            )
             for name, flavor in student_files(config).items()
         ]
         for model in exported:
@@ -199,7 +202,8 @@ class _Attempt:
         runnable = [model.path.stem for model in exported if model.flavor != "qonnx"]
         for name in (*runnable, *nets):
             session = open_session(self.folder / f"{name}.onnx", optimize=True)
-            session.run(None, {session.get_inputs()[0].name: images.numpy()})
+            fed = preprocessing_of(config, splits, name).as_fed(raw.cpu().numpy())
+            session.run(None, {session.get_inputs()[0].name: fed})
         return f"student.onnx {exported[0].size_bytes:,} bytes; {len(nets) + len(exported)} files load and run"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+from qkd.engines.engine import current
 from qkd.failures import UsageError
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
@@ -21,6 +22,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+TRAINS = ("teacher", "search", "distill")  # stages that several devices share; the first process does the others
 LOOKS = ("teacher", "search", "distill", "export")  # stages that load the images, and compare them themselves
 
 
@@ -30,7 +32,7 @@ def run_stages(
     """Run stages in the order of their names, each only if it is not complete.
 
     Before a stage that is complete, or that reads no images, the data set is compared with what the run was begun with,
-    once, unless a stage has done so by then.
+    once, unless a stage has done so by then. Where several processes train, all of them call this.
 
     Args:
         run: The run folder, open.
@@ -44,16 +46,29 @@ def run_stages(
         ValueError: If a file of the run cannot be written under its name.
         OSError: If a file of the run or of the data set cannot be read or written.
     """
+    engine = current()
     for index, name in enumerate(names):
-        _require(run, name)
-        reason = run.why_incomplete(name)
-        if stages is None and index == 0 and not (reason and name in LOOKS):
-            _check_images(run, progress)
+        looks = stages is None and index == 0
+        reason = engine.first(lambda name=name, looks=looks: _why_to_run(run, name, progress, looks=looks))  # type: ignore[misc]
         if not reason:
             progress.stage(name, "already complete")
             continue
         progress.stage(name, "" if reason == "not run" else reason)
-        (stages or _own_stages())[name](run, progress)
+        stage = (stages or _own_stages())[name]
+        if name in TRAINS:
+            stage(run, progress)
+        else:
+            engine.first(lambda stage=stage: stage(run, progress))  # type: ignore[misc]
+        engine.wait()
+
+
+def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -> str:
+    """Return why a stage is not complete; empty if it is. With ``looks`` the images are compared where it will not."""
+    _require(run, name)
+    reason = run.why_incomplete(name)
+    if looks and not (reason and name in LOOKS):
+        _check_images(run, progress)
+    return reason
 
 
 def _own_stages() -> Mapping[str, Stage]:

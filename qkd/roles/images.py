@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qkd.config import RunConfig
 from qkd.data import DataError, DataFacts, Splits, changes, load_splits, read_facts, sampling_note
+from qkd.engines.engine import current
 from qkd.files import DamagedFileError, read_json, write_json
 from qkd.progress import Progress, Silent
 from qkd.run.folder import RunFolder
@@ -26,6 +27,10 @@ def run_images(run: RunFolder, progress: Progress | None = None) -> Splits:
         qkd.data.DataError: If they cannot be read, or are not what the run was begun with.
         OSError: If the record cannot be written.
     """
+    return current().in_turn(lambda: _run_images(run, progress))  # one process downloads and records
+
+
+def _run_images(run: RunFolder, progress: Progress | None) -> Splits:
     splits = load_splits(run.config.data, seed=run.config.seed)
     if splits.facts is not None:
         is_first = not (run.path / FILE).exists()

@@ -19,6 +19,7 @@ from qkd.files import (
     DamagedFileError,
     inside,
     make_folder,
+    may_write,
     read_json,
     refuse_links_out,
     remove_unfinished,
@@ -91,7 +92,8 @@ class RunFolder:
         path = self.path
         _refuse_foreign(path)
         refuse_links_out(path)
-        _lock(path)
+        if may_write():  # who only reads is a process of the training that has the lock
+            _lock(path)
         try:
             remove_unfinished([path, *(folder for folder in path.rglob("*") if folder.is_dir())])
             self.config = kept_nets(self.config, path)
@@ -130,8 +132,9 @@ class RunFolder:
         Raises:
             FileNotFoundError: If one of the files is not there.
         """
-        manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
-        self._write_manifest(stage, manifest)
+        if may_write():
+            manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
+            self._write_manifest(stage, manifest)
 
     def extend(self, stage: str, files: Iterable[Path]) -> None:
         """Add files to the manifest of a stage that was complete before they were written, or take their new hashes.
@@ -140,9 +143,10 @@ class RunFolder:
             stage: Name of the stage.
             files: Inside the run folder.
         """
-        manifest = _read_manifest(self.path, stage)
-        manifest["files"] = {**manifest["files"], **self._hashes(files)}
-        self._write_manifest(stage, manifest)
+        if may_write():
+            manifest = _read_manifest(self.path, stage)
+            manifest["files"] = {**manifest["files"], **self._hashes(files)}
+            self._write_manifest(stage, manifest)
 
     def manifest_file(self, stage: str) -> Path:
         """Return where a stage's manifest is, once it is complete."""
@@ -161,6 +165,8 @@ class RunFolder:
             ValueError: If the stage is not complete there.
             OSError: If a file cannot be read or written.
         """
+        if not may_write():
+            return
         other = RunFolder(self.config, Path(source).resolve())
         if why := other.why_incomplete(stage):
             raise ValueError(f"{source}: its stage {stage} is not complete ({why}); run it there first")

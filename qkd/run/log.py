@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qkd.engines.membership import is_first
 from qkd.failures import classify
 from qkd.foreign.shown import shown
 from qkd.progress import Progress
@@ -29,7 +30,7 @@ def logged(progress: Progress, folder: Path, what: str) -> Iterator[None]:
         folder: The run folder.
         what: Names the block: a command.
     """
-    handle = _opened(folder / FILE)
+    handle = _opened(folder / FILE) if is_first() else None  # of several processes that train together
     if handle is None:
         yield
         return

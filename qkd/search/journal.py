@@ -18,6 +18,7 @@ from typing import Any
 from qkd.agents import Op, Policy, Schedule, Segment
 from qkd.files import (
     DamagedFileError,
+    delete_file,
     make_folder,
     read_json,
     remove_unfinished,
@@ -172,7 +173,7 @@ class Journal:
     def discard_states(self) -> None:
         """Delete all states; the journal stays."""
         for path in self._states():
-            path.unlink(missing_ok=True)
+            delete_file(path)
 
     def _open(self) -> list[int]:
         return waiting(self.rounds[-1])
@@ -189,7 +190,7 @@ class Journal:
         for path in self._states():
             match = _STATE.fullmatch(path.name)
             if match and int(match.group(1)) not in (self.number, self.number - 1):
-                path.unlink(missing_ok=True)
+                delete_file(path)
 
     def _turn(self, index: int) -> Turn:
         number, member = self.number, self.rounds[-1][index]

@@ -12,6 +12,7 @@ import torch
 
 from qkd.config import RunConfig
 from qkd.data import Splits
+from qkd.engines.engine import current
 from qkd.files import sha256_of
 from qkd.moved import json_in_first_spelling
 from qkd.nets.own.copies import portable_net
@@ -59,8 +60,18 @@ def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
         return []
     folder, stage = run.folder("search"), f"search_{role}"
     files = [folder / f"{role}.{kind}" for kind in ("schedule.yaml", "population.jsonl", "cost.json")]
-    if run.is_complete(stage):
+    if current().first(lambda: run.is_complete(stage)):
         return files
+    if run.config.search.engine == "ray":  # which has processes of its own
+        current().first(lambda: _search(run, role, files, progress))
+    else:
+        _search(run, role, files, progress)
+        current().wait()
+    return files
+
+
+def _search(run: RunFolder, role: Role, files: list[Path], progress: Progress) -> None:
+    folder, stage = run.folder("search"), f"search_{role}"
     device = choose_device(run.config.device)
     splits = _images(run.config, role, run_images(run, progress)).to(device)
     inputs = _inputs(run, role, splits, device, progress)
@@ -72,7 +83,6 @@ def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
     progress.say(report.to_text())
     journal.discard_states()  # before the manifest: after it nobody would come to do it; the journal is all it takes
     run.complete(stage, files, inputs)
-    return files
 
 
 def open_journal(run: RunFolder, role: Role, splits: Splits, inputs: list[Path]) -> Journal:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qkd.agents.agent import agent_of_schedule
 from qkd.config import AgentConfig
+from qkd.engines.engine import current
 from qkd.files import DamagedFileError, make_folder, parse_safetensors, read_metadata, read_verified, write_safetensors
 from qkd.progress import Progress, Silent, Tracker
 from qkd.search.images import without_validation
@@ -91,6 +92,7 @@ class Trial:
             raise ValueError("a search needs validation images")
         make_folder(turn.result.parent)
         sha256 = _write_state(turn.result, state)
+        current().wait()  # the next turn may read it
         seconds = time.monotonic() - started
         return Score(accuracy, False, sha256, _images(trainer, turn), len(splits.val), seconds)
 

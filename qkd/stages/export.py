@@ -13,6 +13,7 @@ from export import (
     ExportedModel,
     ExportError,
     ParityReport,
+    Preprocessing,
     check_parity,
     cost_of_file,
     export_float,
@@ -21,6 +22,7 @@ from export import (
 from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, normalize
 from qkd.files import write_json
+from qkd.predicting.feeding import PIXELS, preprocessing_of, write_beside
 from qkd.progress import Progress, Tracker
 from qkd.report.records import read_record
 from qkd.roles.guide import TAUGHT, load_taught
@@ -37,7 +39,9 @@ def run(run: RunFolder, progress: Progress) -> None:
     """Write ``export/``: the ONNX files, what they hold and cost, a sample for devices, and the comparison with them.
 
     ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavor of the config is
-    written beside it (``student.qonnx.onnx``) and compared, too; every test image is.
+    written beside it (``student.qonnx.onnx``), and so is a file that takes uint8 pixels (``student.uint8.onnx``) where
+    preprocessing is inside; both are compared, too, on every test image. ``labels.txt``, ``preprocess.json`` and
+    ``predict.py`` are for whoever feeds the files.
 
     Raises:
         export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
@@ -47,29 +51,32 @@ def run(run: RunFolder, progress: Progress) -> None:
     """
     with cpu_threads(run.config.threads):
         splits = run_images(run, progress)
-        example = _example(splits)
         folder, student = run.folder("export"), load_student(run)
         for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
             path.unlink()  # of a flavor that the config may no longer ask for
         nets = float_nets(run)
-        files = _write_models(run, student, nets, example, folder, progress)
+        files = _write_models(run, student, nets, splits, folder, progress)
+        files += write_beside(folder, preprocessing_of(run.config, splits))
         files.append(write_run_sample(folder, {"student": student, **nets}, splits))
         reports = {
-            name: _compare(student, folder / f"{name}.onnx", splits, run.config.data, progress)
+            name: compare_file(student, folder / f"{name}.onnx", splits, run.config, progress)
             for name in student_files(run.config)
         }
         for name, report in reports.items():
-            files.append(_write_parity(folder, name, report))
+            files.append(write_parity(folder, name, report))
         write_json(folder / "layers.json", {"layers": layer_rows(student, reports["student"])})
     for name, report in reports.items():
-        _judge(name, report, progress)
+        judge_file(name, report, progress)
     run.complete("export", [*files, folder / "layers.json"], _inputs(run))
 
 
 def student_files(config: RunConfig) -> dict[str, str]:
     """Return the student's files without their ending, and the flavor of each; ``student`` comes first."""
     flavor = config.export.flavor
-    return {"student": "ort"} if flavor == "ort" else {"student": "ort", f"student.{flavor}": flavor}
+    files = {"student": "ort"} if flavor == "ort" else {"student": "ort", f"student.{flavor}": flavor}
+    if config.export.preprocess == "inside":
+        files[f"{[*files][-1]}.{PIXELS}"] = flavor
+    return files
 
 
 def float_nets(run: RunFolder) -> dict[str, nn.Module]:
@@ -85,17 +92,19 @@ def _write_models(
     run: RunFolder,
     student: fx.GraphModule,
     nets: Mapping[str, nn.Module],
-    example: Tensor,
+    splits: Splits,
     folder: Path,
     progress: Progress,
 ) -> list[Path]:
-    exported = {}
+    exported, example = {}, _example(splits)
     for name, flavor in student_files(run.config).items():
-        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavor)
+        preprocessing = preprocessing_of(run.config, splits, name)
+        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavor, preprocessing)
         for warning in exported[name].warnings:
             progress.warn(f"{name}.onnx: {warning}" if name != "student" else warning)
     for name, net in nets.items():
-        exported[name] = export_float(net, example, folder / f"{name}.onnx")
+        preprocessing = preprocessing_of(run.config, splits, name)
+        exported[name] = export_float(net, example, folder / f"{name}.onnx", preprocessing=preprocessing)
     write_json(folder / "export.json", {name: _facts(model) for name, model in exported.items()})
     write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
     progress.say(", ".join(f"{name}.onnx {model.size_bytes:,} bytes" for name, model in exported.items()))
@@ -103,7 +112,12 @@ def _write_models(
 
 
 def export_student(
-    config: RunConfig, student: fx.GraphModule, example: Tensor, path: Path, flavor: str
+    config: RunConfig,
+    student: fx.GraphModule,
+    example: Tensor,
+    path: Path,
+    flavor: str,
+    preprocessing: Preprocessing | None = None,
 ) -> ExportedModel:
     """Write the student in a flavor, packed and judged as the config says.
 
@@ -112,26 +126,43 @@ def export_student(
     """
     settings = config.export
     if flavor != "ort":  # the others have one form each
-        return export_onnx(student, example, path, flavor=flavor, strict=settings.strict)
-    return export_onnx(student, example, path, pack=settings.pack, linear=settings.linear, strict=settings.strict)
+        return export_onnx(student, example, path, flavor=flavor, strict=settings.strict, preprocessing=preprocessing)
+    return export_onnx(
+        student, example, path, pack=settings.pack, linear=settings.linear, strict=settings.strict,
+        preprocessing=preprocessing,
+    )  # fmt: skip
 
 
 def _facts(model: ExportedModel) -> dict[str, Any]:
-    return {**model.to_json(), "path": model.path.name}  # the folder may move
+    takes_pixels = model.path.stem.endswith(f".{PIXELS}")
+    return {**model.to_json(), "path": model.path.name, "takes_pixels": takes_pixels}  # the folder may move
 
 
-def _compare(student: fx.GraphModule, path: Path, splits: Splits, data: DataConfig, progress: Progress) -> ParityReport:
+def compare_file(
+    student: fx.GraphModule, path: Path, splits: Splits, config: RunConfig, progress: Progress
+) -> ParityReport:
+    """Return the comparison of a student with one of its files on every test image."""
+    preprocessing = preprocessing_of(config, splits, path.stem)
     with progress.track(len(splits.test), "parity", "images") as tracker:
-        return check_parity(student, path, _test_batches(splits, data, tracker))
+        batches = _test_batches(splits, config.data, tracker)
+        if not preprocessing.is_inside:
+            batches = ((normalize(images, splits.mean, splits.std), labels) for images, labels in batches)
+        return check_parity(student, path, batches, preprocessing=preprocessing)
 
 
-def _write_parity(folder: Path, name: str, report: ParityReport) -> Path:
+def write_parity(folder: Path, name: str, report: ParityReport) -> Path:
+    """Write the comparison of a file, given by its name without the ending; return where."""
     path = folder / f"{name.replace('student', 'parity')}.json"
     write_json(path, report.to_json())
     return path
 
 
-def _judge(name: str, report: ParityReport, progress: Progress) -> None:
+def judge_file(name: str, report: ParityReport, progress: Progress) -> None:
+    """Say what a comparison came to.
+
+    Raises:
+        export.ParityError: If the file is not proven to be the student.
+    """
     for note in report.notes:
         progress.warn(f"{name}.onnx: {note}")
     report.raise_if_worse()
@@ -167,7 +198,7 @@ def _test_batches(splits: Splits, data: DataConfig, tracker: Tracker) -> Iterato
     for images, labels in iterate(
         splits.test, order, data.eval_batch_size, "cpu", drop_last=False, workers=data.workers
     ):
-        yield normalize(images, splits.mean, splits.std), labels
+        yield images, labels
         tracker.update(len(labels))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from qkd.agents import build_agent, read_schedule_file, save_schedule
 from qkd.failures import UsageError
-from qkd.files import write_json
+from qkd.files import delete_file, write_json
 from qkd.progress import Progress
 from qkd.roles.agents import Role, role_agent, schedule_file, searcher
 from qkd.roles.images import run_images
@@ -75,7 +75,7 @@ def _describe(run: RunFolder, role: Role, mean: Sequence[float], progress: Progr
         return {**facts, "schedule": path.name}
     schedule = agent.schedule(train.epochs)
     if schedule is None:
-        path.unlink(missing_ok=True)
+        delete_file(path)
         return facts
     is_shared = origin != role and origin in config.searched_roles
     policy = config.student.agent.policy if role == "student" else config.teacher.agent.policy

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from qkd.engines.engine import current
+
 
 def clipped_backward(
     task_loss: Tensor,
@@ -49,9 +51,11 @@ def clipped_backward(
         raise ValueError("parameters have gradients already; call zero_grad before clipped_backward")
     scale(distill_loss).backward(retain_graph=True)  # type: ignore[no-untyped-call]
     wanted = [parameter.grad for parameter in own]
+    current().average([gradient for gradient in wanted if gradient is not None])  # norms are those of whole batches
     for parameter in own:
         parameter.grad = None
     scale(task_loss).backward()  # type: ignore[no-untyped-call]
+    current().average([parameter.grad for parameter in own if parameter.grad is not None])
     share = 1 / (1 + math.exp(-epoch))
     for parameter, gradient in zip(own, wanted, strict=True):
         if parameter.grad is not None and gradient is not None:

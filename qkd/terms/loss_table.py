@@ -84,6 +84,8 @@ class LossEntry:
             itself, or has none.
         teaches: Whether a gradient into the teacher can be asked for (MetaDistil); singular vectors of the teacher stay
             constants.
+        compares_images: Whether it reads an image beside the others of its batch, so that the mean over two halves of a
+            batch is not its value on the whole: several devices then compute it on whole batches.
     """
 
     name: str
@@ -95,6 +97,7 @@ class LossEntry:
     least_taps: int = 1
     taught_by: str = ""
     teaches: bool = True
+    compares_images: bool = False
 
     @property
     def function(self) -> Callable[..., Tensor]:
@@ -255,18 +258,21 @@ LOSSES: dict[str, LossEntry] = {
         _FEATURES,
         "which images of a batch look alike, at pairs of taps",
         "Tung and Mori 2019, equations 1 to 4",
+        compares_images=True,
     ),
     "distance_relation": LossEntry(
         "distance_relation_loss",
         _FEATURES,
         "RKD-D: how far apart images of a batch are, at pairs of taps",
         "Park et al. 2019, equations 5 to 8",
+        compares_images=True,
     ),
     "angle_relation": LossEntry(
         "angle_relation_loss",
         _FEATURES,
         "RKD-A: angles that three images of a batch form, at pairs of taps",
         "Park et al. 2019, equations 9 to 11",
+        compares_images=True,
     ),
     "logit_relation": LossEntry(
         "logit_relation_loss",
@@ -274,6 +280,7 @@ LOSSES: dict[str, LossEntry] = {
         "RKD, distances and angles, on logits of length 1",
         "Park et al. 2019, as role-kd applies it",
         {"distance_weight": _WEIGHT, "angle_weight": _WEIGHT},
+        compares_images=True,
     ),
     "singular_vector": LossEntry(
         "singular_vector_loss",
@@ -284,6 +291,7 @@ LOSSES: dict[str, LossEntry] = {
         module=WIDTHS,
         least_taps=2,
         teaches=False,
+        compares_images=True,
     ),
     "multi_head_graph": LossEntry(
         "multi_head_graph_loss",
@@ -300,6 +308,7 @@ LOSSES: dict[str, LossEntry] = {
         least_taps=2,
         taught_by="graph_attention",
         teaches=False,
+        compares_images=True,
     ),
     "graph_attention": LossEntry(
         "graph_attention_loss",
@@ -310,12 +319,14 @@ LOSSES: dict[str, LossEntry] = {
         module=GRAPH,
         least_taps=2,
         teaches=False,
+        compares_images=True,
     ),
     "probabilistic_transfer": LossEntry(
         "probabilistic_transfer_loss",
         _FEATURES,
         "PKT: probabilities that images of a batch are neighbors, at pairs of taps",
         "Passalis and Tefas 2018, equations 3, 5 and 6",
+        compares_images=True,
     ),
     "information_flow": LossEntry(
         "information_flow_loss",
@@ -329,5 +340,6 @@ LOSSES: dict[str, LossEntry] = {
             "reduction": _one_of(FLOW_REDUCTIONS),
             "normalize": Option(bool, "true or false", lambda value: True),
         },
+        compares_images=True,
     ),
 }

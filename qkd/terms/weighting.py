@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qkd.config import TermConfig
+from qkd.engines.engine import current
 from qkd.terms.loss_table import LOSSES, LossEntry
 from qkd.terms.modules import ModuleBank
 from qkd.terms.taps import PRE_QUANT
@@ -233,10 +234,18 @@ def _call(term: Term, index: int, features: Mapping[str, Any], outputs: Outputs)
     shaping = () if term.entry.module is None else term.entry.module.options
     options = {name: value for name, value in term.options.items() if name not in shaping}
     try:
-        return term.entry.function(*tensors, **options, **module)
+        if not term.entry.compares_images:
+            return term.entry.function(*tensors, **options, **module)
+        with current().on_whole_batches():
+            return term.entry.function(*map(_whole, tensors), **options, **module)
     except ValueError as error:
         taps = " and ".join(term.config.taps[index]) if term.entry.is_pairwise else ""
         raise ValueError(f"{term.name}{f' (taps {taps})' if taps else ''}: {error}") from error
+
+
+def _whole(rows: Any) -> Any:
+    """Return what a loss reads of a batch, or a list of it, for the whole batch that several devices share."""
+    return [current().whole(one) for one in rows] if isinstance(rows, list) else current().whole(rows)
 
 
 def _input(outputs: Outputs, name: str) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch import nn
 from qkd.agents import build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.data import Splits
+from qkd.engines.engine import current
 from qkd.files import sha256_of, write_text
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
@@ -194,13 +195,14 @@ def train_part(role: Role) -> list[Path]:
         TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """
-    run = role.context.run
-    if not run.is_complete(role.name):
+    run, engine = role.context.run, current()
+    if not engine.first(lambda: run.is_complete(role.name)):
         run.folder(role.folder)
         training = assemble(role)
         made = training.finish(training.run(role.context.progress))
         run.complete(role.name, made, dict.fromkeys(training.made.inputs))
         training.keep_last_checkpoint()
+        engine.wait()
     return [run.path / role.folder / name for name in (WEIGHTS, "metrics.jsonl", "result.json")]
 
 

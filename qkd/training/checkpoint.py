@@ -18,7 +18,9 @@ from torch import Tensor
 
 from qkd.files import (
     DamagedFileError,
+    delete_file,
     make_folder,
+    may_write,
     parse_safetensors,
     read_json,
     read_verified,
@@ -70,6 +72,8 @@ class CheckpointStore:
         Raises:
             OSError: If it cannot be written (disk full, ...); earlier checkpoints are untouched.
         """
+        if not may_write():
+            return
         make_folder(self.folder)
         tensors_sha256 = write_safetensors(self._file(step, "safetensors"), checkpoint.tensors)
         body = {"format": FORMAT, "step": step, "tensors_sha256": tensors_sha256, "state": dict(checkpoint.state)}
@@ -97,7 +101,7 @@ class CheckpointStore:
         kept = set(good[-keep:])
         for path in self._files():
             if _step_of(path) not in kept:
-                path.unlink(missing_ok=True)
+                delete_file(path)
         remove_unfinished([self.folder])
 
     def steps(self) -> list[int]:

@@ -8,11 +8,14 @@ from torch import nn
 from qkd.config import DataConfig
 from qkd.data import Splits, iterate, normalize
 from qkd.data.splits import Split
+from qkd.engines.engine import current
 from quantizers.modes import evaluating
 
 
 def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, device: torch.device) -> float | None:
     """Return the share of a split's images that a model classifies right, in eval mode.
+
+    Several devices take the batches in turn, so that each batch is scored as on one device.
 
     Args:
         model: Gives logits ``[batch, classes]``. Its modes (train or eval, module by module) are restored.
@@ -32,10 +35,10 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
     if len(split) == 0:
         return None
     right = torch.zeros((), dtype=torch.int64, device=device)
-    indices = torch.arange(len(split))
+    engine, size = current(), data.eval_batch_size
+    places = torch.arange(len(split))
+    indices = torch.cat(torch.split(places, size)[engine.rank :: engine.size] or (places[:0],))
     with evaluating(model), torch.no_grad():
-        for images, labels in iterate(
-            split, indices, data.eval_batch_size, device, drop_last=False, workers=data.workers
-        ):
+        for images, labels in iterate(split, indices, size, device, drop_last=False, workers=data.workers):
             right += (model(normalize(images, splits.mean, splits.std)).argmax(1) == labels).sum()
-    return right.item() / len(split)
+    return int(engine.sums({"right": right})["right"].item()) / len(split)

@@ -60,6 +60,14 @@ class Batch:
     samples: Tensor | None = None
     mixed: Mixed | None = None
 
+    def rows(self, part: slice) -> Batch:
+        """Return some of its images, with all that belongs to them."""
+        samples = None if self.samples is None else self.samples[part]
+        mixed = None if self.mixed is None else self.mixed.rows(part)
+        return Batch(
+            self.images[part], self.labels[part], self.raw[part], self.epoch, self.step, samples, mixed
+        )  # fmt: skip
+
 
 class Source(Protocol):
     """Where training batches come from: the same ones whenever an epoch is gone through again."""

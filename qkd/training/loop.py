@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qkd.data.splits import Split
+from qkd.engines.engine import agree, alone, current
 from qkd.progress import Progress, Tracker
 from qkd.seeding import derive
 from qkd.training.averaging import WeightAverage
@@ -83,15 +84,16 @@ class Trainer:
         progress: Where to talk.
 
     Raises:
-        ValueError: If phases and epochs do not fit, or the training set is empty.
+        ValueError: If phases and epochs do not fit, the training set is empty, or several devices cannot share a batch.
     """
 
     def __init__(self, job: Job, progress: Progress) -> None:
-        self.job, self.progress = job, progress
+        self.job, self.progress, self.engine = job, progress, current()
         self.source = source_of(job)
         self.batch_size = min(job.data.batch_size, self.source.images)
         if self.batch_size == 0:
             raise ValueError("the training set is empty: lower data.val_fraction, or use another data set")
+        self.engine.share(self.batch_size)  # refused here, and not at the first batch
         self.steps = self.source.images // self.batch_size
         if sum(phase.epochs for phase in job.phases) != job.config.epochs:
             raise ValueError(f"epochs of the phases do not add up to train.epochs={job.config.epochs}")
@@ -113,8 +115,11 @@ class Trainer:
     def start(self, begin: Callable[[], None]) -> None:
         """Bring everything to where training resumes: the last good checkpoint, or the beginning."""
         checkpoint = self.store.load()
+        seen = None if checkpoint is None else [checkpoint.state["epoch"], checkpoint.state["step"]]
+        agree({"checkpoint (epoch, step)": seen, "images": self.source.images}, self.engine, self.job.role)
         if checkpoint is None:
             begin()
+            self._be_alike()
         self.equip()
         if checkpoint is None:
             self._save()
@@ -163,8 +168,9 @@ class Trainer:
         phase = self._phase()
         job.model.train()
         phase.enter()
-        with phase.hold():
+        with phase.hold(), self.engine.training(self._nets()):
             self._steps(phase, self.source.batches(at.epoch, at.step, self.batch_size), tracker)
+        self._be_alike()  # unsynchronized batch norm: the running statistics of the first one count
         lr = phase.lr_factor * learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
         at.rows.append(self._row(phase, lr))
         self._offer(at.rows[-1]["val_accuracy"])
@@ -184,7 +190,7 @@ class Trainer:
             self.at.seconds += now - clock
             show = self.at.step % SHOW_EVERY_STEPS == 0
             tracker.update(self.batch_size, **({"epoch": self.at.epoch + 1, "loss": float(loss)} if show else {}))
-            if now - self.saved_at >= self.job.config.checkpoint_every_s:
+            if self.engine.decide(now - self.saved_at >= self.job.config.checkpoint_every_s):
                 self._save()
             clock = time.monotonic()
 
@@ -194,44 +200,49 @@ class Trainer:
         result = self._forward(phase, batch)
         self.optimizer.zero_grad(set_to_none=True)
         phase.backward(batch, result, self.scaler.scale)
-        self._require_finite(phase, batch, result)
+        loss = result.loss.detach().clone()
+        self.engine.average([*self._gradients(), loss])
+        self._require_finite(phase, batch, result, loss)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.job.model, self.at.epoch * self.steps + self.at.step)
         self._count(result, batch.labels if batch.mixed is None else batch.mixed.main(batch.labels))
-        return result.loss.detach()
+        return loss
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
-        torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step))
+        others = (self.engine.rank,) if self.engine.rank else ()  # else all would drop the same of their own images
+        torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step, *others))
         with self.precision.context(enabled=phase.allows_autocast):
             return phase.step(batch)
 
-    def _require_finite(self, phase: Phase, batch: Batch, result: StepResult) -> None:
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def _require_finite(self, phase: Phase, batch: Batch, result: StepResult, loss: Tensor) -> None:
         """Clip the gradient if asked for, and stop before a broken one reaches the weights."""
         self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(self._gradients())
         limit = self.job.config.clip_grad_norm
         if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
-        finite = torch.isfinite(result.loss.detach())
+        finite = torch.isfinite(loss)
         if self.precision.needs_scaler:  # an overflow is the scaler's to handle, unless scaling down does not help
             finite = finite & (self.scaler.get_scale() > SMALLEST_LOSS_SCALE)
         else:
             finite = finite & torch.isfinite(norm)
         if not bool(finite):
-            raise self._failure(phase, batch, result, norm)
+            raise self._failure(phase, batch, loss, norm)
 
-    def _failure(self, phase: Phase, batch: Batch, result: StepResult, norm: Tensor) -> TrainingError:
+    def _failure(self, phase: Phase, batch: Batch, loss: Tensor, norm: Tensor) -> TrainingError:
         def rerun() -> tuple[Tensor, Mapping[str, Tensor]]:
             repeated = self._forward(phase, batch)
             return repeated.loss, repeated.terms
 
-        loss = float(result.loss.detach())
-        term, layer, facts = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
+        with alone():  # each process looks at its own images
+            term, layer, facts = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
         return TrainingError(
-            f"{self.job.role}: loss {loss:.6g}, gradient norm {float(norm):.6g} at epoch {batch.epoch + 1}, "
+            f"{self.job.role}: loss {float(loss):.6g}, gradient norm {float(norm):.6g} at epoch {batch.epoch + 1}, "
             f"step {batch.step + 1} of {self.steps} ({phase.name}); run again with hooks: {facts}. "
             f"The weights before this step are kept in the last checkpoint; lower train.lr, raise "
             f"train.warmup_epochs or set train.clip_grad_norm, under another name",
@@ -246,7 +257,7 @@ class Trainer:
         values = {"images": torch.tensor(len(labels)), "right": right, "loss": result.loss * len(labels)}
         values.update({f"term/{name}": value * len(labels) for name, value in result.terms.items()})
         values.update({f"fact/{name}": value * len(labels) for name, value in result.facts.items()})
-        for name, value in values.items():
+        for name, value in self.engine.sums(values).items():
             value = value.detach().double()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
@@ -283,6 +294,13 @@ class Trainer:
             return
         with self.average.applied(self.job.model) if self.average is not None else nullcontext():
             self.best.offer(self.job.model, epoch=self.at.epoch + 1, accuracy=val_accuracy)
+
+    def _nets(self) -> list[torch.nn.Module]:
+        return [self.job.model, *(partner.module for partner in self.job.partners)]
+
+    def _be_alike(self) -> None:
+        """Give all processes the nets of the first."""
+        self.engine.copy_first(self._nets())
 
     def _phase(self) -> Phase:
         first = 0

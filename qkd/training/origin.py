@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from qkd.agents.operations import native
+from qkd.engines.engine import current
 from qkd.moved import in_new_spelling
 from qkd.training.job import Job
 from quantizers import is_fused
@@ -21,13 +22,14 @@ BIT_EQUAL = {"augmentation"}  # compiled or not, it has the same bits: kept for 
 
 def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
     """Return what a training's result depends on that is neither a file nor the net: plain values by name."""
-    train = job.config.model_dump(mode="json", exclude=CLOCKS)
+    train, engine = job.config.model_dump(mode="json", exclude=CLOCKS), current()
     return {
         **job.settings,
         **{f"train.{key}": value for key, value in train.items()},
         "role": job.role,
         "seed": job.seed,
         "batch_size": batch_size,
+        "parts of a batch with batch-norm statistics of their own": 1 if engine.synchronizes else engine.size,
         "training images": len(job.splits.train),
         "validation images": len(job.splits.val),
         "phases": [[phase.name, phase.epochs, phase.lr_factor] for phase in job.phases],
@@ -36,7 +38,7 @@ def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
 
 def kernels_of(job: Job) -> dict[str, Any]:
     """Return which arithmetic runs: results of another are as good, but not the same to the last bit."""
-    found: dict[str, Any] = {"device": job.device.type}
+    found: dict[str, Any] = {"device": job.device.type, "devices": current().size}
     if job.device.type == "cpu":
         found["threads"] = torch.get_num_threads()
     if any(True for _ in job.scales()):

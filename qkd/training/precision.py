@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from qkd.engines.engine import current
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -83,11 +85,15 @@ def cpu_threads(threads: int | None) -> Iterator[None]:
 def choose_device(requested: str) -> torch.device:
     """Return the device of a config's ``device``: ``auto`` is CUDA where there is one, else the CPU.
 
+    Of several processes on a machine each has its own GPU, unless one is named by its number.
+
     Raises:
         ValueError: If a CUDA device is asked for and is not there.
     """
     if requested == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and current().size > 1:
+        requested = f"cuda:{current().local_rank}"
     device = torch.device(requested)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device: {requested} is asked for, but PyTorch sees no such device; use device=auto or cpu")

@@ -8,19 +8,44 @@ import torch
 from torch import Tensor
 
 from qkd.data import epoch_order, iterate, normalize
+from qkd.engines.engine import current
 from qkd.seeding import stream
 from qkd.training.job import Batch, Job, Source
 
 
 def source_of(job: Job) -> Source:
     """Return the source of a job's batches: its own, or its training images with its agent."""
-    return ImageSource(job) if job.source is None else job.source(job)
+    if job.source is None:
+        return ImageSource(job)
+    return job.source(job) if current().size == 1 else SharedSource(job.source(job))
+
+
+class SharedSource:
+    """The rows of this process, of batches that every process has whole.
+
+    Args:
+        source: Gives the same batches in all processes.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def images(self) -> int:
+        """Return how many images an epoch has."""
+        return self._source.images
+
+    def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
+        """Yield this process's rows of the full batches of an epoch."""
+        for batch in self._source.batches(epoch, first, size):
+            yield batch.rows(current().share(len(batch.labels)))
 
 
 class ImageSource:
     """Training images, in an order of the epoch's own, augmented and normalized.
 
-    What an image becomes depends on seed, role, epoch and its place in the data set, not on its batch.
+    What an image becomes depends on seed, role, epoch and its place in the data set, not on its batch, nor on which of
+    several devices trains on it.
 
     Args:
         job: Its images, agent, seed, role and device.
@@ -35,22 +60,23 @@ class ImageSource:
         return len(self._job.splits.train)
 
     def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
-        """Yield the full batches of an epoch.
+        """Yield the full batches of an epoch; of each, where several devices train, the rows of this process.
 
         Args:
             epoch: From 0.
             first: Step to begin with, from 0.
-            size: Images a batch, positive.
+            size: Images a batch, positive, over all devices.
         """
         job, more = self._job, self._job.agent.following
         order = epoch_order(self.images, stream(job.seed, job.role, "order", epoch))
-        end = self.images // size * size
+        end, part = self.images // size * size, current().share(size)
         rest = torch.cat([order, order[:more]])[first * size : end + more]  # after the last the first
         batches = iterate(
-            job.splits.train, rest, size, job.device, drop_last=True, workers=job.data.workers, following=more
-        )
-        for step, given in enumerate(_with_places(batches, rest, size, more), first):
-            yield self._augmented(*given, epoch, step, size)
+            job.splits.train, rest, size, job.device, drop_last=True, workers=job.data.workers, following=more,
+            part=part,
+        )  # fmt: skip
+        for step, given in enumerate(_with_places(batches, rest, size, more, part), first):
+            yield self._augmented(*given, epoch, step, part.stop - part.start)
 
     def _augmented(self, images: Tensor, labels: Tensor, samples: Tensor, epoch: int, step: int, size: int) -> Batch:
         job = self._job
@@ -62,10 +88,10 @@ class ImageSource:
 
 
 def _with_places(
-    batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, size: int, following: int
+    batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, size: int, following: int, part: slice
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images, labels and positions in the training set of each batch and of what follows it."""
     # Killed after the last step of an epoch was saved, nothing is left of it.
     starts = range(0, len(order) - following, size)
     for (images, labels), start in zip(batches, starts, strict=True):
-        yield images, labels, order[start : start + size + following]
+        yield images, labels, order[start + part.start : start + part.stop + following]

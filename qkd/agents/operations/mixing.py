@@ -28,6 +28,10 @@ class Mixed:
         """Return the second labels of the first ``count`` images."""
         return Mixed(self.labels[:count], self.share[:count])
 
+    def rows(self, part: slice) -> Mixed:
+        """Return the second labels of some of the images."""
+        return Mixed(self.labels[part], self.share[part])
+
     def main(self, labels: Tensor) -> Tensor:
         """Return the label of each image's larger part, ``[batch]``; ``labels`` are the images' own."""
         return torch.where(self.share > 0.5, self.labels, labels)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from qkd.cli.options.command import (
     CONFIG_OR_RUN,
@@ -14,6 +15,12 @@ from qkd.cli.options.command import (
     print_result,
     run_stages_of,
 )
+from qkd.cli.options.devices import add_devices, on_devices
+from qkd.engines.membership import is_first
+from qkd.failures import DONE
+
+if TYPE_CHECKING:
+    from qkd.config import RunConfig
 
 CHANGES = (
     "In a run that is there, settings of export and bench, device and threads may change: only the stages behind them "
@@ -29,6 +36,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing"
     )
+    add_devices(parser)
     parser.description = f"Every stage, resuming where it stopped. {CHANGES}"
     parser.add_argument("--until", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="the last stage to run")
 
@@ -36,13 +44,28 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run every stage (or up to one), then print the closing table."""
     config = load(args)
-    stages, is_fresh = STAGE_NAMES[: STAGE_NAMES.index(args.until) + 1], not (args.runs_dir / config.name).exists()
-    if args.dry_run or is_fresh:
-        load(args, with_files=True)  # a fresh run needs all of them: say before training which are missing
-        from qkd.pipeline.dryrun import check_distillation, dry_run
+    return _run(args, config) if args.dry_run else on_devices(args, config, lambda: _run(args, config))
 
-        if args.dry_run:
-            return print_result(args, dry_run(config, new_progress()))
-        if "distill" in stages:
-            check_distillation(config, new_progress())
+
+def _run(args: argparse.Namespace, config: RunConfig) -> int:
+    from qkd.engines.engine import current
+
+    stages = STAGE_NAMES[: STAGE_NAMES.index(args.until) + 1]
+    if args.dry_run:
+        from qkd.pipeline.dryrun import dry_run
+
+        load(args, with_files=True)
+        return print_result(args, dry_run(config, new_progress())) if is_first() else DONE
+    current().first(lambda: _look_ahead(args, config, stages))
     return run_stages_of(config, stages, args)
+
+
+def _look_ahead(args: argparse.Namespace, config: RunConfig, stages: Sequence[str]) -> None:
+    """Find what would otherwise show late: a fresh run needs all files, and phases that can be trained."""
+    if (args.runs_dir / config.name).exists():
+        return
+    load(args, with_files=True)
+    if "distill" in stages:
+        from qkd.pipeline.dryrun import check_distillation
+
+        check_distillation(config, new_progress())

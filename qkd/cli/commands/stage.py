@@ -6,6 +6,9 @@ import argparse
 from typing import Any
 
 from qkd.cli.options.command import CONFIG_OR_RUN, add_command, load, run_stages_of
+from qkd.cli.options.devices import add_devices, on_devices
+from qkd.engines.membership import is_first
+from qkd.failures import DONE
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",
@@ -19,13 +22,24 @@ def add(commands: Any) -> None:
     """Declare the commands."""
     for name, text in STAGE_HELP.items():
         stage = add_command(commands, name, run_stage, text, config=CONFIG_OR_RUN, has_runs=True)
-        if name == "export":
+        if name != "export":
+            add_devices(stage)
+        else:
             strict = (
                 "a layer that stays in float is an error, also of an export that is complete (or export.strict=true)"
             )
             stage.add_argument("--strict", action="store_true", help=strict)
+            means = "keep a file beside the others, repacked for an older runtime: onnxruntime==1.17"
+            stage.add_argument("--for", dest="runtime", metavar="RUNTIME", help=means)
 
 
 def run_stage(args: argparse.Namespace) -> int:
     """Run one stage, then print the closing table."""
-    return run_stages_of(load(args), (args.name,), args)
+    if getattr(args, "runtime", None) is not None:
+        from export.storage.needs import parse_runtime
+
+        parse_runtime(args.runtime)  # a wrong one is said before anything runs
+    config = load(args)
+    if args.name == "export":
+        return run_stages_of(config, (args.name,), args) if is_first() else DONE
+    return on_devices(args, config, lambda: run_stages_of(config, (args.name,), args))

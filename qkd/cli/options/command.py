@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from qkd.engines.membership import is_first
 from qkd.failures import DONE
 from qkd.files.user_paths import user_path
 
@@ -77,6 +78,7 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
 
 def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
     """Run stages of an experiment, then print its closing table."""
+    from qkd.engines.engine import current
     from qkd.pipeline import run_stages
     from qkd.report import summarize
     from qkd.run.folder import RunFolder
@@ -84,22 +86,26 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
 
     progress = new_progress()
     with (
-        RunFolder.open(config, runs_dir=args.runs_dir) as run,
+        current().in_turn(lambda: RunFolder.open(config, runs_dir=args.runs_dir)) as run,
         logged(progress, run.path, f"qkd {args.name}: {', '.join(names)}"),
     ):
         run_stages(run, names, progress)
         if getattr(args, "strict", False):
             from qkd.stages.export import require_integer_layers
 
-            require_integer_layers(run)
-        return print_result(args, summarize(run.path))
+            current().first(lambda: require_integer_layers(run))
+        if getattr(args, "runtime", None) is not None:
+            from qkd.stages.fitted import keep_fitted
+
+            current().first(lambda: [str(path) for path in keep_fitted(run, args.runtime, new_progress())])
+        return print_result(args, summarize(run.path)) if is_first() else DONE
 
 
 def new_progress() -> Progress:
-    """Return bars and lines on stderr."""
-    from qkd.progress import Progress
+    """Return bars and lines on stderr; of several processes that train together, the first one talks."""
+    from qkd.progress import Progress, Silent
 
-    return Progress()
+    return Progress() if is_first() else Silent()
 
 
 def print_result(args: argparse.Namespace, result: Any) -> int:

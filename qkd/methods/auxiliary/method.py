@@ -16,6 +16,11 @@ from qkd.training.assembly import WEIGHTS, Context, Role
 class Auxiliary(Method):
     """Puts a net between teacher and student."""
 
+    @property
+    def why_one_device(self) -> str:
+        """Return nothing: it is trained as a student."""
+        return ""
+
     def sub_trainings(self, context: Context, before: str) -> Iterator[Role]:
         """Yield its own float training, where it has one, and its training from the teacher."""
         if before == "student":

@@ -18,6 +18,11 @@ class CoStudy(Method):
     brings_loss = False
 
     @property
+    def why_one_device(self) -> str:
+        """Return nothing: both nets learn by one loss."""
+        return ""
+
+    @property
     def trains_teacher(self) -> bool:
         """Return True."""
         return True

@@ -24,6 +24,11 @@ from qkd.training.assembly import WEIGHTS, Context
 class Ensemble(Method):
     """Trains the teacher's members but the first, each in its own folder."""
 
+    @property
+    def why_one_device(self) -> str:
+        """Return nothing: its members are trained as any net."""
+        return ""
+
     def sub_trainings(self, context: Context, before: str) -> Iterator[FloatRole]:
         """Yield the further members: weights, order of the images and augmentation differ from the first's."""
         teacher, run = self.config.teacher, context.run

@@ -27,6 +27,11 @@ class MetaDistil(Method):
         """Return True."""
         return True
 
+    @property
+    def why_one_device(self) -> str:
+        """Return why not: a quiz judges a step of the student, which is one of the whole batch."""
+        return "MetaDistil differentiates the student's step on the whole batch, which no device has"
+
     def images(self, splits: Splits) -> Splits:
         """Return the images without the quiz.
 

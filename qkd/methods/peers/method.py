@@ -24,6 +24,11 @@ class Peers(Method):
         super().__init__(config)
         self._section = cast(PeersConfig, config.student.peers)
 
+    @property
+    def why_one_device(self) -> str:
+        """Return nothing: the loss of each net is a mean over images."""
+        return ""
+
     def takes(self, phase: PhaseConfig) -> bool:
         """Return whether peers learn along in a phase."""
         return phase.peers

@@ -18,6 +18,11 @@ class Plain(Method):
 
     brings_loss = False
 
+    @property
+    def why_one_device(self) -> str:
+        """Return nothing: its loss is a sum of terms."""
+        return ""
+
     def takes(self, phase: PhaseConfig) -> bool:  # noqa: ARG002
         """Return True: whatever no other method takes."""
         return True

@@ -46,6 +46,11 @@ class Rotations(Method):
         return turn_images(images)
 
     @property
+    def why_one_device(self) -> str:
+        """Return nothing: each image is turned by itself."""
+        return ""
+
+    @property
     def trains_teacher(self) -> bool:
         """Return whether teacher and student are peers."""
         return self._own.mode == "online"

@@ -11,6 +11,7 @@ from typing import Any
 
 from export.extras import TENSORBOARD
 from qkd.config import LogConfig
+from qkd.engines.membership import is_first
 from qkd.files import write_text
 from qkd.progress import duration
 
@@ -40,7 +41,7 @@ class EpochLog:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         if self.config.csv:
             write_text(self.folder / "metrics.csv", csv_of(rows))
-        if self.config.tensorboard:
+        if self.config.tensorboard and is_first():  # of several processes that train together
             self._to_tensorboard(rows if self._shown is None and len(rows) == 1 else rows[self._shown or len(rows) :])
         self._shown = len(rows)
 

@@ -1,0 +1,26 @@
+"""`qkd predict`: classes and probabilities of images, by an exported file."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qkd.cli.options.command import add_command, print_result
+from qkd.cli.options.values import positive
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "classes and probabilities of images, by an exported file"
+    parser = add_command(commands, "predict", predict, text, has_runs=True)
+    parser.add_argument("model", metavar="MODEL|RUN", help="an ONNX file; or a run, whose student is meant")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or .npy files of uint8 pixels")
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes an image (5)")
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Classify the images and print what was found."""
+    from qkd.predicting.answers import answer
+    from qkd.predicting.targets import model_file
+
+    return print_result(args, answer(model_file(args.model, args.runs_dir), args.images, top=args.top))

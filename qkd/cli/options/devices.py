@@ -1,0 +1,50 @@
+"""The option `--devices`: one command that trains in several processes, each on its own device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from qkd.cli.options.values import positive
+from qkd.engines.membership import is_member
+
+if TYPE_CHECKING:
+    from qkd.config import RunConfig
+
+HELP = (
+    "train in N processes of this machine, each with its own GPU, or on the CPU: each takes its share of every "
+    "batch, so that data.batch_size keeps its meaning and must divide by N (several machines: torchrun -m qkd run ...)"
+)
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Declare the option."""
+    parser.add_argument("--devices", type=positive, metavar="N", default=1, help=HELP)
+
+
+def on_devices(args: argparse.Namespace, config: RunConfig, work: Callable[[], int]) -> int:
+    """Do the work of a command: here, as one of several processes, or by starting these and waiting for them.
+
+    Args:
+        args: With ``devices``, and the arguments as they were given (``argv``).
+        config: Of the run.
+        work: Every process's; returns the exit code.
+
+    Raises:
+        qkd.failures.ConfigError: If the config cannot be trained on so many devices, with every fault.
+    """
+    if is_member():
+        from qkd.engines.joining import joined
+        from qkd.pipeline.devices import require_devices
+
+        with joined(config.device, synchronizes=config.sync_batch_norm) as engine:
+            require_devices(config, engine.size)
+            return work()
+    if args.devices == 1:
+        return work()
+    from qkd.engines.launching import launch
+    from qkd.pipeline.devices import require_devices
+
+    require_devices(config, args.devices)
+    return launch(args.argv, args.devices)

@@ -1,0 +1,120 @@
+"""Join the processes that were started together, and leave them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, using
+from qkd.engines.membership import LOST, MEETING, is_first, is_member, is_started_by_us
+from qkd.failures import ConfigError, UsageError
+from qkd.files import only_reading
+
+if TYPE_CHECKING:
+    from qkd.engines.group import DeviceGroup
+
+TRAINING_TIMEOUT = timedelta(minutes=30)  # between two steps: another process may be writing a checkpoint
+GRACE_S = 2.0  # whoever knows why it failed speaks first
+_joined: list[DeviceGroup] = []
+
+
+@contextmanager
+def joined(device: str, *, synchronizes: bool = True) -> Iterator[Engine]:
+    """Let this process be one of those that were started together, within a block; by itself it is one device.
+
+    Args:
+        device: As the config has it: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``.
+        synchronizes: Whether batch norm takes the statistics of whole batches.
+
+    Raises:
+        ValueError: If a machine has fewer GPUs than processes that want one each.
+        PeerLostError: If the others do not come.
+    """
+    if not is_member():
+        yield Engine()
+        return
+    group = _join(device, synchronizes=synchronizes)
+    _joined.append(group)
+    with using(group), nullcontext() if group.is_first else only_reading():
+        yield group
+    group.wait()  # the first one holds what the others talk through
+    _joined.clear()
+    _leave()
+
+
+def speaks_up(error: BaseException) -> bool:
+    """Return whether this process is the one to say why all have failed.
+
+    Args:
+        error: What ends it.
+    """
+    if isinstance(error, FirstFailedError):
+        return False
+    if not _joined:  # what is wrong with the input is the same for all
+        return is_first() or not isinstance(error, ConfigError | UsageError)
+    if isinstance(error, PeerLostError):
+        if is_started_by_us():
+            return False  # whoever started us has seen how the other one ended
+        time.sleep(GRACE_S)
+    try:
+        return _joined[0].report()
+    except RuntimeError:  # the store went down with the process that held it
+        return True
+
+
+def exit_code(error: BaseException, code: int) -> int:
+    """Return the exit code of a process that fails: a separate one where the cause is another process."""
+    return LOST if isinstance(error, PeerLostError | FirstFailedError) and is_started_by_us() else code
+
+
+def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
+    from torch import distributed
+
+    from qkd.engines.group import DeviceGroup
+
+    local, backend = int(os.environ.get("LOCAL_RANK", "0")), _backend(device)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        store = _store(rank, size)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TRAINING_TIMEOUT)
+        control: Any = None if backend == "gloo" else distributed.new_group(backend="gloo", timeout=TRAINING_TIMEOUT)
+    except RuntimeError as error:
+        raise PeerLostError(
+            f"process {rank} of {size} has not met the others ({str(error).splitlines()[0]}); see that MASTER_ADDR and "
+            f"MASTER_PORT can be reached from every machine"
+        ) from error
+    return DeviceGroup(store, control, local_rank=local, synchronizes=synchronizes)
+
+
+def _store(rank: int, size: int) -> Any:
+    from torch.distributed import FileStore, rendezvous  # type: ignore[attr-defined]
+
+    if is_started_by_us():
+        return FileStore(os.environ[MEETING], size)
+    found, _, _ = next(rendezvous("env://", rank, size, timeout=TRAINING_TIMEOUT))
+    return found
+
+
+def _backend(device: str) -> str:
+    """Return how tensors travel: between GPUs that are all different, or through the processors."""
+    import torch
+
+    if device == "cpu" or ":" in device or not torch.cuda.is_available():
+        return "gloo"  # with one GPU by number all share it
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])), torch.cuda.device_count()
+    if here > there:
+        raise ValueError(
+            f"device: {here} processes on this machine want a GPU each, and there are {there}; start {there}, or "
+            f"share one with device=cuda:0, or use device=cpu"
+        )
+    return "nccl"
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    distributed.destroy_process_group()

@@ -1,0 +1,51 @@
+"""The answer of `qkd predict`: likely classes of each image, as text or plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qkd.foreign.shown import shown_line
+from qkd.predicting.predict import Model, classify
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Images with their likeliest classes.
+
+    Args:
+        model: The file.
+        images: For each image ``image`` and ``predictions`` (``class``, ``label``, ``probability``), likeliest first.
+    """
+
+    model: str
+    images: Sequence[Mapping[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as plain data; probabilities are fractions."""
+        return {"model": self.model, "images": list(self.images)}
+
+    def to_text(self) -> str:
+        """Return a block of lines for each image."""
+        lines = []
+        for entry in self.images:
+            lines.append(shown_line(entry["image"]))
+            for one in entry["predictions"]:
+                lines.append(f"  {100 * one['probability']:6.2f} %  {shown_line(one['class'])}")
+        return "\n".join(lines)
+
+
+def answer(path: Path, images: Sequence[str], *, top: int) -> Answers:
+    """Classify images with an exported file.
+
+    Args:
+        path: The file; its metadata says how it is fed.
+        images: Image files, or .npy files of uint8 pixels.
+        top: Classes an image.
+
+    Raises:
+        qkd.predicting.predict.InputError: If the file or an image cannot be used.
+    """
+    return Answers(str(path), classify(Model(str(path)), images, top))

@@ -1,0 +1,318 @@
+"""Classify images with an exported ONNX file, by nothing but what the file says of itself.
+
+It needs the standard library, numpy and onnxruntime alone (and Pillow to read JPEG, PNG and other image files; arrays
+in .npy files are read without it), runs from Python 3.8 on, and imports nothing of the
+toolkit, which uses it, too.
+
+    python predict.py photo.jpg another.png --model student.onnx --top 3
+    python predict.py pixels.npy --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's; what the toolkit trains on
+MOST_PIXELS = 89478485  # of an image, and of what resizing makes of it
+GRAY, COLOR = "L", "RGB"
+TOP = 5
+BATCH = 32  # images a run
+FACTS = ("preprocess", "input_layout", "input_size", "input_mean", "input_std", "resize", "classes")
+OUTPUTS = ("logits", "probabilities", "log_probabilities")
+
+
+class InputError(ValueError):
+    """A file or an image that cannot be used; the message says why."""
+
+
+class Model:
+    """An exported file, ready to classify.
+
+    Args:
+        path: The ONNX file.
+        threads: onnxruntime's threads.
+
+    Raises:
+        InputError: If there is no such file, onnxruntime cannot load it, or it does not say how it is fed.
+    """
+
+    def __init__(self, path: str, threads: int = 1) -> None:
+        import onnxruntime
+
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: no such file")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 4
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            raise InputError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({str(error)[:300]})"
+            ) from error
+        self.path = path
+        self.facts = read_facts(dict(self.session.get_modelmeta().custom_metadata_map), path)
+        self.input, self.output = self.session.get_inputs()[0], self.session.get_outputs()[0].name
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; empty where the file does not say them."""
+        return list(self.facts["classes"])
+
+    def scores(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return what the file gives of images: float32 ``[images, classes]``.
+
+        Args:
+            pixels: uint8 ``[images, height, width, channels]``.
+        """
+        given, fixed = as_fed(pixels, self.facts), self.input.shape[0]
+        size = fixed if isinstance(fixed, int) else BATCH
+        missing = -len(given) % size if isinstance(fixed, int) else 0
+        padded = np.concatenate([given, np.repeat(given[-1:], missing, 0)])
+        parts = [self.session.run([self.output], {self.input.name: padded[at : at + size]})[0]
+                 for at in range(0, len(given), size)]  # fmt: skip
+        return np.asarray(np.concatenate(parts)[: len(given)], np.float32)
+
+    def probabilities(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the probability of each class: float64 ``[images, classes]``, each row's sum 1."""
+        scores = self.scores(pixels).astype(np.float64)
+        if self.facts["output"] == "probabilities":
+            return np.asarray(scores)
+        powers = np.exp(scores - scores.max(1, keepdims=True))
+        return np.asarray(powers / powers.sum(1, keepdims=True))
+
+    def name(self, label: int) -> str:
+        """Return the name of a class, or its number where the file names none."""
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+
+def read_facts(said: dict[str, str], path: str) -> dict[str, Any]:
+    """Return what a file says of its input, checked; anybody can write anything there.
+
+    Args:
+        said: Its metadata.
+        path: For messages.
+
+    Raises:
+        InputError: If it says nothing, or not what the toolkit writes.
+    """
+    if "input_mean" not in said:
+        raise InputError(
+            f"{path}: it does not say how images become its input (metadata input_mean, input_std, ...); export it "
+            "again with a toolkit that writes that"
+        )
+    try:
+        facts = {key: json.loads(said[key]) for key in FACTS}
+        facts["output"] = json.loads(said.get("output", '"logits"'))
+        mean, std, size = facts["input_mean"], facts["input_std"], facts["input_size"]
+        right = (
+            len(mean) == len(std) in (1, 3)
+            and all(isinstance(one, (int, float)) and abs(one) < 1e30 for one in mean + std)
+            and min(std) > 0
+            and len(size) == 2
+            and all(isinstance(side, int) and side > 0 and side * side <= MOST_PIXELS for side in size)
+            and all(isinstance(name, str) for name in facts["classes"])
+            and facts["preprocess"] in ("outside", "inside")
+            and facts["input_layout"] in ("nchw", "nhwc")
+            and facts["output"] in OUTPUTS
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: what it says of its input is damaged ({error!r}); export it again") from error
+    if not right:
+        raise InputError(f"{path}: what it says of its input is not what the toolkit writes; export it again")
+    return facts
+
+
+def as_fed(pixels: np.ndarray[Any, Any], facts: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Return images as the file takes them: uint8 where it normalizes them itself, else float32.
+
+    Args:
+        pixels: uint8 ``[images, height, width, channels]``.
+        facts: What the file says.
+    """
+    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    if facts["preprocess"] == "inside":
+        return np.asarray(pixels if facts["input_layout"] == "nhwc" else planes)
+    scale = np.array([1 / (255 * std) for std in facts["input_std"]], np.float32).reshape(-1, 1, 1)
+    pairs = zip(facts["input_mean"], facts["input_std"])  # noqa: B905 - Python 3.8 has no `strict`
+    shift = np.array([mean / std for mean, std in pairs], np.float32)
+    return np.asarray(planes.astype(np.float32) * scale - shift.reshape(-1, 1, 1), np.float32)
+
+
+def read_image(path: str, facts: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Return the image, or images, of a file as uint8 ``[images, height, width, channels]`` of the right size.
+
+    Args:
+        path: An image file (Pillow must be there), or a .npy file of uint8 pixels: ``[height, width]``,
+            ``[height, width, channels]``, or a batch of either, or ``[images, channels, height, width]``.
+        facts: What the model's file says.
+
+    Raises:
+        InputError: If it cannot be read, or is no image.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file")
+    if path.lower().endswith(".npy"):
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{path}: no array of numpy's ({error})") from error
+        return from_array(array, facts, path)
+    image = open_image(path)
+    return fit_image(image, facts, path)[None]
+
+
+def from_array(array: Any, facts: dict[str, Any], path: str = "the array") -> np.ndarray[Any, Any]:
+    """Return an array's images as :func:`read_image` does.
+
+    Raises:
+        InputError: If it does not hold uint8 images of the model's size and channels.
+    """
+    channels, (height, width) = len(facts["input_mean"]), facts["input_size"]
+    kind, shape = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", "")
+    found = f"{kind} {shape}"
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or not 2 <= array.ndim <= 4 or not array.size:
+        raise InputError(f"{path}: needs uint8 pixels [height, width], with channels, or a batch; found {found}")
+    if array.ndim == 4 and array.shape[1] == channels and array.shape[2:] == (height, width):
+        array = array.transpose(0, 2, 3, 1)
+    elif array.ndim == 2:
+        array = array[None, :, :, None]
+    elif array.ndim == 3:
+        array = array[None] if array.shape[2] in (1, 3) and array.shape[1] != 3 else array[..., None]
+    if array.shape[3] == 1 and channels == 3:
+        array = np.repeat(array, 3, axis=3)
+    if array.shape[3] != channels:
+        raise InputError(f"{path}: the model takes {channels} channel(s), found {found}")
+    if array.shape[1:3] == (height, width):
+        return np.ascontiguousarray(array)
+    from PIL import Image  # sizes differ: resized as images are
+
+    planes = [Image.fromarray(one[..., 0] if channels == 1 else one) for one in np.ascontiguousarray(array)]
+    return np.stack([fit_image(plane, facts, path) for plane in planes])
+
+
+def open_image(path: str) -> Any:
+    """Return an image file, opened by Pillow.
+
+    Raises:
+        InputError: If Pillow is missing, or the file is no image of a stated format, or too large.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError(f"{path}: image files need Pillow (pip install pillow); .npy files do not") from error
+    try:
+        image = Image.open(path, formats=FORMATS)
+        if image.size[0] * image.size[1] > MOST_PIXELS:
+            raise InputError(f"{path}: {image.size[0]}x{image.size[1]} pixels are more than {MOST_PIXELS}")
+        image.load()
+    except InputError:
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be read as an image ({reason})") from error
+    return image
+
+
+def fit_image(image: Any, facts: dict[str, Any], path: str) -> np.ndarray[Any, Any]:
+    """Return an opened image as uint8 ``[height, width, channels]``, resized by the model's rule.
+
+    Raises:
+        InputError: If the rule is not known here, or the resized image would be too large.
+    """
+    image = image.convert(GRAY if len(facts["input_mean"]) == 1 else COLOR)
+    height, width = facts["input_size"]
+    rule = RULES.get(facts["resize"])
+    if image.size != (width, height):
+        if rule is None:
+            raise InputError(f"{path}: the model's resize rule {facts['resize']!r} is not known here")
+        image = rule(image, width, height)
+    pixels = np.asarray(image, np.uint8)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _crop(image: Any, width: int, height: int) -> Any:
+    """Resize (bilinear) so that the image just covers the size, then cut the center out."""
+    factor = max(width / image.size[0], height / image.size[1])
+    size = max(width, round(image.size[0] * factor)), max(height, round(image.size[1] * factor))
+    resized = _resized(image, size)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return resized.crop((left, top, left + width, top + height))
+
+
+def _stretch(image: Any, width: int, height: int) -> Any:
+    return _resized(image, (width, height))
+
+
+def _resized(image: Any, size: tuple[int, int]) -> Any:
+    from PIL import Image
+
+    if size[0] * size[1] > MOST_PIXELS:
+        raise InputError(f"resizing to {size[0]}x{size[1]} pixels makes more than {MOST_PIXELS}")
+    return image.resize(size, getattr(Image, "Resampling", Image).BILINEAR)
+
+
+# resize rule -> what it does; `none`: training saw one size only, so others are cut as folders are by default
+RULES = {"crop": _crop, "none": _crop, "stretch": _stretch}
+
+
+def classify(model: Model, paths: Sequence[str], top: int = TOP) -> list[dict[str, Any]]:
+    """Return, for each image, its likeliest classes with their probabilities.
+
+    Args:
+        model: The file.
+        paths: Image files, and .npy files of one image or several.
+        top: How many classes an image.
+
+    Raises:
+        InputError: If an image cannot be read.
+    """
+    found = []
+    for path in paths:
+        probabilities = model.probabilities(read_image(path, model.facts))
+        for index, row in enumerate(probabilities):
+            best = np.argsort(-row, kind="stable")[:top]
+            name = path if len(probabilities) == 1 else f"{path}[{index}]"
+            predictions = [{"class": model.name(int(one)), "label": int(one), "probability": float(row[one])}
+                           for one in best]  # fmt: skip
+            found.append({"image": name, "predictions": predictions})
+    return found
+
+
+def printable(text: str) -> str:
+    """Return text with whatever a terminal would obey written out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Classify the images that the arguments name; return the exit code."""
+    parser = argparse.ArgumentParser(description="Classify images with an exported ONNX file.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or .npy files of uint8 pixels")
+    default = os.path.join(os.path.dirname(os.path.abspath(__file__)), "student.onnx")
+    parser.add_argument("--model", default=default, metavar="FILE", help="the ONNX file (student.onnx beside this one)")
+    parser.add_argument("--top", type=int, default=TOP, metavar="N", help=f"classes an image ({TOP})")
+    parser.add_argument("--json", action="store_true", help="the result as JSON")
+    args = parser.parse_args(arguments)
+    try:
+        found = classify(Model(args.model), args.images, max(1, args.top))
+    except (InputError, ImportError) as error:
+        print(f"predict: {printable(str(error))}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for entry in found:
+        print(printable(entry["image"]))
+        for one in entry["predictions"]:
+            print(f"  {100 * one['probability']:6.2f} %  {printable(one['class'])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Score an exported file on labeled images: a folder of class folders, an npz file, or a config's test set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qkd.failures import UsageError
+from qkd.predicting.predict import InputError, Model, from_array, read_image
+from qkd.report.caveats import interval_text, wilson
+from qkd.report.table import align, percent
+
+BATCH = 32  # images a run of the file
+PARTS = ("test", "val", "valid", "validation")  # of a folder that is a whole data set; the first that is there
+MOST_ROWS = 40  # classes that a table has lines for; --json has all
+Batches = Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images and what they show.
+
+    Args:
+        count: How many.
+        classes: Names; a label is a position in it.
+        batches: uint8 ``[images, height, width, channels]`` and labels int64 ``[images]``, once.
+    """
+
+    count: int
+    classes: tuple[str, ...]
+    batches: Batches
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a file made of labeled images.
+
+    Args:
+        model: The file.
+        data: What it was scored on.
+        images: How many.
+        right: How many of them got their class.
+        classes: Names.
+        confusion: Class -> predicted class -> images.
+    """
+
+    model: str
+    data: str
+    images: int
+    right: int
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the images that got their class."""
+        return self.right / self.images
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain data; fractions are 0..1."""
+        return {**asdict(self), "accuracy": self.accuracy, "interval": list(wilson(self.accuracy, self.images))}
+
+    def to_text(self) -> str:
+        """Return the accuracy, and a line for each class."""
+        interval = interval_text(wilson(self.accuracy, self.images))
+        head = f"{self.model} on {self.data}: {percent(self.accuracy)} ({self.right} of {self.images}; 95 % {interval})"
+        rows = [["class", "images", "accuracy", "mostly taken for"], *self._rows()]
+        more = [f"and {len(rows) - 1 - MOST_ROWS} more classes (--json has all)"] if len(rows) - 1 > MOST_ROWS else []
+        return "\n".join([head, align(rows[: MOST_ROWS + 1]), *more])
+
+    def _rows(self) -> list[list[str]]:
+        rows = []
+        for label, counts in enumerate(self.confusion):
+            total = sum(counts)
+            if total:
+                wrong = [(count, other) for other, count in enumerate(counts) if other != label and count]
+                mostly = max(wrong, key=lambda pair: (pair[0], -pair[1]), default=None)
+                taken = f"{self._name(mostly[1])} ({mostly[0]})" if mostly else "-"
+                rows.append([self._name(label), str(total), percent(counts[label] / total), taken])
+        return rows
+
+    def _name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+
+def score_file(path: Path, data: str) -> Score:
+    """Return how a file does on labeled images.
+
+    Args:
+        path: An exported ONNX file that says how it is fed.
+        data: A folder of class folders (or with ``test/`` or ``val/`` of them), an npz file of ``images`` and
+            ``labels`` (or a folder with ``test.npz``), or a config, whose test set is meant.
+
+    Raises:
+        UsageError: If ``data`` is none of these, or its classes are not the file's.
+        InputError: If the file or an image cannot be used.
+        ValueError: If a config is wrong, or its data set cannot be read.
+    """
+    model = Model(str(path))
+    found = labeled_images(data, model)
+    outputs = 0
+    confusion = np.zeros((0, 0), np.int64)
+    for images, labels in found.batches:
+        scores = model.scores(images)
+        if scores.ndim != 2:
+            raise InputError(f"{path}: gives {list(scores.shape)}, and not [images, classes]")
+        if not outputs:
+            outputs = max(scores.shape[1], len(found.classes))
+            confusion = np.zeros((outputs, outputs), np.int64)
+        np.add.at(confusion, (labels, scores.argmax(1)), 1)
+    rows = tuple(tuple(int(count) for count in row) for row in confusion)
+    names = tuple(model.classes) or found.classes
+    return Score(str(path), data, int(confusion.sum()), int(np.trace(confusion)), names, rows)
+
+
+def labeled_images(data: str, model: Model) -> LabeledImages:
+    """Return the images that a person means, with labels by the model's classes.
+
+    Raises:
+        UsageError: If they are none, or of classes that the model does not know.
+        ValueError: If a config is wrong, or its data set cannot be read.
+    """
+    path = Path(data)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return _of_config(str(path / "config.yaml"), model)
+    if path.is_dir():
+        archive = path / "test.npz"
+        return _of_archive(archive, model) if archive.is_file() else _of_folder(path, model)
+    if path.is_file() and path.suffix == ".npz":
+        return _of_archive(path, model)
+    return _of_config(data, model)
+
+
+def _of_folder(path: Path, model: Model) -> LabeledImages:
+    from qkd.data.sets.folder import is_hidden
+    from qkd.data.sets.images import IMAGE_SUFFIXES
+
+    root = next((path / part for part in PARTS if (path / part).is_dir()), path)
+    folders = sorted(one for one in root.iterdir() if one.is_dir() and not is_hidden(one.name))
+    if not folders:
+        raise UsageError(f"{path}: has no class folders; needs {root}/<class>/*.png|jpg|..., or test.npz")
+    classes = _labels_of([one.name for one in folders], model, path)
+    files = [
+        (file, classes[folder.name])
+        for folder in folders
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not _is_hidden(file, folder)
+    ]
+    if not files:
+        raise UsageError(f"{path}: its class folders hold no images ({', '.join(IMAGE_SUFFIXES)})")
+    names = tuple(model.classes) or tuple(classes)
+    return LabeledImages(len(files), names, _read_files(files, model))
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    from qkd.data.sets.folder import is_hidden
+
+    return any(is_hidden(part) for part in file.relative_to(folder).parts)
+
+
+def _labels_of(names: Sequence[str], model: Model, where: Path) -> dict[str, int]:
+    if not model.classes:
+        return {name: label for label, name in enumerate(names)}
+    unknown = [name for name in names if name not in model.classes]
+    if unknown:
+        raise UsageError(
+            f"{where}: the model knows no class {', '.join(map(repr, unknown[:3]))}; it knows "
+            f"{', '.join(map(repr, model.classes[:8]))}{', ...' if len(model.classes) > 8 else ''}"
+        )
+    return {name: model.classes.index(name) for name in names}
+
+
+def _read_files(files: Sequence[tuple[Path, int]], model: Model) -> Batches:
+    for start in range(0, len(files), BATCH):
+        part = files[start : start + BATCH]
+        yield (
+            np.concatenate([read_image(str(file), model.facts) for file, _ in part]),
+            np.array([one for _, one in part]),
+        )
+
+
+def _of_archive(path: Path, model: Model) -> LabeledImages:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            images, labels = content["images"], content["labels"]
+    except (ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+        raise UsageError(f"{path}: needs arrays `images` and `labels` ({error})") from error
+    most = len(model.classes) or None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images) or not len(labels):
+        raise UsageError(f"{path}: needs a label for each image, found {labels.dtype} {labels.shape}")
+    if labels.min() < 0 or (most and labels.max() >= most):
+        raise UsageError(f"{path}: labels are {labels.min()} to {labels.max()}, but the model has {most} classes")
+    pixels = from_array(images[..., None] if images.ndim == 3 else images, model.facts, str(path))
+    classes = tuple(model.classes) or tuple(str(one) for one in range(int(labels.max()) + 1))
+    return LabeledImages(len(labels), classes, _parts(pixels, labels.astype(np.int64)))
+
+
+def _parts(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> Batches:
+    for start in range(0, len(labels), BATCH):
+        yield pixels[start : start + BATCH], labels[start : start + BATCH]
+
+
+def _of_config(config: str, model: Model) -> LabeledImages:
+    from qkd.checking import name_faults
+    from qkd.config.binding import load_config
+    from qkd.data import load_splits
+
+    settings = load_config(config, [], checks=(name_faults,))
+    splits = load_splits(settings.data, seed=settings.seed)
+    if model.classes and tuple(model.classes) != tuple(splits.classes):
+        raise UsageError(f"{config}: its classes are {list(splits.classes)[:8]}, the model's {model.classes[:8]}")
+    return LabeledImages(len(splits.test), tuple(splits.classes), _of_split(splits, model))
+
+
+def _of_split(splits: Any, model: Model) -> Batches:
+    import torch
+
+    from qkd.data import iterate
+
+    order = torch.arange(len(splits.test))
+    for images, labels in iterate(splits.test, order, BATCH, "cpu", drop_last=False):
+        yield from_array(images.permute(0, 2, 3, 1).contiguous().numpy(), model.facts), labels.numpy()

@@ -1,0 +1,223 @@
+"""A run's files can be fed by what they say of themselves, and so they are by `qkd predict` and `qkd val`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import yaml
+from PIL import Image
+
+import qkd.predicting.predict as program
+from export.storage.preprocessing import KEYS, write_properties
+from qkd.cli import main
+from qkd.files import read_json
+from qkd.predicting.predict import InputError, Model
+from qkd.run.folder import RunFolder
+from qkd.testing import run_tiny, tiny_config
+
+pytestmark = pytest.mark.usefixtures("unfused")
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Return a run that is exported with preprocessing inside, too, and packed."""
+    config = tiny_config(data, {"export.preprocess": "inside", "export.pack": "packed", "student.quant.weight_bits": 2})
+    made = run_tiny(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill", "export")
+    made.close()
+    return made
+
+
+def test_fifteen_lines_that_read_only_the_metadata_get_the_toolkits_accuracy(run: RunFolder, data: Path) -> None:
+    test = np.load(data / "test.npz")
+    images, labels = test["images"], test["labels"]
+    for name in ("student", "student.uint8"):
+        # the fifteen lines
+        session = onnxruntime.InferenceSession(run.path / "export" / f"{name}.onnx")
+        written = session.get_modelmeta().custom_metadata_map
+        keys = ("preprocess", "input_layout", "input_mean", "input_std", "input_size", "classes")
+        said = {key: json.loads(written[key]) for key in keys}
+        pixels = images.reshape(len(images), *said["input_size"], len(said["input_mean"]))
+        if said["preprocess"] == "outside":
+            scale = np.array([1 / (255 * std) for std in said["input_std"]], np.float32)
+            shift = np.array([m / s for m, s in zip(said["input_mean"], said["input_std"], strict=True)], np.float32)
+            pixels = pixels.astype(np.float32) * scale - shift
+        if said["input_layout"] == "nchw":
+            pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        logits = session.run(None, {session.get_inputs()[0].name: pixels})[0]
+        right = int((logits.argmax(1) == labels).sum())
+        # to here
+        assert len(said["classes"]) == logits.shape[1]
+        accuracy = read_json(run.path / "student" / "result.json")["test_accuracy"]
+        assert right == round(accuracy * len(labels)), name
+        parity = read_json(run.path / "export" / f"{name.replace('student', 'parity')}.json")
+        assert parity["passed"] and parity["off"]["differing"] == 0 and parity["images"] == len(labels)
+
+
+def test_every_file_of_the_run_says_it(run: RunFolder) -> None:
+    folder = run.path / "export"
+    facts = read_json(folder / "export.json")
+    assert sorted(facts) == ["student", "student.uint8", "teacher"]
+    for name, entry in facts.items():
+        said = {one.key: one.value for one in onnx.load(folder / entry["path"]).metadata_props}
+        assert set(KEYS) | {"needs", "versions", "output"} <= set(said), name
+        assert json.loads(said["needs"]) == entry["needs"]
+    assert facts["student"]["needs"] == "onnxruntime >= 1.24"
+    assert facts["student.uint8"]["layers"] and facts["student.uint8"]["fall_backs"] == facts["student"]["fall_backs"]
+    assert [one["kernel"] for one in facts["student.uint8"]["layers"]] == [
+        one["kernel"] for one in facts["student"]["layers"]
+    ]
+
+
+def test_what_is_beside_the_files_needs_no_toolkit(run: RunFolder, data: Path, tmp_path: Path) -> None:
+    folder = run.path / "export"
+    classes = (folder / "labels.txt").read_text().splitlines()
+    assert classes == json.loads((folder / "preprocess.json").read_text())["classes"] and len(classes) == 4
+    tree = ast.parse((folder / "predict.py").read_text())
+    used = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    used |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert used - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "PIL"}
+    test = np.load(data / "test.npz")
+    np.save(tmp_path / "batch.npy", test["images"])
+    call = [sys.executable, "-I", "predict.py", str(tmp_path / "batch.npy"), "--json", "--top", "1"]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=True, timeout=120)
+    found = [entry["predictions"][0]["label"] for entry in json.loads(done.stdout)]
+    model = Model(str(folder / "student.onnx"))
+    assert found == model.scores(test["images"][..., None]).argmax(1).tolist()
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    capsys.readouterr()
+    assert main(["predict", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["images"]
+
+
+def test_predict_names_classes_of_images(
+    run: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.load(data / "test.npz")["images"][0]
+    Image.fromarray(image).save(tmp_path / "one.png")
+    Image.fromarray(np.repeat(image[..., None], 3, 2)).save(tmp_path / "color.png")
+    np.save(tmp_path / "one.npy", image)
+    found = [predicted(capsys, str(run.path), str(tmp_path / name))[0] for name in ("one.png", "color.png", "one.npy")]
+    assert found[0]["predictions"] == found[1]["predictions"] == found[2]["predictions"]
+    chances = [one["probability"] for one in found[0]["predictions"]]
+    assert chances == sorted(chances, reverse=True) and sum(chances) == pytest.approx(1)
+    inside = predicted(capsys, str(run.path / "export" / "student.uint8.onnx"), str(tmp_path / "one.png"))[0]
+    assert inside["predictions"] == found[0]["predictions"]
+    assert (
+        main(["predict", run.path.name, str(tmp_path / "one.png"), "--top", "2", "--runs-dir", str(run.path.parent)])
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(tmp_path / "one.png") and len(lines) == 3 and " %  " in lines[1]
+
+
+def test_an_image_of_another_size_is_resized_as_a_folder_is(run: RunFolder, tmp_path: Path) -> None:
+    from qkd.data.sets.images import decode
+
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 23), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    facts = Model(str(run.path / "export" / "student.onnx")).facts
+    ours = program.read_image(str(tmp_path / "large.png"), facts)
+    assert np.array_equal(ours[0, :, :, 0], decode(tmp_path / "large.png", channels=1, image_size=8)[0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.png", None, "no such file"),
+        ("text.png", b"no image", "cannot be read as an image"),
+        ("object.npy", b"\x93NUMPY nonsense", "no array of numpy's"),
+    ],
+)
+def test_what_is_no_image_is_named(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert main(["predict", str(run.path), str(tmp_path / name)]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("array", [np.zeros((8, 8), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros(8, np.uint8)])
+def test_arrays_of_another_kind_are_refused(run: RunFolder, array: np.ndarray) -> None:
+    with pytest.raises(InputError, match="found"):
+        program.from_array(array, Model(str(run.path / "export" / "student.onnx")).facts)
+
+
+def test_a_file_that_does_not_say_how_it_is_fed_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    model = onnx.load(run.path / "export" / "student.onnx")
+    write_properties(model, {"input_std": "[0]"})
+    onnx.save(model, tmp_path / "damaged.onnx")
+    with pytest.raises(InputError, match="not what the toolkit writes"):
+        Model(str(tmp_path / "damaged.onnx"))
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "silent.onnx")
+    with pytest.raises(InputError, match="does not say how images become its input"):
+        Model(str(tmp_path / "silent.onnx"))
+
+
+def scored(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    capsys.readouterr()
+    assert main(["val", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_val_scores_folders_archives_and_configs_alike(
+    run: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = np.load(data / "test.npz")
+    classes = (run.path / "export" / "labels.txt").read_text().splitlines()
+    for number, (image, label) in enumerate(zip(test["images"], test["labels"], strict=True)):
+        folder = tmp_path / "set" / "test" / classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
+    places = [data / "test.npz", data, tmp_path / "set", tmp_path / "set" / "test", tmp_path / "c.yaml", run.path]
+    found = [scored(capsys, str(run.path), str(place)) for place in places]
+    accuracy = read_json(run.path / "student" / "result.json")["test_accuracy"]
+    assert {one["accuracy"] for one in found} == {accuracy}
+    assert all(one["confusion"] == found[0]["confusion"] for one in found)
+    assert sum(map(sum, found[0]["confusion"])) == 32
+    assert main(["val", str(run.path), str(data)]) == 0
+    text = capsys.readouterr().out
+    assert f"({round(accuracy * 32)} of 32; 95 %" in text and "mostly taken for" in text
+
+
+def test_val_names_what_does_not_fit(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set" / "zebra").mkdir(parents=True)
+    np.savez(tmp_path / "far.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, 9]))
+    np.savez(tmp_path / "bare.npz", images=np.zeros((2, 8, 8), np.uint8))
+    cases = {"set": "knows no class 'zebra'", "far.npz": "labels are 0 to 9", "bare.npz": "needs arrays"}
+    for name, words in cases.items():
+        assert main(["val", str(run.path), str(tmp_path / name)]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["val", str(tmp_path / "nothing"), str(tmp_path)]) == 2
+    assert "no ONNX file, no run folder" in capsys.readouterr().err
+
+
+def test_export_for_an_older_runtime_keeps_a_file_that_is_proven(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run.path), "--for", "onnxruntime==1.17"]) == 0
+    folder = run.path / "export"
+    facts = read_json(folder / "export.json")
+    for name in ("student.onnxruntime-1.17", "student.onnxruntime-1.17.uint8"):
+        assert facts[name]["needs"] == "onnxruntime >= 1.14" and facts[name]["fitted_to"] == "1.17"
+        assert read_json(folder / f"{name.replace('student', 'parity')}.json")["passed"]
+        assert scored(capsys, str(folder / f"{name}.onnx"), str(run.path))["right"] > 0
+    with RunFolder.reopen(run.path) as again:
+        assert again.is_complete("export")
+    assert main(["export", str(run.path), "--for", "onnxruntime==1.24"]) == 0
+    assert "runs on onnxruntime 1.24 already" in capsys.readouterr().err
+    for wrong in ("tensorrt", "onnxruntime==1.2"):
+        assert main(["export", str(run.path), "--for", wrong]) == 2

@@ -27,6 +27,7 @@ from qkd.cli.commands import (
 from qkd.cli.commands.results import predict, val
 from qkd.cli.commands.setting_up import init
 from qkd.cli.options.command import STAGE_NAMES, Command
+from qkd.cli.options.completion import complete
 from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
 from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
@@ -105,6 +106,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
     """
     parser = build_parser()
+    complete(parser)
     args, rest = parser.parse_known_args(argv)
     takes = hasattr(args, "overrides")
     models = args.name == "bench"  # whose further models may stand behind options, too

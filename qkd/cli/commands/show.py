@@ -6,15 +6,14 @@ import argparse
 import json
 from typing import Any
 
-from qkd.cli.options.command import CONFIG, add_command, load, print_result
+from qkd.cli.options.command import CONFIG, add_command, add_config, load, print_result
 from qkd.failures import DONE, UsageError
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
     parser = add_command(commands, "show", show, "the resolved config, every default filled in; what keys mean")
-    parser.add_argument("config", metavar=CONFIG[0], nargs="?", help=CONFIG[1])
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
+    add_config(parser, CONFIG, is_optional=True)
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--explain", metavar="KEY", nargs="?", const="", help="what keys mean: all, or those below KEY")
     asked.add_argument("--schema", action="store_true", help="JSON Schema of config files, for editors")

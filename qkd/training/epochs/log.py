@@ -50,12 +50,12 @@ class EpochLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(f"log.tensorboard: TensorBoard is missing: {TENSORBOARD}") from error
-        writer = SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(self.folder / "tensorboard"))
         for row in rows:
             for name, value in flat(row).items():
                 if isinstance(value, int | float) and name != "epoch":
-                    writer.add_scalar(f"{self.role}/{name}", value, row["epoch"])  # type: ignore[no-untyped-call]
-        writer.close()  # type: ignore[no-untyped-call]
+                    writer.add_scalar(f"{self.role}/{name}", value, row["epoch"])
+        writer.close()
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from export.models.float_twin import export_float
     from export.models.int8_baseline import export_int8_baseline
     from export.models.student import ExportedLayer, ExportedModel, export_onnx, write_view
-    from export.parity import Comparison, LayerParity, ParityError, ParityReport, check_parity
+    from export.parity import (
+        Comparison,
+        LayerParity,
+        ParityError,
+        ParityReport,
+        ProviderLayer,
+        ProviderParity,
+        check_parity,
+    )
     from export.sample import Sample, expect, read_sample, sample_size, write_sample
     from export.storage.preprocessing import Preprocessing, read_preprocessing
 else:
@@ -41,6 +49,8 @@ __all__ = [
     "ParityError",
     "ParityReport",
     "Preprocessing",
+    "ProviderLayer",
+    "ProviderParity",
     "Sample",
     "Settings",
     "Totals",

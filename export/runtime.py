@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 CPU = "CPUExecutionProvider"
+RECORDS_CLAIMS = "session.record_ep_graph_assignment_info"  # onnxruntime 1.24 and newer
 
 
 def runtime() -> Any:
@@ -50,6 +51,7 @@ def open_session(
     provider: str = CPU,
     spinning: bool = True,
     optimized_path: Path | None = None,
+    records_claims: bool = False,
 ) -> Any:
     """Return an inference session.
 
@@ -57,9 +59,10 @@ def open_session(
         model: A file, or a serialized model.
         optimize: All graph optimizations, or none of them.
         threads: Intra-op threads, at least 1; nodes run one after the other.
-        provider: Name of the execution provider; the CPU takes what it leaves.
+        provider: Name of the execution provider, registered if it is a plugin; the CPU takes what it leaves.
         spinning: Whether idle threads wait busily: fast, but at the cost of whatever else runs.
         optimized_path: Where the optimized graph is saved, if anywhere.
+        records_claims: Whether :func:`claimed_nodes` is asked of the session.
 
     Raises:
         ValueError: If ``threads`` is below 1, the installed onnxruntime lacks the provider, or the file is damaged.
@@ -80,6 +83,8 @@ def open_session(
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.log_severity_level = 4  # what fails is raised, too; no second report on stderr
+    if records_claims:
+        options.add_session_config_entry(RECORDS_CLAIMS, "1")
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     providers = [provider] if provider == CPU else [provider, CPU]
@@ -89,3 +94,19 @@ def open_session(
         return ort.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ValueError(f"{model}: ONNX Runtime cannot load it ({error}); export it again") from error
+
+
+def claimed_nodes(session: Any, provider: str) -> frozenset[str] | None:
+    """Return the names of the nodes that a provider took of a session's graph, as the file has them.
+
+    Args:
+        session: Opened with ``records_claims``.
+        provider: Name of the execution provider.
+
+    Returns:
+        Their names; None where this onnxruntime does not tell (before 1.24).
+    """
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    if tell is None:
+        return None
+    return frozenset(node.name for part in tell() if part.ep_name == provider for node in part.get_nodes())

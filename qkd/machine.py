@@ -52,6 +52,7 @@ class DoctorReport:
     cuda_devices: tuple[str, ...]
     compiler: str | None
     providers: tuple[str, ...]
+    low_bit: str
     resolves_to: dict[str, str]
     clashes: tuple[Clash, ...]
 
@@ -74,6 +75,7 @@ class DoctorReport:
             ("cuda", ", ".join(self.cuda_devices) or "no device"),
             ("compiler", self.compiler or "none: the quantizers run without their fused kernels"),
             ("onnxruntime", ", ".join(self.providers) or "no execution provider"),
+            ("low-bit", self.low_bit),
             *((f"import {name}", where) for name, where in self.resolves_to.items()),
         ]
         width = max(len(name) for name, _ in rows)
@@ -93,6 +95,7 @@ def examine() -> DoctorReport:
         cuda_devices=_cuda_devices(),
         compiler=next((path for name in COMPILERS if (path := shutil.which(name))), None),
         providers=_providers(),
+        low_bit=_low_bit(),
         resolves_to={name: str(_resolve(name) or "not found") for name in NAMES},
         clashes=tuple(find_clashes()),
     )
@@ -229,3 +232,11 @@ def _providers() -> tuple[str, ...]:
     except ImportError:
         return ()
     return tuple(onnxruntime.get_available_providers())
+
+
+def _low_bit() -> str:
+    """Return which kernels the low-bit execution provider has here, or why it offers none; it is compiled for that."""
+    from export.lowbit import availability
+
+    found = availability()
+    return f"{found.kernels} kernels ({found.reason})" if found.is_offered else f"not offered: {found.reason}"

@@ -81,6 +81,7 @@ OLD_NAMES["ModelRow"] = {"agreement_optimised": "agreement_optimized"}
 OLD_NAMES["RunSummary"] = {"flavours": "flavors"}
 
 OLD_KEYS = {"flavour": "flavor"}  # of configs
+OLD_PLACES = {"config.bench.provider": "providers"}  # keys that were renamed in one place
 OLD_VALUES = {"tap": {"quantised": "quantized"}}
 FREE_FORM = {"options", "method_options"}  # groups whose keys are anybody's
 DEEPEST = 8  # groups within each other, in a config; more is a fault, and told as one
@@ -102,7 +103,7 @@ def in_new_spelling(data: Any, *, is_stored: bool = False, where: str = "config"
         return data
     found = {}
     for key, value in data.items():
-        new = _new_key(key) if _new_key(key) not in data else key
+        new = _new_key(key, where) if _new_key(key, where) not in data else key
         place = f"{where}.{key}"
         inner = value if key in FREE_FORM else in_new_spelling(value, is_stored=is_stored, where=place)
         found[new] = _new_value(str(key), inner)
@@ -121,8 +122,10 @@ def json_in_first_spelling(text: str) -> str:
     return text
 
 
-def _new_key(key: Any) -> Any:
+def _new_key(key: Any, where: str) -> Any:
     before, dot, last = str(key).rpartition(".")
+    if f"{where}.{key}" in OLD_PLACES:
+        return f"{before}{dot}{OLD_PLACES[f'{where}.{key}']}"
     return f"{before}{dot}{OLD_KEYS[last]}" if last in OLD_KEYS and not before.endswith(tuple(FREE_FORM)) else key
 
 

@@ -67,8 +67,9 @@ def measure_latency(
         >>> 0 < report.p10_ms <= report.median_ms <= report.p90_ms
         True
     """
-    settings = Settings(threads, batch_size, warmup, rounds, provider, tuple(affinity), seed, memory)
-    return measure_on(as_device(on), {"model": path}, settings, sample=sample)["model"]
+    settings = Settings(threads, batch_size, warmup, rounds, (provider,), tuple(affinity), seed, memory)
+    (report,) = measure_on(as_device(on), {"model": path}, settings, sample=sample).values()
+    return report
 
 
 def measure_interleaved(
@@ -114,5 +115,5 @@ def measure_interleaved(
         DeviceError: If a device cannot be reached, lacks something, or fails.
         OSError: If a file cannot be read.
     """
-    settings = Settings(threads, batch_size, warmup, rounds, provider, tuple(affinity), seed, memory)
+    settings = Settings(threads, batch_size, warmup, rounds, (provider,), tuple(affinity), seed, memory)
     return measure_on(as_device(on), paths, settings, sample=sample)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,12 @@ from export.devices.connections.ssh import SshShell
 from export.devices.links import Link, LocalLink, RemoteLink
 from export.devices.perf_test import PerfTestLink
 from export.devices.probing import Probe
+from export.devices.providers import AUTO, Entry, as_job, entries_of, left_out, provider_names
 from export.devices.report import LatencyReport, measured
+from export.devices.shipping import FILE as LIBRARY
+from export.devices.shipping import library_for, library_here
+from export.lowbit import PROVIDER as LOW_BIT
+from export.lowbit import LowBitUnavailableError
 from export.runtime import CPU, runtime
 from export.sample import Sample, sample_bytes
 
@@ -36,7 +41,8 @@ class Settings:
         batch_size: Images an inference; must be the model's own where that is fixed.
         warmup: Untimed inferences a model, after the first.
         rounds: Timed inferences a model, at least 1.
-        provider: Execution provider by onnxruntime's name.
+        providers: Execution providers, all models under each: ``cpu``, ``lowbit`` or onnxruntime's names. ``auto``: the
+            CPU's, and beside it the low-bit one where the device has use for it and it takes something of the file.
         affinity: CPUs the process is pinned to; empty: none.
         seed: Of the normally distributed images.
         memory: Whether each model's peak memory is taken, in a separate process.
@@ -49,7 +55,7 @@ class Settings:
     batch_size: int = 1
     warmup: int = 20
     rounds: int = 200
-    provider: str = CPU
+    providers: tuple[str, ...] = (AUTO,)
     affinity: tuple[int, ...] = ()
     seed: int = 0
     memory: bool = True
@@ -61,12 +67,14 @@ class Settings:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
             if value > most:
                 raise ValueError(f"{name} must be at most {most:,}, got {value}")
+        provider_names(self.providers)
         if any(cpu < 0 for cpu in self.affinity):
             raise ValueError(f"affinity must be numbers of CPUs from 0 on, got {list(self.affinity)}")
 
     def on(self, device: Device) -> Settings:
         """Return the settings with the device's own values put in."""
-        own = {"threads": device.threads, "affinity": device.affinity, "provider": device.provider}
+        providers = None if device.provider is None else (device.provider,)
+        own = {"threads": device.threads, "affinity": device.affinity, "providers": providers}
         return replace(self, **{key: value for key, value in own.items() if value is not None})  # type: ignore[arg-type]
 
 
@@ -91,10 +99,12 @@ def measure_on(
         say: Takes lines of progress.
 
     Returns:
-        Name -> report, in the order of ``paths``.
+        Name -> report, in the order of ``paths``. Under the low-bit provider, and under others that stand beside the
+        CPU's, a name says so: ``student, low-bit provider``.
 
     Raises:
-        ValueError: If there is no model, a model cannot be fed or loaded, or the provider or affinity is not there.
+        ValueError: If there is no model, a model cannot be fed or loaded, the provider or affinity is not there, or a
+            model's outputs under the low-bit provider are not those of the CPU's.
         FileNotFoundError: If a file does not exist.
         ImportError: If onnxruntime is missing on this machine and this is where to measure.
         DeviceError: If the device cannot be reached, lacks something, or fails.
@@ -104,28 +114,60 @@ def measure_on(
     if device.is_local:
         runtime()
     own, link = settings.on(device), link_to(device)
+    entries = entries_of(list(paths), provider_names(own.providers))
     probe = link.probe()
     probe.check()
     fitted = {name: fit_storage(Path(path), probe.loads) for name, path in paths.items()}
-    files: dict[str, Content] = {f"{number}.onnx": one.content for number, one in enumerate(fitted.values())}
+    names = {name: f"{number}.onnx" for number, name in enumerate(paths)}
+    files: dict[str, Content] = {names[name]: one.content for name, one in fitted.items()}
     if sample is not None:
         files[SAMPLE] = sample_bytes(sample)
+    job = _job([as_job(entry, n, names[entry.model]) for n, entry in enumerate(entries)], own, device)
+    job |= {"sample": SAMPLE if sample is not None else None, **_low_bit(device, probe, entries, files)}
     if not device.is_local:
         probe.check_room(sum(map(size_of, files.values())))
-    answer = link.run(_job(list(paths), own, device, has_sample=sample is not None), files, say)
+    answer = link.run(job, files, say)
+    missing = left_out(answer, entries)
+    rows = [_Row(entry, n, answer) for n, entry in enumerate(entries) if n not in missing]
+    shared = {key: getattr(own, key) for key in ("threads", "warmup", "rounds", "affinity")}
     return {
-        name: LatencyReport(
-            path=str(path),
+        row.title: LatencyReport(
+            path=str(paths[row.entry.model]),
             device=device.title,
-            **measured(answer, name, entry=str(number)),
-            size_bytes=size_of(fitted[name].content),
-            repacked=fitted[name].repacked,
-            interleaved_with=tuple(other for other in paths if other != name),
-            spinning=_spins(own, len(paths)),
-            **{key: getattr(own, key) for key in ("threads", "provider", "warmup", "rounds", "affinity")},
+            **row.fields,
+            size_bytes=size_of(fitted[row.entry.model].content),
+            repacked=fitted[row.entry.model].repacked,
+            interleaved_with=tuple(other.title for other in rows if other is not row),
+            spinning=_spins(own, len(rows)),
+            provider=row.provider,
+            model=row.entry.model,
+            **shared,
         )
-        for number, (name, path) in enumerate(paths.items())
+        for row in rows
     }
+
+
+class _Row:
+    """What came of an entry; a file of which the low-bit provider takes nothing ran on the CPU's."""
+
+    def __init__(self, entry: Entry, number: int, answer: Mapping[str, Any]) -> None:
+        self.entry = entry
+        self.fields = measured(answer, entry.title, entry=str(number))
+        self.title, self.provider = entry.title, entry.provider
+        if entry.provider == LOW_BIT and self.fields["claimed_nodes"] == 0:
+            self.title, self.provider = entry.model, CPU
+            self.fields["notes"] += ("the low-bit provider takes nothing of this file: the CPU provider ran it",)
+
+
+def _low_bit(device: Device, probe: Probe, entries: Sequence[Entry], files: dict[str, Content]) -> dict[str, Any]:
+    """Put the low-bit provider's library among the files, if it is asked for; return what the job says of it."""
+    if all(entry.provider != LOW_BIT for entry in entries) or device.perf_test is not None:
+        return {"low_bit": None, "why_no_low_bit": ""}
+    try:
+        files[LIBRARY] = library_here() if device.is_local else library_for(probe)
+    except (LowBitUnavailableError, OSError) as error:
+        return {"low_bit": None, "why_no_low_bit": str(error)}
+    return {"low_bit": LIBRARY, "why_no_low_bit": ""}
 
 
 def link_to(device: Device) -> Link:
@@ -169,15 +211,12 @@ def check_files(paths: Mapping[str, str | PathLike[str]]) -> None:
             raise FileNotFoundError(f"no model file at {path}")
 
 
-def _job(names: list[str], settings: Settings, device: Device, *, has_sample: bool) -> dict[str, Any]:
+def _job(models: list[dict[str, Any]], settings: Settings, device: Device) -> dict[str, Any]:
     return {
-        # the answer is by key: a device's texts are cleaned, and a name with two spaces would come back as another
-        "models": [{"name": name, "key": str(n), "file": f"{n}.onnx"} for n, name in enumerate(names)],
-        **{key: getattr(settings, key) for key in ("threads", "batch_size", "warmup", "rounds", "provider", "seed")},
+        "models": models,
+        **{key: getattr(settings, key) for key in ("threads", "batch_size", "warmup", "rounds", "seed", "memory")},
         "affinity": list(settings.affinity),
-        "memory": settings.memory,
-        "spinning": _spins(settings, len(names)),
-        "sample": SAMPLE if has_sample else None,
+        "spinning": _spins(settings, 1),
         "timeout_s": device.timeout_s,
     }
 

@@ -22,6 +22,7 @@ TURNS = 4  # calls a model; the tool takes one model a call, so models take turn
 NAMES = {"CPUExecutionProvider": "cpu", "XnnpackExecutionProvider": "xnnpack", "NnapiExecutionProvider": "nnapi",
          "QNNExecutionProvider": "qnn", "ACLExecutionProvider": "acl", "CUDAExecutionProvider": "cuda"}  # fmt: skip
 GRACE_S = 5  # seconds after the caller's limit, as the runner's own alarm
+NO_PLUGIN = "onnxruntime_perf_test is not asked to take plugins"
 NOTE = "by onnxruntime_perf_test: one random image, classes not compared, rounds in blocks, p10 not given"
 FIGURES = {  # what it prints -> (our name, factor to our unit)
     r"P50 Latency(?::| is)\s*([\d.e+-]+)\s*s": ("median_ms", 1e3),
@@ -107,11 +108,13 @@ class PerfTestLink:
         """
         if job["batch_size"] != 1:
             raise ValueError(f"onnxruntime_perf_test takes free axes as 1, but batch_size is {job['batch_size']}")
-        if job["provider"] not in NAMES:
-            raise ValueError(f"onnxruntime_perf_test: provider {job['provider']!r} is not one of {', '.join(NAMES)}")
-        models = {entry["name"]: entry["file"] for entry in job["models"]}
-        keys = {entry["name"]: entry["key"] for entry in job["models"]}
-        wanted = {name: content for name, content in files.items() if name in models.values()}
+        entries = [entry for entry in job["models"] if not entry["optional"]]
+        for entry in entries:
+            if entry["provider"] not in NAMES:
+                known = ", ".join(NAMES)
+                raise ValueError(f"onnxruntime_perf_test: provider {entry['provider']!r} is not one of {known}")
+        models = {entry["title"]: entry for entry in entries}
+        wanted = {entry["file"]: files[entry["file"]] for entry in entries}
         with work_folder(self.device, self.shell, secrets.token_hex(8)) as folder:
             self.shell.put(folder, wanted, timeout_s=self.device.timeout_s)
             before = self._conditions()
@@ -119,7 +122,8 @@ class PerfTestLink:
             after = self._conditions()
         row = {"notes": [], "input_shape": [], "images": 0}
         return {
-            "models": {keys[name]: {**row, **combine(found)} for name, found in blocks.items()},
+            "models": {models[name]["key"]: {**row, **combine(found)} for name, found in blocks.items()},
+            "left_out": {entry["key"]: NO_PLUGIN for entry in job["models"] if entry["optional"]},
             "machine": self._machine(),
             "before": before,
             "after": after,
@@ -127,15 +131,16 @@ class PerfTestLink:
         }
 
     def _take_turns(
-        self, folder: str, models: Mapping[str, str], job: Mapping[str, Any], say: Say | None
+        self, folder: str, models: Mapping[str, Mapping[str, str]], job: Mapping[str, Any], say: Say | None
     ) -> dict[str, list[dict[str, float | None]]]:
         rounds = -(-job["rounds"] // TURNS)
         blocks: dict[str, list[dict[str, float | None]]] = {name: [] for name in models}
         order = list(models)
         for number in range(TURNS):
             for name in order[number % len(order) :] + order[: number % len(order)]:
-                settings = (rounds, job["threads"], NAMES[job["provider"]], job["affinity"], self.device.timeout_s)
-                done = self._call(folder, models[name], *settings)
+                provider = NAMES[models[name]["provider"]]
+                settings = (rounds, job["threads"], provider, job["affinity"], self.device.timeout_s)
+                done = self._call(folder, models[name]["file"], *settings)
                 if done.code:
                     raise DeviceError(f"onnxruntime_perf_test failed on {name} (exit code {done.code}): {_words(done)}")
                 blocks[name].append(read_output(done.stdout.decode("utf-8", "replace")))

@@ -44,6 +44,8 @@ class LatencyReport:
         max_difference: Largest absolute difference to the expected logits; likewise.
         repacked: Element types that the weights were stored in for this device; empty where the file ran unchanged.
         notes: What makes the figures doubtful: noise, throttling, other load.
+        model: Name of the model; that of the report may also say the provider.
+        claimed_nodes: Nodes that the low-bit provider took of the file; None under others, or where it is not told.
     """
 
     path: str
@@ -76,6 +78,8 @@ class LatencyReport:
     max_difference: float | None = None
     repacked: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    model: str = ""
+    claimed_nodes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -107,6 +111,7 @@ def measured(answer: Mapping[str, Any], name: str, *, entry: str) -> dict[str, A
         fields["input_shape"] = tuple(int(size) for size in row["input_shape"])
         fields |= {key: _optional(row.get(key), f"{name}.{key}", most=1) for key in FRACTIONS}
         fields |= {key: _whole(row.get(key), f"{name}.{key}") for key in COUNTS}
+        fields["claimed_nodes"] = _whole(row.get("taken"), f"{name}.taken")
         fields["images"] = _whole(row.get("images", 0), f"{name}.images") or 0
         fields["max_difference"] = _optional(row.get("max_difference"), f"{name}.max_difference")
         fields["notes"] = tuple(map(str, [*row["notes"], *answer["notes"]]))

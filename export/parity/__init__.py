@@ -6,5 +6,14 @@
 from export.parity.check import check_parity
 from export.parity.layers import LayerParity
 from export.parity.report import Comparison, ParityError, ParityReport
+from export.parity.with_provider import ProviderLayer, ProviderParity
 
-__all__ = ["Comparison", "LayerParity", "ParityError", "ParityReport", "check_parity"]
+__all__ = [
+    "Comparison",
+    "LayerParity",
+    "ParityError",
+    "ParityReport",
+    "ProviderLayer",
+    "ProviderParity",
+    "check_parity",
+]

@@ -34,6 +34,7 @@ def check_parity(
     layer_images: int = 256,
     constants: bool = True,
     preprocessing: Preprocessing | None = None,
+    provider: str | None = None,
 ) -> ParityReport:
     """Compare a student with its file: every constant of it, and classes, logits and codes on the same images.
 
@@ -47,6 +48,10 @@ def check_parity(
     and both graphs are compared: nodes, attributes, and constants to the bit. A file that another program, or another
     version of this toolkit, says it wrote may have another graph; then constants are not compared, and a note says so.
 
+    An execution provider that is to run the file is compared with the CPU's, which has no part in its arithmetic: the
+    whole file on every image, and on a few images each layer, in a graph that begins at the image and ends there, so
+    that the provider's own regions compute it. Not one bit may differ; ``report.provider`` says how many nodes it took.
+
     Args:
         student: What the file was exported from.
         path: A file that ``export_onnx`` wrote.
@@ -59,6 +64,7 @@ def check_parity(
         preprocessing: How images become what the student was trained on; the file's metadata must say the same. Where
             it is inside the file, ``batches`` hold uint8 pixels ``[batch, channels, height, width]``: the student gets
             them normalized, the file gets them unchanged.
+        provider: An execution provider to compare, such as ``LowBitExecutionProvider``; None for none.
 
     Returns:
         What was compared and found: ``passed``, ``faults`` in words, accuracies as fractions 0..1, and codes layer by
@@ -66,7 +72,8 @@ def check_parity(
 
     Raises:
         ValueError: If there are no images, all of them are zero or of another shape or type than the file takes, some
-            value is not finite, labels do not fit, or the file is damaged or was not written by ``export_onnx``.
+            value is not finite, labels do not fit, the file is damaged or was not written by ``export_onnx``, or the
+            provider is not offered here.
         FileNotFoundError: If there is no file at ``path``.
         ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
         OSError: If the file cannot be read.
@@ -89,6 +96,7 @@ def check_parity(
     expected = expected_of(view)
     unmatched = dict(ways.match(expected))
     tally, layers = Tally(expected), LayerTally(ways.taps)
+    compared = None if provider is None else ways.with_provider(provider)
     graphs = None if constants else GraphParity(note=UNASKED)
     with evaluating(student), torch.no_grad():
         for images, labels in _pairs(batches, is_inside=ways.pixels is not None):
@@ -98,8 +106,10 @@ def check_parity(
                 ours, off = _run_student(student, part, ways, expected, layers if tapped else None)
                 on = off if ways.is_qonnx else ways.run(ways.on, part)
                 tally.add(ours, off, on, part_labels)
+                if compared is not None:
+                    compared.add(ways.fed(part), on, keep=tapped)
                 tally.saw_values |= bool(part.any())
-    return tally.report(layers, unmatched, graphs or GraphParity(), ways)
+    return tally.report(layers, unmatched, graphs or GraphParity(), ways, compared)
 
 
 def _pairs(batches: Iterable[Batch], *, is_inside: bool) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from export.parity.layers import LayerParity
+from export.parity.with_provider import ProviderParity
 
 MIN_TOP1_OFF = 1.0  # the file must do what the student does, image by image
 # With optimizations on a kernel may round a tie the other way, on an image that was not compared layer by layer.
@@ -87,6 +88,7 @@ class ParityReport:
         constants: Constants, attributes and entries of the file that were compared with the student's; 0 where they
             were not (a note says why): then ``passed`` speaks of these images alone.
         differences: Each node, attribute or constant of the file that is not what export writes of the student.
+        provider: The file under an execution provider against the same file without it, where that was asked for.
     """
 
     images: int
@@ -106,6 +108,7 @@ class ParityReport:
     uncompared: tuple[str, ...] = ()
     constants: int = 0
     differences: tuple[str, ...] = ()
+    provider: ProviderParity | None = None
 
     @property
     def passed(self) -> bool:
@@ -123,8 +126,9 @@ class ParityReport:
         the same (ties of the student's own aside). Every quantizer of student and file must have been compared, no code
         may differ, and no code of an integer kernel that is fed the codes it should get. With optimizations on, one
         image in a thousand may get logits further away than one code of the last layer's input moves them, and one
-        another class. All logits zero, or none that is finite, prove nothing. And nothing in the file may differ from
-        what export writes of the student, whether or not these images reach it.
+        another class. All logits zero, or none that is finite, prove nothing. Nothing in the file may differ from
+        what export writes of the student, whether or not these images reach it. And under an execution provider, where
+        one was asked for, no bit of an output or a layer may differ, and the provider must compute some of the file.
         """
         return tuple(self._faults(MIN_TOP1_OFF, MIN_TOP1_ON, None, None))
 
@@ -134,6 +138,8 @@ class ParityReport:
         for side in ("off", "on"):
             values[side] = {key: _finite(value) for key, value in values[side].items()}
         values["output_steps_on"] = _finite(self.output_steps_on)
+        if self.provider is not None:
+            values["provider"]["faults"] = list(self.provider.faults)
         return {**values, "passed": self.passed, "faults": list(self.faults)}
 
     def raise_if_worse(
@@ -173,6 +179,7 @@ class ParityReport:
         yield from _some("the file is not what export writes of this student", self.differences)
         if self.all_zero:
             yield "every logit is zero, which proves nothing: compare a trained student on real images"
+        yield from self.provider.faults if self.provider is not None else ()
 
     def _side_faults(
         self, name: str, side: Comparison, least: float, most_steps: float | None, *, min_within: float

@@ -14,6 +14,7 @@ from export.parity.graphs import GraphParity
 from export.parity.layers import LayerTally, distance
 from export.parity.report import Comparison, ParityReport
 from export.parity.ways import Ways
+from export.parity.with_provider import ProviderTally
 
 Array = npt.NDArray[np.float32]
 Outputs = list[Array] | str  # or why there are none
@@ -157,7 +158,14 @@ class Tally:
             self.labeled += len(logits)
             self.right += int((found == wanted).sum())
 
-    def report(self, layers: LayerTally, unmatched: dict[str, str], graphs: GraphParity, ways: Ways) -> ParityReport:
+    def report(
+        self,
+        layers: LayerTally,
+        unmatched: dict[str, str],
+        graphs: GraphParity,
+        ways: Ways,
+        provider: ProviderTally | None = None,
+    ) -> ParityReport:
         """Return the report.
 
         Args:
@@ -165,6 +173,7 @@ class Tally:
             unmatched: Quantizers, or outputs, that student and file do not share, and why.
             graphs: What was found of constants.
             ways: What ran the file, and what is to be said of that.
+            provider: What was found with an execution provider; None where none was asked for.
 
         Raises:
             ValueError: If no image was compared, or all of them are zero.
@@ -193,6 +202,7 @@ class Tally:
             uncompared=tuple(f"{name} ({why})" for name, why in missing.items()),
             constants=graphs.compared,
             differences=graphs.differences,
+            provider=None if provider is None else provider.report(),
         )
 
     def _notes(self, layers: LayerTally, missing: dict[str, str]) -> Iterator[str]:

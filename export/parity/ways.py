@@ -17,6 +17,7 @@ from export.lowering.model import INPUT
 from export.parity.expected import Expected, Tap
 from export.parity.layers import SingleLayers, attempted, in_order
 from export.parity.quant_session import QuantSession
+from export.parity.with_provider import ProviderTally
 from export.runtime import load_model, open_session, runtime
 from export.storage.metadata import properties_of, read_property
 from export.storage.preprocessing import Preprocessing
@@ -108,6 +109,18 @@ class Ways:
             self.tapped = open_session(_exposed(self.model, self.taps), optimize=False, threads=self.threads)
             self.single = SingleLayers(self.model, tensors, [INPUT], self.outputs[0], self.threads)
 
+    def with_provider(self, provider: str) -> ProviderTally:
+        """Return what compares the file under an execution provider, once student and file are matched.
+
+        Raises:
+            ValueError: If the provider is not offered here, or another program than ONNX Runtime runs the file.
+        """
+        if self.is_qonnx:
+            raise ValueError(
+                f"{self.path}: provider={provider!r} asks for ONNX Runtime, which does not run qonnx files"
+            )
+        return ProviderTally(self.model, self.path, provider, self.taps, self.outputs, self.threads)
+
     @property
     def tensors(self) -> list[str]:
         """Return the tensors in which the file keeps the codes of its quantizers."""
@@ -129,13 +142,13 @@ class Ways:
         """Return the outputs, in order; or what the runtime says where it fails."""
         if isinstance(session, str):
             return session
-        found = attempted(session.run, self.outputs, {INPUT: self._fed(images)})
+        found = attempted(session.run, self.outputs, {INPUT: self.fed(images)})
         return found if isinstance(found, str) else [np.asarray(values) for values in found]
 
     def run_tapped(self, images: Tensor) -> Tapped | str:
         """Return what the file gives with optimizations off, and what its kernels give alone; or why it cannot run."""
         names = [*self.outputs, *(name for name in self.tensors if name not in self.outputs)]
-        fed = self._fed(images)
+        fed = self.fed(images)
         values = attempted(self.tapped.run, names, {INPUT: fed})
         if isinstance(values, str):
             return values
@@ -146,7 +159,8 @@ class Ways:
             alone[self.outputs[0]],
         )  # fmt: skip
 
-    def _fed(self, images: Tensor) -> npt.NDArray[Any]:
+    def fed(self, images: Tensor) -> npt.NDArray[Any]:
+        """Return images as the file takes them."""
         return np.asarray(images.numpy() if self.pixels is None else self.pixels.as_fed(images.numpy()))
 
 

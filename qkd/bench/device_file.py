@@ -30,7 +30,7 @@ class DeviceEntry(Section):
     timeout_s: Positive | None = Field(None, description="longest duration of one command there, in seconds")
     threads: Threads | None = Field(None, description="intra-op threads; absent: those of the measurement")
     affinity: tuple[Cpu, ...] | None = Field(None, description="CPUs it is pinned to")
-    provider: str | None = Field(None, description="execution provider by onnxruntime's name")
+    provider: str | None = Field(None, description="auto, cpu, lowbit or onnxruntime's name; several with commas")
 
     @model_validator(mode="after")
     def _makes_a_device(self) -> DeviceEntry:

@@ -21,7 +21,7 @@ from qkd.files import write_json
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 
-SETTINGS = ("threads", "rounds", "warmup", "provider", "affinity", "batch_size")
+SETTINGS = ("threads", "rounds", "warmup", "providers", "affinity", "batch_size")
 
 
 def names_models(targets: list[str]) -> bool:
@@ -114,7 +114,8 @@ def _devices(args: argparse.Namespace) -> list[Device]:
     found = resolve_devices(args.on or ["local"], args.devices)
     own = {"timeout_s": args.timeout} if args.timeout else {}
     # an option of the command line stands above a device's own entry
-    own |= {name: None for name in ("threads", "provider", "affinity") if getattr(args, name) is not None}
+    own |= {name: None for name in ("threads", "affinity") if getattr(args, name) is not None}
+    own |= {"provider": None} if args.providers is not None else {}
     return [replace(device, **own) for device in found]
 
 

@@ -14,7 +14,7 @@ from qkd.bench.targets import Targets
 from qkd.files import DamagedFileError, read_json, sha256_of, write_json
 
 # one value for all models of a device
-SHARED = ("machine", "threads", "provider", "affinity", "warmup", "rounds", "device", "spinning", "frequency_mhz",
+SHARED = ("machine", "threads", "affinity", "warmup", "rounds", "device", "spinning", "frequency_mhz",
           "temperature_c", "load", "images")  # fmt: skip
 
 Record: TypeAlias = dict[str, Any]
@@ -28,7 +28,7 @@ def records_of(results: Iterable[DeviceResult], targets: Targets, *, batch_size:
         targets: What was measured; the files are still there.
         batch_size: Images an inference.
     """
-    hashes = {name: sha256_of(path) for name, path in targets.paths.items()}
+    hashes = {str(path): sha256_of(path) for path in targets.paths.values()}
     return tuple(_record(result, targets, hashes, batch_size) for result in results)
 
 
@@ -69,7 +69,7 @@ def drop_stale(folder: Path, kept: Iterable[Path], targets: Targets) -> list[str
     for path in sorted(set(folder.glob("*.json")) - set(kept)):
         models = _read(path).get("models")
         rows = models.items() if isinstance(models, dict) else ()
-        then = {name: row.get("sha256") for name, row in rows if isinstance(row, dict)}
+        then = {str(row.get("model", name)): row.get("sha256") for name, row in rows if isinstance(row, dict)}
         if any(then[name] not in (None, now[name]) for name in then.keys() & now.keys()):
             dropped.append(str(_device_of(path) or path.stem))
             path.unlink()
@@ -103,9 +103,9 @@ def _record(result: DeviceResult, targets: Targets, hashes: Mapping[str, str], b
     first = next(iter(rows.values()))
     reference = rows.get(targets.reference or "", {}).get("median_ms")
     models = {name: {key: value for key, value in row.items() if key not in SHARED} for name, row in rows.items()}
-    for name, row in models.items():
-        row["path"] = targets.paths[name].name  # the folder may move
-        row["sha256"] = hashes[name]
+    for row in models.values():
+        row["sha256"] = hashes[row["path"]]
+        row["path"] = Path(row["path"]).name  # the folder may move
         row["to_float"] = row["median_ms"] / reference if reference else None
     shared = {key: first[key] for key in SHARED if key != "device"}
     return {**head, **shared, "batch_size": batch_size, "reference": targets.reference, "models": models}

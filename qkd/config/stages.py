@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from export.moved import OldFields
 from qkd.config.sections import (
@@ -87,6 +87,16 @@ class LogConfig(Section):
     tensorboard: bool = Field(False, description="tensorboard/: for TensorBoard (extra [tensorboard])")
 
 
+def _as_names(value: object) -> object:
+    """Return a text such as ``cpu, lowbit`` as its words; a list is one already."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
+
+
+ProviderNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_names)]
+
+
 class BenchConfig(Section):
     """How latency is measured."""
 
@@ -102,7 +112,11 @@ class BenchConfig(Section):
     devices: UserPath | None = Field(
         None, description="devices file; absent: ~/.config/qkd/devices.yaml, or the shipped one"
     )
-    provider: str = Field("CPUExecutionProvider", description="execution provider by onnxruntime's name")
+    providers: ProviderNames = Field(
+        ("auto",),
+        description="execution providers, a row each: cpu, lowbit or onnxruntime's names; auto: cpu, and lowbit beside "
+        "it where the device has use for it and it takes something of the file",
+    )
     affinity: tuple[Cpu, ...] = Field((), description="CPUs it is pinned to; empty: none")
     int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
     timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")

@@ -40,6 +40,11 @@ class Entry:
 
 
 METHODS = {  # in the order in which they have their say
+    "data_free": Entry(
+        "qkd.methods.data_free.method:DataFree",
+        "student.data_free",
+        "no real image: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, or plain noise",
+    ),
     "ensemble": Entry(
         "qkd.methods.ensemble.method:Ensemble",
         "teacher.members",

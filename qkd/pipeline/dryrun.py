@@ -210,9 +210,11 @@ class _Attempt:
 def tried_config(config: RunConfig, batch_size: int) -> RunConfig:
     """Return a config for a few batches: a schedule that comes with us in place of one that is still to be found."""
     roles = {}
+    made = config.student.data_free
+    few: dict[str, Any] = {} if made is None else {"data_free": made.tried(batch_size)}
     for name, role, changes in (
         ("teacher", config.teacher, {"members": min(config.teacher.members, BATCHES)}),
-        ("student", config.student, {"calibration_batches": BATCHES}),
+        ("student", config.student, {"calibration_batches": BATCHES, **few}),
     ):
         agent = role.agent.model_copy(update={"policy": "pba"}) if role.agent.policy == "search" else role.agent
         roles[name] = role.model_copy(update={"agent": agent, **changes})

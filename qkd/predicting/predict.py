@@ -228,38 +228,67 @@ def fit_image(image: Any, facts: dict[str, Any], path: str) -> np.ndarray[Any, A
     """
     image = image.convert(GRAY if len(facts["input_mean"]) == 1 else COLOR)
     height, width = facts["input_size"]
-    rule = RULES.get(facts["resize"])
+    rule, shorter, how = named_rule(facts["resize"])
     if image.size != (width, height):
         if rule is None:
             raise InputError(f"{path}: the model's resize rule {facts['resize']!r} is not known here")
-        image = rule(image, width, height)
+        image = rule(image, width, height, shorter, how)
     pixels = np.asarray(image, np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _crop(image: Any, width: int, height: int) -> Any:
-    """Resize (bilinear) so that the image just covers the size, then cut the center out."""
+def named_rule(name: str) -> tuple[Any, int | None, str]:
+    """Return what a rule such as ``crop:256:bicubic`` means: what it does, the shorter side, the interpolation.
+
+    The shorter side in pixels is that of a crop before it is cut; None: as short as covers the size.
+    """
+    rule, *more = str(name).split(":")
+    sizes = [int(word) for word in more if word.isdecimal()]
+    words = [word for word in more if not word.isdecimal()]
+    is_known = len(sizes) <= 1 and len(words) <= 1 and set(words) <= {"bilinear", "bicubic"}
+    return (RULES.get(rule) if is_known else None), (sizes or [None])[0], (words or ["bilinear"])[0]
+
+
+def _crop(image: Any, width: int, height: int, shorter: int | None, how: str) -> Any:
+    """Resize so that the image covers the size (its shorter side as long as asked for), then cut the center out."""
     factor = max(width / image.size[0], height / image.size[1])
+    if shorter is not None:
+        factor *= max(1.0, shorter / min(width, height))
     size = max(width, round(image.size[0] * factor)), max(height, round(image.size[1] * factor))
-    resized = _resized(image, size)
+    resized = image if size == image.size else _resized(image, size, how)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return resized.crop((left, top, left + width, top + height))
 
 
-def _stretch(image: Any, width: int, height: int) -> Any:
-    return _resized(image, (width, height))
+def _stretch(image: Any, width: int, height: int, shorter: int | None, how: str) -> Any:  # noqa: ARG001
+    return _resized(image, (width, height), how)
 
 
-def _resized(image: Any, size: tuple[int, int]) -> Any:
+def _pad(image: Any, width: int, height: int, shorter: int | None, how: str) -> Any:  # noqa: ARG001
+    """Resize so that the whole image fits, and put it in the middle of black."""
+    from PIL import Image
+
+    factor = min(width / image.size[0], height / image.size[1])
+    size = (
+        min(width, max(1, round(image.size[0] * factor))),
+        min(height, max(1, round(image.size[1] * factor))),
+    )
+    ground = Image.new(image.mode, (width, height))
+    resized = image if size == image.size else _resized(image, size, how)
+    ground.paste(resized, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return ground
+
+
+def _resized(image: Any, size: tuple[int, int], how: str) -> Any:
     from PIL import Image
 
     if size[0] * size[1] > MOST_PIXELS:
         raise InputError(f"resizing to {size[0]}x{size[1]} pixels makes more than {MOST_PIXELS}")
-    return image.resize(size, getattr(Image, "Resampling", Image).BILINEAR)
+    return image.resize(size, getattr(getattr(Image, "Resampling", Image), how.upper()))
 
 
 # resize rule -> what it does; `none`: training saw one size only, so others are cut as folders are by default
-RULES = {"crop": _crop, "none": _crop, "stretch": _stretch}
+RULES = {"crop": _crop, "none": _crop, "stretch": _stretch, "pad": _pad}
 
 
 def classify(model: Model, paths: Sequence[str], top: int = TOP) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ SMALL_HALF_WIDTH = 0.01  # an accuracy that is known to a point or less needs no
 SLOWER = 1.02  # medians of one file measured twice differ by up to about two hundredths
 DOT_PRODUCT = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm")
 BASELINE = "int8-static"
+LOW_BIT = "low-bit provider"  # as the rows of a measurement are called
 NAMED = 3  # layers and notes that are named; the rest is counted
 
 
@@ -120,8 +121,15 @@ def latency_caveats(bench: Mapping[str, Any], exported: Mapping[str, Any], float
             continue
         reasons = list(_reasons(bench, rows["student"], rows[name or ""], exported, is_float=name == float_model))
         why = f" ({'; '.join(reasons)})" if reasons else ""
-        device = bench.get("device", "a device")
-        yield f"on {device} the student is slower than {words}: {ours / theirs:.2f} times its median latency{why}"
+        device, faster = bench.get("device", "a device"), _under_low_bit(rows, theirs)
+        times = f"{ours / theirs:.2f} times its median latency{why}{faster}"
+        yield f"on {device} the student is slower than {words}: {times}"
+
+
+def _under_low_bit(rows: Mapping[str, Mapping[str, Any]], theirs: float) -> str:
+    """Return what the student takes under the low-bit provider, if that was measured."""
+    median = rows.get(f"student, {LOW_BIT}", {}).get("median_ms")
+    return f"; with the {LOW_BIT} {median / theirs:.2f} times" if median else ""
 
 
 def _reasons(

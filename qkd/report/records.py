@@ -81,6 +81,20 @@ class _ComparedLayer(_Record):
     differing_on: Count = 0
 
 
+class _ProviderLayer(_Record):
+    values: Count = 0
+    is_claimed: bool | None = None
+
+
+class _Provider(_Record):
+    provider: str
+    images: Count
+    claimed_layers: Count | None = None
+    layer_count: Count
+    layers: list[_ProviderLayer] = []
+    faults: list[str] = []
+
+
 class _Parity(_Record):
     passed: bool
     images: Images
@@ -90,6 +104,7 @@ class _Parity(_Record):
     layer_images: Count | None = None
     notes: list[str] = []
     runtime_version: str | None = None
+    provider: _Provider | None = None
 
 
 class _StudentParity(_Parity):
@@ -131,6 +146,8 @@ class _Cost(_Record):
 
 
 class _Latency(_Record):
+    model: str = ""
+    provider: str = ""
     median_ms: Milliseconds
     p10_ms: Milliseconds | None = None
     p90_ms: Milliseconds | None = None

@@ -11,6 +11,7 @@ from export.moved import OldFields
 from qkd.methods.report_row import row_of
 from qkd.methods.table import report_rows
 from qkd.report.caveats import (
+    BASELINE,
     accuracy_caveats,
     float_layers,
     interval_text,
@@ -40,6 +41,7 @@ class ModelRow(OldFields):
         packed_weight_bytes: What the weights take in it.
         theoretical_bytes: Weights at their bits, four bytes for each bias and weight scale.
         median_ms, p10_ms, p90_ms: Latency of one inference.
+        is_measured_only: Whether the line is there for its latency: a file under another execution provider, or int8.
     """
 
     role: str
@@ -54,6 +56,7 @@ class ModelRow(OldFields):
     p10_ms: float | None = None
     p90_ms: float | None = None
     interval: tuple[float, float] | None = None
+    is_measured_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ def size_table(summary: RunSummary) -> list[list[str]]:
     """Return heading and lines of the table of sizes, as text; only the heading where nothing has been exported."""
     head = ["model", "net", "file", "weights in it", "theoretical"]
     return [head, *([row.role, row.net, *map(megabytes, (row.size_bytes, row.packed_weight_bytes,
-                     row.theoretical_bytes))] for row in summary.models if row.size_bytes is not None)]  # fmt: skip
+                     row.theoretical_bytes))] for row in summary.models
+                     if row.size_bytes is not None and not row.is_measured_only)]  # fmt: skip
 
 
 def _flavors(path: Path, export: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +257,35 @@ def _models(
             compared = parity if key == "student" else {}
             row = _model(key, result, export.get(key, {}), compared, bench.get("models", {}), is_twin=is_twin)
             rows.append(replace(row, role=f"{row.role}, taught along") if is_taught else row)
+            rows += _under_providers(row, bench, parity) if key == "student" else []
+    rows += _baseline(bench, rows)
     return rows + _company(path, results, is_taught=bool(taught))
+
+
+def _under_providers(student: ModelRow, bench: Mapping[str, Any], parity: Mapping[str, Any]) -> list[ModelRow]:
+    """Return a line for each provider that the student's file was measured under, beside the CPU's."""
+    compared = parity.get("provider") or {}
+    rows = []
+    for name, row in bench.get("models", {}).items():
+        if row.get("model") == "student" and name != "student":
+            is_same = compared.get("provider") == row.get("provider") and not compared.get("faults")
+            rows.append(replace(
+                _measured(f"{student.role}{name.removeprefix('student')}", student.net, row),
+                test_accuracy=student.test_accuracy if is_same else None,
+            ))  # fmt: skip
+    return rows
+
+
+def _baseline(bench: Mapping[str, Any], models: Sequence[ModelRow]) -> list[ModelRow]:
+    """Return the line of onnxruntime's static int8, where it was measured."""
+    row = bench.get("models", {}).get(BASELINE)
+    twin = next((model.net for model in models if not model.role.startswith(ROLES["student"])), "")
+    return [] if row is None else [_measured("static int8 of the float net", twin, row)]
+
+
+def _measured(role: str, net: str, row: Mapping[str, Any]) -> ModelRow:
+    times = {key: row.get(key) for key in ("median_ms", "p10_ms", "p90_ms", "size_bytes")}
+    return ModelRow(role, net, is_measured_only=True, **times)
 
 
 def _company(path: Path, results: Mapping[str, Mapping[str, Any]], *, is_taught: bool) -> list[ModelRow]:

@@ -134,6 +134,20 @@ def parity_sentence(summary: RunSummary) -> str:
         f"{'passed' if parity['passed'] else 'FAILED'}: {parity['images']} test images, PyTorch against ONNX Runtime "
         f"{parity['runtime_version']}; the class differs on {parity['off']['differing']} with optimizations off "
         f"and on {parity['on']['differing']} with them on.{_logits_sentence(parity)}{_codes_sentence(parity)}"
+        f"{_provider_sentence(parity)}"
+    )
+
+
+def _provider_sentence(parity: Mapping[str, Any]) -> str:
+    found = parity.get("provider")
+    if not found:
+        return ""
+    values = sum(layer.get("values", 0) for layer in found.get("layers", ()) if layer.get("is_claimed"))
+    verdict = "NOT those" if found.get("faults") else "those"
+    taken = "?" if found.get("claimed_layers") is None else found["claimed_layers"]
+    return (
+        f" {found['provider']} computes {taken} of {found['layer_count']} layers: the outputs of "
+        f"{found['images']} images, and {values:,} codes at the ends of its layers, are {verdict} of the CPU provider."
     )
 
 

@@ -38,7 +38,8 @@ def device_charts(summary: RunSummary) -> dict[str, list[Markup]]:
         rows = {name: row for name, row in bench.get("models", {}).items() if scores.get(name) is not None}
         if not rows:
             continue
-        known = [(row, _label(name), scores[name], COLORS.get(name, len(COLORS))) for name, row in rows.items()]
+        known = [(row, _label(name), scores[name], COLORS.get(row.get("model") or name, len(COLORS)))
+                 for name, row in rows.items()]  # fmt: skip
         latency = [Point(label, row["median_ms"], score, color) for row, label, score, color in known]
         size = [Point(label, row["size_bytes"] / 1e3, score, color) for row, label, score, color in known
                 if row.get("size_bytes") is not None]  # fmt: skip
@@ -55,10 +56,12 @@ def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, fl
     measured = {name: row.get("accuracy") for name, row in rows.items()}
     if rows and all(value is not None for value in measured.values()):
         return measured, f"accuracy on {bench.get('images', 'some')} images there"
-    by_role = {row.role.partition(" (")[0]: row.test_accuracy for row in summary.models}
+    by_role = {row.role.partition(" (")[0]: row.test_accuracy for row in summary.models if not row.is_measured_only}
     known = {key: value for key, role in ROLES.items() for found, value in by_role.items()
              if value is not None and found.startswith(role)}  # fmt: skip
-    return known, "test accuracy"
+    # under a provider, a model's outputs are compared before it is measured: its accuracy is the model's own
+    models = {name: row.get("model") or name for name, row in rows.items()}
+    return {name: known[model] for name, model in models.items() if model in known}, "test accuracy"
 
 
 def _cells(bench: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[str]:
@@ -78,4 +81,5 @@ def _cells(bench: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[
 
 
 def _label(name: str) -> str:
-    return ROLES.get(name, name)
+    model, comma, provider = name.partition(", ")
+    return ROLES.get(name) or ROLES.get(model, model) + comma + provider

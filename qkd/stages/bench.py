@@ -52,7 +52,7 @@ def _settings(bench: BenchConfig, seed: int) -> Settings:
         batch_size=bench.batch_size,
         warmup=bench.warmup,
         rounds=bench.rounds,
-        provider=bench.provider,
+        providers=bench.providers,
         affinity=bench.affinity,
         seed=seed,
     )

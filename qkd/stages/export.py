@@ -19,6 +19,7 @@ from export import (
     export_float,
     export_onnx,
 )
+from export.lowbit.sessions import low_bit_for
 from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, normalize
 from qkd.files import write_json
@@ -41,7 +42,8 @@ def run(run: RunFolder, progress: Progress) -> None:
     ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavor of the config is
     written beside it (``student.qonnx.onnx``), and so is a file that takes uint8 pixels (``student.uint8.onnx``) where
     preprocessing is inside; both are compared, too, on every test image. ``labels.txt``, ``preprocess.json`` and
-    ``predict.py`` are for whoever feeds the files.
+    ``predict.py`` are for whoever feeds the files. Where this machine has use for the low-bit execution
+    provider, and that takes something of a file, its outputs are compared with those of the CPU provider.
 
     Raises:
         export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
@@ -143,11 +145,12 @@ def compare_file(
 ) -> ParityReport:
     """Return the comparison of a student with one of its files on every test image."""
     preprocessing = preprocessing_of(config, splits, path.stem)
+    provider = None if path.stem.endswith(".qonnx") else low_bit_for(path)
     with progress.track(len(splits.test), "parity", "images") as tracker:
         batches = _test_batches(splits, config.data, tracker)
         if not preprocessing.is_inside:
             batches = ((normalize(images, splits.mean, splits.std), labels) for images, labels in batches)
-        return check_parity(student, path, batches, preprocessing=preprocessing)
+        return check_parity(student, path, batches, preprocessing=preprocessing, provider=provider)
 
 
 def write_parity(folder: Path, name: str, report: ParityReport) -> Path:
@@ -167,6 +170,8 @@ def judge_file(name: str, report: ParityReport, progress: Progress) -> None:
         progress.warn(f"{name}.onnx: {note}")
     report.raise_if_worse()
     progress.say(f"parity of {name}.onnx: {_outcome(report)}")
+    if report.provider is not None:
+        progress.say(f"{name}.onnx: {report.provider.sentence}")
     for side, compared in (("off", report.off), ("on", report.on)):
         if compared.differing:
             ties = (

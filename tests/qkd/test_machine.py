@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from export.lowbit import Availability
 from qkd import machine
 from qkd.cli import main
 from qkd.machine import Clash, DoctorReport, examine, find_clashes
@@ -72,7 +73,7 @@ def test_a_name_that_resolves_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch
 def sick() -> DoctorReport:
     return DoctorReport(
         versions={"python": "3"}, cpu="x", cpu_flags=(), cores=1, memory_bytes=None, cuda_devices=(), compiler=None,
-        providers=(), resolves_to={}, clashes=(Clash("qkd", "someone else's"),),
+        providers=(), low_bit="not offered: no reason", resolves_to={}, clashes=(Clash("qkd", "someone else's"),),
     )  # fmt: skip
 
 
@@ -85,3 +86,17 @@ def test_exit_code_and_json_tell_of_a_clash(
     assert printed["clashes"] == [{"name": "qkd", "what": "someone else's"}] and not printed["is_healthy"]
     assert main(["doctor"]) == 1
     assert "CLASH qkd: someone else's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (Availability("avx512", "AVX-512 with VBMI and VNNI"), "avx512 kernels (AVX-512 with VBMI and VNNI)"),
+        (Availability("", "no C++ compiler: install g++"), "not offered: no C++ compiler: install g++"),
+    ],
+)
+def test_a_line_says_what_the_low_bit_provider_offers(
+    found: Availability, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.lowbit.availability", lambda: found)
+    assert f"low-bit            {line}" in examine().to_text().splitlines()

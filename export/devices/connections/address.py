@@ -35,7 +35,7 @@ class Device:
         timeout_s: Longest duration of one command there, in seconds.
         threads: Intra-op threads on this device; absent, what the measurement says.
         affinity: CPUs the measurement is pinned to; absent, what the measurement says.
-        provider: Execution provider; absent, what the measurement says.
+        provider: Execution provider, or several with commas; absent, what the measurement says.
 
     Raises:
         ValueError: If a field is out of range, or the address is of none of these forms.

@@ -11,7 +11,9 @@ nothing of the toolkit. The toolkit's own measurements on this machine run it, t
 from __future__ import annotations
 
 import base64
+import ctypes
 import glob
+import importlib
 import json
 import math
 import os
@@ -26,6 +28,9 @@ from typing import Any
 
 NS_PER_MS = 1e6
 CPU = "CPUExecutionProvider"
+LOW_BIT = "LowBitExecutionProvider"
+LOW_BIT_PACKAGE = "onnxruntime_ep_lowbit"
+TAKES_PLUGINS = (1, 23)  # the first onnxruntime whose plugins compile nodes
 CPU_INFO = "/proc/cpuinfo"
 CPUFREQ = "/sys/devices/system/cpu/cpu%s/cpufreq"
 THERMAL = "/sys/class/thermal/thermal_zone*"
@@ -126,30 +131,107 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     """Measure the models of a job, interleaved.
 
     Args:
-        job: ``models`` (each ``name``, ``file``), ``threads``, ``batch_size``, ``warmup``, ``rounds``, ``provider``,
-            ``affinity``, ``seed``, ``spinning``, ``memory`` and ``sample`` (npz, or null).
+        job: ``models`` (each ``name``, ``title``, ``key``, its place; ``file``, ``provider``, ``optional`` and
+            ``where_nothing``), ``threads``, ``batch_size``, ``warmup``, ``rounds``, ``affinity``, ``seed``,
+            ``spinning`` (if one model is left), ``memory``, ``sample`` (npz, or null), ``low_bit`` (library, or null)
+            and ``why_no_low_bit``.
         folder: Where its files are.
     """
     import onnxruntime
 
     pin(job["affinity"])
-    memory = [peak_memory(job, folder, index) if job["memory"] else {} for index in range(len(job["models"]))]
+    entries, left_out = choose(onnxruntime, job, folder)
+    job = dict(job, spinning=job["spinning"] and len(entries) == 1)
+    memory = [peak_memory(job, folder, int(entry["key"])) if job["memory"] else {} for entry in entries]
     before = conditions(job["affinity"])
-    models = [Timed(onnxruntime, job, entry, folder) for entry in job["models"]]
+    models = [Timed(onnxruntime, job, entry, folder) for entry in entries]
     for model in models:
-        say(f"{model.name}: loaded in {model.load_ms:.0f} ms, first run {model.first_run_ms:.1f} ms; warming up")
+        say(f"{model.title}: loaded in {model.load_ms:.0f} ms, first run {model.first_run_ms:.1f} ms; warming up")
         for _ in range(job["warmup"]):
             model.run()
-    say("{} rounds of {}".format(job["rounds"], ", ".join(model.name for model in models)))
+    say("{} rounds of {}".format(job["rounds"], ", ".join(model.title for model in models)))
     times = take_turns(models, job["rounds"])
     after = conditions(job["affinity"])
     results = {}
     for model, taken, peak in zip(models, times, memory):  # noqa: B905 - `strict` is younger than Python 3.8
-        say("{}: median {:.3f} ms".format(model.name, statistics(taken)["median_ms"]))
+        say("{}: median {:.3f} ms".format(model.title, statistics(taken)["median_ms"]))
         results[model.key] = dict(model.facts(), **statistics(taken), **peak, **score(model, job, folder))
         results[model.key]["notes"] = peak.get("notes", []) + timing_notes(taken)
     notes = condition_notes(before, after, job)
-    return {"models": results, "machine": machine(), "before": before, "after": after, "notes": notes}
+    answer = {"models": results, "left_out": left_out, "machine": machine(), "notes": notes}
+    return dict(answer, before=before, after=after)
+
+
+def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the entries that are measured, and why others are not: the low-bit provider may have nothing to do.
+
+    Args:
+        ort: The module onnxruntime.
+        job: As ``run`` takes it.
+        folder: Where its files are.
+    """
+    kept: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    wanted = any(entry["provider"] == LOW_BIT for entry in job["models"])
+    why = register_low_bit(ort, job, folder) if wanted else ""
+    for entry in job["models"]:
+        if entry["provider"] != LOW_BIT:
+            kept.append(entry)
+            continue
+        if why and not entry["optional"]:
+            raise Refused(f"{entry['name']}: the low-bit provider is not offered here: {why}")
+        taken = None if why else compare_low_bit(ort, job, entry, folder)
+        if not why and (taken or taken is None):
+            kept.append(dict(entry, taken=taken))
+        elif why or entry["where_nothing"] == "leave out":
+            left_out[entry["key"]] = why or "it takes nothing of this file"
+        else:
+            kept.append(dict(entry, taken=0, provider=CPU, title=entry["name"]))
+    if why:
+        say(f"low-bit provider: {why}; the CPU provider runs everything")
+    return kept, left_out
+
+
+def register_low_bit(ort: Any, job: dict[str, Any], folder: str) -> str:
+    """Make the low-bit provider known to onnxruntime; return why it is not offered here, or nothing."""
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    if version < TAKES_PLUGINS:
+        return f"needs onnxruntime {TAKES_PLUGINS[0]}.{TAKES_PLUGINS[1]} or newer, this is {ort.__version__}"
+    try:
+        library = str(importlib.import_module(LOW_BIT_PACKAGE).get_library_path())
+    except ImportError:  # it came with the job, or not at all
+        if not job["low_bit"]:
+            return str(job["why_no_low_bit"])
+        library = os.path.join(folder, job["low_bit"])
+    try:
+        describe = ctypes.CDLL(library).lowbit_describe
+        describe.restype = ctypes.c_char_p
+        kernels, reason = describe().decode().split("\n", 1)
+        if kernels:
+            ort.register_execution_provider_library(LOW_BIT, library)
+        return "" if kernels else str(reason)
+    except Exception as error:  # made for another system, or what onnxruntime raises
+        return f"its library cannot be loaded: {error}"
+
+
+def compare_low_bit(ort: Any, job: dict[str, Any], entry: dict[str, Any], folder: str) -> int | None:
+    """Return how many nodes of a file the low-bit provider takes; None where onnxruntime does not tell.
+
+    Its outputs are compared with those of the CPU provider first, on random images and on the sample: a file whose
+    outputs differ in one bit is refused.
+    """
+    plain, ours = (Timed(ort, job, dict(entry, provider=name), folder) for name in (CPU, LOW_BIT))
+    tell = getattr(ours.session, "get_provider_graph_assignment_info", None)
+    taken = None if tell is None else sum(len(part.get_nodes()) for part in tell() if part.ep_name == LOW_BIT)
+    if taken == 0:
+        return 0
+    pairs = [[value.numpy() for value in model.outputs_now()] for model in (plain, ours)]
+    if job["sample"]:
+        images = sample_of(job, folder)["images"]
+        pairs = [values + [run_in_batches(model, images)] for values, model in zip(pairs, (plain, ours))]  # noqa: B905
+    if any(one.tobytes() != other.tobytes() for one, other in zip(*pairs)):  # noqa: B905
+        raise Refused(f"{entry['title']}: its outputs are not those of the CPU provider, so it is not measured")
+    return taken
 
 
 def take_turns(models: list[Timed], rounds: int) -> list[list[int]]:
@@ -170,9 +252,10 @@ class Timed:
         import numpy
 
         self.name, self.path = entry["name"], os.path.join(folder, entry["file"])
+        self.title, self.taken = entry["title"], entry.get("taken")  # taken: nodes, by the low-bit provider
         self.key = entry["key"]  # the answer's; the caller cleans its texts
         start = time.perf_counter_ns()
-        self.session = open_session(ort, self.path, job, self.name)
+        self.session = open_session(ort, self.path, job, entry)
         self.load_ms = (time.perf_counter_ns() - start) / NS_PER_MS
         self.input, self.shape = input_of(self.session, self.name, job["batch_size"])
         images = numpy.random.default_rng(job["seed"]).standard_normal(self.shape, dtype=numpy.float32)
@@ -186,9 +269,14 @@ class Timed:
         self.session.run_with_ort_values(self.outputs, self.feeds)
         return time.perf_counter_ns() - start
 
+    def outputs_now(self) -> list[Any]:
+        """Return the outputs of the prepared images."""
+        return list(self.session.run_with_ort_values(self.outputs, self.feeds))
+
     def facts(self) -> dict[str, Any]:
         """Return what is known before the rounds."""
-        return {"load_ms": self.load_ms, "first_run_ms": self.first_run_ms, "input_shape": list(self.shape)}
+        known = {"load_ms": self.load_ms, "first_run_ms": self.first_run_ms, "input_shape": list(self.shape)}
+        return dict(known, taken=self.taken)
 
 
 def quiet_options(ort: Any) -> Any:
@@ -198,9 +286,9 @@ def quiet_options(ort: Any) -> Any:
     return options
 
 
-def open_session(ort: Any, path: str, job: dict[str, Any], name: str) -> Any:
+def open_session(ort: Any, path: str, job: dict[str, Any], entry: dict[str, Any]) -> Any:
     """Return a session with all optimizations, its settings those of the job."""
-    provider, has = job["provider"], ort.get_available_providers()
+    name, provider, has = entry["name"], entry["provider"], ort.get_available_providers()
     if provider not in has:
         raise Refused(f"provider {provider!r} is not in this onnxruntime ({ort.__version__}); it has {has}")
     options = quiet_options(ort)
@@ -209,6 +297,8 @@ def open_session(ort: Any, path: str, job: dict[str, Any], name: str) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = job["threads"], 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if job["spinning"] else "0")
     settings: dict[str, str] = {}
+    if provider == LOW_BIT:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider == "XnnpackExecutionProvider":  # it has its own thread pool
         settings["intra_op_num_threads"] = str(job["threads"])
     providers: list[Any] = [provider] if provider == CPU else [(provider, settings), CPU]
@@ -257,8 +347,7 @@ def score(model: Timed, job: dict[str, Any], folder: str) -> dict[str, Any]:
         return {}
     import numpy
 
-    with numpy.load(os.path.join(folder, job["sample"]), allow_pickle=False) as content:
-        sample = {key: content[key] for key in content.files}
+    sample = sample_of(job, folder)
     images, logits = sample["images"].astype(numpy.float32), run_in_batches(model, sample["images"])
     result: dict[str, Any] = {"images": len(images)}
     if "labels" in sample:
@@ -271,6 +360,14 @@ def score(model: Timed, job: dict[str, Any], folder: str) -> dict[str, Any]:
         result["agreement"] = float((logits.argmax(1) == expected.argmax(1)).mean())
         result["max_difference"] = float(difference.max()) if numpy.isfinite(difference).all() else None
     return result
+
+
+def sample_of(job: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Return the arrays of the sample."""
+    import numpy
+
+    with numpy.load(os.path.join(folder, job["sample"]), allow_pickle=False) as content:
+        return {key: content[key] for key in content.files}
 
 
 def run_in_batches(model: Timed, images: Any) -> Any:
@@ -294,7 +391,7 @@ def peak_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
     """Load and run one model in a separate process; return its peak memory and what Python and runtime take."""
     command = [sys.executable, os.path.abspath(__file__), "memory", os.path.join(folder, "job.json"), str(index)]
     command += ["child"]  # whose stdin is this process: it ends when this one does
-    say("{}: peak memory, in a separate process".format(job["models"][index]["name"]))
+    say("{}: peak memory, in a separate process".format(job["models"][index]["title"]))
     try:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -314,7 +411,10 @@ def child_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]
 
     pin(job["affinity"])
     base = peak_bytes()
-    Timed(onnxruntime, job, job["models"][index], folder)
+    entry = job["models"][index]
+    if entry["provider"] == LOW_BIT:
+        register_low_bit(onnxruntime, job, folder)
+    Timed(onnxruntime, job, entry, folder)
     return {"peak_memory_bytes": peak_bytes(), "runtime_memory_bytes": base}
 
 

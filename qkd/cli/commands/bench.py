@@ -56,14 +56,21 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         ("--rounds", None, whole, "N", "timed inferences per model, interleaved (200)"),
         ("--warmup", None, whole, "N", "inferences before the clock starts (20)"),
         ("--batch-size", None, whole, "N", "images per inference (1)"),
-        ("--provider", None, str, "NAME", "execution provider (CPUExecutionProvider)"),
+        (
+            "--provider",
+            "append",
+            str,
+            "NAME",
+            "auto, cpu, lowbit or onnxruntime's name; several: commas, or again (auto)",
+        ),
         ("--affinity", None, cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
         ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
         ("--timeout", None, finite, "SECONDS", "longest duration of one command on a device (600)"),
         ("--output", None, user_path, "FILE", "write the result as JSON, too"),
     ):
         option, action, kind, meta, text = words
-        group.add_argument(option, action=action, type=kind, metavar=meta, help=text)  # type: ignore[arg-type]
+        more = {"dest": "providers"} if option == "--provider" else {}
+        group.add_argument(option, action=action, type=kind, metavar=meta, help=text, **more)  # type: ignore[arg-type]
     group.add_argument(
         "--int8-baseline", action="store_true", help="measure onnxruntime's static int8 of the float model, too"
     )

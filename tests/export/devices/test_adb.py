@@ -278,7 +278,7 @@ def test_what_perf_test_cannot_do(phone, plain):
     with pytest.raises(ValueError, match="takes free axes as 1, but batch_size is 2"):
         measure_on(phone.perf_test(), {"a": plain}, Settings(batch_size=2))
     with pytest.raises(ValueError, match="provider 'FooProvider' is not one of CPUExecutionProvider, Xnnpack"):
-        measure_on(phone.perf_test(), {"a": plain}, Settings(provider="FooProvider"))
+        measure_on(phone.perf_test(), {"a": plain}, Settings(providers=("FooProvider",)))
 
 
 def test_a_probe_of_perf_test(phone):

@@ -97,5 +97,5 @@ def test_what_is_refused(plain, tmp_path):
 def test_a_devices_own_settings_stand_above_the_measurements():
     device = Device("ssh://a", threads=4, affinity=(2, 3), provider="P")
     own = Settings(threads=1, rounds=7, affinity=(0,)).on(device)
-    assert (own.threads, own.affinity, own.provider, own.rounds) == (4, (2, 3), "P", 7)
+    assert (own.threads, own.affinity, own.providers, own.rounds) == (4, (2, 3), ("P",), 7)
     assert Settings(threads=3).on(Device("ssh://a")) == Settings(threads=3)

@@ -237,20 +237,21 @@ def test_a_sample_with_pickled_objects_is_refused(tmp_path):
 
 
 def test_memory_that_cannot_be_taken_is_a_note(monkeypatch, tmp_path):
-    job = {"models": [{"name": "m"}], "timeout_s": 10}
+    job = {"models": [{"name": "m", "title": "m"}], "timeout_s": 10}
     monkeypatch.setattr(runner.sys, "executable", "/bin/false")
     assert runner.peak_memory(job, str(tmp_path), 0)["notes"][0].startswith("peak memory is not known: ")
     monkeypatch.setattr(runner.sys, "executable", str(tmp_path / "none"))
     assert "No such file" in runner.peak_memory(job, str(tmp_path), 0)["notes"][0]
 
 
-ENDLESS = {"threads": 1, "batch_size": 1, "warmup": 0, "rounds": 10_000_000, "provider": "CPUExecutionProvider",
+ENDLESS = {"threads": 1, "batch_size": 1, "warmup": 0, "rounds": 10_000_000,
            "affinity": [], "seed": 0, "spinning": False, "memory": False, "sample": None, "timeout_s": 300,
            "token": "t", "watched": True}  # fmt: skip
 
 
 def test_the_runner_ends_with_who_started_it(plain, tmp_path):
-    job = {**ENDLESS, "models": [{"name": "two  spaces", "key": "0", "file": str(plain)}]}
+    entry = {"name": "two  spaces", "title": "m", "key": "0", "file": str(plain), "provider": "CPUExecutionProvider"}
+    job = {**ENDLESS, "models": [entry]}
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, str(FILE), "run", str(tmp_path / "job.json")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

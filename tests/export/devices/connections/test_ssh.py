@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
+import torch
+from torch import nn
 
-from export import DeviceError, measure_interleaved
+from export import DeviceError, export_onnx, lowbit, measure_interleaved
 from export.devices import Settings, measure_on, probe_device
+from quantizers import QuantSpec, calibrate, prepare
 
 QUICK = Settings(warmup=1, rounds=8, memory=False)
 
@@ -292,4 +295,54 @@ def test_figures_that_cannot_be_are_refused(ssh_server, here, plain):
     )
     with pytest.raises(DeviceError, match="a.median_ms is '-1'"):
         measure(ssh_server.device(python=liar), {"a": plain})
+    assert ssh_server.left() == []
+
+
+@pytest.fixture(scope="module")
+def low_bit_student(eager, tmp_path_factory):
+    """A student that the low-bit provider takes something of."""
+    if not (found := lowbit.availability()).is_offered:
+        pytest.skip(found.reason)
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 8, 8)
+    layers = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)]
+    student = prepare(nn.Sequential(*layers).eval(), QuantSpec(weight_bits=2, act_bits=2), images)
+    calibrate(student, images)
+    return export_onnx(student.eval(), images, tmp_path_factory.mktemp("student") / "student.onnx").path
+
+
+def test_the_low_bit_library_goes_to_the_device_and_leaves_it_again(ssh_server, here, low_bit_student):
+    said = []
+    settings = Settings(warmup=0, rounds=3, providers=("auto",))
+    reports = measure_on(ssh_server.device(python=here), {"s": low_bit_student}, settings, say=said.append)
+    assert list(reports) == ["s", "s, low-bit provider"]
+    assert reports["s, low-bit provider"].claimed_nodes > 5 and reports["s, low-bit provider"].peak_memory_bytes > 1e6
+    assert any("rounds of s, s, low-bit provider" in line for line in said) and ssh_server.left() == []
+
+
+def test_a_device_whose_runtime_takes_no_plugins_measures_without(ssh_server, here, low_bit_student):
+    said, settings = [], Settings(warmup=0, rounds=3, memory=False)
+    device = ssh_server.device(python=old_runtime(ssh_server, here, "old", [17]))
+    assert list(measure_on(device, {"s": low_bit_student}, settings, say=said.append)) == ["s"]
+    assert any("needs onnxruntime 1.23 or newer, this is 1.15.0" in line for line in said)
+    with pytest.raises(ValueError, match=r"s: the low-bit provider is not offered here: needs onnxruntime 1\.23"):
+        measure_on(device, {"s": low_bit_student}, replace(settings, providers=("lowbit",)))
+    assert ssh_server.left() == []
+
+
+@pytest.mark.slow
+def test_the_low_bit_library_leaves_the_device_when_bench_is_killed_here(ssh_server, here, low_bit_student):
+    fields = json.dumps(asdict(ssh_server.device(python=here)))
+    command = [sys.executable, "-u", "-c", BENCH, fields, str(low_bit_student)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as bench:
+        assert bench.stdout is not None
+        while "rounds of m, m, low-bit provider" not in bench.stdout.readline():
+            assert bench.poll() is None
+        (folder,) = ssh_server.left()
+        assert (ssh_server.folder / "work" / folder / "liblowbit.so").is_file()
+        bench.kill()
+        bench.wait()
+    deadline = time.monotonic() + 30
+    while ssh_server.left() and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert ssh_server.left() == []

@@ -1,0 +1,107 @@
+"""Trains students of the preset `fast` beside default ones and measures both with the low-bit execution provider.
+
+    python benchmarks/fast_students.py accuracy --json benchmarks/results/fast_students.json \
+        data.name=npz data.path=FOLDER
+    python benchmarks/fast_students.py latency --json benchmarks/results/fast_students.json
+
+`accuracy` distills W2A2 students of ResNet-20 on Fashion-MNIST: one teacher, then a student a variant and seed, each
+from that teacher's weights. Every student reads the test images once, at the end of its last epoch. Words
+`key.path=value` are passed on to every run; a run that is there already is not trained again.
+
+`latency` measures untrained students of each shape, all variants of a shape interleaved on one thread, beside FP32 and
+static int8: weights change what a kernel takes only by where its sums are widened. The outputs of a student
+with the provider are compared with those without first. `LOWBIT_ISA=avx2` measures other kernels. Both parts keep what
+the other has written into the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from stage_runs import environment, public, run_stages, spread
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "fashion-mnist" / "w2a2.yaml"
+BUDGET = (
+    "data.train_limit=10000", "teacher.train.epochs=6", "student.train.epochs=2",
+)  # fmt: skip
+# What differs from QuantSpec(weight_bits=2, act_bits=2).
+VARIANTS: dict[str, dict[str, int]] = {
+    "default": {},
+    "sums of 4 bits": {"sum_bits": 4},
+    "sums of 2 bits": {"sum_bits": 2},
+    "first layer of 4 bits": {"first_bits": 4},
+    "sums and first layer of 4 bits": {"sum_bits": 4, "first_bits": 4},
+    "sums and first layer of 2 bits": {"sum_bits": 2, "first_bits": 2},
+}
+TRAINED = ("default", "sums of 2 bits", "sums of 4 bits")
+SHAPES = {  # title -> net, classes, channels, pixels
+    "ResNet-20, 28x28x1": ("resnet20", 10, 1, 28),
+    "ResNet-20, 32x32x3": ("resnet20", 10, 3, 32),
+    "ResNet-18 for 32x32x3": ("resnet18_cifar", 10, 3, 32),
+    "ResNet-18, 224x224x3": ("torchvision/resnet18", 1000, 3, 224),
+}
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """Train the teacher and all students, and return their accuracies."""
+    folder: Path = options.runs_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*BUDGET, *options.words]
+    why = run_stages(str(CONFIG), "teacher", ["seed=0", *words], folder, until="teacher")
+    if why:
+        return {"failed": why}
+    rows = [_student(name, seed, folder, words) for seed in options.seeds for name in options.variants]
+    teacher = _accuracy(folder / "teacher" / "teacher")
+    summary = {
+        name: spread([row["accuracy"] for row in rows if row["variant"] == name and "accuracy" in row])
+        for name in options.variants
+    }
+    return {
+        "config": str(CONFIG.relative_to(ROOT)), "overrides": public(words), "teacher_accuracy": teacher,
+        "summary": summary, "rows": rows, "environment": environment(),
+    }  # fmt: skip
+
+
+def _student(name: str, seed: int, folder: Path, words: list[str]) -> dict[str, Any]:
+    title = f"{name.replace(' ', '-')}-seed{seed}"
+    quant = [f"student.quant.{key}={value}" for key, value in VARIANTS[name].items()]
+    own = [f"seed={seed}", f"teacher.run={folder / 'teacher'}", *words, *quant]
+    started = time.time()
+    why = run_stages(str(CONFIG), title, own, folder, until="distill")
+    row = {"variant": name, "seed": seed}
+    if why:
+        return {**row, "failed": why}
+    found = {**row, "accuracy": _accuracy(folder / title / "student"), "seconds": round(time.time() - started)}
+    print(f"{name}, seed {seed}: {found['accuracy']:.4f}", flush=True)
+    return found
+
+
+def _accuracy(folder: Path) -> float:
+    return float(json.loads((folder / "result.json").read_text())["test_accuracy"])
+
+
+def main() -> None:
+    """Do one part and put it into the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["accuracy", "latency"])
+    parser.add_argument("words", nargs="*", help="key.path=value for every training")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/fast-students"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(TRAINED), choices=list(VARIANTS))
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=100)
+    options = parser.parse_intermixed_args()
+    found = train(options)
+    if options.json:
+        known = json.loads(options.json.read_text()) if options.json.exists() else {}
+        options.json.write_text(json.dumps({**known, options.part: found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

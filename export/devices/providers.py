@@ -1,0 +1,123 @@
+"""Which execution providers models are measured with, and what each measurement is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from export.lowbit.provider import PROVIDER as LOW_BIT
+from export.runtime import CPU
+
+AUTO = "auto"
+SHORT = {"cpu": CPU, "lowbit": LOW_BIT}  # what a person may write for onnxruntime's names
+SUFFIX = "ExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model under a provider: what takes a turn.
+
+    Args:
+        model: Name of the model.
+        provider: By onnxruntime's name.
+        is_optional: Whether it is left out, and no error, where the low-bit provider is not offered.
+        is_beside: Whether the same model also runs on the CPU provider: then a file of which the low-bit provider takes
+            nothing is left out here; else the CPU provider runs it here, too.
+        is_alone: Whether models run under this provider only.
+    """
+
+    model: str
+    provider: str
+    is_optional: bool = False
+    is_beside: bool = False
+    is_alone: bool = False
+
+    @property
+    def title(self) -> str:
+        """What its figures are called."""
+        return titled(self.model, self.provider, is_alone=self.is_alone)
+
+
+def titled(model: str, provider: str, *, is_alone: bool = False) -> str:
+    """Return what a model under a provider is called: ``student``, ``student, low-bit provider``.
+
+    Args:
+        model: Its name.
+        provider: By onnxruntime's name.
+        is_alone: Whether models run under this provider only; then its name adds nothing, but for the low-bit one.
+    """
+    if provider == LOW_BIT:
+        return f"{model}, low-bit provider"
+    return model if provider == CPU or is_alone else f"{model}, {provider.removesuffix(SUFFIX)} provider"
+
+
+def provider_names(words: Sequence[str]) -> tuple[str, ...]:
+    """Return providers by onnxruntime's names, or ``auto``, of what a person wrote.
+
+    Args:
+        words: ``auto``, ``cpu``, ``lowbit`` or names; each may be several, with commas between them.
+
+    Raises:
+        ValueError: If there is none, one is named twice, or ``auto`` stands beside others.
+    """
+    parts = [part.strip() for word in words for part in word.split(",")]
+    names = tuple(SHORT.get(part, part) for part in parts if part)
+    if not names:
+        raise ValueError("no provider is named; give auto, cpu, lowbit or a name of onnxruntime's")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a provider is named twice: {', '.join(parts)}")
+    if AUTO in names and len(names) > 1:
+        raise ValueError(f"auto chooses the providers by itself, it cannot stand beside others: {', '.join(parts)}")
+    return names
+
+
+def entries_of(models: Sequence[str], providers: Sequence[str]) -> tuple[Entry, ...]:
+    """Return what takes turns: every model under every provider.
+
+    Args:
+        models: Their names.
+        providers: Of :func:`provider_names`.
+
+    Raises:
+        ValueError: If two of them would have one name.
+    """
+    is_auto = tuple(providers) == (AUTO,)
+    names = (CPU, LOW_BIT) if is_auto else tuple(providers)
+    entries = tuple(
+        Entry(model, name, is_auto and name == LOW_BIT, CPU in names, len(names) == 1)
+        for model in models
+        for name in names
+    )
+    titles = [entry.title for entry in entries]
+    if twice := sorted({title for title in titles if titles.count(title) > 1}):
+        raise ValueError(f"two measurements would be called {twice[0]!r}; rename the model")
+    return entries
+
+
+def as_job(entry: Entry, number: int, file: str) -> dict[str, Any]:
+    """Return an entry as the runner takes it.
+
+    Args:
+        entry: What.
+        number: Its place; the answer is by it, for a device's texts are cleaned, names too.
+        file: Name of the file on the device.
+    """
+    nothing = "leave out" if entry.is_beside else "cpu"
+    return {
+        "name": entry.model, "title": entry.title, "key": str(number), "file": file, "provider": entry.provider,
+        "optional": entry.is_optional, "where_nothing": nothing if entry.provider == LOW_BIT else "run",
+    }  # fmt: skip
+
+
+def left_out(answer: Mapping[str, Any], entries: Sequence[Entry]) -> dict[int, str]:
+    """Return the places of entries that were not measured, and why; only such as may be left out.
+
+    Args:
+        answer: The runner's.
+        entries: In order.
+    """
+    told = answer.get("left_out")
+    told = told if isinstance(told, Mapping) else {}
+    may = {number for number, entry in enumerate(entries) if entry.provider == LOW_BIT and entry.is_beside}
+    return {number: str(told[str(number)]) for number in sorted(may) if str(number) in told}

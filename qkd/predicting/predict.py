@@ -246,7 +246,8 @@ def named_rule(name: str) -> tuple[Any, int | None, str]:
     sizes = [int(word) for word in more if word.isdecimal()]
     words = [word for word in more if not word.isdecimal()]
     is_known = len(sizes) <= 1 and len(words) <= 1 and set(words) <= {"bilinear", "bicubic"}
-    return (RULES.get(rule) if is_known else None), (sizes or [None])[0], (words or ["bilinear"])[0]
+    shorter = sizes[0] if sizes else None
+    return (RULES.get(rule) if is_known else None), shorter, (words or ["bilinear"])[0]
 
 
 def _crop(image: Any, width: int, height: int, shorter: int | None, how: str) -> Any:

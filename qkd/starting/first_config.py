@@ -34,7 +34,7 @@ class FirstConfig:
     Args:
         file: Where it is.
         text: What it says.
-        look: What it is for; None without a folder.
+        look: The folder that it is for; None without a folder.
         note: What was found out about given weights; empty without.
     """
 

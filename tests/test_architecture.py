@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {"quantizers": set(), "export": {"quantizers"}, "qkd": {"quantizers", "export"}}  # of ours, beside itself
 OUTSIDE = {
     "torch", "torchvision", "brevitas", "onnx", "onnxruntime", "onnxscript", "numpy", "pydantic", "yaml", "safetensors",
-    "sklearn", "tqdm", "PIL", "setuptools", "qonnx", "ray", "jinja2", "markupsafe", "matplotlib",
+    "sklearn", "tqdm", "PIL", "setuptools", "qonnx", "ray", "jinja2", "markupsafe", "matplotlib", "argcomplete",
 }  # fmt: skip
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 LINES_AT_MOST = 450

@@ -26,6 +26,7 @@ PACKAGES = [
     "qkd.checking",
     "qkd.cli",
     "qkd.cli.commands",
+    "qkd.cli.commands.deployment",
     "qkd.cli.commands.results",
     "qkd.cli.options",
     "qkd.config",

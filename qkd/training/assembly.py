@@ -183,6 +183,7 @@ def assemble(role: Role) -> Training:
         scales=made.scales,
         others=made.others,
         partners=made.partners,
+        log=context.config.log,
         source=made.source,
     )
     return Training(job, made, folder)

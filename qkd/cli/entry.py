@@ -24,7 +24,8 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
-from qkd.cli.commands.results import generate, predict, val
+from qkd.cli.commands.deployment import lowbit
+from qkd.cli.commands.results import compare, generate, predict, val
 from qkd.cli.commands.setting_up import init
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.cli.options.completion import complete
@@ -42,6 +43,7 @@ EXAMPLES = """examples:
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
   qkd predict runs/digits-w2a2 photo.png              classes and probabilities of images
   qkd val runs/digits-w2a2 my-images/                 accuracy on labeled images, class by class
+  qkd compare runs/digits-w2a2 runs/digits-w4a4       runs side by side; `qkd ls runs` shows all
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
@@ -54,8 +56,8 @@ exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 13
 
 # in the order of `qkd --help`
 COMMANDS = (
-    init, run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match,
-    generate, policy, doctor,
+    init, run, stage, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve, match,
+    generate, policy, lowbit, doctor,
 )  # fmt: skip
 
 

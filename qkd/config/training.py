@@ -36,6 +36,11 @@ class TrainConfig(Section):
     checkpoint_every_s: NonNegative = Field(
         60.0, description="least seconds between checkpoints; one at every epoch's end"
     )
+    keep_checkpoint: bool = Field(
+        False,
+        description="whether the last checkpoint (optimizer, partners) stays when the training is done: it brings back "
+        "altered weights without a second training",
+    )
 
     @model_validator(mode="after")
     def _warmup_is_shorter(self) -> TrainConfig:
@@ -53,6 +58,12 @@ class StudentTrainConfig(TrainConfig):
 class QuantConfig(Section):
     """Bits and quantizers of the student (the keys of `quantizers.QuantSpec`)."""
 
+    preset: Literal["fast"] | None = Field(
+        None,
+        exclude=True,
+        description="widths by name, in place of the keys of widths; fast: what the low-bit execution provider is "
+        "fastest at (2-bit weights and activations), and 8 bits where fewer gain nothing",
+    )
     weight_bits: Bits = Field(description="bits of weights")
     act_bits: Bits = Field(description="bits of activations that enter a convolution or linear layer")
     first_bits: Bits | None = Field(8, description="first layer: weights and image; null: as the others")

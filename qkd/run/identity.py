@@ -12,7 +12,7 @@ FREE = {
     "log.csv", "log.tensorboard",
     "search.engine", "search.workers", "search.gpus_per_worker", "search.address", "search.worker_failures",
 }  # fmt: skip
-FREE_KEYS = {"checkpoint_every_s"}  # in whatever section
+FREE_KEYS = {"checkpoint_every_s", "keep_checkpoint"}  # in whatever section
 BEHIND = ("export", "bench")  # stages behind the trainings, each with a section of its name
 
 

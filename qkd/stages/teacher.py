@@ -7,10 +7,10 @@ from qkd.engines.engine import current
 from qkd.progress import Progress
 from qkd.roles.images import run_images
 from qkd.roles.stored import warn_of_another_environment
-from qkd.roles.teacher import teacher_parts, teacher_role
+from qkd.roles.teacher.borrowed import borrow_teacher
+from qkd.roles.teacher.role import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent
-from qkd.stages.borrowed import borrow_teacher
 from qkd.training import cpu_threads
 from qkd.training.assembly import Context, assemble, train_part
 from qkd.training.precision import choose_device
@@ -47,4 +47,4 @@ def _run(run: RunFolder, progress: Progress) -> None:
     fitted = training.run(progress)
     others = [path for part in teacher_parts(context) for path in train_part(part)]
     run.complete("teacher", [*training.finish(fitted), *others], training.made.inputs)
-    training.keep_last_checkpoint()
+    training.drop_checkpoints()

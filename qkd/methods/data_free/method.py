@@ -57,6 +57,11 @@ class DataFree(Method):
         self._adversary: Adversary | None = None
 
     @property
+    def why_one_device(self) -> str:
+        """Return why devices cannot share its batches: each would make all of them."""
+        return "made images are drawn for a whole batch, and a generator's batch norm and diversity are over all of it"
+
+    @property
     def settings(self) -> DataFreeConfig:
         """Return the section of the config."""
         return cast(DataFreeConfig, self.config.student.data_free)

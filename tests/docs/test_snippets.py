@@ -1,4 +1,4 @@
-"""The blocks of README and docs run, or say why not; commands are parsed, configs bound, Python compiled in any case."""
+"""Blocks of README and docs run, or say why not; commands are parsed, configs bound, Python compiled in any case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from qkd.files.yaml_text import parse_yaml
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 OF = {language: [block for block in BLOCKS if block.language == language] for language in ("bash", "python", "yaml")}
-HERE = {"page": "quickstart.md"}  # has a test of its own, which runs it whole
+WHOLE = "quickstart.md"  # another test runs this page from its first block to its last
+RUN = {language: [one for one in blocks if not one.reason and one.page != WHOLE] for language, blocks in OF.items()}
 NET = """
 from torch import nn
 
@@ -99,7 +100,7 @@ def images_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("block", [one for one in OF["bash"] if not one.reason and one.page != HERE["page"]], ids=name)
+@pytest.mark.parametrize("block", RUN["bash"], ids=name)
 def test_shell_blocks_run(block: Block, images_here: Path) -> None:
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
@@ -110,9 +111,7 @@ def test_shell_blocks_run(block: Block, images_here: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "block", [one for one in OF["python"] if not one.reason and one.page != HERE["page"]], ids=name
-)
+@pytest.mark.parametrize("block", RUN["python"], ids=name)
 def test_python_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the names that the text around them means: nets, one batch of images, batches with labels."""
     monkeypatch.chdir(tmp_path)
@@ -131,9 +130,8 @@ def test_python_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_every_wish_has_a_command_that_is_one() -> None:
-    rows = re.findall(
-        r"^\| (.+?) \| (yes|partly|no) \| `(.+?)` \|$", (ROOT / "docs" / "expectations.md").read_text(), re.M
-    )
+    text = (ROOT / "docs" / "expectations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| (yes|partly|no) \| `(.+?)` \|$", text, re.M)
     assert len(rows) == 25 and {answer for _, answer, _ in rows} == {"yes"}
     for _, _, command in rows:
         words = shlex.split(command)

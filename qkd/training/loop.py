@@ -30,7 +30,7 @@ from qkd.training.optimizer import build_optimizer, learning_rate, set_learning_
 from qkd.training.origin import kernels_of, other_kernels, other_settings, settings_of
 from qkd.training.precision import choose_precision
 from qkd.training.source import source_of
-from qkd.training.state import collect, restore
+from qkd.training.state import collect, fill, restore
 
 SHOW_EVERY_STEPS = 10  # on a CUDA device each value shown waits for the device
 SMALLEST_LOSS_SCALE = 2.0**-14  # below it float16 gradients are not too small but broken
@@ -151,8 +151,8 @@ class Trainer:
                     self._write_metrics()
         if self.average is not None:
             self.average.copy_to(self.job.model)
-        if self.best is not None:
-            self.best.copy_to(self.job.model)
+        if self.best is not None and self.best.epoch is not None:
+            fill(self.job.model, self.best.tensors)
         seconds = max(self.at.seconds, 1e-9)
         images = epochs * self.steps * self.batch_size
         kept = None if self.best is None else self.best.epoch

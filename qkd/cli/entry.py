@@ -24,6 +24,7 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
+from qkd.cli.commands.deployment import lowbit
 from qkd.cli.commands.results import generate, predict, val
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
@@ -52,7 +53,7 @@ exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 13
 # in the order of `qkd --help`
 COMMANDS = (
     run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match,
-    generate, policy, doctor,
+    generate, policy, lowbit, doctor,
 )  # fmt: skip
 
 

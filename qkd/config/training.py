@@ -49,6 +49,12 @@ class StudentTrainConfig(TrainConfig):
 class QuantConfig(Section):
     """Bits and quantizers of the student (the keys of `quantizers.QuantSpec`)."""
 
+    preset: Literal["fast"] | None = Field(
+        None,
+        exclude=True,
+        description="widths by name, in place of the keys of widths; fast: what the low-bit execution provider is "
+        "fastest at (2-bit weights and activations), and 8 bits where fewer gain nothing",
+    )
     weight_bits: Bits = Field(description="bits of weights")
     act_bits: Bits = Field(description="bits of activations that enter a convolution or linear layer")
     first_bits: Bits | None = Field(8, description="first layer: weights and image; null: as the others")

@@ -57,6 +57,11 @@ class DataFree(Method):
         self._adversary: Adversary | None = None
 
     @property
+    def why_one_device(self) -> str:
+        """Return why devices cannot share its batches: each would make all of them."""
+        return "made images are drawn for a whole batch, and a generator's batch norm and diversity are over all of it"
+
+    @property
     def settings(self) -> DataFreeConfig:
         """Return the section of the config."""
         return cast(DataFreeConfig, self.config.student.data_free)
@@ -81,7 +86,7 @@ class DataFree(Method):
         """Return what makes images."""
         settings, splits, device = self.settings, context.splits, context.device
         if settings.family == NOISE:
-            return Noise((splits.channels, splits.image_size, splits.image_size), device)
+            return Noise(splits.image_shape, device)
         if settings.family == POOL:
             images = load_pool(PoolRole(context, settings).files()).to(device)
             teacher = Watched(load_guide(context.run).to(device))

@@ -88,22 +88,26 @@ def check(library: ctypes.CDLL, isa: str, name: str, bits: tuple[int, int], coun
 @pytest.mark.parametrize("name", LUT_WIDTHS)
 def test_look_ups_of_other_widths(library: ctypes.CDLL, isa: str, name: str) -> None:
     bits = LUT_WIDTHS[name]
-    if isa == "avx2" and bits[0] == 3:
-        pytest.skip("AVX2 adds three-bit products in 16 bits")
+    if isa in ("avx2", "neon") and bits[0] == 3:
+        pytest.skip("no tables of 16 entries hold products of three bits")
     check(library, isa, name, bits, 3 if isa == "portable" else 15, is_lut=True)
 
 
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("name", DOT_WIDTHS)
 def test_dot_products_of_other_widths(library: ctypes.CDLL, isa: str, name: str) -> None:
+    if isa == "neon" and DOT_WIDTHS[name][0] == 8:
+        pytest.skip("NEON takes weights of -64..63")
     check(library, isa, name, DOT_WIDTHS[name], 3 if isa == "portable" else 15, is_lut=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", kernels.ISAS[:2])
+@pytest.mark.parametrize("isa", kernels.VECTORS)
 @pytest.mark.parametrize("name", [*LUT_WIDTHS, *DOT_WIDTHS])
 def test_many_layers_of_other_widths(library: ctypes.CDLL, isa: str, name: str) -> None:
-    is_lut = name in LUT_WIDTHS and not (isa == "avx2" and LUT_WIDTHS[name][0] == 3)
+    is_lut = name in LUT_WIDTHS and not (isa in ("avx2", "neon") and LUT_WIDTHS[name][0] == 3)
+    if isa == "neon" and not is_lut and (LUT_WIDTHS | DOT_WIDTHS)[name][0] == 8:
+        pytest.skip("NEON takes weights of -64..63")
     check(library, isa, name, (LUT_WIDTHS | DOT_WIDTHS)[name], 500, is_lut=is_lut)
 
 
@@ -111,6 +115,8 @@ def test_many_layers_of_other_widths(library: ctypes.CDLL, isa: str, name: str) 
 @pytest.mark.parametrize(("weight", "span"), [(-8, 15), (7, 15), (-128, 15), (-64, 255), (63, 255)])
 def test_sums_of_16_bits_never_overflow(library: ctypes.CDLL, isa: str, weight: int, span: int) -> None:
     """All weights and activations at their most: chunks end where the next product would not fit."""
+    if isa == "neon" and weight < -64:
+        pytest.skip("NEON takes weights of -64..63")
     for inputs, kernel in ((130, 3), (33, 1), (4, 7)):
         weights = np.full((17, inputs, kernel, kernel), weight, np.int8)
         codes = np.full((inputs, 9, 9), span, np.uint8)

@@ -91,8 +91,10 @@ int Matcher::quantizer_of(int node, Grid* grid) const {
     return graph_.nodes[reader].inputs[0] == graph_.nodes[node].outputs[0] ? reader : kNone;
 }
 
-// On x86 the runtime rewrites an int8 QuantizeLinear whose only reader is a DequantizeLinear of the same zero point.
+// On x86 the runtime rewrites an int8 QuantizeLinear whose only reader is a DequantizeLinear of the same zero point; on Arm,
+// whose dot products are of one kind, it keeps int8.
 bool Matcher::becomes_unsigned(int codes) const {
+    if (kIsArm) return false;
     const Value& value = graph_.values[codes];
     const int reader = single_reader(codes);
     if (value.producer == kNone || reader == kNone) return false;

@@ -143,6 +143,7 @@ bool Matcher::fits(ConvSpec* spec, const Real& real) const {
     const bool is_short = kernels_->has_short_sums && !spec->is_depthwise;
     const int dot_span = is_short ? span : 255, most = std::max(-lowest, highest);
     bool is_low = format != nullptr, fits_dot = kernels_->has_exact_dot || 2 * dot_span * most <= INT16_MAX;
+    fits_dot = fits_dot && (spec->is_depthwise || (kernels_->dot.lowest_weight <= lowest && highest <= kernels_->dot.highest_weight));
     for (int o = 0; o < s.out_channels; ++o) {
         const int32_t sum = sums[o];
         const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o])), reach = int64_t{255} * sum;

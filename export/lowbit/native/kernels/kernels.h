@@ -74,8 +74,10 @@ struct DepthwiseJob {
     int out_width;
 };
 
-// Sum of two tensors, in one of ONNX Runtime's two arithmetics: QLinearAdd's
-//     round(a * ratio_a + (b * ratio_b + fixed)), both products fused with their additions,
+// Sum of two tensors, in one of ONNX Runtime's arithmetics. QLinearAdd's on x86:
+//     round(a * ratio_a + (b * ratio_b + fixed)), both products fused with their additions;
+// on Arm, in integers, halves away from zero:
+//     round((multiplier_a (a - zero_a) + multiplier_b (b - zero_b)) / 2^right) + zero_c;
 // or, where the file is not of the pattern it fuses, real numbers:
 //     round((scale_a (a - zero_a) + scale_b (b - zero_b)) / scale_c) + zero_c.
 struct AddJob {
@@ -85,6 +87,9 @@ struct AddJob {
     float scale_a = 0, scale_b = 0, scale_c = 1;
     int zero_a = 0, zero_b = 0, zero_c = 0;     // of the codes as kept here
     int low = 0, high = 255;
+    int32_t multiplier_a = 0, multiplier_b = 0;
+    int right = 0;                              // above 0: in integers
+    bool is_integer() const { return right > 0; }
 };
 
 struct PoolJob {
@@ -106,6 +111,13 @@ struct NarrowJob {
 
 constexpr int kWideFormats = 2;
 constexpr int kShortLanes = 16;  // channels whose sums are added in 16 bits together
+
+// How dot products take weights, where sums of products in 16 signed bits are exact only for some.
+struct DotFormat {
+    int lowest_weight = -128, highest_weight = 127;
+    int base = 0;  // taken off activations before they are multiplied
+    int sign = 1;  // of weights as they are kept, and so of sums
+};
 
 struct Kernels {
     const char* name;
@@ -134,6 +146,7 @@ struct Kernels {
 
     LutFormat wide_formats[kWideFormats]{};  // of wider codes, tried in order; no lanes: none
     bool has_short_sums = false;  // dot products of few bits are added in 16 bits, and so are faster than those of 8
+    DotFormat dot{};
 };
 
 // The format that holds weights of lowest..highest and activations of 0..span, or null.
@@ -149,5 +162,6 @@ inline const LutFormat* fitting_format(const Kernels& kernels, int lowest, int h
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null where the library was built for another processor family
 const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
 
 }  // namespace lowbit

@@ -1,6 +1,7 @@
 // The same kernels in plain C++: what the vector kernels are held against, and what stands in where none is offered.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "kernels/kernels.h"
@@ -111,7 +112,11 @@ void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& 
 void add(const AddJob& job, const uint8_t* a, const uint8_t* b, uint8_t* out, size_t count) {
     for (size_t i = 0; i < count; ++i) {
         int code;
-        if (job.is_fused) {
+        if (job.is_integer()) {
+            const int64_t sum = int64_t{job.multiplier_a} * (a[i] - job.zero_a) + int64_t{job.multiplier_b} * (b[i] - job.zero_b);
+            const int64_t half = int64_t{1} << (job.right - 1), size = (std::llabs(sum) + half) >> job.right;
+            code = clamped(static_cast<int>(sum < 0 ? -size : size) + job.zero_c, 0, 255);
+        } else if (job.is_fused) {
             const float part = std::fmaf(static_cast<float>(b[i] - job.shift_b), job.ratio_b, job.fixed);
             const float sum = std::fmaf(static_cast<float>(a[i] - job.shift_a), job.ratio_a, part);
             code = clamped(static_cast<int>(std::nearbyintf(sum)) + job.shift_c, 0, 255);

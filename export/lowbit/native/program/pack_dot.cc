@@ -11,7 +11,7 @@ namespace {
 constexpr int kLanesTogether = 8;  // written side by side
 
 // Weights of some channels, four neighboring bytes of a row a step. Where channels are multiples of four, so are steps.
-void write_weights(const int8_t* weights, int first, int last, int lanes, DotLayer* layer) {
+void write_weights(const int8_t* weights, int first, int last, int lanes, int sign, DotLayer* layer) {
     const ConvShape& s = layer->shape;
     const int taps = s.kernel_h * s.kernel_w, unit = s.in_channels % 4 == 0 ? 4 : 1;
     for (int ky = 0; ky < s.kernel_h; ++ky)
@@ -23,7 +23,7 @@ void write_weights(const int8_t* weights, int first, int last, int lanes, DotLay
                 for (int o = first; o < last; ++o) {
                     const int8_t* const from = weights + (static_cast<size_t>(o) * s.in_channels + c) * taps + ky * s.kernel_w + kx;
                     int8_t* const to = layer->weights.as<int8_t>() + at + o % lanes * 4;
-                    for (int i = 0; i < unit; ++i) to[i] = from[static_cast<size_t>(i) * taps];
+                    for (int i = 0; i < unit; ++i) to[i] = static_cast<int8_t>(sign * from[static_cast<size_t>(i) * taps]);
                 }
             }
 }
@@ -73,7 +73,8 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
     layer->bias = Buffer(padded * sizeof(int32_t));
     layer->scale = Buffer(padded * sizeof(float));
     for (int first = 0; first < s.out_channels; first += kLanesTogether)
-        write_weights(spec.weights.data(), first, std::min(first + kLanesTogether, s.out_channels), kernels.has_short_sums ? kShortLanes : kChannelUnit, layer);
+        write_weights(spec.weights.data(), first, std::min(first + kLanesTogether, s.out_channels),
+                      kernels.has_short_sums ? kShortLanes : kChannelUnit, kernels.dot.sign, layer);
     const size_t count = static_cast<size_t>(s.in_channels) * s.kernel_h * s.kernel_w;
     for (int o = 0; o < s.out_channels; ++o) {
         const int8_t* const w = spec.weights.data() + o * count;
@@ -82,9 +83,10 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
             sum += w[i];
             reach += std::abs(w[i]);
             most = std::max(most, std::abs(w[i]));
+            if (w[i] < kernels.dot.lowest_weight || w[i] > kernels.dot.highest_weight) return false;
         }
         if (!kernels.has_exact_dot && 2 * spec.span * most > INT16_MAX) return false;
-        const int64_t bias = spec.requantize.bias[o] - int64_t{spec.zero - spec.base} * sum;
+        const int64_t bias = spec.requantize.bias[o] - int64_t{spec.zero - spec.base - kernels.dot.base} * sum;
         if (int64_t{255} * reach + std::llabs(bias) + std::llabs(static_cast<int64_t>(spec.requantize.bias[o])) > INT32_MAX) return false;
         if (!is_tame(spec.requantize.bias[o], spec.requantize.scale[o], int64_t{2 * 255} * reach)) return false;
         layer->bias.as<int32_t>()[o] = static_cast<int32_t>(bias);

@@ -16,7 +16,7 @@ from qkd.moved import in_new_spelling
 from qkd.training.job import Job
 from quantizers import is_fused
 
-CLOCKS = {"checkpoint_every_s"}  # how often it is saved changes nothing of what is learned
+CLOCKS = {"checkpoint_every_s", "keep_checkpoint"}  # how often it is saved changes nothing of what is learned
 BIT_EQUAL = {"augmentation"}  # compiled or not, it has the same bits: kept for the record alone
 
 
@@ -29,7 +29,7 @@ def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
         "role": job.role,
         "seed": job.seed,
         "batch_size": batch_size,
-        "parts of a batch with batch-norm statistics of their own": 1 if engine.synchronizes else engine.size,
+        "parts of a batch with separate batch-norm statistics": 1 if engine.synchronizes else engine.size,
         "training images": len(job.splits.train),
         "validation images": len(job.splits.val),
         "phases": [[phase.name, phase.epochs, phase.lr_factor] for phase in job.phases],

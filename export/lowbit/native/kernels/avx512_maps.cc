@@ -178,9 +178,9 @@ void import_planes(const uint8_t* planes, int channels, size_t positions, uint8_
 }  // namespace
 
 const Kernels* avx512_kernels() {
-    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true}, true,          avx512_lut_conv, avx512_dot_conv, depthwise,
+    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true, 2, 2, true}, true,          avx512_lut_conv, avx512_dot_conv, depthwise,
                                     pack_index, add,                map,           max_pool,        avx512_narrow_conv, avx512_pack_planes, import_planes,
-                                    transpose_out, {{64, 2, 64, 2, true, 3, 3}, {64, 2, 64, 2, true, 2, 4}}};
+                                    transpose_out, {{64, 2, 64, 2, true, 3, 3, true}, {64, 2, 64, 2, true, 2, 4, true}}};
     return &kernels;
 }
 

@@ -32,6 +32,7 @@ constexpr int kSlack = 512;           // bytes that may be read past the end of 
 constexpr int kLowestWeight = -2, kHighestWeight = 1, kHighestActivation = 3;  // of two bits
 constexpr int kMostTaps = 64;         // of a kernel's row
 constexpr int kMostLanes = 128;       // of a block
+constexpr int kSecondTable = 64;   // bit of a code of weights
 constexpr int kByteLimit = 255, kTotalLimit = 65534, kNeverReached = 65535;
 
 inline size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
@@ -67,6 +68,7 @@ struct Block {
     int vectors = 1;            // of `lanes` output channels that are computed together
     int first_channel = 0;
     size_t weights = 0;         // offset in bytes
+    bool is_paired = false;     // at most half a vector of channels: the other half is a second position's
     std::vector<Chunk> chunks;
     const Chunk* first() const { return chunks.data(); }
     const Chunk* last() const { return chunks.data() + chunks.size(); }
@@ -80,6 +82,7 @@ struct LutFormat {
     int most_vectors;  // vectors a block
     bool has_shared_taps;
     int weight_bits = 2, act_bits = 2;
+    bool has_pairs = false;  // of positions in a vector, where a layer's last channels fill no more than half of one
 
     int lowest_weight() const { return -(1 << (weight_bits - 1)); }
     int highest_weight() const { return (1 << (weight_bits - 1)) - 1; }

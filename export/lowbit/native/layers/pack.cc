@@ -36,6 +36,7 @@ public:
 
     void pack(Block* block) {
         for (int lane = 0; lane < lanes(*block); lane += kLanesTogether) write(*block, lane);
+        if (block->is_paired) repeat(*block);
         for (int ky = 0; ky < layer_->shape.kernel_h; ++ky) cut(block, ky);
     }
 
@@ -89,6 +90,14 @@ private:
                 ++group;
             }
         }
+    }
+
+    // The upper half of a vector looks the same weights up in a second table, which bit 6 of a code chooses.
+    void repeat(const Block& block) const {
+        const int half = layer_->format.lanes / 2;
+        uint8_t* codes = row(block, 0);
+        for (size_t step = 0; step < steps_ * layer_->shape.kernel_h; ++step, codes += 2 * half)
+            for (int lane = 0; lane < half; ++lane) codes[half + lane] = codes[lane] | kSecondTable;
     }
 
     // The most that look-ups of these weights add, a lane each: A sum |w|. Fields are compared as they are stored.
@@ -158,18 +167,29 @@ uint16_t threshold(const Requantize& requantize, int channel, int32_t offset, in
     return static_cast<uint16_t>(low > reach ? kNeverReached : low);
 }
 
+// Whose numbers a place among the padded channels holds: its own channel's, in the upper half of a paired block those of
+// the lower half, or nobody's (-1).
+int channel_at(const LutLayer& layer, int place) {
+    const int lanes = layer.format.lanes, channels = layer.shape.out_channels;
+    if (place < channels) return place;
+    const bool is_paired = !layer.blocks.empty() && layer.blocks.back().is_paired && place % lanes >= lanes / 2;
+    return is_paired && place - lanes / 2 < channels ? place - lanes / 2 : -1;
+}
+
 void fill_output(const Requantize& requantize, const std::vector<int32_t>& reach, LutLayer* layer) {
     const int channels = layer->shape.out_channels, lanes = layer->format.lanes;
-    const size_t padded = round_up(channels, kChannelUnit);
+    const int padded = static_cast<int>(round_up(channels, kChannelUnit));
     layer->zero = requantize.zero;
     layer->low = requantize.low;
     layer->high = requantize.high;
     layer->bias = Buffer(padded * sizeof(int32_t));
     layer->scale = Buffer(padded * sizeof(float));
     int lowest = 255, highest = 0;
-    for (int c = 0; c < channels; ++c) {
-        layer->bias.as<int32_t>()[quarter_place(c, lanes)] = requantize.bias[c] - layer->offset[c];
-        layer->scale.as<float>()[quarter_place(c, lanes)] = requantize.scale[c];
+    for (int place = 0; place < padded; ++place) {
+        const int c = channel_at(*layer, place);
+        if (c < 0) continue;
+        layer->bias.as<int32_t>()[quarter_place(place, lanes)] = requantize.bias[c] - layer->offset[c];
+        layer->scale.as<float>()[quarter_place(place, lanes)] = requantize.scale[c];
         lowest = std::min<int>(lowest, requantized(requantize, c, -layer->offset[c]));
         highest = std::max<int>(highest, requantized(requantize, c, reach[c] - layer->offset[c]));
     }
@@ -177,14 +197,12 @@ void fill_output(const Requantize& requantize, const std::vector<int32_t>& reach
     layer->lowest_code = lowest;
     if (!layer->is_narrow) return;
     layer->thresholds = Buffer(padded * 3 * sizeof(uint16_t));
-    for (size_t c = 0; c < padded; ++c)
+    for (int place = 0; place < padded; ++place)
         for (int k = 0; k < 3; ++k) {
-            const int lane = static_cast<int>(c) % lanes;
-            const size_t at = ((c / lanes * 3 + k) * 2 + (lane & 1)) * (lanes / 2) + lane / 2;
+            const int lane = place % lanes, c = channel_at(*layer, place);
+            const size_t at = ((static_cast<size_t>(place / lanes) * 3 + k) * 2 + (lane & 1)) * (lanes / 2) + lane / 2;
             layer->thresholds.as<uint16_t>()[at] =
-                c < static_cast<size_t>(channels)
-                    ? threshold(requantize, static_cast<int>(c), layer->offset[c], reach[c], lowest + k + 1)
-                    : kNeverReached;
+                c < 0 ? kNeverReached : threshold(requantize, c, layer->offset[c], reach[c], lowest + k + 1);
         }
 }
 
@@ -269,6 +287,7 @@ bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& fo
         block.vectors = std::min(left, layer->shares_taps ? 1 : format.most_vectors);
         block.first_channel = channel;
         block.weights = row * channel;
+        block.is_paired = format.has_pairs && block.vectors == 1 && shape.out_channels - channel <= format.lanes / 2;
         packer.pack(&block);
         channel += block.vectors * format.lanes;
         layer->blocks.push_back(std::move(block));

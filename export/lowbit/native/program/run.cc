@@ -77,9 +77,10 @@ void planes_part(const Running& run, const Op& op, size_t first, size_t last) {
         const ptrdiff_t source = static_cast<ptrdiff_t>(y) - staging.top;
         const bool is_outside = source < 0 || source >= from.height;
         const size_t left = is_outside ? staging.row : staging.left, right = is_outside ? 0 : staging.right;
-        for (int g = 0; g < layer.groups; ++g) {
-            std::memset(row + g * staging.plane, layer.border, left);
-            std::memset(row + g * staging.plane + staging.row - right, layer.border, right);
+        for (int g = 0; g < layer.groups; ++g) {  // a byte or two each, but for the rows outside
+            uint8_t *const first = row + g * staging.plane, *const last = first + staging.row;
+            for (uint8_t* at = first; at < first + left; ++at) *at = static_cast<uint8_t>(layer.border);
+            for (uint8_t* at = last - right; at < last; ++at) *at = static_cast<uint8_t>(layer.border);
         }
         if (is_outside) continue;
         run.program.kernels->pack_planes(run.at(staging.source) + source * from.width * from.stride, from.stride, from.width, layer,

@@ -272,6 +272,7 @@ def test_benchmark_reports_what_it_measured() -> None:
         sys.path.pop(0)
     times = module.in_turns([lambda: None, lambda: np.ones(3)], 4, iter(range(1000)).__next__)
     assert times.shape == (2, 4) and (times == 1000).all()
-    row = {"net": "n", "ms": {"provider": 1.0}, "ratios": {"int8": [0.5, 0.6]}, "creation": 1.2, "identical": False}
-    assert module.line_of(row).endswith("/int8 0.500 (0.600)  creation 1.20  DIFFERENT")
+    row = {"net": "n", "bits": (2, 4), "threads": 1, "ms": {"provider": 1.0}, "ratios": {"int8": [0.5, 0.6]}}
+    line = module.line_of(row | {"creation": 1.2, "identical": False})
+    assert line.endswith("/int8 0.500 (0.600)  creation 1.20  DIFFERENT") and "w2a4 x1" in line
     assert module.processor()["onnxruntime"]

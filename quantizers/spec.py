@@ -5,11 +5,17 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 WEIGHT_METHODS = ("lsq", "dorefa")
 ACT_METHODS = ("lsq", "pact", "dorefa")
 OVERRIDE_KEYS = ("weight_bits", "act_bits")
 MIN_BITS, MAX_BITS = 2, 8
+# Widths by name. `fast`: those that the low-bit execution provider of `export.lowbit` looks up, and 8 bits wherever
+# fewer would not be worth it: docs/fast_students.md has the measurement.
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    "fast": {"weight_bits": 2, "act_bits": 2, "first_bits": 8, "last_bits": 8, "sum_bits": 8},
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,29 @@ class QuantSpec:
             for key, bits in values.items():
                 _check_choice(f"overrides[{pattern!r}]", key, OVERRIDE_KEYS)
                 _check_bits(f"overrides[{pattern!r}].{key}", bits)
+
+    @classmethod
+    def preset(cls, name: str, **others: Any) -> QuantSpec:
+        """Return the bits that go by a name.
+
+        Args:
+            name: ``fast``: the fastest students on processors where the low-bit execution provider gains (see
+                ``export.lowbit``), as far as narrower parts do not cost more accuracy than they save time.
+            others: Further arguments; a width among them stands above the preset's.
+
+        Returns:
+            The bits and quantizers.
+
+        Raises:
+            ValueError: If no preset has the name, or an argument is out of range.
+
+        Example:
+            >>> spec = QuantSpec.preset("fast", per_channel=False)
+            >>> spec.code, spec.sum_bits, spec.per_channel
+            ('w2a2', 8, False)
+        """
+        _check_choice("preset", name, tuple(PRESETS))
+        return cls(**{**PRESETS[name], **others})
 
     @property
     def code(self) -> str:

@@ -105,6 +105,6 @@ def test_the_wheel_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> 
     assert all(Path(where).is_relative_to(tmp_path / "env") for where in doctor["resolves_to"].values())
     assert "digits/smoke" in json.loads(call(scripts / "qkd", "ls", "configs", "--json"))["configs"]
     result = json.loads(call(scripts / "qkd", "run", "configs/digits/smoke.yaml", "--runs-dir", "out", "--json"))
-    assert [row["role"] for row in result["models"]] == ["teacher (= FP32 twin)", "student w2a2"]
+    assert [row["role"] for row in result["models"]][:2] == ["teacher (= FP32 twin)", "student w2a2"]
     assert Path(result["report"]).is_file() and Path(result["report"]).is_relative_to(tmp_path.resolve() / "out")
     assert result["models"][1]["agreement"] == 1.0

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qkd.failures import ConfigError
+
+# Those of quantizers.spec, which needs PyTorch to import; a test holds them equal.
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    "fast": {"weight_bits": 2, "act_bits": 2, "first_bits": 8, "last_bits": 8, "sum_bits": 8},
+}
 TUNING_LR = 0.01  # a training that begins with trained weights: a tenth of one that begins at random
 
 
@@ -14,6 +20,9 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         data: Nested mappings and lists.
 
+    Raises:
+        ConfigError: If a width stands beside a preset that has another.
+
     Example:
         >>> filled({"teacher": {"net": "resnet20"}})["teacher"]
         {'net': 'resnet20', 'train': {}}
@@ -22,7 +31,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(teacher := result.get("teacher"), Mapping):
         result["teacher"] = _trained(teacher)
     if isinstance(student := result.get("student"), Mapping):
-        result["student"] = _long_enough(student)
+        result["student"] = _with_presets(_long_enough(student))
     if isinstance(section := result.get("data"), Mapping) and isinstance(teacher, Mapping):
         result["data"] = _of_the_net(section, teacher.get("net"))
     return result
@@ -49,6 +58,30 @@ def _long_enough(student: Mapping[str, Any]) -> Mapping[str, Any]:
     lengths = [phase.get("epochs") if isinstance(phase, Mapping) else None for phase in phases]
     numbers = [length for length in lengths if type(length) is int]
     return {**student, "train": {**train, "epochs": sum(numbers)}} if len(numbers) == len(lengths) else student
+
+
+def _with_presets(student: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fill in the widths of ``quant.preset``, the student's and those of other nets in its training."""
+    result = {**student, "quant": _with_preset(student.get("quant"), "config.student.quant")}
+    for key, section in student.items():  # other low-bit nets of the student's training have widths, too
+        if isinstance(section, Mapping) and "quant" in section:
+            quant = _with_preset(section["quant"], f"config.student.{key}.quant")
+            result[key] = {**section, "quant": quant}
+    return result if "quant" in student else {key: value for key, value in result.items() if key != "quant"}
+
+
+def _with_preset(quant: Any, where: str) -> Any:
+    widths = PRESETS.get(str(quant.get("preset"))) if isinstance(quant, Mapping) else None
+    if widths is None:
+        return quant
+    faults = [
+        f"{where}.{key}: {quant[key]!r} here, but preset {quant['preset']} has {bits}; leave one of them out"
+        for key, bits in widths.items()
+        if key in quant and quant[key] != bits
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return {**widths, **quant}
 
 
 def _of_the_net(section: Mapping[str, Any], net: object) -> Mapping[str, Any]:

@@ -27,10 +27,19 @@ class TrainConfig(Section):
     )
     label_smoothing: Fraction = Field(0.0, description="share of the label spread over all classes")
     ema_decay: Fraction = Field(0.0, description="decay a step of the averaged weights that are kept; 0 is off")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="best: the weights of the epoch with the highest validation accuracy; last: those of the last one",
+    )
     autocast: Literal["off", "bf16", "fp16"] = Field("off", description="reduced precision, where the device has it")
     channels_last: bool = Field(False, description="memory format of images and convolutions")
     checkpoint_every_s: NonNegative = Field(
         60.0, description="least seconds between checkpoints; one at every epoch's end"
+    )
+    keep_checkpoint: bool = Field(
+        False,
+        description="whether the last checkpoint (optimizer, partners) stays when the training is done: it brings back "
+        "altered weights without a second training",
     )
 
     @model_validator(mode="after")
@@ -49,6 +58,12 @@ class StudentTrainConfig(TrainConfig):
 class QuantConfig(Section):
     """Bits and quantizers of the student (the keys of `quantizers.QuantSpec`)."""
 
+    preset: Literal["fast"] | None = Field(
+        None,
+        exclude=True,
+        description="widths by name, in place of the keys of widths; fast: what the low-bit execution provider is "
+        "fastest at (2-bit weights and activations), and 8 bits where fewer gain nothing",
+    )
     weight_bits: Bits = Field(description="bits of weights")
     act_bits: Bits = Field(description="bits of activations that enter a convolution or linear layer")
     first_bits: Bits | None = Field(8, description="first layer: weights and image; null: as the others")

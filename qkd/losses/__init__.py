@@ -59,6 +59,14 @@ if TYPE_CHECKING:
     from qkd.losses.transfer.discrepancy import mean_discrepancy_loss
     from qkd.losses.transfer.gradient_filter import filtered_soft_target_loss
     from qkd.losses.transfer.lipschitz import lipschitz_constants, lipschitz_loss
+    from qkd.losses.transfer.sampled import (
+        SampledClasses,
+        class_proposal,
+        draw_classes,
+        estimated_log_normalizers,
+        every_class,
+        sampled_soft_target_loss,
+    )
 else:
     from export.on_demand import on_demand
 
@@ -66,6 +74,7 @@ else:
 
 __all__ = [
     "RdskdLoss",
+    "SampledClasses",
     "adapted_student_loss",
     "adapting_teacher_loss",
     "aligned_vectors",
@@ -74,6 +83,7 @@ __all__ = [
     "batch_norm_loss",
     "branch_soft_target_loss",
     "class_balance_loss",
+    "class_proposal",
     "class_relation_loss",
     "class_relation_targets",
     "class_similarity",
@@ -91,7 +101,10 @@ __all__ = [
     "disagreement_loss",
     "discrepancy_weight",
     "distance_relation_loss",
+    "draw_classes",
     "equivalent_label_smoothing",
+    "estimated_log_normalizers",
+    "every_class",
     "exponential_increment",
     "feature_activation_loss",
     "filtered_soft_target_loss",
@@ -116,6 +129,7 @@ __all__ = [
     "probabilistic_transfer_loss",
     "rdskd_generator_loss",
     "right_singular_vectors",
+    "sampled_soft_target_loss",
     "similarity_preserving_loss",
     "singular_vector_loss",
     "soft_target_loss",

@@ -156,8 +156,7 @@ class Method:
     """A method of distillation; one object serves one training. What it does not override is as without it.
 
     A method of your own: derive a class, name it in a config (``student.method: path/to/file.py:Name``), and override
-    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`. Its own rows in the report
-    are for methods of the table (:mod:`qkd.methods.table`); the student's row is there anyway.
+    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`.
 
     Args:
         config: The run's; ``config.student.method_options`` are the options of a method of your own.
@@ -250,13 +249,13 @@ class Method:
         """Return what the student learns from, given what it would learn from without this method."""
         return below
 
-    def marks(self, run: RunFolder) -> Mapping[str, str]:  # noqa: ARG002
-        """Return the hashes of further files that the student's training is made from, by name."""
-        return {}
+    def made_from(self, run: RunFolder) -> Mapping[str, Path]:  # noqa: ARG002
+        """Return further files of the run folder that the student's training is made from, by name.
 
-    def inputs(self, run: RunFolder) -> list[Path]:  # noqa: ARG002
-        """Return further files of the run folder that the student's training is made from."""
-        return []
+        A checkpoint keeps the hash of each under its name, and the stage's manifest by its path: with another file,
+        training starts over.
+        """
+        return {}
 
     # phases
 
@@ -304,6 +303,10 @@ class Method:
 
     def results(self, context: Context, role: str, model: nn.Module) -> Mapping[str, Any]:  # noqa: ARG002
         """Return further keys of a role's ``result.json``; test images may be read.
+
+        ``rows`` is a list of nets for the report: ``role`` (words for people), and, where they are known, ``net``,
+        ``test_accuracy`` (a fraction), ``weight_bits`` with ``act_bits``, ``teaches`` (whether the student learned from
+        it).
 
         Args:
             context: The run.

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qkd.image_size import ImageSize, height_width
+
 # "0.8" is written where a momentum could be in the code that DAFL, RDSKD and GDFQ share; at that place it is the
 # epsilon of the two inner batch norms. Kept, because published figures have it.
 PUBLISHED_EPSILON = 0.8
@@ -23,7 +25,7 @@ class Generator(nn.Module):
         latent: Size of a latent.
         classes: Of the teacher; read by a condition only.
         channels: Of the images.
-        image_size: Side in pixels.
+        image_size: Side in pixels of square images, or height and width.
         width: Channels of the planes; the last inner one has half of them.
         condition: ``none``; ``product``: the latent times an embedding of the class (GDFQ); ``one_hot``: the class is
             put behind the latent.
@@ -42,22 +44,23 @@ class Generator(nn.Module):
         latent: int,
         classes: int,
         channels: int,
-        image_size: int,
+        image_size: ImageSize,
         width: int = 128,
         condition: str = "none",
         epsilon: float = PUBLISHED_EPSILON,
     ) -> None:
         super().__init__()
-        if min(latent, classes, channels, image_size, width) < 1 or width % 2 or condition not in CONDITIONS:
+        self.size = height_width(image_size)
+        if min(latent, classes, channels, *self.size, width) < 1 or width % 2 or condition not in CONDITIONS:
             raise ValueError(
                 f"sizes must be positive, width even and condition one of {', '.join(CONDITIONS)}, got {latent=}, "
                 f"{classes=}, {channels=}, {image_size=}, {width=}, {condition=}"
             )
-        self.latent, self.classes, self.image_size, self.condition = latent, classes, image_size, condition
-        self.start = -(-image_size // STEPS)
+        self.latent, self.classes, self.condition = latent, classes, condition
+        self.start = tuple(-(-side // STEPS) for side in self.size)
         self.embedding = nn.Embedding(classes, latent) if condition == "product" else None
         entering = latent + (classes if condition == "one_hot" else 0)
-        self.expand = nn.Linear(entering, width * self.start**2)
+        self.expand = nn.Linear(entering, width * self.start[0] * self.start[1])
         self.norm1 = nn.BatchNorm2d(width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(width, eps=epsilon)
@@ -67,17 +70,17 @@ class Generator(nn.Module):
         self.norm4 = nn.BatchNorm2d(channels, affine=False)
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Return images, ``[batch, channels, image_size, image_size]``.
+        """Return images, ``[batch, channels, height, width]``.
 
         Args:
             latents: Shape ``[batch, latent]``.
             labels: Classes, int64, shape ``[batch]``; a generator without condition does not read them.
         """
         x = self.expand(self._entering(latents, labels))
-        x = self.norm1(x.view(len(x), -1, self.start, self.start))
+        x = self.norm1(x.view(len(x), -1, *self.start))
         x = functional.leaky_relu(self.norm2(self.conv1(_doubled(x))), SLOPE)
         x = functional.leaky_relu(self.norm3(self.conv2(_doubled(x))), SLOPE)
-        x = torch.tanh(self.conv3(x))[..., : self.image_size, : self.image_size]
+        x = torch.tanh(self.conv3(x))[..., : self.size[0], : self.size[1]]
         images: Tensor = self.norm4(x)
         return images
 

@@ -1,40 +1,44 @@
-"""Write figures with their units, and align them in columns of text."""
+"""Align figures in columns of text, or as a Markdown table."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qkd.foreign.shown import shown, shown_line
+from qkd.units import bytes_text, megabytes, milliseconds, percent
+
+__all__ = ["align", "bytes_text", "markdown", "megabytes", "milliseconds", "percent", "plain_text"]
 
 _LONGEST_CELL = 200  # characters
 _MARKS = re.compile(r"[\\`*|\[\]~]")  # an underscore within a word is none, and names are full of them
 
 
-def percent(fraction: float | None) -> str:
-    """Return a fraction as percent with two digits; 100 % only where it is exactly that."""
-    if fraction is None:
-        return "-"
-    if fraction < 1 and round(100 * fraction, 2) >= 100:
-        return "99.99 %"  # rounding up would claim what is not so
-    return f"{100 * fraction:.2f} %"
+DEVICE_HEAD = ["device", "model", "median", "p10", "p90", "p99", "to float", "size", "memory", "accuracy", "agreement"]
 
 
-def megabytes(size_bytes: int | None) -> str:
-    """Return a file size in kB or MB (powers of ten)."""
-    if size_bytes is None:
-        return "-"
-    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+def device_cells(row: Mapping[str, Any], ratio: float | None) -> list[str]:
+    """Return what a device measured of a model as text, under ``DEVICE_HEAD`` behind its first two columns.
+
+    Args:
+        row: The model's entry of ``bench/<device>.json``.
+        ratio: Its median over the float model's; None where there is none.
+    """
+    return [
+        *(milliseconds(row.get(key)) for key in ("median_ms", "p10_ms", "p90_ms", "p99_ms")),
+        "-" if ratio is None else f"{ratio:.3f}",
+        megabytes(row.get("size_bytes")),
+        megabytes(row.get("peak_memory_bytes")),
+        percent(row.get("accuracy")),
+        percent(row.get("agreement")),
+    ]
 
 
-def bytes_text(size_bytes: int) -> str:
-    """Return a number of bytes: in bytes below 10 kB, else in kB or MB."""
-    return f"{size_bytes:,} B" if size_bytes < 10_000 else megabytes(size_bytes)
-
-
-def milliseconds(value_ms: float | None) -> str:
-    """Return a latency with three significant digits."""
-    return "-" if value_ms is None else f"{value_ms:.3g} ms"
+def device_notes(row: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of a model that a device measured; ``row`` as for :func:`device_cells`."""
+    repacked = [f"weights repacked to {', '.join(row['repacked'])}"] if row.get("repacked") else []
+    return [*repacked, *row.get("notes", [])]
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

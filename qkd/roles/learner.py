@@ -241,14 +241,13 @@ class StudentRole:
         run, source = self.context.run, self.file()
         marks = {path.parent.relative_to(run.path).as_posix(): sha256_of(path) for path in guide_of(run).files}
         marks |= {"start": sha256_of(source)} if source is not None else {}
-        for method in self.methods:
-            marks |= method.marks(run)
+        marks |= {name: sha256_of(path) for method in self.methods for name, path in method.made_from(run).items()}
         return {**marks, **method_mark(self.config)}
 
     def inputs(self) -> list[Path]:
         """Return the files of the run folder that it is made from; its start's are its own."""
         run = self.context.run
-        return [*guide_of(run).files, *(path for method in self.methods for path in method.inputs(run))]
+        return [*guide_of(run).files, *(path for method in self.methods for path in method.made_from(run).values())]
 
     def start_inputs(self) -> list[Path]:
         """Return the weights it starts from as a manifest may name them: those of the run folder, no file elsewhere."""

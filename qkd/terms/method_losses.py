@@ -65,5 +65,10 @@ METHOD_LOSSES: dict[str, MethodLoss] = {
     "mskd": MethodLoss("mskd_generator_loss", "generator: DAFL's loss with mode seeking", "MSKD (our reading)"),
     "one_hot": MethodLoss("one_hot_loss", "generator: the teacher is sure of each image", _DAFL),
     "rdskd": MethodLoss("rdskd_generator_loss", "generator: exponentially penalized increments", _RDSKD),
+    "sampled_soft_target": MethodLoss(
+        "sampled_soft_target_loss",
+        "student: soft targets over very many classes, from drawn ones",
+        "ours; importance weights as in arXiv 2503.16870",
+    ),
     "total_variation": MethodLoss("total_variation_loss", "images: neighboring pixels are alike", _DI),
 }

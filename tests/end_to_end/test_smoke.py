@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 
+from export.lowbit import availability
 from qkd.cli import main
 
 
@@ -54,7 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_the_result_holds_what_was_asked_for(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, result = finished
     run = folder / "runs" / "digits-smoke"
-    teacher, student = result["models"]
+    teacher, student, *under_low_bit = result["models"]
     assert (teacher["role"], student["role"]) == ("teacher (= FP32 twin)", "student w2a2")
     assert student["agreement"] == 1.0
     assert 0.1 <= student["test_accuracy"] <= 1 and 0.1 <= teacher["test_accuracy"] <= 1
@@ -63,6 +64,33 @@ def test_the_result_holds_what_was_asked_for(finished: tuple[Path, dict[str, Any
     assert Path(result["report"]).samefile(run / "report.html")
     assert [row["name"] for row in result["layers"]][0::9] == ["conv1", "fc"]
     assert all(row["parity_steps"] is not None for row in result["layers"])
+    if availability().is_offered:
+        (row,) = under_low_bit
+        assert row["role"] == "student w2a2, low-bit provider" and row["test_accuracy"] == student["test_accuracy"]
+        assert row["median_ms"] > 0 and row["size_bytes"] == student["size_bytes"]
+        assert (
+            "LowBitExecutionProvider computes 9 of 10 layers: the outputs of 359 images"
+            in (run / "report.md").read_text()
+        )
+    else:
+        assert under_low_bit == []
+
+
+@pytest.mark.slow
+def test_a_trained_student_gives_the_same_on_the_whole_test_set_with_the_low_bit_provider(tmp_path: Path) -> None:
+    """Longer trained than the smoke run, and deeper: every logit of every test image, and every layer that it takes."""
+    if not (found := availability()).is_offered:
+        pytest.skip(found.reason)
+    epochs = [f"{role}.train.epochs=8" for role in ("teacher", "student")]
+    done = qkd("run", "digits/w2a2", "name=low", *epochs, "--until", "export", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    parity = json.loads((tmp_path / "runs" / "low" / "export" / "parity.json").read_text())
+    compared = parity["provider"]
+    assert parity["passed"] and parity["accuracy"] > 0.8 and compared["faults"] == []
+    assert (compared["images"], compared["differing"], compared["claimed_layers"]) == (359, 0, 21)
+    assert compared["shown"] == compared["claimed"] > 150
+    assert sum(layer["differing"] for layer in compared["layers"]) == 0
+    assert "LowBitExecutionProvider computes" in done.stderr and "of 359 images" in done.stderr
 
 
 def test_every_file_is_there(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -98,7 +126,8 @@ def test_the_closing_table_goes_to_stdout_and_talk_to_stderr(
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].startswith("model") and lines[2].startswith("student w2a2") and lines[-1].startswith("report: ")
-    assert all(line.startswith("note: ") for line in lines[3:-1]) and "359 images" in done.stdout
+    rows = 1 + availability().is_offered
+    assert all(line.startswith("note: ") for line in lines[2 + rows : -1]) and "359 images" in done.stdout
     assert "==" in done.stderr and "==" not in done.stdout
 
 

@@ -58,8 +58,8 @@ class DataFree(Method):
 
     @property
     def why_one_device(self) -> str:
-        """Return why not: what makes the images is trained by a loop that knows one device."""
-        return "data-free distillation makes its images on one device"
+        """Return why devices cannot share its batches: each would make all of them."""
+        return "made images are drawn for a whole batch, and a generator's batch norm and diversity are over all of it"
 
     @property
     def settings(self) -> DataFreeConfig:
@@ -78,15 +78,15 @@ class DataFree(Method):
         Raises:
             ValueError: If the teacher's net cannot be used by the method.
         """
-        net = fresh_net(self.config, self.config.teacher.net, splits, "teacher")
-        require_teacher_fits(self.settings.method, self.config.teacher.net, net, len(splits.classes))
+        net = fresh_net(self.config, self.config.teacher_net, splits, "teacher")
+        require_teacher_fits(self.settings.method, self.config.teacher_net, net, len(splits.classes))
         return blind(splits)
 
     def synthesis(self, context: Context) -> Synthesis:
         """Return what makes images."""
         settings, splits, device = self.settings, context.splits, context.device
         if settings.family == NOISE:
-            return Noise((splits.channels, splits.image_size, splits.image_size), device)
+            return Noise(splits.image_shape, device)
         if settings.family == POOL:
             images = load_pool(PoolRole(context, settings).files()).to(device)
             teacher = Watched(load_guide(context.run).to(device))

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from qkd.config import PhaseConfig, RotationsConfig, RunConfig, TermConfig
 from qkd.data import Splits
+from qkd.image_size import side_of_square
 from qkd.losses.turns import turn_images
 from qkd.methods.method import Beside, Lesson, Method, TappedStep
 from qkd.methods.rotations.branched import BranchedNet
 from qkd.methods.rotations.branches import (
     JOINT_FILE,
+    STAGE,
     branched_teacher,
     branches_file,
-    branches_mark,
     fresh_branches,
     is_joint,
     load_branches,
@@ -40,6 +41,15 @@ class Rotations(Method):
         self._own = cast(RotationsConfig, config.student.rotations)
         self._learn: list[nn.Module] = []
         self._stay: list[nn.Module] = []
+
+    def images(self, splits: Splits) -> Splits:
+        """Return the images unchanged.
+
+        Raises:
+            ValueError: If they are not square: turned ones would have another size.
+        """
+        side_of_square(splits.image_size, "student.rotations")
+        return splits
 
     def calibration_images(self, images: Tensor) -> Tensor:
         """Return each image in four orientations."""
@@ -86,14 +96,10 @@ class Rotations(Method):
             lambda folder: [save_branches(folder / JOINT_FILE, branches, self.config, splits)],
         )
 
-    def marks(self, run: RunFolder) -> Mapping[str, str]:
-        """Return the hash of the teacher's branches, if it has them."""
-        return branches_mark(run)
-
-    def inputs(self, run: RunFolder) -> list[Path]:
+    def made_from(self, run: RunFolder) -> Mapping[str, Path]:
         """Return the teacher's branches, if it has them."""
         path = branches_file(run)
-        return [] if path is None else [path]
+        return {} if path is None else {STAGE: path}
 
     def takes(self, phase: PhaseConfig) -> bool:
         """Return whether a phase lacks its own terms."""

@@ -90,6 +90,7 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "report.html").write_text("x")
     assert summarize(run).to_text().splitlines() == [
+        "25.3 x smaller than FP32, 4.1 x faster, -2.0 points of accuracy against the teacher.",
         "model                  net          test accuracy (95 %)  parity (optimized)  ONNX file  latency (median)",
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
@@ -199,7 +200,7 @@ def test_every_device_has_lines_and_two_pictures(tmp_path: Path) -> None:
         "60.00 MB",
         "97.00 %",
         "100.00 %",
-        "repacked to int8",
+        "weights repacked to int8",
     ]
     charts = device_charts(summary)
     assert list(charts) == ["local", "pi"] and all(len(pictures) == 2 for pictures in charts.values())
@@ -279,3 +280,45 @@ def test_nothing_of_a_name_or_device_comes_to_life(tmp_path: Path) -> None:
         assert "<script" not in made and "<img" not in made
         assert "\x1b" not in made and "\\x1b[31m" in made.replace("\\[", "[").replace("\\\\", "\\")
     assert "[x](" not in text and "\n# head" not in text and text.startswith("# &lt;img src=x onerror=y&gt;\n")
+
+
+def with_low_bit(run: Path, *, is_same: bool = True) -> Path:
+    """Add what a bench with the low-bit provider and static int8 leaves, and the comparison of the export stage."""
+    row = {"p10_ms": 0.04, "p90_ms": 0.06, "size_bytes": 98_765}
+    bench = json.loads((run / "bench" / "local.json").read_text())
+    student, teacher = bench["models"]["student"], bench["models"]["teacher"]
+    ours = {**row, "model": "student", "provider": "LowBitExecutionProvider", "median_ms": 0.05}
+    models = {"student": {**student, "model": "student", "provider": "CPUExecutionProvider"}}
+    models |= {"student, low-bit provider": ours, "teacher": {**teacher, "model": "teacher"}}
+    models["int8-static"] = {**row, "model": "int8-static", "median_ms": 0.1, "size_bytes": 300_000}
+    write(run / "bench" / "local.json", {**bench, "models": models})
+    layers = [{"values": 700, "is_claimed": True}, {"values": 60, "is_claimed": False}]
+    compared = {"provider": "LowBitExecutionProvider", "images": 360, "claimed_layers": 7, "layer_count": 9,
+                "layers": layers, "faults": [] if is_same else ["they differ"]}  # fmt: skip
+    parity = json.loads((run / "export" / "parity.json").read_text())
+    write(run / "export" / "parity.json", {**parity, "provider": compared})
+    return run
+
+
+def test_the_low_bit_provider_and_int8_have_rows_beside_the_students(tmp_path: Path) -> None:
+    run = with_low_bit(make_run(tmp_path / "run"))
+    summary = summarize(run)
+    assert [(row.role, row.median_ms, row.test_accuracy) for row in summary.models] == [
+        ("teacher (= FP32 twin)", 0.5, 0.99), ("student w2a4", 0.1234, 0.97),
+        ("student w2a4, low-bit provider", 0.05, 0.97), ("static int8 of the float net", 0.1, None),
+    ]  # fmt: skip
+    text, page = render_text(summary), render_page(summary, record())
+    assert "| student w2a4, low-bit provider | resnet8 | 97.00 %" in text
+    assert text.count("student w2a4, low-bit provider") == 1, "its file has no other size"
+    assert " LowBitExecutionProvider computes 7 of 9 layers: the outputs of 360 images, and 700 codes" in text
+    assert "are those of the CPU provider." in text and "student, low-bit provider" in Page(page).words
+    labels = [row[1] for row in device_table(summary)[1:]]
+    assert labels == ["student", "student, low-bit provider", "teacher", "int8-static"]
+    assert device_charts(summary)["local"], "the student's accuracy is also the one under the provider"
+    assert "with the low-bit provider 0.50 times" in text, "beside: the student is slower than static int8"
+
+
+def test_an_accuracy_under_a_provider_is_not_claimed_where_outputs_differ(tmp_path: Path) -> None:
+    summary = summarize(with_low_bit(make_run(tmp_path / "run"), is_same=False))
+    assert [row.test_accuracy for row in summary.models] == [0.99, 0.97, None, None]
+    assert "are NOT those of the CPU provider." in parity_sentence(summary)

@@ -70,7 +70,7 @@ class Contrast:
 
     @property
     def _padding(self) -> int:
-        return max(1, self.splits.image_size // 8)
+        return max(1, min(self.splits.image_shape[1:]) // 8)
 
     def _features(self) -> int:
         return sum(norm.num_features for norm in self.teacher.norms)

@@ -84,14 +84,13 @@ class DeepInversion:
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
         """Return a batch; it depends on no other."""
-        generator, size = stream(self.seed, "inversion", index), self.splits.image_size
-        shape = (count, self.splits.channels, size, size)
+        generator, shape = stream(self.seed, "inversion", index), (count, *self.splits.image_shape)
         images = torch.randn(shape, generator=generator).to(self.device).requires_grad_()
         labels = (torch.arange(count) % len(self.splits.classes)).to(self.device)
         optimizer, best = torch.optim.Adam([images], lr=self.settings.lr), Best()
         weights = weights_of(self.settings.method, self.settings.weights)
         for _ in range(self.settings.pool_steps):
-            view = rolled(images, min(JITTER, size // 4), generator)
+            view = rolled(images, min(JITTER, min(shape[2:]) // 4), generator)
             seen = self.teacher(view)
             loss = deep_inversion_loss(view, seen.logits, labels, seen.statistics(), **weights)
             best.offer(loss, images)
@@ -121,8 +120,8 @@ class DataImpressions:
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
         """Return a batch; it depends on no other."""
-        generator, size = stream(self.seed, "inversion", index), self.splits.image_size
-        pixels = torch.rand((count, self.splits.channels, size, size), generator=generator).to(self.device)
+        generator = stream(self.seed, "inversion", index)
+        pixels = torch.rand((count, *self.splits.image_shape), generator=generator).to(self.device)
         pixels.requires_grad_()
         targets = self.targets(index, count).to(self.device)
         optimizer, best = torch.optim.Adam([pixels], lr=self.settings.lr), Best()

@@ -27,10 +27,11 @@ def shifted(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
 
 
 def cropped(images: Tensor, least_area: float, generator: torch.Generator) -> Tensor:
-    """Return a square crop of random area, brought back to the images' size (bilinear), one place a batch."""
-    side = images.shape[2]
+    """Return a crop of random area, brought back to the size of the images (bilinear), one place a batch."""
+    sides = tuple(images.shape[2:])
     area = least_area + (1 - least_area) * float(torch.rand(1, generator=generator))
-    inner = max(2, round(side * area**0.5))
-    top, left = (int(torch.randint(0, side - inner + 1, (1,), generator=generator)) for _ in range(2))
-    part = images[..., top : top + inner, left : left + inner]
-    return functional.interpolate(part, size=(side, side), mode="bilinear", align_corners=False)
+    height, width = (max(2, round(side * area**0.5)) for side in sides)
+    spare = sides[0] - height, sides[1] - width
+    top, left = (int(torch.randint(0, most + 1, (1,), generator=generator)) for most in spare)
+    part = images[..., top : top + height, left : left + width]
+    return functional.interpolate(part, size=sides, mode="bilinear", align_corners=False)

@@ -17,6 +17,7 @@ from qkd.cli.entry import main
 from qkd.config import AgentConfig, RunConfig
 from qkd.config.data_free import FAMILIES, DataFreeConfig
 from qkd.data import normalize
+from qkd.image_size import height_width
 from qkd.losses import class_similarity
 from qkd.methods.data_free.checks import require_teacher_fits
 from qkd.methods.data_free.inverting.inversions import DataImpressions, DeepInversion
@@ -56,12 +57,12 @@ def test_the_published_form_layer_by_layer() -> None:
     assert [conv.out_channels for conv in (net.conv1, net.conv2, net.conv3)] == [128, 64, 3]
 
 
-@pytest.mark.parametrize("size", [4, 7, 8, 28])
+@pytest.mark.parametrize("size", [4, 7, 8, 28, (6, 10)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_of_any_side_gray_or_color(size: int, channels: int) -> None:
+def test_images_of_any_size_gray_or_color(size: Any, channels: int) -> None:
     net = Generator(**{**SIZES, "image_size": size, "channels": channels})
     images = net(*drawn(6))
-    assert images.shape == (6, channels, size, size)
+    assert images.shape == (6, channels, *height_width(size))
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(channels), atol=0.2, rtol=0)
 
 

@@ -6,6 +6,7 @@ the step that follows it draws what it would have drawn anyway.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -242,9 +243,7 @@ class Trainer:
         with alone():  # each process looks at its own images
             own = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
         found = [json.loads(text) for text in self.engine.texts(json.dumps([is_here, *own]))]
-        _, term, layer, facts = max(
-            found, key=lambda one: bool(one[0])
-        )  # of who has a broken loss
+        _, term, layer, facts = max(found, key=lambda one: bool(one[0]))  # of who has a broken loss
         return TrainingError(
             f"{self.job.role}: loss {float(loss):.6g}, gradient norm {float(norm):.6g} at epoch {batch.epoch + 1}, "
             f"step {batch.step + 1} of {self.steps} ({phase.name}); run again with hooks: {facts}. "

@@ -6,6 +6,7 @@ the step that follows it draws what it would have drawn anyway.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -232,15 +233,17 @@ class Trainer:
         else:
             finite = finite & torch.isfinite(norm)
         if not bool(finite):
-            raise self._failure(phase, batch, loss, norm)
+            raise self._failure(phase, batch, loss, norm, is_here=not bool(torch.isfinite(result.loss)))
 
-    def _failure(self, phase: Phase, batch: Batch, loss: Tensor, norm: Tensor) -> TrainingError:
+    def _failure(self, phase: Phase, batch: Batch, loss: Tensor, norm: Tensor, *, is_here: bool) -> TrainingError:
         def rerun() -> tuple[Tensor, Mapping[str, Tensor]]:
             repeated = self._forward(phase, batch)
             return repeated.loss, repeated.terms
 
         with alone():  # each process looks at its own images
-            term, layer, facts = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
+            own = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
+        found = [json.loads(text) for text in self.engine.texts(json.dumps([is_here, *own]))]
+        _, term, layer, facts = max(found, key=lambda one: bool(one[0]))  # of who has a broken loss
         return TrainingError(
             f"{self.job.role}: loss {float(loss):.6g}, gradient norm {float(norm):.6g} at epoch {batch.epoch + 1}, "
             f"step {batch.step + 1} of {self.steps} ({phase.name}); run again with hooks: {facts}. "

@@ -26,6 +26,7 @@ PACKAGES = [
     "qkd.checking",
     "qkd.cli",
     "qkd.cli.commands",
+    "qkd.cli.commands.deployment",
     "qkd.cli.options",
     "qkd.config",
     "qkd.data",

@@ -2,10 +2,15 @@
 
     python benchmarks/export_latency.py --nets resnet18 mobilenet_v2 --no-brevitas --work /tmp/files
     python benchmarks/arm_instructions.py --files /tmp/files --json benchmarks/results/arm_instructions.json
+    python benchmarks/lowbit.py --nets resnet18 --rounds 1 --folder /tmp/lowbit
+    python benchmarks/arm_instructions.py --files /tmp/lowbit --names "{net}-224{variant}.onnx" --nets resnet18 \
+        --cpus cortex-a53 cortex-a72 --variants fp32 int8 w2a2 lowbit --json benchmarks/results/lowbit_arm.json
 
 An emulator says nothing of time, but the instructions that it executes are those of the processor: the aarch64 wheel
 of onnxruntime picks its kernels by what the processor says it has. A plugin of qemu counts them between two system
-calls with which a process marks the inferences it wants counted (after warm-up, one thread).
+calls with which a process marks the inferences it wants counted (after warm-up, one thread). Variant `lowbit` is the
+file of `w2a2` with the low-bit execution provider, cross-compiled here (extra `[cross]`); its logits must be those of
+`w2a2` without it.
 
 Needs gcc, apt-get of Debian 12 (its qemu-user 7.2 loads plugins; later builds are static and do not), and the aarch64
 user space that `pytest -m slow tests/export/devices/test_emulated_arm.py` leaves in ~/.cache/qkd-toolkit. Nothing of
@@ -22,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +39,10 @@ CPUS = {"cortex-a53": (False, "0xd03"), "cortex-a72": (False, "0xd08"), "cortex-
         "neoverse-n1": (True, "0xd0c")}  # fmt: skip
 FEATURES = "fp asimd aes pmull sha1 sha2 crc32"
 DOT_FEATURES = " atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
-VARIANTS = ("fp32", "int8", "w4a4", "w2a2")
+VARIANTS = ("fp32", "int8", "w4a4", "w2a2", "lowbit")
+ENDINGS = {"fp32": "", "int8": "-int8", "w4a4": "-w4a4-ort", "w2a2": "-w2a2-ort"}  # of the files of `lowbit.py`
+NAMES = "{net}.{variant}.onnx"
+PROVIDER = "LowBitExecutionProvider"
 WARM_UP, COUNTED = 1, 1  # an inference counts the same each time; the first one allocates
 # `sched_get_priority_max` is call 125 there; nothing else in an inference makes it.
 PLUGIN = r"""
@@ -67,22 +76,43 @@ EXPORT int qemu_plugin_install(plugin_id id, const void *info, int argc, char **
 }
 """
 GUEST = """
-import os, sys
+import hashlib, os, sys
 import numpy, onnxruntime
+path, library, warm_up, counted = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+providers = ["CPUExecutionProvider"]
+if library:
+    onnxruntime.register_execution_provider_library("PROVIDER", library)
+    providers.insert(0, "PROVIDER")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 options.log_severity_level = 4
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(path, options, providers=providers)
+assert session.get_providers() == providers, session.get_providers()
 entry = session.get_inputs()[0]
 image = numpy.random.default_rng(0).standard_normal((1, *entry.shape[1:])).astype(numpy.float32)
-for number in range(int(sys.argv[2])):
+for number in range(warm_up):
     session.run(None, {entry.name: image})
 os.sched_get_priority_max(os.SCHED_OTHER)
-for number in range(int(sys.argv[3])):
-    session.run(None, {entry.name: image})
+for number in range(counted):
+    logits = session.run(None, {entry.name: image})[0]
 os.sched_get_priority_max(os.SCHED_OTHER)
-print(onnxruntime.__version__)
-"""
+print(onnxruntime.__version__, hashlib.sha256(logits.tobytes()).hexdigest())
+""".replace("PROVIDER", PROVIDER)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a process counted.
+
+    Args:
+        instructions: Of one warm inference.
+        version: Of onnxruntime there.
+        logits: A hash of what the net answered.
+    """
+
+    instructions: int
+    version: str
+    logits: str
 
 
 def fetch_emulator(folder: Path) -> Path:
@@ -115,17 +145,18 @@ def lay_out(root: Path, emulator: Path, cpu: str) -> Path:
     return place
 
 
-def count(path: Path, cpu: str, emulator: Path, root: Path, site: Path) -> tuple[int, str]:
-    """Return the instructions of one warm inference of a file, and the version of onnxruntime there."""
+def count(path: Path, library: str, cpu: str, emulator: Path, root: Path, site: Path) -> Counted:
+    """Count the instructions of one warm inference of a file; ``library`` is a provider's, or empty."""
     python = root / "usr/bin/python3.11"
     command = [str(emulator / "root/usr/bin/qemu-aarch64"), "-cpu", cpu, "-plugin", str(emulator / "count.so")]
     command += ["-E", f"PYTHONPATH={site}", "-E", "PYTHONDONTWRITEBYTECODE=1", "-L", str(root), str(python)]
-    words = ["-c", GUEST, str(path), str(WARM_UP), str(COUNTED)]
+    words = ["-c", GUEST, str(path), library, str(WARM_UP), str(COUNTED)]
     done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=_environment(emulator))
     counts = [int(value) for value in re.findall(r"^instructions (\d+)$", done.stderr, re.MULTILINE)]
     if done.returncode or len(counts) != 2:
         raise RuntimeError(f"{path.name} on {cpu}: exit code {done.returncode}: {done.stderr[-500:]}")
-    return (counts[1] - counts[0]) // COUNTED, done.stdout.strip()
+    version, logits = done.stdout.split()
+    return Counted((counts[1] - counts[0]) // COUNTED, version, logits)
 
 
 def emulator_version(emulator: Path) -> str:
@@ -140,26 +171,61 @@ def _environment(emulator: Path) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": libraries}
 
 
+def file_of(args: argparse.Namespace, net: str, variant: str) -> Path:
+    """Return the file of a variant; the provider takes that of `w2a2`."""
+    known = "w2a2" if variant == "lowbit" else variant
+    ending = known if ".{variant}" in args.names else ENDINGS[known]
+    return Path(args.files / args.names.format(net=net, variant=ending))
+
+
 def measure(net: str, args: argparse.Namespace, emulator: Path) -> dict[str, Any]:
     """Return the counts of every variant of a net on every processor, and their ratios to full precision."""
     rows: dict[str, Any] = {}
+    library = str(cross_library()) if "lowbit" in args.variants else ""
     for cpu in args.cpus:
-        found: dict[str, Any] = {}
+        counted: dict[str, Counted] = {}
         root = lay_out(args.root, emulator, cpu)
         for variant in args.variants:
-            instructions, version = count(args.files / f"{net}.{variant}.onnx", cpu, emulator, root, args.site)
-            found[variant] = {"instructions": instructions}
-            found[variant]["over_fp32"] = round(instructions / found["fp32"]["instructions"], 3)
-            print(f"{net} {variant} on {cpu}: {instructions / 1e6:.0f} M, {found[variant]['over_fp32']} of FP32",
-                  file=sys.stderr, flush=True)  # fmt: skip
-        rows[cpu] = {"has_dot_product": CPUS[cpu][0], "onnxruntime": version, "variants": found}
+            place = library if variant == "lowbit" else ""
+            counted[variant] = count(file_of(args, net, variant), place, cpu, emulator, root, args.site)
+            print(f"{net} {variant} on {cpu}: {counted[variant].instructions / 1e6:.0f} M", file=sys.stderr, flush=True)
+        rows[cpu] = row_of(cpu, counted)
     return rows
+
+
+def row_of(cpu: str, counted: dict[str, Counted]) -> dict[str, Any]:
+    """Return a processor's row: counts and ratios, and whether the provider changed the logits."""
+    least = counted["fp32"]
+    variants = {
+        name: {"instructions": one.instructions, "over_fp32": round(one.instructions / least.instructions, 3)}
+        for name, one in counted.items()
+    }
+    row = {"has_dot_product": CPUS[cpu][0], "onnxruntime": least.version, "variants": variants}
+    if "lowbit" in counted:
+        row["lowbit"] = {
+            "identical": counted["lowbit"].logits == counted["w2a2"].logits,
+            **{
+                f"over_{other}": round(counted["lowbit"].instructions / counted[other].instructions, 3)
+                for other in ("w2a2", "int8")
+                if other in counted
+            },
+        }
+    return row
+
+
+def cross_library() -> Path:
+    """Return the provider's library for aarch64, compiled here."""
+    from export.lowbit.build import built_library
+    from export.lowbit.cross import cross_toolchain
+
+    return built_library(cross_toolchain("aarch64-linux"))
 
 
 def main() -> None:
     """Parse the command line, count, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=Path, required=True, help="folder that export_latency.py wrote (its --work)")
+    parser.add_argument("--names", default=NAMES, help="how its files are called")
     parser.add_argument("--nets", nargs="+", default=["resnet18", "mobilenet_v2"])
     parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=list(CPUS))
     parser.add_argument("--root", type=Path, default=CACHE / "aarch64-python" / "root", help="aarch64 user space")
@@ -171,6 +237,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.variants[0] != "fp32":
         parser.error("the ratios are to fp32: name it first")
+    if "lowbit" in args.variants and "w2a2" not in args.variants:
+        parser.error("lowbit is compared with w2a2: name it, too")
     emulator = fetch_emulator(args.emulator)
     nets = {net: measure(net, args, emulator) for net in args.nets}
     if args.update and args.json and args.json.exists():
@@ -179,7 +247,8 @@ def main() -> None:
     record = {
         "what": "instructions of one warm inference, batch 1, one thread, on emulated Arm processors",
         "command": f"python benchmarks/arm_instructions.py --files FOLDER --nets {' '.join(nets)} "
-        f"--cpus {' '.join(next(iter(nets.values())))} --variants {' '.join(args.variants)}",
+        f"--cpus {' '.join(next(iter(nets.values())))} --variants {' '.join(args.variants)}"
+        + (f' --names "{args.names}"' if args.names != NAMES else ""),
         "date": time.strftime("%Y-%m-%d"), "emulator": emulator_version(emulator), "nets": nets,
     }  # fmt: skip
     if args.json:

@@ -2,7 +2,11 @@
 
     python benchmarks/lowbit.py --json benchmarks/results/lowbit_avx512.json
     python benchmarks/lowbit.py --nets resnet18 --rounds 100 --profile
+    python benchmarks/lowbit.py --int8-isa avx2 --json benchmarks/results/lowbit_avx2.json
     LOWBIT_ISA=avx2 python benchmarks/lowbit.py --nets resnet18       # other kernels; int8 still uses all it has
+
+``--int8-isa avx2`` measures a processor without AVX-512 and VNNI: our AVX2 kernels, and a copy of the runtime that does
+not know of more (`restricted_runtime.py`).
 
 Batch 1. The four variants of a net take turns in one run, so that what else the machine does meets them all; ratios are
 of minima, and of medians. One thread: time is the thread's own processor time. Several: wall time. Nets are untrained,
@@ -14,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +39,7 @@ SIZES = {"resnet20": 32}  # pixels; 224 for the others
 CLASSES = {"resnet20": 10}
 NETS = ("resnet18", "resnet50", "vgg11_bn", "googlenet", "resnet20", "mobilenet_v2")
 VARIANTS = ("fp32", "int8", "plain", "provider")
-IMAGES = 8
+IMAGES, CREATIONS = 8, 5
 
 
 def build(name: str, size: int) -> nn.Module:
@@ -91,23 +97,27 @@ def in_turns(calls: list[Callable[[], Any]], rounds: int, clock: Callable[[], fl
     return times
 
 
-def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure a net."""
+def create(files: dict[str, Path], threads: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return a session of each variant, and how many milliseconds of processor time one takes at least."""
     from export import lowbit
 
-    size = options.size or SIZES.get(name, 224)
-    files = write_files(name, size, tuple(options.bits), options.flavor, folder)
     cpu, ours = ["CPUExecutionProvider"], [lowbit.register(), "CPUExecutionProvider"]
-    created = {}
-    sessions = {}
-    for variant in VARIANTS:
-        path = files.get(variant, files["student"])
-        tries = []
-        for _ in range(3):
+    sessions, created = {}, dict.fromkeys(VARIANTS, float("inf"))
+    for _ in range(CREATIONS):
+        for variant in VARIANTS:
+            path = files.get(variant, files["student"])
             start = time.thread_time()
-            sessions[variant] = open_session(path, ours if variant == "provider" else cpu, options.threads)
-            tries.append(time.thread_time() - start)
-        created[variant] = min(tries) * 1e3
+            sessions[variant] = open_session(path, ours if variant == "provider" else cpu, threads)
+            created[variant] = min(created[variant], (time.thread_time() - start) * 1e3)
+    return sessions, created
+
+
+def measure(
+    name: str, bits: tuple[int, int], threads: int, options: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
+    """Measure a net of some width."""
+    size = options.size or SIZES.get(name, 224)
+    sessions, created = create(write_files(name, size, bits, options.flavor, folder), threads)
     images = np.random.default_rng(2).normal(size=(IMAGES, 3, size, size)).astype(np.float32)
 
     def run(variant: str, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -118,7 +128,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     identical = all(
         np.array_equal(run("plain", images[i : i + 1]), run("provider", images[i : i + 1])) for i in range(IMAGES)
     )
-    clock = time.thread_time if options.threads == 1 else time.perf_counter
+    clock = time.thread_time if threads == 1 else time.perf_counter
     calls = [lambda variant=variant: run(variant, images[:1]) for variant in VARIANTS]
     times = in_turns(calls, options.rounds, clock)
     least, median = (
@@ -128,6 +138,8 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     found = {
         "net": name,
         "size": size,
+        "bits": bits,
+        "threads": threads,
         "identical": identical,
         "ms": {variant: round(float(least[variant]), 3) for variant in VARIANTS},
         "median_ms": {variant: round(float(median[variant]), 3) for variant in VARIANTS},
@@ -177,25 +189,36 @@ def processor() -> dict[str, Any]:
 def line_of(row: dict[str, Any]) -> str:
     """Return a net's row for people."""
     ratios = "  ".join(f"/{other} {least:.3f} ({median:.3f})" for other, (least, median) in row["ratios"].items())
-    return (
-        f"{row['net']:14}{row['ms']['provider']:8.2f} ms  {ratios}  creation {row['creation']:.2f}"
-        f"  {'identical' if row['identical'] else 'DIFFERENT'}"
-    )
+    what = f"{row['net']:13}w{row['bits'][0]}a{row['bits'][1]} x{row['threads']}{row['ms']['provider']:8.2f} ms"
+    same = "identical" if row["identical"] else "DIFFERENT"
+    return f"{what}  {ratios}  creation {row['creation']:.2f}  {same}"
+
+
+def run_restricted(isa: str) -> int:
+    """Run this program again with a runtime that knows no more than an instruction set, and return its exit code."""
+    from restricted_runtime import restricted_environment
+
+    with tempfile.TemporaryDirectory() as folder:
+        environment = restricted_environment(Path(folder)) | {"LOWBIT_ISA": isa, "LOWBIT_RESTRICTED": isa}
+        return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
 
 
 def main() -> None:
     """Measure the nets and write a table, and JSON where asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(NETS))
-    parser.add_argument("--bits", nargs=2, type=int, default=[2, 2], metavar=("WEIGHTS", "ACTIVATIONS"))
+    parser.add_argument("--widths", nargs="+", default=["w2a2"], help="of weights and activations: w2a2, w4a4, ...")
     parser.add_argument("--flavor", default="ort", choices=["ort", "qcdq"])
     parser.add_argument("--size", type=int, help="pixels, instead of 224 (32 for resnet20)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--profile", action="store_true", help="time of each operation, to stderr and into the JSON")
     parser.add_argument("--folder", type=Path, help="where files are kept for the next time")
+    parser.add_argument("--int8-isa", choices=["avx2"], help="of everything that is measured: no AVX-512, no VNNI")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.int8_isa and "LOWBIT_RESTRICTED" not in os.environ:
+        sys.exit(run_restricted(options.int8_isa))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or Path(place)
@@ -204,8 +227,8 @@ def main() -> None:
         if options.profile:
             os.environ["LOWBIT_PROFILE"] = str(profile)
         rows = []
-        for name in options.nets:
-            row = measure(name, options, folder)
+        for name, width, threads in itertools.product(options.nets, options.widths, options.threads):
+            row = measure(name, (int(width[1]), int(width[3])), threads, options, folder)
             print(line_of(row), flush=True)
             if options.profile:
                 row["operations"] = read_profile(profile)
@@ -221,8 +244,7 @@ def main() -> None:
         "commit": made["commit"],
         "versions": {name: made["packages"].get(name) for name in ("torch", "brevitas", "onnx", "onnxruntime")},
         "kernels": lowbit.availability().kernels,
-        "threads": options.threads,
-        "bits": options.bits,
+        "runtime_restricted_to": options.int8_isa,
         "flavor": options.flavor,
     }
     if options.json:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from scipy import stats
 from stage_runs import spread
 
+from qkd.report.drawing import CURVES, Picture, clean, dot, drawing, new_figure, note, panel, write
 from qkd.report.table import markdown, percent
 
 Row = Mapping[str, Any]
@@ -188,38 +188,30 @@ def _number(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-WIDTH, LEFT, RIGHT, TOP, STEP = 640, 130, 20, 40, 26
-STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#1d2430}.t{font-weight:600}.e{text-anchor:end}.m{text-anchor:middle}"
-    "line{stroke:#d7dce3}.mean{stroke:#c2410c;stroke-width:2}circle{fill:#2563b8;fill-opacity:.75}"
-    "@media(prefers-color-scheme:dark){text{fill:#e4e8ee}line{stroke:#333b47}.mean{stroke:#f29a63}circle{fill:#74a9f2}}"
-)
+WIDTH, LEFT, RIGHT, TOP, STEP = 640, 130, 20, 30, 26
+TITLE = "Test accuracy of the student by arm: seeds (dots), mean (bar)"
 
 
 def draw(record: Mapping[str, Any]) -> str:
-    """Return the accuracies by arm as an SVG picture: a dot a seed, a bar for the mean."""
+    """Return the accuracies by arm as an SVG picture: a dot for each seed, a bar for the mean."""
     arms = list(record["summary"])
-    scores = {name: _by_seed(record["rows"], name, "student_accuracy") for name in arms}
-    values = [value for found in scores.values() for value in found.values()]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    margin = max(0.05 * (high - low), 0.001)
-    low, high = low - margin, high + margin
-
-    def place(value: float) -> float:
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-
-    bottom = TOP + STEP * len(arms)
-    parts = [f'<text class="t" x="{LEFT}" y="18">Test accuracy of the student by arm: seeds (dots), mean (bar)</text>']
-    for index in range(5):
-        x, value = place(low + index / 4 * (high - low)), low + index / 4 * (high - low)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 10}" y2="{bottom}"/>')
-        parts.append(f'<text class="m" x="{x:.1f}" y="{bottom + 16}">{percent(value)}</text>')
-    for index, name in enumerate(arms):
-        y = TOP + STEP * index + 8
-        parts.append(f'<text class="e" x="{LEFT - 12}" y="{y + 4}">{escape(name)}</text>')
-        parts += [f'<circle cx="{place(value):.1f}" cy="{y}" r="4"/>' for value in scores[name].values()]
-        if scores[name]:
-            x = place(statistics.mean(scores[name].values()))
-            parts.append(f'<line class="mean" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 9}" y2="{y + 9}"/>')
-    size = f'width="{WIDTH}" height="{bottom + 28}" viewBox="0 0 {WIDTH} {bottom + 28}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{"".join(parts)}</svg>\n'
+    scores = {name: list(_by_seed(record["rows"], name, "student_accuracy").values()) for name in arms}
+    values = [value for found in scores.values() for value in found] or [0.0, 1.0]
+    margin = max(0.05 * (max(values) - min(values)), 0.001)
+    with drawing():
+        figure = new_figure(WIDTH, TOP + STEP * len(arms) + 28)
+        write(figure, LEFT, 18, TITLE, weight="bold")
+        axes = panel(figure, LEFT, TOP, WIDTH - LEFT - RIGHT, STEP * len(arms))
+        axes.set(xlim=(min(values) - margin, max(values) + margin), ylim=(len(arms) - 0.5, -0.5))
+        axes.set_yticks(range(len(arms)), [clean(name) for name in arms])
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(lambda value, _: percent(value))
+        axes.grid(axis="x")
+        for row, name in enumerate(arms):
+            for value in scores[name]:
+                dot(axes, value, row, 4, 0, f"{name}: {percent(value)}")
+            if scores[name]:
+                mean = statistics.mean(scores[name])
+                (bar,) = axes.plot([mean] * 2, [row - 0.35, row + 0.35], color=CURVES[1], linewidth=2)
+                note(bar, f"{name}, mean: {percent(mean)}")
+    return Picture(TITLE, figure).to_svg()

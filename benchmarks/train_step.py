@@ -6,6 +6,12 @@ A step is: the teacher's forward pass without gradient, the student's forward an
 soft targets, and an SGD step. ResNet-20, 32x32, batch 128 unless said. Every round times every variant once, in turn;
 the ratio is the median over the rounds of (variant / float of the same round). Peak memory is read in a separate
 process per variant (``--memory``), as the growth of the resident set over the step.
+
+    python benchmarks/train_step.py --devices 2 --variants float ours_w2a2
+
+compares N processes of one core each, which share every batch, with one process of one core: efficiency is the time of
+one over N times that of N (1 is perfect). ``cpu_efficiency`` is the same of the processors' time, which a busy machine
+leaves alone: it lacks only what processes wait for each other.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +98,91 @@ def make_step(variant: str, net: str, images: Tensor, labels: Tensor) -> Callabl
         optimizer.step()
 
     return step
+
+
+def shared_step(variant: str, args: argparse.Namespace) -> Callable[[], None]:
+    """Return a function that does one process's part of a step, as the training loop does it."""
+    from qkd.engines.engine import current
+
+    engine = current()
+    images, labels = _data(args)
+    part = engine.share(len(images))
+    teacher, student = build("float", args.net, images).eval(), build(variant, args.net, images)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+    own, targets = images[part], labels[part]
+
+    def step() -> None:
+        with torch.no_grad():
+            target = F.softmax(teacher(own) / 4, dim=1)
+        with engine.training([student]):
+            logits = student(own)
+            loss = F.cross_entropy(logits, targets)
+            loss = loss + F.kl_div(F.log_softmax(logits / 4, 1), target, reduction="batchmean")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        grads = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+        engine.average([*grads, loss.detach()])
+        engine.sums({"images": torch.tensor(len(own)), "right": (logits.argmax(1) == targets).sum()})
+        engine.decide(False)  # whether to save
+        optimizer.step()
+
+    return step
+
+
+def take_part(args: argparse.Namespace) -> None:
+    """Time a variant's steps as one of several processes, or alone; the first prints milliseconds, also of CPU time."""
+    from qkd.engines.engine import current
+    from qkd.engines.joining import joined
+
+    torch.set_num_threads(1)
+    with joined("cpu") as engine:
+        step, times = shared_step(args.member, args), []
+        for _ in range(args.warmup):
+            step()
+        cpu = time.process_time()
+        for _ in range(args.rounds):
+            start = time.perf_counter()
+            step()
+            times.append((time.perf_counter() - start) * 1e3)
+        cpu_ms = torch.tensor((time.process_time() - cpu) * 1e3 / args.rounds)
+        total = float(current().sums({"cpu": cpu_ms})["cpu"])
+        if engine.is_first:
+            print(json.dumps({"step_ms": statistics.median(times), "cpu_ms": total}))
+
+
+def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
+    """Time each variant with one and with N processes, in turn, and return medians and efficiencies."""
+    results: dict[str, Any] = {}
+    for variant in args.variants:
+        found: dict[int, list[dict[str, float]]] = {1: [], args.devices: []}
+        for size in [1, args.devices] * 3:
+            found[size].append(_together(variant, size, args))
+        one, many = ({key: statistics.median(row[key] for row in found[size]) for key in ("step_ms", "cpu_ms")}
+                     for size in found)  # fmt: skip
+        results[variant] = {
+            "one_ms": round(one["step_ms"], 1),
+            "many_ms": round(many["step_ms"], 1),
+            "efficiency": round(one["step_ms"] / (args.devices * many["step_ms"]), 3),
+            "cpu_efficiency": round(one["cpu_ms"] / many["cpu_ms"], 3),
+        }
+    return results
+
+
+def _together(variant: str, size: int, args: argparse.Namespace) -> dict[str, float]:
+    from qkd.engines.launching import member_environment
+
+    command = [sys.executable, __file__, "--member", variant, "--net", args.net, "--batch", str(args.batch)]
+    command += ["--size", str(args.size), "--rounds", str(args.rounds), "--warmup", str(args.warmup)]
+    with tempfile.TemporaryDirectory() as folder:
+        environments = [member_environment(rank, size, Path(folder), os.environ) for rank in range(size)]
+        started = [
+            subprocess.Popen(command, env={**one, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+            for one in environments
+        ]
+        said = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"{variant} with {size} processes: exit codes {[one.returncode for one in started]}")
+    return dict(json.loads(said[0].splitlines()[-1]))
 
 
 def _data(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -205,26 +297,32 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=default, help="also ours_w2a2_compiled")
     parser.add_argument("--memory", help="print the peak memory of one variant and exit")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory readings")
+    parser.add_argument("--devices", type=int, default=1, help="compare so many processes of one core with one")
+    parser.add_argument("--member", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.member:
+        take_part(args)
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.memory:
         print(peak_memory_mb(args))
         return
-    results = measure(args)
+    is_apart = args.devices > 1
+    results = measure_devices(args) if is_apart else measure(args)
     for variant, row in results.items():
         print(f"{variant:22s}", row, flush=True)
-    for variant in [] if args.no_memory else args.variants:
+    for variant in [] if args.no_memory or is_apart else args.variants:
         command = [sys.executable, __file__, "--memory", variant, "--net", args.net, "--batch", str(args.batch)]
         out = subprocess.run([*command, "--size", str(args.size)], capture_output=True, text=True, check=True)
         results[variant]["peak_memory_mb"] = round(float(out.stdout.split()[-1]), 1)
-    for variant, row in ({} if args.no_memory else results).items():
+    for variant, row in ({} if args.no_memory or is_apart else results).items():
         row["memory_ratio"] = round(row["peak_memory_mb"] / results["float"]["peak_memory_mb"], 3)
         print(f"{variant:22s}", row)
     if args.json:
         record = {
-            "what": "one distillation step",
+            "what": "one distillation step" + (f" shared by {args.devices} processes of one core" if is_apart else ""),
             "arguments": {k: str(v) for k, v in vars(args).items() if k not in ("json", "memory")},
         }
         args.json.write_text(json.dumps({**record, "environment": environment(), "results": results}, indent=1) + "\n")

@@ -9,11 +9,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from quantizers.integer import Add, Concat, Conv, Grid, IntegerView, Linear, MaxPool, Node, Quantize, Shape
+from quantizers.integer import (
+    PAIR_SUM_LIMIT,
+    Add,
+    Concat,
+    Conv,
+    Grid,
+    IntegerView,
+    Linear,
+    MaxPool,
+    Node,
+    Quantize,
+    Shape,
+)
 
 INT32_MAX = 2**31 - 1
-# x86 before VNNI adds two u8 x s8 products in a saturating int16 (vpmaddubsw).
-INT16_MAX = 2**15 - 1
 
 
 class ExportError(ValueError):
@@ -49,15 +59,14 @@ def check_view(view: IntegerView) -> None:
 def saturation_warnings(view: IntegerView) -> Iterator[str]:
     """Yield a warning for each layer whose products may saturate on x86 processors without VNNI.
 
-    There two products of a stored activation (0..255) and a weight are added in int16. With stored activations up to
-    255 it is safe while weights keep to [-64, 64]; that is why a student's 8-bit weights keep to [-64, 63].
+    See :data:`quantizers.integer.PAIR_SUM_LIMIT`; a student's weights are safe.
     """
     for node in view.nodes:
         if not isinstance(node, (Conv, Linear)) or not node.weights.size:
             continue
         grid = view.grids[node.inputs[0]]
         largest = 2 * (grid.high + grid.zero_point) * int(np.abs(node.weights, dtype=np.int16).max())
-        if largest > INT16_MAX:
+        if largest > PAIR_SUM_LIMIT:
             yield (
                 f"{node.name}: pairs of products reach {largest}, beyond int16: x86 without VNNI may saturate. "
                 f"Keep its weights within [-64, 63] (now {node.weights.min()}..{node.weights.max()})"

@@ -1,8 +1,7 @@
 """Run the command line: `python -m qkd` is `qkd`."""
 
-import sys
-
 from qkd.cli.entry import main
+from qkd.engines.membership import end_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -16,7 +16,7 @@ from quantizers.student import act_quantizers, quant_layers, require_image_shape
 from quantizers.tensor_quant import ActQuant, RangeObserver
 
 
-def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
+def calibrate(student: nn.Module, batches: Iterable[Any], *, keep_statistics: bool = False) -> None:
     """Set activation scales from data, re-estimate batch-norm statistics, and settle the scales; in place.
 
     Three passes over the batches: the ranges seen with activations in float give first scales; the ranges seen with all
@@ -27,6 +27,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
         student: A network from :func:`prepare`.
         batches: Image batches as the network takes them, float, ``[batch, channels, height, width]`` (or tuples that
             start with one), or one such batch. They are kept in memory during the call; a few hundred images do.
+        keep_statistics: Leave batch norm's running statistics unchanged, for images that are unlike those it will meet:
+            generated ones, say.
 
     Raises:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
@@ -53,7 +55,8 @@ def calibrate(student: nn.Module, batches: Iterable[Any]) -> None:
             _batch_statistics(student, enabled=True)
             _observe(student, quantizers, images, bypass=True)
             _observe(student, quantizers, images, bypass=False)
-            _reestimate(student, images)
+            if not keep_statistics:
+                _reestimate(student, images)
             _widen_steps(student)
         finally:
             for layer, frozen in was_frozen.items():

@@ -9,11 +9,35 @@ value is ``scale * code``, ``code`` an integer) or real-valued (``grid is None``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+# x86 processors without VNNI add two products of a stored activation (0..255) and a weight in 16 bits, and saturate
+# there (vpmaddubsw). A student's 8-bit weights that meet 8-bit activations keep to [-64, 63] for that reason.
+PAIR_SUM_LIMIT = 2**15 - 1
+
+
+def largest_safe_weight(largest_code: int) -> int:
+    """Return the largest weight with which no pair of products can saturate.
+
+    Args:
+        largest_code: Of the activations as they are stored.
+    """
+    return PAIR_SUM_LIMIT // (2 * largest_code)
+
+
+def multiply_accumulates(output_shape: Sequence[int], summed_shape: Sequence[int]) -> int:
+    """Return the multiply-accumulates of a layer; padding counts as if it were multiplied, biases do not count.
+
+    Args:
+        output_shape: Of what it makes; a batch counts as often as it is large.
+        summed_shape: Of what one output value sums up: a kernel over the channels of its group, a row of features.
+    """
+    return math.prod(output_shape) * math.prod(summed_shape)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Literal
 from export.graph.shapes import edge_shapes
 from export.passes.rewrite import arrange
 from export.passes.windows import explicit_windows
-from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape
+from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape, multiply_accumulates
 
 FLOAT_BITS = 32
 # What needs no extra memory; a slice, a transpose or a pad does.
@@ -132,7 +132,7 @@ def _facts(node: Node, shape: tuple[int, ...], view: IntegerView) -> LayerFacts 
         biases=0 if node.bias is None else int(node.bias.size),
         weight_scales=int(node.weight_scale.size),
         input_bits=view.grids[node.inputs[0]].bits,
-        macs=prod(shape) * prod(node.weights.shape[1:]),
+        macs=multiply_accumulates(shape, node.weights.shape[1:]),
         output_shape=shape[1:],
     )
 

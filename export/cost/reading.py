@@ -18,6 +18,7 @@ from export.runtime import load_model
 from export.storage.blocked import DOMAIN as BLOCK_DOMAIN
 from export.storage.blocked import OPERATOR as BLOCK_OPERATOR
 from export.storage.metadata import LARGEST_AXIS, as_a_file, check_structure, read_property, read_widths
+from quantizers.integer import multiply_accumulates
 
 LAYERS = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear", BLOCK_OPERATOR: "linear"}
 ALIAS_OPERATORS = frozenset({"DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout",
@@ -191,7 +192,7 @@ class _Reader:
             biases=0 if bias is None else prod(bias.shape),
             weight_scales=prod(self.constants[unit].shape),
             input_bits=int(self.input_bits[node.name]),
-            macs=prod(shape) * self._outputs(node),
+            macs=multiply_accumulates((*shape[:-1], self._outputs(node)), (features,)),
             output_shape=(self._outputs(node),),
         )
 
@@ -207,7 +208,7 @@ class _Reader:
         settings = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         # what one output value sums up: a kernel over the channels of its group, or a row of features
         is_rows = node.op_type == "Conv" or settings.get("transB", 0)
-        summed = prod(weight.shape[1:]) if is_rows else weight.shape[0]
+        summed = weight.shape[1:] if is_rows else weight.shape[:1]
         return LayerFacts(
             kind=LAYERS[node.op_type],
             weights=prod(weight.shape),
@@ -215,7 +216,7 @@ class _Reader:
             biases=0 if bias is None else prod(bias.shape),
             weight_scales=weight.scales,
             input_bits=self.bits[node.input[0]],
-            macs=prod(output) * summed,
+            macs=multiply_accumulates(output, summed),
             output_shape=output[1:],
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 
+from export.defaults import BATCH_SIZE, ROUNDS, THREADS, WARMUP
 from export.devices.connections.address import Device, as_device
 from export.devices.measuring import Settings, measure_on
 from export.devices.report import LatencyReport as LatencyReport
@@ -16,10 +17,10 @@ def measure_latency(
     path: str | PathLike[str],
     *,
     on: str | Device = "local",
-    threads: int = 1,
-    batch_size: int = 1,
-    warmup: int = 20,
-    rounds: int = 200,
+    threads: int = THREADS,
+    batch_size: int = BATCH_SIZE,
+    warmup: int = WARMUP,
+    rounds: int = ROUNDS,
     provider: str = CPU,
     affinity: tuple[int, ...] = (),
     seed: int = 0,
@@ -76,10 +77,10 @@ def measure_interleaved(
     paths: Mapping[str, str | PathLike[str]],
     *,
     on: str | Device = "local",
-    threads: int = 1,
-    batch_size: int = 1,
-    warmup: int = 20,
-    rounds: int = 200,
+    threads: int = THREADS,
+    batch_size: int = BATCH_SIZE,
+    warmup: int = WARMUP,
+    rounds: int = ROUNDS,
     provider: str = CPU,
     affinity: tuple[int, ...] = (),
     seed: int = 0,

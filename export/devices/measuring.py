@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from export.conversion.repack import fit_storage
+from export.defaults import BATCH_SIZE, RANGES, ROUNDS, THREADS, WARMUP
 from export.devices.connections.adb import AdbShell
-from export.devices.connections.address import MOST_THREADS, Device
+from export.devices.connections.address import Device
 from export.devices.connections.shell import Content, Say, Shell, size_of
 from export.devices.connections.ssh import SshShell
 from export.devices.links import Link, LocalLink, RemoteLink
@@ -27,9 +28,6 @@ from export.sample import Sample, sample_bytes
 
 SHELLS: dict[str, Callable[[Device], Shell]] = {"ssh": SshShell, "adb": AdbShell}
 SAMPLE = "sample.npz"
-MOST_ROUNDS = 10_000_000  # each takes eight bytes on the device; at 10 us an inference, two minutes
-RANGES = {"threads": (1, MOST_THREADS), "batch_size": (1, 1_000_000), "warmup": (0, MOST_ROUNDS),
-          "rounds": (1, MOST_ROUNDS)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,10 @@ class Settings:
         ValueError: If a value is out of range.
     """
 
-    threads: int = 1
-    batch_size: int = 1
-    warmup: int = 20
-    rounds: int = 200
+    threads: int = THREADS
+    batch_size: int = BATCH_SIZE
+    warmup: int = WARMUP
+    rounds: int = ROUNDS
     providers: tuple[str, ...] = (AUTO,)
     affinity: tuple[int, ...] = ()
     seed: int = 0

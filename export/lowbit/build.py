@@ -26,7 +26,7 @@ INSTRUCTION_SETS = {
     ),
     "avx2": ("-mavx2", "-mfma"),
 }
-LONGEST_COMPILATION_S = 300
+LONGEST_COMPILATION_S = 900  # the first time, a cross-compiler also compiles the C++ runtime of the target
 
 
 class LowBitUnavailableError(RuntimeError):
@@ -104,7 +104,10 @@ def _run(command: Sequence[str]) -> None:
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or ["?"]
         raise LowBitUnavailableError(f"the low-bit execution provider does not compile: {lines[0]}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        reason = f"{Path(command[0]).name} took longer than {LONGEST_COMPILATION_S} s"
+        raise LowBitUnavailableError(f"the low-bit execution provider does not compile: {reason}") from error
+    except OSError as error:
         raise LowBitUnavailableError(f"the low-bit execution provider does not compile: {error}") from error
 
 

@@ -44,8 +44,8 @@ def export_int8_baseline(
         images: Calibration images, normalized, float32 ``[images, channels, height, width]``; training images, or
             else the accuracy is flattered.
         path: Where the file goes; its folder must exist. Written whole or not at all.
-        reduce_range: Whether weights keep to 7 bits, which the documentation advises for x86 without VNNI: there, sums
-            of two u8 x s8 products saturate in 16 bits. It costs no time, and a file may meet any processor.
+        reduce_range: Whether weights keep to 7 bits, which the documentation advises for x86 without VNNI
+            (``quantizers.integer.PAIR_SUM_LIMIT``). It costs no time, and a file may meet any processor.
 
     Returns:
         The path.

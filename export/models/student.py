@@ -164,8 +164,8 @@ def export_onnx(
         ()
 
     Note:
-        x86 processors without VNNI add pairs of u8 x s8 products in a saturating int16. A student's 8-bit weights
-        keep to [-64, 63] for that reason; a view that breaks it gets a warning.
+        A view whose products may saturate on x86 without VNNI (``quantizers.integer.PAIR_SUM_LIMIT``) gets a warning; a
+        student's do not.
     """
     from quantizers import integer_view
     from quantizers.student import require_image_shape

@@ -27,10 +27,11 @@ from quantizers.integer import (
     Node,
     Quantize,
     Shape,
+    largest_safe_weight,
 )
 
 CODES = 256  # of the storage
-SAFE_WEIGHT = 64  # x86 without VNNI adds two products of stored values in 16 bits: 2 * 255 * 64 still fits
+SAFE_WEIGHT = largest_safe_weight(CODES - 1)
 NEAR = 1e-3  # of a step: this close to a tie, rounding is not relied upon
 KEEPS_GRID = (Concat, MaxPool, Shape)
 

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.devices import DeviceResult, LatencyReport
+from export.devices import DeviceResult
 from qkd.bench.record import Record
-from qkd.report.table import align, megabytes, milliseconds, percent
-
-HEAD = ["device", "model", "median", "p10", "p90", "p99", "to float", "size", "memory", "accuracy", "agreement"]
+from qkd.report.table import DEVICE_HEAD, align, device_cells, device_notes
 
 
 @dataclass(frozen=True)
@@ -43,30 +41,14 @@ class BenchTable:
 
     def to_text(self) -> str:
         """Return the table; notes and failures stand at the end of their rows."""
-        rows, ends = [HEAD], ["notes"]
+        rows, ends = [DEVICE_HEAD], ["notes"]
         for result, record in zip(self.results, self.records, strict=True):
-            for name, report in result.reports.items():
-                rows.append([result.device.title, name, *_cells(report, record["models"][name]["to_float"])])
-                ends.append("; ".join(_notes(report)))
+            for name, row in record["models"].items():
+                rows.append([result.device.title, name, *device_cells(row, row["to_float"])])
+                ends.append("; ".join(device_notes(row)))
             if result.failure:
-                rows.append([result.device.title, "-", *["-"] * (len(HEAD) - 2)])
+                rows.append([result.device.title, "-", *["-"] * (len(DEVICE_HEAD) - 2)])
                 ends.append(f"FAILED: {result.failure}")
         lines = align(rows).splitlines()
         width = max(map(len, lines))
         return "\n".join(f"{line:<{width}}  {end}".rstrip() for line, end in zip(lines, ends, strict=True))
-
-
-def _cells(report: LatencyReport, ratio: float | None) -> list[str]:
-    return [
-        *(milliseconds(value) for value in (report.median_ms, report.p10_ms, report.p90_ms, report.p99_ms)),
-        "-" if ratio is None else f"{ratio:.3f}",
-        megabytes(report.size_bytes),
-        megabytes(report.peak_memory_bytes),
-        percent(report.accuracy),
-        percent(report.agreement),
-    ]
-
-
-def _notes(report: LatencyReport) -> list[str]:
-    repacked = [f"weights repacked to {', '.join(report.repacked)}"] if report.repacked else []
-    return [*repacked, *report.notes]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from qkd.checking.names import table
-from qkd.config import AuxiliaryConfig, PhaseConfig, StudentConfig, TermConfig
+from qkd.config import AgentConfig, PhaseConfig, RunConfig, Section, TermConfig
 from qkd.config.bind_faults import Fault, describe, did_you_mean
+from qkd.config.binding import bind_section
 from qkd.foreign.user_code import place_fault
-from qkd.methods.phase_checks import phase_faults
+from qkd.methods.phase_checks import phase_faults, set_keys
 from qkd.methods.table import own_method
 from qkd.nets import net_hint
 from qkd.nets.own.spelling import NetSpelling, parse_net
 from qkd.terms.term_checks import check_terms
+
+Place: TypeAlias = tuple[str | int, ...]
 
 
 def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
@@ -28,29 +31,65 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         A place in the config and what is wrong there.
     """
     yield from _unknown(data, ("data", "name"), "data set", "datasets")
-    for role in ("teacher", "student"):
-        yield from _unknown(data, (role, "net"), "net", "nets")
-        yield from _unknown(data, (role, "agent", "policy"), "agent policy", "policies")
-    yield from _unknown(data, ("student", "auxiliary", "net"), "net", "nets")
-    peers = ("student", "peers", "nets")
-    for index in range(_length(data, peers)):
-        yield from _unknown(data, (*peers, index, "net"), "net", "nets")
-    for learner in (("student",), ("student", "auxiliary")):
-        yield from _term_faults(data, (*learner, "terms"))
-        for index in range(_length(data, (*learner, "phases"))):
-            for kind in ("terms", "teacher_terms"):
-                yield from _term_faults(data, (*learner, "phases", index, kind))
-        yield from _phase_faults(data, learner)
+    for where, schema in sections(data):
+        fields = schema.model_fields
+        if "net" in fields:
+            yield from _unknown(data, (*where, "net"), "net", "nets")
+        if schema is AgentConfig:
+            yield from _unknown(data, (*where, "policy"), "agent policy", "policies")
+        for key in fields:
+            if TermConfig in _types_in(fields[key].annotation):
+                yield from _term_faults(data, (*where, key))
+        if "phases" in fields and "terms" in fields:
+            yield from _phase_faults(data, where, schema)
     yield from _own_method_faults(data)
 
 
+def sections(data: Any, schema: type[Section] = RunConfig, where: Place = ()) -> Iterator[tuple[Place, type[Section]]]:
+    """Yield the place of each section that raw config data holds, with its schema, outer ones first.
+
+    Args:
+        data: Nested mappings and lists; what is no group of keys is left to the schema.
+        schema: Of the outermost.
+        where: Its place.
+    """
+    if not isinstance(data, Mapping):
+        return
+    yield where, schema
+    for key, field in schema.model_fields.items():
+        inner = [kind for kind in _types_in(field.annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+        value = data.get(key)
+        items = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for index, item in items if inner else ():
+            yield from sections(item, inner[0], (*where, key) if index is None else (*where, key, index))
+
+
+def _types_in(annotation: Any) -> list[Any]:
+    """Return the types that an annotation is made of: ``tuple[TermConfig, ...] | None`` holds ``TermConfig``."""
+    parts = get_args(annotation)
+    return [one for part in parts for one in _types_in(part)] if parts else [annotation]
+
+
 def _own_method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield what is wrong with a method of the user's, and what it finds wrong with a config that can be bound."""
     where = ("student", "method")
-    if isinstance(name := _get(data, where), str):
-        try:
-            own_method(name)  # a file of the user's, which may import anything
-        except ValueError as error:
-            yield where, str(error).removeprefix("student.method: ")
+    if not isinstance(name := _get(data, where), str):
+        return
+    try:
+        kind = own_method(name)  # a file of the user's, which may import anything
+    except ValueError as error:
+        yield where, str(error).removeprefix("student.method: ")
+        return
+    try:
+        config = bind_section(RunConfig, data)
+    except ValidationError:
+        return  # the schema says what is wrong
+    try:
+        for line in kind(config).faults():
+            key, colon, what = line.partition(": ")
+            yield (tuple(key.split(".")), what) if colon and " " not in key else (where, line)
+    except Exception as error:
+        yield where, f"{name} fails to look at the config: {type(error).__name__}: {error}"
 
 
 def _unknown(data: Mapping[str, Any], where: tuple[str | int, ...], kind: str, table_name: str) -> Iterator[Fault]:
@@ -103,18 +142,9 @@ def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Itera
             yield where, what
 
 
-def _length(data: Mapping[str, Any], where: tuple[str | int, ...]) -> int:
-    """Return how long a list is; 0 where there is none."""
-    found = _get(data, where)
-    return len(found) if isinstance(found, list) else 0
-
-
-def _phase_faults(data: Mapping[str, Any], learner: tuple[str, ...]) -> Iterator[Fault]:
-    """Yield what is wrong with the phases of ``student`` or its auxiliary; without any, with the one that it has."""
-    section = _get(data, learner)
-    if not isinstance(section, Mapping):
-        return
-    schema = StudentConfig if learner == ("student",) else AuxiliaryConfig
+def _phase_faults(data: Mapping[str, Any], where: Place, schema: type[Section]) -> Iterator[Fault]:
+    """Yield what is wrong with the phases of a net that is distilled; without any, with the one that it has."""
+    section = _get(data, where)
     raw, terms = section.get("phases"), section.get("terms")
     try:
         phases = [PhaseConfig.model_validate(phase) for phase in raw or [{"epochs": 1}]]
@@ -122,8 +152,8 @@ def _phase_faults(data: Mapping[str, Any], learner: tuple[str, ...]) -> Iterator
         own = own if terms is None else TypeAdapter(tuple[TermConfig, ...]).validate_python(terms)
     except (ValidationError, TypeError):
         return  # the schema says what is wrong
-    for index, key, what in phase_faults(own, phases, has_peers=section.get("peers") is not None):
-        yield ((*learner, "phases", index, key) if raw else (*learner, "terms")), what
+    for index, key, what in phase_faults(own, phases, keys=set_keys(section)):
+        yield ((*where, "phases", index, key) if raw else (*where, "terms")), what
 
 
 def _get(data: Any, where: tuple[str | int, ...]) -> Any:

@@ -105,8 +105,10 @@ def method_notes() -> dict[str, str]:
 
 def _losses() -> dict[str, str]:
     from qkd.terms import LOSSES
+    from qkd.terms.method_losses import METHOD_LOSSES
 
     rows = {name: f"{entry.summary} ({entry.source})" for name, entry in sorted(LOSSES.items())}
+    rows |= {name: f"{entry.summary} ({entry.source})" for name, entry in METHOD_LOSSES.items()}
     return {**rows, **method_notes()}
 
 

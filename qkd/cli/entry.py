@@ -24,7 +24,8 @@ from qkd.cli.commands import (
     stage,
     validate,
 )
-from qkd.cli.commands.results import predict, val
+from qkd.cli.commands.deployment import lowbit
+from qkd.cli.commands.results import generate, predict, val
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
 from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
@@ -45,12 +46,14 @@ EXAMPLES = """examples:
   qkd diagnose runs/digits-w2a2 --out teacher.svg     what its teacher tells, and which known failure it shows
   qkd retrieve runs/digits-w2a2                       do features find images of their class?
   qkd match runs/digits-w2a2                          which layers of the teacher to follow with which
+  qkd generate runs/digits-rdskd --out grid.png       what images a data-free run learned from
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
 COMMANDS = (
-    run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match, policy, doctor,
+    run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match,
+    generate, policy, lowbit, doctor,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The schema of an experiment: every key a config file may hold, with its unit and its default."""
 
 from qkd.config.data import AgentConfig, DataConfig
+from qkd.config.data_free import DataFreeConfig
 from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 from qkd.config.methods import AuxiliaryConfig, BranchTrainingConfig, PeerConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import Cpu, Positive, Section, Threads
@@ -23,6 +24,7 @@ __all__ = [
     "Cpu",
     "DEFAULT_TERMS",
     "DataConfig",
+    "DataFreeConfig",
     "ExportConfig",
     "MetaConfig",
     "PeerConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
+from qkd.config.data_free import DataFreeConfig
 from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import MOST_MEMBERS, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
@@ -94,6 +95,14 @@ class StudentConfig(Section):
     calibration_batches: Annotated[int, Field(ge=1, le=100_000)] = Field(
         8, description="training batches that set activation scales"
     )
+    bn: Literal["train", "frozen_teacher"] = Field(
+        "train",
+        description="frozen_teacher: batch norm keeps the statistics that the student starts with, the teacher's where "
+        "the nets are the same, in calibration and training",
+    )
+    data_free: DataFreeConfig | None = Field(
+        None, description="no real image: the student learns from images that are made out of the teacher"
+    )
     auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
     peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
     method: str | None = Field(
@@ -110,6 +119,10 @@ class StudentConfig(Section):
         if self.method is None:
             values.pop("method", None)
             values.pop("method_options", None)
+        if self.bn == "train":
+            values.pop("bn", None)
+        if self.data_free is None:
+            values.pop("data_free", None)
         return values
 
     @model_validator(mode="after")

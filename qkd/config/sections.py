@@ -11,17 +11,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from export.defaults import MOST_BATCH, MOST_THREADS
 from qkd.files.user_paths import user_path
 
 LARGEST = 1e6  # of a factor, weight, temperature, decay or time in seconds (eleven days)
 MOST_EPOCHS = 1_000_000
 MOST_IMAGES = 1_000_000_000
-MOST_BATCH = 1_000_000
 MOST_PIXELS = 4096  # side of an image; nets for larger ones do not fit a training's memory
-MOST_THREADS = 1024  # the largest machines have 768; PyTorch crashes at some ten thousand
 MOST_WORKERS = 256
 MOST_MEMBERS = 1024  # of a population or an ensemble
-MOST_ROUNDS = 10_000_000
 LONGEST_TEXT = 4096  # characters; the longest path that Linux takes
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -42,3 +40,11 @@ class Section(BaseModel):
     """A group of keys: frozen, and unknown keys are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=LONGEST_TEXT)
+
+    def tried(self, batch_size: int) -> Section:  # noqa: ARG002
+        """Return the section for a dry run: with few steps, where its keys say how many something takes.
+
+        Args:
+            batch_size: Images per batch of the student, in the dry run.
+        """
+        return self

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from export import defaults
 from export.moved import OldFields
 from qkd.config.sections import (
     MOST_MEMBERS,
-    MOST_ROUNDS,
     MOST_WORKERS,
     BatchSize,
     Cpu,
@@ -93,11 +93,13 @@ ProviderNames = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(
 class BenchConfig(Section):
     """How latency is measured."""
 
-    threads: Threads = Field(1, description="intra-op threads")
-    batch_size: BatchSize = Field(1, description="images per inference")
-    warmup: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(20, description="inferences before the clock starts")
-    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = Field(
-        200, description="timed inferences a model, interleaved"
+    threads: Threads = Field(defaults.THREADS, description="intra-op threads")
+    batch_size: BatchSize = Field(defaults.BATCH_SIZE, description="images per inference")
+    warmup: Annotated[int, Field(ge=0, le=defaults.MOST_ROUNDS)] = Field(
+        defaults.WARMUP, description="inferences before the clock starts"
+    )
+    rounds: Annotated[int, Field(ge=1, le=defaults.MOST_ROUNDS)] = Field(
+        defaults.ROUNDS, description="timed inferences per model, interleaved"
     )
     on: tuple[str, ...] = Field(
         ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
@@ -112,4 +114,4 @@ class BenchConfig(Section):
     )
     affinity: tuple[Cpu, ...] = Field((), description="CPUs it is pinned to; empty: none")
     int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
-    timeout_s: Positive = Field(600.0, description="longest duration of one command on a device, in seconds")
+    timeout_s: Positive = Field(defaults.TIMEOUT_S, description="longest duration of a command on a device, in seconds")

@@ -140,7 +140,7 @@ class DeviceGroup(Engine):
         for group in _alike(tensors):
             wire = torch.cat([_on_the_wire(tensor).reshape(-1) for tensor in group])
             with _reached():
-                distributed.broadcast(wire, 0)
+                distributed.broadcast(wire, 0, group=self._way(wire))
             _put_back(group, wire)
 
     def whole(self, rows: Tensor) -> Tensor:
@@ -164,7 +164,11 @@ class DeviceGroup(Engine):
 
     def _reduce(self, tensor: Tensor) -> None:
         with _reached():
-            distributed.all_reduce(tensor)
+            distributed.all_reduce(tensor, group=self._way(tensor))
+
+    def _way(self, tensor: Tensor) -> distributed.ProcessGroup | None:
+        """Return the group that sends a tensor: GPUs send none of the processor's."""
+        return self._control if tensor.device.type == "cpu" else None
 
     @torch.no_grad()
     def _sum(self, tensors: Sequence[Tensor], finish: Callable[[Tensor], Any]) -> None:

@@ -72,11 +72,14 @@ def exit_code(error: BaseException, code: int) -> int:
 
 
 def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
+    import torch
     from torch import distributed
 
     from qkd.engines.group import DeviceGroup
 
     local, backend = int(os.environ.get("LOCAL_RANK", "0")), _backend(device)
+    if backend == "nccl":
+        torch.cuda.set_device(local)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
         store = _store(rank, size)
@@ -91,12 +94,13 @@ def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
 
 
 def _store(rank: int, size: int) -> Any:
-    from torch.distributed import FileStore, rendezvous  # type: ignore[attr-defined]
+    from torch.distributed import FileStore, PrefixStore, rendezvous  # type: ignore[attr-defined]
 
     if is_started_by_us():
         return FileStore(os.environ[MEETING], size)
     found, _, _ = next(rendezvous("env://", rank, size, timeout=TRAINING_TIMEOUT))
-    return found
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store keeps what an earlier one said
+    return PrefixStore(f"qkd/{attempt}", found)
 
 
 def _backend(device: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 MEETING = "QKD_MEETING_FILE"  # where processes that we have started find each other
 LOST = 75  # exit code of a process that ends because another has: it has nothing to tell
@@ -24,6 +25,22 @@ def is_member() -> bool:
 def is_first() -> bool:
     """Return whether this process is by itself, or the first of several."""
     return not is_member() or os.environ["RANK"] == "0"
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with an exit code; one of several at once, since threads of their transport may not end.
+
+    Args:
+        code: 0 where all is done.
+
+    Raises:
+        SystemExit: With the code, where it is by itself.
+    """
+    if not is_member():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def attend_parent() -> None:

@@ -8,6 +8,8 @@ HEADS = 4  # of MHGD's attention, as in role-kd; the authors of MHGD take 8
 
 Attention = Literal["trained", "random"]
 ATTENTIONS: tuple[Attention, ...] = ("trained", "random")
+Criterion = Literal["confident", "close", "none", "all"]
+CRITERIA: tuple[Criterion, ...] = ("confident", "close", "none", "all")
 Divergence = Literal["abs", "exponential", "jeffreys", "kagan", "kl", "squared"]
 DIVERGENCES: tuple[Divergence, ...] = ("abs", "exponential", "jeffreys", "kagan", "kl", "squared")
 FlowReduction = Literal["mean", "row_mean"]

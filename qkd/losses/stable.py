@@ -43,6 +43,8 @@ def device_type(values: Iterable[Any]) -> str:
 def _wide(value: Any) -> Any:
     if isinstance(value, Tensor):
         return widened(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a NamedTuple stays one
+        return type(value)(*map(_wide, value))
     return [_wide(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from qkd.config import PhaseConfig, RunConfig, TermConfig
 from qkd.data import Splits
+from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 from qkd.terms.modules import ModuleBank
 from qkd.terms.step import DistillStep
@@ -19,8 +21,19 @@ from qkd.terms.taps import tap_paths_of
 from qkd.terms.weighting import WeightedTerms, build_terms
 from qkd.training import Batch, Partner, Phase
 from qkd.training.assembly import Context, Role
-from qkd.training.job import Backward, plain_backward
+from qkd.training.job import Backward, Job, Source, plain_backward
 from quantizers import Student
+
+if TYPE_CHECKING:
+    from qkd.roles.learner import StudentRole
+
+
+class Synthesis(Protocol):
+    """What makes images in the space that the teacher sees."""
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Return normalized images, and the classes that they were made for; None where no class was asked for."""
+        ...
 
 
 class TappedStep(Protocol):
@@ -143,8 +156,7 @@ class Method:
     """A method of distillation; one object serves one training. What it does not override is as without it.
 
     A method of your own: derive a class, name it in a config (``student.method: path/to/file.py:Name``), and override
-    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`. Its own rows in the report
-    are for methods of the table (:mod:`qkd.methods.table`); the student's row is there anyway.
+    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`.
 
     Args:
         config: The run's; ``config.student.method_options`` are the options of a method of your own.
@@ -179,6 +191,24 @@ class Method:
         """Return the images of a run as its student may use them."""
         return splits
 
+    def synthesis(self, context: Context) -> Synthesis | None:  # noqa: ARG002
+        """Return what makes images in place of the training images, for calibration; None where they are those.
+
+        Asked for once the nets are prepared.
+
+        Args:
+            context: The run, with what has been trained before the student.
+        """
+        return None
+
+    def source(self, context: Context) -> Callable[[Job], Source] | None:  # noqa: ARG002
+        """Return what makes the student's batches; None where they are the training images.
+
+        Args:
+            context: As for :meth:`synthesis`.
+        """
+        return None
+
     def calibration_images(self, images: Tensor) -> Tensor:
         """Return what calibrates a student for a batch of normalized images."""
         return images
@@ -194,6 +224,23 @@ class Method:
         """
         yield from ()
 
+    def float_twin(self, role: StudentRole) -> Role | None:  # noqa: ARG002
+        """Return the training of the float net that a student starts from; None where it learns from the labels.
+
+        Args:
+            role: Whose start it is; its ``student.float_train`` is set.
+        """
+        return None
+
+    def borrow(self, run: RunFolder, source: Path, progress: Progress) -> None:
+        """Take over what another run, whose teacher is taken, has made out of that teacher.
+
+        Args:
+            run: The run.
+            source: The other run's folder.
+            progress: Where to say so.
+        """
+
     def beside_teacher(self, net: nn.Module, splits: Splits) -> Beside | None:  # noqa: ARG002
         """Return what learns with the teacher in its own training; None where it learns by itself."""
         return None
@@ -202,13 +249,13 @@ class Method:
         """Return what the student learns from, given what it would learn from without this method."""
         return below
 
-    def marks(self, run: RunFolder) -> Mapping[str, str]:  # noqa: ARG002
-        """Return the hashes of further files that the student's training is made from, by name."""
-        return {}
+    def made_from(self, run: RunFolder) -> Mapping[str, Path]:  # noqa: ARG002
+        """Return further files of the run folder that the student's training is made from, by name.
 
-    def inputs(self, run: RunFolder) -> list[Path]:  # noqa: ARG002
-        """Return further files of the run folder that the student's training is made from."""
-        return []
+        A checkpoint keeps the hash of each under its name, and the stage's manifest by its path: with another file,
+        training starts over.
+        """
+        return {}
 
     # phases
 
@@ -256,6 +303,10 @@ class Method:
 
     def results(self, context: Context, role: str, model: nn.Module) -> Mapping[str, Any]:  # noqa: ARG002
         """Return further keys of a role's ``result.json``; test images may be read.
+
+        ``rows`` is a list of nets for the report: ``role`` (words for people), and, where they are known, ``net``,
+        ``test_accuracy`` (a fraction), ``weight_bits`` with ``act_bits``, ``teaches`` (whether the student learned from
+        it).
 
         Args:
             context: The run.

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from qkd.config import PhaseConfig, StudentConfig, TermConfig
+from qkd.methods.table import phase_rules
 from qkd.terms.loss_table import LOSSES
 
 PhaseFault = tuple[int, str, str]
+
+
+@dataclass(frozen=True)
+class PhaseRule:
+    """What a method says of a phase: function ``(phase, terms, keys)`` of its folder, in the table as ``phases``.
+
+    Args:
+        faults: Key of the phase and what is wrong with it.
+        brings_loss: Whether the student's terms do not apply, nor what is asked of a weighted sum of them.
+        more_terms: Key of the phase -> terms of another net, which shares no modules with the student's.
+    """
+
+    faults: Sequence[tuple[str, str]] = ()
+    brings_loss: bool = False
+    more_terms: Mapping[str, Sequence[TermConfig]] = field(default_factory=dict)
 
 
 def student_faults(student: StudentConfig, phases: Sequence[PhaseConfig]) -> list[str]:
@@ -18,12 +35,17 @@ def student_faults(student: StudentConfig, phases: Sequence[PhaseConfig]) -> lis
         student: Its terms, and what learns beside it.
         phases: In order; a student's own, or those that stand for them.
     """
-    found = phase_faults(student.terms, phases, has_peers=student.peers is not None)
+    found = phase_faults(student.terms, phases, keys=set_keys(dict(student)))
     return [f"phases[{index}].{key}: {what}" for index, key, what in found]
 
 
+def set_keys(section: Mapping[str, object]) -> set[str]:
+    """Return the keys of a section that have a value."""
+    return {key for key, value in section.items() if value is not None}
+
+
 def phase_faults(
-    terms: Sequence[TermConfig], phases: Sequence[PhaseConfig], *, has_peers: bool = False
+    terms: Sequence[TermConfig], phases: Sequence[PhaseConfig], *, keys: Collection[str] = ()
 ) -> Iterator[PhaseFault]:
     """Yield ``(index, key, what is wrong)`` for each phase that cannot be trained as it says.
 
@@ -32,33 +54,25 @@ def phase_faults(
     Args:
         terms: The student's, for phases without their own.
         phases: In order.
-        has_peers: Whether the student has any; in a phase where they learn along, its own terms do not apply.
+        keys: Of the student's section, those that are set: they ask for methods.
 
     Yields:
         Index of the phase, from 0; the key of its config; a sentence.
     """
-    taught: dict[str, set[str]] = {"terms": set(), "teacher_terms": set()}  # one bank of modules each
+    taught: dict[str, set[str]] = {}  # one bank of modules for each key
+    rules = phase_rules()
     for index, phase in enumerate(phases):
-        shared = () if has_peers and phase.peers else terms
-        own = [term for term in (shared if phase.terms is None else phase.terms) if _counts(term)]
-        others = [term for term in phase.teacher_terms or () if _counts(term)]
-        for key, chosen in (("terms", own), ("teacher_terms", others)):
-            taught[key] |= {_module_key(term) for term in chosen}
-            for term in chosen:
-                if _wants_teaching(term) and _module_key(term, LOSSES[term.loss].taught_by) not in taught[key]:
-                    yield index, key, _untaught(term)
-        for term in others:
-            if "class_weights" in LOSSES[term.loss].inputs:
-                yield index, "teacher_terms", f"{term.loss} reads a last layer in full precision; the student has none"
-        found = _peer_faults(phase) if has_peers and phase.peers else _faults(phase, own)
-        yield from ((index, key, what) for key, what in found)
-
-
-def _peer_faults(phase: PhaseConfig) -> Iterator[tuple[str, str]]:
-    if phase.trains == "modules":
-        yield "trains", "`modules`, but its peers learn in this phase, and the student with them; say `peers: false`"
-    if phase.combine == "clipped":
-        yield "combine", "`clipped` weighs terms of the student's, not its peers' loss; say `peers: false`, or `sum`"
+        own = counting(terms if phase.terms is None else phase.terms)
+        said = [rule(phase, own, keys) for rule in rules]
+        brings_loss = any(one.brings_loss for one in said)
+        own = [] if brings_loss and phase.terms is None else own
+        more = {key: counting(chosen) for one in said for key, chosen in one.more_terms.items()}
+        for key, chosen in ({"terms": own} | more).items():
+            known = taught.setdefault(key, set())
+            known |= {_module_key(term) for term in chosen}
+            yield from ((index, key, _untaught(term)) for term in chosen if not _is_taught(term, known))
+        found = [fault for one in said for fault in one.faults]
+        yield from ((index, key, what) for key, what in [*found, *([] if brings_loss else _faults(phase, own))])
 
 
 def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[tuple[str, str]]:
@@ -67,8 +81,6 @@ def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[tuple[s
         yield "trains", "`modules`, but no term of the phase has one to train (e.g. graph_attention, hint)"
     if phase.trains == "student" and entries and not any(entry.needs_student for entry in entries):
         yield "terms", "none of them reads the student, so it learns nothing; set `trains: modules`"
-    if phase.meta is not None:
-        yield from (("meta", what) for what in _meta_faults(phase, terms))
     if phase.combine == "clipped":
         sides = {entry.is_distillation for entry in entries if entry.needs_student}
         if sides != {True, False}:
@@ -76,25 +88,15 @@ def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[tuple[s
             yield "combine", f"`clipped` weighs two gradients against each other, but no term {missing}"
 
 
-def _meta_faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[str]:
-    if phase.combine == "clipped":
-        yield "the step that the quiz judges follows the plain sum of the terms; set `combine: sum`"
-    if phase.trains == "modules":
-        yield "the student stands still with `trains: modules`, so a quiz tells nothing of its teacher"
-    entries = {term.loss: LOSSES[term.loss] for term in terms}
-    if not any(entry.is_distillation for entry in entries.values()):
-        yield "no term of the phase reads the teacher, so a quiz cannot teach it; add one, e.g. soft_target"
-    deaf = [name for name, entry in entries.items() if not entry.teaches]
-    if deaf:
-        yield f"no gradient passes {', '.join(deaf)} into the teacher, so a quiz cannot teach through it; use others"
+def counting(terms: Sequence[TermConfig]) -> list[TermConfig]:
+    """Return the terms that weigh something and whose loss is known."""
+    return [term for term in terms if term.weight > 0 and term.loss in LOSSES]
 
 
-def _counts(term: TermConfig) -> bool:
-    return term.weight > 0 and term.loss in LOSSES
-
-
-def _wants_teaching(term: TermConfig) -> bool:
-    return bool(LOSSES[term.loss].taught_by) and term.options.get("attention", "trained") == "trained"
+def _is_taught(term: TermConfig, taught: Collection[str]) -> bool:
+    entry = LOSSES[term.loss]
+    wants = bool(entry.taught_by) and term.options.get("attention", "trained") == "trained"
+    return not wants or _module_key(term, entry.taught_by) in taught
 
 
 def _untaught(term: TermConfig) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qkd.config import RunConfig
+from pydantic import BaseModel
+
+from qkd.config import PhaseConfig, RunConfig, TermConfig
 from qkd.config.sections import Section
 from qkd.files import sha256_of
 from qkd.foreign.user_code import load_place
 
 if TYPE_CHECKING:
     from qkd.methods.method import Method
+    from qkd.methods.phase_checks import PhaseRule
     from qkd.methods.report_row import Row
 
 GROUP = "qkd.methods"  # entry points of packages that bring methods
@@ -31,20 +34,30 @@ class Entry:
         asked_by: The key that asks for it, with ``[]`` for the entries of a list; empty: every run has it.
         about: One line for people, with its source.
         rows: ``module:function`` that gives its rows in the report; empty where it has none.
+        record: ``module:Class``, the shape of what it adds to a ``result.json``.
+        phases: ``module:function`` that says what a phase means to it (:class:`qkd.methods.phase_checks.PhaseRule`).
     """
 
     place: str
     asked_by: str
     about: str
     rows: str = ""
+    record: str = ""
+    phases: str = ""
 
 
 METHODS = {  # in the order in which they have their say
+    "data_free": Entry(
+        "qkd.methods.data_free.method:DataFree",
+        "student.data_free",
+        "no real image: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, or plain noise",
+    ),
     "ensemble": Entry(
         "qkd.methods.ensemble.method:Ensemble",
         "teacher.members",
         "an ensemble teacher, or self-distillation with one net for both (Allen-Zhu, Li 2020)",
         "qkd.methods.ensemble.rows:ensemble_rows",
+        record="qkd.methods.ensemble.rows:EnsembleRecord",
     ),
     "auxiliary": Entry(
         "qkd.methods.auxiliary.method:Auxiliary",
@@ -56,17 +69,21 @@ METHODS = {  # in the order in which they have their say
         "qkd.methods.co_study.method:CoStudy",
         "student.phases[].teacher_terms",
         "co-study: teacher and student learn from each other (Kim et al. 2019, QKD)",
+        phases="qkd.methods.co_study.phases:co_study_phase",
     ),
     "meta_distil": Entry(
         "qkd.methods.meta_distil.method:MetaDistil",
         "student.phases[].meta",
         "MetaDistil: a quiz teaches the teacher (Zhou, Xu, McAuley 2022)",
+        phases="qkd.methods.meta_distil.phases:meta_phase",
     ),
     "peers": Entry(
         "qkd.methods.peers.method:Peers",
         "student.peers",
         "a student ensemble: nets of several widths or bits learn together (Walawalkar et al. 2020)",
         "qkd.methods.peers.rows:peer_rows",
+        record="qkd.methods.peers.rows:PeersRecord",
+        phases="qkd.methods.peers.phases:peer_phase",
     ),
     "rotations": Entry(
         "qkd.methods.rotations.method:Rotations",
@@ -126,6 +143,16 @@ def report_rows() -> Iterator[Callable[[Path, Mapping[str, Mapping[str, Any]]], 
     for entry in METHODS.values():
         if entry.rows:
             yield _resolve(entry.rows)
+
+
+def result_shapes() -> list[type[BaseModel]]:
+    """Return the shapes of what methods add to a ``result.json``."""
+    return [_resolve(entry.record) for entry in METHODS.values() if entry.record]
+
+
+def phase_rules() -> list[Callable[[PhaseConfig, Sequence[TermConfig], Collection[str]], PhaseRule]]:
+    """Return what says what a phase means to each method; none of it imports PyTorch."""
+    return [_resolve(entry.phases) for entry in METHODS.values() if entry.phases]
 
 
 def _is_set(config: RunConfig, key: str) -> bool:

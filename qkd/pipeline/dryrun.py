@@ -19,14 +19,14 @@ from export import export_float
 from export.lowering.model import INPUT, OUTPUT
 from export.parity.quant_session import QuantSession
 from export.runtime import open_session
-from qkd.config import RunConfig
+from qkd.config import RunConfig, Section
 from qkd.data import load_splits, normalize
 from qkd.predicting.feeding import preprocessing_of
 from qkd.progress import Progress, Silent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.learner import StudentRole, student_images
 from qkd.roles.nets import load_student
-from qkd.roles.teacher import teacher_parts, teacher_role
+from qkd.roles.teacher.role import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.images import search_splits
 from qkd.stages.export import export_student, float_nets, student_files
@@ -215,7 +215,8 @@ def tried_config(config: RunConfig, batch_size: int) -> RunConfig:
         ("student", config.student, {"calibration_batches": BATCHES}),
     ):
         agent = role.agent.model_copy(update={"policy": "pba"}) if role.agent.policy == "search" else role.agent
-        roles[name] = role.model_copy(update={"agent": agent, **changes})
+        few = {key: section.tried(batch_size) for key, section in role if isinstance(section, Section)}
+        roles[name] = role.model_copy(update={**few, "agent": agent, **changes})
     return config.model_copy(update={**roles, "data": config.data.model_copy(update={"batch_size": batch_size})})
 
 

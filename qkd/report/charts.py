@@ -6,11 +6,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from qkd.report.drawing import CURVES, Picture, clean, drawing, name_ends, new_figure, note, panel, write
+from qkd.report.drawing import CURVES, Picture, clean, dot, drawing, name_ends, new_figure, note, panel, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +101,7 @@ def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, percent:
         lowest = math.inf
         for point in sorted(drawn, key=lambda point: -point.y):
             value = f"{100 * point.y:.4g} %" if percent else f"{point.y:.4g}"
-            _dot(axes, point.x, point.y, 4, point.color, f"{point.label}: {point.x:.4g}, {value}")
+            dot(axes, point.x, point.y, 4, point.color, f"{point.label}: {point.x:.4g}, {value}")
             lowest = _label(axes, point, lowest)
         return Picture(title, figure).inline()
 
@@ -158,19 +158,7 @@ def _curve(axes: Axes, series: Series, points: Sequence[tuple[float, float]]) ->
     (line,) = axes.plot(*zip(*points, strict=True), color=color, linestyle=style, linewidth=1.8)
     note(line, series.label)
     if len(points) == 1:
-        _dot(axes, *points[0], 3, series.color, series.label)
-
-
-def _dot(axes: Axes, x: float, y: float, radius: float, color: int, words: str) -> None:
-    """Draw a circle around a point; a marker of matplotlib's would need references within the page."""
-    from matplotlib.patches import Circle
-    from matplotlib.transforms import Affine2D, ScaledTranslation
-
-    data: Any = axes.transData
-    place = Affine2D().scale(radius) + ScaledTranslation(x, y, data)
-    dot = Circle((0, 0), 1, transform=place, facecolor=CURVES[color % len(CURVES)], clip_on=False)
-    note(dot, words)
-    axes.add_artist(dot)
+        dot(axes, *points[0], 3, series.color, series.label)
 
 
 def _label(axes: Axes, point: Point, lowest: float) -> float:

@@ -138,6 +138,26 @@ def name_ends(axes: Axes, ends: tuple[float, float], names: tuple[str, str]) -> 
     last.set_horizontalalignment("right")
 
 
+def dot(axes: Axes, x: float, y: float, radius: float, color: int, words: str) -> None:
+    """Draw a circle around a point; a marker of matplotlib's would need references within the page.
+
+    Args:
+        axes: Where.
+        x, y: The point, in the units of the axes.
+        radius: In pixels.
+        color: Index into the page's colors.
+        words: Shown where it is pointed at.
+    """
+    from matplotlib.patches import Circle
+    from matplotlib.transforms import Affine2D, ScaledTranslation
+
+    data: Any = axes.transData
+    place = Affine2D().scale(radius) + ScaledTranslation(x, y, data)
+    dot = Circle((0, 0), 1, transform=place, facecolor=CURVES[color % len(CURVES)], clip_on=False)
+    note(dot, words)
+    axes.add_artist(dot)
+
+
 def note(artist: Artist, text: str) -> None:
     """Let an SVG show text where the artist is pointed at."""
     artist.set_gid(_NOTE + clean(text))

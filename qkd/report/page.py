@@ -23,6 +23,8 @@ from qkd.report.text import (
 )
 from qkd.report.tradeoff import device_charts, device_table
 
+MADE = "generator"  # a role whose labels are what was asked for: it has no accuracy
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -33,6 +35,7 @@ class RunRecord:
         schedules: Role -> operation -> strength in 0..1 for each epoch.
         stacks: Role -> SVG element of its schedule: probabilities and magnitudes, stacked over the epochs.
         agents: Role -> what its agent does, in a line.
+        pictures: What a picture shows -> PNG file in base64.
         searches: Role -> what its search came to, round by round.
         config: The resolved config as text.
         environment: Versions, seed and commit.
@@ -42,6 +45,7 @@ class RunRecord:
     schedules: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     agents: Mapping[str, str] = field(default_factory=dict)
     stacks: Mapping[str, Markup] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
     searches: Mapping[str, SearchRecord] = field(default_factory=dict)
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -97,6 +101,9 @@ def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Markup]:
     charts = []
     for role, lines in metrics.items():
         charts.append(line_chart(f"{role}: loss", _loss_series(lines), x_label="epoch"))
+        if role == MADE:
+            charts.append(line_chart(f"{role}: what the teacher sees", _fact_series(lines), x_label="epoch"))
+            continue
         accuracy = [
             Series("training", _points(lines, "train_accuracy"), 0, is_dashed=True),
             Series("validation", _points(lines, "val_accuracy"), 1),
@@ -112,6 +119,12 @@ def _loss_series(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
         flat = [{"epoch": line["epoch"], **line.get("terms", {})} for line in lines]
         series += [Series(name, _points(flat, name), index, is_dashed=True) for index, name in enumerate(terms, 1)]
     return series
+
+
+def _fact_series(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
+    names = list(dict.fromkeys(name for line in lines for name in line.get("facts", {})))
+    flat = [{"epoch": line["epoch"], **line.get("facts", {})} for line in lines]
+    return [Series(name, _points(flat, name), index) for index, name in enumerate(names)]
 
 
 def _points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

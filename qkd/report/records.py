@@ -16,6 +16,7 @@ from export.moved import with_new_keys
 from qkd.config.bind_faults import describe, place
 from qkd.files import DamagedFileError, parse_json, read_json
 from qkd.foreign.opening import read_text
+from qkd.methods.table import result_shapes
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]  # exact as a float, too
@@ -23,45 +24,53 @@ Images = Annotated[int, Field(gt=0, le=2**53)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A group of keys that is read; other keys pass."""
+
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class _Accuracies(_Record):
+class Accuracies(Record):
+    """How good a net is."""
+
     test_accuracy: Share | None = None
     val_accuracy: Share | None = None
 
 
-class _Result(_Accuracies):
+class _Row(Accuracies):
+    """A net that a method tells of."""
+
+    role: str
+    net: str = ""
+    weight_bits: Count | None = None
+    act_bits: Count | None = None
+    teaches: bool = False
+
+
+class Result(Accuracies):
+    """What a role came to; methods add keys, whose shapes their folders have (``record`` in the table of methods)."""
+
     chance_accuracy: Share | None = None
     test_images: Images | None = None
     epochs: int | None = None
     net: str | None = None
     weight_bits: Count | None = None
     act_bits: Count | None = None
-    members: list[_Accuracies] = []
-    ensemble: _Accuracies | None = None
-    peers: list[_Result] = []
+    rows: list[_Row] = []
 
     @model_validator(mode="after")
-    def _bits_come_together(self) -> _Result:
+    def _bits_come_together(self) -> Result:
         if (self.weight_bits is None) != (self.act_bits is None):
             raise ValueError("weight_bits and act_bits come together")
         return self
 
-    @model_validator(mode="after")
-    def _an_ensemble_has_members(self) -> _Result:
-        if self.ensemble is not None and not self.members:
-            raise ValueError("an ensemble comes with its members")
-        return self
 
-
-class _StudentResult(_Result):
+class _StudentResult(Result):
     weight_bits: Count
     act_bits: Count
 
 
-class _Exported(_Record):
+class _Exported(Record):
     path: str = ""
     flavor: str = "ort"
     size_bytes: Count | None = None
@@ -70,23 +79,23 @@ class _Exported(_Record):
     fall_backs: list[str] = []
 
 
-class _Side(_Record):
+class _Side(Record):
     top1_agreement: Share | None = None
     differing: Count
 
 
-class _ComparedLayer(_Record):
+class _ComparedLayer(Record):
     values: Count = 0
     differing: Count = 0
     differing_on: Count = 0
 
 
-class _ProviderLayer(_Record):
+class _ProviderLayer(Record):
     values: Count = 0
     is_claimed: bool | None = None
 
 
-class _Provider(_Record):
+class _Provider(Record):
     provider: str
     images: Count
     claimed_layers: Count | None = None
@@ -95,7 +104,7 @@ class _Provider(_Record):
     faults: list[str] = []
 
 
-class _Parity(_Record):
+class _Parity(Record):
     passed: bool
     images: Images
     off: _Side
@@ -112,7 +121,7 @@ class _StudentParity(_Parity):
     runtime_version: str
 
 
-class _Layer(_Record):
+class _Layer(Record):
     name: str
     kind: str
     weight_bits: Count
@@ -126,11 +135,11 @@ class _Layer(_Record):
     parity_steps: float | None
 
 
-class _Layers(_Record):
+class _Layers(Record):
     layers: list[_Layer] = []
 
 
-class _Totals(_Record):
+class _Totals(Record):
     parameters: Count
     macs: Count
     bops: Count
@@ -140,12 +149,12 @@ class _Totals(_Record):
     peak_packed_bytes: Count
 
 
-class _Cost(_Record):
+class _Cost(Record):
     student: _Totals
     float_twin: _Totals
 
 
-class _Latency(_Record):
+class _Latency(Record):
     model: str = ""
     provider: str = ""
     median_ms: Milliseconds
@@ -160,12 +169,12 @@ class _Latency(_Record):
     notes: list[str] = []
 
 
-class _Machine(_Record):
+class _Machine(Record):
     cpu: str | None = None
     onnxruntime: str | None = None
 
 
-class _Bench(_Record):
+class _Bench(Record):
     device: str = ""
     failure: str | None = None
     models: dict[str, _Latency] = {}
@@ -178,12 +187,12 @@ class _Bench(_Record):
     warmup: Count | None = None
 
 
-class _Counted(_Record):
+class _Counted(Record):
     trained_images: Count
     validated_images: Count
 
 
-class _SearchCost(_Record):
+class _SearchCost(Record):
     run: _Counted
     published: _Counted | dict[str, Any]
     seconds: float
@@ -191,17 +200,17 @@ class _SearchCost(_Record):
     published_validates_more_by: float
 
 
-class _Environment(_Record):
+class _Environment(Record):
     packages: dict[str, str | None] = {}
 
 
-class _Epoch(_Record):
+class _Epoch(Record):
     epoch: Count
     terms: dict[str, float | None] = {}
 
 
 _SHAPES: Mapping[str, Any] = {
-    "result.json": _Result,
+    "result.json": Result,
     "export.json": dict[str, _Exported],
     "layers.json": _Layers,
     "cost.json": _Cost,
@@ -221,6 +230,9 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     _check(str(path), value, _shape_of(path))
+    if path.name == "result.json":
+        for shape in result_shapes():
+            _check(str(path), value, shape)
     is_export = path.name == "export.json"
     return {key: with_new_keys(part) if is_export else part for key, part in value.items()}
 

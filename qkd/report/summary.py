@@ -291,6 +291,8 @@ def _measured(role: str, net: str, row: Mapping[str, Any]) -> ModelRow:
 def _company(path: Path, results: Mapping[str, Mapping[str, Any]], *, is_taught: bool) -> list[ModelRow]:
     """Return lines of the nets that the student learned from or with and that are thrown away: accuracies alone."""
     rows = [row for rows_of in report_rows() for row in rows_of(path, results)]
+    told = [row for result in results.values() for row in result.get("rows", [])]  # by methods of no table, say
+    rows += [row_of(row["role"], row, teaches=row.get("teaches", False)) for row in told]
     rows += [row_of("teacher, before it was taught", results["teacher"], teaches=True)] if is_taught else []
     rows.sort(key=lambda row: not row.teaches)
     return [ModelRow(row.role, row.net, row.test_accuracy) for row in rows]

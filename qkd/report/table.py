@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qkd.foreign.shown import shown, shown_line
 
@@ -35,6 +36,32 @@ def bytes_text(size_bytes: int) -> str:
 def milliseconds(value_ms: float | None) -> str:
     """Return a latency with three significant digits."""
     return "-" if value_ms is None else f"{value_ms:.3g} ms"
+
+
+DEVICE_HEAD = ["device", "model", "median", "p10", "p90", "p99", "to float", "size", "memory", "accuracy", "agreement"]
+
+
+def device_cells(row: Mapping[str, Any], ratio: float | None) -> list[str]:
+    """Return what a device measured of a model as text, under ``DEVICE_HEAD`` behind its first two columns.
+
+    Args:
+        row: The model's entry of ``bench/<device>.json``.
+        ratio: Its median over the float model's; None where there is none.
+    """
+    return [
+        *(milliseconds(row.get(key)) for key in ("median_ms", "p10_ms", "p90_ms", "p99_ms")),
+        "-" if ratio is None else f"{ratio:.3f}",
+        megabytes(row.get("size_bytes")),
+        megabytes(row.get("peak_memory_bytes")),
+        percent(row.get("accuracy")),
+        percent(row.get("agreement")),
+    ]
+
+
+def device_notes(row: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of a model that a device measured; ``row`` as for :func:`device_cells`."""
+    repacked = [f"weights repacked to {', '.join(row['repacked'])}"] if row.get("repacked") else []
+    return [*repacked, *row.get("notes", [])]
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -9,10 +9,9 @@ from markupsafe import Markup
 
 from qkd.report.charts import Point, scatter_chart
 from qkd.report.summary import ROLES, RunSummary
-from qkd.report.table import megabytes, milliseconds, percent
+from qkd.report.table import DEVICE_HEAD, device_cells, device_notes
 
-HEAD = ["device", "model", "median", "p10", "p90", "p99", "to float", "size", "memory", "accuracy",
-        "agreement", "notes"]  # fmt: skip
+HEAD = [*DEVICE_HEAD, "notes"]
 COLORS = {"teacher": 0, "student": 1, "float": 2}  # the same in every picture; other models share the next
 
 
@@ -66,18 +65,8 @@ def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, fl
 
 def _cells(bench: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[str]:
     reference = bench.get("models", {}).get(bench.get("reference"), {}).get("median_ms")
-    notes = [f"repacked to {', '.join(row['repacked'])}"] if row.get("repacked") else []
-    return [
-        str(bench["device"]),
-        _label(name),
-        *(milliseconds(row.get(key)) for key in ("median_ms", "p10_ms", "p90_ms", "p99_ms")),
-        f"{row['median_ms'] / reference:.3f}" if reference else "-",
-        megabytes(row.get("size_bytes")),
-        megabytes(row.get("peak_memory_bytes")),
-        percent(row.get("accuracy")),
-        percent(row.get("agreement")),
-        "; ".join([*notes, *row.get("notes", [])]) or "-",
-    ]
+    ratio = row["median_ms"] / reference if reference else None
+    return [str(bench["device"]), _label(name), *device_cells(row, ratio), "; ".join(device_notes(row)) or "-"]
 
 
 def _label(name: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qkd.config import AgentConfig, PhaseConfig, RunConfig, StudentConfig, TrainConfig
 from qkd.data import Splits, epoch_order, iterate, normalize
 from qkd.files import sha256_of
+from qkd.methods.method import Synthesis
 from qkd.methods.table import method_mark, methods_of
 from qkd.nets import load_weights
 from qkd.nets.imagenet import weights_file
@@ -121,17 +122,22 @@ class StudentRole:
     def sub_trainings(self) -> Iterator[Role]:
         """Yield the trainings that it needs first: its own in float, and what methods need."""
         if (own := self.float_role()) is not None:
+            if isinstance(own, StudentRole):  # what it learns from comes first
+                yield from own.sub_trainings()
             yield own
         for method in self.methods:
             yield from method.sub_trainings(self.context, "student")
 
-    def float_role(self) -> FloatRole | None:
+    def float_role(self) -> Role | None:
         """Return the own float training; None where it starts from something else."""
         config = self.config
         if config.student_start != "float":
             return None
         if config.student.float_train is None:
             raise ValueError(f"{self.name}: float_train is missing")
+        own = next((twin for method in self.methods if (twin := method.float_twin(self)) is not None), None)
+        if own is not None:
+            return own
         return FloatRole(
             self.context, f"{self.name}_float", f"{self.folder}/float", self.title, config.student_net,
             config.student.float_train, self.agent_without_search, (self.name,),
@@ -173,17 +179,28 @@ class StudentRole:
         """Set activation scales and batch-norm statistics from training images."""
         self.context.progress.say(f"{self.name}: calibrating on {self.config.student.calibration_batches} batches")
         for student in students:
-            calibrate(student, self._batches())
+            calibrate(student, self._batches(), keep_statistics=self.config.student.bn == "frozen_teacher")
 
     def _batches(self) -> Iterator[Tensor]:
+        made = (method.synthesis(self.context) for method in self.methods)
+        synthesis = next((one for one in made if one is not None), None)
+        batches = self._real_batches() if synthesis is None else self._made_batches(synthesis)
+        for images in batches:
+            for method in self.methods:
+                images = method.calibration_images(images)
+            yield images
+
+    def _made_batches(self, synthesis: Synthesis) -> Iterator[Tensor]:
+        config = self.config
+        for index in range(config.student.calibration_batches):
+            yield synthesis.draw(config.data.batch_size, stream(config.seed, "calibration", index))[0]
+
+    def _real_batches(self) -> Iterator[Tensor]:
         config, train, splits = self.config, self.context.splits.train, self.context.splits
         size = min(config.data.batch_size, len(train))
         order = epoch_order(len(train), stream(config.seed, "calibration"))[: size * config.student.calibration_batches]
         for raw, _ in iterate(train, order, size, self.context.device, drop_last=True):
-            images = normalize(raw, splits.mean, splits.std)
-            for method in self.methods:
-                images = method.calibration_images(images)
-            yield images
+            yield normalize(raw, splits.mean, splits.std)
 
     # its training
 
@@ -212,6 +229,7 @@ class StudentRole:
             marks=self.marks(),
             settings=training_settings(self.config),
             inputs=self.inputs(),
+            source=next((one for method in self.methods if (one := method.source(self.context)) is not None), None),
         )
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
@@ -223,14 +241,13 @@ class StudentRole:
         run, source = self.context.run, self.file()
         marks = {path.parent.relative_to(run.path).as_posix(): sha256_of(path) for path in guide_of(run).files}
         marks |= {"start": sha256_of(source)} if source is not None else {}
-        for method in self.methods:
-            marks |= method.marks(run)
+        marks |= {name: sha256_of(path) for method in self.methods for name, path in method.made_from(run).items()}
         return {**marks, **method_mark(self.config)}
 
     def inputs(self) -> list[Path]:
         """Return the files of the run folder that it is made from; its start's are its own."""
         run = self.context.run
-        return [*guide_of(run).files, *(path for method in self.methods for path in method.inputs(run))]
+        return [*guide_of(run).files, *(path for method in self.methods for path in method.made_from(run).values())]
 
     def start_inputs(self) -> list[Path]:
         """Return the weights it starts from as a manifest may name them: those of the run folder, no file elsewhere."""

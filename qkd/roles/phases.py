@@ -113,16 +113,17 @@ def _phase(
 ) -> Phase:
     taker = _taker(methods, phase)
     step = taker.step(lesson, phase, terms, first_epoch)
+    is_frozen = phase.freeze_batch_norm or lesson.config.student.bn == "frozen_teacher"
 
     def enter() -> None:
         lesson.teacher.eval()
         lesson.student.train()
-        freeze_batch_norm(lesson.student, phase.freeze_batch_norm)
+        freeze_batch_norm(lesson.student, is_frozen)
         for method in methods:
             method.enter(lesson, phase)
 
     # the deployed arithmetic is float32: reduced precision would train something else
-    allows_autocast = not phase.freeze_batch_norm
+    allows_autocast = not is_frozen
     return Phase(
         phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,
         taker.backward(lesson, phase),

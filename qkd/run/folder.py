@@ -340,7 +340,8 @@ def _lock(path: Path) -> None:
 
     A POSIX record lock: the system gives it back when the process ends, however it ends, and forked workers that
     outlive it for a moment do not hold it. (Such a lock is lost when *any* descriptor of the file is closed, so each
-    process opens it once and keeps it.)
+    process opens it once and keeps it.) The library filelock takes `flock`, which forked workers inherit and keep, and
+    its lock files name no owner.
     """
     if path in _held_locks:
         return

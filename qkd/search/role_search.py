@@ -21,7 +21,7 @@ from qkd.roles.agents import Role, agent_inputs, named_agent, unsearched_agent
 from qkd.roles.images import run_images, stored_images
 from qkd.roles.learner import StudentRole, stretched_phases, stretched_train, student_images
 from qkd.roles.stored import stored_config
-from qkd.roles.teacher import teacher_role
+from qkd.roles.teacher.role import teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.board import SearchBoard
 from qkd.search.cost import cost_report

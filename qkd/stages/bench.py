@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export import DeviceResult, Settings, measure_devices
 from qkd.bench.device_file import resolve_devices
+from qkd.bench.measuring import SETTINGS
 from qkd.bench.record import drop_stale, records_of, write_records
 from qkd.bench.targets import find_targets, with_baseline
 from qkd.config import BenchConfig
@@ -47,15 +48,7 @@ def run(run: RunFolder, progress: Progress) -> None:
 
 
 def _settings(bench: BenchConfig, seed: int) -> Settings:
-    return Settings(
-        threads=bench.threads,
-        batch_size=bench.batch_size,
-        warmup=bench.warmup,
-        rounds=bench.rounds,
-        providers=bench.providers,
-        affinity=bench.affinity,
-        seed=seed,
-    )
+    return Settings(**{name: getattr(bench, name) for name in SETTINGS}, seed=seed)
 
 
 def _judge(results: Sequence[DeviceResult], written: Mapping[str, Path], progress: Progress) -> None:

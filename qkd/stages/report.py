@@ -14,6 +14,7 @@ from qkd.agents.policies.policy import LEVELS
 from qkd.agents.policies.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
+from qkd.methods.data_free.making.pictures import made_pictures
 from qkd.progress import Progress, duration
 from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_text, summarize
 from qkd.report.records import read_metrics
@@ -21,7 +22,7 @@ from qkd.report.stacks import schedule_picture
 from qkd.roles.agents import named_agent
 from qkd.run.folder import RunFolder
 
-METRICS = {"teacher": "teacher", "float twin": "student/float", "student": "student"}
+METRICS = {"teacher": "teacher", "generator": "generator", "float twin": "student/float", "student": "student"}
 
 
 def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every stage takes both
@@ -40,6 +41,7 @@ def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every sta
         + sorted(run.path.glob("**/metrics.jsonl"))
         + sorted(run.path.glob("**/result.json"))
     )
+    inputs += sorted(run.path.glob("**/samples/*.npz"))
     inputs += sorted((run.path / "bench").glob("*.json")) + [
         path for kind in ("yaml", "cost.json") for path in sorted((run.path / "search").glob(f"*.{kind}"))
     ]
@@ -52,8 +54,10 @@ def gather(run: RunFolder) -> RunRecord:
     files = {role: run.path / folder / "metrics.jsonl" for role, folder in METRICS.items()}
     settings = read_json(run.path / "search" / "result.json")
     words = {role: settings.get(role) for role in ("teacher", "student")}
+    metrics = {role: read_metrics(file) for role, file in files.items() if file.is_file()}
     return RunRecord(
-        metrics={role: read_metrics(file) for role, file in files.items() if file.is_file()},
+        metrics={role: lines for role, lines in metrics.items() if lines or role != "generator"},
+        pictures=made_pictures(run.path),
         schedules=_drawings(run.path / "search", run.config),
         stacks=_stacks(run.path / "search"),
         agents={role: str(value.get("agent", "")) for role, value in words.items() if isinstance(value, Mapping)},

@@ -5,10 +5,10 @@ from __future__ import annotations
 from qkd.progress import Progress
 from qkd.roles.images import run_images
 from qkd.roles.stored import warn_of_another_environment
-from qkd.roles.teacher import teacher_parts, teacher_role
+from qkd.roles.teacher.borrowed import borrow_teacher
+from qkd.roles.teacher.role import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent
-from qkd.stages.borrowed import borrow_teacher
 from qkd.training import cpu_threads
 from qkd.training.assembly import Context, assemble, train_part
 from qkd.training.precision import choose_device

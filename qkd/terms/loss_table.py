@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qkd.losses.choices import ATTENTIONS, DIVERGENCES, FLOW_REDUCTIONS, HEADS, KERNELS, REMAINDERS
+from qkd.losses.choices import ATTENTIONS, CRITERIA, DIVERGENCES, FLOW_REDUCTIONS, HEADS, KERNELS, REMAINDERS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,7 +83,7 @@ class LossEntry:
         taught_by: Loss that trains its module, in the same or an earlier phase, with the same taps; empty: it does so
             itself, or has none.
         teaches: Whether a gradient into the teacher can be asked for (MetaDistil); singular vectors of the teacher stay
-            constants.
+            constants, and the gradient of a distance of logits does not change with the teacher.
         compares_images: Whether it reads an image beside the others of its batch, so that the mean over two halves of a
             batch is not its value on the whole: several devices then compute it on whole batches.
     """
@@ -340,6 +340,40 @@ LOSSES: dict[str, LossEntry] = {
             "reduction": _one_of(FLOW_REDUCTIONS),
             "normalize": Option(bool, "true or false", lambda value: True),
         },
+        compares_images=True,
+    ),
+    "logit_distance": LossEntry(
+        "logit_distance_loss",
+        ("student_logits", "teacher_logits"),
+        "DFAD: mean absolute difference of logits",
+        "Fang et al. 2019, data-free adversarial distillation",
+        teaches=False,
+    ),
+    "gdfq_student": LossEntry(
+        "gdfq_student_loss",
+        ("student_logits", "teacher_logits", "labels"),
+        "GDFQ: labels that images were generated for, and soft targets divided by batch times classes",
+        "Xu et al. 2020, generative data-free quantization",
+        {"temperature": Option(float, "positive", _is_positive, default=20.0), "divergence_weight": _WEIGHT},
+    ),
+    "filtered_soft_target": LossEntry(
+        "filtered_soft_target_loss",
+        ("student_logits", "teacher_logits", "labels"),
+        "KDDG: soft targets whose gradient is 0 where the student has learned enough",
+        "Wang et al. 2021 (our reading: the formula could not be read)",
+        {
+            "temperature": _TEMPERATURE,
+            "criterion": _one_of(CRITERIA),
+            "threshold": Option(float, "not negative", _is_not_negative),
+        },
+    ),
+    "lipschitz": LossEntry(
+        "lipschitz_loss",
+        _STAGES,
+        "LONDON: how steep the blocks between neighboring taps are",
+        "Shang et al. 2021 (our reading: the formula could not be read)",
+        {"iterations": Option(int, "at least 1", lambda value: value >= 1)},
+        least_taps=2,
         compares_images=True,
     ),
 }

@@ -79,7 +79,7 @@ class DistillStep:
         )  # fmt: skip
         epoch = batch.epoch - self._first_epoch
         found = self._terms.weigh(outputs, epoch=epoch)
-        facts = step_facts(self._terms.configs, outputs, epoch=epoch)
+        facts = {**step_facts(self._terms.configs, outputs, epoch=epoch), **batch.facts}
         return StepResult(found.total, found.parts, student_logits, found.task, found.knowledge, facts)
 
 

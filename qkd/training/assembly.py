@@ -18,7 +18,7 @@ from qkd.files import sha256_of, write_text
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 from qkd.training.checkpoint import CheckpointStore
-from qkd.training.job import FitResult, Job, Partner, Phase
+from qkd.training.job import FitResult, Job, Partner, Phase, Source
 from qkd.training.loop import fit
 
 WEIGHTS = "weights.safetensors"  # in each role's folder
@@ -63,6 +63,7 @@ class Made:
         settings: What of the config it follows beside its own section.
         inputs: Files of the run folder that it is made from.
         vary: Brings the model to the start of a member of a population; None where all members have one start.
+        source: Makes what gives the training batches; None where they are the run's training images.
     """
 
     model: nn.Module
@@ -77,6 +78,7 @@ class Made:
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[Path] = ()
     vary: Callable[[int], None] | None = None
+    source: Callable[[Job], Source] | None = None
 
 
 class Role(Protocol):
@@ -177,6 +179,7 @@ def assemble(role: Role) -> Training:
         scales=made.scales,
         others=made.others,
         partners=made.partners,
+        source=made.source,
     )
     return Training(job, made, folder)
 
@@ -202,7 +205,8 @@ def train_part(role: Role) -> list[Path]:
         run.complete(role.name, made, dict.fromkeys(training.made.inputs))
         training.keep_last_checkpoint()
         engine.wait()
-    return [run.path / role.folder / name for name in (WEIGHTS, "metrics.jsonl", "result.json")]
+    files = (run.path / role.folder / name for name in (WEIGHTS, "metrics.jsonl", "result.json"))
+    return [path for path in files if path.is_file()]  # inverted images have no weights
 
 
 def agent_mark(agent: AgentConfig) -> dict[str, str]:

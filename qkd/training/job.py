@@ -50,6 +50,7 @@ class Batch:
         step: Step of the epoch, from 0.
         samples: Positions of the images in the training set, int64, shape ``[batch]``; None where they have none.
         mixed: Second labels where the agent mixes images (CutMix).
+        facts: What a source tells of it, for the metrics: shape ``[]`` each, without a graph.
     """
 
     images: Tensor
@@ -59,6 +60,7 @@ class Batch:
     step: int
     samples: Tensor | None = None
     mixed: Mixed | None = None
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rows(self, part: slice) -> Batch:
         """Return some of its images, with all that belongs to them."""

@@ -29,7 +29,7 @@ def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
         "role": job.role,
         "seed": job.seed,
         "batch_size": batch_size,
-        "parts of a batch with batch-norm statistics of their own": 1 if engine.synchronizes else engine.size,
+        "parts of a batch with separate batch-norm statistics": 1 if engine.synchronizes else engine.size,
         "training images": len(job.splits.train),
         "validation images": len(job.splits.val),
         "phases": [[phase.name, phase.epochs, phase.lr_factor] for phase in job.phases],

@@ -26,10 +26,8 @@ from quantizers.graph.form.kinds import (
     UNSIGNED_FUNCTIONS,
 )
 from quantizers.graph.trace import RewriteError, Traced
+from quantizers.integer import largest_safe_weight
 from quantizers.spec import QuantSpec
-
-# A product of codes, twice, must fit the 16-bit pair sums of x86 integer kernels without VNNI.
-PAIR_SUM_LIMIT = 2**15 - 1
 
 Demand = tuple[str, int, "fx.Node | None"]  # ("compute" | "stream" | "cat", bits, the concatenation)
 
@@ -248,7 +246,7 @@ def _reaches(layer: fx.Node, *, up: bool) -> bool:
 def weight_range(weight_bits: int, act_bits: int, method: str) -> dict[str, int]:
     """Return narrower code bounds where 16-bit pair sums would overflow: 8-bit weights on 8-bit activations."""
     full = 2 ** (weight_bits - 1)
-    bound = PAIR_SUM_LIMIT // (2 * (2**act_bits - 1))
+    bound = largest_safe_weight(2**act_bits - 1)
     if method != "lsq" or full <= bound:
         return {}
     bound = 2 ** (bound.bit_length() - 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -149,7 +148,6 @@ def layer_report(student: Student) -> list[dict[str, Any]]:
         if not isinstance(node, (ir.Conv, ir.Linear)):
             continue
         grid, shape = view.grids[node.inputs[0]], shapes[node.name]
-        outputs = int(np.prod(shape[1:])) if shape else 0
         layer = layers[node.name]
         rows.append(
             {
@@ -162,7 +160,7 @@ def layer_report(student: Student) -> list[dict[str, Any]]:
                 "range_low": layer.quant.low_code,
                 "range_high": layer.quant.high_code,
                 "parameters": int(node.weights.size) + (0 if node.bias is None else int(node.bias.size)),
-                "macs": outputs * int(np.prod(node.weights.shape[1:])),
+                "macs": ir.multiply_accumulates(shape[1:], node.weights.shape[1:]) if shape else 0,
             }
         )
     return rows

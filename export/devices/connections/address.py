@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from export.defaults import MOST_THREADS, TIMEOUT_S
+
 LOCAL = "local"
 SCHEMES = ("ssh", "adb")
 FOLDERS = {"ssh": "/tmp", "adb": "/data/local/tmp"}  # where adb's shell user may write and execute  # noqa: S108
 LONGEST_S = 1e6  # eleven days; beyond some such number the system's clock calls overflow
-MOST_THREADS = 1024  # the largest machines have 768
 FORMS = "local, ssh://[user@]host[:port] or adb://SERIAL"
 NAME = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.@:%\[\]-]*")  # never starts like an option
 
@@ -47,7 +48,7 @@ class Device:
     folder: str | None = None
     perf_test: str | None = None
     ssh_options: tuple[str, ...] = ()
-    timeout_s: float = 600.0
+    timeout_s: float = TIMEOUT_S
     threads: int | None = None
     affinity: tuple[int, ...] | None = None
     provider: str | None = None

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export import defaults
 from qkd.cli.options.command import add_command, load, new_progress, print_result, run_stages_of
 from qkd.cli.options.values import cpus, finite, whole
 from qkd.failures import BAD_INPUT, DONE, FAILED
@@ -52,10 +53,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     for words in (
         ("--on", "append", None, "DEVICE", "local, ssh://[user@]host[:port], adb://SERIAL or a name; may be repeated"),
         ("--devices", None, user_path, "FILE", "file of named devices (~/.config/qkd/devices.yaml)"),
-        ("--threads", None, whole, "N", "intra-op threads (1)"),
-        ("--rounds", None, whole, "N", "timed inferences per model, interleaved (200)"),
-        ("--warmup", None, whole, "N", "inferences before the clock starts (20)"),
-        ("--batch-size", None, whole, "N", "images per inference (1)"),
+        ("--threads", None, whole, "N", f"intra-op threads ({defaults.THREADS})"),
+        ("--rounds", None, whole, "N", f"timed inferences per model, interleaved ({defaults.ROUNDS})"),
+        ("--warmup", None, whole, "N", f"inferences before the clock starts ({defaults.WARMUP})"),
+        ("--batch-size", None, whole, "N", f"images per inference ({defaults.BATCH_SIZE})"),
         (
             "--provider",
             "append",
@@ -65,7 +66,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         ),
         ("--affinity", None, cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
         ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
-        ("--timeout", None, finite, "SECONDS", "longest duration of one command on a device (600)"),
+        ("--timeout", None, finite, "SECONDS", f"longest duration of one command on a device ({defaults.TIMEOUT_S:g})"),
         ("--output", None, user_path, "FILE", "write the result as JSON, too"),
     ):
         option, action, kind, meta, text = words

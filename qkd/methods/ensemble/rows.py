@@ -6,7 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from qkd.methods.report_row import Row
+from qkd.report.records import Accuracies, Record
+
+
+class EnsembleRecord(Record):
+    """What an ensemble adds to its teacher's result."""
+
+    members: list[Accuracies] = []
+    ensemble: Accuracies | None = None
+
+    @model_validator(mode="after")
+    def _has_members(self) -> EnsembleRecord:
+        if self.ensemble is not None and not self.members:
+            raise ValueError("an ensemble comes with its members")
+        return self
 
 
 def ensemble_rows(path: Path, results: Mapping[str, Mapping[str, Any]]) -> list[Row]:  # noqa: ARG001

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from qkd.methods.report_row import Row, row_of
+from qkd.report.records import Record, Result
+
+
+class PeersRecord(Record):
+    """What peers add to their student's result."""
+
+    peers: list[Result] = []
 
 
 def peer_rows(path: Path, results: Mapping[str, Mapping[str, Any]]) -> list[Row]:  # noqa: ARG001
-    """Return a row a peer.
+    """Return one row per peer.
 
     Args:
         path: The run folder.

@@ -9,7 +9,7 @@ from torch import nn
 
 from qkd.config import RotationsConfig, RunConfig, TrainConfig
 from qkd.data import Splits
-from qkd.files import read_safetensors, sha256_of
+from qkd.files import read_safetensors
 from qkd.losses.turns import TURNS
 from qkd.methods.rotations.branched import BranchedNet
 from qkd.nets.branches import build_branches, stage_names
@@ -85,12 +85,6 @@ def branches_file(run: RunFolder) -> Path | None:
     if is_joint(run.config):
         return run.path / "teacher" / JOINT_FILE
     return run.path / "student" / STAGE / WEIGHTS if own_training(run.config) is not None else None
-
-
-def branches_mark(run: RunFolder) -> dict[str, str]:
-    """Return the hash of the teacher's branches, if it has them: other branches make another training."""
-    path = branches_file(run)
-    return {} if path is None else {STAGE: sha256_of(path)}
 
 
 def save_branches(path: Path, branches: nn.ModuleList, config: RunConfig, splits: Splits) -> Path:

@@ -15,9 +15,9 @@ from qkd.methods.method import Beside, Lesson, Method, TappedStep
 from qkd.methods.rotations.branched import BranchedNet
 from qkd.methods.rotations.branches import (
     JOINT_FILE,
+    STAGE,
     branched_teacher,
     branches_file,
-    branches_mark,
     fresh_branches,
     is_joint,
     load_branches,
@@ -86,14 +86,10 @@ class Rotations(Method):
             lambda folder: [save_branches(folder / JOINT_FILE, branches, self.config, splits)],
         )
 
-    def marks(self, run: RunFolder) -> Mapping[str, str]:
-        """Return the hash of the teacher's branches, if it has them."""
-        return branches_mark(run)
-
-    def inputs(self, run: RunFolder) -> list[Path]:
+    def made_from(self, run: RunFolder) -> Mapping[str, Path]:
         """Return the teacher's branches, if it has them."""
         path = branches_file(run)
-        return [] if path is None else [path]
+        return {} if path is None else {STAGE: path}
 
     def takes(self, phase: PhaseConfig) -> bool:
         """Return whether a phase lacks its own terms."""

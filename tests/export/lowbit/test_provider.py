@@ -182,14 +182,14 @@ def weakened(model: onnx.ModelProto, change: str) -> None:
         conv.attribute.remove(attributes["pads"])
         conv.attribute.append(onnx.helper.make_attribute("auto_pad", "SAME_UPPER"))
     elif change == "weight":
-        codes.flat[0] = 2
+        codes.flat[0] = 4  # three bits hold -4 ... 3
         weights.CopyFrom(onnx.numpy_helper.from_array(codes, weights.name))
     elif change == "weight_zero":
         zeros = constants[makers[conv.input[1]].input[2]]
         zeros.CopyFrom(onnx.numpy_helper.from_array(np.full(zeros.dims, 1, np.int8), zeros.name))
     elif change == "clip":
         reader = next(node for node in model.graph.node if node.op_type == "Clip")
-        constants[reader.input[2]].CopyFrom(onnx.numpy_helper.from_array(np.uint8(4), reader.input[2]))
+        constants[reader.input[2]].CopyFrom(onnx.numpy_helper.from_array(np.uint8(16), reader.input[2]))
 
 
 @pytest.mark.parametrize("change", ["auto_pad", "weight", "weight_zero", "clip"])

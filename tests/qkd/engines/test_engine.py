@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from qkd.config import DataConfig
+from qkd.agents import build_agent
+from qkd.config import AgentConfig, DataConfig, TrainConfig
 from qkd.data import iterate
 from qkd.engines import joining, launching, membership
 from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, agree, alone, current, shared_rows, using
 from qkd.failures import BAD_INPUT, ConfigError
 from qkd.files import delete_file, may_write, only_reading, read_json, write_json
 from qkd.methods.method import Method
+from qkd.methods.table import METHODS, _resolve, methods_of
 from qkd.pipeline.devices import device_faults, require_devices
+from qkd.progress import Silent
 from qkd.run.folder import RunFolder
-from qkd.testing import synthetic_splits, tiny_config
-from qkd.training import accuracy
+from qkd.testing import TinyNet, synthetic_splits, tiny_config
+from qkd.training import Batch, Job, Phase, Trainer, accuracy, supervised_step
+from qkd.training.origin import kernels_of, other_kernels, other_settings, settings_of
 from qkd.training.precision import choose_device
+from qkd.training.source import SharedSource, source_of
 
 
 class Pretended(Engine):
@@ -166,6 +172,63 @@ def test_a_method_that_does_not_say_so_is_refused(tmp_path: Path) -> None:
         pass
 
     assert "Own does not say that devices may share its batches" in Own(tiny_config(tmp_path)).why_one_device
+
+
+def test_every_method_of_the_table_has_its_say(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    kinds = {name: _resolve(entry.place) for name, entry in METHODS.items()}
+    assert all("why_one_device" in vars(kind) for kind in kinds.values())
+    refused = {name for name, kind in kinds.items() if kind.why_one_device.fget(kind)}  # none of them asks the config
+    assert refused == {"meta_distil", "data_free"} and methods_of(config)[-1].why_one_device == ""
+
+
+# --- resuming
+
+
+def test_another_number_of_devices_is_told_of_and_parts_of_batch_norm_are_refused(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)
+    then, kernels = settings_of(job, 16), kernels_of(job)
+    with using(Pretended(0, 2)) as engine:
+        assert other_kernels(kernels, kernels_of(job)) == ["devices: 1 then, 2 now"]
+        assert other_settings(then, settings_of(job, 16)) == []
+        engine.synchronizes = False
+        (fault,) = other_settings(then, settings_of(job, 16))
+    assert fault == "parts of a batch with separate batch-norm statistics: 1 then, 2 now"
+
+
+def test_a_source_that_gives_whole_batches_is_shared_by_rows(tmp_path: Path) -> None:
+    batches = list(source_of(tiny_job(tmp_path)).batches(0, 0, 16))
+
+    class Whole:
+        images = 64
+
+        def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
+            yield from batches[first:]
+
+    with using(Pretended(1, 2)):
+        halves = list(SharedSource(Whole()).batches(0, 1, 16))
+        own = list(source_of(tiny_job(tmp_path)).batches(0, 1, 16))
+    assert len(halves) == len(own) == 3
+    for half, direct, whole in zip(halves, own, batches[1:], strict=True):
+        assert half.mixed is not None and direct.mixed is not None and whole.mixed is not None
+        for one in (half, direct):
+            assert torch.equal(one.images, whole.images[8:]) and torch.equal(one.labels, whole.labels[8:])
+            assert one.samples is not None and torch.equal(one.samples, whole.samples[8:])  # type: ignore[index]
+            assert one.mixed is not None and torch.equal(one.mixed.share, whole.mixed.share[8:])
+
+
+def test_a_training_set_smaller_than_a_batch_must_be_shared_evenly_too(tmp_path: Path) -> None:
+    job = replace(tiny_job(tmp_path), splits=synthetic_splits(train=15))
+    with using(Pretended(0, 2)), pytest.raises(ValueError, match="a batch of 15 images"):
+        Trainer(job, Silent())
+
+
+def tiny_job(folder: Path) -> Job:
+    net, splits, config = TinyNet(), synthetic_splits(), TrainConfig(epochs=1, lr=0.1)
+    agent = build_agent(AgentConfig(policy="cutmix", crop_padding=1), epochs=1, mean=splits.mean)
+    data = DataConfig(name="npz", path=Path("unused"), batch_size=16)
+    phases = (Phase("supervised", 1, supervised_step(net)),)
+    return Job("teacher", net, config, data, splits, agent, phases, 0, torch.device("cpu"), folder)
 
 
 # --- starting, watching, speaking

@@ -39,7 +39,7 @@ def loss_of(name: str, values: Outputs) -> Tensor:
 def test_there_are_losses() -> None:
     assert len(TEACHERS) >= 10
     constant = {name for name, entry in LOSSES.items() if not entry.teaches}
-    assert constant == {"graph_attention", "multi_head_graph", "singular_vector"}  # singular vectors
+    assert constant == {"graph_attention", "multi_head_graph", "singular_vector", "logit_distance"}  # vectors, L1
 
 
 @pytest.mark.parametrize("name", TEACHERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from importlib import metadata
 from pathlib import Path
@@ -69,7 +70,10 @@ class Toy(Method):
         return Step(lesson, self.head, self.config.student.method_options.get("weight", 1.0))
 
     def results(self, context, role, model):
-        return {"toy": float(self.head.weight.detach().norm())} if role == "student" else {}
+        if role != "student":
+            return {}
+        row = {"role": "toy head", "net": "linear", "test_accuracy": 0.5, "teaches": True}
+        return {"toy": float(self.head.weight.detach().norm()), "rows": [row]}
 
 
 NOTHING = 3
@@ -93,7 +97,7 @@ def config(data: Path, toy: Path, name: str = "own", **options: Any) -> RunConfi
     return tiny_config(data, {**changes, "student.train.epochs": 2, "teacher.train.epochs": 1})
 
 
-def test_it_trains_and_resumes_and_its_student_is_reported_without_rows_of_its_own(
+def test_it_trains_and_resumes_and_is_reported_with_its_own_rows(
     data: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = ("teacher", "search", "distill")
@@ -124,7 +128,8 @@ def test_it_trains_and_resumes_and_its_student_is_reported_without_rows_of_its_o
         whole.path / "student/weights.safetensors"
     )
     STAGES["report"](resumed, Silent())
-    assert "student w" in (resumed.path / "report.md").read_text(), "rows are for methods of the table"
+    text = (resumed.path / "report.md").read_text()
+    assert "student w" in text and re.search(r"toy head *\| linear *\| 50", text)
 
 
 def test_it_is_tried_before_the_first_stage(data: Path, toy: Path) -> None:
@@ -132,6 +137,17 @@ def test_it_is_tried_before_the_first_stage(data: Path, toy: Path) -> None:
     toy.write_text(TOY.replace("self.head(logits)", "self.head(batch.images)"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         check_distillation(config(data, toy), Silent())
+
+
+def test_validate_asks_it_for_faults(data: Path, toy: Path) -> None:
+    """Only a config that can be bound is shown to the method; a fault is at its key."""
+    raw = config(data, toy, weight=-1).model_dump(mode="json")
+    assert list(name_faults(raw)) == [(("student", "method_options", "weight"), "must be positive")]
+    raw["student"]["method_options"] = {"weight": "heavy"}
+    ((where, what),) = name_faults(raw)
+    assert where == ("student", "method") and "fails to look at the config: TypeError" in what
+    raw["seed"] = -1
+    assert list(name_faults(raw)) == [], "the schema comes first"
 
 
 def test_a_changed_method_is_another_training(data: Path, toy: Path, tmp_path: Path) -> None:

@@ -82,19 +82,19 @@ def test_phases_that_do_not(phases: list[PhaseConfig], index: int, key: str, mes
     ],
 )
 def test_phases_that_peers_forbid(phases: list[PhaseConfig], index: int, key: str, message: str) -> None:
-    ((found_index, found_key, what),) = faults(*phases, has_peers=True)
+    ((found_index, found_key, what),) = faults(*phases, keys={"peers"})
     assert (found_index, found_key) == (index, key) and message in what
-    assert faults(*(one.model_copy(update={"peers": False}) for one in phases[:index]), has_peers=True) == []
+    assert faults(*(one.model_copy(update={"peers": False}) for one in phases[:index]), keys={"peers"}) == []
 
 
 def test_with_peers_the_students_terms_teach_no_attention() -> None:
     terms = [TermConfig.model_validate(term) for term in (LABELS, ATTENTION)]
     own = phase(GRAPH, LABELS, peers=False)
     assert list(phase_faults(terms, [phase(), own])) == []
-    ((index, key, what),) = phase_faults(terms, [phase(), own], has_peers=True)
+    ((index, key, what),) = phase_faults(terms, [phase(), own], keys={"peers"})
     assert (index, key) == (1, "terms") and "nothing trains the attention" in what
-    assert list(phase_faults(terms, [phase(peers=False), own], has_peers=True)) == []
-    assert faults(phase(ATTENTION), phase(GRAPH), has_peers=True) == []  # the student learns from its peers
+    assert list(phase_faults(terms, [phase(peers=False), own], keys={"peers"})) == []
+    assert faults(phase(ATTENTION), phase(GRAPH), keys={"peers"}) == []  # the student learns from its peers
 
 
 def test_what_a_teacher_cannot_learn_from() -> None:

@@ -199,7 +199,7 @@ def test_every_device_has_lines_and_two_pictures(tmp_path: Path) -> None:
         "60.00 MB",
         "97.00 %",
         "100.00 %",
-        "repacked to int8",
+        "weights repacked to int8",
     ]
     charts = device_charts(summary)
     assert list(charts) == ["local", "pi"] and all(len(pictures) == 2 for pictures in charts.values())

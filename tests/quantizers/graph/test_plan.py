@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from quantizers import QuantSpec, RewriteError
-from quantizers.graph.plan import PAIR_SUM_LIMIT, Plan, weight_range
+from quantizers.graph.plan import Plan, weight_range
 from quantizers.graph.trace import trace
+from quantizers.integer import PAIR_SUM_LIMIT
 
 
 def plan_of(net: nn.Module, images: Any, **options: Any) -> tuple[Plan, dict[str, Any]]:

@@ -28,6 +28,33 @@ bool all_equal(const std::vector<float>& values) {
     return std::all_of(values.begin(), values.end(), [&](float value) { return value == values[0]; });
 }
 
+// On Arm the runtime adds in integers: ratios as multiples of 2^-right, of which the larger has 22 bits. Returns false
+// where it would not.
+bool integer_sum(const Grid& a, const Grid& b, const Grid& to, AddJob* job) {
+    constexpr float kLeast = 1.0f / (1 << 14), kMost = 256;
+    constexpr int kBits = 22;
+    const float ratio_a = a.scale / to.scale, ratio_b = b.scale / to.scale;
+    if (!(std::min(ratio_a, ratio_b) >= kLeast && std::max(ratio_a, ratio_b) < kMost)) return false;
+    job->right = kBits - 1 - std::ilogb(std::max(ratio_a, ratio_b));
+    job->multiplier_a = static_cast<int32_t>(std::lrint(std::ldexp(ratio_a, job->right)));
+    job->multiplier_b = static_cast<int32_t>(std::lrint(std::ldexp(ratio_b, job->right)));
+    job->is_fused = false;
+    job->zero_a = a.zero;
+    job->zero_b = b.zero;
+    job->zero_c = to.zero;
+    return std::max(job->multiplier_a, job->multiplier_b) < 1 << kBits;  // rounding may have made it one bit longer
+}
+
+bool add_constant_in_integers(const Grid& from, const Grid& constant, int code, const Grid& to, std::array<uint8_t, 256>* table) {
+    AddJob job;
+    if (!integer_sum(from, constant, to, &job)) return false;
+    std::array<uint8_t, 256> all, others;
+    for (int i = 0; i < 256; ++i) all[i] = static_cast<uint8_t>(i);
+    others.fill(static_cast<uint8_t>(code));
+    portable_kernels()->add(job, all.data(), others.data(), table->data(), table->size());
+    return true;
+}
+
 bool in_range(float ratio_a, float ratio_b, float fixed) {
     return std::isfinite(fixed) && 255 * (ratio_a + ratio_b) + std::fabs(fixed) < kMostSum;
 }
@@ -50,9 +77,10 @@ std::array<uint8_t, 256> requantize_table(const Grid& from, const Grid& to) {
 
 bool add_constant_table(const Grid& from, const Grid& constant, int code, bool is_first, const Grid& to,
                         std::array<uint8_t, 256>* table) {
-    const float ratio = from.scale / to.scale, constant_ratio = constant.scale / to.scale;
     const Grid& a = is_first ? constant : from;
     const Grid& b = is_first ? from : constant;
+    if (kIsArm) return add_constant_in_integers(from, constant, code, to, table);
+    const float ratio = from.scale / to.scale, constant_ratio = constant.scale / to.scale;
     const std::vector<float> parts = fixed_parts(a.scale / to.scale, b.scale / to.scale, a, b, to);
     const float value = static_cast<float>(code - constant.shift());
     std::vector<float> fixed;
@@ -73,6 +101,7 @@ bool add_constant_table(const Grid& from, const Grid& constant, int code, bool i
 }
 
 bool fused_sum(const Grid& a, const Grid& b, const Grid& to, AddJob* job) {
+    if (kIsArm) return integer_sum(a, b, to, job);
     job->is_fused = true;
     job->ratio_a = a.scale / to.scale;
     job->ratio_b = b.scale / to.scale;

@@ -19,6 +19,12 @@ struct Grid {
     }
 };
 
+#if defined(__aarch64__)
+constexpr bool kIsArm = true;
+#else
+constexpr bool kIsArm = false;
+#endif
+
 // round_half_even(value / scale) + zero within 0..255, as QuantizeLinear.
 int quantized(float value, const Grid& grid);
 float dequantized(int code, const Grid& grid);
@@ -31,7 +37,7 @@ std::array<uint8_t, 256> requantize_table(const Grid& from, const Grid& to);
 bool add_constant_table(const Grid& from, const Grid& constant, int code, bool is_first, const Grid& to,
                         std::array<uint8_t, 256>* table);
 
-// The numbers of a sum. Returns false as above, or where they are out of range.
+// The numbers of a sum. Returns false as above, or where they are out of range. On Arm the runtime fuses in integers.
 bool fused_sum(const Grid& a, const Grid& b, const Grid& to, AddJob* job);
 bool real_sum(const Grid& a, const Grid& b, const Grid& to, AddJob* job);
 

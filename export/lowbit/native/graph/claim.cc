@@ -52,7 +52,7 @@ public:
 private:
     bool has_lut() const {
         for (size_t i = 0; i < candidates_.size(); ++i)
-            if (is_claimed_[i] && candidates_[i].step.kind == OpKind::kLutConv) return true;
+            if (is_claimed_[i] && candidates_[i].step.conv.is_faster) return true;
         return false;
     }
 
@@ -258,7 +258,7 @@ private:
             if (is_claimed_[i] && set_of_group_[group_of_[i]] != kNone) members[groups.of(static_cast<int>(i))].push_back(static_cast<int>(i));
         std::vector<Region> found;
         for (const auto& [first, steps] : members)
-            if (std::any_of(steps.begin(), steps.end(), [&](int i) { return candidates_[i].step.kind == OpKind::kLutConv; }))
+            if (std::any_of(steps.begin(), steps.end(), [&](int i) { return candidates_[i].step.conv.is_faster; }))
                 found.push_back(region(steps));
         return found;
     }

@@ -9,20 +9,16 @@ namespace lowbit {
 
 namespace {
 
-constexpr int64_t kLongestSide = 1 << 15, kMostBytes = int64_t{1} << 30;
-constexpr int kMostBorder = 64, kMostKernel = 64, kMostStride = 64;
-constexpr int kFewestLutChannels = 16;  // of inputs: below, a look-up's third channel is mostly padding
-constexpr size_t kMostWeights = 1 << 23; // of a channel: their sum fits 31 bits
-constexpr double kSameScale = 1e-6;     // relative: a product of two scales, rounded to single precision
+bool is_default_padding(const Node& node) {
+    const auto found = node.strings.find("auto_pad");
+    return found == node.strings.end() || found->second.empty() || found->second == "NOTSET";
+}
+
+}  // namespace
 
 std::vector<int64_t> ints(const Node& node, const char* name, std::vector<int64_t> otherwise) {
     const auto found = node.ints.find(name);
     return found == node.ints.end() ? std::move(otherwise) : found->second;
-}
-
-bool is_default_padding(const Node& node) {
-    const auto found = node.strings.find("auto_pad");
-    return found == node.strings.end() || found->second.empty() || found->second == "NOTSET";
 }
 
 // Whether windows are within the padded tensor and are as many as the output has positions.
@@ -36,8 +32,6 @@ bool in_limits(const std::vector<int64_t>& values, size_t count, int64_t low, in
     return values.size() == count &&
            std::all_of(values.begin(), values.end(), [&](int64_t v) { return low <= v && v <= high; });
 }
-
-}  // namespace
 
 Matcher::Matcher(const Graph& graph, const Kernels* kernels)
     : graph_(graph), kernels_(kernels), ranges_(find_ranges(graph)) {}
@@ -65,6 +59,7 @@ std::optional<Candidate> Matcher::at(int node) {
     if (op == "QuantizeLinear") return requantize(node);
     if (op == "Clip") return clip(node);
     if (op == "MaxPool") return max_pool(node);
+    if (op == "AveragePool" || op == "GlobalAveragePool") return average_pool(node);
     if (op == "Concat") return concat(node);
     return std::nullopt;
 }
@@ -96,8 +91,10 @@ int Matcher::quantizer_of(int node, Grid* grid) const {
     return graph_.nodes[reader].inputs[0] == graph_.nodes[node].outputs[0] ? reader : kNone;
 }
 
-// On x86 the runtime rewrites an int8 QuantizeLinear whose only reader is a DequantizeLinear of the same zero point.
+// On x86 the runtime rewrites an int8 QuantizeLinear whose only reader is a DequantizeLinear of the same zero point; on Arm,
+// whose dot products are of one kind, it keeps int8.
 bool Matcher::becomes_unsigned(int codes) const {
+    if (kIsArm) return false;
     const Value& value = graph_.values[codes];
     const int reader = single_reader(codes);
     if (value.producer == kNone || reader == kNone) return false;
@@ -130,171 +127,6 @@ bool Matcher::window_of(const Node& node, ConvShape* shape) const {
     shape->pad_bottom = static_cast<int>(pads[2]);
     shape->pad_right = static_cast<int>(pads[3]);
     return true;
-}
-
-bool Matcher::weights_of(const Node& node, ConvSpec* spec, std::vector<float>* scales, std::vector<int>* nodes) const {
-    const int made_by = graph_.values[node.inputs[1]].producer;
-    if (made_by == kNone || single_reader(node.inputs[1]) == kNone) return false;
-    const Node& dequantize = graph_.nodes[made_by];
-    if (dequantize.op != "DequantizeLinear" || dequantize.inputs.size() < 2 || dequantize.inputs[0] == kNone ||
-        dequantize.inputs[1] == kNone || !is_plain(dequantize))
-        return false;
-    const Value& codes = graph_.values[dequantize.inputs[0]];
-    const Value& steps = graph_.values[dequantize.inputs[1]];
-    ConvShape& s = spec->shape;
-    const size_t size = static_cast<size_t>(s.out_channels) * (spec->is_depthwise ? 1 : s.in_channels) * s.kernel_h * s.kernel_w;
-    if (!is_code(codes) || codes.constant == nullptr || codes.count != size) return false;
-    if (steps.type != Type::kFloat || steps.constant == nullptr) return false;
-    const bool is_one = steps.count == 1;
-    if (!is_one && (steps.count != static_cast<size_t>(s.out_channels) || ints(dequantize, "axis", {1}) != std::vector<int64_t>{0}))
-        return false;
-    int zero = codes.type == Type::kInt8 ? 128 : 0;
-    if (dequantize.inputs.size() > 2 && dequantize.inputs[2] != kNone) {
-        const Value& zeros = graph_.values[dequantize.inputs[2]];
-        if (zeros.constant == nullptr || zeros.type != codes.type || zeros.count != steps.count || zeros.count == 0) return false;
-        zero = code_at(zeros, 0);
-        for (size_t i = 1; i < zeros.count; ++i)
-            if (code_at(zeros, i) != zero) return false;
-    }
-    spec->weights.resize(size);
-    const int flip = codes.type == Type::kInt8 ? 0x80 : 0;
-    const uint8_t* const from = static_cast<const uint8_t*>(codes.constant);
-    int lowest = 0, highest = 0;
-    for (size_t i = 0; i < size; ++i) {
-        const int weight = (from[i] ^ flip) - zero;
-        lowest = std::min(lowest, weight);
-        highest = std::max(highest, weight);
-        spec->weights[i] = static_cast<int8_t>(weight);
-    }
-    if (lowest < -128 || highest > 127) return false;
-    for (int o = 0; o < s.out_channels; ++o) {
-        scales->push_back(static_cast<const float*>(steps.constant)[is_one ? 0 : o]);
-        if (!(scales->back() > 0) || !std::isfinite(scales->back())) return false;
-    }
-    nodes->push_back(made_by);
-    return true;
-}
-
-bool Matcher::bias_of(const Node& node, float input_scale, const std::vector<float>& scales, ConvSpec* spec,
-                      std::vector<int>* nodes) const {
-    const int channels = spec->shape.out_channels;
-    spec->requantize.bias.assign(channels, 0);
-    if (node.inputs.size() < 3 || node.inputs[2] == kNone) return true;
-    const int made_by = graph_.values[node.inputs[2]].producer;
-    if (made_by == kNone || single_reader(node.inputs[2]) == kNone) return false;
-    const Node& dequantize = graph_.nodes[made_by];
-    if (dequantize.op != "DequantizeLinear" || dequantize.inputs.size() < 2 || dequantize.inputs[0] == kNone ||
-        dequantize.inputs[1] == kNone || !is_plain(dequantize))
-        return false;
-    const Value& codes = graph_.values[dequantize.inputs[0]];
-    const Value& steps = graph_.values[dequantize.inputs[1]];
-    if (codes.type != Type::kInt32 || codes.constant == nullptr || codes.count != static_cast<size_t>(channels)) return false;
-    if (steps.type != Type::kFloat || steps.constant == nullptr || (steps.count != 1 && steps.count != codes.count)) return false;
-    if (steps.count != 1 && ints(dequantize, "axis", {1}) != std::vector<int64_t>{0}) return false;
-    if (dequantize.inputs.size() > 2 && dequantize.inputs[2] != kNone) {
-        const Value& zeros = graph_.values[dequantize.inputs[2]];
-        if (zeros.constant == nullptr || zeros.type != Type::kInt32) return false;
-        for (size_t i = 0; i < zeros.count; ++i)
-            if (static_cast<const int32_t*>(zeros.constant)[i] != 0) return false;
-    }
-    for (int o = 0; o < channels; ++o) {  // the integer kernels take the bias unchanged: its grid must be the accumulator's
-        const float step = static_cast<const float*>(steps.constant)[steps.count == 1 ? 0 : o];
-        const double expected = static_cast<double>(input_scale) * scales[o];
-        const int32_t code = static_cast<const int32_t*>(codes.constant)[o];
-        if (code != 0 && !(std::fabs(step - expected) <= kSameScale * expected))
-            return false;
-        spec->requantize.bias[o] = code;
-    }
-    nodes->push_back(made_by);
-    return true;
-}
-
-// Which codes a tensor holds; what an operator on real values made has a range of real values.
-Range Matcher::codes_of(const Real& real) const {
-    const Range& found = ranges_[real.codes];
-    if (is_code(graph_.values[real.codes])) return found;
-    const auto code = [&](double value) {
-        return std::min(std::max(std::nearbyint(value / real.grid.scale) + real.grid.zero, 0.0), 255.0);
-    };
-    return {code(found.low), code(found.high)};
-}
-
-// Decide between look-up tables and dot products; false where neither is exact.
-bool Matcher::fits(ConvSpec* spec, const Real& real) const {
-    const ConvShape& s = spec->shape;
-    const size_t count = static_cast<size_t>(spec->is_depthwise ? 1 : s.in_channels) * s.kernel_h * s.kernel_w;
-    if (count > kMostWeights) return false;
-    const Range range = codes_of(real);
-    spec->base = static_cast<int>(std::min<double>(range.low, spec->zero));  // borders are the zero point
-    bool is_low = !spec->is_depthwise && s.in_channels >= kFewestLutChannels &&
-                  std::max<double>(range.high, spec->zero) <= spec->base + kHighestActivation;
-    bool fits_dot = true;
-    for (int o = 0; o < s.out_channels; ++o) {
-        const int8_t* const w = spec->weights.data() + o * count;
-        int32_t total = 0;
-        int lowest = 0, highest = 0;
-        for (size_t i = 0; i < count; ++i) {
-            total += std::abs(w[i]);
-            lowest = std::min<int>(lowest, w[i]);
-            highest = std::max<int>(highest, w[i]);
-        }
-        const int64_t sum = total;
-        is_low = is_low && kLowestWeight <= lowest && highest <= kHighestWeight;
-        fits_dot = fits_dot && (kernels_->has_exact_dot || (lowest >= -64 && highest <= 64));
-        const int64_t bias = std::llabs(static_cast<int64_t>(spec->requantize.bias[o]));
-        is_low = is_low && sum * kHighestActivation <= kTotalLimit && bias < (1 << 30);
-        fits_dot = fits_dot && 2 * 255 * sum + 2 * bias <= INT32_MAX;
-        const float scale = spec->requantize.scale[o];
-        is_low = is_low && is_tame(spec->requantize.bias[o], scale, 2 * sum * kHighestActivation);
-        fits_dot = fits_dot && (!spec->is_depthwise || 255 * sum <= INT16_MAX);
-        fits_dot = fits_dot && is_tame(spec->requantize.bias[o], scale, 2 * 255 * sum);
-    }
-    spec->is_lut = is_low;
-    return is_low || fits_dot;
-}
-
-std::optional<Candidate> Matcher::convolution(int place) {
-    const Node& node = graph_.nodes[place];
-    const auto real = reals_.find(node.inputs[0]);
-    if (real == reals_.end() || node.inputs.size() < 2 || node.inputs[1] == kNone) return std::nullopt;
-    const std::vector<int64_t> group = ints(node, "group", {1});
-    Grid to;
-    const int quantize = quantizer_of(place, &to);
-    if (quantize == kNone) return std::nullopt;
-    Candidate found;
-    found.output = graph_.nodes[quantize].outputs[0];
-    TensorInfo in, out;
-    if (!tensor_info(real->second.codes, &in) || !tensor_info(found.output, &out)) return std::nullopt;
-    ConvSpec& spec = found.step.conv;
-    const Value& weights = graph_.values[node.inputs[1]];
-    if (!weights.has_shape || !in_limits(weights.shape, 4, 1, kLongestSide)) return std::nullopt;
-    spec.is_depthwise = group != std::vector<int64_t>{1};
-    if (spec.is_depthwise && (group != std::vector<int64_t>{in.channels} || in.channels != out.channels)) return std::nullopt;
-    if (weights.shape[0] != out.channels || weights.shape[1] != (spec.is_depthwise ? 1 : in.channels)) return std::nullopt;
-    spec.shape.in_channels = in.channels;
-    spec.shape.out_channels = out.channels;
-    spec.shape.kernel_h = static_cast<int>(std::min<int64_t>(weights.shape[2], kMostKernel + 1));
-    spec.shape.kernel_w = static_cast<int>(std::min<int64_t>(weights.shape[3], kMostKernel + 1));
-    const ConvShape expected = spec.shape;
-    if (!window_of(node, &spec.shape) || !makes(spec.shape, in, out)) return std::nullopt;
-    if (expected.kernel_h != spec.shape.kernel_h || expected.kernel_w != spec.shape.kernel_w) return std::nullopt;
-    std::vector<float> scales;
-    const Grid& from = real->second.grid;
-    found.nodes = {place, quantize};
-    if (!weights_of(node, &spec, &scales, &found.nodes) || !bias_of(node, from.scale, scales, &spec, &found.nodes))
-        return std::nullopt;
-    for (float scale : scales) {
-        const float product = from.scale * scale;
-        spec.requantize.scale.push_back(product / to.scale);
-        if (!(spec.requantize.scale.back() > 0) || !std::isfinite(spec.requantize.scale.back())) return std::nullopt;
-    }
-    spec.requantize.zero = to.zero;
-    spec.zero = from.zero;
-    if (!fits(&spec, real->second)) return std::nullopt;
-    found.step.kind = spec.is_lut ? OpKind::kLutConv : spec.is_depthwise ? OpKind::kDepthwise : OpKind::kDotConv;
-    found.reals = {node.inputs[0]};
-    found.inputs = {real->second.codes};
-    return found;
 }
 
 std::optional<Candidate> Matcher::sum_with_constant(int place, int constant, int real, const Grid& to, int quantize) {
@@ -395,41 +227,6 @@ std::optional<Candidate> Matcher::clip(int place) {
     found.nodes = {place};
     found.inputs = {node.inputs[0]};
     found.output = node.outputs[0];
-    return found;
-}
-
-std::optional<Candidate> Matcher::max_pool(int place) {
-    const Node& node = graph_.nodes[place];
-    if (node.outputs.size() > 1 && node.outputs[1] != kNone) return std::nullopt;
-    if (!node.ints.count("kernel_shape")) return std::nullopt;
-    const auto real = reals_.find(node.inputs[0]);
-    const bool is_real = real != reals_.end();
-    const int codes = is_real ? real->second.codes : node.inputs[0];
-    if (!is_code(graph_.values[node.inputs[0]]) && !is_real) return std::nullopt;
-    TensorInfo in, out;
-    ConvShape shape;
-    if (graph_.values[codes].constant != nullptr || !tensor_info(node.inputs[0], &in) || !tensor_info(node.outputs[0], &out) ||
-        in.channels != out.channels || !window_of(node, &shape))
-        return std::nullopt;
-    // With ceil_mode the last windows may hang over; every window must hold a part of the tensor.
-    const bool has_parts = shape.pad_top < shape.kernel_h && shape.pad_left < shape.kernel_w &&
-                           (out.height - 1) * shape.stride_h - shape.pad_top < in.height &&
-                           (out.width - 1) * shape.stride_w - shape.pad_left < in.width;
-    const bool is_floor = ints(node, "ceil_mode", {0}) == std::vector<int64_t>{0};
-    if (!has_parts || (is_floor && !makes(shape, in, out))) return std::nullopt;
-    Candidate found;
-    found.step.kind = OpKind::kMaxPool;
-    found.step.pool = PoolJob{nullptr, nullptr, 0, 0, 0, 0, shape.kernel_h, shape.kernel_w, shape.stride_h, shape.stride_w,
-                              shape.pad_top, shape.pad_left};
-    found.nodes = {place};
-    found.inputs = {codes};
-    found.output = node.outputs[0];
-    if (is_real) {
-        found.reals = {node.inputs[0]};
-        found.makes_real = true;
-        const Grid grid = real->second.grid;
-        reals_[node.outputs[0]] = {node.outputs[0], grid, place};
-    }
     return found;
 }
 

@@ -13,6 +13,9 @@
 
 namespace lowbit {
 
+constexpr int64_t kLongestSide = 1 << 15, kMostBytes = int64_t{1} << 30;
+constexpr int kMostBorder = 64, kMostKernel = 64, kMostStride = 64;
+
 struct Real {    // a real tensor that is known to be a grid's values
     int codes;   // the value that holds the codes; the tensor itself where an operator on real values made them
     Grid grid;
@@ -46,6 +49,7 @@ private:
     std::optional<Candidate> requantize(int node);
     std::optional<Candidate> clip(int node);
     std::optional<Candidate> max_pool(int node);
+    std::optional<Candidate> average_pool(int node);
     std::optional<Candidate> concat(int node);
     std::optional<Candidate> sum_with_constant(int node, int constant, int real, const Grid& to, int quantize);
 
@@ -66,5 +70,13 @@ private:
     std::vector<Range> ranges_;
     std::map<int, Real> reals_;
 };
+
+// An attribute of integers, or what stands for it where it is absent.
+std::vector<int64_t> ints(const Node& node, const char* name, std::vector<int64_t> otherwise);
+
+// Whether windows are within the padded tensor and as many as the output has positions.
+bool makes(const ConvShape& shape, const TensorInfo& in, const TensorInfo& out);
+
+bool in_limits(const std::vector<int64_t>& values, size_t count, int64_t low, int64_t high);
 
 }  // namespace lowbit

@@ -14,7 +14,7 @@ void check(const ort::Api& api, OrtStatus* status) {
 
 namespace {
 
-constexpr const char* kIntAttributes[] = {"strides", "pads", "dilations", "kernel_shape", "group", "axis", "ceil_mode", "block_size",
+constexpr const char* kIntAttributes[] = {"strides", "pads", "dilations", "kernel_shape", "group", "axis", "ceil_mode", "count_include_pad", "block_size",
                                             "precision"};
 constexpr size_t kMostNumbers = 64, kMostText = 64;
 
@@ -54,7 +54,7 @@ private:
             node.outputs.push_back(value(info));
             if (node.outputs.back() != kNone) graph_.values[node.outputs.back()].producer = place;
         }
-        if (node.op == "Conv" || node.op == "MaxPool" || node.op == "Concat" || node.op == "QuantizeLinear" || node.op == "DequantizeLinear")
+        if (node.op == "Conv" || node.op == "MaxPool" || node.op == "AveragePool" || node.op == "Concat" || node.op == "QuantizeLinear" || node.op == "DequantizeLinear")
             read_attributes(handle, &node);
         graph_.nodes.push_back(std::move(node));
     }

@@ -14,43 +14,27 @@ namespace {
 
 constexpr int kLanes = 32, kMostPositions = 7;
 
-struct Tables {
-    alignas(64) uint8_t entry[16][32];  // [two activations][two weights, twice]
-    constexpr Tables() : entry() {
-        for (int a = 0; a < 16; ++a)
-            for (int w = 0; w < 32; ++w) {
-                int sum = 0;
-                for (int i = 0; i < 2; ++i) {
-                    const int weight = (w >> 2 * i & 3) + kLowestWeight, activation = a >> 2 * i & 3;
-                    sum += weight * activation + (weight < 0 ? -kHighestActivation * weight : 0);
-                }
-                entry[a][w] = static_cast<uint8_t>(sum);
-            }
-    }
-};
-constexpr Tables kTables;
+INLINE __m256i table_of(const uint8_t* tables, uint16_t offset) { return load(tables + offset); }
 
-INLINE __m256i table_of(uint16_t offset) { return load(reinterpret_cast<const char*>(&kTables) + offset); }
-
-template <int P> INLINE void look_up(const uint16_t* index, size_t step, const uint8_t* weights, int length, __m256i (&bytes)[P]) {
+template <int P> INLINE void look_up(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length, __m256i (&bytes)[P]) {
     UNROLL for (int p = 0; p < P; ++p) bytes[p] = _mm256_setzero_si256();
     const uint16_t* const end = index + length;
     do {
         const __m256i w = load(weights);
-        UNROLL for (int p = 0; p < P; ++p) bytes[p] = _mm256_add_epi8(bytes[p], _mm256_shuffle_epi8(table_of(index[p * step]), w));
+        UNROLL for (int p = 0; p < P; ++p) bytes[p] = _mm256_add_epi8(bytes[p], _mm256_shuffle_epi8(table_of(tables, index[p * step]), w));
         weights += kLanes;
     } while (++index != end);
 }
 
 // Three neighboring taps of stride 1: position p of tap t reads table p + t. Adds lag one table behind.
-template <int P> INLINE void look_up_taps(const uint16_t* index, size_t step, const uint8_t* weights, int length, __m256i (&bytes)[P]) {
+template <int P> INLINE void look_up_taps(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length, __m256i (&bytes)[P]) {
     UNROLL for (int p = 0; p < P; ++p) bytes[p] = _mm256_setzero_si256();
     const uint16_t* const end = index + length;
     do {
         __m256i w[3], found[3];
         UNROLL for (int t = 0; t < 3; ++t) w[t] = load(weights + t * kLanes);
         UNROLL for (int x = 0; x < P + 3; ++x) {
-            const __m256i table = x < P + 2 ? table_of(index[x * step]) : _mm256_setzero_si256();
+            const __m256i table = x < P + 2 ? table_of(tables, index[x * step]) : _mm256_setzero_si256();
             UNROLL for (int t = 0; t < 3; ++t) {
                 if (x - 1 - t >= 0 && x - 1 - t < P) {
                     bytes[x - 1 - t] = _mm256_add_epi8(bytes[x - 1 - t], found[t]);
@@ -79,8 +63,8 @@ template <int P> INLINE void accumulate(const LutJob& job, const Block& block, c
         __m256i bytes[P];
         const uint16_t* const from = index + chunk->row * job.index_row + chunk->start;
         const uint8_t* const w = weights + (chunk->row * steps + chunk->start) * unit;
-        if (layer.shares_taps) look_up_taps<P>(from, step, w, chunk->length, bytes);
-        else look_up<P>(from, step, w, chunk->length, bytes);
+        if (layer.shares_taps) look_up_taps<P>(layer.tables, from, step, w, chunk->length, bytes);
+        else look_up<P>(layer.tables, from, step, w, chunk->length, bytes);
         UNROLL for (int p = 0; p < P; ++p) {
             even[p] = _mm256_add_epi16(even[p], bytes[p]);
             odd[p] = _mm256_add_epi16(odd[p], _mm256_srli_epi16(bytes[p], 8));

@@ -47,24 +47,25 @@ void depthwise(const DepthwiseJob& job, int first_row, int last_row) {
                                    static_cast<int>(c), to, job.out + (static_cast<size_t>(y) * job.out_width + x) * job.stride + c);
 }
 
-// Index of a group: activations a and b of channels g and g + groups make (a | b << 2) * 32.
-INLINE __m256i sixteen(const uint8_t* codes, __m128i bases, int shift) {
+// Index of a group: activations a and b of channels g and g + groups make (a | b << bits) * 32.
+INLINE __m256i sixteen(const uint8_t* codes, __m128i bases, int highest, int shift) {
     const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
-    const __m128i activation = _mm_and_si128(_mm_sub_epi8(raw, bases), _mm_set1_epi8(kHighestActivation));
+    const __m128i activation = _mm_and_si128(_mm_sub_epi8(raw, bases), _mm_set1_epi8(static_cast<char>(highest)));
     return _mm256_slli_epi16(_mm256_cvtepu8_epi16(activation), shift);
 }
 
 void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out) {
     const int groups = layer.groups, whole = layer.shape.in_channels - groups;  // groups that have both channels
+    const int bits = layer.format.act_bits, highest = layer.format.highest_activation();
     const __m128i bases = _mm_set1_epi8(static_cast<char>(base));
     for (int x = 0; x < width; ++x, codes += stride, out += groups) {
         int g = 0;
         for (; g + 16 <= whole; g += 16)
-            store(out + g, _mm256_add_epi16(sixteen(codes + g, bases, 5), sixteen(codes + g + groups, bases, 7)));
+            store(out + g, _mm256_add_epi16(sixteen(codes + g, bases, highest, 5), sixteen(codes + g + groups, bases, highest, 5 + bits)));
         for (; g < groups; ++g) {
-            const int a = (codes[g] - base) & kHighestActivation;
-            const int b = g < whole ? (codes[g + groups] - base) & kHighestActivation : 0;
-            out[g] = static_cast<uint16_t>((a | b << 2) << 5);
+            const int a = (codes[g] - base) & highest;
+            const int b = g < whole ? (codes[g + groups] - base) & highest : 0;
+            out[g] = static_cast<uint16_t>((a | b << bits) << 5);
         }
     }
 }
@@ -102,7 +103,7 @@ void add(const AddJob& job, const uint8_t* a, const uint8_t* b, uint8_t* out, si
 
 // Tables that only rise, a few steps of one: counts of thresholds; others entry by entry.
 void map(const uint8_t* table, const uint8_t* codes, uint8_t* out, size_t count) {
-    constexpr int kMostSteps = 8;
+    constexpr int kMostSteps = 16;
     uint8_t steps[kMostSteps];
     int found = 0;
     bool is_simple = true;
@@ -150,7 +151,7 @@ void max_pool(const PoolJob& job, int first_row, int last_row) {
 const Kernels* avx2_kernels() {
     static const Kernels kernels = {"avx2", {32, 2, 32, 1, true}, false,        avx2_lut_conv, avx2_dot_conv, depthwise,
                                     pack_index, add,              map,          max_pool,      nullptr, nullptr, transpose_in,
-                                    transpose_out};
+                                    transpose_out, {{32, 2, 32, 1, true, 2, 4}}, true};
     return &kernels;
 }
 

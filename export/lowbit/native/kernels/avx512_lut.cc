@@ -1,7 +1,7 @@
-// AVX-512 with VBMI and VNNI: 64 output channels a vector, three input channels a look-up.
+// AVX-512 with VBMI and VNNI: 64 output channels a vector, three input channels a look-up (two where codes are wider).
 //
 // One VPERMB looks 64 codes of weights up in the 64-entry table that an activation code chooses: 192 multiply-adds with
-// its VPADDB. Accumulators, permuted bytes, weights and table fill the 32 registers, so loops over them must be unrolled
+// its VPADDB (128 where two channels make a look-up). Accumulators, permuted bytes, weights and table fill the 32 registers, so loops over them must be unrolled
 // wholly; the empty assembly statements keep "all permutes, then all adds" (1.1 cycles a look-up; interleaved 1.3).
 #include "kernels/kernels.h"
 
@@ -14,25 +14,19 @@ namespace {
 
 constexpr int kLanes = 64, kMostPositions = 7;
 
-struct Tables {
-    alignas(64) uint8_t entry[64][64];  // [three activations][three weights]
-    constexpr Tables() : entry() {
-        for (int a = 0; a < 64; ++a)
-            for (int w = 0; w < 64; ++w) {
-                int sum = 0;
-                for (int i = 0; i < 3; ++i) {
-                    const int weight = (w >> 2 * i & 3) + kLowestWeight, activation = a >> 2 * i & 3;
-                    sum += weight * activation + (weight < 0 ? -kHighestActivation * weight : 0);
-                }
-                entry[a][w] = static_cast<uint8_t>(sum);
-            }
+// The table of a position; of a pair, the second position's as well, which VPERMI2B takes where bit 6 of a code is set.
+template <bool Paired> struct Table {
+    __m512i first, second;
+
+    INLINE Table(const uint8_t* tables, const uint16_t* index, size_t apart) : first(_mm512_load_si512(tables + *index)), second(first) {
+        if constexpr (Paired) second = _mm512_load_si512(tables + index[apart]);
+    }
+
+    INLINE __m512i find(__m512i codes) const {
+        if constexpr (Paired) return _mm512_permutex2var_epi8(first, codes, second);
+        else return _mm512_permutexvar_epi8(codes, first);
     }
 };
-constexpr Tables kTables;
-
-INLINE __m512i table_of(uint16_t offset) {
-    return _mm512_load_si512(reinterpret_cast<const char*>(&kTables) + offset);
-}
 
 template <int P, int V> struct Sums {  // 16-bit totals of even and odd channels
     __m512i even[P][V], odd[P][V];
@@ -46,7 +40,7 @@ template <int P, int V> INLINE void widen(const __m512i (&bytes)[P][V], Sums<P, 
     }
 }
 
-template <int P, int V> INLINE void look_up(const uint16_t* index, size_t step, const uint8_t* weights, int length,
+template <int P, int V, bool Paired> INLINE void look_up(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length,
                                             __m512i (&bytes)[P][V]) {
     UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v) bytes[p][v] = _mm512_setzero_si512();
     const uint16_t* const end = index + length;
@@ -54,9 +48,9 @@ template <int P, int V> INLINE void look_up(const uint16_t* index, size_t step, 
         __m512i found[P][V], w[V];
         UNROLL for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(weights + v * kLanes);
         UNROLL for (int p = 0; p < P; ++p) {
-            const __m512i table = table_of(index[p * step]);
+            const Table<Paired> table(tables, index + p * step, P * step);
             UNROLL for (int v = 0; v < V; ++v) {
-                found[p][v] = _mm512_permutexvar_epi8(w[v], table);
+                found[p][v] = table.find(w[v]);
                 __asm__ volatile("" : "+v"(found[p][v]));
             }
         }
@@ -69,7 +63,7 @@ template <int P, int V> INLINE void look_up(const uint16_t* index, size_t step, 
 }
 
 // Three neighboring taps of stride 1: position p of tap t reads table p + t, so P + 2 tables serve 3 P look-ups.
-template <int P> INLINE void look_up_taps(const uint16_t* index, size_t step, const uint8_t* weights, int length,
+template <int P, bool Paired> INLINE void look_up_taps(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length,
                                           __m512i (&bytes)[P][1]) {
     UNROLL for (int p = 0; p < P; ++p) bytes[p][0] = _mm512_setzero_si512();
     const uint16_t* const end = index + length;
@@ -77,10 +71,10 @@ template <int P> INLINE void look_up_taps(const uint16_t* index, size_t step, co
         __m512i found[P + 2][3], w[3];
         UNROLL for (int t = 0; t < 3; ++t) w[t] = _mm512_load_si512(weights + t * kLanes);
         UNROLL for (int x = 0; x < P + 2; ++x) {
-            const __m512i table = table_of(index[x * step]);
+            const Table<Paired> table(tables, index + x * step, P * step);
             UNROLL for (int t = 0; t < 3; ++t)
                 if (x - t >= 0 && x - t < P) {
-                    found[x][t] = _mm512_permutexvar_epi8(w[t], table);
+                    found[x][t] = table.find(w[t]);
                     __asm__ volatile("" : "+v"(found[x][t]));
                 }
             if (x >= 2) UNROLL for (int t = 0; t < 3; ++t)  // the adds lag two tables behind
@@ -95,7 +89,7 @@ template <int P> INLINE void look_up_taps(const uint16_t* index, size_t step, co
     } while (++index != end);
 }
 
-template <int P, int V> INLINE void accumulate(const LutJob& job, const Block& block, const uint16_t* index,
+template <int P, int V, bool Paired> INLINE void accumulate(const LutJob& job, const Block& block, const uint16_t* index,
                                                Sums<P, V>& sums) {
     const LutLayer& layer = *job.layer;
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.groups;
@@ -109,10 +103,10 @@ template <int P, int V> INLINE void accumulate(const LutJob& job, const Block& b
         const uint16_t* const from = index + chunk->row * job.index_row + chunk->start;
         const uint8_t* const w = weights + (chunk->row * steps + chunk->start) * unit;
         if constexpr (V == 1) {
-            if (layer.shares_taps) look_up_taps<P>(from, step, w, chunk->length, bytes);
-            else look_up<P, V>(from, step, w, chunk->length, bytes);
+            if (layer.shares_taps) look_up_taps<P, Paired>(layer.tables, from, step, w, chunk->length, bytes);
+            else look_up<P, V, Paired>(layer.tables, from, step, w, chunk->length, bytes);
         } else {
-            look_up<P, V>(from, step, w, chunk->length, bytes);
+            look_up<P, V, Paired>(layer.tables, from, step, w, chunk->length, bytes);
         }
         widen(bytes, sums);
     }
@@ -128,15 +122,15 @@ INLINE __m512i count_reached(__m512i total, const uint16_t* thresholds, __m512i 
     return lowest;
 }
 
-INLINE void store_narrow(const LutLayer& layer, int channel, __m512i even, __m512i odd, uint8_t* out) {
+INLINE __m512i narrow_codes(const LutLayer& layer, int channel, __m512i even, __m512i odd) {
     const uint16_t* const thresholds = layer.thresholds.as<uint16_t>() + channel * 3;
     const __m512i lowest = _mm512_set1_epi16(static_cast<short>(layer.lowest_code));
     even = count_reached(even, thresholds, lowest);
     odd = count_reached(odd, thresholds + 32, lowest);
-    _mm512_storeu_si512(out, _mm512_or_si512(even, _mm512_slli_epi16(odd, 8)));
+    return _mm512_or_si512(even, _mm512_slli_epi16(odd, 8));
 }
 
-INLINE void store_wide(const LutLayer& layer, int channel, __m512i even, __m512i odd, const Output& to, uint8_t* out) {
+INLINE __m512i wide_codes(const LutLayer& layer, int channel, __m512i even, __m512i odd, const Output& to) {
     const int32_t* const bias = layer.bias.as<int32_t>() + channel;
     const float* const scale = layer.scale.as<float>() + channel;
     const __m512i word = _mm512_set1_epi32(0xFFFF);
@@ -144,30 +138,36 @@ INLINE void store_wide(const LutLayer& layer, int channel, __m512i even, __m512i
                                       rounded(_mm512_srli_epi32(even, 16), bias + 16, scale + 16),
                                       rounded(_mm512_and_si512(odd, word), bias + 32, scale + 32),
                                       rounded(_mm512_srli_epi32(odd, 16), bias + 48, scale + 48), to);
-    _mm512_storeu_si512(out, weave(quarters));
+    return weave(quarters);
 }
 
-template <int P, int V> __attribute__((noinline)) void lut_tile(const LutJob& job, const Block& block,
-                                                                const uint16_t* index, uint8_t* out) {
+// Codes of `width` positions: P, or in pairs one of the lower half and one of the upper half of each vector.
+template <int P, int V, bool Paired> __attribute__((noinline)) void lut_tile(const LutJob& job, const Block& block,
+                                                                             const uint16_t* index, int width, uint8_t* out) {
     Sums<P, V> sums;
-    accumulate(job, block, index, sums);
+    accumulate<P, V, Paired>(job, block, index, sums);
     const LutLayer& layer = *job.layer;
-    if (layer.is_narrow) {
-        UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v)
-            store_narrow(layer, block.first_channel + v * kLanes, sums.even[p][v], sums.odd[p][v],
-                         out + p * job.out_stride + v * kLanes);
-        return;
-    }
     const Output to = output_of(layer);
-    UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v)
-        store_wide(layer, block.first_channel + v * kLanes, sums.even[p][v], sums.odd[p][v], to,
-                   out + p * job.out_stride + v * kLanes);
+    UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v) {
+        const int channel = block.first_channel + v * kLanes;
+        const __m512i codes = layer.is_narrow ? narrow_codes(layer, channel, sums.even[p][v], sums.odd[p][v])
+                                              : wide_codes(layer, channel, sums.even[p][v], sums.odd[p][v], to);
+        uint8_t* const at = out + p * job.out_stride + v * kLanes;
+        if constexpr (Paired) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_castsi512_si256(codes));
+            if (P + p < width) _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + P * job.out_stride), _mm512_extracti64x4_epi64(codes, 1));
+        } else {
+            _mm512_storeu_si512(at, codes);
+        }
+    }
 }
 
-using LutTile = void (*)(const LutJob&, const Block&, const uint16_t*, uint8_t*);
-constexpr LutTile kLutTiles[2][kMostPositions] = {
-    {lut_tile<1, 1>, lut_tile<2, 1>, lut_tile<3, 1>, lut_tile<4, 1>, lut_tile<5, 1>, lut_tile<6, 1>, lut_tile<7, 1>},
-    {lut_tile<1, 2>, lut_tile<2, 2>, lut_tile<3, 2>, lut_tile<4, 2>, lut_tile<5, 2>, lut_tile<6, 2>, lut_tile<7, 2>}};
+using LutTile = void (*)(const LutJob&, const Block&, const uint16_t*, int, uint8_t*);
+#define TILES(V, PAIRED)                                                                                                       \
+    {lut_tile<1, V, PAIRED>, lut_tile<2, V, PAIRED>, lut_tile<3, V, PAIRED>, lut_tile<4, V, PAIRED>, lut_tile<5, V, PAIRED>, \
+     lut_tile<6, V, PAIRED>, lut_tile<7, V, PAIRED>}
+constexpr LutTile kLutTiles[3][kMostPositions] = {TILES(1, false), TILES(2, false), TILES(1, true)};
+#undef TILES
 
 }  // namespace
 
@@ -175,13 +175,14 @@ void avx512_lut_conv(const LutJob& job, const Block& block, int first_row, int l
     const LutLayer& layer = *job.layer;
     const size_t row = layer.shape.stride_h * job.index_row;
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.groups;
-    const int tiles = (job.out_width + kMostPositions - 1) / kMostPositions;
+    const int each = block.is_paired ? 2 : 1, most = each * kMostPositions;
+    const LutTile* const kernels = kLutTiles[block.is_paired ? 2 : block.vectors - 1];
+    const int tiles = (job.out_width + most - 1) / most;
     for (int y = first_row; y < last_row; ++y)
         for (int tile = 0, x = 0; tile < tiles; ++tile) {
             const int left = tiles - tile, width = (job.out_width - x + left - 1) / left;  // tiles of nearly one width
-            kLutTiles[block.vectors - 1][width - 1](
-                job, block, job.index + y * row + x * step,
-                job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + block.first_channel);
+            kernels[(width + each - 1) / each - 1](job, block, job.index + y * row + x * step, width,
+                                                   job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + block.first_channel);
             x += width;
         }
 }

@@ -51,23 +51,31 @@ void depthwise(const DepthwiseJob& job, int first_row, int last_row) {
 
 INLINE __mmask32 first_lanes(int count) { return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1; }
 
-// Index of a group: activations a, b, c of channels g, g + groups, g + 2 groups make (a | b << 2 | c << 4) * 64.
-void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out) {
+// Index of a group: activations a, b, c of channels g, g + groups, g + 2 groups make (a | b << 2 | c << 4) * 64, or those of
+// two channels what their bits say.
+template <int Group, int Bits>
+void pack_groups(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out) {
     const int groups = layer.groups, channels = layer.shape.in_channels;
-    const __m256i bases = _mm256_set1_epi8(static_cast<char>(base)), mask = _mm256_set1_epi8(kHighestActivation);
+    const __m256i bases = _mm256_set1_epi8(static_cast<char>(base)), mask = _mm256_set1_epi8((1 << Bits) - 1);
     for (int x = 0; x < width; ++x, codes += stride, out += groups)
         for (int g = 0; g < groups; g += 32) {
             __m512i index = _mm512_setzero_si512();
-            UNROLL for (int i = 0; i < 3; ++i) {
+            UNROLL for (int i = 0; i < Group; ++i) {
                 const int channel = g + i * groups;
                 const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + channel));
                 const __m256i activation =  // channels past the end count as 0
                     _mm256_maskz_sub_epi8(first_lanes(channels - channel), raw, bases);
                 index = _mm512_add_epi16(
-                    index, _mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm256_and_si256(activation, mask)), 6 + 2 * i));
+                    index, _mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm256_and_si256(activation, mask)), 6 + Bits * i));
             }
             _mm512_mask_storeu_epi16(out + g, first_lanes(groups - g), index);
         }
+}
+
+void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& layer, int base, uint16_t* out) {
+    if (layer.format.act_bits == 2) pack_groups<3, 2>(codes, stride, width, layer, base, out);
+    else if (layer.format.act_bits == 3) pack_groups<2, 3>(codes, stride, width, layer, base, out);
+    else pack_groups<2, 4>(codes, stride, width, layer, base, out);
 }
 
 struct Bytes {  // 64 codes as numbers: every fourth one, from the first, third, second and fourth on
@@ -170,9 +178,9 @@ void import_planes(const uint8_t* planes, int channels, size_t positions, uint8_
 }  // namespace
 
 const Kernels* avx512_kernels() {
-    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true}, true,          avx512_lut_conv, avx512_dot_conv, depthwise,
+    static const Kernels kernels = {"avx512", {64, 3, 64, 2, true, 2, 2, true}, true,          avx512_lut_conv, avx512_dot_conv, depthwise,
                                     pack_index, add,                map,           max_pool,        avx512_narrow_conv, avx512_pack_planes, import_planes,
-                                    transpose_out};
+                                    transpose_out, {{64, 2, 64, 2, true, 3, 3, true}, {64, 2, 64, 2, true, 2, 4, true}}};
     return &kernels;
 }
 

@@ -12,6 +12,7 @@
 namespace lowbit {
 namespace {
 
+constexpr int kMostChannels = 16;
 constexpr int kWide = 2;  // vectors together, each table serving both: 16 sums, 8 tables in turn
 
 struct Tables {
@@ -83,26 +84,20 @@ INLINE __m512i codes_of(const NarrowLayer& layer, int channel, __m512i even, __m
     return weave(to_bytes(codes[0], codes[1], codes[2], codes[3], to));
 }
 
-// Eight rows of 64 bytes to 64 times eight bytes, each to its position; `at` counts along rows of `job.row`.
-INLINE void scatter(const NarrowJob& job, const uint8_t (*rows)[64], size_t at, int channel) {
-    alignas(16) uint64_t eights[64];
-    for (int part = 0; part < 4; ++part) {
-        __m128i x[8], y[8];
-        UNROLL for (int i = 0; i < 8; ++i) x[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(rows[i] + 16 * part));
-        UNROLL for (int round = 0; round < 3; ++round) {
-            UNROLL for (int i = 0; i < 4; ++i) {
-                y[2 * i] = _mm_unpacklo_epi8(x[i], x[i + 4]);
-                y[2 * i + 1] = _mm_unpackhi_epi8(x[i], x[i + 4]);
-            }
-            UNROLL for (int i = 0; i < 8; ++i) x[i] = y[i];
-        }
-        UNROLL for (int i = 0; i < 8; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(eights + 16 * part + 2 * i), x[i]);
-    }
+// Sixteen rows of 64 bytes, a channel each, to 64 times 16 bytes, each to its position; `at` counts along rows of `job.row`.
+INLINE void scatter(const NarrowJob& job, const uint8_t (*rows)[64], size_t at) {
+    alignas(64) uint8_t positions[64][kMostChannels];
+    UNROLL for (int part = 0; part < 4; ++part)
+        transpose_square(rows[0] + 16 * part, 64, positions[16 * part], kMostChannels, _mm_setzero_si128());
     int y = static_cast<int>(at / job.row), x = static_cast<int>(at % job.row);
-    for (int i = 0; i < 64 && y < job.out_height; ++i) {
-        if (x < job.out_width)
-            __builtin_memcpy(job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + channel, eights + i, 8);
-        if (++x == static_cast<int>(job.row)) x = 0, ++y;
+    for (int i = 0; i < 64 && y < job.out_height;) {
+        const int run = 64 - i < job.out_width - x ? 64 - i : job.out_width - x;  // none where a row has ended
+        uint8_t* to = job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride;
+        for (int k = 0; k < run; ++k, to += job.out_stride)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_load_si128(reinterpret_cast<const __m128i*>(positions[i + k])));
+        i += static_cast<int>(job.row) - x;
+        x = 0;
+        ++y;
     }
 }
 
@@ -111,16 +106,14 @@ template <int P> __attribute__((noinline)) void tile(const NarrowJob& job, int v
     const size_t at = static_cast<size_t>(vector) * 64;
     const int steps = layer.groups * layer.shape.kernel_h * layer.shape.kernel_w;
     const Output to = output_of(layer);
+    alignas(64) uint8_t rows[P][kMostChannels][64];
     for (int channel = 0; channel < layer.shape.out_channels; channel += kNarrowChannels) {
         __m512i even[P][kNarrowChannels], odd[P][kNarrowChannels];
         accumulate<P>(job, layer.weights.as<uint16_t>() + static_cast<size_t>(channel) * steps, job.planes + at, even, odd);
-        for (int p = 0; p < P; ++p) {
-            alignas(64) uint8_t rows[kNarrowChannels][64];
-            UNROLL for (int o = 0; o < kNarrowChannels; ++o)
-                _mm512_store_si512(rows[o], codes_of(layer, channel + o, even[p][o], odd[p][o], to));
-            scatter(job, rows, at + 64 * p, channel);
-        }
+        UNROLL for (int p = 0; p < P; ++p) UNROLL for (int o = 0; o < kNarrowChannels; ++o)
+            _mm512_store_si512(rows[p][channel + o], codes_of(layer, channel + o, even[p][o], odd[p][o], to));
     }
+    for (int p = 0; p < P; ++p) scatter(job, rows[p], at + 64 * p);
 }
 
 }  // namespace

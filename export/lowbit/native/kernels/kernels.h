@@ -21,12 +21,14 @@ struct LutJob {
     int out_width;
 };
 
-// An 8-bit convolution on dot products: weights int8 [out / 64][kernel row][steps][64 channels][4 bytes of a row].
+// A convolution on dot products: weights int8 [out / lanes][kernel row][steps][lanes][4 bytes of a row]; codes are taken
+// less a base, so that few bits are small numbers. Lanes are 64, or 16 where sums are added in 16 bits.
 struct DotLayer {
     ConvShape shape;
     int steps = 0;       // ceil(kernel_w * in_channels / 4)
     Buffer weights;
-    Buffer bias;         // int32 [padded channels]: bias minus input zero point times the sum of the weights
+    std::vector<std::vector<Chunk>> chunks;  // of every 16 channels, where sums are added in 16 bits: steps that fit
+    Buffer bias;         // int32 [padded channels]: bias minus (zero point - base) times the sum of the weights
     Buffer scale;        // float [padded channels]
     int zero = 0, low = 0, high = 255;
 };
@@ -72,8 +74,10 @@ struct DepthwiseJob {
     int out_width;
 };
 
-// Sum of two tensors, in one of ONNX Runtime's two arithmetics: QLinearAdd's
-//     round(a * ratio_a + (b * ratio_b + fixed)), both products fused with their additions,
+// Sum of two tensors, in one of ONNX Runtime's arithmetics. QLinearAdd's on x86:
+//     round(a * ratio_a + (b * ratio_b + fixed)), both products fused with their additions;
+// on Arm, in integers, halves away from zero:
+//     round((multiplier_a (a - zero_a) + multiplier_b (b - zero_b)) / 2^right) + zero_c;
 // or, where the file is not of the pattern it fuses, real numbers:
 //     round((scale_a (a - zero_a) + scale_b (b - zero_b)) / scale_c) + zero_c.
 struct AddJob {
@@ -83,6 +87,9 @@ struct AddJob {
     float scale_a = 0, scale_b = 0, scale_c = 1;
     int zero_a = 0, zero_b = 0, zero_c = 0;     // of the codes as kept here
     int low = 0, high = 255;
+    int32_t multiplier_a = 0, multiplier_b = 0;
+    int right = 0;                              // above 0: in integers
+    bool is_integer() const { return right > 0; }
 };
 
 struct PoolJob {
@@ -102,9 +109,19 @@ struct NarrowJob {
     int out_height, out_width;
 };
 
+constexpr int kWideFormats = 2;
+constexpr int kShortLanes = 16;  // channels whose sums are added in 16 bits together
+
+// How dot products take weights, where sums of products in 16 signed bits are exact only for some.
+struct DotFormat {
+    int lowest_weight = -128, highest_weight = 127;
+    int base = 0;  // taken off activations before they are multiplied
+    int sign = 1;  // of weights as they are kept, and so of sums
+};
+
 struct Kernels {
     const char* name;
-    LutFormat format;
+    LutFormat format;    // of two bits
     bool has_exact_dot;  // products of any weights; else pairs of products must fit 16 signed bits
 
     void (*lut_conv)(const LutJob& job, const Block& block, int first_row, int last_row);
@@ -126,10 +143,25 @@ struct Kernels {
                           uint8_t flip, size_t first, size_t last);
     void (*export_planes)(const uint8_t* codes, size_t stride, int channels, size_t positions, uint8_t* planes,
                           uint8_t flip, int first_channel, int last_channel);
+
+    LutFormat wide_formats[kWideFormats]{};  // of wider codes, tried in order; no lanes: none
+    bool has_short_sums = false;  // dot products of few bits are added in 16 bits, and so are faster than those of 8
+    DotFormat dot{};
 };
+
+// The format that holds weights of lowest..highest and activations of 0..span, or null.
+inline const LutFormat* fitting_format(const Kernels& kernels, int lowest, int highest, int span) {
+    const LutFormat* const formats[1 + kWideFormats] = {&kernels.format, &kernels.wide_formats[0], &kernels.wide_formats[1]};
+    for (const LutFormat* format : formats)
+        if (format->lanes > 0 && format->lowest_weight() <= lowest && highest <= format->highest_weight() &&
+            span <= format->highest_activation())
+            return format;
+    return nullptr;
+}
 
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null where the library was built for another processor family
 const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
 
 }  // namespace lowbit

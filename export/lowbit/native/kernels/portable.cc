@@ -1,6 +1,7 @@
 // The same kernels in plain C++: what the vector kernels are held against, and what stands in where none is offered.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "kernels/kernels.h"
@@ -14,15 +15,6 @@ uint8_t clamped(int code, int low, int high) { return static_cast<uint8_t>(std::
 uint8_t rounded(float value, int zero) {
     value = std::min(std::max(value, static_cast<float>(-zero)), static_cast<float>(255 - zero));
     return static_cast<uint8_t>(static_cast<int>(std::nearbyintf(value)) + zero);
-}
-
-int table_entry(int activations, int weights, int group) {
-    int sum = 0;
-    for (int i = 0; i < group; ++i) {
-        const int w = (weights >> 2 * i & 3) + kLowestWeight, a = activations >> 2 * i & 3;
-        sum += w * a + (w < 0 ? -kHighestActivation * w : 0);
-    }
-    return sum;
 }
 
 uint8_t lut_output(const LutLayer& layer, int channel, int total) {
@@ -55,8 +47,8 @@ void lut_conv(const LutJob& job, const Block& block, int first_row, int last_row
                         const uint16_t* const row = job.index + (y * layer.shape.stride_h + chunk.row) * job.index_row;
                         const int activations = row[(x * layer.shape.stride_w + tap) * groups + group] / layer.format.table_stride;
                         const uint8_t* const weights = layer.weights.as<uint8_t>() + block.weights;
-                        sum = static_cast<uint8_t>(sum + table_entry(activations, weights[(static_cast<size_t>(chunk.row) * steps + i) * lanes + lane],
-                                                                     layer.format.group));
+                        const int code = weights[(static_cast<size_t>(chunk.row) * steps + i) * lanes + lane];
+                        sum = static_cast<uint8_t>(sum + layer.format.product(activations, code));
                     }
                     total += sum;
                 }
@@ -111,7 +103,7 @@ void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& 
             int index = 0;
             for (int i = 0; i < layer.format.group; ++i) {
                 const int channel = g + i * layer.groups;
-                if (channel < layer.shape.in_channels) index |= ((codes[channel] - base) & kHighestActivation) << 2 * i;
+                if (channel < layer.shape.in_channels) index |= ((codes[channel] - base) & layer.format.highest_activation()) << layer.format.act_bits * i;
             }
             *out++ = static_cast<uint16_t>(index * layer.format.table_stride);
         }
@@ -120,7 +112,11 @@ void pack_index(const uint8_t* codes, size_t stride, int width, const LutLayer& 
 void add(const AddJob& job, const uint8_t* a, const uint8_t* b, uint8_t* out, size_t count) {
     for (size_t i = 0; i < count; ++i) {
         int code;
-        if (job.is_fused) {
+        if (job.is_integer()) {
+            const int64_t sum = int64_t{job.multiplier_a} * (a[i] - job.zero_a) + int64_t{job.multiplier_b} * (b[i] - job.zero_b);
+            const int64_t half = int64_t{1} << (job.right - 1), size = (std::llabs(sum) + half) >> job.right;
+            code = clamped(static_cast<int>(sum < 0 ? -size : size) + job.zero_c, 0, 255);
+        } else if (job.is_fused) {
             const float part = std::fmaf(static_cast<float>(b[i] - job.shift_b), job.ratio_b, job.fixed);
             const float sum = std::fmaf(static_cast<float>(a[i] - job.shift_a), job.ratio_a, part);
             code = clamped(static_cast<int>(std::nearbyintf(sum)) + job.shift_c, 0, 255);
@@ -168,7 +164,8 @@ void export_planes(const uint8_t* codes, size_t stride, int, size_t positions, u
 
 const Kernels* portable_kernels() {
     static const Kernels kernels = {"portable", {64, 3, 64, 2, true}, true,     lut_conv,      dot_conv,     depthwise, pack_index,
-                                    add,        map,                  max_pool, nullptr, nullptr, import_planes, export_planes};
+                                    add,        map,                  max_pool, nullptr, nullptr, import_planes, export_planes,
+                                    {{64, 2, 64, 2, true, 3, 3}, {64, 2, 64, 2, true, 2, 4}}};
     return &kernels;
 }
 

@@ -1,18 +1,21 @@
 // What a convolution on look-up tables is made of once its weights are packed; independent of any instruction set.
 //
-// Arithmetic. A weight w is one of {-2, -1, 0, 1}, an activation a (its zero point taken off) one of {0, 1, 2, 3}. A
-// *group* is two or three input channels; a look-up gives, for the group's weights and activations,
+// Arithmetic. A weight w is one of {-2, -1, 0, 1}, an activation a (its zero point taken off) one of {0, 1, 2, 3}; or
+// -4..3 and 0..7; or -2..1 and 0..15 (`LutFormat`). With A the highest activation, a look-up of a *group* of two or
+// three input channels gives, for the group's weights and activations,
 //
-//     T[a][w] = sum_i w_i a_i + 3 sum_i max(0, -w_i)            0 <= T <= 18 (three channels), <= 12 (two)
+//     T[a][w] = sum_i w_i a_i + A sum_i max(0, -w_i)            0 <= T <= A sum_i |w_i|
 //
 // The second sum depends on the weights alone. It makes every entry non-negative, so that bytes can be added without a
 // sign, and its total over a channel's weights, the channel's *offset*, is taken off again in thresholds or biases.
-// Signed activations -2..1 are looked up as 0..3; what that adds, 2 sum w, is part of the offset.
+// Signed activations -2..1 are looked up as 0..3; what that adds, 2 sum w, is part of the offset (other widths likewise).
 //
-// Bounds. A look-up adds at most 3 sum_i |w_i| to its lane. A byte may hold 255, so a *chunk* of look-ups ends before
-// any lane's 3 sum |w| passes 255 (at worst after 14 groups of three, 85 / 6); then bytes are added to 16-bit totals.
-// A channel's total is at most 3 sum |w| over all its weights: `pack_lut` refuses layers where that passes 65,534 (all
-// weights -2: more than 10,922 of them), so 16 unsigned bits are exact, and 65,535 is free to mean "never reached".
+// Bounds. A look-up adds at most A sum_i |w_i| to its lane. A byte may hold 255, so a *chunk* of look-ups ends before
+// any lane's A sum |w| passes 255 (two bits: at worst after 14 groups of three, 85 / 6; three: after 4 pairs, 36 / 8);
+// then bytes are added to 16-bit totals. Three taps that share a table add at most 180 (15 * 4 * 3), so a step fits.
+// A channel's total is at most A sum |w| over all its weights: `pack_lut` refuses layers where that passes 65,534 (two
+// bits, all weights -2: more than 10,922 of them), so 16 unsigned bits are exact, and 65,535 is free to mean "never
+// reached".
 #pragma once
 
 #include <cstddef>
@@ -26,8 +29,10 @@ namespace lowbit {
 constexpr int kLineBytes = 64;        // a cache line, and the widest vector
 constexpr int kChannelUnit = 64;      // channels of a tensor are padded to a multiple of this
 constexpr int kSlack = 512;           // bytes that may be read past the end of any buffer
-constexpr int kLowestWeight = -2, kHighestWeight = 1, kHighestActivation = 3;
+constexpr int kLowestWeight = -2, kHighestWeight = 1, kHighestActivation = 3;  // of two bits
 constexpr int kMostTaps = 64;         // of a kernel's row
+constexpr int kMostLanes = 128;       // of a block
+constexpr int kSecondTable = 64;   // bit of a code of weights
 constexpr int kByteLimit = 255, kTotalLimit = 65534, kNeverReached = 65535;
 
 inline size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
@@ -63,18 +68,26 @@ struct Block {
     int vectors = 1;            // of `lanes` output channels that are computed together
     int first_channel = 0;
     size_t weights = 0;         // offset in bytes
+    bool is_paired = false;     // at most half a vector of channels: the other half is a second position's
     std::vector<Chunk> chunks;
     const Chunk* first() const { return chunks.data(); }
     const Chunk* last() const { return chunks.data() + chunks.size(); }
 };
 
-// How an instruction set wants its look-up layers.
+// How an instruction set wants its look-up layers of some width.
 struct LutFormat {
     int lanes;         // output channels a vector: 64 or 32
     int group;         // input channels a look-up: 3 or 2
     int table_stride;  // bytes between tables of neighboring activation codes
     int most_vectors;  // vectors a block
     bool has_shared_taps;
+    int weight_bits = 2, act_bits = 2;
+    bool has_pairs = false;  // of positions in a vector, where a layer's last channels fill no more than half of one
+
+    int lowest_weight() const { return -(1 << (weight_bits - 1)); }
+    int highest_weight() const { return (1 << (weight_bits - 1)) - 1; }
+    int highest_activation() const { return (1 << act_bits) - 1; }
+    int product(int activations, int weights) const;  // an entry of T, of two codes
 };
 
 struct LutLayer {
@@ -85,6 +98,7 @@ struct LutLayer {
     std::vector<Block> blocks;
     std::vector<int32_t> offset;  // a channel each
     Buffer weights;
+    const uint8_t* tables = nullptr;  // of products, where the kernels have none of their own
     int border = 0;            // index of a position outside the tensor, whose activations are all the zero point's
     bool is_narrow = false;    // at most four output codes: three thresholds a channel
     int lowest_code = 0;       // of narrow outputs
@@ -125,6 +139,10 @@ bool pack_lut(const int8_t* weights, const ConvShape& shape, const LutFormat& fo
               int zero, LutLayer* layer);
 
 bool pack_narrow(const int8_t* weights, const ConvShape& shape, const Requantize& requantize, int zero, NarrowLayer* layer);
+
+// The table of products of a format, [activation codes][table_stride bytes], made once; tables shorter than their stride are
+// repeated.
+const uint8_t* product_tables(const LutFormat& format);
 
 // Whether float(accumulator + bias) * scale stays below 2^30 for accumulators of up to `reach` either way.
 bool is_tame(int32_t bias, float scale, int64_t reach);

@@ -59,8 +59,9 @@ private:
                std::all_of(region_.steps.begin(), region_.steps.end(), [&](const Step& step) {
                    const bool touches = is_few(step.output) || std::any_of(step.inputs.begin(), step.inputs.end(), is_few);
                    switch (step.kind) {
-                       case OpKind::kLutConv: return !is_few(step.output) || is_narrow(step.conv.shape, info_of(step.output));
+                       case OpKind::kLutConv: return !is_few(step.output) || is_narrow(step.conv, info_of(step.output));
                        case OpKind::kMaxPool:
+                       case OpKind::kAverage:
                        case OpKind::kDepthwise:
                        case OpKind::kConcat: return !touches;
                        default: return true;
@@ -105,11 +106,12 @@ private:
                 program_->tables.push_back(step.table);
                 push({OpKind::kMap, {in, -1}, out, static_cast<int>(program_->tables.size()) - 1, {}});
                 break;
-            case OpKind::kMaxPool: add_pool(step, in, out); break;
+            case OpKind::kMaxPool:
+            case OpKind::kAverage: add_pool(step, in, out); break;
             case OpKind::kConcat: add_concat(step, out); break;
             case OpKind::kDepthwise: add_depthwise(step.conv, in, out); break;
             default:
-                if (step.conv.is_lut && is_narrow(step.conv.shape, program_->tensors[out])) add_narrow(step.conv, in, out);
+                if (step.conv.is_lut && is_narrow(step.conv, program_->tensors[out])) add_narrow(step.conv, in, out);
                 else if (step.conv.is_lut) add_lut(step, in, out);
                 else add_dot(step.conv, in, out);
         }
@@ -121,8 +123,10 @@ private:
         job.width = program_->tensors[in].width;
         job.stride = static_cast<int>(program_->tensors[in].stride);
         job.out_width = program_->tensors[out].width;
+        if (step.average.is_global) job.kernel_h = job.height, job.kernel_w = job.width;
         program_->pools.push_back(job);
-        push({OpKind::kMaxPool, {in, -1}, out, static_cast<int>(program_->pools.size()) - 1, {}});
+        program_->averages.push_back(step.average);
+        push({step.kind, {in, -1}, out, static_cast<int>(program_->pools.size()) - 1, {}});
     }
 
     void add_concat(const Step& step, int out) {
@@ -168,8 +172,9 @@ private:
     }
 
     // Few channels on many positions: lanes are positions.
-    bool is_narrow(const ConvShape& s, const TensorInfo& out) const {
-        return program_->kernels->narrow_conv != nullptr && s.out_channels <= kMostNarrowOutputs && s.stride_h == 1 &&
+    bool is_narrow(const ConvSpec& spec, const TensorInfo& out) const {
+        const ConvShape& s = spec.shape;
+        return program_->kernels->narrow_conv != nullptr && spec.format.act_bits == 2 && s.out_channels <= kMostNarrowOutputs && s.stride_h == 1 &&
                s.stride_w == 1 && s.in_channels <= kMostNarrowInputs && out.positions() >= kFewestPositions;
     }
 
@@ -194,7 +199,7 @@ private:
     void add_lut(const Step& step, int in, int out) {
         const ConvSpec& spec = step.conv;
         auto layer = std::make_unique<LutLayer>();
-        if (!pack_lut(spec.weights.data(), spec.shape, program_->kernels->format, spec.requantize, spec.zero - spec.base, layer.get()))
+        if (!pack_lut(spec.weights.data(), spec.shape, spec.format, spec.requantize, spec.zero - spec.base, layer.get()))
             throw std::runtime_error("a claimed convolution does not fit 16-bit totals");
         const std::array<int, 4> border = is_flat(spec.shape) ? std::array<int, 4>{} : borders_.at({step.inputs[0], spec.base});
         Staging staging = staging_of(spec.base, in, border, layer->groups);
@@ -206,10 +211,11 @@ private:
 
     void add_dot(const ConvSpec& spec, int in, int out) {
         auto layer = std::make_unique<DotLayer>();
-        if (!pack_dot(spec, program_->kernels->has_exact_dot, layer.get()))
+        if (!pack_dot(spec, *program_->kernels, layer.get()))
             throw std::runtime_error("a claimed convolution does not fit 32-bit sums");
         const ConvShape& s = spec.shape;
-        const Staging staging = staging_of(spec.zero, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, s.in_channels);
+        Staging staging = staging_of(spec.zero - spec.base, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, s.in_channels);
+        staging.less = spec.base;
         const int place = stage(staging, 1, OpKind::kBorder);
         program_->dot_layers.push_back(std::move(layer));
         push({OpKind::kDotConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->dot_layers.size()) - 1, {}});
@@ -272,66 +278,6 @@ private:
 };
 
 }  // namespace
-
-bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer) {
-    const ConvShape& s = spec.shape;
-    layer->shape = s;
-    layer->steps = (s.kernel_w * s.in_channels + 3) / 4;
-    layer->zero = spec.requantize.zero;
-    layer->low = spec.requantize.low;
-    layer->high = spec.requantize.high;
-    const size_t padded = round_up(s.out_channels, kChannelUnit);
-    layer->weights = Buffer(padded * s.kernel_h * layer->steps * 4);
-    layer->bias = Buffer(padded * sizeof(int32_t));
-    layer->scale = Buffer(padded * sizeof(float));
-    for (int o = 0; o < s.out_channels; ++o) {
-        int64_t sum = 0, reach = 0;
-        for (int ky = 0; ky < s.kernel_h; ++ky)
-            for (int kx = 0; kx < s.kernel_w; ++kx)
-                for (int c = 0; c < s.in_channels; ++c) {
-                    const int w = spec.weights[((static_cast<size_t>(o) * s.in_channels + c) * s.kernel_h + ky) * s.kernel_w + kx];
-                    const int place = kx * s.in_channels + c;
-                    const size_t at = ((static_cast<size_t>(o / 64) * s.kernel_h + ky) * layer->steps + place / 4) * 256;
-                    layer->weights.as<int8_t>()[at + o % 64 * 4 + place % 4] = static_cast<int8_t>(w);
-                    sum += w;
-                    reach += std::abs(w);
-                    if (!is_exact && std::abs(w) > 64) return false;  // 2 * 255 * 64 fits 16 signed bits
-                }
-        const int64_t bias = spec.requantize.bias[o] - spec.zero * sum;
-        if (reach * 255 + std::llabs(bias) + std::llabs(static_cast<int64_t>(spec.requantize.bias[o])) > INT32_MAX) return false;
-        if (!is_tame(spec.requantize.bias[o], spec.requantize.scale[o], 2 * 255 * reach)) return false;
-        layer->bias.as<int32_t>()[o] = static_cast<int32_t>(bias);
-        layer->scale.as<float>()[o] = spec.requantize.scale[o];
-    }
-    return true;
-}
-
-bool pack_depthwise(const ConvSpec& spec, DepthwiseLayer* layer) {
-    const ConvShape& s = spec.shape;
-    const int taps = s.kernel_h * s.kernel_w;
-    layer->shape = s;
-    layer->pairs = (taps + 1) / 2;
-    layer->zero = spec.requantize.zero;
-    layer->low = spec.requantize.low;
-    layer->high = spec.requantize.high;
-    const size_t padded = round_up(s.in_channels, kChannelUnit);
-    layer->weights = Buffer(padded * layer->pairs * 2);
-    layer->bias = Buffer(padded * sizeof(int32_t));
-    layer->scale = Buffer(padded * sizeof(float));
-    for (int c = 0; c < s.in_channels; ++c) {
-        int sum = 0, reach = 0;
-        for (int tap = 0; tap < taps; ++tap) {
-            const int8_t w = spec.weights[static_cast<size_t>(c) * taps + tap];
-            layer->weights.as<int8_t>()[depthwise_weight_place(c, tap, layer->pairs)] = w;
-            sum += w;
-            reach += std::abs(w);
-        }
-        if (255 * reach > INT16_MAX || !is_tame(spec.requantize.bias[c], spec.requantize.scale[c], 2 * 255 * reach)) return false;
-        layer->bias.as<int32_t>()[depthwise_place(c)] = spec.requantize.bias[c] - spec.zero * sum;
-        layer->scale.as<float>()[depthwise_place(c)] = spec.requantize.scale[c];
-    }
-    return true;
-}
 
 std::unique_ptr<Program> build_program(const Region& region, const Kernels* kernels) {
     return Builder(region, kernels).build();

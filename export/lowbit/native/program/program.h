@@ -15,13 +15,23 @@
 
 namespace lowbit {
 
-enum class OpKind { kImport, kExport, kIndex, kBorder, kPlanes, kLutConv, kNarrowConv, kDotConv, kDepthwise, kAdd, kMap, kMaxPool, kConcat };
+enum class OpKind { kImport, kExport, kIndex, kBorder, kPlanes, kLutConv, kNarrowConv, kDotConv, kDepthwise, kAdd, kMap, kMaxPool, kConcat, kAverage };
 
 struct TensorInfo {
     int channels = 0, height = 0, width = 0;
     size_t stride = 0;  // bytes a position
     size_t positions() const { return static_cast<size_t>(height) * width; }
     size_t bytes() const { return positions() * stride; }
+};
+
+// Averages, as ONNX Runtime computes them. Of a whole tensor, an integer sum:
+//     round(float(sum of (code - zero)) * scale) + out_zero, scale = input scale / (output scale * positions)
+// Of a window, single precision all the way, row by row; padding is no code, and counts only where the file says so:
+//     round(sum of (scale * (code - zero)) / count / out_scale + out_zero)
+struct AverageJob {
+    bool is_global = false, counts_border = false;
+    float scale = 0, out_scale = 1;
+    int zero = 0, out_zero = 0;
 };
 
 struct Op {
@@ -38,8 +48,11 @@ struct ConvSpec {
     std::vector<int8_t> weights;
     Requantize requantize;
     int zero = 0;  // of the input's codes
-    int base = 0;  // the code that is looked up as activation 0
+    int base = 0;  // the code that counts as activation 0
+    int span = 255;  // the highest activation
     bool is_lut = false;
+    LutFormat format{};    // of look-ups
+    bool is_faster = false;  // than the runtime's own convolution of 8 bits
     bool is_depthwise = false;  // weights [channels][1][kh][kw]
 };
 
@@ -51,6 +64,7 @@ struct Step {  // what the claimer hands over: one tensor from one or two others
     AddJob add;
     std::array<uint8_t, 256> table{};
     PoolJob pool{};
+    AverageJob average{};
 };
 
 struct Port {
@@ -71,6 +85,7 @@ struct Region {
 struct Staging {
     int source = -1;  // tensor
     int zero = 0;     // bytes: what the border is filled with; indices: the code that is activation 0
+    int less = 0;     // bytes: taken off each code
     int top = 0, left = 0, bottom = 0, right = 0;
     const LutLayer* layer = nullptr;  // of indices
     const NarrowLayer* narrow = nullptr;  // of planes
@@ -102,6 +117,7 @@ struct Program {
     std::vector<AddJob> sums;
     std::vector<std::array<uint8_t, 256>> tables;
     std::vector<PoolJob> pools;
+    std::vector<AverageJob> averages;  // by the place of their window in `pools`
     std::vector<Port> inputs, outputs;
     size_t arena_bytes = 0;
 };
@@ -122,7 +138,10 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
 // Append one line of JSON: name, kind and nanoseconds of each operation.
 void write_profile(const Program& program, const char* path);
 
-bool pack_dot(const ConvSpec& spec, bool is_exact, DotLayer* layer);
+// Averages of the windows of some rows of the output.
+void average_pool(const PoolJob& pool, const AverageJob& average, int channels, int first_row, int last_row);
+
+bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer);
 bool pack_depthwise(const ConvSpec& spec, DepthwiseLayer* layer);
 
 }  // namespace lowbit

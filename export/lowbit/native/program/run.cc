@@ -77,9 +77,10 @@ void planes_part(const Running& run, const Op& op, size_t first, size_t last) {
         const ptrdiff_t source = static_cast<ptrdiff_t>(y) - staging.top;
         const bool is_outside = source < 0 || source >= from.height;
         const size_t left = is_outside ? staging.row : staging.left, right = is_outside ? 0 : staging.right;
-        for (int g = 0; g < layer.groups; ++g) {
-            std::memset(row + g * staging.plane, layer.border, left);
-            std::memset(row + g * staging.plane + staging.row - right, layer.border, right);
+        for (int g = 0; g < layer.groups; ++g) {  // a byte or two each, but for the rows outside
+            uint8_t *const first = row + g * staging.plane, *const last = first + staging.row;
+            for (uint8_t* at = first; at < first + left; ++at) *at = static_cast<uint8_t>(layer.border);
+            for (uint8_t* at = last - right; at < last; ++at) *at = static_cast<uint8_t>(layer.border);
         }
         if (is_outside) continue;
         run.program.kernels->pack_planes(run.at(staging.source) + source * from.width * from.stride, from.stride, from.width, layer,
@@ -100,6 +101,11 @@ void narrow_part(const Running& run, const Op& op, size_t first, size_t last) {
                                      static_cast<int>(first), static_cast<int>(last));
 }
 
+void subtract(const uint8_t* codes, size_t stride, int width, size_t position, int less, uint8_t* to) {
+    for (int x = 0; x < width; ++x, codes += stride, to += position)
+        for (size_t c = 0; c < position; ++c) to[c] = static_cast<uint8_t>(codes[c] - less);
+}
+
 void border_part(const Running& run, const Op& op, size_t first, size_t last) {
     const Staging& staging = run.program.stagings[op.payload];
     const TensorInfo& from = run.program.tensors[staging.source];
@@ -114,7 +120,8 @@ void border_part(const Running& run, const Op& op, size_t first, size_t last) {
         std::memset(row, staging.zero, staging.left * position);
         const uint8_t* codes = run.at(staging.source) + source * from.width * from.stride;
         uint8_t* to = row + staging.left * position;
-        if (from.stride == position) std::memcpy(to, codes, from.width * position);
+        if (staging.less != 0) subtract(codes, from.stride, from.width, position, staging.less, to);
+        else if (from.stride == position) std::memcpy(to, codes, from.width * position);
         else for (int x = 0; x < from.width; ++x) std::memcpy(to + x * position, codes + x * from.stride, position);
         std::memset(to + from.width * position, staging.zero, staging.right * position);
     }
@@ -234,6 +241,13 @@ void pool_part(const Running& run, const Op& op, size_t first, size_t last) {
     run.program.kernels->max_pool(job, static_cast<int>(first), static_cast<int>(last));
 }
 
+void average_part(const Running& run, const Op& op, size_t first, size_t last) {
+    PoolJob job = run.program.pools[op.payload];
+    job.source = run.at(op.in[0]);
+    job.out = run.at(op.out);
+    average_pool(job, run.program.averages[op.payload], run.program.tensors[op.out].channels, static_cast<int>(first), static_cast<int>(last));
+}
+
 size_t lut_work(const LutLayer& layer, const TensorInfo& out) {
     return out.positions() * layer.groups * layer.shape.kernel_h * layer.shape.kernel_w * layer.shape.out_channels;
 }
@@ -269,6 +283,7 @@ Work work_of(const Running& run, const Op& op) {
         case OpKind::kConcat: return make(p.tensors[op.out].height, p.tensors[op.in[0]].bytes(), concat_part);
         case OpKind::kAdd: return make(element_units(p.tensors[op.out]), p.tensors[op.out].bytes(), add_part);
         case OpKind::kMap: return make(element_units(p.tensors[op.out]), p.tensors[op.out].bytes(), map_part);
+        case OpKind::kAverage: return make(p.tensors[op.out].height, 4 * p.tensors[op.in[0]].bytes(), average_part);
         case OpKind::kMaxPool: break;
     }
     return make(p.tensors[op.out].height, p.tensors[op.out].bytes(), pool_part);
@@ -299,7 +314,7 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
 
 void write_profile(const Program& program, const char* path) {
     constexpr const char* kinds[] = {"import", "export", "index", "border", "planes", "lut_conv", "narrow_conv", "dot_conv", "depthwise",
-                                     "add",    "map",    "max_pool", "concat"};
+                                     "add",    "map",    "max_pool", "concat", "average"};
     std::FILE* const file = std::fopen(path, "a");
     if (file == nullptr) return;
     std::fprintf(file, "{\"kernels\": \"%s\", \"operations\": [", program.kernels->name);

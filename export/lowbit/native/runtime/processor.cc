@@ -3,6 +3,10 @@
 
 #include <cstring>
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 namespace lowbit {
 
 namespace {
@@ -37,6 +41,15 @@ Choice best() {
     if (has_avx2()) return {nullptr, "this processor's 8-bit dot products (VNNI without VBMI) are about as fast: not measured to gain"};
     return {nullptr, "this processor has no AVX2"};
 }
+#elif defined(__aarch64__)
+// Of the kernel's hardware capabilities, which older headers do not name.
+constexpr unsigned long kDotProducts = 1ul << 20, kMatrixProducts = 1ul << 13;
+
+Choice best() {
+    if ((getauxval(AT_HWCAP) & kDotProducts) != 0 || (getauxval(AT_HWCAP2) & kMatrixProducts) != 0)
+        return {nullptr, "this processor's 8-bit dot products are as fast as look-up tables, or faster"};
+    return {neon_kernels(), "NEON without dot products"};
+}
 #else
 Choice best() { return {nullptr, "there are no kernels for this processor family yet"}; }
 #endif
@@ -49,6 +62,8 @@ Choice choose_kernels(const char* wanted) {
 #if defined(__x86_64__)
     if (std::strcmp(wanted, "avx512") == 0 && has_avx512()) return {avx512_kernels(), "asked for: AVX-512"};
     if (std::strcmp(wanted, "avx2") == 0 && has_avx2() && avx2_kernels() != nullptr) return {avx2_kernels(), "asked for: AVX2"};
+#elif defined(__aarch64__)
+    if (std::strcmp(wanted, "neon") == 0) return {neon_kernels(), "asked for: NEON"};
 #endif
     return {nullptr, "the instruction set that was asked for is not one that this processor and library have"};
 }

@@ -1,4 +1,5 @@
 // Single operations for the tests, which call them through ctypes.
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <string>
@@ -92,6 +93,17 @@ LOWBIT_EXPORT int lowbit_test_conv(const char* isa, const int32_t* numbers, cons
     spec.base = n[18];
     spec.is_depthwise = n[19] != 0;
     spec.is_lut = n[16] != 0;
+    const size_t count = static_cast<size_t>(s.in_channels) * n[2] * n[3];
+    spec.span = spec.zero - spec.base;
+    for (size_t i = 0; i < count; ++i) spec.span = std::max(spec.span, codes[i] - spec.base);
+    if (spec.is_lut) {
+        const auto [lowest, highest] = std::minmax_element(spec.weights.begin(), spec.weights.end());
+        const Choice choice = choose_kernels(isa);
+        if (choice.kernels == nullptr) return kNoKernels;
+        const LutFormat* const format = fitting_format(*choice.kernels, *lowest, *highest, spec.span);
+        if (format == nullptr) return kRefused;
+        spec.format = *format;
+    }
     step.kind = spec.is_lut ? OpKind::kLutConv : spec.is_depthwise ? OpKind::kDepthwise : OpKind::kDotConv;
     const Region region = region_of(std::move(step), {port("x", n[0], n[2], n[3])},
                                     port("y", n[1], s.out_height(n[2]), s.out_width(n[3])));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qkd.methods.table import methods_of
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress
 from qkd.roles.images import require_same_images
@@ -46,3 +47,5 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
         run.adopt(found, source)
     run.adopt("teacher", source)
     progress.say(f"teacher: that of {source}, copied; nothing is trained")
+    for method in methods_of(run.config):
+        method.borrow(run, source, progress)

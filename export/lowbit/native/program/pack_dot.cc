@@ -1,0 +1,127 @@
+// Weights of convolutions on dot products, and of those of each channel by itself.
+#include <algorithm>
+#include <cstdlib>
+
+#include "program/program.h"
+
+namespace lowbit {
+
+namespace {
+
+constexpr int kLanesTogether = 8;  // written side by side
+
+// Weights of some channels, four neighboring bytes of a row a step. Where channels are multiples of four, so are steps.
+void write_weights(const int8_t* weights, int first, int last, int lanes, int sign, DotLayer* layer) {
+    const ConvShape& s = layer->shape;
+    const int taps = s.kernel_h * s.kernel_w, unit = s.in_channels % 4 == 0 ? 4 : 1;
+    for (int ky = 0; ky < s.kernel_h; ++ky)
+        for (int kx = 0; kx < s.kernel_w; ++kx)
+            for (int c = 0; c < s.in_channels; c += unit) {
+                const int place = kx * s.in_channels + c;
+                const size_t row = static_cast<size_t>(first / lanes) * s.kernel_h + ky;
+                const size_t at = (row * layer->steps + place / 4) * lanes * 4 + place % 4;
+                for (int o = first; o < last; ++o) {
+                    const int8_t* const from = weights + (static_cast<size_t>(o) * s.in_channels + c) * taps + ky * s.kernel_w + kx;
+                    int8_t* const to = layer->weights.as<int8_t>() + at + o % lanes * 4;
+                    for (int i = 0; i < unit; ++i) to[i] = static_cast<int8_t>(sign * from[static_cast<size_t>(i) * taps]);
+                }
+            }
+}
+
+// Cut the steps of 16 channels where a sum of 16 signed bits could overflow: positive and negative parts apart, for any
+// activations of 0..span. A step adds two products to each of a channel's two sums.
+std::vector<Chunk> short_chunks(const DotLayer& layer, int first_channel, int span) {
+    constexpr int kSums = 2 * kShortLanes;
+    const ConvShape& s = layer.shape;
+    const size_t block = static_cast<size_t>(s.kernel_h) * layer.steps * 4 * kShortLanes;
+    const int8_t* const weights = layer.weights.as<int8_t>() + first_channel / kShortLanes * block;
+    std::vector<Chunk> chunks;
+    Chunk chunk{0, 0, 0};
+    int up[kSums] = {}, down[kSums] = {};
+    for (int step = 0; step < s.kernel_h * layer.steps; ++step) {
+        const int8_t* const w = weights + static_cast<size_t>(step) * 4 * kShortLanes;
+        int more[kSums], less[kSums], passed = 0;
+        for (int i = 0; i < kSums; ++i) {
+            const int a = w[2 * i] * span, b = w[2 * i + 1] * span;
+            more[i] = std::max(a, 0) + std::max(b, 0);
+            less[i] = more[i] - a - b;
+            passed |= (up[i] += more[i]) | (down[i] += less[i]);
+        }
+        if (passed > INT16_MAX) {  // none is negative: a higher bit is one of theirs
+            chunks.push_back(chunk);
+            chunk = {step / layer.steps, step % layer.steps, 0};
+            std::copy_n(more, kSums, up);
+            std::copy_n(less, kSums, down);
+        }
+        ++chunk.length;
+    }
+    chunks.push_back(chunk);
+    return chunks;
+}
+
+}  // namespace
+
+bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
+    const ConvShape& s = spec.shape;
+    layer->shape = s;
+    layer->steps = (s.kernel_w * s.in_channels + 3) / 4;
+    layer->zero = spec.requantize.zero;
+    layer->low = spec.requantize.low;
+    layer->high = spec.requantize.high;
+    const size_t padded = round_up(s.out_channels, kChannelUnit);
+    layer->weights = Buffer(padded * s.kernel_h * layer->steps * 4);
+    layer->bias = Buffer(padded * sizeof(int32_t));
+    layer->scale = Buffer(padded * sizeof(float));
+    for (int first = 0; first < s.out_channels; first += kLanesTogether)
+        write_weights(spec.weights.data(), first, std::min(first + kLanesTogether, s.out_channels),
+                      kernels.has_short_sums ? kShortLanes : kChannelUnit, kernels.dot.sign, layer);
+    const size_t count = static_cast<size_t>(s.in_channels) * s.kernel_h * s.kernel_w;
+    for (int o = 0; o < s.out_channels; ++o) {
+        const int8_t* const w = spec.weights.data() + o * count;
+        int32_t sum = 0, reach = 0, most = 0;
+        for (size_t i = 0; i < count; ++i) {
+            sum += w[i];
+            reach += std::abs(w[i]);
+            most = std::max(most, std::abs(w[i]));
+            if (w[i] < kernels.dot.lowest_weight || w[i] > kernels.dot.highest_weight) return false;
+        }
+        if (!kernels.has_exact_dot && 2 * spec.span * most > INT16_MAX) return false;
+        const int64_t bias = spec.requantize.bias[o] - int64_t{spec.zero - spec.base - kernels.dot.base} * sum;
+        if (int64_t{255} * reach + std::llabs(bias) + std::llabs(static_cast<int64_t>(spec.requantize.bias[o])) > INT32_MAX) return false;
+        if (!is_tame(spec.requantize.bias[o], spec.requantize.scale[o], int64_t{2 * 255} * reach)) return false;
+        layer->bias.as<int32_t>()[o] = static_cast<int32_t>(bias);
+        layer->scale.as<float>()[o] = spec.requantize.scale[o];
+    }
+    if (kernels.has_short_sums)
+        for (size_t c = 0; c < padded; c += kShortLanes) layer->chunks.push_back(short_chunks(*layer, static_cast<int>(c), spec.span));
+    return true;
+}
+
+bool pack_depthwise(const ConvSpec& spec, DepthwiseLayer* layer) {
+    const ConvShape& s = spec.shape;
+    const int taps = s.kernel_h * s.kernel_w;
+    layer->shape = s;
+    layer->pairs = (taps + 1) / 2;
+    layer->zero = spec.requantize.zero;
+    layer->low = spec.requantize.low;
+    layer->high = spec.requantize.high;
+    const size_t padded = round_up(s.in_channels, kChannelUnit);
+    layer->weights = Buffer(padded * layer->pairs * 2);
+    layer->bias = Buffer(padded * sizeof(int32_t));
+    layer->scale = Buffer(padded * sizeof(float));
+    for (int c = 0; c < s.in_channels; ++c) {
+        int sum = 0, reach = 0;
+        for (int tap = 0; tap < taps; ++tap) {
+            const int8_t w = spec.weights[static_cast<size_t>(c) * taps + tap];
+            layer->weights.as<int8_t>()[depthwise_weight_place(c, tap, layer->pairs)] = w;
+            sum += w;
+            reach += std::abs(w);
+        }
+        if (255 * reach > INT16_MAX || !is_tame(spec.requantize.bias[c], spec.requantize.scale[c], 2 * 255 * reach)) return false;
+        layer->bias.as<int32_t>()[depthwise_place(c)] = spec.requantize.bias[c] - spec.zero * sum;
+        layer->scale.as<float>()[depthwise_place(c)] = spec.requantize.scale[c];
+    }
+    return true;
+}
+
+}  // namespace lowbit

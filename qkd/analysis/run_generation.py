@@ -1,0 +1,111 @@
+"""What ``qkd generate`` does: a picture of the images that a data-free run has made, by epoch, and some fresh ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qkd.config.data_free import ADVERSARIAL
+from qkd.failures import UsageError
+from qkd.files import read_json, write_bytes
+from qkd.methods.data_free.making.samples import grid_png, read_arrays, sample_files, to_pixels
+from qkd.methods.data_free.method import DataFree
+from qkd.progress import Silent
+from qkd.roles.images import stored_images
+from qkd.roles.stored import stored_config
+from qkd.run.folder import RunFolder
+from qkd.run.target import require_run_folder
+from qkd.seeding import stream
+from qkd.training.assembly import Context
+
+FOLDERS = ("generator", "student", "student/float")  # where samples are, the first that has some
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """What ``qkd generate`` drew.
+
+    Args:
+        name: Of the run.
+        method: Of ``student.data_free``.
+        out: The picture.
+        rows: What each row of it shows, from the top.
+        found: What the teacher saw in the images of a generator or a pool; empty where there is none.
+    """
+
+    name: str
+    method: str
+    out: Path
+    rows: tuple[str, ...]
+    found: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {"name": self.name, "method": self.method, "out": str(self.out), "rows": list(self.rows), **self.found}
+
+    def to_text(self) -> str:
+        """Return a few lines."""
+        lines = [f"{self.out}: images of {self.name} ({self.method}), a row each: {', '.join(self.rows)}"]
+        if self.found:
+            lines.append(f"classes that the teacher sees in them: {self.found['class_histogram']}")
+        return "\n".join(lines)
+
+
+def generate_target(target: str, *, runs_dir: Path, out: Path, count: int = 16, seed: int = 0) -> GenerationReport:
+    """Draw images of a data-free run.
+
+    Args:
+        target: A run folder, or the name of one in ``runs_dir``.
+        runs_dir: Folder of run folders.
+        out: PNG file to write.
+        count: Images a row.
+        seed: Of the fresh ones.
+
+    Raises:
+        UsageError: If there is no such run, it is not data-free, or it has made no images yet.
+        ValueError: If a file is damaged.
+        OSError: If the picture cannot be written.
+    """
+    if out.suffix != ".png":
+        raise UsageError(f"--out must be a PNG file, got {out}")
+    folder = require_run_folder(target, runs_dir)
+    run = RunFolder(stored_config(folder), folder.resolve())
+    settings = run.config.student.data_free
+    if settings is None:
+        raise UsageError(f"{folder}: has no student.data_free, so it makes no images")
+    rows = {f"epoch {int(path.stem.rpartition('_')[2])}": _images(path)[:count] for path in _samples(run.path)}
+    if settings.family != ADVERSARIAL:  # its generator is thrown away with the training
+        rows["fresh"] = _fresh(run, count, seed)
+    if not rows:
+        raise UsageError(f"{folder}: has made no images yet: run `qkd distill` with its config first")
+    write_bytes(out, grid_png(list(rows.values())))
+    found = run.path / "generator" / "result.json"
+    facts = dict(read_json(found)) if found.is_file() else {}
+    return GenerationReport(run.config.name, settings.method, out, tuple(rows), facts)
+
+
+def _samples(run_path: Path) -> list[Path]:
+    return next((found for name in FOLDERS if (found := sample_files(run_path / name))), [])
+
+
+def _images(path: Path) -> npt.NDArray[np.uint8]:
+    images = read_arrays(path).get("images")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"{path}: is no sample of images; delete it")
+    return images.astype(np.uint8, copy=False)
+
+
+def _fresh(run: RunFolder, count: int, seed: int) -> npt.NDArray[np.uint8]:
+    splits = stored_images(run.config, run.path)
+    context = Context(run, splits, torch.device("cpu"), Silent())
+    try:
+        images, _ = DataFree(run.config).synthesis(context).draw(count, stream(seed, "generate"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{run.path}: has made no images yet ({error})") from error
+    pixels: npt.NDArray[np.uint8] = to_pixels(images, splits.mean, splits.std).numpy()
+    return pixels

@@ -1,0 +1,50 @@
+"""`qkd lowbit`: make the low-bit execution provider for another device."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from qkd.cli.options.command import add_command, print_result
+from qkd.files.user_paths import user_path
+
+TARGETS = ("aarch64-linux", "x86_64-linux")
+EXAMPLES = """examples:
+  qkd lowbit build                                          for this machine, into the cache
+  qkd lowbit build --target aarch64-linux --out liblowbit.so
+  qkd lowbit wheel --target aarch64-linux --out dist        pip install it on the device, beside onnxruntime
+
+--target needs the cross-compiler: pip install 'qkd-toolkit[cross]' (the package ziglang, 100 MB, nothing else).
+Libraries for another device run on any Linux with glibc 2.28 or newer. On the device:
+  onnxruntime.register_execution_provider_library("LowBitExecutionProvider", "/path/liblowbit.so")"""
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "make the low-bit execution provider: a library or a wheel, for here or for another device"
+    parser = commands.add_parser(
+        "lowbit", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    make = add_command(actions, "build", build, "compile the library")
+    make.add_argument("--out", type=user_path, metavar="FILE", help="write it there (else it stays in the cache)")
+    pack = add_command(actions, "wheel", wheel, "compile the library and write the wheel onnxruntime-ep-lowbit")
+    pack.add_argument("--out", type=user_path, metavar="DIR", default=Path("dist"), help="folder of the wheel (dist)")
+    for action in (make, pack):
+        action.add_argument("--target", choices=TARGETS, help="what it shall run on (this machine)")
+
+
+def build(args: argparse.Namespace) -> int:
+    """Compile the library."""
+    from export.lowbit.deployment import build_library
+
+    return print_result(args, build_library(args.target, args.out))
+
+
+def wheel(args: argparse.Namespace) -> int:
+    """Compile the library and write the wheel."""
+    from export.lowbit.deployment import build_wheel
+
+    return print_result(args, build_wheel(args.target, args.out))

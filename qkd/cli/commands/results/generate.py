@@ -1,0 +1,28 @@
+"""`qkd generate`: a picture of the images that a data-free run has made."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qkd.cli.options.command import add_command, print_result
+from qkd.cli.options.values import positive, whole
+from qkd.files.user_paths import user_path
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "a picture of the images that a data-free run has made, by epoch, and of fresh ones"
+    draw = add_command(commands, "generate", generate, text, has_runs=True)
+    draw.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
+    draw.add_argument("--out", type=user_path, required=True, metavar="FILE.png", help="picture to write")
+    draw.add_argument("--count", type=positive, default=16, metavar="N", help="images a row (16)")
+    draw.add_argument("--seed", type=whole, default=0, help="of the fresh ones (0)")
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Draw a run's images."""
+    from qkd.analysis.run_generation import generate_target
+
+    options = {"out": args.out, "count": args.count, "seed": args.seed}
+    return print_result(args, generate_target(args.run, runs_dir=args.runs_dir, **options))

@@ -1,0 +1,121 @@
+"""The schema of data-free distillation: which method makes images out of the teacher, and how many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from qkd.config.sections import BatchSize, Images, NonNegative, Positive, Section
+from qkd.config.training import TrainConfig
+
+Latent = Annotated[int, Field(ge=1, le=100_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+NOISE, GENERATOR, POOL, ADVERSARIAL = "noise", "generator", "pool", "adversarial"
+FAMILIES: Mapping[str, str] = {  # method -> how it makes images
+    "noise": NOISE,
+    "rdskd": GENERATOR,
+    "dafl": GENERATOR,
+    "mskd": GENERATOR,
+    "gdfq": GENERATOR,
+    "generative": GENERATOR,
+    "deep_inversion": POOL,
+    "zskd": POOL,
+    "cmi": POOL,
+    "zskt": ADVERSARIAL,
+    "dfad": ADVERSARIAL,
+    "dfq": ADVERSARIAL,
+}
+_READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
+    "train": (GENERATOR,),
+    "steps_per_epoch": (GENERATOR,),
+    "groups": (GENERATOR,),
+    "latent": (GENERATOR, POOL, ADVERSARIAL),
+    "width": (GENERATOR, POOL, ADVERSARIAL),
+    "batch_size": (GENERATOR, POOL),
+    "lr": (POOL, ADVERSARIAL),
+    "pool_images": (POOL,),
+    "pool_steps": (POOL,),
+    "student_steps": (ADVERSARIAL,),
+    "weights": (GENERATOR, POOL, ADVERSARIAL),
+    "beta": (POOL,),
+    "compat": (POOL,),
+}
+STUDENTS_OWN = ("images_per_epoch",)  # what a generator does not depend on
+
+
+def _generator_training() -> TrainConfig:
+    return TrainConfig(epochs=20, optimizer="adamw", lr=1e-3, weight_decay=0, schedule="constant")
+
+
+class DataFreeConfig(Section):
+    """Distillation without a real image: the student learns from images that are made out of the teacher."""
+
+    method: Literal[
+        "noise", "rdskd", "dafl", "mskd", "gdfq", "generative", "deep_inversion", "zskd", "cmi", "zskt", "dfad", "dfq"
+    ] = Field(description="noise; a generator trained once; a pool of inverted images; a generator against the student")
+    images_per_epoch: Images = Field(12_800, description="made images in an epoch of the student")
+    train: TrainConfig = Field(
+        default_factory=_generator_training, description="generator trained once: optimizer and length"
+    )
+    steps_per_epoch: Count = Field(120, description="generator trained once: steps an epoch")
+    batch_size: BatchSize = Field(256, description="images a step of a generator trained once, or of an inversion")
+    latent: Latent = Field(100, description="size of a generator's latents")
+    width: Annotated[int, Field(ge=2, le=4096, multiple_of=2)] = Field(128, description="channels of a generator")
+    groups: Count = Field(1, description="generative: generators, one a group of classes")
+    lr: Positive = Field(1e-3, description="Adam's rate: of inverted images, or of a generator against the student")
+    pool_images: Images = Field(2048, description="inverted images")
+    pool_steps: Count = Field(400, description="steps of an inversion")
+    student_steps: Count = Field(
+        5, description="generator against the student: steps of the student a generator's step"
+    )
+    weights: dict[str, NonNegative] = Field(
+        default_factory=dict, description="weights of the method's loss, by the names that its function has"
+    )
+    beta: tuple[Positive, ...] = Field((1.0, 0.1), description="zskd: scales of the concentrations; batches take turns")
+    compat: Literal["paper", "released"] = Field("paper", description="zskd: released: beta changes nothing")
+
+    @property
+    def family(self) -> str:
+        """Return how the method makes images."""
+        return FAMILIES[self.method]
+
+    @property
+    def made_once(self) -> bool:
+        """Return whether images come from something that is made before any student, and serves all of them."""
+        return self.family in (GENERATOR, POOL)
+
+    def origin(self) -> dict[str, Any]:
+        """Return the settings that a generator or a pool is made by, as plain data."""
+        return self.model_dump(mode="json", exclude=set(STUDENTS_OWN))
+
+    def tried(self, batch_size: int) -> DataFreeConfig:
+        """Return the same for a few steps.
+
+        Args:
+            batch_size: Images a batch of the student.
+        """
+        few = {"images_per_epoch": 2 * batch_size, "steps_per_epoch": 2, "pool_images": 4, "pool_steps": 2}
+        short = self.train.model_copy(update={"epochs": 1, "warmup_epochs": 0.0})
+        return self.model_copy(update={**few, "batch_size": min(self.batch_size, 4), "train": short})
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> DataFreeConfig:
+        fields = type(self).model_fields
+        unread = [
+            key
+            for key, families in _READ_BY.items()
+            if self.family not in families and getattr(self, key) != fields[key].get_default(call_default_factory=True)
+        ]
+        if unread:
+            raise ValueError(f"method `{self.method}` ({self.family}) does not read {', '.join(map(repr, unread))}")
+        if self.groups > 1 and self.method != "generative":
+            raise ValueError(f"`groups` is for method `generative`, got {self.groups} with `{self.method}`")
+        if self.batch_size % 2 and self.method in ("rdskd", "mskd"):
+            raise ValueError(
+                f"`batch_size` must be even with method `{self.method}`, which compares two halves, "
+                f"got {self.batch_size}"
+            )
+        return self

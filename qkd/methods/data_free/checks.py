@@ -1,0 +1,74 @@
+"""What a data-free method cannot be used with: settings that read real images, nets that lack what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from torch import nn
+
+from qkd.config import RunConfig
+from qkd.config.data_free import DataFreeConfig
+from qkd.methods.data_free.making.kinds import KINDS
+from qkd.methods.data_free.making.watching import last_layer_of, norms_of
+
+
+def config_faults(config: RunConfig) -> Iterator[str]:
+    """Yield what of a config does not go with ``student.data_free``, a line each with the key it is about."""
+    student, settings = config.student, cast(DataFreeConfig, config.student.data_free)
+    known = KINDS[settings.method].weights
+    for name in settings.weights:
+        if name not in known:
+            names = ", ".join(known) or "it has no weights"
+            yield f"student.data_free.weights: unknown weight `{name}` of method `{settings.method}`; known: {names}"
+    if student.view != "same":
+        yield f"student.view: must be `same` with data_free, got `{student.view}`: there are no raw images"
+    if student.agent.policy in ("search", "teacher") or student.agent.cutmix_probability:
+        yield (
+            f"student.agent: policy `{student.agent.policy}` does not go with data_free: name one that changes single "
+            f"images, or `none` (a search scores real validation images; CutMix wants the images that follow)"
+        )
+    if student.rotations is not None:
+        yield "student.rotations: goes with no data_free: the teacher's branches learn from real images"
+    if any(phase.meta is not None or phase.teacher_terms is not None for phase in student.phases):
+        yield "student.phases: meta and teacher_terms go with no data_free: the teacher stays as it is"
+    if student.auxiliary is not None and student.auxiliary.float_train is not None:
+        yield "student.auxiliary.float_train: goes with no data_free: it learns from real labels"
+    if config.teacher.members > 1 and (
+        KINDS[settings.method].needs_statistics or KINDS[settings.method].needs_last_layer
+    ):
+        yield (
+            f"teacher.members: must be 1 with data_free method `{settings.method}`, got {config.teacher.members}: it "
+            f"reads the inside of one net"
+        )
+    if config.bench.int8_baseline:
+        yield "bench.int8_baseline: goes with no data_free: it calibrates on real training images"
+
+
+def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -> None:
+    """Raise unless a teacher has what a method reads of it.
+
+    Args:
+        method: Of ``student.data_free``.
+        name: Of the net.
+        net: With any weights.
+        classes: Of the data set.
+
+    Raises:
+        ValueError: If it has no batch norm, no last linear layer, or fewer than two classes.
+    """
+    kind = KINDS[method]
+    if classes < 2:
+        raise ValueError(f"student.data_free: needs two classes at least, got {classes}")
+    if kind.needs_statistics and not norms_of(net):
+        others = ", ".join(other for other, row in KINDS.items() if not row.needs_statistics)
+        raise ValueError(
+            f"student.data_free.method: `{method}` reads running statistics of the teacher's batch norms, but {name} "
+            f"has none; use another net, or a method that does without: {others}"
+        )
+    if kind.needs_last_layer and last_layer_of(net) is None:
+        others = ", ".join(other for other, row in KINDS.items() if not row.needs_last_layer)
+        raise ValueError(
+            f"student.data_free.method: `{method}` reads the teacher's last linear layer, but {name} has none; use "
+            f"another net, or a method that does without: {others}"
+        )

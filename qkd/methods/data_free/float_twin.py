@@ -1,0 +1,58 @@
+"""The float net that a data-free student starts from: distilled from the same made images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import nn
+
+from qkd.config import PhaseConfig, RunConfig, TrainConfig
+from qkd.roles.learner import StudentRole
+from qkd.roles.phases import Distillation
+from qkd.run.folder import RunFolder
+
+
+class DataFreeFloatRole(StudentRole):
+    """A student in full precision.
+
+    Args:
+        role: Whose start it is.
+    """
+
+    def __init__(self, role: StudentRole) -> None:
+        context = role.context
+        as_student = RunFolder(_float_config(context.config), context.run.path)
+        super().__init__(replace(context, run=as_student), name=f"{role.name}_float", folder=f"{role.folder}/float")
+        self.title = role.title
+
+    def student(self) -> nn.Module:
+        """Return what is trained, on the device."""
+        return self.float_net().to(self.context.device)
+
+    def begin(self, student: nn.Module, made: Distillation) -> None:
+        """Leave it unchanged: a float net has nothing to calibrate."""
+
+    def details(self) -> Mapping[str, Any]:
+        """Return further keys of its result."""
+        return {"weight_bits": None, "act_bits": None, "start": "random", "view": "same"}
+
+
+def _float_config(config: RunConfig) -> RunConfig:
+    """Return the config with the float net in the student's place: one phase, batch norm that learns."""
+    train = cast(TrainConfig, config.student.float_train)
+    phases = (PhaseConfig(name="float", epochs=train.epochs),)
+    changes: dict[str, Any] = {
+        "init": "random",
+        "weights": None,
+        "float_train": None,
+        "train": train,
+        "phases": phases,
+        "peers": None,
+        "auxiliary": None,
+        "bn": "train",
+        "method": None,
+        "method_options": {},
+    }
+    return config.model_copy(update={"student": config.student.model_copy(update=changes)})

@@ -1,0 +1,132 @@
+"""CMI's synthesis: a fresh generator for every batch, and a head that tells its images from earlier ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qkd.config.data_free import DataFreeConfig
+from qkd.data import Splits
+from qkd.losses import cmi_inversion_loss, contrastive_loss
+from qkd.methods.data_free.inverting.inversions import Best, Inverted
+from qkd.methods.data_free.inverting.views import cropped, flipped, shifted
+from qkd.methods.data_free.making.generating import build_generator
+from qkd.methods.data_free.making.kinds import weights_of
+from qkd.methods.data_free.making.watching import Seen, Watched
+from qkd.seeding import global_stream, stream
+
+TEMPERATURE = 0.1
+HEAD = 256  # features that views are compared in
+BANK = 4096  # pairs of the memory bank that are kept; the released code keeps 40,960 and samples 4,096 of them
+BETAS = (0.5, 0.999)
+LEAST_AREA = 0.25  # of a local view
+DEVIATION = 0.02  # of the weights that a generator begins with
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Inversion through a generator, with contrast.
+
+    Args:
+        teacher: Frozen, with batch norm.
+        settings: Rate, steps, sizes of the generator, weights.
+        splits: Shape and classes of the images.
+        seed: Of the run.
+        device: Of the teacher.
+    """
+
+    teacher: Watched
+    settings: DataFreeConfig
+    splits: Splits
+    seed: int
+    device: torch.device
+
+    def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:
+        """Return a batch; head, its optimizer and the bank continue from the batch before."""
+        draws = stream(self.seed, "inversion", index)
+        generator = self._generator(index)
+        latents = torch.randn(count, self.settings.latent, generator=draws).to(self.device).requires_grad_()
+        labels = torch.sort(torch.randperm(count, generator=draws) % len(self.splits.classes))[0].to(self.device)
+        memory = _Memory(self._features(), self.seed, self.device, state, self.settings.lr)
+        moving = torch.optim.Adam([*generator.parameters(), latents], lr=self.settings.lr, betas=BETAS)
+        best = Best()
+        for _ in range(self.settings.pool_steps):
+            images = generator(latents, labels)
+            whole = self.teacher(flipped(shifted(images, self._padding, draws), draws))
+            part = self.teacher(flipped(cropped(images, LEAST_AREA, draws), draws))
+            views = _features(part), _features(whole)
+            loss = cmi_inversion_loss(
+                whole.logits, labels, whole.statistics(), memory.contrast(*views),
+                **weights_of(self.settings.method, self.settings.weights),
+            )  # fmt: skip
+            if not len(best.images) or float(loss.detach()) < best.loss:
+                kept = tuple(one.detach() for one in views)
+            best.offer(loss, images)
+            memory.step(loss, moving)
+        return Inverted(best.images, memory.state(kept), best.loss)
+
+    @property
+    def _padding(self) -> int:
+        return max(1, min(self.splits.image_shape[1:]) // 8)
+
+    def _features(self) -> int:
+        return sum(norm.num_features for norm in self.teacher.norms)
+
+    def _generator(self, index: int) -> nn.Module:
+        net = build_generator(self.settings, self.splits, self.seed, "inversion", index)
+        with global_stream(self.seed, "inversion weights", index), torch.no_grad():
+            for module in net.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.weight.normal_(0, DEVIATION)
+        return net.to(self.device).train()
+
+
+class _Memory:
+    """What CMI keeps from batch to batch: the head with its optimizer, and features of earlier images."""
+
+    def __init__(self, features: int, seed: int, device: torch.device, state: dict[str, np.ndarray], lr: float) -> None:
+        with global_stream(seed, "init", "contrast"):
+            self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, HEAD)).to(device)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=lr)
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in state.items()}
+        empty = torch.zeros(0, features, device=device)
+        self.bank = tuple(tensors.pop(name, empty)[-BANK:] for name in ("bank_local", "bank_global"))
+        if tensors:
+            self._restore(tensors)
+
+    def contrast(self, local_views: Tensor, global_views: Tensor) -> Tensor:
+        """Return the contrastive loss of two views' features and of the bank."""
+        cached = [self.head(one) for one in self.bank] if len(self.bank[0]) else [None, None]
+        return contrastive_loss(self.head(local_views), self.head(global_views), *cached, temperature=TEMPERATURE)
+
+    def step(self, loss: Tensor, moving: torch.optim.Optimizer) -> None:
+        """Move generator, latents and head."""
+        for optimizer in (self.optimizer, moving):
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in (self.optimizer, moving):
+            optimizer.step()
+
+    def state(self, views: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+        """Return what the next batch continues from, and the features of this one, for the bank."""
+        tensors = {"bank_local": views[0], "bank_global": views[1], **self.head.state_dict()}
+        for name, parameter in self.head.named_parameters():
+            tensors |= {f"{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        self.head.load_state_dict({name: value for name, value in tensors.items() if "/" not in name})
+        states = {}
+        for index, (name, _) in enumerate(self.head.named_parameters()):
+            own = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            states[index] = {key: value.cpu() if key == "step" else value for key, value in own.items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _features(seen: Seen) -> Tensor:
+    """Return what CMI compares: the mean over the plane of what enters each batch norm, ``[batch, features]``."""
+    return torch.cat([one.flatten(2).mean(2) if one.dim() > 2 else one for one in seen.inputs], 1)

@@ -1,0 +1,160 @@
+"""Images that are optimized themselves until a frozen teacher sees in them what it shall: DeepInversion, ZSKD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qkd.config.data_free import DataFreeConfig
+from qkd.data import Splits
+from qkd.losses import class_similarity, data_impression_loss, deep_inversion_loss, dirichlet_concentrations
+from qkd.methods.data_free.inverting.views import rolled
+from qkd.methods.data_free.making.kinds import weights_of
+from qkd.methods.data_free.making.watching import Watched
+from qkd.seeding import derive, stream
+
+JITTER = 2  # pixels, of DeepInversion's rolls
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """A batch of a pool.
+
+    Args:
+        images: Normalized, float32, shape ``[batch, channels, height, width]``.
+        state: Arrays that the next batch is made from, by name.
+        loss: At its best step.
+    """
+
+    images: Tensor
+    state: dict[str, np.ndarray]
+    loss: float
+
+
+class Inversion(Protocol):
+    """How a batch of a pool is made."""
+
+    def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:
+        """Return batch ``index`` of ``count`` images, from what the one before has left."""
+        ...
+
+
+class Best:
+    """The images of the best step, copied: the optimizer moves the ones that it was given."""
+
+    def __init__(self) -> None:
+        self.loss, self.images = float("inf"), torch.empty(0)
+
+    def offer(self, loss: Tensor, images: Tensor) -> None:
+        """Keep images whose loss is less than any before.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise FloatingPointError(
+                f"the loss of inverted images is {value}; lower student.data_free.lr or its weights"
+            )
+        if value < self.loss:
+            self.loss, self.images = value, images.detach().clone()
+
+
+@dataclass(frozen=True)
+class DeepInversion:
+    """Images from noise: a class, smoothness, the teacher's statistics.
+
+    Args:
+        teacher: Frozen.
+        settings: Rate, steps, weights.
+        splits: Shape of the images.
+        seed: Of the run.
+        device: Of the teacher.
+    """
+
+    teacher: Watched
+    settings: DataFreeConfig
+    splits: Splits
+    seed: int
+    device: torch.device
+
+    def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
+        """Return a batch; it depends on no other."""
+        generator, shape = stream(self.seed, "inversion", index), (count, *self.splits.image_shape)
+        images = torch.randn(shape, generator=generator).to(self.device).requires_grad_()
+        labels = (torch.arange(count) % len(self.splits.classes)).to(self.device)
+        optimizer, best = torch.optim.Adam([images], lr=self.settings.lr), Best()
+        weights = weights_of(self.settings.method, self.settings.weights)
+        for _ in range(self.settings.pool_steps):
+            view = rolled(images, min(JITTER, min(shape[2:]) // 4), generator)
+            seen = self.teacher(view)
+            loss = deep_inversion_loss(view, seen.logits, labels, seen.statistics(), **weights)
+            best.offer(loss, images)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return Inverted(best.images, {}, best.loss)
+
+
+@dataclass(frozen=True)
+class DataImpressions:
+    """ZSKD's images: pixels in 0 to 1 whose softened outputs are what was drawn for them.
+
+    Args:
+        teacher: Frozen; it has a last linear layer.
+        settings: Rate, steps, ``beta``, ``compat``.
+        splits: Shape of the images, mean and standard deviation.
+        seed: Of the run.
+        device: Of the teacher.
+    """
+
+    teacher: Watched
+    settings: DataFreeConfig
+    splits: Splits
+    seed: int
+    device: torch.device
+
+    def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
+        """Return a batch; it depends on no other."""
+        generator = stream(self.seed, "inversion", index)
+        pixels = torch.rand((count, *self.splits.image_shape), generator=generator).to(self.device)
+        pixels.requires_grad_()
+        targets = self.targets(index, count).to(self.device)
+        optimizer, best = torch.optim.Adam([pixels], lr=self.settings.lr), Best()
+        for _ in range(self.settings.pool_steps):
+            images = self._normalized(pixels)
+            loss = data_impression_loss(self.teacher(images).logits, targets)
+            best.offer(loss, images)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                pixels.copy_(_full_range(pixels))
+        return Inverted(best.images, {}, best.loss)
+
+    def targets(self, index: int, count: int) -> Tensor:
+        """Return what a batch's outputs shall be: rows of probabilities, classes take turns, and so do scales."""
+        if self.teacher.last is None:
+            raise ValueError("zskd reads the weights of the teacher's last linear layer, but it has none")
+        similarity = class_similarity(self.teacher.last.weight.detach().double().cpu())
+        beta = self.settings.beta[index % len(self.settings.beta)]
+        rows = dirichlet_concentrations(similarity, beta=beta, compat=self.settings.compat).numpy()
+        drawn = np.random.default_rng(derive(self.seed, "targets", index))
+        return torch.from_numpy(np.stack([drawn.dirichlet(rows[place % len(rows)]) for place in range(count)])).float()
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(one, device=pixels.device).view(1, -1, 1, 1) for one in (
+            self.splits.mean, self.splits.std,
+        ))  # fmt: skip
+        return (pixels - mean) / std
+
+
+def _full_range(pixels: Tensor) -> Tensor:
+    """Return each image stretched to 0 to 1; one of a single value stays."""
+    flat = pixels.flatten(1)
+    least, most = (one[:, None, None, None] for one in (flat.amin(1), flat.amax(1)))
+    return torch.where(most > least, (pixels - least) / (most - least).clamp_min(1e-12), pixels)

@@ -1,0 +1,180 @@
+"""A pool of inverted images on disk: a file a batch, made in order, so that an interrupted one resumes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qkd.config import AgentConfig
+from qkd.config.data_free import DataFreeConfig
+from qkd.data import Splits
+from qkd.files import make_folder, read_json, write_json, write_text
+from qkd.methods.data_free.inverting.contrast import Contrast
+from qkd.methods.data_free.inverting.inversions import DataImpressions, DeepInversion, Inversion
+from qkd.methods.data_free.making.blind import sightless
+from qkd.methods.data_free.making.generating import NAME, judged, logits_of, origin_settings, teacher_marks
+from qkd.methods.data_free.making.kinds import KINDS
+from qkd.methods.data_free.making.samples import SHOWN, read_arrays, to_pixels, write_arrays, write_sample
+from qkd.methods.data_free.making.watching import Watched
+from qkd.roles.guide import guide_of, load_guide
+from qkd.training import FitResult
+from qkd.training.assembly import Context, Made
+
+FOLDER = "pool"  # in the generator's folder
+BANK = ("bank_local", "bank_global")  # features that the next batches get of all batches before
+_STATE = "state/"
+INVERSIONS: Mapping[str, Callable[[Watched, DataFreeConfig, Splits, int, torch.device], Inversion]] = {
+    "deep_inversion": DeepInversion,
+    "zskd": DataImpressions,
+    "cmi": Contrast,
+}
+
+
+class PoolRole:
+    """The inverted images of a run.
+
+    Args:
+        context: The run; what the student learns from is trained.
+        settings: The config's ``student.data_free``.
+    """
+
+    train = None  # no net is trained: images are
+
+    def __init__(self, context: Context, settings: DataFreeConfig) -> None:
+        self.context = Context(context.run, sightless(context.splits), context.device, context.progress)
+        self.settings = settings
+        self.name, self.folder, self.title = NAME, NAME, NAME
+
+    @property
+    def place(self) -> Path:
+        """Return the folder of its batches."""
+        return self.context.run.path / self.folder / FOLDER
+
+    def agent(self) -> AgentConfig:
+        """Return the agent that does nothing."""
+        return AgentConfig(policy="none")
+
+    def make(self) -> Made:
+        """Load the teacher.
+
+        Raises:
+            FileNotFoundError: If what it learns from is not there yet.
+            ValueError: If the teacher's file is damaged.
+        """
+        context = self.context
+        teacher = Watched(load_guide(context.run).to(context.device))
+        return Made(
+            teacher.net,
+            (),
+            begin=lambda: None,
+            save=lambda: self._save(teacher),
+            score=lambda fitted: [self._score(teacher, fitted)],
+            inputs=guide_of(context.run).files,
+        )
+
+    def _save(self, teacher: Watched) -> list[Path]:
+        """Make the batches that are missing; return all files."""
+        make_folder(self.place)
+        self._hold_origin()
+        settings, files = self.settings, self.files()
+        inversion = INVERSIONS[settings.method](
+            teacher, settings, self.context.splits, self.context.config.seed, self.context.device
+        )
+        missing = [path for path in files if not path.exists()]
+        with self.context.progress.track(len(missing), f"{settings.method}, batches", "batches") as tracker:
+            for index, path in enumerate(files):
+                if path.exists():
+                    continue
+                self._write(path, inversion, index)
+                tracker.update(1)
+        return [*files, self._origin, *self._shown(), self._metrics(files)]
+
+    def files(self) -> list[Path]:
+        """Return the files of its batches, whether they are there or not."""
+        count = -(-self.settings.pool_images // self.settings.batch_size)
+        return [self.place / f"batch_{index:05d}.npz" for index in range(count)]
+
+    def _write(self, path: Path, inversion: Inversion, index: int) -> None:
+        started = time.monotonic()
+        left = self.settings.pool_images - index * self.settings.batch_size
+        made = inversion(index, min(self.settings.batch_size, left), self._state(index))
+        state = {_STATE + name: array for name, array in made.state.items()}
+        facts = {"loss": np.float64(made.loss), "seconds": np.float64(time.monotonic() - started)}
+        write_arrays(path, images=made.images.cpu().numpy(), **facts, **state)
+
+    def _state(self, index: int) -> dict[str, np.ndarray]:
+        """Return what a batch continues from, always read from files: the last one's state, features of all before."""
+        states = [
+            {name.removeprefix(_STATE): array for name, array in read_arrays(path).items() if name.startswith(_STATE)}
+            for path in self.files()[:index]
+        ]
+        if not states or not states[-1]:
+            return {}
+        banks = {name: np.concatenate([state[name] for state in states]) for name in BANK if name in states[-1]}
+        return {**states[-1], **banks}
+
+    @property
+    def _origin(self) -> Path:
+        return self.place / "origin.json"
+
+    def _hold_origin(self) -> None:
+        """Write down what the pool is made from; refuse one that was begun with something else."""
+        run = self.context.run
+        now: dict[str, Any] = {
+            "made from": teacher_marks(run), **origin_settings(self.context.config, self.settings)
+        }  # fmt: skip
+        now = json.loads(json.dumps(now))
+        if self._origin.is_file() and (then := read_json(self._origin)) != now:
+            changed = sorted(key for key in {**then, **now} if then.get(key) != now.get(key))
+            raise ValueError(
+                f"{self.place}: the pool was begun with something else ({', '.join(changed)}); delete the folder to "
+                f"start from scratch, or give the run another name (name=...)"
+            )
+        write_json(self._origin, now)
+
+    def _shown(self) -> list[Path]:
+        images = load_pool(self.files())[:SHOWN]
+        splits = self.context.splits
+        return [write_sample(self.context.run.path / self.folder, 0, to_pixels(images, splits.mean, splits.std))]
+
+    def _metrics(self, files: list[Path]) -> Path:
+        rows = []
+        for index, path in enumerate(files):
+            arrays = read_arrays(path)
+            rows.append({"batch": index, "images": len(arrays["images"]), "loss": float(cast(float, arrays["loss"]))})
+        path = self.context.run.path / self.folder / "batches.jsonl"
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def _score(self, teacher: Watched, fitted: FitResult | None) -> Path:  # noqa: ARG002
+        logits = logits_of(teacher, load_pool(self.files()).to(self.context.device))
+        path = self.context.run.path / self.folder / "result.json"
+        settings = self.settings
+        steps = len(self.files()) * settings.pool_steps
+        seconds = sum(float(cast(float, read_arrays(one)["seconds"])) for one in self.files())
+        details = {"method": settings.method, "about": KINDS[settings.method].about, "steps": steps, "seconds": seconds}
+        write_json(path, {"role": NAME, **details, **judged(logits)})
+        return path
+
+
+def load_pool(files: list[Path]) -> Tensor:
+    """Return the images of a pool's files, normalized, float32, on the CPU.
+
+    Raises:
+        FileNotFoundError: If one is not there yet.
+        ValueError: If one is damaged.
+    """
+    parts = []
+    for path in files:
+        images = read_arrays(path).get("images")
+        if images is None or images.dtype != np.float32 or images.ndim != 4:
+            raise ValueError(f"{path}: is no batch of inverted images; delete it, and it is made again")
+        parts.append(torch.from_numpy(images))
+    return torch.cat(parts)

@@ -1,0 +1,131 @@
+"""Each generator's loss by the name of its method, on what a teacher (and a student) makes of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkd.losses import (
+    class_balance_loss,
+    dafl_generator_loss,
+    dfq_generator_loss,
+    disagreement_loss,
+    gdfq_generator_loss,
+    mskd_generator_loss,
+    one_hot_loss,
+    rdskd_generator_loss,
+)
+from qkd.methods.data_free.making.watching import Seen
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A batch of generated images, and what the nets made of it.
+
+    Args:
+        images: With their graph.
+        latents: What they were generated from, shape ``[batch, latent]``.
+        labels: Classes that were asked for, int64, shape ``[batch]``.
+        seen: By the teacher.
+        references: RDSKD's two losses near the start of the epoch, shape ``[2]``.
+        student_logits: With their graph; None where there is no student.
+    """
+
+    images: Tensor
+    latents: Tensor
+    labels: Tensor
+    seen: Seen
+    references: Tensor
+    student_logits: Tensor | None = None
+
+    @property
+    def feature(self) -> Tensor:
+        """Return what enters the teacher's last linear layer."""
+        if self.seen.feature is None:
+            raise ValueError("the teacher has no last linear layer, which this method reads")
+        return self.seen.feature
+
+    @property
+    def students(self) -> Tensor:
+        """Return the student's logits."""
+        if self.student_logits is None:
+            raise ValueError("this method plays against a student, and there is none")
+        return self.student_logits
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A generator's loss on a batch.
+
+    Args:
+        loss: What is minimized, shape ``[]``.
+        references: RDSKD's two losses as they are now, shape ``[2]``; None for other methods.
+    """
+
+    loss: Tensor
+    references: Tensor | None = None
+
+
+Weights = Mapping[str, Any]  # keywords of a loss
+
+
+def _rdskd(moment: Moment, weights: Weights) -> Objective:  # noqa: ARG001 - it has none, which is its claim
+    authenticity, balance = moment.references.unbind()
+    found = rdskd_generator_loss(
+        moment.images, moment.seen.logits, authenticity_reference=authenticity, balance_reference=balance
+    )
+    return Objective(found.total, torch.stack((found.authenticity, found.balance)).detach())
+
+
+def _dafl(moment: Moment, weights: Weights) -> Objective:
+    return Objective(dafl_generator_loss(moment.seen.logits, moment.feature, **weights))
+
+
+def _mskd(moment: Moment, weights: Weights) -> Objective:
+    return Objective(mskd_generator_loss(moment.images, moment.latents, moment.seen.logits, moment.feature, **weights))
+
+
+def _gdfq(moment: Moment, weights: Weights) -> Objective:
+    return Objective(
+        gdfq_generator_loss(moment.seen.logits, moment.labels, moment.seen.statistics("squares"), **weights)
+    )
+
+
+def _generative(moment: Moment, weights: Weights) -> Objective:
+    return Objective(gdfq_generator_loss(moment.seen.logits, moment.labels, moment.seen.statistics(), **weights))
+
+
+def _zskt(moment: Moment, weights: Weights) -> Objective:  # noqa: ARG001
+    return Objective(disagreement_loss(moment.students, moment.seen.logits, reduction="mean"))
+
+
+def _dfad(moment: Moment, weights: Weights) -> Objective:  # noqa: ARG001
+    return Objective(disagreement_loss(moment.students, moment.seen.logits, measure="distance"))
+
+
+def _dfq(moment: Moment, weights: Weights) -> Objective:
+    return Objective(dfq_generator_loss(moment.students, moment.seen.logits, moment.seen.statistics(), **weights))
+
+
+OBJECTIVES: Mapping[str, Callable[[Moment, Weights], Objective]] = {
+    "rdskd": _rdskd,
+    "dafl": _dafl,
+    "mskd": _mskd,
+    "gdfq": _gdfq,
+    "generative": _generative,
+    "zskt": _zskt,
+    "dfad": _dfad,
+    "dfq": _dfq,
+}
+
+
+@torch.no_grad()
+def facts_of(seen: Seen) -> dict[str, Tensor]:
+    """Return what shows how a generator is doing, whatever its loss: shape ``[]`` each, in nats."""
+    logits = seen.logits.detach()
+    facts = {"one_hot": one_hot_loss(logits), "class_balance": class_balance_loss(logits)}
+    return facts if not seen.inputs else {**facts, "statistics": seen.statistics()}

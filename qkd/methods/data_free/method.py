@@ -1,0 +1,173 @@
+"""Data-free distillation as a method: what makes the images comes before the student, or learns along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from qkd.config import RunConfig
+from qkd.config.data_free import ADVERSARIAL, GENERATOR, NOISE, POOL, DataFreeConfig
+from qkd.data import Splits
+from qkd.files import sha256_of
+from qkd.methods.data_free.checks import config_faults, require_teacher_fits
+from qkd.methods.data_free.float_twin import DataFreeFloatRole
+from qkd.methods.data_free.inverting.pooling import PoolRole, load_pool
+from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
+from qkd.methods.data_free.making.blind import blind
+from qkd.methods.data_free.making.generating import (
+    NAME,
+    GeneratorRole,
+    TrainedGenerator,
+    build_generator,
+    load_generator,
+    logits_of,
+)
+from qkd.methods.data_free.making.kinds import KINDS
+from qkd.methods.data_free.making.sources import Generated, MadeSource, Noise, Pool
+from qkd.methods.data_free.making.watching import Watched
+from qkd.methods.method import Lesson, Method, Synthesis
+from qkd.progress import Progress
+from qkd.roles.guide import load_guide
+from qkd.roles.learner import StudentRole
+from qkd.roles.nets import fresh_net
+from qkd.roles.stored import stored_config
+from qkd.run.folder import RunFolder
+from qkd.training import Partner
+from qkd.training.assembly import WEIGHTS, Context, Role
+from qkd.training.job import Job, Source
+
+ADVERSARY = "generator"  # names its tensors in checkpoints
+
+
+class DataFree(Method):
+    """Gives the student made images in place of real ones: for its training, its calibration, its batch norm.
+
+    Phases, terms and taps stay as the config has them; labels are the classes that images were made for or, where none
+    was asked for, the teacher's decisions.
+    """
+
+    brings_loss = False
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self._adversary: Adversary | None = None
+
+    @property
+    def why_one_device(self) -> str:
+        """Return why devices cannot share its batches: each would make all of them."""
+        return "made images are drawn for a whole batch, and a generator's batch norm and diversity are over all of it"
+
+    @property
+    def settings(self) -> DataFreeConfig:
+        """Return the section of the config."""
+        return cast(DataFreeConfig, self.config.student.data_free)
+
+    def faults(self) -> Iterable[str]:
+        """Return what of the config reads real images, or is no weight of the method."""
+        return config_faults(self.config)
+
+    # images
+
+    def images(self, splits: Splits) -> Splits:
+        """Return the data set without its training and validation images.
+
+        Raises:
+            ValueError: If the teacher's net cannot be used by the method.
+        """
+        net = fresh_net(self.config, self.config.teacher.net, splits, "teacher")
+        require_teacher_fits(self.settings.method, self.config.teacher.net, net, len(splits.classes))
+        return blind(splits)
+
+    def synthesis(self, context: Context) -> Synthesis:
+        """Return what makes images."""
+        settings, splits, device = self.settings, context.splits, context.device
+        if settings.family == NOISE:
+            return Noise(splits.image_shape, device)
+        if settings.family == POOL:
+            images = load_pool(PoolRole(context, settings).files()).to(device)
+            teacher = Watched(load_guide(context.run).to(device))
+            return Pool(images, logits_of(teacher, images).argmax(1))
+        if settings.family == GENERATOR:
+            net = load_generator(context.run, settings, splits).to(device)
+            asks = KINDS[settings.method].condition != "none"
+            return Generated(net, latent=settings.latent, classes=len(splits.classes), device=device, asks=asks)
+        return self._opponent()
+
+    def source(self, context: Context) -> Callable[[Job], Source]:
+        """Return what makes the student's batches."""
+        settings, agent = self.settings, self.config.student.agent
+        if settings.family == ADVERSARIAL:
+            opponent = self._opponent()
+            return lambda job: AdversarialSource(job, opponent, images=settings.images_per_epoch, agent=agent)
+        synthesis, teacher = self.synthesis(context), load_guide(context.run).to(context.device)
+        return lambda job: MadeSource(job, synthesis, teacher, images=settings.images_per_epoch, agent=agent)
+
+    # trainings before the student's
+
+    def sub_trainings(self, context: Context, before: str) -> Iterator[Role]:
+        """Yield the generator or the pool, where it is made once: before the student, whatever its width."""
+        if before != "student":
+            return
+        if self.settings.family == GENERATOR:
+            yield GeneratorRole(context, self.settings)
+        elif self.settings.family == POOL:
+            yield PoolRole(context, self.settings)
+
+    def float_twin(self, role: StudentRole) -> Role:
+        """Return the float net that the student starts from: distilled from made images, too."""
+        return DataFreeFloatRole(role)
+
+    def borrow(self, run: RunFolder, source: Path, progress: Progress) -> None:
+        """Copy the generator or the pool of the run whose teacher is taken, where it has the same settings."""
+        theirs, own = stored_config(source), self.settings
+        other = theirs.student.data_free
+        if not own.made_once or other is None or other.origin() != own.origin() or theirs.seed != run.config.seed:
+            return
+        if RunFolder(theirs, source.resolve()).is_complete(NAME):
+            run.adopt(NAME, source)
+            progress.say(f"{NAME}: that of {source}, copied; nothing is trained")
+
+    def marks(self, run: RunFolder) -> Mapping[str, str]:
+        """Return the hashes of what makes the images."""
+        return {path.relative_to(run.path).as_posix(): sha256_of(path) for path in self.inputs(run)}
+
+    def inputs(self, run: RunFolder) -> list[Path]:
+        """Return the files of what makes the images."""
+        folder = run.path / NAME
+        if self.settings.family == GENERATOR:
+            return [folder / WEIGHTS]
+        return sorted((folder / "pool").glob("batch_*.npz")) if self.settings.family == POOL else []
+
+    # a generator that learns along
+
+    def prepare(self, lesson: Lesson) -> None:
+        """Build a generator that plays against the student, where the method has one."""
+        settings = self.settings
+        if settings.family != ADVERSARIAL:
+            return
+        device = next(lesson.student.parameters()).device
+        net = TrainedGenerator(build_generator(settings, lesson.splits, self.config.seed, NAME)).to(device).train()
+        optimizer = torch.optim.Adam(net.parameters(), lr=settings.lr)
+        self._adversary = Adversary(
+            net, optimizer, Watched(lesson.teacher), lesson.student, settings, len(lesson.splits.classes)
+        )
+        self.partners = (Partner(ADVERSARY, net, optimizer=optimizer),)
+
+    def enter(self, lesson: Lesson, phase: object) -> None:  # noqa: ARG002
+        """Let the generator's batch norm see its batches."""
+        if self._adversary is not None:
+            self._adversary.net.train()
+
+    def _opponent(self) -> Adversary:
+        if self._adversary is None:
+            raise ValueError(f"student.data_free: the generator of {self.settings.method} is not prepared yet")
+        return self._adversary
+
+    @property
+    def adversary(self) -> nn.Module | None:
+        """Return the generator that learns along; None where there is none, or not yet."""
+        return None if self._adversary is None else self._adversary.net

@@ -1,0 +1,74 @@
+"""The table of losses that belong to a method (of generators, images, a teacher): no term of a student names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_DAFL = "Chen et al. 2019, DAFL"
+_CMI = "Fang et al. 2021, CMI"
+_DI = "Yin et al. 2020, DeepInversion"
+_JOINT = "arXiv 2005.07839, joint distillation and domain adaptation"
+_RDSKD = "Han et al. 2021, RDSKD"
+_ZSKD = "Nayak et al. 2019, ZSKD"
+
+
+@dataclass(frozen=True)
+class MethodLoss:
+    """A row of :data:`METHOD_LOSSES`.
+
+    Args:
+        name: Of its function in :mod:`qkd.losses`.
+        summary: One line for `qkd ls losses`.
+        source: Where it is published.
+    """
+
+    name: str
+    summary: str
+    source: str
+
+
+METHOD_LOSSES: dict[str, MethodLoss] = {
+    "adapted_student": MethodLoss(
+        "adapted_student_loss", "student: source labels, soft targets on both domains", _JOINT
+    ),
+    "adapting_teacher": MethodLoss("adapting_teacher_loss", "teacher: source labels and features alike", _JOINT),
+    "batch_norm": MethodLoss("batch_norm_loss", "images: statistics at each batch norm of the teacher", _DI),
+    "class_balance": MethodLoss("class_balance_loss", "generator: classes are as frequent; logarithm e or 10", _DAFL),
+    "cmi": MethodLoss("cmi_inversion_loss", "images: inversion and contrast", _CMI),
+    "competition": MethodLoss("competition_loss", "images: where a student differs (adaptive form)", _DI),
+    "contrastive": MethodLoss("contrastive_loss", "images: told from each other and from earlier ones", _CMI),
+    "dafl": MethodLoss("dafl_generator_loss", "generator: one-hot outputs, balanced classes, large features", _DAFL),
+    "data_impression": MethodLoss("data_impression_loss", "images: targets drawn from class similarities", _ZSKD),
+    "decision_adversarial": MethodLoss(
+        "decision_adversarial_loss", "images: where both nets agree on the class, but differ", _CMI
+    ),
+    "deep_inversion": MethodLoss("deep_inversion_loss", "images: a class, batch-norm statistics, smoothness", _DI),
+    "dfq": MethodLoss(
+        "dfq_generator_loss",
+        "generator: disagreement, batch-norm statistics, balanced classes",
+        "Choi et al. 2020, DFQ",
+    ),
+    "disagreement": MethodLoss(
+        "disagreement_loss", "generator: where student and teacher differ", "ZSKT, DFAD, DFQ: divergence or distance"
+    ),
+    "feature_activation": MethodLoss("feature_activation_loss", "generator: large features", _DAFL),
+    "gdfq_generator": MethodLoss(
+        "gdfq_generator_loss", "generator: a class and batch-norm statistics", "Xu et al. 2020, GDFQ"
+    ),
+    "image_diversity": MethodLoss("image_diversity_loss", "generator: far images at near outputs", _RDSKD),
+    "mean_discrepancy": MethodLoss(
+        "mean_discrepancy_loss", "features of two domains: squared MMD, biased", "Gretton et al. 2012"
+    ),
+    "mode_seeking": MethodLoss(
+        "mode_seeking_loss", "generator: latents that differ give images that differ", "Mao et al. 2019, MSGAN"
+    ),
+    "mskd": MethodLoss("mskd_generator_loss", "generator: DAFL's loss with mode seeking", "MSKD (our reading)"),
+    "one_hot": MethodLoss("one_hot_loss", "generator: the teacher is sure of each image", _DAFL),
+    "rdskd": MethodLoss("rdskd_generator_loss", "generator: exponentially penalized increments", _RDSKD),
+    "sampled_soft_target": MethodLoss(
+        "sampled_soft_target_loss",
+        "student: soft targets over very many classes, from drawn ones",
+        "ours; importance weights as in arXiv 2503.16870",
+    ),
+    "total_variation": MethodLoss("total_variation_loss", "images: neighboring pixels are alike", _DI),
+}

@@ -38,7 +38,7 @@ def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
         }
 
     def get(name: str) -> Any:
-        if name.startswith("__") or name not in homes():
+        if (name.startswith("__") and name != "__version__") or name not in homes():
             if name in OLD_NAMES.get(package, {}):
                 return by_old_spelling(package)(name)
             raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -33,6 +33,9 @@ def format_values(values: dict[str, object]) -> str:
 class Tracker:
     """Counts the work done within :meth:`Progress.track`; this one shows nothing."""
 
+    def line(self, text: str) -> None:
+        """Write a line of its own among what is shown: an epoch that is done."""
+
     def update(self, n: int = 1, **values: object) -> None:
         """Count ``n`` further units; ``values`` (loss, accuracy, ...) are shown beside the count."""
 
@@ -58,6 +61,10 @@ class PlainTracker(Tracker):
         if now - self._last >= self._interval_s:
             self._last = now
             self._write(now)
+
+    def line(self, text: str) -> None:
+        """Write a line at once."""
+        print("  " + shown(text), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Write the closing line."""
@@ -90,6 +97,10 @@ class BarTracker(Tracker):
         if values:
             self._bar.set_postfix_str(shown_line(format_values(values)), refresh=False)
         self._bar.update(n)
+
+    def line(self, text: str) -> None:
+        """Write a line above the bar."""
+        self._bar.write("  " + shown_line(text), file=self._bar.fp)
 
     def close(self) -> None:
         """Leave the finished bar on the screen."""
@@ -159,6 +170,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._interval_s = interval_s
         self._board = Board()
+        self.tell: Callable[[str], None] | None = None  # who else gets every line: the log of a run
 
     def stage(self, name: str, note: str = "") -> None:
         """Announce a stage, with a note such as ``already complete``."""
@@ -187,6 +199,11 @@ class Progress:
         finally:
             tracker.close()
 
+    def epoch(self, tracker: Tracker, text: str) -> None:
+        """Write the line of an epoch that is done, whatever else is shown."""
+        tracker.line(text)
+        self._tell(text)
+
     def board(self) -> Board:
         """Return a board: a table that is drawn in place on a terminal, headlines elsewhere."""
         live = self._stream.isatty()
@@ -201,6 +218,11 @@ class Progress:
     def _print(self, text: str) -> None:
         self._board.leave()
         print(shown(text), file=self._stream, flush=True)
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if self.tell is not None:
+            self.tell(text)
 
 
 class Silent(Progress):
@@ -214,4 +236,5 @@ class Silent(Progress):
         return Tracker()
 
     def _print(self, text: str) -> None:
-        """Drop the text."""
+        """Show nothing; a log still gets it."""
+        self._tell(text)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {"quantizers": set(), "export": {"quantizers"}, "qkd": {"quantizers", "export"}}  # of ours, beside itself
 OUTSIDE = {
     "torch", "torchvision", "brevitas", "onnx", "onnxruntime", "onnxscript", "numpy", "pydantic", "yaml", "safetensors",
-    "sklearn", "tqdm", "PIL", "setuptools", "qonnx", "ray", "jinja2", "markupsafe", "matplotlib",
+    "sklearn", "tqdm", "PIL", "setuptools", "qonnx", "ray", "jinja2", "markupsafe", "matplotlib", "argcomplete",
 }  # fmt: skip
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 LINES_AT_MOST = 450
@@ -223,7 +223,7 @@ METHOD_NAMES = {
 METHODS = ROOT / "qkd" / "methods"
 MAY_NAME_METHODS = {
     "qkd.analysis.run_generation",  # `qkd generate` shows what one method makes
-    "qkd.config.experiment", "qkd.config.methods", "qkd.config.training",  # the schema
+    "qkd.config.experiment", "qkd.config.filling", "qkd.config.methods", "qkd.config.training",  # the schema
     "qkd.methods.table",
     "qkd.distill.methods", "qkd.moved",  # old names, for a release
 }  # fmt: skip

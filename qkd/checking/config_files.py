@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from export.extras import QONNX
+from export.extras import QONNX, TENSORBOARD
 from qkd.config.bind_faults import Fault
 from qkd.config.borrowed import borrowed_run
 from qkd.files.user_paths import user_path
@@ -46,6 +46,8 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
             yield from (
                 ((role, "agent", "schedule"), fault) for fault in _schedule_faults(user_path(agent["schedule"]))
             )
+    if _group(data, "log").get("tensorboard") is True and find_spec("tensorboard") is None:
+        yield ("log", "tensorboard"), f"TensorBoard is missing: {TENSORBOARD}"
     if _group(data, "export").get("flavor") == "qonnx" and find_spec("qonnx") is None:
         yield ("export", "flavor"), f"`qonnx` is proven with qonnx's executor, which is missing: {QONNX}"
 

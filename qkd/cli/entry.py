@@ -25,14 +25,17 @@ from qkd.cli.commands import (
     validate,
 )
 from qkd.cli.commands.deployment import lowbit
-from qkd.cli.commands.results import generate, predict, val
+from qkd.cli.commands.results import compare, generate, predict, val
+from qkd.cli.commands.setting_up import init
 from qkd.cli.options.command import STAGE_NAMES, Command
+from qkd.cli.options.completion import complete
 from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
 from qkd.failures import DONE, FAILED, INTERRUPTED, UsageError, classify, write_traceback
 from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output
 
 EXAMPLES = """examples:
+  qkd init my-images                                  look at a folder of images, write a config for it
   qkd run digits/w2a2                                 every stage; resumes where it stopped
   qkd run digits/w2a2 student.train.epochs=3 name=short
   qkd run my.yaml --dry-run                           find faults before training
@@ -40,6 +43,7 @@ EXAMPLES = """examples:
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
   qkd predict runs/digits-w2a2 photo.png              classes and probabilities of images
   qkd val runs/digits-w2a2 my-images/                 accuracy on labeled images, class by class
+  qkd compare runs/digits-w2a2 runs/digits-w4a4       runs side by side; `qkd ls runs` shows all
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
@@ -52,7 +56,7 @@ exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 13
 
 # in the order of `qkd --help`
 COMMANDS = (
-    run, stage, bench, report, predict, val, ls, show, validate, cost, diagnose, retrieve, match,
+    init, run, stage, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve, match,
     generate, policy, lowbit, doctor,
 )  # fmt: skip
 
@@ -106,6 +110,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: With code 2 for arguments that are not known, 0 after ``--help``.
     """
     parser = build_parser()
+    complete(parser)
     args, rest = parser.parse_known_args(argv)
     takes = hasattr(args, "overrides")
     models = args.name == "bench"  # whose further models may stand behind options, too

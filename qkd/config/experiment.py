@@ -10,7 +10,7 @@ from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import MOST_MEMBERS, Positive, Section, Threads, UserPath
-from qkd.config.stages import BenchConfig, ExportConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
 from qkd.nets.own.spelling import spelled
 
@@ -230,6 +230,7 @@ class RunConfig(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="after")
     def _mixed_images_are_seen_by_both(self) -> RunConfig:

@@ -61,12 +61,12 @@ def _long_enough(student: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_presets(student: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fill in the widths of ``quant.preset``, the student's and an auxiliary teacher's."""
+    """Fill in the widths of ``quant.preset``, the student's and those of other nets in its training."""
     result = {**student, "quant": _with_preset(student.get("quant"), "config.student.quant")}
-    auxiliary = student.get("auxiliary")
-    if isinstance(auxiliary, Mapping):
-        quant = _with_preset(auxiliary.get("quant"), "config.student.auxiliary.quant")
-        result["auxiliary"] = {**auxiliary, "quant": quant} if "quant" in auxiliary else auxiliary
+    for key, section in student.items():  # other low-bit nets of the student's training have widths, too
+        if isinstance(section, Mapping) and "quant" in section:
+            quant = _with_preset(section["quant"], f"config.student.{key}.quant")
+            result[key] = {**section, "quant": quant}
     return result if "quant" in student else {key: value for key, value in result.items() if key != "quant"}
 
 

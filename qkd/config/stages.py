@@ -80,6 +80,13 @@ class ExportConfig(OldFields, Section):
         return self
 
 
+class LogConfig(Section):
+    """What is written of each epoch beside metrics.jsonl, in the folder of the role."""
+
+    csv: bool = Field(True, description="metrics.csv: a line an epoch")
+    tensorboard: bool = Field(False, description="tensorboard/: for TensorBoard (extra [tensorboard])")
+
+
 def _as_names(value: object) -> object:
     """Return a text such as ``cpu, lowbit`` as its words; a list is one already."""
     if isinstance(value, str):

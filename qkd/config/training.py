@@ -27,10 +27,19 @@ class TrainConfig(Section):
     )
     label_smoothing: Fraction = Field(0.0, description="share of the label spread over all classes")
     ema_decay: Fraction = Field(0.0, description="decay a step of the averaged weights that are kept; 0 is off")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="best: the weights of the epoch with the highest validation accuracy; last: those of the last one",
+    )
     autocast: Literal["off", "bf16", "fp16"] = Field("off", description="reduced precision, where the device has it")
     channels_last: bool = Field(False, description="memory format of images and convolutions")
     checkpoint_every_s: NonNegative = Field(
         60.0, description="least seconds between checkpoints; one at every epoch's end"
+    )
+    keep_checkpoint: bool = Field(
+        False,
+        description="whether the last checkpoint (optimizer, partners) stays when the training is done: it brings back "
+        "altered weights without a second training",
     )
 
     @model_validator(mode="after")

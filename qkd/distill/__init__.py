@@ -1,6 +1,7 @@
-"""Old names of what is in `qkd.losses` and `qkd.terms` now."""
+"""Called, the function :func:`qkd.api.distill`; else old names of what is in `qkd.losses` and `qkd.terms` now."""
 
 from export.moved import OLD_NAMES
+from qkd.api.rooms import callable_room
 from qkd.moved import moved
 
 PLACES = {
@@ -19,5 +20,6 @@ PLACES = {
     "soft_target_loss": "qkd.losses",
 }
 
+callable_room(__name__)
 __getattr__ = moved("qkd.distill", PLACES)
 __all__ = list(PLACES)

@@ -11,7 +11,6 @@ from qkd.files import write_json, write_text
 
 PIXELS = "uint8"  # last part of the name of a file that takes pixels: student.uint8.onnx
 LABELS, FACTS, PROGRAM = "labels.txt", "preprocess.json", "predict.py"
-RESIZED = ("folder",)  # data sets whose images are resized; the others come in one size
 
 
 def preprocessing_of(config: RunConfig, splits: Splits, name: str = "") -> Preprocessing:
@@ -23,14 +22,13 @@ def preprocessing_of(config: RunConfig, splits: Splits, name: str = "") -> Prepr
         name: Of the exported file, without its ending: one that takes pixels has its preprocessing inside.
     """
     _, height, width = splits.test.image_shape
-    rule = str(getattr(config.data, "resize", "crop")) if config.data.name in RESIZED else "none"
     is_inside = name.rpartition(".")[2] == PIXELS
     return Preprocessing(
         mean=tuple(splits.mean),
         std=tuple(splits.std),
         image_size=(height, width),
         classes=tuple(splits.classes),
-        resize=rule,
+        resize=splits.resize,
         place="inside" if is_inside else "outside",
         layout=config.export.layout if is_inside else "nchw",
     )

@@ -25,6 +25,7 @@ GRAY, COLOR = "L", "RGB"
 TOP = 5
 BATCH = 32  # images a run
 FACTS = ("preprocess", "input_layout", "input_size", "input_mean", "input_std", "resize", "classes")
+RULES = ("crop", "stretch", "pad")
 OUTPUTS = ("logits", "probabilities", "log_probabilities")
 
 
@@ -228,38 +229,56 @@ def fit_image(image: Any, facts: dict[str, Any], path: str) -> np.ndarray[Any, A
     """
     image = image.convert(GRAY if len(facts["input_mean"]) == 1 else COLOR)
     height, width = facts["input_size"]
-    rule = RULES.get(facts["resize"])
     if image.size != (width, height):
-        if rule is None:
-            raise InputError(f"{path}: the model's resize rule {facts['resize']!r} is not known here")
-        image = rule(image, width, height)
+        image = _fitted(image, (width, height), facts["resize"], path)
     pixels = np.asarray(image, np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _crop(image: Any, width: int, height: int) -> Any:
-    """Resize (bilinear) so that the image just covers the size, then cut the center out."""
-    factor = max(width / image.size[0], height / image.size[1])
-    size = max(width, round(image.size[0] * factor)), max(height, round(image.size[1] * factor))
-    resized = _resized(image, size)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return resized.crop((left, top, left + width, top + height))
-
-
-def _stretch(image: Any, width: int, height: int) -> Any:
-    return _resized(image, (width, height))
-
-
-def _resized(image: Any, size: tuple[int, int]) -> Any:
+def _fitted(image: Any, wanted: tuple[int, int], name: str, path: str) -> Any:
+    """Resize by a rule such as ``crop``, ``crop:256``, ``stretch:bicubic`` or ``pad``; sizes are width and height."""
     from PIL import Image
 
+    rule, shorter, how = _rule_of(name, path)
+    factors = [whole / part for whole, part in zip(wanted, image.size)]  # noqa: B905 - Python 3.8 has no `strict`
+    factor = min(factors) if rule == "pad" else max(factors)
+    if rule == "crop" and shorter:
+        factor *= max(1.0, shorter / min(wanted))
+    size = tuple(max(1, round(side * factor)) for side in image.size)
+    if rule == "stretch":
+        size = wanted
+    else:  # rounding must not leave a pixel uncovered, or one too many
+        bound = min if rule == "pad" else max
+        size = bound(wanted[0], size[0]), bound(wanted[1], size[1])
     if size[0] * size[1] > MOST_PIXELS:
-        raise InputError(f"resizing to {size[0]}x{size[1]} pixels makes more than {MOST_PIXELS}")
-    return image.resize(size, getattr(Image, "Resampling", Image).BILINEAR)
+        raise InputError(f"{path}: resizing to {size[0]}x{size[1]} pixels makes more than {MOST_PIXELS}")
+    if size != image.size:
+        image = image.resize(size, getattr(getattr(Image, "Resampling", Image), how.upper()))
+    if rule == "pad":
+        ground = Image.new(image.mode, wanted)
+        ground.paste(image, ((wanted[0] - size[0]) // 2, (wanted[1] - size[1]) // 2))
+        return ground
+    left, top = (size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2
+    return image.crop((left, top, left + wanted[0], top + wanted[1]))
 
 
-# resize rule -> what it does; `none`: training saw one size only, so others are cut as folders are by default
-RULES = {"crop": _crop, "none": _crop, "stretch": _stretch}
+def _rule_of(name: str, path: str) -> tuple[str, int, str]:
+    """Return rule, shorter side (0: as short as covers the size) and interpolation of a rule's name.
+
+    ``none`` means that training saw one size only; other sizes are cut as folders of images are by default.
+    """
+    rule, *rest = ["crop"] if name == "none" else str(name).split(":")
+    shorter, how = 0, "bilinear"
+    for part in rest:
+        if part.isdigit() and len(part) < 6 and rule == "crop":
+            shorter = int(part)
+        elif part in ("bilinear", "bicubic"):
+            how = part
+        else:
+            rule = ""
+    if rule not in RULES:
+        raise InputError(f"{path}: the model's resize rule {name!r} is not known here")
+    return rule, shorter, how
 
 
 def classify(model: Model, paths: Sequence[str], top: int = TOP) -> list[dict[str, Any]]:

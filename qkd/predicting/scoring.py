@@ -13,7 +13,8 @@ import numpy.typing as npt
 from qkd.failures import UsageError
 from qkd.predicting.predict import InputError, Model, from_array, read_image
 from qkd.report.caveats import interval_text, wilson
-from qkd.report.table import align, percent
+from qkd.report.table import align
+from qkd.units import percent
 
 BATCH = 32  # images a run of the file
 PARTS = ("test", "val", "valid", "validation")  # of a folder that is a whole data set; the first that is there

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qkd.report.table import percent
+from qkd.units import percent
 
 NORMAL_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 SMALL_HALF_WIDTH = 0.01  # an accuracy that is known to a point or less needs no caveat

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 460, 240  # pixels, as all that follows
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 34, 36
 LINE, LETTER, HANDLE = 14, 6.4, 36  # of a legend: height of a line, width of a letter, width of all that is no letter
+LOWEST_LABEL = 4  # of a scatter chart, above the lower edge
 ROW, NAMES = 16, 150  # of a schedule: height of a row, width of the names
 
 
@@ -75,8 +76,8 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # epochs and steps are whole
         for one, points in drawn:
             _curve(axes, one, points)
-        axes.legend(axes.lines, [clean(one.label) for one, _ in drawn], loc="lower left", bbox_to_anchor=(0, 1),
-                    ncols=columns, handlelength=1.6)  # fmt: skip
+        names = [shortened(one.label, WIDTH - LEFT - HANDLE) for one, _ in drawn]
+        axes.legend(axes.lines, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handlelength=1.6)
         return Picture(title, figure).inline()
 
 
@@ -106,13 +107,16 @@ def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, percent:
         return Picture(title, figure).inline()
 
 
-def schedule_chart(title: str, strengths: Mapping[str, Sequence[float]], *, column_label: str = "epoch") -> Markup:
+def schedule_chart(
+    title: str, strengths: Mapping[str, Sequence[float]], *, column_label: str = "epoch", color: int = 0
+) -> Markup:
     """Return an SVG element that shows how strongly each operation acts over the epochs.
 
     Args:
         title: Heading of the chart.
         strengths: Operation -> strength in 0..1 for each column; every row of one length.
         column_label: What the columns count.
+        color: Index into the page's colors.
     """
     columns = max((len(row) for row in strengths.values()), default=0)
     if not columns:
@@ -122,7 +126,9 @@ def schedule_chart(title: str, strengths: Mapping[str, Sequence[float]], *, colu
         _heading(figure, title)
         axes = panel(figure, NAMES, TOP - 8, WIDTH - NAMES - RIGHT, ROW * len(strengths))
         axes.set_ylim(len(strengths), 0)
-        axes.set_yticks([index + 0.5 for index in range(len(strengths))], [clean(name) for name in strengths])
+        axes.set_yticks(
+            [index + 0.5 for index in range(len(strengths))], [shortened(name, NAMES) for name in strengths]
+        )
         name_ends(axes, (0, columns), ("1", f"{column_label} {columns}"))
         for index, (name, row) in enumerate(strengths.items()):
             start = 0
@@ -130,7 +136,9 @@ def schedule_chart(title: str, strengths: Mapping[str, Sequence[float]], *, colu
                 end = start + len(list(run))
                 if value > 0:
                     shade = min(1.0, max(0.05, value))
-                    (bar,) = axes.barh(index + 0.5, end - start, 0.88, left=start, color=CURVES[0], alpha=shade)
+                    (bar,) = axes.barh(
+                        index + 0.5, end - start, 0.88, left=start, color=CURVES[color % len(CURVES)], alpha=shade
+                    )
                     note(bar, f"{name}, {column_label} {start + 1}-{end}: {value:.3f}")
                 start = end
         return Picture(title, figure).inline()
@@ -138,7 +146,9 @@ def schedule_chart(title: str, strengths: Mapping[str, Sequence[float]], *, colu
 
 def _heading(figure: Figure, title: str) -> None:
     size = min(12.0, max(6.0, WIDTH / 0.7 / max(1, len(title))))  # a bold letter is up to 0.7 of its height wide
-    write(figure, WIDTH / 2, 13, title, ha="center", weight="bold", size=size)
+    most = int(WIDTH / 0.7 / size)
+    words = title if len(title) <= most else f"{title[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+    write(figure, WIDTH / 2, 13, words, ha="center", weight="bold", size=size)
 
 
 def _axes(title: str, x_label: str, *, percent: bool, top: float = TOP) -> tuple[Figure, Axes]:
@@ -165,11 +175,20 @@ def _label(axes: Axes, point: Point, lowest: float) -> float:
     """Write a point's label at least a line below the one at height ``lowest``; return its height, in pixels."""
     x, y = axes.transData.transform((point.x, point.y))
     height = min(y - 4, lowest - 12)
+    if height < LOWEST_LABEL:  # no room is left below the others; the dot says it where it is pointed at
+        return lowest
     is_right = x > (LEFT + WIDTH) / 2
     place, side = (-8 if is_right else 8, height - y), "right" if is_right else "left"
-    axes.annotate(clean(point.label), (point.x, point.y), place, textcoords="offset points", ha=side, va="baseline",
+    words = shortened(point.label, (x if is_right else WIDTH - x) - 2 * 8)
+    axes.annotate(words, (point.x, point.y), place, textcoords="offset points", ha=side, va="baseline",
                   annotation_clip=False)  # fmt: skip
     return float(height)
+
+
+def shortened(text: str, pixels: float) -> str:
+    """Return text that fits into so many pixels as a label, its end replaced by an ellipsis where it is longer."""
+    line, most = clean(text), max(2, int(pixels / LETTER))
+    return line if len(line) <= most else f"{line[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _empty(title: str, why: str) -> Markup:

@@ -10,10 +10,12 @@ from markupsafe import Markup
 
 from qkd.foreign.shown import shown
 from qkd.report.charts import Series, line_chart, schedule_chart
+from qkd.report.findings.confusion import class_table, confusion_matrix, pair_table
+from qkd.report.findings.gallery import Gallery
+from qkd.report.findings.terms import TERMS
 from qkd.report.searches import SearchRecord
 from qkd.report.summary import RunSummary, model_table, size_table
 from qkd.report.text import (
-    SIZE_NOTE,
     cost_table,
     fall_back_table,
     flavor_sentence,
@@ -21,7 +23,7 @@ from qkd.report.text import (
     layer_table,
     parity_sentence,
 )
-from qkd.report.tradeoff import device_charts, device_table
+from qkd.report.tradeoff import COLORS, NEXT_COLOR, device_charts, device_table
 
 MADE = "generator"  # a role whose labels are what was asked for: it has no accuracy
 
@@ -39,6 +41,7 @@ class RunRecord:
         searches: Role -> what its search came to, round by round.
         config: The resolved config as text.
         environment: Versions, seed and commit.
+        gallery: Pictures of mistakes, and of what agents do.
     """
 
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -49,6 +52,7 @@ class RunRecord:
     searches: Mapping[str, SearchRecord] = field(default_factory=dict)
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
+    gallery: Gallery = field(default_factory=Gallery)
 
 
 def render_page(summary: RunSummary, record: RunRecord) -> str:
@@ -63,6 +67,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined  # here, because commands without a page import this
 
+    devices = device_table(summary)
     templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
                             trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     page = templates.get_template("page.html.j2").render(
@@ -71,13 +76,22 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         models=model_table(summary),
         verdicts=_verdicts(summary),
         sizes=size_table(summary),
-        size_note=SIZE_NOTE,
         costs=cost_table(summary),
-        devices=device_table(summary),
+        terms=TERMS,
+        classes=class_table(summary.predictions),
+        matrix=confusion_matrix(summary.predictions),
+        pairs=pair_table(summary.predictions),
+        devices=[row[:-1] for row in devices],
+        device_notes=[
+            f"{row[0]}{'' if row[1] == '-' else f', {row[1]}'}: {row[-1]}" for row in devices[1:] if row[-1] != "-"
+        ],
         device_charts=[picture for pictures in device_charts(summary).values() for picture in pictures],
         curves=_curves(record.metrics),
         searches=[_search(role, found) for role, found in record.searches.items()],
-        schedules=[schedule_chart(f"{role}'s agent", rows) for role, rows in record.schedules.items()],
+        schedules=[
+            schedule_chart(f"{role}'s agent", rows, color=COLORS.get(role, NEXT_COLOR))
+            for role, rows in record.schedules.items()
+        ],
         layers=layer_table(summary),
         fall_backs=fall_back_table(summary),
         environment=[["what", "value"], *_flat(record.environment)],
@@ -100,24 +114,28 @@ def _verdicts(summary: RunSummary) -> list[tuple[str, bool]]:
 def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Markup]:
     charts = []
     for role, lines in metrics.items():
-        charts.append(line_chart(f"{role}: loss", _loss_series(lines), x_label="epoch"))
+        color = COLORS.get(role, NEXT_COLOR)
+        charts.append(line_chart(f"{role}: loss", _loss_series(lines, color), x_label="epoch"))
         if role == MADE:
             charts.append(line_chart(f"{role}: what the teacher sees", _fact_series(lines), x_label="epoch"))
             continue
         accuracy = [
-            Series("training", _points(lines, "train_accuracy"), 0, is_dashed=True),
-            Series("validation", _points(lines, "val_accuracy"), 1),
+            Series("training", _points(lines, "train_accuracy"), color, is_dashed=True),
+            Series("validation", _points(lines, "val_accuracy"), color),
         ]
         charts.append(line_chart(f"{role}: accuracy", accuracy, x_label="epoch", percent=True))
     return charts
 
 
-def _loss_series(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
+def _loss_series(lines: Sequence[Mapping[str, Any]], color: int) -> list[Series]:
+    """Return the sum in the role's own color, and each term, dashed, in one of the others."""
     terms = list(dict.fromkeys(name for line in lines for name in line.get("terms", {})))
-    series = [Series("sum", _points(lines, "train_loss"), 0)]
+    series = [Series("sum", _points(lines, "train_loss"), color)]
     if len(terms) > 1:
         flat = [{"epoch": line["epoch"], **line.get("terms", {})} for line in lines]
-        series += [Series(name, _points(flat, name), index, is_dashed=True) for index, name in enumerate(terms, 1)]
+        series += [
+            Series(name, _points(flat, name), color + index, is_dashed=True) for index, name in enumerate(terms, 1)
+        ]
     return series
 
 
@@ -134,9 +152,10 @@ def _points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, f
 def _search(role: str, found: SearchRecord) -> Markup:
     curves = {"best": found.best, "mean": found.mean, "found schedule": found.chosen}
     series = [
-        Series(name, list(zip(map(float, found.epochs), values, strict=True)), color, is_dashed=name == "mean")
-        for color, (name, values) in enumerate(curves.items())
-    ]
+        Series(name, list(zip(map(float, found.epochs), values, strict=True)), COLORS.get(role, NEXT_COLOR) + index,
+               is_dashed=name == "mean")
+        for index, (name, values) in enumerate(curves.items())
+    ]  # fmt: skip
     title = f"{role}'s search: validation accuracy"
     return line_chart(title, series, x_label="epoch of the search", percent=True)
 

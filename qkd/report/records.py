@@ -209,7 +209,25 @@ class _Epoch(Record):
     terms: dict[str, float | None] = {}
 
 
+class _Answers(Record):
+    right: Count
+    confusion: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
+
+
+class _Difference(Record):
+    value: Annotated[float, Field(ge=-1, le=1)]
+    half_width: Share
+
+
+class _Predictions(Record):
+    images: Images
+    classes: list[str]
+    models: dict[str, _Answers]
+    difference: _Difference
+
+
 _SHAPES: Mapping[str, Any] = {
+    "predictions.json": _Predictions,
     "result.json": Result,
     "export.json": dict[str, _Exported],
     "layers.json": _Layers,

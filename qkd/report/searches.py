@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qkd.report.table import percent
+from qkd.units import percent
 
 HEAD = ["agent", "rounds", "epochs", "found schedule", "best of the last round", "its mean", "best of the first round"]
 

@@ -19,6 +19,7 @@ from qkd.report.caveats import (
     parity_caveats,
     wilson,
 )
+from qkd.report.findings.verdict import verdict
 from qkd.report.records import read_record
 from qkd.report.table import align, megabytes, milliseconds, percent
 
@@ -41,6 +42,7 @@ class ModelRow(OldFields):
         packed_weight_bytes: What the weights take in it.
         theoretical_bytes: Weights at their bits, four bytes for each bias and weight scale.
         median_ms, p10_ms, p90_ms: Latency of one inference.
+        needs: What runs the file: ``onnxruntime >= 1.24``; empty where it is not known.
         is_measured_only: Whether the line is there for its latency: a file under another execution provider, or int8.
     """
 
@@ -57,6 +59,7 @@ class ModelRow(OldFields):
     p90_ms: float | None = None
     interval: tuple[float, float] | None = None
     is_measured_only: bool = False
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class RunSummary(OldFields):
         caveats: What a reader of these figures has to know, a sentence each.
         report: Path of the page; None before it is written.
         fall_backs: A sentence for each layer or function of the student that stays in float, and why.
+        predictions: What the export stage wrote of the classes that the files give the test images.
+        verdict: All in one sentence; empty before there is a student.
     """
 
     name: str
@@ -113,6 +118,8 @@ class RunSummary(OldFields):
     caveats: tuple[str, ...] = ()
     report: str | None = None
     fall_backs: tuple[str, ...] = ()
+    predictions: Mapping[str, Any] = field(default_factory=dict)
+    verdict: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain data; accuracies are fractions."""
@@ -122,7 +129,8 @@ class RunSummary(OldFields):
         """Return the closing table as text."""
         if not self.models:
             return f"{self.folder}: nothing has been trained yet"
-        lines = [align(model_table(self)), *(f"note: {caveat}" for caveat in self.caveats)]
+        lines = [*([self.verdict] if self.verdict else []), align(model_table(self))]
+        lines += [f"note: {caveat}" for caveat in self.caveats]
         lines.append(f"report: {self.report}" if self.report else f"run folder: {self.folder} (no report yet)")
         return "\n".join(lines)
 
@@ -130,8 +138,12 @@ class RunSummary(OldFields):
 def model_table(summary: RunSummary) -> list[list[str]]:
     """Return heading and lines of the table of models, as text."""
     head = ["model", "net", "test accuracy (95 %)", "parity (optimized)", "ONNX file", "latency (median)"]
-    return [head, *([row.role, row.net, _accuracy(row), _parity(row), megabytes(row.size_bytes),
+    rows = [head, *([row.role, row.net, _accuracy(row), _parity(row), megabytes(row.size_bytes),
                      milliseconds(row.median_ms)] for row in summary.models)]  # fmt: skip
+    if not any(row.needs for row in summary.models):
+        return rows
+    return [[*cells, needs] for cells, needs in zip(rows, ["needs", *(row.needs or "-" for row in summary.models)],
+                                                    strict=True)]  # fmt: skip
 
 
 def summarize(path: Path) -> RunSummary:
@@ -153,10 +165,12 @@ def summarize(path: Path) -> RunSummary:
     parity = read_json(path / "export" / "parity.json")
     report, results = path / "report.html", _results(path)
     count = _test_images(results, parity)
+    models = tuple(_with_interval(row, count) for row in _models(path, results, export, parity, bench))
+    predictions = read_json(path / "export" / "predictions.json")
     return RunSummary(
         name=path.name,
         folder=str(path),
-        models=tuple(_with_interval(row, count) for row in _models(path, results, export, parity, bench)),
+        models=models,
         layers=tuple(_layer(row) for row in read_json(path / "export" / "layers.json").get("layers", [])),
         parity=parity,
         bench=bench,
@@ -167,7 +181,19 @@ def summarize(path: Path) -> RunSummary:
         caveats=tuple(_caveats(results, count, export, parity, devices)),
         report=str(report) if report.is_file() else None,
         fall_backs=tuple(export.get("student", {}).get("fall_backs", ())),
+        predictions=predictions,
+        verdict=_verdict(models, predictions, parity),
     )
+
+
+def _verdict(models: Sequence[ModelRow], predictions: Mapping[str, Any], parity: Mapping[str, Any]) -> str:
+    def first(*starts: str) -> ModelRow | None:
+        return next((row for start in starts for row in models if row.role.startswith(start)), None)
+
+    teacher = first(ROLES["teacher"])
+    is_twin = teacher is not None and "= FP32 twin" in teacher.role
+    twin = teacher if is_twin else first(ROLES["float"])
+    return verdict(first(ROLES["student"]), twin, teacher, predictions=predictions, parity=parity)
 
 
 def size_table(summary: RunSummary) -> list[list[str]]:
@@ -284,7 +310,7 @@ def _baseline(bench: Mapping[str, Any], models: Sequence[ModelRow]) -> list[Mode
 
 
 def _measured(role: str, net: str, row: Mapping[str, Any]) -> ModelRow:
-    times = {key: row.get(key) for key in ("median_ms", "p10_ms", "p90_ms", "size_bytes")}
+    times: dict[str, Any] = {key: row.get(key) for key in ("median_ms", "p10_ms", "p90_ms", "size_bytes")}
     return ModelRow(role, net, is_measured_only=True, **times)
 
 
@@ -319,6 +345,7 @@ def _model(
         size_bytes=exported.get("size_bytes"),
         packed_weight_bytes=exported.get("packed_weight_bytes"),
         theoretical_bytes=exported.get("theoretical_bytes"),
+        needs=exported.get("needs", ""),
         median_ms=latency.get("median_ms"),
         p10_ms=latency.get("p10_ms"),
         p90_ms=latency.get("p90_ms"),

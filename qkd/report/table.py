@@ -1,4 +1,4 @@
-"""Write figures with their units, and align them in columns of text."""
+"""Align figures in columns of text, or as a Markdown table."""
 
 from __future__ import annotations
 
@@ -7,35 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qkd.foreign.shown import shown, shown_line
+from qkd.units import bytes_text, megabytes, milliseconds, percent
+
+__all__ = ["align", "bytes_text", "markdown", "megabytes", "milliseconds", "percent", "plain_text"]
 
 _LONGEST_CELL = 200  # characters
 _MARKS = re.compile(r"[\\`*|\[\]~]")  # an underscore within a word is none, and names are full of them
-
-
-def percent(fraction: float | None) -> str:
-    """Return a fraction as percent with two digits; 100 % only where it is exactly that."""
-    if fraction is None:
-        return "-"
-    if fraction < 1 and round(100 * fraction, 2) >= 100:
-        return "99.99 %"  # rounding up would claim what is not so
-    return f"{100 * fraction:.2f} %"
-
-
-def megabytes(size_bytes: int | None) -> str:
-    """Return a file size in kB or MB (powers of ten)."""
-    if size_bytes is None:
-        return "-"
-    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
-
-
-def bytes_text(size_bytes: int) -> str:
-    """Return a number of bytes: in bytes below 10 kB, else in kB or MB."""
-    return f"{size_bytes:,} B" if size_bytes < 10_000 else megabytes(size_bytes)
-
-
-def milliseconds(value_ms: float | None) -> str:
-    """Return a latency with three significant digits."""
-    return "-" if value_ms is None else f"{value_ms:.3g} ms"
 
 
 DEVICE_HEAD = ["device", "model", "median", "p10", "p90", "p99", "to float", "size", "memory", "accuracy", "agreement"]

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qkd.report.findings.confusion import class_table, pair_table
+from qkd.report.findings.terms import TERMS
 from qkd.report.searches import SearchRecord, search_table
 from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
 from qkd.report.table import bytes_text, markdown, plain_text
 from qkd.report.tradeoff import device_table
 
-SIZE_NOTE = (
-    "Theoretical: weights at their bits, four bytes for each bias and weight scale (a float net: for each parameter). "
-    "The file holds the graph, too."
-)
+SIZE_NOTE = TERMS["size"]
 SEARCH_NOTE = "Validation accuracies of members of the population; the test images have no part in a search."
 # row -> field of the totals, and whether it is bytes
 COSTS = {
@@ -62,12 +61,19 @@ def render_text(
     Returns:
         Markdown, ending with a newline.
     """
-    parts = [f"# {plain_text(summary.name)}", markdown(model_table(summary))]
+    parts = [f"# {plain_text(summary.name)}"]
+    if summary.verdict:
+        parts.append(f"**{plain_text(summary.verdict)}**")
+    parts.append(markdown(model_table(summary)))
     if summary.caveats:
         parts += ["## Read this with the figures", "\n".join(f"- {plain_text(caveat)}" for caveat in summary.caveats)]
     if summary.parity:
         parts += ["## Parity", plain_text(parity_sentence(summary))]
     parts += [plain_text(flavor_sentence(name, facts)) for name, facts in summary.flavors.items()]
+    if len(classes := class_table(summary.predictions)) > 1:
+        parts += ["## Classes", markdown(classes), TERMS["classes"]]
+    if len(pairs := pair_table(summary.predictions)) > 1:
+        parts += ["## Most often confused", markdown(pairs)]
     if len(sizes := size_table(summary)) > 1:
         parts += ["## Size", markdown(sizes), SIZE_NOTE]
     if len(costs := cost_table(summary)) > 1:

@@ -12,7 +12,9 @@ from qkd.report.summary import ROLES, RunSummary
 from qkd.report.table import DEVICE_HEAD, device_cells, device_notes
 
 HEAD = [*DEVICE_HEAD, "notes"]
-COLORS = {"teacher": 0, "student": 1, "float": 2}  # the same in every picture; other models share the next
+# the same in every picture; other models share the next
+COLORS = {"teacher": 0, "student": 1, "float": 2, "float twin": 2}
+NEXT_COLOR = 3
 
 
 def device_table(summary: RunSummary) -> list[list[str]]:
@@ -37,7 +39,7 @@ def device_charts(summary: RunSummary) -> dict[str, list[Markup]]:
         rows = {name: row for name, row in bench.get("models", {}).items() if scores.get(name) is not None}
         if not rows:
             continue
-        known = [(row, _label(name), scores[name], COLORS.get(row.get("model") or name, len(COLORS)))
+        known = [(row, _label(name), scores[name], COLORS.get(row.get("model") or name, NEXT_COLOR))
                  for name, row in rows.items()]  # fmt: skip
         latency = [Point(label, row["median_ms"], score, color) for row, label, score, color in known]
         size = [Point(label, row["size_bytes"] / 1e3, score, color) for row, label, score, color in known

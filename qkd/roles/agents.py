@@ -10,7 +10,7 @@ from qkd.nets.own.copies import change_nets, portable_net
 from qkd.run.folder import RunFolder
 from qkd.run.identity import leaves
 
-UNLEARNED = {"weights", "run", "schedule", "checkpoint_every_s"}
+UNLEARNED = {"weights", "run", "schedule", "checkpoint_every_s", "keep_checkpoint"}
 Role = Literal["teacher", "student"]
 
 

@@ -33,7 +33,10 @@ def run_images(run: RunFolder, progress: Progress | None = None) -> Splits:
 def _run_images(run: RunFolder, progress: Progress | None) -> Splits:
     splits = load_splits(run.config.data, seed=run.config.seed)
     if splits.facts is not None:
+        is_first = not (run.path / FILE).exists()
         _hold(run, splits.facts, splits.notes, progress or Silent())
+        if is_first and progress is not None and splits.held_out:
+            progress.say(f"data: {splits.held_out}")
     return splits
 
 

@@ -9,9 +9,10 @@ from typing import Any
 FREE = {
     "name", "device", "threads",
     "data.path", "data.root", "data.download", "data.workers", "data.eval_batch_size",
+    "log.csv", "log.tensorboard",
     "search.engine", "search.workers", "search.gpus_per_worker", "search.address", "search.worker_failures",
 }  # fmt: skip
-FREE_KEYS = {"checkpoint_every_s"}  # in whatever section
+FREE_KEYS = {"checkpoint_every_s", "keep_checkpoint"}  # in whatever section
 BEHIND = ("export", "bench")  # stages behind the trainings, each with a section of its name
 
 

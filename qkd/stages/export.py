@@ -24,6 +24,7 @@ from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, normalize
 from qkd.files import write_json
 from qkd.predicting.feeding import PIXELS, preprocessing_of, write_beside
+from qkd.predicting.predictions import write_predictions
 from qkd.progress import Progress, Tracker
 from qkd.report.records import read_record
 from qkd.roles.guide import TAUGHT, load_taught
@@ -66,6 +67,7 @@ def run(run: RunFolder, progress: Progress) -> None:
         }
         for name, report in reports.items():
             files.append(write_parity(folder, name, report))
+        files += write_predictions(run, splits)
         write_json(folder / "layers.json", {"layers": layer_rows(student, reports["student"])})
     for name, report in reports.items():
         judge_file(name, report, progress)

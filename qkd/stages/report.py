@@ -15,8 +15,10 @@ from qkd.agents.policies.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
 from qkd.methods.data_free.making.pictures import made_pictures
+from qkd.predicting.predictions import GALLERY, PREDICTIONS
 from qkd.progress import Progress, duration
 from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_text, summarize
+from qkd.report.findings.gallery import read_gallery
 from qkd.report.records import read_metrics
 from qkd.report.stacks import schedule_picture
 from qkd.roles.agents import named_agent
@@ -41,7 +43,7 @@ def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every sta
         + sorted(run.path.glob("**/metrics.jsonl"))
         + sorted(run.path.glob("**/result.json"))
     )
-    inputs += sorted(run.path.glob("**/samples/*.npz"))
+    inputs += sorted(run.path.glob("**/samples/*.npz")) + sorted((run.path / "export").glob("*.npz"))
     inputs += sorted((run.path / "bench").glob("*.json")) + [
         path for kind in ("yaml", "cost.json") for path in sorted((run.path / "search").glob(f"*.{kind}"))
     ]
@@ -53,6 +55,7 @@ def gather(run: RunFolder) -> RunRecord:
     """Return what the page shows beside the summary, from a run's files."""
     files = {role: run.path / folder / "metrics.jsonl" for role, folder in METRICS.items()}
     settings = read_json(run.path / "search" / "result.json")
+    predictions = read_json(run.path / "export" / PREDICTIONS)
     words = {role: settings.get(role) for role in ("teacher", "student")}
     metrics = {role: read_metrics(file) for role, file in files.items() if file.is_file()}
     return RunRecord(
@@ -64,6 +67,7 @@ def gather(run: RunFolder) -> RunRecord:
         searches={role: record for role in run.config.searched_roles if (record := read_search(run.path, role))},
         config=(run.path / "config.yaml").read_text(encoding="utf-8"),
         environment=read_json(run.path / "environment.json"),
+        gallery=read_gallery(run.path / "export" / GALLERY, predictions.get("classes", [])),
     )
 
 

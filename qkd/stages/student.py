@@ -31,4 +31,4 @@ def run(run: RunFolder, progress: Progress) -> None:
         training = assemble(role)
         files += training.finish(training.run(progress))
         run.complete("distill", files, [*training.made.inputs, *agent_inputs(run, "student")])
-        training.keep_last_checkpoint()
+        training.drop_checkpoints()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from qkd.engines.engine import current
 from qkd.progress import Progress
 from qkd.roles.images import run_images
+from qkd.roles.normalization import warn_of_normalization
 from qkd.roles.stored import warn_of_another_environment
 from qkd.roles.teacher.borrowed import borrow_teacher
 from qkd.roles.teacher.role import teacher_parts, teacher_role
@@ -40,7 +42,9 @@ def _run(run: RunFolder, progress: Progress) -> None:
     training = assemble(teacher_role(context))
     if own.train is None:
         progress.say("teacher: untrained" if own.untrained else f"teacher: {own.weights}, unchanged")
+    if own.train is None and not own.untrained:
+        current().first(lambda: warn_of_normalization(training.made.model, context.splits, progress))
     fitted = training.run(progress)
     others = [path for part in teacher_parts(context) for path in train_part(part)]
     run.complete("teacher", [*training.finish(fitted), *others], training.made.inputs)
-    training.keep_last_checkpoint()
+    training.drop_checkpoints()

@@ -143,9 +143,13 @@ class Training:
         """Write weights and result; return the files of the manifest."""
         return [*self.made.save(), self.folder / "metrics.jsonl", *self.made.score(fitted)]
 
-    def keep_last_checkpoint(self) -> None:
-        """Delete all but the last checkpoint of a training that is done: it can still bring back altered weights."""
-        CheckpointStore(self.folder / "checkpoint", warn=lambda _: None).prune(1)
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints of a training that is done and written; keep the last one where that is asked for."""
+        store = CheckpointStore(self.folder / "checkpoint", warn=lambda _: None)
+        if self.job is not None and self.job.config.keep_checkpoint:
+            store.prune(1)
+        else:
+            store.clear()
 
 
 def assemble(role: Role) -> Training:
@@ -179,6 +183,7 @@ def assemble(role: Role) -> Training:
         scales=made.scales,
         others=made.others,
         partners=made.partners,
+        log=context.config.log,
         source=made.source,
     )
     return Training(job, made, folder)
@@ -203,7 +208,7 @@ def train_part(role: Role) -> list[Path]:
         training = assemble(role)
         made = training.finish(training.run(role.context.progress))
         run.complete(role.name, made, dict.fromkeys(training.made.inputs))
-        training.keep_last_checkpoint()
+        training.drop_checkpoints()
         engine.wait()
     files = (run.path / role.folder / name for name in (WEIGHTS, "metrics.jsonl", "result.json"))
     return [path for path in files if path.is_file()]  # inverted images have no weights

@@ -6,6 +6,7 @@ the tensors, everything that is not a tensor, and a SHA-256 of itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -103,6 +104,15 @@ class CheckpointStore:
             if _step_of(path) not in kept:
                 delete_file(path)
         remove_unfinished([self.folder])
+
+    def clear(self) -> None:
+        """Delete every checkpoint, and the folder where nothing else is in it."""
+        with contextlib.suppress(FileNotFoundError):  # another process of the same training was faster
+            for path in self._files():
+                path.unlink(missing_ok=True)
+            remove_unfinished([self.folder])
+            with contextlib.suppress(OSError):  # files of somebody else's stay
+                self.folder.rmdir()
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that were written to the end, ascending."""

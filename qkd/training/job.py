@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qkd.agents.operations.mixing import Mixed
-from qkd.config import DataConfig, TrainConfig
+from qkd.config import DataConfig, LogConfig, TrainConfig
 from qkd.data import Splits
 
 
@@ -182,6 +182,7 @@ class Job:
         others: Role -> further models that a diagnosis watches.
         partners: Nets that are trained beside the model.
         source: Makes what gives the training batches; absent: the images of ``splits.train`` with ``agent``.
+        log: What is written of each epoch beside ``metrics.jsonl``.
     """
 
     role: str
@@ -200,6 +201,7 @@ class Job:
     others: Mapping[str, nn.Module] = field(default_factory=dict)
     partners: tuple[Partner, ...] = ()
     source: Callable[[Job], Source] | None = None
+    log: LogConfig = LogConfig()
 
 
 @dataclass(frozen=True)
@@ -211,9 +213,11 @@ class FitResult:
         seconds: Spent training, validation apart, over all interruptions.
         images_per_second: Training images, over those seconds.
         rows: The lines of ``metrics.jsonl``.
+        kept_epoch: Whose weights the model has, from 1; None: the last one's.
     """
 
     epochs: int
     seconds: float
     images_per_second: float
     rows: tuple[Mapping[str, Any], ...]
+    kept_epoch: int | None = None

@@ -6,7 +6,6 @@ the step that follows it draws what it would have drawn anyway.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -18,11 +17,12 @@ from torch import Tensor
 
 from qkd.data.splits import Split
 from qkd.engines.engine import agree, alone, current
-from qkd.files import write_text
 from qkd.progress import Progress, Tracker
 from qkd.seeding import derive
 from qkd.training.averaging import WeightAverage
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
+from qkd.training.epochs.best import BestWeights
+from qkd.training.epochs.log import EpochLog, epoch_line
 from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError, diagnose, non_finite_weights
 from qkd.training.job import Batch, FitResult, Job, Phase, StepResult
@@ -103,6 +103,10 @@ class Trainer:
         self.format = torch.channels_last if job.config.channels_last else torch.contiguous_format
         job.model.to(memory_format=self.format)
         self.store = CheckpointStore(job.folder / "checkpoint", progress.warn)
+        self.log = EpochLog(job.folder, job.role, job.log)
+        self.best = BestWeights() if job.config.keep == "best" else None
+        if self.best is not None and len(job.splits.val) == 0:
+            raise ValueError("`keep: best` chooses by validation images, and there are none: raise data.val_fraction")
         self.at = _Position()
         self.sums: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
@@ -147,9 +151,12 @@ class Trainer:
                     self._write_metrics()
         if self.average is not None:
             self.average.copy_to(self.job.model)
+        if self.best is not None:
+            self.best.copy_to(self.job.model)
         seconds = max(self.at.seconds, 1e-9)
         images = epochs * self.steps * self.batch_size
-        return FitResult(epochs, self.at.seconds, images / seconds, tuple(self.at.rows))
+        kept = None if self.best is None else self.best.epoch
+        return FitResult(epochs, self.at.seconds, images / seconds, tuple(self.at.rows), kept)
 
     def train_epoch(self, tracker: Tracker) -> None:
         """Train to the end of the epoch it stands in, and score the validation images, if there are any.
@@ -166,8 +173,10 @@ class Trainer:
         self._be_alike()  # unsynchronized batch norm: the running statistics of the first one count
         lr = phase.lr_factor * learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
         at.rows.append(self._row(phase, lr))
+        self._offer(at.rows[-1]["val_accuracy"])
         shown = {name: at.rows[-1][name] for name in ("train_accuracy", "val_accuracy")}
         tracker.update(0, **{name: value for name, value in shown.items() if value is not None})
+        self.progress.epoch(tracker, epoch_line(job.role, at.rows[-1], job.config.epochs))
         at.epoch, at.step, at.epoch_seconds, self.sums = at.epoch + 1, 0, 0.0, {}
 
     def _steps(self, phase: Phase, batches: Iterable[Batch], tracker: Tracker) -> None:
@@ -280,6 +289,12 @@ class Trainer:
         with context:
             return accuracy(job.model, split, job.splits, job.data, job.device)
 
+    def _offer(self, val_accuracy: float | None) -> None:
+        if self.best is None or val_accuracy is None:
+            return
+        with self.average.applied(self.job.model) if self.average is not None else nullcontext():
+            self.best.offer(self.job.model, epoch=self.at.epoch + 1, accuracy=val_accuracy)
+
     def _nets(self) -> list[torch.nn.Module]:
         return [self.job.model, *(partner.module for partner in self.job.partners)]
 
@@ -315,6 +330,8 @@ class Trainer:
             )
         tensors = collect(self.job.model, self.optimizer, self.average, self.job.partners)
         tensors.update({f"sum/{name}": value for name, value in self.sums.items()})
+        best, best_state = ({}, None) if self.best is None else self.best.state()
+        tensors.update(best)
         state = {
             "fingerprint": dict(self.job.fingerprint),
             "epoch": self.at.epoch,
@@ -324,6 +341,7 @@ class Trainer:
             "rows": self.at.rows,
             "sums": list(self.sums),
             "scaler": self.scaler.state_dict(),
+            **({} if best_state is None else {"best": best_state}),
         }
         return Checkpoint(tensors, state)
 
@@ -346,6 +364,8 @@ class Trainer:
             state["epoch"], state["step"], state["seconds"], state["epoch_seconds"], list(state["rows"])
         )
         self.sums = {name: checkpoint.tensors[f"sum/{name}"].to(self.job.device) for name in state["sums"]}
+        if self.best is not None and "best" in state:
+            self.best.load(checkpoint.tensors, state["best"], self.job.device)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -375,5 +395,4 @@ class Trainer:
             )
 
     def _write_metrics(self) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in self.at.rows)
-        write_text(self.job.folder / "metrics.jsonl", lines)
+        self.log.write(self.at.rows)

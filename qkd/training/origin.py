@@ -16,7 +16,7 @@ from qkd.moved import in_new_spelling
 from qkd.training.job import Job
 from quantizers import is_fused
 
-CLOCKS = {"checkpoint_every_s"}  # how often it is saved changes nothing of what is learned
+CLOCKS = {"checkpoint_every_s", "keep_checkpoint"}  # how often it is saved changes nothing of what is learned
 BIT_EQUAL = {"augmentation"}  # compiled or not, it has the same bits: kept for the record alone
 
 

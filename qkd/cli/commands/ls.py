@@ -1,24 +1,47 @@
-"""`qkd ls`: the names that a config may hold."""
+"""`qkd ls`: the names that a config may hold, and the runs of a folder."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
+from qkd.failures import UsageError
+from qkd.files.user_paths import user_path
 
 TABLE_NAMES = ("configs", "datasets", "nets", "losses", "quantizers", "devices", "policies")
+
+RUNS = "runs"
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
     ls = add_command(commands, "ls", list_names, "configs, data sets, nets, losses, quantizers, devices, policies")
-    ls.add_argument("table", nargs="?", choices=TABLE_NAMES, help="only this one")
+    ls.add_argument("table", nargs="?", choices=(*TABLE_NAMES, RUNS), help="only this one; runs: those of FOLDER")
+    ls.add_argument("folder", nargs="?", type=user_path, metavar="FOLDER", help="with runs: of run folders (runs)")
+    ls.add_argument("--out", type=user_path, metavar="FILE", help="with runs: write the table as a page (HTML), too")
 
 
 def list_names(args: argparse.Namespace) -> int:
     """Print the tables, or one."""
+    if args.table == RUNS:
+        return _list_runs(args)
+    if args.folder is not None or args.out is not None:
+        raise UsageError("`qkd ls runs` takes a folder and --out; the other tables take neither")
     from qkd.checking.names import Listing, table
 
     names = TABLE_NAMES if args.table is None else (args.table,)
     return print_result(args, Listing({name: table(name) for name in names}))
+
+
+def _list_runs(args: argparse.Namespace) -> int:
+    from qkd.report.comparison import runs_below, write_comparison
+
+    folder = args.folder or Path("runs")
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name the folder of run folders")
+    table = runs_below(folder)
+    if args.out is not None:
+        write_comparison(table, args.out)
+    return print_result(args, table)

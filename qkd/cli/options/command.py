@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from qkd.cli.options import completion
 from qkd.engines.membership import is_first
 from qkd.failures import DONE
 from qkd.files.user_paths import user_path
@@ -45,14 +46,27 @@ def add_command(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )
     if config is not None:
-        parser.add_argument("config", metavar=config[0], help=config[1])
-        parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
+        add_config(parser, config)
     if has_runs:
         parser.add_argument("--runs-dir", type=user_path, default=Path("runs"), help="folder of run folders (runs)")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=command)
     return parser
+
+
+def add_config(parser: argparse.ArgumentParser, config: tuple[str, str], *, is_optional: bool = False) -> None:
+    """Add a config and its overrides, which the shell completes.
+
+    Args:
+        parser: Of a command.
+        config: Placeholder and help.
+        is_optional: Whether it may be left out.
+    """
+    nargs = {"nargs": "?"} if is_optional else {}
+    first = parser.add_argument("config", metavar=config[0], help=config[1], **nargs)  # type: ignore[arg-type]
+    others = parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
+    first.completer, others.completer = completion.configs, completion.overrides  # type: ignore[attr-defined]
 
 
 def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
@@ -82,9 +96,14 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
     from qkd.pipeline import run_stages
     from qkd.report import summarize
     from qkd.run.folder import RunFolder
+    from qkd.run.log import logged
 
-    with current().in_turn(lambda: RunFolder.open(config, runs_dir=args.runs_dir)) as run:
-        run_stages(run, names, new_progress())
+    progress = new_progress()
+    with (
+        current().in_turn(lambda: RunFolder.open(config, runs_dir=args.runs_dir)) as run,
+        logged(progress, run.path, f"qkd {args.name}: {', '.join(names)}"),
+    ):
+        run_stages(run, names, progress)
         if getattr(args, "strict", False):
             from qkd.stages.export import require_integer_layers
 

@@ -57,7 +57,7 @@ def class_proposal(
 
     Example:
         >>> p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.5, 0.25, 0.25]])
-        >>> class_proposal(q, p, uniform_share=0.3).round(decimals=4).tolist()
+        >>> [round(share, 4) for share in class_proposal(q, p, uniform_share=0.3).tolist()]
         [0.1, 0.45, 0.45]
     """
     if student_probabilities.dim() != 2 or student_probabilities.shape != teacher_probabilities.shape:

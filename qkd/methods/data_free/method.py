@@ -78,8 +78,8 @@ class DataFree(Method):
         Raises:
             ValueError: If the teacher's net cannot be used by the method.
         """
-        net = fresh_net(self.config, self.config.teacher.net, splits, "teacher")
-        require_teacher_fits(self.settings.method, self.config.teacher.net, net, len(splits.classes))
+        net = fresh_net(self.config, self.config.teacher_net, splits, "teacher")
+        require_teacher_fits(self.settings.method, self.config.teacher_net, net, len(splits.classes))
         return blind(splits)
 
     def synthesis(self, context: Context) -> Synthesis:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qkd.config import PhaseConfig, RotationsConfig, RunConfig, TermConfig
 from qkd.data import Splits
+from qkd.image_size import side_of_square
 from qkd.losses.turns import turn_images
 from qkd.methods.method import Beside, Lesson, Method, TappedStep
 from qkd.methods.rotations.branched import BranchedNet
@@ -40,6 +41,15 @@ class Rotations(Method):
         self._own = cast(RotationsConfig, config.student.rotations)
         self._learn: list[nn.Module] = []
         self._stay: list[nn.Module] = []
+
+    def images(self, splits: Splits) -> Splits:
+        """Return the images unchanged.
+
+        Raises:
+            ValueError: If they are not square: turned ones would have another size.
+        """
+        side_of_square(splits.image_size, "student.rotations")
+        return splits
 
     def calibration_images(self, images: Tensor) -> Tensor:
         """Return each image in four orientations."""

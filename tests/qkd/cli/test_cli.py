@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from qkd.checking.names import TABLES, method_notes
 from qkd.cli import STAGE_NAMES, main, parse
 from qkd.cli.commands.ls import TABLE_NAMES
+from qkd.cli.options import completion
 from qkd.config import RunConfig
 from qkd.config.binding import bind, load_config, shipped_configs
 from qkd.files.yaml_text import parse_yaml
@@ -36,6 +38,25 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
     for name in ("run", "validate"):
         monkeypatch.setattr(f"qkd.cli.commands.{name}.load", command)
+
+
+def test_the_shell_completes_configs_and_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """argcomplete asks the parser; what is ours are the words for configs and keys."""
+    (tmp_path / "mine.yaml").write_text("name: mine\n", encoding="utf-8")
+    found = list(completion.configs(f"{tmp_path}/m"))
+    assert f"{tmp_path}/mine.yaml" in found and "digits/w2a2" in found
+    keys = list(completion.overrides("student.train.ep"))
+    assert keys == ["student.train.epochs="] and "data.image_size=" in completion.overrides("")
+    asked: list[object] = []
+    module: Any = types.ModuleType("argcomplete")
+    module.autocomplete = asked.append
+    monkeypatch.setitem(sys.modules, "argcomplete", module)
+    monkeypatch.setenv(completion.ASKED, "1")
+    parse(["ls"])
+    assert len(asked) == 1
+    monkeypatch.setitem(sys.modules, "argcomplete", None)
+    with pytest.raises(ImportError, match=r"argcomplete is missing: pip install 'qkd-toolkit\[completion\]'"):
+        parse(["ls"])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["export", "--help"], ["ls", "--help"]])

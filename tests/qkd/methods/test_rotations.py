@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from torch.nn import functional
 from qkd.config import RotationsConfig
 from qkd.losses.turns import joint_labels, turn_images
 from qkd.methods.rotations.branched import BranchClassifier, BranchedNet
+from qkd.methods.rotations.method import Rotations
 from qkd.methods.rotations.step import BranchStep, PeerStep, RotationStep
 from qkd.nets import build_net
 from qkd.nets.branches import build_branches, stage_names
 from qkd.seeding import global_stream
 from qkd.terms.modules import feature_shapes
+from qkd.testing import synthetic_splits, tiny_config
 from qkd.training import Batch
 from quantizers import QuantSpec, calibrate, prepare
 
@@ -290,3 +294,10 @@ def test_refusals() -> None:
 def test_config_refusals(values: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         RotationsConfig.model_validate(values)
+
+
+def test_images_that_are_not_square_cannot_be_turned(tmp_path: Path) -> None:
+    splits = dataclasses.replace(synthetic_splits(), image_size=(8, 6))
+    changes = {"student.rotations": {"mode": "online"}}
+    with pytest.raises(ValueError, match=r"student.rotations takes square images, got 8x6"):
+        Rotations(tiny_config(tmp_path, changes)).images(splits)

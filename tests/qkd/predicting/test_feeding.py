@@ -121,14 +121,34 @@ def test_predict_names_classes_of_images(
     assert lines[0] == str(tmp_path / "one.png") and len(lines) == 3 and " %  " in lines[1]
 
 
-def test_an_image_of_another_size_is_resized_as_a_folder_is(run: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["crop", "crop:11", "crop:12:bicubic", "stretch", "stretch:bicubic", "pad", "none"])
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (40, 30)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_another_size_is_resized_as_in_training(
+    tmp_path: Path, rule: str, size: tuple[int, int], channels: int
+) -> None:
+    from qkd.data.sets.fitting import Fit
     from qkd.data.sets.images import decode
 
-    pixels = np.random.default_rng(0).integers(0, 256, (37, 23), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "large.png")
-    facts = Model(str(run.path / "export" / "student.onnx")).facts
-    ours = program.read_image(str(tmp_path / "large.png"), facts)
-    assert np.array_equal(ours[0, :, :, 0], decode(tmp_path / "large.png", channels=1, image_size=8)[0].numpy())
+    facts = {"input_mean": [0.5] * channels, "input_std": [0.5] * channels, "input_size": list(size), "resize": rule}
+    for number, shape in enumerate([(37, 23), (23, 37), (8, 8), (200, 3)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (*shape, 3), np.uint8)
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        fit = Fit.named("crop" if rule == "none" else rule)
+        ours, theirs = (
+            program.read_image(str(path), facts)[0],
+            decode(path, channels=channels, image_size=size, fit=fit),
+        )
+        assert np.array_equal(ours, theirs.permute(1, 2, 0).numpy()), shape
+
+
+@pytest.mark.parametrize("rule", ["zoom", "crop:x", "pad:12", "stretch:bicubic:bicubic:7", ""])
+def test_a_resize_rule_that_is_not_known_is_named(tmp_path: Path, rule: str) -> None:
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
+    facts = {"input_mean": [0.5], "input_std": [0.5], "input_size": [8, 8], "resize": rule}
+    with pytest.raises(InputError, match="resize rule .* is not known"):
+        program.read_image(str(tmp_path / "a.png"), facts)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "report.html").write_text("x")
     assert summarize(run).to_text().splitlines() == [
+        "25.3 x smaller than FP32, 4.1 x faster, -2.0 points of accuracy against the teacher.",
         "model                  net          test accuracy (95 %)  parity (optimized)  ONNX file  latency (median)",
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",

@@ -135,7 +135,8 @@ def test_an_ensemble_has_no_last_layer(ensemble: RunFolder, data: Path, tmp_path
 
 @pytest.fixture(scope="module")
 def peers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    config = tiny_config(data, {**PEERS, "name": "peers", "teacher.train.epochs": 1})
+    changes = {"name": "peers", "teacher.train.epochs": 1, "student.train.keep_checkpoint": True}
+    config = tiny_config(data, {**PEERS, **changes})
     return run_tiny(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
 
 

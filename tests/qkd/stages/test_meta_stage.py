@@ -39,6 +39,9 @@ CHANGES: dict[str, Any] = {
     "student.quant.weight_bits": 2,
     "student.quant.act_bits": 2,
     "student.phases": TAUGHT,
+    "student.float_train.keep_checkpoint": True,
+    "student.train.keep_checkpoint": True,
+    "teacher.train.keep_checkpoint": True,
 }
 
 

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("unfused")
 @pytest.fixture(scope="module")
 def done(data: Path, tmp_path_factory: pytest.TempPathFactory):
     """Return a run after its three training stages."""
-    config = tiny_config(data, {"student.train.epochs": 3, "student.quant.weight_bits": 2, "student.quant.act_bits": 2})
+    changes = {"student.train.epochs": 3, "student.quant.weight_bits": 2, "student.quant.act_bits": 2}
+    config = tiny_config(data, {**changes, "student.train.keep_checkpoint": True})
     return run_tiny(config, tmp_path_factory.mktemp("runs"), "teacher", "search", "distill")
 
 
@@ -102,6 +103,12 @@ def test_the_teacher_is_untouched_by_the_distillation(done: RunFolder, data: Pat
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert not seen["teacher"].training and all(p.grad is None for p in seen["teacher"].parameters())
     assert not any(module._forward_hooks for module in seen["teacher"].modules())
+
+
+def test_checkpoints_are_dropped_when_a_training_is_done_unless_they_are_to_stay(done: RunFolder) -> None:
+    assert not (done.path / "teacher" / "checkpoint").exists()
+    kept = sorted(path.suffix for path in (done.path / "student" / "checkpoint").iterdir())
+    assert kept == [".json", ".safetensors"]
 
 
 def test_altered_weights_are_brought_back_from_the_checkpoint(done: RunFolder) -> None:

@@ -143,3 +143,14 @@ def test_strangers_are_left_alone(store: CheckpointStore) -> None:
     (store.folder / "notes.txt").write_text("mine")
     store.prune(1)
     assert (store.folder / "notes.txt").exists() and value(store) == 1
+
+
+def test_all_are_cleared_and_nothing_else(store: CheckpointStore) -> None:
+    store.clear()
+    store.save(1, Checkpoint({"a": torch.zeros(1)}, {}))
+    (store.folder / "notes.txt").write_text("mine")
+    store.clear()
+    assert [path.name for path in store.folder.iterdir()] == ["notes.txt"]
+    (store.folder / "notes.txt").unlink()
+    store.clear()
+    assert not store.folder.exists()

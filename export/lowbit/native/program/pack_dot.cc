@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kLanesTogether = 8;  // written side by side
 
-// Weights of some channels, four neighboring bytes of a row a step. Where channels are multiples of four, so are steps.
+// Weights of some channels, four neighboring bytes of a row per step. Where channels are multiples of four, so are steps.
 void write_weights(const int8_t* weights, int first, int last, int lanes, int sign, DotLayer* layer) {
     const ConvShape& s = layer->shape;
     const int taps = s.kernel_h * s.kernel_w, unit = s.in_channels % 4 == 0 ? 4 : 1;

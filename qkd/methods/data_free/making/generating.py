@@ -15,6 +15,7 @@ from qkd.config import AgentConfig, RunConfig, TrainConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.data import Splits
 from qkd.files import read_safetensors, sha256_of, write_json, write_safetensors
+from qkd.image_size import side_of_square
 from qkd.methods.data_free.making.blind import sightless
 from qkd.methods.data_free.making.kinds import KINDS, weights_of
 from qkd.methods.data_free.making.objectives import OBJECTIVES, Moment, facts_of
@@ -64,7 +65,11 @@ def build_generator(settings: DataFreeConfig, splits: Splits, seed: int, *names:
         seed: Of the run.
         *names: Of the random stream.
     """
-    sizes = {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
+    sizes = {
+        "classes": len(splits.classes),
+        "channels": splits.channels,
+        "image_size": side_of_square(splits.image_size, "a generator"),
+    }
     shape: dict[str, Any] = {**sizes, "latent": settings.latent, "width": settings.width}
     condition = KINDS[settings.method].condition
     with global_stream(seed, "init", *names):

@@ -1,0 +1,223 @@
+"""Distillation with nets and images of one's own: no run folder, no config file."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from qkd.config import DEFAULT_TERMS, StudentTrainConfig, TermConfig
+from qkd.config.binding import bind_section
+from qkd.report.table import align
+from qkd.terms import build_terms
+from qkd.terms.modules import build_bank
+from qkd.terms.step import DistillStep
+from qkd.terms.taps import tap_paths_of
+from qkd.training import Batch, Partner, build_optimizer, learning_rate
+from qkd.training.optimizer import set_learning_rate
+from quantizers import Student, act_quantizers, calibrate, freeze_batch_norm, quantizer_scales, settle
+from quantizers.modes import evaluating
+
+Loader: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+"""Batches of normalized images ``[batch, channels, height, width]`` and labels int64 ``[batch]``; it has a length."""
+
+FROZEN_SHARE = 10  # one epoch in ten, the last ones, trains a low-bit student's deployed arithmetic, as in a run
+CALIBRATION_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation was, an epoch a line; printed, it is a table.
+
+    Args:
+        rows: An epoch each: ``epoch``, ``loss``, each term, ``accuracy`` on the validation batches (or None).
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy on the validation batches at the end, a fraction; None without any."""
+        return self.rows[-1]["accuracy"] if self.rows else None
+
+    def __str__(self) -> str:
+        """Return the table."""
+        head = list(self.rows[0]) if self.rows else []
+        lines = [["" if row[key] is None else f"{row[key]:.4g}" for key in head] for row in self.rows]
+        return align([head, *lines])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    loaders: Loader | tuple[Loader, Loader],
+    *,
+    terms: Sequence[TermConfig | Mapping[str, Any] | str] = DEFAULT_TERMS,
+    train: StudentTrainConfig | Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Distilled:
+    """Train a student on what a teacher tells, with the losses of configs; in place.
+
+    A low-bit student (of ``quantizers.prepare``) that has no scales yet is calibrated first; its last tenth of epochs
+    trains the deployed arithmetic, and its scales are settled in the end, so that its export is exact.
+
+    Args:
+        student: Float or low-bit; gives logits ``[batch, classes]``. In eval mode afterward.
+        teacher: Likewise; only read, in eval mode, on the student's device. Its modes and flags are restored.
+        loaders: Training batches, or training and validation batches; the former must have a length.
+        terms: Losses by the names of ``qkd ls losses``: ``"cross_entropy"``, or with the keys of a config's terms
+            (``{"loss": "soft_target", "weight": 0.9, "options": {"temperature": 4}}``).
+        train: Optimizer, rates and length, by the keys of ``student.train``; absent: its defaults.
+        seed: Of the modules that some terms learn.
+
+    Returns:
+        An epoch a line.
+
+    Raises:
+        TypeError: If the training batches have no length.
+        ValueError: If terms or settings cannot be used, or there are no batches.
+        RuntimeError: If the loss is not finite.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)) for _ in range(2))
+        >>> batches = [(torch.rand(8, 1, 4, 4), torch.arange(8) % 2) for _ in range(2)]
+        >>> distilled = distill(student, teacher, batches, terms=["soft_target"], train={"epochs": 3})
+        >>> [row["epoch"] for row in distilled.rows]
+        [1, 2, 3]
+    """
+    batches, validation = loaders if _is_pair(loaders) else (loaders, None)
+    settings = train if isinstance(train, StudentTrainConfig) else bind_section(StudentTrainConfig, dict(train or {}))
+    chosen = [_term(one) for one in terms]
+    with _fixed(teacher):
+        return _Distillation(student, teacher, batches, validation, settings, chosen, seed).run()
+
+
+class _Distillation:
+    """One distillation: what is built once, and its epochs."""
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, batches: Any, validation: Any, settings: StudentTrainConfig,
+        terms: Sequence[TermConfig], seed: int,
+    ) -> None:  # fmt: skip
+        self.student, self.batches, self.validation, self.settings = student, batches, validation, settings
+        self.steps = _length(batches)
+        self.device = next(student.parameters()).device
+        first = next(iter(batches))[0].to(self.device)
+        if _has_no_scales(student):
+            calibrate(student, [images.to(self.device) for images, _ in _some(batches)])
+        bank = build_bank(student, teacher, terms, first[:2], seed=seed)
+        partners = [Partner("terms", bank.modules)] if len(bank.modules) else []
+        weighted = build_terms(terms, label_smoothing=settings.label_smoothing, bank=bank)
+        self.step = DistillStep(student, teacher, weighted, tap_paths=tap_paths_of(student))
+        self.optimizer = build_optimizer(student, settings, quantizer_scales(student), partners)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def run(self) -> Distilled:
+        rows = [self._epoch(epoch) for epoch in range(self.settings.epochs)]
+        if isinstance(self.student, Student):
+            settle(self.student)
+        self.student.eval()
+        if rows and self.validation is not None:
+            rows[-1]["accuracy"] = _accuracy(self.student, self.validation, self.device)  # with settled scales
+        return Distilled(tuple(rows))
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        settings, sums, images_seen = self.settings, dict[str, float](), 0
+        self.student.train()
+        if isinstance(self.student, Student):
+            freeze_batch_norm(self.student, epoch >= settings.epochs - max(1, settings.epochs // FROZEN_SHARE))
+        with self.step.tapped():
+            for number, (images, labels) in enumerate(self.batches):
+                set_learning_rate(self.optimizer, learning_rate(settings, epoch * self.steps + number, self.steps))
+                values = self._batch(images.to(self.device), labels.to(self.device), epoch, number)
+                images_seen += len(images)
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value * len(images)
+        means = {name: value / images_seen for name, value in sums.items()}
+        scored = None if self.validation is None else _accuracy(self.student, self.validation, self.device)
+        return {"epoch": epoch + 1, **means, "accuracy": scored}
+
+    def _batch(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> dict[str, float]:
+        result = self.step(Batch(images, labels, images, epoch, number))
+        if not bool(torch.isfinite(result.loss)):
+            raise RuntimeError(
+                f"the loss is {float(result.loss.detach())} in epoch {epoch + 1}, batch {number + 1}: lower `lr`"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        if self.settings.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm)
+        self.optimizer.step()
+        parts = {"loss": result.loss, **result.terms}
+        return {name: float(value.detach()) for name, value in parts.items()}
+
+
+@contextmanager
+def _fixed(teacher: nn.Module) -> Iterator[None]:
+    """Hold a teacher still within a block: eval mode, no gradients; all as before after it."""
+    flags = [(parameter, parameter.requires_grad) for parameter in teacher.parameters()]
+    teacher.requires_grad_(False)
+    try:
+        with evaluating(teacher):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def _term(one: TermConfig | Mapping[str, Any] | str) -> TermConfig:
+    if isinstance(one, TermConfig):
+        return one
+    return TermConfig(loss=one) if isinstance(one, str) else bind_section(TermConfig, dict(one))
+
+
+def _is_pair(loaders: Any) -> bool:
+    """Return whether it is two loaders, not a tuple of two batches."""
+    if not isinstance(loaders, tuple) or len(loaders) != 2:
+        return False
+    return not all(isinstance(one, tuple | list) and one and isinstance(one[0], Tensor) for one in loaders)
+
+
+def _length(batches: Any) -> int:
+    if not hasattr(batches, "__len__"):
+        raise TypeError(
+            f"training batches must have a length, for the schedule of the learning rate, got a "
+            f"{type(batches).__name__}; give a DataLoader or a list"
+        )
+    count = len(batches)
+    if count == 0:
+        raise ValueError("there are no training batches")
+    return count
+
+
+def _has_no_scales(student: nn.Module) -> bool:
+    if not isinstance(student, Student):
+        return False
+    return not all(quantizer.quant.is_calibrated for quantizer in act_quantizers(student).values())
+
+
+def _some(batches: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    for _, batch in zip(range(CALIBRATION_BATCHES), batches, strict=False):
+        yield batch
+
+
+def _accuracy(model: nn.Module, batches: Loader, device: torch.device) -> float:
+    right = images_seen = 0
+    with evaluating(model), torch.no_grad():
+        for images, labels in batches:
+            right += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
+            images_seen += len(labels)
+    return right / max(1, images_seen)

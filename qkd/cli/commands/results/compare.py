@@ -1,0 +1,29 @@
+"""`qkd compare`: runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qkd.cli.options.command import add_command, print_result
+from qkd.files.user_paths import user_path
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands, "compare", compare, "runs side by side: accuracy, size, latency, bits", has_runs=True
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or names of runs")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="write the table as a page (HTML), too")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Print the table, and write the page where one is asked for."""
+    from qkd.report.comparison import compare_runs, write_comparison
+    from qkd.run.target import require_run_folder
+
+    table = compare_runs([require_run_folder(name, args.runs_dir) for name in args.runs])
+    if args.out is not None:
+        write_comparison(table, args.out)
+    return print_result(args, table)

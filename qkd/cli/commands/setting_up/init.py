@@ -1,0 +1,40 @@
+"""`qkd init`: a first config for a folder of images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from qkd.cli.options.command import add_command, print_result
+from qkd.files.user_paths import user_path
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "look at a folder of images, and write a short config that trains on it"
+    parser = add_command(commands, "init", init, text)
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=user_path, help=(
+        "class folders of images, alone or in train/, test/ and val/; or train.npz and test.npz (absent: digits)"
+    ))  # fmt: skip
+    parser.add_argument("--net", metavar="NET", help="a name of `qkd ls nets`, path/to/file.py:function, module:name")
+    parser.add_argument("--weights", metavar="FILE", type=user_path, help="of the teacher; or imagenet")
+    parser.add_argument("--bits", default="w4a4", metavar="w4a4", help="of the student's weights and activations")
+    parser.add_argument("--out", metavar="FILE.yaml", type=user_path, help="where to write (FOLDER's name, here)")
+    parser.add_argument("--force", action="store_true", help="write over a config that is there")
+
+
+def init(args: argparse.Namespace) -> int:
+    """Look, write, and say what was seen."""
+    from qkd.failures import UsageError
+    from qkd.starting import first_config, look_at
+
+    stem = "digits" if args.folder is None else args.folder.resolve().name or "run"
+    file = args.out or Path(f"{stem}.yaml")
+    if file.exists() and not args.force:
+        raise UsageError(f"{file} is there already; give another --out, or --force to write over it")
+    look = None if args.folder is None else look_at(args.folder)
+    is_here = file.resolve().parent == Path.cwd()
+    folder = args.folder if args.folder is None or is_here else args.folder.resolve()
+    options = {"net": args.net, "weights": args.weights, "bits": args.bits}
+    return print_result(args, first_config(look, folder, file, **options))

@@ -1,0 +1,57 @@
+"""What the shell completes: configs, keys of configs, and the options that the parser knows (extra [completion])."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.extras import COMPLETION
+
+ASKED = "_ARGCOMPLETE"  # set by the shell's completion while it asks
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell where it asks what can stand next; then this process ends.
+
+    Args:
+        parser: Of all commands.
+
+    Raises:
+        ImportError: If it asks, and the package that answers is not installed.
+    """
+    if ASKED not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError as error:
+        raise ImportError(f"completion: argcomplete is missing: {COMPLETION}") from error
+    argcomplete.autocomplete(parser)
+
+
+def configs(prefix: str, **_: object) -> Iterator[str]:
+    """Yield what can be a config: files, folders, shipped ones.
+
+    Args:
+        prefix: What is typed already.
+    """
+    from qkd.config.binding import shipped_configs
+
+    folder = Path(prefix).parent if not prefix.endswith("/") else Path(prefix)
+    if folder.is_dir():
+        found = sorted(path for path in folder.iterdir() if path.is_dir() or path.suffix in (".yaml", ".yml"))
+        yield from (f"{path}/" if path.is_dir() else str(path) for path in found)
+    yield from shipped_configs()
+
+
+def overrides(prefix: str, **_: object) -> Iterator[str]:
+    """Yield the keys of a config, each with the sign that its value follows.
+
+    Args:
+        prefix: What is typed already.
+    """
+    from qkd.config.explaining import explained
+
+    keys = (key for key in explained().keys if not key.is_group and "[]" not in key.path)
+    yield from (f"{key.path}=" for key in keys if key.path.startswith(prefix.partition("=")[0]))

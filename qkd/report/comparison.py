@@ -1,0 +1,198 @@
+"""Runs side by side: accuracy, size, latency and bits of each student, as a table, plain data or a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qkd.files import DamagedFileError, write_text
+from qkd.foreign.shown import shown
+from qkd.report.summary import ModelRow, RunSummary, summarize
+from qkd.report.table import align, megabytes, milliseconds, percent
+
+HEAD = ["run", "student", "net", "accuracy", "teacher", "size", "FP32 / size", "latency", "FP32 / latency", "needs",
+        "state"]  # fmt: skip
+TERMS = (
+    "Accuracy: of the test images, with its 95 % interval; runs on other data sets cannot be compared by it. FP32 / "
+    "size, FP32 / latency: how many times smaller and faster the student's file is than that of the same net with "
+    "32-bit floats. Latencies of different machines cannot be compared; the ratios can, with care."
+)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run among others.
+
+    Args:
+        run: Its name.
+        student: Its bits, as ``w2a2``; empty before there is a student.
+        net: The student's.
+        accuracy, teacher_accuracy: Fractions of the test images.
+        interval: 95 % interval of the student's.
+        size_bytes, size_ratio: Of the student's file, and the FP32 file's size over it.
+        median_ms, latency_ratio: Of one inference, and FP32's over it.
+        needs: What runs the file.
+        state: ``complete``, or how far it got; or why it cannot be read.
+    """
+
+    run: str
+    student: str = ""
+    net: str = ""
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None
+    teacher_accuracy: float | None = None
+    size_bytes: int | None = None
+    size_ratio: float | None = None
+    median_ms: float | None = None
+    latency_ratio: float | None = None
+    needs: str = ""
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class RunsTable:
+    """Runs side by side."""
+
+    rows: tuple[RunRow, ...]
+    folder: str = ""
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the rows as plain data; accuracies are fractions."""
+        return [asdict(row) for row in self.rows]
+
+    def cells(self) -> list[list[str]]:
+        """Return heading and a line for each run, as text."""
+        return [HEAD, *(_cells(row) for row in self.rows)]
+
+    def to_text(self) -> str:
+        """Return the table as text."""
+        return align(self.cells()) if self.rows else f"{self.folder}: no runs"
+
+
+def compare_runs(folders: Sequence[Path]) -> RunsTable:
+    """Return run folders side by side, in that order.
+
+    Args:
+        folders: Of runs, however far they got; one that is damaged has a line that says so.
+
+    Raises:
+        OSError: If a record cannot be read.
+    """
+    return RunsTable(tuple(_row(folder) for folder in folders))
+
+
+def runs_below(folder: Path) -> RunsTable:
+    """Return all runs of a folder side by side, by name.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    return RunsTable(compare_runs(found).rows, str(folder))
+
+
+def render_comparison(table: RunsTable) -> str:
+    """Return a page of runs side by side that needs no other file."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
+                            trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    page = templates.get_template("comparison.html.j2").render(rows=table.cells(), terms=TERMS, charts=_charts(table))
+    return shown(page)
+
+
+def write_comparison(table: RunsTable, out: Path) -> None:
+    """Write the page of runs side by side.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    write_text(out, render_comparison(table))
+
+
+def _row(folder: Path) -> RunRow:
+    try:
+        summary = summarize(folder)
+    except (DamagedFileError, ImportError) as error:
+        return RunRow(folder.name, state=f"cannot be read: {error}")
+    student, twin, teacher = (_model(summary, start) for start in ("student", "twin", "teacher"))
+    row = RunRow(folder.name, teacher_accuracy=teacher.test_accuracy if teacher else None, state=_state(summary))
+    if student is None:
+        return row
+    values: Mapping[str, Any] = {
+        "student": student.role.removeprefix("student").strip(),
+        "net": student.net,
+        "accuracy": student.test_accuracy,
+        "interval": student.interval,
+        "size_bytes": student.size_bytes,
+        "size_ratio": _ratio(twin.size_bytes if twin else None, student.size_bytes),
+        "median_ms": student.median_ms,
+        "latency_ratio": _ratio(twin.median_ms if twin else None, student.median_ms),
+        "needs": student.needs,
+    }
+    return RunRow(**{**asdict(row), **values})
+
+
+def _model(summary: RunSummary, start: str) -> ModelRow | None:
+    if start == "twin":
+        return next((row for row in summary.models if "FP32 twin" in row.role), None)
+    return next((row for row in summary.models if row.role.startswith(start)), None)
+
+
+def _state(summary: RunSummary) -> str:
+    if summary.parity and not summary.parity.get("passed"):
+        return "parity FAILED"
+    steps = {
+        "complete": summary.report,
+        "measured": summary.bench,
+        "exported": summary.parity,
+        "student trained": any(row.role.startswith("student") for row in summary.models),
+        "teacher trained": summary.models,
+    }
+    return next((words for words, is_there in steps.items() if is_there), "begun")
+
+
+def _ratio(theirs: float | None, ours: float | None) -> float | None:
+    return theirs / ours if theirs and ours else None
+
+
+def _cells(row: RunRow) -> list[str]:
+    interval = "" if row.interval is None else f" ({100 * row.interval[0]:.1f} .. {100 * row.interval[1]:.1f} %)"
+    return [
+        row.run,
+        row.student or "-",
+        row.net or "-",
+        percent(row.accuracy) + interval,
+        percent(row.teacher_accuracy),
+        megabytes(row.size_bytes),
+        _times(row.size_ratio),
+        milliseconds(row.median_ms),
+        _times(row.latency_ratio),
+        row.needs.removeprefix("onnxruntime ") or "-",
+        row.state,
+    ]
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+def _charts(table: RunsTable) -> list[Any]:
+    from qkd.report.charts import Point, scatter_chart
+
+    known = [row for row in table.rows if row.accuracy is not None]
+    pairs = (
+        ("accuracy against size", "size of the file in kB", "size_bytes", 1e-3),
+        ("accuracy against latency", "median latency in ms", "median_ms", 1.0),
+    )
+    charts = []
+    for title, label, key, factor in pairs:
+        points = [
+            Point(f"{row.run} {row.student}", factor * getattr(row, key), row.accuracy or 0.0, index)
+            for index, row in enumerate(known) if getattr(row, key) is not None
+        ]  # fmt: skip
+        if points:
+            charts.append(scatter_chart(title, points, x_label=label, percent=True))
+    return charts

@@ -1,0 +1,82 @@
+"""Accuracy by class, and which classes are taken for which, from what the export stage wrote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qkd.units import percent
+
+MOST_CLASSES = 20  # of a matrix that a page shows; beyond, the pairs that are confused most often
+MOST_PAIRS = 10
+CLASS_HEAD = ["class", "test images", "student", "teacher", "mostly taken for"]
+PAIR_HEAD = ["shows", "taken for", "images"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a confusion matrix.
+
+    Args:
+        images: How many.
+        share: Of its row, 0..1.
+        is_right: Whether it is on the diagonal.
+    """
+
+    images: int
+    share: float
+    is_right: bool
+
+
+def class_table(predictions: Mapping[str, Any]) -> list[list[str]]:
+    """Return heading and a line for each class, the worst first; only the heading where nothing is known."""
+    if not predictions:
+        return [CLASS_HEAD]
+    ours, theirs = (_counts(predictions, name) for name in ("student", "teacher"))
+    rows = []
+    for label, name in enumerate(predictions["classes"]):
+        total = sum(count for (shown, _), count in ours.items() if shown == label)
+        if not total:
+            continue
+        shares = [counts[label, label] / total if counts else None for counts in (ours, theirs)]
+        wrong = [(count, found) for (shown, found), count in ours.items() if shown == label != found]
+        most = max(wrong, key=lambda pair: (pair[0], -pair[1]), default=None)
+        taken = "-" if most is None else f"{_name(predictions, most[1])} ({most[0]})"
+        rows.append((shares[0], label, [name, f"{total:,}", percent(shares[0]), percent(shares[1]), taken]))
+    return [CLASS_HEAD, *(cells for _, _, cells in sorted(rows, key=lambda row: (row[0] or 0.0, row[1])))]
+
+
+def confusion_matrix(predictions: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
+    """Return a row for each class: its name, and a cell for each predicted class; empty where there are too many."""
+    names = predictions.get("classes", [])
+    if not names or len(names) > MOST_CLASSES:
+        return []
+    counts = _counts(predictions, "student")
+    rows = []
+    for label, name in enumerate(names):
+        row = [counts[label, found] for found in range(len(names))]
+        total = sum(row) or 1
+        rows.append((name, [Cell(count, count / total, found == label) for found, count in enumerate(row)]))
+    return rows
+
+
+def pair_table(predictions: Mapping[str, Any]) -> list[list[str]]:
+    """Return heading and the pairs of classes that the student confuses most often."""
+    pairs = [
+        (count, label, found) for (label, found), count in _counts(predictions, "student").items() if label != found
+    ]
+    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:MOST_PAIRS]
+    return [PAIR_HEAD, *([_name(predictions, label), _name(predictions, found), f"{count:,}"]
+                         for count, label, found in worst)]  # fmt: skip
+
+
+def _counts(predictions: Mapping[str, Any], name: str) -> Counter[tuple[int, int]]:
+    rows: Sequence[Sequence[int]] = predictions.get("models", {}).get(name, {}).get("confusion", ())
+    return Counter({(label, found): count for label, found, count in rows})
+
+
+def _name(predictions: Mapping[str, Any], label: int) -> str:
+    names = predictions["classes"]
+    return names[label] if label < len(names) else str(label)

@@ -1,0 +1,94 @@
+"""Say in one sentence what a run came to: smaller, faster, and by how much less accurate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+SAME = 0.02  # medians of one file measured twice differ by up to about two hundredths
+
+
+class Figures(Protocol):
+    """What is read of a model's row."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Size of its file."""
+
+    @property
+    def median_ms(self) -> float | None:
+        """Median latency of one inference."""
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Fraction of the test images."""
+
+
+def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | None, *, predictions: Mapping[str, Any],
+            parity: Mapping[str, Any]) -> str:  # fmt: skip
+    """Return the sentence; empty where there is no student yet.
+
+    Args:
+        student: Its row.
+        twin: That of the same net in FP32; None where there is none.
+        teacher: That of the net it learned from.
+        predictions: Content of ``predictions.json``, for the spread of the difference; empty where there is none.
+        parity: Content of ``parity.json``.
+    """
+    if student is None or student.test_accuracy is None:
+        return ""
+    parts = _costs(student, twin)
+    points = points_text(student.test_accuracy, teacher.test_accuracy if teacher else None, predictions)
+    if points:
+        parts.append(f"{points} of accuracy against the teacher")
+    if not parts:
+        return ""
+    doubt = "; but the file is NOT proven to be the student" if parity and not parity.get("passed") else ""
+    return f"{', '.join(parts)}{doubt}."
+
+
+def points_text(ours: float, theirs: float | None, predictions: Mapping[str, Any]) -> str:
+    """Return the difference of two accuracies in points, with its 95 % half width where it is known."""
+    found = predictions.get("difference")
+    if found:
+        return f"{_signed(found['value'])} ± {100 * found['half_width']:.1f} points"
+    return "" if theirs is None else f"{_signed(ours - theirs)} points"
+
+
+def factor_text(ours: float | None, theirs: float | None, words: tuple[str, str, str]) -> str:
+    """Return how many times one figure is another; empty where one is missing.
+
+    Args:
+        ours: Of the student.
+        theirs: Of its FP32 twin.
+        words: Words for less, more, and the same: ``("smaller", "larger", "as large")``.
+    """
+    if not ours or not theirs:
+        return ""
+    factor, (less, more, same) = theirs / ours, words
+    if abs(factor - 1) <= SAME:
+        return same
+    return f"{_times(factor)} x {less}" if factor > 1 else f"{_times(1 / factor)} x {more}"
+
+
+def _costs(student: Figures, twin: Figures | None) -> list[str]:
+    """Return size and speed against the twin; the first of them names it."""
+    if twin is None:
+        return []
+    pairs = (
+        factor_text(student.size_bytes, twin.size_bytes, ("smaller", "larger", "as large")),
+        factor_text(student.median_ms, twin.median_ms, ("faster", "slower", "as fast")),
+    )
+    parts = [text for text in pairs if text]
+    if parts:
+        parts[0] += f" {'as' if parts[0].startswith('as ') else 'than'} FP32"
+    return parts
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}" if factor < 1.1 else f"{factor:.1f}"
+
+
+def _signed(fraction: float) -> str:
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if float(text) == 0 else text

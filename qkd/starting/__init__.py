@@ -1,0 +1,13 @@
+"""A first config: what a folder of images holds, and the few lines that train on it."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qkd.starting.first_config import FirstConfig, first_config
+    from qkd.starting.looking import Look, look_at
+else:
+    from export.on_demand import on_demand
+
+    __getattr__, __dir__ = on_demand(__name__)
+
+__all__ = ["FirstConfig", "Look", "first_config", "look_at"]

@@ -1,0 +1,194 @@
+"""The few lines of a first config, with comments, for what a folder holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qkd.config.binding import bind
+from qkd.config.filling import TUNING_LR
+from qkd.files import write_text
+from qkd.foreign.user_code import file_of, is_place, place_fault
+from qkd.image_size import height_width
+from qkd.nets import WeightsError, build_net, load_weights
+from qkd.nets.imagenet import IMAGENET, weights_file
+from qkd.nets.own.copies import resolved_nets
+from qkd.nets.own.spelling import parse_net
+from qkd.starting.looking import Look
+
+SMALL = 64  # pixels a side up to which a net made for small images is proposed
+STEPS_AN_EPOCH = 10  # at least: with fewer, thirty epochs teach a net little
+LARGEST_BATCH, SMALLEST_BATCH = 128, 8
+TUNING_EPOCHS = 10
+_CODE = re.compile(r"w([2-8])a([2-8])")
+
+
+@dataclass(frozen=True)
+class FirstConfig:
+    """A config that was written.
+
+    Args:
+        file: Where it is.
+        text: What it says.
+        look: The folder that it is for; None without a folder.
+        note: What was found out about given weights; empty without.
+    """
+
+    file: Path
+    text: str
+    look: Look | None
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as plain data."""
+        seen = None if self.look is None else self.look.to_json()
+        return {"file": str(self.file), "config": self.text, "data": seen, "note": self.note}
+
+    def to_text(self) -> str:
+        """Return what was seen and written, and what to do next."""
+        seen = [] if self.look is None else [self.look.to_text()]
+        note = [f"weights: {self.note}"] if self.note else []
+        file = self.file.as_posix()
+        next_steps = f"next: qkd run {file} --dry-run   (two batches of everything), then: qkd run {file}"
+        return "\n".join([*seen, *note, f"wrote {file}", next_steps])
+
+
+def first_config(
+    look: Look | None, folder: Path | None, file: Path, *, net: str | None = None, weights: Path | None = None,
+    bits: str = "w4a4", name: str | None = None,
+) -> FirstConfig:  # fmt: skip
+    """Write a config for a folder of images.
+
+    Args:
+        look: What the folder holds; None without a folder: the digits that come with the toolkit are used.
+        folder: As the config is to name it.
+        file: Where to write.
+        net: As on the command line: a file of a net is looked for from the current folder; absent: one that fits the
+            size of the images.
+        weights: Of the teacher: a file, or ``imagenet``.
+        bits: ``w4a4`` and the like: bits of weights and activations.
+        name: Of the run; absent: the file's.
+
+    Raises:
+        ValueError: If bits, net or weights cannot be used.
+        OSError: If a file cannot be read or written.
+    """
+    match = _CODE.fullmatch(bits)
+    if match is None:
+        raise ValueError(f"--bits must be like w4a4 or w2a2, with 2 to 8 bits each, got {bits!r}")
+    chosen = net or _net_for(look)
+    _require_net(chosen)
+    start, note = _start(chosen, look, weights)
+    head = _head(look, folder)
+    text = _text(head, name or _name(file), _data(look, folder, start), _teacher(_from_config(chosen, file), start),
+                 (int(match[1]), int(match[2])))  # fmt: skip
+    bind(resolved_nets(_parsed(text), file.resolve().parent))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    return FirstConfig(file, text, look, note)
+
+
+def _text(head: str, name: str, data: str, teacher: str, bits: tuple[int, int]) -> str:
+    return f"""{head}
+# All keys with their values: qkd show FILE; what a key means: qkd show --explain KEY.
+name: {name}                     # of the folder with the results, runs/{name}
+data: {data}
+teacher: {teacher}
+student:                         # of the teacher's net, beginning with its weights (or: net: ...)
+  quant: {{weight_bits: {bits[0]}, act_bits: {bits[1]}}}      # 2 to 8; the first and last layer have 8
+  train: {{epochs: 30, lr: 0.02}}
+"""
+
+
+def _head(look: Look | None, folder: Path | None) -> str:
+    if look is None:
+        return "# Written by `qkd init`: handwritten digits stand in for your images (qkd init FOLDER)."
+    lines = [f"# Written by `qkd init {folder}`: {look.words};", f"# {look.held_out}."]
+    return "\n".join(lines)
+
+
+def _data(look: Look | None, folder: Path | None, start: dict[str, Any]) -> str:
+    if look is None:
+        return "{name: digits}"
+    batch = max(SMALLEST_BATCH, min(LARGEST_BATCH, 1 << max(0, (look.train // STEPS_AN_EPOCH).bit_length() - 1)))
+    values: dict[str, Any] = {"name": look.kind, "path": str(folder)}
+    values |= {} if look.image_size is None else {"image_size": look.image_size}
+    values |= {} if batch == LARGEST_BATCH else {"batch_size": batch}
+    values |= {"preprocess": "torchvision"} if start.get("weights") == IMAGENET else {}
+    return _flow(values)
+
+
+def _teacher(net: str, start: dict[str, Any]) -> str:
+    return _flow({"net": net, **start})
+
+
+def _flow(values: dict[str, Any]) -> str:
+    """Return a group of keys on one line of YAML."""
+    return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in values.items()) + "}"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, dict):
+        return _flow(value)
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_./-]*[A-Za-z_./][A-Za-z0-9_./-]*(:[A-Za-z_]\w*)?", value):
+        return value
+    return json.dumps(value)  # which is YAML, too
+
+
+def _net_for(look: Look | None) -> str:
+    size = 8 if look is None else look.image_size or look.largest
+    return "resnet20" if max(height_width(size)) <= SMALL else "torchvision/resnet18"
+
+
+def _require_net(net: str) -> None:
+    spelling = parse_net(net)
+    if spelling.is_own and (fault := place_fault(spelling.name)):
+        raise ValueError(f"--net {net}: {fault}")
+
+
+def _from_config(net: str, file: Path) -> str:
+    """Return a net as the config names it: its file relative to the config's folder."""
+    source = file_of(net) if is_place(net) else None
+    if source is None:
+        return net
+    relative = os.path.relpath(source.resolve(), file.resolve().parent)
+    return f"{Path(relative).as_posix()}:{net.rpartition(':')[2]}"
+
+
+def _start(net: str, look: Look | None, weights: Path | None) -> tuple[dict[str, Any], str]:
+    """Return the teacher's keys beside its net, and what was found out about its weights."""
+    if weights is None:
+        _built(net, look)
+        return {"train": {"epochs": 30, "lr": 0.1}}, ""
+    file, made = weights_file(weights, net), _built(net, look)
+    try:
+        said = load_weights(made, file)
+    except WeightsError as error:
+        try:
+            said = load_weights(made, file, head="new")
+        except WeightsError:
+            raise error from None  # what is wrong without a new head, too
+        train = {"epochs": TUNING_EPOCHS, "lr": TUNING_LR}
+        return {"weights": str(weights), "head": "new", "train": train}, said
+    return {"weights": str(weights)}, f"they fit{', ' + said if said else ''}; the teacher is not trained again"
+
+
+def _built(net: str, look: Look | None) -> Any:
+    size = 8 if look is None else look.image_size or look.largest
+    classes, channels = (10, 1) if look is None else (len(look.classes), look.channels)
+    return build_net(net, classes=classes, channels=channels, image_size=size)
+
+
+def _name(file: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", file.stem).lstrip("._-") or "run"
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    from qkd.files.yaml_text import parse_yaml
+
+    found: dict[str, Any] = parse_yaml(text)
+    return found

@@ -1,0 +1,3 @@
+"""What is kept and written at the end of each epoch."""
+
+__all__: list[str] = []

@@ -1,0 +1,54 @@
+"""The weights of the epoch with the best validation accuracy, for a training that is to keep those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkd.training.state import fill
+
+PREFIX = "best/"  # of tensor names in a checkpoint
+
+
+class BestWeights:
+    """Holds a copy of a model's best state so far; of epochs that are equally good, the last one's."""
+
+    def __init__(self) -> None:
+        self.epoch: int | None = None
+        self.accuracy = -1.0
+        self.tensors: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def offer(self, model: nn.Module, *, epoch: int, accuracy: float) -> None:
+        """Take a model's state if no earlier one was better.
+
+        Args:
+            model: With the weights that were scored.
+            epoch: From 1.
+            accuracy: On the validation images, a fraction.
+        """
+        if accuracy < self.accuracy:
+            return
+        self.epoch, self.accuracy = epoch, accuracy
+        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def copy_to(self, model: nn.Module) -> None:
+        """Give a model the best state; it keeps its own where none was offered."""
+        if self.epoch is not None:
+            fill(model, self.tensors)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and values as a checkpoint keeps them."""
+        return {PREFIX + name: tensor for name, tensor in self.tensors.items()}, {
+            "epoch": self.epoch,
+            "accuracy": self.accuracy,
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], device: torch.device) -> None:
+        """Put back what :meth:`state` returned."""
+        self.epoch, self.accuracy = values["epoch"], values["accuracy"]
+        own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        self.tensors = {name: tensor.to(device) for name, tensor in own.items()}

@@ -1,0 +1,132 @@
+"""`import qkd`: runs, finished runs and distillation as functions and values; importing stays free."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import qkd
+from qkd.config.binding import config_text
+from qkd.failures import ConfigError, UsageError
+from qkd.losses import soft_target_loss
+from qkd.progress import Silent
+from qkd.testing import tiny_config, write_npz_set
+from quantizers import QuantSpec, Student, integer_view, prepare
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a config and its run, up to the student."""
+    folder = tmp_path_factory.mktemp("api")
+    config = tiny_config(write_npz_set(folder / "data"), {"teacher.train.epochs": 1, "student.train.epochs": 1})
+    (folder / "tiny.yaml").write_text(config_text(config), encoding="utf-8")
+    run = qkd.run(folder / "tiny.yaml", runs_dir=folder / "runs", until="distill", progress=Silent())
+    assert run.path == folder / "runs" / "tiny"
+    return folder
+
+
+def test_a_run_is_values(home: Path) -> None:
+    run = qkd.load_run(home / "runs" / "tiny")
+    assert isinstance(run.student, Student) and not run.teacher.training
+    splits = run.images()
+    assert run.teacher(torch.zeros(2, *splits.image_shape)).shape == (2, len(splits.classes))
+    assert {row.role for row in run.report.models} == {"teacher (= FP32 twin)", "student w4a4"}
+    assert "test accuracy (95 %)" in str(run) and repr(run).startswith("<Run ") and "<pre>" in run._repr_html_()
+    assert run.onnx.name == "student.onnx" and run.config.name == "tiny"
+
+
+def test_configs_in_any_form_and_overrides(home: Path) -> None:
+    config = qkd.load_run(home / "runs" / "tiny").config
+    again = qkd.run(config, runs_dir=home / "runs", until="distill", progress=Silent())
+    assert again.path == home / "runs" / "tiny"
+    plain = config.model_dump(mode="json")
+    for overrides in ({"name": "other", "teacher.train.lr": 0.04}, ["name=other", "teacher.train.lr=0.04"]):
+        other = qkd.run(plain, overrides, runs_dir=home / "runs", until="teacher", progress=Silent())
+        assert (other.config.name, other.config.teacher.train.lr) == ("other", 0.04)  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="until must be one of teacher, search"):
+        qkd.run(plain, until="end")
+    with pytest.raises(ConfigError, match="config.student.quant: missing"):
+        qkd.run({**plain, "student": {}})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        qkd.load_run(home)
+
+
+def nets() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    made = [nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
+            for _ in range(2)]  # fmt: skip
+    return made[0], made[1]
+
+
+def batches(count: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(16) % 2
+    return [(torch.randn(16, 1, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1), labels) for _ in range(count)]
+
+
+def test_a_low_bit_student_follows_a_teacher_in_a_loop_of_ones_own() -> None:
+    teacher, net = nets()
+    qkd.distill(teacher, net, batches(), terms=["cross_entropy"], train={"epochs": 4, "lr": 0.05})
+    student = prepare(net, QuantSpec(weight_bits=4, act_bits=4), batches(1)[0][0])
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    teacher.train()
+    terms = ["cross_entropy", {"loss": "soft_target", "weight": 2.0, "options": {"temperature": 4}},
+             {"loss": "similarity_preserving", "taps": [["2", "2"]]}]  # fmt: skip
+    found = qkd.distill(student, teacher, (batches(), batches(1)), terms=terms, train={"epochs": 5, "lr": 0.05})
+    assert found.rows[-1]["loss"] < found.rows[0]["loss"] and found.accuracy is not None and found.accuracy > 0.8
+    assert list(found.rows[0]) == ["epoch", "loss", "cross_entropy", "soft_target", "similarity_preserving", "accuracy"]
+    assert "soft_target" in str(found).splitlines()[0] and len(str(found).splitlines()) >= 6
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items()), "it is only read"
+    assert teacher.training and all(parameter.requires_grad for parameter in teacher.parameters())
+    assert not student.training and len(integer_view(student).nodes) > 3, "it can be exported"
+
+
+def test_what_cannot_be_distilled_is_said() -> None:
+    student, teacher = nets()
+    with pytest.raises(TypeError, match="must have a length.* got a generator"):
+        qkd.distill(student, teacher, (one for one in batches()))
+    with pytest.raises(ValueError, match="no training batches"):
+        qkd.distill(student, teacher, [])
+    with pytest.raises(ValueError, match="unknown loss 'soft_targets'; did you mean `soft_target`"):
+        qkd.distill(student, teacher, batches(), terms=["soft_targets"])
+    with pytest.raises(ValueError, match="epochs"):
+        qkd.distill(student, teacher, batches(), train={"epochs": 0})
+    broken = [(torch.full((4, 1, 8, 8), torch.inf), torch.zeros(4, dtype=torch.int64))]
+    with pytest.raises(RuntimeError, match="in epoch 1, batch 1: lower `lr`"):
+        qkd.distill(student, teacher, broken, terms=["cross_entropy"])
+
+
+def test_losses_have_the_names_of_configs() -> None:
+    logits = torch.randn(4, 3), torch.randn(4, 3)
+    expected = soft_target_loss(*logits, temperature=4.0)
+    assert torch.equal(qkd.loss("soft_target", temperature=4.0)(*logits), expected)
+    with pytest.raises(UsageError, match="no loss 'soft_targets'; did you mean 'soft_target'"):
+        qkd.loss("soft_targets")
+    with pytest.raises(ValueError, match="must be positive, got -1"):
+        qkd.loss("soft_target", temperature=-1)
+    with pytest.raises(UsageError, match="with a module that learns"):
+        qkd.loss("hint")
+
+
+def test_rooms_stay_modules() -> None:
+    """`qkd.run(...)` and `from qkd.run.folder import RunFolder` both work, in whatever order."""
+    assert importlib.import_module("qkd.run.folder").RunFolder and callable(qkd.run)
+    assert importlib.import_module("qkd.distill").PLACES and callable(qkd.distill)
+
+
+def test_importing_is_free_and_the_version_is_there() -> None:
+    code = "import sys, qkd; print(qkd.__version__); print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    version, heavy = done.stdout.splitlines()
+    assert version[0].isdigit() and ast.literal_eval(heavy) == []
+    done = subprocess.run(
+        [sys.executable, "-m", "qkd", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == f"qkd {version}\n"

@@ -1,0 +1,200 @@
+"""The verdict, classes that are confused, pictures, and runs side by side."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from beside import load
+
+from qkd.cli import main
+from qkd.files import DamagedFileError
+from qkd.predicting.predictions import paired_difference, small
+from qkd.report import RunRecord, render_page, render_text, summarize
+from qkd.report.comparison import compare_runs, render_comparison
+from qkd.report.findings.confusion import class_table, confusion_matrix, pair_table
+from qkd.report.findings.gallery import read_gallery
+from qkd.report.findings.verdict import verdict
+from qkd.report.summary import ModelRow
+
+files = load(Path(__file__).parents[1] / "run_files.py")
+PREDICTIONS = {
+    "images": 10,
+    "classes": ["cat", files.EVIL, "newt"],
+    "models": {
+        "student": {"right": 6, "confusion": [[0, 0, 4], [1, 0, 3], [1, 1, 1], [2, 2, 1], [2, 1, 1]]},
+        "teacher": {"right": 8, "confusion": [[0, 0, 4], [1, 0, 1], [1, 1, 3], [2, 2, 1], [2, 0, 1]]},
+    },
+    "difference": {"value": -0.2, "half_width": 0.25, "only_student": 0, "only_teacher": 2},
+}
+
+
+def row(size: int | None, ms: float | None, accuracy: float | None = 0.9) -> ModelRow:
+    return ModelRow("x", "y", test_accuracy=accuracy, size_bytes=size, median_ms=ms)
+
+
+@pytest.mark.parametrize(
+    ("student", "twin", "words"),
+    [
+        (row(100, 1.0), row(780, 2.1), "7.8 x smaller than FP32, 2.1 x faster, -2.0 points"),
+        (row(100, 2.0), row(780, 1.9), "7.8 x smaller than FP32, 1.05 x slower, -2.0 points"),
+        (row(100, 1.0), row(780, 1.01), "7.8 x smaller than FP32, as fast, -2.0 points"),
+        (row(100, None), row(99, 1.0), "as large as FP32, -2.0 points"),
+        (row(None, None), None, "-2.0 points"),
+    ],
+)
+def test_the_verdict_says_all_in_a_sentence(student: ModelRow, twin: ModelRow | None, words: str) -> None:
+    text = verdict(student, twin, row(1, 1.0, 0.92), predictions={}, parity={"passed": True})
+    assert text == f"{words} of accuracy against the teacher."
+
+
+def test_the_verdict_has_a_spread_and_a_doubt_where_they_are_known() -> None:
+    text = verdict(row(1, 1.0), row(1, 1.0), row(1, 1.0), predictions=PREDICTIONS, parity={"passed": False})
+    assert "-20.0 ± 25.0 points" in text and text.endswith("; but the file is NOT proven to be the student.")
+    assert verdict(None, None, None, predictions={}, parity={}) == ""
+    assert verdict(row(1, 1.0, None), None, None, predictions={}, parity={}) == ""
+
+
+def test_a_paired_difference_is_that_of_the_formula() -> None:
+    ours = np.array([True] * 80 + [False] * 20)
+    theirs = np.array([True] * 70 + [False] * 10 + [True] * 18 + [False] * 2)
+    found = paired_difference(ours, theirs)
+    assert (found["only_student"], found["only_teacher"]) == (10, 18)
+    assert found["value"] == pytest.approx(-0.08)
+    assert found["half_width"] == pytest.approx(1.959964 * np.sqrt(28 - 64 / 100) / 100)
+    assert paired_difference(ours, ours)["half_width"] == 0
+
+
+def test_classes_come_worst_first() -> None:
+    rows = class_table(PREDICTIONS)
+    assert [line[0] for line in rows] == ["class", files.EVIL, "newt", "cat"]
+    assert rows[1] == [files.EVIL, "4", "25.00 %", "75.00 %", "cat (3)"]
+    assert rows[3] == ["cat", "4", "100.00 %", "100.00 %", "-"]
+    assert pair_table(PREDICTIONS)[1:] == [[files.EVIL, "cat", "3"], ["newt", files.EVIL, "1"]]
+    matrix = confusion_matrix(PREDICTIONS)
+    assert [cell.images for cell in matrix[1][1]] == [3, 1, 0]
+    assert matrix[1][1][0].share == 0.75 and matrix[1][1][1].is_right
+    assert class_table({}) == [class_table(PREDICTIONS)[0]] and confusion_matrix({}) == []
+    many = {**PREDICTIONS, "classes": [str(number) for number in range(21)]}
+    assert confusion_matrix(many) == []
+
+
+def make_findings(path: Path) -> Path:
+    """Write a run with predictions and pictures."""
+    run: Path = files.make_run(path)
+    files.write(run / "export" / "predictions.json", PREDICTIONS)
+    facts = json.loads((run / "export" / "export.json").read_text())
+    facts["student"]["needs"] = "onnxruntime >= 1.24"
+    files.write(run / "export" / "export.json", facts)
+    files.write(run / "config.yaml", {})
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 6, 3), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer, mistakes=images, samples=images, **{
+            "mistakes.labels": np.array([0, 1, 9]), "mistakes.classes": np.array([1, 0, 0]),
+            "mistakes.confidence": np.array([0.99, 0.9, 0.8]), "agent.student": np.stack([images, images]),
+            "agent.student.epochs": np.array([0, 4]),
+        },
+    )  # fmt: skip
+    (run / "export" / "gallery.npz").write_bytes(buffer.getvalue())
+    return run
+
+
+def page_of(run: Path) -> str:
+    summary = summarize(run)
+    record = files.record() if hasattr(files, "record") else RunRecord()
+    gallery = read_gallery(run / "export" / "gallery.npz", PREDICTIONS["classes"])
+    return render_page(summary, RunRecord(**{**record.__dict__, "gallery": gallery}))
+
+
+def test_the_page_opens_with_a_verdict_and_shows_mistakes(tmp_path: Path) -> None:
+    run = make_findings(tmp_path / "run")
+    text = page_of(run)
+    assert text.index('<p class="verdict">25.3 x smaller than FP32, 4.1 x faster, -20.0 ± 25.0 points') < text.index(
+        "<table"
+    )
+    assert set(re.findall(r'src="([^,"]*)', text)) == {"data:image/png;base64"}, "no resource from elsewhere"
+    assert not re.search(r"https?://|url\(|@import|href=|<script", text)
+    page = files.Page(text)
+    assert [tag for tag, _ in page.tags].count("img") == 3 + 3 * 3
+    words = "\n".join(page.words)
+    for part in (f"{files.EVIL}, 99.00 %", "shows cat", "shows 9", "epoch 5", "unchanged", "onnxruntime >= 1.24",
+                 "Parity: the share of test images", "Confusion matrix of the student"):  # fmt: skip
+        assert part in words
+    markdown = render_text(summarize(run))
+    assert "**25.3 x smaller than FP32" in markdown and "## Most often confused" in markdown
+    assert "onnxruntime &gt;= 1.24" in markdown
+
+
+def test_pictures_that_are_none_are_refused(tmp_path: Path) -> None:
+    assert read_gallery(tmp_path / "none.npz", []).mistakes == ()
+    (tmp_path / "a.npz").write_bytes(b"nonsense")
+    np.savez(tmp_path / "b.npz", mistakes=np.zeros((1, 2, 2, 3), np.float32))
+    np.savez(tmp_path / "c.npz", mistakes=np.zeros((1, 2, 2, 5), np.uint8), **{
+        f"mistakes.{key}": np.zeros(1, int) for key in ("labels", "classes", "confidence")
+    })  # fmt: skip
+    for name in "abc":
+        with pytest.raises(DamagedFileError, match="holds no pictures of a run"):
+            read_gallery(tmp_path / f"{name}.npz", [])
+
+
+def test_large_images_are_scaled_down() -> None:
+    import torch
+
+    assert small(torch.zeros(2, 3, 400, 200, dtype=torch.uint8)).shape == (2, 96, 48, 3)
+    assert small(torch.zeros(2, 1, 200, 200, dtype=torch.uint8)).shape == (2, 96, 96, 1)
+    assert small(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 8, 8, 1)
+
+
+def test_runs_are_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_findings(tmp_path / "first")
+    files.make_run(tmp_path / "second", is_equal=False)
+    files.write(tmp_path / "second" / "config.yaml", {})
+    files.write(tmp_path / "begun" / "config.yaml", {})
+    files.write(tmp_path / "broken" / "config.yaml", {})
+    files.write(tmp_path / "broken" / "student" / "result.json", {"weight_bits": "two"})
+    table = compare_runs([tmp_path / name for name in ("first", "second", "begun", "broken")])
+    first, second, begun, broken = table.rows
+    assert (first.student, first.accuracy, first.size_bytes) == ("w2a4", 0.97, 98_765)
+    assert first.size_ratio == pytest.approx(2_500_000 / 98_765) and first.latency_ratio == pytest.approx(0.5 / 0.1234)
+    assert (first.state, second.state, begun.state) == ("measured", "parity FAILED", "begun")
+    assert broken.state.startswith("cannot be read: ")
+    out = tmp_path / "runs.html"
+    assert main(["ls", "runs", str(tmp_path), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "begun", "broken", "first", "second"]
+    page = files.Page(out.read_text())
+    assert {"first", "w2a4", "25.31"} <= set(page.words) and [tag for tag, _ in page.tags].count("svg") == 2
+    assert main(["compare", "second", str(tmp_path / "first"), "--runs-dir", str(tmp_path), "--json"]) == 0
+    assert [one["run"] for one in json.loads(capsys.readouterr().out)] == ["second", "first"]
+    assert "<script" not in render_comparison(table)
+
+
+@pytest.mark.parametrize("arguments", [["compare", "nowhere"], ["ls", "runs", "nowhere"], ["ls", "nets", "folder"]])
+def test_what_is_no_run_is_said(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("qkd: ")
+
+
+def test_no_runs_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: no runs\n"
+
+
+def record_of(**changes: Any) -> dict[str, Any]:
+    return {**PREDICTIONS, **changes}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"images": 0}, {"difference": {"value": 2, "half_width": 0}}, {"models": {"student": {"right": 1}}},
+                {"models": {"student": {"right": 1, "confusion": [[1, 2]]}}}],
+)  # fmt: skip
+def test_predictions_of_another_shape_are_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    files.write(tmp_path / "export" / "predictions.json", record_of(**changes))
+    with pytest.raises(DamagedFileError, match=r"predictions\.json"):
+        summarize(tmp_path)

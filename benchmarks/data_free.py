@@ -87,13 +87,14 @@ class Comparison:
 
     def _row(self, method: str) -> dict[str, Any]:
         runs = {bits: [self.folder / run_name(method, bits, seed) for seed in self.args.seeds] for bits in BITS}
-        config = parse_yaml(self.config(method).read_text())
+        ran = [parse_yaml(file.read_text()) for run in runs[BITS[0]] if (file := run / "config.yaml").is_file()]
+        config = ran[0] if ran else parse_yaml(self.config(method).read_text())
         made = [found for path in runs[BITS[0]] if (found := read(path / "generator" / "result.json"))]
         return {
             "method": method,
             "config": REAL_CONFIG if method == REAL else str(self.config(method).relative_to(ROOT)),
             "teacher": config["teacher"]["net"],
-            "student": config["student"]["net"],
+            "student": config["student"]["net"] or config["teacher"]["net"],
             "teacher_accuracy": spread(accuracies(runs[BITS[0]], "teacher")),
             "float": spread(accuracies(runs[BITS[0]], "student/float")),
             **{f"w{bits}a{bits}": spread(accuracies(runs[bits], "student")) for bits in BITS},
@@ -127,13 +128,13 @@ def read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def same_files(first: Sequence[Path], second: Sequence[Path]) -> bool:
-    """Return whether what makes the images has the same hashes in runs of both widths, as far as both are complete."""
+def same_files(first: Sequence[Path], second: Sequence[Path]) -> bool | None:
+    """Return whether what makes the images has the same hashes in runs of both widths; None where one has none yet."""
     pairs = [
         [read(run / "manifests" / "generator.json").get("files") for run in pair]
         for pair in zip(first, second, strict=True)
     ]
-    return all(None in pair or pair[0] == pair[1] for pair in pairs)
+    return None if any(None in pair for pair in pairs) else all(pair[0] == pair[1] for pair in pairs)
 
 
 def accuracies(runs: Sequence[Path], folder: str) -> list[float]:

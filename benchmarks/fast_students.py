@@ -18,12 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from stage_runs import environment, public, run_stages, spread
 
+CPU = "CPUExecutionProvider"
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "fashion-mnist" / "w2a2.yaml"
 BUDGET = (
@@ -85,6 +89,91 @@ def _accuracy(folder: Path) -> float:
     return float(json.loads((folder / "result.json").read_text())["test_accuracy"])
 
 
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the variants of every shape."""
+    from export import lowbit
+
+    torch.set_num_threads(1)
+    lowbit.register()
+    rows = [row for title in options.shapes for row in _measure_shape(title, options.rounds)]
+    found = {"kernels": lowbit.availability().kernels, "rounds": options.rounds, "rows": rows}
+    return {**found, "environment": environment()}
+
+
+def _measure_shape(title: str, rounds: int) -> list[dict[str, Any]]:
+    from export import lowbit
+
+    with tempfile.TemporaryDirectory() as place:
+        files = _write(title, Path(place))
+        sessions = {name: _session(path, [CPU]) for name, path in files.items()}
+        under = {name: _session(files[name], lowbit.providers()) for name in VARIANTS}
+        image = np.random.default_rng(2).normal(size=(1, *SHAPES[title][2:3], *SHAPES[title][3:] * 2))
+        for name, session in under.items():
+            if not np.array_equal(_run(session, image), _run(sessions[name], image)):
+                raise SystemExit(f"{title}, {name}: outputs differ with the provider")
+        measured = {"FP32": sessions["FP32"], "static int8": sessions["static int8"], **under}
+        times = _interleaved(list(measured.values()), image, rounds)
+        sizes = {name: files[name].stat().st_size for name in measured}
+    int8 = times[list(measured).index("static int8")]
+    rows = []
+    for name, taken in zip(measured, times, strict=True):
+        row = {"shape": title, "variant": name, "ms": round(float(taken.min()), 4), "bytes": sizes[name]}
+        row |= {"median_ms": round(float(np.median(taken)), 4), "to_int8": round(float(taken.min() / int8.min()), 3)}
+        rows.append({**row, "median_to_int8": round(float(np.median(taken) / np.median(int8)), 3)})
+        print(" ".join(f"{value}" for value in rows[-1].values()), flush=True)
+    return rows
+
+
+def _write(title: str, folder: Path) -> dict[str, Path]:
+    """Write FP32, static int8 and every variant of an untrained net."""
+    from export import export_float, export_int8_baseline, export_onnx
+    from qkd.nets import build_net
+    from quantizers import QuantSpec, calibrate, prepare, settle
+
+    name, classes, channels, size = SHAPES[title]
+    torch.manual_seed(0)
+    images = torch.randn(8, channels, size, size)
+    net = build_net(name, classes=classes, channels=channels, image_size=size).train()
+    with torch.no_grad():
+        net(images)  # running statistics
+    files = {"FP32": folder / "fp32.onnx", "static int8": folder / "int8.onnx"}
+    export_float(net.eval(), images[:1], files["FP32"])
+    export_int8_baseline(files["FP32"], images.numpy(), files["static int8"])
+    for number, (variant, changes) in enumerate(VARIANTS.items()):
+        student = prepare(net, QuantSpec(**{"weight_bits": 2, "act_bits": 2, **changes}), images[:1])
+        calibrate(student, [images])
+        settle(student)
+        files[variant] = export_onnx(student.eval(), images[:1], folder / f"{number}.onnx").path
+    return files
+
+
+def _session(path: Path, providers: list[str]) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 3
+    return onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+
+def _run(session: Any, image: Any) -> Any:
+    return session.run(None, {session.get_inputs()[0].name: image.astype(np.float32)})[0]
+
+
+def _interleaved(sessions: list[Any], image: Any, rounds: int) -> Any:
+    """Return milliseconds of processor time ``[sessions, rounds]``.
+
+    Each round has a random order: a session that always ran after FP32 would always find its weights out of the cache.
+    """
+    feeds = [{session.get_inputs()[0].name: image.astype(np.float32)} for session in sessions]
+    times = np.empty((len(sessions), rounds))
+    for number in range(-2, rounds):
+        for place in np.random.default_rng(number + 2).permutation(len(sessions)):
+            start = time.thread_time()
+            sessions[place].run(None, feeds[place])
+            times[place, max(number, 0)] = (time.thread_time() - start) * 1e3
+    return times
+
+
 def main() -> None:
     """Do one part and put it into the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +186,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=100)
     options = parser.parse_intermixed_args()
-    found = train(options)
+    found = train(options) if options.part == "accuracy" else measure(options)
     if options.json:
         known = json.loads(options.json.read_text()) if options.json.exists() else {}
         options.json.write_text(json.dumps({**known, options.part: found}, indent=1) + "\n")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
 from export.devices.probing import Probe
 from export.lowbit import LowBitUnavailableError, availability, library_path
+from export.lowbit.build import built_library
+from export.lowbit.cross import TARGETS, cross_toolchain
 from export.lowbit.provider import OLDEST_RUNTIME
 
 FILE = "liblowbit.so"
+SWITCHED_OFF = "switched off by QKD_LOWBIT=0"
 
 
 def library_here() -> Path:
@@ -27,20 +31,32 @@ def library_here() -> Path:
 def library_for(probe: Probe) -> Path:
     """Return the library for a remote device; whether it gains there is asked of the library, on the device.
 
+    The cross-compiler's library asks for no newer C library than onnxruntime's own wheels do; without that compiler
+    (package ``ziglang``), a device of this machine's processor family gets the library of this machine.
+
     Args:
         probe: What the device answered.
 
     Raises:
-        LowBitUnavailableError: If its onnxruntime is too old for it, or there is no library for its processor family.
+        LowBitUnavailableError: If its onnxruntime is too old for it, or no library can be made for its processor.
+        OSError: If the library cannot be written to the cache.
     """
+    if os.environ.get("QKD_LOWBIT") == "0":
+        raise LowBitUnavailableError(SWITCHED_OFF)
     version = str(probe.machine.get("onnxruntime") or "0")
     if not is_new_enough(version):
         wanted = ".".join(map(str, OLDEST_RUNTIME))
         raise LowBitUnavailableError(f"needs onnxruntime {wanted} or newer, the device has {version}")
     family = str(probe.machine.get("architecture") or "unknown")
-    if family == platform.machine():
+    target = next((name for name, (machine, _) in TARGETS.items() if machine == family), None)
+    if target is None:
+        raise LowBitUnavailableError(f"there are no kernels for the processor family {family}")
+    try:
+        return built_library(cross_toolchain(target))
+    except LowBitUnavailableError:
+        if family != platform.machine():
+            raise
         return library_path()
-    raise LowBitUnavailableError(f"there is no library for {family} here")
 
 
 def is_new_enough(version: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from export import Sample, expect, export_float, export_onnx, lowbit
-from export.devices import Settings, as_device, measure_on
+from export.devices import Settings, as_device, measure_on, shipping
 from export.devices.connections.address import Device, DeviceError
 from export.devices.measuring import link_to
 from export.devices.onboard import runner
@@ -227,8 +228,28 @@ def test_devices_that_no_library_is_for(monkeypatch):
     with pytest.raises(LowBitUnavailableError, match=r"needs onnxruntime 1\.23 or newer, the device has 1\.20\.0"):
         library_for(old)
     odd = dataclasses.replace(probe, machine={**probe.machine, "architecture": "riscv64"})
-    with pytest.raises(LowBitUnavailableError, match="no library for riscv64"):
+    with pytest.raises(LowBitUnavailableError, match="no kernels for the processor family riscv64"):
         library_for(odd)
+    arm = dataclasses.replace(probe, machine={**probe.machine, "architecture": "aarch64"})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    if platform.machine() != "aarch64":
+        with pytest.raises(LowBitUnavailableError, match="the cross-compiler is missing: pip install ziglang"):
+            library_for(arm)
+    monkeypatch.setenv("QKD_LOWBIT", "0")
+    with pytest.raises(LowBitUnavailableError, match="switched off by QKD_LOWBIT=0"):
+        library_for(probe)
+
+
+def test_a_device_gets_the_library_of_its_processor_family(monkeypatch):
+    probe = link_to(as_device("local")).probe()
+    monkeypatch.setattr(shipping, "library_path", lambda: Path("of-this-machine.so"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert library_for(probe) == Path("of-this-machine.so"), "no cross-compiler"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(shipping, "built_library", lambda toolchain: Path(f"for-{toolchain.machine}.so"))
+    for family in ("aarch64", "x86_64"):
+        device = dataclasses.replace(probe, machine={**probe.machine, "architecture": family})
+        assert library_for(device) == Path(f"for-{family}.so")
 
 
 def test_the_perf_test_tool_leaves_out_what_it_is_not_sure_to_take(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -264,15 +265,27 @@ def check_arguments(functions: list[tuple[Any, ...]], *headers: str) -> None:
     assert checked > 25
 
 
-def test_benchmark_reports_what_it_measured() -> None:
+@pytest.fixture
+def benchmark() -> Any:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import lowbit as module
     finally:
         sys.path.pop(0)
-    times = module.in_turns([lambda: None, lambda: np.ones(3)], 4, iter(range(1000)).__next__)
+    return module
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+def test_the_tables_of_the_page_are_those_of_the_results(benchmark: Any, isa: str) -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / f"lowbit_{isa}.json").read_text())
+    assert all(row["identical"] for row in results["rows"]) and results["kernels"] == isa
+    assert benchmark.table_of(results["rows"]) in (ROOT / "docs" / "lowbit.md").read_text()
+
+
+def test_benchmark_reports_what_it_measured(benchmark: Any) -> None:
+    times = benchmark.in_turns([lambda: None, lambda: np.ones(3)], 4, iter(range(1000)).__next__)
     assert times.shape == (2, 4) and (times == 1000).all()
     row = {"net": "n", "bits": (2, 4), "threads": 1, "ms": {"provider": 1.0}, "ratios": {"int8": [0.5, 0.6]}}
-    line = module.line_of(row | {"creation": 1.2, "identical": False})
+    line = benchmark.line_of(row | {"creation": 1.2, "identical": False})
     assert line.endswith("/int8 0.500 (0.600)  creation 1.20  DIFFERENT") and "w2a4 x1" in line
-    assert module.processor()["onnxruntime"]
+    assert benchmark.processor()["onnxruntime"]

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import beside
 import numpy as np
 import onnx
 import pytest
 
 from export import lowbit
-from tests.support import beside
 
 provider: Any = beside.load(Path(__file__).with_name("test_provider.py"))
 SIZE = 16

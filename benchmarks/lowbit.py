@@ -194,6 +194,24 @@ def line_of(row: dict[str, Any]) -> str:
     return f"{what}  {ratios}  creation {row['creation']:.2f}  {same}"
 
 
+TITLES = {
+    "resnet18": "ResNet-18", "resnet50": "ResNet-50", "vgg11_bn": "VGG-11", "googlenet": "GoogLeNet",
+    "mobilenet_v2": "MobileNetV2", "resnet20": "ResNet-20",
+}  # fmt: skip
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """Return the rows of a JSON file as the table of docs/lowbit.md."""
+    lines = ["| net | / static int8 | / the same file without | / FP32 | created |", "|---|---|---|---|---|"]
+    for row in rows:
+        what = f"{TITLES[row['net']]}, {row['size']}, W{row['bits'][0]}A{row['bits'][1]}"
+        what += "" if row["threads"] == 1 else f", {row['threads']} threads (wall time)"
+        int8, plain, fp32 = (row["ratios"][name] for name in ("int8", "plain", "fp32"))
+        pairs = [f"{least:.2f} ({median:.2f})" for least, median in (int8, plain)]
+        lines.append(f"| {what} | {pairs[0]} | {pairs[1]} | {fp32[0]:.2f} | {row['creation']:.2f} |")
+    return "\n".join(lines)
+
+
 def run_restricted(isa: str) -> int:
     """Run this program again with a runtime that knows no more than an instruction set, and return its exit code."""
     from restricted_runtime import restricted_environment

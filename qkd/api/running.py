@@ -137,6 +137,9 @@ def load_run(folder: str | PathLike[str]) -> Run:
     Args:
         folder: A run folder.
 
+    Returns:
+        The run; printed, it is the closing table.
+
     Raises:
         ConfigError: If it is no run folder.
         ValueError: If its config is not of this version.

@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   qkd init my-images                                  look at a folder of images, write a config for it
   qkd run digits/w2a2                                 every stage; resumes where it stopped
   qkd run digits/w2a2 student.train.epochs=3 name=short
+  qkd run digits/w2a2 --devices 2                     two processes share every batch
   qkd run my.yaml --dry-run                           find faults before training
   qkd validate my.yaml                                all faults of a config at once
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline

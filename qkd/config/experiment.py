@@ -315,7 +315,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _methods_go_together(self) -> RunConfig:
-        faults = _method_faults(self.teacher, self.student)
+        faults = _method_faults(self.teacher, self.student) + _data_free_faults(self)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -358,3 +358,29 @@ def _method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
     if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
         faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
     return faults
+
+
+def _data_free_faults(config: RunConfig) -> list[str]:
+    """Return what of a config reads real images, which ``student.data_free`` rules out."""
+    student = config.student
+    if student.data_free is None:
+        return []
+    agent = student.agent
+    wrong = {
+        f"student.view: must be `same` with data_free, got `{student.view}`: there are no raw images": (
+            student.view != "same"
+        ),
+        f"student.agent: policy `{agent.policy}` does not go with data_free: name one that changes single images, or "
+        f"`none` (a search scores real validation images; CutMix wants the images that follow)": (
+            agent.policy in ("search", "teacher") or bool(agent.cutmix_probability)
+        ),
+        "student.rotations: goes with no data_free: the teacher's branches learn from real images": (
+            student.rotations is not None
+        ),
+        "student.phases: meta and teacher_terms go with no data_free: images are made out of a teacher that does not "
+        "change": any(phase.meta is not None or phase.teacher_terms is not None for phase in student.phases),
+        "student.auxiliary: goes with no data_free: images are made out of what the student learns from, and the "
+        "auxiliary would need them first": student.auxiliary is not None,
+        "bench.int8_baseline: goes with no data_free: it calibrates on real images": config.bench.int8_baseline,
+    }
+    return [fault for fault, is_there in wrong.items() if is_there]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _WEIGHTS = (
-    "no weights are fetched; `weights: FILE` names a file of trained ones (safetensors, or torch.save's state dict) of "
-    "a net with the classes of this data set"
+    "`weights: FILE` names a file of trained ones (safetensors, or torch.save's state dict), `weights: imagenet` "
+    "torchvision's; `head: new` beside it is for other classes"
 )
-_NET = "the net is named by `net` (`qkd ls nets` lists them)"
+_NET = "the net is named by `net` (`qkd ls nets` lists them; path/to/file.py:function is one of your own)"
 _DATA = "the data set is named by `data.name`; `data.path` is the folder of an npz or folder set"
 _SIZE = "classes, channels and size of the images come from the data set"
 

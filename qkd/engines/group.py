@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from qkd.engines.batch_norm import synchronized
-from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, alone, shared_rows
+from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, alone, current, shared_rows
 
 T = TypeVar("T")
 FOR_ANY_WORK = timedelta(days=30)  # a long export is no reason to give up; a process that ended is noticed otherwise
@@ -160,7 +160,7 @@ class DeviceGroup(Engine):
         """Return the context in which batch norm takes the statistics of whole batches, unless that is off."""
         if not self.synchronizes:
             return super().training(modules)
-        return synchronized(modules, self._reduce, lambda: not self._is_whole)
+        return synchronized(modules, self._reduce, lambda: current() is self and not self._is_whole)
 
     def _reduce(self, tensor: Tensor) -> None:
         with _reached():

@@ -55,7 +55,8 @@ class Model:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise InputError(
-                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({str(error)[:300]})"
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({str(error)[:200]}); if it is too old, "
+                "`qkd export RUN --for onnxruntime==VERSION` keeps a file that it loads"
             ) from error
         self.path = path
         self.facts = read_facts(dict(self.session.get_modelmeta().custom_metadata_map), path)

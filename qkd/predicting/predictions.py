@@ -155,7 +155,10 @@ def _as_agents_show(run: RunFolder, splits: Splits) -> dict[str, npt.NDArray[Any
     for role, train in lengths.items():
         if train is None:
             continue
-        agent = build_agent(role_agent(run, role), epochs=train.epochs, mean=splits.mean)
+        try:
+            agent = build_agent(role_agent(run, role), epochs=train.epochs, mean=splits.mean)
+        except (OSError, ValueError):  # its schedule was another run's, or is gone: the page has no such pictures
+            continue
         epochs = sorted({0, train.epochs // 2, train.epochs - 1})[:SHOWN_EPOCHS]
         shown = [
             agent(images, generator=stream(run.config.seed, role, "shown", epoch), epoch=epoch, samples=samples)

@@ -77,6 +77,9 @@ class _Exported(Record):
     packed_weight_bytes: Count | None = None
     theoretical_bytes: Count | None = None
     fall_backs: list[str] = []
+    needs: str = ""
+    takes_pixels: bool = False
+    fitted_to: str | None = None
 
 
 class _Side(Record):

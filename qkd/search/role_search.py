@@ -103,8 +103,14 @@ def open_journal(run: RunFolder, role: Role, splits: Splits, inputs: list[Path])
         members=settings.members,
         epochs=settings.epochs,
         interval_epochs=settings.interval_epochs,
-        fingerprint={"config": config_mark(run.config, role), "data": splits.fingerprint, **marks},
+        fingerprint={"config": config_mark(run.config, role), "data": splits.fingerprint, **marks, **_parts()},
     )
+
+
+def _parts() -> dict[str, str]:
+    """Return what tells searches apart whose batch norm takes parts of batches; empty where it takes whole ones."""
+    engine = current()
+    return {} if engine.synchronizes or engine.size == 1 else {"parts of a batch": str(engine.size)}
 
 
 def config_mark(config: RunConfig, role: Role) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from qkd.analysis.normalization import warn_of_normalization
 from qkd.engines.engine import current
 from qkd.progress import Progress
 from qkd.roles.images import run_images
-from qkd.roles.normalization import warn_of_normalization
 from qkd.roles.stored import warn_of_another_environment
 from qkd.roles.teacher.borrowed import borrow_teacher
 from qkd.roles.teacher.role import teacher_parts, teacher_role

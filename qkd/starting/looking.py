@@ -81,8 +81,12 @@ def look_at(folder: Path) -> Look:
     Args:
         folder: Class folders, alone or in ``train``, ``test`` and ``val``; or the archives.
 
+    Returns:
+        What was seen.
+
     Raises:
-        DataError: If there are no images, none in class folders, one class only, or one that cannot be read.
+        ValueError: If there are no images, none in class folders, one class only, or one that cannot be read (a
+            ``DataError`` then).
         OSError: If the folder cannot be read.
     """
     if not folder.is_dir():

@@ -107,6 +107,8 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Delete every checkpoint, and the folder where nothing else is in it."""
+        if not may_write():
+            return
         with contextlib.suppress(FileNotFoundError):  # another process of the same training was faster
             for path in self._files():
                 path.unlink(missing_ok=True)

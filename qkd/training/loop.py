@@ -6,6 +6,7 @@ the step that follows it draws what it would have drawn anyway.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -30,7 +31,7 @@ from qkd.training.optimizer import build_optimizer, learning_rate, set_learning_
 from qkd.training.origin import kernels_of, other_kernels, other_settings, settings_of
 from qkd.training.precision import choose_precision
 from qkd.training.source import source_of
-from qkd.training.state import collect, restore
+from qkd.training.state import collect, fill, restore
 
 SHOW_EVERY_STEPS = 10  # on a CUDA device each value shown waits for the device
 SMALLEST_LOSS_SCALE = 2.0**-14  # below it float16 gradients are not too small but broken
@@ -151,8 +152,8 @@ class Trainer:
                     self._write_metrics()
         if self.average is not None:
             self.average.copy_to(self.job.model)
-        if self.best is not None:
-            self.best.copy_to(self.job.model)
+        if self.best is not None and self.best.epoch is not None:
+            fill(self.job.model, self.best.tensors)
         seconds = max(self.at.seconds, 1e-9)
         images = epochs * self.steps * self.batch_size
         kept = None if self.best is None else self.best.epoch
@@ -232,15 +233,17 @@ class Trainer:
         else:
             finite = finite & torch.isfinite(norm)
         if not bool(finite):
-            raise self._failure(phase, batch, loss, norm)
+            raise self._failure(phase, batch, loss, norm, is_here=not bool(torch.isfinite(result.loss)))
 
-    def _failure(self, phase: Phase, batch: Batch, loss: Tensor, norm: Tensor) -> TrainingError:
+    def _failure(self, phase: Phase, batch: Batch, loss: Tensor, norm: Tensor, *, is_here: bool) -> TrainingError:
         def rerun() -> tuple[Tensor, Mapping[str, Tensor]]:
             repeated = self._forward(phase, batch)
             return repeated.loss, repeated.terms
 
         with alone():  # each process looks at its own images
-            term, layer, facts = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
+            own = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
+        found = [json.loads(text) for text in self.engine.texts(json.dumps([is_here, *own]))]
+        _, term, layer, facts = max(found, key=lambda one: bool(one[0]))  # of who has a broken loss
         return TrainingError(
             f"{self.job.role}: loss {float(loss):.6g}, gradient norm {float(norm):.6g} at epoch {batch.epoch + 1}, "
             f"step {batch.step + 1} of {self.steps} ({phase.name}); run again with hooks: {facts}. "

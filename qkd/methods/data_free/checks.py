@@ -1,4 +1,4 @@
-"""What a data-free method cannot be used with: settings that read real images, nets that lack what it reads."""
+"""What a data-free method cannot be used with: weights that it does not have, nets that lack what it reads."""
 
 from __future__ import annotations
 
@@ -14,26 +14,13 @@ from qkd.methods.data_free.making.watching import last_layer_of, norms_of
 
 
 def config_faults(config: RunConfig) -> Iterator[str]:
-    """Yield what of a config does not go with ``student.data_free``, a line each with the key it is about."""
-    student, settings = config.student, cast(DataFreeConfig, config.student.data_free)
+    """Yield what of a config does not fit its data-free method, one line each with the key it is about."""
+    settings = cast(DataFreeConfig, config.student.data_free)
     known = KINDS[settings.method].weights
     for name in settings.weights:
         if name not in known:
             names = ", ".join(known) or "it has no weights"
             yield f"student.data_free.weights: unknown weight `{name}` of method `{settings.method}`; known: {names}"
-    if student.view != "same":
-        yield f"student.view: must be `same` with data_free, got `{student.view}`: there are no raw images"
-    if student.agent.policy in ("search", "teacher") or student.agent.cutmix_probability:
-        yield (
-            f"student.agent: policy `{student.agent.policy}` does not go with data_free: name one that changes single "
-            f"images, or `none` (a search scores real validation images; CutMix wants the images that follow)"
-        )
-    if student.rotations is not None:
-        yield "student.rotations: goes with no data_free: the teacher's branches learn from real images"
-    if any(phase.meta is not None or phase.teacher_terms is not None for phase in student.phases):
-        yield "student.phases: meta and teacher_terms go with no data_free: the teacher stays as it is"
-    if student.auxiliary is not None and student.auxiliary.float_train is not None:
-        yield "student.auxiliary.float_train: goes with no data_free: it learns from real labels"
     if config.teacher.members > 1 and (
         KINDS[settings.method].needs_statistics or KINDS[settings.method].needs_last_layer
     ):
@@ -41,8 +28,6 @@ def config_faults(config: RunConfig) -> Iterator[str]:
             f"teacher.members: must be 1 with data_free method `{settings.method}`, got {config.teacher.members}: it "
             f"reads the inside of one net"
         )
-    if config.bench.int8_baseline:
-        yield "bench.int8_baseline: goes with no data_free: it calibrates on real training images"
 
 
 def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -> None:

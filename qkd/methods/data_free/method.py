@@ -67,7 +67,7 @@ class DataFree(Method):
         return cast(DataFreeConfig, self.config.student.data_free)
 
     def faults(self) -> Iterable[str]:
-        """Return what of the config reads real images, or is no weight of the method."""
+        """Return what of the config does not fit the method."""
         return config_faults(self.config)
 
     # images

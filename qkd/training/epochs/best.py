@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkd.training.state import fill
-
 PREFIX = "best/"  # of tensor names in a checkpoint
 
 
@@ -34,11 +32,6 @@ class BestWeights:
             return
         self.epoch, self.accuracy = epoch, accuracy
         self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    def copy_to(self, model: nn.Module) -> None:
-        """Give a model the best state; it keeps its own where none was offered."""
-        if self.epoch is not None:
-            fill(model, self.tensors)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and values as a checkpoint keeps them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import emulation
 import numpy as np
 import pytest
 
@@ -128,52 +130,68 @@ def test_instruction_sets_leak_no_functions(tmp_path: Path) -> None:
         assert not re.findall(r"^\S+ [WVu] .*$", symbols, re.M), path.name
 
 
-@pytest.mark.slow
-def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    """The tests of single operations and spoiled files with addresses and undefined behavior watched."""
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+# Which kernels nets run on (all of them where single operations choose), and which tests: hundreds of layers of every
+# instruction set, hundreds of nets, spoiled files.
+WATCHED = {
+    "": "not student and not portable and not other_kernels",
+    "avx2": "random_nets_are_identical or spoiled_files_are",
+    "portable": "test_random_nets_are_identical",
+}
+
+
+@pytest.fixture(scope="module")
+def watched_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library with addresses and undefined behavior watched."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++")
-    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
-    library = build.compile_library(build.Toolchain((compiler,), build.host_toolchain().machine, flags), tmp_path)
-    found = [
-        subprocess.run(
-            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+    toolchain = build.Toolchain((compiler,), build.host_toolchain().machine, SANITIZE)
+    return build.compile_library(toolchain, tmp_path_factory.mktemp("watched"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("isa", WATCHED)
+def test_sanitizers_find_nothing(isa: str, watched_library: Path) -> None:
+    """The tests of single operations, random nets and spoiled files, the slow ones too."""
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
     environment = {
         **os.environ,
-        "LD_PRELOAD": " ".join(found),
+        "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "QKD_LOWBIT_LIBRARY": str(library),
+        "QKD_LOWBIT_LIBRARY": str(watched_library),
+        "LOWBIT_ISA": isa,
     }
-    tests = ["tests/export/lowbit/test_kernels.py", "tests/export/lowbit/test_provider.py"]
+    files = (
+        ["test_provider.py"] if isa else ["test_kernels.py", "test_widths.py", "test_provider.py", "test_sessions.py"]
+    )
+    tests = [f"tests/export/lowbit/{name}" for name in files]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", *tests, "-k", "not student and not portable"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False,
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "slow or not slow", *tests, "-k", WATCHED[isa]],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=7000, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "runtime error" not in done.stdout + done.stderr
 
 
-def official_headers(tmp_path: Path) -> Path:
-    """The folder of onnxruntime's own headers: named, or out of Debian's package where that can be had."""
+def official_headers() -> Path:
+    """The folder of onnxruntime's own headers: named, or out of Debian's package (testing has 1.23 or newer)."""
     if named := os.environ.get("LOWBIT_ORT_HEADERS"):
         return Path(named)
-    url = "http://deb.debian.org/debian/pool/main/o/onnxruntime/libonnxruntime-dev_1.23.2+dfsg-6.1_amd64.deb"
-    package = tmp_path / "headers.deb"
-    tools = [shutil.which(name) for name in ("curl", "dpkg", "g++")]
-    if None in tools or subprocess.run(["curl", "-fsS", "-m", "60", "-o", str(package), url], check=False).returncode:
-        pytest.skip("Debian's libonnxruntime-dev cannot be had here; LOWBIT_ORT_HEADERS may name its folder")
-    subprocess.run(["dpkg", "-x", str(package), str(tmp_path / "root")], check=True)
-    return next((tmp_path / "root").rglob("onnxruntime_c_api.h")).parent
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    root = emulation.fetch().debian("onnxruntime-headers", "amd64", "testing", ("libonnxruntime-dev",))
+    return Path(next(root.rglob("onnxruntime_c_api.h")).parent)
 
 
 @pytest.mark.slow
 def test_declarations_are_those_of_the_official_header(tmp_path: Path) -> None:
     """Places of functions, their types word by word, members of structs, values of enumerations."""
-    headers = official_headers(tmp_path)
+    headers = official_headers()
     text = (NATIVE / "runtime" / "ort_abi.h").read_text()
     functions = re.findall(r"F\((\w+), (\d+),\s*([^,]+), *\\?\s*\((.*?)\)\) *(?:\\|$)", text, re.M)
     table = {name: int(place) for name, place, _, _ in functions}
@@ -247,14 +265,27 @@ def check_arguments(functions: list[tuple[Any, ...]], *headers: str) -> None:
     assert checked > 25
 
 
-def test_benchmark_reports_what_it_measured() -> None:
+@pytest.fixture
+def benchmark() -> Any:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import lowbit as module
     finally:
         sys.path.pop(0)
-    times = module.in_turns([lambda: None, lambda: np.ones(3)], 4, iter(range(1000)).__next__)
+    return module
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+def test_the_tables_of_the_page_are_those_of_the_results(benchmark: Any, isa: str) -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / f"lowbit_{isa}.json").read_text())
+    assert all(row["identical"] for row in results["rows"]) and results["kernels"] == isa
+    assert benchmark.table_of(results["rows"]) in (ROOT / "docs" / "lowbit.md").read_text()
+
+
+def test_benchmark_reports_what_it_measured(benchmark: Any) -> None:
+    times = benchmark.in_turns([lambda: None, lambda: np.ones(3)], 4, iter(range(1000)).__next__)
     assert times.shape == (2, 4) and (times == 1000).all()
-    row = {"net": "n", "ms": {"provider": 1.0}, "ratios": {"int8": [0.5, 0.6]}, "creation": 1.2, "identical": False}
-    assert module.line_of(row).endswith("/int8 0.500 (0.600)  creation 1.20  DIFFERENT")
-    assert module.processor()["onnxruntime"]
+    row = {"net": "n", "bits": (2, 4), "threads": 1, "ms": {"provider": 1.0}, "ratios": {"int8": [0.5, 0.6]}}
+    line = benchmark.line_of(row | {"creation": 1.2, "identical": False})
+    assert line.endswith("/int8 0.500 (0.600)  creation 1.20  DIFFERENT") and "w2a4 x1" in line
+    assert benchmark.processor()["onnxruntime"]

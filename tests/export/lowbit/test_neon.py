@@ -76,7 +76,7 @@ def test_kernels_equal_integer_references(arm: emulation.Arm, library: Path) -> 
 @pytest.mark.timeout(3600)
 def test_random_nets_and_spoiled_files_are_as_without_the_provider(arm: emulation.Arm, library: Path) -> None:
     """Sums in integers, int8 that stays int8: what onnxruntime computes on Arm, bit for bit; threads, batches."""
-    chosen = "many_random_nets or threads or not_taken_for or (spoiled and not many)"
+    chosen = "(test_many_random_nets_are_identical and not other_kernels) or threads or not_taken_for or (spoiled and not many)"
     assert passed_there(arm, library, "cortex-a72", [str(HERE / "test_provider.py"), "-k", chosen]) >= 7
 
 

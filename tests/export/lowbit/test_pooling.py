@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import beside
 import numpy as np
 import pytest
-
-from tests.support import beside
 
 nets: Any = beside.load(Path(__file__).with_name("conftest.py"))
 

@@ -58,6 +58,22 @@ def test_many_random_nets_are_identical(random_net: Nets, make_session: Session,
     assert check_nets(range(100, 320), random_net, make_session, claimed) >= 200
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("isa", ["avx2", "portable"])
+def test_many_random_nets_are_identical_with_other_kernels(isa: str) -> None:
+    """The same 220 nets, in a separate process."""
+    root = Path(__file__).resolve().parents[3]
+    words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "slow", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*words, "-k", "test_many_random_nets_are_identical and not other_kernels"],
+        cwd=root, env={**os.environ, "LOWBIT_ISA": isa}, capture_output=True, text=True, timeout=3500, check=False,
+    )  # fmt: skip
+    if "is not one that this processor" in done.stdout:
+        pytest.skip("this processor lacks that instruction set")
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-3000:]
+
+
 @pytest.mark.parametrize("isa", ["avx2", "portable"])
 def test_other_kernels_are_identical_too(
     isa: str, monkeypatch: pytest.MonkeyPatch, random_net: Nets, make_session: Session

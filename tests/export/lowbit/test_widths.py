@@ -6,12 +6,12 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+import beside
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from export.lowbit import LowBitUnavailableError, library_path
-from tests.support import beside
 
 kernels: Any = beside.load(Path(__file__).with_name("test_kernels.py"))
 

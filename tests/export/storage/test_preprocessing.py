@@ -112,6 +112,13 @@ def test_in_the_optimized_graph_nhwc_pixels_are_not_moved_twice(student: nn.Modu
     assert made["nhwc"] <= made["nchw"]
 
 
+def test_nhwc_pixels_are_normalized_by_whole_rows(student: nn.Module, tmp_path: Path) -> None:
+    inside = replace(WHAT, place="inside", layout="nhwc")
+    model = onnx.load(export_onnx(student, example(student), tmp_path / "i.onnx", preprocessing=inside).path)
+    shapes = {entry.name: list(entry.dims) for entry in model.graph.initializer}
+    assert shapes["images.scale"] == shapes["images.shift"] == [6 * 3], "a last axis of 3 takes thirty times as long"
+
+
 def test_a_file_that_normalizes_another_way_is_refused(student: nn.Module, tmp_path: Path) -> None:
     inside = replace(WHAT, place="inside")
     path = export_onnx(student, example(student), tmp_path / "i.onnx", preprocessing=inside).path

@@ -28,7 +28,7 @@ def fault(key: str) -> str:
 
 def test_pretrained_is_told_the_real_way() -> None:
     text = fault("pretrained")
-    assert text.startswith("config.teacher.pretrained: unknown key; no weights are fetched; `weights: FILE`")
+    assert text.startswith("config.teacher.pretrained: unknown key; `weights: FILE`")
     assert "untrained" not in text
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from qkd.terms.combine import clipped_backward
 from qkd.terms.loss_table import LOSSES
 from qkd.terms.weighting import Outputs, build_terms
 from qkd.testing import TinyNet, synthetic_splits, tiny_config
-from qkd.training import Batch, Job, Phase, StepResult, accuracy, fit, supervised_step
+from qkd.training import Batch, Job, Phase, StepResult, TrainingError, accuracy, fit, supervised_step
 from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, set_fused
 
 Found = dict[str, Tensor]
@@ -126,7 +127,7 @@ def resumed_training(folder: Path) -> Found:
             raise KeyboardInterrupt
         return supervised_step(made.model)(batch)
 
-    stopped = Job(**{**vars(made), "phases": (Phase("supervised", 2, step),)})
+    stopped = replace(made, phases=(Phase("supervised", 2, step),))
     try:
         fit(stopped, Silent())
     except KeyboardInterrupt:
@@ -146,6 +147,26 @@ def training_apart(folder: Path) -> Found:
         return trained(folder / "apart")
     finally:
         engine.synchronizes = True
+
+
+def broken_training(folder: Path) -> Found:
+    """Let the loss of one process's images be broken: all say so, in the same words."""
+    made = job(folder / "broken")
+    plain = supervised_step(made.model)
+
+    def step(batch: Batch) -> StepResult:
+        result = plain(batch)
+        assert batch.samples is not None
+        loss = result.loss * (float("nan") if 7 in batch.samples else 1.0)
+        return StepResult(loss, {"cross_entropy": loss}, result.logits)
+
+    try:
+        fit(replace(made, phases=(Phase("broken", 2, step),)), Silent())
+    except TrainingError as error:
+        said = current().texts(str(error))
+        assert set(said) == {str(error)} and "term cross_entropy nan" in str(error), said
+        return {"epoch": torch.tensor(error.epoch), "step": torch.tensor(error.step)}
+    raise AssertionError("it has trained on")
 
 
 def batch_norms(_: Path) -> Found:
@@ -284,6 +305,7 @@ CHECKS: dict[str, Callable[[Path], Found]] = {
     "unbroken": unbroken_training,
     "apart": training_apart,
     "batch norms": batch_norms,
+    "broken": broken_training,
     "losses": every_loss,
     "clipped": clipped,
     "frozen student": frozen_student,

@@ -140,6 +140,7 @@ def test_processes_end_with_the_one_that_started_them(folder: Path) -> None:
     process = start(folder, config, devices=2)
     wait_for(lambda: is_training(folder, config, "teacher"))
     process.kill()
+    process.wait(60)
     wait_for(lambda: members_of(config) == {}, 20)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import yaml
 from PIL import Image
@@ -36,30 +36,37 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return made
 
 
-def test_fifteen_lines_that_read_only_the_metadata_get_the_toolkits_accuracy(run: RunFolder, data: Path) -> None:
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "feeding.md"
+
+
+def snippet() -> str:
+    """Return the page's program."""
+    return PAGE.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("name", ["student", "student.uint8"])
+def test_fifteen_lines_that_read_only_the_metadata_get_the_toolkits_accuracy(
+    run: RunFolder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     test = np.load(data / "test.npz")
-    images, labels = test["images"], test["labels"]
-    for name in ("student", "student.uint8"):
-        # the fifteen lines
-        session = onnxruntime.InferenceSession(run.path / "export" / f"{name}.onnx")
-        written = session.get_modelmeta().custom_metadata_map
-        keys = ("preprocess", "input_layout", "input_mean", "input_std", "input_size", "classes")
-        said = {key: json.loads(written[key]) for key in keys}
-        pixels = images.reshape(len(images), *said["input_size"], len(said["input_mean"]))
-        if said["preprocess"] == "outside":
-            scale = np.array([1 / (255 * std) for std in said["input_std"]], np.float32)
-            shift = np.array([m / s for m, s in zip(said["input_mean"], said["input_std"], strict=True)], np.float32)
-            pixels = pixels.astype(np.float32) * scale - shift
-        if said["input_layout"] == "nchw":
-            pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-        logits = session.run(None, {session.get_inputs()[0].name: pixels})[0]
-        right = int((logits.argmax(1) == labels).sum())
-        # to here
-        assert len(said["classes"]) == logits.shape[1]
-        accuracy = read_json(run.path / "student" / "result.json")["test_accuracy"]
-        assert right == round(accuracy * len(labels)), name
-        parity = read_json(run.path / "export" / f"{name.replace('student', 'parity')}.json")
-        assert parity["passed"] and parity["off"]["differing"] == 0 and parity["images"] == len(labels)
+    labels = test["labels"]
+    np.save(tmp_path / "pixels.npy", test["images"][..., None])
+    shutil.copy(run.path / "export" / f"{name}.onnx", tmp_path / "student.onnx")
+    assert len([line for line in snippet().splitlines() if line and not line.startswith("import")]) <= 15
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(snippet(), found)  # noqa: S102 - a page of ours
+    accuracy = read_json(run.path / "student" / "result.json")["test_accuracy"]
+    assert int((found["logits"].argmax(1) == labels).sum()) == round(accuracy * len(labels))
+    classes = (run.path / "export" / "labels.txt").read_text().splitlines()
+    assert found["names"] == [classes[label] for label in found["logits"].argmax(1)]
+    parity = read_json(run.path / "export" / f"{name.replace('student', 'parity')}.json")
+    assert parity["passed"] and parity["off"]["differing"] == 0 and parity["images"] == len(labels)
+
+
+def test_the_page_names_every_key() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert [key for key in (*KEYS, "needs", "versions", "output") if f"`{key}`" not in text] == []
 
 
 def test_every_file_of_the_run_says_it(run: RunFolder) -> None:

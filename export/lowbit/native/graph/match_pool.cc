@@ -9,6 +9,11 @@ namespace lowbit {
 
 namespace {
 
+#if defined(__x86_64__)
+constexpr bool kKnowsAverages = true;
+#else
+constexpr bool kKnowsAverages = false;  // elsewhere the runtime rounds averages of whole tensors in fixed point
+#endif
 constexpr float kMostRatio = 1e4f;         // of scales: a mean in steps of the output fits 31 bits
 constexpr size_t kMostAveraged = 1 << 20;  // codes, so that their sum fits 31 bits
 
@@ -55,7 +60,7 @@ std::optional<Candidate> Matcher::average_pool(int place) {
     const auto real = reals_.find(node.inputs[0]);
     Grid to;
     const int quantize = quantizer_of(place, &to);
-    if (quantize == kNone || real == reals_.end() || graph_.nodes[real->second.node].op != "DequantizeLinear") return std::nullopt;
+    if (!kKnowsAverages || quantize == kNone || real == reals_.end() || graph_.nodes[real->second.node].op != "DequantizeLinear") return std::nullopt;
     const Grid& from = real->second.grid;
     Candidate found;
     found.output = graph_.nodes[quantize].outputs[0];

@@ -267,6 +267,7 @@ def test_keys_that_a_method_does_not_read(values: dict[str, Any], match: str) ->
             {},
             "meta and teacher_terms go with no data_free",
         ),
+        ("rdskd", {"student.auxiliary": {"train": {"epochs": 1}}}, {}, "student.auxiliary: goes with no data_free"),
     ],
 )
 def test_what_reads_real_images_is_refused(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qkd.analysis.normalization import warn_of_normalization
 from qkd.data import MemorySplit, Splits
 from qkd.progress import Progress
-from qkd.roles.normalization import warn_of_normalization
 
 
 class Bright(nn.Module):

@@ -27,7 +27,7 @@ from qkd.roles.float_training import FloatRole
 from qkd.roles.learner import StudentRole, student_images
 from qkd.roles.nets import load_student
 from qkd.roles.teacher.role import teacher_parts, teacher_role
-from qkd.run.folder import RunFolder
+from qkd.run.folder import RunFolder, kept_nets
 from qkd.search.images import search_splits
 from qkd.stages.export import export_student, float_nets, student_files
 from qkd.training import Batch, Job, Phase, cpu_threads
@@ -147,7 +147,8 @@ class _Attempt:
             found = search_splits(splits, config.search, seed=config.seed)
             outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")
         size = min(config.data.batch_size, len(splits.train), *([FEW_IMAGES] if self.is_brief else []))
-        return Context(RunFolder(tried_config(config, size), self.folder), splits, device, self.progress)
+        tried = kept_nets(tried_config(config, size), self.folder)  # with copies of own nets, as a run has them
+        return Context(RunFolder(tried, self.folder), splits, device, self.progress)
 
     def _train(self, role: Role) -> None:
         """Put a training together, take its batches phase by phase, and write its weights."""

@@ -42,7 +42,7 @@ class EpochLog:
         if self.config.csv:
             write_text(self.folder / "metrics.csv", csv_of(rows))
         if self.config.tensorboard and is_first():  # of several processes that train together
-            self._to_tensorboard(rows if self._shown is None and len(rows) == 1 else rows[self._shown or len(rows) :])
+            self._to_tensorboard(rows[len(rows) if self._shown is None else self._shown :])
         self._shown = len(rows)
 
     def _to_tensorboard(self, rows: Sequence[Mapping[str, Any]]) -> None:

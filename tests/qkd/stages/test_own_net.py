@@ -79,6 +79,9 @@ def test_every_command_takes_a_run_that_has_moved_without_the_original(
 
 def test_a_second_student_takes_the_teacher_by_one_command(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs, first = home / "runs", home / "runs" / "my-first"
+    words = ["name=third", f"teacher.run={first}", "--runs-dir", str(runs)]
+    assert main(["run", str(home / "my first.yaml"), "--until", "teacher", *words]) == 0
+    assert main(["run", str(home / "my first.yaml"), "--dry-run", f"teacher.run={first}"]) == 0
     words = ["name=second", f"teacher.run={first}", "student.quant.weight_bits=2", "--runs-dir", str(runs)]
     assert main(["distill", str(home / "my first.yaml"), *words]) == 2  # nothing has been made yet
     assert "teacher (not run)" in capsys.readouterr().err

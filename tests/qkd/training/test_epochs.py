@@ -102,6 +102,11 @@ def test_tensorboard_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert {step for _, _, step in written} == {3}
     assert ("teacher/terms.cross_entropy", 0.25, 3) in written and len(written) == 5
     assert not (tmp_path / "metrics.csv").exists()
+    written.clear()
+    fresh = EpochLog(tmp_path, "teacher", LogConfig(tensorboard=True, csv=False))
+    for count in (0, 1, 2):
+        fresh.write(rows[:count])
+    assert sorted({step for _, _, step in written}) == [1, 2] and len(written) == 10
 
 
 def test_tensorboard_that_is_missing_is_said_before_training(

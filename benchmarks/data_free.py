@@ -100,7 +100,7 @@ class Comparison:
             "made": [
                 {key: one[key] for key in ("steps", "seconds", "histogram_entropy", "mean_confidence")} for one in made
             ],
-            "steps_of_the_second_width": 0 if made else None,
+            "one_generator": same_files(*(runs[bits] for bits in BITS)) if made else None,
             "failed": {name: why for name, why in self.failed.items() if name.startswith(f"{method}-")},
         }
 
@@ -125,6 +125,15 @@ def run_name(method: str, bits: int, seed: int) -> str:
 def read(path: Path) -> dict[str, Any]:
     """Return a result; empty where there is none."""
     return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def same_files(first: Sequence[Path], second: Sequence[Path]) -> bool:
+    """Return whether what makes the images has the same hashes in runs of both widths, as far as both are complete."""
+    pairs = [
+        [read(run / "manifests" / "generator.json").get("files") for run in pair]
+        for pair in zip(first, second, strict=True)
+    ]
+    return all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def accuracies(runs: Sequence[Path], folder: str) -> list[float]:
@@ -158,12 +167,16 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "data-free")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "data_free")
+    parser.add_argument("--write-only", action="store_true", help="run nothing: a table of what is there")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     comparison = Comparison(args)
-    comparison.run()
+    if args.write_only:
+        comparison.write()
+    else:
+        comparison.run()
     print(table(comparison.rows()))
     for name, why in comparison.failed.items():
         print(f"failed: {name}: {why}")

@@ -3,6 +3,7 @@
     python benchmarks/fast_students.py accuracy --json benchmarks/results/fast_students.json \
         data.name=npz data.path=FOLDER
     python benchmarks/fast_students.py latency --json benchmarks/results/fast_students.json
+    python benchmarks/fast_students.py tables --json benchmarks/results/fast_students.json     # those of the docs
 
 `accuracy` distills W2A2 students of ResNet-20 on Fashion-MNIST: one teacher, then a student a variant and seed, each
 from that teacher's weights. Every student reads the test images once, at the end of its last epoch. Words
@@ -75,12 +76,11 @@ def _student(name: str, seed: int, folder: Path, words: list[str]) -> dict[str, 
     title = f"{name.replace(' ', '-')}-seed{seed}"
     quant = [f"student.quant.{key}={value}" for key, value in VARIANTS[name].items()]
     own = [f"seed={seed}", f"teacher.run={folder / 'teacher'}", *words, *quant]
-    started = time.time()
     why = run_stages(str(CONFIG), title, own, folder, until="distill")
     row = {"variant": name, "seed": seed}
     if why:
         return {**row, "failed": why}
-    found = {**row, "accuracy": _accuracy(folder / title / "student"), "seconds": round(time.time() - started)}
+    found = {**row, "accuracy": _accuracy(folder / title / "student")}
     print(f"{name}, seed {seed}: {found['accuracy']:.4f}", flush=True)
     return found
 
@@ -174,10 +174,40 @@ def _interleaved(sessions: list[Any], image: Any, rounds: int) -> Any:
     return times
 
 
+def latency_table(found: dict[str, Any]) -> str:
+    """Return the latencies as Markdown: medians over static int8's, minima in brackets.
+
+    Args:
+        found: The part ``latency`` of a result file.
+    """
+    shapes = list(dict.fromkeys(row["shape"] for row in found["rows"]))
+    cells = {(row["variant"], row["shape"]): row for row in found["rows"]}
+    lines = [["W2A2, 8 bits but for", *shapes], ["---"] * (len(shapes) + 1)]
+    for name in ("FP32", *VARIANTS):
+        rows = [cells[name, shape] for shape in shapes]
+        figures = [f"{row['median_to_int8']:.2f} ({row['to_int8']:.2f})" for row in rows]
+        lines.append(["nothing: preset `fast`" if name == "default" else name, *figures])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def accuracy_table(found: dict[str, Any]) -> str:
+    """Return the accuracies as Markdown: mean and standard deviation over the seeds, and each seed's.
+
+    Args:
+        found: The part ``accuracy`` of a result file.
+    """
+    lines = ["| W2A2, 8 bits but for | accuracy | seed by seed |", "|---|---|---|"]
+    for name, summary in found["summary"].items():
+        each = ", ".join(f"{row['accuracy']:.2%}" for row in found["rows"] if row["variant"] == name)
+        title = "nothing: preset `fast`" if name == "default" else name
+        lines.append(f"| {title} | {100 * summary['mean']:.1f} ± {100 * summary['stdev']:.1f} % | {each} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Do one part and put it into the file."""
+    """Do one part and put it into the file, or print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["accuracy", "latency"])
+    parser.add_argument("part", choices=["accuracy", "latency", "tables"])
     parser.add_argument("words", nargs="*", help="key.path=value for every training")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/fast-students"))
@@ -186,6 +216,10 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=100)
     options = parser.parse_intermixed_args()
+    if options.part == "tables":
+        known = json.loads(options.json.read_text())
+        print(f"{latency_table(known['latency'])}\n\n{accuracy_table(known['accuracy'])}")
+        return
     found = train(options) if options.part == "accuracy" else measure(options)
     if options.json:
         known = json.loads(options.json.read_text()) if options.json.exists() else {}

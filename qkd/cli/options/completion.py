@@ -19,14 +19,14 @@ def complete(parser: argparse.ArgumentParser) -> None:
         parser: Of all commands.
 
     Raises:
-        ImportError: If it asks, and the package that answers is not installed.
+        SystemExit: With code 2 if it asks, and the package that answers is not installed.
     """
     if ASKED not in os.environ:
         return
     try:
         import argcomplete
-    except ImportError as error:
-        raise ImportError(f"completion: argcomplete is missing: {COMPLETION}") from error
+    except ImportError:
+        parser.error(f"completion: argcomplete is missing: {COMPLETION}")
     argcomplete.autocomplete(parser)
 
 

@@ -54,6 +54,7 @@ def test_random_nets_are_identical(random_net: Nets, make_session: Session, clai
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_many_random_nets_are_identical(random_net: Nets, make_session: Session, claimed: Claimed) -> None:
     assert check_nets(range(100, 320), random_net, make_session, claimed) >= 200
 

@@ -65,7 +65,7 @@ print(kinds.count("dot_conv"), kinds.count("lut_conv"))
 
 @pytest.mark.parametrize(("bits", "expected"), [((4, 4), "9 0"), ((3, 3), "9 0"), ((2, 4), "1 8"), ((2, 2), "1 8")])
 def test_avx2_takes_four_bits(bits: tuple[int, int], expected: str, tmp_path: Path) -> None:
-    """By sums of 16 bits; two bits of weights by look-up. In a process of its own, where AVX2 is asked for."""
+    """By sums of 16 bits; two bits of weights by look-up. In a separate process, where AVX2 is asked for."""
     content = student(bits, tmp_path).read_bytes()
     provider.run_script(AVX2, content, {"LOWBIT_ISA": "avx2", "LOWBIT_PROFILE": "profile"}, expected)
 

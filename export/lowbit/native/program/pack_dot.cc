@@ -9,21 +9,24 @@ namespace lowbit {
 namespace {
 
 constexpr int kLanesTogether = 8;  // written side by side
+constexpr size_t kPart = 256;      // weights whose sums fit 16 bits
 
 // Weights of some channels, four neighboring bytes of a row per step. Where channels are multiples of four, so are steps.
 void write_weights(const int8_t* weights, int first, int last, int lanes, int sign, DotLayer* layer) {
     const ConvShape& s = layer->shape;
-    const int taps = s.kernel_h * s.kernel_w, unit = s.in_channels % 4 == 0 ? 4 : 1;
+    const ptrdiff_t taps = static_cast<ptrdiff_t>(s.kernel_h) * s.kernel_w;
+    const int unit = s.in_channels % 4 == 0 ? 4 : 1;
     for (int ky = 0; ky < s.kernel_h; ++ky)
         for (int kx = 0; kx < s.kernel_w; ++kx)
             for (int c = 0; c < s.in_channels; c += unit) {
                 const int place = kx * s.in_channels + c;
                 const size_t row = static_cast<size_t>(first / lanes) * s.kernel_h + ky;
                 const size_t at = (row * layer->steps + place / 4) * lanes * 4 + place % 4;
-                for (int o = first; o < last; ++o) {
-                    const int8_t* const from = weights + (static_cast<size_t>(o) * s.in_channels + c) * taps + ky * s.kernel_w + kx;
-                    int8_t* const to = layer->weights.as<int8_t>() + at + o % lanes * 4;
-                    for (int i = 0; i < unit; ++i) to[i] = static_cast<int8_t>(sign * from[static_cast<size_t>(i) * taps]);
+                const int8_t* from = weights + (static_cast<size_t>(first) * s.in_channels + c) * taps + ky * s.kernel_w + kx;
+                int8_t* to = layer->weights.as<int8_t>() + at + first % lanes * 4;
+                for (int o = first; o < last; ++o, from += static_cast<size_t>(s.in_channels) * taps, to += 4) {
+                    to[0] = static_cast<int8_t>(sign * from[0]);
+                    for (int i = 1; i < unit; ++i) to[i] = static_cast<int8_t>(sign * from[i * taps]);
                 }
             }
 }
@@ -37,17 +40,20 @@ std::vector<Chunk> short_chunks(const DotLayer& layer, int first_channel, int sp
     const int8_t* const weights = layer.weights.as<int8_t>() + first_channel / kShortLanes * block;
     std::vector<Chunk> chunks;
     Chunk chunk{0, 0, 0};
+    const int limit = INT16_MAX / std::max(span, 1);  // of sums of weights
     int up[kSums] = {}, down[kSums] = {};
     for (int step = 0; step < s.kernel_h * layer.steps; ++step) {
         const int8_t* const w = weights + static_cast<size_t>(step) * 4 * kShortLanes;
         int more[kSums], less[kSums], passed = 0;
         for (int i = 0; i < kSums; ++i) {
-            const int a = w[2 * i] * span, b = w[2 * i + 1] * span;
+            const int a = w[2 * i], b = w[2 * i + 1];
             more[i] = std::max(a, 0) + std::max(b, 0);
             less[i] = more[i] - a - b;
-            passed |= (up[i] += more[i]) | (down[i] += less[i]);
+            up[i] += more[i];
+            down[i] += less[i];
+            passed |= (limit - up[i]) | (limit - down[i]);
         }
-        if (passed > INT16_MAX) {  // none is negative: a higher bit is one of theirs
+        if (passed < 0) {  // the sign of one that passed its limit
             chunks.push_back(chunk);
             chunk = {step / layer.steps, step % layer.steps, 0};
             std::copy_n(more, kSums, up);
@@ -78,14 +84,26 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
     const size_t count = static_cast<size_t>(s.in_channels) * s.kernel_h * s.kernel_w;
     for (int o = 0; o < s.out_channels; ++o) {
         const int8_t* const w = spec.weights.data() + o * count;
-        int32_t sum = 0, reach = 0, most = 0;
-        for (size_t i = 0; i < count; ++i) {
-            sum += w[i];
-            reach += std::abs(w[i]);
-            most = std::max(most, std::abs(w[i]));
-            if (w[i] < kernels.dot.lowest_weight || w[i] > kernels.dot.highest_weight) return false;
+        int32_t sum = 0, reach = 0;
+        uint8_t lowest = 255, highest = 0;  // with 128 added: smallest instructions
+        for (size_t first = 0; first < count; first += kPart) {
+            int16_t part = 0;
+            uint16_t part_reach = 0;
+            for (size_t i = first; i < std::min(first + kPart, count); ++i) {
+                const int16_t value = w[i];
+                part = static_cast<int16_t>(part + value);
+                part_reach = static_cast<uint16_t>(part_reach + (value < 0 ? -value : value));
+            }
+            for (size_t i = first; i < std::min(first + kPart, count); ++i) {
+                const uint8_t code = static_cast<uint8_t>(w[i] ^ 0x80);
+                lowest = std::min(lowest, code);
+                highest = std::max(highest, code);
+            }
+            sum += part;
+            reach += part_reach;
         }
-        if (!kernels.has_exact_dot && 2 * spec.span * most > INT16_MAX) return false;
+        if (lowest - 128 < kernels.dot.lowest_weight || highest - 128 > kernels.dot.highest_weight) return false;
+        if (!kernels.has_exact_dot && 2 * spec.span * std::max(128 - lowest, highest - 128) > INT16_MAX) return false;
         const int64_t bias = spec.requantize.bias[o] - int64_t{spec.zero - spec.base - kernels.dot.base} * sum;
         if (int64_t{255} * reach + std::llabs(bias) + std::llabs(static_cast<int64_t>(spec.requantize.bias[o])) > INT32_MAX) return false;
         if (!is_tame(spec.requantize.bias[o], spec.requantize.scale[o], int64_t{2 * 255} * reach)) return false;

@@ -27,8 +27,10 @@ from qkd.files.yaml_text import parse_yaml
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 OF = {language: [block for block in BLOCKS if block.language == language] for language in ("bash", "python", "yaml")}
-WHOLE = "quickstart.md"  # another test runs this page from its first block to its last
-RUN = {language: [one for one in blocks if not one.reason and one.page != WHOLE] for language, blocks in OF.items()}
+OTHERS = {"quickstart.md", "feeding.md"}  # test_quickstart.py and predicting/test_feeding.py run their blocks
+RUN = {
+    language: [one for one in blocks if not one.reason and one.page not in OTHERS] for language, blocks in OF.items()
+}
 NET = """
 from torch import nn
 

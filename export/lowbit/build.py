@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from export.compiled import cached_library, cpp_compiler
 
+logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "native"
 # No contraction into fused multiply-adds: roundings must be those of ONNX Runtime. The last flag silences GCC 12, whose
 # own headers of intrinsics read what it takes for uninitialized.
@@ -82,6 +84,7 @@ def compile_library(toolchain: Toolchain, folder: Path) -> Path:
     Raises:
         LowBitUnavailableError: If it does not compile.
     """
+    logger.warning("compiling the low-bit execution provider for %s, once: about half a minute", toolchain.machine)
     jobs = [(source, folder / f"{source.stem}.o") for source in sorted(SOURCES.rglob("*.cc"))]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(lambda job: _run([*_command(toolchain, job[0]), "-c", str(job[0]), "-o", str(job[1])]), jobs))

@@ -37,8 +37,8 @@ def write_normalization(graph: GraphBuilder, pixels: str, preprocessing: Preproc
     # whole rows at a time: to broadcast over a last axis of three takes ONNX Runtime thirty times as long
     rows, back = [0, height, width * preprocessing.channels], [0, height, width, preprocessing.channels]
     pixels = graph.add("Reshape", [pixels, _shape(graph, "rows", rows)], "images.rows", name="images.rows")
-    long_scale, long_shift = (np.tile(factor.reshape(-1), width) for factor in (scale, shift))
-    real = _arithmetic(graph, pixels, long_scale, long_shift, "images.whole")
+    scales, shifts = np.tile(scale.reshape(-1), width), np.tile(shift.reshape(-1), width)
+    real = _arithmetic(graph, pixels, scales, shifts, "images.whole")
     real = graph.add("Reshape", [real, _shape(graph, "back", back)], "images.nhwc", name="images.nhwc")
     # ONNX Runtime moves it behind the quantizer, where it meets the one that its NHWC kernels want
     return graph.add("Transpose", [real], NORMALIZED, name=NORMALIZED, perm=[0, 3, 1, 2])

@@ -47,7 +47,9 @@ def test_without_a_compiler_one_line_says_so_and_the_cpu_does_it(
         lowbit.register()
 
 
-def test_a_compiler_that_fails_gives_its_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_gives_its_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\necho 'x.cc:1: error: no such thing' >&2\nexit 1\n")
     compiler.chmod(0o755)
@@ -56,6 +58,8 @@ def test_a_compiler_that_fails_gives_its_first_error(tmp_path: Path, monkeypatch
     with pytest.raises(lowbit.LowBitUnavailableError, match="does not compile: x.cc:1: error: no such thing"):
         build.built_library(build.host_toolchain())
     assert list((tmp_path / "cache" / "qkd").iterdir()) == []  # nothing half-made stays
+    (said,) = (record.message for record in caplog.records)  # whoever waits knows what for
+    assert re.fullmatch(r"compiling the low-bit execution provider for \w+, once: about half a minute", said)
 
 
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

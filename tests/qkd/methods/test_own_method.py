@@ -92,8 +92,9 @@ def toy(tmp_path: Path) -> Path:
     return path
 
 
-def config(data: Path, toy: Path, name: str = "own", **options: Any) -> RunConfig:
-    changes = {"name": name, "student.method": f"{toy}:Toy", "student.method_options": options}
+def config(data: Path, toy: Path, name: str = "own", *, keeps: bool = False, **options: Any) -> RunConfig:
+    changes: dict[str, Any] = {"name": name, "student.method": f"{toy}:Toy", "student.method_options": options}
+    changes["student.train.keep_checkpoint"] = keeps
     return tiny_config(data, {**changes, "student.train.epochs": 2, "teacher.train.epochs": 1})
 
 
@@ -151,7 +152,7 @@ def test_validate_asks_it_for_faults(data: Path, toy: Path) -> None:
 
 
 def test_a_changed_method_is_another_training(data: Path, toy: Path, tmp_path: Path) -> None:
-    run = run_tiny(config(data, toy), tmp_path, "teacher", "search", "distill")
+    run = run_tiny(config(data, toy, keeps=True), tmp_path, "teacher", "search", "distill")
     (run.path / "student" / "weights.safetensors").unlink()
     toy.write_text(TOY.replace("mse_loss", "l1_loss"))
     with pytest.raises(ValueError, match=r"made from other inputs \(method changed since\)"):

@@ -1,8 +1,8 @@
 // AVX-512 with VBMI and VNNI: 64 output channels a vector, three input channels a look-up (two where codes are wider).
 //
 // One VPERMB looks 64 codes of weights up in the 64-entry table that an activation code chooses: 192 multiply-adds with
-// its VPADDB (128 where two channels make a look-up). Accumulators, permuted bytes, weights and table fill the 32 registers, so loops over them must be unrolled
-// wholly; the empty assembly statements keep "all permutes, then all adds" (1.1 cycles a look-up; interleaved 1.3).
+// its VPADDB (128 where two channels make a look-up). Accumulators, permuted bytes, weights and table fill the 32 registers,
+// so loops over them must be unrolled wholly; the empty assembly statements keep "all permutes, then all adds" (1.1 cycles a look-up; interleaved 1.3).
 #include "kernels/kernels.h"
 
 #if defined(__x86_64__)
@@ -40,7 +40,7 @@ template <int P, int V> INLINE void widen(const __m512i (&bytes)[P][V], Sums<P, 
     }
 }
 
-template <int P, int V, bool Paired> INLINE void look_up(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length,
+template <int P, int V, bool Paired> INLINE void look_up(const uint8_t* tables, const uint16_t* index, size_t step, size_t apart, const uint8_t* weights, int length,
                                             __m512i (&bytes)[P][V]) {
     UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v) bytes[p][v] = _mm512_setzero_si512();
     const uint16_t* const end = index + length;
@@ -48,7 +48,7 @@ template <int P, int V, bool Paired> INLINE void look_up(const uint8_t* tables, 
         __m512i found[P][V], w[V];
         UNROLL for (int v = 0; v < V; ++v) w[v] = _mm512_load_si512(weights + v * kLanes);
         UNROLL for (int p = 0; p < P; ++p) {
-            const Table<Paired> table(tables, index + p * step, P * step);
+            const Table<Paired> table(tables, index + p * step, apart);
             UNROLL for (int v = 0; v < V; ++v) {
                 found[p][v] = table.find(w[v]);
                 __asm__ volatile("" : "+v"(found[p][v]));
@@ -63,7 +63,7 @@ template <int P, int V, bool Paired> INLINE void look_up(const uint8_t* tables, 
 }
 
 // Three neighboring taps of stride 1: position p of tap t reads table p + t, so P + 2 tables serve 3 P look-ups.
-template <int P, bool Paired> INLINE void look_up_taps(const uint8_t* tables, const uint16_t* index, size_t step, const uint8_t* weights, int length,
+template <int P, bool Paired> INLINE void look_up_taps(const uint8_t* tables, const uint16_t* index, size_t step, size_t apart, const uint8_t* weights, int length,
                                           __m512i (&bytes)[P][1]) {
     UNROLL for (int p = 0; p < P; ++p) bytes[p][0] = _mm512_setzero_si512();
     const uint16_t* const end = index + length;
@@ -71,7 +71,7 @@ template <int P, bool Paired> INLINE void look_up_taps(const uint8_t* tables, co
         __m512i found[P + 2][3], w[3];
         UNROLL for (int t = 0; t < 3; ++t) w[t] = _mm512_load_si512(weights + t * kLanes);
         UNROLL for (int x = 0; x < P + 2; ++x) {
-            const Table<Paired> table(tables, index + x * step, P * step);
+            const Table<Paired> table(tables, index + x * step, apart);
             UNROLL for (int t = 0; t < 3; ++t)
                 if (x - t >= 0 && x - t < P) {
                     found[x][t] = table.find(w[t]);
@@ -89,10 +89,11 @@ template <int P, bool Paired> INLINE void look_up_taps(const uint8_t* tables, co
     } while (++index != end);
 }
 
-template <int P, int V, bool Paired> INLINE void accumulate(const LutJob& job, const Block& block, const uint16_t* index,
+template <int P, int V, bool Paired> INLINE void accumulate(const LutJob& job, const Block& block, const uint16_t* index, int width,
                                                Sums<P, V>& sums) {
     const LutLayer& layer = *job.layer;
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.groups;
+    const size_t apart = static_cast<size_t>(width - P) * step;
     const size_t unit = static_cast<size_t>(layer.shares_taps ? 3 : 1) * V * kLanes;
     const size_t steps = layer.shares_taps ? layer.groups : static_cast<size_t>(layer.groups) * layer.shape.kernel_w;
     const uint8_t* const weights = layer.weights.as<uint8_t>() + block.weights;
@@ -103,10 +104,10 @@ template <int P, int V, bool Paired> INLINE void accumulate(const LutJob& job, c
         const uint16_t* const from = index + chunk->row * job.index_row + chunk->start;
         const uint8_t* const w = weights + (chunk->row * steps + chunk->start) * unit;
         if constexpr (V == 1) {
-            if (layer.shares_taps) look_up_taps<P, Paired>(layer.tables, from, step, w, chunk->length, bytes);
-            else look_up<P, V, Paired>(layer.tables, from, step, w, chunk->length, bytes);
+            if (layer.shares_taps) look_up_taps<P, Paired>(layer.tables, from, step, apart, w, chunk->length, bytes);
+            else look_up<P, V, Paired>(layer.tables, from, step, apart, w, chunk->length, bytes);
         } else {
-            look_up<P, V, Paired>(layer.tables, from, step, w, chunk->length, bytes);
+            look_up<P, V, Paired>(layer.tables, from, step, apart, w, chunk->length, bytes);
         }
         widen(bytes, sums);
     }
@@ -141,11 +142,12 @@ INLINE __m512i wide_codes(const LutLayer& layer, int channel, __m512i even, __m5
     return weave(quarters);
 }
 
-// Codes of `width` positions: P, or in pairs one of the lower half and one of the upper half of each vector.
+// Codes of `width` positions: P, or in pairs one of the lower half and one of the upper half of each vector. Upper halves
+// are the last P positions: where the width is odd the middle one is computed twice, and nothing past the row is read.
 template <int P, int V, bool Paired> __attribute__((noinline)) void lut_tile(const LutJob& job, const Block& block,
                                                                              const uint16_t* index, int width, uint8_t* out) {
     Sums<P, V> sums;
-    accumulate<P, V, Paired>(job, block, index, sums);
+    accumulate<P, V, Paired>(job, block, index, width, sums);
     const LutLayer& layer = *job.layer;
     const Output to = output_of(layer);
     UNROLL for (int p = 0; p < P; ++p) UNROLL for (int v = 0; v < V; ++v) {
@@ -155,7 +157,7 @@ template <int P, int V, bool Paired> __attribute__((noinline)) void lut_tile(con
         uint8_t* const at = out + p * job.out_stride + v * kLanes;
         if constexpr (Paired) {
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_castsi512_si256(codes));
-            if (P + p < width) _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + P * job.out_stride), _mm512_extracti64x4_epi64(codes, 1));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + (width - P) * job.out_stride), _mm512_extracti64x4_epi64(codes, 1));
         } else {
             _mm512_storeu_si512(at, codes);
         }

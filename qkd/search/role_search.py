@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qkd.config import RunConfig
+from qkd.config.sections import Section
 from qkd.data import Splits
 from qkd.engines.engine import current
 from qkd.files import sha256_of
@@ -40,6 +42,12 @@ REWARDS = {
 }
 # settings that say where a search runs, not what it finds
 _WHERE = ("engine", "workers", "gpus_per_worker", "address", "worker_failures")
+_UNMARKED = {"keep_checkpoint"}  # what is left of a training changes nothing of what it finds
+# Keys that are newer than the first searches, which continue where these have their defaults.
+_NEWER = {
+    "channels", "head", "interpolation", "keep", "mean", "net_options", "preprocess", "resize", "resize_size",
+    "split_seed", "std", "test_fraction",
+}  # fmt: skip
 
 
 def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
@@ -117,9 +125,9 @@ def config_mark(config: RunConfig, role: Role) -> str:
     """Return the SHA-256 of all settings that a role's search depends on."""
     own = config.teacher if role == "teacher" else config.student
     values: dict[str, Any] = {
-        "data": config.data.model_dump(mode="json", exclude={"root", "download", "workers", "path"}),
+        "data": _as_marked(config.data, {"root", "download", "workers", "path"}),
         "search": config.search.model_dump(mode="json", exclude=set(_WHERE)),
-        role: own.model_dump(mode="json", exclude={"run"}),  # where a teacher comes from; searched ones come from here
+        role: _as_marked(own, {"run"}),  # where a teacher comes from; searched ones come from here
     }
     if own.weights is not None:
         values["weights"] = sha256_of(own.weights)
@@ -127,6 +135,18 @@ def config_mark(config: RunConfig, role: Role) -> str:
         values["view"] = agent_mark(config.teacher.agent) or config.teacher.agent.model_dump(mode="json")
     text = json_in_first_spelling(json.dumps(values, sort_keys=True))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _as_marked(section: Section, unmarked: Collection[str] = ()) -> dict[str, Any]:
+    """Return a section's settings; keys that are newer than the first searches count where they are not the default."""
+    values = section.model_dump(mode="json", exclude=set(unmarked) | _UNMARKED)
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if key in _NEWER and value == field.get_default(call_default_factory=True):
+            values.pop(key, None)
+        elif isinstance(value, Section) and key in values:
+            values[key] = _as_marked(value)
+    return values
 
 
 def build_trial(run: RunFolder, role: Role, splits: Splits, device: torch.device, progress: Progress) -> Trial:

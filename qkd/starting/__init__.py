@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qkd.starting.first_config import FirstConfig, first_config
     from qkd.starting.looking import Look, look_at
+    from qkd.starting.writing import FirstConfig, first_config
 else:
     from export.on_demand import on_demand
 

@@ -99,7 +99,8 @@ def plain_operators(
 
 
 def test_every_loss_has_a_config() -> None:
-    text = "\n".join(SHIPPED[name].read_text() for name in METHODS)
+    data_free = [name for name in SHIPPED if name.startswith("digits/data-free/")]
+    text = "\n".join(SHIPPED[name].read_text() for name in [*METHODS, *data_free])
     assert sorted(set(LOSSES) - set(re.findall(r"loss: (\w+)", text))) == []
 
 

@@ -50,15 +50,15 @@ def lipschitz_constants(features: Sequence[Tensor], *, iterations: int = ITERATI
 
 @in_full_precision
 def lipschitz_loss(
-    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], *, iterations: int = ITERATIONS
+    student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor], *, iterations: int = ITERATIONS
 ) -> Tensor:
     r"""Return how much steeper or flatter the student's blocks are than the teacher's (LONDON, our reading).
 
     .. math:: L = \frac1N \sum_l \Big( \frac{c_l^s - c_l^t}{c_l^t} \Big)^2
 
     Args:
-        student_features: What enters and leaves its blocks, in order, shape ``[batch, ...]`` each.
-        teacher_features: Of as many blocks, of the same batch; sizes may differ. Constants.
+        student_stages: What enters and leaves its blocks, in order, shape ``[batch, ...]`` each.
+        teacher_stages: Of as many blocks, of the same batch; sizes may differ. Constants.
         iterations: Of the power iteration.
 
     Returns:
@@ -76,9 +76,9 @@ def lipschitz_loss(
         >>> lipschitz_loss(features, features).item()
         0.0
     """
-    check_feature_lists(student_features, teacher_features, least=2)
-    student = lipschitz_constants(student_features, iterations=iterations)
-    teacher = lipschitz_constants([given(one) for one in teacher_features], iterations=iterations).to(student)
+    check_feature_lists(student_stages, teacher_stages, least=2)
+    student = lipschitz_constants(student_stages, iterations=iterations)
+    teacher = lipschitz_constants([given(one) for one in teacher_stages], iterations=iterations).to(student)
     steep = teacher > 0
     relative = torch.where(steep, (student - teacher) / torch.where(steep, teacher, 1), torch.zeros_like(student))
     return relative.square().sum() / len(relative)

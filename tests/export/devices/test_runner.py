@@ -263,7 +263,7 @@ def test_the_runner_ends_with_who_started_it(plain, tmp_path):
 
 
 def test_a_model_whose_name_has_two_spaces_is_measured(plain, sample):
-    settings = Settings(warmup=0, rounds=2, memory=False)
+    settings = Settings(warmup=0, rounds=2, memory=False, providers=("cpu",))
     reports = measure_on(as_device("local"), {"two  spaces": plain, "two spaces": plain}, settings)
     assert list(reports) == ["two  spaces", "two spaces"] and all(one.median_ms > 0 for one in reports.values())
 

@@ -83,7 +83,7 @@ def test_the_tables_are_for_people(folder: Path, capsys: pytest.CaptureFixture[s
     [
         (["nowhere"], "nowhere: no such config file"),
         (["nowhere.onnx"], "no model file at nowhere.onnx"),
-        (["tiny", "student.quant.act_bits=2"], "can change a config only; name a config instead"),
+        (["tiny", "student.quant.act_bits=2"], "has nothing to change; name a config instead"),
         (["digits/w2a2", "student.quant.act_bits=1"], "config.student.quant.act_bits"),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_quiz_that_begins_late_teaches_at_the_full_rate(data: Path, tmp_path: 
     config = tiny_config(data, {**CHANGES, "student.train": train, "student.phases": phases})
     splits = student_images(config, load_splits(config.data, seed=0))
     net = build_net("resnet8", classes=4, channels=1, image_size=8)
-    student = prepare_student(config, net, channels=1, size=8)
+    student = prepare_student(config, net, (1, 8, 8))
     made = distillation(config, config.student.phases, student, copy.deepcopy(net), None, net=net, splits=splits)
     schedule = made.phases[1].step._rates  # type: ignore[attr-defined]
     nothing = torch.zeros(0)

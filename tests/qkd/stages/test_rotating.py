@@ -102,7 +102,7 @@ def test_a_training_of_branches_reads_the_teacher_only(
 def test_nothing_of_the_branches_is_in_the_student_or_its_file(offline: RunFolder) -> None:
     student = load_student(offline)
     net = build_net("resnet8", classes=4, channels=1, image_size=8)
-    bare = prepare_student(offline.config, net, channels=1, size=8)
+    bare = prepare_student(offline.config, net, (1, 8, 8))
     assert set(student.state_dict()) == set(bare.state_dict())
     STAGES["export"](offline, Silent())
     graph = onnx.load(offline.path / "export" / "student.onnx").graph

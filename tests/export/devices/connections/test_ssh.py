@@ -28,7 +28,7 @@ def measure(device, paths, **more):
 
 def test_a_run_is_measured_scored_and_leaves_nothing(ssh_server, here, plain, packed, sample):
     said = []
-    settings = Settings(warmup=1, rounds=25, affinity=(0,))
+    settings = Settings(warmup=1, rounds=25, affinity=(0,), providers=("cpu",))
     device = ssh_server.device(python=here, name="board")
     reports = measure_on(device, {"packed": packed, "plain": plain}, settings, sample=sample, say=said.append)
     report = reports["packed"]

@@ -73,6 +73,9 @@ def first_config(
         bits: ``w4a4`` and the like: bits of weights and activations.
         name: Of the run; absent: the file's.
 
+    Returns:
+        What was written, and what is to be said of it.
+
     Raises:
         ValueError: If bits, net or weights cannot be used.
         OSError: If a file cannot be read or written.

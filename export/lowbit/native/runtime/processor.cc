@@ -12,31 +12,54 @@ namespace lowbit {
 namespace {
 
 #if defined(__x86_64__)
-bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+struct Registers {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+// CPUID itself: `__builtin_cpu_supports` answers no to everything in libraries that some cross-compilers link.
+Registers cpuid(unsigned leaf, unsigned part = 0) {
+    Registers r;
+    __asm__ volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "a"(leaf), "c"(part));
+    return r;
 }
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+Registers features(unsigned part) { return cpuid(0).eax >= 7 ? cpuid(7, part) : Registers(); }
+
+constexpr bool has(unsigned word, int bit) { return (word >> bit & 1) != 0; }
+
+// Whether the operating system keeps these parts of the registers when it switches tasks (XCR0).
+bool is_kept(unsigned parts) {
+    if (!has(cpuid(1).ecx, 27)) return false;  // OSXSAVE: XGETBV may be asked
+    unsigned low = 0, high = 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & parts) == parts;
+}
+
+constexpr unsigned kYmm = 0x6, kZmm = 0xE6;
+
+bool has_vnni() { return has(features(0).ecx, 11); }
+
+bool has_avx2() {
+    const unsigned basic = cpuid(1).ecx;
+    return is_kept(kYmm) && has(basic, 12) && has(basic, 28) && has(features(0).ebx, 5);  // FMA, AVX; AVX2
+}
+
+bool has_avx512() {
+    const Registers r = features(0);
+    const bool is_base = has(r.ebx, 16) && has(r.ebx, 17) && has(r.ebx, 30) && has(r.ebx, 31);  // F, DQ, BW, VL
+    return is_kept(kZmm) && has_avx2() && is_base && has(r.ecx, 1) && has_vnni();               // VBMI, VNNI
+}
 
 // AMX multiplies 8-bit tiles many times faster than tables can be looked up.
-bool has_amx() {
-    unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
-    __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    return (edx >> 25 & 1) != 0;  // leaf 7, AMX-INT8
-}
+bool has_amx() { return has(features(0).edx, 25); }  // AMX-INT8
 
 // Dot products of 8 bits in 256-bit vectors: as fast as AVX2 tables or faster.
-bool has_avx_vnni() {
-    unsigned eax = 7, ebx = 0, ecx = 1, edx = 0;
-    __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    return (eax >> 4 & 1) != 0;
-}
+bool has_avx_vnni() { return features(0).eax >= 1 && has(features(1).eax, 4); }
 
 Choice best() {
     if (has_amx()) return {nullptr, "this processor multiplies 8-bit tiles (AMX) faster than tables can be looked up"};
     if (has_avx512()) return {avx512_kernels(), "AVX-512 with VBMI and VNNI"};
-    if (has_avx2() && avx2_kernels() != nullptr && !has_avx_vnni() && !__builtin_cpu_supports("avx512vnni"))
+    if (has_avx2() && avx2_kernels() != nullptr && !has_avx_vnni() && !has_vnni())
         return {avx2_kernels(), "AVX2"};
     if (has_avx2()) return {nullptr, "this processor's 8-bit dot products (VNNI without VBMI) are about as fast: not measured to gain"};
     return {nullptr, "this processor has no AVX2"};

@@ -193,7 +193,10 @@ def _verdict(models: Sequence[ModelRow], predictions: Mapping[str, Any], parity:
     teacher = first(ROLES["teacher"])
     is_twin = teacher is not None and "= FP32 twin" in teacher.role
     twin = teacher if is_twin else first(ROLES["float"])
-    return verdict(first(ROLES["student"]), twin, teacher, predictions=predictions, parity=parity)
+    student = first(ROLES["student"])
+    mark = f"{student.role}, " if student else ""
+    under = {row.role.removeprefix(mark): row for row in models if student and row.role.startswith(mark)}
+    return verdict(student, twin, teacher, predictions=predictions, parity=parity, under=under)
 
 
 def size_table(summary: RunSummary) -> list[list[str]]:

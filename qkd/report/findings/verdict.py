@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 SAME = 0.02  # medians of one file measured twice differ by up to about two hundredths
@@ -25,7 +25,7 @@ class Figures(Protocol):
 
 
 def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | None, *, predictions: Mapping[str, Any],
-            parity: Mapping[str, Any]) -> str:  # fmt: skip
+            parity: Mapping[str, Any], under: Mapping[str, Figures] | None = None) -> str:  # fmt: skip
     """Return the sentence; empty where there is no student yet.
 
     Args:
@@ -34,10 +34,11 @@ def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | No
         teacher: That of the net it learned from.
         predictions: Content of ``predictions.json``, for the spread of the difference; empty where there is none.
         parity: Content of ``parity.json``.
+        under: The student's rows under other execution providers, by the provider's name.
     """
     if student is None or student.test_accuracy is None:
         return ""
-    parts = _costs(student, twin)
+    parts = [*_costs(student, twin), *_speeds(under or {}, twin)]
     points = points_text(student.test_accuracy, teacher.test_accuracy if teacher else None, predictions)
     if points:
         parts.append(f"{points} of accuracy against the teacher")
@@ -83,6 +84,12 @@ def _costs(student: Figures, twin: Figures | None) -> list[str]:
     if parts:
         parts[0] += f" {'as' if parts[0].startswith('as ') else 'than'} FP32"
     return parts
+
+
+def _speeds(under: Mapping[str, Figures], twin: Figures | None) -> Iterator[str]:
+    for provider, row in under.items():
+        if text := factor_text(row.median_ms, twin.median_ms if twin else None, ("faster", "slower", "as fast")):
+            yield f"{text} with the {provider}"
 
 
 def _times(factor: float) -> str:

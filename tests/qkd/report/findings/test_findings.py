@@ -53,6 +53,12 @@ def test_the_verdict_says_all_in_a_sentence(student: ModelRow, twin: ModelRow | 
     assert text == f"{words} of accuracy against the teacher."
 
 
+def test_the_verdict_says_what_another_provider_gains() -> None:
+    under = {"low-bit provider": row(100, 1.0)}
+    text = verdict(row(100, 2.2), row(780, 2.0), row(1, 1.0, 0.92), predictions={}, parity={}, under=under)
+    assert text.startswith("7.8 x smaller than FP32, 1.1 x slower, 2.0 x faster with the low-bit provider, -2.0 points")
+
+
 def test_the_verdict_has_a_spread_and_a_doubt_where_they_are_known() -> None:
     text = verdict(row(1, 1.0), row(1, 1.0), row(1, 1.0), predictions=PREDICTIONS, parity={"passed": False})
     assert "-20.0 ± 25.0 points" in text and text.endswith("; but the file is NOT proven to be the student.")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,44 @@ def test_what_is_not_two_bits_is_not_taken_for_it(
         gc.collect()
         counts.append(sum(map(look_ups, claimed())))
     assert counts[1] < counts[0] or change == "weight_zero"
+
+
+def of_mixed_widths(content: bytes, rng: np.random.Generator) -> bytes:
+    """Every other layer gets a weight of three bits, so that layers of one tensor look up in different ways."""
+    model = onnx.load_from_string(content)
+    for constant in model.graph.initializer:
+        weights = onnx.numpy_helper.to_array(constant).copy() if len(constant.dims) == 4 else np.zeros(0)
+        if weights.size and weights.min() >= -2 and weights.max() <= 1 and rng.random() < 0.5:
+            weights.flat[int(rng.integers(weights.size))] = 2
+            constant.CopyFrom(onnx.numpy_helper.from_array(weights, constant.name))
+    return bytes(model.SerializeToString())
+
+
+def check_mixed_widths(seeds: Sequence[int], random_net: Nets, make_session: Session, claimed: Claimed) -> None:
+    rng, look_up_nets = np.random.default_rng(11), 0
+    for seed in seeds:
+        content, size = random_net(seed)
+        model = of_mixed_widths(content, rng)
+        plain, ours = make_session(model, provider=False), make_session(model, provider=True)
+        x = {"images": images(seed, 2, size)}
+        for a, b in zip(plain.run(None, x), ours.run(None, x), strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=f"net {seed}")
+        del ours
+        gc.collect()
+        look_up_nets += any(map(look_ups, claimed()))
+    assert look_up_nets >= 0.8 * len(seeds)
+
+
+def test_layers_of_one_tensor_may_have_weights_of_other_widths(
+    random_net: Nets, make_session: Session, claimed: Claimed
+) -> None:
+    check_mixed_widths([*range(10), 52, 52, 52], random_net, make_session, claimed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_layers_of_many_widths(random_net: Nets, make_session: Session, claimed: Claimed) -> None:
+    check_mixed_widths(range(400, 520), random_net, make_session, claimed)
 
 
 def spoiled(content: bytes, rng: np.random.Generator) -> bytes:

@@ -150,11 +150,15 @@ private:
         return place;
     }
 
-    // Whether indices that were made already hold what another convolution of the same tensor wants.
+    // Whether indices that were made already hold what another convolution of the same tensor wants: the same activations
+    // to a look-up, written in as many bits. Layers of one tensor may have weights of other widths, and so other formats.
     static bool serves(const Staging& made, const Staging& wanted) {
-        return made.layer != nullptr && wanted.layer != nullptr && made.source == wanted.source &&
-               made.zero == wanted.zero && made.top == wanted.top && made.left == wanted.left &&
-               made.bottom == wanted.bottom && made.right == wanted.right;
+        if (made.layer == nullptr || wanted.layer == nullptr) return false;
+        const LutLayer &a = *made.layer, &b = *wanted.layer;
+        return a.format.group == b.format.group && a.format.act_bits == b.format.act_bits &&
+               a.format.table_stride == b.format.table_stride && a.groups == b.groups && a.border == b.border &&
+               a.shape.in_channels == b.shape.in_channels && made.source == wanted.source && made.zero == wanted.zero &&
+               made.top == wanted.top && made.left == wanted.left && made.bottom == wanted.bottom && made.right == wanted.right;
     }
 
     Staging staging_of(int zero, int in, const std::array<int, 4>& border, size_t position) const {

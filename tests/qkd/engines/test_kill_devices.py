@@ -38,18 +38,7 @@ def experiment(folder: Path, name: str, **changes: object) -> RunConfig:
 def start(folder: Path, config: RunConfig, *launcher: str, devices: int = 0) -> subprocess.Popen[str]:
     path = folder / f"{config.name}.yaml"
     path.write_text(config_text(config))
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        "qkd",
-        "run",
-        str(path),
-        "--runs-dir",
-        str(folder),
-        "--until",
-        "distill",
-    ]
+    command = [sys.executable, "-m", *launcher, "qkd", "run", str(path), "--runs-dir", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "QKD_FUSED": "0", "OMP_NUM_THREADS": "1"}
     with (folder / f"{config.name}.log").open("w") as log:
         return subprocess.Popen(
@@ -92,8 +81,21 @@ def wait_for(what: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
-def is_training(folder: Path, config: RunConfig, role: str) -> bool:
-    return len(list((folder / config.name / role / "checkpoint").glob("*.json"))) > 1
+def start_training(
+    folder: Path, config: RunConfig, *launcher: str, devices: int = 0, role: str = "teacher"
+) -> subprocess.Popen[str]:
+    """Start a run, and return once a role of it trains: it has checkpoints after the first."""
+    process = start(folder, config, *launcher, devices=devices)
+    wait_for(lambda: len(list((folder / config.name / role / "checkpoint").glob("*.json"))) > 1)
+    return process
+
+
+def interrupt(folder: Path, config: RunConfig, number: signal.Signals = signal.SIGTERM) -> None:
+    """Train on two devices for a while, send a signal to the process that started them, and see that they end, too."""
+    process = start_training(folder, config, devices=2)
+    process.send_signal(number)
+    process.wait(60)
+    wait_for(lambda: members_of(config) == {}, 20)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +115,7 @@ def unbroken(folder: Path) -> list[str]:
 @pytest.mark.parametrize(("role", "rank"), [("teacher", 1), ("student", 0)])
 def test_a_kill_stops_all_and_the_same_command_resumes(folder: Path, unbroken: list[str], role: str, rank: int) -> None:
     config = experiment(folder, f"killed-{role}")
-    process = start(folder, config, devices=2)
-    wait_for(lambda: is_training(folder, config, role))
+    process = start_training(folder, config, devices=2, role=role)
     os.kill(members_of(config)[rank], signal.SIGKILL)
     assert process.wait(60) == 1
     errors = [line for line in log_of(folder, config).splitlines() if line.startswith("qkd: ")]
@@ -128,26 +129,19 @@ def test_a_kill_stops_all_and_the_same_command_resumes(folder: Path, unbroken: l
 
 def test_torchrun_starts_killed_processes_again(folder: Path, unbroken: list[str]) -> None:
     config = experiment(folder, "elastic")
-    process = start(folder, config, *TORCHRUN)
-    wait_for(lambda: is_training(folder, config, "teacher"))
+    process = start_training(folder, config, *TORCHRUN)
     os.kill(members_of(config)[1], signal.SIGKILL)
     assert process.wait(600) == 0, log_of(folder, config)
     assert bits(folder, config) == unbroken
 
 
 def test_processes_end_with_the_one_that_started_them(folder: Path) -> None:
-    config = experiment(folder, "orphans")
-    process = start(folder, config, devices=2)
-    wait_for(lambda: is_training(folder, config, "teacher"))
-    process.kill()
-    process.wait(60)
-    wait_for(lambda: members_of(config) == {}, 20)
+    interrupt(folder, experiment(folder, "orphans"), signal.SIGKILL)
 
 
 def test_an_interruption_is_said_once(folder: Path) -> None:
     config = experiment(folder, "interrupted")
-    process = start(folder, config, devices=2)
-    wait_for(lambda: is_training(folder, config, "teacher"))
+    process = start_training(folder, config, devices=2)
     for one in (process.pid, *members_of(config).values()):  # as a terminal does
         os.kill(one, signal.SIGINT)
     assert process.wait(60) == 130
@@ -156,19 +150,11 @@ def test_an_interruption_is_said_once(folder: Path) -> None:
 
 def test_another_number_of_devices_resumes_with_a_warning_or_is_refused(folder: Path) -> None:
     config = experiment(folder, "other")
-    process = start(folder, config, devices=2)
-    wait_for(lambda: is_training(folder, config, "teacher"))
-    process.terminate()
-    process.wait(60)
-    wait_for(lambda: members_of(config) == {}, 20)
+    interrupt(folder, config)
     assert start(folder, config).wait(600) == 0, log_of(folder, config)
     assert "teacher: devices: 2 then, 1 now; what follows may differ in the last bits" in log_of(folder, config)
     apart = experiment(folder, "other-apart", sync_batch_norm=False)
-    process = start(folder, apart, devices=2)
-    wait_for(lambda: is_training(folder, apart, "teacher"))
-    process.terminate()
-    process.wait(60)
-    wait_for(lambda: members_of(apart) == {}, 20)
+    interrupt(folder, apart)
     assert start(folder, apart).wait(600) == 2
     assert "parts of a batch with separate batch-norm statistics: 2 then, 1 now" in log_of(folder, apart)
 

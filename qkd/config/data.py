@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from qkd.config.sections import MOST_PIXELS, BatchSize, Fraction, Images, Pixels, Section, UserPath, Workers
+from qkd.config.sections import MOST_PIXELS, NEWER, BatchSize, Fraction, Images, Pixels, Section, UserPath, Workers
 from qkd.image_size import ImageSize, image_size_of
 
 UNSCHEDULED = ("none", "crop", "crop_flip", "cutmix", "trivial", "randaugment")  # policies that are alike in all epochs
@@ -47,31 +47,33 @@ class DataConfig(Section):
     image_size: Size | None = Field(
         None, description="pixels that images of a folder are brought to: a side, or [height, width]; absent: theirs"
     )
-    resize: Literal["crop", "stretch", "pad"] = Field(
+    resize: Annotated[Literal["crop", "stretch", "pad"], NEWER] = Field(
         "crop",
         description="folder: crop: cover the size, cut the center out; stretch: both sides; pad: fit, on black",
     )
-    resize_size: Annotated[Pixels, Field(ge=1)] | None = Field(
+    resize_size: Annotated[Annotated[Pixels, Field(ge=1)] | None, NEWER] = Field(
         None, description="folder, crop: shorter side in pixels before the center is cut out; absent: as covers it"
     )
-    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="folder: of resizing")
-    channels: Literal[1, 3] | None = Field(
+    interpolation: Annotated[Literal["bilinear", "bicubic"], NEWER] = Field(
+        "bilinear", description="folder: of resizing"
+    )
+    channels: Annotated[Literal[1, 3] | None, NEWER] = Field(
         None, description="folder: 1 gray, 3 color; absent: gray where all images are"
     )
-    mean: tuple[Share, ...] | None = Field(
+    mean: Annotated[tuple[Share, ...] | None, NEWER] = Field(
         None, description="per channel, fraction 0..1, as given weights want it; absent: of the training images"
     )
-    std: tuple[Share, ...] | None = Field(None, description="per channel, fraction 0..1; with `mean`")
-    preprocess: str | None = Field(
+    std: Annotated[tuple[Share, ...] | None, NEWER] = Field(None, description="per channel, fraction 0..1; with `mean`")
+    preprocess: Annotated[str | None, NEWER] = Field(
         None,
         pattern=r"^torchvision(/[A-Za-z0-9_]+)?$",
         description="torchvision: mean, std, size and resize rule as torchvision's ImageNet weights of the teacher's "
         "net want them (torchvision/<net>: of that net)",
     )
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+    test_fraction: Annotated[float, Field(gt=0, lt=1), NEWER] = Field(
         0.2, description="folder without test/ and val/: share of each class that is the test"
     )
-    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+    split_seed: Annotated[int, Field(ge=0, lt=2**31), NEWER] = Field(
         0, description="folder without test/ and val/: draws the test images, whatever the run's seed"
     )
     val_fraction: Fraction = Field(0.1, description="share of the training images kept for search and model selection")

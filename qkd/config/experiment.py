@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
-from qkd.config.sections import MOST_MEMBERS, Positive, Section, Threads, UserPath
+from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
 from qkd.nets.own.spelling import spelled
@@ -17,14 +17,15 @@ from qkd.nets.own.spelling import spelled
 NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
 HEAD = "new: the last linear layer of `weights` is left out and begins at random; new:<layer> names it"
-Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$")]
+Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
+NetOptions = Annotated[dict[str, Any], NEWER]
 
 
 class TeacherConfig(Section):
     """The full-precision role."""
 
     net: str = Field(description=f"{NET}; that of `run` where one is named")
-    net_options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the net's builder")
+    net_options: NetOptions = Field(default_factory=dict, description="keyword arguments of the net's builder")
     run: UserPath | None = Field(
         None,
         description="run folder whose teacher this is: its files are copied, and its settings need not be given",
@@ -71,7 +72,7 @@ class StudentConfig(Section):
     """The low-bit role."""
 
     net: str | None = Field(None, description=f"{NET}; absent: the teacher's net")
-    net_options: dict[str, Any] = Field(
+    net_options: NetOptions = Field(
         default_factory=dict, description="keyword arguments of the net's builder, in place of the teacher's"
     )
     init: Literal["auto", "teacher", "float", "random"] = Field(

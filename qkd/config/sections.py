@@ -36,6 +36,13 @@ Cpu = Annotated[int, Field(ge=0, lt=8192)]  # number of one; Linux is built for 
 UserPath = Annotated[Path, AfterValidator(user_path)]  # `~` is the home folder
 
 
+class _Newer:
+    """Marks a key that the first version did not have: hashes of settings have it only where it is not the default."""
+
+
+NEWER = _Newer()
+
+
 class Section(BaseModel):
     """A group of keys: frozen, and unknown keys are an error."""
 

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from qkd.config.sections import MOST_EPOCHS, Bits, Epochs, Fraction, Images, NonNegative, Positive, Section
+from qkd.config.sections import MOST_EPOCHS, NEWER, Bits, Epochs, Fraction, Images, NonNegative, Positive, Section
+
+SAVING = frozenset({"checkpoint_every_s", "keep_checkpoint"})  # keys of how a training is saved, not of what it learns
 
 
 class TrainConfig(Section):
@@ -27,7 +29,7 @@ class TrainConfig(Section):
     )
     label_smoothing: Fraction = Field(0.0, description="share of the label spread over all classes")
     ema_decay: Fraction = Field(0.0, description="decay a step of the averaged weights that are kept; 0 is off")
-    keep: Literal["last", "best"] = Field(
+    keep: Annotated[Literal["last", "best"], NEWER] = Field(
         "last",
         description="best: the weights of the epoch with the highest validation accuracy; last: those of the last one",
     )

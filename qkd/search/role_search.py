@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qkd.config import RunConfig
-from qkd.config.sections import Section
+from qkd.config.sections import NEWER, Section
 from qkd.data import Splits
 from qkd.engines.engine import current
 from qkd.files import sha256_of
@@ -43,11 +43,6 @@ REWARDS = {
 # settings that say where a search runs, not what it finds
 _WHERE = ("engine", "workers", "gpus_per_worker", "address", "worker_failures")
 _UNMARKED = {"keep_checkpoint"}  # what is left of a training changes nothing of what it finds
-# Keys that are newer than the first searches, which continue where these have their defaults.
-_NEWER = {
-    "channels", "head", "interpolation", "keep", "mean", "net_options", "preprocess", "resize", "resize_size",
-    "split_seed", "std", "test_fraction",
-}  # fmt: skip
 
 
 def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
@@ -138,11 +133,11 @@ def config_mark(config: RunConfig, role: Role) -> str:
 
 
 def _as_marked(section: Section, unmarked: Collection[str] = ()) -> dict[str, Any]:
-    """Return a section's settings; keys that are newer than the first searches count where they are not the default."""
+    """Return a section's settings; newer keys count where they are not the default, so that older searches resume."""
     values = section.model_dump(mode="json", exclude=set(unmarked) | _UNMARKED)
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
-        if key in _NEWER and value == field.get_default(call_default_factory=True):
+        if NEWER in field.metadata and value == field.get_default(call_default_factory=True):
             values.pop(key, None)
         elif isinstance(value, Section) and key in values:
             values[key] = _as_marked(value)

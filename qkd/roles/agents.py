@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qkd.config import AgentConfig, RunConfig
+from qkd.config.training import SAVING
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.run.folder import RunFolder
 from qkd.run.identity import leaves
 
-UNLEARNED = {"weights", "run", "schedule", "checkpoint_every_s", "keep_checkpoint"}
+UNLEARNED = {"weights", "run", "schedule", *SAVING}
 Role = Literal["teacher", "student"]
 
 

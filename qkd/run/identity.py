@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from qkd.config.training import SAVING
+
 # where it runs, how fast, how it is saved, and where its images are: their identity is in data.json
 FREE = {
     "name", "device", "threads",
@@ -12,7 +14,6 @@ FREE = {
     "log.csv", "log.tensorboard",
     "search.engine", "search.workers", "search.gpus_per_worker", "search.address", "search.worker_failures",
 }  # fmt: skip
-FREE_KEYS = {"checkpoint_every_s", "keep_checkpoint"}  # in whatever section
 BEHIND = ("export", "bench")  # stages behind the trainings, each with a section of its name
 
 
@@ -101,4 +102,4 @@ def _pruned(value: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     first, last = key.partition(".")[0], key.rpartition(".")[2]
-    return key in FREE or first in BEHIND or last in FREE_KEYS
+    return key in FREE or first in BEHIND or last in SAVING

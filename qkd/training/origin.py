@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 from qkd.agents.operations import native
+from qkd.config.training import SAVING
 from qkd.engines.engine import current
 from qkd.moved import in_new_spelling
 from qkd.training.job import Job
 from quantizers import is_fused
 
-CLOCKS = {"checkpoint_every_s", "keep_checkpoint"}  # how often it is saved changes nothing of what is learned
 BIT_EQUAL = {"augmentation"}  # compiled or not, it has the same bits: kept for the record alone
 
 
 def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
     """Return what a training's result depends on that is neither a file nor the net: plain values by name."""
-    train, engine = job.config.model_dump(mode="json", exclude=CLOCKS), current()
+    train, engine = job.config.model_dump(mode="json", exclude=set(SAVING)), current()
     return {
         **job.settings,
         **{f"train.{key}": value for key, value in train.items()},

@@ -17,7 +17,8 @@ from qkd.data import Splits
 from qkd.engines.engine import current
 from qkd.files import sha256_of
 from qkd.moved import json_in_first_spelling
-from qkd.nets.own.copies import portable_net
+from qkd.nets.imagenet import weights_file
+from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress, Silent
 from qkd.roles.agents import Role, agent_inputs, named_agent, unsearched_agent
 from qkd.roles.images import run_images, stored_images
@@ -118,17 +119,17 @@ def _parts() -> dict[str, str]:
 
 def config_mark(config: RunConfig, role: Role) -> str:
     """Return the SHA-256 of all settings that a role's search depends on."""
-    own = config.teacher if role == "teacher" else config.student
+    own, net = (config.teacher, config.teacher_net) if role == "teacher" else (config.student, config.student_net)
     values: dict[str, Any] = {
         "data": _as_marked(config.data, {"root", "download", "workers", "path"}),
         "search": config.search.model_dump(mode="json", exclude=set(_WHERE)),
         role: _as_marked(own, {"run"}),  # where a teacher comes from; searched ones come from here
     }
     if own.weights is not None:
-        values["weights"] = sha256_of(own.weights)
+        values["weights"] = sha256_of(weights_file(own.weights, net))
     if role == "student" and config.student.view == "own":
         values["view"] = agent_mark(config.teacher.agent) or config.teacher.agent.model_dump(mode="json")
-    text = json_in_first_spelling(json.dumps(values, sort_keys=True))
+    text = json_in_first_spelling(json.dumps(change_nets(values, portable_net), sort_keys=True))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

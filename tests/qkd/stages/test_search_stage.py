@@ -320,3 +320,28 @@ def test_a_search_of_an_older_version_goes_on() -> None:
     config = tiny_config(Path("/nowhere/set.npz"), changes)
     assert config_mark(config, "teacher") == "e34d33c0fee79acb2751e78682c8ad0e3ff1c9e11d2a8a79571fb6173cfe86d3"
     assert config_mark(config, "student") == "afe039ecbd4d4a8997a4498466f8ca9fcdb101842aa52ad3b00961b8d6142c7e"
+
+
+def test_imagenet_weights_are_part_of_a_search_by_their_content(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights.pth"
+    monkeypatch.setattr("qkd.nets.imagenet.imagenet_file", lambda _: file)
+    net = {"net": "torchvision/resnet18", "weights": "imagenet", "head": "new"}
+    config = config_of(data, {"teacher": {**net, "train": {"epochs": 2}, "agent": SEARCHED}, "student": {
+        **net, "quant": {"weight_bits": 4, "act_bits": 4}, "train": {"epochs": 2}, "agent": SEARCHED,
+    }})  # fmt: skip
+    marks = []
+    for content in (b"a", b"b", b"a"):
+        file.write_bytes(content)
+        marks.append([config_mark(config, "teacher"), config_mark(config, "student")])
+    assert marks[0] == marks[2] and not set(marks[0]) & set(marks[1])
+
+
+def test_a_search_continues_where_its_run_folder_has_moved(data: Path) -> None:
+    """Its own nets are copies in the run folder, whose place is not part of what is searched."""
+    marks = [
+        config_mark(config_of(data, {"teacher.net": net}), "teacher")
+        for net in (f"{place}/nets/mine-0123456789ab/mine.py:build" for place in ("/a/run", "/b/moved"))
+    ]
+    assert marks[0] == marks[1]

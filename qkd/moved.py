@@ -83,7 +83,7 @@ OLD_NAMES["RunSummary"] = {"flavours": "flavors"}
 OLD_KEYS = {"flavour": "flavor"}  # of configs
 OLD_PLACES = {"config.bench.provider": "providers"}  # keys that were renamed in one place
 OLD_VALUES = {"tap": {"quantised": "quantized"}}
-FREE_FORM = {"options", "method_options"}  # groups whose keys are anybody's
+FREE_FORM = {"options", "method_options", "net_options"}  # groups whose keys are anybody's
 DEEPEST = 8  # groups within each other, in a config; more is a fault, and told as one
 
 
@@ -103,7 +103,8 @@ def in_new_spelling(data: Any, *, is_stored: bool = False, where: str = "config"
         return data
     found = {}
     for key, value in data.items():
-        new = _new_key(key, where) if _new_key(key, where) not in data else key
+        new = _new_key(key, where)
+        new = key if new in data else new  # both spellings stand there: the schema says that one is unknown
         place = f"{where}.{key}"
         inner = value if key in FREE_FORM else in_new_spelling(value, is_stored=is_stored, where=place)
         found[new] = _new_value(str(key), inner)

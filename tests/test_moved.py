@@ -145,11 +145,11 @@ def test_both_spellings_of_a_key_are_a_fault() -> None:
         bind(data)
 
 
-def test_keys_of_own_methods_and_losses_are_theirs() -> None:
-    data = {"student": {"method_options": {"flavour": 1, "tap": "quantised"}}}
+@pytest.mark.parametrize("group", ["method_options", "net_options"])
+def test_keys_of_own_methods_losses_and_nets_are_theirs(group: str) -> None:
+    data = {"student": {group: {"flavour": 1, "tap": "quantised"}}}
     assert in_new_spelling(data) == data
-    key = "student.method_options.flavour"
-    assert apply_overrides({}, [f"{key}=1"]) == {"student": {"method_options": {"flavour": 1}}}
+    assert apply_overrides({}, [f"student.{group}.flavour=1"]) == {"student": {group: {"flavour": 1}}}
 
 
 def test_an_unfinished_run_of_an_earlier_version_continues(tmp_path: Path) -> None:

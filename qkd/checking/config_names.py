@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
 from qkd.checking.names import table
 from qkd.config import AgentConfig, PhaseConfig, RunConfig, Section, TermConfig
-from qkd.config.bind_faults import Fault, describe, did_you_mean
+from qkd.config.bind_faults import Fault, describe, did_you_mean, models_in
 from qkd.config.binding import bind_section
 from qkd.foreign.user_code import place_fault
 from qkd.methods.phase_checks import phase_faults, set_keys
@@ -38,7 +38,7 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         if schema is AgentConfig:
             yield from _unknown(data, (*where, "policy"), "agent policy", "policies")
         for key in fields:
-            if TermConfig in _types_in(fields[key].annotation):
+            if TermConfig in models_in(fields[key].annotation):
                 yield from _term_faults(data, (*where, key))
         if "phases" in fields and "terms" in fields:
             yield from _phase_faults(data, where, schema)
@@ -57,17 +57,11 @@ def sections(data: Any, schema: type[Section] = RunConfig, where: Place = ()) ->
         return
     yield where, schema
     for key, field in schema.model_fields.items():
-        inner = [kind for kind in _types_in(field.annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+        inner = [model for model in models_in(field.annotation) if issubclass(model, Section)]
         value = data.get(key)
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
         for index, item in items if inner else ():
             yield from sections(item, inner[0], (*where, key) if index is None else (*where, key, index))
-
-
-def _types_in(annotation: Any) -> list[Any]:
-    """Return the types that an annotation is made of: ``tuple[TermConfig, ...] | None`` holds ``TermConfig``."""
-    parts = get_args(annotation)
-    return [one for part in parts for one in _types_in(part)] if parts else [annotation]
 
 
 def _own_method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:

@@ -179,7 +179,7 @@ def _unknown_key(where: tuple[str | int, ...], schema: type[BaseModel]) -> str:
 def _section(where: tuple[str | int, ...], schema: type[BaseModel]) -> type[BaseModel]:
     for key in where:
         if isinstance(key, str) and key in schema.model_fields:
-            schema = next(iter(_models(schema.model_fields[key].annotation)), schema)
+            schema = next(iter(models_in(schema.model_fields[key].annotation)), schema)
     return schema
 
 
@@ -194,12 +194,13 @@ def _all_paths(schema: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in schema.model_fields.items():
         paths.append(prefix + name)
         if typing.get_origin(field.annotation) is not tuple:
-            for model in _models(field.annotation):
+            for model in models_in(field.annotation):
                 paths += _all_paths(model, f"{prefix}{name}.")
     return paths
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the groups of keys in an annotation: ``tuple[TermConfig, ...] | None`` holds ``TermConfig``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return [model for part in typing.get_args(annotation) for model in models_in(part)]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from qkd.config.bind_faults import did_you_mean
+from qkd.config.bind_faults import did_you_mean, models_in
 from qkd.config.experiment import RunConfig
 from qkd.failures import UsageError
 
@@ -88,7 +88,7 @@ def json_schema() -> dict[str, Any]:
 
 def _keys(section: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in section.model_fields.items():
-        models = list(_models(field.annotation))
+        models = models_in(field.annotation)
         is_list = typing.get_origin(field.annotation) is tuple
         path = f"{prefix}{name}{'[]' if is_list and models else ''}"
         inner = models[0] if models else None
@@ -107,13 +107,6 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
     return "{}" if value == {} else str(value)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in typing.get_args(annotation):
-        yield from _models(part)
 
 
 def _first_line(section: type[BaseModel]) -> str:

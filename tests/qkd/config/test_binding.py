@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qkd.checking import name_faults
 from qkd.config import RunConfig
+from qkd.config.bind_faults import models_in
 from qkd.config.binding import (
     apply_overrides,
     bind,
@@ -307,13 +308,7 @@ def test_every_key_of_the_schema_says_what_it_is() -> None:
     for section in sections:
         for name, field in section.model_fields.items():
             seen += 1
-            nested = [model for model in _models(field.annotation) if model not in sections]
+            nested = [model for model in models_in(field.annotation) if model not in sections]
             sections += nested
-            assert field.description or _models(field.annotation), f"{section.__name__}.{name}"
+            assert field.description or models_in(field.annotation), f"{section.__name__}.{name}"
     assert seen > 50
-
-
-def _models(annotation: Any) -> list[Any]:
-    from qkd.config.bind_faults import _models as models
-
-    return models(annotation)

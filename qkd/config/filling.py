@@ -62,12 +62,14 @@ def _long_enough(student: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _with_presets(student: Mapping[str, Any]) -> Mapping[str, Any]:
     """Fill in the widths of ``quant.preset``, the student's and those of other nets in its training."""
-    result = {**student, "quant": _with_preset(student.get("quant"), "config.student.quant")}
+    result = dict(student)
+    if "quant" in student:
+        result["quant"] = _with_preset(student["quant"], "config.student.quant")
     for key, section in student.items():  # other low-bit nets of the student's training have widths, too
         if isinstance(section, Mapping) and "quant" in section:
             quant = _with_preset(section["quant"], f"config.student.{key}.quant")
             result[key] = {**section, "quant": quant}
-    return result if "quant" in student else {key: value for key, value in result.items() if key != "quant"}
+    return result
 
 
 def _with_preset(quant: Any, where: str) -> Any:

@@ -173,11 +173,11 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     """
     path = find_config(str(name))
     data = resolved_nets(in_new_spelling(read_config(path)), path.parent)
-    data = {"name": _name_of(path), **apply_overrides(data, overrides)}
+    data = {"name": name_of(path), **apply_overrides(data, overrides)}
     return bind(_with_teacher(resolved_nets(data, Path())), checks=checks)
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
     """Return the name of a run whose config has none: that of its file."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "run"
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qkd.config.binding import bind
+from qkd.config.binding import bind, name_of
 from qkd.config.filling import TUNING_LR
 from qkd.files import write_text
+from qkd.files.yaml_text import parse_yaml
 from qkd.foreign.user_code import file_of, is_place, place_fault
 from qkd.image_size import height_width
 from qkd.nets import WeightsError, build_net, load_weights
@@ -87,9 +88,9 @@ def first_config(
     _require_net(chosen)
     start, note = _start(chosen, look, weights)
     head = _head(look, folder)
-    text = _text(head, name or _name(file), _data(look, folder, start), _teacher(_from_config(chosen, file), start),
+    text = _text(head, name or name_of(file), _data(look, folder, start), _teacher(_from_config(chosen, file), start),
                  (int(match[1]), int(match[2])))  # fmt: skip
-    bind(resolved_nets(_parsed(text), file.resolve().parent))
+    bind(resolved_nets(parse_yaml(text), file.resolve().parent))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     return FirstConfig(file, text, look, note)
@@ -184,14 +185,3 @@ def _built(net: str, look: Look | None) -> Any:
     size = 8 if look is None else look.image_size or look.largest
     classes, channels = (10, 1) if look is None else (len(look.classes), look.channels)
     return build_net(net, classes=classes, channels=channels, image_size=size)
-
-
-def _name(file: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", file.stem).lstrip("._-") or "run"
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    from qkd.files.yaml_text import parse_yaml
-
-    found: dict[str, Any] = parse_yaml(text)
-    return found

@@ -83,7 +83,7 @@ OLD_NAMES["RunSummary"] = {"flavours": "flavors"}
 OLD_KEYS = {"flavour": "flavor"}  # of configs
 OLD_PLACES = {"config.bench.provider": "providers"}  # keys that were renamed in one place
 OLD_VALUES = {"tap": {"quantised": "quantized"}}
-FREE_FORM = {"options", "method_options", "net_options"}  # groups whose keys are anybody's
+FREE_FORM = {"options", "method_options", "net_options"}  # groups whose keys are a loss's, a method's or a net's own
 DEEPEST = 8  # groups within each other, in a config; more is a fault, and told as one
 
 

@@ -19,7 +19,8 @@ import qkd.moved
 from export import ExportedModel, check_parity, cost_of_file, export_onnx, repack
 from qkd.config import ExportConfig
 from qkd.config.binding import ConfigError, apply_overrides, bind, load_config
-from qkd.moved import in_new_spelling, json_in_first_spelling
+from qkd.config.explaining import explained
+from qkd.moved import FREE_FORM, in_new_spelling, json_in_first_spelling
 from qkd.report import ModelRow, RunSummary
 from qkd.report.records import read_record
 from qkd.run.folder import RunFolder
@@ -143,6 +144,11 @@ def test_both_spellings_of_a_key_are_a_fault() -> None:
     data = {"name": "a", "export": {"flavour": "ort", "flavor": "ort"}}
     with pytest.raises(ConfigError, match="config.export.flavour: unknown key; did you mean `flavor`"):
         bind(data)
+
+
+def test_every_group_of_options_is_known_as_free() -> None:
+    keys = {part for key in explained().keys for part in key.path.split(".") if part.endswith("options")}
+    assert keys == FREE_FORM
 
 
 @pytest.mark.parametrize("group", ["method_options", "net_options"])

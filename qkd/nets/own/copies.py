@@ -9,6 +9,7 @@ from typing import Any
 
 from qkd.files import make_folder, sha256_of, write_bytes
 from qkd.foreign.user_code import code_hash, file_of, source_of, sources_of
+from qkd.moved import FREE_FORM
 from qkd.nets.own.spelling import parse_net, with_file
 
 FOLDER = "nets"  # in a run folder
@@ -124,11 +125,7 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {
-        key: change(inner) if key == "net" and isinstance(inner, str) else inner if _is_options(key)
+        key: change(inner) if key == "net" and isinstance(inner, str) else inner if key in FREE_FORM
         else _changed(inner, change)
         for key, inner in value.items()
     }  # fmt: skip
-
-
-def _is_options(key: object) -> bool:
-    return str(key).endswith("options")  # what is below is a builder's, a loss's or a method's own

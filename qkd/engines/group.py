@@ -120,9 +120,13 @@ class DeviceGroup(Engine):
         """Return which rows of a batch are this process's."""
         return shared_rows(images, self.rank, self.size)
 
+    @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in place."""
-        self._sum(tensors, lambda flat: flat.div_(self.size))
+        for group in _alike(tensors):
+            wire = _wire_of(group)
+            self._reduce(wire)
+            _put_back(group, wire.div_(self.size))
 
     def sums(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return scalars summed over the processes, in float64."""
@@ -138,7 +142,7 @@ class DeviceGroup(Engine):
         """Give every process the parameters and buffers of the first one, in place."""
         tensors = [tensor for module in modules for tensor in module.state_dict().values()]
         for group in _alike(tensors):
-            wire = torch.cat([_on_the_wire(tensor).reshape(-1) for tensor in group])
+            wire = _wire_of(group)
             with _reached():
                 distributed.broadcast(wire, 0, group=self._way(wire))
             _put_back(group, wire)
@@ -169,14 +173,6 @@ class DeviceGroup(Engine):
     def _way(self, tensor: Tensor) -> distributed.ProcessGroup | None:
         """Return the group that sends a tensor: GPUs send none of the processor's."""
         return self._control if tensor.device.type == "cpu" else None
-
-    @torch.no_grad()
-    def _sum(self, tensors: Sequence[Tensor], finish: Callable[[Tensor], Any]) -> None:
-        for group in _alike(tensors):
-            wire = torch.cat([_on_the_wire(tensor).reshape(-1) for tensor in group])
-            self._reduce(wire)
-            finish(wire)
-            _put_back(group, wire)
 
 
 class _Whole(torch.autograd.Function):
@@ -212,6 +208,11 @@ def _on_the_wire(tensor: Tensor) -> Tensor:
     if tensor.dtype in (torch.float16, torch.bfloat16):
         return tensor.float()
     return tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
+def _wire_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the values of some tensors of one type and device, in one row to send."""
+    return torch.cat([_on_the_wire(tensor).reshape(-1) for tensor in tensors])
 
 
 def _put_back(tensors: Sequence[Tensor], wire: Tensor) -> None:

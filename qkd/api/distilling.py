@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from qkd.config import DEFAULT_TERMS, StudentTrainConfig, TermConfig
+from qkd.config import DEFAULT_TERMS, PhaseConfig, StudentConfig, StudentTrainConfig, TermConfig
 from qkd.config.binding import bind_section
+from qkd.config.training import default_phases
 from qkd.report.table import align
 from qkd.terms import build_terms
 from qkd.terms.modules import build_bank
@@ -26,8 +27,7 @@ from quantizers.modes import evaluating
 Loader: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 """Batches of normalized images ``[batch, channels, height, width]`` and labels int64 ``[batch]``; it has a length."""
 
-FROZEN_SHARE = 10  # one epoch in ten, the last ones, trains a low-bit student's deployed arithmetic, as in a run
-CALIBRATION_BATCHES = 8
+CALIBRATION_BATCHES: int = StudentConfig.model_fields["calibration_batches"].default
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,14 @@ class _Distillation:
         return Distilled(tuple(rows))
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
-        settings, sums, images_seen = self.settings, dict[str, float](), 0
+        settings, phase, sums, images_seen = self.settings, self._phase(epoch), dict[str, float](), 0
         self.student.train()
         if isinstance(self.student, Student):
-            freeze_batch_norm(self.student, epoch >= settings.epochs - max(1, settings.epochs // FROZEN_SHARE))
+            freeze_batch_norm(self.student, phase.freeze_batch_norm)
         with self.step.tapped():
             for number, (images, labels) in enumerate(self.batches):
-                set_learning_rate(self.optimizer, learning_rate(settings, epoch * self.steps + number, self.steps))
+                rate = phase.rate_factor * learning_rate(settings, epoch * self.steps + number, self.steps)
+                set_learning_rate(self.optimizer, rate)
                 values = self._batch(images.to(self.device), labels.to(self.device), epoch, number)
                 images_seen += len(images)
                 for name, value in values.items():
@@ -149,6 +150,13 @@ class _Distillation:
         means = {name: value / images_seen for name, value in sums.items()}
         scored = None if self.validation is None else _accuracy(self.student, self.validation, self.device)
         return {"epoch": epoch + 1, **means, "accuracy": scored}
+
+    def _phase(self, epoch: int) -> PhaseConfig:
+        """Return what an epoch trains: of a low-bit student the phases of a run that names none."""
+        if not isinstance(self.student, Student):
+            return PhaseConfig(epochs=self.settings.epochs)
+        phases = default_phases(self.settings)
+        return phases[-1] if epoch >= self.settings.epochs - phases[-1].epochs else phases[0]
 
     def _batch(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> dict[str, float]:
         result = self.step(Batch(images, labels, images, epoch, number))

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from qkd.config.sections import MOST_EPOCHS, NEWER, Bits, Epochs, Fraction, Images, NonNegative, Positive, Section
 
+FROZEN_SHARE = 10  # without phases, one epoch in ten (at least one) trains the deployed arithmetic at the end
 SAVING = frozenset({"checkpoint_every_s", "keep_checkpoint"})  # keys of how a training is saved, not of what it learns
 
 
@@ -194,3 +195,12 @@ class PhaseConfig(Section):
         if self.lr_factor is not None:
             return self.lr_factor
         return 0.1 if self.freeze_batch_norm else 1.0
+
+
+def default_phases(train: TrainConfig) -> tuple[PhaseConfig, ...]:
+    """Return the phases of a low-bit training that names none: tutoring, its last tenth with batch norm frozen."""
+    frozen = max(1, train.epochs // FROZEN_SHARE)
+    # Frozen batch norm diverges at high rates (seen at half a cosine from 0.03); the end of a cosine is low by itself.
+    factor = 1.0 if train.schedule == "cosine" and train.epochs >= FROZEN_SHARE else None
+    settling = PhaseConfig(name="settling", epochs=frozen, freeze_batch_norm=True, lr_factor=factor)
+    return (PhaseConfig(epochs=train.epochs - frozen), settling) if train.epochs > frozen else (settling,)

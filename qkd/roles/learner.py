@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qkd.config import AgentConfig, PhaseConfig, RunConfig, StudentConfig, TrainConfig
+from qkd.config.training import default_phases
 from qkd.data import Splits, epoch_order, iterate, normalize
 from qkd.files import sha256_of
 from qkd.methods.method import Synthesis
@@ -28,19 +29,10 @@ from qkd.training import FitResult
 from qkd.training.assembly import WEIGHTS, Context, Made, Role
 from quantizers import Student, calibrate, quantizer_scales, settle
 
-FROZEN_SHARE = 10  # without phases, one epoch in ten (at least one) trains the deployed arithmetic at the end
-
 
 def phases_of(student: StudentConfig) -> tuple[PhaseConfig, ...]:
-    """Return the phases of a student; without any in the config: tutoring, its last tenth with batch norm frozen."""
-    if student.phases:
-        return student.phases
-    epochs = student.train.epochs
-    frozen = max(1, epochs // FROZEN_SHARE)
-    # Frozen batch norm diverges at high rates (seen at half a cosine from 0.03); the end of a cosine is low by itself.
-    factor = 1.0 if student.train.schedule == "cosine" and epochs >= FROZEN_SHARE else None
-    settling = PhaseConfig(name="settling", epochs=frozen, freeze_batch_norm=True, lr_factor=factor)
-    return (PhaseConfig(name="tutoring", epochs=epochs - frozen), settling) if epochs > frozen else (settling,)
+    """Return the phases of a student: those of the config, or the default."""
+    return student.phases or default_phases(student.train)
 
 
 def stretched_train(train: TrainConfig, epochs: int) -> TrainConfig:

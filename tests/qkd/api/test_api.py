@@ -88,6 +88,18 @@ def test_a_low_bit_student_follows_a_teacher_in_a_loop_of_ones_own() -> None:
     assert not student.training and len(integer_view(student).nodes) > 3, "it can be exported"
 
 
+def test_only_the_last_epochs_of_a_low_bit_student_have_a_lower_rate_as_in_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr("qkd.api.distilling.set_learning_rate", lambda _, rate: rates.append(rate))
+    teacher, net = nets()
+    student = prepare(net, QuantSpec(weight_bits=4, act_bits=4), batches(1)[0][0])
+    for one in (net, student):
+        qkd.distill(one, teacher, batches(2), train={"epochs": 2, "lr": 0.05, "schedule": "constant"})
+    assert rates == pytest.approx([*[0.05] * 4, *[0.05] * 2, *[0.005] * 2])
+
+
 def test_what_cannot_be_distilled_is_said() -> None:
     student, teacher = nets()
     with pytest.raises(TypeError, match="must have a length.* got a generator"):

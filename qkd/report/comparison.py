@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from qkd.files import DamagedFileError, write_text
-from qkd.foreign.shown import shown
 from qkd.report.caveats import interval_text
 from qkd.report.summary import RunSummary, summarize
 from qkd.report.table import align
@@ -97,12 +96,9 @@ def runs_below(folder: Path) -> RunsTable:
 
 def render_comparison(table: RunsTable) -> str:
     """Return a page of runs side by side that needs no other file."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from qkd.report.page import fill_template  # here, because a table alone needs no page
 
-    templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
-                            trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    page = templates.get_template("comparison.html.j2").render(rows=table.cells(), terms=TERMS, charts=_charts(table))
-    return shown(page)
+    return fill_template("comparison.html.j2", rows=table.cells(), terms=TERMS, charts=_charts(table))
 
 
 def write_comparison(table: RunsTable, out: Path) -> None:

@@ -93,6 +93,53 @@ def figures() -> dict[str, str]:
         "arm": f"int8 executes {int8['cortex-a72']:.2f} of FP32's instructions on a Cortex-A72, which has no dot "
         f"products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has; a W4A4 student "
         f"{ours['cortex-a72']:.2f} and {ours['cortex-a76']:.2f}",
+        **_low_bit_figures(),
+        **{f"data-free, {row.split(' | ')[0]}": row for row in data_free_rows()},
+        **_sampling_figures(),
+    }
+
+
+def _low_bit_figures() -> dict[str, str]:
+    ratios = {
+        (name, row["net"], *row["bits"]): row["ratios"]["int8"][0]  # of minima; medians come second
+        for name in ("avx512", "avx2")
+        for row in read(f"lowbit_{name}.json")["rows"]
+        if row["threads"] == 1
+    }
+    vbmi = [ratios["avx512", net, 2, 2] for net in ("resnet18", "resnet50", "mobilenet_v2")]
+    avx2 = [ratios["avx2", "resnet18", bits, bits] for bits in (2, 4)]
+    nets = read("lowbit_arm.json")["nets"]
+    arm = [nets[net]["cortex-a72"]["lowbit"]["over_int8"] for net in ("resnet18", "resnet20")]
+    return {
+        "low-bit": f"ResNet-18 W2A2 takes {vbmi[0]:.2f} of static int8's time, ResNet-50 {vbmi[1]:.2f}, MobileNetV2 "
+        f"{vbmi[2]:.2f}; with AVX2 alone, ResNet-18 W2A2 takes {avx2[0]:.2f} and W4A4 {avx2[1]:.2f}",
+        "low-bit on Arm": f"executes {arm[0]:.2f} of int8's instructions for ResNet-18 W2A2, {arm[1]:.2f} for "
+        "ResNet-20",
+    }
+
+
+def data_free_rows() -> list[str]:
+    """Return the lines of the table of data-free methods, without its heading."""
+    titles = {"real": "real images", "noise": "noise", "rdskd": "RDSKD", "dafl": "DAFL"}
+    rows = [(titles[row["method"]], row) for row in read("data_free.json")["rows"]]
+    frozen = {"noise": "ResNet-8 -> ResNet-8, statistics frozen, noise", "gdfq": "the same, GDFQ"}
+    rows += [(frozen[row["method"]], {**row, "float": None}) for row in read("data_free_statistics.json")["rows"]]
+    return [f"| {title} | {' | '.join(_mean(row[key]) for key in ('float', 'w4a4', 'w2a2'))} |" for title, row in rows]
+
+
+def _mean(found: Any) -> str:
+    if found is None:
+        return ""
+    return f"{100 * found['mean']:.1f} %" if found["seeds"] else "not run"
+
+
+def _sampling_figures() -> dict[str, str]:
+    many = next(row for row in read("class_sampling.json")["rows"] if row["classes"] == 100_000)
+    ratios = " and ".join(dict.fromkeys(f"{many[key]:.2f}" for key in ("time_ratio", "memory_ratio")))
+    return {
+        "class sampling": f"At 100,000 classes, with {many['drawn']:,} of them drawn, a step takes {ratios} of the "
+        "full one's time and memory; drawing by the nets' difference has "
+        f"{many['difference_over_uniform']:.3f} of the variance of drawing uniformly",
     }
 
 

@@ -11,7 +11,8 @@ from scipy import stats
 from stage_runs import spread
 
 from qkd.report.drawing import CURVES, Picture, clean, dot, drawing, new_figure, note, panel, write
-from qkd.report.table import markdown, percent
+from qkd.report.table import markdown
+from qkd.units import percent
 
 Row = Mapping[str, Any]
 LEVEL = 0.95  # of the confidence interval of a paired difference

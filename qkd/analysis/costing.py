@@ -14,13 +14,14 @@ from qkd.data import image_shape
 from qkd.failures import UsageError
 from qkd.image_size import height_width
 from qkd.nets import build_net
-from qkd.report.table import align, bytes_text
+from qkd.report.table import align
 from qkd.report.text import cost_rows
 from qkd.roles.nets import load_student, prepare_student
 from qkd.run.folder import RunFolder
 from qkd.run.target import run_folder
 from qkd.seeding import global_stream
 from qkd.training.assembly import WEIGHTS
+from qkd.units import bytes_text
 from quantizers.student import act_quantizers
 
 LAYER_HEAD = ["layer", "kind", "output", "weight bits", "input bits", "parameters", "MACs", "BOPs", "weights"]

@@ -31,7 +31,7 @@ from qkd.nets.imagenet import weights_file
 from qkd.nets.own.spelling import net_title
 from qkd.progress import Progress
 from qkd.report.records import read_metrics
-from qkd.report.table import align, percent
+from qkd.report.table import align
 from qkd.report.teacher_picture import teacher_picture
 from qkd.roles.guide import load_followed
 from qkd.roles.images import stored_images
@@ -52,6 +52,7 @@ from qkd.terms.taps import why_no_features
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
+from qkd.units import percent
 from quantizers.layers import QuantLinearBn
 
 ENDINGS = (".svg", ".png")

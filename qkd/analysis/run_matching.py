@@ -15,7 +15,7 @@ from qkd.failures import UsageError
 from qkd.nets import build_net
 from qkd.nets.branches import stage_names
 from qkd.progress import Progress
-from qkd.report.table import align, percent
+from qkd.report.table import align
 from qkd.roles.guide import Followed, load_followed
 from qkd.roles.images import stored_images
 from qkd.roles.nets import load_float_twin, load_student, sizes_of
@@ -27,6 +27,7 @@ from qkd.terms.taps import Taps, tap_paths_of, why_no_features
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
+from qkd.units import percent
 
 DEFAULT_LIMIT = 2000  # features of a first layer have some 10,000 values an image
 POOLED = "flatten"  # module path of the pooled features in this toolkit's residual nets

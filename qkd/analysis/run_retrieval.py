@@ -14,7 +14,7 @@ from qkd.analysis.retrieval import METRICS, Compat, RetrievalScores, score_retri
 from qkd.data.splits import Split
 from qkd.failures import UsageError
 from qkd.progress import Progress
-from qkd.report.table import align, percent
+from qkd.report.table import align
 from qkd.roles.guide import load_taught
 from qkd.roles.images import stored_images
 from qkd.roles.nets import load_student, load_teacher
@@ -25,6 +25,7 @@ from qkd.seeding import stream
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
+from qkd.units import percent
 from quantizers import Student
 
 Role = Literal["teacher", "student"]

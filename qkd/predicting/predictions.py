@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from export.runtime import open_session
 from qkd.agents import build_agent
-from qkd.data import Splits, iterate, normalize
+from qkd.data import Splits, iterate
 from qkd.files import write_bytes, write_json
+from qkd.predicting.predict import Model
+from qkd.report.caveats import NORMAL_95
 from qkd.roles.agents import Role, role_agent
 from qkd.run.folder import RunFolder
 from qkd.seeding import stream
@@ -25,7 +26,6 @@ PREDICTIONS, GALLERY = "predictions.json", "gallery.npz"
 MISTAKES = 12  # pictures of a page
 SHOWN_IMAGES, SHOWN_EPOCHS = 6, 3  # of an agent: columns and rows
 LARGEST_SIDE = 96  # pixels of a picture that is kept; larger images are scaled down
-NORMAL_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -85,24 +85,21 @@ def write_predictions(run: RunFolder, splits: Splits) -> list[Path]:
 
 
 def predictions_of(path: Path, run: RunFolder, splits: Splits) -> Predictions:
-    """Return what a file says of the test images, with optimizations on.
+    """Return what a file says of the test images, fed as it says, with optimizations on.
 
     Args:
-        path: A file that takes normalized images.
+        path: The file.
         run: Whose batch size and number of threads hold.
         splits: Its images.
     """
-    config = run.config
-    session = open_session(path, optimize=True, threads=config.threads or 1)
-    name, labels, classes, confidence = session.get_inputs()[0].name, [], [], []
-    order = torch.arange(len(splits.test))
+    config, labels, classes, confidence = run.config, [], [], []
+    model, order = Model(str(path), config.threads or 1), torch.arange(len(splits.test))
     for images, wanted in iterate(splits.test, order, config.data.eval_batch_size, "cpu", drop_last=False,
                                   workers=config.data.workers):  # fmt: skip
-        logits = session.run(None, {name: normalize(images, splits.mean, splits.std).numpy()})[0].astype(np.float64)
-        powers = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities = model.probabilities(images.permute(0, 2, 3, 1).numpy())
         labels.append(wanted.numpy())
-        classes.append(logits.argmax(1))
-        confidence.append(powers.max(1) / powers.sum(1))
+        classes.append(probabilities.argmax(1))
+        confidence.append(probabilities.max(1))
     return Predictions(np.concatenate(labels), np.concatenate(classes), np.concatenate(confidence))
 
 

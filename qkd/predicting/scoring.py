@@ -13,6 +13,7 @@ import numpy.typing as npt
 from qkd.failures import UsageError
 from qkd.predicting.predict import InputError, Model, from_array, read_image
 from qkd.report.caveats import interval_text, wilson
+from qkd.report.findings.confusion import class_name
 from qkd.report.table import align
 from qkd.units import percent
 
@@ -81,12 +82,9 @@ class Score:
             if total:
                 wrong = [(count, other) for other, count in enumerate(counts) if other != label and count]
                 mostly = max(wrong, key=lambda pair: (pair[0], -pair[1]), default=None)
-                taken = f"{self._name(mostly[1])} ({mostly[0]})" if mostly else "-"
-                rows.append([self._name(label), str(total), percent(counts[label] / total), taken])
+                taken = f"{class_name(self.classes, mostly[1])} ({mostly[0]})" if mostly else "-"
+                rows.append([class_name(self.classes, label), str(total), percent(counts[label] / total), taken])
         return rows
-
-    def _name(self, label: int) -> str:
-        return self.classes[label] if label < len(self.classes) else str(label)
 
 
 def score_file(path: Path, data: str) -> Score:
@@ -104,13 +102,12 @@ def score_file(path: Path, data: str) -> Score:
     """
     model = Model(str(path))
     found = labeled_images(data, model)
-    outputs = 0
     confusion = np.zeros((0, 0), np.int64)
     for images, labels in found.batches:
         scores = model.scores(images)
         if scores.ndim != 2:
             raise InputError(f"{path}: gives {list(scores.shape)}, and not [images, classes]")
-        if not outputs:
+        if not confusion.size:
             outputs = max(scores.shape[1], len(found.classes))
             confusion = np.zeros((outputs, outputs), np.int64)
         np.add.at(confusion, (labels, scores.argmax(1)), 1)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from qkd.files import DamagedFileError, write_text
-from qkd.foreign.shown import shown
-from qkd.report.summary import ModelRow, RunSummary, summarize
-from qkd.report.table import align, megabytes, milliseconds, percent
+from qkd.report.caveats import interval_text
+from qkd.report.summary import RunSummary, summarize
+from qkd.report.table import align
+from qkd.units import megabytes, milliseconds, percent
 
 HEAD = ["run", "student", "net", "accuracy", "teacher", "size", "FP32 / size", "latency", "FP32 / latency", "needs",
         "state"]  # fmt: skip
@@ -95,12 +96,9 @@ def runs_below(folder: Path) -> RunsTable:
 
 def render_comparison(table: RunsTable) -> str:
     """Return a page of runs side by side that needs no other file."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from qkd.report.page import fill_template  # here, because a table alone needs no page
 
-    templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
-                            trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    page = templates.get_template("comparison.html.j2").render(rows=table.cells(), terms=TERMS, charts=_charts(table))
-    return shown(page)
+    return fill_template("comparison.html.j2", rows=table.cells(), terms=TERMS, charts=_charts(table))
 
 
 def write_comparison(table: RunsTable, out: Path) -> None:
@@ -117,7 +115,7 @@ def _row(folder: Path) -> RunRow:
         summary = summarize(folder)
     except (DamagedFileError, ImportError) as error:
         return RunRow(folder.name, state=f"cannot be read: {error}")
-    student, twin, teacher = (_model(summary, start) for start in ("student", "twin", "teacher"))
+    student, twin, teacher = summary.student, summary.twin, summary.teacher
     row = RunRow(folder.name, teacher_accuracy=teacher.test_accuracy if teacher else None, state=_state(summary))
     if student is None:
         return row
@@ -135,12 +133,6 @@ def _row(folder: Path) -> RunRow:
     return RunRow(**{**asdict(row), **values})
 
 
-def _model(summary: RunSummary, start: str) -> ModelRow | None:
-    if start == "twin":
-        return next((row for row in summary.models if "FP32 twin" in row.role), None)
-    return next((row for row in summary.models if row.role.startswith(start)), None)
-
-
 def _state(summary: RunSummary) -> str:
     if summary.parity and not summary.parity.get("passed"):
         return "parity FAILED"
@@ -148,7 +140,7 @@ def _state(summary: RunSummary) -> str:
         "complete": summary.report,
         "measured": summary.bench,
         "exported": summary.parity,
-        "student trained": any(row.role.startswith("student") for row in summary.models),
+        "student trained": summary.student,
         "teacher trained": summary.models,
     }
     return next((words for words, is_there in steps.items() if is_there), "begun")
@@ -159,7 +151,7 @@ def _ratio(theirs: float | None, ours: float | None) -> float | None:
 
 
 def _cells(row: RunRow) -> list[str]:
-    interval = "" if row.interval is None else f" ({100 * row.interval[0]:.1f} .. {100 * row.interval[1]:.1f} %)"
+    interval = "" if row.interval is None else f" ({interval_text(row.interval)})"
     return [
         row.run,
         row.student or "-",

@@ -65,12 +65,9 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
     Returns:
         One HTML page that needs no other file.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # here, because commands without a page import this
-
     devices = device_table(summary)
-    templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
-                            trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    page = templates.get_template("page.html.j2").render(
+    return fill_template(
+        "page.html.j2",
         summary=summary,
         record=record,
         models=model_table(summary),
@@ -96,7 +93,20 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         fall_backs=fall_back_table(summary),
         environment=[["what", "value"], *_flat(record.environment)],
     )
-    return shown(page)
+
+
+def fill_template(name: str, **values: Any) -> str:
+    """Return a template of this room, filled in: everything is escaped, control characters are written out.
+
+    Args:
+        name: Of the template's file.
+        values: By the names that it uses; one that is missing is an error.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # here, because commands without a page import this
+
+    templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
+                            trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return shown(templates.get_template(name).render(**values))
 
 
 def _verdicts(summary: RunSummary) -> list[tuple[str, bool]]:

@@ -21,10 +21,12 @@ from qkd.report.caveats import (
 )
 from qkd.report.findings.verdict import verdict
 from qkd.report.records import read_record
-from qkd.report.table import align, megabytes, milliseconds, percent
+from qkd.report.table import align
+from qkd.units import megabytes, milliseconds, percent
 
 TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learned beside the student
 ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> its description
+IS_TWIN = f"(= {ROLES['float']})"  # behind a teacher that is the student's net in FP32
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,25 @@ class RunSummary(OldFields):
     predictions: Mapping[str, Any] = field(default_factory=dict)
     verdict: str = ""
 
+    @property
+    def student(self) -> ModelRow | None:
+        """The student's line; None before there is one."""
+        return self._first(ROLES["student"])
+
+    @property
+    def teacher(self) -> ModelRow | None:
+        """The line of the net it learned from."""
+        return self._first(ROLES["teacher"])
+
+    @property
+    def twin(self) -> ModelRow | None:
+        """The line of the student's net in FP32: the teacher's, where both have one net."""
+        teacher = self.teacher
+        return teacher if teacher and IS_TWIN in teacher.role else self._first(ROLES["float"])
+
+    def _first(self, start: str) -> ModelRow | None:
+        return next((row for row in self.models if row.role.startswith(start)), None)
+
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain data; accuracies are fractions."""
         return asdict(self)
@@ -166,8 +187,7 @@ def summarize(path: Path) -> RunSummary:
     report, results = path / "report.html", _results(path)
     count = _test_images(results, parity)
     models = tuple(_with_interval(row, count) for row in _models(path, results, export, parity, bench))
-    predictions = read_json(path / "export" / "predictions.json")
-    return RunSummary(
+    summary = RunSummary(
         name=path.name,
         folder=str(path),
         models=models,
@@ -181,22 +201,17 @@ def summarize(path: Path) -> RunSummary:
         caveats=tuple(_caveats(results, count, export, parity, devices)),
         report=str(report) if report.is_file() else None,
         fall_backs=tuple(export.get("student", {}).get("fall_backs", ())),
-        predictions=predictions,
-        verdict=_verdict(models, predictions, parity),
+        predictions=read_json(path / "export" / "predictions.json"),
     )
+    return replace(summary, verdict=_verdict(summary))
 
 
-def _verdict(models: Sequence[ModelRow], predictions: Mapping[str, Any], parity: Mapping[str, Any]) -> str:
-    def first(*starts: str) -> ModelRow | None:
-        return next((row for start in starts for row in models if row.role.startswith(start)), None)
-
-    teacher = first(ROLES["teacher"])
-    is_twin = teacher is not None and "= FP32 twin" in teacher.role
-    twin = teacher if is_twin else first(ROLES["float"])
-    student = first(ROLES["student"])
+def _verdict(summary: RunSummary) -> str:
+    student = summary.student
     mark = f"{student.role}, " if student else ""
-    under = {row.role.removeprefix(mark): row for row in models if student and row.role.startswith(mark)}
-    return verdict(student, twin, teacher, predictions=predictions, parity=parity, under=under)
+    under = {row.role.removeprefix(mark): row for row in summary.models if student and row.role.startswith(mark)}
+    return verdict(student, summary.twin, summary.teacher, predictions=summary.predictions, parity=summary.parity,
+                   under=under)  # fmt: skip
 
 
 def size_table(summary: RunSummary) -> list[list[str]]:
@@ -340,7 +355,7 @@ def _model(
         role += f" w{result['weight_bits']}a{result['act_bits']}"
     latency = latencies.get(key, {})
     return ModelRow(
-        role=f"{role} (= FP32 twin)" if is_twin else role,
+        role=f"{role} {IS_TWIN}" if is_twin else role,
         net=str(result.get("net", "")),
         test_accuracy=result.get("test_accuracy"),
         agreement=parity.get("off", {}).get("top1_agreement"),

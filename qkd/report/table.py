@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qkd.foreign.shown import shown, shown_line
-from qkd.units import bytes_text, megabytes, milliseconds, percent
-
-__all__ = ["align", "bytes_text", "markdown", "megabytes", "milliseconds", "percent", "plain_text"]
+from qkd.units import megabytes, milliseconds, percent
 
 _LONGEST_CELL = 200  # characters
 _MARKS = re.compile(r"[\\`*|\[\]~]")  # an underscore within a word is none, and names are full of them

@@ -9,8 +9,9 @@ from qkd.report.findings.confusion import class_table, pair_table
 from qkd.report.findings.terms import TERMS
 from qkd.report.searches import SearchRecord, search_table
 from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
-from qkd.report.table import bytes_text, markdown, plain_text
+from qkd.report.table import markdown, plain_text
 from qkd.report.tradeoff import device_table
+from qkd.units import bytes_text
 
 SIZE_NOTE = TERMS["size"]
 SEARCH_NOTE = "Validation accuracies of members of the population; the test images have no part in a search."

@@ -180,11 +180,14 @@ def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, A
             continue
         if why and not entry["optional"]:
             raise Refused(f"{entry['name']}: the low-bit provider is not offered here: {why}")
-        taken = None if why else compare_low_bit(ort, job, entry, folder)
-        if not why and (taken or taken is None):
+        if why:
+            left_out[entry["key"]] = why
+            continue
+        taken = compare_low_bit(ort, job, entry, folder)
+        if taken != 0:  # None: onnxruntime does not tell
             kept.append(dict(entry, taken=taken))
-        elif why or entry["where_nothing"] == "leave out":
-            left_out[entry["key"]] = why or "it takes nothing of this file"
+        elif entry["where_nothing"] == "leave out":
+            left_out[entry["key"]] = "it takes nothing of this file"
         else:
             kept.append(dict(entry, taken=0, provider=CPU, title=entry["name"]))
     if why:

@@ -35,15 +35,15 @@ def class_table(predictions: Mapping[str, Any]) -> list[list[str]]:
     if not predictions:
         return [CLASS_HEAD]
     ours, theirs = (_counts(predictions, name) for name in ("student", "teacher"))
-    rows = []
-    for label, name in enumerate(predictions["classes"]):
+    names, rows = predictions["classes"], []
+    for label, name in enumerate(names):
         total = sum(count for (shown, _), count in ours.items() if shown == label)
         if not total:
             continue
         shares = [counts[label, label] / total if counts else None for counts in (ours, theirs)]
         wrong = [(count, found) for (shown, found), count in ours.items() if shown == label != found]
         most = max(wrong, key=lambda pair: (pair[0], -pair[1]), default=None)
-        taken = "-" if most is None else f"{_name(predictions, most[1])} ({most[0]})"
+        taken = "-" if most is None else f"{class_name(names, most[1])} ({most[0]})"
         rows.append((shares[0], label, [name, f"{total:,}", percent(shares[0]), percent(shares[1]), taken]))
     return [CLASS_HEAD, *(cells for _, _, cells in sorted(rows, key=lambda row: (row[0] or 0.0, row[1])))]
 
@@ -64,11 +64,12 @@ def confusion_matrix(predictions: Mapping[str, Any]) -> list[tuple[str, list[Cel
 
 def pair_table(predictions: Mapping[str, Any]) -> list[list[str]]:
     """Return heading and the pairs of classes that the student confuses most often."""
+    names = predictions.get("classes", [])
     pairs = [
         (count, label, found) for (label, found), count in _counts(predictions, "student").items() if label != found
     ]
     worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:MOST_PAIRS]
-    return [PAIR_HEAD, *([_name(predictions, label), _name(predictions, found), f"{count:,}"]
+    return [PAIR_HEAD, *([class_name(names, label), class_name(names, found), f"{count:,}"]
                          for count, label, found in worst)]  # fmt: skip
 
 
@@ -77,6 +78,6 @@ def _counts(predictions: Mapping[str, Any], name: str) -> Counter[tuple[int, int
     return Counter({(label, found): count for label, found, count in rows})
 
 
-def _name(predictions: Mapping[str, Any], label: int) -> str:
-    names = predictions["classes"]
-    return names[label] if label < len(names) else str(label)
+def class_name(names: Sequence[str], label: int) -> str:
+    """Return the name of a class, or its number where it has none."""
+    return names[label] if 0 <= label < len(names) else str(label)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qkd.files import DamagedFileError
+from qkd.report.findings.confusion import class_name
 from qkd.units import percent
 
 CELL = 72  # pixels that a small picture is enlarged to, by a whole factor
@@ -91,7 +92,7 @@ def _mistakes(arrays: Mapping[str, npt.NDArray[Any]], classes: Sequence[str]) ->
         return []
     told = zip(*(arrays[f"mistakes.{key}"] for key in ("labels", "classes", "confidence")), strict=True)
     return [
-        _shot(image, (f"{_name(classes, found)}, {percent(float(share))}", f"shows {_name(classes, label)}"))
+        _shot(image, (f"{class_name(classes, found)}, {percent(float(share))}", f"shows {class_name(classes, label)}"))
         for image, (label, found, share) in zip(arrays["mistakes"], told, strict=True)
     ]
 
@@ -116,7 +117,3 @@ def _shot(image: npt.NDArray[Any], lines: tuple[str, ...] = ()) -> Shot:
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Shot(f"data:image/png;base64,{data}", width * factor, height * factor, lines)
-
-
-def _name(classes: Sequence[str], label: int) -> str:
-    return classes[label] if 0 <= label < len(classes) else str(label)

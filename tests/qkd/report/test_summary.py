@@ -14,9 +14,10 @@ import pytest
 
 from qkd.report import SearchRecord, render_page, render_text, summarize
 from qkd.report.page import RunRecord
-from qkd.report.table import align, bytes_text, markdown, megabytes, milliseconds, percent
+from qkd.report.table import align, markdown
 from qkd.report.text import parity_sentence
 from qkd.report.tradeoff import device_charts, device_table
+from qkd.units import bytes_text, megabytes, milliseconds, percent
 
 _files = beside.load(Path(__file__).with_name("run_files.py"))
 EVIL: str = _files.EVIL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -230,23 +231,34 @@ measure_on(device, {"m": sys.argv[2]}, Settings(rounds=10_000_000, memory=False)
 """
 
 
-@pytest.mark.slow
-def test_the_device_stops_when_bench_is_killed_here(ssh_server, here, plain):
-    """Nobody is left to remove anything: the runner there sees its stdin close, ends, and its shell tidies up."""
-    fields = json.dumps(asdict(ssh_server.device(python=here)))
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", BENCH, fields, str(plain)], stdout=subprocess.PIPE, text=True
-    ) as bench:
-        assert bench.stdout is not None
-        while "rounds of" not in bench.stdout.readline():
-            assert bench.poll() is None
-        assert ssh_server.left() != []
-        bench.kill()
-        bench.wait()
+@contextlib.contextmanager
+def killed_in_its_rounds(device, path, words):
+    """Measure a file in another process of this machine, which is killed at the end; it has said these words."""
+    command = [sys.executable, "-u", "-c", BENCH, json.dumps(asdict(device)), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as bench:
+        try:
+            assert bench.stdout is not None
+            while words not in bench.stdout.readline():
+                assert bench.poll() is None
+            yield
+        finally:
+            bench.kill()
+
+
+def left_in_the_end(ssh_server):
+    """Return what is left on the device once it has had time to remove it."""
     deadline = time.monotonic() + 30
     while ssh_server.left() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert ssh_server.left() == []
+    return ssh_server.left()
+
+
+@pytest.mark.slow
+def test_the_device_stops_when_bench_is_killed_here(ssh_server, here, plain):
+    """Nobody is left to remove anything: the runner there sees its stdin close, ends, and its shell tidies up."""
+    with killed_in_its_rounds(ssh_server.device(python=here), plain, "rounds of m"):
+        assert ssh_server.left() != []
+    assert left_in_the_end(ssh_server) == []
 
 
 HOSTILE = {
@@ -332,17 +344,8 @@ def test_a_device_whose_runtime_takes_no_plugins_measures_without(ssh_server, he
 
 @pytest.mark.slow
 def test_the_low_bit_library_leaves_the_device_when_bench_is_killed_here(ssh_server, here, low_bit_student):
-    fields = json.dumps(asdict(ssh_server.device(python=here)))
-    command = [sys.executable, "-u", "-c", BENCH, fields, str(low_bit_student)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as bench:
-        assert bench.stdout is not None
-        while "rounds of m, m, low-bit provider" not in bench.stdout.readline():
-            assert bench.poll() is None
+    device = ssh_server.device(python=here)
+    with killed_in_its_rounds(device, low_bit_student, "rounds of m, m, low-bit provider"):
         (folder,) = ssh_server.left()
         assert (ssh_server.folder / "work" / folder / "liblowbit.so").is_file()
-        bench.kill()
-        bench.wait()
-    deadline = time.monotonic() + 30
-    while ssh_server.left() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert ssh_server.left() == []
+    assert left_in_the_end(ssh_server) == []

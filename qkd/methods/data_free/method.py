@@ -12,9 +12,9 @@ from torch import nn
 from qkd.config import RunConfig
 from qkd.config.data_free import ADVERSARIAL, GENERATOR, NOISE, POOL, DataFreeConfig
 from qkd.data import Splits
-from qkd.files import sha256_of
 from qkd.methods.data_free.checks import config_faults, require_teacher_fits
 from qkd.methods.data_free.float_twin import DataFreeFloatRole
+from qkd.methods.data_free.inverting.pooling import FOLDER as POOL_FOLDER
 from qkd.methods.data_free.inverting.pooling import PoolRole, load_pool
 from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
 from qkd.methods.data_free.making.blind import blind
@@ -131,16 +131,13 @@ class DataFree(Method):
             run.adopt(NAME, source)
             progress.say(f"{NAME}: that of {source}, copied; nothing is trained")
 
-    def marks(self, run: RunFolder) -> Mapping[str, str]:
-        """Return the hashes of what makes the images."""
-        return {path.relative_to(run.path).as_posix(): sha256_of(path) for path in self.inputs(run)}
-
-    def inputs(self, run: RunFolder) -> list[Path]:
-        """Return the files of what makes the images."""
-        folder = run.path / NAME
-        if self.settings.family == GENERATOR:
-            return [folder / WEIGHTS]
-        return sorted((folder / "pool").glob("batch_*.npz")) if self.settings.family == POOL else []
+    def made_from(self, run: RunFolder) -> Mapping[str, Path]:
+        """Return the files of what makes the images, by their path in the run folder."""
+        folder, family = run.path / NAME, self.settings.family
+        files = [folder / WEIGHTS] if family == GENERATOR else []
+        if family == POOL:
+            files = sorted((folder / POOL_FOLDER).glob("batch_*.npz"))
+        return {path.relative_to(run.path).as_posix(): path for path in files}
 
     # a generator that learns along
 

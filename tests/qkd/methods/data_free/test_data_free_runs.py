@@ -63,9 +63,9 @@ class Forbidden:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Replace the images of the distill stage by parts that raise, and keep the teacher that it loads."""
+    """Replace the images of the distill stage by parts that raise, and keep the teacher and the marks of a student."""
     seen: dict[str, Any] = {}
-    real_images, real_guide = stage.run_images, learner.load_guide
+    real_images, real_guide, real_marks = stage.run_images, learner.load_guide, learner.StudentRole.marks
 
     def images(run: RunFolder, progress: Any) -> Splits:
         splits = real_images(run, progress)
@@ -78,8 +78,13 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["teacher"] = real_guide(run)
         return seen["teacher"]
 
+    def marks(role: learner.StudentRole) -> dict[str, str]:
+        seen["marks"] = real_marks(role)
+        return seen["marks"]
+
     monkeypatch.setattr(stage, "run_images", images)
     monkeypatch.setattr(learner, "load_guide", guide)
+    monkeypatch.setattr(learner.StudentRole, "marks", marks)
     return seen
 
 
@@ -109,6 +114,17 @@ def test_no_real_image_is_read_and_the_teacher_stays_as_it_is(
         if made_once:
             found = json.loads((run.path / "generator" / "result.json").read_text())
             assert sum(found["class_histogram"]) == found["images"] and 0 <= found["histogram_entropy"] <= 1
+        pattern = "weights.safetensors" if FAMILIES[method] == "generator" else "pool/batch_*.npz"
+        sources = sorted((run.path / "generator").glob(pattern)) if made_once else []
+        assert len(sources) == {"generator": 1, "pool": 2}.get(FAMILIES[method], 0)
+        marks = {path.relative_to(run.path).as_posix(): sha256_of(path) for path in sources}
+        assert marks.items() <= watched["marks"].items(), "a checkpoint is of these images"
+        for path in sources:
+            whole = path.read_bytes()
+            path.write_bytes(whole + b"?")
+            assert not run.is_complete("distill"), "a student of other images is trained again"
+            path.write_bytes(whole)
+        assert run.is_complete("distill")
 
 
 @pytest.mark.parametrize("method", ["rdskd", "deep_inversion"])

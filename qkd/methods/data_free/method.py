@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
 
 from qkd.config import RunConfig
 from qkd.config.data_free import ADVERSARIAL, GENERATOR, NOISE, POOL, DataFreeConfig
@@ -163,8 +162,3 @@ class DataFree(Method):
         if self._adversary is None:
             raise ValueError(f"student.data_free: the generator of {self.settings.method} is not prepared yet")
         return self._adversary
-
-    @property
-    def adversary(self) -> nn.Module | None:
-        """Return the generator that learns along; None where there is none, or not yet."""
-        return None if self._adversary is None else self._adversary.net

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -239,6 +241,23 @@ def test_a_pool_of_another_origin_is_refused(config_of: Callable[..., RunConfig]
         run.manifest_file("distill").unlink()
         with pytest.raises(ValueError, match=r"begun with something else \(seed\)"):
             STAGES["distill"](run, Silent())
+
+
+def test_a_batch_continues_from_the_last_state_and_as_many_features_as_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{number}.npz" for number in range(4)]
+    for number, path in enumerate(files):
+        banks = {f"state/{name}": np.full((3, 1), number) for name in pooling.BANKS}
+        pooling.write_arrays(path, images=np.zeros(1), **banks, **{"state/head": np.array([number])})
+    files[0].unlink()  # behind the features that count: it is not read
+    monkeypatch.setattr(pooling, "MOST_PAIRS", 5)
+    pool: Any = SimpleNamespace(files=lambda: list(files))
+    state = pooling.PoolRole._state(pool, 3)
+    assert state["head"] == [2] and all(state[name][:, 0].tolist() == [1] * 3 + [2] * 3 for name in pooling.BANKS)
+    assert pooling.PoolRole._state(pool, 0) == {}
+    pooling.write_arrays(files[2], images=np.zeros(1))
+    assert pooling.PoolRole._state(pool, 3) == {}, "without features, only the last batch is read"
 
 
 def test_the_best_images_are_a_copy() -> None:

@@ -54,6 +54,7 @@ class DataFree(Method):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self._adversary: Adversary | None = None
+        self._pool: Pool | None = None  # a training asks for it twice: for calibration, and for its batches
 
     @property
     def why_one_device(self) -> str:
@@ -87,9 +88,8 @@ class DataFree(Method):
         if settings.family == NOISE:
             return Noise(splits.image_shape, device)
         if settings.family == POOL:
-            images = load_pool(PoolRole(context, settings).files()).to(device)
-            teacher = Watched(load_guide(context.run).to(device))
-            return Pool(images, logits_of(teacher, images).argmax(1))
+            self._pool = self._pool or _pool_of(context, settings)
+            return self._pool
         if settings.family == GENERATOR:
             net = load_generator(context.run, settings, splits).to(device)
             asks = KINDS[settings.method].condition != "none"
@@ -162,3 +162,10 @@ class DataFree(Method):
         if self._adversary is None:
             raise ValueError(f"student.data_free: the generator of {self.settings.method} is not prepared yet")
         return self._adversary
+
+
+def _pool_of(context: Context, settings: DataFreeConfig) -> Pool:
+    """Return the images of a run's pool, with the teacher's class of each."""
+    images = load_pool(PoolRole(context, settings).files()).to(context.device)
+    teacher = Watched(load_guide(context.run).to(context.device))
+    return Pool(images, logits_of(teacher, images).argmax(1))

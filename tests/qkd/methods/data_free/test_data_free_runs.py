@@ -17,6 +17,7 @@ from qkd.config import RunConfig
 from qkd.config.data_free import FAMILIES
 from qkd.data import Splits
 from qkd.files import read_safetensors, sha256_of
+from qkd.methods.data_free import method as method_module
 from qkd.methods.data_free.inverting import inversions, pooling
 from qkd.methods.data_free.making import generating
 from qkd.methods.data_free.making.blind import NoImages, RealImageError, blind
@@ -154,6 +155,17 @@ def test_one_generator_serves_all_widths(
     with borrowed(config_of(method, {**widths, "name": "other"}, latent=9)) as run:
         distill(run)
         assert steps != [], "another generator is asked for"
+
+
+def test_a_training_reads_its_pool_once(
+    config_of: Callable[..., RunConfig], borrowed: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(method_module, "load_pool", lambda files: [read.append(1), pooling.load_pool(files)][1])
+    with borrowed(config_of("deep_inversion")) as run:
+        distill(run)
+        trained = [name for name in ("student", "student/float") if (run.path / name / "result.json").is_file()]
+    assert len(read) == len(trained) >= 1
 
 
 class Killed(BaseException):

@@ -5,9 +5,9 @@
 A step is forward and backward of the last linear layer and the loss, with features of the batch and rows of the layer
 as leaves, the teacher's log-probabilities given. Full and sampled steps run interleaved in one process for time, and
 each in a separate process for memory (largest resident size during the step, less that before it). The normalizers of
-the sampled step come from a second draw, which is part of its time. Variance is that of the gradient of the features
-over draws, summed, for proposals by difference, by the teacher and uniform; bias is a z-test of its projection on the
-full gradient, with exact normalizers. Writes OUT.json.
+the sampled step come from a second draw, which is part of its time; the probabilities that it draws with are given.
+Variance is that of the gradient of the features over draws, summed, for proposals by difference, by the teacher and
+uniform; bias is a z-test of its projection on the full gradient, with exact normalizers. Writes OUT.json.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def main() -> None:
         row = {"classes": classes, "drawn": args.drawn}
         rows.append({**row, **times(args, classes), **memories(args, classes), **variances(args, classes)})
         print(json.dumps(rows[-1]))
-    facts = {"batch": args.batch, "features": args.features, "threads": 1, "environment": environment()}
+    facts = {"batch": args.batch, "features": args.features, "draws": args.draws, "threads": 1}
+    facts["environment"] = environment()
     args.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 
 

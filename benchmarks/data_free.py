@@ -1,6 +1,8 @@
 """Compares data-free methods on one pair of nets: float, W4A4 and W2A2 students beside noise and real images.
 
-    python benchmarks/data_free.py --methods noise rdskd dafl dfad --seeds 0
+    python benchmarks/data_free.py --methods real noise rdskd dafl --seeds 0
+    python benchmarks/data_free.py --methods noise gdfq --seeds 0 --runs-dir runs/statistics \
+        --out benchmarks/results/data_free_statistics teacher.net=resnet8 student.net=resnet8 student.bn=frozen_teacher
 
 Every method is a config of ``configs/digits/data-free``; methods of one pair of nets share the teacher of a seed. The
 first run of a method makes what the images come from and the float student; the other width takes both over, so that

@@ -228,7 +228,6 @@ METHOD_NAMES = {
 }  # fmt: skip
 METHODS = ROOT / "qkd" / "methods"
 MAY_NAME_METHODS = {
-    "qkd.analysis.run_generation",  # `qkd generate` shows what one method makes
     "qkd.config.experiment", "qkd.config.methods", "qkd.config.training",  # the schema
     "qkd.methods.table",
     "qkd.distill.methods", "qkd.moved",  # old names, for a release

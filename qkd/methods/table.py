@@ -51,6 +51,7 @@ METHODS = {  # in the order in which they have their say
         "qkd.methods.data_free.method:DataFree",
         "student.data_free",
         "no real image: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, or plain noise",
+        record="qkd.methods.data_free.making.rows:MadeRecord",
     ),
     "ensemble": Entry(
         "qkd.methods.ensemble.method:Ensemble",

@@ -107,6 +107,29 @@ def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, percent:
         return Picture(title, figure).inline()
 
 
+def histogram_chart(title: str, counts: Sequence[int], *, x_label: str, color: int = 0) -> Markup:
+    """Return an SVG element with a bar for each whole number from 0; a note where nothing was counted.
+
+    Args:
+        title: Heading of the chart.
+        counts: How often each number came up. One outline for all bars: there may be thousands.
+        x_label: What the numbers are.
+        color: Index into the page's colors.
+    """
+    if not any(counts):
+        return _empty(title, "nothing was counted")
+    with drawing():
+        from matplotlib.ticker import MaxNLocator
+
+        figure, axes = _axes(title, x_label, percent=False)
+        edges = [number - 0.5 for number in range(len(counts) + 1)]
+        bars = axes.stairs(counts, edges, fill=True, facecolor=CURVES[color % len(CURVES)])
+        note(bars, f"{len(counts)} numbers, {min(counts):,} to {max(counts):,} times each")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return Picture(title, figure).inline()
+
+
 def schedule_chart(
     title: str, strengths: Mapping[str, Sequence[float]], *, column_label: str = "epoch", color: int = 0
 ) -> Markup:

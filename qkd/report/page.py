@@ -38,6 +38,7 @@ class RunRecord:
         stacks: Role -> SVG element of its schedule: probabilities and magnitudes, stacked over the epochs.
         agents: Role -> what its agent does, in a line.
         pictures: What a picture shows -> PNG file in base64.
+        histogram: SVG element of the classes that the teacher sees in made images; None where none were made.
         searches: Role -> what its search came to, round by round.
         config: The resolved config as text.
         environment: Versions, seed and commit.
@@ -49,6 +50,7 @@ class RunRecord:
     agents: Mapping[str, str] = field(default_factory=dict)
     stacks: Mapping[str, Markup] = field(default_factory=dict)
     pictures: Mapping[str, str] = field(default_factory=dict)
+    histogram: Markup | None = None
     searches: Mapping[str, SearchRecord] = field(default_factory=dict)
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -83,7 +85,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
             f"{row[0]}{'' if row[1] == '-' else f', {row[1]}'}: {row[-1]}" for row in devices[1:] if row[-1] != "-"
         ],
         device_charts=[picture for pictures in device_charts(summary).values() for picture in pictures],
-        curves=_curves(record.metrics),
+        curves=_curves(record.metrics) + ([] if record.histogram is None else [record.histogram]),
         searches=[_search(role, found) for role, found in record.searches.items()],
         schedules=[
             schedule_chart(f"{role}'s agent", rows, color=COLORS.get(role, NEXT_COLOR))

@@ -14,7 +14,7 @@ from qkd.agents.policies.policy import LEVELS
 from qkd.agents.policies.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
 from qkd.files import write_text
-from qkd.methods.data_free.making.pictures import made_pictures
+from qkd.methods.data_free.making.pictures import made_histogram, made_pictures
 from qkd.predicting.predictions import GALLERY, PREDICTIONS
 from qkd.progress import Progress, duration
 from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_text, summarize
@@ -61,6 +61,7 @@ def gather(run: RunFolder) -> RunRecord:
     return RunRecord(
         metrics={role: lines for role, lines in metrics.items() if lines or role != "generator"},
         pictures=made_pictures(run.path),
+        histogram=made_histogram(run.path),
         schedules=_drawings(run.path / "search", run.config),
         stacks=_stacks(run.path / "search"),
         agents={role: str(value.get("agent", "")) for role, value in words.items() if isinstance(value, Mapping)},

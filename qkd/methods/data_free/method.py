@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
 
 from qkd.config import RunConfig
 from qkd.config.data_free import ADVERSARIAL, GENERATOR, NOISE, POOL, DataFreeConfig
 from qkd.data import Splits
-from qkd.files import sha256_of
 from qkd.methods.data_free.checks import config_faults, require_teacher_fits
 from qkd.methods.data_free.float_twin import DataFreeFloatRole
+from qkd.methods.data_free.inverting.pooling import FOLDER as POOL_FOLDER
 from qkd.methods.data_free.inverting.pooling import PoolRole, load_pool
 from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
 from qkd.methods.data_free.making.blind import blind
@@ -55,6 +54,7 @@ class DataFree(Method):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self._adversary: Adversary | None = None
+        self._pool: Pool | None = None  # a training asks for it twice: for calibration, and for its batches
 
     @property
     def why_one_device(self) -> str:
@@ -88,9 +88,8 @@ class DataFree(Method):
         if settings.family == NOISE:
             return Noise(splits.image_shape, device)
         if settings.family == POOL:
-            images = load_pool(PoolRole(context, settings).files()).to(device)
-            teacher = Watched(load_guide(context.run).to(device))
-            return Pool(images, logits_of(teacher, images).argmax(1))
+            self._pool = self._pool or _pool_of(context, settings)
+            return self._pool
         if settings.family == GENERATOR:
             net = load_generator(context.run, settings, splits).to(device)
             asks = KINDS[settings.method].condition != "none"
@@ -131,16 +130,13 @@ class DataFree(Method):
             run.adopt(NAME, source)
             progress.say(f"{NAME}: that of {source}, copied; nothing is trained")
 
-    def marks(self, run: RunFolder) -> Mapping[str, str]:
-        """Return the hashes of what makes the images."""
-        return {path.relative_to(run.path).as_posix(): sha256_of(path) for path in self.inputs(run)}
-
-    def inputs(self, run: RunFolder) -> list[Path]:
-        """Return the files of what makes the images."""
-        folder = run.path / NAME
-        if self.settings.family == GENERATOR:
-            return [folder / WEIGHTS]
-        return sorted((folder / "pool").glob("batch_*.npz")) if self.settings.family == POOL else []
+    def made_from(self, run: RunFolder) -> Mapping[str, Path]:
+        """Return the files of what makes the images, by their path in the run folder."""
+        folder, family = run.path / NAME, self.settings.family
+        files = [folder / WEIGHTS] if family == GENERATOR else []
+        if family == POOL:
+            files = sorted((folder / POOL_FOLDER).glob("batch_*.npz"))
+        return {path.relative_to(run.path).as_posix(): path for path in files}
 
     # a generator that learns along
 
@@ -167,7 +163,9 @@ class DataFree(Method):
             raise ValueError(f"student.data_free: the generator of {self.settings.method} is not prepared yet")
         return self._adversary
 
-    @property
-    def adversary(self) -> nn.Module | None:
-        """Return the generator that learns along; None where there is none, or not yet."""
-        return None if self._adversary is None else self._adversary.net
+
+def _pool_of(context: Context, settings: DataFreeConfig) -> Pool:
+    """Return the images of a run's pool, with the teacher's class of each."""
+    images = load_pool(PoolRole(context, settings).files()).to(context.device)
+    teacher = Watched(load_guide(context.run).to(context.device))
+    return Pool(images, logits_of(teacher, images).argmax(1))

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 
 def generate(args: argparse.Namespace) -> int:
     """Draw a run's images."""
-    from qkd.analysis.run_generation import generate_target
+    from qkd.methods.data_free.run_generation import generate_target
 
     options = {"out": args.out, "count": args.count, "seed": args.seed}
     return print_result(args, generate_target(args.run, runs_dir=args.runs_dir, **options))

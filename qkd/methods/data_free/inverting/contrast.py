@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qkd.config.data_free import DataFreeConfig
-from qkd.data import Splits
 from qkd.losses import cmi_inversion_loss, contrastive_loss
-from qkd.methods.data_free.inverting.inversions import Best, Inverted
+from qkd.methods.data_free.inverting.inversions import Best, Inverted, Inverter, descend
 from qkd.methods.data_free.inverting.views import cropped, flipped, shifted
 from qkd.methods.data_free.making.generating import build_generator
 from qkd.methods.data_free.making.kinds import weights_of
-from qkd.methods.data_free.making.watching import Seen, Watched
+from qkd.methods.data_free.making.watching import Seen
 from qkd.seeding import global_stream, stream
 
 TEMPERATURE = 0.1
@@ -26,23 +22,8 @@ LEAST_AREA = 0.25  # of a local view
 DEVIATION = 0.02  # of the weights that a generator begins with
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """Inversion through a generator, with contrast.
-
-    Args:
-        teacher: Frozen, with batch norm.
-        settings: Rate, steps, sizes of the generator, weights.
-        splits: Shape and classes of the images.
-        seed: Of the run.
-        device: Of the teacher.
-    """
-
-    teacher: Watched
-    settings: DataFreeConfig
-    splits: Splits
-    seed: int
-    device: torch.device
+class Contrast(Inverter):
+    """Inversion through a generator, with contrast."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:
         """Return a batch; head, its optimizer and the bank continue from the batch before."""
@@ -62,10 +43,9 @@ class Contrast:
                 whole.logits, labels, whole.statistics(), memory.contrast(*views),
                 **weights_of(self.settings.method, self.settings.weights),
             )  # fmt: skip
-            if not len(best.images) or float(loss.detach()) < best.loss:
+            if best.offer(loss, images):
                 kept = tuple(one.detach() for one in views)
-            best.offer(loss, images)
-            memory.step(loss, moving)
+            descend(loss, memory.optimizer, moving)
         return Inverted(best.images, memory.state(kept), best.loss)
 
     @property
@@ -101,14 +81,6 @@ class _Memory:
         """Return the contrastive loss of two views' features and of the bank."""
         cached = [self.head(one) for one in self.bank] if len(self.bank[0]) else [None, None]
         return contrastive_loss(self.head(local_views), self.head(global_views), *cached, temperature=TEMPERATURE)
-
-    def step(self, loss: Tensor, moving: torch.optim.Optimizer) -> None:
-        """Move generator, latents and head."""
-        for optimizer in (self.optimizer, moving):
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in (self.optimizer, moving):
-            optimizer.step()
 
     def state(self, views: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
         """Return what the next batch continues from, and the features of this one, for the bank."""

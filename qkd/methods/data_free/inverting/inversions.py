@@ -49,8 +49,8 @@ class Best:
     def __init__(self) -> None:
         self.loss, self.images = float("inf"), torch.empty(0)
 
-    def offer(self, loss: Tensor, images: Tensor) -> None:
-        """Keep images whose loss is less than any before.
+    def offer(self, loss: Tensor, images: Tensor) -> bool:
+        """Keep images whose loss is less than any before; return whether it is.
 
         Raises:
             FloatingPointError: If the loss is not finite.
@@ -60,18 +60,29 @@ class Best:
             raise FloatingPointError(
                 f"the loss of inverted images is {value}; lower student.data_free.lr or its weights"
             )
-        if value < self.loss:
+        is_better = value < self.loss
+        if is_better:
             self.loss, self.images = value, images.detach().clone()
+        return is_better
+
+
+def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """Move what optimizers hold against the gradient of a loss."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 @dataclass(frozen=True)
-class DeepInversion:
-    """Images from noise: a class, smoothness, the teacher's statistics.
+class Inverter:
+    """What an inversion works with.
 
     Args:
-        teacher: Frozen.
-        settings: Rate, steps, weights.
-        splits: Shape of the images.
+        teacher: Frozen; it has what the method reads.
+        settings: Rate, steps, weights, and what else the method reads.
+        splits: Shape of the images, classes, mean and standard deviation.
         seed: Of the run.
         device: Of the teacher.
     """
@@ -81,6 +92,10 @@ class DeepInversion:
     splits: Splits
     seed: int
     device: torch.device
+
+
+class DeepInversion(Inverter):
+    """Images from noise: a class, smoothness, the teacher's statistics."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
         """Return a batch; it depends on no other."""
@@ -94,29 +109,12 @@ class DeepInversion:
             seen = self.teacher(view)
             loss = deep_inversion_loss(view, seen.logits, labels, seen.statistics(), **weights)
             best.offer(loss, images)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            descend(loss, optimizer)
         return Inverted(best.images, {}, best.loss)
 
 
-@dataclass(frozen=True)
-class DataImpressions:
-    """ZSKD's images: pixels in 0 to 1 whose softened outputs are what was drawn for them.
-
-    Args:
-        teacher: Frozen; it has a last linear layer.
-        settings: Rate, steps, ``beta``, ``compat``.
-        splits: Shape of the images, mean and standard deviation.
-        seed: Of the run.
-        device: Of the teacher.
-    """
-
-    teacher: Watched
-    settings: DataFreeConfig
-    splits: Splits
-    seed: int
-    device: torch.device
+class DataImpressions(Inverter):
+    """ZSKD's images: pixels in 0 to 1 whose softened outputs are what was drawn for them."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
         """Return a batch; it depends on no other."""
@@ -129,9 +127,7 @@ class DataImpressions:
             images = self._normalized(pixels)
             loss = data_impression_loss(self.teacher(images).logits, targets)
             best.offer(loss, images)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            descend(loss, optimizer)
             with torch.no_grad():
                 pixels.copy_(_full_range(pixels))
         return Inverted(best.images, {}, best.loss)

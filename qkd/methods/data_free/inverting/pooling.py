@@ -16,6 +16,7 @@ from qkd.config import AgentConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.data import Splits
 from qkd.files import make_folder, read_json, write_json, write_text
+from qkd.methods.data_free.inverting.contrast import BANK as MOST_PAIRS
 from qkd.methods.data_free.inverting.contrast import Contrast
 from qkd.methods.data_free.inverting.inversions import DataImpressions, DeepInversion, Inversion
 from qkd.methods.data_free.making.blind import sightless
@@ -28,7 +29,7 @@ from qkd.training import FitResult
 from qkd.training.assembly import Context, Made
 
 FOLDER = "pool"  # in the generator's folder
-BANK = ("bank_local", "bank_global")  # features that the next batches get of all batches before
+BANKS = ("bank_local", "bank_global")  # features that the next batches get of batches before
 _STATE = "state/"
 INVERSIONS: Mapping[str, Callable[[Watched, DataFreeConfig, Splits, int, torch.device], Inversion]] = {
     "deep_inversion": DeepInversion,
@@ -87,12 +88,10 @@ class PoolRole:
         inversion = INVERSIONS[settings.method](
             teacher, settings, self.context.splits, self.context.config.seed, self.context.device
         )
-        missing = [path for path in files if not path.exists()]
+        missing = [index for index, path in enumerate(files) if not path.exists()]
         with self.context.progress.track(len(missing), f"{settings.method}, batches", "batches") as tracker:
-            for index, path in enumerate(files):
-                if path.exists():
-                    continue
-                self._write(path, inversion, index)
+            for index in missing:
+                self._write(files[index], inversion, index)
                 tracker.update(1)
         return [*files, self._origin, *self._shown(), self._metrics(files)]
 
@@ -110,15 +109,15 @@ class PoolRole:
         write_arrays(path, images=made.images.cpu().numpy(), **facts, **state)
 
     def _state(self, index: int) -> dict[str, np.ndarray]:
-        """Return what a batch continues from, always read from files: the last one's state, features of all before."""
-        states = [
-            {name.removeprefix(_STATE): array for name, array in read_arrays(path).items() if name.startswith(_STATE)}
-            for path in self.files()[:index]
-        ]
-        if not states or not states[-1]:
-            return {}
-        banks = {name: np.concatenate([state[name] for state in states]) for name in BANK if name in states[-1]}
-        return {**states[-1], **banks}
+        """Return what a batch continues from, always read from files: the last one's state, the latest features."""
+        files = self.files()[:index]
+        last = _state_of(files[-1]) if files else {}
+        if not set(BANKS) <= set(last):
+            return last
+        states: list[dict[str, np.ndarray]] = []
+        while files and sum(len(state[BANKS[0]]) for state in states) < MOST_PAIRS:
+            states.insert(0, _state_of(files.pop()))
+        return {**last, **{name: np.concatenate([state[name] for state in states]) for name in BANKS}}
 
     @property
     def _origin(self) -> Path:
@@ -140,7 +139,7 @@ class PoolRole:
         write_json(self._origin, now)
 
     def _shown(self) -> list[Path]:
-        images = load_pool(self.files())[:SHOWN]
+        images = load_pool(self.files()[: -(-SHOWN // self.settings.batch_size)])[:SHOWN]
         splits = self.context.splits
         return [write_sample(self.context.run.path / self.folder, 0, to_pixels(images, splits.mean, splits.std))]
 
@@ -162,6 +161,11 @@ class PoolRole:
         details = {"method": settings.method, "about": KINDS[settings.method].about, "steps": steps, "seconds": seconds}
         write_json(path, {"role": NAME, **details, **judged(logits)})
         return path
+
+
+def _state_of(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_arrays(path)
+    return {name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)}
 
 
 def load_pool(files: list[Path]) -> Tensor:

@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from qkd.config import AgentConfig
 from qkd.config.data_free import DataFreeConfig
-from qkd.methods.data_free.making.generating import TrainedGenerator
+from qkd.methods.data_free.making.generating import TrainedGenerator, sample_generator
 from qkd.methods.data_free.making.kinds import weights_of
 from qkd.methods.data_free.making.objectives import OBJECTIVES, Moment
-from qkd.methods.data_free.making.samples import SHOWN, is_sampled, to_pixels, write_sample
+from qkd.methods.data_free.making.samples import is_sampled
 from qkd.methods.data_free.making.sources import MadeSource, draw_latents
 from qkd.methods.data_free.making.watching import Watched
 from qkd.seeding import derive, stream
 from qkd.training.finite import TrainingError
 from qkd.training.job import Batch, Job
-from quantizers.modes import evaluating
 
 SAME_LATENTS = {"zskt"}  # the student's steps see the latents that the generator's step saw
 
@@ -97,7 +96,8 @@ class AdversarialSource(MadeSource):
         made = super().batches(epoch, first, size)
         for step in range(first, self.images // size):
             if step == 0 and is_sampled(epoch, self._job.config.epochs):
-                self._sample(epoch)
+                job, own = self._job, self._adversary
+                sample_generator(own.net, own.settings, job.splits, job.seed, job.folder, epoch)
             self._play(epoch, step, size)
             yield replace(next(made), facts={"generator": self._adversary.net.references[0].clone()})
 
@@ -106,13 +106,6 @@ class AdversarialSource(MadeSource):
         every = self._adversary.settings.student_steps
         place = step // every if self._adversary.settings.method in SAME_LATENTS else step
         return self._adversary.draw(size, self._stream("made", epoch, place))
-
-    def _sample(self, epoch: int) -> None:
-        """Write what the generator makes of latents that stay the same."""
-        net, splits = self._adversary.net, self._job.splits
-        with evaluating(net), torch.no_grad():
-            images = net(*self._adversary.latents(SHOWN, stream(self._job.seed, "samples")))
-        write_sample(self._job.folder, epoch, to_pixels(images, splits.mean, splits.std))
 
     def _play(self, epoch: int, step: int, size: int) -> None:
         every = self._adversary.settings.student_steps

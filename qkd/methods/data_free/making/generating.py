@@ -130,14 +130,29 @@ class GeneratorStep:
         return StepResult(found.loss, terms, seen.logits, facts=facts_of(seen))
 
     def sample(self, epoch: int) -> Path:
-        """Write what the generator makes of latents that stay the same."""
-        device = self.net.references.device
-        latents, labels = draw_latents(
-            SHOWN, self.settings.latent, len(self.splits.classes), stream(self.seed, "samples"), device
-        )
-        with evaluating(self.net), torch.no_grad():
-            images = self.net(latents, labels)
-        return write_sample(self.folder, epoch, to_pixels(images, self.splits.mean, self.splits.std))
+        """Write what the generator makes now."""
+        return sample_generator(self.net, self.settings, self.splits, self.seed, self.folder, epoch)
+
+
+def sample_generator(
+    net: TrainedGenerator, settings: DataFreeConfig, splits: Splits, seed: int, folder: Path, epoch: int
+) -> Path:
+    """Write what a generator makes of latents that stay the same.
+
+    Args:
+        net: The generator.
+        settings: Size of its latents.
+        splits: Classes, mean and standard deviation of the images.
+        seed: Of the run.
+        folder: Gets the sample.
+        epoch: Epochs that are done.
+    """
+    latents, labels = draw_latents(
+        SHOWN, settings.latent, len(splits.classes), stream(seed, "samples"), net.references.device
+    )  # fmt: skip
+    with evaluating(net), torch.no_grad():
+        images = net(latents, labels)
+    return write_sample(folder, epoch, to_pixels(images, splits.mean, splits.std))
 
 
 class GeneratorRole:

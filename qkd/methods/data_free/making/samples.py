@@ -77,6 +77,24 @@ def sample_files(folder: Path) -> list[Path]:
     return sorted((folder / FOLDER).glob("epoch_*.npz"))
 
 
+def read_sample(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the images of a sample: uint8, shape ``[batch, channels, height, width]``.
+
+    Raises:
+        ValueError: If it is damaged, or holds anything else.
+        OSError: If it cannot be read.
+    """
+    images = read_arrays(path).get("images")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"{path}: is no sample of images; delete it")
+    return images.astype(np.uint8, copy=False)
+
+
+def epoch_of(path: Path) -> int:
+    """Return how many epochs were done when a sample was written, from its file's name."""
+    return int(path.stem.rpartition("_")[2])
+
+
 def is_sampled(epoch: int, epochs: int) -> bool:
     """Return whether an epoch of a training, from 0, begins with a sample: the first, and a few of the rest."""
     return epoch % max(1, -(-epochs // MOST_SAMPLES)) == 0

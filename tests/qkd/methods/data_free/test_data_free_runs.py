@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from qkd.config import RunConfig
 from qkd.config.data_free import FAMILIES
 from qkd.data import Splits
 from qkd.files import read_safetensors, sha256_of
+from qkd.methods.data_free import method as method_module
 from qkd.methods.data_free.inverting import inversions, pooling
 from qkd.methods.data_free.making import generating
 from qkd.methods.data_free.making.blind import NoImages, RealImageError, blind
@@ -63,9 +66,9 @@ class Forbidden:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Replace the images of the distill stage by parts that raise, and keep the teacher that it loads."""
+    """Replace the images of the distill stage by parts that raise, and keep the teacher and the marks of a student."""
     seen: dict[str, Any] = {}
-    real_images, real_guide = stage.run_images, learner.load_guide
+    real_images, real_guide, real_marks = stage.run_images, learner.load_guide, learner.StudentRole.marks
 
     def images(run: RunFolder, progress: Any) -> Splits:
         splits = real_images(run, progress)
@@ -78,8 +81,13 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["teacher"] = real_guide(run)
         return seen["teacher"]
 
+    def marks(role: learner.StudentRole) -> dict[str, str]:
+        seen["marks"] = real_marks(role)
+        return seen["marks"]
+
     monkeypatch.setattr(stage, "run_images", images)
     monkeypatch.setattr(learner, "load_guide", guide)
+    monkeypatch.setattr(learner.StudentRole, "marks", marks)
     return seen
 
 
@@ -109,6 +117,17 @@ def test_no_real_image_is_read_and_the_teacher_stays_as_it_is(
         if made_once:
             found = json.loads((run.path / "generator" / "result.json").read_text())
             assert sum(found["class_histogram"]) == found["images"] and 0 <= found["histogram_entropy"] <= 1
+        pattern = "weights.safetensors" if FAMILIES[method] == "generator" else "pool/batch_*.npz"
+        sources = sorted((run.path / "generator").glob(pattern)) if made_once else []
+        assert len(sources) == {"generator": 1, "pool": 2}.get(FAMILIES[method], 0)
+        marks = {path.relative_to(run.path).as_posix(): sha256_of(path) for path in sources}
+        assert marks.items() <= watched["marks"].items(), "a checkpoint is of these images"
+        for path in sources:
+            whole = path.read_bytes()
+            path.write_bytes(whole + b"?")
+            assert not run.is_complete("distill"), "a student of other images is trained again"
+            path.write_bytes(whole)
+        assert run.is_complete("distill")
 
 
 @pytest.mark.parametrize("method", ["rdskd", "deep_inversion"])
@@ -136,6 +155,17 @@ def test_one_generator_serves_all_widths(
     with borrowed(config_of(method, {**widths, "name": "other"}, latent=9)) as run:
         distill(run)
         assert steps != [], "another generator is asked for"
+
+
+def test_a_training_reads_its_pool_once(
+    config_of: Callable[..., RunConfig], borrowed: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(method_module, "load_pool", lambda files: [read.append(1), pooling.load_pool(files)][1])
+    with borrowed(config_of("deep_inversion")) as run:
+        distill(run)
+        trained = [name for name in ("student", "student/float") if (run.path / name / "result.json").is_file()]
+    assert len(read) == len(trained) >= 1
 
 
 class Killed(BaseException):
@@ -223,6 +253,23 @@ def test_a_pool_of_another_origin_is_refused(config_of: Callable[..., RunConfig]
         run.manifest_file("distill").unlink()
         with pytest.raises(ValueError, match=r"begun with something else \(seed\)"):
             STAGES["distill"](run, Silent())
+
+
+def test_a_batch_continues_from_the_last_state_and_as_many_features_as_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{number}.npz" for number in range(4)]
+    for number, path in enumerate(files):
+        banks = {f"state/{name}": np.full((3, 1), number) for name in pooling.BANKS}
+        pooling.write_arrays(path, images=np.zeros(1), **banks, **{"state/head": np.array([number])})
+    files[0].unlink()  # behind the features that count: it is not read
+    monkeypatch.setattr(pooling, "MOST_PAIRS", 5)
+    pool: Any = SimpleNamespace(files=lambda: list(files))
+    state = pooling.PoolRole._state(pool, 3)
+    assert state["head"] == [2] and all(state[name][:, 0].tolist() == [1] * 3 + [2] * 3 for name in pooling.BANKS)
+    assert pooling.PoolRole._state(pool, 0) == {}
+    pooling.write_arrays(files[2], images=np.zeros(1))
+    assert pooling.PoolRole._state(pool, 3) == {}, "without features, only the last batch is read"
 
 
 def test_the_best_images_are_a_copy() -> None:

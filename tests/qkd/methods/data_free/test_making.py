@@ -325,12 +325,16 @@ def test_generate_draws_samples_by_epoch_and_fresh_images(
 ) -> None:
     from qkd.progress import Silent
     from qkd.stages import STAGES
+    from qkd.stages.report import gather
 
     with borrowed(config_of("rdskd")) as run:
         asked = ["generate", str(run.path), "--out", str(tmp_path / "grid.png"), "--json"]
         assert main(asked) == 2
         assert "has made no images yet" in capsys.readouterr().err
         STAGES["distill"](run, Silent())
+        shown = gather(run)
+    assert "a row each for epoch 0, 1, 2. rdskd, 6 steps; the teacher sees each class" in next(iter(shown.pictures))
+    assert shown.histogram is not None and "sees in 512 images" in shown.histogram
     assert main(asked) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"] == ["epoch 0", "epoch 1", "epoch 2", "fresh"] and sum(told["class_histogram"]) == 512

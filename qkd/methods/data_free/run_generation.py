@@ -12,8 +12,9 @@ import torch
 
 from qkd.config.data_free import ADVERSARIAL
 from qkd.failures import UsageError
-from qkd.files import read_json, write_bytes
-from qkd.methods.data_free.making.samples import grid_png, read_arrays, sample_files, to_pixels
+from qkd.files import write_bytes
+from qkd.methods.data_free.making.pictures import seen_by_teacher
+from qkd.methods.data_free.making.samples import epoch_of, grid_png, read_sample, sample_files, to_pixels
 from qkd.methods.data_free.method import DataFree
 from qkd.progress import Silent
 from qkd.roles.images import stored_images
@@ -78,26 +79,17 @@ def generate_target(target: str, *, runs_dir: Path, out: Path, count: int = 16, 
     settings = run.config.student.data_free
     if settings is None:
         raise UsageError(f"{folder}: has no student.data_free, so it makes no images")
-    rows = {f"epoch {int(path.stem.rpartition('_')[2])}": _images(path)[:count] for path in _samples(run.path)}
+    rows = {f"epoch {epoch_of(path)}": read_sample(path)[:count] for path in _samples(run.path)}
     if settings.family != ADVERSARIAL:  # its generator is thrown away with the training
         rows["fresh"] = _fresh(run, count, seed)
     if not rows:
         raise UsageError(f"{folder}: has made no images yet: run `qkd distill` with its config first")
     write_bytes(out, grid_png(list(rows.values())))
-    found = run.path / "generator" / "result.json"
-    facts = dict(read_json(found)) if found.is_file() else {}
-    return GenerationReport(run.config.name, settings.method, out, tuple(rows), facts)
+    return GenerationReport(run.config.name, settings.method, out, tuple(rows), seen_by_teacher(run.path))
 
 
 def _samples(run_path: Path) -> list[Path]:
     return next((found for name in FOLDERS if (found := sample_files(run_path / name))), [])
-
-
-def _images(path: Path) -> npt.NDArray[np.uint8]:
-    images = read_arrays(path).get("images")
-    if images is None or images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"{path}: is no sample of images; delete it")
-    return images.astype(np.uint8, copy=False)
 
 
 def _fresh(run: RunFolder, count: int, seed: int) -> npt.NDArray[np.uint8]:

@@ -3,8 +3,11 @@
     python benchmarks/export_latency.py --nets resnet18 mobilenet_v2 --no-brevitas --work /tmp/files
     python benchmarks/arm_instructions.py --files /tmp/files --json benchmarks/results/arm_instructions.json
     python benchmarks/lowbit.py --nets resnet18 --rounds 1 --folder /tmp/lowbit
-    python benchmarks/arm_instructions.py --files /tmp/lowbit --names "{net}-224{variant}.onnx" --nets resnet18 \
+    python benchmarks/arm_instructions.py --files /tmp/lowbit --names "{net}-224{variant}.onnx" --nets resnet18 \\
         --cpus cortex-a53 cortex-a72 --variants fp32 int8 w2a2 lowbit --json benchmarks/results/lowbit_arm.json
+    python benchmarks/lowbit.py --nets resnet20 --rounds 1 --folder /tmp/lowbit
+    python benchmarks/arm_instructions.py --files /tmp/lowbit --names "{net}-32{variant}.onnx" --nets resnet20 \\
+        --cpus cortex-a72 --variants fp32 int8 w2a2 lowbit --json benchmarks/results/lowbit_arm.json --update
 
 An emulator says nothing of time, but the instructions that it executes are those of the processor: the aarch64 wheel
 of onnxruntime picks its kernels by what the processor says it has. A plugin of qemu counts them between two system
@@ -23,6 +26,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -241,14 +245,14 @@ def main() -> None:
         parser.error("lowbit is compared with w2a2: name it, too")
     emulator = fetch_emulator(args.emulator)
     nets = {net: measure(net, args, emulator) for net in args.nets}
+    command = shlex.join(["python", "benchmarks/arm_instructions.py", *sys.argv[1:]])
     if args.update and args.json and args.json.exists():
-        known = json.loads(args.json.read_text())["nets"]
+        earlier = json.loads(args.json.read_text())
+        known, command = earlier["nets"], f"{earlier['command']}; {command}"
         nets = {net: {**known.get(net, {}), **nets.get(net, {})} for net in {**known, **nets}}
     record = {
         "what": "instructions of one warm inference, batch 1, one thread, on emulated Arm processors",
-        "command": f"python benchmarks/arm_instructions.py --files FOLDER --nets {' '.join(nets)} "
-        f"--cpus {' '.join(next(iter(nets.values())))} --variants {' '.join(args.variants)}"
-        + (f' --names "{args.names}"' if args.names != NAMES else ""),
+        "command": command,
         "date": time.strftime("%Y-%m-%d"), "emulator": emulator_version(emulator), "nets": nets,
     }  # fmt: skip
     if args.json:

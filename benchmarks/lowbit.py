@@ -1,8 +1,12 @@
 """Measures students with the low-bit execution provider, beside the same file without it, static int8 and FP32.
 
     python benchmarks/lowbit.py --json benchmarks/results/lowbit_avx512.json
+    python benchmarks/lowbit.py --nets resnet18 --widths w3a3 w2a4 --json benchmarks/results/lowbit_avx512.json --append
+    python benchmarks/lowbit.py --nets resnet18 --threads 2 --json benchmarks/results/lowbit_avx512.json --append
+    python benchmarks/lowbit.py --nets resnet18 --threads 1 2 --rounds 60 --json benchmarks/results/lowbit_threads.json
+    python benchmarks/lowbit.py --int8-isa avx2 --nets resnet18 --widths w2a2 w2a4 w3a3 w4a4 \\
+        --json benchmarks/results/lowbit_avx2.json
     python benchmarks/lowbit.py --nets resnet18 --rounds 100 --profile
-    python benchmarks/lowbit.py --int8-isa avx2 --json benchmarks/results/lowbit_avx2.json
     LOWBIT_ISA=avx2 python benchmarks/lowbit.py --nets resnet18       # other kernels; int8 still uses all it has
 
 ``--int8-isa avx2`` measures a processor without AVX-512 and VNNI: our AVX2 kernels, and a copy of the runtime that does
@@ -22,6 +26,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -212,6 +217,38 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def measured_with(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is measured and with what; rows are to follow."""
+    from export import lowbit
+    from qkd.run.environment import environment
+
+    made = environment(seed=0)
+    return {
+        "processor": processor(),
+        "commands": [shlex.join(["python", "benchmarks/lowbit.py", *sys.argv[1:]])],
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": made["commit"],
+        "versions": {name: made["packages"].get(name) for name in ("torch", "brevitas", "onnx", "onnxruntime")},
+        "kernels": lowbit.availability().kernels,
+        "runtime_restricted_to": options.int8_isa,
+        "flavor": options.flavor,
+        "rows": [],
+    }
+
+
+def with_earlier(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """Return results with the commands and rows of a JSON file before theirs.
+
+    Raises:
+        ValueError: If the file was measured with something else.
+    """
+    earlier = json.loads(path.read_text())
+    for name in ("processor", "versions", "kernels", "runtime_restricted_to", "flavor"):
+        if earlier[name] != results[name]:
+            raise ValueError(f"{path}: {name} was {earlier[name]}, and is {results[name]}: name another file")
+    return {**results, **{name: [*earlier.get(name, []), *results[name]] for name in ("commands", "rows")}}
+
+
 def run_restricted(isa: str) -> int:
     """Run this program again with a runtime that knows no more than an instruction set, and return its exit code."""
     from restricted_runtime import restricted_environment
@@ -234,17 +271,22 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where files are kept for the next time")
     parser.add_argument("--int8-isa", choices=["avx2"], help="of everything that is measured: no AVX-512, no VNNI")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--append", action="store_true", help="keep the rows that the JSON file has")
     options = parser.parse_args()
     if options.int8_isa and "LOWBIT_RESTRICTED" not in os.environ:
         sys.exit(run_restricted(options.int8_isa))
+    if options.append and not options.json:
+        parser.error("--append keeps the rows of a JSON file: name it with --json")
     torch.set_num_threads(1)
+    results = measured_with(options)
+    if options.append:
+        results = with_earlier(options.json, results)
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
         profile = Path(place) / "profile.jsonl"
         if options.profile:
             os.environ["LOWBIT_PROFILE"] = str(profile)
-        rows = []
         for name, width, threads in itertools.product(options.nets, options.widths, options.threads):
             row = measure(name, (int(width[1]), int(width[3])), threads, options, folder)
             print(line_of(row), flush=True)
@@ -252,21 +294,9 @@ def main() -> None:
                 row["operations"] = read_profile(profile)
                 for op in row["operations"]:
                     print(f"    {op['region']:2} {op['kind']:10}{op['us']:9.1f} us  {op['name']}", file=sys.stderr)
-            rows.append(row)
-    from export import lowbit
-    from qkd.run.environment import environment
-
-    made = environment(seed=0)
-    about = {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": made["commit"],
-        "versions": {name: made["packages"].get(name) for name in ("torch", "brevitas", "onnx", "onnxruntime")},
-        "kernels": lowbit.availability().kernels,
-        "runtime_restricted_to": options.int8_isa,
-        "flavor": options.flavor,
-    }
+            results["rows"].append(row)
     if options.json:
-        options.json.write_text(json.dumps({"processor": processor(), **about, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

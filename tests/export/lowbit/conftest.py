@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,15 @@ def net_scale(net: NetWriter, codes: str) -> float:
 def ratio(before: int, after: int) -> int:
     """A stride that makes one side of the other, if there is one."""
     return max(1, -(-before // after))
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    """The provider's library, for calls of single functions."""
+    try:
+        return ctypes.CDLL(str(lowbit.library_path()))
+    except lowbit.LowBitUnavailableError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(name="random_net")

@@ -286,6 +286,16 @@ def test_the_tables_of_the_page_are_those_of_the_results(benchmark: Any, isa: st
     assert benchmark.table_of(results["rows"]) in (ROOT / "docs" / "lowbit.md").read_text()
 
 
+def test_more_rows_go_only_to_a_file_of_the_same_kind(benchmark: Any, tmp_path: Path) -> None:
+    about = {"processor": {}, "versions": {}, "kernels": "avx2", "runtime_restricted_to": "avx2", "flavor": "ort"}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**about, "commands": ["a"], "rows": [1, 2]}))
+    found = benchmark.with_earlier(path, {**about, "commands": ["b"], "rows": [3]})
+    assert found == {**about, "commands": ["a", "b"], "rows": [1, 2, 3]}
+    with pytest.raises(ValueError, match=r"results.json: kernels was avx2, and is avx512: name another file"):
+        benchmark.with_earlier(path, {**about, "kernels": "avx512", "commands": ["b"], "rows": [3]})
+
+
 def test_benchmark_reports_what_it_measured(benchmark: Any) -> None:
     times = benchmark.in_turns([lambda: None, lambda: np.ones(3)], 4, iter(range(1000)).__next__)
     assert times.shape == (2, 4) and (times == 1000).all()

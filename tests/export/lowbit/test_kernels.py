@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from export.lowbit import LowBitUnavailableError, library_path
-
 ISAS = ("avx512", "avx2", "neon", "portable")
 VECTORS = ISAS[:-1]
 DONE, NO_KERNELS, REFUSED = 0, 1, 2
@@ -34,14 +32,6 @@ class Layer:
     is_lut: bool
     base: int = 0  # the code that is looked up as activation 0
     is_depthwise: bool = False
-
-
-@pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(str(library_path()))
-    except LowBitUnavailableError as error:
-        pytest.skip(str(error))
 
 
 def pointer(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:

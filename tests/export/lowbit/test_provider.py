@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,25 +112,18 @@ def run_script(script: str, model: bytes, environment: dict[str, str], expected:
 
 
 def test_threads_and_concurrent_runs_are_identical(random_net: Nets, make_session: Session) -> None:
-    """Two threads of the runtime, and one session run from four threads at once."""
+    """Two threads of the runtime, and one session run from eight threads at once."""
     model, size = random_net(7)
     inputs = [{"images": images(seed, 1 + seed % 3, size)} for seed in range(8)]
     plain, ours = make_session(model, provider=False), make_session(model, provider=True, threads=2)
     expected = [plain.run(None, x) for x in inputs]
-    wrong: list[int] = []
 
-    def work(place: int) -> None:
-        for _ in range(3):
-            found = ours.run(None, inputs[place])
-            if not all(np.array_equal(a, b) for a, b in zip(found, expected[place], strict=True)):
-                wrong.append(place)
+    def is_right(place: int) -> bool:
+        found = [ours.run(None, inputs[place]) for _ in range(3)]
+        return all(np.array_equal(a, b) for one in found for a, b in zip(one, expected[place], strict=True))
 
-    workers = [threading.Thread(target=work, args=(place,)) for place in range(len(inputs))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        assert list(pool.map(is_right, range(len(inputs)))) == [True] * 8
 
 
 def student_of(net: Any, image: Any, path: Path, flavor: str, **spec: Any) -> Path:

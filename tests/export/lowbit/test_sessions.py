@@ -7,15 +7,14 @@ import gc
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from export.lowbit import LowBitUnavailableError, library_path
 from tests.support import beside
 
 nets: Any = beside.load(Path(__file__).with_name("conftest.py"))
@@ -82,20 +81,14 @@ def test_two_sessions_and_many_runs_side_by_side(random_net: Nets, make_session:
         for batch in (1, 2, 3, 4):
             x = {"images": np.random.default_rng([seed, batch]).random((batch, 3, *size), np.float32)}
             jobs.append((ours, x, plain.run(None, x)))
-    wrong: list[int] = []
 
-    def work(place: int) -> None:
-        session, x, expected = jobs[place]
-        for _ in range(4):
-            if not all(np.array_equal(a, b) for a, b in zip(session.run(None, x), expected, strict=True)):
-                wrong.append(place)
+    def is_right(job: tuple[Any, Any, Any]) -> bool:
+        session, x, expected = job
+        found = [session.run(None, x) for _ in range(4)]
+        return all(np.array_equal(a, b) for one in found for a, b in zip(one, expected, strict=True))
 
-    workers = [threading.Thread(target=work, args=(place,)) for place in range(len(jobs))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        assert list(pool.map(is_right, jobs)) == [True] * 8
 
 
 FRESH = """
@@ -140,12 +133,8 @@ class ApiBase(ctypes.Structure):
 
 
 @pytest.mark.parametrize("oldest", [1, None])
-def test_a_runtime_whose_interface_is_unknown_is_refused(oldest: int | None) -> None:
+def test_a_runtime_whose_interface_is_unknown_is_refused(library: ctypes.CDLL, oldest: int | None) -> None:
     """It has no version 23 of its interface: a status that says so, or none where it cannot even make one; no crash."""
-    try:
-        library = ctypes.CDLL(str(library_path()))
-    except LowBitUnavailableError as error:
-        pytest.skip(str(error))
     said: list[bytes] = []
     asked: list[int] = []
 

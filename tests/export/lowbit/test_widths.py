@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from export.lowbit import LowBitUnavailableError, library_path
-
 kernels: Any = beside.load(Path(__file__).with_name("test_kernels.py"))
 
 # Bits of weights and activations: by look-up everywhere, everywhere but on AVX2, and by sums of 16 bits on AVX2 alone.
@@ -26,14 +24,6 @@ LUT_WIDTHS = {
     "w2a1": (2, 1),
 }
 DOT_WIDTHS = {"w4a4": (4, 4), "w8a4": (8, 4), "w3a3": (3, 3), "w4a8": (4, 8)}
-
-
-@pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(str(library_path()))
-    except LowBitUnavailableError as error:
-        pytest.skip(str(error))
 
 
 def weights_of(rng: np.random.Generator, shape: tuple[int, ...], low: int, high: int) -> npt.NDArray[np.int8]:

@@ -54,6 +54,7 @@ private:
     std::optional<Candidate> sum_with_constant(int node, int constant, int real, const Grid& to, int quantize);
 
     bool window_of(const Node& node, ConvShape* shape) const;
+    int dequantizer_of(int value) const;
     bool weights_of(const Node& node, ConvSpec* spec, std::vector<float>* scales, std::vector<int>* nodes) const;
     bool bias_of(const Node& node, float input_scale, const std::vector<float>& scales, ConvSpec* spec,
                  std::vector<int>* nodes) const;

@@ -41,13 +41,19 @@ std::pair<int, int> magnitudes(const int8_t* weights, size_t channels, size_t co
 
 }  // namespace
 
+// The node that makes real numbers of stored codes, for one reader alone; else kNone.
+int Matcher::dequantizer_of(int value) const {
+    const int made_by = graph_.values[value].producer;
+    if (made_by == kNone || single_reader(value) == kNone) return kNone;
+    const Node& node = graph_.nodes[made_by];
+    const bool has_grid = node.inputs.size() >= 2 && node.inputs[0] != kNone && node.inputs[1] != kNone;
+    return node.op == "DequantizeLinear" && has_grid && is_plain(node) ? made_by : kNone;
+}
+
 bool Matcher::weights_of(const Node& node, ConvSpec* spec, std::vector<float>* scales, std::vector<int>* nodes) const {
-    const int made_by = graph_.values[node.inputs[1]].producer;
-    if (made_by == kNone || single_reader(node.inputs[1]) == kNone) return false;
+    const int made_by = dequantizer_of(node.inputs[1]);
+    if (made_by == kNone) return false;
     const Node& dequantize = graph_.nodes[made_by];
-    if (dequantize.op != "DequantizeLinear" || dequantize.inputs.size() < 2 || dequantize.inputs[0] == kNone ||
-        dequantize.inputs[1] == kNone || !is_plain(dequantize))
-        return false;
     const Value& codes = graph_.values[dequantize.inputs[0]];
     const Value& steps = graph_.values[dequantize.inputs[1]];
     ConvShape& s = spec->shape;
@@ -89,12 +95,9 @@ bool Matcher::bias_of(const Node& node, float input_scale, const std::vector<flo
     const int channels = spec->shape.out_channels;
     spec->requantize.bias.assign(channels, 0);
     if (node.inputs.size() < 3 || node.inputs[2] == kNone) return true;
-    const int made_by = graph_.values[node.inputs[2]].producer;
-    if (made_by == kNone || single_reader(node.inputs[2]) == kNone) return false;
+    const int made_by = dequantizer_of(node.inputs[2]);
+    if (made_by == kNone) return false;
     const Node& dequantize = graph_.nodes[made_by];
-    if (dequantize.op != "DequantizeLinear" || dequantize.inputs.size() < 2 || dequantize.inputs[0] == kNone ||
-        dequantize.inputs[1] == kNone || !is_plain(dequantize))
-        return false;
     const Value& codes = graph_.values[dequantize.inputs[0]];
     const Value& steps = graph_.values[dequantize.inputs[1]];
     if (codes.type != Type::kInt32 || codes.constant == nullptr || codes.count != static_cast<size_t>(channels)) return false;

@@ -81,14 +81,9 @@ constexpr DotTile kDotTiles[kMostPositions] = {dot_tile<1>, dot_tile<2>, dot_til
 void avx2_dot_conv(const DotJob& job, int block, int first_row, int last_row) {
     const DotLayer& layer = *job.layer;
     const int first = first_row * job.out_width, count = last_row * job.out_width - first;
-    const int tiles = (count + kMostPositions - 1) / kMostPositions;
     const int end = layer.shape.out_channels < (block + 1) * 64 ? layer.shape.out_channels : (block + 1) * 64;
     for (int channel = block * 64; channel < end; channel += kShortLanes)
-        for (int tile = 0, at = 0; tile < tiles; ++tile) {
-            const int left = tiles - tile, width = (count - at + left - 1) / left;  // tiles of nearly one width
-            kDotTiles[width - 1](job, channel, first + at);
-            at += width;
-        }
+        for_tiles(count, kMostPositions, [&](int at, int width) { kDotTiles[width - 1](job, channel, first + at); });
 }
 
 }  // namespace lowbit

@@ -116,14 +116,11 @@ void avx2_lut_conv(const LutJob& job, const Block& block, int first_row, int las
     const LutLayer& layer = *job.layer;
     const size_t row = layer.shape.stride_h * job.index_row;
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.groups;
-    const int tiles = (job.out_width + kMostPositions - 1) / kMostPositions;
     for (int y = first_row; y < last_row; ++y)
-        for (int tile = 0, x = 0; tile < tiles; ++tile) {
-            const int left = tiles - tile, width = (job.out_width - x + left - 1) / left;  // tiles of nearly one width
+        for_tiles(job.out_width, kMostPositions, [&](int x, int width) {
             kLutTiles[width - 1](job, block, job.index + y * row + x * step,
                                  job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + block.first_channel);
-            x += width;
-        }
+        });
 }
 
 }  // namespace lowbit

@@ -37,14 +37,10 @@ INLINE void depthwise_position(const DepthwiseLayer& layer, const DepthwiseJob& 
 }
 
 void depthwise(const DepthwiseJob& job, int first_row, int last_row) {
-    const DepthwiseLayer& layer = *job.layer;
-    const Output to = output_of(layer);
-    for (int y = first_row; y < last_row; ++y)
-        for (int x = 0; x < job.out_width; ++x)
-            for (size_t c = 0; c < job.stride; c += 32)
-                depthwise_position(layer, job,
-                                   job.source + y * layer.shape.stride_h * job.source_row + x * layer.shape.stride_w * job.stride + c,
-                                   static_cast<int>(c), to, job.out + (static_cast<size_t>(y) * job.out_width + x) * job.stride + c);
+    const Output to = output_of(*job.layer);
+    for_depthwise<32>(job, first_row, last_row, [&](const uint8_t* source, int channel, uint8_t* out) INLINED {
+        depthwise_position(*job.layer, job, source, channel, to, out);
+    });
 }
 
 // Index of a group: activations a and b of channels g and g + groups make (a | b << bits) * 32.
@@ -126,25 +122,13 @@ void map(const uint8_t* table, const uint8_t* codes, uint8_t* out, size_t count)
     for (; i < count; ++i) out[i] = table[codes[i]];
 }
 
-void max_pool(const PoolJob& job, int first_row, int last_row) {
-    for (int y = first_row; y < last_row; ++y) {
-        const int top = y * job.stride_h - job.pad_top;
-        const int y0 = top < 0 ? 0 : top, y1 = top + job.kernel_h > job.height ? job.height : top + job.kernel_h;
-        for (int x = 0; x < job.out_width; ++x) {
-            const int left = x * job.stride_w - job.pad_left;
-            const int x0 = left < 0 ? 0 : left, x1 = left + job.kernel_w > job.width ? job.width : left + job.kernel_w;
-            uint8_t* const out = job.out + (static_cast<size_t>(y) * job.out_width + x) * job.stride;
-            for (int c = 0; c < job.stride; c += 32) {
-                __m256i most = _mm256_setzero_si256();
-                for (int sy = y0; sy < y1; ++sy) {
-                    const uint8_t* from = job.source + (static_cast<size_t>(sy) * job.width + x0) * job.stride + c;
-                    for (int sx = x0; sx < x1; ++sx, from += job.stride) most = _mm256_max_epu8(most, load(from));
-                }
-                store(out + c, most);
-            }
-        }
-    }
-}
+struct Most {
+    __m256i codes = _mm256_setzero_si256();
+    INLINE void take(const uint8_t* from) { codes = _mm256_max_epu8(codes, load(from)); }
+    INLINE void store(uint8_t* to) const { lowbit::store(to, codes); }
+};
+
+void max_pool(const PoolJob& job, int first_row, int last_row) { pool_rows<Most, 32>(job, first_row, last_row); }
 
 }  // namespace
 

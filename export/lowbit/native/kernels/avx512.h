@@ -4,9 +4,9 @@
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
+#include "kernels/rows.h"
 
 #define UNROLL _Pragma("GCC unroll 32")
-#define INLINE inline __attribute__((always_inline))
 
 namespace lowbit {
 

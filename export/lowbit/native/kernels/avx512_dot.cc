@@ -65,14 +65,11 @@ void avx512_dot_conv(const DotJob& job, int block, int first_row, int last_row) 
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.shape.in_channels;
     const int channels = layer.shape.out_channels - block * kLanes;
     const DotTile* const kernels = kDotTiles[channels <= 16 ? 0 : channels <= 32 ? 1 : 2];
-    const int tiles = (job.out_width + kMostPositions - 1) / kMostPositions;
     for (int y = first_row; y < last_row; ++y)
-        for (int tile = 0, x = 0; tile < tiles; ++tile) {
-            const int left = tiles - tile, width = (job.out_width - x + left - 1) / left;
+        for_tiles(job.out_width, kMostPositions, [&](int x, int width) {
             kernels[width - 1](job, weights, block * kLanes, job.source + y * row + x * step,
-                                 job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + block * kLanes);
-            x += width;
-        }
+                               job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + block * kLanes);
+        });
 }
 
 }  // namespace lowbit

@@ -179,14 +179,11 @@ void avx512_lut_conv(const LutJob& job, const Block& block, int first_row, int l
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.groups;
     const int each = block.is_paired ? 2 : 1, most = each * kMostPositions;
     const LutTile* const kernels = kLutTiles[block.is_paired ? 2 : block.vectors - 1];
-    const int tiles = (job.out_width + most - 1) / most;
     for (int y = first_row; y < last_row; ++y)
-        for (int tile = 0, x = 0; tile < tiles; ++tile) {
-            const int left = tiles - tile, width = (job.out_width - x + left - 1) / left;  // tiles of nearly one width
+        for_tiles(job.out_width, most, [&](int x, int width) {
             kernels[(width + each - 1) / each - 1](job, block, job.index + y * row + x * step, width,
                                                    job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + block.first_channel);
-            x += width;
-        }
+        });
 }
 
 }  // namespace lowbit

@@ -4,9 +4,9 @@
 #include <arm_neon.h>
 
 #include "kernels/kernels.h"
+#include "kernels/rows.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
-#define INLINE inline __attribute__((always_inline))
 
 namespace lowbit {
 

@@ -129,14 +129,10 @@ void neon_dot_conv(const DotJob& job, int block, int first_row, int last_row) {
 }
 
 void neon_depthwise(const DepthwiseJob& job, int first_row, int last_row) {
-    const DepthwiseLayer& layer = *job.layer;
-    const Output to = output_of(layer);
-    for (int y = first_row; y < last_row; ++y)
-        for (int x = 0; x < job.out_width; ++x)
-            for (size_t c = 0; c < job.stride; c += 16)
-                depthwise_position(layer, job,
-                                   job.source + y * layer.shape.stride_h * job.source_row + x * layer.shape.stride_w * job.stride + c,
-                                   static_cast<int>(c), to, job.out + (static_cast<size_t>(y) * job.out_width + x) * job.stride + c);
+    const Output to = output_of(*job.layer);
+    for_depthwise<16>(job, first_row, last_row, [&](const uint8_t* source, int channel, uint8_t* out) INLINED {
+        depthwise_position(*job.layer, job, source, channel, to, out);
+    });
 }
 
 }  // namespace lowbit

@@ -148,14 +148,11 @@ void neon_lut_conv(const LutJob& job, const Block& block, int first_row, int las
     const size_t step = static_cast<size_t>(layer.shape.stride_w) * layer.groups;
     const int most = block.vectors == 2 ? kMostOfFour : kMostPositions;
     const LutTile* const tile_of = block.vectors == 2 ? kFour : kTwo;
-    const int tiles = (job.out_width + most - 1) / most;
     for (int y = first_row; y < last_row; ++y)
-        for (int tile = 0, x = 0; tile < tiles; ++tile) {
-            const int left = tiles - tile, width = (job.out_width - x + left - 1) / left;  // tiles of nearly one width
+        for_tiles(job.out_width, most, [&](int x, int width) {
             tile_of[width - 1](job, block, job.index + y * row + x * step,
                                job.out + (static_cast<size_t>(y) * job.out_width + x) * job.out_stride + block.first_channel);
-            x += width;
-        }
+        });
 }
 
 }  // namespace lowbit

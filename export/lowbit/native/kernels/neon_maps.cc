@@ -104,27 +104,17 @@ void map(const uint8_t* table, const uint8_t* codes, uint8_t* out, size_t count)
     for (; i < count; ++i) out[i] = table[codes[i]];
 }
 
-void max_pool(const PoolJob& job, int first_row, int last_row) {
-    for (int y = first_row; y < last_row; ++y) {
-        const int top = y * job.stride_h - job.pad_top;
-        const int y0 = top < 0 ? 0 : top, y1 = top + job.kernel_h > job.height ? job.height : top + job.kernel_h;
-        for (int x = 0; x < job.out_width; ++x) {
-            const int left = x * job.stride_w - job.pad_left;
-            const int x0 = left < 0 ? 0 : left, x1 = left + job.kernel_w > job.width ? job.width : left + job.kernel_w;
-            uint8_t* const out = job.out + (static_cast<size_t>(y) * job.out_width + x) * job.stride;
-            for (int c = 0; c < job.stride; c += 64) {
-                uint8x16_t most[4];
-                UNROLL for (int v = 0; v < 4; ++v) most[v] = vdupq_n_u8(0);
-                for (int sy = y0; sy < y1; ++sy) {
-                    const uint8_t* from = job.source + (static_cast<size_t>(sy) * job.width + x0) * job.stride + c;
-                    for (int sx = x0; sx < x1; ++sx, from += job.stride)
-                        UNROLL for (int v = 0; v < 4; ++v) most[v] = vmaxq_u8(most[v], vld1q_u8(from + v * 16));
-                }
-                UNROLL for (int v = 0; v < 4; ++v) vst1q_u8(out + c + v * 16, most[v]);
-            }
-        }
+struct Most {
+    uint8x16_t codes[4] = {vdupq_n_u8(0), vdupq_n_u8(0), vdupq_n_u8(0), vdupq_n_u8(0)};
+    INLINE void take(const uint8_t* from) {
+        UNROLL for (int v = 0; v < 4; ++v) codes[v] = vmaxq_u8(codes[v], vld1q_u8(from + v * 16));
     }
-}
+    INLINE void store(uint8_t* to) const {
+        UNROLL for (int v = 0; v < 4; ++v) vst1q_u8(to + v * 16, codes[v]);
+    }
+};
+
+void max_pool(const PoolJob& job, int first_row, int last_row) { pool_rows<Most, 64>(job, first_row, last_row); }
 
 }  // namespace
 

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/rows.h"
+
 #if defined(__aarch64__)
 #include <arm_neon.h>
 #else
@@ -13,27 +15,26 @@
 namespace lowbit {
 namespace {
 
-#define LOWBIT_INLINE inline __attribute__((always_inline))
 #if defined(__aarch64__)
 using Line = uint8x16_t;
-LOWBIT_INLINE Line same_bytes(uint8_t byte) { return vdupq_n_u8(byte); }
-LOWBIT_INLINE Line load_line(const uint8_t* from, Line flip) { return veorq_u8(vld1q_u8(from), flip); }
-LOWBIT_INLINE void store_line(uint8_t* to, Line line) { vst1q_u8(to, line); }
-LOWBIT_INLINE Line lower_pairs(Line a, Line b) { return vzip1q_u8(a, b); }
-LOWBIT_INLINE Line upper_pairs(Line a, Line b) { return vzip2q_u8(a, b); }
+INLINE Line same_bytes(uint8_t byte) { return vdupq_n_u8(byte); }
+INLINE Line load_line(const uint8_t* from, Line flip) { return veorq_u8(vld1q_u8(from), flip); }
+INLINE void store_line(uint8_t* to, Line line) { vst1q_u8(to, line); }
+INLINE Line lower_pairs(Line a, Line b) { return vzip1q_u8(a, b); }
+INLINE Line upper_pairs(Line a, Line b) { return vzip2q_u8(a, b); }
 #else
 using Line = __m128i;
-LOWBIT_INLINE Line same_bytes(uint8_t byte) { return _mm_set1_epi8(static_cast<char>(byte)); }
-LOWBIT_INLINE Line load_line(const uint8_t* from, Line flip) {
+INLINE Line same_bytes(uint8_t byte) { return _mm_set1_epi8(static_cast<char>(byte)); }
+INLINE Line load_line(const uint8_t* from, Line flip) {
     return _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), flip);
 }
-LOWBIT_INLINE void store_line(uint8_t* to, Line line) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), line); }
-LOWBIT_INLINE Line lower_pairs(Line a, Line b) { return _mm_unpacklo_epi8(a, b); }
-LOWBIT_INLINE Line upper_pairs(Line a, Line b) { return _mm_unpackhi_epi8(a, b); }
+INLINE void store_line(uint8_t* to, Line line) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), line); }
+INLINE Line lower_pairs(Line a, Line b) { return _mm_unpacklo_epi8(a, b); }
+INLINE Line upper_pairs(Line a, Line b) { return _mm_unpackhi_epi8(a, b); }
 #endif
 
 // Four rounds of interleaving rows i and i + 8 transpose a square of 16 bytes.
-LOWBIT_INLINE void transpose_square(const uint8_t* from, size_t from_row, uint8_t* to, size_t to_row, Line flip) {
+INLINE void transpose_square(const uint8_t* from, size_t from_row, uint8_t* to, size_t to_row, Line flip) {
     Line rows[16], mixed[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) rows[i] = load_line(from + i * from_row, flip);
@@ -52,7 +53,7 @@ LOWBIT_INLINE void transpose_square(const uint8_t* from, size_t from_row, uint8_
 }
 
 // to[c][r] = from[r][c] ^ flip for rows [r0, r1) and columns [c0, c1); squares at the end overlap their neighbors.
-LOWBIT_INLINE void transpose_part(const uint8_t* from, size_t from_row, uint8_t* to, size_t to_row, uint8_t flip,
+INLINE void transpose_part(const uint8_t* from, size_t from_row, uint8_t* to, size_t to_row, uint8_t flip,
                                   size_t r0, size_t r1, size_t c0, size_t c1) {
     if (r1 - r0 < 16 || c1 - c0 < 16) {
         for (size_t r = r0; r < r1; ++r)

@@ -138,11 +138,11 @@ private:
         }
     }
 
-    int stage(const Staging& staging, size_t element_bytes, OpKind kind) {
+    int stage(const Staging& staging, size_t bytes, OpKind kind) {
         for (size_t i = 0; i < program_->stagings.size(); ++i)
             if (serves(program_->stagings[i], staging)) return static_cast<int>(i);
         program_->stagings.push_back(staging);
-        sizes_.push_back(staging.row * staging.height * element_bytes);
+        sizes_.push_back(bytes);
         program_->tensors.emplace_back();
         const int place = static_cast<int>(program_->stagings.size()) - 1;
         staging_tensor_.push_back(static_cast<int>(sizes_.size()) - 1);
@@ -189,13 +189,8 @@ private:
         const ConvShape& s = spec.shape;
         Staging staging = staging_of(spec.base, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, 1);
         staging.narrow = layer.get();
-        staging.plane = round_up(staging.row * staging.height, kLineBytes);
-        program_->stagings.push_back(staging);
-        sizes_.push_back(staging.plane * layer->groups);
-        program_->tensors.emplace_back();
-        staging_tensor_.push_back(static_cast<int>(sizes_.size()) - 1);
-        const int place = static_cast<int>(program_->stagings.size()) - 1;
-        push({OpKind::kPlanes, {in, -1}, staging_tensor_.back(), place, {}});
+        staging.plane = round_up(staging.elements(), kLineBytes);
+        const int place = stage(staging, staging.plane * layer->groups, OpKind::kPlanes);
         program_->narrow_layers.push_back(std::move(layer));
         push({OpKind::kNarrowConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->narrow_layers.size()) - 1, {}});
     }
@@ -208,7 +203,7 @@ private:
         const std::array<int, 4> border = is_flat(spec.shape) ? std::array<int, 4>{} : borders_.at({step.inputs[0], spec.base});
         Staging staging = staging_of(spec.base, in, border, layer->groups);
         staging.layer = layer.get();
-        const int place = stage(staging, sizeof(uint16_t), OpKind::kIndex);
+        const int place = stage(staging, staging.elements() * sizeof(uint16_t), OpKind::kIndex);
         program_->lut_layers.push_back(std::move(layer));
         push({OpKind::kLutConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->lut_layers.size()) - 1, {}});
     }
@@ -220,7 +215,7 @@ private:
         const ConvShape& s = spec.shape;
         Staging staging = staging_of(spec.zero - spec.base, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, s.in_channels);
         staging.less = spec.base;
-        const int place = stage(staging, 1, OpKind::kBorder);
+        const int place = stage(staging, staging.elements(), OpKind::kBorder);
         program_->dot_layers.push_back(std::move(layer));
         push({OpKind::kDotConv, {staging_tensor_[place], place}, out, static_cast<int>(program_->dot_layers.size()) - 1, {}});
     }
@@ -230,7 +225,7 @@ private:
         if (!pack_depthwise(spec, layer.get())) throw std::runtime_error("a claimed convolution does not fit 16-bit sums");
         const ConvShape& s = spec.shape;
         const Staging staging = staging_of(spec.zero, in, {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right}, program_->tensors[in].stride);
-        const int place = stage(staging, 1, OpKind::kBorder);
+        const int place = stage(staging, staging.elements(), OpKind::kBorder);
         program_->depthwise_layers.push_back(std::move(layer));
         push({OpKind::kDepthwise, {staging_tensor_[place], place}, out, static_cast<int>(program_->depthwise_layers.size()) - 1, {}});
     }

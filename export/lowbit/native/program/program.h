@@ -93,6 +93,7 @@ struct Staging {
     size_t position = 0;              // elements: groups, or bytes
     size_t row = 0;                   // elements
     int height = 0;
+    size_t elements() const { return row * height; }
 };
 
 // The shortest time of each operation over all images; kept where the environment variable LOWBIT_PROFILE names a file.

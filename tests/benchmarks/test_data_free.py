@@ -69,8 +69,6 @@ def test_drawn_classes_save_what_the_readme_says() -> None:
     few, _, many = json.loads((RESULTS / "class_sampling.json").read_text())["rows"]
     words = " ".join(README.split())
     assert (few["classes"], many["classes"], many["drawn"]) == (1000, 100_000, 1024)
-    assert f"{many['time_ratio']:.2f}" == f"{many['memory_ratio']:.2f}"
-    assert f"a step takes {many['time_ratio']:.2f} of the full one's time and memory" in words
-    assert f"has {many['difference_over_uniform']:.3f} of the variance of drawing uniformly" in words
+    assert max(many["time_ratio"], many["memory_ratio"]) <= 0.2, "test_readme.py holds the sentence to the figures"
     assert "At 1,000 classes it does not pay" in words and few["time_ratio"] > 1 and few["memory_ratio"] > 1
     assert all(abs(one["z"]) < 3 for row in (few, many) for one in row["proposals"].values()), "without bias"

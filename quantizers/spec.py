@@ -29,7 +29,7 @@ class QuantSpec:
         last_bits: Bits of weights and input of the layers that make the output; None: as the others.
         sum_bits: Bits of the operands and results of residual sums, products and of what pooling averages. The skip
             path is what the literature leaves at 32 bits; eight are enough, and integer kernels are 8 bits wide anyway.
-        weight_quantizer: ``lsq`` (learned step sizes), ``stats`` (step sizes from the weights' statistics) or ``dorefa``.
+        weight_quantizer: ``lsq`` (learned step sizes), ``stats`` (step sizes from their statistics) or ``dorefa``.
         act_quantizer: ``lsq``, ``pact`` or ``dorefa``; for the inputs of low-bit layers. Sums, pools and the image are
             always on learned step sizes.
         per_channel: One weight step size an output channel (not for ``dorefa``), or one a tensor.

@@ -92,7 +92,8 @@ class StudentConfig(Section):
     quant: QuantConfig = Field(description="bits and quantizers")
     low_bit: LowBitConfig = Field(default_factory=LowBitConfig, description="what only a low-bit training has")
     widths: tuple[WidthConfig, ...] = Field(
-        (), description="widths that the student is trained in before its own, each beginning with the last one's weights"
+        (),
+        description="widths that the student is trained in before its own, each from the weights of the one before",
     )
     self_distillation: SelfDistillationConfig | None = Field(
         None, description="the student learns from itself with more precise activations, too (SPEQ)"

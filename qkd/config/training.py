@@ -74,7 +74,7 @@ class QuantConfig(Section):
     sum_bits: Bits = Field(8, description="inputs and output of residual sums, and what pooling averages")
     weight_quantizer: Literal["lsq", "stats", "dorefa"] = Field(
         "lsq",
-        description="how weights meet their grid: on learned step sizes, on step sizes from their statistics, or DoReFa's",
+        description="how weights meet their grid: learned step sizes, step sizes from their statistics, or DoReFa",
     )
     act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="how activations meet their grid")
     per_channel: bool = Field(True, description="one weight scale an output channel, or one a tensor")

@@ -145,12 +145,14 @@ class Moment:
         peak: The largest learning rate.
         done: Share of the training's steps that are behind it, in ``[0, 1)``.
         steps: Of the whole training.
+        settles: Whether the phase trains the deployed arithmetic, which high rates break.
     """
 
     rate: float
     peak: float
     done: float
     steps: int
+    settles: bool = False
 
 
 class StepRule(Protocol):
@@ -196,6 +198,7 @@ class Phase:
         lr_factor: Factor on the scheduled learning rate.
         backward: Turns the step's result into gradients.
         begin: Called once, before the first step of the phase, after ``enter``.
+        settles: Whether it trains the deployed arithmetic, with frozen batch norm.
     """
 
     name: str
@@ -207,6 +210,7 @@ class Phase:
     lr_factor: float = 1.0
     backward: Backward = plain_backward
     begin: Callable[[], None] = lambda: None
+    settles: bool = False
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,10 @@ class Trainer:
             TrainingError: If loss, gradient or weights are not finite.
         """
         job, at = self.job, self.at
-        phase = self._phase()
+        phase, first = self._phase_and_first_epoch()
         job.model.train()
         phase.enter()
-        if at.step == 0 and at.epoch == self._first_epoch(phase):
+        if (at.epoch, at.step) == (first, 0):
             phase.begin()
         with phase.hold(), self.engine.training(self._nets()):
             self._steps(phase, self.source.batches(at.epoch, at.step, self.batch_size), tracker)
@@ -201,7 +201,7 @@ class Trainer:
     def _step(self, phase: Phase, batch: Batch) -> Tensor:
         lr = phase.lr_factor * learning_rate(self.job.config, self.at.epoch * self.steps + self.at.step, self.steps)
         set_learning_rate(self.optimizer, lr)
-        moment = self._moment(lr)
+        moment = self._moment(phase, lr)
         result = self._forward(phase, batch)
         self.optimizer.zero_grad(set_to_none=True)
         phase.backward(batch, result, self.scaler.scale)
@@ -219,9 +219,9 @@ class Trainer:
         self._count(result, batch.labels if batch.mixed is None else batch.mixed.main(batch.labels))
         return loss
 
-    def _moment(self, lr: float) -> Moment:
+    def _moment(self, phase: Phase, lr: float) -> Moment:
         peak, total = self.job.config.lr, self.job.config.epochs * self.steps
-        return Moment(lr / peak, peak, (self.at.epoch * self.steps + self.at.step) / total, total)
+        return Moment(lr / peak, peak, (self.at.epoch * self.steps + self.at.step) / total, total, phase.settles)
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
         others = (self.engine.rank,) if self.engine.rank else ()  # else all would drop the same of their own images
@@ -319,15 +319,14 @@ class Trainer:
         """Give all processes the nets of the first."""
         self.engine.copy_first(self._nets())
 
-    def _phase(self) -> Phase:
+    def _phase_and_first_epoch(self) -> tuple[Phase, int]:
+        """Return the phase that the epoch is in, and the phase's first epoch."""
+        first = 0
         for phase in self.job.phases:
-            if self.at.epoch < self._first_epoch(phase) + phase.epochs:
-                return phase
+            if self.at.epoch < first + phase.epochs:
+                return phase, first
+            first += phase.epochs
         raise ValueError(f"no phase for epoch {self.at.epoch + 1}")
-
-    def _first_epoch(self, phase: Phase) -> int:
-        place = next(place for place, one in enumerate(self.job.phases) if one is phase)
-        return sum(one.epochs for one in self.job.phases[:place])
 
     def state(self) -> Checkpoint:
         """Return everything that a training needs to resume.

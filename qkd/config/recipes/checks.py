@@ -44,7 +44,9 @@ def _width_faults(student: StudentConfig) -> list[str]:
 def _self_faults(student: StudentConfig) -> list[str]:
     if student.self_distillation is None:
         return []
-    used = [f"`{key}`" for key in METHODS if key not in ("auxiliary", "data_free") and getattr(student, key) is not None]
+    used = [
+        f"`{key}`" for key in METHODS if key not in ("auxiliary", "data_free") and getattr(student, key) is not None
+    ]
     faults = [f"`self_distillation` goes without {', '.join(used)}, which bring another step"] if used else []
     if student.quant.act_bits >= 8:
         faults.append("`self_distillation` needs `quant.act_bits` below 8: the copy differs in finer activations alone")

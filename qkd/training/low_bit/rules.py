@@ -11,10 +11,9 @@ from qkd.config.recipes.low_bit import LowBitConfig
 from qkd.training.job import StepRule
 from qkd.training.low_bit.dampening import Dampening
 from qkd.training.low_bit.oscillations import OscillationFreezing
-from qkd.training.low_bit.transitions import TransitionRate
+from qkd.training.low_bit.transitions import GROUP, TransitionRate
 from quantizers.recipes.codes import LowBitLayer, can_be_placed, low_bit_layers
 
-GROUP = "low-bit weights"
 DECAY_FACTORS = {4: 0.25, 8: 0.5}  # by the number of values, of 2 and 3 bits (Esser et al. 2020, section 3.1)
 
 
@@ -44,14 +43,10 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
     if config.dampening:
         rules.append(Dampening(layers, config.dampening))
     if config.transition_rate is not None:
-        rules.append(TransitionRate(layers, _groups(optimizer), config.transition_rate))
+        rules.append(TransitionRate(layers, optimizer, config.transition_rate))
     if config.oscillation_thresholds is not None:
         rules.append(OscillationFreezing(layers, config.oscillation_thresholds, config.oscillation_momentum))
     return tuple(rules)
-
-
-def _groups(optimizer: Optimizer) -> list[dict[str, object]]:
-    return [group for group in optimizer.param_groups if group["role"] == GROUP]
 
 
 def _separate(optimizer: Optimizer, layers: Collection[LowBitLayer], *, by_bits: bool) -> None:

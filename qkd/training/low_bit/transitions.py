@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from qkd.training.job import Moment
 from quantizers.recipes.codes import LowBitLayer, weight_codes
 
+GROUP = "low-bit weights"  # role of their groups in the optimizer
 LONGEST_WINDOW = 100  # steps; the published momentum of the running rate is 0.99
 WINDOWS = 20  # at least, in a training: its rate has to follow a schedule that falls to zero
 DAMPED = 0.25  # gain of the control times its window: the fastest that does not swing where rate and speed are in line
-MOST = 10.0  # times the schedule's peak: where the target cannot be reached, a rate that grows on breaks the training
+MOST = 4.0  # times the schedule's peak: where the target cannot be reached, a rate that grows on breaks the training
 
 
 class TransitionRate:
@@ -28,12 +29,13 @@ class TransitionRate:
     Note:
         The published momentum is one number for trainings of hundreds of epochs. Here the window
         :math:`1 / (1 - m)` is at most a twentieth of the training, :math:`\eta` is the peak rate over the target times
-        a quarter of a window, so that it suits any target, and :math:`U` is at most ten times the peak: all for
-        trainings of a few epochs, in which the published control does not come to rest.
+        a quarter of a window, so that it suits any target, and :math:`U` is at most four times the peak: all for
+        trainings of a few epochs, in which the published control does not come to rest. Phases with frozen batch norm
+        keep the schedule's own rate, for a higher one breaks them.
 
     Args:
         layers: Module path -> layer, at the start of the training.
-        groups: Of the optimizer, that hold their weights and nothing else.
+        optimizer: Its groups of role ``GROUP`` hold their weights and nothing else.
         rate: The target at the schedule's peak, in ``(0, 1)``.
 
     References:
@@ -43,8 +45,8 @@ class TransitionRate:
 
     name = "transitions"
 
-    def __init__(self, layers: Mapping[str, LowBitLayer], groups: Sequence[dict[str, Any]], rate: float) -> None:
-        self._layers, self._groups, self._rate = tuple(layers.values()), groups, rate
+    def __init__(self, layers: Mapping[str, LowBitLayer], optimizer: Optimizer, rate: float) -> None:
+        self._layers, self._optimizer, self._rate = tuple(layers.values()), optimizer, rate
         self._codes = [weight_codes(layer) for layer in self._layers]
         self._weights = max(sum(codes.numel() for codes in self._codes), 1)
         self.running = rate  # K; as if the target were met, for there is nothing to learn from yet
@@ -52,9 +54,10 @@ class TransitionRate:
 
     def before(self, moment: Moment) -> None:
         """Set the rates of the weights' groups."""
-        factor = moment.rate if self.factor is None else self.factor
-        for group in self._groups:
-            group["lr"] = factor * moment.peak * group["lr_factor"]
+        factor = moment.rate if self.factor is None or moment.settles else self.factor
+        for group in self._optimizer.param_groups:  # other objects once a state was loaded
+            if group["role"] == GROUP:
+                group["lr"] = factor * moment.peak * group["lr_factor"]
 
     @torch.no_grad()
     def after(self, moment: Moment) -> None:
@@ -66,6 +69,8 @@ class TransitionRate:
         self._codes = now
         window = max(1.0, min(LONGEST_WINDOW, moment.steps / WINDOWS))
         self.running += (float(changed) / self._weights - self.running) / window
+        if moment.settles:
+            return
         target = self._rate * moment.rate
         factor = moment.rate if self.factor is None else self.factor
         self.factor = min(max(0.0, factor + DAMPED / window * (target - self.running) / self._rate), MOST)

@@ -195,7 +195,7 @@ class DorefaWeightQuant(WeightQuant):
 
     @property
     def count(self) -> int:
-        return self.levels + 1  # codes are odd numbers
+        return int(self.levels) + 1  # codes are odd numbers
 
     @property
     def step(self) -> Tensor:

@@ -186,8 +186,10 @@ class StudentRole:
     def _batches(self, purpose: str, count: int) -> Iterator[Tensor]:
         made = (method.synthesis(self.context) for method in self.methods)
         synthesis = next((one for one in made if one is not None), None)
-        real = synthesis is None
-        batches = self._real_batches(purpose, count) if real else self._made_batches(synthesis, purpose, count)
+        if synthesis is None:
+            batches = self._real_batches(purpose, count)
+        else:
+            batches = self._made_batches(synthesis, purpose, count)
         for images in batches:
             for method in self.methods:
                 images = method.calibration_images(images)

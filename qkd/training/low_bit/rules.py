@@ -42,10 +42,10 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
     rules: list[StepRule] = []
     if config.dampening:
         rules.append(Dampening(layers, config.dampening))
-    if config.transition_rate is not None:
-        rules.append(TransitionRate(layers, optimizer, config.transition_rate))
     if config.oscillation_thresholds is not None:
         rules.append(OscillationFreezing(layers, config.oscillation_thresholds, config.oscillation_momentum))
+    if config.transition_rate is not None:  # last: it counts what the others leave
+        rules.append(TransitionRate(layers, optimizer, config.transition_rate))
     return tuple(rules)
 
 

@@ -197,7 +197,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def filter_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line a domain: each method's accuracy over the seeds, and the mean difference to plain soft targets."""
+    """Return one line per domain: each method's accuracy over the seeds, and the mean difference to plain soft targets."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     good = {(row["unseen"], row["method"], row["seed"]): row["accuracy"] for row in rows if "failed" not in row}
     lines = [f"| unseen domain | {' | '.join(methods)} | runs that failed |", f"|---|{'---|' * len(methods)}---|"]
@@ -228,7 +228,7 @@ def differences(methods: Sequence[str], good: dict[tuple[str, str, int], float])
 
 
 def adaptation_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line a method: teacher, float and low-bit students over the seeds."""
+    """Return one line per method: teacher, float and low-bit students over the seeds."""
     lines = [
         "| method | teacher before | teacher after | float student | W4A4 | W2A2 | runs that failed |",
         "|---|---|---|---|---|---|---|",

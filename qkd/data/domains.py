@@ -62,7 +62,7 @@ class DomainSplit:
         images, labels = self.split.batch(indices, device)
         made = images.expand(-1, self.channels, -1, -1).clone()
         numbers = self.numbers[indices.cpu()].to(images.device)
-        for number in numbers.unique().tolist():
+        for number in sorted(set(numbers.tolist())):
             chosen = (numbers == number).nonzero().flatten()
             made[chosen] = changed(images[chosen], self.domains[number], channels=self.channels)
         return made, labels

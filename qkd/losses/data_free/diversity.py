@@ -67,7 +67,7 @@ def mode_seeking_loss(images: Tensor, latents: Tensor) -> Tensor:
 
     Returns:
         A scalar, shape ``[]``, positive; ``1e5`` where the images of both halves are equal, and, without a gradient,
-        where their latents are: these ask for nothing.
+        where their latents are.
 
     Raises:
         ValueError: If the batches differ, or are not even.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from qkd.data import epoch_order, iterate, normalize
+from qkd.data import Split, epoch_order, iterate, normalize
 from qkd.methods.adaptation.checks import require_target
 from qkd.seeding import stream
 from qkd.training.job import Batch, Job
@@ -41,7 +42,7 @@ def target_of(batch: Batch) -> Tensor:
 class PairedSource:
     """Training images with an agent, as any student's, and in each batch images of the unseen domain.
 
-    These are gone through in an order of their own, again and again; the agent changes them as it does the others.
+    These are shuffled separately, and all are read before one comes again; the agent changes them as it does the others.
 
     Args:
         job: Its images, agent, seed, role and device.
@@ -68,7 +69,8 @@ class PairedSource:
         """Yield the images of the unseen domain of each step."""
         job, steps = self._job, self.images // size
         places = self._places((epoch * steps + first) * size, (epoch + 1) * steps * size)
-        raw = iterate(self._target, places, size, job.device, drop_last=True, workers=job.data.workers)
+        part = cast(Split, self._target)  # but for its labels, which batches do without
+        raw = iterate(part, places, size, job.device, drop_last=True, workers=job.data.workers)
         for step, (images, _) in enumerate(raw):
             samples = places[step * size : (step + 1) * size]
             generator = stream(job.seed, job.role, "augment target", epoch)

@@ -197,7 +197,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def filter_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return one line per domain: each method's accuracy over the seeds, and the mean difference to plain soft targets."""
+    """Return one line per domain: each method over the seeds, and the mean difference to plain soft targets."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     good = {(row["unseen"], row["method"], row["seed"]): row["accuracy"] for row in rows if "failed" not in row}
     lines = [f"| unseen domain | {' | '.join(methods)} | runs that failed |", f"|---|{'---|' * len(methods)}---|"]

@@ -42,7 +42,7 @@ def target_of(batch: Batch) -> Tensor:
 class PairedSource:
     """Training images with an agent, as any student's, and in each batch images of the unseen domain.
 
-    These are shuffled separately, and all are read before one comes again; the agent changes them as it does the others.
+    These are shuffled separately, and all are read before one comes again; the agent changes them as the others.
 
     Args:
         job: Its images, agent, seed, role and device.

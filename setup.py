@@ -45,6 +45,7 @@ PACKAGES = [
     "qkd.losses.data_free",
     "qkd.losses.transfer",
     "qkd.methods",
+    "qkd.methods.adaptation",
     "qkd.methods.auxiliary",
     "qkd.methods.co_study",
     "qkd.methods.data_free",

@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
-from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
+from qkd.config.methods import AdaptationConfig, AuxiliaryConfig, PeersConfig, RotationsConfig
 from qkd.config.recipes.checks import low_bit_faults
 from qkd.config.recipes.low_bit import LowBitConfig, SelfDistillationConfig, WidthConfig
 from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
@@ -119,6 +119,9 @@ class StudentConfig(Section):
     data_free: DataFreeConfig | None = Field(
         None, description="no real image: the student learns from images that are made out of the teacher"
     )
+    adaptation: AdaptationConfig | None = Field(
+        None, description="the teacher adapts to data.unseen_domain without its labels, and the student follows"
+    )
     auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
     peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
     method: str | None = Field(
@@ -137,7 +140,7 @@ class StudentConfig(Section):
             values.pop("method_options", None)
         if self.bn == "train":
             values.pop("bn", None)
-        for key in ("data_free", "self_distillation"):
+        for key in ("data_free", "adaptation", "self_distillation"):
             if getattr(self, key) is None:
                 values.pop(key, None)
         if not self.widths:

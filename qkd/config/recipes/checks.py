@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qkd.config.experiment import StudentConfig
 
-METHODS = ("rotations", "peers", "auxiliary", "data_free", "method")  # keys that bring a step or images of their own
+METHODS = ("rotations", "peers", "auxiliary", "data_free", "adaptation", "method")  # keys with own steps or images
 
 
 def low_bit_faults(student: StudentConfig) -> list[str]:

@@ -26,7 +26,7 @@ class Setting:
     without: tuple[str, ...] = ()
 
 
-OWN_LOSS = ("rotations", "peers", "auxiliary", "data_free", "method", "phases")
+OWN_LOSS = ("rotations", "peers", "auxiliary", "data_free", "adaptation", "method", "phases")
 RECIPES: Mapping[str, tuple[Setting, ...]] = {
     "none": (),
     "default": (

@@ -102,7 +102,9 @@ def test_every_setting_is_a_key_of_the_schema_and_has_a_source() -> None:
 # what goes together
 
 FAULTS = {
-    "a place for codes": ({"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"),
+    "a place for codes": (
+        {"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"
+    ),
     "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "goes with `bn: train`"),
     "one oscillation": ({"low_bit": {"oscillation_thresholds": [0.04, 0.001]}}, "a single change of direction"),
     "widths and peers": (

@@ -8,7 +8,7 @@ from brevitas.inject import ExtendedInjector, value
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
 
-from quantizers.recipes.statistics import StatsWeightQuant
+from quantizers.statistics import StatsWeightQuant
 from quantizers.tensor_quant import (
     DorefaActQuant,
     DorefaWeightQuant,

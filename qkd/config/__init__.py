@@ -10,11 +10,14 @@ from qkd.config.methods import (
     PeerConfig,
     PeersConfig,
     RotationsConfig,
+    SelfDistillationConfig,
+    WidthConfig,
 )
 from qkd.config.sections import Cpu, Positive, Section, Threads
 from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
+    LowBitConfig,
     MetaConfig,
     PhaseConfig,
     QuantConfig,
@@ -36,6 +39,7 @@ __all__ = [
     "DomainConfig",
     "ExportConfig",
     "LogConfig",
+    "LowBitConfig",
     "MetaConfig",
     "PeerConfig",
     "PeersConfig",
@@ -46,10 +50,12 @@ __all__ = [
     "RunConfig",
     "SearchConfig",
     "Section",
+    "SelfDistillationConfig",
     "StudentConfig",
     "StudentTrainConfig",
     "TeacherConfig",
     "TermConfig",
     "Threads",
     "TrainConfig",
+    "WidthConfig",
 ]

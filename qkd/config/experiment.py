@@ -8,12 +8,26 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
-from qkd.config.methods import AdaptationConfig, AuxiliaryConfig, PeersConfig, RotationsConfig
-from qkd.config.recipes.checks import low_bit_faults
-from qkd.config.recipes.low_bit import LowBitConfig, SelfDistillationConfig, WidthConfig
+from qkd.config.methods import (
+    AdaptationConfig,
+    AuxiliaryConfig,
+    PeersConfig,
+    RotationsConfig,
+    SelfDistillationConfig,
+    WidthConfig,
+    low_bit_faults,
+)
 from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
-from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
+from qkd.config.training import (
+    DEFAULT_TERMS,
+    LowBitConfig,
+    PhaseConfig,
+    QuantConfig,
+    StudentTrainConfig,
+    TermConfig,
+    TrainConfig,
+)
 from qkd.nets.own.spelling import spelled
 
 NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from export import check_parity, export_onnx
 from quantizers import quant_layers, quantizer_scales, settle
-from quantizers.recipes.statistics import COEFFICIENTS, FITTED, StatsWeightQuant
+from quantizers.statistics import COEFFICIENTS, FITTED, StatsWeightQuant
 
 SPREAD = np.linspace(-12, 12, 24001)
 DENSITIES = {

@@ -5,7 +5,7 @@ from qkd.config.data_free import DataFreeConfig
 from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 from qkd.config.methods import AuxiliaryConfig, BranchTrainingConfig, PeerConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import Cpu, Positive, Section, Threads
-from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
     MetaConfig,
@@ -26,6 +26,7 @@ __all__ = [
     "DataConfig",
     "DataFreeConfig",
     "ExportConfig",
+    "FederatedConfig",
     "LogConfig",
     "MetaConfig",
     "PeerConfig",

@@ -13,6 +13,7 @@ from qkd.cli.options.command import (
     load,
     new_progress,
     print_result,
+    refuse_clients,
     run_stages_of,
 )
 from qkd.cli.options.devices import add_devices, on_devices
@@ -44,6 +45,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run every stage (or up to one), then print the closing table."""
     config = load(args)
+    refuse_clients(config)
     return _run(args, config) if args.dry_run else on_devices(args, config, lambda: _run(args, config))
 
 

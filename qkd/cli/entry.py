@@ -52,15 +52,15 @@ EXAMPLES = """examples:
   qkd diagnose runs/digits-w2a2 --out teacher.svg     what its teacher tells, and which known failure it shows
   qkd retrieve runs/digits-w2a2                       do features find images of their class?
   qkd match runs/digits-w2a2                          which layers of the teacher to follow with which
-  qkd federate digits/federated                       clients that keep their images train one student
+  qkd federate digits/federated/fedgen                clients that keep their images train one student
   qkd generate runs/digits-rdskd --out grid.png       what images a data-free run learned from
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
 COMMANDS = (
-    init, run, stage, federate, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve, match,
-    generate, policy, lowbit, doctor,
+    init, run, stage, federate, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve,
+    match, generate, policy, lowbit, doctor,
 )  # fmt: skip
 
 

@@ -424,7 +424,7 @@ def _federated_faults(config: RunConfig) -> list[str]:
         f"student.init: a federated student starts from `weights` or at random, got `{student.init}`": (
             student.init not in ("auto", "random")
         ),
-        "federated.upload: `codes` needs weight_quantizer lsq: the codes of dorefa do not give its shadow weights back": (
+        "federated.upload: `codes` needs weight_quantizer lsq: codes of dorefa do not give its shadow weights back": (
             federated.upload == "codes" and student.quant.weight_quantizer != "lsq"
         ),
     }

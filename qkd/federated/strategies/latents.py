@@ -1,4 +1,4 @@
-"""FedGen: the server learns a generator of latents from the clients' last layers, and clients learn from its latents."""
+"""FedGen: the server learns a generator of latents from clients' last layers, and clients learn from its latents."""
 
 from __future__ import annotations
 

@@ -77,6 +77,8 @@ class Server:
             FederationError: If every client failed.
         """
         answers = list(replies)
+        silent = {*self._row["clients"]} - {reply.client for reply in answers}
+        answers += [Reply(client, error="it did not answer") for client in sorted(silent)]
         made = self.strategy.aggregate_train(server_round, answers)
         self.model = made.model
         for client, why in made.dropped.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from qkd.progress import Progress
 from qkd.training import cpu_threads
 
 ARRAYS, METRICS, ORDER = "arrays", "metrics", "order"  # names of records in a message
+START_S, POLL_S = 120.0, 0.2  # how long clients may take to appear, and between two looks
 PARTITION = "partition-id"  # Flower's name of a client's number, in its simulation
 
 
@@ -42,7 +44,9 @@ def server_app(server: Server, progress: Progress, failures: list[BaseException]
         try:
             with cpu_threads(server.federation.config.threads or 1):  # Flower runs this in a thread of its own
                 rounds = server.rounds()
-                strategy = FlowerStrategy(server, nodes_by_client(grid), rounds.start)
+                strategy = FlowerStrategy(
+                    server, nodes_by_client(grid, server.federation.settings.clients), rounds.start
+                )
                 strategy.start(
                     grid,
                     initial_arrays=arrays_of(server.model),
@@ -159,13 +163,23 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
         return Reply(client, tensors_of(message.content[ARRAYS]), metrics)
 
 
-def nodes_by_client(grid: Grid) -> dict[int, int]:
+def nodes_by_client(grid: Grid, clients: int) -> dict[int, int]:
     """Return Flower's number of each client's node: nodes are asked, since their order is Flower's.
 
+    Args:
+        grid: Flower's.
+        clients: How many there will be; the first moments there are fewer.
+
     Raises:
-        RuntimeError: If one does not answer.
+        RuntimeError: If they do not appear, or one does not answer.
     """
-    asked = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in grid.get_node_ids()]
+    nodes, waited_s = list(grid.get_node_ids()), 0.0
+    while len(nodes) < clients:
+        if waited_s >= START_S:
+            raise RuntimeError(f"{len(nodes)} of {clients} clients have appeared in {START_S:.0f} s")
+        time.sleep(POLL_S)
+        nodes, waited_s = list(grid.get_node_ids()), waited_s + POLL_S
+    asked = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes]
     found: dict[int, int] = {}
     for reply in grid.send_and_receive(asked):
         if reply.has_error():

@@ -129,9 +129,9 @@ def fedgen_generator_loss(
         return loss
     if student_logits is None:
         raise ValueError(f"beta is {beta}: the divergence from a student needs student_logits")
-    ensemble = (weights[:, :, None] * client_logits).sum(0)
-    check_logits(student_logits, ensemble)
-    return loss - beta * _divergence(ensemble, student_logits)
+    mixture = (weights[:, :, None] * client_logits).sum(0)
+    check_logits(student_logits, mixture)
+    return loss - beta * _divergence(mixture, student_logits)
 
 
 @in_full_precision

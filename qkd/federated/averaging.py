@@ -26,7 +26,7 @@ def average_states(states: Sequence[State], weights: Sequence[float]) -> dict[st
 
     Floating tensors are averaged in float64, client by client in the order given, and rounded once. Quantizer steps
     are averaged by their size, since their sign is without effect. Ends of an activation's grid are whole numbers and
-    stay so: the lower end is rounded, the upper one keeps its distance. What cannot be averaged has a rule of its own:
+    stay so: the lower end is rounded, the upper one keeps its distance. What cannot be averaged has its own rule:
     counters of batches take the largest, ``calibrated`` holds where it holds for all, all other integers (records of
     grids) must be equal.
 

@@ -105,7 +105,7 @@ class Federation:
         return self.splits.val.subset(self.val_parts[client])
 
     def batches(self, client: int, server_round: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalized batches of a client's images: epoch after epoch, each in an order of its own.
+        """Yield normalized batches of a client's images: epoch after epoch, each in its own order.
 
         A client with fewer images than a batch takes all of them in every step.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -44,6 +44,9 @@ class Reply:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+
+
+Answer: TypeAlias = Callable[[str, Order], Reply]  # what a client does: a run's config as JSON, an order -> a reply
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -16,7 +16,7 @@ CODES = "codes/"
 
 
 class FloatUpload:
-    """The whole state, as it is."""
+    """The whole state, unchanged."""
 
     def encode(self, net: nn.Module) -> dict[str, Tensor]:
         """Return the tensors of a reply.

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
-from typing import TypeAlias
 
-from qkd.federated.messages import Order, Reply
-from qkd.federated.server import Server
+from qkd.federated.engines.server import Server
+from qkd.federated.messages import Answer
 from qkd.progress import Progress
 from qkd.training import cpu_threads
 
 HINT = "install the extra: pip install 'qkd-toolkit[flower]', or use federated.engine=local"
-Answer: TypeAlias = Callable[[str, Order], Reply]
 
 
 def run_flower(server: Server, progress: Progress, answer: Answer | None = None) -> None:
@@ -25,7 +22,7 @@ def run_flower(server: Server, progress: Progress, answer: Answer | None = None)
 
     Args:
         server: Where the run stands; after each round it is saved.
-        progress: Where to say a line a round.
+        progress: Where to say one line per round.
         answer: A client's half: a config as JSON and an order give a reply; the run's own where absent. Ray sends it
             to other processes, so it must be picklable.
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from qkd.config import RunConfig
 from qkd.data import load_splits
-from qkd.federated.engines.flower import Answer
+from qkd.federated.engines.server import Server
+from qkd.federated.engines.worker import Worker
 from qkd.federated.federation import Federation
-from qkd.federated.messages import Order, Reply
-from qkd.federated.server import Server
-from qkd.federated.worker import Worker
+from qkd.federated.messages import Answer, Order, Reply
 from qkd.progress import Progress
 from qkd.training import cpu_threads
 
@@ -34,7 +33,7 @@ def server_app(server: Server, progress: Progress, failures: list[BaseException]
 
     Args:
         server: Of the run.
-        progress: Where to say a line a round.
+        progress: Where to say one line per round.
         failures: Gets the error that ends it, which Flower would log alone.
     """
     app = ServerApp()
@@ -139,7 +138,7 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
         return None
 
     def summary(self) -> None:
-        """Say nothing: the run has said what it is."""
+        """Say nothing: the run has introduced itself."""
 
     def close_round(self, server_round: int, progress: Progress) -> None:
         """Score, record and save a round; Flower asks for round 0 before the first."""

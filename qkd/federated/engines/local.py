@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from qkd.federated.engines.server import Server
 from qkd.federated.messages import Order, Reply
-from qkd.federated.server import Server
 from qkd.progress import Progress, Tracker
 
 

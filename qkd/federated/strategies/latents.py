@@ -108,7 +108,7 @@ class LatentsObjective(Objective):
             return super().loss(logits, labels, step)
         federation, order, settings = self.federation, self.order, self.federation.settings
         drawn = federation.stream("latents", order.client, order.server_round, step)
-        own_classes = self._labels.unique()
+        own_classes = torch.unique(self._labels)
         others = own_classes[torch.randint(len(own_classes), (len(labels),), generator=drawn)].to(labels.device)
         with torch.no_grad():
             latents = self._generator(self._generator.draw(len(labels), drawn).to(labels.device), others)

@@ -24,9 +24,9 @@ def add(commands: Any) -> None:
 def federate(args: argparse.Namespace) -> int:
     """Take every round, export the student, print accuracy by round and bytes."""
     config = load(args, with_files=True)
-    from qkd.federated.running import federate as run_federated
     from qkd.run.folder import RunFolder
     from qkd.run.log import logged
+    from qkd.stages.federate import federate as run_federated
 
     progress = new_progress()
     with RunFolder.open(config, runs_dir=args.runs_dir) as run, logged(progress, run.path, "qkd federate"):

@@ -11,10 +11,10 @@ from export import Preprocessing, export_float
 from qkd.data import Splits, normalize
 from qkd.failures import UsageError
 from qkd.federated.engines import run_local
+from qkd.federated.engines.server import Server
+from qkd.federated.engines.worker import Worker
 from qkd.federated.federation import Federation
 from qkd.federated.report import FederatedReport, read_report, write_rounds
-from qkd.federated.server import Server
-from qkd.federated.worker import Worker
 from qkd.files import write_json
 from qkd.predicting.feeding import preprocessing_of, write_beside
 from qkd.progress import Progress
@@ -53,7 +53,7 @@ def federate(run: RunFolder, progress: Progress) -> FederatedReport:
     """
     if run.config.federated is None:
         raise UsageError("the config has no section `federated`: use `qkd run`, or say there how clients train")
-    for name, stage in STAGES.items():
+    for name, stage in FEDERATED.items():
         why = run.why_incomplete(name)
         progress.stage(name, {"": "already complete", "not run": ""}.get(why, why))
         if why:
@@ -139,4 +139,4 @@ def _example(splits: Splits) -> torch.Tensor:
     return normalize(images, splits.mean, splits.std)
 
 
-STAGES: Mapping[str, Callable[[RunFolder, Progress], None]] = {"federate": train, "export": export}
+FEDERATED: Mapping[str, Callable[[RunFolder, Progress], None]] = {"federate": train, "export": export}

@@ -50,6 +50,7 @@ PACKAGES = [
     "qkd.losses.federated",
     "qkd.losses.transfer",
     "qkd.methods",
+    "qkd.methods.adaptation",
     "qkd.methods.auxiliary",
     "qkd.methods.co_study",
     "qkd.methods.data_free",

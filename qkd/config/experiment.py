@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
-from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
+from qkd.config.methods import AdaptationConfig, AuxiliaryConfig, PeersConfig, RotationsConfig
 from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
@@ -113,6 +113,9 @@ class StudentConfig(Section):
     data_free: DataFreeConfig | None = Field(
         None, description="no real image: the student learns from images that are made out of the teacher"
     )
+    adaptation: AdaptationConfig | None = Field(
+        None, description="the teacher adapts to data.unseen_domain without its labels, and the student follows"
+    )
     auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
     peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
     method: str | None = Field(
@@ -131,8 +134,9 @@ class StudentConfig(Section):
             values.pop("method_options", None)
         if self.bn == "train":
             values.pop("bn", None)
-        if self.data_free is None:
-            values.pop("data_free", None)
+        for key in ("data_free", "adaptation"):
+            if getattr(self, key) is None:
+                values.pop(key, None)
         return values
 
     @model_validator(mode="after")

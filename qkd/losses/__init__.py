@@ -1,4 +1,9 @@
-"""Distillation losses: pure functions of tensors with keyword-only scalars."""
+"""Distillation losses: pure functions of tensors with keyword-only scalars.
+
+Tensors but labels are floating; half precision is computed in float32, float64 in float64. Logarithms are natural
+unless an option says otherwise. What is not a number among the inputs is not a number in the result, so that a training
+stops and says where.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -50,7 +55,7 @@ if TYPE_CHECKING:
         teacher_confidence_loss,
         top_classes_loss,
     )
-    from qkd.losses.logits import cross_entropy_loss, decoupled_loss, soft_target_loss
+    from qkd.losses.logits import cross_entropy_loss, decoupled_loss, logit_square_loss, soft_target_loss
     from qkd.losses.relations import (
         angle_relation_loss,
         distance_relation_loss,
@@ -136,6 +141,7 @@ __all__ = [
     "lipschitz_loss",
     "logit_distance_loss",
     "logit_relation_loss",
+    "logit_square_loss",
     "mean_discrepancy_loss",
     "mode_seeking_loss",
     "mskd_generator_loss",

@@ -8,6 +8,7 @@ _DAFL = "Chen et al. 2019, DAFL"
 _CMI = "Fang et al. 2021, CMI"
 _DI = "Yin et al. 2020, DeepInversion"
 _FEDGEN = "Zhu et al. 2021, FedGen"
+_HSAKD = "Yang et al. 2021, HSAKD"
 _JOINT = "arXiv 2005.07839, joint distillation and domain adaptation"
 _RDSKD = "Han et al. 2021, RDSKD"
 _ZSKD = "Nayak et al. 2019, ZSKD"
@@ -34,6 +35,9 @@ METHOD_LOSSES: dict[str, MethodLoss] = {
     ),
     "adapting_teacher": MethodLoss("adapting_teacher_loss", "teacher: source labels and features alike", _JOINT),
     "batch_norm": MethodLoss("batch_norm_loss", "images: statistics at each batch norm of the teacher", _DI),
+    "branch_soft_target": MethodLoss(
+        "branch_soft_target_loss", "branches: soft targets, summed over the branches", _HSAKD
+    ),
     "class_balance": MethodLoss("class_balance_loss", "generator: classes are as frequent; logarithm e or 10", _DAFL),
     "class_logits": MethodLoss(
         "class_logits_loss",
@@ -66,6 +70,7 @@ METHOD_LOSSES: dict[str, MethodLoss] = {
         "gdfq_generator_loss", "generator: a class and batch-norm statistics", "Xu et al. 2020, GDFQ"
     ),
     "image_diversity": MethodLoss("image_diversity_loss", "generator: far images at near outputs", _RDSKD),
+    "joint_label": MethodLoss("joint_label_loss", "branches: labels of class and orientation together", _HSAKD),
     "latent_diversity": MethodLoss("latent_diversity_loss", "generator of latents: far noise, far latents", _FEDGEN),
     "mean_discrepancy": MethodLoss(
         "mean_discrepancy_loss", "features of two domains: squared MMD, biased", "Gretton et al. 2012"

@@ -90,6 +90,13 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
     return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
 
 
+def meant(args: argparse.Namespace, config: RunConfig) -> RunConfig:
+    """Return the config of the run that is meant: a run beside it where its folder holds other widths of it."""
+    from qkd.pipeline.siblings import beside
+
+    return beside(config, args.runs_dir, new_progress())
+
+
 def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
     """Run stages of an experiment, then print its closing table."""
     from qkd.engines.engine import current

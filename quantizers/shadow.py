@@ -1,0 +1,56 @@
+"""A student in full precision for a while: its shadow weights, its activations in float, no grid anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from quantizers.modes import training_flags_kept
+from quantizers.student import act_quantizers, quant_layers
+
+
+@contextmanager
+def unquantized(student: nn.Module) -> Iterator[None]:
+    """Let a student compute in full precision within a block; its quantizers are on again after it, also on failure.
+
+    It is the float net whose weights the student rounds. Batch norm uses the batch or its running statistics, as it
+    does outside the block: the latter in eval mode and after :func:`freeze_batch_norm`. Biases are not rounded either.
+
+    Args:
+        student: A network from :func:`prepare`, calibrated or not.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> import torch
+        >>> from quantizers import QuantSpec, prepare
+        >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(4, 1, 8, 8)
+        >>> student = prepare(net, QuantSpec(weight_bits=2, act_bits=2), images)
+        >>> with unquantized(student):
+        ...     bool(torch.allclose(student(images), net(images), atol=1e-6))
+        True
+    """
+    layers = list(quant_layers(student).values())
+    quants = [*(layer.quant for layer in layers), *(one.quant for one in act_quantizers(student).values())]
+    before = [quant.bypass for quant in quants]
+    with training_flags_kept(student):
+        for layer in layers:  # the deployed arithmetic folds batch norm into the grids of weights and biases
+            is_deployed = layer.uses_deployed
+            layer.training = True
+            if layer.bn is not None:
+                layer.bn.training = not is_deployed
+        were = [layer.deployed_in_training for layer in layers]
+        try:
+            for layer in layers:
+                layer.deployed_in_training = False
+            for quant in quants:
+                quant.bypass = True
+            yield
+        finally:
+            for layer, was in zip(layers, were, strict=True):
+                layer.deployed_in_training = was
+            for quant, was in zip(quants, before, strict=True):
+                quant.bypass = was

@@ -9,6 +9,7 @@ from torch import nn
 
 from quantizers.modes import training_flags_kept
 from quantizers.student import act_quantizers, quant_layers
+from quantizers.tensor_quant import ActQuant, WeightQuant
 
 
 @contextmanager
@@ -34,7 +35,10 @@ def unquantized(student: nn.Module) -> Iterator[None]:
         True
     """
     layers = list(quant_layers(student).values())
-    quants = [*(layer.quant for layer in layers), *(one.quant for one in act_quantizers(student).values())]
+    quants: list[WeightQuant | ActQuant] = [
+        *(layer.quant for layer in layers),
+        *(one.quant for one in act_quantizers(student).values()),
+    ]
     before = [quant.bypass for quant in quants]
     with training_flags_kept(student):
         for layer in layers:  # the deployed arithmetic folds batch norm into the grids of weights and biases

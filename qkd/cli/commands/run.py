@@ -27,8 +27,8 @@ CHANGES = (
     "In a run that is there, settings of export and bench, device and threads may change: only the stages behind them "
     "run again. Another student of its teacher is another run: `qkd run CONFIG name=second teacher.run=runs/first "
     "student.quant.weight_bits=4` takes the teacher of the first and trains none. Of a data-free run, other widths "
-    "(`student.quant`) need no name: the second student is a run beside the first, `NAME-w4a4`, and what makes the images "
-    "is taken over with the teacher."
+    "(`student.quant`) need no name: the second student is a run beside the first, `NAME-w4a4`, and what makes the "
+    "images is taken over with the teacher."
 )
 
 

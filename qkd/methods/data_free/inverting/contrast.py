@@ -42,9 +42,7 @@ class Contrast(Inverter):
             views = _features(part), _features(whole)
             contrast, answer = memory.contrast(*views), None if self.rival is None else self.rival(shown)
 
-            def total(
-                logits: Tensor | None, whole: Seen = whole, contrast: Tensor = contrast
-            ) -> Tensor:
+            def total(logits: Tensor | None, whole: Seen = whole, contrast: Tensor = contrast) -> Tensor:
                 opposed = None if logits is None else decision_adversarial_loss(logits, whole.logits)
                 return cmi_inversion_loss(whole.logits, labels, whole.statistics(), contrast, opposed, **self.weights())
 

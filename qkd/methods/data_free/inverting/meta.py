@@ -50,9 +50,7 @@ class MetaInversion(Inverter):
     def _meta_rate(self) -> float:
         return self.settings.lr * self.settings.pool_steps
 
-    def _descend(
-        self, net: nn.Module, meta: _Meta, latents: Tensor, labels: Tensor, draws: torch.Generator
-    ) -> Best:
+    def _descend(self, net: nn.Module, meta: _Meta, latents: Tensor, labels: Tensor, draws: torch.Generator) -> Best:
         own, rate, best = list(net.parameters()), self.settings.lr, Best()
         groups = [{"params": own, "lr": rate}, {"params": [latents], "lr": LATENT_RATE * rate}]
         optimizer = torch.optim.Adam(groups, betas=BETAS)

@@ -50,7 +50,7 @@ class BatchFiles:
         self.place = place
         self.files = [place / f"batch_{index:05d}.npz" for index in range(count)]
 
-    def write(self, index: int, made: Inverted, **facts: np.generic) -> None:
+    def write(self, index: int, made: Inverted, **facts: Any) -> None:
         """Write a batch, whole or not at all."""
         state = {_STATE + name: array for name, array in made.state.items()}
         write_arrays(self.files[index], images=made.images.cpu().numpy(), loss=np.float64(made.loss), **facts, **state)

@@ -19,8 +19,12 @@ FEW = {
     "dafl_joint": {},
     "adaptive_inversion": {"pool_images": 20, "pool_steps": 3, "lr": 0.05},
 }
-LIKE = {"dafl": "rdskd", "mskd": "rdskd", "gdfq": "rdskd", "generative": "rdskd", "zskd": "deep_inversion",
-        "cmi": "deep_inversion", "zskt": "dfad", "dfq": "dfad", "cmi_adversarial": "adaptive_inversion", "fast_dfkd": "adaptive_inversion"}  # fmt: skip
+LIKE = {
+    "dafl": "rdskd", "mskd": "rdskd", "gdfq": "rdskd", "generative": "rdskd",
+    "zskd": "deep_inversion", "cmi": "deep_inversion",
+    "zskt": "dfad", "dfq": "dfad",
+    "cmi_adversarial": "adaptive_inversion", "fast_dfkd": "adaptive_inversion",
+}  # fmt: skip
 BATCHED = ("rdskd", "deep_inversion", "adaptive_inversion")  # those whose images come in batches of their own size
 
 

@@ -102,7 +102,9 @@ def test_a_generator_that_is_not_finished_is_not_trained_twice(
     with run_tiny(first, tmp_path, "teacher", "search"):
         pass
     other = config_of("rdskd", {"name": "first", "student.quant.act_bits": 2})
-    with pytest.raises(UsageError, match=r"not all of it is finished: generator \(not run\); finish it first with `qkd"):
+    with pytest.raises(
+        UsageError, match=r"not all of it is finished: generator \(not run\); finish it first with `qkd"
+    ):
         beside(other, tmp_path, Silent())
 
 

@@ -1,4 +1,4 @@
-"""A student in full precision for a while: its shadow weights, its activations in float, no grid anywhere."""
+"""A student in other arithmetic for a while: in full precision, or with batch norm on a batch's own statistics."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from quantizers.modes import training_flags_kept
+from quantizers.modes import evaluating, statistics_kept, training_flags_kept
 from quantizers.student import act_quantizers, quant_layers
 from quantizers.tensor_quant import ActQuant, WeightQuant
 
@@ -58,3 +59,40 @@ def unquantized(student: nn.Module) -> Iterator[None]:
                 layer.deployed_in_training = was
             for quant, was in zip(quants, before, strict=True):
                 quant.bypass = was
+
+
+@contextmanager
+def batch_statistics(net: nn.Module) -> Iterator[None]:
+    """Let batch norm use each batch's own statistics within a block, and nothing else be in training mode.
+
+    Running statistics stay. Of a student, layers with batch norm leave the deployed arithmetic: batch norm is not
+    folded, and biases are not rounded.
+
+    Args:
+        net: Float, or from :func:`prepare`; its modes come back after the block.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> import torch
+        >>> net = nn.BatchNorm1d(1).eval()
+        >>> with batch_statistics(net):
+        ...     net(torch.tensor([[3.0], [5.0]])).flatten().round().tolist()
+        [-1.0, 1.0]
+        >>> net.running_mean.item()
+        0.0
+    """
+    layers = [layer for layer in quant_layers(net).values() if layer.bn is not None]
+    deployed = [layer.deployed_in_training for layer in layers]
+    with evaluating(net), statistics_kept(net):
+        try:
+            for layer in layers:
+                layer.training, layer.deployed_in_training = True, False
+            for module in net.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = True
+            yield
+        finally:
+            for layer, was in zip(layers, deployed, strict=True):
+                layer.deployed_in_training = was

@@ -23,7 +23,7 @@ def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
     """Return the config of the run that is meant where its folder holds the same run at other widths.
 
     So ``qkd run data-free.yaml student.quant.weight_bits=4``, called after ``qkd run data-free.yaml``, makes a second
-    student out of the first one's images: in a folder of its own, named after the widths. This is done where a method
+    student out of the first one's images: in another folder, named after the widths. This is done where a method
     asks for it (:meth:`~qkd.methods.method.Method.taken_over`). Any other config is returned unchanged; where it is
     another run than its folder holds, :meth:`~qkd.run.folder.RunFolder.open` says so.
 

@@ -57,7 +57,7 @@ class GrowingPool:
 
     Args:
         teacher: Frozen; it has what the method reads.
-        student: What learns. It is in eval mode while images are made, as published, and stays as it is.
+        student: What learns. It is in eval mode while images are made, as published, and nothing of it changes.
         settings: Which method, with its weights.
         splits: Shape of the images, classes, mean and standard deviation.
         seed: Of the run.
@@ -95,7 +95,7 @@ class GrowingPool:
         return {"inversion": own, **({"inversion_low_bit": low_bit} if is_shadow else {})}
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return images of the pool as it is now, each at most once where there are enough, and the teacher's classes.
+        """Return images of the present pool, each at most once where there are enough, and the teacher's classes.
 
         One without images gets its first batch.
         """

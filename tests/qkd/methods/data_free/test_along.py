@@ -18,11 +18,12 @@ from qkd.methods.data_free.inverting.meta import MetaInversion
 from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
 from qkd.methods.data_free.making.generating import TrainedGenerator, build_generator
 from qkd.methods.data_free.making.kinds import weights_of
-from qkd.methods.data_free.making.rival import Rival, statistics_kept
+from qkd.methods.data_free.making.rival import Rival
 from qkd.methods.data_free.making.watching import Watched
 from qkd.seeding import stream
 from qkd.testing import TinyNet, synthetic_splits
 from quantizers import QuantSpec, Student, calibrate, prepare
+from quantizers.modes import statistics_kept
 
 pytestmark = pytest.mark.usefixtures("eager")
 CPU = torch.device("cpu")

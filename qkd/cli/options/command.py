@@ -100,6 +100,13 @@ def refuse_clients(config: RunConfig) -> None:
         raise UsageError(f"{config.name}: the config has a section `federated`: use `qkd federate`")
 
 
+def meant(args: argparse.Namespace, config: RunConfig) -> RunConfig:
+    """Return the config of the run that is meant: a run beside it where its folder holds other widths of it."""
+    from qkd.pipeline.siblings import beside
+
+    return beside(config, args.runs_dir, new_progress())
+
+
 def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
     """Run stages of an experiment, then print its closing table."""
     refuse_clients(config)

@@ -42,10 +42,6 @@ PLAIN = "soft_target"
 FILTERS: dict[str, dict[str, Any]] = {
     PLAIN: {"loss": "soft_target", "options": {"temperature": 4}},
     "confident": {"loss": "filtered_soft_target", "options": {"temperature": 4, "criterion": "confident"}},
-    "close": {
-        "loss": "filtered_soft_target",
-        "options": {"temperature": 4, "criterion": "close", "threshold": 0.01},
-    },
 }
 
 

@@ -35,7 +35,7 @@ from qkd.training.assembly import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "digits" / "domains"
-PARTS = ("filter", "adaptation")
+PARTS = ("adaptation", "filter")
 STAGES = ("teacher", "search", "distill")
 BITS = (4, 2)  # the first trains the float student
 PLAIN = "soft_target"

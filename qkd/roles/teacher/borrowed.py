@@ -66,6 +66,6 @@ def _require_same_domains(theirs: RunConfig, ours: RunConfig, source: Path) -> N
     if there != here:
         raise DataError(
             f"teacher.run: the teacher of {source} learned from images in other domains (unseen: {there[1] or 'none'}) "
-            f"than this run's (unseen: {here[1] or 'none'}); set data.domains and data.unseen_domain as there, or train "
-            f"a teacher"
+            f"than this run's (unseen: {here[1] or 'none'}); set data.domains and data.unseen_domain as there, or let "
+            f"this run train its teacher"
         )

@@ -12,7 +12,7 @@ from qkd.config.methods import (
     RotationsConfig,
 )
 from qkd.config.sections import Cpu, Positive, Section, Threads
-from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
     MetaConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "DataFreeConfig",
     "DomainConfig",
     "ExportConfig",
+    "FederatedConfig",
     "LogConfig",
     "MetaConfig",
     "PeerConfig",

@@ -57,7 +57,7 @@ def enlarged(images: Tensor, side: int) -> Tensor:
 
     Args:
         images: int64, shape ``[..., pixels]``, values 0..255.
-        side: Pixels of the last axis afterwards, at least as many as there are.
+        side: Pixels of the last axis afterward, at least as many as there are.
 
     Returns:
         int64, shape ``[..., side]``; ``images`` themselves where nothing changes.

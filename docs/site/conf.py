@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pages  # noqa: E402  - beside this file, which is not a package
 
 project = "qkd-toolkit"
 author = "the qkd-toolkit authors"
-release = metadata.version("qkd-toolkit")
+release = re.findall(r'^version = "(.+)"$', (DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"), re.M)[0]
 language = "en"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx_copybutton"]

@@ -169,8 +169,8 @@ def _dot(axes: Any, name: str, row: Mapping[str, Any]) -> None:
     face = "none" if is_plain_twin else COLORS[base]
     axes.scatter([x], [y], s=row["bytes"] / 1500, facecolors=face, edgecolors=COLORS[base], linewidths=1.6)
     words = f"{name}\n{row['bytes'] / 1000:,.0f} kB, {x:.2f} ms"
-    side = "right" if base == FP32 else "left"
-    above = base in (INT8, FP32) or "provider" in name
+    side = "right" if base in (FP32, INT8) else "left"
+    above = base == "W4A4" or "provider" in name
     axes.annotate(
         words, (x, y), (-18 if side == "right" else 12, 8 if above else -26), textcoords="offset points", ha=side,
         fontsize=9, color=COLORS[base],

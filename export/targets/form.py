@@ -16,7 +16,7 @@ from export.storage.packing import INT2, INT4, Pack
 from export.storage.preprocessing import write_properties
 from export.targets.rewrites import rewrite
 from export.targets.table import Target, find_target
-from quantizers.integer import Function, Grid, IntegerView, Quantize
+from quantizers.integer import Function, Grid, IntegerView, Node, Quantize, Shape
 
 DEFAULT_FLAVOR = "ort"
 
@@ -110,11 +110,19 @@ def check_suits(view: IntegerView, target: Target | None) -> None:
     for node in view.nodes:
         if isinstance(node, Quantize) and any(limit.key == "symmetric" for limit in target.limits):
             _check_symmetric(node.name, node.grid, target)
-        if isinstance(node, Function) and target.operators is not None and node.op not in target.operators:
+        if (found := _kind(node, view)) in target.lacks:
             raise ExportError(
-                f"{node.name}: target {target.name!r} has no exact {node.op}; use ReLU or ReLU6 in the net, or another "
-                "target (`qkd ls targets`)"
+                f"{node.name}: target {target.name!r} does not compute {found} exactly; use another layer in the net, "
+                "or another target (`qkd ls targets`)"
             )
+
+
+def _kind(node: Node, view: IntegerView) -> str:
+    """Return what a target may lack: a real function, or padding with a code other than 0."""
+    if isinstance(node, Function):
+        return f"{node.op}_tanh" if node.attributes.get("approximate") == "tanh" else node.op
+    grid = view.grids.get(node.output)
+    return "signed_pad" if isinstance(node, Shape) and node.op == "pad" and grid is not None and grid.low else ""
 
 
 def _check_symmetric(name: str, grid: Grid, target: Target) -> None:

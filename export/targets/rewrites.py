@@ -5,7 +5,7 @@ Every rewrite keeps the function to the bit in ONNX Runtime; parity checks it th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -60,30 +60,38 @@ class Graph:
         self.model.graph.initializer.extend(tensor for name, tensor in self.tensors.items() if name in read)
 
 
-def full_clips(model: ModelProto) -> None:
-    """Put a Clip of all 256 codes behind each QuantizeLinear without one.
+def separate_sums(model: ModelProto) -> None:
+    """Put a MaxPool of one pixel, which changes nothing, between a convolution's quantizer and a sum or product.
 
-    OpenVINO fuses ``Conv -> quantizer -> Add -> quantizer`` into one kernel that does not round at the inner quantizer,
-    unless a Clip is there.
+    OpenVINO otherwise fuses ``Conv -> quantizer -> Add -> quantizer`` into one kernel, which does not round at the
+    inner quantizer. A Clip there stops it in models of a fixed batch alone; nothing is fused across a pooling.
     """
     graph, nodes = Graph(model), []
+    places = {id(made) for node in graph.nodes if node.op_type in ("Add", "Mul") for made in _convolved(graph, node)}
     for node in graph.nodes:
+        if id(node) in places:
+            pooled = f"{node.output[0]}.apart"
+            nodes.append(
+                helper.make_node(
+                    "MaxPool", [node.input[0]], [pooled], name=f"{node.name}.apart", kernel_shape=[1, 1], strides=[1, 1]
+                )
+            )
+            node.input[0] = pooled
         nodes.append(node)
-        if node.op_type == "QuantizeLinear" and not any(r.op_type == "Clip" for r in graph.readers(node.output[0])):
-            nodes.append(_full_clip(graph, node))
     graph.finish(nodes)
 
 
-def _full_clip(graph: Graph, quantize: NodeProto) -> NodeProto:
-    output, kind = quantize.output[0], graph.value(quantize.input[2]).dtype
-    wide = f"{output}.wide"
-    quantize.output[0] = wide
-    info = np.iinfo(kind)  # type: ignore[type-var]
-    ends = [
-        graph.constant(f"{output}.{name}", np.array(limit, kind))
-        for name, limit in (("least", info.min), ("most", info.max))
-    ]
-    return helper.make_node("Clip", [wide, *ends], [output], name=f"{quantize.name}.full_clip")
+def _convolved(graph: Graph, node: NodeProto) -> Iterator[NodeProto]:
+    """Yield each DequantizeLinear of a node's inputs whose codes are those of a convolution."""
+    for name in node.input:
+        dequantize = graph.makers.get(name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        made = graph.makers.get(dequantize.input[0])
+        while made is not None and made.op_type in ("Clip", "QuantizeLinear"):
+            made = graph.makers.get(made.input[0])
+        if made is not None and made.op_type == "Conv":
+            yield dequantize
 
 
 def no_full_clips(model: ModelProto) -> None:
@@ -161,9 +169,9 @@ def _outputs(graph: Graph, layer: NodeProto) -> int:
 
 REWRITES: dict[str, Callable[[ModelProto], None]] = {
     "float_linear_biases": float_linear_biases,
-    "full_clips": full_clips,
     "no_full_clips": no_full_clips,
     "nonzero_biases": nonzero_biases,
+    "separate_sums": separate_sums,
 }
 
 

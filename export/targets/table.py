@@ -46,7 +46,8 @@ class Target:
         opset: Version of the operator set; None for the oldest that the storage allows.
         rewrites: Names of the changes to the written graph (``export.targets.rewrites``), in order.
         limits: What it wants of the student's settings.
-        operators: Real functions that its files may hold; None: any.
+        lacks: What it computes otherwise, so that a student with it is refused: real functions by name
+            (``quantizers.functions``), ``gelu_tanh``, and ``signed_pad``: zero padding of a grid below zero.
         is_exact: Whether every code is the student's; else ``bound`` says how far it may be off.
         bound: How equal it computes the student.
         refusal: Why no file is written for it, and what to use instead; empty where one is.
@@ -62,7 +63,7 @@ class Target:
     opset: int | None = None
     rewrites: tuple[str, ...] = ()
     limits: tuple[Limit, ...] = ()
-    operators: frozenset[str] | None = None
+    lacks: frozenset[str] = frozenset()
     is_exact: bool = True
     bound: str = "every code equal"
     refusal: str = ""
@@ -103,12 +104,12 @@ TARGETS: dict[str, Target] = {
                "onnxruntime 1.15 to 1.32", pack="auto", linear="auto"),
         Target("onnxruntime-web", "browsers and WebAssembly in Node", "onnxruntime-web 1.30", pack="packed"),
         Target("openvino", "OpenVINO on Intel and Arm processors", "openvino 2026.4",
-               rewrites=("full_clips", "nonzero_biases")),
+               rewrites=("separate_sums", "nonzero_biases"), lacks=frozenset({"hardtanh"})),
         Target("tvm", "Apache TVM's compiler (relax)", "apache-tvm 0.27"),
         Target("iree", "IREE's compiler and runtime", "iree-base-compiler 3.13", flavor="qcdq", opset=17,
                rewrites=("no_full_clips",)),
         Target("opencv", "OpenCV's dnn module (the engine of version 5)", "opencv-python-headless 5.0",
-               rewrites=("float_linear_biases",)),
+               rewrites=("float_linear_biases",), lacks=frozenset({"sigmoid", "gelu_tanh", "signed_pad"})),
     )
 }  # fmt: skip
 

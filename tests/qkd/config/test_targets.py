@@ -64,9 +64,7 @@ def test_what_does_not_go_together_is_a_fault(folder: Path, settings: dict[str, 
 def test_the_student_must_suit_the_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choosy = Target("choosy", "a test", "nothing", limits=(Limit("symmetric", True, "it has no zero points"),))
     monkeypatch.setitem(TARGETS, "choosy", choosy)
-    with pytest.raises(
-        ValidationError, match="student.quant.symmetric: target 'choosy' needs symmetric: true"
-    ):
+    with pytest.raises(ValidationError, match="student.quant.symmetric: target 'choosy' needs symmetric: true"):
         tiny_config(folder, {"export.target": "choosy"})
     assert tiny_config(folder, {"export.target": "choosy", "student.quant.symmetric": True}).export.chosen_target
 

@@ -364,6 +364,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _target_takes_the_student(self) -> RunConfig:
+        target = self.export.chosen_target
+        faults = [] if target is None else target.faults(self.student.quant.model_dump())
+        if faults:
+            raise ValueError("; ".join(f"student.quant.{key}: {text}" for key, text in faults))
+        return self
+
+    @model_validator(mode="after")
     def _methods_go_together(self) -> RunConfig:
         faults = _method_faults(self.teacher, self.student) + _data_free_faults(self) + _federated_faults(self)
         if faults:

@@ -78,6 +78,10 @@ class QuantConfig(Section):
     )
     act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="how activations meet their grid")
     per_channel: bool = Field(True, description="one weight scale an output channel, or one a tensor")
+    symmetric: Annotated[bool, NEWER] = Field(
+        False,
+        description="no zero points: image and functions on signed grids, which some targets need (`qkd ls targets`)",
+    )
     overrides: dict[str, dict[Literal["weight_bits", "act_bits"], Bits]] = Field(
         default_factory=dict, description="layer name pattern -> {weight_bits, act_bits}"
     )

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from export.compiled import cached_library, cpp_compiler
+from quantizers.native.building import cached_library, cpp_compiler
 from qkd.agents.operations.counting import IntArray
 
 NOTHING, AFFINE, CUT, TABLE, EQUALIZE, AUTOCONTRAST, CONTRAST, COLOR, SHARPNESS = range(9)  # codes of the source

@@ -1,8 +1,8 @@
 """Fake quantization as one fused forward and one fused backward pass, with the published gradient of the step size.
 
 On a CPU float32 and bfloat16 run as C++ (:mod:`quantizers.native`), other types and devices as kernels that PyTorch's
-compiler makes. Compiled or not, the arithmetic is the same bit for bit on a CPU: each value in the precision of the step
-size, each sum in the order of :func:`quantizers.native.fake_quant.tree_sum`. A backward pass that is itself to be
+compiler makes. Compiled or not, the arithmetic is the same bit for bit on a CPU: each value in the precision of the
+step size, each sum in the order of :func:`quantizers.native.fake_quant.tree_sum`. A backward pass that is itself to be
 differentiated (``create_graph=True``) runs unfused, as operations that autograd knows.
 """
 
@@ -299,7 +299,7 @@ class _PerChannel(torch.autograd.Function):
     def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float) -> Tensor:
         rows = _rows(x)
         if _is_native_rows(x) and (native := _fusion.native(x, scale, low, high)) is not None:
-            return _like_rows(native.quantize_rows(rows.contiguous(), scale.contiguous(), low, high), x)
+            return _like_rows(native.quantize_rows(rows, scale, low, high), x)
         out: Tensor = _fusion(_quantize_channel, rows, scale.view(-1, 1), low, high)
         return _like_rows(out.to(x.dtype), x)
 
@@ -317,7 +317,7 @@ class _PerChannel(torch.autograd.Function):
             return grad_x, (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
         grad_rows, rows = _rows(_same_format(grad, x)), _rows(x)
         if _is_native_rows(x) and (native := _fusion.native(x, scale, low, high)) is not None:
-            grad_x, totals = native.gradients_rows(grad_rows.contiguous(), rows.contiguous(), scale.contiguous(), low, high)
+            grad_x, totals = native.gradients_rows(grad_rows, rows, scale, low, high)
         else:
             grad_x, terms = _fusion(_gradients_channel, grad_rows, rows, scale.view(-1, 1), low, high)
             totals = _total(terms, 1)

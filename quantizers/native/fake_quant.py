@@ -10,7 +10,6 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,17 +75,17 @@ class NativeQuant:
         return grad_x, total
 
     def quantize_rows(self, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return float32 rows on the grids of a step size each; ``x`` is dense, ``[rows, values]``."""
+        """Return float32 rows, ``[rows, values]``, on the grids of a step size each."""
+        x, scale = x.contiguous(), scale.contiguous()
         out = torch.empty_like(x)
-        self._quantize_rows(
-            x.data_ptr(), out.data_ptr(), *x.shape, scale.data_ptr(), low.data_ptr(), high.data_ptr()
-        )
+        self._quantize_rows(x.data_ptr(), out.data_ptr(), *x.shape, scale.data_ptr(), low.data_ptr(), high.data_ptr())
         return out
 
     def gradients_rows(
         self, grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of dense float32 rows, and the summed terms of each step's, shape ``[rows]``."""
+        """Return the gradients of float32 rows, and the summed terms of each step's, shape ``[rows]``."""
+        grad, x, scale = grad.contiguous(), x.contiguous(), scale.contiguous()
         grad_x, totals = torch.empty_like(grad), torch.empty(x.size(0), dtype=torch.float32)
         sums = torch.empty(2 * (x.size(1) // BLOCK + 1), dtype=torch.float32)
         self._gradients_rows(
@@ -109,7 +108,7 @@ def tree_sum(terms: Tensor) -> Tensor:
     if blocks == 0:
         return terms.sum(-1)
     padded = torch.nn.functional.pad(terms, (0, blocks * BLOCK - terms.size(-1)))
-    sums = _halved(padded.unflatten(-1, (blocks, BLOCK)))
+    sums = _halved(padded.view(*terms.shape[:-1], blocks, BLOCK))
     return _halved(torch.nn.functional.pad(sums, (0, (1 << (blocks - 1).bit_length()) - blocks)))
 
 

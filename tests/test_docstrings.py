@@ -80,6 +80,7 @@ RAISE_NOTHING = {
     "qkd.training.learning_rate",
     "qkd.training.supervised_step",
     "quantizers.act_quantizers",
+    "quantizers.batch_statistics",
     "quantizers.fake_quantize",
     "quantizers.fake_quantize_per_channel",
     "quantizers.freeze_batch_norm",
@@ -89,6 +90,7 @@ RAISE_NOTHING = {
     "quantizers.quantizer_scales",
     "quantizers.set_fused",
     "quantizers.settle",
+    "quantizers.unquantized",
     "quantizers.view.grid_of",
 }
 TENSORS = ("Tensor", "Tensor | None", "torch.Tensor")

@@ -32,6 +32,8 @@ POLICY_NOTES = {
     "trivial": "TrivialAugment (wide): one operation an image at any magnitude, then crop and flip",
 }
 
+METHOD_TERMS = ("filtered_soft_target", "lipschitz", "soft_target")  # published as methods: KDDG, LONDON, plain KD
+
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")  # WSL has dxg, AMD kfd
 
 
@@ -103,6 +105,15 @@ def method_notes() -> dict[str, str]:
     return dict(sorted(notes.items()))
 
 
+def _methods() -> dict[str, str]:
+    """Return what a student can be trained by: sections of a config, and the terms that are a method by themselves."""
+    from qkd.terms import LOSSES
+
+    terms = {f"student.terms: {name}": LOSSES[name] for name in METHOD_TERMS}
+    rows = {name: f"{entry.summary} ({entry.source})" for name, entry in terms.items()}
+    return dict(sorted({**method_notes(), **rows}.items()))
+
+
 def _losses() -> dict[str, str]:
     from qkd.terms import LOSSES
     from qkd.terms.method_losses import METHOD_LOSSES
@@ -155,6 +166,7 @@ TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "datasets": _datasets,
     "nets": _nets,
     "losses": _losses,
+    "methods": _methods,
     "quantizers": _quantizers,
     "devices": _devices,
     "policies": _policies,

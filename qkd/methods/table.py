@@ -66,6 +66,12 @@ METHODS = {  # in the order in which they have their say
         "a net between teacher and student, of the student's topology (Passalis et al. 2020)",
         "qkd.methods.auxiliary.rows:auxiliary_rows",
     ),
+    "adaptation": Entry(
+        "qkd.methods.adaptation.method:Adaptation",
+        "student.adaptation",
+        "joint distillation and domain adaptation: source labels only (arXiv 2005.07839)",
+        phases="qkd.methods.adaptation.phases:adaptation_phase",
+    ),
     "co_study": Entry(
         "qkd.methods.co_study.method:CoStudy",
         "student.phases[].teacher_terms",

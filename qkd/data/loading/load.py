@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qkd.data.domains import divide_domains, domain_mark
 from qkd.data.errors import DataError
 from qkd.data.labels import class_notes
 from qkd.data.loading.facts import DataFacts, facts_of
@@ -90,7 +91,11 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     """
     _require_known(config.name)
     config = preprocessed(config)
-    parts = DATASETS[config.name](config)
+    parts, target = DATASETS[config.name](config), None
+    facts, resize = facts_of(parts), _resize_of(parts.train)
+    fingerprint = facts.fingerprint
+    if config.domains is not None:
+        (parts, target), fingerprint = divide_domains(parts, config), domain_mark(fingerprint, config)
     everything, test, classes, notes = parts[:4]
     if len(classes) < 2:
         raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs two at least")
@@ -103,12 +108,14 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     size = image_size_of(height, width)
     _check_form(config, channels, size)
     mean, std = channel_statistics(train) if config.mean is None or config.std is None else (config.mean, config.std)
-    facts = facts_of(parts)
     return Splits(
-        train, val, test, classes, channels, size, mean, std, facts.fingerprint, facts=facts, notes=notes,
-        resize=everything.fit.name if isinstance(everything, FolderSplit) else "none",
-        held_out=_held_out(parts, len(train), learned, len(val), config),
+        train, val, test, classes, channels, size, mean, std, fingerprint, facts=facts, notes=notes, resize=resize,
+        held_out=_held_out(parts, len(train), learned, len(val), config), target=target,
     )  # fmt: skip
+
+
+def _resize_of(split: Split) -> str:
+    return split.fit.name if isinstance(split, FolderSplit) else "none"
 
 
 def _held_out(parts: Parts, train: int, learned: int, val: int, config: DataConfig) -> str:

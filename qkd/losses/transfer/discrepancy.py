@@ -29,7 +29,8 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
             ``"linear"``: :math:`a \cdot b`, which compares means.
 
     Returns:
-        A scalar, shape ``[]``; 0 where both sets are equal.
+        A scalar, shape ``[]``; 0 where both sets are equal. With the Gaussian kernel it does not change when both are
+        scaled.
 
     Raises:
         ValueError: If rows differ in size, a set is empty, or ``kernel`` is unknown.
@@ -52,6 +53,8 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
     if kernel == "linear":
         return (source.mean(0) - target.mean(0)).square().sum()
     rows, count = torch.cat([source, target]), len(source)
+    size = rows.detach().abs().amax()
+    rows = rows / torch.where(size > 0, size, torch.ones_like(size))  # kernels know no scale, but squares overflow
     squares = (rows[:, None] - rows[None]).square().sum(2)
     pairs = max(1, len(rows) * (len(rows) - 1))
     width = (squares.detach().sum() / pairs).clamp_min(torch.finfo(squares.dtype).tiny)

@@ -220,6 +220,16 @@ class _Deployable:
                 return codes, scale, None
             return codes, scale, torch.round(shift / (scale * self.source.quant.step)).double()
 
+    @torch.no_grad()
+    def weight_of_codes(self, codes: Tensor) -> Tensor:
+        """Return the low-bit weight whose codes are those of :meth:`integers`; LSQ gives the same codes for it again.
+
+        Args:
+            codes: Whole numbers of the grid, shaped like the weights.
+        """
+        weight, sign = codes.to(self.weight.dtype) * self.quant.step, self._sign()
+        return weight if sign is None else weight * sign
+
     @property
     def uses_deployed(self) -> bool:
         """Tell whether ``forward`` runs the deployed arithmetic now."""

@@ -33,6 +33,8 @@ class QuantSpec:
         act_quantizer: ``lsq``, ``pact`` or ``dorefa``; for the inputs of low-bit layers. Sums, pools and the image are
             always on learned step sizes.
         per_channel: One weight step size an output channel (not for ``dorefa``), or one a tensor.
+        symmetric: Whether no grid is shifted: images and the values of real functions are on signed grids, which cover
+            as much below zero as above, so that no quantizer has a zero point. FINN and hls4ml want that.
         overrides: Layer name pattern (``fnmatch``: ``layer1.*``) -> ``{"weight_bits": 4, "act_bits": 4}``; for each
             key the last pattern that matches wins, over first and last layer, too.
 
@@ -49,6 +51,7 @@ class QuantSpec:
     weight_quantizer: str = "lsq"
     act_quantizer: str = "lsq"
     per_channel: bool = True
+    symmetric: bool = False
     overrides: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

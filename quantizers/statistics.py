@@ -73,7 +73,8 @@ class StatsWeightQuant(WeightQuant):
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         step = self.step_of(weight)  # once, for both
-        return self._on_grid(weight, step, grad_scale=1.0), step, self.zero_point_value, self.bit_width_value
+        values = self.in_float(weight) if self.bypass else self._on_grid(weight, step, grad_scale=1.0)
+        return values, step, self.zero_point_value, self.bit_width_value
 
     @torch.no_grad()
     def rescale(self, weight: Tensor, factor: Tensor) -> None:

@@ -49,6 +49,7 @@ class WeightQuant(Recorded):
         super().__init__()
         self.bits, self.low_code, self.high_code = bit_width, low, high
         self.per_channel = per_channel
+        self.bypass = False
         self.record((bit_width, low, high, int(per_channel), METHODS.index(self.method)))
         self.register_buffer("low", torch.tensor(float(low)), persistent=False)
         self.register_buffer("high", torch.tensor(float(high)), persistent=False)
@@ -77,6 +78,10 @@ class WeightQuant(Recorded):
         """Multiply the dequantized weights by ``factor`` (shape of ``step``) in place; the codes stay."""
         raise NotImplementedError
 
+    def in_float(self, weight: Tensor) -> Tensor:
+        """Return what the grid rounds, without rounding or clipping."""
+        return weight
+
     def follow(self, layer: nn.Module) -> None:
         """Learn which layer's ``weight`` it quantizes; called once, by that layer."""
 
@@ -94,7 +99,8 @@ class WeightQuant(Recorded):
         return fake_quantize(weight, step, self.low, self.high, grad_scale=grad_scale)
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.quantize(weight), self.step, self.zero_point_value, self.bit_width_value
+        values = self.in_float(weight) if self.bypass else self.quantize(weight)
+        return values, self.step, self.zero_point_value, self.bit_width_value
 
 
 class LsqWeightQuant(WeightQuant):
@@ -161,6 +167,11 @@ def round_straight_through(x: Tensor) -> Tensor:
     return _RoundStraightThrough.apply(x)  # type: ignore[no-any-return]
 
 
+def _in_unit_interval(weight: Tensor) -> Tensor:
+    bounded = torch.tanh(weight)
+    return bounded / (2 * bounded.abs().max().clamp_min(TINY)) + 0.5
+
+
 class DorefaWeightQuant(WeightQuant):
     r"""DoReFa weights: :math:`\hat w = 2 Q_k(\tanh w / (2 \max|\tanh w|) + 1/2) - 1`, times a fixed gain.
 
@@ -203,10 +214,12 @@ class DorefaWeightQuant(WeightQuant):
         return step
 
     def quantize(self, weight: Tensor) -> Tensor:
-        bounded = torch.tanh(weight)
-        unit = bounded / (2 * bounded.abs().max().clamp_min(TINY)) + 0.5
-        codes: Tensor = 2 * round_straight_through(unit * self.levels) - self.levels
+        codes: Tensor = 2 * round_straight_through(_in_unit_interval(weight) * self.levels) - self.levels
         return codes * self.step
+
+    def in_float(self, weight: Tensor) -> Tensor:
+        """Return what the grid rounds: the bounded weights, in [-1, 1] times the gain."""
+        return (2 * _in_unit_interval(weight) - 1) * self.gain
 
     @torch.no_grad()
     def rescale(self, weight: Tensor, factor: Tensor) -> None:

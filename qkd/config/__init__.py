@@ -14,7 +14,7 @@ from qkd.config.methods import (
     WidthConfig,
 )
 from qkd.config.sections import Cpu, Positive, Section, Threads
-from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
     LowBitConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "DataFreeConfig",
     "DomainConfig",
     "ExportConfig",
+    "FederatedConfig",
     "LogConfig",
     "LowBitConfig",
     "MetaConfig",

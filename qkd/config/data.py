@@ -58,7 +58,9 @@ class DataConfig(Section):
     root: UserPath = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
     download: bool = Field(True, description="fetch a torchvision set that is not in root")
     image_size: Size | None = Field(
-        None, description="pixels that images of a folder are brought to: a side, or [height, width]; absent: theirs"
+        None,
+        description="pixels that images of a folder are brought to, and digits enlarged to: a side, or "
+        "[height, width]; absent: theirs",
     )
     resize: Annotated[Literal["crop", "stretch", "pad"], NEWER] = Field(
         "crop",
@@ -101,6 +103,12 @@ class DataConfig(Section):
     train_limit: Images | None = Field(None, description="use only this many training images (stratified, seeded)")
     batch_size: BatchSize = Field(128, description="training images a step")
     eval_batch_size: BatchSize = Field(500, description="images a forward pass when scoring")
+    batch_statistics: Annotated[BatchSize | None, NEWER] = Field(
+        None,
+        description="compat, role-kd as released (128): nets are scored with batch norm on each batch's own "
+        "statistics, this many images a batch, what is left after the last full one apart; absent: running statistics, "
+        "which the exported file has",
+    )
     workers: Workers = Field(2, description="decoding processes; folders only")
 
     @model_validator(mode="after")
@@ -137,6 +145,9 @@ class AgentConfig(Section):
     )
     schedule: UserPath | None = Field(None, description="schedule file (YAML) when policy is file")
     crop_padding: Pixels = Field(4, description="pixels of padding before the random crop")
+    crop_offsets: Annotated[Literal["all", "released"], NEWER] = Field(
+        "all", description="compat, role-kd as released: the last of the 2 * crop_padding + 1 offsets is never drawn"
+    )
     flip: bool = Field(True, description="horizontal flip with probability 1/2")
     cutout: Pixels = Field(0, description="side in pixels of a final cut-out square; 0 is off")
     cutmix: Annotated[float, Field(ge=0, le=1)] | None = Field(

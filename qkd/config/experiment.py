@@ -18,7 +18,7 @@ from qkd.config.methods import (
     low_bit_faults,
 )
 from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
-from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
     LowBitConfig,
@@ -33,6 +33,15 @@ from qkd.nets.own.spelling import spelled
 NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
 HEAD = "new: the last linear layer of `weights` is left out and begins at random; new:<layer> names it"
+FEDERATED_STUDENT = (
+    "net",
+    "net_options",
+    "init",
+    "weights",
+    "head",
+    "quant",
+    "calibration_batches",
+)  # what clients read
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
 NetOptions = Annotated[dict[str, Any], NEWER]
 
@@ -277,6 +286,15 @@ class RunConfig(Section):
     export: ExportConfig = Field(default_factory=ExportConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+    federated: FederatedConfig | None = Field(None, description="clients that train together, without a teacher")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out clients that are not there: configs and hashes of other runs do not change."""
+        values: dict[str, Any] = serialize(self)
+        if self.federated is None:
+            values.pop("federated", None)
+        return values
 
     @model_validator(mode="after")
     def _mixed_images_are_seen_by_both(self) -> RunConfig:
@@ -360,8 +378,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _target_takes_the_student(self) -> RunConfig:
+        target = self.export.chosen_target
+        faults = [] if target is None else target.faults(self.student.quant.model_dump())
+        if faults:
+            raise ValueError("; ".join(f"student.quant.{key}: {text}" for key, text in faults))
+        return self
+
+    @model_validator(mode="after")
     def _methods_go_together(self) -> RunConfig:
-        faults = _method_faults(self.teacher, self.student) + _data_free_faults(self)
+        faults = _method_faults(self.teacher, self.student) + _data_free_faults(self) + _federated_faults(self)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -428,5 +454,31 @@ def _data_free_faults(config: RunConfig) -> list[str]:
         "student.auxiliary: goes with no data_free: images are made out of what the student learns from, and the "
         "auxiliary would need them first": student.auxiliary is not None,
         "bench.int8_baseline: goes with no data_free: it calibrates on real images": config.bench.int8_baseline,
+    }
+    return [fault for fault, is_there in wrong.items() if is_there]
+
+
+def _federated_faults(config: RunConfig) -> list[str]:
+    """Return what of a config a federated run does not read, or cannot do."""
+    federated, student, teacher = config.federated, config.student, config.teacher
+    if federated is None:
+        return []
+    fields = StudentConfig.model_fields
+    unread = [
+        key
+        for key in fields
+        if key not in FEDERATED_STUDENT and getattr(student, key) != fields[key].get_default(call_default_factory=True)
+    ]
+    wrong = {
+        "teacher: a federated run has none: leave it out, and name the net in student.net": (
+            not teacher.untrained or config.teacher_net != config.student_net
+        ),
+        f"student: a federated run does not read {', '.join(unread)}; `federated` says how clients train": bool(unread),
+        f"student.init: a federated student starts from `weights` or at random, got `{student.init}`": (
+            student.init not in ("auto", "random")
+        ),
+        "federated.upload: `codes` needs weight_quantizer lsq: codes of dorefa do not give its shadow weights back": (
+            federated.upload == "codes" and student.quant.weight_quantizer != "lsq"
+        ),
     }
     return [fault for fault, is_there in wrong.items() if is_there]

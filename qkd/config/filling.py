@@ -28,7 +28,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
         >>> filled({"teacher": {"net": "resnet20"}})["teacher"]
         {'net': 'resnet20', 'train': {}}
     """
-    result = dict(data)
+    result = _without_teacher(data)
     if isinstance(teacher := result.get("teacher"), Mapping):
         result["teacher"] = _trained(teacher)
     if isinstance(student := result.get("student"), Mapping):
@@ -36,6 +36,21 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(section := result.get("data"), Mapping) and isinstance(teacher, Mapping):
         result["data"] = _of_the_net(section, teacher.get("net"))
     return result
+
+
+def _without_teacher(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data; where clients train together, with an untrained teacher of the student's net in its place.
+
+    Raises:
+        ConfigError: If no net is named.
+    """
+    student = data.get("student")
+    if not data.get("federated") or "teacher" in data or not isinstance(student, Mapping):
+        return dict(data)
+    if not student.get("net"):
+        raise ConfigError(["config.student.net: missing; a federated run has no teacher whose net it could be"])
+    options = {key: student[key] for key in ("net", "net_options") if key in student}
+    return {**data, "teacher": {**options, "untrained": True}}
 
 
 def _trained(teacher: Mapping[str, Any]) -> Mapping[str, Any]:

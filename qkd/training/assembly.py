@@ -18,6 +18,7 @@ from qkd.engines.engine import current
 from qkd.files import sha256_of, write_text
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
+from qkd.training.arithmetic.choice import FILE as ARITHMETIC
 from qkd.training.checkpoint import CheckpointStore
 from qkd.training.job import FitResult, Job, Partner, Phase, Source, StepRule
 from qkd.training.loop import fit
@@ -144,7 +145,8 @@ class Training:
 
     def finish(self, fitted: FitResult | None) -> list[Path]:
         """Write weights and result; return the files of the manifest."""
-        return [*self.made.save(), self.folder / "metrics.jsonl", *self.made.score(fitted)]
+        chosen = [file] if (file := self.folder / ARITHMETIC).is_file() else []
+        return [*self.made.save(), self.folder / "metrics.jsonl", *chosen, *self.made.score(fitted)]
 
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints of a training that is done and written; keep the last one where that is asked for."""

@@ -20,6 +20,8 @@ from qkd.data.splits import Split
 from qkd.engines.engine import agree, alone, current
 from qkd.progress import Progress, Tracker
 from qkd.seeding import derive
+from qkd.training.arithmetic.choice import Choice, decided, unraced
+from qkd.training.arithmetic.precision import choose_precision
 from qkd.training.averaging import WeightAverage
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
 from qkd.training.epochs.best import BestWeights
@@ -28,8 +30,7 @@ from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError, diagnose, non_finite_weights
 from qkd.training.job import Batch, FitResult, Job, Moment, Phase, StepResult
 from qkd.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from qkd.training.origin import kernels_of, other_kernels, other_settings, settings_of
-from qkd.training.precision import choose_precision
+from qkd.training.origin import asked_of, kernels_of, other_kernels, other_settings, settings_of
 from qkd.training.source import source_of
 from qkd.training.state import RULE, below, collect, fill, restore
 
@@ -98,11 +99,7 @@ class Trainer:
         self.steps = self.source.images // self.batch_size
         if sum(phase.epochs for phase in job.phases) != job.config.epochs:
             raise ValueError(f"epochs of the phases do not add up to train.epochs={job.config.epochs}")
-        self.precision, note = choose_precision(job.config.autocast, job.device)
-        if note:
-            progress.warn(note)
-        self.format = torch.channels_last if job.config.channels_last else torch.contiguous_format
-        job.model.to(memory_format=self.format)
+        self._compute_as(unraced(asked_of(job)))
         self.store = CheckpointStore(job.folder / "checkpoint", progress.warn)
         self.log = EpochLog(job.folder, job.role, job.log)
         self.best = BestWeights() if job.config.keep == "best" else None
@@ -113,6 +110,13 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.kernels_then: object = None  # of the checkpoint it resumes from, until they are compared
 
+    def _compute_as(self, choice: Choice) -> None:
+        self.arithmetic, self.format = choice, choice.torch_format
+        self.precision, note = choose_precision(choice.precision, self.job.device)
+        if note:
+            self.progress.warn(note)
+        self.job.model.to(memory_format=self.format)
+
     def start(self, begin: Callable[[], None]) -> None:
         """Bring everything to where training resumes: the last good checkpoint, or the beginning."""
         checkpoint = self.store.load()
@@ -121,6 +125,7 @@ class Trainer:
         if checkpoint is None:
             begin()
             self._be_alike()
+        self._choose(None if checkpoint is None else checkpoint.state)
         self.equip()
         if checkpoint is None:
             self._save()
@@ -130,6 +135,13 @@ class Trainer:
             self.kernels_then = checkpoint.state.get("kernels")
             self._say_where()
         self._write_metrics()
+
+    def _choose(self, state: Mapping[str, Any] | None) -> None:
+        choice = decided(asked_of(self.job), self.batch_size, self.source.images, state)
+        if choice != self.arithmetic:
+            self._compute_as(choice)
+        if choice.step_ms:
+            self.progress.say(f"{self.job.role}: {choice.told()}")
 
     def equip(self) -> None:
         """Build optimizer, loss scaler and averages for the model in its present state."""
@@ -361,6 +373,7 @@ class Trainer:
             "rows": self.at.rows,
             "sums": list(self.sums),
             "scaler": self.scaler.state_dict(),
+            "arithmetic": self.arithmetic.to_json(),
             **({} if best_state is None else {"best": best_state}),
         }
         return Checkpoint(tensors, state)

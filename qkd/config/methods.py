@@ -10,7 +10,7 @@ from qkd.config.sections import Bits, Epochs, NonNegative, Positive, Section
 from qkd.config.training import PhaseConfig, QuantConfig, TermConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from qkd.config.experiment import StudentConfig
+    from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 
 STEPS = ("rotations", "peers", "adaptation", "method")  # keys of a student that bring their own step
 
@@ -246,3 +246,49 @@ def _self_faults(student: StudentConfig) -> list[str]:
            for phase in student.phases) and student.phases:  # fmt: skip
         faults.append("`self_distillation` is for phases that sum terms for the student, and no phase does")
     return faults
+
+
+def method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
+    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary is fixed."""
+    learner, where = (student, "student") if student.auxiliary is None else (student.auxiliary, "student.auxiliary")
+    terms = [*learner.terms, *(term for phase in learner.phases for term in phase.terms or ())]
+    faults = [
+        f"{where}: {term.loss} has taps, but teacher.members is {teacher.members}, and an ensemble has no features: "
+        f"use losses on logits, or one member"
+        for term in terms if term.taps and term.weight > 0 and teacher.members > 1
+    ]  # fmt: skip
+    if student.quiz_images is not None:
+        faults += ["student.phases: meta needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: meta goes with no student.auxiliary"] if student.auxiliary else []
+    if any(phase.teacher_terms is not None for phase in student.phases):
+        faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []
+    if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
+        faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
+    return faults
+
+
+def data_free_faults(config: RunConfig) -> list[str]:
+    """Return what of a config reads real images, which ``student.data_free`` rules out."""
+    student = config.student
+    if student.data_free is None:
+        return []
+    agent = student.agent
+    wrong = {
+        f"student.view: must be `same` with data_free, got `{student.view}`: there are no raw images": (
+            student.view != "same"
+        ),
+        f"student.agent: policy `{agent.policy}` does not go with data_free: name one that changes single images, or "
+        f"`none` (a search scores real validation images; CutMix wants the images that follow)": (
+            agent.policy in ("search", "teacher") or bool(agent.cutmix_probability)
+        ),
+        "student.rotations: goes with no data_free: the teacher's branches learn from real images": (
+            student.rotations is not None
+        ),
+        "student.phases: meta and teacher_terms go with no data_free: images are made out of a teacher that does not "
+        "change": any(phase.meta is not None or phase.teacher_terms is not None for phase in student.phases),
+        "student.auxiliary: goes with no data_free: images are made out of what the student learns from, and the "
+        "auxiliary would need them first": student.auxiliary is not None,
+        "bench.int8_baseline: goes with no data_free: it calibrates on real images": config.bench.int8_baseline,
+    }
+    return [fault for fault, is_there in wrong.items() if is_there]

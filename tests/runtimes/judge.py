@@ -88,12 +88,12 @@ class Even(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.act, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)
-        self.act2, self.half, self.mean = nn.ReLU(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)
+        self.act2, self.small, self.mean = nn.ReLU(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)
         self.end = nn.Sequential(nn.Flatten(), nn.Linear(8, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.stem(x))
-        return self.end(self.mean(self.act2(self.deep(x))) + self.mean(self.half(x)))
+        return self.end(self.mean(self.act2(self.deep(x))) + self.mean(self.small(x)))
 
 
 NETS = {"residual": Residual, "linears": Linears, "depthwise": Depthwise, "even": Even}

@@ -84,6 +84,16 @@ def test_a_runtime_computes_every_student(store: Path, target: str) -> None:
     assert TARGETS[target].tried.split()[-1] in found[0]["runtime"]
 
 
+def test_a_student_is_measured_in_openvino(store: Path, tmp_path: Path) -> None:
+    lines([sys.executable, str(HERE / "judge.py"), "write", "openvino", str(tmp_path)])
+    program = "import sys; from qkd.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "bench", str(tmp_path / "residual-w4a4.onnx"), "--runtime", "openvino"]
+    (found,) = lines(
+        [*command, "--rounds", "5", "--warmup", "1", "--json"], packages(store, "openvino", PACKAGES["openvino"])
+    )
+    assert "residual-w4a4, OpenVINO" in json.dumps(found)
+
+
 @pytest.mark.parametrize("target", sorted(OLD_RUNTIMES))
 def test_an_older_onnxruntime_computes_every_student(store: Path, target: str, tmp_path: Path) -> None:
     lines([sys.executable, str(HERE / "judge.py"), "write", target, str(tmp_path)])

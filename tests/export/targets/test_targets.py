@@ -177,7 +177,7 @@ def test_finn_takes_no_zero_points(student: Student, images: Tensor, tmp_path: P
 def test_what_a_target_lacks_is_refused_by_name(
     images: Tensor, tmp_path: Path, target: str, function: nn.Module, words: str
 ) -> None:
-    net = nn.Sequential(nn.Conv2d(2, 4, 1), function, nn.Conv2d(4, 2, 1), nn.Flatten(), nn.LazyLinear(3))
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), function, nn.Flatten(), nn.LazyLinear(3))
     net.eval()(images[:2])
     student = prepare(net, QuantSpec(), images[:2])
     calibrate(student, images)

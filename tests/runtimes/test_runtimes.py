@@ -80,7 +80,7 @@ def test_a_runtime_computes_every_student(store: Path, target: str) -> None:
     assert len(found) == STUDENTS and len({entry["name"] for entry in found}) == STUDENTS
     for entry in found:
         assert entry["faults"] == [], entry
-        assert entry["apart"] < CLOSE and entry["quantizers"] >= 3, entry
+        assert entry["apart"] < CLOSE and (entry["quantizers"] >= 3 or "w4a4" not in entry["name"]), entry
     assert TARGETS[target].tried.split()[-1] in found[0]["runtime"]
 
 

@@ -79,7 +79,7 @@ def test_a_right_runtime_passes(fake: type[Fake], student: Student, images: Tens
     ("wrong", "words"),
     [
         ("logits", "fake 1.0: logits of 1 of 12 images differ by up to 1"),
-        ("codes", "fake 1.0: 2 of 2 quantizers differ; the first is x_quant"),
+        ("codes", "fake 1.0: 2 of 2 quantizers differ; the first is input_1_quant"),
         ("shape", "fake 1.0: logits are [12, 1]"),
         ("load", "openvino: it does not load the file: no such operator"),
     ],

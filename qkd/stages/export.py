@@ -170,10 +170,10 @@ def compare_file(
     """Return the comparison of a student with one of its files on every test image."""
     preprocessing = preprocessing_of(config, splits, path.stem)
     target = student_files(config).get(path.stem, StudentFile("ort")).target
-    is_foreign = target is not None and target in SESSIONS
-    provider = None if is_foreign or path.stem.endswith((".qonnx", ".finn")) else low_bit_for(path)
-    runtime = target if is_foreign and is_installed(target) else None
-    if is_foreign and runtime is None:
+    foreign = target if target in SESSIONS else None
+    provider = None if foreign or path.stem.endswith((".qonnx", ".finn")) else low_bit_for(path)
+    runtime = foreign if foreign and is_installed(foreign) else None
+    if foreign and runtime is None:
         progress.warn(f"{path.name}: {target} is not installed here, so ONNX Runtime alone ran the file")
     with progress.track(len(splits.test), "parity", "images") as tracker:
         batches = _test_batches(splits, config.data, tracker)

@@ -5,6 +5,7 @@ The runner loads this file where a job names it. Like the runner it imports noth
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,7 @@ class Session:
     """
 
     def __init__(self, path: str, threads: int) -> None:
-        import openvino
-
+        openvino = importlib.import_module("openvino")
         core = openvino.Core()
         model = core.read_model(path)
         settings = {
@@ -56,8 +56,7 @@ class Session:
 
     def _prepare(self, arrays: dict[str, Any]) -> None:
         """Compile for these shapes, once each: OpenVINO is faster where it knows them."""
-        import openvino
-
+        openvino = importlib.import_module("openvino")
         self._prepared = None
         shape = next(iter(arrays.values())).shape
         if shape not in self._requests:

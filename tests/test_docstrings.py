@@ -56,7 +56,6 @@ RAISE_NOTHING = {
     "qkd.cli.build_parser",
     "qkd.data.changes",
     "qkd.data.sampling_note",
-    "qkd.data.sets.load_digits_splits",
     "qkd.losses.right_singular_vectors",
     "qkd.files.may_write",
     "qkd.files.only_reading",

@@ -78,9 +78,16 @@ class QuantConfig(Section):
     first_bits: Bits | None = Field(8, description="first layer: weights and image; null: as the others")
     last_bits: Bits | None = Field(8, description="last layer: weights and input; null: as the others")
     sum_bits: Bits = Field(8, description="inputs and output of residual sums, and what pooling averages")
-    weight_quantizer: Literal["lsq", "dorefa"] = Field("lsq", description="how weights meet their grid")
+    weight_quantizer: Literal["lsq", "stats", "dorefa"] = Field(
+        "lsq",
+        description="how weights meet their grid: learned step sizes, step sizes from their statistics, or DoReFa",
+    )
     act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="how activations meet their grid")
     per_channel: bool = Field(True, description="one weight scale an output channel, or one a tensor")
+    symmetric: Annotated[bool, NEWER] = Field(
+        False,
+        description="no zero points: image and functions on signed grids, which some targets need (`qkd ls targets`)",
+    )
     overrides: dict[str, dict[Literal["weight_bits", "act_bits"], Bits]] = Field(
         default_factory=dict, description="layer name pattern -> {weight_bits, act_bits}"
     )

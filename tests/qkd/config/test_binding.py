@@ -59,7 +59,7 @@ def test_shipped_configs_bind_and_open_with_what_they_are_for(name: str) -> None
     config = load_config(name, checks=(name_faults,))
     head = SHIPPED[name].read_text()
     assert [word for word in ("Purpose:", "Before:", "Command:", "Expected:", "Time:") if word not in head] == []
-    assert f"qkd run configs/{name}.yaml" in head
+    assert f"qkd {'federate' if config.federated else 'run'} configs/{name}.yaml" in head
     assert config.name == name.replace("/", "-"), "run folders of shipped configs must not collide"
 
 

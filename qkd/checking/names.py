@@ -11,7 +11,7 @@ from typing import get_args
 DATASET_NOTES = {
     "cifar10": "60,000 color images 32x32, 10 classes (torchvision)",
     "cifar100": "60,000 color images 32x32, 100 classes (torchvision)",
-    "digits": "1,797 handwritten digits 8x8; comes with scikit-learn",
+    "digits": "1,797 handwritten digits 8x8, or enlarged to image_size; comes with scikit-learn",
     "fashion-mnist": "70,000 gray images 28x28, 10 classes (torchvision)",
     "folder": "data.path with train/<class>/ and test/<class>/ of image files",
     "mnist": "70,000 handwritten digits 28x28 (torchvision)",
@@ -161,6 +161,12 @@ def _policies() -> dict[str, str]:
     return dict(POLICY_NOTES)
 
 
+def _targets() -> dict[str, str]:
+    from export.targets import TARGETS
+
+    return {name: target.summary for name, target in TARGETS.items()}
+
+
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "configs": _configs,
     "datasets": _datasets,
@@ -170,4 +176,5 @@ TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "quantizers": _quantizers,
     "devices": _devices,
     "policies": _policies,
+    "targets": _targets,
 }

@@ -58,7 +58,9 @@ class DataConfig(Section):
     root: UserPath = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
     download: bool = Field(True, description="fetch a torchvision set that is not in root")
     image_size: Size | None = Field(
-        None, description="pixels that images of a folder are brought to: a side, or [height, width]; absent: theirs"
+        None,
+        description="pixels that images of a folder are brought to, and digits enlarged to: a side, or "
+        "[height, width]; absent: theirs",
     )
     resize: Annotated[Literal["crop", "stretch", "pad"], NEWER] = Field(
         "crop",

@@ -23,6 +23,7 @@ from qkd.data.sets import (
     load_npz_splits,
     load_vision_splits,
 )
+from qkd.data.sets.digits import SIDE
 from qkd.data.splits import Parts, Split, Splits
 from qkd.data.statistics import channel_statistics
 from qkd.foreign import nearest
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def _digits(config: DataConfig) -> Parts:
-    return load_digits_splits()
+    return load_digits_splits(SIDE if config.image_size is None else config.image_size)
 
 
 def _vision(config: DataConfig) -> Parts:
@@ -197,7 +198,7 @@ def _check_form(config: DataConfig, channels: int, found: ImageSize) -> None:
     if config.image_size is not None and config.image_size != found:
         raise DataError(
             f"data.image_size: images of {config.name!r} are {size_text(found)}, not {size_text(config.image_size)} "
-            f"pixels; only a folder of images is resized, so leave it out"
+            f"pixels; only digits and a folder of images are resized, so leave it out"
         )
     if config.channels is not None and config.channels != channels:
         raise DataError(

@@ -67,7 +67,7 @@ def sampled(feature: Tensor, weights: Tensor, targets: Tensor, constants: Tensor
     return losses.sampled_soft_target_loss(feature, weights, None, targets, every, constants)
 
 
-LATENTS = drawn(20, BATCH, 3)
+LATENTS, SHARES = drawn(20, BATCH, 3), torch.softmax(drawn(30, 2, CLASSES), 0)
 CASES = [
     Case("cross_entropy_loss", (STUDENT, LABELS), {"label_smoothing": 0.1}),
     Case("soft_target_loss", (STUDENT, TEACHER), HOT, (1,)),
@@ -106,6 +106,14 @@ CASES = [
         (drawn(18, BATCH, 4), drawn(19, CLASSES, 4), torch.log_softmax(TEACHER, 1), drawn(21, BATCH)),
         {}, (2, 3), wrapped=sampled,
     ),
+    Case("fedgen_client_loss", (STUDENT, LABELS, FAR, LABELS[:4], TEACHER), {"weight": 0.7}, (4,)),
+    Case(
+        "fedgen_generator_loss", (drawn(27, 2, BATCH, CLASSES), LABELS, SHARES, drawn(28, BATCH, 2), LATENTS),
+        {}, (2,), ordered=False,
+    ),
+    Case("latent_diversity_loss", (drawn(28, BATCH, 2), LATENTS)),
+    Case("class_logits_loss", (STUDENT, LABELS, drawn(29, CLASSES, CLASSES), SHARES[0]), {}, (2, 3)),
+    Case("proximal_loss", tuple(STAGES), {"mu": 0.3}, (1,)),
     Case("one_hot_loss", (TEACHER,)),
     Case("class_balance_loss", (TEACHER,)),
     Case("feature_activation_loss", (OTHERS,)),
@@ -221,7 +229,7 @@ def test_whole_numbers_are_refused(case: Case) -> None:
     for where, arguments in with_one_changed(case, lambda one: (3 * one).round().long()):
         with pytest.raises(ValueError, match=r"must be floating, got int64"):
             pytest.fail(f"{where}: {case(*arguments)}")
-    assert INTEGER == ("labels", "other_labels")
+    assert INTEGER == ("labels", "other_labels", "generated_labels")
 
 
 @EACH

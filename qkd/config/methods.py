@@ -165,3 +165,17 @@ class RotationsConfig(Section):
         if self.mode == "offline" and self.joint_weight != 1:
             raise ValueError("`joint_weight` is for mode online: offline, the student's branches see no joint labels")
         return self
+
+
+class AdaptationConfig(Section):
+    """Joint distillation and domain adaptation: teacher and student learn, the domain that is seen has no labels."""
+
+    temperature: Positive = Field(20.0, description="of the soft targets; their factor is its square")
+    source_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.3, description="of the soft targets on labeled images; the labels have the rest"
+    )
+    kernel: Literal["gaussian", "linear"] = Field(
+        "gaussian", description="of the discrepancy of the teacher's features: five widths, averaged, or the means"
+    )
+    teacher_tap: str = Field("flatten", description="module of the teacher whose features are to be alike")
+    teacher_lr_factor: Positive = Field(1.0, description="the teacher's learning rate, as a factor of student.train.lr")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qkd.config import DataConfig
+from qkd.data.domains import channels_in
 from qkd.data.loading.load import load_splits
 from qkd.image_size import ImageSize
 
@@ -50,6 +51,7 @@ def image_shape(config: DataConfig) -> ImageShape:
         OSError: If a file of the set cannot be read.
     """
     if config.name in PUBLISHED:
-        return PUBLISHED[config.name]
+        shape = PUBLISHED[config.name]
+        return replace(shape, channels=channels_in(config.domains or {}, shape.channels))
     splits = load_splits(config, seed=0)
     return ImageShape(len(splits.classes), splits.channels, splits.image_size)

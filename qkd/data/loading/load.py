@@ -37,6 +37,10 @@ def _digits(config: DataConfig) -> Parts:
     return load_digits_splits()
 
 
+def _digits16(config: DataConfig) -> Parts:
+    return load_digits_splits(16)
+
+
 def _vision(config: DataConfig) -> Parts:
     return load_vision_splits(config.name, config.root, download=config.download)
 
@@ -61,6 +65,7 @@ DATASETS: dict[str, Callable[[DataConfig], Parts]] = {
     "cifar10": _vision,
     "cifar100": _vision,
     "digits": _digits,
+    "digits16": _digits16,
     "fashion-mnist": _vision,
     "folder": _folder,
     "mnist": _vision,

@@ -12,7 +12,7 @@ DATASET_NOTES = {
     "cifar10": "60,000 color images 32x32, 10 classes (torchvision)",
     "cifar100": "60,000 color images 32x32, 100 classes (torchvision)",
     "digits": "1,797 handwritten digits 8x8; comes with scikit-learn",
-    "digits16": "the same, enlarged to 16x16 (bilinear): large enough for a generator's convolutions",
+    "digits32": "the same, enlarged to 32x32 (bilinear), as LeNet-5 and generators want them",
     "fashion-mnist": "70,000 gray images 28x28, 10 classes (torchvision)",
     "folder": "data.path with train/<class>/ and test/<class>/ of image files",
     "mnist": "70,000 handwritten digits 28x28 (torchvision)",

@@ -36,7 +36,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class DataConfig(Section):
     """Which images, and how they are split and batched."""
 
-    name: str = Field(description="digits, digits16, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
+    name: str = Field(description="digits, digits32, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
     path: UserPath | None = Field(
         None,
         description="npz: folder with train.npz and test.npz; folder: with train/<class>/ and test/<class>/ (or val/), "

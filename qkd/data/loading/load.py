@@ -37,8 +37,8 @@ def _digits(config: DataConfig) -> Parts:
     return load_digits_splits()
 
 
-def _digits16(config: DataConfig) -> Parts:
-    return load_digits_splits(16)
+def _digits32(config: DataConfig) -> Parts:
+    return load_digits_splits(32)
 
 
 def _vision(config: DataConfig) -> Parts:
@@ -65,7 +65,7 @@ DATASETS: dict[str, Callable[[DataConfig], Parts]] = {
     "cifar10": _vision,
     "cifar100": _vision,
     "digits": _digits,
-    "digits16": _digits16,
+    "digits32": _digits32,
     "fashion-mnist": _vision,
     "folder": _folder,
     "mnist": _vision,

@@ -29,7 +29,7 @@ PUBLISHED = {
     "cifar10": ImageShape(10, 3, 32),
     "cifar100": ImageShape(100, 3, 32),
     "digits": ImageShape(10, 1, 8),
-    "digits16": ImageShape(10, 1, 16),
+    "digits32": ImageShape(10, 1, 32),
     "fashion-mnist": ImageShape(10, 1, 28),
     "mnist": ImageShape(10, 1, 28),
     "svhn": ImageShape(10, 3, 32),

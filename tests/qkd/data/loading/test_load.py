@@ -24,7 +24,7 @@ def keys(split: object) -> list[bytes]:
 
 
 def test_every_data_set_of_the_schema_is_known() -> None:
-    known = ["cifar10", "cifar100", "digits", "digits16", "fashion-mnist", "folder", "mnist", "npz", "svhn"]
+    known = ["cifar10", "cifar100", "digits", "digits32", "fashion-mnist", "folder", "mnist", "npz", "svhn"]
     assert sorted(DATASETS) == known
 
 
@@ -40,14 +40,14 @@ def test_digits_are_real_and_whole() -> None:
 
 
 def test_enlarged_digits_are_the_same_images_in_the_same_order() -> None:
-    """A pixel in four keeps three quarters of its own value each way: checked by hand on one image."""
-    small, large = digits(val_fraction=0.0), load_splits(DataConfig(name="digits16", val_fraction=0.0), seed=0)
-    assert (large.channels, large.image_size, len(large.train), len(large.test)) == (1, 16, 1438, 359)
+    """Four pixels for one each way, an eighth of the distance apart: checked by hand on one image."""
+    small, large = digits(val_fraction=0.0), load_splits(DataConfig(name="digits32", val_fraction=0.0), seed=0)
+    assert (large.channels, large.image_size, len(large.train), len(large.test)) == (1, 32, 1438, 359)
     assert torch.equal(small.test.labels, large.test.labels)
     (image,), (enlarged,) = (split.test.batch(torch.tensor([3]), "cpu")[0][:, 0].double() for split in (small, large))
-    rows = 0.75 * image[3] + 0.25 * image[4]
-    assert enlarged[7, 5] == (0.75 * rows[2] + 0.25 * rows[3]).round()
-    assert torch.equal(enlarged[0, ::15], image[0, ::7]), "corners are corners"
+    rows = 0.875 * image[3] + 0.125 * image[4]
+    assert enlarged[14, 11] == (0.625 * rows[2] + 0.375 * rows[3]).round()
+    assert torch.equal(enlarged[0, ::31], image[0, ::7]), "corners are corners"
 
 
 def test_digits_are_enlarged_by_whole_multiples_only() -> None:

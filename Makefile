@@ -8,7 +8,7 @@ WORKERS ?= auto
 # A process a core, each with one thread: the nets of the tests are too small for more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadscope
 
-.PHONY: setup lint format types test test-slow demo dist-check clean
+.PHONY: setup lint format types test test-slow test-oldest demo docs dist-check clean
 
 setup: $(STAMP)
 
@@ -39,10 +39,21 @@ test-slow: $(STAMP)
 	$(PYTEST) -m slow
 
 demo: $(STAMP)
-	$(BIN)/qkd run configs/digits/rolewise.yaml --runs-dir $(RUNS)
+	$(BIN)/qkd run configs/digits/demo.yaml --runs-dir $(RUNS)
+
+# Warnings are errors. Links between pages are checked by the build; those to other sites by `make docs BUILDER=linkcheck`.
+BUILDER ?= html
+docs: $(STAMP)
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/sphinx-build -q -W --keep-going -c docs/site -b $(BUILDER) docs build/docs
+	@echo build/docs/index.html
 
 dist-check: $(STAMP)
 	$(BIN)/pytest -m slow tests/test_packaging.py
+
+# The fast tests with the oldest versions that pyproject.toml allows, in a separate environment.
+test-oldest: $(STAMP)
+	$(BIN)/python tests/oldest_versions.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,6 +33,7 @@ from qkd.config import RunConfig
 from qkd.config.binding import load_config
 from qkd.data import load_splits
 from qkd.files.yaml_text import parse_yaml
+from qkd.image_size import size_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "digits" / "data-free"
@@ -160,9 +161,10 @@ class Comparison:
         out.with_name(f"{out.name}.md").write_text(table(rows))
 
     def data_name(self) -> str:
-        """Return the data set's name; of npz files that of their folder."""
+        """Return the data set's name, of npz files that of their folder, with the size that it is brought to."""
         data = self.settings.data
-        return data.name if data.path is None else data.path.name
+        size = "" if data.image_size is None else f"-{size_text(data.image_size)}"
+        return f"{data.name if data.path is None else data.path.name}{size}"
 
     def commits(self) -> list[str]:
         """Return the commits that the runs were made with."""

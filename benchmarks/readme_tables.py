@@ -1,4 +1,4 @@
-"""Prints the README's tables of results from the files in `results/`; a test holds the README to them.
+"""Prints the tables of results in README and docs from the files in `results/`; a test holds both to them.
 
 python benchmarks/readme_tables.py
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+
+from install_size import table as size_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LATENCY_FILES = ("export_latency_avx2.json", "export_latency_vnni.json")
@@ -69,8 +71,26 @@ def _accuracy(found: Any) -> str:
     return f"{100 * found['mean']:.1f} ± {100 * found['stdev']:.1f} % ({found['seeds']} seeds)"
 
 
+def front_rows() -> list[str]:
+    """Return the README's first table: one net in FP32, int8, W4A4 and W2A2, from the file of the picture above it."""
+    rows = ["| ResNet-20, Fashion-MNIST | test accuracy | file | latency | against FP32 |", "|---|---|---|---|---|"]
+    found = read("tradeoff.json")["rows"]
+    whole = next(iter(found.values()))
+    for name, row in found.items():
+        size, time = whole["bytes"] / row["bytes"], whole["median_ms"] / row["median_ms"]
+        gain = "" if row is whole else f"{size:.1f} times smaller, {time:.1f} times faster"
+        cells = [name, f"{100 * row['accuracy']:.1f} %", f"{row['bytes'] / 1000:,.0f} kB", f"{row['median_ms']:.2f} ms"]
+        rows.append(f"| {' | '.join([*cells, gain])} |")
+    return rows
+
+
+def size_rows() -> list[str]:
+    """Return the table of what an installation weighs."""
+    return size_table(read("install_size.json"))
+
+
 def figures() -> dict[str, str]:
-    """Return the single figures of the README's sentences: the words around them, as they stand there."""
+    """Return the single figures of sentences in README and docs: the words around them, as they stand there."""
     slow, fast = (read(name)["nets"]["resnet18"]["variants"] for name in LATENCY_FILES)
     step, augment = read("train_step_avx2.json")["results"], read("augment_throughput.json")
     ratios = [augment[key]["ratios"] for key in ("32x32, batch 256", "224x224, batch 32")]
@@ -90,6 +110,9 @@ def figures() -> dict[str, str]:
         "augment": f"{native[0]:.0f} times torchvision's RandAugment on PIL images at 32x32, {native[1]:.1f} times at "
         "224x224",
         "augment without a compiler": f"without one it is {min(compiled):.2g} to {max(compiled):.2g} times slower",
+        "sizes": f"ResNet-18 is {slow['w4a4']['fp32_size_over']:.1f} times smaller than FP32 at 4 bits and "
+        f"{slow['w2a2']['fp32_size_over']:.1f} times at 2 bits",
+        "installation": f"{read('install_size.json')['megabytes']['GPU libraries'] / 1000:.1f} GB that a laptop",
         "arm": f"int8 executes {int8['cortex-a72']:.2f} of FP32's instructions on a Cortex-A72, which has no dot "
         f"products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has; a W4A4 student "
         f"{ours['cortex-a72']:.2f} and {ours['cortex-a76']:.2f}",
@@ -144,7 +167,7 @@ def _sampling_figures() -> dict[str, str]:
 
 def main() -> None:
     """Print the tables and the sentences."""
-    for part in (latency_rows, accuracy_rows):
+    for part in (front_rows, latency_rows, accuracy_rows, size_rows):
         print("\n".join(part()), end="\n\n")
     print("\n".join(f"{name}: {text}" for name, text in figures().items()))
 

@@ -27,7 +27,18 @@ def run_stages(config: str, name: str, words: Sequence[str], folder: Path, *, un
         folder: Where run folders are kept.
         until: The last stage to run.
     """
-    command = [sys.executable, "-m", "qkd.cli", "run", config, f"name={name}", *words, "--until", until]
+    return run_command(["run", config, f"name={name}", *words, "--until", until], name, folder)
+
+
+def run_command(arguments: Sequence[str], name: str, folder: Path) -> str:
+    """Run `qkd` in its own process; return why it failed, or nothing.
+
+    Args:
+        arguments: Behind `qkd`, without ``--runs-dir``.
+        name: Of the run folder in ``folder``; what is said is written to ``NAME.log`` beside it.
+        folder: Where run folders are kept.
+    """
+    command = [sys.executable, "-m", "qkd.cli", *arguments]
     done = subprocess.run(
         [*command, "--runs-dir", str(folder)], capture_output=True, text=True, check=False,
         env={**os.environ, **KEEP_MEMORY},

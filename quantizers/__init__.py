@@ -14,7 +14,7 @@ Example:
     torch.Size([16, 2])
 """
 
-from quantizers.calibrate import calibrate, freeze_batch_norm, quantizer_scales
+from quantizers.calibrate import calibrate, freeze_batch_norm, quantizer_scales, reestimate_batch_norm
 from quantizers.graph.rewrite import prepare
 from quantizers.graph.trace import RewriteError
 from quantizers.integer import Grid, IntegerView
@@ -22,6 +22,7 @@ from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fuse
 from quantizers.names import QUANTIZERS
 from quantizers.records import is_grid_record, require_same_grids
 from quantizers.settle import settle
+from quantizers.shadow import batch_statistics, unquantized
 from quantizers.spec import QuantSpec
 from quantizers.student import Student, act_quantizers, quant_layers
 from quantizers.tensor_quant import NotCalibratedError
@@ -36,6 +37,7 @@ __all__ = [
     "RewriteError",
     "Student",
     "act_quantizers",
+    "batch_statistics",
     "calibrate",
     "fake_quantize",
     "fake_quantize_per_channel",
@@ -47,7 +49,9 @@ __all__ = [
     "prepare",
     "quant_layers",
     "quantizer_scales",
+    "reestimate_batch_norm",
     "require_same_grids",
     "set_fused",
     "settle",
+    "unquantized",
 ]

@@ -115,6 +115,7 @@ class _Deployable:
 
     def _attach(self, bn: nn.modules.batchnorm._BatchNorm | None) -> None:
         self.weight_quant.skip_create_quant_tensor = True
+        self.quant.follow(self)  # type: ignore[arg-type]
         self.bn = bn
         self.deployed_in_training = False
         self.name = ""  # module path, for messages
@@ -218,6 +219,16 @@ class _Deployable:
             if shift is None:
                 return codes, scale, None
             return codes, scale, torch.round(shift / (scale * self.source.quant.step)).double()
+
+    @torch.no_grad()
+    def weight_of_codes(self, codes: Tensor) -> Tensor:
+        """Return the low-bit weight whose codes are those of :meth:`integers`; LSQ gives the same codes for it again.
+
+        Args:
+            codes: Whole numbers of the grid, shaped like the weights.
+        """
+        weight, sign = codes.to(self.weight.dtype) * self.quant.step, self._sign()
+        return weight if sign is None else weight * sign
 
     @property
     def uses_deployed(self) -> bool:

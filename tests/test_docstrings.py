@@ -56,7 +56,6 @@ RAISE_NOTHING = {
     "qkd.cli.build_parser",
     "qkd.data.changes",
     "qkd.data.sampling_note",
-    "qkd.data.sets.load_digits_splits",
     "qkd.losses.right_singular_vectors",
     "qkd.files.may_write",
     "qkd.files.only_reading",
@@ -77,10 +76,10 @@ RAISE_NOTHING = {
     "qkd.terms.check_terms",
     "qkd.testing.synthetic_images",
     "qkd.testing.synthetic_splits",
-    "qkd.training.choose_precision",
     "qkd.training.learning_rate",
     "qkd.training.supervised_step",
     "quantizers.act_quantizers",
+    "quantizers.batch_statistics",
     "quantizers.fake_quantize",
     "quantizers.fake_quantize_per_channel",
     "quantizers.freeze_batch_norm",
@@ -90,6 +89,7 @@ RAISE_NOTHING = {
     "quantizers.quantizer_scales",
     "quantizers.set_fused",
     "quantizers.settle",
+    "quantizers.unquantized",
     "quantizers.view.grid_of",
 }
 TENSORS = ("Tensor", "Tensor | None", "torch.Tensor")

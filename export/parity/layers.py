@@ -94,7 +94,7 @@ class LayerTally:
         self.kernels.add(index, kernels, theirs)
 
     def rows(self) -> tuple[LayerParity, ...]:
-        """Return a row a quantizer that was compared."""
+        """Return one row per quantizer that was compared."""
         rows = zip(self.names, self.values, *self.student.columns, *self.kernels.columns, strict=True)
         return tuple(LayerParity(*row) for row in rows if row[1])
 

@@ -36,6 +36,7 @@ class Agent:
         flip: Whether half of the images are mirrored afterward.
         cutout: Side in pixels of a square that is cut out last; 0 is off.
         cutmix: Probability that an image gets a box of another; 0 is off.
+        leaves_last: Draw crop offsets as role-kd's released code: never the last.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Agent:
     flip: bool = False
     cutout: int = 0
     cutmix: float = 0.0
+    leaves_last: bool = False
 
     def __call__(
         self, images: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
@@ -81,7 +83,7 @@ class Agent:
         draws = SampleDraws(take_key(generator), numbers)
         fill = torch.tensor([round(255 * value) for value in self.mean], dtype=torch.uint8, device=images.device)
         drawn = self.draws.draw(draws, epoch, self.epochs)
-        return augment(images, drawn, draws, fill, Finish(self.padding, self.flip, self.cutout))
+        return augment(images, drawn, draws, fill, Finish(self.padding, self.flip, self.cutout, self.leaves_last))
 
     @property
     def following(self) -> int:
@@ -139,7 +141,8 @@ class Agent:
         parts += ["flattened"] if isinstance(self.draws, PolicyDraws) and self.draws.flatten else []
         if isinstance(self.draws, RandAugmentDraws):
             parts.append(f"{self.draws.operations} operations at magnitude {self.draws.magnitude}")
-        parts += [f"crop after padding {self.padding}"] if self.padding else []
+        where = " (never at the last offset)" if self.leaves_last else ""
+        parts += [f"crop after padding {self.padding}{where}"] if self.padding else []
         parts += ["flip"] if self.flip else []
         parts += [f"cut-out {self.cutout}"] if self.cutout else []
         parts += [f"CutMix of {self.cutmix:.0%} of the images"] if self.cutmix else []
@@ -223,7 +226,7 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
             raise ValueError("agent.cutmix: policy `none` changes nothing, but cutmix is set; use `crop`")
         return Agent("none", draws, epochs, tuple(mean))
     flip = config.flip and config.policy != "crop"
-    finish = (config.crop_padding, flip, config.cutout, config.cutmix_probability)
+    finish = (config.crop_padding, flip, config.cutout, config.cutmix_probability, _leaves_last(config))
     return Agent(config.policy, draws, epochs, tuple(mean), *finish)
 
 
@@ -237,4 +240,9 @@ def agent_of_schedule(schedule: Schedule, config: AgentConfig, *, epochs: int, m
         mean: Of the data set, per channel, fractions 0..1.
     """
     draws = PolicyDraws(schedule)
-    return Agent("schedule", draws, epochs, tuple(mean), config.crop_padding, config.flip, config.cutout)
+    finish = (config.crop_padding, config.flip, config.cutout, 0.0, _leaves_last(config))
+    return Agent("schedule", draws, epochs, tuple(mean), *finish)
+
+
+def _leaves_last(config: AgentConfig) -> bool:
+    return config.crop_offsets == "released"

@@ -66,7 +66,7 @@ def distill(
     train: StudentTrainConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Distilled:
-    """Train a student on what a teacher tells, with the losses of configs; in place.
+    """Train a student on a teacher's outputs, with the losses of configs; in place.
 
     A low-bit student (of ``quantizers.prepare``) that has no scales yet is calibrated first; its last tenth of epochs
     trains the deployed arithmetic, and its scales are settled in the end, so that its export is exact.
@@ -81,7 +81,7 @@ def distill(
         seed: Of the modules that some terms learn.
 
     Returns:
-        An epoch a line.
+        What each epoch gave, one row per epoch.
 
     Raises:
         TypeError: If the training batches have no length.

@@ -21,6 +21,7 @@ from qkd.nets.own.copies import resolved_nets
 from qkd.pipeline import run_stages
 from qkd.pipeline.dryrun import check_distillation
 from qkd.pipeline.running import NEEDS
+from qkd.pipeline.siblings import beside
 from qkd.progress import Progress
 from qkd.report import RunSummary, summarize
 from qkd.roles.images import stored_images
@@ -122,8 +123,10 @@ def run(
     if until not in STAGES:
         raise UsageError(f"until must be one of {', '.join(STAGES)}, got {until!r}")
     names, folder, progress = STAGES[: STAGES.index(until) + 1], Path(runs_dir), progress or Progress()
-    is_fresh = not (folder / bound(config, overrides).name).exists()
-    made = bound(config, overrides, with_files=is_fresh)
+    made = beside(bound(config, overrides), folder, progress)
+    is_fresh = not (folder / made.name).exists()
+    if is_fresh:
+        bound(config, overrides, with_files=True)
     if is_fresh and "distill" in names:
         check_distillation(made, progress)
     with RunFolder.open(made, folder) as opened, logged(progress, opened.path, f"qkd.run: {', '.join(names)}"):

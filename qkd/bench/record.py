@@ -21,7 +21,7 @@ Record: TypeAlias = dict[str, Any]
 
 
 def records_of(results: Iterable[DeviceResult], targets: Targets, *, batch_size: int) -> tuple[Record, ...]:
-    """Return what is written of each device: how it measured, and a row a model; of one that failed, why.
+    """Return the record of each device: how it was measured, one row per model and, if it failed, the reason.
 
     Args:
         results: One a device.

@@ -11,8 +11,7 @@ from typing import get_args
 DATASET_NOTES = {
     "cifar10": "60,000 color images 32x32, 10 classes (torchvision)",
     "cifar100": "60,000 color images 32x32, 100 classes (torchvision)",
-    "digits": "1,797 handwritten digits 8x8; comes with scikit-learn",
-    "digits32": "the same, enlarged to 32x32 (bilinear), as LeNet-5 and generators want them",
+    "digits": "1,797 handwritten digits 8x8, or enlarged to image_size; comes with scikit-learn",
     "fashion-mnist": "70,000 gray images 28x28, 10 classes (torchvision)",
     "folder": "data.path with train/<class>/ and test/<class>/ of image files",
     "mnist": "70,000 handwritten digits 28x28 (torchvision)",
@@ -32,6 +31,8 @@ POLICY_NOTES = {
     "teacher": "for the student: the teacher's policy",
     "trivial": "TrivialAugment (wide): one operation an image at any magnitude, then crop and flip",
 }
+
+METHOD_TERMS = ("filtered_soft_target", "lipschitz", "soft_target")  # published as methods: KDDG, LONDON, plain KD
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")  # WSL has dxg, AMD kfd
 
@@ -104,6 +105,15 @@ def method_notes() -> dict[str, str]:
     return dict(sorted(notes.items()))
 
 
+def _methods() -> dict[str, str]:
+    """Return what a student can be trained by: sections of a config, and the terms that are a method by themselves."""
+    from qkd.terms import LOSSES
+
+    terms = {f"student.terms: {name}": LOSSES[name] for name in METHOD_TERMS}
+    rows = {name: f"{entry.summary} ({entry.source})" for name, entry in terms.items()}
+    return dict(sorted({**method_notes(), **rows}.items()))
+
+
 def _losses() -> dict[str, str]:
     from qkd.terms import LOSSES
     from qkd.terms.method_losses import METHOD_LOSSES
@@ -151,12 +161,20 @@ def _policies() -> dict[str, str]:
     return dict(POLICY_NOTES)
 
 
+def _targets() -> dict[str, str]:
+    from export.targets import TARGETS
+
+    return {name: target.summary for name, target in TARGETS.items()}
+
+
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "configs": _configs,
     "datasets": _datasets,
     "nets": _nets,
     "losses": _losses,
+    "methods": _methods,
     "quantizers": _quantizers,
     "devices": _devices,
     "policies": _policies,
+    "targets": _targets,
 }

@@ -27,6 +27,7 @@ from qkd.cli.commands import (
 from qkd.cli.commands.deployment import lowbit
 from qkd.cli.commands.results import compare, generate, predict, val
 from qkd.cli.commands.setting_up import init
+from qkd.cli.commands.training import federate
 from qkd.cli.options.command import STAGE_NAMES, Command
 from qkd.cli.options.completion import complete
 from qkd.engines.membership import attend_parent, is_first, is_member, is_started_by_us
@@ -51,14 +52,15 @@ EXAMPLES = """examples:
   qkd diagnose runs/digits-w2a2 --out teacher.svg     what its teacher tells, and which known failure it shows
   qkd retrieve runs/digits-w2a2                       do features find images of their class?
   qkd match runs/digits-w2a2                          which layers of the teacher to follow with which
+  qkd federate digits/federated/fedgen                clients that keep their images train one student
   qkd generate runs/digits-rdskd --out grid.png       what images a data-free run learned from
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
 # in the order of `qkd --help`
 COMMANDS = (
-    init, run, stage, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve, match,
-    generate, policy, lowbit, doctor,
+    init, run, stage, federate, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve,
+    match, generate, policy, lowbit, doctor,
 )  # fmt: skip
 
 
@@ -149,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _interrupted(args: argparse.Namespace) -> int:
-    resumable = args.name in ("run", *STAGE_NAMES) and not getattr(args, "dry_run", False)
+    resumable = args.name in ("run", "federate", *STAGE_NAMES) and not getattr(args, "dry_run", False)
     hint = "; nothing is lost: the same command resumes where it stopped" if resumable else ""
     if is_first() and not is_started_by_us():
         print(f"\nqkd: interrupted{hint}", file=sys.stderr)

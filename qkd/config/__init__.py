@@ -1,11 +1,18 @@
 """The schema of an experiment: every key a config file may hold, with its unit and its default."""
 
-from qkd.config.data import AgentConfig, DataConfig
+from qkd.config.data import AgentConfig, DataConfig, DomainConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
-from qkd.config.methods import AuxiliaryConfig, BranchTrainingConfig, PeerConfig, PeersConfig, RotationsConfig
+from qkd.config.methods import (
+    AdaptationConfig,
+    AuxiliaryConfig,
+    BranchTrainingConfig,
+    PeerConfig,
+    PeersConfig,
+    RotationsConfig,
+)
 from qkd.config.sections import Cpu, Positive, Section, Threads
-from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
     MetaConfig,
@@ -17,6 +24,7 @@ from qkd.config.training import (
 )
 
 __all__ = [
+    "AdaptationConfig",
     "AgentConfig",
     "AuxiliaryConfig",
     "BenchConfig",
@@ -25,7 +33,9 @@ __all__ = [
     "DEFAULT_TERMS",
     "DataConfig",
     "DataFreeConfig",
+    "DomainConfig",
     "ExportConfig",
+    "FederatedConfig",
     "LogConfig",
     "MetaConfig",
     "PeerConfig",

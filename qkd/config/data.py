@@ -31,12 +31,25 @@ Size = Annotated[
     WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
 ]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+
+
+class DomainConfig(Section):
+    """What all images of a domain have in common: turned, then inverted, then colored; nothing: as the set has them."""
+
+    rotate: Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)] = Field(
+        0.0, description="degrees, counterclockwise; corners are black"
+    )
+    invert: bool = Field(False, description="255 less the pixel")
+    color: tuple[Share, Share, Share] | None = Field(
+        None, description="red, green and blue, fractions 0..1, that pixels are multiplied by; gray images become color"
+    )
 
 
 class DataConfig(Section):
     """Which images, and how they are split and batched."""
 
-    name: str = Field(description="digits, digits32, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
+    name: str = Field(description="digits, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
     path: UserPath | None = Field(
         None,
         description="npz: folder with train.npz and test.npz; folder: with train/<class>/ and test/<class>/ (or val/), "
@@ -45,7 +58,9 @@ class DataConfig(Section):
     root: UserPath = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
     download: bool = Field(True, description="fetch a torchvision set that is not in root")
     image_size: Size | None = Field(
-        None, description="pixels that images of a folder are brought to: a side, or [height, width]; absent: theirs"
+        None,
+        description="pixels that images of a folder are brought to, and digits enlarged to: a side, or "
+        "[height, width]; absent: theirs",
     )
     resize: Annotated[Literal["crop", "stretch", "pad"], NEWER] = Field(
         "crop",
@@ -76,11 +91,36 @@ class DataConfig(Section):
     split_seed: Annotated[int, Field(ge=0, lt=2**31), NEWER] = Field(
         0, description="folder without test/ and val/: draws the test images, whatever the run's seed"
     )
+    domains: Annotated[dict[DomainName, DomainConfig] | None, NEWER] = Field(
+        None, description="name -> what is done to the images of a domain; every training image belongs to one of them"
+    )
+    unseen_domain: Annotated[DomainName | None, NEWER] = Field(
+        None,
+        description="name of the domain of all test images; its training images are not learned from "
+        "(student.adaptation reads them, without labels)",
+    )
     val_fraction: Fraction = Field(0.1, description="share of the training images kept for search and model selection")
     train_limit: Images | None = Field(None, description="use only this many training images (stratified, seeded)")
     batch_size: BatchSize = Field(128, description="training images a step")
     eval_batch_size: BatchSize = Field(500, description="images a forward pass when scoring")
+    batch_statistics: Annotated[BatchSize | None, NEWER] = Field(
+        None,
+        description="compat, role-kd as released (128): nets are scored with batch norm on each batch's own "
+        "statistics, this many images a batch, what is left after the last full one apart; absent: running statistics, "
+        "which the exported file has",
+    )
     workers: Workers = Field(2, description="decoding processes; folders only")
+
+    @model_validator(mode="after")
+    def _one_domain_is_unseen(self) -> DataConfig:
+        if self.domains is None and self.unseen_domain is None:
+            return self
+        if self.domains is None or len(self.domains) < 2:
+            raise ValueError("`domains` must be at least two: images are learned from in all but `unseen_domain`")
+        if self.unseen_domain not in self.domains:
+            found = "nothing" if self.unseen_domain is None else f"`{self.unseen_domain}`"
+            raise ValueError(f"`unseen_domain` must name one of {', '.join(self.domains)}, got {found}")
+        return self
 
     @model_validator(mode="after")
     def _mean_and_std_come_together(self) -> DataConfig:
@@ -105,6 +145,9 @@ class AgentConfig(Section):
     )
     schedule: UserPath | None = Field(None, description="schedule file (YAML) when policy is file")
     crop_padding: Pixels = Field(4, description="pixels of padding before the random crop")
+    crop_offsets: Annotated[Literal["all", "released"], NEWER] = Field(
+        "all", description="compat, role-kd as released: the last of the 2 * crop_padding + 1 offsets is never drawn"
+    )
     flip: bool = Field(True, description="horizontal flip with probability 1/2")
     cutout: Pixels = Field(0, description="side in pixels of a final cut-out square; 0 is off")
     cutmix: Annotated[float, Field(ge=0, le=1)] | None = Field(

@@ -13,7 +13,8 @@ from qkd.config.training import TrainConfig
 Latent = Annotated[int, Field(ge=1, le=100_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
-NOISE, GENERATOR, POOL, ADVERSARIAL = "noise", "generator", "pool", "adversarial"
+NOISE, GENERATOR, POOL = "noise", "generator", "pool"
+ADVERSARIAL, JOINT, GROWING = "adversarial", "joint", "growing"  # made while the student learns
 FAMILIES: Mapping[str, str] = {  # method -> how it makes images
     "noise": NOISE,
     "rdskd": GENERATOR,
@@ -27,19 +28,24 @@ FAMILIES: Mapping[str, str] = {  # method -> how it makes images
     "zskt": ADVERSARIAL,
     "dfad": ADVERSARIAL,
     "dfq": ADVERSARIAL,
+    "dafl_joint": JOINT,
+    "adaptive_inversion": GROWING,
+    "cmi_adversarial": GROWING,
+    "fast_dfkd": GROWING,
 }
 _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
     "train": (GENERATOR,),
     "steps_per_epoch": (GENERATOR,),
     "groups": (GENERATOR,),
-    "latent": (GENERATOR, POOL, ADVERSARIAL),
-    "width": (GENERATOR, POOL, ADVERSARIAL),
-    "batch_size": (GENERATOR, POOL),
-    "lr": (POOL, ADVERSARIAL),
-    "pool_images": (POOL,),
-    "pool_steps": (POOL,),
+    "latent": (GENERATOR, POOL, ADVERSARIAL, JOINT, GROWING),
+    "width": (GENERATOR, POOL, ADVERSARIAL, JOINT, GROWING),
+    "batch_size": (GENERATOR, POOL, GROWING),
+    "lr": (POOL, ADVERSARIAL, JOINT, GROWING),
+    "pool_images": (POOL, GROWING),
+    "pool_steps": (POOL, GROWING),
     "student_steps": (ADVERSARIAL,),
-    "weights": (GENERATOR, POOL, ADVERSARIAL),
+    "student_for_generator": (ADVERSARIAL, GROWING),
+    "weights": (GENERATOR, POOL, ADVERSARIAL, JOINT, GROWING),
     "beta": (POOL,),
     "compat": (POOL,),
 }
@@ -54,8 +60,12 @@ class DataFreeConfig(Section):
     """Distillation without a real image: the student learns from images that are made out of the teacher."""
 
     method: Literal[
-        "noise", "rdskd", "dafl", "mskd", "gdfq", "generative", "deep_inversion", "zskd", "cmi", "zskt", "dfad", "dfq"
-    ] = Field(description="noise; a generator trained once; a pool of inverted images; a generator against the student")
+        "noise", "rdskd", "dafl", "mskd", "gdfq", "generative", "deep_inversion", "zskd", "cmi", "zskt", "dfad", "dfq",
+        "dafl_joint", "adaptive_inversion", "cmi_adversarial", "fast_dfkd",
+    ] = Field(
+        description="noise; a generator trained once; a pool of inverted images; a generator against or beside the "
+        "student; a pool that grows with the student"
+    )  # fmt: skip
     images_per_epoch: Images = Field(12_800, description="made images in an epoch of the student")
     train: TrainConfig = Field(
         default_factory=_generator_training, description="generator trained once: optimizer and length"
@@ -65,11 +75,18 @@ class DataFreeConfig(Section):
     latent: Latent = Field(100, description="size of a generator's latents")
     width: Annotated[int, Field(ge=2, le=4096, multiple_of=2)] = Field(128, description="channels of a generator")
     groups: Count = Field(1, description="generative: generators, one a group of classes")
-    lr: Positive = Field(1e-3, description="Adam's rate: of inverted images, or of a generator against the student")
-    pool_images: Images = Field(2048, description="inverted images")
+    lr: Positive = Field(1e-3, description="Adam's rate: of inverted images, or of a generator that learns along")
+    pool_images: Images = Field(
+        2048, description="inverted images; of a growing pool in the end, a batch at a time, evenly over the training"
+    )
     pool_steps: Count = Field(400, description="steps of an inversion")
     student_steps: Count = Field(
         5, description="generator against the student: steps of the student a generator's step"
+    )
+    student_for_generator: Literal["ste", "fp_shadow"] = Field(
+        "ste",
+        description="the student that images or a generator are made against: ste: the low-bit one, its gradient "
+        "straight through the grids; fp_shadow: its float weights, quantizers off",
     )
     weights: dict[str, NonNegative] = Field(
         default_factory=dict, description="weights of the method's loss, by the names that its function has"
@@ -87,6 +104,11 @@ class DataFreeConfig(Section):
         """Return whether images come from something that is made before any student, and serves all of them."""
         return self.family in (GENERATOR, POOL)
 
+    @property
+    def learns_along(self) -> bool:
+        """Return whether a generator learns while the student does."""
+        return self.family in (ADVERSARIAL, JOINT)
+
     def origin(self) -> dict[str, Any]:
         """Return the settings that a generator or a pool is made by, as plain data."""
         return self.model_dump(mode="json", exclude=set(STUDENTS_OWN))
@@ -97,7 +119,8 @@ class DataFreeConfig(Section):
         Args:
             batch_size: Images a batch of the student.
         """
-        few = {"images_per_epoch": 2 * batch_size, "steps_per_epoch": 2, "pool_images": 4, "pool_steps": 2}
+        pool = 8 if self.family == GROWING else 4  # the student competes from the second batch on
+        few = {"images_per_epoch": 2 * batch_size, "steps_per_epoch": 2, "pool_images": pool, "pool_steps": 2}
         short = self.train.model_copy(update={"epochs": 1, "warmup_epochs": 0.0})
         return self.model_copy(update={**few, "batch_size": min(self.batch_size, 4), "train": short})
 

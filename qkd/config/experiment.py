@@ -8,15 +8,26 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
-from qkd.config.methods import AuxiliaryConfig, PeersConfig, RotationsConfig
+from qkd.config.methods import AdaptationConfig, AuxiliaryConfig, PeersConfig, RotationsConfig
+from qkd.config.recipes.checks import low_bit_faults
+from qkd.config.recipes.low_bit import LowBitConfig, SelfDistillationConfig, WidthConfig
 from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
-from qkd.config.stages import BenchConfig, ExportConfig, LogConfig, SearchConfig
+from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
 from qkd.nets.own.spelling import spelled
 
 NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
 HEAD = "new: the last linear layer of `weights` is left out and begins at random; new:<layer> names it"
+FEDERATED_STUDENT = (
+    "net",
+    "net_options",
+    "init",
+    "weights",
+    "head",
+    "quant",
+    "calibration_batches",
+)  # what clients read
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
 NetOptions = Annotated[dict[str, Any], NEWER]
 
@@ -82,7 +93,20 @@ class StudentConfig(Section):
     weights: UserPath | None = Field(None, description=f"{WEIGHTS} of the student's net to start from, with init auto")
     head: Head = Field("keep", description=HEAD)
     float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
+    recipe: Literal["none", "default"] = Field(
+        "none",
+        description="default: keys that are not given are set to what serves the bits best; they are listed by `qkd "
+        "show --explain student.recipe`",
+    )
     quant: QuantConfig = Field(description="bits and quantizers")
+    low_bit: LowBitConfig = Field(default_factory=LowBitConfig, description="what only a low-bit training has")
+    widths: tuple[WidthConfig, ...] = Field(
+        (),
+        description="widths that the student is trained in before its own, each from the weights of the one before",
+    )
+    self_distillation: SelfDistillationConfig | None = Field(
+        None, description="the student learns from itself with more precise activations, too (SPEQ)"
+    )
     train: StudentTrainConfig = Field(default_factory=StudentTrainConfig, description="the low-bit training")
     agent: AgentConfig = Field(default_factory=AgentConfig)
     view: Literal["same", "own", "clean"] = Field(
@@ -104,6 +128,9 @@ class StudentConfig(Section):
     data_free: DataFreeConfig | None = Field(
         None, description="no real image: the student learns from images that are made out of the teacher"
     )
+    adaptation: AdaptationConfig | None = Field(
+        None, description="the teacher adapts to data.unseen_domain without its labels, and the student follows"
+    )
     auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
     peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
     method: str | None = Field(
@@ -122,14 +149,27 @@ class StudentConfig(Section):
             values.pop("method_options", None)
         if self.bn == "train":
             values.pop("bn", None)
-        if self.data_free is None:
-            values.pop("data_free", None)
+        for key in ("data_free", "adaptation", "self_distillation"):
+            if getattr(self, key) is None:
+                values.pop(key, None)
+        if not self.widths:
+            values.pop("widths", None)
+        if self.recipe == "none":  # with a recipe each key is written, or it would be set again when the file is read
+            values.pop("recipe", None)
+            if self.low_bit == LowBitConfig():
+                values.pop("low_bit", None)
         return values
 
     @model_validator(mode="after")
     def _a_new_head_has_weights(self) -> StudentConfig:
         if self.head != "keep" and self.weights is None:
             raise ValueError("`head` is about the last layer of `weights`, which are missing")
+        return self
+
+    @model_validator(mode="after")
+    def _low_bits_can_be_trained(self) -> StudentConfig:
+        if faults := low_bit_faults(self):
+            raise ValueError("; ".join(faults))
         return self
 
     @model_validator(mode="after")
@@ -232,6 +272,15 @@ class RunConfig(Section):
     export: ExportConfig = Field(default_factory=ExportConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+    federated: FederatedConfig | None = Field(None, description="clients that train together, without a teacher")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out clients that are not there: configs and hashes of other runs do not change."""
+        values: dict[str, Any] = serialize(self)
+        if self.federated is None:
+            values.pop("federated", None)
+        return values
 
     @model_validator(mode="after")
     def _mixed_images_are_seen_by_both(self) -> RunConfig:
@@ -315,8 +364,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _target_takes_the_student(self) -> RunConfig:
+        target = self.export.chosen_target
+        faults = [] if target is None else target.faults(self.student.quant.model_dump())
+        if faults:
+            raise ValueError("; ".join(f"student.quant.{key}: {text}" for key, text in faults))
+        return self
+
+    @model_validator(mode="after")
     def _methods_go_together(self) -> RunConfig:
-        faults = _method_faults(self.teacher, self.student) + _data_free_faults(self)
+        faults = _method_faults(self.teacher, self.student) + _data_free_faults(self) + _federated_faults(self)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -383,5 +440,31 @@ def _data_free_faults(config: RunConfig) -> list[str]:
         "student.auxiliary: goes with no data_free: images are made out of what the student learns from, and the "
         "auxiliary would need them first": student.auxiliary is not None,
         "bench.int8_baseline: goes with no data_free: it calibrates on real images": config.bench.int8_baseline,
+    }
+    return [fault for fault, is_there in wrong.items() if is_there]
+
+
+def _federated_faults(config: RunConfig) -> list[str]:
+    """Return what of a config a federated run does not read, or cannot do."""
+    federated, student, teacher = config.federated, config.student, config.teacher
+    if federated is None:
+        return []
+    fields = StudentConfig.model_fields
+    unread = [
+        key
+        for key in fields
+        if key not in FEDERATED_STUDENT and getattr(student, key) != fields[key].get_default(call_default_factory=True)
+    ]
+    wrong = {
+        "teacher: a federated run has none: leave it out, and name the net in student.net": (
+            not teacher.untrained or config.teacher_net != config.student_net
+        ),
+        f"student: a federated run does not read {', '.join(unread)}; `federated` says how clients train": bool(unread),
+        f"student.init: a federated student starts from `weights` or at random, got `{student.init}`": (
+            student.init not in ("auto", "random")
+        ),
+        "federated.upload: `codes` needs weight_quantizer lsq: codes of dorefa do not give its shadow weights back": (
+            federated.upload == "codes" and student.quant.weight_quantizer != "lsq"
+        ),
     }
     return [fault for fault, is_there in wrong.items() if is_there]

@@ -1,10 +1,11 @@
-"""Fill in what a short config leaves open because other keys of it decide: a training, its length, a preprocessing."""
+"""Fill in what a short config leaves open because other keys of it decide: a training, its length, a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from qkd.config.recipes.table import with_recipe
 from qkd.failures import ConfigError
 
 # Those of quantizers.spec, which needs PyTorch to import; a test holds them equal.
@@ -27,14 +28,29 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
         >>> filled({"teacher": {"net": "resnet20"}})["teacher"]
         {'net': 'resnet20', 'train': {}}
     """
-    result = dict(data)
+    result = _without_teacher(data)
     if isinstance(teacher := result.get("teacher"), Mapping):
         result["teacher"] = _trained(teacher)
     if isinstance(student := result.get("student"), Mapping):
-        result["student"] = _with_presets(_long_enough(student))
+        result["student"] = with_recipe(_with_presets(_long_enough(student)))
     if isinstance(section := result.get("data"), Mapping) and isinstance(teacher, Mapping):
         result["data"] = _of_the_net(section, teacher.get("net"))
     return result
+
+
+def _without_teacher(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data; where clients train together, with an untrained teacher of the student's net in its place.
+
+    Raises:
+        ConfigError: If no net is named.
+    """
+    student = data.get("student")
+    if not data.get("federated") or "teacher" in data or not isinstance(student, Mapping):
+        return dict(data)
+    if not student.get("net"):
+        raise ConfigError(["config.student.net: missing; a federated run has no teacher whose net it could be"])
+    options = {key: student[key] for key in ("net", "net_options") if key in student}
+    return {**data, "teacher": {**options, "untrained": True}}
 
 
 def _trained(teacher: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from qkd.config.sections import Bits, NonNegative, Positive, Section
 from qkd.config.training import PhaseConfig, QuantConfig, TermConfig, TrainConfig
@@ -14,9 +14,20 @@ class PeerConfig(Section):
     """A net that learns beside the student and from it; thrown away in the end."""
 
     net: str | None = Field(None, description="absent: the student's net")
+    width: Annotated[float, Field(gt=0, le=16)] | None = Field(
+        None, description="factor on the channels of its stages, as option `width` of its net; published: (n - j) / n"
+    )
     weight_bits: Bits | None = Field(None, description="absent, with act_bits: full precision")
     act_bits: Bits | None = Field(None, description="other keys are those of student.quant")
     taps: tuple[str, ...] | None = Field(None, description="its modules for student.peers.taps; absent: the same names")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a newer key that is not used: configs and hashes of older runs do not change."""
+        values: dict[str, Any] = serialize(self)
+        if self.width is None:
+            values.pop("width", None)
+        return values
 
     @model_validator(mode="after")
     def _bits_come_together(self) -> PeerConfig:
@@ -26,15 +37,33 @@ class PeerConfig(Section):
 
 
 class PeersConfig(Section):
-    """A student ensemble: the student and its peers learn from labels, from their average and from the first peer."""
+    """A student ensemble: the student and its peers learn from labels, from their average and from one net of them."""
 
-    nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers; the first one's features are the goal")
-    taps: tuple[str, ...] = Field((), description="modules of the student whose features meet the first peer's")
+    nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers")
+    leader: Literal["peer", "student"] = Field(
+        "peer", description="whose features are the goal of the others: the first peer's, or the student's"
+    )
+    stem: tuple[str, ...] = Field(
+        (),
+        max_length=2,
+        description="the student's first convolution and its batch norm, by their names in the float net (ResNets of "
+        "ours: [conv1, bn1]): all nets read the student's, at its bits; absent: they share nothing",
+    )
+    taps: tuple[str, ...] = Field((), description="modules of the student whose features meet the leader's")
     temperature: Positive = Field(3.0, description="of the soft targets from the average")
     label_weight: NonNegative = Field(0.7, description="of the cross-entropies")
     feature_weight: NonNegative = Field(0.15, description="of the squared differences of features")
     ensemble_weight: NonNegative = Field(0.15, description="of the soft targets from the average")
     lr_factor: Positive = Field(1.0, description="the peers' learning rate, as a factor of the student's")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out newer keys that have their defaults: configs and hashes of older runs do not change."""
+        values: dict[str, Any] = serialize(self)
+        for key in ("leader", "stem"):
+            if getattr(self, key) == type(self).model_fields[key].default:
+                values.pop(key, None)
+        return values
 
     @model_validator(mode="after")
     def _taps_pair_up(self) -> PeersConfig:
@@ -136,3 +165,17 @@ class RotationsConfig(Section):
         if self.mode == "offline" and self.joint_weight != 1:
             raise ValueError("`joint_weight` is for mode online: offline, the student's branches see no joint labels")
         return self
+
+
+class AdaptationConfig(Section):
+    """Joint distillation and domain adaptation: teacher and student learn, the domain that is seen has no labels."""
+
+    temperature: Positive = Field(20.0, description="of the soft targets; their factor is its square")
+    source_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.3, description="of the soft targets on labeled images; the labels have the rest"
+    )
+    kernel: Literal["gaussian", "linear"] = Field(
+        "gaussian", description="of the discrepancy of the teacher's features: five widths, averaged, or the means"
+    )
+    teacher_tap: str = Field("flatten", description="module of the teacher whose features are to be alike")
+    teacher_lr_factor: Positive = Field(1.0, description="the teacher's learning rate, as a factor of student.train.lr")

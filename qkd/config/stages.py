@@ -1,19 +1,21 @@
-"""The sections of the schema that say how the stages around the trainings work: search, export, bench."""
+"""The sections of the schema that say how the stages around the trainings work, and how clients train together."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from export import defaults
 from export.moved import OldFields
+from export.targets.table import Target, find_target
 from qkd.config.sections import (
     MOST_MEMBERS,
     MOST_WORKERS,
     BatchSize,
     Cpu,
     Epochs,
+    Fraction,
     Images,
     NonNegative,
     Positive,
@@ -54,9 +56,103 @@ class SearchConfig(Section):
         return self
 
 
+_READ_BY = {  # keys that not every strategy reads
+    "proximal": ("fedprox",),
+    "class_weight": ("feddistill",),
+    "latent_weight": ("fedgen",),
+    "latent_decay": ("fedgen",),
+    "generator_steps": ("fedgen",),
+    "generator_lr": ("fedgen",),
+    "generator_decay": ("fedgen",),
+    "noise": ("fedgen",),
+}
+MOST_CLIENTS = 100_000
+
+
+class FederatedConfig(Section):
+    """Training by clients that keep their images, in place of a teacher (`qkd federate`)."""
+
+    strategy: Literal["fedavg", "fedprox", "feddistill", "fedgen"] = Field(
+        "fedgen",
+        description="fedavg: averages; fedprox: clients stay near the average; feddistill: they follow the classes' "
+        "mean logits, too; fedgen: a generator of latents, learned by the server",
+    )
+    clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS)] = Field(10, description="clients that share the images")
+    alpha: Positive = Field(
+        0.1, description="of the Dirichlet draw of each class over the clients; small: each has few classes"
+    )
+    least_images: Images = Field(2, description="images that every client has at least")
+    rounds: Epochs = Field(50, description="rounds of training; a low-bit run has one of calibration before them")
+    clients_per_round: Annotated[int, Field(ge=1, le=MOST_CLIENTS)] | None = Field(
+        None, description="clients drawn for a round; absent: all"
+    )
+    local_steps: Epochs = Field(20, description="steps of each client in a round, of data.batch_size images")
+    precision: Literal["low_bit", "float"] = Field(
+        "low_bit", description="low_bit: student.quant; float: the student's net without quantizers, to start one from"
+    )
+    upload: Literal["float", "codes"] = Field(
+        "float",
+        description="what a client sends of low-bit weights: float: the shadow weights; codes: codes and scales, of "
+        "which the server averages the dequantized weights",
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="of clients, new in each round; sgd is with momentum")
+    lr: Positive = Field(0.01, description="learning rate of clients in the first round")
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on it a round")
+    momentum: Fraction = Field(0.9, description="sgd only")
+    weight_decay: NonNegative = Field(0.0, description="on weights of rank 2 and more")
+    scale_lr_factor: Positive = Field(1.0, description="learning rate of quantizer scales, as a factor of lr")
+    clip_grad_norm: Positive | None = Field(None, description="largest gradient norm of a step")
+    proximal: NonNegative = Field(0.01, description="fedprox: mu, the weight of the distance from the server's weights")
+    class_weight: NonNegative = Field(1.0, description="feddistill: weight of the classes' mean logits")
+    latent_weight: NonNegative = Field(10.0, description="fedgen: weight of latents in the first round")
+    latent_decay: Annotated[float, Field(gt=0, le=1)] = Field(0.98, description="fedgen: factor on it a round")
+    generator_steps: Epochs = Field(50, description="fedgen: steps of the generator a round")
+    generator_lr: Positive = Field(3e-4, description="fedgen: learning rate of the generator (Adam)")
+    generator_decay: Annotated[float, Field(gt=0, le=1)] = Field(0.98, description="fedgen: factor on it a round")
+    noise: Images = Field(32, description="fedgen: size of the generator's noise")
+    evaluate_every: Epochs = Field(
+        1, description="rounds between two scores: of the test images by the server, of validation images by clients"
+    )
+    engine: Literal["local", "flower"] = Field(
+        "local", description="local: in this process; flower: Flower's simulation on Ray, an extra"
+    )
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(2, description="flower: clients that train at a time")
+
+    @model_validator(mode="after")
+    def _clients_are_there(self) -> FederatedConfig:
+        if self.clients_per_round is not None and self.clients_per_round > self.clients:
+            raise ValueError(
+                f"`clients_per_round` must be at most `clients`, got {self.clients_per_round} of {self.clients}"
+            )
+        if self.upload == "codes" and self.precision == "float":
+            raise ValueError("`upload: codes` needs `precision: low_bit`: float weights have no codes")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> FederatedConfig:
+        fields = type(self).model_fields
+        unread = [
+            key
+            for key, strategies in _READ_BY.items()
+            if self.strategy not in strategies and getattr(self, key) != fields[key].default
+        ]
+        if unread:
+            raise ValueError(f"strategy `{self.strategy}` does not read {', '.join(map(repr, unread))}")
+        return self
+
+
+def _known_target(name: str | None) -> str | None:
+    return name if name is None else find_target(name).name
+
+
 class ExportConfig(OldFields, Section):
     """How the student becomes a file."""
 
+    target: Annotated[str | None, AfterValidator(_known_target)] = Field(
+        None,
+        description="the runtime that runs the student (`qkd ls targets`), such as openvino or onnxruntime>=1.17: "
+        "decides flavor, pack, linear and opset; absent: the newest ONNX Runtime",
+    )
     flavor: Literal["ort", "qcdq", "qonnx"] = Field(
         "ort",
         description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
@@ -73,9 +169,32 @@ class ExportConfig(OldFields, Section):
     )
     layout: Literal["nhwc", "nchw"] = Field("nhwc", description="order of the axes of uint8 pixels: nhwc or nchw")
 
+    @property
+    def chosen_target(self) -> Target | None:
+        """What ``target`` names; None where it is absent."""
+        return None if self.target is None else find_target(self.target)
+
+    @property
+    def file_flavor(self) -> str:
+        """Flavor of the file for the target; without one, ``flavor``."""
+        return self.flavor if self.chosen_target is None else self.chosen_target.flavor
+
+    @model_validator(mode="after")
+    def _target_decides(self) -> ExportConfig:
+        target = self.chosen_target
+        if target is None:
+            return self
+        if "flavor" in self.model_fields_set and self.flavor not in ("ort", target.flavor):
+            raise ValueError(f"`target: {target.name}` has flavor `{target.flavor}`; leave `flavor` out")
+        if target.pack == "int8" and self.pack == "packed":
+            raise ValueError(f"`target: {target.name}` takes weights as int8; leave `pack` out")
+        if target.linear == "gemm" and self.linear == "matmul_nbits":
+            raise ValueError(f"`target: {target.name}` has no MatMulNBits; leave `linear` out")
+        return self
+
     @model_validator(mode="after")
     def _pixels_need_a_flavor(self) -> ExportConfig:
-        if self.preprocess == "inside" and self.flavor == "qonnx":
+        if self.preprocess == "inside" and self.file_flavor == "qonnx":
             raise ValueError("`preprocess: inside` needs flavor `ort` or `qcdq`: readers of Quant nodes take floats")
         return self
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from qkd.image_size import ImageSize, height_width
 
 if TYPE_CHECKING:
+    from qkd.data.domains import Unlabeled
     from qkd.data.loading.facts import DataFacts
 
 
@@ -143,6 +144,7 @@ class Splits:
         resize: Rule by which images of other sizes are brought to ``image_size`` (:class:`qkd.data.sets.Fit`);
             ``none`` where all are of that size.
         held_out: What is kept from training, in one line.
+        target: Training images of the domain that is not seen, without labels; None where the set has no domains.
     """
 
     train: Split
@@ -159,6 +161,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     resize: str = "none"
     held_out: str = ""
+    target: Unlabeled | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -169,4 +172,5 @@ class Splits:
         """Move every part that is in memory to ``device``, in place; return itself."""
         self.train, self.val, self.test = (part.to(device) for part in (self.train, self.val, self.test))
         self.quiz = None if self.quiz is None else self.quiz.to(device)
+        self.target = None if self.target is None else self.target.to(device)
         return self

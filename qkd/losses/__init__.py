@@ -1,4 +1,9 @@
-"""Distillation losses: pure functions of tensors with keyword-only scalars."""
+"""Distillation losses: pure functions of tensors with keyword-only scalars.
+
+Tensors but labels are floating; half precision is computed in float32, float64 in float64. Logarithms are natural
+unless an option says otherwise. What is not a number among the inputs is not a number in the result, so that a training
+stops and says where.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -27,6 +32,14 @@ if TYPE_CHECKING:
     )
     from qkd.losses.data_free.outputs import class_balance_loss, feature_activation_loss, one_hot_loss
     from qkd.losses.features import attention_transfer_loss, hint_loss
+    from qkd.losses.federated.clients import class_logits_loss, class_mean_logits, proximal_loss
+    from qkd.losses.federated.generation import (
+        fedgen_client_loss,
+        fedgen_generator_loss,
+        fedgen_weight,
+        label_shares,
+        latent_diversity_loss,
+    )
     from qkd.losses.graphs import (
         graph_attention_loss,
         graph_divergence,
@@ -42,7 +55,7 @@ if TYPE_CHECKING:
         teacher_confidence_loss,
         top_classes_loss,
     )
-    from qkd.losses.logits import cross_entropy_loss, decoupled_loss, soft_target_loss
+    from qkd.losses.logits import cross_entropy_loss, decoupled_loss, logit_square_loss, soft_target_loss
     from qkd.losses.relations import (
         angle_relation_loss,
         distance_relation_loss,
@@ -83,6 +96,8 @@ __all__ = [
     "batch_norm_loss",
     "branch_soft_target_loss",
     "class_balance_loss",
+    "class_logits_loss",
+    "class_mean_logits",
     "class_proposal",
     "class_relation_loss",
     "class_relation_targets",
@@ -107,6 +122,9 @@ __all__ = [
     "every_class",
     "exponential_increment",
     "feature_activation_loss",
+    "fedgen_client_loss",
+    "fedgen_generator_loss",
+    "fedgen_weight",
     "filtered_soft_target_loss",
     "gdfq_generator_loss",
     "gdfq_student_loss",
@@ -117,16 +135,20 @@ __all__ = [
     "image_diversity_loss",
     "information_flow_loss",
     "joint_label_loss",
+    "label_shares",
+    "latent_diversity_loss",
     "lipschitz_constants",
     "lipschitz_loss",
     "logit_distance_loss",
     "logit_relation_loss",
+    "logit_square_loss",
     "mean_discrepancy_loss",
     "mode_seeking_loss",
     "mskd_generator_loss",
     "multi_head_graph_loss",
     "one_hot_loss",
     "probabilistic_transfer_loss",
+    "proximal_loss",
     "rdskd_generator_loss",
     "right_singular_vectors",
     "sampled_soft_target_loss",

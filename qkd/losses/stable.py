@@ -6,6 +6,7 @@ What a 2-bit student gives is often degenerate: rows of zeros, equal rows, rows 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,19 +16,35 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LABELS = ("labels", "other_labels", "generated_labels")  # the arguments of losses that are whole numbers
+
 
 def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     """Let a loss compute outside autocast, with its half-precision tensors (also those in lists) in float32.
 
-    Autocast rounds the products of all pairs of images to half precision, of which some losses keep no digit.
+    Autocast rounds the products of all pairs of images to half precision, of which some losses keep no digit. Tensors
+    that are no labels must be floating (ValueError): PyTorch takes whole numbers for some operations, and cuts results
+    off without a word.
     """
+    names = tuple(inspect.signature(loss).parameters)
 
     @functools.wraps(loss)
     def compute(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            _require_floating(name, value)
         with torch.autocast(device_type((*args, *kwargs.values())), enabled=False):
             return loss(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
 
     return compute
+
+
+def _require_floating(name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        if name not in LABELS and not value.is_floating_point():
+            raise ValueError(f"{name} must be floating, got {str(value.dtype).removeprefix('torch.')}")
+    elif isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        for one in value:
+            _require_floating(name, one)
 
 
 def device_type(values: Iterable[Any]) -> str:

@@ -241,6 +241,23 @@ class Method:
             progress: Where to say so.
         """
 
+    def taken_over(self) -> tuple[str, ...] | None:
+        """Return what, beside the teacher, a student of other widths takes over of a run: names of manifests.
+
+        Returns:
+            None: a run of other widths is another run, with a name that a person gives it. Else it is a run beside the
+            first one, named after its widths, and :meth:`borrow` copies what these manifests name.
+        """
+        return None
+
+    def start(self, run: RunFolder, student: Student) -> None:
+        """Give a student other weights than those of its float net, in place, before it is calibrated.
+
+        Args:
+            run: The run folder, with what was trained before.
+            student: Low-bit, not calibrated.
+        """
+
     def beside_teacher(self, net: nn.Module, splits: Splits) -> Beside | None:  # noqa: ARG002
         """Return what learns with the teacher in its own training; None where it learns by itself."""
         return None

@@ -66,6 +66,12 @@ METHODS = {  # in the order in which they have their say
         "a net between teacher and student, of the student's topology (Passalis et al. 2020)",
         "qkd.methods.auxiliary.rows:auxiliary_rows",
     ),
+    "adaptation": Entry(
+        "qkd.methods.adaptation.method:Adaptation",
+        "student.adaptation",
+        "joint distillation and domain adaptation: source labels only (arXiv 2005.07839)",
+        phases="qkd.methods.adaptation.phases:adaptation_phase",
+    ),
     "co_study": Entry(
         "qkd.methods.co_study.method:CoStudy",
         "student.phases[].teacher_terms",
@@ -90,6 +96,16 @@ METHODS = {  # in the order in which they have their say
         "qkd.methods.rotations.method:Rotations",
         "student.rotations",
         "HSSAKD: joint labels of class and rotation, branches, offline or online (Yang et al. 2021)",
+    ),
+    "widths": Entry(
+        "qkd.methods.widths.method:Widths",
+        "student.widths",
+        "progressive widths: the student is trained at 4 bits before 2, say (Zhuang et al. 2018)",
+    ),
+    "stochastic_precision": Entry(
+        "qkd.methods.stochastic_precision.method:StochasticPrecision",
+        "student.self_distillation",
+        "SPEQ: the student learns from itself with more precise activations (Boo et al. 2021)",
     ),
     "plain": Entry("qkd.methods.plain.method:Plain", "", "a student beside a fixed teacher: a weighted sum of terms"),
 }

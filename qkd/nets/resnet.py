@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -48,6 +49,11 @@ class ResNet(nn.Module):
         widths: Channels of each stage; all but the first begin with stride 2.
         classes: Outputs.
         channels: Channels of the image.
+        width: Factor on the channels of the stages, positive; the stem keeps those of the first stage, so that nets of
+            several widths can share it.
+
+    Raises:
+        ValueError: If ``width`` is not positive and finite.
 
     References:
         He, Zhang, Ren, Sun, `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016,
@@ -55,16 +61,19 @@ class ResNet(nn.Module):
         2015.
     """
 
-    def __init__(self, blocks: int, widths: Sequence[int], *, classes: int, channels: int) -> None:
+    def __init__(self, blocks: int, widths: Sequence[int], *, classes: int, channels: int, width: float = 1.0) -> None:
         super().__init__()
+        if not (math.isfinite(width) and width > 0):
+            raise ValueError(f"width must be a positive factor on the channels of the stages, got {width=}")
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
         in_channels, stages = widths[0], []
-        for number, width in enumerate(widths, start=1):
+        for number, full in enumerate(widths, start=1):
             stages.append(f"layer{number}")
-            self.add_module(stages[-1], _stage(in_channels, width, blocks, stride=1 if number == 1 else 2))
-            in_channels = width
+            out_channels = max(1, round(full * width))
+            self.add_module(stages[-1], _stage(in_channels, out_channels, blocks, stride=1 if number == 1 else 2))
+            in_channels = out_channels
         self.stages = tuple(stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten(1)
@@ -81,20 +90,35 @@ class ResNet(nn.Module):
         return self.fc(self.flatten(self.pool(x)))  # type: ignore[no-any-return]
 
 
-def cifar_resnet(depth: int, *, classes: int, channels: int) -> ResNet:
+def cifar_resnet(depth: int, *, classes: int, channels: int, width: float = 1.0) -> ResNet:
     """Build the CIFAR net of ``depth`` = 6n + 2 layers: n blocks in each of 3 stages of 16, 32, 64 channels.
 
+    Args:
+        depth: In layers.
+        classes: Outputs.
+        channels: Channels of the image.
+        width: Factor on the channels of the stages; the stem has 16.
+
     Raises:
-        ValueError: If ``depth`` is not 8, 14, 20, ...
+        ValueError: If ``depth`` is not 8, 14, 20, ..., or ``width`` is not positive.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth of a CIFAR ResNet must be 6n + 2, got {depth=}")
-    return ResNet((depth - 2) // 6, CIFAR_WIDTHS, classes=classes, channels=channels)
+    return ResNet((depth - 2) // 6, CIFAR_WIDTHS, classes=classes, channels=channels, width=width)
 
 
-def resnet18_cifar(*, classes: int, channels: int) -> ResNet:
-    """Build ResNet-18 as used on CIFAR: a 3x3 stem with stride 1, no pooling after it, 4 stages of 2 blocks."""
-    return ResNet(2, RESNET18_WIDTHS, classes=classes, channels=channels)
+def resnet18_cifar(*, classes: int, channels: int, width: float = 1.0) -> ResNet:
+    """Build ResNet-18 as used on CIFAR: a 3x3 stem with stride 1, no pooling after it, 4 stages of 2 blocks.
+
+    Args:
+        classes: Outputs.
+        channels: Channels of the image.
+        width: Factor on the channels of the stages; the stem has 64.
+
+    Raises:
+        ValueError: If ``width`` is not positive.
+    """
+    return ResNet(2, RESNET18_WIDTHS, classes=classes, channels=channels, width=width)
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, *, stride: int) -> nn.Sequential:

@@ -65,6 +65,12 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
                 f"the {name} is at chance level: {percent(accuracy)} (95 % interval {interval_text((low, high))}), "
                 f"where always naming the most frequent class gives {percent(chance)}{_after(role, result)}"
             )
+    batch = results.get("student", {}).get("batch_statistics")
+    if batch is not None:
+        yield (
+            f"accuracies are of batch norm on the statistics of each batch of {batch} test images "
+            f"(data.batch_statistics), not of the running ones that the exported file has"
+        )
     student = results.get("student", {}).get("test_accuracy")
     if student is not None:
         low, high = wilson(student, count)

@@ -12,7 +12,7 @@ from quantizers.integer import Quantize
 
 
 def layer_rows(student: Student, report: ParityReport) -> list[dict[str, Any]]:
-    """Return a row a convolution or linear layer, as plain values.
+    """Return one row per convolution or linear layer, as plain values.
 
     To what ``quantizers.layer_report`` gives, ``parity_steps`` is added: the largest difference between student and
     file in the codes that are made of the layer's output (in output steps of the logits for the last layer); None

@@ -71,6 +71,7 @@ def score(
         raise ValueError("the data set has no test images, so there is nothing to report; add some")
     count = details.pop("parameters", None)
     details |= {} if fitted is None or fitted.kept_epoch is None else {"kept_epoch": fitted.kept_epoch}
+    details |= {} if data.batch_statistics is None else {"batch_statistics": data.batch_statistics}
     details |= {"test_images": len(splits.test), "chance_accuracy": _chance(splits)}
     return Outcome(
         role=role,

@@ -349,6 +349,13 @@ LOSSES: dict[str, LossEntry] = {
         "Fang et al. 2019, data-free adversarial distillation",
         teaches=False,
     ),
+    "logit_square": LossEntry(
+        "logit_square_loss",
+        ("student_logits", "teacher_logits"),
+        "mean squared difference of logits over a temperature",
+        "Ba and Caruana 2014; with a temperature as in MetaDistil",
+        {"temperature": Option(float, "positive", _is_positive)},
+    ),
     "gdfq_student": LossEntry(
         "gdfq_student_loss",
         ("student_logits", "teacher_logits", "labels"),
@@ -360,7 +367,7 @@ LOSSES: dict[str, LossEntry] = {
         "filtered_soft_target_loss",
         ("student_logits", "teacher_logits", "labels"),
         "KDDG: soft targets whose gradient is 0 where the student has learned enough",
-        "Wang et al. 2021 (our reading: the formula could not be read)",
+        "Wang et al. 2021; our reading, the formula could not be read",
         {
             "temperature": _TEMPERATURE,
             "criterion": _one_of(CRITERIA),
@@ -371,7 +378,7 @@ LOSSES: dict[str, LossEntry] = {
         "lipschitz_loss",
         _STAGES,
         "LONDON: how steep the blocks between neighboring taps are",
-        "Shang et al. 2021 (our reading: the formula could not be read)",
+        "Shang et al. 2021; our reading, the formula could not be read",
         {"iterations": Option(int, "at least 1", lambda value: value >= 1)},
         least_taps=2,
         compares_images=True,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 _DAFL = "Chen et al. 2019, DAFL"
 _CMI = "Fang et al. 2021, CMI"
 _DI = "Yin et al. 2020, DeepInversion"
+_FEDGEN = "Zhu et al. 2021, FedGen"
+_HSAKD = "Yang et al. 2021, HSAKD"
 _JOINT = "arXiv 2005.07839, joint distillation and domain adaptation"
 _RDSKD = "Han et al. 2021, RDSKD"
 _ZSKD = "Nayak et al. 2019, ZSKD"
@@ -33,7 +35,15 @@ METHOD_LOSSES: dict[str, MethodLoss] = {
     ),
     "adapting_teacher": MethodLoss("adapting_teacher_loss", "teacher: source labels and features alike", _JOINT),
     "batch_norm": MethodLoss("batch_norm_loss", "images: statistics at each batch norm of the teacher", _DI),
+    "branch_soft_target": MethodLoss(
+        "branch_soft_target_loss", "branches: soft targets, summed over the branches", _HSAKD
+    ),
     "class_balance": MethodLoss("class_balance_loss", "generator: classes are as frequent; logarithm e or 10", _DAFL),
+    "class_logits": MethodLoss(
+        "class_logits_loss",
+        "client: the mean logits that all clients have for a class",
+        "Jeong et al. 2018, FedDistill",
+    ),
     "cmi": MethodLoss("cmi_inversion_loss", "images: inversion and contrast", _CMI),
     "competition": MethodLoss("competition_loss", "images: where a student differs (adaptive form)", _DI),
     "contrastive": MethodLoss("contrastive_loss", "images: told from each other and from earlier ones", _CMI),
@@ -52,10 +62,16 @@ METHOD_LOSSES: dict[str, MethodLoss] = {
         "disagreement_loss", "generator: where student and teacher differ", "ZSKT, DFAD, DFQ: divergence or distance"
     ),
     "feature_activation": MethodLoss("feature_activation_loss", "generator: large features", _DAFL),
+    "fedgen_client": MethodLoss("fedgen_client_loss", "client: labels, and latents of the server's generator", _FEDGEN),
+    "fedgen_generator": MethodLoss(
+        "fedgen_generator_loss", "generator of latents: clients' last layers find the class", _FEDGEN
+    ),
     "gdfq_generator": MethodLoss(
         "gdfq_generator_loss", "generator: a class and batch-norm statistics", "Xu et al. 2020, GDFQ"
     ),
     "image_diversity": MethodLoss("image_diversity_loss", "generator: far images at near outputs", _RDSKD),
+    "joint_label": MethodLoss("joint_label_loss", "branches: labels of class and orientation together", _HSAKD),
+    "latent_diversity": MethodLoss("latent_diversity_loss", "generator of latents: far noise, far latents", _FEDGEN),
     "mean_discrepancy": MethodLoss(
         "mean_discrepancy_loss", "features of two domains: squared MMD, biased", "Gretton et al. 2012"
     ),
@@ -64,6 +80,7 @@ METHOD_LOSSES: dict[str, MethodLoss] = {
     ),
     "mskd": MethodLoss("mskd_generator_loss", "generator: DAFL's loss with mode seeking", "MSKD (our reading)"),
     "one_hot": MethodLoss("one_hot_loss", "generator: the teacher is sure of each image", _DAFL),
+    "proximal": MethodLoss("proximal_loss", "client: near the weights that the server sent", "Li et al. 2020, FedProx"),
     "rdskd": MethodLoss("rdskd_generator_loss", "generator: exponentially penalized increments", _RDSKD),
     "sampled_soft_target": MethodLoss(
         "sampled_soft_target_loss",

@@ -9,6 +9,7 @@ from qkd.config import DataConfig
 from qkd.data import Splits, iterate, normalize
 from qkd.data.splits import Split
 from qkd.engines.engine import current
+from quantizers import batch_statistics
 from quantizers.modes import evaluating
 
 
@@ -17,28 +18,38 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
 
     Several devices take the batches in turn, so that each batch is scored as on one device.
 
+    With ``data.batch_statistics`` it is what role-kd's released code computes: batch norm on the statistics of each
+    batch, images past the last full batch left out. What an image is taken for then depends on those beside it.
+
     Args:
         model: Gives logits ``[batch, classes]``. Its modes (train or eval, module by module) are restored.
         split: The images.
         splits: The set they belong to, for mean and std.
-        data: Batch size and workers.
+        data: Batch size, workers, and whose statistics batch norm has.
         device: Where the model is.
 
     Returns:
         A fraction in ``[0, 1]``, or None for an empty split.
 
     Raises:
-        ValueError: If a batch size or the number of workers is out of range, or mean and std do not fit the images.
+        ValueError: If there are fewer images than ``data.batch_statistics`` wants in a batch, a batch size or the
+            number of workers is out of range, or mean and std do not fit the images.
         DataError: If an image cannot be decoded.
         TypeError: If images are not uint8.
     """
     if len(split) == 0:
         return None
     right = torch.zeros((), dtype=torch.int64, device=device)
-    engine, size = current(), data.eval_batch_size
-    places = torch.arange(len(split))
+    engine, size = current(), data.batch_statistics or data.eval_batch_size
+    count = len(split) if data.batch_statistics is None else len(split) // size * size
+    if count == 0:
+        raise ValueError(
+            f"data.batch_statistics: scores need one full batch of {size} images at least, got {len(split)} images; "
+            f"lower it, or leave it out for running statistics"
+        )
+    places, mode = torch.arange(count), evaluating if data.batch_statistics is None else batch_statistics
     indices = torch.cat(torch.split(places, size)[engine.rank :: engine.size] or (places[:0],))
-    with evaluating(model), torch.no_grad():
+    with mode(model), torch.no_grad():
         for images, labels in iterate(split, indices, size, device, drop_last=False, workers=data.workers):
             right += (model(normalize(images, splits.mean, splits.std)).argmax(1) == labels).sum()
-    return int(engine.sums({"right": right})["right"].item()) / len(split)
+    return int(engine.sums({"right": right})["right"].item()) / count

@@ -57,7 +57,7 @@ def test_the_readme_quotes_what_was_measured(label: str) -> None:
 
 def test_configs_expect_what_was_measured(data_free: ModuleType) -> None:
     """Each config with the table of its own data set; LeNet-5 at 8x8 (``data_free``) is no config any more."""
-    rows = read("data_free_digits32") if (RESULTS / "data_free_digits32.json").is_file() else {}
+    rows = read("data_free_digits-32x32") if (RESULTS / "data_free_digits32.json").is_file() else {}
     for path in sorted(data_free.CONFIGS.glob("*.yaml")):
         (said,) = re.findall("^# Expected: (.*)$", path.read_text(), re.MULTILINE)
         figures = [percent(rows[path.stem], key) for key in KEYS if percent(rows[path.stem], key)] if (
@@ -101,7 +101,7 @@ def test_a_table_shows_spread_missing_seeds_failures_and_the_commits_of_its_runs
     assert dafl == "| dafl | - | - | - | 75.0 % (1 of 2 seeds) | - |"
     assert failed == "- failed: dafl-w2a2-seed1: generator: loss is nan"
     facts = json.loads((tmp_path / "table.json").read_text())
-    assert facts["data"] == "digits32" and facts["environment"]["commit"] == ["abc", "abd"]
+    assert facts["data"] == "digits-32x32" and facts["environment"]["commit"] == ["abc", "abd"]
 
 
 def test_methods_of_one_teacher_share_it_under_overrides_too(data_free: ModuleType, tmp_path: Path) -> None:

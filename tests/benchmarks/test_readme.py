@@ -1,4 +1,4 @@
-"""The README's figures are those of the files of results, and students that parity refused are in no table."""
+"""Figures of README and docs are those of the files of results, and students that parity refused are in no table."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from doc_blocks import pages_of_docs
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in pages_of_docs())]
+TEXT = "\n".join(PAGES)
+MOST_LINES = 200  # of the README: a newcomer reads no more
 
 
 def load(name: str) -> Any:
@@ -32,23 +36,34 @@ def accuracy() -> Any:
     return load("accuracy")
 
 
-@pytest.mark.parametrize("part", ["latency_rows", "accuracy_rows"])
+def test_the_readme_is_short_and_opens_with_the_picture_and_its_table(tables: Any) -> None:
+    assert len(README.splitlines()) <= MOST_LINES and len(PAGES) > 10
+    assert README.index("docs/tradeoff.svg") < README.index("\n".join(tables.front_rows())) < README.index("## Install")
+
+
+@pytest.mark.parametrize("part", ["front_rows", "latency_rows", "accuracy_rows", "size_rows"])
 def test_the_tables_are_rendered_from_the_files(tables: Any, part: str) -> None:
     rows = getattr(tables, part)()
-    assert len(rows) >= 4 and "\n".join(rows) in README
+    assert len(rows) >= 4 and "\n".join(rows) in TEXT
 
 
 def test_the_single_figures_are_those_of_the_files(tables: Any) -> None:
-    words = " ".join(README.split())
+    words = " ".join(TEXT.split())
     missing = {name: text for name, text in tables.figures().items() if " ".join(text.split()) not in words}
     assert missing == {}
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
-    names = set(re.findall(r"`(?:benchmarks/results/)?([a-z0-9_]+\.(?:json|md))`", README))
+def test_the_readmes_own_sentences_are_held_too(tables: Any) -> None:
+    """They stand on the page of results as well, so one of both alone could grow old."""
+    words, found = " ".join(README.split()), tables.figures()
+    assert all(" ".join(found[name].split()) in words for name in ("low-bit", "low-bit on Arm", "sizes"))
+
+
+def test_every_file_of_results_that_a_page_names_is_there() -> None:
+    names = set(re.findall(r"`(?:benchmarks/results/)?([a-z0-9_]+\.(?:json|md))`", TEXT))
     known = {path.name for path in (ROOT / "benchmarks" / "results").iterdir()}
     assert {"export_latency_vnni.json", "methods.md"} <= names & known
-    of_runs_and_data = {"parity.json", "report.md", "layers.json", "classes.json"}
+    of_runs_and_data = {"parity.json", "report.md", "layers.json", "classes.json", "data.json", "preprocess.json"}
     assert names & {name for name in names if "/" not in name} - known <= of_runs_and_data
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from doc_blocks import ROOT, Block, blocks_of, commands_of
+from doc_blocks import ROOT, Block, blocks_of, commands_of, pages_of_docs
 from PIL import Image
 from torch import nn
 
@@ -24,7 +24,7 @@ from qkd.cli import parse
 from qkd.config.binding import bind
 from qkd.files.yaml_text import parse_yaml
 
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *pages_of_docs()]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 OF = {language: [block for block in BLOCKS if block.language == language] for language in ("bash", "python", "yaml")}
 OTHERS = {"quickstart.md", "feeding.md"}  # test_quickstart.py and predicting/test_feeding.py run their blocks
@@ -51,7 +51,7 @@ def test_the_guards_see_the_pages() -> None:
     assert all(len(block.reason.split()) >= 3 for block in BLOCKS if block.reason), "a reason is said in words"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_with_commands_say_their_language(page: Path) -> None:
     """A block without a language is a picture or output: no line of it is a command."""
     text = page.read_text(encoding="utf-8")

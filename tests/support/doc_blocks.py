@@ -24,6 +24,11 @@ class Block:
     reason: str
 
 
+def pages_of_docs() -> list[Path]:
+    """Return the pages under `docs/`, those that a build of the documentation writes left out."""
+    return [page for page in sorted((ROOT / "docs").rglob("*.md")) if "generated" not in page.parts]
+
+
 def blocks_of(page: Path) -> list[Block]:
     """Return the blocks of a page that have a language; those without are pictures and output."""
     text = page.read_text(encoding="utf-8")
@@ -43,7 +48,3 @@ def commands_of(text: str) -> list[list[str]]:
     lines = re.sub(r"\\\n", " ", text).splitlines()
     words = [shlex.split(line, comments=True) for line in lines if line.strip().startswith("qkd ")]
     return [line[1:] for line in words]
-
-
-def _line(text: str, match: re.Match[str]) -> int:
-    return text.count("\n", 0, match.start()) + 1

@@ -42,18 +42,21 @@ CHUNK_PIXELS = 1 << 18  # on a CPU, so many pixels at a time stay in its cache
 class Finish:
     """What comes after the operations, always in this order.
 
-    Note: the role-kd release draws crop offsets 0..7 of the 0..8 that a padding of 4 allows; we draw all of them. It
-    pads with zeros after normalization, which is the data set's mean, as here.
+    Note: the role-kd release draws crop offsets 0..7 of the 0..8 that a padding of 4 allows; we draw all of them,
+    unless ``leaves_last`` says otherwise. It pads with zeros after normalization, which is the data set's mean, as
+    here.
 
     Args:
         padding: Of a random crop, pixels on each side; 0 is off.
         flip: Mirror left to right with probability 1/2.
         cutout: Side of a square in pixels, centered anywhere in the image, clipped at its border; 0 is off.
+        leaves_last: Draw crop offsets as released: never the last.
     """
 
     padding: int = 0
     flip: bool = False
     cutout: int = 0
+    leaves_last: bool = False
 
 
 def check_images(images: Tensor) -> None:
@@ -240,7 +243,8 @@ class _Ending:
 
     @classmethod
     def draw(cls, finish: Finish, draws: SampleDraws, size: tuple[int, ...]) -> _Ending:
-        offsets = draws.integers(2 * finish.padding + 1, Use.CROP, 2 if finish.padding else 0)
+        choices = 2 * finish.padding + (0 if finish.leaves_last else 1)
+        offsets = draws.integers(choices, Use.CROP, 2 if finish.padding else 0)
         flips = draws.integers(2, Use.FLIP, 1)[:, 0] * int(finish.flip)
         return cls(
             finish,

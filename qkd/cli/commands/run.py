@@ -11,8 +11,10 @@ from qkd.cli.options.command import (
     STAGE_NAMES,
     add_command,
     load,
+    meant,
     new_progress,
     print_result,
+    refuse_clients,
     run_stages_of,
 )
 from qkd.cli.options.devices import add_devices, on_devices
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 CHANGES = (
     "In a run that is there, settings of export and bench, device and threads may change: only the stages behind them "
     "run again. Another student of its teacher is another run: `qkd run CONFIG name=second teacher.run=runs/first "
-    "student.quant.weight_bits=4` takes the teacher of the first and trains none."
+    "student.quant.weight_bits=4` takes the teacher of the first and trains none. Of a data-free run, other widths "
+    "(`student.quant`) need no name: the second student is a run beside the first, `NAME-w4a4`, and what makes the "
+    "images is taken over with the teacher."
 )
 
 
@@ -44,7 +48,11 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run every stage (or up to one), then print the closing table."""
     config = load(args)
-    return _run(args, config) if args.dry_run else on_devices(args, config, lambda: _run(args, config))
+    refuse_clients(config)
+    if args.dry_run:
+        return _run(args, config)
+    config = meant(args, config)
+    return on_devices(args, config, lambda: _run(args, config))
 
 
 def _run(args: argparse.Namespace, config: RunConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from qkd.cli.options.command import CONFIG_OR_RUN, add_command, load, run_stages_of
+from qkd.cli.options.command import CONFIG_OR_RUN, add_command, load, meant, run_stages_of
 from qkd.cli.options.devices import add_devices, on_devices
 from qkd.engines.membership import is_first
 from qkd.failures import DONE
@@ -39,7 +39,7 @@ def run_stage(args: argparse.Namespace) -> int:
         from export.storage.needs import parse_runtime
 
         parse_runtime(args.runtime)  # a wrong one is said before anything runs
-    config = load(args)
+    config = meant(args, load(args))
     if args.name == "export":
         return run_stages_of(config, (args.name,), args) if is_first() else DONE
     return on_devices(args, config, lambda: run_stages_of(config, (args.name,), args))

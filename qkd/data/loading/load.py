@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qkd.data.domains import divide_domains, domain_mark
 from qkd.data.errors import DataError
 from qkd.data.labels import class_notes
 from qkd.data.loading.facts import DataFacts, facts_of
@@ -22,6 +23,7 @@ from qkd.data.sets import (
     load_npz_splits,
     load_vision_splits,
 )
+from qkd.data.sets.digits import SIDE
 from qkd.data.splits import Parts, Split, Splits
 from qkd.data.statistics import channel_statistics
 from qkd.foreign import nearest
@@ -34,11 +36,7 @@ if TYPE_CHECKING:
 
 
 def _digits(config: DataConfig) -> Parts:
-    return load_digits_splits()
-
-
-def _digits32(config: DataConfig) -> Parts:
-    return load_digits_splits(32)
+    return load_digits_splits(SIDE if config.image_size is None else config.image_size)
 
 
 def _vision(config: DataConfig) -> Parts:
@@ -65,7 +63,6 @@ DATASETS: dict[str, Callable[[DataConfig], Parts]] = {
     "cifar10": _vision,
     "cifar100": _vision,
     "digits": _digits,
-    "digits32": _digits32,
     "fashion-mnist": _vision,
     "folder": _folder,
     "mnist": _vision,
@@ -95,7 +92,11 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     """
     _require_known(config.name)
     config = preprocessed(config)
-    parts = DATASETS[config.name](config)
+    parts, target = DATASETS[config.name](config), None
+    facts, resize = facts_of(parts), _resize_of(parts.train)
+    fingerprint = facts.fingerprint
+    if config.domains is not None:
+        (parts, target), fingerprint = divide_domains(parts, config), domain_mark(fingerprint, config)
     everything, test, classes, notes = parts[:4]
     if len(classes) < 2:
         raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs two at least")
@@ -108,12 +109,14 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     size = image_size_of(height, width)
     _check_form(config, channels, size)
     mean, std = channel_statistics(train) if config.mean is None or config.std is None else (config.mean, config.std)
-    facts = facts_of(parts)
     return Splits(
-        train, val, test, classes, channels, size, mean, std, facts.fingerprint, facts=facts, notes=notes,
-        resize=everything.fit.name if isinstance(everything, FolderSplit) else "none",
-        held_out=_held_out(parts, len(train), learned, len(val), config),
+        train, val, test, classes, channels, size, mean, std, fingerprint, facts=facts, notes=notes, resize=resize,
+        held_out=_held_out(parts, len(train), learned, len(val), config), target=target,
     )  # fmt: skip
+
+
+def _resize_of(split: Split) -> str:
+    return split.fit.name if isinstance(split, FolderSplit) else "none"
 
 
 def _held_out(parts: Parts, train: int, learned: int, val: int, config: DataConfig) -> str:
@@ -195,7 +198,7 @@ def _check_form(config: DataConfig, channels: int, found: ImageSize) -> None:
     if config.image_size is not None and config.image_size != found:
         raise DataError(
             f"data.image_size: images of {config.name!r} are {size_text(found)}, not {size_text(config.image_size)} "
-            f"pixels; only a folder of images is resized, so leave it out"
+            f"pixels; only digits and a folder of images are resized, so leave it out"
         )
     if config.channels is not None and config.channels != channels:
         raise DataError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qkd.config import DataConfig
+from qkd.data.domains import channels_in
 from qkd.data.loading.load import load_splits
 from qkd.image_size import ImageSize
 
@@ -29,7 +30,6 @@ PUBLISHED = {
     "cifar10": ImageShape(10, 3, 32),
     "cifar100": ImageShape(100, 3, 32),
     "digits": ImageShape(10, 1, 8),
-    "digits32": ImageShape(10, 1, 32),
     "fashion-mnist": ImageShape(10, 1, 28),
     "mnist": ImageShape(10, 1, 28),
     "svhn": ImageShape(10, 3, 32),
@@ -51,6 +51,7 @@ def image_shape(config: DataConfig) -> ImageShape:
         OSError: If a file of the set cannot be read.
     """
     if config.name in PUBLISHED:
-        return PUBLISHED[config.name]
+        shape = PUBLISHED[config.name]
+        return replace(shape, channels=channels_in(config.domains or {}, shape.channels))
     splits = load_splits(config, seed=0)
     return ImageShape(len(splits.classes), splits.channels, splits.image_size)

@@ -66,7 +66,8 @@ def mode_seeking_loss(images: Tensor, latents: Tensor) -> Tensor:
         latents: :math:`z`, shape ``[batch, ...]``.
 
     Returns:
-        A scalar, shape ``[]``, positive; ``1e5`` where the images of both halves are equal.
+        A scalar, shape ``[]``, positive; ``1e5`` where the images of both halves are equal, and, without a gradient,
+        where their latents are.
 
     Raises:
         ValueError: If the batches differ, or are not even.
@@ -80,7 +81,9 @@ def mode_seeking_loss(images: Tensor, latents: Tensor) -> Tensor:
     """
     _check_halves(images, len(latents))
     far, near = (_mean_distance(both) for both in (images, latents))
-    return 1 / (far / near.clamp_min(torch.finfo(near.dtype).tiny) + MODE_EPSILON)
+    is_apart = ~(near <= 0)
+    ratio = torch.where(is_apart, far, 0) / torch.where(is_apart, near, 1)
+    return 1 / (ratio + MODE_EPSILON)
 
 
 def exponential_increment(loss: Tensor, reference: Tensor | float, *, limit: float = 20.0) -> Tensor:

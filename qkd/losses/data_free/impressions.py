@@ -13,6 +13,7 @@ COMPATS = ("paper", "released")
 LEAST_CONCENTRATION = 1e-4
 
 
+@in_full_precision
 def class_similarity(class_weights: Tensor) -> Tensor:
     r"""Return how alike classes are to a teacher: cosines of its last layer's weights, as a whole in ``[0, 1]``.
 
@@ -40,6 +41,7 @@ def class_similarity(class_weights: Tensor) -> Tensor:
     return _to_unit_range(cosines, cosines.min(), cosines.max())
 
 
+@in_full_precision
 def dirichlet_concentrations(similarity: Tensor, *, beta: float = 1.0, compat: str = "paper") -> Tensor:
     r"""Return the concentrations of the Dirichlet distribution that each class's targets are drawn from.
 

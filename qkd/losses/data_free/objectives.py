@@ -31,6 +31,7 @@ class RdskdLoss(NamedTuple):
     diversity: Tensor
 
 
+@in_full_precision
 def rdskd_generator_loss(
     images: Tensor,
     teacher_logits: Tensor,
@@ -66,6 +67,7 @@ def rdskd_generator_loss(
     return RdskdLoss(grown[0] + grown[1] + diversity, authenticity, balance, diversity)
 
 
+@in_full_precision
 def dafl_generator_loss(
     teacher_logits: Tensor,
     teacher_feature: Tensor,
@@ -103,6 +105,7 @@ def dafl_generator_loss(
     )
 
 
+@in_full_precision
 def mskd_generator_loss(
     images: Tensor, latents: Tensor, teacher_logits: Tensor, teacher_feature: Tensor, *, diversity_weight: float = 1.0
 ) -> Tensor:
@@ -126,6 +129,7 @@ def mskd_generator_loss(
     return dafl_generator_loss(teacher_logits, teacher_feature) + diversity_weight * mode_seeking_loss(images, latents)
 
 
+@in_full_precision
 def dfq_generator_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -165,6 +169,7 @@ def dfq_generator_loss(
     )
 
 
+@in_full_precision
 def gdfq_generator_loss(
     teacher_logits: Tensor, labels: Tensor, statistics: Tensor, *, statistics_weight: float = 0.1
 ) -> Tensor:
@@ -188,6 +193,7 @@ def gdfq_generator_loss(
     return cross_entropy_loss(teacher_logits, labels) + statistics_weight * statistics
 
 
+@in_full_precision
 def gdfq_student_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,

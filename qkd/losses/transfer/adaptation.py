@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from qkd.losses.logits import cross_entropy_loss, soft_target_loss
+from qkd.losses.stable import in_full_precision
 
 FIRST_SHARE, LAST_SHARE = 0.1, 0.9
 
@@ -57,6 +58,7 @@ def discrepancy_weight(progress: float) -> float:
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
+@in_full_precision
 def adapting_teacher_loss(source_logits: Tensor, labels: Tensor, discrepancy: Tensor, *, progress: float) -> Tensor:
     r"""Return the teacher's part of the joint loss: source labels, and features that do not tell domains apart.
 
@@ -81,6 +83,7 @@ def adapting_teacher_loss(source_logits: Tensor, labels: Tensor, discrepancy: Te
     return (1 - share) * (cross_entropy_loss(source_logits, labels) + weight * discrepancy)
 
 
+@in_full_precision
 def adapted_student_loss(
     student_source: Tensor,
     student_target: Tensor,

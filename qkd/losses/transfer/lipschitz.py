@@ -79,7 +79,7 @@ def lipschitz_loss(
     check_feature_lists(student_stages, teacher_stages, least=2)
     student = lipschitz_constants(student_stages, iterations=iterations)
     teacher = lipschitz_constants([given(one) for one in teacher_stages], iterations=iterations).to(student)
-    steep = teacher > 0
+    steep = ~(teacher <= 0)  # what is not a number stays, for the training loop to find
     relative = torch.where(steep, (student - teacher) / torch.where(steep, teacher, 1), torch.zeros_like(student))
     return relative.square().sum() / len(relative)
 

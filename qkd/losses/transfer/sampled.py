@@ -224,6 +224,10 @@ def _logits(feature: Tensor, weights: Tensor, bias: Tensor | None, classes: Tens
             f"needs features [batch, features] and weights [classes, features], got {tuple(feature.shape)} and "
             f"{tuple(weights.shape)}"
         )
+    if classes.device.type == "cpu" and not 0 <= int(classes.min()) <= int(classes.max()) < len(weights):
+        raise ValueError(f"drawn classes must be 0 to {len(weights) - 1}, as there are weights, got {classes.tolist()}")
+    if bias is not None and bias.shape != weights.shape[:1]:
+        raise ValueError(f"needs a bias a class, {tuple(weights.shape[:1])}, got {tuple(bias.shape)}")
     rows = functional.embedding(classes, weights, sparse=True)  # its gradient has drawn rows only
     logits = feature @ rows.T
     return logits if bias is None else logits + functional.embedding(classes, bias[:, None], sparse=True)[:, 0]

@@ -12,6 +12,10 @@ from qkd.config import PhaseConfig, RunConfig, TrainConfig
 from qkd.roles.learner import StudentRole
 from qkd.roles.phases import Distillation
 from qkd.run.folder import RunFolder
+from qkd.run.identity import differences, identity
+
+FLOAT = "student_float"  # manifest of the training
+_WITHOUT_SAY = ("student.quant.", "teacher.run")  # keys that do not change a float net's training
 
 
 class DataFreeFloatRole(StudentRole):
@@ -37,6 +41,19 @@ class DataFreeFloatRole(StudentRole):
     def details(self) -> Mapping[str, Any]:
         """Return further keys of its result."""
         return {"weight_bits": None, "act_bits": None, "start": "random", "view": "same"}
+
+
+def is_same_twin(one: RunConfig, other: RunConfig) -> bool:
+    """Return whether two runs whose images come from one generator or pool have the same float student.
+
+    Args:
+        one: Config of a run.
+        other: Likewise; their students may differ in widths, and in the low-bit training.
+    """
+    if one.student_start != "float" or other.student_start != "float":
+        return False
+    then, now = (identity(_float_config(config).model_dump(mode="json", warnings=False)) for config in (one, other))
+    return all(key.startswith(_WITHOUT_SAY) for key in differences(then, now))
 
 
 def _float_config(config: RunConfig) -> RunConfig:

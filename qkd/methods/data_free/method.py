@@ -9,10 +9,11 @@ from typing import cast
 import torch
 
 from qkd.config import RunConfig
-from qkd.config.data_free import ADVERSARIAL, GENERATOR, NOISE, POOL, DataFreeConfig
+from qkd.config.data_free import GENERATOR, GROWING, NOISE, POOL, DataFreeConfig
 from qkd.data import Splits
 from qkd.methods.data_free.checks import config_faults, require_teacher_fits
-from qkd.methods.data_free.float_twin import DataFreeFloatRole
+from qkd.methods.data_free.float_twin import FLOAT, DataFreeFloatRole, is_same_twin
+from qkd.methods.data_free.inverting.growing import GrowingPool, GrowingSource
 from qkd.methods.data_free.inverting.pooling import FOLDER as POOL_FOLDER
 from qkd.methods.data_free.inverting.pooling import PoolRole, load_pool
 from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
@@ -39,7 +40,7 @@ from qkd.training import Partner
 from qkd.training.assembly import WEIGHTS, Context, Role
 from qkd.training.job import Job, Source
 
-ADVERSARY = "generator"  # names its tensors in checkpoints
+ADVERSARY, GROWN = "generator", "growing_pool"  # name their tensors in checkpoints
 
 
 class DataFree(Method):
@@ -54,6 +55,7 @@ class DataFree(Method):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self._adversary: Adversary | None = None
+        self._growing: GrowingPool | None = None
         self._pool: Pool | None = None  # a training asks for it twice: for calibration, and for its batches
 
     @property
@@ -94,14 +96,17 @@ class DataFree(Method):
             net = load_generator(context.run, settings, splits).to(device)
             asks = KINDS[settings.method].condition != "none"
             return Generated(net, latent=settings.latent, classes=len(splits.classes), device=device, asks=asks)
-        return self._opponent()
+        return self._grown() if settings.family == GROWING else self._opponent()
 
     def source(self, context: Context) -> Callable[[Job], Source]:
         """Return what makes the student's batches."""
         settings, agent = self.settings, self.config.student.agent
-        if settings.family == ADVERSARIAL:
+        if settings.learns_along:
             opponent = self._opponent()
             return lambda job: AdversarialSource(job, opponent, images=settings.images_per_epoch, agent=agent)
+        if settings.family == GROWING:
+            pool = self._grown()
+            return lambda job: GrowingSource(job, pool, images=settings.images_per_epoch, agent=agent)
         synthesis, teacher = self.synthesis(context), load_guide(context.run).to(context.device)
         return lambda job: MadeSource(job, synthesis, teacher, images=settings.images_per_epoch, agent=agent)
 
@@ -120,15 +125,26 @@ class DataFree(Method):
         """Return the float net that the student starts from: distilled from made images, too."""
         return DataFreeFloatRole(role)
 
+    def taken_over(self) -> tuple[str, ...]:
+        """Return the manifest of what makes the images, where it is made once for students of all widths."""
+        return (NAME,) if self.settings.made_once else ()
+
     def borrow(self, run: RunFolder, source: Path, progress: Progress) -> None:
-        """Copy the generator or the pool of the run whose teacher is taken, where it has the same settings."""
+        """Copy the generator or the pool of the run whose teacher is taken, where it has the same settings.
+
+        With it the float student that a student of the same net starts from: widths do not enter its training.
+        """
         theirs, own = stored_config(source), self.settings
-        other = theirs.student.data_free
+        other, there = theirs.student.data_free, RunFolder(theirs, source.resolve())
         if not own.made_once or other is None or other.origin() != own.origin() or theirs.seed != run.config.seed:
             return
-        if RunFolder(theirs, source.resolve()).is_complete(NAME):
-            run.adopt(NAME, source)
-            progress.say(f"{NAME}: that of {source}, copied; nothing is trained")
+        if not there.is_complete(NAME):
+            return
+        run.adopt(NAME, source)
+        progress.say(f"{NAME}: that of {source}, copied; nothing is trained")
+        if there.is_complete(FLOAT) and is_same_twin(theirs, run.config):
+            run.adopt(FLOAT, source)
+            progress.say(f"float student: that of {source}, copied; nothing is trained")
 
     def made_from(self, run: RunFolder) -> Mapping[str, Path]:
         """Return the files of what makes the images, by their path in the run folder."""
@@ -138,19 +154,20 @@ class DataFree(Method):
             files = sorted((folder / POOL_FOLDER).glob("batch_*.npz"))
         return {path.relative_to(run.path).as_posix(): path for path in files}
 
-    # a generator that learns along
+    # what is made while the student learns
 
     def prepare(self, lesson: Lesson) -> None:
-        """Build a generator that plays against the student, where the method has one."""
-        settings = self.settings
-        if settings.family != ADVERSARIAL:
+        """Build a generator that learns along, or a pool that grows, where the method has one."""
+        settings, device = self.settings, next(lesson.student.parameters()).device
+        teacher = Watched(lesson.teacher)
+        if settings.family == GROWING:
+            self._growing = GrowingPool(teacher, lesson.student, settings, lesson.splits, self.config.seed, device)
+            self.partners = (Partner(GROWN, self._growing.grown),)
+        if not settings.learns_along:
             return
-        device = next(lesson.student.parameters()).device
         net = TrainedGenerator(build_generator(settings, lesson.splits, self.config.seed, NAME)).to(device).train()
         optimizer = torch.optim.Adam(net.parameters(), lr=settings.lr)
-        self._adversary = Adversary(
-            net, optimizer, Watched(lesson.teacher), lesson.student, settings, len(lesson.splits.classes)
-        )
+        self._adversary = Adversary(net, optimizer, teacher, lesson.student, settings, len(lesson.splits.classes))
         self.partners = (Partner(ADVERSARY, net, optimizer=optimizer),)
 
     def enter(self, lesson: Lesson, phase: object) -> None:  # noqa: ARG002
@@ -162,6 +179,11 @@ class DataFree(Method):
         if self._adversary is None:
             raise ValueError(f"student.data_free: the generator of {self.settings.method} is not prepared yet")
         return self._adversary
+
+    def _grown(self) -> GrowingPool:
+        if self._growing is None:
+            raise ValueError(f"student.data_free: the pool of {self.settings.method} is not prepared yet")
+        return self._growing
 
 
 def _pool_of(context: Context, settings: DataFreeConfig) -> Pool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qkd.config.data_free import ADVERSARIAL
+from qkd.config.data_free import NOISE
 from qkd.failures import UsageError
 from qkd.files import write_bytes
 from qkd.methods.data_free.making.pictures import seen_by_teacher
@@ -80,7 +80,7 @@ def generate_target(target: str, *, runs_dir: Path, out: Path, count: int = 16, 
     if settings is None:
         raise UsageError(f"{folder}: has no student.data_free, so it makes no images")
     rows = {f"epoch {epoch_of(path)}": read_sample(path)[:count] for path in _samples(run.path)}
-    if settings.family != ADVERSARIAL:  # its generator is thrown away with the training
+    if settings.made_once or settings.family == NOISE:  # what learns along is thrown away with the training
         rows["fresh"] = _fresh(run, count, seed)
     if not rows:
         raise UsageError(f"{folder}: has made no images yet: run `qkd distill` with its config first")

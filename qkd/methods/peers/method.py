@@ -11,6 +11,7 @@ from torch import nn
 from qkd.config import PeersConfig, PhaseConfig, RunConfig, TermConfig
 from qkd.methods.method import Lesson, Method, TappedStep
 from qkd.methods.peers.nets import adapters, build_peers, learners, peer_results
+from qkd.methods.peers.stem import SharedStem, lend
 from qkd.methods.peers.step import StudentEnsembleStep
 from qkd.training import Partner
 from qkd.training.assembly import Context
@@ -35,10 +36,14 @@ class Peers(Method):
 
     def prepare(self, lesson: Lesson) -> None:
         """Build the peers, and what brings their features to one shape."""
-        device, factor, taps = next(lesson.student.parameters()).device, self._section.lr_factor, self._section.taps
-        self._peers = build_peers(self.config, lesson.splits, lesson.weights, device)
-        self._learners = learners(self._peers, lesson.student, taps)
-        self._adapters = adapters(self._peers, lesson.net, taps, lesson.splits, seed=self.config.seed, device=device)
+        device, section = next(lesson.student.parameters()).device, self._section
+        self._peers, factor = build_peers(self.config, lesson.splits, lesson.weights, device), section.lr_factor
+        self._stem = SharedStem(lesson.student, section.stem) if section.stem else None
+        for peer in self._peers:
+            if self._stem is not None:
+                lend(self._stem, peer.model, peer.name)
+        self._learners = learners(self._peers, lesson.student, section)
+        self._adapters = adapters(self._peers, lesson.net, section, lesson.splits, seed=self.config.seed, device=device)
         maps = [Partner("peer_adapters", self._adapters, factor)] if len(self._adapters.maps) else []
         self.partners = (*(peer.partner(factor) for peer in self._peers), *maps)
         self.low_bit = tuple(peer.model for peer in self._peers if isinstance(peer.model, Student))
@@ -56,6 +61,8 @@ class Peers(Method):
             label_smoothing=self.config.student.train.label_smoothing,
             own=own,
             own_hold=nullcontext if own is None else own.tapped,
+            student=0 if section.leader == "student" else -1,
+            stem=self._stem,
         )
 
     def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:  # noqa: ARG002

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,11 +15,13 @@ from qkd.config import PeerConfig, PeersConfig, QuantConfig, RunConfig
 from qkd.data import Splits
 from qkd.methods.peers.step import Learner, PeerAdapters
 from qkd.nets import load_weights
-from qkd.nets.own.spelling import net_title
+from qkd.nets.own.spelling import net_title, spelled
 from qkd.roles.nets import blank_images, fresh_net, prepare_low_bit, start_head
 from qkd.terms.modules import feature_shapes
 from qkd.training import Partner, accuracy
 from quantizers import Student, quantizer_scales, settle
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _peer(
     weights: Path | None,
     device: torch.device,
 ) -> Peer:
-    net_name = peer.net or config.student_net
+    net_name = peer_net(config, peer)
     net = fresh_net(config, net_name, splits, name)
     if net_name == config.student_net and weights is not None:
         load_weights(net, weights, head=start_head(config))
@@ -91,6 +93,12 @@ def _peer(
     quant = peer_quant(config.student.quant, peer)
     model = net if quant is None else prepare_low_bit(quant, net, splits.image_shape)
     return Peer(peer, name, net_name, model.to(device), taps, shapes)
+
+
+def peer_net(config: RunConfig, peer: PeerConfig) -> str:
+    """Return the spelling of a peer's net: its own or the student's, with its width among the options."""
+    name = peer.net or config.student_net
+    return name if peer.width is None else spelled(name, {"width": peer.width})
 
 
 def peer_quant(student: QuantConfig, peer: PeerConfig) -> QuantConfig | None:
@@ -117,20 +125,20 @@ def tap_shapes(net: nn.Module, taps: Sequence[str], splits: Splits, role: str) -
     return tuple(shapes[tap] for tap in taps)
 
 
-def learners(peers: Sequence[Peer], student: nn.Module, taps: tuple[str, ...]) -> list[Learner]:
-    """Return the nets of a student ensemble as a step takes them: the peers, then the student."""
-    return [*(peer.learner() for peer in peers), _learner("student", student, taps)]
+def learners(peers: Sequence[Peer], student: nn.Module, section: PeersConfig) -> list[Learner]:
+    """Return the nets of a student ensemble as a step takes them: the peers and the student, the leader first."""
+    return _led([peer.learner() for peer in peers], _learner("student", student, section.taps), section)
 
 
 def adapters(
-    peers: Sequence[Peer], net: nn.Module, taps: Sequence[str], splits: Splits, *, seed: int, device: torch.device
+    peers: Sequence[Peer], net: nn.Module, section: PeersConfig, splits: Splits, *, seed: int, device: torch.device
 ) -> PeerAdapters:
-    """Return what brings all features to the shapes of the first peer's.
+    """Return what brings all features to the shapes of the leader's.
 
     Args:
         peers: At least one.
         net: The student's float net.
-        taps: The student's.
+        section: The config's, with the student's taps.
         splits: The images, for their shape.
         seed: The run's.
         device: Where to train.
@@ -138,8 +146,12 @@ def adapters(
     Raises:
         ValueError: If a tap names no module, or there is no adapter between two shapes.
     """
-    shapes = [*(peer.shapes for peer in peers), tap_shapes(net, taps, splits, "student")]
-    return PeerAdapters(shapes, seed=seed).to(device)
+    own = tap_shapes(net, section.taps, splits, "student")
+    return PeerAdapters(_led([peer.shapes for peer in peers], own, section), seed=seed).to(device)
+
+
+def _led(peers: list[T], student: T, section: PeersConfig) -> list[T]:
+    return [student, *peers] if section.leader == "student" else [*peers, student]
 
 
 def peer_results(

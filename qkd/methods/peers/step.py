@@ -16,6 +16,7 @@ from qkd.losses.checks import check_temperature, check_weight
 from qkd.losses.features import build_adapter
 from qkd.losses.stable import in_full_precision, widened
 from qkd.methods.ensemble.average import mean_logits
+from qkd.methods.peers.stem import SharedStem
 from qkd.seeding import global_stream
 from qkd.terms.step import second_labels
 from qkd.terms.taps import Taps
@@ -166,14 +167,15 @@ def _key(net: int, tap: int) -> str:
 class StudentEnsembleStep:
     """A training step for the run's student and its peers on one batch.
 
-    Deviation: the published nets share their stem (first convolution and batch norm); ours share nothing, so that the
-    student is exported unchanged, and each net may have its own grid.
+    Published for nets that differ in width and share their stem (first convolution and batch norm): ``stem``. Nets that
+    differ in bit width (full precision, 8, 4 and 2 bits in one training, each of the same topology, so that no adapter
+    is needed) are ours; they may share nothing, so that each has its own grid from the image on.
 
-    Published for nets that differ in width; nets that differ in bit width (full precision, 8, 4 and 2 bits in one
-    training, each of the same topology, so that no adapter is needed) are ours.
+    Deviation: adapters are in the optimizer from the first step; the released code makes them on the way, and moves
+    them from the second epoch on, at half the rate.
 
     Args:
-        learners: Net 0 first, the run's student last.
+        learners: Net 0 first, whose features are the goal; one of them is the run's student.
         adapters: Of their features.
         temperature: As for :func:`student_ensemble_loss`.
         label_weight: Likewise.
@@ -182,6 +184,8 @@ class StudentEnsembleStep:
         label_smoothing: Likewise.
         own: The student's forward pass with its further terms (a teacher's, say); absent: it has none.
         own_hold: Context that ``own`` needs (hooks).
+        student: Place of the run's student among the learners: -1, or 0 where the others follow it.
+        stem: What all of them share; absent: nothing.
 
     Raises:
         ValueError: If a tap names no module, or the nets have different numbers of taps.
@@ -199,11 +203,14 @@ class StudentEnsembleStep:
         label_smoothing: float = 0.0,
         own: Step | None = None,
         own_hold: Callable[[], AbstractContextManager[object]] = nullcontext,
+        student: int = -1,
+        stem: SharedStem | None = None,
     ) -> None:
         counts = {learner.name: len(learner.taps) for learner in learners}
         if len(set(counts.values())) > 1:
             raise ValueError(f"peers: every net needs the same number of taps, got {counts}")
-        self._learners, self._adapters = tuple(learners), adapters
+        self._learners, self._adapters, self._stem = tuple(learners), adapters, stem
+        self._student = student % len(self._learners)
         self._own, self._own_hold = own, own_hold
         self._taps = [
             Taps(one.net, dict.fromkeys(one.taps), translate=one.tap_paths, role=one.name) for one in learners
@@ -228,9 +235,7 @@ class StudentEnsembleStep:
 
     def __call__(self, batch: Batch) -> StepResult:
         """Return loss, terms and the student's logits for a batch; each peer's accuracy on it as a fact."""
-        logits = [widened(learner.net(batch.images)) for learner in self._learners[:-1]]
-        own = self._student(batch)
-        logits.append(widened(own.logits))
+        logits, own = self._logits(batch)
         seen = [taps.take() for taps in self._taps]
         features = [
             self._adapters([widened(found[path]) for path in learner.taps], net) if net else
@@ -241,13 +246,28 @@ class StudentEnsembleStep:
         terms = {"labels": loss.labels, "features": loss.features, "ensemble": loss.ensemble}
         right = {
             f"{learner.name}_accuracy": (one.detach().argmax(1) == batch.labels).double().mean()
-            for learner, one in zip(self._learners[:-1], logits, strict=False)
-        }
+            for place, (learner, one) in enumerate(zip(self._learners, logits, strict=True)) if place != self._student
+        }  # fmt: skip
         total = loss.total if self._own is None else loss.total + own.loss
         return StepResult(total, {**terms, **own.terms}, own.logits, facts=right)
 
-    def _student(self, batch: Batch) -> StepResult:
+    def _logits(self, batch: Batch) -> tuple[list[Tensor], StepResult]:
+        """Return the logits of all nets in their order, and the student's own result."""
+        if self._stem is not None:  # the student runs first, and its stem is what the others read
+            with self._stem.kept():
+                own = self._own_result(batch)
+                peers = self._peers(batch)
+        else:
+            peers, own = self._peers(batch), self._own_result(batch)
+        peers.insert(self._student, widened(own.logits))
+        return peers, own
+
+    def _peers(self, batch: Batch) -> list[Tensor]:
+        others = [one for place, one in enumerate(self._learners) if place != self._student]
+        return [widened(learner.net(batch.images)) for learner in others]
+
+    def _own_result(self, batch: Batch) -> StepResult:
         if self._own is not None:
             return self._own(batch)
-        logits = self._learners[-1].net(batch.images)
+        logits = self._learners[self._student].net(batch.images)
         return StepResult(torch.zeros((), device=logits.device), {}, logits)

@@ -19,6 +19,7 @@ from qkd.agents import (
     build_agent,
     save_schedule,
 )
+from qkd.agents.agent import agent_of_schedule
 from qkd.config import AgentConfig
 
 MEAN = (0.49, 0.48, 0.45)
@@ -165,3 +166,25 @@ def test_a_cpu_generator_gives_the_same_batch_on_the_gpu(name: str, tmp_path: Pa
     )
     assert on_gpu.device.type == "cuda"
     assert torch.equal(on_cpu, on_gpu.cpu())
+
+
+@pytest.mark.parametrize(("crop_offsets", "last"), [("all", 4), ("released", 3)])
+def test_crop_offsets(crop_offsets: str, last: int) -> None:
+    """All 2p + 1 places of a crop are drawn; role-kd's released code never draws the last one."""
+    agent = build_agent(
+        AgentConfig(policy="crop", crop_padding=2, crop_offsets=crop_offsets),  # type: ignore[arg-type]
+        epochs=1, mean=(0.0,),
+    )  # fmt: skip
+    shown = torch.zeros(600, 1, 9, 9, dtype=torch.uint8)
+    shown[:, :, 4, 4] = 255  # a point in the middle shows where the window was
+    seen = agent(shown, generator=torch.Generator().manual_seed(0), epoch=0)
+    rows, columns = seen[:, 0].flatten(1).argmax(1) // 9, seen[:, 0].flatten(1).argmax(1) % 9
+    for place in (rows, columns):
+        assert sorted({6 - int(one) for one in place}) == list(range(last + 1))
+    assert ("never at the last offset" in agent.describe()) == (crop_offsets == "released")
+
+
+def test_a_found_schedule_crops_as_the_config_says() -> None:
+    config = AgentConfig(policy="search", crop_padding=2, crop_offsets="released", flip=False)
+    agent = agent_of_schedule(Schedule((Segment(1, Policy()),)), config, epochs=1, mean=(0.0,))
+    assert agent.leaves_last and agent.padding == 2 and agent.cutmix == 0

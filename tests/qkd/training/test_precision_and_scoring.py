@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from qkd.config import DataConfig
 from qkd.data import normalize
+from qkd.report.caveats import accuracy_caveats
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training import accuracy, choose_precision, cpu_threads
 from qkd.training.precision import choose_device
+from quantizers import QuantSpec, batch_statistics, calibrate, freeze_batch_norm, prepare
 from quantizers.modes import evaluating
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -94,3 +97,67 @@ def test_every_module_gets_its_mode_back() -> None:
         assert not any(module.training for module in net.modules())
         raise KeyError
     assert net.training and net.stem[1].training and not net.left.training and not net.left[1].training
+
+
+# --- role-kd as released: batch norm on each batch's own statistics
+
+
+def _by_batches(net: nn.Module, size: int) -> float:
+    """Return the accuracy by hand: training mode, full batches alone."""
+    splits = synthetic_splits()
+    raw, labels = splits.test.batch(torch.arange(len(splits.test) // size * size), "cpu")
+    parts = normalize(raw, splits.mean, splits.std).split(size)
+    right = torch.cat([net(part).argmax(1) for part in parts]) == labels
+    return right.double().mean().item()
+
+
+@pytest.mark.parametrize("size", [6, 10])
+def test_scores_on_the_statistics_of_batches(size: int) -> None:
+    torch.manual_seed(0)
+    net, splits = TinyNet(), synthetic_splits()
+    twin = copy.deepcopy(net).train()
+    before = copy.deepcopy(net.state_dict())
+    data = DATA.model_copy(update={"batch_statistics": size})
+    found = accuracy(net.eval(), splits.test, splits, data, CPU)
+    assert found == pytest.approx(_by_batches(twin, size)), "of 32 images, those in full batches"
+    assert all(torch.equal(before[name], one) for name, one in net.state_dict().items())
+    assert not any(module.training for module in net.modules())
+    with pytest.raises(ValueError, match="one full batch of 64 images at least, got 32"):
+        accuracy(net, splits.test, splits, DATA.model_copy(update={"batch_statistics": 64}), CPU)
+
+
+def test_a_students_scores_on_the_statistics_of_batches() -> None:
+    """Its layers leave the deployed arithmetic, drop-out stays off, and it is the same behind the score."""
+    torch.manual_seed(0)
+    splits = synthetic_splits()
+    images = normalize(splits.train.batch(torch.arange(16), "cpu")[0], splits.mean, splits.std)
+    student = prepare(TinyNet(dropout=0.5), QuantSpec(weight_bits=4, act_bits=4), images)
+    calibrate(student, images)
+    freeze_batch_norm(student)
+    before, out = copy.deepcopy(student.state_dict()), student.eval()(images)
+    with batch_statistics(student), torch.no_grad():
+        first, second = student(images), student(images)
+    assert torch.equal(first, second) and not torch.equal(first, out)
+    twin = copy.deepcopy(student)
+    freeze_batch_norm(twin, False)
+    twin.train()
+    for module in twin.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    torch.testing.assert_close(first, twin(images).detach(), atol=1e-4, rtol=0)  # the last layer's bias is rounded
+    assert torch.equal(student(images), out)
+    assert all(torch.equal(before[name], one) for name, one in student.state_dict().items())
+
+
+def test_dropout_of_float_nets_stays_off() -> None:
+    net = TinyNet(dropout=0.5)
+    with batch_statistics(net):
+        assert net.get_submodule("stem.1").training and not net.get_submodule("dropout").training
+    assert net.training
+
+
+def test_a_report_says_whose_statistics_scores_have() -> None:
+    found = {"student": {"test_accuracy": 0.5, "chance_accuracy": 0.1, "batch_statistics": 128}}
+    assert any("statistics of each batch of 128 test images" in line for line in accuracy_caveats(found, 100_000))
+    del found["student"]["batch_statistics"]
+    assert not any("statistics" in line for line in accuracy_caveats(found, 100_000))

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qkd.losses import cmi_inversion_loss, contrastive_loss
-from qkd.methods.data_free.inverting.inversions import Best, Inverted, Inverter, descend
+from qkd.data import Splits
+from qkd.losses import cmi_inversion_loss, contrastive_loss, decision_adversarial_loss
+from qkd.methods.data_free.inverting.inversions import Best, Inverted, Inverter, descend, low_bit_loss
 from qkd.methods.data_free.inverting.views import cropped, flipped, shifted
 from qkd.methods.data_free.making.generating import build_generator
-from qkd.methods.data_free.making.kinds import weights_of
 from qkd.methods.data_free.making.watching import Seen
 from qkd.seeding import global_stream, stream
 
@@ -23,7 +23,7 @@ DEVIATION = 0.02  # of the weights that a generator begins with
 
 
 class Contrast(Inverter):
-    """Inversion through a generator, with contrast."""
+    """Inversion through a generator, with contrast; against a student also where it differs, of one decision."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:
         """Return a batch; head, its optimizer and the bank continue from the batch before."""
@@ -36,21 +36,21 @@ class Contrast(Inverter):
         best = Best()
         for _ in range(self.settings.pool_steps):
             images = generator(latents, labels)
-            whole = self.teacher(flipped(shifted(images, self._padding, draws), draws))
+            shown = flipped(shifted(images, padding_of(self.splits), draws), draws)
+            whole = self.teacher(shown)
             part = self.teacher(flipped(cropped(images, LEAST_AREA, draws), draws))
             views = _features(part), _features(whole)
-            loss = cmi_inversion_loss(
-                whole.logits, labels, whole.statistics(), memory.contrast(*views),
-                **weights_of(self.settings.method, self.settings.weights),
-            )  # fmt: skip
-            if best.offer(loss, images):
+            contrast, answer = memory.contrast(*views), None if self.rival is None else self.rival(shown)
+
+            def total(logits: Tensor | None, whole: Seen = whole, contrast: Tensor = contrast) -> Tensor:
+                opposed = None if logits is None else decision_adversarial_loss(logits, whole.logits)
+                return cmi_inversion_loss(whole.logits, labels, whole.statistics(), contrast, opposed, **self.weights())
+
+            loss = total(None if answer is None else answer.logits)
+            if best.offer(loss, images, low_bit=low_bit_loss(total, answer)):
                 kept = tuple(one.detach() for one in views)
             descend(loss, memory.optimizer, moving)
-        return Inverted(best.images, memory.state(kept), best.loss)
-
-    @property
-    def _padding(self) -> int:
-        return max(1, min(self.splits.image_shape[1:]) // 8)
+        return Inverted(best.images, memory.state(kept), best.loss, best.low_bit)
 
     def _features(self) -> int:
         return sum(norm.num_features for norm in self.teacher.norms)
@@ -62,6 +62,11 @@ class Contrast(Inverter):
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.weight.normal_(0, DEVIATION)
         return net.to(self.device).train()
+
+
+def padding_of(splits: Splits) -> int:
+    """Return by how many pixels a global view is shifted at most: an eighth of the side."""
+    return max(1, min(splits.image_shape[1:]) // 8)
 
 
 class _Memory:

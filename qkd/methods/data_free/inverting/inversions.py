@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from qkd.data import Splits
 from qkd.losses import class_similarity, data_impression_loss, deep_inversion_loss, dirichlet_concentrations
 from qkd.methods.data_free.inverting.views import rolled
 from qkd.methods.data_free.making.kinds import weights_of
-from qkd.methods.data_free.making.watching import Watched
+from qkd.methods.data_free.making.rival import Answer, Rival
+from qkd.methods.data_free.making.watching import Seen, Watched
 from qkd.seeding import derive, stream
 
 JITTER = 2  # pixels, of DeepInversion's rolls
@@ -28,11 +30,13 @@ class Inverted:
         images: Normalized, float32, shape ``[batch, channels, height, width]``.
         state: Arrays that the next batch is made from, by name.
         loss: At its best step.
+        low_bit_loss: The same against the low-bit student, where the images were made against its float weights.
     """
 
     images: Tensor
     state: dict[str, np.ndarray]
     loss: float
+    low_bit_loss: float | None = None
 
 
 class Inversion(Protocol):
@@ -48,9 +52,15 @@ class Best:
 
     def __init__(self) -> None:
         self.loss, self.images = float("inf"), torch.empty(0)
+        self.low_bit: float | None = None
 
-    def offer(self, loss: Tensor, images: Tensor) -> bool:
+    def offer(self, loss: Tensor, images: Tensor, *, low_bit: float | None = None) -> bool:
         """Keep images whose loss is less than any before; return whether it is.
+
+        Args:
+            loss: Shape ``[]``.
+            images: Of this step.
+            low_bit: The loss against the low-bit student, where another was reduced.
 
         Raises:
             FloatingPointError: If the loss is not finite.
@@ -62,15 +72,25 @@ class Best:
             )
         is_better = value < self.loss
         if is_better:
-            self.loss, self.images = value, images.detach().clone()
+            self.loss, self.images, self.low_bit = value, images.detach().clone(), low_bit
         return is_better
+
+
+@torch.no_grad()
+def low_bit_loss(total: Callable[[Tensor | None], Tensor], answer: Answer | None) -> float | None:
+    """Return a loss against the low-bit student; None where there is none, or it is what the loss is against."""
+    if answer is None or answer.low_bit is answer.logits:
+        return None
+    return float(total(answer.low_bit))
 
 
 def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
     """Move what optimizers hold against the gradient of a loss."""
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [one for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]]
+    # not `backward`: a student that the images are made against would get gradients, too
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     for optimizer in optimizers:
         optimizer.step()
 
@@ -85,6 +105,8 @@ class Inverter:
         splits: Shape of the images, classes, mean and standard deviation.
         seed: Of the run.
         device: Of the teacher.
+        rival: The student that images are made against; None where they are made for students of all kinds, or before
+            the first of its steps.
     """
 
     teacher: Watched
@@ -92,10 +114,15 @@ class Inverter:
     splits: Splits
     seed: int
     device: torch.device
+    rival: Rival | None = None
+
+    def weights(self) -> dict[str, Any]:
+        """Return the weights of the method's loss."""
+        return weights_of(self.settings.method, self.settings.weights)
 
 
 class DeepInversion(Inverter):
-    """Images from noise: a class, smoothness, the teacher's statistics."""
+    """Images from noise: a class, smoothness, the teacher's statistics; adaptive: and where a student differs."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
         """Return a batch; it depends on no other."""
@@ -103,14 +130,20 @@ class DeepInversion(Inverter):
         images = torch.randn(shape, generator=generator).to(self.device).requires_grad_()
         labels = (torch.arange(count) % len(self.splits.classes)).to(self.device)
         optimizer, best = torch.optim.Adam([images], lr=self.settings.lr), Best()
-        weights = weights_of(self.settings.method, self.settings.weights)
+        weights = self.weights()
+        if self.rival is None:
+            weights.pop("competition_weight", None)
         for _ in range(self.settings.pool_steps):
             view = rolled(images, min(JITTER, min(shape[2:]) // 4), generator)
-            seen = self.teacher(view)
-            loss = deep_inversion_loss(view, seen.logits, labels, seen.statistics(), **weights)
-            best.offer(loss, images)
+            seen, answer = self.teacher(view), None if self.rival is None else self.rival(view)
+
+            def total(logits: Tensor | None, view: Tensor = view, seen: Seen = seen) -> Tensor:
+                return deep_inversion_loss(view, seen.logits, labels, seen.statistics(), logits, **weights)
+
+            loss = total(None if answer is None else answer.logits)
+            best.offer(loss, images, low_bit=low_bit_loss(total, answer))
             descend(loss, optimizer)
-        return Inverted(best.images, {}, best.loss)
+        return Inverted(best.images, {}, best.loss, best.low_bit)
 
 
 class DataImpressions(Inverter):

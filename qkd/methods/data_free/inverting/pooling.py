@@ -18,7 +18,7 @@ from qkd.data import Splits
 from qkd.files import make_folder, read_json, write_json, write_text
 from qkd.methods.data_free.inverting.contrast import BANK as MOST_PAIRS
 from qkd.methods.data_free.inverting.contrast import Contrast
-from qkd.methods.data_free.inverting.inversions import DataImpressions, DeepInversion, Inversion
+from qkd.methods.data_free.inverting.inversions import DataImpressions, DeepInversion, Inversion, Inverted
 from qkd.methods.data_free.making.blind import sightless
 from qkd.methods.data_free.making.generating import NAME, judged, logits_of, origin_settings, teacher_marks
 from qkd.methods.data_free.making.kinds import KINDS
@@ -38,6 +38,35 @@ INVERSIONS: Mapping[str, Callable[[Watched, DataFreeConfig, Splits, int, torch.d
 }
 
 
+class BatchFiles:
+    """The files of a pool's batches: images, and what the next batch is made from.
+
+    Args:
+        place: Their folder.
+        count: How many there are in the end.
+    """
+
+    def __init__(self, place: Path, count: int) -> None:
+        self.place = place
+        self.files = [place / f"batch_{index:05d}.npz" for index in range(count)]
+
+    def write(self, index: int, made: Inverted, **facts: Any) -> None:
+        """Write a batch, whole or not at all."""
+        state = {_STATE + name: array for name, array in made.state.items()}
+        write_arrays(self.files[index], images=made.images.cpu().numpy(), loss=np.float64(made.loss), **facts, **state)
+
+    def state(self, index: int) -> dict[str, np.ndarray]:
+        """Return what a batch continues from, always read from files: the last one's state, the latest features."""
+        files = self.files[:index]
+        last = _state_of(files[-1]) if files else {}
+        if not set(BANKS) <= set(last):
+            return last
+        states: list[dict[str, np.ndarray]] = []
+        while files and sum(len(state[BANKS[0]]) for state in states) < MOST_PAIRS:
+            states.insert(0, _state_of(files.pop()))
+        return {**last, **{name: np.concatenate([state[name] for state in states]) for name in BANKS}}
+
+
 class PoolRole:
     """The inverted images of a run.
 
@@ -52,6 +81,7 @@ class PoolRole:
         self.context = Context(context.run, sightless(context.splits), context.device, context.progress)
         self.settings = settings
         self.name, self.folder, self.title = NAME, NAME, NAME
+        self.batches = BatchFiles(self.place, batches_of(settings))
 
     @property
     def place(self) -> Path:
@@ -91,33 +121,18 @@ class PoolRole:
         missing = [index for index, path in enumerate(files) if not path.exists()]
         with self.context.progress.track(len(missing), f"{settings.method}, batches", "batches") as tracker:
             for index in missing:
-                self._write(files[index], inversion, index)
+                self._write(inversion, index)
                 tracker.update(1)
         return [*files, self._origin, *self._shown(), self._metrics(files)]
 
     def files(self) -> list[Path]:
         """Return the files of its batches, whether they are there or not."""
-        count = -(-self.settings.pool_images // self.settings.batch_size)
-        return [self.place / f"batch_{index:05d}.npz" for index in range(count)]
+        return self.batches.files
 
-    def _write(self, path: Path, inversion: Inversion, index: int) -> None:
+    def _write(self, inversion: Inversion, index: int) -> None:
         started = time.monotonic()
-        left = self.settings.pool_images - index * self.settings.batch_size
-        made = inversion(index, min(self.settings.batch_size, left), self._state(index))
-        state = {_STATE + name: array for name, array in made.state.items()}
-        facts = {"loss": np.float64(made.loss), "seconds": np.float64(time.monotonic() - started)}
-        write_arrays(path, images=made.images.cpu().numpy(), **facts, **state)
-
-    def _state(self, index: int) -> dict[str, np.ndarray]:
-        """Return what a batch continues from, always read from files: the last one's state, the latest features."""
-        files = self.files()[:index]
-        last = _state_of(files[-1]) if files else {}
-        if not set(BANKS) <= set(last):
-            return last
-        states: list[dict[str, np.ndarray]] = []
-        while files and sum(len(state[BANKS[0]]) for state in states) < MOST_PAIRS:
-            states.insert(0, _state_of(files.pop()))
-        return {**last, **{name: np.concatenate([state[name] for state in states]) for name in BANKS}}
+        made = inversion(index, size_of(self.settings, index), self.batches.state(index))
+        self.batches.write(index, made, seconds=np.float64(time.monotonic() - started))
 
     @property
     def _origin(self) -> Path:
@@ -161,6 +176,16 @@ class PoolRole:
         details = {"method": settings.method, "about": KINDS[settings.method].about, "steps": steps, "seconds": seconds}
         write_json(path, {"role": NAME, **details, **judged(logits)})
         return path
+
+
+def batches_of(settings: DataFreeConfig) -> int:
+    """Return how many batches a pool has in the end."""
+    return -(-settings.pool_images // settings.batch_size)
+
+
+def size_of(settings: DataFreeConfig, index: int) -> int:
+    """Return how many images a batch has: the last one what is left."""
+    return min(settings.batch_size, settings.pool_images - index * settings.batch_size)
 
 
 def _state_of(path: Path) -> dict[str, np.ndarray]:

@@ -1,18 +1,19 @@
-"""A generator that plays against the student: it moves between the student's steps, inside the source of batches."""
+"""A generator that learns along: it moves between the student's steps, inside the source of batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from qkd.config import AgentConfig
-from qkd.config.data_free import DataFreeConfig
+from qkd.config.data_free import ADVERSARIAL, JOINT, DataFreeConfig
 from qkd.methods.data_free.making.generating import TrainedGenerator, sample_generator
 from qkd.methods.data_free.making.kinds import weights_of
 from qkd.methods.data_free.making.objectives import OBJECTIVES, Moment
+from qkd.methods.data_free.making.rival import Rival
 from qkd.methods.data_free.making.samples import is_sampled
 from qkd.methods.data_free.making.sources import MadeSource, draw_latents
 from qkd.methods.data_free.making.watching import Watched
@@ -23,8 +24,21 @@ from qkd.training.job import Batch, Job
 SAME_LATENTS = {"zskt"}  # the student's steps see the latents that the generator's step saw
 
 
+@dataclass(frozen=True)
+class Move:
+    """A step of a generator.
+
+    Args:
+        loss: Shape ``[]``.
+        images: That it was taken on, made before it.
+    """
+
+    loss: Tensor
+    images: Tensor
+
+
 class Adversary:
-    """The generator, its optimizer, and the nets that it plays between.
+    """A generator that learns along, its optimizer, and the nets that it plays between.
 
     Args:
         net: The generator, on its device.
@@ -44,8 +58,16 @@ class Adversary:
         settings: DataFreeConfig,
         classes: int,
     ) -> None:
-        self.net, self.optimizer, self.teacher, self.student = net, optimizer, teacher, student
+        self.net, self.optimizer, self.teacher = net, optimizer, teacher
+        self.rival = Rival(student, settings.student_for_generator)
         self.settings, self.classes = settings, classes
+
+    @property
+    def facts(self) -> dict[str, Tensor]:
+        """Return the last step's loss, shape ``[]``; against a student in float also that against the low-bit one."""
+        own, low_bit = self.net.references.clone().unbind()
+        is_shadow = self.settings.student_for_generator == "fp_shadow"
+        return {"generator": own, **({"generator_low_bit": low_bit} if is_shadow else {})}
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return images as the generator makes them now."""
@@ -57,25 +79,35 @@ class Adversary:
         device = self.net.references.device
         return draw_latents(count, self.settings.latent, self.classes, generator, device)
 
-    def learn(self, count: int, generator: torch.Generator) -> Tensor:
-        """Take a step of the generator; return its loss, shape ``[]``."""
+    def learn(self, count: int, generator: torch.Generator) -> Move:
+        """Take a step of the generator."""
         latents, labels = self.latents(count, generator)
         images = self.net(latents, labels)
-        seen, logits = self.teacher(images), self.student(images)
-        moment = Moment(images, latents, labels, seen, self.net.references, logits)
-        weights = weights_of(self.settings.method, self.settings.weights)
-        loss = OBJECTIVES[self.settings.method](moment, weights).loss
+        moment = Moment(images, latents, labels, self.teacher(images), self.net.references)
+        answer = self.rival(images) if self.settings.family == ADVERSARIAL else None
+        loss = self._loss(moment, None if answer is None else answer.logits)
         parameters = list(self.net.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.net.references[0] = loss.detach()  # shown with every step until the next one, also by a resumed training
-        return loss.detach()
+        with torch.no_grad():
+            told = loss if answer is None or answer.low_bit is answer.logits else self._loss(moment, answer.low_bit)
+            # shown with every step until the next one, also by a resumed training
+            self.net.references.copy_(torch.stack((loss.detach(), told.detach())))
+        return Move(loss.detach(), images.detach())
+
+    def _loss(self, moment: Moment, student_logits: Tensor | None) -> Tensor:
+        weights = weights_of(self.settings.method, self.settings.weights)
+        return OBJECTIVES[self.settings.method](replace(moment, student_logits=student_logits), weights).loss
 
 
 class AdversarialSource(MadeSource):
     """Images of a generator that learns along: before every ``student_steps`` steps of the student it takes one.
+
+    Where both learn jointly (DAFL as published), it takes one before each, and the student learns from the very images
+    of that step: the sum of both losses, back-propagated once, has the same two gradients, since the generator's loss
+    does not read the student, and the images are constants to the student's.
 
     A batch is made when the loop asks for it, behind the step (and the checkpoint) before, so that a training that is
     resumed finds the generator unchanged.
@@ -90,6 +122,9 @@ class AdversarialSource(MadeSource):
     def __init__(self, job: Job, adversary: Adversary, *, images: int, agent: AgentConfig) -> None:
         super().__init__(job, adversary, adversary.teacher.net, images=images, agent=agent)
         self._adversary = adversary
+        self._is_joint = adversary.settings.family == JOINT
+        self._every = 1 if self._is_joint else adversary.settings.student_steps
+        self._joint_images: Tensor | None = None
 
     def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
         """Yield the full batches of an epoch."""
@@ -99,26 +134,27 @@ class AdversarialSource(MadeSource):
                 job, own = self._job, self._adversary
                 sample_generator(own.net, own.settings, job.splits, job.seed, job.folder, epoch)
             self._play(epoch, step, size)
-            yield replace(next(made), facts={"generator": self._adversary.net.references[0].clone()})
+            yield replace(next(made), facts=self._adversary.facts)
 
     def drawn(self, epoch: int, step: int, size: int) -> tuple[Tensor, Tensor | None]:
-        """Return the images of a batch: of its own latents, or of those that the generator's step saw."""
-        every = self._adversary.settings.student_steps
-        place = step // every if self._adversary.settings.method in SAME_LATENTS else step
+        """Return the images of a batch: of its own latents, of the generator's step's latents, or of that step."""
+        if self._joint_images is not None:
+            return self._joint_images, None
+        place = step // self._every if self._adversary.settings.method in SAME_LATENTS else step
         return self._adversary.draw(size, self._stream("made", epoch, place))
 
     def _play(self, epoch: int, step: int, size: int) -> None:
-        every = self._adversary.settings.student_steps
-        if step % every:
+        if step % self._every:
             return
         same = self._adversary.settings.method in SAME_LATENTS
-        draws = self._stream("made" if same else "adversary", epoch, step // every)
+        draws = self._stream("made" if same else "adversary", epoch, step // self._every)
         torch.manual_seed(derive(self._job.seed, self._job.role, "adversary", epoch, step))  # drop-out of the student
-        loss = self._adversary.learn(size, draws)
-        if not bool(torch.isfinite(loss)):
+        move = self._adversary.learn(size, draws)
+        self._joint_images = move.images if self._is_joint else None
+        if not bool(torch.isfinite(move.loss)):
             raise TrainingError(
-                f"{self._job.role}: the generator's loss is {float(loss)} at epoch {epoch + 1}, step {step + 1}; lower "
-                f"student.data_free.lr or its weights, under another name",
+                f"{self._job.role}: the generator's loss is {float(move.loss)} at epoch {epoch + 1}, step {step + 1}; "
+                f"lower student.data_free.lr or its weights, under another name",
                 epoch=epoch + 1,
                 step=step + 1,
             )

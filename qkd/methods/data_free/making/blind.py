@@ -60,11 +60,11 @@ class NoImages:
 def blind(splits: Splits) -> Splits:
     """Return a data set without training and validation images: the shape, the classes, the test images."""
     shape = splits.image_shape
-    return replace(splits, train=NoImages(len(splits.train), shape), val=NoImages(0, shape), quiz=None)
+    return replace(splits, train=NoImages(len(splits.train), shape), val=NoImages(0, shape), quiz=None, target=None)
 
 
 def sightless(splits: Splits) -> Splits:
     """Return a data set without any image at all, test images included: for what is made before the student."""
     shape = splits.image_shape
     none = NoImages(0, shape)
-    return replace(splits, train=NoImages(len(splits.train), shape), val=none, test=none, quiz=None)
+    return replace(splits, train=NoImages(len(splits.train), shape), val=none, test=none, quiz=None, target=None)

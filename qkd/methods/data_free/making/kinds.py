@@ -62,6 +62,24 @@ KINDS: Mapping[str, Kind] = {
         {"adversarial_weight": 1.0, "statistics_weight": 1.0, "one_hot_weight": 1.0, "balance_weight": 20.0},
         needs_statistics=True,
     ),
+    "dafl_joint": Kind(
+        "DAFL (Chen et al. 2019), generator and student in one step, as published", _DAFL, needs_last_layer=True
+    ),
+    "adaptive_inversion": Kind(
+        "Adaptive DeepInversion (Yin et al. 2020): inversion against the student of the moment",
+        {"variation_weight": 2.5e-5, "statistics_weight": 10.0, "norm_weight": 0.0, "competition_weight": 1.0},
+        needs_statistics=True,
+    ),
+    "cmi_adversarial": Kind(
+        "CMI (Fang et al. 2021), with its decision-adversarial term",
+        {"statistics_weight": 1.0, "one_hot_weight": 0.5, "adversarial_weight": 0.5, "contrast_weight": 0.8},
+        needs_statistics=True,
+    ),
+    "fast_dfkd": Kind(
+        "Fast-DFKD (Fang et al. 2022): a generator that starts every batch where earlier ones taught it to",
+        {"statistics_weight": 10.0, "one_hot_weight": 0.5, "adversarial_weight": 1.0},
+        needs_statistics=True,
+    ),
 }
 
 

@@ -114,6 +114,7 @@ def _dfq(moment: Moment, weights: Weights) -> Objective:
 OBJECTIVES: Mapping[str, Callable[[Moment, Weights], Objective]] = {
     "rdskd": _rdskd,
     "dafl": _dafl,
+    "dafl_joint": _dafl,
     "mskd": _mskd,
     "gdfq": _gdfq,
     "generative": _generative,

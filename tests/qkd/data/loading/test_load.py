@@ -11,7 +11,6 @@ from sklearn.datasets import load_digits
 
 from qkd.config import DataConfig
 from qkd.data import DATASETS, DataError, MemorySplit, Splits, load_splits
-from qkd.data.sets import load_digits_splits
 
 
 def digits(seed: int = 0, **settings: object) -> Splits:
@@ -24,8 +23,7 @@ def keys(split: object) -> list[bytes]:
 
 
 def test_every_data_set_of_the_schema_is_known() -> None:
-    known = ["cifar10", "cifar100", "digits", "digits32", "fashion-mnist", "folder", "mnist", "npz", "svhn"]
-    assert sorted(DATASETS) == known
+    assert sorted(DATASETS) == ["cifar10", "cifar100", "digits", "fashion-mnist", "folder", "mnist", "npz", "svhn"]
 
 
 def test_digits_are_real_and_whole() -> None:
@@ -37,22 +35,6 @@ def test_digits_are_real_and_whole() -> None:
         for image, label in zip(source.images, source.target, strict=True)
     )
     assert sorted(keys(splits.train) + keys(splits.val) + keys(splits.test)) == expected
-
-
-def test_enlarged_digits_are_the_same_images_in_the_same_order() -> None:
-    """Four pixels for one each way, an eighth of the distance apart: checked by hand on one image."""
-    small, large = digits(val_fraction=0.0), load_splits(DataConfig(name="digits32", val_fraction=0.0), seed=0)
-    assert (large.channels, large.image_size, len(large.train), len(large.test)) == (1, 32, 1438, 359)
-    assert torch.equal(small.test.labels, large.test.labels)
-    (image,), (enlarged,) = (split.test.batch(torch.tensor([3]), "cpu")[0][:, 0].double() for split in (small, large))
-    rows = 0.875 * image[3] + 0.125 * image[4]
-    assert enlarged[14, 11] == (0.625 * rows[2] + 0.375 * rows[3]).round()
-    assert torch.equal(enlarged[0, ::31], image[0, ::7]), "corners are corners"
-
-
-def test_digits_are_enlarged_by_whole_multiples_only() -> None:
-    with pytest.raises(ValueError, match="multiple of 8 pixels, got side=12"):
-        load_digits_splits(12)
 
 
 def test_a_fifth_of_every_digit_is_tested() -> None:

@@ -183,7 +183,7 @@ def test_a_plain_pickle_is_refused(good: Path) -> None:
 
 
 def test_another_size_than_configured_is_refused(good: Path) -> None:
-    with pytest.raises(DataError, match="only a folder of images is resized"):
+    with pytest.raises(DataError, match="only digits and a folder of images are resized"):
         load(good, image_size=32)
 
 

@@ -16,16 +16,23 @@ FEW = {
     "rdskd": {"train": {"epochs": 2, "optimizer": "adamw", "lr": 1e-3}, "steps_per_epoch": 3},
     "deep_inversion": {"pool_images": 10, "pool_steps": 3, "lr": 0.05},
     "dfad": {"student_steps": 2},
+    "dafl_joint": {},
+    "adaptive_inversion": {"pool_images": 20, "pool_steps": 3, "lr": 0.05},
 }
-LIKE = {"dafl": "rdskd", "mskd": "rdskd", "gdfq": "rdskd", "generative": "rdskd", "zskd": "deep_inversion",
-        "cmi": "deep_inversion", "zskt": "dfad", "dfq": "dfad"}  # fmt: skip
+LIKE = {
+    "dafl": "rdskd", "mskd": "rdskd", "gdfq": "rdskd", "generative": "rdskd",
+    "zskd": "deep_inversion", "cmi": "deep_inversion",
+    "zskt": "dfad", "dfq": "dfad",
+    "cmi_adversarial": "adaptive_inversion", "fast_dfkd": "adaptive_inversion",
+}  # fmt: skip
+BATCHED = ("rdskd", "deep_inversion", "adaptive_inversion")  # those whose images come in batches of their own size
 
 
 def data_free(method: str, **changes: Any) -> dict[str, Any]:
     """Return a section ``student.data_free`` that takes a moment."""
     few = dict(FEW.get(LIKE.get(method, method), {}))
     sizes = {} if method == "noise" else {"latent": 8, "width": 8}
-    batch = {"batch_size": 8} if LIKE.get(method, method) in ("rdskd", "deep_inversion") else {}
+    batch = {"batch_size": 8} if LIKE.get(method, method) in BATCHED else {}
     return {"method": method, "images_per_epoch": 32, **sizes, **batch, **few, **changes}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from qkd.testing import synthetic_splits
 from qkd.training import loop
 
 pytestmark = pytest.mark.usefixtures("eager")
-FAST = ("noise", "rdskd", "deep_inversion", "dfad")  # one a family
+FAST = ("noise", "rdskd", "deep_inversion", "dfad", "dafl_joint", "adaptive_inversion")  # one a family
 METHODS = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in FAMILIES]
 Begin = Callable[[RunConfig], RunFolder]
 
@@ -195,6 +194,10 @@ def student_of(config: RunConfig, borrowed: Begin, name: str) -> dict[str, Tenso
         ("rdskd", generating.GeneratorStep, "__call__", 4),  # in the generator's second epoch
         ("cmi", pooling.PoolRole, "_write", 1),  # between two batches of the pool
         ("dfad", loop.Trainer, "_step", 3),  # between a generator's step and the next
+        ("dafl_joint", loop.Trainer, "_step", 3),
+        ("fast_dfkd", loop.Trainer, "_step", 2),  # a batch of the pool is made, the student's step is not
+        pytest.param("cmi_adversarial", loop.Trainer, "_step", 3, marks=pytest.mark.slow),
+        pytest.param("adaptive_inversion", loop.Trainer, "_step", 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(
@@ -264,12 +267,13 @@ def test_a_batch_continues_from_the_last_state_and_as_many_features_as_count(
         pooling.write_arrays(path, images=np.zeros(1), **banks, **{"state/head": np.array([number])})
     files[0].unlink()  # behind the features that count: it is not read
     monkeypatch.setattr(pooling, "MOST_PAIRS", 5)
-    pool: Any = SimpleNamespace(files=lambda: list(files))
-    state = pooling.PoolRole._state(pool, 3)
+    pool = pooling.BatchFiles(tmp_path, 4)
+    pool.files = files
+    state = pool.state(3)
     assert state["head"] == [2] and all(state[name][:, 0].tolist() == [1] * 3 + [2] * 3 for name in pooling.BANKS)
-    assert pooling.PoolRole._state(pool, 0) == {}
+    assert pool.state(0) == {}
     pooling.write_arrays(files[2], images=np.zeros(1))
-    assert pooling.PoolRole._state(pool, 3) == {}, "without features, only the last batch is read"
+    assert pool.state(3) == {}, "without features, only the last batch is read"
 
 
 def test_the_best_images_are_a_copy() -> None:

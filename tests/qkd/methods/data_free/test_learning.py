@@ -134,7 +134,7 @@ def test_an_adversary_teaches(method: str) -> None:
 
     def play(step: int) -> None:
         if step % 3 == 0:
-            assert adversary.learn(64, stream(0, "adversary", step)).isfinite()
+            assert adversary.learn(64, stream(0, "adversary", step)).loss.isfinite()
 
     STUDENT.append(student)
     try:

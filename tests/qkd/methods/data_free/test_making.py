@@ -132,7 +132,7 @@ def test_every_objective_moves_its_generator(method: str) -> None:
 
 
 def test_every_generator_and_weight_has_a_place() -> None:
-    of_generators = {name for name, family in FAMILIES.items() if family in ("generator", "adversarial")}
+    of_generators = {name for name, family in FAMILIES.items() if family in ("generator", "adversarial", "joint")}
     assert set(OBJECTIVES) == of_generators
     assert weights_of("dafl", {"balance_weight": 2})["balance_weight"] == 2
 

@@ -1,0 +1,159 @@
+"""Compares strategies of federated training: accuracy by round and by bytes, float and W4A4, and a low-bit upload.
+
+    python benchmarks/federated.py --seeds 0 1 data.name=npz data.path=fashion-mnist
+    python benchmarks/federated.py --config configs/digits/federated/fedgen.yaml --out /tmp/federated --seeds 0 \
+        federated.rounds=4
+
+Every run is ``qkd federate`` with the same config, division of the images, clients of each round and start; strategy
+and precision differ. A row ``fedavg, codes`` sends codes and scales in place of shadow weights. Test images are scored
+every few rounds, and nothing is chosen by them: what counts is the last round. Complete runs are not run again, others
+resume. Extra ``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stage_runs import environment, public, run_command, spread
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/fashion-mnist/federated.yaml"
+STRATEGIES = ("fedavg", "fedprox", "feddistill", "fedgen")
+OTHERS = ["federated.latent_weight=10.0"]  # the default again: strategies refuse what they do not read
+FLOAT, LOW_BIT, CODES = "float", "W4A4", "W4A4, codes"
+KINDS = {
+    FLOAT: ["federated.precision=float"],
+    LOW_BIT: ["federated.precision=low_bit"],
+    CODES: ["federated.precision=low_bit", "federated.upload=codes"],
+}
+
+
+def rows_of(strategies: Sequence[str]) -> list[tuple[str, str]]:
+    """Return strategy and kind of each row; the low-bit upload is measured with the first strategy."""
+    pairs = [(strategy, kind) for kind in (FLOAT, LOW_BIT) for strategy in strategies]
+    return [*pairs, (strategies[0], CODES)]
+
+
+def run_name(strategy: str, kind: str, seed: int) -> str:
+    """Return the name of a run folder."""
+    return f"{strategy}-{kind.lower().replace(', ', '-')}-seed{seed}"
+
+
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the recorded rounds of a run; none where it is not complete."""
+    file = folder / "federated" / "rounds.json"
+    return list(json.loads(file.read_text())["rounds"]) if file.is_file() else []
+
+
+def row(strategy: str, kind: str, folders: Sequence[Path], failed: dict[str, str]) -> dict[str, Any]:
+    """Return what the runs of all seeds came to."""
+    runs = [rounds for folder in folders if (rounds := rounds_of(folder))]
+    results = [json.loads((folder / "student" / "result.json").read_text()) for folder in folders if rounds_of(folder)]
+    scored = [[one for one in rounds if "test_accuracy" in one] for rounds in runs]
+    return {
+        "strategy": strategy,
+        "kind": kind,
+        "final": spread([result["test_accuracy"] for result in results]),
+        "curve": [curve_point(points) for points in zip(*scored, strict=True)],
+        "failed": failed,
+    }
+
+
+def curve_point(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a round of all seeds: accuracy, and bytes so far (the same for all seeds)."""
+    first = points[0]
+    return {
+        "round": first["round"],
+        "bytes_down": first["total_bytes_down"],
+        "bytes_up": first["total_bytes_up"],
+        "test_accuracy": [round(point["test_accuracy"], 4) for point in points],
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean."""
+    return sum(values) / len(values)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as Markdown: test accuracy in percent after a fourth, a half and all of the rounds."""
+    head = [
+        "strategy",
+        "precision",
+        "first fourth",
+        "half",
+        "last round",
+        "up, MB",
+        "down, MB",
+        "per cent a MB sent up",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for one in rows:
+        curve = one["curve"]
+        if not curve:
+            lines.append(f"| {one['strategy']} | {one['kind']} |" + " - |" * (len(head) - 2))
+            continue
+        last = curve[-1]
+        at = [curve[max(0, round(share * len(curve)) - 1)] for share in (0.25, 0.5)]
+        final, spread_ = 100 * one["final"]["mean"], 100 * one["final"]["stdev"]
+        cells = [f"{100 * mean(point['test_accuracy']):.1f} (round {point['round']})" for point in at]
+        cells.append(f"{final:.1f} +- {spread_:.1f}")
+        cells += [f"{last[key] / 1e6:.1f}" for key in ("bytes_up", "bytes_down")]
+        cells.append(f"{final / (last['bytes_up'] / 1e6):.2f}")
+        lines.append("| " + " | ".join([one["strategy"], one["kind"], *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write(args: argparse.Namespace, failed: dict[str, str]) -> None:
+    """Write what there is so far."""
+    rows = []
+    for strategy, kind in rows_of(args.strategies):
+        names = [run_name(strategy, kind, seed) for seed in args.seeds]
+        own = {name: failed[name] for name in names if name in failed}
+        rows.append(row(strategy, kind, [args.runs_dir / name for name in names], own))
+    facts = {
+        "what": "final: student after the last round, on all test images; curves: fractions, a value a seed",
+        "config": args.config,
+        "seeds": args.seeds,
+        "overrides": public(args.overrides),
+        "environment": environment(),
+    }
+    args.out.with_suffix(".json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    args.out.with_suffix(".md").write_text(table(rows))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=CONFIG)
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/federated"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "federated")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", default=[])
+    args, rest = parser.parse_known_args(argv)
+    args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def main() -> None:
+    """Run everything that is not complete, seed by seed; write after each run."""
+    args = parse()
+    args.runs_dir.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    for seed in args.seeds:
+        for strategy, kind in rows_of(args.strategies):
+            name = run_name(strategy, kind, seed)
+            words = [f"name={name}", f"seed={seed}", f"federated.strategy={strategy}", *KINDS[kind]]
+            words += [*([] if strategy == "fedgen" else OTHERS), *args.overrides]
+            if why := run_command(["federate", args.config, *words], name, args.runs_dir):
+                failed[name] = why
+            write(args, failed)
+
+
+if __name__ == "__main__":
+    main()

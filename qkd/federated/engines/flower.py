@@ -1,0 +1,58 @@
+"""The engine under Flower: its simulation on Ray runs our clients, and the server stays in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from qkd.federated.engines.server import Server
+from qkd.federated.messages import Answer
+from qkd.progress import Progress
+from qkd.training import cpu_threads
+
+HINT = "install the extra: pip install 'qkd-toolkit[flower]', or use federated.engine=local"
+
+
+def run_flower(server: Server, progress: Progress, answer: Answer | None = None) -> None:
+    """Take the rounds that are left under Flower's simulation.
+
+    Clients are Ray actors, ``federated.workers`` at a time, each with one CPU and the run's threads (1 where the config
+    says none); they load the images themselves. What a round gives is what the local engine gives with as many threads.
+
+    Args:
+        server: Where the run stands; after each round it is saved.
+        progress: Where to say one line per round.
+        answer: A client's half: a config as JSON and an order give a reply; the run's own where absent. Ray sends it
+            to other processes, so it must be picklable.
+
+    Raises:
+        ImportError: If Flower or Ray is not installed.
+        FederationError: If every client of a round fails.
+        OSError: If a checkpoint cannot be written.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when Flower is imported
+    try:
+        from flwr.simulation import run_simulation
+
+        from qkd.federated.engines.flower_apps import answer_order, client_app, server_app
+    except ImportError as error:
+        raise ImportError(f"federated.engine is flower, but it cannot be imported ({error}); {HINT}") from error
+    settings, config = server.federation.settings, server.federation.config
+    if not server.rounds():
+        return
+    failures: list[BaseException] = []
+    with contextlib.redirect_stdout(sys.stderr), cpu_threads(config.threads or 1):  # stdout is for results
+        run_simulation(
+            server_app=server_app(server, progress, failures),
+            client_app=client_app(config.model_dump_json(), answer or answer_order),
+            num_supernodes=settings.clients,
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                "init_args": {"num_cpus": settings.workers},
+            },
+        )
+    if failures:
+        raise failures[0]
+    if server.rounds():
+        raise RuntimeError("Flower's simulation ended before the last round; its messages above say why")

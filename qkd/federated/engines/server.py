@@ -1,0 +1,140 @@
+"""The server of a federated run: rounds with what they cost, scores, and checkpoints; any engine drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from qkd.federated.federation import Federation
+from qkd.federated.messages import Order, Reply, tensor_bytes
+from qkd.federated.strategies import STRATEGIES
+from qkd.progress import Progress
+from qkd.training.checkpoint import Checkpoint, CheckpointStore
+from qkd.training.evaluate import accuracy
+from qkd.training.state import fill
+from qkd.units import percent
+
+MODEL, STRATEGY = "model/", "strategy/"  # prefixes in a checkpoint
+
+
+class Server:
+    """The global net, the strategy, and the record of each round.
+
+    An engine calls, for each round, ``configure_train``, ``aggregate_train``, ``configure_evaluate``,
+    ``aggregate_evaluate`` (as Flower's strategies are called) and ``close_round``.
+
+    Args:
+        federation: The run.
+        store: Where a checkpoint is written after each round.
+        progress: Where to warn of clients that failed.
+    """
+
+    def __init__(self, federation: Federation, store: CheckpointStore, progress: Progress) -> None:
+        self.federation, self.store, self.progress = federation, store, progress
+        self.strategy = STRATEGIES[federation.settings.strategy].server(federation)
+        self.model: dict[str, Tensor] = dict(federation.start)
+        self.rows: list[dict[str, Any]] = []
+        self._row: dict[str, Any] = {}
+
+    def resume(self) -> None:
+        """Go back to the last round that was closed, if there is one.
+
+        Raises:
+            ValueError: If the checkpoint is of another run.
+        """
+        checkpoint = self.store.load()
+        if checkpoint is None:
+            return
+        tensors = checkpoint.tensors
+        self.model = {name: tensors[MODEL + name] for name in self.model}
+        self.strategy.restore(
+            {name.removeprefix(STRATEGY): tensor for name, tensor in tensors.items() if name.startswith(STRATEGY)}
+        )
+        self.rows = list(checkpoint.state["rows"])
+        self.progress.say(f"federated: resuming after round {self.rows[-1]['round']}")
+
+    def rounds(self) -> range:
+        """Return the rounds that are left."""
+        first = self.rows[-1]["round"] + 1 if self.rows else self.federation.first_round
+        return range(first, self.federation.settings.rounds + 1)
+
+    def configure_train(self, server_round: int) -> list[Order]:
+        """Return what the clients of a round are asked."""
+        orders = self.strategy.configure_train(server_round, self.model)
+        self._row = {
+            "round": server_round,
+            "clients": [order.client for order in orders],
+            "bytes_down": sum(tensor_bytes(order.tensors) for order in orders),
+        }
+        return orders
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Reply]) -> None:
+        """Take the clients' answers as the new global net.
+
+        Raises:
+            FederationError: If every client failed.
+        """
+        answers = list(replies)
+        silent = {*self._row["clients"]} - {reply.client for reply in answers}
+        answers += [Reply(client, error="it did not answer") for client in sorted(silent)]
+        made = self.strategy.aggregate_train(server_round, answers)
+        self.model = made.model
+        for client, why in made.dropped.items():
+            self.progress.warn(f"round {server_round}: client {client} is left out: {why}")
+        self._row |= {
+            "bytes_up": sum(tensor_bytes(reply.tensors) for reply in answers),
+            "weights": {str(client): share for client, share in made.weights.items()},
+            "dropped": {str(client): why for client, why in made.dropped.items()},
+            **made.metrics,
+        }
+
+    def configure_evaluate(self, server_round: int) -> list[Order]:
+        """Return what clients are asked to score."""
+        orders = self.strategy.configure_evaluate(server_round, self.model)
+        self._row["evaluation_bytes_down"] = sum(tensor_bytes(order.tensors) for order in orders)
+        return orders
+
+    def aggregate_evaluate(self, server_round: int, replies: Sequence[Reply]) -> None:
+        """Take the clients' scores; who failed to score is left out."""
+        for reply in replies:
+            if reply.error:
+                self.progress.warn(f"round {server_round}: client {reply.client} did not score: {reply.error}")
+        self._row |= self.strategy.aggregate_evaluate(server_round, replies)
+
+    def close_round(self, server_round: int) -> str:
+        """Score the global net on the test images where it is due, record the round, save; return a line about it."""
+        if self.strategy.is_scored(server_round):
+            self._row["test_accuracy"] = self._score()
+        self.rows.append(self._row)
+        tensors = {MODEL + name: tensor for name, tensor in self.model.items()}
+        tensors |= {STRATEGY + name: tensor for name, tensor in self.strategy.state().items()}
+        self.store.save(server_round, Checkpoint(tensors, {"rows": self.rows}))
+        return round_line(self.rows[-1], self.federation.settings.rounds)
+
+    def _score(self) -> float:
+        federation, net = self.federation, self.strategy.net
+        fill(net, self.model)
+        found = accuracy(
+            net, federation.splits.test, federation.splits, federation.config.data, federation.device
+        )  # fmt: skip
+        if found is None:
+            raise ValueError("the data set has no test images, so there is nothing to score by; add some")
+        return found
+
+
+def round_line(row: dict[str, Any], rounds: int) -> str:
+    """Return a round in one line.
+
+    Args:
+        row: Of the record.
+        rounds: How many there are.
+    """
+    name = f"round {row['round']}/{rounds}" if row["round"] else "calibration by clients"
+    parts = [f"{len(row['weights'])} of {len(row['clients'])} clients"]
+    parts += [f"loss {row['loss']:.4f}"] if "loss" in row else []
+    parts += [f"{key.removesuffix('_accuracy')} {percent(row[key])}" for key in ("val_accuracy", "test_accuracy")
+              if key in row]  # fmt: skip
+    parts.append(f"{row['bytes_down'] / 1e6:.2f} MB down, {row['bytes_up'] / 1e6:.2f} MB up")
+    return f"{name}: {', '.join(parts)}"

@@ -1,0 +1,86 @@
+"""The last linear layer of a net, as FedGen feeds it latents in place of features."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.layers import QuantLinearBn
+from quantizers.modes import evaluating
+
+
+class NoHeadError(ValueError):
+    """A net whose logits no linear layer gives, so that there is nothing to feed latents to."""
+
+
+def head_path(net: nn.Module, images: Tensor) -> str:
+    """Return the path of the linear layer whose output is a float net's.
+
+    Args:
+        net: In float.
+        images: Of the size that it takes, shape ``[batch, channels, height, width]``.
+
+    Raises:
+        NoHeadError: If there is none: the net ends with something else, or its last layer reads no ``[batch,
+            features]``.
+    """
+    given: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = [
+        module.register_forward_hook(lambda _, inputs, output, path=path: given.__setitem__(path, (inputs[0], output)))
+        for path, module in net.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with evaluating(net), torch.no_grad():
+            logits = net(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, (read, output) in given.items():
+        if output is logits and read.dim() == 2:
+            return path
+    *_, last = [name for name, _ in net.named_modules()]
+    raise NoHeadError(
+        f"federated.strategy fedgen feeds latents to the linear layer that gives the logits, but this net has none "
+        f"(it ends with {last or 'itself'}); use a net that ends with one, or fedavg, fedprox or feddistill"
+    )
+
+
+class Head(nn.Module):
+    """The last layer of a net, with the quantizer that its input goes through in a low-bit student.
+
+    Args:
+        layer: The net's own module, shared with it.
+    """
+
+    def __init__(self, layer: nn.Linear | QuantLinearBn) -> None:
+        super().__init__()
+        self.quantizer = layer.source if isinstance(layer, QuantLinearBn) else nn.Identity()
+        self.layer = layer
+
+    @classmethod
+    def of(cls, net: nn.Module, path: str) -> Head:
+        """Return the head of a net, float or low-bit, that has its last layer at a path.
+
+        Raises:
+            NoHeadError: If there is no linear layer.
+        """
+        layer = dict(net.named_modules()).get(path)
+        if not isinstance(layer, (nn.Linear, QuantLinearBn)):
+            raise NoHeadError(f"{path}: no linear layer, found {type(layer).__name__}")
+        return cls(layer)
+
+    @property
+    def features(self) -> int:
+        """Return the size of a latent."""
+        return int(self.layer.in_features)
+
+    def frozen_copy(self) -> Head:
+        """Return an independent head whose parameters get no gradient; latents do."""
+        return copy.deepcopy(self).requires_grad_(False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Map latents ``[batch, features]`` to logits ``[batch, classes]``."""
+        return self.layer(self.quantizer(latents))  # type: ignore[no-any-return]

@@ -1,0 +1,187 @@
+"""What a strategy of federated training is, for server and client; the base is federated averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qkd.federated.averaging import State, average_states
+from qkd.federated.federation import Federation
+from qkd.federated.messages import MODEL, Order, Reply, Task, prefixed
+from qkd.losses import cross_entropy_loss
+
+NOT_FINITE = "its update holds NaN or an infinity"
+
+
+class FederationError(RuntimeError):
+    """A round that cannot be finished: no client is left."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What a round of training came to.
+
+    Args:
+        model: State of the global net.
+        weights: Client -> its share of the average.
+        dropped: Client -> why it has none.
+        metrics: Name -> number: means over the clients, and what the strategy adds.
+    """
+
+    model: dict[str, Tensor]
+    weights: dict[int, float]
+    dropped: dict[int, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Objective:
+    """What a client minimizes in a round: here the cross-entropy of its images.
+
+    Args:
+        federation: The run.
+        net: The client's, with the global weights.
+        order: What the server sent.
+    """
+
+    def __init__(self, federation: Federation, net: nn.Module, order: Order) -> None:
+        self.federation, self.net, self.order = federation, net, order
+
+    def loss(self, logits: Tensor, labels: Tensor, step: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of a step.
+
+        Args:
+            logits: Of a batch of the client's images, in training mode.
+            labels: Their classes.
+            step: Of the round, from 0.
+        """
+        return cross_entropy_loss(logits, labels)
+
+    def report(self) -> dict[str, Tensor]:
+        """Return what is uploaded beside the net, after the last step."""
+        return {}
+
+
+class Strategy:
+    """The server's half: whom it asks, with what, and what it makes of the answers. The base is FedAvg.
+
+    The four methods have the names of Flower's strategies (message API), with our values in place of its messages.
+
+    Args:
+        federation: The run.
+
+    References:
+        McMahan et al., `Communication-Efficient Learning of Deep Networks from Decentralized Data
+        <https://arxiv.org/abs/1602.05629>`_, 2017, algorithm 1.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.net = federation.net()  # the server's own: decodes uploads, scores
+        self.upload = federation.upload(self.net)
+
+    # what Flower's strategies have, too
+
+    def configure_train(self, server_round: int, model: State) -> list[Order]:
+        """Return what the clients of a round are asked.
+
+        Args:
+            server_round: From 1; round 0 calibrates.
+            model: State of the global net.
+        """
+        task: Task = "train" if server_round else "calibrate"
+        tensors = prefixed(MODEL, model) | (self.sent(server_round) if server_round else {})
+        return [Order(client, task, server_round, tensors) for client in self.clients(server_round)]
+
+    def aggregate_train(self, server_round: int, replies: Sequence[Reply]) -> Aggregate:
+        """Return the average of what clients made, weighted by their images; those that failed have no weight.
+
+        Raises:
+            FederationError: If all of them failed.
+        """
+        replies = sorted(replies, key=lambda reply: reply.client)  # sums do not depend on who answers first
+        dropped = {reply.client: why for reply in replies if (why := self.fault(reply))}
+        kept = [reply for reply in replies if reply.client not in dropped]
+        if not kept:
+            why = "; ".join(f"client {client}: {text}" for client, text in dropped.items()) or "none was asked"
+            raise FederationError(f"round {server_round}: no client is left ({why})")
+        states = [self.upload.decode(reply.tensors) for reply in kept]
+        images = [reply.metrics["images"] for reply in kept]
+        shares = {reply.client: count / sum(images) for reply, count in zip(kept, images, strict=True)}
+        metrics = _means(kept, list(shares.values()))
+        if server_round:
+            metrics |= self.learn(server_round, kept, states)
+        return Aggregate(average_states(states, images), shares, dropped, metrics)
+
+    def configure_evaluate(self, server_round: int, model: State) -> list[Order]:
+        """Return what clients are asked to score: those of the round that have validation images."""
+        if not self.is_scored(server_round):
+            return []
+        asked = [client for client in self.clients(server_round) if len(self.federation.val_parts[client])]
+        return [Order(client, "evaluate", server_round, prefixed(MODEL, model)) for client in asked]
+
+    def aggregate_evaluate(self, server_round: int, replies: Sequence[Reply]) -> dict[str, float]:  # noqa: ARG002
+        """Return the share of all validation images that are classified right; empty where nobody scored any."""
+        scored = sorted((reply for reply in replies if not reply.error), key=lambda reply: reply.client)
+        images = sum(reply.metrics["images"] for reply in scored)
+        return {"val_accuracy": sum(reply.metrics["right"] for reply in scored) / images} if images else {}
+
+    # what a strategy may change
+
+    def sent(self, server_round: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return what clients get beside the global net."""
+        return {}
+
+    def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:  # noqa: ARG002
+        """Learn from what clients sent, before it is averaged; return metrics.
+
+        Args:
+            server_round: From 1.
+            replies: Of clients that did not fail, by client.
+            states: Of their nets.
+        """
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the server keeps from round to round beside the global net."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state` gave.
+
+        Raises:
+            ValueError: If it is another strategy's.
+        """
+        if tensors:
+            raise ValueError(f"a checkpoint holds {', '.join(sorted(tensors)[:3])}, which this strategy does not have")
+
+    # for all of them
+
+    def clients(self, server_round: int) -> list[int]:
+        """Return the clients of a round, ascending: drawn afresh in each."""
+        settings = self.federation.settings
+        count = settings.clients_per_round or settings.clients
+        order = torch.randperm(settings.clients, generator=self.federation.stream("clients", server_round))
+        return sorted(order[:count].tolist())
+
+    def is_scored(self, server_round: int) -> bool:
+        """Tell whether the global net is scored after a round."""
+        settings = self.federation.settings
+        return server_round == settings.rounds or (server_round > 0 and server_round % settings.evaluate_every == 0)
+
+    def fault(self, reply: Reply) -> str:
+        """Return why a reply is of no use; empty where it is."""
+        if reply.error:
+            return reply.error
+        floats = (tensor for tensor in reply.tensors.values() if tensor.is_floating_point())
+        return "" if all(bool(torch.isfinite(tensor).all()) for tensor in floats) else NOT_FINITE
+
+
+def _means(replies: Sequence[Reply], shares: Sequence[float]) -> dict[str, float]:
+    names = {name for reply in replies for name in reply.metrics} - {"images"}
+    return {
+        name: sum(reply.metrics[name] * share for reply, share in zip(replies, shares, strict=True))
+        for name in sorted(names)
+    }

@@ -1,0 +1,115 @@
+"""What a client sends of its net: all of it in float, or low-bit weights as packed codes with their scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from qkd.federated.averaging import State
+from qkd.federated.messages import MODEL, below, prefixed
+from qkd.training.state import fill
+from quantizers import Student, quant_layers
+
+CODES = "codes/"
+
+
+class FloatUpload:
+    """The whole state, unchanged."""
+
+    def encode(self, net: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors of a reply.
+
+        Args:
+            net: The client's, after its training.
+        """
+        return prefixed(MODEL, {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()})
+
+    def decode(self, tensors: Mapping[str, Tensor]) -> State:
+        """Return the state in the tensors of a reply."""
+        return below(MODEL, tensors)
+
+
+class CodesUpload(FloatUpload):
+    """Weights as codes: of each layer the codes, as many bits each as the grid has, and its scales in float.
+
+    Lost is where a shadow weight stands within its code's cell (up to half a step) and by how much it is clipped: the
+    server averages dequantized weights. All else of the state (biases, batch norm, scales) is sent in float.
+
+    Args:
+        student: Low-bit, of the clients' kind; the server's own, whose state is overwritten by :meth:`decode`.
+    """
+
+    def __init__(self, student: Student) -> None:
+        self._student = student
+
+    def encode(self, net: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors of a reply: packed codes in place of the weights.
+
+        Args:
+            net: The client's student, after its training.
+        """
+        tensors = super().encode(net)
+        for name, layer in quant_layers(net).items():
+            codes, quant = layer.integers()[0], layer.quant
+            tensors.pop(f"{MODEL}{name}.weight")
+            shifted = (codes.cpu() - quant.low_code).long().flatten()
+            tensors[f"{CODES}{name}"] = pack(shifted, code_bits(quant.low_code, quant.high_code))
+        return tensors
+
+    def decode(self, tensors: Mapping[str, Tensor]) -> State:
+        """Return the state in the tensors of a reply, with dequantized weights in place of the shadow weights.
+
+        Raises:
+            ValueError: If the tensors are not of this student.
+        """
+        rest, layers = below(MODEL, tensors), quant_layers(self._student)
+        own = self._student.state_dict()
+        weights = {f"{name}.weight": own[f"{name}.weight"] for name in layers}
+        fill(self._student, {**weights, **rest})
+        for name, layer in layers.items():
+            quant, weight = layer.quant, own[f"{name}.weight"]
+            codes = unpack(
+                tensors[f"{CODES}{name}"], code_bits(quant.low_code, quant.high_code), weight.numel()
+            ) + quant.low_code  # fmt: skip
+            weights[f"{name}.weight"] = layer.weight_of_codes(codes.reshape(weight.shape))
+        return {name: rest[name] if name in rest else weights[name] for name in own}
+
+
+def code_bits(low: int, high: int) -> int:
+    """Return the bits that a code between two ends, both included, takes."""
+    return max(1, (high - low).bit_length())
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Return codes as bytes, ``bits`` bits each, the least significant bit first.
+
+    Args:
+        codes: Whole numbers, 0 to ``2**bits - 1``, int64, shape ``[n]``.
+        bits: Of a code, 1 to 8.
+
+    Returns:
+        uint8, ``ceil(n * bits / 8)`` bytes.
+    """
+    places = (codes[:, None] >> torch.arange(bits)) & 1
+    flat = places.flatten()
+    padded = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).reshape(-1, 8)
+    return (padded << torch.arange(8)).sum(1).to(torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Return the codes of :func:`pack`.
+
+    Args:
+        packed: Its result.
+        bits: Of a code.
+        count: Number of codes.
+
+    Raises:
+        ValueError: If there are not as many bytes as that takes.
+    """
+    if packed.dtype != torch.uint8 or packed.shape != (-(-count * bits // 8),):
+        raise ValueError(f"{count} codes of {bits} bits take {-(-count * bits // 8)} bytes, got {tuple(packed.shape)}")
+    flat = ((packed.long()[:, None] >> torch.arange(8)) & 1).flatten()[: count * bits]
+    return (flat.reshape(count, bits) << torch.arange(bits)).sum(1)

@@ -1,0 +1,55 @@
+"""What joint distillation and domain adaptation cannot be used with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qkd.config import DEFAULT_TERMS, RunConfig
+from qkd.data import Splits
+from qkd.data.domains import Unlabeled
+
+
+def config_faults(config: RunConfig) -> Iterator[str]:
+    """Yield what of a config does not fit the method, one line each with the key it is about."""
+    student, phases = config.student, config.student.phases
+    wrong = {
+        "data.domains: missing; student.adaptation needs a domain without labels (data.unseen_domain)": (
+            config.data.domains is None
+        ),
+        f"teacher.members: must be 1 with student.adaptation, got {config.teacher.members}: the features of one net "
+        f"are compared": config.teacher.members > 1,
+        "student.terms: student.adaptation brings its own loss; give `terms` to the phases without it, not here": (
+            student.terms != DEFAULT_TERMS
+        ),
+        f"student.view: must be `same` with student.adaptation, got `{student.view}`: both nets see the same images": (
+            student.view != "same"
+        ),
+        "student.agent: CutMix mixes labels, of which images of the unseen domain have none": bool(
+            student.agent.cutmix_probability
+        ),
+        "student.phases: meta and teacher_terms move the teacher, too; student.adaptation goes without them": any(
+            phase.meta is not None or phase.teacher_terms is not None for phase in phases
+        ),
+        "student.phases: every phase has its own `terms`, so none would adapt; leave them out of one": bool(phases)
+        and all(phase.terms is not None for phase in phases),
+        **{
+            f"student.{key}: goes with no student.adaptation: both bring a step or a teacher": value is not None
+            for key, value in dict(student).items()
+            if key in ("rotations", "peers", "auxiliary", "data_free")
+        },
+    }
+    return (fault for fault, is_there in wrong.items() if is_there)
+
+
+def require_target(splits: Splits) -> Unlabeled:
+    """Return the images of the unseen domain.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if splits.target is None or not len(splits.target):
+        raise ValueError(
+            "student.adaptation: the data set has no images of an unseen domain; set data.domains and "
+            "data.unseen_domain"
+        )
+    return splits.target

@@ -1,0 +1,87 @@
+"""Batches of two domains: labeled images of the seen ones, and as many of the other without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from qkd.data import Split, epoch_order, iterate, normalize
+from qkd.methods.adaptation.checks import require_target
+from qkd.seeding import stream
+from qkd.training.job import Batch, Job
+from qkd.training.source import ImageSource
+
+
+@dataclass(frozen=True)
+class PairedBatch(Batch):
+    """A batch with images of another domain.
+
+    Args:
+        target: These images, normalized, float32, shape ``[batch, channels, height, width]``.
+    """
+
+    target: Tensor | None = None
+
+
+def target_of(batch: Batch) -> Tensor:
+    """Return a batch's images of the unseen domain.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    found = batch.target if isinstance(batch, PairedBatch) else None
+    if found is None:
+        raise ValueError("the batch has no images of an unseen domain; student.adaptation needs a PairedSource")
+    return found
+
+
+class PairedSource:
+    """Training images with an agent, as any student's, and in each batch images of the unseen domain.
+
+    These are shuffled separately, and all are read before one comes again; the agent changes them as the others.
+
+    Args:
+        job: Its images, agent, seed, role and device.
+
+    Raises:
+        ValueError: If the images have no unseen domain.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._seen, self._target = job, ImageSource(job), require_target(job.splits)
+
+    @property
+    def images(self) -> int:
+        """Return how many labeled images an epoch has."""
+        return self._seen.images
+
+    def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
+        """Yield the full batches of an epoch, beginning with step ``first``, of ``size`` images of each domain."""
+        seen, target = self._seen.batches(epoch, first, size), self._targets(epoch, first, size)
+        for batch, images in zip(seen, target, strict=True):
+            yield PairedBatch(**{field.name: getattr(batch, field.name) for field in fields(Batch)}, target=images)
+
+    def _targets(self, epoch: int, first: int, size: int) -> Iterator[Tensor]:
+        """Yield the images of the unseen domain of each step."""
+        job, steps = self._job, self.images // size
+        places = self._places((epoch * steps + first) * size, (epoch + 1) * steps * size)
+        part = cast(Split, self._target)  # but for its labels, which batches do without
+        raw = iterate(part, places, size, job.device, drop_last=True, workers=job.data.workers)
+        for step, (images, _) in enumerate(raw):
+            samples = places[step * size : (step + 1) * size]
+            generator = stream(job.seed, job.role, "augment target", epoch)
+            seen = job.agent(images, generator=generator, epoch=epoch, samples=samples)
+            yield normalize(seen, job.splits.mean, job.splits.std)
+
+    def _places(self, start: int, end: int) -> Tensor:
+        """Return which images are read, from the ``start``-th to before the ``end``-th of the whole training."""
+        count, job = len(self._target), self._job
+        laps = range(start // count, -(-end // count))
+        orders = [epoch_order(count, stream(job.seed, job.role, "target order", lap)) for lap in laps]
+        places = torch.cat([torch.empty(0, dtype=torch.int64), *orders])
+        offset = start // count * count
+        return places[start - offset : end - offset]

@@ -1,0 +1,216 @@
+"""A pool that grows while the student learns: each batch of images is made against the student of that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qkd.config import AgentConfig
+from qkd.config.data_free import DataFreeConfig
+from qkd.data import Splits
+from qkd.files import make_folder
+from qkd.methods.data_free.inverting.contrast import Contrast
+from qkd.methods.data_free.inverting.inversions import DeepInversion, Inversion, Inverted
+from qkd.methods.data_free.inverting.meta import MetaInversion
+from qkd.methods.data_free.inverting.pooling import BatchFiles, batches_of, load_pool, size_of
+from qkd.methods.data_free.making.generating import logits_of
+from qkd.methods.data_free.making.rival import Rival
+from qkd.methods.data_free.making.samples import SHOWN, is_sampled, to_pixels, write_sample
+from qkd.methods.data_free.making.sources import MadeSource, Pool
+from qkd.methods.data_free.making.watching import Watched
+from qkd.seeding import derive
+from qkd.training.job import Batch, Job
+from quantizers.modes import evaluating
+
+FOLDER = "pool"  # in the folder of the training
+WARM_UP = 0.1  # share of the batches without a student; Fast-DFKD's released settings have 20 of 220
+GROWING_INVERSIONS: Mapping[
+    str, Callable[[Watched, DataFreeConfig, Splits, int, torch.device, Rival | None], Inversion]
+] = {
+    "adaptive_inversion": DeepInversion,
+    "cmi_adversarial": Contrast,
+    "fast_dfkd": MetaInversion,
+}
+
+
+class Grown(nn.Module):
+    """How far a pool has grown, in every checkpoint of the training that it grows with."""
+
+    made: Tensor
+    losses: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("made", torch.zeros((), dtype=torch.int64))  # batches
+        self.register_buffer("losses", torch.zeros(2))  # of the last one; against the low-bit student
+
+
+class GrowingPool:
+    """Inverted images of which the later ones are made against the student.
+
+    The first ones, a tenth and one batch at least, are made without it: they also calibrate it.
+
+    Args:
+        teacher: Frozen; it has what the method reads.
+        student: What learns. It is in eval mode while images are made, as published, and nothing of it changes.
+        settings: Which method, with its weights.
+        splits: Shape of the images, classes, mean and standard deviation.
+        seed: Of the run.
+        device: Of the nets.
+    """
+
+    def __init__(
+        self,
+        teacher: Watched,
+        student: nn.Module,
+        settings: DataFreeConfig,
+        splits: Splits,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.teacher, self.student, self.settings, self.seed, self.device = teacher, student, settings, seed, device
+        self.splits = splits
+        self.count = batches_of(settings)
+        self.grown = Grown().to(device)
+        self.files: BatchFiles | None = None
+        self._parts: list[Tensor] = []
+        self._first: Inverted | None = None  # made before it is known where its file shall be
+        self._pool: Pool | None = None
+
+    @property
+    def warm_up(self) -> int:
+        """Return how many batches are made without the student."""
+        return max(1, round(WARM_UP * self.count))
+
+    @property
+    def facts(self) -> dict[str, Tensor]:
+        """Return the last batch's loss, shape ``[]``; against a student in float also that against the low-bit one."""
+        own, low_bit = self.grown.losses.clone().unbind()
+        is_shadow = self.settings.student_for_generator == "fp_shadow"
+        return {"inversion": own, **({"inversion_low_bit": low_bit} if is_shadow else {})}
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Return images of the present pool, each at most once where there are enough, and the teacher's classes.
+
+        One without images gets its first batch.
+        """
+        if not self._parts:
+            self._begin()
+        if self._pool is None:
+            images = torch.cat(self._parts)
+            self._pool = Pool(images, logits_of(self.teacher, images).argmax(1))
+        return self._pool.draw(count, generator)
+
+    def settle_in(self, folder: Path) -> None:
+        """Say where its batches are; a training that is resumed has the files of those that it had made.
+
+        Args:
+            folder: Of the training.
+        """
+        self.files = BatchFiles(make_folder(folder / FOLDER), self.count)
+
+    def grow(self, due: int) -> None:
+        """Make what is due of the pool by now; read what was made before an interruption.
+
+        Args:
+            due: Batches in all.
+
+        Raises:
+            FileNotFoundError: If the file of a batch that was made is gone.
+            ValueError: If one is damaged.
+        """
+        if self.files is None:
+            raise ValueError("a growing pool has no folder yet")
+        if not self._parts:
+            self._read(int(self.grown.made))
+        if self._first is not None:
+            self.files.write(0, self._first)
+            self._first = None
+        for index in range(len(self._parts), due):
+            made = self._made(index, self.files.state(index))
+            self.files.write(index, made)
+            self._add(made)
+
+    def newest(self) -> Tensor:
+        """Return some images of the last batch, uint8."""
+        return to_pixels(self._parts[-1][:SHOWN], self.splits.mean, self.splits.std)
+
+    def _begin(self) -> None:
+        self._first = self._made(0, {})
+        self._add(self._first)
+
+    def _read(self, made: int) -> None:
+        """Read the batches that a resumed training had; without any, or without the first one's file, make that."""
+        if self.files is None or made == 0 or not self.files.files[0].is_file():
+            self._begin()  # it depends on no student
+        first = len(self._parts)
+        if self.files is not None and made > first:
+            files = self.files.files[first:made]
+            if gone := [path for path in files if not path.is_file()]:
+                raise FileNotFoundError(
+                    f"{gone[0]} is gone: the checkpoint that is resumed goes with {made} batches of images; restore "
+                    f"it, or delete {self.files.place.parent} to train again"
+                )
+            self._parts += [load_pool([path]).to(self.device) for path in files]
+            self._pool = None
+
+    def _made(self, index: int, state: dict[str, np.ndarray]) -> Inverted:
+        rival = None if index < self.warm_up else Rival(self.student, self.settings.student_for_generator)
+        inverter = GROWING_INVERSIONS[self.settings.method](
+            self.teacher, self.settings, self.splits, self.seed, self.device, rival
+        )
+        torch.manual_seed(derive(self.seed, "growing pool", index))
+        with evaluating(self.student):
+            return inverter(index, size_of(self.settings, index), state)
+
+    def _add(self, made: Inverted) -> None:
+        self._parts.append(made.images.to(self.device))
+        self._pool = None
+        told = made.loss if made.low_bit_loss is None else made.low_bit_loss
+        with torch.no_grad():
+            self.grown.made.fill_(max(len(self._parts), int(self.grown.made)))
+            self.grown.losses.copy_(torch.tensor([made.loss, told]))
+
+
+class GrowingSource(MadeSource):
+    """Batches of a pool that grows, evenly over the training: the last of its batches is there for as long as any.
+
+    A batch of the pool is made behind the student's step (and the checkpoint) before, so that a training that is
+    resumed makes it again against the same student.
+
+    Args:
+        job: Its seed, role, agent, device and folder.
+        pool: What grows.
+        images: An epoch.
+        agent: Of the student.
+    """
+
+    def __init__(self, job: Job, pool: GrowingPool, *, images: int, agent: AgentConfig) -> None:
+        super().__init__(job, pool, pool.teacher.net, images=images, agent=agent)
+        self._pool = pool
+        pool.settle_in(job.folder)
+
+    def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
+        """Yield the full batches of an epoch."""
+        made, job, steps = super().batches(epoch, first, size), self._job, self.images // size
+        for step in range(first, steps):
+            self._pool.grow(due(self._pool.count, epoch * steps + step, job.config.epochs * steps))
+            if step == 0 and is_sampled(epoch, job.config.epochs):
+                write_sample(job.folder, epoch, self._pool.newest())
+            yield replace(next(made), facts=self._pool.facts)
+
+
+def due(count: int, step: int, steps: int) -> int:
+    """Return how many batches of a pool are there before a step: batch ``i`` comes before step ``i * steps // count``.
+
+    Args:
+        count: Batches in the end.
+        step: Of the training, from 0.
+        steps: Of the training.
+    """
+    return sum(index * steps // count <= step for index in range(count))

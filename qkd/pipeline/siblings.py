@@ -1,0 +1,87 @@
+"""Another width of a run's student: a run beside it, which takes over the teacher and what was made out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from qkd.config import RunConfig
+from qkd.failures import UsageError
+from qkd.methods.table import methods_of
+from qkd.nets.own.copies import same_net
+from qkd.progress import Progress
+from qkd.roles.stored import stored_config
+from qkd.run.folder import RunFolder
+from qkd.run.identity import differences, identity
+
+WIDTHS = "student.quant."  # what may differ
+
+
+def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
+    """Return the config of the run that is meant where its folder holds the same run at other widths.
+
+    So ``qkd run data-free.yaml student.quant.weight_bits=4``, called after ``qkd run data-free.yaml``, makes a second
+    student out of the first one's images: in another folder, named after the widths. This is done where a method
+    asks for it (:meth:`~qkd.methods.method.Method.taken_over`). Any other config is returned unchanged; where it is
+    another run than its folder holds, :meth:`~qkd.run.folder.RunFolder.open` says so.
+
+    Args:
+        config: The experiment.
+        runs_dir: Where run folders are kept.
+        progress: Where to say that it is another run.
+
+    Raises:
+        UsageError: If what is to be taken over is not finished in the first run.
+        ValueError: If the folder's config is damaged.
+    """
+    folder = runs_dir / config.name
+    if not (folder / "config.yaml").is_file():
+        return config
+    first = stored_config(folder)
+    changed = _changed(first, config)
+    if not changed or not all(key.startswith(WIDTHS) for key in changed):
+        return config
+    stages = next((found for one in methods_of(config) if (found := one.taken_over()) is not None), None)
+    if stages is None:
+        return config
+    _require(RunFolder(first, folder.resolve()), ("teacher", *stages))
+    name = f"{config.name}-{_suffix(config, changed)}"
+    progress.say(
+        f"{folder} has a student of other widths; this one is {runs_dir / name}, which takes over "
+        f"{' and '.join(('teacher', *stages))}: nothing of it is trained again"
+    )
+    teacher = config.teacher.model_copy(update={"run": folder.resolve()})
+    return config.model_copy(update={"name": name, "teacher": teacher})
+
+
+def _changed(first: RunConfig, config: RunConfig) -> Mapping[str, tuple[str, str]]:
+    """Return the keys that make them different runs: old and new value as text."""
+    then, now = (identity(one.model_dump(mode="json")) for one in (first, config))
+    nets = [key for key in then if key.endswith(".net") and same_net(str(then[key]), str(now.get(key)))]
+    for values in (then, now):
+        for key in nets:  # a copy in the run folder is the same net as the file that it was copied from
+            values.pop(key, None)
+    return differences(then, now)
+
+
+def _require(run: RunFolder, stages: tuple[str, ...]) -> None:
+    missing = {stage: why for stage in stages if (why := run.why_incomplete(stage))}
+    if missing:
+        found = ", ".join(f"{stage} ({why})" for stage, why in missing.items())
+        raise UsageError(
+            f"{run.path} is a run with other widths, and this student would take over {' and '.join(stages)}, but not "
+            f"all of it is finished: {found}; finish it first with `qkd run {run.path} --until distill`, or give this "
+            f"run another name (name=...), for which all of it is made again"
+        )
+
+
+def _suffix(config: RunConfig, changed: Mapping[str, tuple[str, str]]) -> str:
+    quant = config.student.quant
+    widths = f"w{quant.weight_bits}a{quant.act_bits}"
+    others = sorted(set(changed) - {f"{WIDTHS}weight_bits", f"{WIDTHS}act_bits"})
+    if not others:
+        return widths
+    text = json.dumps([[key, changed[key][1]] for key in others])
+    return f"{widths}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

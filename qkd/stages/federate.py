@@ -1,0 +1,142 @@
+"""The stages of a federated run: rounds of training, and the export of the global student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from export import Preprocessing, export_float
+from qkd.data import Splits, normalize
+from qkd.failures import UsageError
+from qkd.federated.engines import run_local
+from qkd.federated.engines.server import Server
+from qkd.federated.engines.worker import Worker
+from qkd.federated.federation import Federation
+from qkd.federated.report import FederatedReport, read_report, write_rounds
+from qkd.files import write_json
+from qkd.predicting.feeding import preprocessing_of, write_beside
+from qkd.progress import Progress
+from qkd.roles.images import run_images
+from qkd.roles.nets import load_float, load_student, net_facts, save_net, sizes_of
+from qkd.roles.outcome import score, write_outcome
+from qkd.roles.sample import write_run_sample
+from qkd.run.folder import RunFolder
+from qkd.stages.export import compare_file, export_student, judge_file, student_files, write_parity
+from qkd.training import cpu_threads
+from qkd.training.assembly import WEIGHTS
+from qkd.training.checkpoint import CheckpointStore
+from qkd.training.precision import choose_device
+from qkd.training.state import fill
+from quantizers import Student, settle
+
+FOLDER = "federated"
+
+
+def federate(run: RunFolder, progress: Progress) -> FederatedReport:
+    """Run the stages that are not complete; resume within the rounds.
+
+    Args:
+        run: Its folder, open; the config has a section ``federated``.
+        progress: Where to talk.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        UsageError: If the config has no such section.
+        ValueError: If data, net or settings cannot be used.
+        FederationError: If every client of a round fails.
+        export.ParityError: If the file is not proven to be the student.
+        OSError: If a file cannot be read or written.
+    """
+    if run.config.federated is None:
+        raise UsageError("the config has no section `federated`: use `qkd run`, or say there how clients train")
+    for name, stage in FEDERATED.items():
+        why = run.why_incomplete(name)
+        progress.stage(name, {"": "already complete", "not run": ""}.get(why, why))
+        if why:
+            with cpu_threads(run.config.threads):
+                stage(run, progress)
+    return read_report(run.path, run.config.name, run.config.federated.model_dump(mode="json"))
+
+
+def train(run: RunFolder, progress: Progress) -> None:
+    """Take every round (resuming); write ``federated/`` and ``student/``."""
+    device = choose_device(run.config.device)
+    splits = run_images(run, progress).to(device)
+    federation = Federation(run.config, splits, device)
+    folder = run.folder(FOLDER)
+    write_json(folder / "clients.json", {"classes": list(splits.classes), "images": federation.label_counts.tolist()})
+    store = CheckpointStore(folder / "checkpoint", progress.warn)
+    server = Server(federation, store, progress)
+    server.resume()
+    _drive(server, progress)
+    files = [folder / "clients.json", *write_rounds(folder, server.rows), *_save(run, server, splits)]
+    run.complete("federate", files)
+    store.clear()
+
+
+def _drive(server: Server, progress: Progress) -> None:
+    if server.federation.settings.engine == "local":
+        run_local(server, Worker(server.federation).answer, progress)
+        return
+    from qkd.federated.engines.flower import run_flower  # an extra
+
+    run_flower(server, progress)
+
+
+def _save(run: RunFolder, server: Server, splits: Splits) -> list[Path]:
+    """Settle the global net's scales, write it and score it once more: settling may move single codes."""
+    config, net = run.config, server.strategy.net
+    fill(net, server.model)
+    if isinstance(net, Student):
+        settle(net)
+    folder, settings = run.folder("student"), server.federation.settings
+    save_net(folder / WEIGHTS, net, net_facts(config.student_net, **sizes_of(splits)))
+    bits = {} if settings.precision == "float" else config.student.quant.model_dump(include={"weight_bits", "act_bits"})
+    details = {"start": config.student.weights and "weights" or "random", "rounds": settings.rounds, **bits}
+    outcome = score("student", config.student_net, net, splits, config.data, None, **details)
+    return [folder / WEIGHTS, write_outcome(folder, outcome)]
+
+
+def export(run: RunFolder, progress: Progress) -> None:
+    """Write ``export/``: the global student as ONNX, proven equal to it; a float net is written without proof."""
+    splits = run_images(run, progress)
+    folder, example = run.folder("export"), _example(splits)
+    preprocessing = preprocessing_of(run.config, splits, "student")
+    if run.config.federated is not None and run.config.federated.precision == "float":
+        files = _export_float(run, folder, example, preprocessing)
+    else:
+        files = _export_student(run, splits, folder, example, progress)
+    run.complete("export", [*files, *write_beside(folder, preprocessing_of(run.config, splits))],
+                 [run.path / "student" / WEIGHTS])  # fmt: skip
+
+
+def _export_float(run: RunFolder, folder: Path, example: torch.Tensor, preprocessing: Preprocessing) -> list[Path]:
+    net = load_float(run.path / "student" / WEIGHTS)
+    return [export_float(net, example, folder / "student.onnx", preprocessing=preprocessing).path]
+
+
+def _export_student(
+    run: RunFolder, splits: Splits, folder: Path, example: torch.Tensor, progress: Progress
+) -> list[Path]:
+    student, files = load_student(run), []
+    for name, flavor in student_files(run.config).items():
+        preprocessing = preprocessing_of(run.config, splits, name)
+        made = export_student(run.config, student, example, folder / f"{name}.onnx", flavor, preprocessing)
+        for warning in made.warnings:
+            progress.warn(f"{name}.onnx: {warning}")
+        report = compare_file(student, made.path, splits, run.config, progress)
+        files += [made.path, write_parity(folder, name, report)]
+        judge_file(name, report, progress)
+    return [*files, write_run_sample(folder, {"student": student}, splits)]
+
+
+def _example(splits: Splits) -> torch.Tensor:
+    images, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
+    return normalize(images, splits.mean, splits.std)
+
+
+FEDERATED: Mapping[str, Callable[[RunFolder, Progress], None]] = {"federate": train, "export": export}

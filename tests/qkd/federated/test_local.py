@@ -1,0 +1,233 @@
+"""Rounds in one process: what is averaged and metered, failures, kill and resume, the same seed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import federation_of, server_of, tiny_federated, trained
+
+from qkd.federated import Order, Reply, Server, Worker
+from qkd.federated.messages import tensor_bytes
+from qkd.federated.strategies import FederationError
+from qkd.federated.strategies.class_logits import ClassLogits
+from qkd.progress import Silent
+
+pytestmark = pytest.mark.usefixtures("unfused")
+STRATEGIES = ("fedavg", "fedprox", "feddistill", "fedgen")
+FEW = {"fedgen": {"generator_steps": 2}}
+
+
+class Killed(BaseException):
+    """Ends a run like a kill: nothing catches it."""
+
+
+class Warnings(Silent):
+    """Keeps what is warned of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def same(one: Server, other: Server) -> bool:
+    states = [{**server.model, **server.strategy.state()} for server in (one, other)]
+    return {*states[0]} == {*states[1]} and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision"), [("fedgen", "low_bit"), *((strategy, "float") for strategy in STRATEGIES)]
+)
+def test_killed_in_a_round_it_resumes_bit_for_bit(strategy: str, precision: str, data: Path, tmp_path: Path) -> None:
+    config = tiny_federated(data, strategy, precision=precision, clients_per_round=3, **FEW.get(strategy, {}))
+    whole = trained(config, tmp_path / "whole")
+    asked: list[Order] = []
+
+    def killing(order: Order) -> None:
+        asked.append(order)
+        if order.server_round == 3 and order.task == "train" and len([o for o in asked if o.server_round == 3]) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trained(config, tmp_path / "killed", killing)
+    resumed: list[Order] = []
+    server = trained(config, tmp_path / "killed", resumed.append)
+    assert {order.server_round for order in resumed} == {3}, "rounds that are done are not taken again"
+    assert same(whole, server) and whole.rows == server.rows
+    assert all(bool(tensor.isfinite().all()) for tensor in server.model.values() if tensor.is_floating_point())
+
+
+def test_one_client_is_plain_training(data: Path, tmp_path: Path) -> None:
+    """Averaging one client is the identity: its weight is 1, and the global net is what it uploaded."""
+    config = tiny_federated(data, clients=1, precision="float", rounds=1)
+    server = trained(config, tmp_path)
+    order = server_of(config, tmp_path / "other").configure_train(1)[0]
+    reply = Worker(server.federation).answer(order)
+    assert server.rows[-1]["weights"] == {"0": 1.0}
+    assert all(torch.equal(server.model[name], reply.tensors[f"model/{name}"]) for name in server.model)
+
+
+def test_the_order_of_answers_changes_nothing(data: Path, tmp_path: Path) -> None:
+    config = tiny_federated(data, "fedgen", precision="float", generator_steps=2)
+    federation = federation_of(config)
+    worker, made = Worker(federation), []
+    for turned in (False, True):
+        server = server_of(config, tmp_path / str(turned))
+        replies = [worker.answer(order) for order in server.configure_train(1)]
+        server.aggregate_train(1, replies[::-1] if turned else replies)
+        made.append(server)
+    assert same(*made)
+
+
+def test_weights_are_the_clients_shares_of_the_images(data: Path, tmp_path: Path) -> None:
+    server = trained(tiny_federated(data, precision="float", rounds=1), tmp_path)
+    counts = [len(part) for part in server.federation.parts]
+    expected = {str(client): count / sum(counts) for client, count in enumerate(counts)}
+    assert server.rows[-1]["weights"] == expected and len(set(counts)) > 1
+
+
+def test_clients_are_drawn_for_each_round(data: Path, tmp_path: Path) -> None:
+    config = tiny_federated(data, precision="float", rounds=8, clients=6, clients_per_round=2, evaluate_every=8)
+    server = trained(config, tmp_path)
+    drawn = [tuple(row["clients"]) for row in server.rows]
+    assert all(len(set(pair)) == 2 for pair in drawn) and len(set(drawn)) > 2
+    assert ["test_accuracy" in row for row in server.rows] == [False] * 7 + [True]
+
+
+# failures
+
+
+def test_a_client_that_fails_is_left_out_and_the_weights_say_so(data: Path, tmp_path: Path) -> None:
+    def fails(order: Order) -> None:
+        if order.client == 1 and order.server_round == 2 and order.task == "train":
+            raise OSError("no route\nto host")
+
+    progress = Warnings()
+    server = trained(tiny_federated(data, precision="float"), tmp_path, fails, progress)
+    row = server.rows[1]
+    assert progress.lines == ["round 2: client 1 is left out: OSError: no route to host"]
+    assert row["dropped"] == {"1": "OSError: no route to host"} and set(row["weights"]) == {"0", "2", "3"}
+    assert sum(row["weights"].values()) == pytest.approx(1)
+    assert all(not other["dropped"] for other in (server.rows[0], server.rows[2]))
+
+
+def test_an_update_that_is_not_finite_is_left_out(data: Path, tmp_path: Path) -> None:
+    server = server_of(tiny_federated(data, precision="float"), tmp_path)
+    worker = Worker(server.federation)
+    replies = [worker.answer(order) for order in server.configure_train(1)]
+    name = next(iter(replies[2].tensors))
+    replies[2].tensors[name].view(-1)[0] = float("nan")
+    server.aggregate_train(1, replies)
+    assert server._row["dropped"] == {"2": "its update holds NaN or an infinity"}
+    assert all(bool(tensor.isfinite().all()) for tensor in server.model.values())
+
+
+def test_a_client_that_diverges_is_left_out(data: Path, tmp_path: Path) -> None:
+    config = tiny_federated(data, precision="float", lr=1e6, rounds=1, clients=2, local_steps=12)
+    with pytest.raises(
+        FederationError, match=r"round 1: no client is left \(client 0: ClientError: the loss is .*lower"
+    ):
+        trained(config, tmp_path)
+
+
+def test_no_client_left_is_an_error(data: Path, tmp_path: Path) -> None:
+    def fails(order: Order) -> None:
+        raise RuntimeError("off")
+
+    with pytest.raises(FederationError, match="round 1: no client is left .*client 3: RuntimeError: off"):
+        trained(tiny_federated(data, precision="float"), tmp_path, fails)
+
+
+def test_who_does_not_answer_is_left_out(data: Path, tmp_path: Path) -> None:
+    server = server_of(tiny_federated(data, precision="float"), tmp_path)
+    worker = Worker(server.federation)
+    server.aggregate_train(1, [worker.answer(order) for order in server.configure_train(1)][:3])
+    assert server._row["dropped"] == {"3": "it did not answer"}
+
+
+# bytes
+
+
+@pytest.mark.parametrize("upload", ["float", "codes"])
+def test_bytes_are_those_of_the_messages(upload: str, data: Path, tmp_path: Path) -> None:
+    sent: list[Order] = []
+    server = trained(tiny_federated(data, "fedavg", upload=upload, rounds=1), tmp_path, sent.append)
+    down = sum(tensor_bytes(order.tensors) for order in sent if order.server_round == 1 and order.task == "train")
+    state = sum(tensor.numel() * tensor.element_size() for tensor in server.model.values())
+    assert server.rows[-1]["bytes_down"] == down == 4 * state
+    up = server.rows[-1]["bytes_up"]
+    assert up == down if upload == "float" else up < 0.25 * down
+
+
+def test_what_a_strategy_sends_besides_is_metered(data: Path, tmp_path: Path) -> None:
+    plain, latents, logits = (
+        trained(
+            tiny_federated(data, strategy, precision="float", rounds=2, **FEW.get(strategy, {})), tmp_path / strategy
+        )
+        for strategy in ("fedavg", "fedgen", "feddistill")
+    )
+    classes, base = 4, plain.rows[1]
+    generator = sum(tensor_bytes({"": one}) for one in latents.strategy.generator.state_dict().values())  # type: ignore[attr-defined]
+    assert latents.rows[0]["bytes_down"] == base["bytes_down"]
+    assert latents.rows[1]["bytes_down"] - base["bytes_down"] == 4 * generator
+    assert latents.rows[1]["bytes_up"] - base["bytes_up"] == 4 * classes * 8
+    assert logits.rows[1]["bytes_down"] - base["bytes_down"] == 4 * (4 * classes**2 + classes)
+    assert logits.rows[1]["bytes_up"] - base["bytes_up"] == 4 * (4 * classes**2 + 8 * classes)
+
+
+# strategies
+
+
+def test_without_their_terms_all_strategies_are_fedavg(data: Path, tmp_path: Path) -> None:
+    plain = trained(tiny_federated(data, precision="float", rounds=2), tmp_path / "plain")
+    for strategy, off in (("fedprox", {"proximal": 0}), ("feddistill", {"class_weight": 0})):
+        other = trained(tiny_federated(data, strategy, precision="float", rounds=2, **off), tmp_path / strategy)
+        assert all(torch.allclose(plain.model[name], other.model[name], atol=1e-6) for name in plain.model)
+
+
+def test_a_large_mu_keeps_clients_where_they_are(data: Path, tmp_path: Path) -> None:
+    moved = {}
+    for mu in (0.0, 10.0):
+        config = tiny_federated(data, "fedprox", precision="float", rounds=1, proximal=mu, local_steps=8, momentum=0.0)
+        server = trained(config, tmp_path / str(mu))
+        start = server.federation.start
+        moved[mu] = sum(float((server.model[name] - start[name]).square().sum()) for name in start)
+    assert 0 < moved[10.0] < 0.5 * moved[0.0]
+
+
+def test_mean_logits_are_of_those_who_have_the_class(data: Path) -> None:
+    strategy = ClassLogits(federation_of(tiny_federated(data, "feddistill", precision="float")))
+    rows = [torch.full((4, 4), value) for value in (1.0, 3.0)]
+    counts = [torch.tensor([2, 0, 1, 0]), torch.tensor([5, 1, 0, 0])]
+    replies = [
+        Reply(client, {"class_logits": row, "class_counts": count})
+        for client, (row, count) in enumerate(zip(rows, counts, strict=True))
+    ]
+    strategy.learn(1, replies, [])
+    assert strategy.logits[:, 0].tolist() == [2, 3, 1, 0] and strategy.known.tolist() == [True, True, True, False]
+    strategy.learn(2, [Reply(0, {"class_logits": 9 * rows[0], "class_counts": torch.tensor([0, 0, 0, 1])})], [])
+    assert strategy.logits[:, 0].tolist() == [2, 3, 1, 9] and bool(strategy.known.all()), "what is known stays"
+
+
+def test_a_checkpoint_of_another_strategy_is_refused(data: Path, tmp_path: Path) -> None:
+    trained(tiny_federated(data, "feddistill", precision="float", rounds=1), tmp_path)
+    server = server_of(tiny_federated(data, "fedavg", precision="float", rounds=2), tmp_path)
+    with pytest.raises(ValueError, match="class_known, class_logits, which this strategy does not have"):
+        server.resume()
+
+
+def test_clients_calibrate_and_the_server_averages_their_scales(data: Path, tmp_path: Path) -> None:
+    server = server_of(tiny_federated(data), tmp_path)
+    worker = Worker(server.federation)
+    replies = [worker.answer(order) for order in server.configure_train(0)]
+    server.aggregate_train(0, copy.deepcopy(replies))
+    name = "relu4.act_quant.fused_activation_quant_proxy.tensor_quant.scale"
+    scales: list[Any] = [float(reply.tensors[f"model/{name}"]) for reply in replies]
+    expected = sum(scale * share for scale, share in zip(scales, server._row["weights"].values(), strict=True))
+    assert len(set(scales)) == 4 and float(server.model[name]) == pytest.approx(expected, rel=1e-6)

@@ -35,17 +35,13 @@ from qkd.training.assembly import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "digits" / "domains"
-PARTS = ("filter", "adaptation")
+PARTS = ("adaptation", "filter")
 STAGES = ("teacher", "search", "distill")
 BITS = (4, 2)  # the first trains the float student
 PLAIN = "soft_target"
 FILTERS: dict[str, dict[str, Any]] = {
     PLAIN: {"loss": "soft_target", "options": {"temperature": 4}},
     "confident": {"loss": "filtered_soft_target", "options": {"temperature": 4, "criterion": "confident"}},
-    "close": {
-        "loss": "filtered_soft_target",
-        "options": {"temperature": 4, "criterion": "close", "threshold": 0.01},
-    },
 }
 
 

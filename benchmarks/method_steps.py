@@ -53,7 +53,9 @@ class Method:
 
     def __init__(self, config: RunConfig, splits: Splits, batch: Batch) -> None:
         torch.manual_seed(0)
-        self.format = torch.channels_last if config.student.train.channels_last else torch.contiguous_format
+        self.format = (
+            torch.channels_last if config.student.train.memory_format == "channels_last" else torch.contiguous_format
+        )
         self.batch = replace(batch, images=batch.images.to(memory_format=self.format))
         splits = student_images(config, splits)
         guide = self._teacher(config, splits)

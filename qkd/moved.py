@@ -80,9 +80,13 @@ OLD_NAMES["ExportConfig"] = {"flavour": "flavor"}
 OLD_NAMES["ModelRow"] = {"agreement_optimised": "agreement_optimized"}
 OLD_NAMES["RunSummary"] = {"flavours": "flavors"}
 
-OLD_KEYS = {"flavour": "flavor"}  # of configs
+OLD_KEYS = {"flavour": "flavor", "autocast": "precision", "channels_last": "memory_format"}  # of configs
 OLD_PLACES = {"config.bench.provider": "providers"}  # keys that were renamed in one place
-OLD_VALUES = {"tap": {"quantised": "quantized"}}
+OLD_VALUES: dict[str, dict[str | bool, str]] = {
+    "tap": {"quantised": "quantized"},
+    "precision": {"off": "float32", False: "float32"},
+    "memory_format": {True: "channels_last", False: "contiguous"},
+}
 FREE_FORM = {"options", "method_options", "net_options"}  # groups whose keys are a loss's, a method's or a net's own
 DEEPEST = 8  # groups within each other, in a config; more is a fault, and told as one
 
@@ -107,7 +111,7 @@ def in_new_spelling(data: Any, *, is_stored: bool = False, where: str = "config"
         new = key if new in data else new  # both spellings stand there: the schema says that one is unknown
         place = f"{where}.{key}"
         inner = value if key in FREE_FORM else in_new_spelling(value, is_stored=is_stored, where=place)
-        found[new] = _new_value(str(key), inner)
+        found[new] = _new_value(str(new), inner)
         if not is_stored and new != key:
             warn_of_old(f"`{place}`", f"`{new}`")
         elif not is_stored and found[new] is not inner:
@@ -119,7 +123,8 @@ def json_in_first_spelling(text: str) -> str:
     """Return config data in JSON as the first version spelled it, for hashes that must stay the same."""
     for key, values in OLD_VALUES.items():
         for old, new in values.items():
-            text = text.replace(f'"{key}": "{new}"', f'"{key}": "{old}"')
+            if key == "tap":
+                text = text.replace(f'"{key}": "{new}"', f'"{key}": "{old}"')
     return text
 
 
@@ -132,4 +137,4 @@ def _new_key(key: Any, where: str) -> Any:
 
 def _new_value(key: str, value: Any) -> Any:
     known = OLD_VALUES.get(key.rpartition(".")[2], {})
-    return known.get(value, value) if isinstance(value, str) else value
+    return known.get(value, value) if isinstance(value, str | bool) else value

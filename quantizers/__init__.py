@@ -14,7 +14,7 @@ Example:
     torch.Size([16, 2])
 """
 
-from quantizers.calibrate import calibrate, freeze_batch_norm, quantizer_scales
+from quantizers.calibrate import calibrate, freeze_batch_norm, quantizer_scales, reestimate_batch_norm
 from quantizers.graph.rewrite import prepare
 from quantizers.graph.trace import RewriteError
 from quantizers.integer import Grid, IntegerView
@@ -49,6 +49,7 @@ __all__ = [
     "prepare",
     "quant_layers",
     "quantizer_scales",
+    "reestimate_batch_norm",
     "require_same_grids",
     "set_fused",
     "settle",

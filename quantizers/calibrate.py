@@ -64,6 +64,45 @@ def calibrate(student: nn.Module, batches: Iterable[Any], *, keep_statistics: bo
     settle(student)
 
 
+def reestimate_batch_norm(student: nn.Module, batches: Iterable[Any]) -> None:
+    """Set batch norm's running statistics to their average over batches, with the weights as they are now; in place.
+
+    Running statistics follow the weights with a delay, and low-bit weights that oscillate between two codes change what
+    a layer puts out faster than that. Call it before :func:`freeze_batch_norm`, or at the end of a training without;
+    then :func:`settle`.
+
+    Args:
+        student: A network from :func:`prepare`, calibrated.
+        batches: As for :func:`calibrate`; they are read one after another.
+
+    Raises:
+        TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
+        ValueError: If there are no batches, or one is empty or not of the size of ``prepare``.
+
+    References:
+        Nagel et al., `Overcoming Oscillations in Quantization-Aware Training <https://arxiv.org/abs/2203.11086>`_,
+        2022, section 2.
+
+    Example:
+        >>> from quantizers import QuantSpec, prepare
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2))
+        >>> student = prepare(net, QuantSpec(), torch.rand(2, 1, 8, 8))
+        >>> calibrate(student, images := torch.rand(16, 1, 8, 8))
+        >>> reestimate_batch_norm(student, images.split(8))
+    """
+    images = [batches] if isinstance(batches, Tensor) else batches
+    layers = quant_layers(student).values()
+    was_frozen = {layer: layer.deployed_in_training for layer in layers}
+    with evaluating(student), torch.no_grad():
+        try:
+            freeze_batch_norm(student, False)
+            _batch_statistics(student, enabled=True)
+            _reestimate(student, (_images(batch, student) for batch in images))
+        finally:
+            for layer, frozen in was_frozen.items():
+                layer.deployed_in_training = frozen
+
+
 def _images(batch: Any, student: nn.Module) -> Tensor:
     tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
     if isinstance(tensor, Tensor) and tensor.numel() == 0:
@@ -154,15 +193,19 @@ def _set_scales(quants: Sequence[ActQuant]) -> None:
             member.mark_calibrated()
 
 
-def _reestimate(student: nn.Module, images: Sequence[Tensor]) -> None:
+def _reestimate(student: nn.Module, images: Iterable[Tensor]) -> None:
     norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over the batches
-        for batch in images:
-            student(batch)
+        count = 0
+        for index, batch in enumerate(images):
+            _forward(student, batch, index)
+            count += 1
+        if not count:
+            raise ValueError("batch norm needs at least one batch of images to estimate its statistics from, got none")
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

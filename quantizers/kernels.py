@@ -1,8 +1,9 @@
 """Fake quantization as one fused forward and one fused backward pass, with the published gradient of the step size.
 
-Fused or not, the arithmetic is the same bit for bit on a CPU: compiled kernels do what is done value by value, in the
-precision of the step size, and every sum is PyTorch's own. A backward pass that is itself to be differentiated
-(``create_graph=True``) runs unfused, as operations that autograd knows.
+On a CPU float32 and bfloat16 run as C++ (:mod:`quantizers.native`), other types and devices as kernels that PyTorch's
+compiler makes. Compiled or not, the arithmetic is the same bit for bit on a CPU: each value in the precision of the
+step size, each sum in the order of :func:`quantizers.native.fake_quant.tree_sum`. A backward pass that is itself to be
+differentiated (``create_graph=True``) runs unfused, as operations that autograd knows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from quantizers.native.fake_quant import NativeQuant, load, tree_sum
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +92,16 @@ class _Fusion:
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._unfused: set[Any] = set()
         self._has_warned = False
+        self._native: NativeQuant | None = None
+        self._asked = False
+
+    def native(self, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> NativeQuant | None:
+        """Return the C++ functions where they take these tensors; None where the ones compiled here are next."""
+        if not self.enabled or torch.compiler.is_compiling() or not NativeQuant.takes(x, scale, low, high):
+            return None
+        if not self._asked:
+            self._native, self._asked = load(), True
+        return self._native
 
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         if not self.enabled or torch.compiler.is_compiling():
@@ -207,6 +220,31 @@ def _flat(x: Tensor) -> Tensor:
     return x.contiguous().view(-1)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """View dense weights as a row an output channel, values in the order of the memory; a copy where they are not."""
+    if _is_last(x):
+        values = x[0].numel()
+        return x.as_strided((x.size(0), values), (values, 1))
+    return x.reshape(x.size(0), -1)
+
+
+def _like_rows(rows: Tensor, x: Tensor) -> Tensor:
+    return rows.as_strided(x.size(), x.stride()) if _is_last(x) else rows.view(x.size())
+
+
+def _is_last(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or x.dim() != 4 or len(x) == 0:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _total(terms: Tensor, axis: int = -1) -> Tensor:
+    """Return the sum of a step size's terms, on a CPU in the order of the C++."""
+    if terms.device.type == "cpu" and not torch.compiler.is_compiling():
+        return tree_sum(terms)
+    return terms.sum(axis)
+
+
 def _like(flat: Tensor, x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return flat
@@ -224,9 +262,15 @@ def _same_format(grad: Tensor, x: Tensor) -> Tensor:
     return grad.contiguous()
 
 
+def _is_native_rows(x: Tensor) -> bool:
+    return x.dtype is torch.float32  # weights are: reduced precision begins behind them
+
+
 class _PerTensor(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float, residual: bool) -> Tensor:  # noqa: FBT001
+        if (native := _fusion.native(x, scale, low, high)) is not None:
+            return _like(native.quantize(_flat(x), scale, low, high), x)
         return _like(_fusion(_quantize_tensor, _flat(x), scale, low, high).to(x.dtype), x)
 
     @staticmethod
@@ -240,17 +284,24 @@ class _PerTensor(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             grad_x, terms = _open_gradients(grad, x, scale, low, high, residual=ctx.residual)
             return grad_x, (terms.sum() * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
-        function = _gradients_tensor if ctx.residual else _clip_gradients_tensor
-        grad_x, terms = _fusion(function, _flat(_same_format(grad, x)), _flat(x), scale, low, high)
-        return _like(grad_x, x), (terms.sum() * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
+        flat_grad, flat_x = _flat(_same_format(grad, x)), _flat(x)
+        if (native := _fusion.native(x, scale, low, high)) is not None:
+            grad_x, total = native.gradients(flat_grad, flat_x, scale, low, high, residual=ctx.residual)
+        else:
+            function = _gradients_tensor if ctx.residual else _clip_gradients_tensor
+            grad_x, terms = _fusion(function, flat_grad, flat_x, scale, low, high)
+            total = _total(terms.flatten())
+        return _like(grad_x, x), (total * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None, None
 
 
 class _PerChannel(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float) -> Tensor:
-        rows = x.reshape(x.size(0), -1)
+        rows = _rows(x)
+        if _is_native_rows(x) and (native := _fusion.native(x, scale, low, high)) is not None:
+            return _like_rows(native.quantize_rows(rows, scale, low, high), x)
         out: Tensor = _fusion(_quantize_channel, rows, scale.view(-1, 1), low, high)
-        return out.to(x.dtype).view(x.shape)
+        return _like_rows(out.to(x.dtype), x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -264,15 +315,13 @@ class _PerChannel(torch.autograd.Function):
             grad_x, terms = _open_gradients(grad, x, scale.view((-1,) + (1,) * (x.dim() - 1)), low, high)
             grad_s = terms.reshape(x.size(0), -1).sum(dim=1)
             return grad_x, (grad_s * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
-        rows = (x.size(0), -1)
-        grad_x, terms = _fusion(_gradients_channel, grad.reshape(rows), x.reshape(rows), scale.view(-1, 1), low, high)
-        return (
-            grad_x.view(x.shape),
-            (terms.sum(dim=1) * ctx.grad_scale).to(scale.dtype).view_as(scale),
-            None,
-            None,
-            None,
-        )
+        grad_rows, rows = _rows(_same_format(grad, x)), _rows(x)
+        if _is_native_rows(x) and (native := _fusion.native(x, scale, low, high)) is not None:
+            grad_x, totals = native.gradients_rows(grad_rows, rows, scale, low, high)
+        else:
+            grad_x, terms = _fusion(_gradients_channel, grad_rows, rows, scale.view(-1, 1), low, high)
+            totals = _total(terms, 1)
+        return _like_rows(grad_x, x), (totals * ctx.grad_scale).to(scale.dtype).view_as(scale), None, None, None
 
 
 def fake_quantize(

@@ -115,6 +115,7 @@ class _Deployable:
 
     def _attach(self, bn: nn.modules.batchnorm._BatchNorm | None) -> None:
         self.weight_quant.skip_create_quant_tensor = True
+        self.quant.follow(self)  # type: ignore[arg-type]
         self.bn = bn
         self.deployed_in_training = False
         self.name = ""  # module path, for messages

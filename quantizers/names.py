@@ -8,6 +8,7 @@ from brevitas.inject import ExtendedInjector, value
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
 
+from quantizers.recipes.statistics import StatsWeightQuant
 from quantizers.tensor_quant import (
     DorefaActQuant,
     DorefaWeightQuant,
@@ -75,6 +76,8 @@ def _weights() -> dict[str, Any]:
             name = f"Int{bits}WeightPer{'Channel' if channel else 'Tensor'}Lsq"
             fields = {"tensor_quant": LsqWeightQuant, "bit_width": bits, "per_channel": channel}
             table[name] = _subclass(_Weight, name, fields)
+            name = name.replace("Lsq", "Stats")
+            table[name] = _subclass(_Weight, name, {**fields, "tensor_quant": StatsWeightQuant})
         name = f"Int{bits}WeightPerTensorDorefa"
         table[name] = _subclass(_Weight, name, {"tensor_quant": DorefaWeightQuant, "bit_width": bits})
     return table
@@ -95,8 +98,8 @@ QUANTIZERS: dict[str, Any] = {**_weights(), **_activations()}
 
 
 def weight_quantizer(bits: int, method: str, *, per_channel: bool) -> Any:
-    """Return the injector of a weight quantizer; ``method`` is ``lsq`` or ``dorefa`` (always per tensor)."""
-    grain = "PerChannel" if per_channel and method == "lsq" else "PerTensor"
+    """Return the injector of a weight quantizer; ``method`` is ``lsq``, ``stats`` or ``dorefa`` (always per tensor)."""
+    grain = "PerChannel" if per_channel and method != "dorefa" else "PerTensor"
     return QUANTIZERS[f"Int{bits}Weight{grain}{method.capitalize()}"]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 RECORD = "grid_record"  # the buffer's name; int32: safetensors holds it, NCCL sends it, no cast touches it
-METHODS = ("lsq", "pact", "dorefa")
+METHODS = ("lsq", "pact", "dorefa", "stats")  # records hold the place: append only
 KINDS = ("unsigned", "signed", "shifted")
 INSIDE = (".weight_quant.tensor_quant", ".act_quant.fused_activation_quant_proxy.tensor_quant")  # Brevitas' own levels
 SPELLED_OUT = 3  # quantizers in one message

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-WEIGHT_METHODS = ("lsq", "dorefa")
+WEIGHT_METHODS = ("lsq", "stats", "dorefa")
 ACT_METHODS = ("lsq", "pact", "dorefa")
 OVERRIDE_KEYS = ("weight_bits", "act_bits")
 MIN_BITS, MAX_BITS = 2, 8
@@ -29,10 +29,12 @@ class QuantSpec:
         last_bits: Bits of weights and input of the layers that make the output; None: as the others.
         sum_bits: Bits of the operands and results of residual sums, products and of what pooling averages. The skip
             path is what the literature leaves at 32 bits; eight are enough, and integer kernels are 8 bits wide anyway.
-        weight_quantizer: ``lsq`` or ``dorefa``.
+        weight_quantizer: ``lsq`` (learned step sizes), ``stats`` (step sizes from their statistics) or ``dorefa``.
         act_quantizer: ``lsq``, ``pact`` or ``dorefa``; for the inputs of low-bit layers. Sums, pools and the image are
             always on learned step sizes.
-        per_channel: One weight step size an output channel (``lsq`` only), or one a tensor.
+        per_channel: One weight step size an output channel (not for ``dorefa``), or one a tensor.
+        symmetric: Whether no grid is shifted: images and the values of real functions are on signed grids, which cover
+            as much below zero as above, so that no quantizer has a zero point. FINN and hls4ml want that.
         overrides: Layer name pattern (``fnmatch``: ``layer1.*``) -> ``{"weight_bits": 4, "act_bits": 4}``; for each
             key the last pattern that matches wins, over first and last layer, too.
 
@@ -49,6 +51,7 @@ class QuantSpec:
     weight_quantizer: str = "lsq"
     act_quantizer: str = "lsq"
     per_channel: bool = True
+    symmetric: bool = False
     overrides: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

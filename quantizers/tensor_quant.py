@@ -82,6 +82,22 @@ class WeightQuant(Recorded):
         """Return what the grid rounds, without rounding or clipping."""
         return weight
 
+    def follow(self, layer: nn.Module) -> None:
+        """Learn which layer's ``weight`` it quantizes; called once, by that layer."""
+
+    def restart(self, weight: Tensor) -> None:
+        """Set the step size to where it starts for ``weight``, in place."""
+
+    @property
+    def count(self) -> int:
+        """Return how many values a weight can have."""
+        return self.high_code - self.low_code + 1
+
+    def _on_grid(self, weight: Tensor, step: Tensor, *, grad_scale: float) -> Tensor:
+        if self.per_channel:
+            return fake_quantize_per_channel(weight, step, self.low, self.high, grad_scale=grad_scale)
+        return fake_quantize(weight, step, self.low, self.high, grad_scale=grad_scale)
+
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         values = self.in_float(weight) if self.bypass else self.quantize(weight)
         return values, self.step, self.zero_point_value, self.bit_width_value
@@ -103,24 +119,28 @@ class LsqWeightQuant(WeightQuant):
 
     def __init__(self, bit_width: int, low: int, high: int, weight: Tensor, per_channel: bool) -> None:  # noqa: FBT001
         super().__init__(bit_width, low, high, per_channel=per_channel)
-        rows = weight.detach().reshape(weight.size(0), -1) if per_channel else weight.detach().reshape(1, -1)
-        published = 2 * rows.abs().mean(dim=1) / math.sqrt(high)
+        self.scale = nn.Parameter(self._start(weight))
+        self.grad_scale = 1.0 / math.sqrt((weight[0] if per_channel else weight).numel() * high)
+
+    def _start(self, weight: Tensor) -> Tensor:
+        rows = weight.detach().reshape(weight.size(0) if self.per_channel else 1, -1)
+        published = 2 * rows.abs().mean(dim=1) / math.sqrt(self.high_code)
         # Eight bits hold the whole range; the published start would use an eighth of it.
-        start = rows.abs().amax(dim=1) / high if bit_width >= 8 else published
+        start = rows.abs().amax(dim=1) / self.high_code if self.bits >= 8 else published
         # A channel of zeros has no size; any positive step represents it exactly.
         start = torch.where(start > TINY, start, start.mean().clamp_min(1e-3))
-        shape = (-1,) + (1,) * (weight.dim() - 1) if per_channel else ()
-        self.scale = nn.Parameter(start.reshape(shape).clone())
-        self.grad_scale = 1.0 / math.sqrt(rows.size(1) * high)
+        return start.reshape((-1,) + (1,) * (weight.dim() - 1) if self.per_channel else ()).clone()
+
+    @torch.no_grad()
+    def restart(self, weight: Tensor) -> None:
+        self.scale.copy_(self._start(weight))
 
     @property
     def step(self) -> Tensor:
         return self.scale.abs().clamp_min(TINY)
 
     def quantize(self, weight: Tensor) -> Tensor:
-        if self.per_channel:
-            return fake_quantize_per_channel(weight, self.step, self.low, self.high, grad_scale=self.grad_scale)
-        return fake_quantize(weight, self.step, self.low, self.high, grad_scale=self.grad_scale)
+        return self._on_grid(weight, self.step, grad_scale=self.grad_scale)
 
     @torch.no_grad()
     def rescale(self, weight: Tensor, factor: Tensor) -> None:
@@ -174,10 +194,19 @@ class DorefaWeightQuant(WeightQuant):
         super().__init__(bit_width + 1, -levels, levels, per_channel=False)
         self.levels = levels
         self.register_buffer("gain", torch.tensor(1.0))
-        if not has_norm:
-            with torch.no_grad():
-                quantized = self.quantize(weight).abs().mean()
-                self.gain.copy_(weight.abs().mean().clamp_min(TINY) / quantized)
+        self._has_norm = has_norm
+        self.restart(weight)
+
+    @torch.no_grad()
+    def restart(self, weight: Tensor) -> None:
+        self.gain.fill_(1.0)
+        if not self._has_norm:
+            quantized = self.quantize(weight).abs().mean()
+            self.gain.copy_(weight.abs().mean().clamp_min(TINY) / quantized)
+
+    @property
+    def count(self) -> int:
+        return int(self.levels) + 1  # codes are odd numbers
 
     @property
     def step(self) -> Tensor:
@@ -230,6 +259,7 @@ class ActQuant(Recorded):
         self._lender: tuple[ActQuant, ...] = ()  # a tuple hides it from Module: its step is not registered twice
         self.observer: RangeObserver | None = None
         self.bypass = False
+        self.finer = 1  # how many steps of a finer grid on the same range each step is split into, for a while
         self.make_scale()
 
     def describe(self, values: Sequence[int]) -> str:
@@ -341,8 +371,10 @@ class ActQuant(Recorded):
             return self.in_float(x), self.no_zero_point, self.zero_point, self.bit_width_value
         if not self.is_calibrated:
             raise NotCalibratedError()
-        step = self.step
-        out = fake_quantize(x, step, self.low, self.high, grad_scale=self.grad_scale(x), residual=self.residual)
+        step, low, high = self.step, self.low, self.high
+        if self.finer > 1:
+            step, low, high = step / self.finer, low * self.finer, high * self.finer
+        out = fake_quantize(x, step, low, high, grad_scale=self.grad_scale(x), residual=self.residual)
         return out, step, self.zero_point, self.bit_width_value
 
 

@@ -76,7 +76,6 @@ RAISE_NOTHING = {
     "qkd.terms.check_terms",
     "qkd.testing.synthetic_images",
     "qkd.testing.synthetic_splits",
-    "qkd.training.choose_precision",
     "qkd.training.learning_rate",
     "qkd.training.supervised_step",
     "quantizers.act_quantizers",

@@ -174,12 +174,12 @@ def check_resume(device: torch.device) -> Found:
     made with deterministic algorithms, too, and there it has to hold.
     """
     found: Found = {"ok": True}
-    for autocast in ("off", "bf16"):
+    for precision in ("float32", "bf16"):
         for kernels in ("default", "deterministic"):
             with deterministic(enabled=kernels == "deterministic"):
-                differs, unsteady = _resumed(device, autocast)
+                differs, unsteady = _resumed(device, precision)
             verdict = "equal" if not differs else "two whole runs differ, too" if unsteady else "differs"
-            found[f"{autocast}_{kernels}"] = {
+            found[f"{precision}_{kernels}"] = {
                 "verdict": verdict, "tensors_that_differ": differs, "differ_between_two_whole_runs": unsteady
             }  # fmt: skip
             found["ok"] &= verdict == "equal" or (kernels == "default" and bool(unsteady))
@@ -200,18 +200,18 @@ def deterministic(*, enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def _resumed(device: torch.device, autocast: str) -> tuple[list[str], list[str]]:
+def _resumed(device: torch.device, precision: str) -> tuple[list[str], list[str]]:
     """Return tensors in which a resumed training differs from a whole one, and those in which two whole ones do."""
     with tempfile.TemporaryDirectory() as folder:
         whole, again, cut = (Path(folder) / name for name in ("whole", "again", "cut"))
-        expected = _trained(_job(whole, device, autocast))
-        repeats = _trained(_job(again, device, autocast))
+        expected = _trained(_job(whole, device, precision))
+        repeats = _trained(_job(again, device, precision))
         for at in ((0, 2), (1, 1)):
             try:
-                _trained(_job(cut, device, autocast, stop_at=at))
+                _trained(_job(cut, device, precision, stop_at=at))
             except _Interrupted:
                 continue
-        resumed = _trained(_job(cut, device, autocast))
+        resumed = _trained(_job(cut, device, precision))
     differs = [name for name in expected if not is_equal(expected[name], resumed[name])]
     unsteady = [name for name in expected if not is_equal(expected[name], repeats[name])]
     return differs, unsteady
@@ -222,13 +222,13 @@ def _trained(job: Job) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in job.model.state_dict().items()}
 
 
-def _job(folder: Path, device: torch.device, autocast: str, *, stop_at: tuple[int, int] | None = None) -> Job:
+def _job(folder: Path, device: torch.device, precision: str, *, stop_at: tuple[int, int] | None = None) -> Job:
     torch.manual_seed(0)
     net = TinyNet(dropout=0.2).to(device)
     splits = synthetic_splits(train=72, val=18)
     splits.train.to(device)
     splits.val.to(device)
-    config = TrainConfig.model_validate({"epochs": 2, "lr": 0.1, "checkpoint_every_s": 0, "autocast": autocast})
+    config = TrainConfig.model_validate({"epochs": 2, "lr": 0.1, "checkpoint_every_s": 0, "precision": precision})
     inner = supervised_step(net, label_smoothing=0.0)
 
     def step(batch: Batch) -> StepResult:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.compiled import cached_library, cpp_compiler
+from quantizers.native.building import cached_library, cpp_compiler
 
 logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "native"

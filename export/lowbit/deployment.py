@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from export.atomic import replace_file
-from export.compiled import cpp_compiler
 from export.lowbit.build import LowBitUnavailableError, built_library, host_toolchain
 from export.lowbit.cross import GLIBC, TARGETS, cross_toolchain
 from export.lowbit.wheel import write_wheel
+from quantizers.native.building import cpp_compiler
 
 
 @dataclass(frozen=True)

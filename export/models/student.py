@@ -22,6 +22,7 @@ from export.storage.blocked import LinearForm, choose_blocks
 from export.storage.needs import needs_text
 from export.storage.packing import Blocks, Pack, Storage, runtime_loads
 from export.storage.preprocessing import Preprocessing
+from export.targets.form import Form, check_suits, form_of, needs_of, write_for
 from export.writing import checked_target, write_whole
 from quantizers.integer import Conv, IntegerView, Linear
 from quantizers.modes import training_flags_kept
@@ -112,6 +113,7 @@ def export_onnx(
     opset: int | None = None,
     strict: bool = False,
     preprocessing: Preprocessing | None = None,
+    target: str | None = None,
 ) -> ExportedModel:
     """Write a calibrated student as an ONNX file.
 
@@ -139,15 +141,18 @@ def export_onnx(
             be used without the toolkit. With ``place="inside"`` (``ort`` and ``qcdq``) the input ``images`` is uint8,
             in the layout that it names, and the graph normalizes it; all 256 values of every channel are run, and must
             give the same floats and codes to the bit.
+        target: The runtime that the file is for (``qkd ls targets``), which decides flavor, storage, operator set and
+            the form of quantizers and biases: ``openvino``, ``iree``, ``onnxruntime>=1.17``, ... Absent: as the other
+            arguments say.
 
     Returns:
         What was written, with a warning for each layer that ONNX Runtime leaves in float (other flavors: that reads
         values on no grid).
 
     Raises:
-        ExportError: If the student cannot become such a file (the message names the layer), ``strict`` is set and a
-            layer stayed in float, an argument is none of the allowed ones, preprocessing does not fit the images or
-            cannot be inside the file exactly, or the path cannot be written to.
+        ExportError: If the student cannot become such a file (the message names the layer), the target does not take
+            it, ``strict`` is set and a layer stayed in float, an argument is none of the allowed ones, preprocessing
+            does not fit the images or cannot be inside the file exactly, or the path cannot be written to.
         quantizers.NotCalibratedError: If the student has not been calibrated.
         TypeError: If the student's parameters are not float32.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
@@ -170,8 +175,8 @@ def export_onnx(
     from quantizers import integer_view
     from quantizers.student import require_image_shape
 
-    target = checked_target(path)
-    chosen = find_flavor(flavor)
+    place = checked_target(path)
+    find_flavor(flavor)
     shapes = _shapes(example_inputs)
     if not isinstance(student, fx.GraphModule):
         raise ExportError(f"export_onnx takes what quantizers.prepare made, got {type(student).__name__}")
@@ -182,8 +187,8 @@ def export_onnx(
     with training_flags_kept(student), torch.no_grad():
         view = integer_view(cast("Student", student))
     return write_view(
-        view, shapes, target, flavor=chosen.name, pack=pack, linear=linear, opset=opset, strict=strict,
-        preprocessing=preprocessing,
+        view, shapes, place, flavor=flavor, pack=pack, linear=linear, opset=opset, strict=strict,
+        preprocessing=preprocessing, target=target,
     )  # fmt: skip
 
 
@@ -199,6 +204,7 @@ def write_view(
     opset: int | None = None,
     strict: bool = False,
     preprocessing: Preprocessing | None = None,
+    target: str | None = None,
 ) -> ExportedModel:
     """Write an integer view as an ONNX file; ``export_onnx`` without the student.
 
@@ -212,6 +218,7 @@ def write_view(
         opset: See there.
         strict: See there.
         preprocessing: See there.
+        target: See there.
 
     Returns:
         What was written, as ``export_onnx``.
@@ -220,14 +227,17 @@ def write_view(
         ExportError: As ``export_onnx``.
         ValueError: If the shapes do not fit the view.
     """
-    target = checked_target(path)
+    place = checked_target(path)
     if len(input_shapes) != len(view.inputs):
         raise ExportError(f"the model has {len(view.inputs)} inputs, but example_inputs holds {len(input_shapes)}")
     check_view(view)
-    chosen = find_flavor(flavor)
+    form = form_of(target, flavor, pack, linear, opset)
+    check_suits(view, form.target)
+    chosen = find_flavor(form.flavor)
     layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
-    storage = replace(chosen.storage(view, pack, opset), blocks=_blocks(view, flavor, pack, linear))
+    storage = replace(chosen.storage(view, form.pack, form.opset), blocks=_blocks(view, form))
     lowered = lower(view, chosen, storage, input_shapes, preprocessing)
+    write_for(lowered.model, form.target)
     if preprocessing is not None and preprocessing.is_inside:
         check_pixels(lowered.model, preprocessing)
     content = lowered.model.SerializeToString()
@@ -239,12 +249,12 @@ def write_view(
         raise ExportError("layers stay in float:\n  " + "\n  ".join(fall_backs))
     rows = tuple(_layer(layer, view, storage, census, lowered) for layer in layers)
     theoretical_bytes = cost_of_view(view, input_shapes).student.parameter_bytes
-    write_whole(target, content)
+    write_whole(place, content)
     return ExportedModel(
-        path=target,
+        path=place,
         size_bytes=len(content),
         opset=storage.opset,
-        flavor=flavor,
+        flavor=chosen.name,
         packed=bool(storage.blocks) or any(storage.of(layer.weight_bits).bits < 8 for layer in layers),
         packed_weight_bytes=sum(row.weight_bytes for row in rows),
         theoretical_bytes=theoretical_bytes,
@@ -253,15 +263,20 @@ def write_view(
         warnings=(*fall_backs, *warnings, *chosen.notes(lowered.view), *saturation_warnings(view)),
         operators=dict(census.operators) if census else count_operators(lowered.model),
         operators_in_file=count_operators(lowered.model),
-        needs=needs_text(lowered.model),
+        needs=_needs(lowered, form),
     )
 
 
-def _blocks(view: IntegerView, flavor: str, pack: str, linear: str) -> Mapping[str, Blocks]:
-    if flavor != BLOCK_FLAVOR and linear == "matmul_nbits":
-        raise ExportError(f"linear='matmul_nbits' is ONNX Runtime's own: it needs flavor 'ort', got {flavor!r}")
-    is_portable = linear == "auto" and (flavor != BLOCK_FLAVOR or pack == "int8")
-    return choose_blocks(view, "gemm" if is_portable else linear)
+def _needs(lowered: Lowered, form: Form) -> str:
+    target = form.target
+    return needs_text(lowered.model) if target is None or target.is_onnxruntime else needs_of(target)
+
+
+def _blocks(view: IntegerView, form: Form) -> Mapping[str, Blocks]:
+    if form.flavor != BLOCK_FLAVOR and form.linear == "matmul_nbits":
+        raise ExportError(f"linear='matmul_nbits' is ONNX Runtime's own: it needs flavor 'ort', got {form.flavor!r}")
+    is_portable = form.linear == "auto" and (form.flavor != BLOCK_FLAVOR or form.pack == "int8")
+    return choose_blocks(view, "gemm" if is_portable else form.linear)
 
 
 def _shapes(example_inputs: Tensor | Sequence[Tensor]) -> list[tuple[int, ...]]:

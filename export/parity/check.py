@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ def check_parity(
     constants: bool = True,
     preprocessing: Preprocessing | None = None,
     provider: str | None = None,
+    runtime: str | None = None,
 ) -> ParityReport:
     """Compare a student with its file: every constant of it, and classes, logits and codes on the same images.
 
@@ -52,6 +54,10 @@ def check_parity(
     whole file on every image, and on a few images each layer, in a graph that begins at the image and ends there, so
     that the provider's own regions compute it. Not one bit may differ; ``report.provider`` says how many nodes it took.
 
+    A file for another runtime (``export_onnx(..., target=...)``) is also run there where that is asked for: its logits
+    are compared with the student's on every image, and on a few images the codes of each quantizer, in a graph that
+    ends there; ``report.runtime`` holds what was found.
+
     Args:
         student: What the file was exported from.
         path: A file that ``export_onnx`` wrote.
@@ -65,6 +71,7 @@ def check_parity(
             it is inside the file, ``batches`` hold uint8 pixels ``[batch, channels, height, width]``: the student gets
             them normalized, the file gets them unchanged.
         provider: An execution provider to compare, such as ``LowBitExecutionProvider``; None for none.
+        runtime: Another runtime to compare: ``openvino``, ``opencv``, ``iree`` or ``tvm``; None for none.
 
     Returns:
         What was compared and found: ``passed``, ``faults`` in words, accuracies as fractions 0..1, and codes layer by
@@ -72,10 +79,10 @@ def check_parity(
 
     Raises:
         ValueError: If there are no images, all of them are zero or of another shape or type than the file takes, some
-            value is not finite, labels do not fit, the file is damaged or was not written by ``export_onnx``, or the
-            provider is not offered here.
+            value is not finite, labels do not fit, the file is damaged or was not written by ``export_onnx``, the
+            provider is not offered here, or the runtime is unknown.
         FileNotFoundError: If there is no file at ``path``.
-        ImportError: If onnxruntime is missing, or qonnx for a ``qonnx`` file.
+        ImportError: If onnxruntime is missing, qonnx for a ``qonnx`` file, or the runtime.
         OSError: If the file cannot be read.
         TypeError: If the student's parameters are not float32.
         quantizers.NotCalibratedError: If the student has not been calibrated.
@@ -97,6 +104,7 @@ def check_parity(
     unmatched = dict(ways.match(expected))
     tally, layers = Tally(expected), LayerTally(ways.taps)
     compared = None if provider is None else ways.with_provider(provider)
+    elsewhere = None if runtime is None else ways.in_runtime(runtime, expected)
     graphs = None if constants else GraphParity(note=UNASKED)
     with evaluating(student), torch.no_grad():
         for images, labels in _pairs(batches, is_inside=ways.pixels is not None):
@@ -108,8 +116,11 @@ def check_parity(
                 tally.add(ours, off, on, part_labels)
                 if compared is not None:
                     compared.add(ways.fed(part), on, keep=tapped)
+                if elsewhere is not None:
+                    elsewhere.add(ways.fed(part), ours, keep=tapped)
                 tally.saw_values |= bool(part.any())
-    return tally.report(layers, unmatched, graphs or GraphParity(), ways, compared)
+    report = tally.report(layers, unmatched, graphs or GraphParity(), ways, compared)
+    return report if elsewhere is None else replace(report, runtime=elsewhere.report())
 
 
 def _pairs(batches: Iterable[Batch], *, is_inside: bool) -> Iterator[tuple[Tensor, Tensor | None]]:

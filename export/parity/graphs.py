@@ -18,6 +18,7 @@ from export.storage.blocked import WIDTHS
 from export.storage.metadata import properties_of, read_property
 from export.storage.packing import INT2, INT4, INT8, Blocks
 from export.storage.preprocessing import Preprocessing
+from export.targets.form import target_of, write_for
 from quantizers.integer import IntegerView, Linear
 
 # Entries of a file's metadata that are not compared here: what wrote it, and its quantizers, which `ways.py` compares.
@@ -106,10 +107,11 @@ def _written_again(
     if flavor.name == "ort":
         storage = replace(storage, types=_types(model))
     written = lower(view, flavor, storage, [(_batch(flavor), *image_shape)], preprocessing).model
-    if not unblocked:
-        return written
-    names = [*(kind.name for kind in storage.types), *(cut.name for cut in blocks.values())]
-    return onnx.load_from_string(repack(bytes(written.SerializeToString()), names))
+    if unblocked:
+        names = [*(kind.name for kind in storage.types), *(cut.name for cut in blocks.values())]
+        written = onnx.load_from_string(repack(bytes(written.SerializeToString()), names))
+    write_for(written, target_of(model))
+    return written
 
 
 def _batch(flavor: Flavor) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from export.parity.layers import LayerParity
 from export.parity.with_provider import ProviderParity
+from export.parity.with_runtime import RuntimeParity
 
 MIN_TOP1_OFF = 1.0  # the file must do what the student does, image by image
 # With optimizations on a kernel may round a tie the other way, on an image that was not compared layer by layer.
@@ -89,6 +90,7 @@ class ParityReport:
             were not (a note says why): then ``passed`` speaks of these images alone.
         differences: Each node, attribute or constant of the file that is not what export writes of the student.
         provider: The file under an execution provider against the same file without it, where that was asked for.
+        runtime: The file in another runtime against the student, where that was asked for.
     """
 
     images: int
@@ -109,6 +111,7 @@ class ParityReport:
     constants: int = 0
     differences: tuple[str, ...] = ()
     provider: ProviderParity | None = None
+    runtime: RuntimeParity | None = None
 
     @property
     def passed(self) -> bool:
@@ -129,6 +132,7 @@ class ParityReport:
         another class. All logits zero, or none that is finite, prove nothing. Nothing in the file may differ from
         what export writes of the student, whether or not these images reach it. And under an execution provider, where
         one was asked for, no bit of an output or a layer may differ, and the provider must compute some of the file.
+        In another runtime, where one was asked for, logits and codes are judged as with optimizations off.
         """
         return tuple(self._faults(MIN_TOP1_OFF, MIN_TOP1_ON, None, None))
 
@@ -140,6 +144,9 @@ class ParityReport:
         values["output_steps_on"] = _finite(self.output_steps_on)
         if self.provider is not None:
             values["provider"]["faults"] = list(self.provider.faults)
+        if self.runtime is not None:
+            values["runtime"]["faults"] = list(self.runtime.faults)
+            values["runtime"]["max_difference"] = _finite(self.runtime.max_difference)
         return {**values, "passed": self.passed, "faults": list(self.faults)}
 
     def raise_if_worse(
@@ -180,6 +187,7 @@ class ParityReport:
         if self.all_zero:
             yield "every logit is zero, which proves nothing: compare a trained student on real images"
         yield from self.provider.faults if self.provider is not None else ()
+        yield from self.runtime.faults if self.runtime is not None else ()
 
     def _side_faults(
         self, name: str, side: Comparison, least: float, most_steps: float | None, *, min_within: float

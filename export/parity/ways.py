@@ -18,6 +18,7 @@ from export.parity.expected import Expected, Tap
 from export.parity.layers import SingleLayers, attempted, in_order
 from export.parity.quant_session import QuantSession
 from export.parity.with_provider import ProviderTally
+from export.parity.with_runtime import RuntimeTally
 from export.runtime import load_model, open_session, runtime
 from export.storage.metadata import properties_of, read_property
 from export.storage.preprocessing import Preprocessing
@@ -120,6 +121,17 @@ class Ways:
                 f"{self.path}: provider={provider!r} asks for ONNX Runtime, which does not run qonnx files"
             )
         return ProviderTally(self.model, self.path, provider, self.taps, self.outputs, self.threads)
+
+    def in_runtime(self, runtime: str, expected: Expected) -> RuntimeTally:
+        """Return what compares the file in another runtime, once student and file are matched.
+
+        Raises:
+            ValueError: If the runtime is unknown, or cannot read the file's operators.
+            ImportError: If it is not installed.
+        """
+        if self.is_qonnx:
+            raise ValueError(f"{self.path}: runtime={runtime!r} reads ONNX's own operators, which a qonnx file lacks")
+        return RuntimeTally(self.model, runtime, self.taps, self.outputs, self.threads, expected)
 
     @property
     def tensors(self) -> list[str]:

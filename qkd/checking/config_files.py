@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.extras import QONNX, TENSORBOARD
+from export.targets import TARGETS
 from qkd.config.bind_faults import Fault
 from qkd.config.borrowed import borrowed_run
 from qkd.files.user_paths import user_path
@@ -48,8 +49,16 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
             )
     if _group(data, "log").get("tensorboard") is True and find_spec("tensorboard") is None:
         yield ("log", "tensorboard"), f"TensorBoard is missing: {TENSORBOARD}"
-    if _group(data, "export").get("flavor") == "qonnx" and find_spec("qonnx") is None:
+    if find_spec("qonnx") is None:
+        yield from _qonnx_faults(_group(data, "export"))
+
+
+def _qonnx_faults(export: Mapping[str, Any]) -> Iterator[Fault]:
+    target = TARGETS.get(str(export.get("target")))
+    if export.get("flavor") == "qonnx":
         yield ("export", "flavor"), f"`qonnx` is proven with qonnx's executor, which is missing: {QONNX}"
+    elif target is not None and target.flavor == "qonnx":
+        yield ("export", "target"), f"`{target.name}` is proven with qonnx's executor, which is missing: {QONNX}"
 
 
 def _device_faults(section: Mapping[str, Any]) -> Iterator[Fault]:

@@ -161,6 +161,12 @@ def _policies() -> dict[str, str]:
     return dict(POLICY_NOTES)
 
 
+def _targets() -> dict[str, str]:
+    from export.targets import TARGETS
+
+    return {name: target.summary for name, target in TARGETS.items()}
+
+
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "configs": _configs,
     "datasets": _datasets,
@@ -170,4 +176,5 @@ TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "quantizers": _quantizers,
     "devices": _devices,
     "policies": _policies,
+    "targets": _targets,
 }

@@ -9,6 +9,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.config.methods import AdaptationConfig, AuxiliaryConfig, PeersConfig, RotationsConfig
+from qkd.config.recipes.checks import low_bit_faults
+from qkd.config.recipes.low_bit import LowBitConfig, SelfDistillationConfig, WidthConfig
 from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
@@ -91,7 +93,20 @@ class StudentConfig(Section):
     weights: UserPath | None = Field(None, description=f"{WEIGHTS} of the student's net to start from, with init auto")
     head: Head = Field("keep", description=HEAD)
     float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
+    recipe: Literal["none", "default"] = Field(
+        "none",
+        description="default: keys that are not given are set to what serves the bits best; they are listed by `qkd "
+        "show --explain student.recipe`",
+    )
     quant: QuantConfig = Field(description="bits and quantizers")
+    low_bit: LowBitConfig = Field(default_factory=LowBitConfig, description="what only a low-bit training has")
+    widths: tuple[WidthConfig, ...] = Field(
+        (),
+        description="widths that the student is trained in before its own, each from the weights of the one before",
+    )
+    self_distillation: SelfDistillationConfig | None = Field(
+        None, description="the student learns from itself with more precise activations, too (SPEQ)"
+    )
     train: StudentTrainConfig = Field(default_factory=StudentTrainConfig, description="the low-bit training")
     agent: AgentConfig = Field(default_factory=AgentConfig)
     view: Literal["same", "own", "clean"] = Field(
@@ -134,15 +149,27 @@ class StudentConfig(Section):
             values.pop("method_options", None)
         if self.bn == "train":
             values.pop("bn", None)
-        for key in ("data_free", "adaptation"):
+        for key in ("data_free", "adaptation", "self_distillation"):
             if getattr(self, key) is None:
                 values.pop(key, None)
+        if not self.widths:
+            values.pop("widths", None)
+        if self.recipe == "none":  # with a recipe each key is written, or it would be set again when the file is read
+            values.pop("recipe", None)
+            if self.low_bit == LowBitConfig():
+                values.pop("low_bit", None)
         return values
 
     @model_validator(mode="after")
     def _a_new_head_has_weights(self) -> StudentConfig:
         if self.head != "keep" and self.weights is None:
             raise ValueError("`head` is about the last layer of `weights`, which are missing")
+        return self
+
+    @model_validator(mode="after")
+    def _low_bits_can_be_trained(self) -> StudentConfig:
+        if faults := low_bit_faults(self):
+            raise ValueError("; ".join(faults))
         return self
 
     @model_validator(mode="after")
@@ -334,6 +361,14 @@ class RunConfig(Section):
                 "teacher.agent.policy: `search` needs teacher.train: the search trains teachers as it says; a teacher "
                 "that is taken from a file has no use for an agent"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _target_takes_the_student(self) -> RunConfig:
+        target = self.export.chosen_target
+        faults = [] if target is None else target.faults(self.student.quant.model_dump())
+        if faults:
+            raise ValueError("; ".join(f"student.quant.{key}: {text}" for key, text in faults))
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from qkd.config.bind_faults import did_you_mean, models_in
 from qkd.config.experiment import RunConfig
+from qkd.config.recipes.table import recipe_lines
 from qkd.failures import UsageError
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -91,10 +92,16 @@ def _keys(section: type[BaseModel], prefix: str) -> Iterator[Key]:
         models = models_in(field.annotation)
         path = f"{prefix}{name}{_inner_mark(field.annotation) if models else ''}"
         inner = models[0] if models else None
-        about = field.description or (_first_line(inner) if inner is not None else "")
+        about = _about(path, field.description) or (_first_line(inner) if inner is not None else "")
         yield Key(path, "..." if inner is not None else _default(field), about, is_group=inner is not None)
         if inner is not None:
             yield from _keys(inner, f"{path}.")
+
+
+def _about(path: str, description: str | None) -> str:
+    """Return what a key means; of the recipe also what it sets."""
+    said = description or ""
+    return "\n    ".join([said, *recipe_lines()]) if path == "student.recipe" else said
 
 
 def _inner_mark(annotation: Any) -> str:

@@ -1,10 +1,11 @@
-"""Fill in what a short config leaves open because other keys of it decide: a training, its length, a preprocessing."""
+"""Fill in what a short config leaves open because other keys of it decide: a training, its length, a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from qkd.config.recipes.table import with_recipe
 from qkd.failures import ConfigError
 
 # Those of quantizers.spec, which needs PyTorch to import; a test holds them equal.
@@ -31,7 +32,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(teacher := result.get("teacher"), Mapping):
         result["teacher"] = _trained(teacher)
     if isinstance(student := result.get("student"), Mapping):
-        result["student"] = _with_presets(_long_enough(student))
+        result["student"] = with_recipe(_with_presets(_long_enough(student)))
     if isinstance(section := result.get("data"), Mapping) and isinstance(teacher, Mapping):
         result["data"] = _of_the_net(section, teacher.get("net"))
     return result

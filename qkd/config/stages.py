@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from export import defaults
 from export.moved import OldFields
+from export.targets.table import Target, find_target
 from qkd.config.sections import (
     MOST_MEMBERS,
     MOST_WORKERS,
@@ -140,9 +141,18 @@ class FederatedConfig(Section):
         return self
 
 
+def _known_target(name: str | None) -> str | None:
+    return name if name is None else find_target(name).name
+
+
 class ExportConfig(OldFields, Section):
     """How the student becomes a file."""
 
+    target: Annotated[str | None, AfterValidator(_known_target)] = Field(
+        None,
+        description="the runtime that runs the student (`qkd ls targets`), such as openvino or onnxruntime>=1.17: "
+        "decides flavor, pack, linear and opset; absent: the newest ONNX Runtime",
+    )
     flavor: Literal["ort", "qcdq", "qonnx"] = Field(
         "ort",
         description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
@@ -159,9 +169,32 @@ class ExportConfig(OldFields, Section):
     )
     layout: Literal["nhwc", "nchw"] = Field("nhwc", description="order of the axes of uint8 pixels: nhwc or nchw")
 
+    @property
+    def chosen_target(self) -> Target | None:
+        """What ``target`` names; None where it is absent."""
+        return None if self.target is None else find_target(self.target)
+
+    @property
+    def file_flavor(self) -> str:
+        """Flavor of the file for the target; without one, ``flavor``."""
+        return self.flavor if self.chosen_target is None else self.chosen_target.flavor
+
+    @model_validator(mode="after")
+    def _target_decides(self) -> ExportConfig:
+        target = self.chosen_target
+        if target is None:
+            return self
+        if "flavor" in self.model_fields_set and self.flavor not in ("ort", target.flavor):
+            raise ValueError(f"`target: {target.name}` has flavor `{target.flavor}`; leave `flavor` out")
+        if target.pack == "int8" and self.pack == "packed":
+            raise ValueError(f"`target: {target.name}` takes weights as int8; leave `pack` out")
+        if target.linear == "gemm" and self.linear == "matmul_nbits":
+            raise ValueError(f"`target: {target.name}` has no MatMulNBits; leave `linear` out")
+        return self
+
     @model_validator(mode="after")
     def _pixels_need_a_flavor(self) -> ExportConfig:
-        if self.preprocess == "inside" and self.flavor == "qonnx":
+        if self.preprocess == "inside" and self.file_flavor == "qonnx":
             raise ValueError("`preprocess: inside` needs flavor `ort` or `qcdq`: readers of Quant nodes take floats")
         return self
 

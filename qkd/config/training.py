@@ -34,8 +34,14 @@ class TrainConfig(Section):
         "last",
         description="best: the weights of the epoch with the highest validation accuracy; last: those of the last one",
     )
-    autocast: Literal["off", "bf16", "fp16"] = Field("off", description="reduced precision, where the device has it")
-    channels_last: bool = Field(False, description="memory format of images and convolutions")
+    precision: Annotated[Literal["auto", "float32", "bf16", "fp16"], NEWER] = Field(
+        "auto",
+        description="bf16 and fp16 are mixed with float32, where the device has them; auto: bf16 where the processor "
+        "multiplies it natively and a short race at the start shows that it is faster, else float32",
+    )
+    memory_format: Annotated[Literal["auto", "contiguous", "channels_last"], NEWER] = Field(
+        "auto", description="of images and convolutions; auto: the winner of the race"
+    )
     checkpoint_every_s: NonNegative = Field(
         60.0, description="least seconds between checkpoints; one at every epoch's end"
     )
@@ -72,9 +78,16 @@ class QuantConfig(Section):
     first_bits: Bits | None = Field(8, description="first layer: weights and image; null: as the others")
     last_bits: Bits | None = Field(8, description="last layer: weights and input; null: as the others")
     sum_bits: Bits = Field(8, description="inputs and output of residual sums, and what pooling averages")
-    weight_quantizer: Literal["lsq", "dorefa"] = Field("lsq", description="how weights meet their grid")
+    weight_quantizer: Literal["lsq", "stats", "dorefa"] = Field(
+        "lsq",
+        description="how weights meet their grid: learned step sizes, step sizes from their statistics, or DoReFa",
+    )
     act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="how activations meet their grid")
     per_channel: bool = Field(True, description="one weight scale an output channel, or one a tensor")
+    symmetric: Annotated[bool, NEWER] = Field(
+        False,
+        description="no zero points: image and functions on signed grids, which some targets need (`qkd ls targets`)",
+    )
     overrides: dict[str, dict[Literal["weight_bits", "act_bits"], Bits]] = Field(
         default_factory=dict, description="layer name pattern -> {weight_bits, act_bits}"
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LABELS = ("labels", "other_labels")  # the arguments of losses that are whole numbers
+LABELS = ("labels", "other_labels", "generated_labels")  # the arguments of losses that are whole numbers
 
 
 def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:

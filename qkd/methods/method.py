@@ -250,6 +250,14 @@ class Method:
         """
         return None
 
+    def start(self, run: RunFolder, student: Student) -> None:
+        """Give a student other weights than those of its float net, in place, before it is calibrated.
+
+        Args:
+            run: The run folder, with what was trained before.
+            student: Low-bit, not calibrated.
+        """
+
     def beside_teacher(self, net: nn.Module, splits: Splits) -> Beside | None:  # noqa: ARG002
         """Return what learns with the teacher in its own training; None where it learns by itself."""
         return None

@@ -97,6 +97,16 @@ METHODS = {  # in the order in which they have their say
         "student.rotations",
         "HSSAKD: joint labels of class and rotation, branches, offline or online (Yang et al. 2021)",
     ),
+    "widths": Entry(
+        "qkd.methods.widths.method:Widths",
+        "student.widths",
+        "progressive widths: the student is trained at 4 bits before 2, say (Zhuang et al. 2018)",
+    ),
+    "stochastic_precision": Entry(
+        "qkd.methods.stochastic_precision.method:StochasticPrecision",
+        "student.self_distillation",
+        "SPEQ: the student learns from itself with more precise activations (Boo et al. 2021)",
+    ),
     "plain": Entry("qkd.methods.plain.method:Plain", "", "a student beside a fixed teacher: a weighted sum of terms"),
 }
 

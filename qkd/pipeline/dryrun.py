@@ -189,9 +189,9 @@ class _Attempt:
         images = normalize(raw.cpu(), splits.mean, splits.std)
         exported = [
             export_student(
-                config, student, images, self.folder / f"{name}.onnx", flavor, preprocessing_of(config, splits, name)
+                config, student, images, self.folder / f"{name}.onnx", file, preprocessing_of(config, splits, name)
             )
-            for name, flavor in student_files(config).items()
+            for name, file in student_files(config).items()
         ]
         for model in exported:
             for warning in model.warnings:

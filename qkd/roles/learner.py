@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from qkd.roles.outcome import score, write_outcome
 from qkd.roles.phases import Distillation, distillation
 from qkd.roles.views import run_view
 from qkd.seeding import stream
-from qkd.training import FitResult
+from qkd.training import FitResult, Phase
 from qkd.training.assembly import WEIGHTS, Context, Made, Role
-from quantizers import Student, calibrate, quantizer_scales, settle
+from qkd.training.low_bit.rules import step_rules
+from quantizers import Student, calibrate, quantizer_scales, reestimate_batch_norm, settle
 
 
 def phases_of(student: StudentConfig) -> tuple[PhaseConfig, ...]:
@@ -165,32 +167,43 @@ class StudentRole:
     def student(self) -> nn.Module:
         """Return what is trained, with its start's weights, on the device: low-bit and not calibrated."""
         student = prepare_student(self.config, self.float_net(), self.context.splits.image_shape)
+        for method in self.methods:
+            method.start(self.context.run, student)
         return student.to(self.context.device)
 
     def calibrate(self, *students: nn.Module) -> None:
         """Set activation scales and batch-norm statistics from training images."""
         self.context.progress.say(f"{self.name}: calibrating on {self.config.student.calibration_batches} batches")
         for student in students:
-            calibrate(student, self._batches(), keep_statistics=self.config.student.bn == "frozen_teacher")
+            batches = self._batches("calibration", self.config.student.calibration_batches)
+            calibrate(student, batches, keep_statistics=self.config.student.bn == "frozen_teacher")
 
-    def _batches(self) -> Iterator[Tensor]:
+    def reestimate(self, student: nn.Module) -> None:
+        """Set batch norm's running statistics from training images, with the weights as they are now."""
+        count = self.config.student.low_bit.reestimate_batches
+        reestimate_batch_norm(student, self._batches("batch norm", count))
+
+    def _batches(self, purpose: str, count: int) -> Iterator[Tensor]:
         made = (method.synthesis(self.context) for method in self.methods)
         synthesis = next((one for one in made if one is not None), None)
-        batches = self._real_batches() if synthesis is None else self._made_batches(synthesis)
+        if synthesis is None:
+            batches = self._real_batches(purpose, count)
+        else:
+            batches = self._made_batches(synthesis, purpose, count)
         for images in batches:
             for method in self.methods:
                 images = method.calibration_images(images)
             yield images
 
-    def _made_batches(self, synthesis: Synthesis) -> Iterator[Tensor]:
+    def _made_batches(self, synthesis: Synthesis, purpose: str, count: int) -> Iterator[Tensor]:
         config = self.config
-        for index in range(config.student.calibration_batches):
-            yield synthesis.draw(config.data.batch_size, stream(config.seed, "calibration", index))[0]
+        for index in range(count):
+            yield synthesis.draw(config.data.batch_size, stream(config.seed, purpose, index))[0]
 
-    def _real_batches(self) -> Iterator[Tensor]:
+    def _real_batches(self, purpose: str, count: int) -> Iterator[Tensor]:
         config, train, splits = self.config, self.context.splits.train, self.context.splits
         size = min(config.data.batch_size, len(train))
-        order = epoch_order(len(train), stream(config.seed, "calibration"))[: size * config.student.calibration_batches]
+        order = epoch_order(len(train), stream(config.seed, purpose))[: size * count]
         for raw, _ in iterate(train, order, size, self.context.device, drop_last=True):
             yield normalize(raw, splits.mean, splits.std)
 
@@ -209,9 +222,10 @@ class StudentRole:
             self.config, phases_of(self.config.student), student, teacher, run_view(run, self.config, splits),
             net=self.net(), splits=splits, methods=self.methods, run=run, weights=self.file(),
         )  # fmt: skip
+        low_bit = self.config.student.low_bit
         return Made(
             student,
-            made.phases,
+            self._with_reestimation(made.phases, student),
             begin=lambda: self.begin(student, made),
             save=lambda: self.save(student, teacher, made),
             score=lambda fitted: self.score(student, teacher, made, fitted),
@@ -222,7 +236,23 @@ class StudentRole:
             settings=training_settings(self.config),
             inputs=self.inputs(),
             source=next((one for method in self.methods if (one := method.source(self.context)) is not None), None),
+            rules=lambda optimizer: step_rules(student, low_bit, optimizer) if isinstance(student, Student) else (),
         )
+
+    def _with_reestimation(self, phases: tuple[Phase, ...], student: nn.Module) -> tuple[Phase, ...]:
+        """Let the first phase with frozen batch norm begin with statistics that are estimated anew."""
+        first = self._first_frozen()
+        if first is None or not self._reestimates(student):
+            return phases
+        renewed = replace(phases[first], begin=lambda: self.reestimate(student))
+        return (*phases[:first], renewed, *phases[first + 1 :])
+
+    def _first_frozen(self) -> int | None:
+        phases = phases_of(self.config.student)
+        return next((index for index, phase in enumerate(phases) if phase.freeze_batch_norm), None)
+
+    def _reestimates(self, student: nn.Module) -> bool:
+        return isinstance(student, Student) and self.config.student.low_bit.reestimate_batches > 0
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
         """Bring student and partners to their start."""
@@ -251,6 +281,8 @@ class StudentRole:
     def save(self, student: nn.Module, teacher: nn.Module, made: Distillation) -> list[Path]:
         """Settle the student's scales; write it, and a teacher that learned beside it; return the files."""
         folder = self.context.run.folder(self.folder)
+        if self._reestimates(student) and self._first_frozen() is None:
+            self.reestimate(student)
         if isinstance(student, Student):
             settle(student)
         sizes = sizes_of(self.context.splits)

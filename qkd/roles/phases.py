@@ -126,5 +126,5 @@ def _phase(
     allows_autocast = not is_frozen
     return Phase(
         phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,
-        taker.backward(lesson, phase),
+        taker.backward(lesson, phase), settles=is_frozen,
     )  # fmt: skip

@@ -14,6 +14,7 @@ FREE = {
     "log.csv", "log.tensorboard",
     "search.engine", "search.workers", "search.gpus_per_worker", "search.address", "search.worker_failures",
 }  # fmt: skip
+CHOSEN = {"precision", "memory_format"}  # auto: what was chosen when a training began, and is in its checkpoints
 BEHIND = ("export", "bench")  # stages behind the trainings, each with a section of its name
 
 
@@ -67,8 +68,18 @@ def changes(then: Any, now: Any, where: str = "") -> dict[str, tuple[str, str]]:
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         parts = [changes(*pair, f"{where}[{index}]") for index, pair in enumerate(zip(then, now, strict=True))]
     else:
-        return {} if then == now else {where: (repr(then), repr(now))}
+        return {} if then == now or takes_what_was_chosen(where, now) else {where: (repr(then), repr(now))}
     return {key: pair for part in parts for key, pair in part.items()}
+
+
+def takes_what_was_chosen(key: str, now: Any) -> bool:
+    """Tell whether a setting goes along with whatever a run began with: an arithmetic that nobody asks for.
+
+    Args:
+        key: Dotted.
+        now: Its value in the config that is to continue the run.
+    """
+    return now == "auto" and key.rpartition(".")[2] in CHOSEN
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -83,7 +94,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return {
         key: (_text(before, missing), _text(after, missing))
         for key, (before, after) in pairs.items()
-        if before != after
+        if before != after and not takes_what_was_chosen(key, after)
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -74,12 +74,24 @@ def run(run: RunFolder, progress: Progress) -> None:
     run.complete("export", [*files, folder / "layers.json"], _inputs(run))
 
 
-def student_files(config: RunConfig) -> dict[str, str]:
-    """Return the student's files without their ending, and the flavor of each; ``student`` comes first."""
-    flavor = config.export.flavor
-    files = {"student": "ort"} if flavor == "ort" else {"student": "ort", f"student.{flavor}": flavor}
+class StudentFile(NamedTuple):
+    """What a file of the student is: its flavor, and its target where it has one."""
+
+    flavor: str
+    target: str | None = None
+
+
+def student_files(config: RunConfig) -> dict[str, StudentFile]:
+    """Return the student's files without their ending, and what each is; ``student``, for ONNX Runtime, comes first."""
+    target, flavor = config.export.chosen_target, config.export.file_flavor
+    if target is None or target.is_onnxruntime:
+        own = StudentFile(flavor, None if target is None else target.name)
+        files = {"student": own} if flavor == "ort" else {"student": StudentFile("ort"), f"student.{flavor}": own}
+    else:
+        own = StudentFile(flavor, target.name)
+        files = {"student": StudentFile("ort"), f"student.{target.name}": own}
     if config.export.preprocess == "inside":
-        files[f"{[*files][-1]}.{PIXELS}"] = flavor
+        files[f"{[*files][-1]}.{PIXELS}"] = own
     return files
 
 
@@ -101,9 +113,9 @@ def _write_models(
     progress: Progress,
 ) -> list[Path]:
     exported, example = {}, _example(splits)
-    for name, flavor in student_files(run.config).items():
+    for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
-        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", flavor, preprocessing)
+        exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)
         for warning in exported[name].warnings:
             progress.warn(f"{name}.onnx: {warning}" if name != "student" else warning)
     for name, net in nets.items():
@@ -112,7 +124,13 @@ def _write_models(
     write_json(folder / "export.json", {name: _facts(model) for name, model in exported.items()})
     write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
     progress.say(", ".join(f"{name}.onnx {model.size_bytes:,} bytes" for name, model in exported.items()))
+    for name in student_files(run.config):
+        progress.say(f"{name}.onnx needs {exported[name].needs}{_other_runtimes(run.config)}")
     return [folder / "export.json", folder / "cost.json", *(model.path for model in exported.values())]
+
+
+def _other_runtimes(config: RunConfig) -> str:
+    return "" if config.export.target else "; for an older or another runtime set export.target (`qkd ls targets`)"
 
 
 def export_student(
@@ -120,20 +138,23 @@ def export_student(
     student: fx.GraphModule,
     example: Tensor,
     path: Path,
-    flavor: str,
+    file: StudentFile,
     preprocessing: Preprocessing | None = None,
 ) -> ExportedModel:
-    """Write the student in a flavor, packed and judged as the config says.
+    """Write the student in a flavor, or for a target, packed and judged as the config says.
 
     Raises:
         export.ExportError: If it cannot be written, or a layer stays in float where the config is strict.
     """
     settings = config.export
-    if flavor != "ort":  # the others have one form each
-        return export_onnx(student, example, path, flavor=flavor, strict=settings.strict, preprocessing=preprocessing)
+    if file.flavor != "ort":  # the others have one form each
+        return export_onnx(
+            student, example, path, flavor=file.flavor, target=file.target, strict=settings.strict,
+            preprocessing=preprocessing,
+        )  # fmt: skip
     return export_onnx(
         student, example, path, pack=settings.pack, linear=settings.linear, strict=settings.strict,
-        preprocessing=preprocessing,
+        preprocessing=preprocessing, target=file.target,
     )  # fmt: skip
 
 
@@ -147,7 +168,8 @@ def compare_file(
 ) -> ParityReport:
     """Return the comparison of a student with one of its files on every test image."""
     preprocessing = preprocessing_of(config, splits, path.stem)
-    provider = None if path.stem.endswith(".qonnx") else low_bit_for(path)
+    is_for_onnxruntime = student_files(config).get(path.stem, StudentFile("ort")).flavor == "ort"
+    provider = low_bit_for(path) if is_for_onnxruntime else None
     with progress.track(len(splits.test), "parity", "images") as tracker:
         batches = _test_batches(splits, config.data, tracker)
         if not preprocessing.is_inside:

@@ -10,6 +10,7 @@ import onnx
 from export import ExportError
 from export.conversion.repack import fit_storage
 from export.storage.needs import RUNTIME, Version, needed_runtime, needs_text, parse_runtime, storage_for
+from export.targets import find_target
 from export.writing import write_whole
 from qkd.files import read_json, write_json
 from qkd.predicting.feeding import PIXELS
@@ -17,7 +18,7 @@ from qkd.progress import Progress
 from qkd.roles.images import run_images
 from qkd.roles.nets import load_student
 from qkd.run.folder import RunFolder
-from qkd.stages.export import compare_file, judge_file, student_files, write_parity
+from qkd.stages.export import StudentFile, compare_file, judge_file, student_files, write_parity
 from qkd.training import cpu_threads
 
 
@@ -37,8 +38,12 @@ def keep_fitted(run: RunFolder, runtime: str, progress: Progress) -> list[Path]:
         export.ParityError: If a repacked file is not proven to be the student.
     """
     version = parse_runtime(runtime)
-    files = [name for name, flavor in student_files(run.config).items() if flavor == "ort"]
+    files = [name for name, file in student_files(run.config).items() if _is_for_onnxruntime(file)]
     return [path for name in files if (path := _keep(run, name, version, progress)) is not None]
+
+
+def _is_for_onnxruntime(file: StudentFile) -> bool:
+    return file.flavor == "ort" and (file.target is None or find_target(file.target).is_onnxruntime)
 
 
 def _keep(run: RunFolder, name: str, version: Version, progress: Progress) -> Path | None:

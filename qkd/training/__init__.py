@@ -1,5 +1,6 @@
 """Training: optimizer, learning-rate schedule, averaged weights, checkpoints and the loop."""
 
+from qkd.training.arithmetic.precision import Precision, choose_precision
 from qkd.training.averaging import WeightAverage
 from qkd.training.checkpoint import CheckpointStore
 from qkd.training.evaluate import accuracy
@@ -7,7 +8,7 @@ from qkd.training.finite import TrainingError
 from qkd.training.job import Batch, FitResult, Job, Partner, Phase, Step, StepResult
 from qkd.training.loop import Trainer, fit
 from qkd.training.optimizer import build_optimizer, learning_rate
-from qkd.training.precision import Precision, choose_precision, cpu_threads
+from qkd.training.precision import cpu_threads
 from qkd.training.supervised import supervised_step
 
 __all__ = [

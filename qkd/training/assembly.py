@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from qkd.agents import build_agent
 from qkd.config import AgentConfig, RunConfig, TrainConfig
@@ -17,8 +18,9 @@ from qkd.engines.engine import current
 from qkd.files import sha256_of, write_text
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
+from qkd.training.arithmetic.choice import FILE as ARITHMETIC
 from qkd.training.checkpoint import CheckpointStore
-from qkd.training.job import FitResult, Job, Partner, Phase, Source
+from qkd.training.job import FitResult, Job, Partner, Phase, Source, StepRule
 from qkd.training.loop import fit
 
 WEIGHTS = "weights.safetensors"  # in each role's folder
@@ -64,6 +66,7 @@ class Made:
         inputs: Files of the run folder that it is made from.
         vary: Brings the model to the start of a member of a population; None where all members have one start.
         source: Makes what gives the training batches; None where they are the run's training images.
+        rules: Makes what has its say at every step of the optimizer.
     """
 
     model: nn.Module
@@ -79,6 +82,7 @@ class Made:
     inputs: Sequence[Path] = ()
     vary: Callable[[int], None] | None = None
     source: Callable[[Job], Source] | None = None
+    rules: Callable[[Optimizer], Sequence[StepRule]] = lambda _: ()
 
 
 class Role(Protocol):
@@ -141,7 +145,8 @@ class Training:
 
     def finish(self, fitted: FitResult | None) -> list[Path]:
         """Write weights and result; return the files of the manifest."""
-        return [*self.made.save(), self.folder / "metrics.jsonl", *self.made.score(fitted)]
+        chosen = [file] if (file := self.folder / ARITHMETIC).is_file() else []
+        return [*self.made.save(), self.folder / "metrics.jsonl", *chosen, *self.made.score(fitted)]
 
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints of a training that is done and written; keep the last one where that is asked for."""
@@ -185,6 +190,7 @@ def assemble(role: Role) -> Training:
         partners=made.partners,
         log=context.config.log,
         source=made.source,
+        rules=made.rules,
     )
     return Training(job, made, folder)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +137,54 @@ class Partner:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """Where a training stands at a step.
+
+    Args:
+        rate: The learning rate over its peak, with the phase's factor.
+        peak: The largest learning rate.
+        done: Share of the training's steps that are behind it, in ``[0, 1)``.
+        steps: Of the whole training.
+        settles: Whether the phase trains the deployed arithmetic, which high rates break.
+    """
+
+    rate: float
+    peak: float
+    done: float
+    steps: int
+    settles: bool = False
+
+
+class StepRule(Protocol):
+    """What has its say at every step of the optimizer: on rates and gradients before it, on weights after it."""
+
+    @property
+    def name(self) -> str:
+        """Return what names its tensors in checkpoints; no other rule of the job has it."""
+        ...
+
+    def before(self, moment: Moment) -> None:
+        """Change rates of groups or gradients, which are unscaled and clipped."""
+        ...
+
+    def after(self, moment: Moment) -> None:
+        """Look at what the step did to the weights, and change them."""
+        ...
+
+    def facts(self) -> Mapping[str, float]:
+        """Return values for an epoch's line of the metrics."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it needs to resume, by name."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned; model and optimizer are in place already."""
+        ...
+
+
+@dataclass(frozen=True)
 class Phase:
     """A stretch of epochs with one step.
 
@@ -149,6 +197,8 @@ class Phase:
         allows_autocast: Whether reduced precision may be used.
         lr_factor: Factor on the scheduled learning rate.
         backward: Turns the step's result into gradients.
+        begin: Called once, before the first step of the phase, after ``enter``.
+        settles: Whether it trains the deployed arithmetic, with frozen batch norm.
     """
 
     name: str
@@ -159,6 +209,8 @@ class Phase:
     allows_autocast: bool = True
     lr_factor: float = 1.0
     backward: Backward = plain_backward
+    begin: Callable[[], None] = lambda: None
+    settles: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,6 +235,7 @@ class Job:
         partners: Nets that are trained beside the model.
         source: Makes what gives the training batches; absent: the images of ``splits.train`` with ``agent``.
         log: What is written of each epoch beside ``metrics.jsonl``.
+        rules: Makes what has its say at every step, for an optimizer and the model at its start.
     """
 
     role: str
@@ -202,6 +255,7 @@ class Job:
     partners: tuple[Partner, ...] = ()
     source: Callable[[Job], Source] | None = None
     log: LogConfig = LogConfig()
+    rules: Callable[[Optimizer], Sequence[StepRule]] = lambda _: ()
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,19 @@ from qkd.data.splits import Split
 from qkd.engines.engine import agree, alone, current
 from qkd.progress import Progress, Tracker
 from qkd.seeding import derive
+from qkd.training.arithmetic.choice import Choice, decided, unraced
+from qkd.training.arithmetic.precision import choose_precision
 from qkd.training.averaging import WeightAverage
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
 from qkd.training.epochs.best import BestWeights
 from qkd.training.epochs.log import EpochLog, epoch_line
 from qkd.training.evaluate import accuracy
 from qkd.training.finite import TrainingError, diagnose, non_finite_weights
-from qkd.training.job import Batch, FitResult, Job, Phase, StepResult
+from qkd.training.job import Batch, FitResult, Job, Moment, Phase, StepResult
 from qkd.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from qkd.training.origin import kernels_of, other_kernels, other_settings, settings_of
-from qkd.training.precision import choose_precision
+from qkd.training.origin import asked_of, kernels_of, other_kernels, other_settings, settings_of
 from qkd.training.source import source_of
-from qkd.training.state import collect, fill, restore
+from qkd.training.state import RULE, below, collect, fill, restore
 
 SHOW_EVERY_STEPS = 10  # on a CUDA device each value shown waits for the device
 SMALLEST_LOSS_SCALE = 2.0**-14  # below it float16 gradients are not too small but broken
@@ -98,11 +99,7 @@ class Trainer:
         self.steps = self.source.images // self.batch_size
         if sum(phase.epochs for phase in job.phases) != job.config.epochs:
             raise ValueError(f"epochs of the phases do not add up to train.epochs={job.config.epochs}")
-        self.precision, note = choose_precision(job.config.autocast, job.device)
-        if note:
-            progress.warn(note)
-        self.format = torch.channels_last if job.config.channels_last else torch.contiguous_format
-        job.model.to(memory_format=self.format)
+        self._compute_as(unraced(asked_of(job)))
         self.store = CheckpointStore(job.folder / "checkpoint", progress.warn)
         self.log = EpochLog(job.folder, job.role, job.log)
         self.best = BestWeights() if job.config.keep == "best" else None
@@ -113,6 +110,13 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.kernels_then: object = None  # of the checkpoint it resumes from, until they are compared
 
+    def _compute_as(self, choice: Choice) -> None:
+        self.arithmetic, self.format = choice, choice.torch_format
+        self.precision, note = choose_precision(choice.precision, self.job.device)
+        if note:
+            self.progress.warn(note)
+        self.job.model.to(memory_format=self.format)
+
     def start(self, begin: Callable[[], None]) -> None:
         """Bring everything to where training resumes: the last good checkpoint, or the beginning."""
         checkpoint = self.store.load()
@@ -121,6 +125,7 @@ class Trainer:
         if checkpoint is None:
             begin()
             self._be_alike()
+        self._choose(None if checkpoint is None else checkpoint.state)
         self.equip()
         if checkpoint is None:
             self._save()
@@ -131,12 +136,20 @@ class Trainer:
             self._say_where()
         self._write_metrics()
 
+    def _choose(self, state: Mapping[str, Any] | None) -> None:
+        choice = decided(asked_of(self.job), self.batch_size, self.source.images, state)
+        if choice != self.arithmetic:
+            self._compute_as(choice)
+        if choice.step_ms:
+            self.progress.say(f"{self.job.role}: {choice.told()}")
+
     def equip(self) -> None:
         """Build optimizer, loss scaler and averages for the model in its present state."""
         joined = [partner for partner in self.job.partners if partner.optimizer is None]
         self.optimizer = build_optimizer(self.job.model, self.job.config, self.job.scales(), joined)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(self.job.device.type, enabled=self.precision.needs_scaler)
+        self.rules = self.job.rules(self.optimizer)
         decay = self.job.config.ema_decay
         self.average = WeightAverage(self.job.model, decay) if decay else None
 
@@ -166,9 +179,11 @@ class Trainer:
             TrainingError: If loss, gradient or weights are not finite.
         """
         job, at = self.job, self.at
-        phase = self._phase()
+        phase, first = self._phase_and_first_epoch()
         job.model.train()
         phase.enter()
+        if (at.epoch, at.step) == (first, 0):
+            phase.begin()
         with phase.hold(), self.engine.training(self._nets()):
             self._steps(phase, self.source.batches(at.epoch, at.step, self.batch_size), tracker)
         self._be_alike()  # unsynchronized batch norm: the running statistics of the first one count
@@ -198,18 +213,27 @@ class Trainer:
     def _step(self, phase: Phase, batch: Batch) -> Tensor:
         lr = phase.lr_factor * learning_rate(self.job.config, self.at.epoch * self.steps + self.at.step, self.steps)
         set_learning_rate(self.optimizer, lr)
+        moment = self._moment(phase, lr)
         result = self._forward(phase, batch)
         self.optimizer.zero_grad(set_to_none=True)
         phase.backward(batch, result, self.scaler.scale)
         loss = result.loss.detach().clone()
         self.engine.average([*self._gradients(), loss])
         self._require_finite(phase, batch, result, loss)
+        for rule in self.rules:
+            rule.before(moment)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        for rule in self.rules:
+            rule.after(moment)
         if self.average is not None:
             self.average.update(self.job.model, self.at.epoch * self.steps + self.at.step)
         self._count(result, batch.labels if batch.mixed is None else batch.mixed.main(batch.labels))
         return loss
+
+    def _moment(self, phase: Phase, lr: float) -> Moment:
+        peak, total = self.job.config.lr, self.job.config.epochs * self.steps
+        return Moment(lr / peak, peak, (self.at.epoch * self.steps + self.at.step) / total, total, phase.settles)
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
         others = (self.engine.rank,) if self.engine.rank else ()  # else all would drop the same of their own images
@@ -272,6 +296,8 @@ class Trainer:
             {name.removeprefix(kind): value for name, value in means.items() if name.startswith(kind)}
             for kind in ("term/", "fact/")
         )
+        for rule in self.rules:
+            facts.update(rule.facts())
         return {
             "epoch": self.at.epoch + 1,
             "phase": phase.name,
@@ -305,12 +331,13 @@ class Trainer:
         """Give all processes the nets of the first."""
         self.engine.copy_first(self._nets())
 
-    def _phase(self) -> Phase:
+    def _phase_and_first_epoch(self) -> tuple[Phase, int]:
+        """Return the phase that the epoch is in, and the phase's first epoch."""
         first = 0
         for phase in self.job.phases:
+            if self.at.epoch < first + phase.epochs:
+                return phase, first
             first += phase.epochs
-            if self.at.epoch < first:
-                return phase
         raise ValueError(f"no phase for epoch {self.at.epoch + 1}")
 
     def state(self) -> Checkpoint:
@@ -333,6 +360,8 @@ class Trainer:
             )
         tensors = collect(self.job.model, self.optimizer, self.average, self.job.partners)
         tensors.update({f"sum/{name}": value for name, value in self.sums.items()})
+        for rule in self.rules:
+            tensors.update({f"{RULE}{rule.name}/{name}": value for name, value in rule.state().items()})
         best, best_state = ({}, None) if self.best is None else self.best.state()
         tensors.update(best)
         state = {
@@ -344,6 +373,7 @@ class Trainer:
             "rows": self.at.rows,
             "sums": list(self.sums),
             "scaler": self.scaler.state_dict(),
+            "arithmetic": self.arithmetic.to_json(),
             **({} if best_state is None else {"best": best_state}),
         }
         return Checkpoint(tensors, state)
@@ -363,6 +393,8 @@ class Trainer:
         """
         state = checkpoint.state
         restore(checkpoint.tensors, self.job.model, self.optimizer, self.average, self.job.partners)
+        for rule in self.rules:
+            rule.load(below(checkpoint.tensors, f"{RULE}{rule.name}/"))
         self.at = _Position(
             state["epoch"], state["step"], state["seconds"], state["epoch_seconds"], list(state["rows"])
         )

@@ -14,10 +14,22 @@ from qkd.agents.operations import native
 from qkd.config.training import SAVING
 from qkd.engines.engine import current
 from qkd.moved import in_new_spelling
+from qkd.run.identity import takes_what_was_chosen
+from qkd.training.arithmetic.choice import Asked
 from qkd.training.job import Job
 from quantizers import is_fused
 
 BIT_EQUAL = {"augmentation"}  # compiled or not, it has the same bits: kept for the record alone
+
+
+def asked_of(job: Job) -> Asked:
+    """Return what is asked of a training's arithmetic, and what a race needs to know of it."""
+    # Methods that train more nets, some through second derivatives, keep float32 unless somebody asks for less.
+    may_reduce = not job.partners and any(phase.allows_autocast for phase in job.phases)
+    return Asked(
+        job.config.precision, job.config.memory_format, job.config.epochs, job.splits.train.image_shape, job.model,
+        job.device, job.folder, may_reduce,
+    )  # fmt: skip
 
 
 def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def other_settings(then: object, now: Mapping[str, Any]) -> list[str]:
         return []
     before = in_new_spelling(then, is_stored=True)
     return [f"{key}: {before[key]!r} then, {now[key]!r} now" for key in sorted(before.keys() & now.keys())
-            if before[key] != now[key]]  # fmt: skip
+            if before[key] != now[key] and not takes_what_was_chosen(key, now[key])]  # fmt: skip
 
 
 def other_kernels(then: object, now: Mapping[str, Any]) -> list[str]:

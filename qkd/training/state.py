@@ -14,7 +14,7 @@ from qkd.training.job import Partner
 from quantizers import is_grid_record, require_same_grids
 
 # prefixes of tensor names in a checkpoint
-MODEL, OPTIMIZER, AVERAGE, PARTNER = "model/", "optimizer/", "average/", "partner/"
+MODEL, OPTIMIZER, AVERAGE, PARTNER, RULE = "model/", "optimizer/", "average/", "partner/", "rule/"
 
 
 def collect(
@@ -49,18 +49,18 @@ def restore(
     Raises:
         ValueError: If they belong to another model.
     """
-    fill(model, _below(tensors, MODEL))
-    moments = [(model, _below(tensors, OPTIMIZER))]
+    fill(model, below(tensors, MODEL))
+    moments = [(model, below(tensors, OPTIMIZER))]
     for partner in partners:
-        own = _below(tensors, f"{PARTNER}{partner.name}/")
-        fill(partner.module, _below(own, MODEL))
+        own = below(tensors, f"{PARTNER}{partner.name}/")
+        fill(partner.module, below(own, MODEL))
         if partner.optimizer is None:
-            moments.append((partner.module, _below(own, OPTIMIZER)))
+            moments.append((partner.module, below(own, OPTIMIZER)))
         else:
-            _restore_optimizer([(partner.module, _below(own, OPTIMIZER))], partner.optimizer)
+            _restore_optimizer([(partner.module, below(own, OPTIMIZER))], partner.optimizer)
     _restore_optimizer(moments, optimizer)
     if average is not None:
-        average.load(_below(tensors, AVERAGE))
+        average.load(below(tensors, AVERAGE))
 
 
 @torch.no_grad()
@@ -121,5 +121,6 @@ def _restore_optimizer(moments: Iterable[tuple[nn.Module, Mapping[str, Tensor]]]
                 state[key] = torch.empty_like(parameter.detach()).copy_(value)  # the parameter's memory format
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

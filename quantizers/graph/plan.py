@@ -195,12 +195,13 @@ class Plan:
 
     def _natural_kind(self, node: fx.Node) -> str:
         kind = node.meta["kind"]
+        uneven = "signed" if self.spec.symmetric else "shifted"  # of values that reach further on one side of zero
         if kind == RELU or self.rectifiers(node):
             return "unsigned"
         if kind == PLACEHOLDER:
-            return "shifted"
+            return uneven
         if kind == FUNCTION:
-            return "unsigned" if self.function_name(node) in UNSIGNED_FUNCTIONS else "shifted"
+            return "unsigned" if self.function_name(node) in UNSIGNED_FUNCTIONS else uneven
         if kind in (ADD, MUL, CAT, AVGPOOL, MEAN, ADAPTIVE, *PRESERVING):
             kinds = {self._natural_kind(n) for n in node.all_input_nodes}
             return "unsigned" if kinds == {"unsigned"} else "signed"

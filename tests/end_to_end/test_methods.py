@@ -28,7 +28,7 @@ from qkd.terms import LOSSES
 from qkd.training.loop import Trainer
 
 SHIPPED = shipped_configs()
-METHODS = sorted(name for name in SHIPPED if name.startswith("digits/methods/"))
+METHODS = sorted(name for name in SHIPPED if name.startswith(("digits/methods/", "digits/domains/")))
 PLAIN = "digits/methods/plain"
 
 
@@ -146,7 +146,7 @@ def has_state(config: RunConfig) -> bool:
     """Whether a method keeps more than the student's weights: nets beside it, phases, modules of terms."""
     own = config.student
     modules = any(LOSSES[term.loss].module is not None for term in own.terms)
-    beside = own.peers or own.rotations or own.auxiliary or own.phases or config.teacher.members > 1
+    beside = own.peers or own.rotations or own.auxiliary or own.adaptation or own.phases or config.teacher.members > 1
     return modules or bool(beside) or config.name.endswith("soft_targets")
 
 

@@ -26,7 +26,7 @@ def test_only_first_and_last_may_be_none(field: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"weight_quantizer": "pact"}, "weight_quantizer must be one of lsq, dorefa, got 'pact'"),
+        ({"weight_quantizer": "pact"}, "weight_quantizer must be one of lsq, stats, dorefa, got 'pact'"),
         ({"act_quantizer": "ewgs"}, "act_quantizer must be one of lsq, pact, dorefa, got 'ewgs'"),
         ({"overrides": {"layer1.*": {"bits": 4}}}, r"overrides\['layer1\.\*'\] must be one of weight_bits, act_bits"),
         (

@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from export.compiled import cached_library, cpp_compiler
 from qkd.agents.operations.counting import IntArray
+from quantizers.native.building import cached_library, cpp_compiler
 
 NOTHING, AFFINE, CUT, TABLE, EQUALIZE, AUTOCONTRAST, CONTRAST, COLOR, SHARPNESS = range(9)  # codes of the source
 # No contraction into fused multiply-adds: roundings must be those of the batched engine, and of Pillow.

@@ -10,14 +10,14 @@ from qkd.cli.options.command import add_command, print_result
 from qkd.failures import UsageError
 from qkd.files.user_paths import user_path
 
-TABLE_NAMES = ("configs", "datasets", "nets", "losses", "methods", "quantizers", "devices", "policies")
+TABLE_NAMES = ("configs", "datasets", "nets", "losses", "methods", "quantizers", "devices", "policies", "targets")
 
 RUNS = "runs"
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    about = "configs, data sets, nets, losses, methods, quantizers, devices, policies"
+    about = "configs, data sets, nets, losses, methods, quantizers, devices, policies, targets"
     ls = add_command(commands, "ls", list_names, about)
     ls.add_argument("table", nargs="?", choices=(*TABLE_NAMES, RUNS), help="only this one; runs: those of FOLDER")
     ls.add_argument("folder", nargs="?", type=user_path, metavar="FOLDER", help="with runs: of run folders (runs)")

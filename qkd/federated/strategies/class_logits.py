@@ -67,15 +67,11 @@ class ClassLogitsObjective(Objective):
         """Return the loss of a step; remember the logits."""
         means, counts = class_mean_logits(logits.detach().cpu().double(), labels.cpu(), classes=logits.shape[1])
         self._sums, self._counts = self._sums + means * counts[:, None], self._counts + counts
-        own, sent, weight = (
-            super().loss(logits, labels, step),
-            self.order.tensors,
-            self.federation.settings.class_weight,
-        )
+        own, sent = super().loss(logits, labels, step), self.order.tensors
         if LOGITS not in sent:
             return own
-        known = sent[KNOWN].to(logits.device)
-        return own + weight * class_logits_loss(logits, labels, sent[LOGITS].to(logits.device), known)
+        rows, known = sent[LOGITS].to(logits.device), sent[KNOWN].float().to(logits.device)
+        return own + self.federation.settings.class_weight * class_logits_loss(logits, labels, rows, known)
 
     def report(self) -> dict[str, Tensor]:
         """Return the mean logits of the round's steps, and how many images of each class they are of."""

@@ -80,17 +80,23 @@ def class_mean_logits(logits: Tensor, labels: Tensor, *, classes: int) -> tuple[
 
 @in_full_precision
 def class_logits_loss(
-    student_logits: Tensor, labels: Tensor, class_logits: Tensor, is_known: Tensor, *, temperature: float = 1.0
+    student_logits: Tensor,
+    labels: Tensor,
+    class_logits: Tensor,
+    class_weights: Tensor,
+    *,
+    temperature: float = 1.0,
 ) -> Tensor:
     r"""Return the divergence of logits from the mean logits that all clients have for the images' classes.
 
-    .. math:: L = \tau^2 \frac1n \sum_b k_{y_b}\, \mathrm{KL}(\sigma(t_{y_b} / \tau) \,\|\, \sigma(z_b / \tau))
+    .. math:: L = \tau^2 \frac1n \sum_b w_{y_b}\, \mathrm{KL}(\sigma(t_{y_b} / \tau) \,\|\, \sigma(z_b / \tau))
 
     Args:
         student_logits: :math:`z`, shape ``[batch, classes]``, floating.
         labels: :math:`y`, int64, shape ``[batch]``.
         class_logits: :math:`t`, a row a class, shape ``[classes, classes]``. Constants: no gradient flows into them.
-        is_known: :math:`k`, which classes have a row, bool, shape ``[classes]``; images of others add nothing.
+        class_weights: :math:`w`, not negative, floating, shape ``[classes]``: 1, or 0 for a class that no client has
+            had, whose images then add nothing. Constants.
         temperature: :math:`\tau > 0`, dimensionless.
 
     Returns:
@@ -107,13 +113,13 @@ def class_logits_loss(
     check_temperature(temperature)
     check_labels(student_logits, labels)
     classes = student_logits.shape[1]
-    if class_logits.shape != (classes, classes) or is_known.shape != (classes,):
+    if class_logits.shape != (classes, classes) or class_weights.shape != (classes,):
         raise ValueError(
-            f"needs class logits [{classes}, {classes}] and is_known [{classes}], got {tuple(class_logits.shape)} and "
-            f"{tuple(is_known.shape)}"
+            f"needs class logits [{classes}, {classes}] and class weights [{classes}], got "
+            f"{tuple(class_logits.shape)} and {tuple(class_weights.shape)}"
         )
     target = functional.log_softmax(class_logits.detach()[labels].to(student_logits.dtype) / temperature, 1)
     own = functional.log_softmax(student_logits / temperature, 1)
     divergences = functional.kl_div(own, target, reduction="none", log_target=True).sum(1)
-    known = is_known[labels].to(divergences.dtype)
-    return temperature**2 * (known * divergences).mean()
+    weights = class_weights.detach()[labels].to(divergences.dtype)
+    return temperature**2 * (weights * divergences).mean()

@@ -97,7 +97,7 @@ def fedgen_generator_loss(
     Args:
         client_logits: :math:`f_k(z)`, shape ``[clients, batch, classes]``, floating.
         labels: :math:`y`, the classes asked for, int64, shape ``[batch]``.
-        shares: :math:`w_{k,y}` (:func:`label_shares`), shape ``[clients, classes]``.
+        shares: :math:`w_{k,y}` (:func:`label_shares`), floating, shape ``[clients, classes]``. Constants.
         noise: What the latents were made from, shape ``[batch, noise]``.
         latents: :math:`z`, shape ``[batch, ...]``.
         alpha: Weight of the cross-entropies.
@@ -122,7 +122,7 @@ def fedgen_generator_loss(
         )
     for logits in client_logits:
         check_labels(logits, labels)
-    weights = shares.to(client_logits.dtype)[:, labels]
+    weights = shares.detach().to(client_logits.dtype)[:, labels]
     errors = torch.stack([functional.cross_entropy(logits, labels, reduction="none") for logits in client_logits])
     loss = alpha * (weights * errors).mean(1).sum() + eta * latent_diversity_loss(noise, latents)
     if beta == 0:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qkd.losses.checks import check_choice
-from qkd.losses.stable import in_full_precision
+from qkd.losses.stable import distances, in_full_precision
 
 KERNEL_NAMES = ("gaussian", "linear")
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the mean squared distance: five kernels, averaged
@@ -55,7 +55,7 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
     rows, count = torch.cat([source, target]), len(source)
     size = rows.detach().abs().amax()
     rows = rows / torch.where(size > 0, size, torch.ones_like(size))  # kernels know no scale, but squares overflow
-    squares = (rows[:, None] - rows[None]).square().sum(2)
+    squares = distances(rows).square()  # without a tensor of all differences: features may be large
     pairs = max(1, len(rows) * (len(rows) - 1))
     width = (squares.detach().sum() / pairs).clamp_min(torch.finfo(squares.dtype).tiny)
     kernels = torch.stack([(-squares / (factor * width)).exp() for factor in FACTORS]).mean(0)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from qkd.config import AgentConfig, AuxiliaryConfig, PhaseConfig, RunConfig
+from qkd.config.recipes.low_bit import LowBitConfig
 from qkd.files import sha256_of
 from qkd.roles.agents import agent_inputs
 from qkd.roles.guide import guide_of
@@ -92,6 +93,9 @@ def auxiliary_config(config: RunConfig) -> RunConfig:
             "train": auxiliary.train,
             "terms": auxiliary.terms,
             "phases": auxiliary_phases(auxiliary),
+            "low_bit": LowBitConfig(),  # the student's own, as are the next two
+            "widths": (),
+            "self_distillation": None,
             "peers": None,
             "auxiliary": None,
             "method": None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qkd.config import RunConfig
+from qkd.data import DataError
 from qkd.methods.table import methods_of
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress
@@ -24,7 +26,7 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
         progress: Where to say so.
 
     Raises:
-        qkd.data.DataError: If its images are not this run's.
+        qkd.data.DataError: If its images, or their domains, are not this run's.
         ValueError: If its teacher is not complete, or has other settings than this config says.
         OSError: If a file cannot be read or written.
     """
@@ -35,6 +37,7 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
     if theirs["teacher"] != ours["teacher"]:
         raise ValueError(f"teacher.run: the teacher's settings of {source} are no longer those of this run's config")
     require_same_images(run, source, progress)
+    _require_same_domains(*configs, source)
     before, now = identity(theirs), identity(ours)
     others = [f"{key} {before.get(key)} there, {now.get(key)} here" for key in SPLIT if before.get(key) != now.get(key)]
     if others:
@@ -49,3 +52,20 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
     progress.say(f"teacher: that of {source}, copied; nothing is trained")
     for method in methods_of(run.config):
         method.borrow(run, source, progress)
+
+
+def _require_same_domains(theirs: RunConfig, ours: RunConfig, source: Path) -> None:
+    """Raise unless images are in the same domains: else the teacher has seen what this run calls unseen.
+
+    Raises:
+        qkd.data.DataError: If they are not.
+    """
+    there, here = (
+        (list((data.domains or {}).items()), data.unseen_domain) for data in (theirs.data, ours.data)
+    )  # the order says which image is in which domain
+    if there != here:
+        raise DataError(
+            f"teacher.run: the teacher of {source} learned from images in other domains (unseen: {there[1] or 'none'}) "
+            f"than this run's (unseen: {here[1] or 'none'}); set data.domains and data.unseen_domain as there, or let "
+            f"this run train its teacher"
+        )

@@ -33,3 +33,11 @@ def test_every_loss_has_a_function_of_its_name() -> None:
 def test_torchvisions_nets_are_told_from_its_source() -> None:
     assert registered_names() == torchvision_names()
     assert len(registered_names()) > 70
+
+
+def test_what_is_our_reading_is_called_so() -> None:
+    methods, listed = table("methods"), table("losses")
+    for name in ("filtered_soft_target", "lipschitz"):
+        assert "our reading" in methods[f"student.terms: {name}"] and "our reading" in listed[name]
+    assert "our reading" in listed["mskd"]
+    assert {"student.adaptation", "student.data_free", "student.peers", "student.phases: meta"} <= set(methods)

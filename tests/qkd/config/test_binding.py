@@ -59,7 +59,7 @@ def test_shipped_configs_bind_and_open_with_what_they_are_for(name: str) -> None
     config = load_config(name, checks=(name_faults,))
     head = SHIPPED[name].read_text()
     assert [word for word in ("Purpose:", "Before:", "Command:", "Expected:", "Time:") if word not in head] == []
-    assert f"qkd run configs/{name}.yaml" in head
+    assert f"qkd {'federate' if config.federated else 'run'} configs/{name}.yaml" in head
     assert config.name == name.replace("/", "-"), "run folders of shipped configs must not collide"
 
 
@@ -123,7 +123,7 @@ def test_all_faults_are_reported_at_once() -> None:
                 "act_quantizer": "lqs",
                 "overrides": {"fc": {"weight_bit": 4}, "layer1.*": {"act_bits": 9}},
             },
-            "train": {"epochs": 2.0, "lr": -4.0, "autocast": "on"},
+            "train": {"epochs": 2.0, "lr": -4.0, "precision": "on"},
             "weight_bits": 2,
             "terms": [{"loss": "soft_targets"}, {"loss": "soft_target", "options": {"temperature": -4.0}}],
             "agent": {"policy": "crop_flap"},
@@ -142,7 +142,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "config.student.quant.overrides.layer1.*.act_bits: must be at most 8, got 9",
         "config.student.train.epochs: must be a whole number, got 2.0",
         "config.student.train.lr: must be positive, got -4.0",
-        "config.student.train.autocast: must be 'off', 'bf16' or 'fp16', got 'on'",
+        "config.student.train.precision: must be 'auto', 'float32', 'bf16' or 'fp16', got 'on'",
         "config.student.weight_bits: unknown key here; did you mean `student.quant.weight_bits` or "
         "`student.auxiliary.quant.weight_bits`?",
         "config.student.terms.0.loss: unknown loss 'soft_targets'; did you mean `soft_target`?",

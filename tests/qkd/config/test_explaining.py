@@ -43,3 +43,8 @@ def test_the_schema_is_what_is_bound(capsys: pytest.CaptureFixture[str]) -> None
     assert size["anyOf"][1]["maxItems"] == 2
     sections = [name for name, part in schema["$defs"].items() if part.get("type") == "object"]
     assert all(schema["$defs"][name]["additionalProperties"] is False for name in sections)
+
+
+def test_a_name_of_the_users_stands_in_the_path_of_a_group() -> None:
+    keys = {key.path: key for key in explained("data.domains").keys}
+    assert keys["data.domains.<name>"].is_group and keys["data.domains.<name>.rotate"].default == "0.0"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qkd import losses
+from qkd.losses.choices import DIVERGENCES, KERNELS
 from qkd.losses.stable import LABELS as INTEGER
 from qkd.terms import LOSSES
 from qkd.terms.head_graph import MultiHeadGraph
@@ -66,7 +67,7 @@ def sampled(feature: Tensor, weights: Tensor, targets: Tensor, constants: Tensor
     return losses.sampled_soft_target_loss(feature, weights, None, targets, every, constants)
 
 
-LATENTS = drawn(20, BATCH, 3)
+LATENTS, SHARES = drawn(20, BATCH, 3), torch.softmax(drawn(30, 2, CLASSES), 0)
 CASES = [
     Case("cross_entropy_loss", (STUDENT, LABELS), {"label_smoothing": 0.1}),
     Case("soft_target_loss", (STUDENT, TEACHER), HOT, (1,)),
@@ -76,7 +77,9 @@ CASES = [
     Case("teacher_confidence_loss", (STUDENT, TEACHER, LABELS), HOT, (1,)),
     Case("class_relation_loss", (STUDENT, LABELS, drawn(14, CLASSES, 4)), HOT, (2,)),
     Case("top_classes_loss", (STUDENT, TEACHER), {**HOT, "classes": 2}, (1,)),
+    Case("top_classes_loss", (STUDENT, TEACHER), {**HOT, "classes": 2, "remainder": "renormalize"}, (1,)),
     Case("filtered_soft_target_loss", (STUDENT, TEACHER, LABELS), HOT, (1,)),
+    Case("filtered_soft_target_loss", (STUDENT, TEACHER, LABELS), {**HOT, "criterion": "close"}, (1,)),
     Case("gdfq_student_loss", (STUDENT, TEACHER, LABELS), {}, (1,)),
     Case("logit_relation_loss", (STUDENT, TEACHER), {}, (1,)),
     Case("hint_loss", (MAPS, drawn(15, BATCH, 3, 4, 4)), {}, (1,)),
@@ -86,7 +89,8 @@ CASES = [
     Case("angle_relation_loss", (MAPS, OTHERS), {}, (1,)),
     Case("probabilistic_transfer_loss", (MAPS, OTHERS), {}, (1,)),
     Case("information_flow_loss", (MAPS, OTHERS), {}, (1,)),
-    Case("information_flow_loss", (MAPS, OTHERS), {"kernel": "rbf", "divergence": "kagan"}, (1,)),
+    *(Case("information_flow_loss", (MAPS, OTHERS), {"kernel": one}, (1,)) for one in KERNELS),
+    *(Case("information_flow_loss", (MAPS, OTHERS), {"divergence": one}, (1,)) for one in DIVERGENCES),
     Case("singular_vector_loss", tuple(STAGES), {}, (1,)),
     Case("multi_head_graph_loss", tuple(STAGES), {"module": GRAPH, "attention": "random"}, (1,)),
     Case("graph_attention_loss", (STAGES[1],), {"module": GRAPH}, (0,)),
@@ -102,6 +106,14 @@ CASES = [
         (drawn(18, BATCH, 4), drawn(19, CLASSES, 4), torch.log_softmax(TEACHER, 1), drawn(21, BATCH)),
         {}, (2, 3), wrapped=sampled,
     ),
+    Case("fedgen_client_loss", (STUDENT, LABELS, FAR, LABELS[:4], TEACHER), {"weight": 0.7}, (4,)),
+    Case(
+        "fedgen_generator_loss", (drawn(27, 2, BATCH, CLASSES), LABELS, SHARES, drawn(28, BATCH, 2), LATENTS),
+        {}, (2,), ordered=False,
+    ),
+    Case("latent_diversity_loss", (drawn(28, BATCH, 2), LATENTS)),
+    Case("class_logits_loss", (STUDENT, LABELS, drawn(29, CLASSES, CLASSES), SHARES[0]), {}, (2, 3)),
+    Case("proximal_loss", tuple(STAGES), {"mu": 0.3}, (1,)),
     Case("one_hot_loss", (TEACHER,)),
     Case("class_balance_loss", (TEACHER,)),
     Case("feature_activation_loss", (OTHERS,)),
@@ -130,8 +142,13 @@ CASES = [
 ]  # fmt: skip
 
 
+def name_of(case: Case) -> str:
+    words = [str(value) for value in case.options.values() if not isinstance(value, torch.nn.Module)]
+    return "-".join([case.name, *words])
+
+
 def each(cases: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.name}-{len(case.options)}")
+    return pytest.mark.parametrize("case", cases, ids=name_of)
 
 
 EACH = each(CASES)
@@ -212,7 +229,7 @@ def test_whole_numbers_are_refused(case: Case) -> None:
     for where, arguments in with_one_changed(case, lambda one: (3 * one).round().long()):
         with pytest.raises(ValueError, match=r"must be floating, got int64"):
             pytest.fail(f"{where}: {case(*arguments)}")
-    assert INTEGER == ("labels", "other_labels")
+    assert INTEGER == ("labels", "other_labels", "generated_labels")
 
 
 @EACH
@@ -304,7 +321,7 @@ def test_a_single_class_has_nothing_to_tell(name: str) -> None:
 PAIRS = [case for case in CASES if case.constants == (1,) and len(case.arguments) in (2, 3)]
 
 
-@pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.name)
+@each(PAIRS)
 def test_shapes_that_would_broadcast_are_refused(case: Case) -> None:
     """A teacher of one image would spread over all of the student's, without a word."""
     teacher = case.arguments[1]

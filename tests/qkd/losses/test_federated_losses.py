@@ -150,7 +150,7 @@ def test_mean_logits_of_classes() -> None:
 
 
 def test_following_mean_logits_is_the_formula() -> None:
-    logits, rows, known = drawn(2, 4, 3), drawn(3, 3, 3), torch.tensor([True, False, True])
+    logits, rows, known = drawn(2, 4, 3), drawn(3, 3, 3), torch.tensor([1.0, 0.0, 1.0])
     value = class_logits_loss(logits, LABELS, rows, known, temperature=2.0)
     total = sum(
         divergence(rows[[label]].numpy() / 2, logits[[row]].numpy() / 2)
@@ -158,6 +158,6 @@ def test_following_mean_logits_is_the_formula() -> None:
     )  # fmt: skip
     assert value.item() == pytest.approx(4 * total / 4, abs=1e-9)
     assert class_logits_loss(rows[LABELS], LABELS, rows, known).item() == pytest.approx(0, abs=1e-12)
-    assert class_logits_loss(logits, LABELS, rows, torch.zeros(3, dtype=torch.bool)).item() == 0
+    assert class_logits_loss(logits, LABELS, rows, torch.zeros(3)).item() == 0
     with pytest.raises(ValueError, match=r"class logits \[3, 3\]"):
         class_logits_loss(logits, LABELS, rows[:2], known)

@@ -254,3 +254,14 @@ Y = torch.zeros(2, dtype=torch.int64)
 def test_refusals(call, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("remainder", ["uniform", "renormalize"])
+def test_of_classes_that_are_as_likely_the_first_count(remainder: str) -> None:
+    """Four of six classes tie for two places."""
+    teacher = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    clear = torch.tensor([[1.0, 3.0, 2.0, 2.0 - 1e-9, 2.0 - 2e-9, 2.0 - 3e-9]], dtype=torch.float64)
+    z = torch.arange(6, dtype=torch.float64)[None]
+    options = {"temperature": 1.0, "classes": 3, "remainder": remainder}
+    tied, told = (top_classes_loss(z, one, **options).item() for one in (teacher, clear))
+    assert tied == pytest.approx(told, abs=1e-7)

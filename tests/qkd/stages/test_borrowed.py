@@ -98,6 +98,12 @@ def test_other_images_are_refused(first: Path, tmp_path: Path) -> None:
     assert not (run.path / "teacher").exists()
 
 
+def test_a_teacher_that_has_seen_the_unseen_domain_is_refused(first: Path, data: Path, tmp_path: Path) -> None:
+    domains = {"data.domains": {"a": {}, "b": {"invert": True}}, "data.unseen_domain": "b"}
+    with pytest.raises(DataError, match=r"in other domains \(unseen: none\) than this run's \(unseen: b\)"):
+        run_tiny(second(first, data, **domains), tmp_path, "teacher")
+
+
 def test_a_run_without_a_record_of_its_images_is_refused(first: Path, data: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(first, tmp_path / "copy")
     (copy / "data.json").unlink()

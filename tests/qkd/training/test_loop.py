@@ -130,8 +130,8 @@ def test_runs_are_equal_whatever_the_global_generator_holds(tmp_path: Path, spli
 VARIANTS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw and averaged weights": {"optimizer": "adamw", "lr": 0.01, "ema_decay": 0.9, "label_smoothing": 0.1},
-    "channels last, clipped, warm-up": {"channels_last": True, "clip_grad_norm": 0.5, "warmup_epochs": 1},
-    "bf16": {"autocast": "bf16"},
+    "channels last, clipped, warm-up": {"memory_format": "channels_last", "clip_grad_norm": 0.5, "warmup_epochs": 1},
+    "bf16": {"precision": "bf16"},
 }
 
 
@@ -358,7 +358,7 @@ def test_fp16_on_a_cpu_is_float32_with_a_warning(tmp_path: Path, splits: Splits)
     warned: list[str] = []
     progress = Silent()
     progress.warn = warned.append  # type: ignore[method-assign]
-    plain, asked = make_job(tmp_path / "a", splits), make_job(tmp_path / "b", splits, train={"autocast": "fp16"})
+    plain, asked = make_job(tmp_path / "a", splits), make_job(tmp_path / "b", splits, train={"precision": "fp16"})
     fit(plain, Silent())
     fit(asked, progress)
     assert equal(state(plain), state(asked)) and "float32" in warned[0]

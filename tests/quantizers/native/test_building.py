@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.compiled import cached_library, cpp_compiler
+from quantizers.native.building import cached_library, cpp_compiler
 
 
 def library(text: str):

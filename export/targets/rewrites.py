@@ -1,0 +1,187 @@
+"""Change a written graph for one runtime, so that it computes what the student does.
+
+Every rewrite keeps the function to the bit in ONNX Runtime; parity checks it there, and in the runtime itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+Array = npt.NDArray[np.generic]
+# Below half of any step that a float32 grid can have, so that no code changes; and not 0, so that it stays in the graph
+TINY = np.float32(1e-30)
+
+
+class Graph:
+    """A model's nodes and constants by name, while it is rewritten.
+
+    Args:
+        model: Changed in place by :meth:`finish`.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        self.nodes = list(model.graph.node)
+        self.constants: dict[str, Array] = {}
+        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.makers = {name: node for node in self.nodes for name in node.output}
+
+    def value(self, name: str) -> Array:
+        """Return a constant's values."""
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.to_array(self.tensors[name])
+        return self.constants[name]
+
+    def readers(self, name: str) -> list[NodeProto]:
+        """Return the nodes that read a tensor."""
+        return [node for node in self.nodes if name in node.input]
+
+    def constant(self, name: str, values: npt.ArrayLike) -> str:
+        """Add a constant; return its name."""
+        self.tensors[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+        return name
+
+    def finish(self, nodes: Sequence[NodeProto]) -> None:
+        """Put the nodes into the model, without those that nothing reads any more and their constants."""
+        nodes = list(nodes)
+        while True:
+            read = {name for node in nodes for name in node.input} | {entry.name for entry in self.model.graph.output}
+            kept = [node for node in nodes if read & set(node.output)]
+            if len(kept) == len(nodes):
+                break
+            nodes = kept
+        del self.model.graph.node[:], self.model.graph.initializer[:]
+        self.model.graph.node.extend(nodes)
+        self.model.graph.initializer.extend(tensor for name, tensor in self.tensors.items() if name in read)
+
+
+def separate_sums(model: ModelProto) -> None:
+    """Put a MaxPool of one pixel, which changes nothing, between a convolution's quantizer and a sum or product.
+
+    OpenVINO otherwise fuses ``Conv -> quantizer -> Add -> quantizer`` into one kernel, which does not round at the
+    inner quantizer. A Clip there stops it in models of a fixed batch alone; nothing is fused across a pooling.
+    """
+    graph, nodes = Graph(model), []
+    places = {id(made) for node in graph.nodes if node.op_type in ("Add", "Mul") for made in _convolved(graph, node)}
+    for node in graph.nodes:
+        if id(node) in places:
+            pooled = f"{node.output[0]}.apart"
+            nodes.append(
+                helper.make_node(
+                    "MaxPool", [node.input[0]], [pooled], name=f"{node.name}.apart", kernel_shape=[1, 1], strides=[1, 1]
+                )
+            )
+            node.input[0] = pooled
+        nodes.append(node)
+    graph.finish(nodes)
+
+
+def _convolved(graph: Graph, node: NodeProto) -> Iterator[NodeProto]:
+    """Yield each DequantizeLinear of a node's inputs whose codes are those of a convolution."""
+    for name in node.input:
+        dequantize = graph.makers.get(name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        made = graph.makers.get(dequantize.input[0])
+        while made is not None and made.op_type in ("Clip", "QuantizeLinear"):
+            made = graph.makers.get(made.input[0])
+        if made is not None and made.op_type == "Conv":
+            yield dequantize
+
+
+def no_full_clips(model: ModelProto) -> None:
+    """Remove each Clip that leaves all 256 codes of its type.
+
+    IREE takes uint8 for signed in Clip, where 255 is -1. Codes below 128 are right either way.
+    """
+    graph, nodes = Graph(model), []
+    for node in graph.nodes:
+        if node.op_type == "Clip" and _is_full(graph, node):
+            _read_instead(graph, node.output[0], node.input[0])
+        else:
+            nodes.append(node)
+    graph.finish(nodes)
+
+
+def _is_full(graph: Graph, clip: NodeProto) -> bool:
+    if any(name not in graph.tensors for name in clip.input[1:]):
+        return False
+    low, high = (graph.value(name) for name in clip.input[1:])
+    if not np.issubdtype(low.dtype, np.integer):
+        return False
+    info = np.iinfo(low.dtype)  # type: ignore[type-var]
+    return bool(low == info.min and high == info.max)
+
+
+def _read_instead(graph: Graph, old: str, new: str) -> None:
+    for node in graph.readers(old):
+        node.input[:] = [new if name == old else name for name in node.input]
+
+
+def nonzero_biases(model: ModelProto) -> None:
+    """Give each linear layer whose bias is absent or all zeros one that is not: 1e-30 in the first element.
+
+    OpenVINO 2026.4 drops a bias of zeros, and then computes garbage where two such layers follow each other.
+    """
+    graph = Graph(model)
+    for node in graph.nodes:
+        if node.op_type != "Gemm" or _bias(graph, node).any():
+            continue
+        values = np.zeros(_bias(graph, node).shape, np.float32)
+        values[0] = TINY
+        node.input[:] = [*node.input[:2], graph.constant(f"{node.name}.bias.tiny", values)]
+    graph.finish(graph.nodes)
+
+
+def float_linear_biases(model: ModelProto) -> None:
+    """Store the biases of linear layers as floats: each code times the accumulator's step.
+
+    OpenCV 5 takes a Gemm's bias only as a constant. In ONNX Runtime nothing changes: it finds the codes again.
+    """
+    graph = Graph(model)
+    for node in graph.nodes:
+        if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] in graph.makers:
+            node.input[2] = graph.constant(f"{node.name}.bias.float", _bias(graph, node))
+    graph.finish(graph.nodes)
+
+
+def _bias(graph: Graph, layer: NodeProto) -> npt.NDArray[np.float32]:
+    """Return the real bias of a layer, zeros where it has none."""
+    if len(layer.input) < 3:
+        return np.zeros(_outputs(graph, layer), np.float32)
+    if layer.input[2] in graph.tensors:
+        return np.asarray(graph.value(layer.input[2]), np.float32)
+    codes, scale = (graph.value(name) for name in graph.makers[layer.input[2]].input[:2])
+    return np.asarray(codes.astype(np.float32) * scale, np.float32)
+
+
+def _outputs(graph: Graph, layer: NodeProto) -> int:
+    name = layer.input[1]
+    while name in graph.makers:
+        name = graph.makers[name].input[0]
+    return int(graph.tensors[name].dims[0])
+
+
+REWRITES: dict[str, Callable[[ModelProto], None]] = {
+    "float_linear_biases": float_linear_biases,
+    "no_full_clips": no_full_clips,
+    "nonzero_biases": nonzero_biases,
+    "separate_sums": separate_sums,
+}
+
+
+def rewrite(model: ModelProto, names: Sequence[str]) -> None:
+    """Apply rewrites by name, in order, in place.
+
+    Raises:
+        onnx.checker.ValidationError: If a rewrite broke the graph.
+    """
+    for name in names:
+        REWRITES[name](model)
+    if names and not any(entry.domain for entry in model.opset_import):
+        onnx.checker.check_model(model, full_check=True)

@@ -1,0 +1,198 @@
+"""Open a file with the runtime that it was written for, behind the two methods of an ONNX Runtime session."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Session(Protocol):
+    """A file opened by a runtime.
+
+    Attributes:
+        version: The runtime's name and version.
+    """
+
+    version: str
+
+    def run(self, names: Sequence[str], feeds: Arrays) -> list[npt.NDArray[Any]]:
+        """Return the named outputs for one batch."""
+
+
+class OpenVinoSession:
+    """A file in OpenVINO, on the CPU in float32: its default on some processors is bfloat16, which rounds codes.
+
+    Args:
+        content: The serialized model.
+        threads: At least 1.
+    """
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        openvino = _required("openvino", "openvino")
+        self.version = f"openvino {str(openvino.__version__).split('-')[0]}"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(content)
+            model = openvino.Core().read_model(str(path))
+            settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+
+    def run(self, names: Sequence[str], feeds: Arrays) -> list[npt.NDArray[Any]]:
+        """Return the named outputs for one batch."""
+        found = self._compiled(dict(feeds))
+        return [np.asarray(found[name]) for name in names]
+
+
+class OpenCvSession:
+    """A file in OpenCV's dnn module.
+
+    Args:
+        content: The serialized model.
+        threads: At least 1.
+    """
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        self._cv2 = _required("cv2", "opencv-python-headless")
+        self.version = f"opencv {self._cv2.__version__}"
+        self._cv2.setNumThreads(threads)
+        self._content = np.frombuffer(content, np.uint8)
+        self._net: Any = None
+        self._shapes: list[tuple[int, ...]] = []
+
+    def run(self, names: Sequence[str], feeds: Arrays) -> list[npt.NDArray[Any]]:
+        """Return the named outputs for one batch."""
+        shapes = [values.shape for values in feeds.values()]
+        if self._net is None or shapes != self._shapes:  # buffers keep the first batch's size
+            self._net, self._shapes = self._cv2.dnn.readNetFromONNX(self._content), shapes
+        for name, values in feeds.items():
+            self._net.setInput(values, name)
+        return [np.array(self._net.forward(name)) for name in names]
+
+
+class TvmSession:
+    """A file compiled by TVM, for each size of batch that it meets.
+
+    Args:
+        content: The serialized model.
+        threads: Unused: TVM's own thread pool follows ``TVM_NUM_THREADS``.
+    """
+
+    def __init__(self, content: bytes, threads: int) -> None:  # noqa: ARG002
+        self._tvm = _required("tvm", "apache-tvm")
+        self.version = f"tvm {self._tvm.__version__}"
+        self._model = onnx.load_from_string(content)
+        self._machines: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def run(self, names: Sequence[str], feeds: Arrays) -> list[npt.NDArray[Any]]:
+        """Return the named outputs for one batch."""
+        key = tuple(values.shape for values in feeds.values())
+        if key not in self._machines:
+            self._machines[key] = self._compiled({name: list(values.shape) for name, values in feeds.items()})
+        found = self._machines[key]["main"](*(self._tvm.runtime.tensor(values) for values in feeds.values()))
+        found = [found] if hasattr(found, "numpy") else list(found)
+        by_name = dict(zip((entry.name for entry in self._model.graph.output), found, strict=True))
+        return [by_name[name].numpy() for name in names]
+
+    def _compiled(self, shapes: dict[str, list[int]]) -> Any:
+        relax = importlib.import_module("tvm.relax")
+        frontend = importlib.import_module("tvm.relax.frontend.onnx")
+        module = frontend.from_onnx(self._model, shape_dict=shapes, keep_params_in_input=False)
+        return relax.VirtualMachine(self._tvm.compile(module, target="llvm"), self._tvm.cpu())
+
+
+class IreeSession:
+    """A file compiled by IREE for this processor; one image or many, the batch stays dynamic.
+
+    Args:
+        content: The serialized model.
+        threads: Unused: the local-sync driver has one.
+    """
+
+    def __init__(self, content: bytes, threads: int) -> None:  # noqa: ARG002
+        runtime, compiler = _required("iree.runtime", "iree-base-runtime"), _required("iree.compiler", IREE)
+        self.version = f"iree {compiler.version.VERSION}"
+        self._names = [entry.name for entry in onnx.load_from_string(content).graph.output]
+        with tempfile.TemporaryDirectory() as folder:
+            source, text, program = (Path(folder) / f"model.{end}" for end in ("onnx", "mlir", "vmfb"))
+            source.write_bytes(content)
+            _run_tool("iree.compiler.tools.import_onnx", str(source), "-o", str(text))
+            _run_tool(
+                "iree.compiler.tools.scripts.iree_compile", str(text), "-o", str(program),
+                "--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu",
+                "--iree-llvmcpu-target-cpu=host",
+            )  # fmt: skip
+            self._module = runtime.load_vm_flatbuffer(program.read_bytes(), driver="local-sync")
+        names = [name for name in self._module.vm_module.function_names if "__init" not in name]
+        self._function = self._module[next(name for name in names if not name.endswith("$async"))]
+
+    def run(self, names: Sequence[str], feeds: Arrays) -> list[npt.NDArray[Any]]:
+        """Return the named outputs for one batch."""
+        found = self._function(*feeds.values())
+        found = list(found) if isinstance(found, (tuple, list)) else [found]
+        by_name = dict(zip(self._names, found, strict=True))
+        return [np.asarray(by_name[name]) for name in names]
+
+
+IREE = "iree-base-compiler[onnx]"
+SESSIONS: dict[str, Callable[[bytes, int], Session]] = {
+    "iree": IreeSession,
+    "opencv": OpenCvSession,
+    "openvino": OpenVinoSession,
+    "tvm": TvmSession,
+}
+MODULES = {"iree": "iree.compiler", "opencv": "cv2", "openvino": "openvino", "tvm": "tvm"}
+
+
+def open_in(runtime: str, content: bytes, threads: int = 1) -> Session:
+    """Return a file opened by another runtime than ONNX Runtime.
+
+    Args:
+        runtime: ``iree``, ``opencv``, ``openvino`` or ``tvm``.
+        content: The serialized model.
+        threads: At least 1, where the runtime can be told.
+
+    Returns:
+        What runs it.
+
+    Raises:
+        ValueError: If the runtime is none of these.
+        ImportError: If it is not installed; says how to get it.
+        RuntimeError: If its compiler refuses the file.
+    """
+    if runtime not in SESSIONS:
+        raise ValueError(f"runtime must be one of {', '.join(SESSIONS)}, got {runtime!r}")
+    return SESSIONS[runtime](content, threads)
+
+
+def is_installed(runtime: str) -> bool:
+    """Tell whether a file can be run by a runtime here."""
+    try:
+        return runtime in MODULES and importlib.util.find_spec(MODULES[runtime]) is not None
+    except ImportError:  # of the package that the module is in
+        return False
+
+
+def _required(module: str, package: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this needs {module}, which is missing: pip install '{package}'") from error
+
+
+def _run_tool(module: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{module} refuses the file: {done.stderr.strip()[-400:]}")

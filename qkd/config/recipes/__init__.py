@@ -1,0 +1,1 @@
+"""The schema of what only low-bit trainings have, and the recipes that set it."""

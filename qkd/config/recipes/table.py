@@ -1,0 +1,108 @@
+"""What a recipe sets: keys of the student by its widths, each with where it comes from; a key that is given stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key that a recipe sets where a config leaves it out.
+
+    Args:
+        path: Dotted, below ``student``.
+        value: As YAML has it.
+        bits: Widths of weights that it is for.
+        why: What it is, and who says that it helps.
+        without: Keys of the student beside which it is not set: they bring what it would change.
+    """
+
+    path: str
+    value: Any
+    bits: tuple[int, ...]
+    why: str
+    without: tuple[str, ...] = ()
+
+
+OWN_LOSS = ("rotations", "peers", "auxiliary", "data_free", "adaptation", "method", "phases")
+RECIPES: Mapping[str, tuple[Setting, ...]] = {
+    "none": (),
+    "default": (
+        Setting(
+            "terms",
+            [{"loss": "soft_target", "options": {"temperature": 4.0}}],
+            (2, 3, 4, 5, 6, 7, 8),
+            "soft targets alone, no labels: SQAKD (Zhao, Zhao 2024)",
+            OWN_LOSS,
+        ),
+        Setting("low_bit.decay_by_bits", True, (2, 3), "weight decay a quarter at 2 bits, half at 3: LSQ (Esser 2020)"),
+        Setting("low_bit.transition_rate", 0.005, (2, 3), "transition-rate schedule: TRS (Lee et al. 2024)"),
+        Setting(
+            "low_bit.reestimate_batches",
+            50,
+            (2, 3, 4, 5, 6, 7, 8),
+            "batch norm's statistics estimated anew before it is frozen: Nagel et al. 2022",
+            ("data_free",),
+        ),
+    ),
+}
+
+
+def with_recipe(student: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a student's raw section with the keys that its recipe sets; ill-typed parts are left to the schema.
+
+    Args:
+        student: Nested mappings and lists; widths of a preset are filled in.
+
+    Example:
+        >>> made = with_recipe({"recipe": "default", "quant": {"weight_bits": 2}, "low_bit": {"decay_by_bits": False}})
+        >>> made["low_bit"]
+        {'decay_by_bits': False, 'transition_rate': 0.005, 'reestimate_batches': 50}
+    """
+    recipe, quant = student.get("recipe"), student.get("quant")
+    if not isinstance(recipe, str) or recipe not in RECIPES or not isinstance(quant, Mapping):
+        return student
+    result = dict(student)
+    for setting in settings_for(recipe, quant.get("weight_bits")):
+        if not any(student.get(key) for key in setting.without):
+            _set(result, setting.path.split("."), setting.value)
+    return result
+
+
+def settings_for(recipe: str, bits: object) -> tuple[Setting, ...]:
+    """Return what a recipe sets for a width of weights.
+
+    Args:
+        recipe: A key of :data:`RECIPES`.
+        bits: Of weights; any other value has nothing.
+    """
+    return tuple(setting for setting in RECIPES[recipe] if bits in setting.bits)
+
+
+def recipe_lines() -> list[str]:
+    """Return what each recipe sets, a line a key."""
+    return [
+        f"{name}, {_widths(setting.bits)}: student.{setting.path} = {_text(setting.value)} ({setting.why})"
+        for name, settings in RECIPES.items()
+        for setting in settings
+    ]
+
+
+def _set(section: dict[str, Any], path: list[str], value: Any) -> None:
+    if len(path) == 1:
+        section.setdefault(path[0], value)
+        return
+    inner = section.get(path[0], {})
+    if isinstance(inner, Mapping):
+        section[path[0]] = copied = dict(inner)
+        _set(copied, path[1:], value)
+
+
+def _widths(bits: tuple[int, ...]) -> str:
+    return f"{bits[0]} to {bits[-1]} bits"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,183 @@
+"""What a training's arithmetic is, where that is stored, and what decides it when nobody has asked for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qkd.engines.engine import current
+from qkd.files import DamagedFileError, read_json, write_json
+from qkd.moved import in_new_spelling
+from qkd.training.arithmetic.native import has_native_bf16
+from qkd.training.arithmetic.race import race
+
+FILE = "arithmetic.json"  # in the folder of a training
+PRECISIONS, FORMATS = ("float32", "bf16", "fp16"), ("contiguous", "channels_last")
+
+# A race takes at most twenty steps. Below these a training is over too soon for what it may gain.
+LEAST_STEPS = 400
+LEAST_VALUES = 50_000_000  # pixel values seen in all, channels counted: a seventh of an epoch of CIFAR-10
+MARGIN = 0.9  # of float32's time: what reduced precision must stay below to be worth its rounding
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A training's arithmetic.
+
+    Args:
+        precision: ``float32``, ``bf16`` or ``fp16``, which are mixed with float32.
+        memory_format: ``contiguous`` or ``channels_last``.
+        reason: Why, for people.
+        step_ms: Milliseconds a step of the race, by candidate; empty where none was run.
+    """
+
+    precision: str
+    memory_format: str
+    reason: str
+    step_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def torch_format(self) -> torch.memory_format:
+        """Return the memory format as PyTorch calls it."""
+        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
+
+    def told(self) -> str:
+        """Return it as a line for people, with the times of the race."""
+        times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.step_ms.items() if ms)
+        return f"trains in {self.precision}, {self.memory_format}: {self.reason}{f' ({times} a step)' if times else ''}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "precision": self.precision, "memory_format": self.memory_format, "reason": self.reason,
+            "step_ms": dict(self.step_ms),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a training's arithmetic, and what a race needs to know of the training.
+
+    Args:
+        precision: ``auto``, or one of ``PRECISIONS``.
+        memory_format: ``auto``, or one of ``FORMATS``.
+        epochs: Its length.
+        image_shape: Channels, height and width.
+        model: At its start.
+        device: Where the model is.
+        folder: Of the training, where a choice is kept.
+        may_reduce: Whether ``auto`` may become bfloat16.
+    """
+
+    precision: str
+    memory_format: str
+    epochs: int
+    image_shape: tuple[int, int, int]
+    model: nn.Module
+    device: torch.device
+    folder: Path
+    may_reduce: bool
+
+
+def unraced(asked: Asked) -> Choice:
+    """Return the arithmetic without a race: as asked for, ``auto`` being float32 and contiguous."""
+    precision = "float32" if asked.precision == "auto" else asked.precision
+    memory_format = "contiguous" if asked.memory_format == "auto" else asked.memory_format
+    return Choice(precision, memory_format, "no race")
+
+
+def decided(asked: Asked, batch_size: int, images: int, state: Mapping[str, Any] | None) -> Choice:
+    """Return a training's arithmetic: as asked for, as it began, or the winner of a race; the same on all processes.
+
+    Args:
+        asked: What of it is asked for.
+        batch_size: Images a batch, over all devices.
+        images: Images an epoch.
+        state: Of the checkpoint that it resumes from; None at the beginning.
+
+    Raises:
+        OSError: If the choice cannot be written.
+    """
+    plain = unraced(asked)
+    if "auto" not in (asked.precision, asked.memory_format):
+        return Choice(plain.precision, plain.memory_format, "asked for")
+    began = _stored(state) if state is not None else _read(asked.folder / FILE)
+    if began is None and (why := _too_short(asked, batch_size, images)):
+        began = Choice(plain.precision, plain.memory_format, why)
+    if began is None:
+        began = _of(current().first(lambda: _raced(asked, batch_size).to_json()))
+    found = _with_wishes(asked, began)
+    if not (asked.folder / FILE).is_file() and found.step_ms:
+        write_json(asked.folder / FILE, found.to_json())
+    return found
+
+
+def _with_wishes(asked: Asked, began: Choice) -> Choice:
+    precision = began.precision if asked.precision == "auto" else asked.precision
+    memory_format = began.memory_format if asked.memory_format == "auto" else asked.memory_format
+    return Choice(precision, memory_format, began.reason, began.step_ms)
+
+
+def _too_short(asked: Asked, batch_size: int, images: int) -> str:
+    steps = asked.epochs * (images // batch_size)
+    channels, height, width = asked.image_shape
+    values = steps * batch_size * channels * height * width
+    if steps >= LEAST_STEPS and values >= LEAST_VALUES:
+        return ""
+    return (
+        f"no race: {steps:,} steps and {values:,} pixel values are less than {LEAST_STEPS:,} steps or "
+        f"{LEAST_VALUES:,} values, which it pays for"
+    )
+
+
+def _raced(asked: Asked, batch_size: int) -> Choice:
+    candidates = _candidates(asked)
+    shape = (batch_size // current().size, *asked.image_shape)
+    times = race(asked.model, shape, candidates, asked.device)
+    best_float = min((one for one in times if one[0] == "float32"), key=lambda one: times[one], default=None)
+    best = min(times, key=lambda one: times[one])
+    if best_float is not None and times[best] > MARGIN * times[best_float]:
+        best = best_float
+    shown = {f"{precision} {memory_format}": round(ms, 2) for (precision, memory_format), ms in times.items()}
+    return Choice(*best, f"fastest of {len(times)} in a race" if len(times) > 1 else "no other to race with", shown)
+
+
+def _candidates(asked: Asked) -> list[tuple[str, str]]:
+    precisions = ["float32"] if asked.precision == "auto" else [asked.precision]
+    if asked.precision == "auto" and asked.may_reduce and has_native_bf16(asked.device):
+        precisions.append("bf16")
+    formats = FORMATS if asked.memory_format == "auto" else (asked.memory_format,)
+    return [(precision, memory_format) for precision in precisions for memory_format in formats]
+
+
+def _stored(state: Mapping[str, Any]) -> Choice:
+    """Return what a checkpoint was made with; those of versions without a choice had it in their settings."""
+    if "arithmetic" in state:
+        return _of(state["arithmetic"])
+    settings = in_new_spelling(state.get("settings") or {}, is_stored=True)
+    precision, memory_format = settings.get("train.precision"), settings.get("train.memory_format")
+    return Choice(
+        precision if precision in PRECISIONS else "float32",
+        memory_format if memory_format in FORMATS else "contiguous",
+        "as before",
+    )
+
+
+def _read(file: Path) -> Choice | None:
+    """Return the choice that a training in this folder began with; None where there is none that can be read."""
+    try:
+        return _of(read_json(file))
+    except (FileNotFoundError, DamagedFileError, ValueError, TypeError):
+        return None
+
+
+def _of(stored: Any) -> Choice:
+    precision, memory_format = stored["precision"], stored["memory_format"]
+    if precision not in PRECISIONS or memory_format not in FORMATS:
+        raise ValueError(f"no arithmetic is called {precision!r} with {memory_format!r}")
+    return Choice(precision, memory_format, str(stored.get("reason", "")), dict(stored.get("step_ms") or {}))

@@ -1,0 +1,1 @@
+"""Rules that low-bit weights follow in training; their state is in every checkpoint, and nothing of it is exported."""

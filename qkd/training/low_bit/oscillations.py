@@ -1,0 +1,92 @@
+"""Iterative freezing: weights that swing between two codes stay on the one where they were most of the time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qkd.training.job import Moment
+from quantizers.recipes.codes import LowBitLayer, place, weight_codes
+
+KEYS = ("frequency", "mean_code", "direction", "frozen", "kept_code")
+
+
+class OscillationFreezing:
+    r"""Freezes weights that oscillate, code by code.
+
+    With :math:`q^t` the code after step :math:`t`, a weight oscillates at a step that changes its code in the direction
+    opposite to the last change. The frequency is :math:`f^t = m\,o^t + (1 - m) f^{t-1}`; a weight whose frequency
+    exceeds the threshold gets the code nearest to the running mean of its codes (the same :math:`m`), and keeps it: its
+    latent weight is put back on code times step after every step, so that the step size goes on learning. The threshold
+    goes as half a cosine from its first to its last value over the training.
+
+    Args:
+        layers: Module path -> layer, at the start of the training.
+        thresholds: First and last frequency above which a weight is frozen.
+        momentum: :math:`m`.
+
+    References:
+        Nagel et al., `Overcoming Oscillations in Quantization-Aware Training <https://arxiv.org/abs/2203.11086>`_,
+        2022, section 4.3 and algorithm 1.
+    """
+
+    name = "oscillations"
+
+    def __init__(self, layers: Mapping[str, LowBitLayer], thresholds: tuple[float, float], momentum: float) -> None:
+        self._layers, self._thresholds, self._momentum = dict(layers), thresholds, momentum
+        self._codes = {name: weight_codes(layer) for name, layer in layers.items()}
+        self._of = {name: _begin(codes) for name, codes in self._codes.items()}
+
+    def before(self, moment: Moment) -> None:
+        """Do nothing."""
+
+    @torch.no_grad()
+    def after(self, moment: Moment) -> None:
+        """Look at what a step did to the codes, freeze, and put frozen weights back."""
+        first, last = self._thresholds
+        threshold = last + (first - last) * 0.5 * (1 + math.cos(math.pi * moment.done))
+        for name, layer in self._layers.items():
+            if layer.weight.grad is None:  # the step moved something else
+                continue
+            own = self._of[name]
+            codes = torch.where(own["frozen"], own["kept_code"], weight_codes(layer))
+            self._look(own, codes, self._codes[name])
+            newly = (own["frequency"] > threshold) & ~own["frozen"]
+            own["kept_code"] = torch.where(newly, torch.round(own["mean_code"]), own["kept_code"])
+            own["frozen"] = own["frozen"] | newly
+            place(layer, own["kept_code"], own["frozen"])
+            self._codes[name] = torch.where(own["frozen"], own["kept_code"], codes)
+
+    def _look(self, own: dict[str, Tensor], codes: Tensor, before: Tensor) -> None:
+        direction = torch.sign(codes - before)
+        oscillates = (direction != 0) & (direction == -own["direction"])
+        own["frequency"] = torch.lerp(own["frequency"], oscillates.to(codes.dtype), self._momentum)
+        own["mean_code"] = torch.lerp(own["mean_code"], codes, self._momentum)
+        own["direction"] = torch.where(direction != 0, direction, own["direction"])
+
+    def facts(self) -> Mapping[str, float]:
+        """Return which share of the weights is frozen."""
+        frozen = sum(float(own["frozen"].sum()) for own in self._of.values())
+        return {"frozen_weights": frozen / max(sum(codes.numel() for codes in self._codes.values()), 1)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it knows of each weight, and the codes that the last step left."""
+        known = {f"{name}/{key}": own[key] for name, own in self._of.items() for key in KEYS}
+        return {**known, **{f"{name}/code": codes for name, codes in self._codes.items()}}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned."""
+        for name, codes in self._codes.items():
+            self._of[name] = {key: tensors[f"{name}/{key}"].to(codes.device) for key in KEYS}
+            self._codes[name] = tensors[f"{name}/code"].to(codes.device)
+
+
+def _begin(codes: Tensor) -> dict[str, Tensor]:
+    zero = torch.zeros_like(codes)
+    return {
+        "frequency": zero, "mean_code": codes.clone(), "direction": zero.clone(),
+        "frozen": torch.zeros_like(codes, dtype=torch.bool), "kept_code": codes.clone(),
+    }  # fmt: skip

@@ -1,0 +1,66 @@
+"""The rules that a student's training follows, as its config asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from qkd.config.recipes.low_bit import LowBitConfig
+from qkd.training.job import StepRule
+from qkd.training.low_bit.dampening import Dampening
+from qkd.training.low_bit.oscillations import OscillationFreezing
+from qkd.training.low_bit.transitions import GROUP, TransitionRate
+from quantizers.recipes.codes import LowBitLayer, can_be_placed, low_bit_layers
+
+DECAY_FACTORS = {4: 0.25, 8: 0.5}  # by the number of values, of 2 and 3 bits (Esser et al. 2020, section 3.1)
+
+
+def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -> tuple[StepRule, ...]:
+    """Return the rules of a training; groups of the optimizer are split where weights get their own rate or decay.
+
+    Args:
+        student: A network from :func:`quantizers.prepare`, calibrated.
+        config: Which rules.
+        optimizer: Moves its weights; made for this training.
+
+    Returns:
+        The rules, in the order in which they have their say; empty where all weights are treated alike.
+
+    Raises:
+        ValueError: If a rule moves weights onto codes, but their quantizer has no such place for them (DoReFa).
+    """
+    layers = low_bit_layers(student)
+    if config.places_weights and not all(can_be_placed(layer) for layer in layers.values()):
+        raise ValueError(
+            "student.low_bit: dampening and oscillation_thresholds need weight_quantizer lsq or stats: a weight of "
+            "dorefa has no place of its own for a code"
+        )
+    if config.decay_by_bits or config.transition_rate is not None:
+        _separate(optimizer, layers.values(), by_bits=config.decay_by_bits)
+    rules: list[StepRule] = []
+    if config.dampening:
+        rules.append(Dampening(layers, config.dampening))
+    if config.oscillation_thresholds is not None:
+        rules.append(OscillationFreezing(layers, config.oscillation_thresholds, config.oscillation_momentum))
+    if config.transition_rate is not None:  # last: it counts what the others leave
+        rules.append(TransitionRate(layers, optimizer, config.transition_rate))
+    return tuple(rules)
+
+
+def _separate(optimizer: Optimizer, layers: Collection[LowBitLayer], *, by_bits: bool) -> None:
+    """Move low-bit weights into groups of their own, one for each factor on weight decay."""
+    factors = {id(layer.weight): DECAY_FACTORS.get(layer.quant.count, 1.0) if by_bits else 1.0 for layer in layers}
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) in factors]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in factors]
+        for factor in sorted({factors[id(parameter)] for parameter in own}):
+            same = [parameter for parameter in own if factors[id(parameter)] == factor]
+            decay = factor * group["weight_decay"]
+            optimizer.add_param_group({**group, "params": same, "role": GROUP, "weight_decay": decay})
+    optimizer.param_groups[:] = _filled(optimizer.param_groups)
+
+
+def _filled(groups: Iterable[dict[str, object]]) -> list[dict[str, object]]:
+    return [group for group in groups if group["params"]]

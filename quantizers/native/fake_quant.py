@@ -1,0 +1,159 @@
+"""Calls of the compiled fake quantization: what it takes, and where it is found."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantizers.native.building import cached_library, cpp_compiler
+from quantizers.native.source import BLOCK, FLAGS, PARALLEL, SOURCE
+
+_log = logging.getLogger(__name__)
+_TYPES = (torch.float32, torch.bfloat16)
+_PLAIN = (Tensor, torch.nn.Parameter)
+_TIMEOUT_S = 120
+
+
+class NativeQuant:
+    """The functions of a compiled library.
+
+    Args:
+        library: From :func:`load`.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._quantize, self._gradients = library.qkd_quantize, library.qkd_gradients
+        self._quantize_rows, self._gradients_rows = library.qkd_quantize_rows, library.qkd_gradients_rows
+        self._quantize.argtypes = [pointer, pointer, number, *[pointer] * 3, number, number]
+        self._gradients.argtypes = [*[pointer] * 3, number, *[pointer] * 5, *[number] * 3]
+        self._quantize_rows.argtypes = [pointer, pointer, number, number, *[pointer] * 3]
+        self._gradients_rows.argtypes = [*[pointer] * 3, number, number, *[pointer] * 5]
+        for function in (self._quantize, self._gradients, self._quantize_rows, self._gradients_rows):
+            function.restype = None
+
+    @staticmethod
+    def takes(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
+        """Tell whether values of this kind are computed here: float32 or bfloat16 on a CPU, steps and codes float32."""
+        settings = (scale, low, high)
+        return (
+            type(x) in _PLAIN  # not the compiler's tensors without memory
+            and x.device.type == "cpu"
+            and x.dtype in _TYPES
+            and all(one.dtype is torch.float32 and one.device.type == "cpu" for one in settings)
+        )
+
+    def quantize(self, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return a dense row of values on the grid of one step size, in the dtype of ``x``."""
+        out = torch.empty_like(x)
+        self._quantize(
+            x.data_ptr(), out.data_ptr(), x.numel(), scale.data_ptr(), low.data_ptr(), high.data_ptr(),
+            x.dtype is torch.bfloat16, torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, residual: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradient of a dense row ``x`` (of its dtype, as ``grad``) and the summed terms of the step's."""
+        grad_x, total = torch.empty_like(grad), torch.empty((), dtype=torch.float32)
+        sums = torch.empty(2 * (x.numel() // BLOCK + 1), dtype=torch.float32)
+        self._gradients(
+            grad.data_ptr(), x.data_ptr(), grad_x.data_ptr(), x.numel(), scale.data_ptr(), low.data_ptr(),
+            high.data_ptr(), sums.data_ptr(), total.data_ptr(), x.dtype is torch.bfloat16, residual,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_x, total
+
+    def quantize_rows(self, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return float32 rows, ``[rows, values]``, on the grids of a step size each."""
+        x, scale = x.contiguous(), scale.contiguous()
+        out = torch.empty_like(x)
+        self._quantize_rows(x.data_ptr(), out.data_ptr(), *x.shape, scale.data_ptr(), low.data_ptr(), high.data_ptr())
+        return out
+
+    def gradients_rows(
+        self, grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of float32 rows, and the summed terms of each step's, shape ``[rows]``."""
+        grad, x, scale = grad.contiguous(), x.contiguous(), scale.contiguous()
+        grad_x, totals = torch.empty_like(grad), torch.empty(x.size(0), dtype=torch.float32)
+        sums = torch.empty(2 * (x.size(1) // BLOCK + 1), dtype=torch.float32)
+        self._gradients_rows(
+            grad.data_ptr(), x.data_ptr(), grad_x.data_ptr(), *x.shape, scale.data_ptr(), low.data_ptr(),
+            high.data_ptr(), sums.data_ptr(), totals.data_ptr(),
+        )  # fmt: skip
+        return grad_x, totals
+
+
+def tree_sum(terms: Tensor) -> Tensor:
+    """Return the sum over the last axis in the order of the compiled kernel: halves are added to halves.
+
+    Args:
+        terms: Shape ``[..., values]``; float32, or float64 for inputs of that type.
+
+    Returns:
+        Shape ``[...]``. Which terms meet depends on their number alone, not on threads or vector widths.
+    """
+    blocks = -(-terms.size(-1) // BLOCK)
+    if blocks == 0:
+        return terms.sum(-1)
+    padded = torch.nn.functional.pad(terms, (0, blocks * BLOCK - terms.size(-1)))
+    sums = _halved(padded.view(*terms.shape[:-1], blocks, BLOCK))
+    return _halved(torch.nn.functional.pad(sums, (0, (1 << (blocks - 1).bit_length()) - blocks)))
+
+
+def _halved(terms: Tensor) -> Tensor:
+    while terms.size(-1) > 1:
+        half = terms.size(-1) // 2
+        terms = terms[..., :half] + terms[..., half:]
+    return terms.squeeze(-1)
+
+
+def load() -> NativeQuant | None:
+    """Return the compiled functions; None where there is no compiler, or ``QKD_NATIVE=0`` switches them off."""
+    compiler = cpp_compiler()
+    if compiler is None or os.environ.get("QKD_NATIVE") == "0":
+        return None
+    return _loaded(compiler)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(compiler: str) -> NativeQuant | None:
+    words = "\n".join((SOURCE, *FLAGS, PARALLEL, compiler, platform.system(), _processor()))
+    name = f"fake-quant-{hashlib.sha256(words.encode()).hexdigest()[:20]}.so"
+    try:
+        return NativeQuant(ctypes.CDLL(str(cached_library(name, lambda folder: _compiled(compiler, folder)))))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.info("fake quantization was not compiled as C++ (%s); PyTorch's compiler is tried", error)
+        return None
+
+
+def _processor() -> str:
+    """Return what tells processors apart that share a home folder: a library is for the one that compiled it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.machine(), *sorted(set(kept))])
+
+
+def _compiled(compiler: str, folder: Path) -> Path:
+    source, library = folder / "fake_quant.cpp", folder / "unfinished.so"
+    source.write_text(SOURCE, encoding="utf-8")
+    command = [compiler, *FLAGS, str(source), "-o", str(library)]
+    try:
+        subprocess.run([*command, PARALLEL], check=True, capture_output=True, timeout=_TIMEOUT_S)
+    except subprocess.CalledProcessError:
+        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+    return library

@@ -1,0 +1,1 @@
+"""What low-bit trainings read and move inside a student: codes of weights, statistics, precision, another start."""

@@ -1,0 +1,45 @@
+"""Weights and batch norm of one student for another of the same net in other widths, with scales that start anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.student import act_quantizers, quant_layers
+
+
+@torch.no_grad()
+def carry_over(student: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a student the latent weights and the batch norm of another of the same net; in place.
+
+    What belongs to a grid stays its own: step sizes of weights start anew from the new weights, those of activations
+    are for :func:`quantizers.calibrate` to set.
+
+    Args:
+        student: A network from :func:`quantizers.prepare`, not calibrated yet.
+        state: ``state_dict()`` of a student of the same net and images, in any widths.
+
+    Raises:
+        ValueError: If a weight or a batch norm of the student is not in the state, or of another shape; the student is
+            untouched then.
+    """
+    own = {name: tensor for name, tensor in student.state_dict().items() if not _is_of_a_grid(name, student)}
+    faults = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
+    if faults:
+        raise ValueError(
+            f"the state is of another net: {len(faults)} of {len(own)} tensors are missing or of another shape "
+            f"({', '.join(faults[:3])}); give the state of a student of the same net"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+    for layer in quant_layers(student).values():
+        sign = layer._sign()
+        layer.quant.restart(layer.weight if sign is None else layer.weight * sign)
+
+
+def _is_of_a_grid(name: str, student: nn.Module) -> bool:
+    quantizers = [f"{path}.weight_quant." for path in quant_layers(student)]
+    quantizers += [f"{path}." for path in act_quantizers(student)]
+    return any(name.startswith(prefix) for prefix in quantizers)

@@ -1,0 +1,59 @@
+"""A student with some of its activations on finer grids for a while: what it could tell with more precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from quantizers.student import act_quantizers
+
+HIGH_BITS = 8
+
+
+@contextmanager
+def stochastic_precision(
+    student: nn.Module, generator: torch.Generator, *, low_share: float = 0.5
+) -> Iterator[tuple[str, ...]]:
+    """Let each low-bit activation quantizer have eight bits within a block, by chance; statistics stand still in it.
+
+    The finer grid covers the same range, and has the codes of the own grid among its own.
+
+    Args:
+        student: A network from :func:`quantizers.prepare`, calibrated; whole again after the block.
+        generator: Draws once for each low-bit quantizer, on the CPU.
+        low_share: Chance of a quantizer to keep its own grid, in ``[0, 1]``.
+
+    Yields:
+        Module paths of those that are finer.
+
+    Raises:
+        ValueError: If ``low_share`` is not in ``[0, 1]``.
+
+    References:
+        Boo et al., `Stochastic Precision Ensemble <https://arxiv.org/abs/2009.14502>`_, 2021 (SPEQ).
+    """
+    if not 0 <= low_share <= 1:
+        raise ValueError(f"low_share must be in [0, 1], got {low_share=}")
+    low = {name: one.quant for name, one in act_quantizers(student).items() if one.quant.bits < HIGH_BITS}
+    draws = torch.rand(len(low), generator=generator).tolist()
+    finer = {name: quant for (name, quant), draw in zip(low.items(), draws, strict=True) if draw >= low_share}
+    norms = {module: module.momentum for module in student.modules() if isinstance(module, _BatchNorm)}
+    counters = {norm: norm.num_batches_tracked for norm in norms}
+    kept = {norm: None if count is None else count.clone() for norm, count in counters.items()}
+    try:
+        for quant in finer.values():
+            quant.finer = round((2**HIGH_BITS - 1) / (2**quant.bits - 1))
+        for norm in norms:
+            norm.momentum = 0.0
+        yield tuple(finer)
+    finally:
+        for quant in finer.values():
+            quant.finer = 1
+        for norm, momentum in norms.items():
+            norm.momentum = momentum
+            if (count := kept[norm]) is not None:
+                norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]

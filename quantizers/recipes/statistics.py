@@ -1,0 +1,82 @@
+"""Weights on a step size that is computed from their statistics at every forward pass, instead of learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.tensor_quant import TINY, WeightQuant
+
+# Bits -> (c1, c2) of step = c1 * rms - c2 * mean|w|: the least-squares line through the steps with the least squared
+# error on our grid (-2**(b-1) ... 2**(b-1) - 1) of five densities: normal, uniform, Laplace, logistic, triangular.
+# A test fits them again.
+COEFFICIENTS = {
+    2: (2.4042, 1.6962), 3: (2.0934, 1.8754), 4: (1.5928, 1.5799), 5: (1.0918, 1.1371), 6: (0.7013, 0.7511),
+    7: (0.4313, 0.4704),
+}  # fmt: skip
+FITTED = (
+    1.1547,
+    1.4142,
+)  # rms over mean|w| of the uniform and of the Laplace density, between which the line was fitted
+LEAST = 1e-3  # step of a tensor that is zero throughout
+
+
+class StatsWeightQuant(WeightQuant):
+    r"""Weights on a step size from their statistics: :math:`s = c_1\sqrt{E[w^2]} - c_2 E[|w|]`.
+
+    The step follows the weights at every pass; no gradient flows into it, and nothing about it is trained or stored.
+    The coefficients depend on the bits alone. The form is SAWB's; its coefficients are for a symmetric grid, so that
+    ours are fitted again, on a grid that reaches one code further down than up.
+
+    Note:
+        Where :math:`\sqrt{E[w^2]} / E[|w|]` is outside what the line was fitted on, the nearest value on it is taken:
+        weights that training has gathered on two codes would get a step that is too small, at 5 bits and more a
+        negative one. Sums are float64, so that their order does not show in the step.
+
+    References:
+        Choi et al., `Bridging the Accuracy Gap for 2-bit Quantized Neural Networks
+        <https://arxiv.org/abs/1807.06964>`_, 2018 (SAWB).
+    """
+
+    method = "stats"
+
+    def __init__(self, bit_width: int, low: int, high: int, weight: Tensor, per_channel: bool) -> None:  # noqa: FBT001
+        super().__init__(bit_width, low, high, per_channel=per_channel)
+        self._weight: tuple[Tensor, ...] = (weight,)  # tuples hide what is not this module's from its state
+        self._layer: tuple[nn.Module, ...] = ()
+
+    def follow(self, layer: nn.Module) -> None:
+        self._layer = (layer,)
+
+    @property
+    def step(self) -> Tensor:
+        return self.step_of(self._layer[0].weight if self._layer else self._weight[0])  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def step_of(self, weight: Tensor) -> Tensor:
+        """Return the step size for a weight tensor, shape ``[out_channels, 1, ...]`` or ``[]``; a constant."""
+        rows = weight.detach().double()
+        rows = rows.reshape(weight.size(0), -1) if self.per_channel else rows.reshape(1, -1)
+        size = rows.abs().mean(dim=1)
+        if self.bits not in COEFFICIENTS:  # eight bits hold the whole range
+            step = rows.abs().amax(dim=1) / self.high_code
+        else:
+            slope, offset = COEFFICIENTS[self.bits]
+            shape = rows.square().mean(dim=1).sqrt() / size.clamp_min(TINY)
+            step = size * (slope * shape.clamp(*FITTED) - offset)
+        # a channel of zeros has no size; any positive step represents it exactly
+        step = torch.where(step > TINY, step, step.mean().clamp_min(LEAST))
+        return step.to(weight.dtype).reshape((-1,) + (1,) * (weight.dim() - 1) if self.per_channel else ())
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        return self._on_grid(weight, self.step_of(weight), grad_scale=1.0)  # the step has no gradient to scale
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        step = self.step_of(weight)  # once, for both
+        values = self.in_float(weight) if self.bypass else self._on_grid(weight, step, grad_scale=1.0)
+        return values, step, self.zero_point_value, self.bit_width_value
+
+    @torch.no_grad()
+    def rescale(self, weight: Tensor, factor: Tensor) -> None:
+        # the step is proportional to the weights
+        weight.mul_(factor.reshape((-1,) + (1,) * (weight.dim() - 1) if self.per_channel else ()))

@@ -1,0 +1,171 @@
+"""Each target's file is the student in ONNX Runtime, and has the form that its runtime computes exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from export import ExportError, check_parity, export_onnx, write_view
+from export.storage.metadata import properties_of
+from export.targets import TARGETS, find_target
+from export.targets.rewrites import REWRITES
+from quantizers import QuantSpec, Student, calibrate, integer_view, prepare
+from quantizers.integer import Quantize
+
+pytestmark = pytest.mark.usefixtures("eager")
+OFFERED = [name for name, target in TARGETS.items() if not target.refusal and target.flavor != "qonnx"]
+
+
+class Small(nn.Module):
+    """A sum of two layers, a mean with a grid of its own, and two linear layers without a bias that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act, self.side = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1)
+        self.pool, self.flat = nn.AvgPool2d(2), nn.Flatten()
+        self.first, self.second, self.last = nn.Linear(64, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 3)
+        nn.init.zeros_(self.first.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        x = self.flat(self.pool(self.act(x + self.side(x))))
+        return self.last(self.act(self.second(self.act(self.first(x)))))
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(24, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def student(eager: None, images: Tensor) -> Student:
+    torch.manual_seed(0)
+    made = prepare(Small().eval(), QuantSpec(weight_bits=4, act_bits=4), images[:2])
+    calibrate(made, images)
+    return made.eval()
+
+
+def read(student: Student, images: Tensor, path: Path, target: str) -> onnx.ModelProto:
+    return onnx.load(export_onnx(student, images[:2], path / "student.onnx", target=target).path)
+
+
+@pytest.mark.parametrize("target", [*OFFERED, "onnxruntime>=1.17"])
+def test_the_file_is_the_student(student: Student, images: Tensor, tmp_path: Path, target: str) -> None:
+    exported = export_onnx(student, images[:2], tmp_path / "student.onnx", target=target)
+    report = check_parity(student, exported.path, [images])
+    assert report.faults == () and report.constants > 20
+    model = onnx.load(exported.path)
+    assert properties_of(model)["target"] == target == find_target(target).name
+    assert exported.flavor == find_target(target).flavor and exported.needs
+    if not find_target(target).is_onnxruntime:
+        assert exported.needs.startswith(f"{target} (tried with ")
+
+
+def test_a_missing_rewrite_is_a_difference(student: Student, images: Tensor, tmp_path: Path) -> None:
+    path = export_onnx(student, images[:2], tmp_path / "plain.onnx", pack="int8", linear="gemm").path
+    model = onnx.load(path)
+    model.metadata_props.append(onnx.StringStringEntryProto(key="target", value="openvino"))
+    onnx.save(model, path)
+    assert any("MaxPool" in fault or ".apart" in fault for fault in check_parity(student, path, [images]).faults)
+
+
+def test_openvino_has_a_pooling_between_convolutions_and_sums(student: Student, images: Tensor, tmp_path: Path) -> None:
+    model = read(student, images, tmp_path, "openvino")
+    poolings = [node for node in model.graph.node if node.op_type == "MaxPool"]
+    makers = {name: node for node in model.graph.node for name in node.output}
+    readers = {name: node for node in model.graph.node for name in node.input}
+    assert poolings and all(list(node.attribute[0].ints) == [1, 1] for node in poolings)
+    for node in poolings:
+        made = makers[node.input[0]]
+        made = makers[made.input[0]] if made.op_type == "Clip" else made
+        assert makers[made.input[0]].op_type == "Conv"
+        assert readers[readers[node.output[0]].output[0]].op_type == "Add"
+
+
+def test_openvino_has_no_linear_layer_without_a_bias(student: Student, images: Tensor, tmp_path: Path) -> None:
+    plain = onnx.load(export_onnx(student, images[:2], tmp_path / "plain.onnx").path)
+    assert sorted(len(node.input) for node in plain.graph.node if node.op_type == "Gemm") == [2, 3, 3]
+    model = read(student, images, tmp_path, "openvino")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type == "Gemm"]
+    tiny = [constants[node.input[2]] for node in layers if node.input[2] in constants]
+    assert len(layers) == 3 and len(tiny) == 2
+    assert all(values[0] == np.float32(1e-30) and not values[1:].any() for values in tiny)
+
+
+def test_iree_has_no_clip_of_all_codes(net: Any, tmp_path: Path) -> None:
+    def limits(flavor: str, target: str | None) -> list[int]:
+        path = write_view(view, [(1, 3, 6, 6)], tmp_path / "student.onnx", flavor=flavor, target=target).path
+        model = onnx.load(path)
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        ends = [[constants[name] for name in node.input[1:]] for node in model.graph.node if node.op_type == "Clip"]
+        return sorted(int(high) - int(low) for low, high in ends)
+
+    net.quantize(net.conv(net.image(), "conv", (3, 4), bits=8), "wide", 8, 1 / 8)
+    net.quantize("wide", "other", 8, 1 / 16)  # a change of grid at eight bits
+    net.quantize(net.conv("other", "conv2", (4, 4), bits=8), "narrow", 4, 1 / 8)
+    view = net.view(net.conv("narrow", "conv3", (4, 2)))
+    assert limits("qcdq", None) == [15, 255] and limits("ort", "iree") == [15]
+
+
+def test_opencv_has_constant_biases_of_linear_layers(student: Student, images: Tensor, tmp_path: Path) -> None:
+    model = read(student, images, tmp_path, "opencv")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    assert all(set(node.input[2:]) <= constants for node in model.graph.node if node.op_type == "Gemm")
+
+
+@pytest.mark.parametrize(
+    ("version", "opset", "types"), [("1.17", 17, set()), ("1.23", 21, {"INT4"}), ("1.24.1", 25, {"INT2", "INT4"})]
+)
+def test_a_version_decides_the_storage(
+    images: Tensor, tmp_path: Path, version: str, opset: int, types: set[str]
+) -> None:
+    student = prepare(Small().eval(), QuantSpec(weight_bits=2, overrides={"side": {"weight_bits": 4}}), images[:2])
+    calibrate(student, images)
+    model = read(student, images, tmp_path, f"onnxruntime>={version}")
+    stored = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
+    assert stored & {"INT2", "INT4"} == types and model.opset_import[0].version == opset
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target": "onnx"}, "target must be one of onnxruntime>=1.17, onnxruntime, .* got 'onnx'"),
+        ({"target": "onnxruntime>=1.9"}, "onnxruntime 1.9 is too old; files need 1.14 at least"),
+        ({"target": "iree", "flavor": "qonnx"}, "target 'iree' takes flavor 'qcdq'; leave flavor out, got 'qonnx'"),
+        ({"target": "openvino", "pack": "packed"}, "takes weights as int8 alone; use pack='auto' or 'int8'"),
+        ({"target": "opencv", "linear": "matmul_nbits"}, "has no MatMulNBits; use linear='auto' or 'gemm'"),
+        ({"target": "onnxruntime>=1.17", "pack": "packed"}, "loads no packed weights"),
+        ({"target": "onnxruntime>=1.17", "linear": "matmul_nbits"}, "is slow at MatMulNBits"),
+        ({"target": "onnxruntime>=1.17", "opset": 21}, "does not load opset 21"),
+    ],
+)
+def test_contradictions_are_named(
+    student: Student, images: Tensor, tmp_path: Path, settings: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ExportError, match=words):
+        export_onnx(student, images[:2], tmp_path / "student.onnx", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_rewrite_is_used_and_known() -> None:
+    assert {name for target in TARGETS.values() for name in target.rewrites} == set(REWRITES)
+
+
+def test_symmetric_grids_have_no_zero_point(images: Tensor) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Hardswish(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
+    )
+    net.eval()(images[:2])
+    for symmetric, shifted in ((False, 2), (True, 0)):
+        student = prepare(net, QuantSpec(symmetric=symmetric), images[:2])
+        calibrate(student, images + 1)
+        grids = [node.grid for node in integer_view(student.eval()).nodes if isinstance(node, Quantize)]
+        assert sum(grid.low not in (0, -(2 ** (grid.bits - 1))) for grid in grids) == shifted

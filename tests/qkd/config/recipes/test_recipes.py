@@ -1,0 +1,132 @@
+"""The recipe dial, and what only a low-bit training has: what is set, what stands, what does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qkd.config import RunConfig
+from qkd.config.binding import bind, config_text, load_config
+from qkd.config.explaining import explained
+from qkd.config.recipes.low_bit import LowBitConfig
+from qkd.config.recipes.table import RECIPES, settings_for
+from qkd.config.training import DEFAULT_TERMS
+from qkd.failures import ConfigError
+
+
+def values(student: Mapping[str, Any], bits: int = 2) -> dict[str, Any]:
+    quant = {"weight_bits": bits, "act_bits": bits, **student.get("quant", {})}
+    return {
+        "name": "one", "data": {"name": "digits"}, "teacher": {"net": "resnet8"},
+        "student": {**student, "quant": quant},
+    }  # fmt: skip
+
+
+def bound(student: Mapping[str, Any], bits: int = 2) -> RunConfig:
+    return bind(values(student, bits))
+
+
+# the dial
+
+
+def test_without_a_recipe_nothing_is_set_and_nothing_new_is_written() -> None:
+    config = bound({})
+    assert config.student.recipe == "none" and config.student.low_bit == LowBitConfig()
+    assert config.student.terms == DEFAULT_TERMS
+    written = config.model_dump(mode="json")["student"]
+    assert not {"recipe", "low_bit", "widths", "self_distillation"} & set(written)  # hashes of older runs stay
+
+
+@pytest.mark.parametrize(
+    ("bits", "decay", "rate"), [(2, True, 0.005), (3, True, 0.005), (4, False, None), (8, False, None)]
+)
+def test_the_bits_decide_the_rest(bits: int, decay: bool, rate: float | None) -> None:  # noqa: FBT001
+    student = bound({"recipe": "default"}, bits).student
+    assert student.low_bit == LowBitConfig(decay_by_bits=decay, transition_rate=rate, reestimate_batches=50)
+    assert [(term.loss, term.weight, dict(term.options)) for term in student.terms] == [
+        ("soft_target", 1.0, {"temperature": 4.0})
+    ]
+
+
+def test_the_bits_of_a_preset_count() -> None:
+    config = bind({**values({}), "student": {"recipe": "default", "quant": {"preset": "fast"}}})
+    assert config.student.low_bit.decay_by_bits
+
+
+def test_each_key_stands_above_the_recipe() -> None:
+    terms = [{"loss": "cross_entropy"}]
+    own = {"low_bit": {"transition_rate": None, "decay_by_bits": False}, "terms": terms}
+    student = bound({"recipe": "default", **own}).student
+    assert student.low_bit == LowBitConfig(reestimate_batches=50)
+    assert [term.loss for term in student.terms] == ["cross_entropy"]
+
+
+def test_a_config_with_every_key_switched_off_stays_so_when_it_is_read_again(tmp_path: Path) -> None:
+    off = {"transition_rate": None, "decay_by_bits": False, "reestimate_batches": 0}
+    config = bound({"recipe": "default", "low_bit": off})
+    assert config.student.low_bit == LowBitConfig()
+    file = tmp_path / "one.yaml"
+    file.write_text(config_text(config))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    "method", [{"peers": {"nets": [{}]}}, {"rotations": {"mode": "online"}}, {"auxiliary": {"train": {}}}]
+)
+def test_terms_of_a_method_are_left_alone(method: dict[str, Any]) -> None:
+    assert bound({"recipe": "default", **method}).student.terms == DEFAULT_TERMS
+
+
+def test_an_unknown_recipe_is_a_fault_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"config.student.recipe: .*'none' or 'default'.*"):
+        bound({"recipe": "best"})
+
+
+def test_explain_says_what_the_recipe_sets_and_why() -> None:
+    (key,) = explained("student.recipe").keys
+    for setting in RECIPES["default"]:
+        assert f"student.{setting.path} = " in key.about and setting.why in key.about
+    assert "2 to 3 bits: student.low_bit.transition_rate = 0.005" in key.about
+
+
+def test_every_setting_is_a_key_of_the_schema_and_has_a_source() -> None:
+    known = {key.path.replace("[]", "") for key in explained("student").keys}
+    for bits in range(2, 9):
+        for setting in settings_for("default", bits):
+            assert f"student.{setting.path}" in known and any(digit.isdigit() for digit in setting.why)
+
+
+# what goes together
+
+FAULTS = {
+    "a place for codes": (
+        {"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"
+    ),
+    "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "goes with `bn: train`"),
+    "one oscillation": ({"low_bit": {"oscillation_thresholds": [0.04, 0.001]}}, "a single change of direction"),
+    "widths and peers": (
+        {"widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 1}], "peers": {"nets": [{}]}}, "go without `peers`"
+    ),
+    "widths and co-study": (
+        {
+            "widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 1}],
+            "phases": [{"epochs": 2, "teacher_terms": [{"loss": "cross_entropy"}]}],
+        },
+        "go without `teacher_terms`",
+    ),
+    "two steps": ({"self_distillation": {}, "rotations": {"mode": "online"}}, "bring another step"),
+    "no coarser copy": ({"self_distillation": {}, "quant": {"act_bits": 8}}, "below 8"),
+    "no phase for it": (
+        {"self_distillation": {}, "phases": [{"epochs": 2, "combine": "clipped"}]}, "no phase does"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_does_not_go_together_is_a_fault(name: str) -> None:
+    student, said = FAULTS[name]
+    with pytest.raises(ConfigError, match=said):
+        bound(student)

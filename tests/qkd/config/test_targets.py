@@ -1,0 +1,82 @@
+"""A config's target is known, goes with its other settings, and with its student, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from export.targets import TARGETS, Limit, Target
+from qkd.cli import main
+from qkd.stages.export import StudentFile, student_files
+from qkd.testing import tiny_config, write_npz_set
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz_set(tmp_path_factory.mktemp("images"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        ({}, {"student": StudentFile("ort")}),
+        ({"target": "onnxruntime>=1.17"}, {"student": StudentFile("ort", "onnxruntime>=1.17")}),
+        ({"target": "onnxruntime-web"}, {"student": StudentFile("ort", "onnxruntime-web")}),
+        (
+            {"target": "openvino"},
+            {"student": StudentFile("ort"), "student.openvino": StudentFile("ort", "openvino")},
+        ),
+        ({"target": "iree"}, {"student": StudentFile("ort"), "student.iree": StudentFile("qcdq", "iree")}),
+        (
+            {"target": "iree", "preprocess": "inside"},
+            {
+                "student": StudentFile("ort"),
+                "student.iree": StudentFile("qcdq", "iree"),
+                "student.iree.uint8": StudentFile("qcdq", "iree"),
+            },
+        ),
+        ({"flavor": "qcdq"}, {"student": StudentFile("ort"), "student.qcdq": StudentFile("qcdq")}),
+    ],
+)
+def test_a_target_decides_the_files(folder: Path, settings: dict[str, Any], files: dict[str, StudentFile]) -> None:
+    config = tiny_config(folder, {f"export.{key}": value for key, value in settings.items()})
+    assert student_files(config) == files and next(iter(student_files(config))) == "student"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target": "tensorflow"}, "target must be one of onnxruntime>=1.17, onnxruntime"),
+        ({"target": "onnxruntime>=1.2"}, "onnxruntime 1.2 is too old"),
+        ({"target": "iree", "flavor": "qonnx"}, "`target: iree` has flavor `qcdq`; leave `flavor` out"),
+        ({"target": "openvino", "pack": "packed"}, "takes weights as int8; leave `pack` out"),
+        ({"target": "tvm", "linear": "matmul_nbits"}, "has no MatMulNBits; leave `linear` out"),
+    ],
+)
+def test_what_does_not_go_together_is_a_fault(folder: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        tiny_config(folder, {f"export.{key}": value for key, value in settings.items()})
+
+
+def test_the_student_must_suit_the_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choosy = Target("choosy", "a test", "nothing", limits=(Limit("symmetric", True, "it has no zero points"),))
+    monkeypatch.setitem(TARGETS, "choosy", choosy)
+    with pytest.raises(ValidationError, match="student.quant.symmetric: target 'choosy' needs symmetric: true"):
+        tiny_config(folder, {"export.target": "choosy"})
+    assert tiny_config(folder, {"export.target": "choosy", "student.quant.symmetric": True}).export.chosen_target
+
+
+def test_a_refused_target_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "gone", Target("gone", "a test", "nothing", refusal="it rounds; use another"))
+    with pytest.raises(ValidationError, match="target 'gone' is refused: it rounds; use another"):
+        tiny_config(folder, {"export.target": "gone"})
+
+
+def test_targets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "targets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(TARGETS)
+    assert any("openvino 2026.4" in line for line in lines)

@@ -1,0 +1,166 @@
+"""Which arithmetic a training runs in: wishes, races, what is stored, and what a resumed training does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import beside
+import pytest
+import torch
+
+from qkd.config import RunConfig
+from qkd.config.binding import bind
+from qkd.data import Splits
+from qkd.progress import Silent
+from qkd.run.identity import changes, differences
+from qkd.testing import synthetic_splits
+from qkd.training import Job, Partner, fit
+from qkd.training.arithmetic import choice as under_test
+from qkd.training.arithmetic.choice import FILE, Choice, decided, unraced
+from qkd.training.checkpoint import CheckpointStore
+from qkd.training.origin import asked_of, other_settings
+
+loop: Any = beside.load(Path(__file__).parent.with_name("test_loop.py"))
+make_job: Callable[..., Job] = loop.make_job
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return synthetic_splits(train=72, val=18)
+
+
+@pytest.fixture
+def races(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
+    """Let tiny trainings race, with stated times; return what candidates each race had."""
+    held: list[list[tuple[str, str]]] = []
+
+    def race(model: object, shape: object, candidates: list[tuple[str, str]], device: object) -> dict[Any, float]:
+        held.append(list(candidates))
+        times = {"float32 contiguous": 10.0, "float32 channels_last": 8.0, "bf16 contiguous": 9.0}
+        return {one: times.get(" ".join(one), 5.0) for one in candidates}
+
+    monkeypatch.setattr(under_test, "race", race)
+    monkeypatch.setattr(under_test, "LEAST_STEPS", 1)
+    monkeypatch.setattr(under_test, "LEAST_VALUES", 1)
+    monkeypatch.setattr(under_test, "has_native_bf16", lambda device: True)
+    return held
+
+
+def choose(job: Job, state: dict[str, Any] | None = None) -> Choice:
+    return decided(asked_of(job), 16, 72, state)
+
+
+def test_a_short_training_holds_no_race_and_is_float32(tmp_path: Path, splits: Splits) -> None:
+    found = choose(make_job(tmp_path, splits))
+    assert (found.precision, found.memory_format, found.step_ms) == ("float32", "contiguous", {})
+    assert "no race: 12 steps" in found.reason and not (tmp_path / FILE).exists()
+
+
+def test_the_winner_is_written_and_used_again(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
+    found = choose(make_job(tmp_path, splits))
+    assert (found.precision, found.memory_format) == ("bf16", "channels_last") and len(races[0]) == 4
+    assert json.loads((tmp_path / FILE).read_text())["step_ms"]["float32 contiguous"] == 10.0
+    assert choose(make_job(tmp_path, splits)) == found and len(races) == 1
+    assert "bf16, channels_last" in found.told() and "10.0 ms" in found.told()
+
+
+def test_reduced_precision_must_win_clearly(
+    tmp_path: Path, splits: Splits, races: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(under_test, "race", lambda *given: {one: 5.0 - 0.2 * (one[0] == "bf16") for one in given[2]})
+    assert choose(make_job(tmp_path, splits)).precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("train", "candidates"),
+    [
+        ({"precision": "float32"}, [("float32", "contiguous"), ("float32", "channels_last")]),
+        ({"precision": "bf16"}, [("bf16", "contiguous"), ("bf16", "channels_last")]),
+        ({"memory_format": "contiguous"}, [("float32", "contiguous"), ("bf16", "contiguous")]),
+    ],
+)
+def test_wishes_leave_fewer_candidates(
+    tmp_path: Path, splits: Splits, races: list[Any], train: dict[str, str], candidates: list[Any]
+) -> None:
+    choose(make_job(tmp_path, splits, train=train))
+    assert races == [candidates]
+
+
+def test_what_is_asked_for_holds_no_race(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
+    job = make_job(tmp_path, splits, train={"precision": "bf16", "memory_format": "contiguous"})
+    assert (choose(job).precision, choose(job).memory_format, races) == ("bf16", "contiguous", [])
+
+
+def test_methods_with_more_nets_and_frozen_phases_keep_float32(
+    tmp_path: Path, splits: Splits, races: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, splits)
+    choose(replace(job, partners=(Partner("peer", torch.nn.Linear(2, 2)),)))
+    (tmp_path / FILE).unlink()
+    choose(replace(job, phases=(replace(job.phases[0], allows_autocast=False),)))
+    (tmp_path / FILE).unlink()
+    monkeypatch.setattr(under_test, "has_native_bf16", lambda device: False)
+    choose(job)
+    assert all({precision for precision, _ in held} == {"float32"} for held in races) and len(races) == 3
+
+
+def test_a_resumed_training_is_the_same_bit_for_bit(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
+    whole = make_job(tmp_path / "whole", splits)
+    fit(whole, Silent())
+    loop.interrupted(tmp_path / "cut", splits, (1, 2))
+    (tmp_path / "cut" / FILE).unlink()  # the checkpoint knows
+    resumed = make_job(tmp_path / "cut", splits)
+    fit(resumed, Silent())
+    assert len(races) == 2 and loop.equal(loop.state(whole), loop.state(resumed))
+    plain = make_job(tmp_path / "plain", splits, train={"precision": "float32", "memory_format": "contiguous"})
+    fit(plain, Silent())
+    assert not loop.equal(loop.state(whole), loop.state(plain))  # it was bf16
+
+
+def test_checkpoints_without_a_choice_continue_as_they_were_made(
+    tmp_path: Path, splits: Splits, races: list[Any]
+) -> None:
+    job = make_job(tmp_path, splits, train={"precision": "bf16", "memory_format": "channels_last"})
+    fit(job, Silent())
+    made = CheckpointStore(tmp_path / "checkpoint", warn=lambda _: None).load()
+    assert made is not None and made.state["arithmetic"]["precision"] == "bf16"
+    old = {key: value for key, value in made.state.items() if key != "arithmetic"}
+    auto = make_job(tmp_path, splits)
+    assert (choose(auto, old).precision, choose(auto, old).memory_format) == ("bf16", "channels_last")
+    old["settings"] = {"train.autocast": "off", "train.channels_last": True}  # of a version before
+    assert (choose(auto, old).precision, choose(auto, old).memory_format) == ("float32", "channels_last")
+    assert choose(auto, {}).precision == "float32" and races == []
+
+
+def test_a_file_that_says_nonsense_is_not_followed(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
+    for text in ("{", '{"precision": "int1", "memory_format": "x"}', "[]"):
+        (tmp_path / FILE).write_text(text)
+        assert choose(make_job(tmp_path, splits)).precision == "bf16"
+    assert len(races) == 3
+
+
+def test_auto_continues_whatever_a_run_began_with() -> None:
+    then, auto = {"student.train.precision": "float32"}, {"student.train.precision": "auto"}
+    assert differences(then, auto) == {} and differences(auto, then) != {}
+    assert changes({"train": {"precision": "bf16"}}, {"train": {"precision": "auto"}}) == {}
+    assert changes({"train": {"precision": "auto"}}, {"train": {"precision": "bf16"}}) != {}
+    assert other_settings({"train.autocast": "off"}, {"train.precision": "auto"}) == []
+    assert other_settings({"train.autocast": "bf16"}, {"train.precision": "float32"}) != []
+
+
+def test_old_names_are_read_with_a_warning() -> None:
+    base = {"name": "a", "data": {"name": "digits"}, "student": {"quant": {"weight_bits": 2, "act_bits": 2}}}
+    train = {"autocast": "off", "channels_last": True}
+    with pytest.warns(DeprecationWarning, match="the old name goes"):
+        config: RunConfig = bind({**base, "teacher": {"net": "resnet20", "train": train}})
+    assert config.teacher.train is not None
+    assert (config.teacher.train.precision, config.teacher.train.memory_format) == ("float32", "channels_last")
+
+
+def test_without_a_race_auto_is_float32(tmp_path: Path, splits: Splits) -> None:
+    found = unraced(asked_of(make_job(tmp_path, splits)))
+    assert (found.precision, found.memory_format) == ("float32", "contiguous")

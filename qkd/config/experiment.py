@@ -292,10 +292,12 @@ class RunConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out clients that are not there: configs and hashes of other runs do not change."""
+        """Leave out clients that are not there, or what they do not read: hashes of other runs do not change."""
         values: dict[str, Any] = serialize(self)
         if self.federated is None:
             values.pop("federated", None)
+        else:
+            values["student"] = {key: values["student"][key] for key in FEDERATED_STUDENT}
         return values
 
     @model_validator(mode="after")

@@ -209,8 +209,8 @@ def filter_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def means_of_seeds(method: str, domains: Sequence[str], good: dict[tuple[str, str, int], float]) -> list[float]:
     """Return a method's mean over the domains, for each seed that has all of them."""
     seeds = sorted({seed for _, name, seed in good if name == method})
-    found = [[good.get((unseen, method, seed)) for unseen in domains] for seed in seeds]
-    return [statistics.mean(values) for values in found if None not in values]  # type: ignore[type-var]
+    whole = [seed for seed in seeds if all((unseen, method, seed) in good for unseen in domains)]
+    return [statistics.mean(good[unseen, method, seed] for unseen in domains) for seed in whole]
 
 
 def differences(methods: Sequence[str], good: dict[tuple[str, str, int], float]) -> list[str]:

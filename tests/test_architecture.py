@@ -230,6 +230,7 @@ METHOD_NAMES = {
 METHODS = ROOT / "qkd" / "methods"
 MAY_NAME_METHODS = {
     "qkd.config.experiment", "qkd.config.methods", "qkd.config.training",  # the schema
+    "qkd.config.recipes.table",  # which keys a recipe leaves alone
     "qkd.methods.table",
     "qkd.distill.methods", "qkd.moved",  # old names, for a release
 }  # fmt: skip

@@ -122,7 +122,7 @@ def _write_models(
     for name, net in nets.items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_float(net, example, folder / f"{name}.onnx", preprocessing=preprocessing)
-    write_json(folder / "export.json", {name: _facts(model) for name, model in exported.items()})
+    write_json(folder / "export.json", {name: model_facts(model) for name, model in exported.items()})
     write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
     progress.say(", ".join(f"{name}.onnx {model.size_bytes:,} bytes" for name, model in exported.items()))
     for name in student_files(run.config):
@@ -159,7 +159,8 @@ def export_student(
     )  # fmt: skip
 
 
-def _facts(model: ExportedModel) -> dict[str, Any]:
+def model_facts(model: ExportedModel) -> dict[str, Any]:
+    """Return the entry of a written file in ``export.json``."""
     takes_pixels = model.path.stem.endswith(f".{PIXELS}")
     return {**model.to_json(), "path": model.path.name, "takes_pixels": takes_pixels}  # the folder may move
 

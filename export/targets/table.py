@@ -38,7 +38,7 @@ class Target:
 
     Args:
         name: As users give it.
-        about: What it is, in a few words.
+        about: Its description, in a few words.
         tried: Package and version that the tests run it with.
         flavor: Flavor of the graph.
         pack: How weights are stored: ``auto``, ``packed`` or ``int8``.

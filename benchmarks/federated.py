@@ -23,6 +23,7 @@ from stage_runs import environment, public, run_command, spread
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/fashion-mnist/federated.yaml"
 STRATEGIES = ("fedavg", "fedprox", "feddistill", "fedgen")
+BUDGET_MB = 33  # of the last column: bytes of all messages so far, both ways
 OTHERS = ["federated.latent_weight=10.0"]  # the default again: strategies refuse what they do not read
 FLOAT, LOW_BIT, CODES = "float", "W4A4", "W4A4, codes"
 KINDS = {
@@ -79,31 +80,31 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def at(points: Sequence[dict[str, Any]]) -> str:
+    """Return accuracy at a scored round, if there is one."""
+    return "".join(f"{100 * mean(point['test_accuracy']):.1f} (round {point['round']})" for point in points) or "-"
+
+
+def final_text(final: dict[str, Any]) -> str:
+    """Return the accuracy after all rounds; its deviation where there is more than one seed."""
+    deviation = f" +- {100 * final['stdev']:.1f}" if final["seeds"] > 1 else ""
+    return f"{100 * final['mean']:.1f}{deviation} ({final['seeds']})"
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as Markdown: test accuracy in percent after a fourth, a half and all of the rounds."""
-    head = [
-        "strategy",
-        "precision",
-        "first fourth",
-        "half",
-        "last round",
-        "up, MB",
-        "down, MB",
-        "per cent a MB sent up",
-    ]
+    """Return the rows as Markdown: test accuracy in percent by round, and what a budget of bytes pays for."""
+    head = ["strategy", "precision", "half of the rounds", "all rounds (seeds)", "up, MB", "down, MB"]
+    head.append(f"within {BUDGET_MB} MB, both ways")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for one in rows:
         curve = one["curve"]
-        if not curve:
-            lines.append(f"| {one['strategy']} | {one['kind']} |" + " - |" * (len(head) - 2))
-            continue
-        last = curve[-1]
-        at = [curve[max(0, round(share * len(curve)) - 1)] for share in (0.25, 0.5)]
-        final, spread_ = 100 * one["final"]["mean"], 100 * one["final"]["stdev"]
-        cells = [f"{100 * mean(point['test_accuracy']):.1f} (round {point['round']})" for point in at]
-        cells.append(f"{final:.1f} +- {spread_:.1f}")
-        cells += [f"{last[key] / 1e6:.1f}" for key in ("bytes_up", "bytes_down")]
-        cells.append(f"{final / (last['bytes_up'] / 1e6):.2f}")
+        cells = ["-"] * (len(head) - 2)
+        if curve:
+            last = curve[-1]
+            half = [point for point in curve if 2 * point["round"] <= last["round"]][-1:]
+            paid = [point for point in curve if point["bytes_up"] + point["bytes_down"] <= BUDGET_MB * 1e6][-1:]
+            sizes = [f"{last[key] / 1e6:.1f}" for key in ("bytes_up", "bytes_down")]
+            cells = [at(half), final_text(one["final"]), *sizes, at(paid)]
         lines.append("| " + " | ".join([one["strategy"], one["kind"], *cells]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -13,6 +13,7 @@ FREE = {
     "data.path", "data.root", "data.download", "data.workers", "data.eval_batch_size",
     "log.csv", "log.tensorboard",
     "search.engine", "search.workers", "search.gpus_per_worker", "search.address", "search.worker_failures",
+    "federated.engine", "federated.workers",
 }  # fmt: skip
 CHOSEN = {"precision", "memory_format"}  # auto: what was chosen when a training began, and is in its checkpoints
 BEHIND = ("export", "bench")  # stages behind the trainings, each with a section of its name

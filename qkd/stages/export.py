@@ -20,6 +20,7 @@ from export import (
     export_onnx,
 )
 from export.lowbit.sessions import low_bit_for
+from export.targets.sessions import SESSIONS, is_installed
 from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, normalize
 from qkd.files import write_json
@@ -121,7 +122,7 @@ def _write_models(
     for name, net in nets.items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_float(net, example, folder / f"{name}.onnx", preprocessing=preprocessing)
-    write_json(folder / "export.json", {name: _facts(model) for name, model in exported.items()})
+    write_json(folder / "export.json", {name: model_facts(model) for name, model in exported.items()})
     write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
     progress.say(", ".join(f"{name}.onnx {model.size_bytes:,} bytes" for name, model in exported.items()))
     for name in student_files(run.config):
@@ -158,7 +159,8 @@ def export_student(
     )  # fmt: skip
 
 
-def _facts(model: ExportedModel) -> dict[str, Any]:
+def model_facts(model: ExportedModel) -> dict[str, Any]:
+    """Return the entry of a written file in ``export.json``."""
     takes_pixels = model.path.stem.endswith(f".{PIXELS}")
     return {**model.to_json(), "path": model.path.name, "takes_pixels": takes_pixels}  # the folder may move
 
@@ -168,13 +170,17 @@ def compare_file(
 ) -> ParityReport:
     """Return the comparison of a student with one of its files on every test image."""
     preprocessing = preprocessing_of(config, splits, path.stem)
-    is_for_onnxruntime = student_files(config).get(path.stem, StudentFile("ort")).flavor == "ort"
-    provider = low_bit_for(path) if is_for_onnxruntime else None
+    target = student_files(config).get(path.stem, StudentFile("ort")).target
+    foreign = target if target in SESSIONS else None
+    provider = None if foreign or path.stem.endswith((".qonnx", ".finn")) else low_bit_for(path)
+    runtime = foreign if foreign and is_installed(foreign) else None
+    if foreign and runtime is None:
+        progress.warn(f"{path.name}: {target} is not installed here, so ONNX Runtime alone ran the file")
     with progress.track(len(splits.test), "parity", "images") as tracker:
         batches = _test_batches(splits, config.data, tracker)
         if not preprocessing.is_inside:
             batches = ((normalize(images, splits.mean, splits.std), labels) for images, labels in batches)
-        return check_parity(student, path, batches, preprocessing=preprocessing, provider=provider)
+        return check_parity(student, path, batches, preprocessing=preprocessing, provider=provider, runtime=runtime)
 
 
 def write_parity(folder: Path, name: str, report: ParityReport) -> Path:
@@ -196,6 +202,8 @@ def judge_file(name: str, report: ParityReport, progress: Progress) -> None:
     progress.say(f"parity of {name}.onnx: {_outcome(report)}")
     if report.provider is not None:
         progress.say(f"{name}.onnx: {report.provider.sentence}")
+    if report.runtime is not None:
+        progress.say(f"{name}.onnx: {report.runtime.sentence}")
     for side, compared in (("off", report.off), ("on", report.on)):
         if compared.differing:
             ties = (

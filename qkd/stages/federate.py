@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from export import Preprocessing, export_float
+from export import ExportedModel, Preprocessing, cost_of_file, export_float
 from qkd.data import Splits, normalize
 from qkd.failures import UsageError
 from qkd.federated.engines import run_local
@@ -19,11 +19,12 @@ from qkd.files import write_json
 from qkd.predicting.feeding import preprocessing_of, write_beside
 from qkd.progress import Progress
 from qkd.roles.images import run_images
+from qkd.roles.layers import layer_rows
 from qkd.roles.nets import load_float, load_student, net_facts, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
 from qkd.roles.sample import write_run_sample
 from qkd.run.folder import RunFolder
-from qkd.stages.export import compare_file, export_student, judge_file, student_files, write_parity
+from qkd.stages.export import compare_file, export_student, judge_file, model_facts, student_files, write_parity
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 from qkd.training.checkpoint import CheckpointStore
@@ -116,22 +117,33 @@ def export(run: RunFolder, progress: Progress) -> None:
 
 def _export_float(run: RunFolder, folder: Path, example: torch.Tensor, preprocessing: Preprocessing) -> list[Path]:
     net = load_float(run.path / "student" / WEIGHTS)
-    return [export_float(net, example, folder / "student.onnx", preprocessing=preprocessing).path]
+    made = export_float(net, example, folder / "student.onnx", preprocessing=preprocessing)
+    return [made.path, *_write_facts(folder, {"student": made})]
 
 
 def _export_student(
     run: RunFolder, splits: Splits, folder: Path, example: torch.Tensor, progress: Progress
 ) -> list[Path]:
-    student, files = load_student(run), []
+    student, files, exported, reports = load_student(run), [], {}, {}
     for name, flavor in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
         made = export_student(run.config, student, example, folder / f"{name}.onnx", flavor, preprocessing)
         for warning in made.warnings:
             progress.warn(f"{name}.onnx: {warning}")
-        report = compare_file(student, made.path, splits, run.config, progress)
-        files += [made.path, write_parity(folder, name, report)]
+        exported[name], reports[name] = made, compare_file(student, made.path, splits, run.config, progress)
+        files += [made.path, write_parity(folder, name, reports[name])]
+    files += _write_facts(folder, exported)
+    write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
+    write_json(folder / "layers.json", {"layers": layer_rows(student, reports["student"])})
+    for name, report in reports.items():
         judge_file(name, report, progress)
-    return [*files, write_run_sample(folder, {"student": student}, splits)]
+    sample = write_run_sample(folder, {"student": student}, splits)
+    return [*files, folder / "cost.json", folder / "layers.json", sample]
+
+
+def _write_facts(folder: Path, exported: Mapping[str, ExportedModel]) -> list[Path]:
+    write_json(folder / "export.json", {name: model_facts(model) for name, model in exported.items()})
+    return [folder / "export.json"]
 
 
 def _example(splits: Splits) -> torch.Tensor:

@@ -42,6 +42,9 @@ def test_a_run_is_trained_exported_and_complete(data: Path, tmp_path: Path, caps
         assert (folder / "federated" / name).read_text().startswith("<svg xmlns=")
     assert (folder / "federated" / "rounds.md").read_text().count("\n") == 2 + 3
     assert not (folder / "federated" / "checkpoint").exists()
+    assert {"export.json", "cost.json", "layers.json", "sample.npz"} <= {
+        path.name for path in (folder / "export").iterdir()
+    }
     assert {path.stem for path in (folder / "manifests").iterdir()} == {"federate", "export"}
     before = (folder / "student" / "weights.safetensors").read_bytes()
     assert federate(config, tmp_path) == 0
@@ -162,4 +165,15 @@ def test_configs_of_other_runs_do_not_change(data: Path) -> None:
 
     assert "federated" not in tiny_config(data).model_dump(mode="json")
     federated = tiny_federated(data)
-    assert bind(yaml.safe_load(config_text(federated))) == federated
+    stored = yaml.safe_load(config_text(federated))
+    assert bind(stored) == federated
+    assert "train" not in stored["student"], "what clients do not read is not stored, so its defaults may change"
+
+
+def test_a_run_may_change_its_engine(data: Path, tmp_path: Path) -> None:
+    """Both engines give the same bits, so one may finish what the other began."""
+    config = tiny_federated(data)
+    RunFolder.open(config, tmp_path).close()
+    RunFolder.open(tiny_federated(data, engine="flower", workers=1), tmp_path).close()
+    with pytest.raises(ValueError, match="federated.rounds: 3 there, 4 here"):
+        RunFolder.open(tiny_federated(data, rounds=4), tmp_path)

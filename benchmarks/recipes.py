@@ -75,7 +75,7 @@ def base_config(args: argparse.Namespace) -> dict[str, Any]:
     """Return the baseline's config."""
     agent = {"policy": "crop_flip", "crop_padding": 2}
     data = {"name": "npz", "path": str(args.data), "batch_size": args.batch_size, "val_fraction": 0}
-    fast = {"autocast": args.autocast, "channels_last": True}
+    fast = {"precision": args.precision, "memory_format": "channels_last"}
     return {
         "threads": 1,
         "data": {**data, **({"train_limit": args.images} if args.images else {})},
@@ -207,7 +207,7 @@ def write(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
     record = {
         "what": f"Test accuracy of W{args.bits}A{args.bits} students by option of their training",
         "budget": f"{args.net}, {args.images or 'all'} training images, {args.epochs} epochs in batches of "
-        f"{args.batch_size}, learning rate {args.lr}, weight decay {args.weight_decay}, autocast {args.autocast}",
+        f"{args.batch_size}, learning rate {args.lr}, weight decay {args.weight_decay}, precision {args.precision}",
         "seeds": args.seeds,
         "overrides": public(args.overrides),
         "environment": environment(),
@@ -235,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--bits", type=int, default=2)
     made.add_argument("--lr", type=float, default=0.02)
     made.add_argument("--weight-decay", type=float, default=1e-4)
-    made.add_argument("--autocast", default="bf16")
+    made.add_argument("--precision", default="bf16")
     made.add_argument("--options", nargs="+", choices=known, default=list(known), metavar="OPTION", help=str(known))
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     made.add_argument("--runs-dir", type=Path, default=Path("runs/recipes"))

@@ -1,11 +1,16 @@
-"""Measures one distillation step: float, this toolkit's W4A4 and W2A2, and stock Brevitas, interleaved in one run.
+"""Measures one distillation step: as a user writes it in plain PyTorch, this toolkit's, and stock Brevitas, in turn.
 
     python benchmarks/train_step.py --rounds 15 --json benchmarks/results/train_step.json
+    python benchmarks/train_step.py --precision float32 --memory-format contiguous --rounds 15
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/train_step.py --rounds 15
 
 A step is: the teacher's forward pass without gradient, the student's forward and backward pass with cross-entropy plus
-soft targets, and an SGD step. ResNet-20, 32x32, batch 128 unless said. Every round times every variant once, in turn;
-the ratio is the median over the rounds of (variant / float of the same round). Peak memory is read in a separate
-process per variant (``--memory``), as the growth of the resident set over the step.
+soft targets, and an SGD step. ResNet-20, 32x32, batch 128 unless said. ``plain`` and ``stock`` run in float32 and NCHW;
+``float`` and ``ours`` in the arithmetic of ``--precision`` and ``--memory-format``: by default what the toolkit
+chooses for itself, by its race. Every round times every variant once, in turn; ratios are medians over the rounds of
+(variant / ``plain`` or ``float`` of the same round). ``--clock cpu`` counts the process's own time on the processor,
+which a busy machine leaves alone (with ``--threads 1``). Peak memory is read in a separate process per variant
+(``--memory``), as the growth of the resident set over the step.
 
     python benchmarks/train_step.py --devices 2 --variants float ours_w2a2
 
@@ -64,13 +69,13 @@ def stock_brevitas(model: nn.Module, bits: int) -> nn.Module:
 
 
 def build(variant: str, net: str, images: Tensor) -> nn.Module:
-    """Return the student of a variant: ``float``, ``ours_w4a4``, ``stock_w2a2``, ``ours_w2a2_compiled``, ..."""
+    """Return the student of a variant: ``plain``, ``float`` (the same net), ``ours_w4a4``, ``stock_w2a2``, ..."""
     from qkd.nets import build_net
     from quantizers import QuantSpec, calibrate, prepare
 
     torch.manual_seed(0)
     model = build_net(net, classes=10, channels=images.size(1), image_size=images.size(2)).train()
-    if variant == "float":
+    if variant in ("plain", "float"):
         return model
     family, code, *rest = variant.split("_")
     bits = int(code[1])
@@ -82,16 +87,46 @@ def build(variant: str, net: str, images: Tensor) -> nn.Module:
     return torch.compile(student) if rest == ["compiled"] else student  # type: ignore[return-value]
 
 
-def make_step(variant: str, net: str, images: Tensor, labels: Tensor) -> Callable[[], None]:
+Arithmetic = tuple[str, str]  # precision and memory format, by the toolkit's names
+PLAIN: Arithmetic = ("float32", "contiguous")
+
+
+def arithmetic_of(variant: str, chosen: Arithmetic) -> Arithmetic:
+    """Return what a variant runs in: the toolkit's choice, or what a user of PyTorch or Brevitas gets unasked."""
+    return PLAIN if variant == "plain" or variant.startswith("stock") else chosen
+
+
+def choose(args: argparse.Namespace, images: Tensor) -> tuple[Arithmetic, dict[str, float]]:
+    """Return precision and memory format as the toolkit would choose them, and milliseconds of its race."""
+    from qkd.training.arithmetic.choice import FORMATS, winner
+    from qkd.training.arithmetic.native import has_native_bf16
+    from qkd.training.arithmetic.race import race
+
+    device = torch.device("cpu")
+    precisions = ["float32", *(["bf16"] if has_native_bf16(device) else [])]
+    precisions = precisions if args.precision == "auto" else [args.precision]
+    formats = FORMATS if args.memory_format == "auto" else (args.memory_format,)
+    model = build("ours_w2a2", args.net, images)
+    times = race(model, tuple(images.shape), [(one, layout) for one in precisions for layout in formats], device)
+    return winner(times), {" ".join(one): round(ms, 1) for one, ms in times.items()}
+
+
+def make_step(
+    variant: str, net: str, images: Tensor, labels: Tensor, arithmetic: Arithmetic = PLAIN
+) -> Callable[[], None]:
     """Return a function that does one distillation step of a variant."""
-    teacher = build("float", net, images).eval()
-    student = build(variant, net, images)
+    layout = torch.channels_last if arithmetic[1] == "channels_last" else torch.contiguous_format
+    teacher, student = build("float", net, images).eval(), build(variant, net, images).to(memory_format=layout)
+    images = images.contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+    reduced = torch.autocast("cpu", torch.bfloat16, enabled=arithmetic[0] == "bf16")
 
     def step() -> None:
-        with torch.no_grad():
-            target = F.softmax(teacher(images) / 4, dim=1)
-        logits = student(images)
+        with torch.no_grad(), reduced:
+            target = teacher(images)
+        with reduced:
+            logits = student(images).float()
+        target = F.softmax(target.float() / 4, dim=1)
         loss = F.cross_entropy(logits, labels) + F.kl_div(F.log_softmax(logits / 4, 1), target, reduction="batchmean")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -194,37 +229,51 @@ def _data(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Time all variants in turn and return medians and ratios."""
     images, labels = _data(args)
-    steps = {variant: make_step(variant, args.net, images, labels) for variant in args.variants}
+    args.chosen, args.race_ms = choose(args, images)
+    print("the toolkit's arithmetic:", *args.chosen, args.race_ms, file=sys.stderr)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    steps = {
+        variant: make_step(variant, args.net, images, labels, arithmetic_of(variant, args.chosen))
+        for variant in args.variants
+    }
     for step in steps.values():
         for _ in range(args.warmup):
             step()
     times: dict[str, list[float]] = {variant: [] for variant in steps}
     for done in range(args.rounds):
         for variant, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
-            times[variant].append((time.perf_counter() - start) * 1e3)
+            times[variant].append((clock() - start) * 1e3)
         print(f"\rround {done + 1}/{args.rounds}", end="", file=sys.stderr)
     print(file=sys.stderr)
-    return {variant: _summary(values, times["float"]) for variant, values in times.items()}
+    return {variant: _summary(values, times) for variant, values in times.items()}
 
 
-def _summary(values: list[float], base: list[float]) -> dict[str, float]:
-    ratios = sorted(v / b for v, b in zip(values, base, strict=True))
-    return {
-        "median_ms": round(statistics.median(values), 2),
-        "ratio_to_float": round(statistics.median(ratios), 3),
-        "ratio_p10": round(ratios[len(ratios) // 10], 3),
-        "ratio_p90": round(ratios[-1 - len(ratios) // 10], 3),
-    }
+def _summary(values: list[float], times: dict[str, list[float]]) -> dict[str, float]:
+    found = {"median_ms": round(statistics.median(values), 2), "least_ms": round(min(values), 2)}
+    for base, name in (("plain", "to_plain"), ("float", "to_float")):
+        if base not in times:
+            continue
+        ratios = sorted(v / b for v, b in zip(values, times[base], strict=True))
+        found[f"ratio_{name}"] = round(statistics.median(ratios), 3)
+        found[f"least_{name}"] = round(min(values) / min(times[base]), 3)
+        if base == "float":
+            found["ratio_p10"] = round(ratios[len(ratios) // 10], 3)
+            found["ratio_p90"] = round(ratios[-1 - len(ratios) // 10], 3)
+    return found
 
 
 def peak_memory_mb(args: argparse.Namespace) -> float:
     """Return the growth of this process's peak resident set over three steps, in MB."""
     images, labels = _data(args)
-    step = make_step(args.memory, args.net, images, labels)
-    if args.memory != "float":  # compile the kernels before the reading: the compiler's memory is not the step's
-        small = make_step(args.memory, args.net, images[:4], labels[:4])
+    arithmetic = arithmetic_of(args.memory, (args.precision, args.memory_format))
+    step = make_step(args.memory, args.net, images, labels, arithmetic)
+    if args.memory not in (
+        "plain",
+        "float",
+    ):  # compile the kernels before the reading: the compiler's memory is not the step's
+        small = make_step(args.memory, args.net, images[:4], labels[:4], arithmetic)
         small()
         del small
     before = _resident_mb()
@@ -293,7 +342,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
-    default = ["float", "ours_w4a4", "ours_w2a2", "stock_w4a4", "stock_w2a2"]
+    parser.add_argument("--precision", choices=("auto", "float32", "bf16"), default="auto", help="of float and ours")
+    parser.add_argument("--memory-format", choices=("auto", "contiguous", "channels_last"), default="auto")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: the process's own time")
+    default = ["plain", "float", "ours_w4a4", "ours_w2a2", "stock_w4a4", "stock_w2a2"]
     parser.add_argument("--variants", nargs="+", default=default, help="also ours_w2a2_compiled")
     parser.add_argument("--memory", help="print the peak memory of one variant and exit")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory readings")
@@ -315,7 +367,8 @@ def main() -> None:
         print(f"{variant:22s}", row, flush=True)
     for variant in [] if args.no_memory or is_apart else args.variants:
         command = [sys.executable, __file__, "--memory", variant, "--net", args.net, "--batch", str(args.batch)]
-        out = subprocess.run([*command, "--size", str(args.size)], capture_output=True, text=True, check=True)
+        command += ["--size", str(args.size), "--precision", args.chosen[0], "--memory-format", args.chosen[1]]
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
         results[variant]["peak_memory_mb"] = round(float(out.stdout.split()[-1]), 1)
     for variant, row in ({} if args.no_memory or is_apart else results).items():
         row["memory_ratio"] = round(row["peak_memory_mb"] / results["float"]["peak_memory_mb"], 3)

@@ -20,9 +20,9 @@ from quantizers.graph.trace import RewriteError
 from quantizers.integer import Grid, IntegerView
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
 from quantizers.names import QUANTIZERS
+from quantizers.recipes.shadow import batch_statistics, unquantized
 from quantizers.records import is_grid_record, require_same_grids
 from quantizers.settle import settle
-from quantizers.shadow import batch_statistics, unquantized
 from quantizers.spec import QuantSpec
 from quantizers.student import Student, act_quantizers, quant_layers
 from quantizers.tensor_quant import NotCalibratedError

@@ -266,17 +266,24 @@ def _is_native_rows(x: Tensor) -> bool:
     return x.dtype is torch.float32  # weights are: reduced precision begins behind them
 
 
+# Each with one `forward(ctx, ...)`: a separate `setup_context` would cost more than the kernel of a small layer, as its
+# arguments are bound by name at every call.
 class _PerTensor(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float, residual: bool) -> Tensor:  # noqa: FBT001
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        low: Tensor,
+        high: Tensor,
+        grad_scale: float,
+        residual: bool,  # noqa: FBT001
+    ) -> Tensor:
+        ctx.grad_scale, ctx.residual = grad_scale, residual
+        ctx.save_for_backward(x, scale, low, high)
         if (native := _fusion.native(x, scale, low, high)) is not None:
             return _like(native.quantize(_flat(x), scale, low, high), x)
         return _like(_fusion(_quantize_tensor, _flat(x), scale, low, high).to(x.dtype), x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, scale, low, high, ctx.grad_scale, ctx.residual = inputs
-        ctx.save_for_backward(x, scale, low, high)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -296,17 +303,16 @@ class _PerTensor(torch.autograd.Function):
 
 class _PerChannel(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float) -> Tensor:
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, grad_scale: float
+    ) -> Tensor:
+        ctx.grad_scale = grad_scale
+        ctx.save_for_backward(x, scale, low, high)
         rows = _rows(x)
         if _is_native_rows(x) and (native := _fusion.native(x, scale, low, high)) is not None:
             return _like_rows(native.quantize_rows(rows, scale, low, high), x)
         out: Tensor = _fusion(_quantize_channel, rows, scale.view(-1, 1), low, high)
         return _like_rows(out.to(x.dtype), x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, scale, low, high, ctx.grad_scale = inputs
-        ctx.save_for_backward(x, scale, low, high)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

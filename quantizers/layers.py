@@ -39,9 +39,16 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         try:
+            if _is_plain(self.act_quant):
+                return self.quant.values(input)
             return self.act_quant(input)  # type: ignore[no-any-return]
         except NotCalibratedError:
             raise NotCalibratedError(self.name) from None
+
+
+def _is_plain(proxy: Any) -> bool:
+    """Tell whether a proxy of Brevitas would do nothing but call its quantizer; its levels cost as much as a kernel."""
+    return not (proxy.export_mode or proxy.disable_quant or not proxy.is_quant_enabled)
 
 
 class Origin:
@@ -148,6 +155,10 @@ class _Deployable:
         """Return 1 or -1 for each channel, shaped like the weights: the sign of batch norm's factor (None: all 1)."""
         if self.bn is None or self.bn.weight is None:
             return None
+        factor = self.bn.weight
+        can_ask = type(factor) in (Tensor, nn.Parameter) and factor.device.type == "cpu"  # a GPU would have to wait
+        if can_ask and not torch.compiler.is_compiling() and not bool((factor < 0).any()):
+            return None
         sign = torch.where(self.bn.weight.detach() < 0, -1.0, 1.0).to(self.weight.dtype)
         return sign.reshape((-1,) + (1,) * (self.weight.dim() - 1))
 
@@ -159,8 +170,13 @@ class _Deployable:
         """
         sign = self._sign()
         if sign is None:
-            return self.weight_quant(self.weight)  # type: ignore[no-any-return]
-        return self.weight_quant(self.weight * sign) * sign  # type: ignore[no-any-return]
+            return self._on_grid(self.weight)
+        return self._on_grid(self.weight * sign) * sign
+
+    def _on_grid(self, weight: Tensor) -> Tensor:
+        if _is_plain(self.weight_quant):
+            return self.quant.values(weight)
+        return self.weight_quant(weight)  # type: ignore[no-any-return]
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Return batch norm's factor ``[channels]`` and the real bias after it ``[channels]`` (None: 1 and 0)."""

@@ -8,10 +8,9 @@ from brevitas.inject import ExtendedInjector, value
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
 
-from quantizers.recipes.statistics import StatsWeightQuant
+from quantizers.computed import DorefaWeightQuant, StatsWeightQuant
 from quantizers.tensor_quant import (
     DorefaActQuant,
-    DorefaWeightQuant,
     LsqActQuant,
     LsqWeightQuant,
     PactActQuant,

@@ -23,7 +23,7 @@ OUTSIDE = {
 }  # fmt: skip
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 LINES_AT_MOST = 450
-RUNNER_LINES = 620  # one file by purpose: it is copied to devices alone
+RUNNER_LINES = 640  # one file by purpose: it is copied to devices alone
 MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 PACKAGES = sorted(path.parent for path in MODULES if path.name == "__init__.py")
 
@@ -230,6 +230,7 @@ METHOD_NAMES = {
 METHODS = ROOT / "qkd" / "methods"
 MAY_NAME_METHODS = {
     "qkd.config.experiment", "qkd.config.methods", "qkd.config.training",  # the schema
+    "qkd.config.recipes.table",  # which keys a recipe leaves alone
     "qkd.methods.table",
     "qkd.distill.methods", "qkd.moved",  # old names, for a release
 }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 from export.conversion.repack import fit_storage
 from export.defaults import BATCH_SIZE, RANGES, ROUNDS, THREADS, WARMUP
+from export.devices import onboard
 from export.devices.connections.adb import AdbShell
 from export.devices.connections.address import Device
 from export.devices.connections.shell import Content, Say, Shell, size_of
@@ -17,10 +18,11 @@ from export.devices.connections.ssh import SshShell
 from export.devices.links import Link, LocalLink, RemoteLink
 from export.devices.perf_test import PerfTestLink
 from export.devices.probing import Probe
-from export.devices.providers import AUTO, Entry, as_job, entries_of, left_out, provider_names
+from export.devices.providers import AUTO, RUNTIMES, Entry, as_job, entries_of, left_out, provider_names
 from export.devices.report import LatencyReport, measured
 from export.devices.shipping import FILE as LIBRARY
 from export.devices.shipping import library_for, library_here
+from export.devices.suiting import suited
 from export.lowbit import PROVIDER as LOW_BIT
 from export.lowbit import LowBitUnavailableError
 from export.runtime import CPU, runtime
@@ -101,8 +103,8 @@ def measure_on(
         CPU's, a name says so: ``student, low-bit provider``.
 
     Raises:
-        ValueError: If there is no model, a model cannot be fed or loaded, the provider or affinity is not there, or a
-            model's outputs under the low-bit provider are not those of the CPU's.
+        ValueError: If there is no model, a model cannot be fed or loaded or is for another runtime, the provider or
+            affinity is not there, or a model's outputs under the low-bit provider are not those of the CPU's.
         FileNotFoundError: If a file does not exist.
         ImportError: If onnxruntime is missing on this machine and this is where to measure.
         DeviceError: If the device cannot be reached, lacks something, or fails.
@@ -112,7 +114,7 @@ def measure_on(
     if device.is_local:
         runtime()
     own, link = settings.on(device), link_to(device)
-    entries = entries_of(list(paths), provider_names(own.providers))
+    entries = suited(entries_of(list(paths), provider_names(own.providers)), paths)
     probe = link.probe()
     probe.check()
     fitted = {name: fit_storage(Path(path), probe.loads) for name, path in paths.items()}
@@ -122,6 +124,7 @@ def measure_on(
         files[SAMPLE] = sample_bytes(sample)
     job = _job([as_job(entry, n, names[entry.model]) for n, entry in enumerate(entries)], own, device)
     job |= {"sample": SAMPLE if sample is not None else None, **_low_bit(device, probe, entries, files)}
+    job["runtimes"] = _runtimes(entries, files)
     if not device.is_local:
         probe.check_room(sum(map(size_of, files.values())))
     answer = link.run(job, files, say)
@@ -166,6 +169,13 @@ def _low_bit(device: Device, probe: Probe, entries: Sequence[Entry], files: dict
     except (LowBitUnavailableError, OSError) as error:
         return {"low_bit": None, "why_no_low_bit": str(error)}
     return {"low_bit": LIBRARY, "why_no_low_bit": ""}
+
+
+def _runtimes(entries: Sequence[Entry], files: dict[str, Content]) -> dict[str, str]:
+    """Put the programs that open other runtimes among the files; return runtime -> file."""
+    wanted = sorted({entry.provider for entry in entries} & RUNTIMES.keys())
+    files.update({f"{name}_session.py": Path(onboard.__file__).parent / f"{name}_session.py" for name in wanted})
+    return {name: f"{name}_session.py" for name in wanted}
 
 
 def link_to(device: Device) -> Link:

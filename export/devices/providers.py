@@ -12,6 +12,7 @@ from export.runtime import CPU
 AUTO = "auto"
 SHORT = {"cpu": CPU, "lowbit": LOW_BIT}  # what a person may write for onnxruntime's names
 SUFFIX = "ExecutionProvider"
+RUNTIMES = {"openvino": "OpenVINO"}  # runtimes beside ONNX Runtime that a device can measure with, and their titles
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def titled(model: str, provider: str, *, is_alone: bool = False) -> str:
     """
     if provider == LOW_BIT:
         return f"{model}, low-bit provider"
+    if provider in RUNTIMES:
+        return f"{model}, {RUNTIMES[provider]}"
     return model if provider == CPU or is_alone else f"{model}, {provider.removesuffix(SUFFIX)} provider"
 
 

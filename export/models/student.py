@@ -80,6 +80,7 @@ class ExportedModel(OldFields):
         operators: Operator -> count as ONNX Runtime runs it; as the file has it where it was not loaded.
         operators_in_file: Operator -> count before optimization.
         needs: What runs it: ``onnxruntime >= 1.24``.
+        target: The runtime that it was written for; empty where nobody said.
     """
 
     path: Path
@@ -95,6 +96,7 @@ class ExportedModel(OldFields):
     operators: dict[str, int]
     operators_in_file: dict[str, int]
     needs: str = ""
+    target: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -264,6 +266,7 @@ def write_view(
         operators=dict(census.operators) if census else count_operators(lowered.model),
         operators_in_file=count_operators(lowered.model),
         needs=_needs(lowered, form),
+        target="" if form.target is None else form.target.name,
     )
 
 

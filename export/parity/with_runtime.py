@@ -154,7 +154,7 @@ class RuntimeTally:
 
     def _row(self, tap: Mapping[str, Any], images: Array) -> RuntimeLayer:
         name, tensor = str(tap["name"]), str(tap["tensor"])
-        part, _ = ending_at(self.model, tensor, str(tap.get("type", "UINT8")))
+        part = _shaped(ending_at(self.model, tensor, str(tap.get("type", "UINT8")))[0])
         plain = open_session(part, optimize=False, threads=self.threads).run([tensor], {INPUT: images})[0]
         found = attempted(lambda: open_in(self.runtime, part, self.threads).run([tensor], {INPUT: images}))
         if isinstance(found, str):
@@ -164,3 +164,12 @@ class RuntimeTally:
         step = float(tap["scale"]) if plain.dtype == np.float32 else 1.0  # real values of a grid, or its codes
         differs = np.abs(found[0].astype(np.float64) - plain) > step / 2
         return RuntimeLayer(name, plain.size, int(differs.sum()))
+
+
+def _shaped(part: bytes) -> bytes:
+    """Return a part of a model with the shape of its output filled in, which some runtimes want."""
+    model = onnx.load_from_string(part)
+    inferred = onnx.shape_inference.infer_shapes(model)
+    del model.graph.output[:]
+    model.graph.output.extend(inferred.graph.output)
+    return bytes(model.SerializeToString())

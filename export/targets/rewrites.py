@@ -157,7 +157,7 @@ def _bias(graph: Graph, layer: NodeProto) -> npt.NDArray[np.float32]:
     if layer.input[2] in graph.tensors:
         return np.asarray(graph.value(layer.input[2]), np.float32)
     codes, scale = (graph.value(name) for name in graph.makers[layer.input[2]].input[:2])
-    return np.asarray(codes.astype(np.float32) * scale, np.float32)
+    return np.asarray(codes.astype(np.float32) * scale.astype(np.float32), np.float32)
 
 
 def _outputs(graph: Graph, layer: NodeProto) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -122,8 +123,9 @@ class IreeSession:
     """
 
     def __init__(self, content: bytes, threads: int) -> None:  # noqa: ARG002
-        runtime, compiler = _required("iree.runtime", "iree-base-runtime"), _required("iree.compiler", IREE)
-        self.version = f"iree {compiler.version.VERSION}"
+        runtime = _required("iree.runtime", "iree-base-runtime")
+        _required("iree.compiler", IREE)
+        self.version = f"iree {_version(IREE)}"
         self._names = [entry.name for entry in onnx.load_from_string(content).graph.output]
         with tempfile.TemporaryDirectory() as folder:
             source, text, program = (Path(folder) / f"model.{end}" for end in ("onnx", "mlir", "vmfb"))
@@ -190,6 +192,10 @@ def _required(module: str, package: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"this needs {module}, which is missing: pip install '{package}'") from error
+
+
+def _version(package: str) -> str:
+    return metadata.version(package.partition("[")[0])
 
 
 def _run_tool(module: str, *arguments: str) -> None:

@@ -110,6 +110,14 @@ TARGETS: dict[str, Target] = {
                rewrites=("no_full_clips",)),
         Target("opencv", "OpenCV's dnn module (the engine of version 5)", "opencv-python-headless 5.0",
                rewrites=("float_linear_biases",), lacks=frozenset({"sigmoid", "gelu_tanh", "signed_pad"})),
+        Target("finn", "FINN's compiler for FPGAs", "qonnx 1.0; FINN itself is not run", flavor="qonnx", pack="auto",
+               limits=(SYMMETRIC,), bound="every code equal in qonnx's executor"),
+        Target("hls4ml", "hls4ml's compiler for FPGAs", "hls4ml 1.3", flavor="qonnx", is_exact=False,
+               refusal="it computes in fixed point, where a student's scales, which are no powers of two, are rounded; "
+               "use finn, or retrain in hls4ml's own types"),
+        Target("litert", "LiteRT (TensorFlow Lite)", "onnx2tf", is_exact=False,
+               refusal="it reads .tflite files, and converters from ONNX drop the quantizers; "
+               "use onnxruntime, which runs on Android, iOS and Arm boards"),
     )
 }  # fmt: skip
 

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from export import Device, Settings, measure_devices
+from export.devices.providers import RUNTIMES
+from export.targets.table import ONNXRUNTIME
 from qkd.bench.device_file import resolve_devices
 from qkd.bench.record import records_of, write_records
 from qkd.bench.table import BenchTable
@@ -39,6 +41,8 @@ def refuse_options(args: argparse.Namespace) -> None:
     keys = {"on": "on", "devices": "devices", "int8_baseline": "int8_baseline", "timeout": "timeout_s"}
     keys |= {name: name for name in SETTINGS}
     given = [name for name in keys if getattr(args, name) not in (None, False)]
+    if args.runtimes:
+        raise UsageError(f"--runtime measures files: name them, or a run folder; {args.config} is a config")
     if given or args.sample or args.output:
         names = ", ".join(f"bench.{keys[name]}=..." for name in given)
         raise UsageError(
@@ -74,10 +78,11 @@ def bench_models(
     """
     _check_output(args.output)
     devices = _devices(args)
+    runtimes = _runtimes(args)
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     settings = Settings(**given)
     names = [args.config, *args.overrides]
-    targets = find_targets(names, args.sample)
+    targets = find_targets(names, args.sample, runtimes)
     with tempfile.TemporaryDirectory(prefix="qkd-bench-") as place:
         if args.int8_baseline and targets.reference is None:
             raise UsageError(NO_FLOAT)
@@ -91,6 +96,21 @@ def bench_models(
     if len(names) == 1 and is_run(Path(names[0])):
         _record(Path(names[0]), table, progress)
     return table
+
+
+def _runtimes(args: argparse.Namespace) -> tuple[str, ...]:
+    """Put the runtimes that are named among the providers; return those beside ONNX Runtime."""
+    words = [word.strip() for text in args.runtimes or () for word in text.split(",")]
+    known = (ONNXRUNTIME, *RUNTIMES)
+    if unknown := [word for word in words if word not in known]:
+        raise UsageError(f"--runtime {unknown[0]}: can be measured here: {', '.join(known)}")
+    if not words:
+        return ()
+    if args.providers is not None and ONNXRUNTIME not in words:
+        raise UsageError("--provider is ONNX Runtime's: name onnxruntime with --runtime, too, or leave it out")
+    own = (args.providers or ["cpu"]) if ONNXRUNTIME in words else []
+    args.providers = [*own, *(word for word in words if word in RUNTIMES)]
+    return tuple(word for word in words if word in RUNTIMES)
 
 
 def _record(folder: Path, table: BenchTable, progress: Progress) -> None:

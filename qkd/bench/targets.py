@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from export import Sample, expect, export_int8_baseline, read_sample
+from export.targets.table import ONNXRUNTIME
 from qkd.failures import UsageError
 from qkd.files import inside
 from qkd.report.records import read_record
@@ -47,12 +48,13 @@ class Targets:
         return next(iter(self.float_names), None)
 
 
-def find_targets(names: Sequence[str], sample_file: Path | None = None) -> Targets:
+def find_targets(names: Sequence[str], sample_file: Path | None = None, runtimes: Sequence[str] = ()) -> Targets:
     """Return the models that are meant.
 
     Args:
         names: ONNX files and run folders; a folder means its exported files and its sample.
         sample_file: An npz file of ``images`` and perhaps ``labels``; absent, the run folder's own.
+        runtimes: Runtimes beside ONNX Runtime whose files of a run are meant, too.
 
     Raises:
         UsageError: If something is neither, or run folders have different samples and none is given.
@@ -63,7 +65,7 @@ def find_targets(names: Sequence[str], sample_file: Path | None = None) -> Targe
     runs = {"" if single else f"{folder.resolve().name}/": folder for folder in folders}
     paths: dict[str, Path] = {}
     for prefix, folder in runs.items():
-        paths |= {prefix + name: path for name, path in run_files(folder).items()}
+        paths |= {prefix + name: path for name, path in run_files(folder, runtimes).items()}
     for name in names:
         if not is_run(Path(name)):
             paths[_free_name(Path(name), paths)] = _model_file(Path(name))
@@ -76,12 +78,16 @@ def is_run(path: Path) -> bool:
     return (path / "export" / "export.json").is_file()
 
 
-def run_files(folder: Path) -> dict[str, Path]:
+def run_files(folder: Path, runtimes: Sequence[str] = ()) -> dict[str, Path]:
     """Return the ONNX files of a run folder: ``student``, ``teacher`` and perhaps ``float``.
 
-    A student in a flavor for other runtimes is left out: a latency in this one would say nothing of it; and so is one
-    that takes pixels, which the sample of normalized images cannot feed. One that was repacked for an older runtime
-    is what a device that needs it would get anyway.
+    A student in a flavor or for a target of other runtimes is left out, but for those asked for: a latency in another
+    runtime would say nothing of it. So is one that takes pixels, which the sample of normalized images cannot feed. One
+    that was repacked for an older runtime is what a device that needs it would get anyway.
+
+    Args:
+        folder: Of the run.
+        runtimes: Runtimes beside ONNX Runtime whose files are meant, too.
 
     Raises:
         DamagedFileError: If ``export.json`` does not hold what the export stage writes.
@@ -92,7 +98,12 @@ def run_files(folder: Path) -> dict[str, Path]:
         name: inside(folder / "export", model.get("path") or f"{name}.onnx")
         for name, model in facts.items()
         if model.get("flavor", "ort") in MEASURED and not (model.get("takes_pixels") or model.get("fitted_to"))
-    }
+        and _is_for(model.get("target") or ONNXRUNTIME, runtimes)
+    }  # fmt: skip
+
+
+def _is_for(target: str, runtimes: Sequence[str]) -> bool:
+    return target.startswith(ONNXRUNTIME) or target in runtimes
 
 
 def is_float(path: Path) -> bool:

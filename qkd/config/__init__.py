@@ -10,11 +10,14 @@ from qkd.config.methods import (
     PeerConfig,
     PeersConfig,
     RotationsConfig,
+    SelfDistillationConfig,
+    WidthConfig,
 )
 from qkd.config.sections import Cpu, Positive, Section, Threads
 from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
+    LowBitConfig,
     MetaConfig,
     PhaseConfig,
     QuantConfig,
@@ -37,6 +40,7 @@ __all__ = [
     "ExportConfig",
     "FederatedConfig",
     "LogConfig",
+    "LowBitConfig",
     "MetaConfig",
     "PeerConfig",
     "PeersConfig",
@@ -47,10 +51,12 @@ __all__ = [
     "RunConfig",
     "SearchConfig",
     "Section",
+    "SelfDistillationConfig",
     "StudentConfig",
     "StudentTrainConfig",
     "TeacherConfig",
     "TermConfig",
     "Threads",
     "TrainConfig",
+    "WidthConfig",
 ]

@@ -8,12 +8,28 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
-from qkd.config.methods import AdaptationConfig, AuxiliaryConfig, PeersConfig, RotationsConfig
-from qkd.config.recipes.checks import low_bit_faults
-from qkd.config.recipes.low_bit import LowBitConfig, SelfDistillationConfig, WidthConfig
+from qkd.config.methods import (
+    AdaptationConfig,
+    AuxiliaryConfig,
+    PeersConfig,
+    RotationsConfig,
+    SelfDistillationConfig,
+    WidthConfig,
+    data_free_faults,
+    low_bit_faults,
+    method_faults,
+)
 from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
 from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
-from qkd.config.training import DEFAULT_TERMS, PhaseConfig, QuantConfig, StudentTrainConfig, TermConfig, TrainConfig
+from qkd.config.training import (
+    DEFAULT_TERMS,
+    LowBitConfig,
+    PhaseConfig,
+    QuantConfig,
+    StudentTrainConfig,
+    TermConfig,
+    TrainConfig,
+)
 from qkd.nets.own.spelling import spelled
 
 NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"
@@ -375,7 +391,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _methods_go_together(self) -> RunConfig:
-        faults = _method_faults(self.teacher, self.student) + _data_free_faults(self) + _federated_faults(self)
+        faults = method_faults(self.teacher, self.student) + data_free_faults(self) + _federated_faults(self)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -398,52 +414,6 @@ class RunConfig(Section):
                 f"from an own float training; say how in student.float_train, or use init `random`"
             )
         return self
-
-
-def _method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
-    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary is fixed."""
-    learner, where = (student, "student") if student.auxiliary is None else (student.auxiliary, "student.auxiliary")
-    terms = [*learner.terms, *(term for phase in learner.phases for term in phase.terms or ())]
-    faults = [
-        f"{where}: {term.loss} has taps, but teacher.members is {teacher.members}, and an ensemble has no features: "
-        f"use losses on logits, or one member"
-        for term in terms if term.taps and term.weight > 0 and teacher.members > 1
-    ]  # fmt: skip
-    if student.quiz_images is not None:
-        faults += ["student.phases: meta needs teacher.members 1"] if teacher.members > 1 else []
-        faults += ["student.phases: meta goes with no student.auxiliary"] if student.auxiliary else []
-    if any(phase.teacher_terms is not None for phase in student.phases):
-        faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
-        faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []
-    if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
-        faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
-    return faults
-
-
-def _data_free_faults(config: RunConfig) -> list[str]:
-    """Return what of a config reads real images, which ``student.data_free`` rules out."""
-    student = config.student
-    if student.data_free is None:
-        return []
-    agent = student.agent
-    wrong = {
-        f"student.view: must be `same` with data_free, got `{student.view}`: there are no raw images": (
-            student.view != "same"
-        ),
-        f"student.agent: policy `{agent.policy}` does not go with data_free: name one that changes single images, or "
-        f"`none` (a search scores real validation images; CutMix wants the images that follow)": (
-            agent.policy in ("search", "teacher") or bool(agent.cutmix_probability)
-        ),
-        "student.rotations: goes with no data_free: the teacher's branches learn from real images": (
-            student.rotations is not None
-        ),
-        "student.phases: meta and teacher_terms go with no data_free: images are made out of a teacher that does not "
-        "change": any(phase.meta is not None or phase.teacher_terms is not None for phase in student.phases),
-        "student.auxiliary: goes with no data_free: images are made out of what the student learns from, and the "
-        "auxiliary would need them first": student.auxiliary is not None,
-        "bench.int8_baseline: goes with no data_free: it calibrates on real images": config.bench.int8_baseline,
-    }
-    return [fault for fault, is_there in wrong.items() if is_there]
 
 
 def _federated_faults(config: RunConfig) -> list[str]:

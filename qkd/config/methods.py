@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from qkd.config.sections import Bits, NonNegative, Positive, Section
+from qkd.config.sections import Bits, Epochs, NonNegative, Positive, Section
 from qkd.config.training import PhaseConfig, QuantConfig, TermConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
+
+STEPS = ("rotations", "peers", "adaptation", "method")  # keys of a student that bring their own step
 
 
 class PeerConfig(Section):
@@ -179,3 +184,111 @@ class AdaptationConfig(Section):
     )
     teacher_tap: str = Field("flatten", description="module of the teacher whose features are to be alike")
     teacher_lr_factor: Positive = Field(1.0, description="the teacher's learning rate, as a factor of student.train.lr")
+
+
+class WidthConfig(Section):
+    """Widths that a student is trained in before its own."""
+
+    weight_bits: Bits = Field(description="bits of weights")
+    act_bits: Bits = Field(description="bits of activations; other keys are those of student.quant")
+    epochs: Epochs = Field(description="length of the training in these widths")
+
+
+class SelfDistillationConfig(Section):
+    """SPEQ: the student learns from itself with some activations at 8 bits, drawn at every step."""
+
+    weight: Positive = Field(1.0, description="of this term, beside `terms`")
+    temperature: Positive = Field(2.0, description="of the probabilities that are compared; their factor is its square")
+    low_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        0.5, description="chance of an activation to keep its own bits in the copy"
+    )
+
+
+def low_bit_faults(student: StudentConfig) -> list[str]:
+    """Return what does not go together, a sentence each with the keys.
+
+    Args:
+        student: The section, each key of it valid by itself.
+    """
+    return [*_rule_faults(student), *_width_faults(student), *_self_faults(student)]
+
+
+def _rule_faults(student: StudentConfig) -> list[str]:
+    rules, faults = student.low_bit, []
+    if rules.places_weights and student.quant.weight_quantizer == "dorefa":
+        faults.append(
+            "`low_bit.dampening` and `low_bit.oscillation_thresholds` need `quant.weight_quantizer` lsq or stats, got "
+            "dorefa, whose weights have no separate place for a code"
+        )
+    if rules.reestimate_batches and student.bn == "frozen_teacher":
+        faults.append("`low_bit.reestimate_batches` goes with `bn: train`: with frozen_teacher the teacher's stay")
+    return faults
+
+
+def _width_faults(student: StudentConfig) -> list[str]:
+    if not student.widths:
+        return []
+    used = [f"`{key}`" for key in (*STEPS, "auxiliary", "data_free") if getattr(student, key) is not None]
+    faults = [f"`widths` go without {', '.join(used)}: they train the student on its `terms` alone"] if used else []
+    if any(phase.teacher_terms is not None or phase.meta is not None for phase in student.phases):
+        faults.append("`widths` go without `teacher_terms` and `meta` in `phases`: the teacher is fixed on the way")
+    return faults
+
+
+def _self_faults(student: StudentConfig) -> list[str]:
+    if student.self_distillation is None:
+        return []
+    used = [f"`{key}`" for key in STEPS if getattr(student, key) is not None]
+    faults = [f"`self_distillation` goes without {', '.join(used)}, which bring another step"] if used else []
+    if student.quant.act_bits >= 8:
+        faults.append("`self_distillation` needs `quant.act_bits` below 8: the copy differs in finer activations alone")
+    if all(phase.teacher_terms or phase.meta or phase.combine != "sum" or phase.trains == "modules"
+           for phase in student.phases) and student.phases:  # fmt: skip
+        faults.append("`self_distillation` is for phases that sum terms for the student, and no phase does")
+    return faults
+
+
+def method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
+    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary is fixed."""
+    learner, where = (student, "student") if student.auxiliary is None else (student.auxiliary, "student.auxiliary")
+    terms = [*learner.terms, *(term for phase in learner.phases for term in phase.terms or ())]
+    faults = [
+        f"{where}: {term.loss} has taps, but teacher.members is {teacher.members}, and an ensemble has no features: "
+        f"use losses on logits, or one member"
+        for term in terms if term.taps and term.weight > 0 and teacher.members > 1
+    ]  # fmt: skip
+    if student.quiz_images is not None:
+        faults += ["student.phases: meta needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: meta goes with no student.auxiliary"] if student.auxiliary else []
+    if any(phase.teacher_terms is not None for phase in student.phases):
+        faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
+        faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []
+    if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
+        faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
+    return faults
+
+
+def data_free_faults(config: RunConfig) -> list[str]:
+    """Return what of a config reads real images, which ``student.data_free`` rules out."""
+    student = config.student
+    if student.data_free is None:
+        return []
+    agent = student.agent
+    wrong = {
+        f"student.view: must be `same` with data_free, got `{student.view}`: there are no raw images": (
+            student.view != "same"
+        ),
+        f"student.agent: policy `{agent.policy}` does not go with data_free: name one that changes single images, or "
+        f"`none` (a search scores real validation images; CutMix wants the images that follow)": (
+            agent.policy in ("search", "teacher") or bool(agent.cutmix_probability)
+        ),
+        "student.rotations: goes with no data_free: the teacher's branches learn from real images": (
+            student.rotations is not None
+        ),
+        "student.phases: meta and teacher_terms go with no data_free: images are made out of a teacher that does not "
+        "change": any(phase.meta is not None or phase.teacher_terms is not None for phase in student.phases),
+        "student.auxiliary: goes with no data_free: images are made out of what the student learns from, and the "
+        "auxiliary would need them first": student.auxiliary is not None,
+        "bench.int8_baseline: goes with no data_free: it calibrates on real images": config.bench.int8_baseline,
+    }
+    return [fault for fault, is_there in wrong.items() if is_there]

@@ -18,6 +18,7 @@ from qkd.run.folder import RunFolder
 from qkd.terms.modules import ModuleBank
 from qkd.terms.step import DistillStep
 from qkd.terms.taps import tap_paths_of
+from qkd.terms.teacher_memory import TeacherMemory, memory_for
 from qkd.terms.weighting import WeightedTerms, build_terms
 from qkd.training import Batch, Partner, Phase
 from qkd.training.assembly import Context, Role
@@ -139,8 +140,16 @@ class Lesson:
         """
         return DistillStep(
             self.student, self.teacher, self.terms(terms), view=self.view, tap_paths=self.student_paths,
-            first_epoch=first_epoch, student_learns=student_learns,
+            first_epoch=first_epoch, student_learns=student_learns, memory=self._memory(),
         )  # fmt: skip
+
+    def _memory(self) -> TeacherMemory | None:
+        """Return what keeps the teacher's logits: where it sees clean images, or the student's are never augmented."""
+        student, data = self.config.student, self.config.data
+        sees_raw = student.view == "clean" or (student.view == "same" and student.agent.policy == "none")
+        return memory_for(
+            self.splits, data.eval_batch_size, epochs=student.train.epochs, sees_raw=sees_raw, teacher=self.teacher
+        )
 
     def start_of(self, asked: Callable[[PhaseConfig], bool]) -> int:
         """Return the epoch of the training, from 0, in which the first phase begins that is asked for; else 0."""

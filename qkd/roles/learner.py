@@ -240,7 +240,7 @@ class StudentRole:
         )
 
     def _with_reestimation(self, phases: tuple[Phase, ...], student: nn.Module) -> tuple[Phase, ...]:
-        """Let the first phase with frozen batch norm begin with statistics that are estimated anew."""
+        """Let the first phase with frozen batch norm begin with statistics that are estimated again."""
         first = self._first_frozen()
         if first is None or not self._reestimates(student):
             return phases

@@ -20,6 +20,7 @@ from export import (
     export_onnx,
 )
 from export.lowbit.sessions import low_bit_for
+from export.targets.sessions import SESSIONS, is_installed
 from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, normalize
 from qkd.files import write_json
@@ -169,13 +170,17 @@ def compare_file(
 ) -> ParityReport:
     """Return the comparison of a student with one of its files on every test image."""
     preprocessing = preprocessing_of(config, splits, path.stem)
-    is_for_onnxruntime = student_files(config).get(path.stem, StudentFile("ort")).flavor == "ort"
-    provider = low_bit_for(path) if is_for_onnxruntime else None
+    target = student_files(config).get(path.stem, StudentFile("ort")).target
+    foreign = target if target in SESSIONS else None
+    provider = None if foreign or path.stem.endswith((".qonnx", ".finn")) else low_bit_for(path)
+    runtime = foreign if foreign and is_installed(foreign) else None
+    if foreign and runtime is None:
+        progress.warn(f"{path.name}: {target} is not installed here, so ONNX Runtime alone ran the file")
     with progress.track(len(splits.test), "parity", "images") as tracker:
         batches = _test_batches(splits, config.data, tracker)
         if not preprocessing.is_inside:
             batches = ((normalize(images, splits.mean, splits.std), labels) for images, labels in batches)
-        return check_parity(student, path, batches, preprocessing=preprocessing, provider=provider)
+        return check_parity(student, path, batches, preprocessing=preprocessing, provider=provider, runtime=runtime)
 
 
 def write_parity(folder: Path, name: str, report: ParityReport) -> Path:
@@ -197,6 +202,8 @@ def judge_file(name: str, report: ParityReport, progress: Progress) -> None:
     progress.say(f"parity of {name}.onnx: {_outcome(report)}")
     if report.provider is not None:
         progress.say(f"{name}.onnx: {report.provider.sentence}")
+    if report.runtime is not None:
+        progress.say(f"{name}.onnx: {report.runtime.sentence}")
     for side, compared in (("off", report.off), ("on", report.on)):
         if compared.differing:
             ties = (

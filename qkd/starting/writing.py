@@ -104,7 +104,7 @@ data: {data}
 teacher: {teacher}
 student:                         # of the teacher's net, beginning with its weights (or: net: ...)
   quant: {{weight_bits: {bits[0]}, act_bits: {bits[1]}}}      # 2 to 8; the first and last layer have 8
-  train: {{epochs: 30, lr: 0.02}}
+  recipe: default                # what it sets: qkd show --explain student.recipe (and 30 epochs: student.train.epochs)
 """
 
 

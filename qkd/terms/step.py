@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qkd.terms.rescaling import step_facts
 from qkd.terms.taps import Taps, tap_paths_of, why_no_features
+from qkd.terms.teacher_memory import TeacherMemory
 from qkd.terms.weighting import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
 
@@ -30,6 +31,7 @@ class DistillStep:
         tap_paths: Float module path -> path within the student, for feature losses; absent: the paths are the same.
         first_epoch: Of the training, where the phase begins: terms with a decay count from it.
         student_learns: False builds no graph of the student's forward pass: only modules of terms get a gradient.
+        memory: Gives the teacher's logits where it sees each image unchanged; unused where features are read, too.
 
     Raises:
         ValueError: If a tap names no module, or a term reads the teacher's last layer and that is not linear; at the
@@ -46,12 +48,14 @@ class DistillStep:
         tap_paths: Mapping[str, str] | None = None,
         first_epoch: int = 0,
         student_learns: bool = True,
+        memory: TeacherMemory | None = None,
     ) -> None:
         if (why := why_no_features(teacher)) and (terms.teacher_taps or terms.needs_class_weights):
             raise ValueError(why)
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
         self._first_epoch, self._student_learns = first_epoch, student_learns
         self._guard = LogitsGuard()
+        self._memory = None if terms.teacher_taps else memory
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
         self._teacher_taps = Taps(teacher, terms.teacher_taps, translate=tap_paths_of(teacher), role="teacher")
         self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
@@ -69,8 +73,7 @@ class DistillStep:
         student_features = self._student_taps.take()
         teacher_logits, teacher_features = None, {}
         if self._terms.needs_teacher:
-            with torch.no_grad():
-                teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
+            teacher_logits = self._taught(batch)
             self._guard(teacher_logits)
             teacher_features = self._teacher_taps.take()
         outputs = Outputs(
@@ -81,6 +84,14 @@ class DistillStep:
         found = self._terms.weigh(outputs, epoch=epoch)
         facts = {**step_facts(self._terms.configs, outputs, epoch=epoch), **batch.facts}
         return StepResult(found.total, found.parts, student_logits, found.task, found.knowledge, facts)
+
+    @torch.no_grad()
+    def _taught(self, batch: Batch) -> Tensor:
+        known = None if self._memory is None else self._memory.logits(self._teacher, batch)
+        if known is not None:
+            return known
+        logits: Tensor = self._teacher(batch.images if self._view is None else self._view(batch))
+        return logits
 
 
 class LogitsGuard:

@@ -1,1 +1,3 @@
 """What low-bit trainings read and move inside a student: codes of weights, statistics, precision, another start."""
+
+__all__: list[str] = []

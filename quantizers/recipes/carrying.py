@@ -1,4 +1,4 @@
-"""Weights and batch norm of one student for another of the same net in other widths, with scales that start anew."""
+"""Weights and batch norm of one student for another of the same net in other widths, with fresh scales."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantizers.student import act_quantizers, quant_layers
 def carry_over(student: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a student the latent weights and the batch norm of another of the same net; in place.
 
-    What belongs to a grid stays its own: step sizes of weights start anew from the new weights, those of activations
+    What belongs to a grid stays its own: step sizes of weights start again from the new weights, those of activations
     are for :func:`quantizers.calibrate` to set.
 
     Args:

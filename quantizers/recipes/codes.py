@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from quantizers.computed import DorefaWeightQuant
 from quantizers.layers import QuantConvBn2d, QuantLinearBn
 from quantizers.student import quant_layers
-from quantizers.tensor_quant import DorefaWeightQuant
 
 MOST_VALUES = 16  # of 4 bits: with more, a weight changes its code too often for a change to mean anything
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from quantizers.modes import statistics_kept
 from quantizers.student import act_quantizers
 
 HIGH_BITS = 8
@@ -41,19 +41,11 @@ def stochastic_precision(
     low = {name: one.quant for name, one in act_quantizers(student).items() if one.quant.bits < HIGH_BITS}
     draws = torch.rand(len(low), generator=generator).tolist()
     finer = {name: quant for (name, quant), draw in zip(low.items(), draws, strict=True) if draw >= low_share}
-    norms = {module: module.momentum for module in student.modules() if isinstance(module, _BatchNorm)}
-    counters = {norm: norm.num_batches_tracked for norm in norms}
-    kept = {norm: None if count is None else count.clone() for norm, count in counters.items()}
     try:
         for quant in finer.values():
             quant.finer = round((2**HIGH_BITS - 1) / (2**quant.bits - 1))
-        for norm in norms:
-            norm.momentum = 0.0
-        yield tuple(finer)
+        with statistics_kept(student):
+            yield tuple(finer)
     finally:
         for quant in finer.values():
             quant.finer = 1
-        for norm, momentum in norms.items():
-            norm.momentum = momentum
-            if (count := kept[norm]) is not None:
-                norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]

@@ -11,18 +11,21 @@ import torch
 from quantizers import QUANTIZERS
 from quantizers.names import act_quantizer, weight_quantizer
 
-GRAMMAR = re.compile(r"(Int|Uint|ShiftedUint)([2-8])(Weight|Act)Per(Tensor|Channel)(Lsq|Dorefa|Pact)")
+GRAMMAR = re.compile(r"(Int|Uint|ShiftedUint)([2-8])(Weight|Act)Per(Tensor|Channel)(Lsq|Stats|Dorefa|Pact)")
 
 
 def test_names_follow_the_grammar() -> None:
-    assert len(QUANTIZERS) == 7 * (3 + 9)
+    assert len(QUANTIZERS) == 7 * (5 + 9)
     for name, injector in QUANTIZERS.items():
         match = GRAMMAR.fullmatch(name)
         assert match is not None, name
         assert injector.__name__ == name and injector.bit_width == int(match[2])
 
 
-@pytest.mark.parametrize("name", ["Int2WeightPerChannelLsq", "Int4WeightPerTensorLsq", "Int2WeightPerTensorDorefa"])
+@pytest.mark.parametrize(
+    "name",
+    ["Int2WeightPerChannelLsq", "Int4WeightPerTensorLsq", "Int2WeightPerTensorDorefa", "Int2WeightPerChannelStats"],
+)
 def test_weight_quantizers_work_in_a_plain_brevitas_layer(name: str) -> None:
     torch.manual_seed(0)
     layer = qnn.QuantConv2d(3, 4, 3, weight_quant=QUANTIZERS[name])

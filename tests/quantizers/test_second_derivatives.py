@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import quantizers
 from quantizers import fake_quantize, fake_quantize_per_channel
-from quantizers.tensor_quant import DorefaWeightQuant, LsqActQuant, LsqWeightQuant, PactActQuant
+from quantizers.computed import DorefaWeightQuant
+from quantizers.tensor_quant import LsqActQuant, LsqWeightQuant, PactActQuant
 
 STEP = 0.3
 RANGES = [(0, 3), (-2, 1), (-8, 7)]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from quantizers import NotCalibratedError
+from quantizers.computed import DorefaWeightQuant
 from quantizers.tensor_quant import (
     ActQuant,
     DorefaActQuant,
-    DorefaWeightQuant,
     LsqActQuant,
     LsqWeightQuant,
     PactActQuant,

@@ -6,11 +6,16 @@ const [, , packages, folder] = process.argv;
 const ort = require(path.join(packages, "node_modules", "onnxruntime-web"));
 ort.env.wasm.numThreads = 1;
 
+// small files share one buffer in Node, so their bytes are copied out of it
+function floats(file) {
+  return new Float32Array(Uint8Array.from(fs.readFileSync(file)).buffer);
+}
+
 async function main() {
   for (const file of fs.readdirSync(folder).filter((name) => name.endsWith(".onnx")).sort()) {
     const stem = path.join(folder, file.slice(0, -".onnx".length));
-    const images = new Float32Array(fs.readFileSync(stem + ".images").buffer.slice(0));
-    const wanted = new Float32Array(fs.readFileSync(stem + ".logits").buffer.slice(0));
+    const images = floats(stem + ".images");
+    const wanted = floats(stem + ".logits");
     const session = await ort.InferenceSession.create(fs.readFileSync(path.join(folder, file)));
     let apart = 0;
     for (const size of [1, 8]) {

@@ -14,6 +14,7 @@ import base64
 import ctypes
 import glob
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -291,6 +292,8 @@ def quiet_options(ort: Any) -> Any:
 
 def open_session(ort: Any, path: str, job: dict[str, Any], entry: dict[str, Any]) -> Any:
     """Return a session with all optimizations, its settings those of the job."""
+    if entry["provider"] in job.get("runtimes", {}):  # not onnxruntime; what opens it came with the job
+        return open_elsewhere(os.path.join(os.path.dirname(path), job["runtimes"][entry["provider"]]), path, job, entry)
     name, provider, has = entry["name"], entry["provider"], ort.get_available_providers()
     if provider not in has:
         raise Refused(f"provider {provider!r} is not in this onnxruntime ({ort.__version__}); it has {has}")
@@ -313,6 +316,18 @@ def open_session(ort: Any, path: str, job: dict[str, Any], entry: dict[str, Any]
     if session.get_providers()[0] != provider:
         raise Refused(f"{name}: provider {provider!r} did not start; onnxruntime took {session.get_providers()}")
     return session
+
+
+def open_elsewhere(program: str, path: str, job: dict[str, Any], entry: dict[str, Any]) -> Any:
+    """Return a session of another runtime, opened by a program that came with the job."""
+    spec = importlib.util.spec_from_file_location("elsewhere", program)
+    module: Any = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    try:
+        return module.Session(path, job["threads"])
+    except ImportError as error:
+        wanted = entry["provider"]
+        raise Refused(f"{wanted} is missing for {sys.executable} ({error}): pip install {wanted}") from error
 
 
 def input_of(session: Any, name: str, batch_size: int) -> tuple[str, tuple[int, ...]]:

@@ -64,13 +64,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
             "NAME",
             "auto, cpu, lowbit or onnxruntime's name; several: commas, or again (auto)",
         ),
+        ("--runtime", "append", str, "NAME", "onnxruntime, openvino, or both with a comma; files are for one of them"),
         ("--affinity", None, cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
         ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
         ("--timeout", None, finite, "SECONDS", f"longest duration of one command on a device ({defaults.TIMEOUT_S:g})"),
         ("--output", None, user_path, "FILE", "write the result as JSON, too"),
     ):
         option, action, kind, meta, text = words
-        more = {"dest": "providers"} if option == "--provider" else {}
+        more = {"dest": f"{option[2:]}s"} if option in ("--provider", "--runtime") else {}
         group.add_argument(option, action=action, type=kind, metavar=meta, help=text, **more)  # type: ignore[arg-type]
     group.add_argument(
         "--int8-baseline", action="store_true", help="measure onnxruntime's static int8 of the float model, too"

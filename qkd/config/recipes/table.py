@@ -15,7 +15,7 @@ class Setting:
         path: Dotted, below ``student``.
         value: As YAML has it.
         bits: Widths of weights that it is for.
-        why: What it is, and who says that it helps.
+        why: Its description, and who says that it helps.
         without: Keys of the student beside which it is not set: they bring what it would change.
     """
 
@@ -43,7 +43,7 @@ RECIPES: Mapping[str, tuple[Setting, ...]] = {
             "low_bit.reestimate_batches",
             50,
             (2, 3, 4, 5, 6, 7, 8),
-            "batch norm's statistics estimated anew before it is frozen: Nagel et al. 2022",
+            "batch norm's statistics estimated again before it is frozen: Nagel et al. 2022",
             ("data_free",),
         ),
     ),

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from qkd.config import AgentConfig, AuxiliaryConfig, PhaseConfig, RunConfig
-from qkd.config.recipes.low_bit import LowBitConfig
+from qkd.config import AgentConfig, AuxiliaryConfig, LowBitConfig, PhaseConfig, RunConfig
 from qkd.files import sha256_of
 from qkd.roles.agents import agent_inputs
 from qkd.roles.guide import guide_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from qkd.config import PhaseConfig, TermConfig
-from qkd.config.recipes.low_bit import SelfDistillationConfig
+from qkd.config import PhaseConfig, SelfDistillationConfig, TermConfig
 from qkd.methods.method import Lesson, Method, TappedStep
 from qkd.methods.stochastic_precision.step import SelfStep
 from quantizers import Student

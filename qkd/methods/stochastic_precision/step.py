@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.config.recipes.low_bit import SelfDistillationConfig
+from qkd.config import SelfDistillationConfig
 from qkd.losses.checks import check_logits, check_temperature
 from qkd.losses.stable import in_full_precision
 from qkd.methods.method import TappedStep

@@ -20,8 +20,8 @@ class OscillationFreezing:
     With :math:`q^t` the code after step :math:`t`, a weight oscillates at a step that changes its code in the direction
     opposite to the last change. The frequency is :math:`f^t = m\,o^t + (1 - m) f^{t-1}`; a weight whose frequency
     exceeds the threshold gets the code nearest to the running mean of its codes (the same :math:`m`), and keeps it: its
-    latent weight is put back on code times step after every step, so that the step size goes on learning. The threshold
-    goes as half a cosine from its first to its last value over the training.
+    latent weight is put back on code times step size after every step, while the step size continues to learn. The
+    threshold goes as half a cosine from its first to its last value over the training.
 
     Args:
         layers: Module path -> layer, at the start of the training.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from torch import nn
 from torch.optim import Optimizer
 
-from qkd.config.recipes.low_bit import LowBitConfig
+from qkd.config import LowBitConfig
 from qkd.training.job import StepRule
 from qkd.training.low_bit.dampening import Dampening
 from qkd.training.low_bit.oscillations import OscillationFreezing
@@ -35,7 +35,7 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
     if config.places_weights and not all(can_be_placed(layer) for layer in layers.values()):
         raise ValueError(
             "student.low_bit: dampening and oscillation_thresholds need weight_quantizer lsq or stats: a weight of "
-            "dorefa has no place of its own for a code"
+            "dorefa has no separate place for a code"
         )
     if config.decay_by_bits or config.transition_rate is not None:
         _separate(optimizer, layers.values(), by_bits=config.decay_by_bits)
@@ -50,7 +50,7 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
 
 
 def _separate(optimizer: Optimizer, layers: Collection[LowBitLayer], *, by_bits: bool) -> None:
-    """Move low-bit weights into groups of their own, one for each factor on weight decay."""
+    """Move low-bit weights into separate groups, one for each factor on weight decay."""
     factors = {id(layer.weight): DECAY_FACTORS.get(layer.quant.count, 1.0) if by_bits else 1.0 for layer in layers}
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in factors]

@@ -155,6 +155,37 @@ def test_contradictions_are_named(
     assert not list(tmp_path.iterdir())
 
 
+def test_finn_takes_no_zero_points(student: Student, images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="x_quant: its codes are .* takes no zero points; train with symmetric grids"):
+        export_onnx(student, images[:2], tmp_path / "student.onnx", target="finn")
+    symmetric = prepare(Small().eval(), QuantSpec(symmetric=True), images[:2])
+    calibrate(symmetric, images)
+    model = read(symmetric, images, tmp_path, "finn")
+    assert {"Quant"} <= {node.op_type for node in model.graph.node} and properties_of(model)["target"] == "finn"
+    assert not [node for node in model.graph.node if node.op_type == "Clip"]
+
+
+@pytest.mark.parametrize(
+    ("target", "function", "words"),
+    [
+        ("openvino", nn.Hardtanh(-0.5, 0.8), "does not compute hardtanh exactly"),
+        ("opencv", nn.Sigmoid(), "does not compute sigmoid exactly"),
+        ("opencv", nn.GELU(approximate="tanh"), "does not compute gelu_tanh exactly"),
+        ("opencv", nn.ConstantPad2d(1, 0.0), "does not compute signed_pad exactly"),
+    ],
+)
+def test_what_a_target_lacks_is_refused_by_name(
+    images: Tensor, tmp_path: Path, target: str, function: nn.Module, words: str
+) -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), function, nn.Flatten(), nn.LazyLinear(3))
+    net.eval()(images[:2])
+    student = prepare(net, QuantSpec(), images[:2])
+    calibrate(student, images)
+    with pytest.raises(ExportError, match=words):
+        export_onnx(student.eval(), images[:2], tmp_path / "student.onnx", target=target)
+    export_onnx(student, images[:2], tmp_path / "student.onnx", target="tvm")
+
+
 def test_every_rewrite_is_used_and_known() -> None:
     assert {name for target in TARGETS.values() for name in target.rewrites} == set(REWRITES)
 

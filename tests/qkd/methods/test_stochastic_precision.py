@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import quantizers
-from qkd.config.recipes.low_bit import SelfDistillationConfig
+from qkd.config import SelfDistillationConfig
 from qkd.config.training import TermConfig
 from qkd.methods.stochastic_precision.step import TERM, SelfStep, soft_cosine_loss
 from qkd.seeding import global_stream, stream

@@ -69,6 +69,19 @@ METHODS: dict[str, dict[str, Any]] = {  # what stands beside the student: traini
             {"loss": "information_flow", "decay": 0.7, "taps": [["layer3", "layer3"]]},
         ],
     },
+    "low_bit": {
+        "student.quant": {"weight_bits": 2, "act_bits": 2, "weight_quantizer": "stats"},
+        "student.low_bit": {
+            "transition_rate": 0.02,
+            "decay_by_bits": True,
+            "dampening": 0.01,
+            "oscillation_thresholds": [0.2, 0.1],
+            "oscillation_momentum": 0.1,
+            "reestimate_batches": 2,
+        },
+        "student.widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 2}],
+        "student.self_distillation": {},
+    },
     "peers": {"student.peers": {"nets": [{}, {"weight_bits": 8, "act_bits": 8}], "taps": ["layer2", "layer3"]}},
     "rotations": {
         "student.rotations": {"teacher_branches": {"train": {"epochs": 2, "lr": 0.05, "checkpoint_every_s": 0}}}

@@ -24,7 +24,7 @@ DATA = DataConfig(name="npz", path=Path("unused"), eval_batch_size=7)
 
 @pytest.mark.parametrize(
     ("requested", "dtype", "is_noted"),
-    [("off", None, False), ("bf16", torch.bfloat16, False), ("fp16", None, True)],
+    [("float32", None, False), ("bf16", torch.bfloat16, False), ("fp16", None, True)],
 )
 def test_precision_on_a_cpu(requested, dtype, is_noted: bool) -> None:
     precision, note = choose_precision(requested, CPU)

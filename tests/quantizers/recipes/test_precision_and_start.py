@@ -1,4 +1,4 @@
-"""Codes of latent weights, a student of more precision for a while, another start, and statistics anew."""
+"""Codes of latent weights, a student of more precision for a while, another start, and fresh statistics."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_state_of_another_net_is_refused_and_nothing_changes(make_student: A
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 
-# statistics anew
+# fresh statistics
 
 
 def test_statistics_are_the_mean_over_the_batches(make_student: Any, images: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from export import check_parity, export_onnx
 from quantizers import quant_layers, quantizer_scales, settle
-from quantizers.recipes.statistics import COEFFICIENTS, FITTED, StatsWeightQuant
+from quantizers.computed import COEFFICIENTS, FITTED, StatsWeightQuant
 
 SPREAD = np.linspace(-12, 12, 24001)
 DENSITIES = {
@@ -93,6 +93,13 @@ def test_the_gradient_passes_inside_the_grid_alone_and_the_step_has_none() -> No
     units = weight.detach() / quant.step
     assert torch.equal(weight.grad, ((units > -2) & (units < 1)).float())
     assert list(quant.parameters()) == []
+
+
+def test_a_bypassed_quantizer_gives_the_weights() -> None:
+    weight = weights()
+    quant = StatsWeightQuant(2, -2, 1, weight, per_channel=True)
+    quant.bypass = True
+    assert torch.equal(quant(weight)[0], weight)
 
 
 def test_a_student_has_no_weight_scales_to_learn_and_its_step_follows_its_weights(make_student: Any) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from qkd.config import RunConfig
+from qkd.config import LowBitConfig, RunConfig
 from qkd.config.binding import bind, config_text, load_config
 from qkd.config.explaining import explained
-from qkd.config.recipes.low_bit import LowBitConfig
 from qkd.config.recipes.table import RECIPES, settings_for
 from qkd.config.training import DEFAULT_TERMS
 from qkd.failures import ConfigError

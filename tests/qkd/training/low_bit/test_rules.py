@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import quantizers
-from qkd.config import TrainConfig
-from qkd.config.recipes.low_bit import LowBitConfig
+from qkd.config import LowBitConfig, TrainConfig
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet
 from qkd.training.job import Moment

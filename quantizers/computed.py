@@ -1,11 +1,11 @@
-"""Weights on a step size that is computed from their statistics at every forward pass, instead of learned."""
+"""Weights on a step size that is computed and not learned: from their statistics at every pass, or as DoReFa does."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from quantizers.tensor_quant import TINY, WeightQuant
+from quantizers.tensor_quant import TINY, WeightQuant, round_straight_through
 
 # Bits -> (c1, c2) of step = c1 * rms - c2 * mean|w|: the least-squares line through the steps with the least squared
 # error on our grid (-2**(b-1) ... 2**(b-1) - 1) of five densities: normal, uniform, Laplace, logistic, triangular.
@@ -80,3 +80,62 @@ class StatsWeightQuant(WeightQuant):
     def rescale(self, weight: Tensor, factor: Tensor) -> None:
         # the step is proportional to the weights
         weight.mul_(factor.reshape((-1,) + (1,) * (weight.dim() - 1) if self.per_channel else ()))
+
+
+class DorefaWeightQuant(WeightQuant):
+    r"""DoReFa weights: :math:`\hat w = 2 Q_k(\tanh w / (2 \max|\tanh w|) + 1/2) - 1`, times a fixed gain.
+
+    The levels are the odd multiples of :math:`1/(2^k - 1)`: there is no zero, and a code needs ``k + 1`` signed bits.
+
+    Note:
+        The published formula leaves every layer with weights in [-1, 1], which batch norm undoes. A layer without
+        batch norm would change its output's size a hundredfold, so there a constant gain ``mean|w| / mean|w_q|``,
+        taken once from the float weights, restores it; with batch norm the gain is 1.
+
+    References:
+        Zhou et al., `DoReFa-Net <https://arxiv.org/abs/1606.06160>`_, 2016, section 2.3 (equation 9).
+    """
+
+    gain: Tensor
+    method = "dorefa"
+
+    def __init__(self, bit_width: int, low: int, high: int, weight: Tensor, has_norm: bool) -> None:  # noqa: FBT001
+        levels = 2**bit_width - 1
+        super().__init__(bit_width + 1, -levels, levels, per_channel=False)
+        self.levels = levels
+        self.register_buffer("gain", torch.tensor(1.0))
+        self._has_norm = has_norm
+        self.restart(weight)
+
+    @torch.no_grad()
+    def restart(self, weight: Tensor) -> None:
+        self.gain.fill_(1.0)
+        if not self._has_norm:
+            quantized = self.quantize(weight).abs().mean()
+            self.gain.copy_(weight.abs().mean().clamp_min(TINY) / quantized)
+
+    @property
+    def count(self) -> int:
+        return int(self.levels) + 1  # codes are odd numbers
+
+    @property
+    def step(self) -> Tensor:
+        step: Tensor = self.gain / self.levels
+        return step
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        codes: Tensor = 2 * round_straight_through(_in_unit_interval(weight) * self.levels) - self.levels
+        return codes * self.step
+
+    def in_float(self, weight: Tensor) -> Tensor:
+        """Return what the grid rounds: the bounded weights, in [-1, 1] times the gain."""
+        return (2 * _in_unit_interval(weight) - 1) * self.gain
+
+    @torch.no_grad()
+    def rescale(self, weight: Tensor, factor: Tensor) -> None:
+        self.gain.mul_(factor.reshape(()))
+
+
+def _in_unit_interval(weight: Tensor) -> Tensor:
+    bounded = torch.tanh(weight)
+    return bounded / (2 * bounded.abs().max().clamp_min(TINY)) + 0.5

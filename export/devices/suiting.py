@@ -1,0 +1,50 @@
+"""Which files a runtime may be measured with: a student is written for one, and others compute it otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import onnx
+
+from export.devices.providers import RUNTIMES, Entry
+from export.storage.metadata import properties_of
+
+
+def suited(entries: Sequence[Entry], paths: Mapping[str, str | PathLike[str]]) -> tuple[Entry, ...]:
+    """Return the entries whose file is for their runtime; float files are for all.
+
+    Args:
+        entries: Every model under every provider.
+        paths: Name -> ONNX file.
+
+    Raises:
+        ValueError: If nothing is left of what was asked for, with the way out.
+    """
+    if not any(entry.provider in RUNTIMES for entry in entries):
+        return tuple(entries)
+    kept = tuple(entry for entry in entries if _suits(entry.provider, str(paths[entry.model])))
+    for runtime in sorted({entry.provider for entry in entries} & RUNTIMES.keys()):
+        if not any(entry.provider == runtime for entry in kept):
+            names = ", ".join(str(path) for path in paths.values())
+            raise ValueError(
+                f"{names}: no file here is for {runtime}, which computes others otherwise; export one with "
+                f"export.target={runtime} (API: export_onnx(..., target={runtime!r}))"
+            )
+    return kept
+
+
+def target_name(path: str | PathLike[str]) -> str | None:
+    """Return the target that a student's file was written for, ``onnxruntime`` where it says none; None for others."""
+    try:
+        properties = properties_of(onnx.load(path, load_external_data=False))
+    except Exception:  # protobuf's error; whoever opens the file says what is wrong
+        return None
+    return properties.get("target", "onnxruntime") if "quantizers" in properties else None
+
+
+def _suits(provider: str, path: str) -> bool:
+    target = target_name(path)
+    if target is None:
+        return True
+    return target == provider if provider in RUNTIMES else target not in RUNTIMES

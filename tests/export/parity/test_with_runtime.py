@@ -1,0 +1,107 @@
+"""A file is judged in the runtime that it was written for: logits on every image, codes where a graph ends there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export import check_parity, export_onnx
+from export.runtime import open_session
+from export.targets import sessions
+from quantizers import QuantSpec, Student, calibrate, prepare
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+class Fake:
+    """A runtime that computes with ONNX Runtime, and then changes what it gives."""
+
+    version = "fake 1.0"
+    wrong: str = ""
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        if self.wrong == "load":
+            raise RuntimeError("no such operator")
+        self.session = open_session(content, optimize=False, threads=threads)
+
+    def run(self, names: list[str], feeds: dict[str, Any]) -> list[np.ndarray]:
+        found = [np.array(values) for values in self.session.run(list(names), dict(feeds))]
+        is_logits = names[0] == "logits"
+        if (self.wrong == "logits" and is_logits) or (self.wrong == "codes" and not is_logits):
+            found[0].reshape(-1)[0] += 1
+        if self.wrong == "shape":
+            found[0] = found[0][:, :1]
+        return found
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
+    monkeypatch.setattr(Fake, "wrong", "")
+    monkeypatch.setitem(sessions.SESSIONS, "openvino", Fake)
+    return Fake
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def student(eager: None, images: Tensor) -> Student:
+    torch.manual_seed(0)
+    made = prepare(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), QuantSpec(), images[:2])
+    calibrate(made, images)
+    return made.eval()
+
+
+@pytest.fixture
+def path(student: Student, images: Tensor, tmp_path: Path) -> Path:
+    return export_onnx(student, images[:2], tmp_path / "student.onnx", target="openvino").path
+
+
+def test_a_right_runtime_passes(fake: type[Fake], student: Student, images: Tensor, path: Path) -> None:
+    report = check_parity(student, path, [images], runtime="openvino")
+    assert report.passed and report.runtime is not None
+    assert (report.runtime.runtime, report.runtime.images, report.runtime.layer_images) == ("fake 1.0", 12, 4)
+    assert [layer.name for layer in report.runtime.layers] == [layer.name for layer in report.layers]
+    assert report.runtime.sentence.endswith("equal to the student")
+    assert json.loads(json.dumps(report.to_json()))["runtime"]["faults"] == []
+    assert check_parity(student, path, [images]).runtime is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("logits", "fake 1.0: logits of 1 of 12 images differ by up to 1"),
+        ("codes", "fake 1.0: 2 of 2 quantizers differ; the first is input_1_quant"),
+        ("shape", "fake 1.0: logits are [12, 1]"),
+        ("load", "openvino: it does not load the file: no such operator"),
+    ],
+)
+def test_a_wrong_runtime_is_a_fault(
+    fake: type[Fake],
+    monkeypatch: pytest.MonkeyPatch,
+    student: Student,
+    images: Tensor,
+    path: Path,
+    wrong: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(Fake, "wrong", wrong)
+    report = check_parity(student, path, [images], runtime="openvino")
+    assert not report.passed and words in " ".join(report.faults) and report.off.beyond == 0
+
+
+def test_what_cannot_be_asked_is_named(student: Student, images: Tensor, path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="runtime must be one of iree, opencv, openvino, tvm, got 'mnn'"):
+        check_parity(student, path, [images], runtime="mnn")
+    if not sessions.is_installed("openvino"):
+        with pytest.raises(ImportError, match="openvino, which is missing: pip install 'openvino'"):
+            check_parity(student, path, [images], runtime="openvino")
+    assert not sessions.is_installed("mnn")

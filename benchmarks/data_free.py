@@ -1,35 +1,44 @@
 """Compares data-free methods on one pair of nets: float, W4A4 and W2A2 students beside noise and real images.
 
-    python benchmarks/data_free.py --methods real noise rdskd dafl --seeds 0
-    python benchmarks/data_free.py --methods noise gdfq --seeds 0 --runs-dir runs/statistics \
+    python benchmarks/data_free.py --methods real noise rdskd dafl
+    python benchmarks/data_free.py --methods real noise gdfq --seeds 0 --runs-dir runs/statistics \
         --out benchmarks/results/data_free_statistics teacher.net=resnet8 student.net=resnet8 student.bn=frozen_teacher
+    python benchmarks/data_free.py --configs configs/fashion-mnist/data-free --runs-dir runs/data-free-fashion
 
-Every method is a config of ``configs/digits/data-free``; methods of one pair of nets share the teacher of a seed. The
-first run of a method makes what the images come from and the float student; the other width takes both over, so that
-one generator serves all widths. ``real`` is the same student with soft targets on real training images, for as many
-batches (its epochs are shorter, so it has more of them). Students are scored once, on the whole test set, after their
-last epoch. Complete runs are not run again; a run that fails stays in the table with its message. Extra
-``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
+Every method is a config of one folder; methods of one pair of nets share the teacher of a seed. The first run of a
+method makes what the images come from and the float student; the other width takes both over, so that one generator
+serves all widths. ``real`` is the student of ``noise`` with soft targets on real training images, for as many batches
+(its epochs are of another length, so their number differs). Students are scored once, on the whole test set, after
+their last epoch. Complete runs are not run again; a run that fails stays in the table with its message until it is run
+again. Extra ``key.path=value`` words are passed on to every run.
+
+While it runs, what there is stands in RUNS_DIR/table.json and table.md, so that the checkout stays clean and each run
+records a commit without changes; at the end, and with --write-only, OUT.json and OUT.md are written.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from stage_runs import environment, public, run_stages, spread
 
+from qkd.config import RunConfig
+from qkd.config.binding import load_config
+from qkd.data import load_splits
 from qkd.files.yaml_text import parse_yaml
+from qkd.image_size import size_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "digits" / "data-free"
 REAL = "real"  # the row with real images
 BITS = (2, 4)  # the first makes the images
-REAL_EPOCHS = (54, 27)  # of 22 batches: as many as 12 and 6 epochs of 100
 REAL_CONFIG = "soft_target on real images"
 
 
@@ -38,7 +47,6 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, args.runs_dir
-        self.failed: dict[str, str] = {}
 
     def run(self) -> None:
         """Run everything, a seed after the other."""
@@ -46,24 +54,52 @@ class Comparison:
             for method in self.args.methods:
                 for bits in BITS:
                     self._run(method, bits, seed)
-                    self.write()
+                    self.write(self.folder / "table")
 
     def _run(self, method: str, bits: int, seed: int) -> None:
         name = run_name(method, bits, seed)
         why = run_stages(str(self.config(method)), name, self.words(method, bits, seed), self.folder, until="distill")
+        failure = self.folder / f"{name}.failed"
+        failure.unlink(missing_ok=True)
         if why:
-            self.failed[name] = why
+            failure.write_text(why + "\n")
+
+    def failed(self) -> dict[str, str]:
+        """Return the message of each run of the table that failed, by its name."""
+        names = [
+            run_name(method, bits, seed) for method in self.args.methods for seed in self.args.seeds for bits in BITS
+        ]
+        files = {name: self.folder / f"{name}.failed" for name in names}
+        return {name: file.read_text().strip() for name, file in files.items() if file.is_file()}
+
+    @cached_property
+    def settings(self) -> RunConfig:
+        """The config of the noise row, with the overrides: its data set, and the lengths of its trainings."""
+        return load_config(self.config("noise"), self.args.overrides)
+
+    @cached_property
+    def real_batches(self) -> int:
+        """Return how many batches an epoch of real images has."""
+        data = self.settings.data
+        return len(load_splits(data, seed=0).train) // data.batch_size
+
+    def real_epochs(self, epochs: int) -> int:
+        """Return how many epochs of real images have as many batches as some of made ones."""
+        made = self.settings.student.data_free.images_per_epoch // self.settings.data.batch_size
+        return max(1, round(epochs * made / self.real_batches))
 
     def config(self, method: str) -> Path:
         """Return the config of a method."""
-        return CONFIGS / f"{'noise' if method == REAL else method}.yaml"
+        return self.args.configs / f"{'noise' if method == REAL else method}.yaml"
 
     def words(self, method: str, bits: int, seed: int) -> list[str]:
         """Return the overrides of a run."""
         words = [f"seed={seed}", f"student.quant.weight_bits={bits}", f"student.quant.act_bits={bits}"]
         if method == REAL:
-            words += ["student.data_free=null", f"student.train.epochs={REAL_EPOCHS[1]}"]
-            words += [f"student.float_train.epochs={REAL_EPOCHS[0]}"] if bits == BITS[0] else []
+            student = self.settings.student
+            words += ["student.data_free=null", f"student.train.epochs={self.real_epochs(student.train.epochs)}"]
+            if bits == BITS[0] and student.float_train is not None:
+                words.append(f"student.float_train.epochs={self.real_epochs(student.float_train.epochs)}")
         first = self.folder / run_name(method, BITS[0], seed)
         if bits != BITS[0]:
             start = first / "student" / "float" / "weights.safetensors"
@@ -75,26 +111,27 @@ class Comparison:
 
     def teacher(self, method: str, seed: int) -> Path | None:
         """Return a run of another method whose teacher is this one's, too; None where there is none yet."""
-        own = parse_yaml(self.config(method).read_text())["teacher"]
+        own = load_config(self.config(method), self.args.overrides).teacher
         for other in self.args.methods:
             path = self.folder / run_name(other, BITS[0], seed)
-            is_same = parse_yaml(self.config(other).read_text())["teacher"] == own
+            is_same = load_config(self.config(other), self.args.overrides).teacher == own
             if other != method and is_same and (path / "manifests" / "teacher.json").is_file():
                 return path
         return None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per method."""
-        return [self._row(method) for method in self.args.methods]
+        failed = self.failed()
+        return [self._row(method, failed) for method in self.args.methods]
 
-    def _row(self, method: str) -> dict[str, Any]:
+    def _row(self, method: str, failed: dict[str, str]) -> dict[str, Any]:
         runs = {bits: [self.folder / run_name(method, bits, seed) for seed in self.args.seeds] for bits in BITS}
         ran = [parse_yaml(file.read_text()) for run in runs[BITS[0]] if (file := run / "config.yaml").is_file()]
         config = ran[0] if ran else parse_yaml(self.config(method).read_text())
         made = [found for path in runs[BITS[0]] if (found := read(path / "generator" / "result.json"))]
         return {
             "method": method,
-            "config": REAL_CONFIG if method == REAL else str(self.config(method).relative_to(ROOT)),
+            "config": REAL_CONFIG if method == REAL else os.path.relpath(self.config(method), ROOT),
             "teacher": config["teacher"]["net"],
             "student": config["student"]["net"] or config["teacher"]["net"],
             "teacher_accuracy": spread(accuracies(runs[BITS[0]], "teacher")),
@@ -104,20 +141,40 @@ class Comparison:
                 {key: one[key] for key in ("steps", "seconds", "histogram_entropy", "mean_confidence")} for one in made
             ],
             "one_generator": same_files(*(runs[bits] for bits in BITS)) if made else None,
-            "failed": {name: why for name, why in self.failed.items() if name.startswith(f"{method}-")},
+            "wanted": len(self.args.seeds),
+            "failed": {name: why for name, why in failed.items() if name.startswith(f"{method}-w")},
         }
 
-    def write(self) -> None:
+    def write(self, out: Path) -> None:
         """Write what there is so far."""
+        where = environment()
+        where["commit"] = self.commits() or where["commit"]
         facts = {
-            "what": "digits, 359 test images; students scored once after their last epoch; fractions",
+            "what": "students scored once, on all test images, after their last epoch; accuracies are fractions",
+            "data": self.data_name(),
             "seeds": self.args.seeds,
             "overrides": public(self.args.overrides),
-            "environment": environment(),
+            "environment": where,
         }
         rows = self.rows()
-        self.args.out.with_suffix(".json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
-        self.args.out.with_suffix(".md").write_text(table(rows))
+        out.with_name(f"{out.name}.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+        out.with_name(f"{out.name}.md").write_text(table(rows))
+
+    def data_name(self) -> str:
+        """Return the data set's name, of npz files that of their folder, with the size that it is brought to."""
+        data = self.settings.data
+        size = "" if data.image_size is None else f"-{size_text(data.image_size)}"
+        return f"{data.name if data.path is None else data.path.name}{size}"
+
+    def commits(self) -> list[str]:
+        """Return the commits that the runs were made with."""
+        runs = [
+            self.folder / run_name(method, bits, seed)
+            for method in self.args.methods
+            for seed in self.args.seeds
+            for bits in BITS
+        ]
+        return sorted({found for run in runs if (found := read(run / "environment.json").get("commit"))})
 
 
 def run_name(method: str, bits: int, seed: int) -> str:
@@ -149,40 +206,47 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown."""
     lines = ["| method | teacher | float student | W4A4 | W2A2 | generator steps |", "|---|---|---|---|---|---|"]
     for row in rows:
-        cells = [_percent(row[key]) for key in ("teacher_accuracy", "float", "w4a4", "w2a2")]
+        wanted = row.get("wanted", 1)
+        cells = [_percent(row[key], wanted) for key in ("teacher_accuracy", "float", "w4a4", "w2a2")]
         steps = f"{row['made'][0]['steps']:,}" if row["made"] else "-"
         lines.append(f"| {row['method']} | {' | '.join(cells)} | {steps} |")
-    return "\n".join(lines) + "\n"
+    failures = [f"- failed: {name}: {why}" for row in rows for name, why in row["failed"].items()]
+    return "\n".join([*lines, *([""] if failures else []), *failures]) + "\n"
 
 
-def _percent(found: dict[str, Any]) -> str:
+def _percent(found: dict[str, Any], wanted: int) -> str:
     if not found["seeds"]:
         return "-"
     more = f" ± {100 * found['stdev']:.1f}" if found["seeds"] > 1 else ""
-    return f"{100 * found['mean']:.1f}{more} %"
+    some = f" ({found['seeds']} of {wanted} seeds)" if found["seeds"] < wanted else ""
+    return f"{100 * found['mean']:.1f}{more} %{some}"
 
 
 def main() -> None:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    parser.add_argument("--methods", nargs="+", choices=[REAL, *known], default=[REAL, *known])
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of configs, a method each")
+    parser.add_argument("--methods", nargs="+", help="real, and configs by name; absent: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "data-free")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "data_free")
+    parser.add_argument("--out", type=Path, help="absent: results/data_free_DATA beside this file")
     parser.add_argument("--write-only", action="store_true", help="run nothing: a table of what is there")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
+    args.configs = args.configs.resolve()
+    known = [REAL, *sorted(path.stem for path in args.configs.glob("*.yaml"))]
+    args.methods = args.methods or known
+    if unknown := set(args.methods) - set(known):
+        parser.error(
+            f"--methods: no config for {', '.join(sorted(unknown))} in {args.configs}; known: {', '.join(known)}"
+        )
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     comparison = Comparison(args)
-    if args.write_only:
-        comparison.write()
-    else:
+    if not args.write_only:
         comparison.run()
+    comparison.write(args.out or ROOT / "benchmarks" / "results" / f"data_free_{comparison.data_name()}")
     print(table(comparison.rows()))
-    for name, why in comparison.failed.items():
-        print(f"failed: {name}: {why}")
     print(f"{time.monotonic() - started:.0f} s")
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     run = qkd.run(options.config, overrides, runs_dir=options.runs_dir)
     print(run)
     print("The student saw no training image; its data set raises an error when it is asked for one.")
-    print(f"Look at what it saw instead: qkd generate {run.folder} --out grid.png")
+    print(f"Look at what it saw instead: qkd generate {run.path} --out grid.png")
 
 
 if __name__ == "__main__":

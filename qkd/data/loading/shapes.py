@@ -52,6 +52,8 @@ def image_shape(config: DataConfig) -> ImageShape:
     """
     if config.name in PUBLISHED:
         shape = PUBLISHED[config.name]
+        if config.name == "digits" and config.image_size is not None:  # which are enlarged
+            shape = replace(shape, image_size=config.image_size)
         return replace(shape, channels=channels_in(config.domains or {}, shape.channels))
     splits = load_splits(config, seed=0)
     return ImageShape(len(splits.classes), splits.channels, splits.image_size)

@@ -40,20 +40,35 @@ def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -
         classes: Of the data set.
 
     Raises:
-        ValueError: If it has no batch norm, no last linear layer, or fewer than two classes.
+        ValueError: If it has no batch norm with running statistics, does not end in a linear layer of its classes, or
+            has fewer than two of them.
     """
     kind = KINDS[method]
-    if classes < 2:
-        raise ValueError(f"student.data_free: needs two classes at least, got {classes}")
+    require_classes(classes)
     if kind.needs_statistics and not norms_of(net):
         others = ", ".join(other for other, row in KINDS.items() if not row.needs_statistics)
         raise ValueError(
             f"student.data_free.method: `{method}` reads running statistics of the teacher's batch norms, but {name} "
             f"has none; use another net, or a method that does without: {others}"
         )
-    if kind.needs_last_layer and last_layer_of(net) is None:
+    last = last_layer_of(net)
+    if kind.needs_last_layer and (last is None or last.out_features != classes):
         others = ", ".join(other for other, row in KINDS.items() if not row.needs_last_layer)
+        found = "has none" if last is None else f"has none of {classes} outputs (its last one has {last.out_features})"
         raise ValueError(
-            f"student.data_free.method: `{method}` reads the teacher's last linear layer, but {name} has none; use "
+            f"student.data_free.method: `{method}` reads the teacher's last linear layer, but {name} {found}; use "
             f"another net, or a method that does without: {others}"
         )
+
+
+def require_classes(classes: int) -> None:
+    """Raise unless there are two classes at least: with one, no image is more of its class than any other.
+
+    Args:
+        classes: Of the data set.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    if classes < 2:
+        raise ValueError(f"student.data_free: needs two classes at least, got {classes}: add images of another class")

@@ -11,7 +11,7 @@ import torch
 from qkd.config import RunConfig
 from qkd.config.data_free import GENERATOR, GROWING, NOISE, POOL, DataFreeConfig
 from qkd.data import Splits
-from qkd.methods.data_free.checks import config_faults, require_teacher_fits
+from qkd.methods.data_free.checks import config_faults, require_classes, require_teacher_fits
 from qkd.methods.data_free.float_twin import FLOAT, DataFreeFloatRole, is_same_twin
 from qkd.methods.data_free.inverting.growing import GrowingPool, GrowingSource
 from qkd.methods.data_free.inverting.pooling import FOLDER as POOL_FOLDER
@@ -80,6 +80,7 @@ class DataFree(Method):
         Raises:
             ValueError: If the teacher's net cannot be used by the method.
         """
+        require_classes(len(splits.classes))
         net = fresh_net(self.config, self.config.teacher_net, splits, "teacher")
         require_teacher_fits(self.settings.method, self.config.teacher_net, net, len(splits.classes))
         return blind(splits)

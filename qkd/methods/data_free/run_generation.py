@@ -36,6 +36,7 @@ class GenerationReport:
         method: Of ``student.data_free``.
         out: The picture.
         rows: What each row of it shows, from the top.
+        folder: Of the training whose samples these are, in the run folder; empty where there are none.
         found: What the teacher saw in the images of a generator or a pool; empty where there is none.
     """
 
@@ -43,15 +44,18 @@ class GenerationReport:
     method: str
     out: Path
     rows: tuple[str, ...]
+    folder: str
     found: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        return {"name": self.name, "method": self.method, "out": str(self.out), "rows": list(self.rows), **self.found}
+        own = {"name": self.name, "method": self.method, "out": str(self.out), "rows": list(self.rows)}
+        return {**own, "folder": self.folder, **self.found}
 
     def to_text(self) -> str:
         """Return a few lines."""
-        lines = [f"{self.out}: images of {self.name} ({self.method}), a row each: {', '.join(self.rows)}"]
+        whose = f"samples of {self.folder}/" if self.folder else "no training has samples"
+        lines = [f"{self.out}: images of {self.name} ({self.method}; {whose}), a row each: {', '.join(self.rows)}"]
         if self.found:
             lines.append(f"classes that the teacher sees in them: {self.found['class_histogram']}")
         return "\n".join(lines)
@@ -79,17 +83,15 @@ def generate_target(target: str, *, runs_dir: Path, out: Path, count: int = 16, 
     settings = run.config.student.data_free
     if settings is None:
         raise UsageError(f"{folder}: has no student.data_free, so it makes no images")
-    rows = {f"epoch {epoch_of(path)}": read_sample(path)[:count] for path in _samples(run.path)}
+    place = next((name for name in FOLDERS if sample_files(run.path / name)), "")
+    files = sample_files(run.path / place) if place else []
+    rows = {f"epoch {epoch_of(path)}": read_sample(path)[:count] for path in files}
     if settings.made_once or settings.family == NOISE:  # what learns along is thrown away with the training
         rows["fresh"] = _fresh(run, count, seed)
     if not rows:
         raise UsageError(f"{folder}: has made no images yet: run `qkd distill` with its config first")
     write_bytes(out, grid_png(list(rows.values())))
-    return GenerationReport(run.config.name, settings.method, out, tuple(rows), seen_by_teacher(run.path))
-
-
-def _samples(run_path: Path) -> list[Path]:
-    return next((found for name in FOLDERS if (found := sample_files(run_path / name))), [])
+    return GenerationReport(run.config.name, settings.method, out, tuple(rows), place, seen_by_teacher(run.path))
 
 
 def _fresh(run: RunFolder, count: int, seed: int) -> npt.NDArray[np.uint8]:

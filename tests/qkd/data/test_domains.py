@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from qkd.config import DataConfig, DomainConfig
-from qkd.data import DataError, MemorySplit, Splits, image_shape, load_splits, read_facts
+from qkd.data import DataError, MemorySplit, Splits, image_shape, iterate, load_splits, read_facts
 from qkd.data.domains import DomainSplit, changed, divide_domains, domain_mark, turned
 from qkd.data.splits import Parts
 
@@ -147,3 +149,21 @@ def test_more_domains_than_images_are_refused() -> None:
     tiny = MemorySplit(images(2, 1, 4, 4), torch.arange(2))
     with pytest.raises(DataError, match="2 training images do not suffice for 3 domains"):
         divide_domains(Parts(tiny, tiny, ("a", "b")), DataConfig(name="digits", domains=KINDS, unseen_domain="turned"))
+
+
+def test_images_of_a_folder_are_changed_when_they_are_decoded(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for kind in ("a", "b"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for index in range(4):
+                pixels = images(1, 1, 6, 6)[0, 0].numpy() // 2 + 10 * index
+                Image.fromarray(pixels).save(tmp_path / part / kind / f"{index}.png")
+    settings: dict[str, Any] = {"name": "folder", "path": tmp_path, "val_fraction": 0.0, "workers": 2}
+    domains = {"upright": {}, "inverted": {"invert": True}}
+    plain = load_splits(DataConfig(**settings), seed=0)
+    splits = load_splits(DataConfig(**settings, domains=domains, unseen_domain="inverted"), seed=0)
+    assert splits.target is not None and len(splits.train) == len(splits.target) == 4 and splits.train.decodes
+    order = torch.arange(8)
+    found = torch.cat([one for one, _ in iterate(splits.test, order, 3, "cpu", drop_last=False, workers=2)])
+    expected = torch.cat([one for one, _ in iterate(plain.test, order, 3, "cpu", drop_last=False)])
+    assert torch.equal(found, 255 - expected)

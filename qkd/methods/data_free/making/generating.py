@@ -19,7 +19,7 @@ from qkd.image_size import side_of_square
 from qkd.methods.data_free.making.blind import sightless
 from qkd.methods.data_free.making.kinds import KINDS, weights_of
 from qkd.methods.data_free.making.objectives import OBJECTIVES, Moment, facts_of
-from qkd.methods.data_free.making.samples import SHOWN, is_sampled, to_pixels, write_sample
+from qkd.methods.data_free.making.samples import SHOWN, is_sampled, sample_files, to_pixels, write_sample
 from qkd.methods.data_free.making.sources import LatentSource, draw_latents
 from qkd.methods.data_free.making.watching import Watched
 from qkd.nets.generator import Generator, GeneratorGroup
@@ -198,7 +198,7 @@ class GeneratorRole:
             net,
             (Phase(settings.method, settings.train.epochs, step),),
             begin=lambda: None,
-            save=lambda: [self._save(net), step.sample(settings.train.epochs)],
+            save=lambda: [self._save(net), *self._shown(step)],
             score=lambda fitted: [self._score(net, teacher, fitted)],
             others={"teacher": teacher.net},
             marks=teacher_marks(context.run),
@@ -213,6 +213,11 @@ class GeneratorRole:
         path = self.context.run.folder(self.folder) / WEIGHTS
         write_safetensors(path, net.generator.state_dict(), metadata={"method": self.settings.method})
         return path
+
+    def _shown(self, step: GeneratorStep) -> list[Path]:
+        """Write the last sample; return those of all epochs, which go where the generator is taken over."""
+        step.sample(self.settings.train.epochs)
+        return sample_files(step.folder)
 
     def _score(self, net: TrainedGenerator, teacher: Watched, fitted: FitResult | None) -> Path:
         """Write what the teacher sees in its images: how often each class, how sure it is."""

@@ -24,7 +24,7 @@ OFFERED = [name for name, target in TARGETS.items() if not target.refusal and ta
 
 
 class Small(nn.Module):
-    """A sum of two layers, a mean on another grid, and two linear layers without a bias that counts."""
+    """A sum of two layers, a mean with its own grid, and two linear layers without a bias that counts."""
 
     def __init__(self) -> None:
         super().__init__()

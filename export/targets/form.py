@@ -30,7 +30,7 @@ class Form:
         pack: How low-bit weights are stored.
         linear: Form of linear layers.
         opset: Version of the operator set; None for the oldest that the storage allows.
-        target: What it is for; None where nobody said.
+        target: The runtime it is for; None where nobody said.
     """
 
     flavor: str

@@ -1,7 +1,7 @@
 """The targets by name: the form of file that each runtime computes exactly, and what it asks of a student.
 
 Nothing here imports onnx or PyTorch, so that a config is checked at once. What was tried, and with which versions, is
-in docs/runtimes.md; ``tests/runtimes/`` runs each of them in an environment of its own.
+in docs/runtimes.md; ``tests/runtimes/`` runs each of them in a separate environment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Target:
 
     Args:
         name: As users give it.
-        about: What it is, in a few words.
+        about: Its description, in a few words.
         tried: Package and version that the tests run it with.
         flavor: Flavor of the graph.
         pack: How weights are stored: ``auto``, ``packed`` or ``int8``.
@@ -123,7 +123,11 @@ TARGETS: dict[str, Target] = {
 
 
 def target_names() -> list[str]:
-    """Return the names of the targets, refused ones included."""
+    """List the names of the targets, refused ones included.
+
+    Returns:
+        The keys of ``TARGETS``, in order.
+    """
     return list(TARGETS)
 
 

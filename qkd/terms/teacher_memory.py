@@ -76,7 +76,7 @@ def memory_for(
     """Return a memory where it pays; None where the teacher must be asked for every batch.
 
     Args:
-        splits: The images; only such as lie in memory are gone through once more.
+        splits: The images; only those that are in memory are gone through once more.
         batch_size: Images a forward pass.
         epochs: Of the training.
         sees_raw: Whether the teacher sees each image unchanged in every epoch.

@@ -1,6 +1,6 @@
 """Every target is executed: its runtime, fetched into a folder, computes every student's codes and logits.
 
-``QKD_RUNTIMES`` names a folder that keeps the packages; without it they are fetched anew. Where the registry does not
+``QKD_RUNTIMES`` names a folder that keeps the packages; without it they are fetched again. Where the registry does not
 answer, the test is skipped and says so.
 """
 

@@ -1,8 +1,10 @@
 """Compares data-free methods on one pair of nets: float, W4A4 and W2A2 students beside noise and real images.
 
     python benchmarks/data_free.py --methods real noise rdskd dafl
-    python benchmarks/data_free.py --methods real noise gdfq --seeds 0 --runs-dir runs/statistics \
-        --out benchmarks/results/data_free_statistics teacher.net=resnet8 student.net=resnet8 student.bn=frozen_teacher
+    python benchmarks/data_free.py --methods real noise gdfq dfq deep-inversion --runs-dir runs/data-free-resnet8 \
+        --out benchmarks/results/data_free_resnet8 data.image_size=null teacher.net=resnet8 teacher.train.epochs=12 \
+        teacher.train.lr=0.1 teacher.agent.crop_padding=1 student.net=resnet8 student.bn=frozen_teacher \
+        student.agent.policy=none student.train.epochs=6
     python benchmarks/data_free.py --configs configs/fashion-mnist/data-free --runs-dir runs/data-free-fashion
 
 Every method is a config of one folder; methods of one pair of nets share the teacher of a seed. The first run of a
@@ -107,7 +109,7 @@ class Comparison:
             words += [f"student.weights={start}", "student.float_train=null"] if start.is_file() else []
         elif (teacher := self.teacher(method, seed)) is not None:
             words.append(f"teacher.run={teacher}")
-        return [*words, *self.args.overrides]
+        return [*self.args.overrides, *words]  # lengths of the real row follow from the overrides
 
     def teacher(self, method: str, seed: int) -> Path | None:
         """Return a run of another method whose teacher is this one's, too; None where there is none yet."""

@@ -202,8 +202,15 @@ def filter_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         cells = [shown([value for key, value in good.items() if key[:2] == (unseen, method)]) for method in methods]
         failed = sum("failed" in row for row in rows if row["unseen"] == unseen)
         lines.append(f"| {unseen} | {' | '.join(cells)} | {failed} |")
-    means = [shown([value for key, value in good.items() if key[1] == method]) for method in methods]
-    return [*lines, f"| all | {' | '.join(means)} | |", *differences(methods, good)]
+    means = [shown(means_of_seeds(method, domains, good)) for method in methods]
+    return [*lines, f"| mean of the domains | {' | '.join(means)} | |", *differences(methods, good)]
+
+
+def means_of_seeds(method: str, domains: Sequence[str], good: dict[tuple[str, str, int], float]) -> list[float]:
+    """Return a method's mean over the domains, for each seed that has all of them."""
+    seeds = sorted({seed for _, name, seed in good if name == method})
+    whole = [seed for seed in seeds if all((unseen, method, seed) in good for unseen in domains)]
+    return [statistics.mean(good[unseen, method, seed] for unseen in domains) for seed in whole]
 
 
 def differences(methods: Sequence[str], good: dict[tuple[str, str, int], float]) -> list[str]:
@@ -234,7 +241,7 @@ def adaptation_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         of_bits = {bits: [row for row in mine if row["bits"] == bits] for bits in BITS}
         cells = [
             shown([row["teacher"] for row in of_bits[BITS[0]] if "teacher" in row]),
-            shown([row["taught_teacher"] for row in mine if "taught_teacher" in row]),
+            shown([row["taught_teacher"] for row in of_bits[BITS[0]] if "taught_teacher" in row]),
             shown([row["float"] for row in mine if "float" in row]),
             *(shown([row["accuracy"] for row in of_bits[bits] if "accuracy" in row]) for bits in BITS),
             str(sum("failed" in row for row in mine)),

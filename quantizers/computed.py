@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quantizers.tensor_quant import TINY, WeightQuant, round_straight_through
+from quantizers.kernels import TINY, round_straight_through
+from quantizers.tensor_quant import WeightQuant
 
 # Bits -> (c1, c2) of step = c1 * rms - c2 * mean|w|: the least-squares line through the steps with the least squared
 # error on our grid (-2**(b-1) ... 2**(b-1) - 1) of five densities: normal, uniform, Laplace, logistic, triangular.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from quantizers.tensor_quant import ActQuant, NotCalibratedError, WeightQuant, round_straight_through
+from quantizers.kernels import round_straight_through
+from quantizers.tensor_quant import ActQuant, NotCalibratedError, WeightQuant
 
 # Biases keep to 30 bits and sign, so that bias plus accumulated products stays inside int32.
 BIAS_LIMIT = float(2**29)

@@ -8,26 +8,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from quantizers.kernels import fake_quantize, fake_quantize_per_channel
+from quantizers.kernels import TINY, fake_quantize, fake_quantize_per_channel, positive
 from quantizers.records import KINDS, METHODS, Recorded
-
-TINY = 1e-10  # least step size: keeps divisions finite when training drives a scale through zero
 
 
 def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
     """Return the smallest and largest code of a full-range grid of ``bits`` bits."""
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-
-
-def positive(scale: Tensor) -> Tensor:
-    """Return ``abs(scale)``, at least ``TINY``; on a CPU, where asking is free, a scale that is so already.
-
-    Its gradient is the same then, and eight small operations are saved for each quantizer and step.
-    """
-    plain = type(scale) in (Tensor, nn.Parameter) and scale.device.type == "cpu" and not torch.compiler.is_compiling()
-    if plain and bool(scale > TINY if scale.numel() == 1 else (scale > TINY).all()):
-        return scale
-    return scale.abs().clamp_min(TINY)
 
 
 class NotCalibratedError(RuntimeError):
@@ -160,25 +147,6 @@ class LsqWeightQuant(WeightQuant):
     def rescale(self, weight: Tensor, factor: Tensor) -> None:
         self.scale.copy_(self.step * factor.reshape(self.scale.shape))
         weight.mul_(factor.reshape(self.scale.shape))
-
-
-class _RoundStraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.round(x)
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        return grad
-
-
-def round_straight_through(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes unchanged."""
-    return _RoundStraightThrough.apply(x)  # type: ignore[no-any-return]
 
 
 class ActQuant(Recorded):
@@ -323,14 +291,12 @@ class ActQuant(Recorded):
         return x if self.largest is None else x.clamp(max=self.largest)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        step = self.no_zero_point if self.bypass else self.step / self.finer
-        return self.values(x), step, self.zero_point, self.bit_width_value
+        return self.values(x), self.step / self.finer, self.zero_point, self.bit_width_value
 
     def values(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, differentiable: the first of what :meth:`forward` gives."""
         if self.observer is not None:
-            # The published start is for what the layer reads: behind the activation that the grid absorbs.
-            self.observer.see(self.in_float(x))
+            self.observer.see(self.in_float(x))  # what the layer reads: behind the activation that the grid absorbs
         if self.bypass:
             return self.in_float(x)
         if not self.is_calibrated:

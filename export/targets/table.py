@@ -123,7 +123,11 @@ TARGETS: dict[str, Target] = {
 
 
 def target_names() -> list[str]:
-    """Return the names of the targets, refused ones included."""
+    """List the names of the targets, refused ones included.
+
+    Returns:
+        The keys of ``TARGETS``, in order.
+    """
     return list(TARGETS)
 
 

@@ -73,7 +73,7 @@ class DistillStep:
         student_features = self._student_taps.take()
         teacher_logits, teacher_features = None, {}
         if self._terms.needs_teacher:
-            teacher_logits = self._taught(batch)
+            teacher_logits = self._teacher_logits(batch)
             self._guard(teacher_logits)
             teacher_features = self._teacher_taps.take()
         outputs = Outputs(
@@ -86,7 +86,7 @@ class DistillStep:
         return StepResult(found.total, found.parts, student_logits, found.task, found.knowledge, facts)
 
     @torch.no_grad()
-    def _taught(self, batch: Batch) -> Tensor:
+    def _teacher_logits(self, batch: Batch) -> Tensor:
         known = None if self._memory is None else self._memory.logits(self._teacher, batch)
         if known is not None:
             return known

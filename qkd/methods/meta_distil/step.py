@@ -124,7 +124,7 @@ class MetaStep(DistillStep):
             return functional.cross_entropy(self._assumed(weights, images)[0], labels)
 
         with torch.enable_grad(), torch.autocast(images.device.type, enabled=False), teacher_in_graph():
-            taught = self._taught(batch, teacher)
+            taught = self._teacher_half(batch, teacher)
 
             def student_loss(weights: Mapping[str, Tensor]) -> Tensor:
                 logits, features = self._assumed(weights, batch.images)
@@ -151,7 +151,7 @@ class MetaStep(DistillStep):
             logits = functional_call(self._student, {**weights, **buffers}, (images,))
         return logits, self._student_taps.take()
 
-    def _taught(self, batch: Batch, teacher: Mapping[str, Tensor]) -> Outputs:
+    def _teacher_half(self, batch: Batch, teacher: Mapping[str, Tensor]) -> Outputs:
         """Return the teacher's half of the outputs, with its graph; the student's is missing."""
         labels, share = second_labels(batch)
         outputs = Outputs(batch.images, batch.labels, other_labels=labels, other_share=share)

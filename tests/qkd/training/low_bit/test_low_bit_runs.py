@@ -101,6 +101,7 @@ def test_interrupted_runs_end_with_the_bits_of_a_whole_one(
     assert facts[-1]["frozen_weights"] > 0 and facts[0]["transition_rate"] > 0
 
 
+@pytest.mark.slow
 def test_the_file_is_that_of_a_plain_student_and_computes_what_the_student_does(data: Path, tmp_path: Path) -> None:
     made = run_tiny(config_of(data, "made", ALL), tmp_path, "teacher", "distill", "export")
     plain = prepare(build_net("resnet8", classes=4, channels=1, image_size=8), QuantSpec(2, 2), torch.zeros(2, 1, 8, 8))
@@ -166,6 +167,7 @@ def test_statistics_are_estimated_once_before_batch_norm_is_frozen_or_at_the_end
     assert seen == [("settling", layers), ("open", 0)]
 
 
+@pytest.mark.slow
 def test_a_quantized_auxiliary_gives_its_features_and_follows_no_rules(data: Path, tmp_path: Path) -> None:
     """QFD: the features that the student learns from are on 4 bits, all else of their net on 8."""
     changes = {

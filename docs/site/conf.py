@@ -47,8 +47,14 @@ def _fill(app: Any, name: str, source: list[str]) -> None:
         source[0] = source[0].replace(pages.TOPICS, "\n".join(pages.topic_pages(DOCS)))
 
 
+def _always_index(app: Any, *_: Any) -> list[str]:
+    """Read the index in every build: a page of a topic may have come since the last one."""
+    return [root_doc]
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Write a page for each method and connect what fills in others."""
     pages.write_method_pages(DOCS / "methods" / "generated")
+    app.connect("env-get-outdated", _always_index)
     app.connect("source-read", _fill)
     return {"parallel_read_safe": False}

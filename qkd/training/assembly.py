@@ -67,6 +67,7 @@ class Made:
         vary: Brings the model to the start of a member of a population; None where all members have one start.
         source: Makes what gives the training batches; None where they are the run's training images.
         rules: Makes what has its say at every step of the optimizer.
+        takes_images: Whether the model can be called with a batch of images alone; a generator takes latents.
     """
 
     model: nn.Module
@@ -83,6 +84,7 @@ class Made:
     vary: Callable[[int], None] | None = None
     source: Callable[[Job], Source] | None = None
     rules: Callable[[Optimizer], Sequence[StepRule]] = lambda _: ()
+    takes_images: bool = True
 
 
 class Role(Protocol):
@@ -191,6 +193,7 @@ def assemble(role: Role) -> Training:
         log=context.config.log,
         source=made.source,
         rules=made.rules,
+        takes_images=made.takes_images,
     )
     return Training(job, made, folder)
 

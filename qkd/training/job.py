@@ -236,6 +236,7 @@ class Job:
         source: Makes what gives the training batches; absent: the images of ``splits.train`` with ``agent``.
         log: What is written of each epoch beside ``metrics.jsonl``.
         rules: Makes what has its say at every step, for an optimizer and the model at its start.
+        takes_images: Whether the model can be called with a batch of images alone; a generator takes latents.
     """
 
     role: str
@@ -256,6 +257,7 @@ class Job:
     source: Callable[[Job], Source] | None = None
     log: LogConfig = LogConfig()
     rules: Callable[[Optimizer], Sequence[StepRule]] = lambda _: ()
+    takes_images: bool = True
 
 
 @dataclass(frozen=True)

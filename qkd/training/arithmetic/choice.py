@@ -72,6 +72,7 @@ class Asked:
         device: Where the model is.
         folder: Of the training, where a choice is kept.
         may_reduce: Whether ``auto`` may become bfloat16.
+        takes_images: Whether a race can call the model, with images alone.
     """
 
     precision: str
@@ -82,6 +83,7 @@ class Asked:
     device: torch.device
     folder: Path
     may_reduce: bool
+    takes_images: bool = True
 
 
 def unraced(asked: Asked) -> Choice:
@@ -107,7 +109,7 @@ def decided(asked: Asked, batch_size: int, images: int, state: Mapping[str, Any]
     if "auto" not in (asked.precision, asked.memory_format):
         return Choice(plain.precision, plain.memory_format, "asked for")
     began = _stored(state) if state is not None else _read(asked.folder / FILE)
-    if began is None and (why := _too_short(asked, batch_size, images)):
+    if began is None and (why := _no_race(asked, batch_size, images)):
         began = Choice(plain.precision, plain.memory_format, why)
     if began is None:
         began = _of(current().first(lambda: _raced(asked, batch_size).to_json()))
@@ -123,7 +125,9 @@ def _with_wishes(asked: Asked, began: Choice) -> Choice:
     return Choice(precision, memory_format, began.reason, began.step_ms)
 
 
-def _too_short(asked: Asked, batch_size: int, images: int) -> str:
+def _no_race(asked: Asked, batch_size: int, images: int) -> str:
+    if not asked.takes_images:
+        return "no race: the net takes no images"
     steps = asked.epochs * (images // batch_size)
     channels, height, width = asked.image_shape
     values = steps * batch_size * channels * height * width

@@ -207,6 +207,7 @@ class GeneratorRole:
             source=lambda job: LatentSource(
                 job, latent=settings.latent, classes=classes, steps=settings.steps_per_epoch
             ),
+            takes_images=False,
         )
 
     def _save(self, net: TrainedGenerator) -> Path:

@@ -95,6 +95,12 @@ def test_what_is_asked_for_holds_no_race(tmp_path: Path, splits: Splits, races: 
     assert (choose(job).precision, choose(job).memory_format, races) == ("bf16", "contiguous", [])
 
 
+def test_a_net_that_takes_no_images_holds_no_race(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
+    found = choose(replace(make_job(tmp_path, splits), takes_images=False))
+    assert (found.precision, found.memory_format, races) == ("float32", "contiguous", [])
+    assert "takes no images" in found.reason
+
+
 def test_methods_with_more_nets_and_frozen_phases_keep_float32(
     tmp_path: Path, splits: Splits, races: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ class TeacherMemory:
         train, parts = self._splits.train, []
         is_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
         layout = torch.channels_last if is_last else torch.contiguous_format
-        for places in torch.split(torch.arange(len(train)), self._batch_size):
+        for places in torch.split(torch.arange(len(train)), self._batch_size):  # type: ignore[no-untyped-call]
             images, _ = train.batch(places, like.device)
             shown = normalize(images, self._splits.mean, self._splits.std)
             parts.append(teacher(shown.contiguous(memory_format=layout)))

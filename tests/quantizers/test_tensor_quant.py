@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantizers import NotCalibratedError
 from quantizers.computed import DorefaWeightQuant
+from quantizers.kernels import round_straight_through
 from quantizers.tensor_quant import (
     ActQuant,
     DorefaActQuant,
@@ -18,7 +19,6 @@ from quantizers.tensor_quant import (
     PactActQuant,
     RangeObserver,
     code_range,
-    round_straight_through,
 )
 
 

@@ -112,7 +112,11 @@ class Comparison:
         return [*self.args.overrides, *words]  # lengths of the real row follow from the overrides
 
     def teacher(self, method: str, seed: int) -> Path | None:
-        """Return a run of another method whose teacher is this one's, too; None where there is none yet."""
+        """Return a run of another method whose teacher is this one's, too; None where it trains one itself."""
+        begun = self.folder / run_name(method, BITS[0], seed) / "config.yaml"
+        if begun.is_file():  # a run that is resumed keeps the teacher it began with
+            found = parse_yaml(begun.read_text())["teacher"].get("run")
+            return Path(found) if found else None
         own = load_config(self.config(method), self.args.overrides).teacher
         for other in self.args.methods:
             path = self.folder / run_name(other, BITS[0], seed)

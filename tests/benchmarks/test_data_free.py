@@ -121,6 +121,16 @@ def test_methods_of_one_teacher_share_it_under_overrides_too(data_free: ModuleTy
     assert made.teacher("dafl", 0) == first and made.teacher("gdfq", 0) is None and made.teacher("dafl", 1) is None
 
 
+def test_a_run_that_is_resumed_keeps_the_teacher_it_began_with(data_free: ModuleType, tmp_path: Path) -> None:
+    made = comparison(data_free, tmp_path, "noise", "dafl")
+    for method, teacher in (("noise", None), ("dafl", tmp_path / "elsewhere")):
+        run = tmp_path / data_free.run_name(method, 2, 0)
+        (run / "manifests").mkdir(parents=True)
+        (run / "manifests" / "teacher.json").write_text("{}")
+        (run / "config.yaml").write_text(f"teacher: {{net: lenet5, run: {teacher or 'null'}}}\n")
+        assert made.teacher(method, 0) == teacher
+
+
 def test_drawn_classes_save_what_the_page_says() -> None:
     few, _, many = json.loads((RESULTS / "class_sampling.json").read_text())["rows"]
     words = " ".join(PAGE.split())

@@ -50,7 +50,8 @@ def test_students_that_are_left_out_are_named(paths: dict[str, Path]) -> None:
 
     assert told("float", "student", "openvino") == [] and told("float") == []
     assert told("float", "student") == [
-        "no student here is for openvino, so only float files are measured there; export one with export.target=openvino"
+        "no student here is for openvino, so only float files are measured there; export one with "
+        "export.target=openvino"
     ]
 
 

@@ -28,7 +28,7 @@ FUNCTION_ROUNDING = 2.0**-16
 # Optimizations on: a kernel may round a tie the other way, so that the last layer sees another code.
 CODES_ON = 1
 
-Outputs = Sequence[npt.NDArray[np.float32]] | str  # or why there are none
+Outputs = list[npt.NDArray[np.float32]] | str  # or why there are none
 
 
 @dataclass(frozen=True)

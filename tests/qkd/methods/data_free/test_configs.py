@@ -9,6 +9,7 @@ import pytest
 
 from qkd.config import RunConfig
 from qkd.config.binding import load_config, shipped_configs
+from qkd.config.data_free import FAMILIES, DataFreeConfig
 from qkd.pipeline.dryrun import dry_run
 from qkd.progress import Silent
 from qkd.testing import write_npz_set
@@ -21,6 +22,13 @@ def test_a_dry_run_trains_the_teacher_on_real_images(config_of: Callable[..., Ru
     config = config_of("noise", {"teacher.run": None})
     found = {check.name: check.outcome for check in dry_run(config, Silent()).checks}
     assert found["teacher"].startswith("loss") and found["phase tutoring"].startswith("loss")
+
+
+@pytest.mark.parametrize("method", FAMILIES)
+def test_few_steps_can_be_bound_again(method: str) -> None:
+    """Which happens where a net is the user's own, whose file a run folder copies."""
+    tried = DataFreeConfig(method=method).tried(8)
+    assert DataFreeConfig.model_validate(tried.model_dump()) == tried and tried.images_per_epoch == 16
 
 
 @pytest.mark.slow

@@ -6,8 +6,9 @@
 
 Every run is ``qkd federate`` with the same config, division of the images, clients of each round and start; strategy
 and precision differ. A row ``fedavg, codes`` sends codes and scales in place of shadow weights. Test images are scored
-every few rounds, and nothing is chosen by them: what counts is the last round. Complete runs are not run again, others
-resume. Extra ``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
+every few rounds, and no round is chosen by them: what counts is the last one. (The config's learning rate, momentum,
+clipping and latent_weight were, by short probes in float with seed 0.) Complete runs are not run again, others resume.
+Extra ``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations

@@ -173,6 +173,8 @@ HEAVY = {"torch", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy"}  # 
         ["validate", "configs/digits/rolewise.yaml"],
         ["validate", "digits/methods/mhgd", "bench.on=[local, ssh://board]"],
         ["validate", "digits/w2a2", "teacher.net=resnet-18", "student.agent.policy=pbq", "data.name=digitz"],
+        ["validate", "digits/data-free/cmi"],
+        ["validate", "digits/domains/adaptation"],
         ["show", "digits/w2a2"],
         ["ls", "nets"],
         ["ls", "losses"],

@@ -13,7 +13,7 @@ from qkd.config.bind_faults import Fault, describe, did_you_mean, models_in
 from qkd.config.binding import bind_section
 from qkd.foreign.user_code import place_fault
 from qkd.methods.phase_checks import phase_faults, set_keys
-from qkd.methods.table import own_method
+from qkd.methods.table import config_faults, own_method
 from qkd.nets import net_hint
 from qkd.nets.own.spelling import NetSpelling, parse_net
 from qkd.terms.term_checks import check_terms
@@ -42,7 +42,7 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
                 yield from _term_faults(data, (*where, key))
         if "phases" in fields and "terms" in fields:
             yield from _phase_faults(data, where, schema)
-    yield from _own_method_faults(data)
+    yield from _method_faults(data)
 
 
 def sections(data: Any, schema: type[Section] = RunConfig, where: Place = ()) -> Iterator[tuple[Place, type[Section]]]:
@@ -64,26 +64,32 @@ def sections(data: Any, schema: type[Section] = RunConfig, where: Place = ()) ->
             yield from sections(item, inner[0], (*where, key) if index is None else (*where, key, index))
 
 
-def _own_method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield what is wrong with a method of the user's, and what it finds wrong with a config that can be bound."""
-    where = ("student", "method")
-    if not isinstance(name := _get(data, where), str):
-        return
-    try:
-        kind = own_method(name)  # a file of the user's, which may import anything
-    except ValueError as error:
-        yield where, str(error).removeprefix("student.method: ")
-        return
+def _method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield what methods find wrong with a config that can be bound, and what is wrong with one of the user's."""
+    where, name, kind = ("student", "method"), _get(data, ("student", "method")), None
+    if isinstance(name, str):
+        try:
+            kind = own_method(name)  # a file of the user's, which may import anything
+        except ValueError as error:
+            yield where, str(error).removeprefix("student.method: ")
+            return
     try:
         config = bind_section(RunConfig, data)
     except ValidationError:
         return  # the schema says what is wrong
+    yield from (_placed(line, ("student",)) for line in config_faults(config))
+    if kind is None:
+        return
     try:
-        for line in kind(config).faults():
-            key, colon, what = line.partition(": ")
-            yield (tuple(key.split(".")), what) if colon and " " not in key else (where, line)
+        yield from (_placed(line, where) for line in kind(config).faults())
     except Exception as error:
         yield where, f"{name} fails to look at the config: {type(error).__name__}: {error}"
+
+
+def _placed(line: str, otherwise: Place) -> Fault:
+    """Return a fault at the key that its line begins with."""
+    key, colon, what = line.partition(": ")
+    return (tuple(key.split(".")), what) if colon and " " not in key else (otherwise, line)
 
 
 def _unknown(data: Mapping[str, Any], where: tuple[str | int, ...], kind: str, table_name: str) -> Iterator[Fault]:

@@ -114,7 +114,7 @@ class DataFreeConfig(Section):
         return self.model_dump(mode="json", exclude=set(STUDENTS_OWN))
 
     def tried(self, batch_size: int) -> DataFreeConfig:
-        """Return the same for a few steps.
+        """Return the same for a few steps; what the method does not read stays, so that it can be bound again.
 
         Args:
             batch_size: Images a batch of the student.
@@ -122,7 +122,10 @@ class DataFreeConfig(Section):
         pool = 8 if self.family == GROWING else 4  # the student competes from the second batch on
         few = {"images_per_epoch": 2 * batch_size, "steps_per_epoch": 2, "pool_images": pool, "pool_steps": 2}
         short = self.train.model_copy(update={"epochs": 1, "warmup_epochs": 0.0})
-        return self.model_copy(update={**few, "batch_size": min(self.batch_size, 4), "train": short})
+        changes = {**few, "batch_size": min(self.batch_size, 4), "train": short}
+        return self.model_copy(
+            update={key: value for key, value in changes.items() if self.family in _READ_BY.get(key, (self.family,))}
+        )
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> DataFreeConfig:

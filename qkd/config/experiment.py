@@ -440,5 +440,11 @@ def _federated_faults(config: RunConfig) -> list[str]:
         "federated.upload: `codes` needs weight_quantizer lsq: codes of dorefa do not give its shadow weights back": (
             federated.upload == "codes" and student.quant.weight_quantizer != "lsq"
         ),
+        "data.batch_size: must be 2 at least with strategy fedgen: its generator has batch norm, which takes no single "
+        "latent": federated.strategy == "fedgen" and config.data.batch_size < 2,
+        "data.batch_statistics: clients have too few validation images to fill its batches; leave it out": (
+            config.data.batch_statistics is not None
+        ),
+        "search: a federated run has no search; leave it out": config.search != SearchConfig(),
     }
     return [fault for fault, is_there in wrong.items() if is_there]

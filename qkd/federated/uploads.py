@@ -73,7 +73,7 @@ class CodesUpload(FloatUpload):
             codes = unpack(
                 tensors[f"{CODES}{name}"], code_bits(quant.low_code, quant.high_code), weight.numel()
             ) + quant.low_code  # fmt: skip
-            weights[f"{name}.weight"] = layer.weight_of_codes(codes.reshape(weight.shape))
+            weights[f"{name}.weight"] = layer.weight_of_codes(codes.reshape(weight.shape).to(weight.device)).cpu()
         return {name: rest[name] if name in rest else weights[name] for name in own}
 
 

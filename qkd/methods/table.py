@@ -36,6 +36,7 @@ class Entry:
         rows: ``module:function`` that gives its rows in the report; empty where it has none.
         record: ``module:Class``, the shape of what it adds to a ``result.json``.
         phases: ``module:function`` that says what a phase means to it (:class:`qkd.methods.phase_checks.PhaseRule`).
+        faults: ``module:function`` that says what of a config does not fit it; empty where the schema says all.
     """
 
     place: str
@@ -44,6 +45,7 @@ class Entry:
     rows: str = ""
     record: str = ""
     phases: str = ""
+    faults: str = ""
 
 
 METHODS = {  # in the order in which they have their say
@@ -52,6 +54,7 @@ METHODS = {  # in the order in which they have their say
         "student.data_free",
         "no real image: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, or plain noise",
         record="qkd.methods.data_free.making.rows:MadeRecord",
+        faults="qkd.methods.data_free.config_checks:config_faults",
     ),
     "ensemble": Entry(
         "qkd.methods.ensemble.method:Ensemble",
@@ -71,6 +74,7 @@ METHODS = {  # in the order in which they have their say
         "student.adaptation",
         "joint distillation and domain adaptation: source labels only (arXiv 2005.07839)",
         phases="qkd.methods.adaptation.phases:adaptation_phase",
+        faults="qkd.methods.adaptation.checks:config_faults",
     ),
     "co_study": Entry(
         "qkd.methods.co_study.method:CoStudy",
@@ -170,6 +174,13 @@ def result_shapes() -> list[type[BaseModel]]:
 def phase_rules() -> list[Callable[[PhaseConfig, Sequence[TermConfig], Collection[str]], PhaseRule]]:
     """Return what says what a phase means to each method; none of it imports PyTorch."""
     return [_resolve(entry.phases) for entry in METHODS.values() if entry.phases]
+
+
+def config_faults(config: RunConfig) -> Iterator[str]:
+    """Yield what of a config does not fit the methods that it asks for, but a user's own; imports no PyTorch."""
+    for entry in METHODS.values():
+        if entry.faults and _is_set(config, entry.asked_by):
+            yield from _resolve(entry.faults)(config)
 
 
 def _is_set(config: RunConfig, key: str) -> bool:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -130,18 +130,19 @@ class _Attempt:
         """Try all that comes before the export."""
         with self._tried("data") as outcome:
             context = self._context(outcome)
+            of_student = replace(context, splits=student_images(self.config, context.splits).to(context.device))
         self._train(teacher_role(context))
         for part in teacher_parts(context):
             self._train(part)
-        student = StudentRole(context)
+        student = StudentRole(of_student)
         for part in student.sub_trainings():
             self._train(part)
         self._train(student)
-        return context
+        return of_student
 
     def _context(self, outcome: list[str]) -> Context:
         config, device = self.config, choose_device(self.config.device)
-        splits = student_images(config, load_splits(config.data, seed=config.seed)).to(device)
+        splits = load_splits(config.data, seed=config.seed).to(device)
         outcome.append(f"{len(splits.train)} training images, {len(splits.classes)} classes")
         for note in splits.notes:
             self.progress.warn(f"data: {note}")

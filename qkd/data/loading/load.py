@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -86,7 +86,8 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         fingerprint.
 
     Raises:
-        DataError: If the set is unknown, missing, damaged or inconsistent, or the division leaves a class untrained.
+        DataError: If the set is unknown, missing, damaged or inconsistent, the division leaves a class untrained, or a
+            part is smaller than the batches that ``batch_statistics`` scores it in.
         ValueError: If torchvision has no weights for the net that ``preprocess`` names.
         OSError: If a file of the set cannot be read.
     """
@@ -108,11 +109,23 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     channels, height, width = everything.image_shape
     size = image_size_of(height, width)
     _check_form(config, channels, size)
+    _require_full_batch(config, {"validation": len(val), "test": len(test)})
     mean, std = channel_statistics(train) if config.mean is None or config.std is None else (config.mean, config.std)
     return Splits(
         train, val, test, classes, channels, size, mean, std, fingerprint, facts=facts, notes=notes, resize=resize,
         held_out=_held_out(parts, len(train), learned, len(val), config), target=target,
     )  # fmt: skip
+
+
+def _require_full_batch(config: DataConfig, counts: Mapping[str, int]) -> None:
+    """Raise before training what scores would raise after it."""
+    size = config.batch_statistics or 0
+    small = [f"{count} {name} images" for name, count in counts.items() if 0 < count < size]
+    if small:
+        raise DataError(
+            f"data.batch_statistics: scores need one full batch of {size} images at least, but there are "
+            f"{' and '.join(small)}; lower it, or leave it out for running statistics"
+        )
 
 
 def _resize_of(split: Split) -> str:

@@ -1,12 +1,10 @@
-"""What joint distillation and domain adaptation cannot be used with."""
+"""What joint distillation and domain adaptation cannot be used with, of a config; imports no PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from qkd.config import DEFAULT_TERMS, RunConfig
-from qkd.data import Splits
-from qkd.data.domains import Unlabeled
 
 
 def config_faults(config: RunConfig) -> Iterator[str]:
@@ -39,17 +37,3 @@ def config_faults(config: RunConfig) -> Iterator[str]:
         },
     }
     return (fault for fault, is_there in wrong.items() if is_there)
-
-
-def require_target(splits: Splits) -> Unlabeled:
-    """Return the images of the unseen domain.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    if splits.target is None or not len(splits.target):
-        raise ValueError(
-            "student.adaptation: the data set has no images of an unseen domain; set data.domains and "
-            "data.unseen_domain"
-        )
-    return splits.target

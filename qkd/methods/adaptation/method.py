@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 from qkd.config import AdaptationConfig, PhaseConfig, TermConfig
 from qkd.data import Splits
-from qkd.methods.adaptation.checks import config_faults, require_target
+from qkd.methods.adaptation.checks import config_faults
 from qkd.methods.adaptation.float_twin import AdaptedFloatRole
-from qkd.methods.adaptation.source import PairedSource
+from qkd.methods.adaptation.source import PairedSource, require_target
 from qkd.methods.adaptation.step import AdaptationStep
 from qkd.methods.method import Lesson, Method, TappedStep
 from qkd.training import Partner

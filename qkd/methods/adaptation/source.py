@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from qkd.data import Split, epoch_order, iterate, normalize
-from qkd.methods.adaptation.checks import require_target
+from qkd.data import Split, Splits, epoch_order, iterate, normalize
+from qkd.data.domains import Unlabeled
 from qkd.seeding import stream
 from qkd.training.job import Batch, Job
 from qkd.training.source import ImageSource
@@ -85,3 +85,17 @@ class PairedSource:
         places = torch.cat([torch.empty(0, dtype=torch.int64), *orders])
         offset = start // count * count
         return places[start - offset : end - offset]
+
+
+def require_target(splits: Splits) -> Unlabeled:
+    """Return the images of the unseen domain.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if splits.target is None or not len(splits.target):
+        raise ValueError(
+            "student.adaptation: the data set has no images of an unseen domain; set data.domains and "
+            "data.unseen_domain"
+        )
+    return splits.target

@@ -1,33 +1,11 @@
-"""What a data-free method cannot be used with: weights that it does not have, nets that lack what it reads."""
+"""What a data-free method cannot be used with: nets that lack what it reads, images of one class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
-
 from torch import nn
 
-from qkd.config import RunConfig
-from qkd.config.data_free import DataFreeConfig
 from qkd.methods.data_free.making.kinds import KINDS
 from qkd.methods.data_free.making.watching import last_layer_of, norms_of
-
-
-def config_faults(config: RunConfig) -> Iterator[str]:
-    """Yield what of a config does not fit its data-free method, one line each with the key it is about."""
-    settings = cast(DataFreeConfig, config.student.data_free)
-    known = KINDS[settings.method].weights
-    for name in settings.weights:
-        if name not in known:
-            names = ", ".join(known) or "it has no weights"
-            yield f"student.data_free.weights: unknown weight `{name}` of method `{settings.method}`; known: {names}"
-    if config.teacher.members > 1 and (
-        KINDS[settings.method].needs_statistics or KINDS[settings.method].needs_last_layer
-    ):
-        yield (
-            f"teacher.members: must be 1 with data_free method `{settings.method}`, got {config.teacher.members}: it "
-            f"reads the inside of one net"
-        )
 
 
 def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -> None:

@@ -11,7 +11,8 @@ import torch
 from qkd.config import RunConfig
 from qkd.config.data_free import GENERATOR, GROWING, NOISE, POOL, DataFreeConfig
 from qkd.data import Splits
-from qkd.methods.data_free.checks import config_faults, require_classes, require_teacher_fits
+from qkd.methods.data_free.checks import require_classes, require_teacher_fits
+from qkd.methods.data_free.config_checks import config_faults
 from qkd.methods.data_free.float_twin import FLOAT, DataFreeFloatRole, is_same_twin
 from qkd.methods.data_free.inverting.growing import GrowingPool, GrowingSource
 from qkd.methods.data_free.inverting.pooling import FOLDER as POOL_FOLDER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from federations import federation_of, tiny_federated
 from qkd.cli import main
 from qkd.config.binding import bind, config_text
 from qkd.failures import ConfigError
+from qkd.federated import Federation
 from qkd.federated.head import NoHeadError
 from qkd.federated.report import FederatedReport, summed
 from qkd.roles.nets import load_student
 from qkd.run.folder import RunFolder
+from qkd.testing import synthetic_splits, write_npz_set
 
 pytestmark = pytest.mark.usefixtures("unfused")
 
@@ -115,6 +118,8 @@ def test_the_table_shows_the_last_round() -> None:
                                                              "weight_quantizer": "dorefa"}}}, "needs weight_quantizer"),
         ("fedavg", {"student": {"init": "float"}}, "starts from `weights` or at random, got `float`"),
         ("fedavg", {"student": {"view": "clean", "phases": [{"epochs": 30}]}}, "does not read view, phases"),
+        ("fedgen", {"section": {"batch_size": 1}}, "data.batch_size: must be 2 at least with strategy fedgen"),
+        ("fedavg", {"section": {"batch_statistics": 4}}, "too few validation images to fill its batches"),
         ("fedavg", {"student": {"net": None}}, "config.student.net: missing; a federated run has no teacher"),
     ],
 )  # fmt: skip
@@ -128,6 +133,23 @@ def test_a_teacher_is_refused(data: Path) -> None:
     values["teacher"] = {"net": "lenet5", "train": {}}
     with pytest.raises(ConfigError, match="teacher: a federated run has none: leave it out"):
         bind(values)
+
+
+def test_a_search_is_refused(data: Path) -> None:
+    values = yaml.safe_load(config_text(tiny_federated(data)))
+    values["search"] = {"members": 3}
+    with pytest.raises(ConfigError, match="search: a federated run has no search; leave it out"):
+        bind(values)
+
+
+def test_images_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_federated(write_npz_set(tmp_path / "data", classes=1))
+    assert federate(config, tmp_path) == 2
+    assert "is of one class" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "tiny" / "federated").exists()
+    splits = synthetic_splits(classes=4)
+    with pytest.raises(ValueError, match="clients learn to tell classes apart, but the data has 1"):
+        Federation(config, replace(splits, classes=("all",)), torch.device("cpu"))
 
 
 def test_more_clients_than_images(data: Path) -> None:

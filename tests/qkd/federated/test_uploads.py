@@ -75,3 +75,12 @@ def test_codes_are_smaller() -> None:
     small = tensor_bytes(CodesUpload(student(4, seed=1)).encode(client))
     weights = sum(layer.weight.numel() for layer in quant_layers(client).values())
     assert whole - small == pytest.approx(4 * weights - weights / 2, rel=0.1)  # first and last layer have 8 bits
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nets_on_a_gpu_send_codes() -> None:
+    client = student().cuda()
+    state = CodesUpload(student(seed=1).cuda()).decode(CodesUpload(client).encode(client))
+    for name, layer in quant_layers(client).items():
+        assert torch.equal(state[f"{name}.weight"], layer.low_bit_weight().detach().cpu())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.agents import build_agent
+from qkd.cli import main
 from qkd.config import AdaptationConfig, AgentConfig, RunConfig
 from qkd.data import DataError, Splits, load_splits
 from qkd.files import read_safetensors
@@ -297,6 +298,18 @@ def test_what_it_cannot_be_used_with(data: Path, changes: dict[str, Any], match:
     config = tiny_config(data, {**CHANGES, **changes})
     with pytest.raises(ValueError, match=match):
         methods_of(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.domains=null", "data.unseen_domain=null"], "config.data.domains: missing; student.adaptation needs"),
+        (["teacher.members=2"], "config.teacher.members: must be 1 with student.adaptation, got 2"),
+    ],
+)
+def test_validate_says_so(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "digits/domains/adaptation", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("key", "value"), [("trains", "modules"), ("combine", "clipped")])

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from qkd.config import DataConfig
 from qkd.data import DATASETS, DataError, MemorySplit, Splits, load_splits
+from qkd.testing import write_npz_set
 
 
 def digits(seed: int = 0, **settings: object) -> Splits:
@@ -61,6 +62,16 @@ def test_validation_is_stratified_and_disjoint_from_training() -> None:
     assert len(digits(val_fraction=0.0).val) == 0
 
 
+def test_scores_by_batch_statistics_have_a_full_batch() -> None:
+    """Otherwise it would show with the first score, after the training."""
+    digits(val_fraction=0.1, batch_statistics=128)
+    digits(val_fraction=0.0, batch_statistics=359)
+    with pytest.raises(DataError, match="one full batch of 200 images at least, but there are 144 validation images;"):
+        digits(val_fraction=0.1, batch_statistics=200)
+    with pytest.raises(DataError, match="of 360 images at least, but there are 359 test images;"):
+        digits(val_fraction=0.0, batch_statistics=360)
+
+
 def test_train_limit_is_stratified_and_touches_training_only() -> None:
     splits, whole = digits(train_limit=100), digits()
     assert torch.bincount(splits.train.labels).tolist() == pytest.approx([10] * 10, abs=1)
@@ -100,6 +111,13 @@ def test_moving_keeps_the_parts() -> None:
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_splits(DataConfig(**settings), seed=0)  # type: ignore[arg-type]
+
+
+def test_only_digits_and_folders_are_resized(tmp_path: Path) -> None:
+    config = DataConfig(name="npz", path=write_npz_set(tmp_path), image_size=32)
+    with pytest.raises(DataError, match="images of 'npz' are 8x8, not 32"):
+        load_splits(config, seed=0)
+    assert digits(image_size=32).image_size == 32
 
 
 def test_one_class_cannot_be_learned(tmp_path: Path) -> None:

@@ -97,3 +97,8 @@ def test_every_method_says_which_others_do_without() -> None:
                 require_teacher_fits(method, "inner", net, 2)
         with pytest.raises(ValueError, match="two classes at least, got 1: add images"):
             require_teacher_fits(method, "inner", net, 1)
+
+
+def test_validate_knows_the_weights_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "digits/data-free/rdskd", "student.data_free.weights={noise_weight: 1}"]) == 2
+    assert "student.data_free.weights: unknown weight `noise_weight` of method `rdskd`" in capsys.readouterr().err

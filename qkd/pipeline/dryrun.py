@@ -129,8 +129,7 @@ class _Attempt:
     def train(self) -> Context:
         """Try all that comes before the export."""
         with self._tried("data") as outcome:
-            context = self._context(outcome)
-            of_student = replace(context, splits=student_images(self.config, context.splits).to(context.device))
+            context, of_student = self._contexts(outcome)
         self._train(teacher_role(context))
         for part in teacher_parts(context):
             self._train(part)
@@ -140,20 +139,24 @@ class _Attempt:
         self._train(student)
         return of_student
 
-    def _context(self, outcome: list[str]) -> Context:
+    def _contexts(self, outcome: list[str]) -> tuple[Context, Context]:
+        """Return the teacher's and the student's, which may be without images that the teacher has."""
         config, device = self.config, choose_device(self.config.device)
-        splits = load_splits(config.data, seed=config.seed).to(device)
+        whole = load_splits(config.data, seed=config.seed).to(device)
+        splits = student_images(config, whole).to(device)
         outcome.append(f"{len(splits.train)} training images, {len(splits.classes)} classes")
         for note in splits.notes:
             self.progress.warn(f"data: {note}")
         if splits.quiz is not None:
             outcome.append(f"{len(splits.quiz)} more for the quiz")
         if config.searched_roles:
-            found = search_splits(splits, config.search, seed=config.seed)
+            searched = splits if "student" in config.searched_roles else whole
+            found = search_splits(searched, config.search, seed=config.seed)
             outcome.append(f"for the search {len(found.train)}, scored by {len(found.val)}")
         size = min(config.data.batch_size, len(splits.train), *([FEW_IMAGES] if self.is_brief else []))
         tried = kept_nets(tried_config(config, size), self.folder)  # with copies of own nets, as a run has them
-        return Context(RunFolder(tried, self.folder), splits, device, self.progress)
+        own = Context(RunFolder(tried, self.folder), splits, device, self.progress)
+        return replace(own, splits=whole), own
 
     def _train(self, role: Role) -> None:
         """Put a training together, take its batches phase by phase, and write its weights."""

@@ -63,6 +63,13 @@ def test_each_key_stands_above_the_recipe() -> None:
     assert [term.loss for term in student.terms] == ["cross_entropy"]
 
 
+def test_statistics_that_are_kept_are_not_estimated_again() -> None:
+    assert bound({"recipe": "default", "bn": "frozen_teacher"}).student.low_bit == LowBitConfig(
+        decay_by_bits=True, transition_rate=0.005
+    )
+    assert bound({"recipe": "default", "bn": "train"}).student.low_bit.reestimate_batches == 50
+
+
 def test_a_config_with_every_key_switched_off_stays_so_when_it_is_read_again(tmp_path: Path) -> None:
     off = {"transition_rate": None, "decay_by_bits": False, "reestimate_batches": 0}
     config = bound({"recipe": "default", "low_bit": off})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,12 @@ def decided(asked: Asked, batch_size: int, images: int, state: Mapping[str, Any]
     plain = unraced(asked)
     if "auto" not in (asked.precision, asked.memory_format):
         return Choice(plain.precision, plain.memory_format, "asked for")
-    began = _stored(state) if state is not None else _read(asked.folder / FILE)
-    if began is None and (why := _no_race(asked, batch_size, images)):
-        began = Choice(plain.precision, plain.memory_format, why)
-    if began is None:
-        began = _of(current().first(lambda: _raced(asked, batch_size).to_json()))
+    if state is not None:
+        began = _stored(state)
+    elif why := _no_race(asked, batch_size, images):
+        began = replace(plain, reason=why)
+    else:  # the first process reads, too: another one's folder may be on another machine
+        began = _of(current().first(lambda: (_read(asked.folder / FILE) or _raced(asked, batch_size)).to_json()))
     found = _with_wishes(asked, began)
     if not (asked.folder / FILE).is_file() and found.step_ms:
         write_json(asked.folder / FILE, found.to_json())
@@ -143,9 +144,19 @@ def _raced(asked: Asked, batch_size: int) -> Choice:
     candidates = _candidates(asked)
     shape = (batch_size // current().size, *asked.image_shape)
     times = race(asked.model, shape, candidates, asked.device)
+    if not times:
+        return replace(unraced(asked), reason="no race: the net does not run on random images")
     best = winner(times)
-    shown = {f"{precision} {memory_format}": round(ms, 2) for (precision, memory_format), ms in times.items()}
-    return Choice(*best, f"fastest of {len(times)} in a race" if len(times) > 1 else "no other to race with", shown)
+    shown = {_name(*one): round(ms, 2) for one, ms in times.items()}
+    if len(candidates) == 1:
+        return Choice(*best, "no other to race with", shown)
+    missing = ", ".join(_name(*one) for one in candidates if one not in times)
+    reason = f"fastest of {len(times)} in a race"
+    return Choice(*best, f"{reason}; the net does not run in {missing}" if missing else reason, shown)
+
+
+def _name(precision: str, memory_format: str) -> str:
+    return f"{precision} {memory_format}"
 
 
 def winner(times: Mapping[tuple[str, str], float]) -> tuple[str, str]:

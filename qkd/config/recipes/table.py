@@ -28,6 +28,7 @@ class Setting:
 
 
 OWN_LOSS = ("rotations", "peers", "auxiliary", "data_free", "adaptation", "method", "phases")
+KEPT_NORM = "bn=frozen_teacher"
 RECIPES: Mapping[str, tuple[Setting, ...]] = {
     "none": (),
     "default": (
@@ -39,13 +40,19 @@ RECIPES: Mapping[str, tuple[Setting, ...]] = {
             OWN_LOSS,
         ),
         Setting("low_bit.decay_by_bits", True, (2, 3), "weight decay a quarter at 2 bits, half at 3: LSQ (Esser 2020)"),
-        Setting("low_bit.transition_rate", 0.005, (2, 3), "transition-rate schedule: TRS (Lee et al. 2024)"),
+        Setting(
+            "low_bit.transition_rate",
+            0.005,
+            (2, 3),
+            "transition-rate schedule: TRS (Lee et al. 2024)",
+            (KEPT_NORM,),  # which is trained at the schedule's rate
+        ),
         Setting(
             "low_bit.reestimate_batches",
             50,
             (2, 3, 4, 5, 6, 7, 8),
             "batch norm's statistics estimated again before it is frozen: Nagel et al. 2022",
-            ("data_free", "bn=frozen_teacher"),
+            ("data_free", KEPT_NORM),
         ),
     ),
 }

@@ -64,9 +64,8 @@ def test_each_key_stands_above_the_recipe() -> None:
 
 
 def test_statistics_that_are_kept_are_not_estimated_again() -> None:
-    assert bound({"recipe": "default", "bn": "frozen_teacher"}).student.low_bit == LowBitConfig(
-        decay_by_bits=True, transition_rate=0.005
-    )
+    frozen = bound({"recipe": "default", "bn": "frozen_teacher"}).student.low_bit
+    assert frozen == LowBitConfig(decay_by_bits=True), "nor has a rate a say that the whole training does not follow"
     assert bound({"recipe": "default", "bn": "train"}).student.low_bit.reestimate_batches == 50
 
 
@@ -112,6 +111,7 @@ FAULTS = {
         {"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"
     ),
     "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "goes with `bn: train`"),
+    "a rate without a say": ({"bn": "frozen_teacher", "low_bit": {"transition_rate": 0.01}}, "at the schedule's rate"),
     "one oscillation": ({"low_bit": {"oscillation_thresholds": [0.04, 0.001]}}, "a single change of direction"),
     "widths and peers": (
         {"widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 1}], "peers": {"nets": [{}]}}, "go without `peers`"

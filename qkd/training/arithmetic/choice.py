@@ -113,9 +113,9 @@ def decided(asked: Asked, batch_size: int, images: int, state: Mapping[str, Any]
     elif why := _no_race(asked, batch_size, images):
         began = replace(plain, reason=why)
     else:  # the first process reads, too: another one's folder may be on another machine
-        began = _of(current().first(lambda: (_read(asked.folder / FILE) or _raced(asked, batch_size)).to_json()))
+        began = _of(current().first(lambda: (_kept(asked) or _raced(asked, batch_size)).to_json()))
     found = _with_wishes(asked, began)
-    if not (asked.folder / FILE).is_file() and found.step_ms:
+    if found.step_ms and _read(asked.folder / FILE) != found:
         write_json(asked.folder / FILE, found.to_json())
     return found
 
@@ -189,6 +189,13 @@ def _stored(state: Mapping[str, Any]) -> Choice:
         memory_format if memory_format in FORMATS else "contiguous",
         "as before",
     )
+
+
+def _kept(asked: Asked) -> Choice | None:
+    """Return the choice of the folder, unless it is of a training that another was to choose for."""
+    found = _read(asked.folder / FILE)
+    is_candidate = found is not None and (found.precision, found.memory_format) in _candidates(asked)
+    return found if is_candidate else None
 
 
 def _read(file: Path) -> Choice | None:

@@ -157,6 +157,16 @@ def test_a_net_is_trained_in_what_it_runs_in(
     assert "does not run" in found.reason and not (tmp_path / "none" / FILE).exists()
 
 
+def test_what_another_training_left_is_followed_only_where_it_could_win(
+    tmp_path: Path, splits: Splits, races: list[Any]
+) -> None:
+    job = make_job(tmp_path, splits)
+    assert choose(job).precision == "bf16"
+    with_peer = replace(job, partners=(Partner("peer", torch.nn.Linear(2, 2)),))
+    assert choose(with_peer).precision == "float32" and len(races) == 2
+    assert json.loads((tmp_path / FILE).read_text())["precision"] == "float32"
+
+
 def test_all_processes_do_what_the_first_one_says(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
     class Second(Engine):
         size, rank = 2, 1

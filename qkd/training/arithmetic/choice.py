@@ -14,7 +14,7 @@ from qkd.engines.engine import current
 from qkd.files import DamagedFileError, read_json, write_json
 from qkd.moved import in_new_spelling
 from qkd.training.arithmetic.native import has_native_bf16
-from qkd.training.arithmetic.race import race
+from qkd.training.arithmetic.race import race, takes_channels_last
 
 FILE = "arithmetic.json"  # in the folder of a training
 PRECISIONS, FORMATS = ("float32", "bf16", "fp16"), ("contiguous", "channels_last")
@@ -73,6 +73,7 @@ class Asked:
         folder: Of the training, where a choice is kept.
         may_reduce: Whether ``auto`` may become bfloat16.
         takes_images: Whether a race can call the model, with images alone.
+        others: Nets that may get the same images, as a teacher does.
     """
 
     precision: str
@@ -84,6 +85,7 @@ class Asked:
     folder: Path
     may_reduce: bool
     takes_images: bool = True
+    others: tuple[nn.Module, ...] = ()
 
 
 def unraced(asked: Asked) -> Choice:
@@ -175,6 +177,10 @@ def _candidates(asked: Asked) -> list[tuple[str, str]]:
     if asked.precision == "auto" and asked.may_reduce and has_native_bf16(asked.device):
         precisions.append("bf16")
     formats = FORMATS if asked.memory_format == "auto" else (asked.memory_format,)
+    if asked.memory_format == "auto" and not all(
+        takes_channels_last(net, asked.image_shape, asked.device) for net in asked.others
+    ):
+        formats = FORMATS[:1]
     return [(precision, memory_format) for precision in precisions for memory_format in formats]
 
 

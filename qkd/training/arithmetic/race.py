@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qkd.engines.engine import alone
 from qkd.training.arithmetic.precision import choose_precision
+from quantizers.modes import evaluating
 
 WARMUP, ROUNDS = 1, 3  # steps a candidate; the least time counts: whatever disturbs a step makes it longer
 
@@ -51,6 +52,28 @@ def race(
                 elif turn >= WARMUP:
                     times[one].append(took)
     return {one: min(times[one]) * 1e3 for one, step in steps.items() if step is not None}
+
+
+def takes_channels_last(net: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> bool:
+    """Tell whether a net that gets a training's images, too, takes them in channels_last; nothing of it changes.
+
+    Args:
+        net: A teacher, say. One that is not called with images takes them in no format: that is no objection.
+        image_shape: Channels, height and width.
+        device: Where it is.
+    """
+    images = torch.zeros((2, *image_shape), device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(net), torch.no_grad():
+        return _runs(net, images.contiguous(memory_format=torch.channels_last)) or not _runs(net, images)
+
+
+def _runs(net: nn.Module, images: Tensor) -> bool:
+    try:
+        net(images)
+    except Exception as error:  # a person's net: whatever it raises
+        _log.info("a net does not run on images of strides %s: %s", images.stride(), error)
+        return False
+    return True
 
 
 def _made(model: nn.Module, images: Tensor, precision: str, memory_format: str) -> Callable[[], None] | None:

@@ -157,6 +157,29 @@ def test_a_net_is_trained_in_what_it_runs_in(
     assert "does not run" in found.reason and not (tmp_path / "none" / FILE).exists()
 
 
+class Viewing(torch.nn.Module):
+    """A teacher as many people write it: it takes a view of what a convolution gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(images)).view(len(images), -1)  # type: ignore[no-any-return]
+
+
+def test_channels_last_is_for_nets_whose_teacher_takes_it(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
+    teacher, adapter = Viewing().train(), torch.nn.Linear(2, 2)  # which is never called with images
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    for name, others in (("fits", {"adapter": adapter}), ("views", {"adapter": adapter, "teacher": teacher})):
+        asked = asked_of(replace(make_job(tmp_path / name, splits), others=others))
+        decided(replace(asked, image_shape=(3, 8, 8)), 16, 72, None)
+    assert [{memory_format for _, memory_format in held} for held in races] == [
+        {"contiguous", "channels_last"}, {"contiguous"}
+    ]  # fmt: skip
+    assert teacher.training and all(torch.equal(before[name], now) for name, now in teacher.state_dict().items())
+
+
 def test_what_another_training_left_is_followed_only_where_it_could_win(
     tmp_path: Path, splits: Splits, races: list[Any]
 ) -> None:

@@ -107,7 +107,7 @@ def distill(
         return _Distillation(student, teacher, batches, validation, settings, chosen, seed).run()
 
 
-# Keys of a run's training that are not read here -> the values that ask for nothing
+# Keys of a run's training that are not read here -> the values that a training here has
 UNREAD: Mapping[str, tuple[Any, ...]] = {
     "precision": ("auto", "float32"), "memory_format": ("auto", "contiguous"), "ema_decay": (0.0,), "keep": ("last",),
 }  # fmt: skip

@@ -188,7 +188,8 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def _accuracy(line: Mapping[str, Any]) -> str:
-    shown = f"{100 * line['mean']:.2f} ± {100 * line['stdev']:.2f} %" if line["seeds"] else "none"
+    scatter = f" ± {100 * line['stdev']:.2f}" if line["seeds"] > 1 else ""
+    shown = f"{100 * line['mean']:.2f}{scatter} %" if line["seeds"] else "none"
     failures = line.get("failures", [])
     broken = [why for why in failures if why != NOT_RUN]
     failed = f" ({len(broken)} failed: {broken[0][:120]})" if broken else ""

@@ -128,6 +128,15 @@ def json_in_first_spelling(text: str) -> str:
     return text
 
 
+def arithmetic_in_first_spelling(train: Any) -> dict[str, Any]:
+    """Return precision and memory format of a training's section as the first version had them, for hashes.
+
+    Members of a search train in float32 and contiguous where nobody has asked, as ever: ``auto`` is no other setting.
+    """
+    precision = "off" if train.precision in ("auto", "float32") else train.precision
+    return {"autocast": precision, "channels_last": train.memory_format == "channels_last"}
+
+
 def _new_key(key: Any, where: str) -> Any:
     before, dot, last = str(key).rpartition(".")
     if f"{where}.{key}" in OLD_PLACES:

@@ -34,7 +34,7 @@ class QuantSpec:
             always on learned step sizes.
         per_channel: One weight step size an output channel (not for ``dorefa``), or one a tensor.
         symmetric: Whether no grid is shifted: images and the values of real functions are on signed grids, which cover
-            as much below zero as above, so that no quantizer has a zero point. FINN and hls4ml want that.
+            as much below zero as above, so that no quantizer has a zero point. FINN wants that.
         overrides: Layer name pattern (``fnmatch``: ``layer1.*``) -> ``{"weight_bits": 4, "act_bits": 4}``; for each
             key the last pattern that matches wins, over first and last layer, too.
 

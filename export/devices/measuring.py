@@ -22,7 +22,7 @@ from export.devices.providers import AUTO, RUNTIMES, Entry, as_job, entries_of, 
 from export.devices.report import LatencyReport, measured
 from export.devices.shipping import FILE as LIBRARY
 from export.devices.shipping import library_for, library_here
-from export.devices.suiting import suited
+from export.devices.suiting import suited, without_student
 from export.lowbit import PROVIDER as LOW_BIT
 from export.lowbit import LowBitUnavailableError
 from export.runtime import CPU, runtime
@@ -115,6 +115,9 @@ def measure_on(
         runtime()
     own, link = settings.on(device), link_to(device)
     entries = suited(entries_of(list(paths), provider_names(own.providers)), paths)
+    if say is not None:
+        for sentence in without_student(entries, paths):
+            say(sentence)
     probe = link.probe()
     probe.check()
     fitted = {name: fit_storage(Path(path), probe.loads) for name, path in paths.items()}

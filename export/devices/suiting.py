@@ -34,6 +34,23 @@ def suited(entries: Sequence[Entry], paths: Mapping[str, str | PathLike[str]]) -
     return kept
 
 
+def without_student(entries: Sequence[Entry], paths: Mapping[str, str | PathLike[str]]) -> list[str]:
+    """Return a sentence for each runtime that is left with float files, although there are students.
+
+    Args:
+        entries: What :func:`suited` returned.
+        paths: Name -> ONNX file.
+    """
+    if not any(target_name(path) for path in paths.values()):
+        return []
+    measured = {entry.provider for entry in entries if target_name(paths[entry.model])}
+    return [
+        f"no student here is for {runtime}, so only float files are measured there; export one with "
+        f"export.target={runtime}"
+        for runtime in sorted({entry.provider for entry in entries} & RUNTIMES.keys() - measured)
+    ]
+
+
 def target_name(path: str | PathLike[str]) -> str | None:
     """Return the target that a student's file was written for, ``onnxruntime`` where it says none; None for others."""
     try:

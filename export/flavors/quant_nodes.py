@@ -1,4 +1,4 @@
-"""The flavor for QONNX readers (FINN, hls4ml): float tensors, and a Quant node of any width at every grid."""
+"""The flavor for QONNX readers such as FINN: float tensors, and a Quant node of any width at every grid."""
 
 from __future__ import annotations
 

@@ -128,8 +128,8 @@ def export_onnx(
         example_inputs: One batch ``[batch, channels, height, width]`` (its values do not matter), or one a model input.
         path: Where the file goes; its folder must exist. An existing file is replaced.
         flavor: ``ort``: QDQ form for ONNX Runtime, which finds an integer kernel for every layer. ``qcdq``: plain
-            QuantizeLinear, Clip, DequantizeLinear for other runtimes. ``qonnx``: Quant nodes for FINN and hls4ml, the
-            batch fixed at 1; ONNX Runtime cannot load it.
+            QuantizeLinear, Clip, DequantizeLinear for other runtimes. ``qonnx``: Quant nodes for FINN, the batch
+            fixed at 1; ONNX Runtime cannot load it.
         pack: ``ort`` only: ``packed`` stores weights of up to 4 bits as INT4 and of 2 bits as INT2, ``int8`` in bytes,
             ``auto`` packs as far as the installed onnxruntime loads it. ``qcdq`` stores int8, ``qonnx`` float32.
         linear: ``ort`` only: ``gemm`` writes linear layers as Gemm, ``matmul_nbits`` those of up to 4 bits as

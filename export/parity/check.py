@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from export.codes import codes_in_order, device_of, recorded_outputs
-from export.parity.expected import Expected, expected_of, view_of
+from export.parity.expected import Expected, Outputs, expected_of, view_of
 from export.parity.graphs import GraphParity, compare_graphs
 from export.parity.layers import LayerTally
 from export.parity.report import ParityReport
-from export.parity.tally import Array, Outputs, Tally
+from export.parity.tally import Array, Tally
 from export.parity.ways import Ways
 from export.storage.preprocessing import Preprocessing
 from quantizers.modes import evaluating

@@ -5,7 +5,8 @@ Nothing here is read from the file: a file that names a wider step, or fewer qua
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -26,6 +27,8 @@ UNIT_ROUNDOFF = 2.0**-24
 FUNCTION_ROUNDING = 2.0**-16
 # Optimizations on: a kernel may round a tie the other way, so that the last layer sees another code.
 CODES_ON = 1
+
+Outputs = list[npt.NDArray[np.float32]] | str  # or why there are none
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,31 @@ class Expected:
         moved = CODES_ON * self.move * (self.output_step or 0.0) if optimized else 0.0
         return half + moved + self._rounding(logits)
 
+    @property
+    def of_other_outputs(self) -> Expected:
+        """The tolerance of the outputs behind the first one, of which no step is known."""
+        return replace(self, output_step=None, rounding=None)
+
     def _rounding(self, logits: npt.NDArray[np.float32]) -> float:
         largest = float(np.abs(logits).max(initial=0, where=np.isfinite(logits)))
         if self.rounding is None:
             return FUNCTION_ROUNDING * largest
         return self.rounding + ROUNDINGS * UNIT_ROUNDOFF * largest
+
+
+def incomparable(ours: Sequence[npt.NDArray[np.float32]], theirs: Outputs) -> str:
+    """Return why a student's outputs cannot be compared with others; empty where they can."""
+    if isinstance(theirs, str):
+        return theirs
+    if len(ours) != len(theirs):
+        return f"the student gives {len(ours)} outputs, the file {len(theirs)}"
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
+        if one.shape != other.shape:
+            name = "logits are" if number == 1 else f"output {number} is"
+            return f"{name} {list(one.shape)} in the student, {list(other.shape)} in the file"
+        if not one.size:
+            return f"output {number} is empty: {list(one.shape)}"
+    return ""
 
 
 def view_of(student: nn.Module) -> IntegerView:

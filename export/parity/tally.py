@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from export.parity.expected import Expected
+from export.parity.expected import Expected, Outputs, incomparable
 from export.parity.graphs import GraphParity
 from export.parity.layers import LayerTally, distance
 from export.parity.report import Comparison, ParityReport
@@ -17,7 +17,6 @@ from export.parity.ways import Ways
 from export.parity.with_provider import ProviderTally
 
 Array = npt.NDArray[np.float32]
-Outputs = list[Array] | str  # or why there are none
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Side:
 
     def add(self, ours: list[Array], theirs: Outputs, labels: npt.NDArray[np.int64] | None) -> None:
         """Add a batch: the student's outputs and the file's; the first ones are the logits."""
-        self.fault = self.fault or _incomparable(ours, theirs)
+        self.fault = self.fault or incomparable(ours, theirs)
         if self.fault:
             return
         beyond = np.zeros(len(ours[0]), bool)
@@ -54,7 +53,7 @@ class Side:
     def _add_output(self, ours: Array, theirs: Array, *, is_first: bool) -> npt.NDArray[np.bool_]:
         """Return the images of which a value is too far away, or not finite."""
         difference = distance(ours, theirs)
-        expected = self.expected if is_first else _real_valued(self.expected)
+        expected = self.expected if is_first else self.expected.of_other_outputs
         allowed = expected.allowed(ours, optimized=self.optimized)
         if is_first:
             self.allowed = max(self.allowed, allowed)
@@ -90,25 +89,6 @@ class Side:
             beyond=self.beyond,
             allowed=self.allowed,
         )
-
-
-def _incomparable(ours: list[Array], theirs: Outputs) -> str:
-    if isinstance(theirs, str):
-        return theirs
-    if len(ours) != len(theirs):
-        return f"the student gives {len(ours)} outputs, the file {len(theirs)}"
-    for number, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
-        if one.shape != other.shape:
-            name = "logits are" if number == 1 else f"output {number} is"
-            return f"{name} {list(one.shape)} in the student, {list(other.shape)} in the file"
-        if not one.size:
-            return f"output {number} is empty: {list(one.shape)}"
-    return ""
-
-
-def _real_valued(expected: Expected) -> Expected:
-    """Return the tolerance of an output of which no step is known."""
-    return replace(expected, output_step=None, rounding=None)
 
 
 def _classes(logits: Array) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +20,7 @@ from export.targets.table import Target, find_target
 from quantizers.integer import Function, Grid, IntegerView, Node, Quantize, Shape
 
 DEFAULT_FLAVOR = "ort"
+MOST_AXES = 5  # of a padding that every runtime takes; a transposed convolution with strides in two axes pads six
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,22 @@ def check_suits(view: IntegerView, target: Target | None) -> None:
     for node in view.nodes:
         if isinstance(node, Quantize) and any(limit.key == "symmetric" for limit in target.limits):
             _check_symmetric(node.name, node.grid, target)
-        if (found := _kind(node, view)) in target.lacks:
+        if found := _kinds(node, view) & target.lacks:
             raise ExportError(
-                f"{node.name}: target {target.name!r} does not compute {found} exactly; use another layer in the net, "
-                "or another target (`qkd ls targets`)"
+                f"{node.name}: target {target.name!r} does not compute {min(found)} exactly; use another layer in the "
+                "net, or another target (`qkd ls targets`)"
             )
 
 
-def _kind(node: Node, view: IntegerView) -> str:
-    """Return what a target may lack: a real function, or padding with a code other than 0."""
+def _kinds(node: Node, view: IntegerView) -> set[str]:
+    """Return what a target may lack: a real function, padding with a code other than 0, or padding of many axes."""
     if isinstance(node, Function):
-        return f"{node.op}_tanh" if node.attributes.get("approximate") == "tanh" else node.op
-    grid = view.grids.get(node.output)
-    return "signed_pad" if isinstance(node, Shape) and node.op == "pad" and grid is not None and grid.low else ""
+        return {f"{node.op}_tanh" if node.attributes.get("approximate") == "tanh" else node.op}
+    if not isinstance(node, Shape) or node.op != "pad":
+        return set()
+    grid, axes = view.grids.get(node.output), len(cast(Sequence[int], node.attributes["before"]))
+    kinds = {"signed_pad": grid is not None and bool(grid.low), f"pad_of_{axes}_axes": axes > MOST_AXES}
+    return {kind for kind, is_there in kinds.items() if is_there}
 
 
 def _check_symmetric(name: str, grid: Grid, target: Target) -> None:

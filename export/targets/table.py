@@ -47,7 +47,8 @@ class Target:
         rewrites: Names of the changes to the written graph (``export.targets.rewrites``), in order.
         limits: What it wants of the student's settings.
         lacks: What it computes otherwise, so that a student with it is refused: real functions by name
-            (``quantizers.functions``), ``gelu_tanh``, and ``signed_pad``: zero padding of a grid below zero.
+            (``quantizers.functions``), ``gelu_tanh``, ``signed_pad``: zero padding of a grid below zero, and
+            ``pad_of_6_axes``, which a transposed convolution with strides becomes.
         is_exact: Whether every code is the student's; else ``bound`` says how far it may be off.
         bound: How equal it computes the student.
         refusal: Why no file is written for it, and what to use instead; empty where one is.
@@ -109,7 +110,8 @@ TARGETS: dict[str, Target] = {
         Target("iree", "IREE's compiler and runtime", "iree-base-compiler 3.13", flavor="qcdq", opset=17,
                rewrites=("no_full_clips",)),
         Target("opencv", "OpenCV's dnn module (the engine of version 5)", "opencv-python-headless 5.0",
-               rewrites=("float_linear_biases",), lacks=frozenset({"sigmoid", "gelu_tanh", "signed_pad"})),
+               rewrites=("float_linear_biases",),
+               lacks=frozenset({"sigmoid", "gelu_tanh", "signed_pad", "pad_of_6_axes"})),
         Target("finn", "FINN's compiler for FPGAs", "qonnx 1.0; FINN itself is not run", flavor="qonnx", pack="auto",
                limits=(SYMMETRIC,), bound="every code equal in qonnx's executor"),
         Target("hls4ml", "hls4ml's compiler for FPGAs", "hls4ml 1.3", flavor="qonnx", is_exact=False,

@@ -109,18 +109,20 @@ class StudentConfig(Section):
     weights: UserPath | None = Field(None, description=f"{WEIGHTS} of the student's net to start from, with init auto")
     head: Head = Field("keep", description=HEAD)
     float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
-    recipe: Literal["none", "default"] = Field(
+    recipe: Annotated[Literal["none", "default"], NEWER] = Field(
         "none",
         description="default: keys that are not given are set to what serves the bits best; they are listed by `qkd "
         "show --explain student.recipe`",
     )
     quant: QuantConfig = Field(description="bits and quantizers")
-    low_bit: LowBitConfig = Field(default_factory=LowBitConfig, description="what only a low-bit training has")
-    widths: tuple[WidthConfig, ...] = Field(
+    low_bit: Annotated[LowBitConfig, NEWER] = Field(
+        default_factory=LowBitConfig, description="what only a low-bit training has"
+    )
+    widths: Annotated[tuple[WidthConfig, ...], NEWER] = Field(
         (),
         description="widths that the student is trained in before its own, each from the weights of the one before",
     )
-    self_distillation: SelfDistillationConfig | None = Field(
+    self_distillation: Annotated[SelfDistillationConfig | None, NEWER] = Field(
         None, description="the student learns from itself with more precise activations, too (SPEQ)"
     )
     train: StudentTrainConfig = Field(default_factory=StudentTrainConfig, description="the low-bit training")
@@ -144,7 +146,7 @@ class StudentConfig(Section):
     data_free: DataFreeConfig | None = Field(
         None, description="no real image: the student learns from images that are made out of the teacher"
     )
-    adaptation: AdaptationConfig | None = Field(
+    adaptation: Annotated[AdaptationConfig | None, NEWER] = Field(
         None, description="the teacher adapts to data.unseen_domain without its labels, and the student follows"
     )
     auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")

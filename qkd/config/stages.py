@@ -151,11 +151,11 @@ class ExportConfig(OldFields, Section):
     target: Annotated[str | None, AfterValidator(_known_target)] = Field(
         None,
         description="the runtime that runs the student (`qkd ls targets`), such as openvino or onnxruntime>=1.17: "
-        "decides flavor, pack, linear and opset; absent: the newest ONNX Runtime",
+        "decides flavor, pack, linear and opset; absent: ONNX Runtime as installed here",
     )
     flavor: Literal["ort", "qcdq", "qonnx"] = Field(
         "ort",
-        description="ort: student.onnx alone; qcdq (other runtimes), qonnx (FINN, hls4ml): a second file beside it",
+        description="ort: student.onnx alone; qcdq, qonnx (FINN): a second file beside it; other runtimes: see target",
     )
     pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights in student.onnx")
     linear: Literal["auto", "gemm", "matmul_nbits"] = Field(

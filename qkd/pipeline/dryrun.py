@@ -19,6 +19,7 @@ from export import export_float
 from export.lowering.model import INPUT, OUTPUT
 from export.parity.quant_session import QuantSession
 from export.runtime import open_session
+from export.targets.form import check_suits
 from qkd.config import RunConfig, Section
 from qkd.data import load_splits, normalize
 from qkd.predicting.feeding import preprocessing_of
@@ -34,7 +35,7 @@ from qkd.training import Batch, Job, Phase, cpu_threads
 from qkd.training.assembly import Context, Role, Training, assemble
 from qkd.training.precision import choose_device
 from qkd.training.source import source_of
-from quantizers import Student
+from quantizers import Student, integer_view
 
 BATCHES = 2
 FEW_IMAGES = 8
@@ -87,9 +88,9 @@ def dry_run(config: RunConfig, progress: Progress) -> DryRunReport:
 def check_distillation(config: RunConfig, progress: Progress) -> None:
     """Take two steps of every phase of the student's training on a few images, as a run does before its first stage.
 
-    What needs nets and data to be seen (a tap that is no module, shapes that do not fit, too large a quiz) would
-    otherwise show when the teacher is trained and both agents are found. Of :func:`dry_run` this is the part that takes
-    seconds.
+    What needs nets and data to be seen (a tap that is no module, shapes that do not fit, too large a quiz, a layer that
+    the export's target lacks) would otherwise show when the teacher is trained and both agents are found. Of
+    :func:`dry_run` this is the part that takes seconds.
 
     Args:
         config: The experiment.
@@ -98,11 +99,14 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
     Raises:
         ValueError: If data, nets, agents or loss terms cannot be used.
         quantizers.RewriteError: If the student's net cannot be rewritten.
+        export.ExportError: If ``export.target`` does not compute something of the student.
         RuntimeError: If a loss or a gradient is not finite.
     """
     progress.say("before the first stage: every phase of the student's training takes two steps on a few images")
     with cpu_threads(config.threads), tempfile.TemporaryDirectory(prefix="qkd-check-") as folder:
-        _Attempt(config, Silent(), Path(folder), is_brief=True).train()
+        context = _Attempt(config, Silent(), Path(folder), is_brief=True).train()
+        if (target := config.export.chosen_target) is not None:
+            check_suits(integer_view(load_student(context.run)), target)
 
 
 class _Attempt:

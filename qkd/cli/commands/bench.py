@@ -64,7 +64,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
             "NAME",
             "auto, cpu, lowbit or onnxruntime's name; several: commas, or again (auto)",
         ),
-        ("--runtime", "append", str, "NAME", "onnxruntime, openvino, or both with a comma; files are for one of them"),
+        ("--runtime", "append", str, "NAME", "onnxruntime, openvino or both (comma); a student runs in its file's own"),
         ("--affinity", None, cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
         ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
         ("--timeout", None, finite, "SECONDS", f"longest duration of one command on a device ({defaults.TIMEOUT_S:g})"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from export import export_float, export_onnx
 from export.devices.providers import entries_of
-from export.devices.suiting import suited, target_name
+from export.devices.suiting import suited, target_name, without_student
 from export.runtime import CPU
 from qkd.cli import main
 from quantizers import QuantSpec, calibrate, prepare
@@ -41,6 +41,18 @@ def test_a_file_runs_where_it_is_right(paths: dict[str, Path]) -> None:
     assert [entry.title for entry in entries] == ["float", "float, OpenVINO", "student", "openvino, OpenVINO"]
     plain = entries_of(["student", "openvino"], (CPU,))
     assert suited(plain, paths) == plain  # no other runtime is asked for: ONNX Runtime runs both
+
+
+def test_students_that_are_left_out_are_named(paths: dict[str, Path]) -> None:
+    def told(*names: str) -> list[str]:
+        here = {name: paths[name] for name in names}
+        return without_student(suited(entries_of(list(here), (CPU, "openvino")), here), here)
+
+    assert told("float", "student", "openvino") == [] and told("float") == []
+    assert told("float", "student") == [
+        "no student here is for openvino, so only float files are measured there; export one with "
+        "export.target=openvino"
+    ]
 
 
 def test_a_runtime_without_a_file_is_an_error(paths: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,12 @@ class Fake:
         is_logits = names[0] == "logits"
         if (self.wrong == "logits" and is_logits) or (self.wrong == "codes" and not is_logits):
             found[0].reshape(-1)[0] += 1
+        if self.wrong == "second" and is_logits:
+            found[1].reshape(-1)[-1] += 1
+        if self.wrong == "none":
+            found[0] = np.full_like(found[0], np.nan, dtype=np.float32)
+        if self.wrong == "run" and is_logits:
+            raise RuntimeError("out of registers")
         if self.wrong == "shape":
             found[0] = found[0][:, :1]
         return found
@@ -80,7 +86,10 @@ def test_a_right_runtime_passes(fake: type[Fake], student: Student, images: Tens
     [
         ("logits", "fake 1.0: logits of 1 of 12 images differ by up to 1"),
         ("codes", "fake 1.0: 2 of 2 quantizers differ; the first is input_1_quant"),
-        ("shape", "fake 1.0: logits are [12, 1]"),
+        ("shape", "fake 1.0: logits are [12, 3] in the student, [12, 1]"),
+        ("none", "fake 1.0: logits of 12 of 12 images differ by up to inf"),
+        ("none", "fake 1.0: 2 of 2 quantizers differ"),
+        ("run", "fake 1.0: it failed: out of registers"),
         ("load", "openvino: it does not load the file: no such operator"),
     ],
 )
@@ -96,6 +105,29 @@ def test_a_wrong_runtime_is_a_fault(
     monkeypatch.setattr(Fake, "wrong", wrong)
     report = check_parity(student, path, [images], runtime="openvino")
     assert not report.passed and words in " ".join(report.faults) and report.off.beyond == 0
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.first, self.second = nn.Conv2d(1, 2, 3), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.relu(self.body(x)).flatten(1)
+        return self.first(features), self.second(features)
+
+
+@pytest.mark.parametrize(("wrong", "beyond"), [("", 0), ("second", 1)])
+def test_every_output_is_compared(
+    fake: type[Fake], monkeypatch: pytest.MonkeyPatch, images: Tensor, tmp_path: Path, wrong: str, beyond: int
+) -> None:
+    torch.manual_seed(0)
+    made = prepare(TwoHeads(), QuantSpec(), images[:2])
+    calibrate(made, images)
+    file = export_onnx(made.eval(), images[:2], tmp_path / "two.onnx", target="openvino").path
+    monkeypatch.setattr(Fake, "wrong", wrong)
+    report = check_parity(made, file, [images], runtime="openvino")
+    assert report.runtime is not None and report.runtime.beyond == beyond and report.passed is (not beyond)
 
 
 def test_what_cannot_be_asked_is_named(student: Student, images: Tensor, path: Path, tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_finn_takes_no_zero_points(student: Student, images: Tensor, tmp_path: P
         ("opencv", nn.Sigmoid(), "does not compute sigmoid exactly"),
         ("opencv", nn.GELU(approximate="tanh"), "does not compute gelu_tanh exactly"),
         ("opencv", nn.ConstantPad2d(1, 0.0), "does not compute signed_pad exactly"),
+        ("opencv", nn.ConvTranspose2d(4, 4, 2, stride=2), "pad: target 'opencv' does not compute pad_of_6_axes"),
     ],
 )
 def test_what_a_target_lacks_is_refused_by_name(

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from export import ExportError
 from export.targets import TARGETS
 from qkd.cli import main
+from qkd.pipeline.dryrun import check_distillation
+from qkd.progress import Silent
 from qkd.stages.export import StudentFile, student_files
 from qkd.testing import tiny_config, write_npz_set
 
@@ -65,6 +68,22 @@ def test_the_student_must_suit_the_target(folder: Path) -> None:
     with pytest.raises(ValidationError, match="student.quant.symmetric: target 'finn' needs symmetric: true"):
         tiny_config(folder, {"export.target": "finn"})
     assert tiny_config(folder, {"export.target": "finn", "student.quant.symmetric": True}).export.chosen_target
+
+
+NET = """from torch import nn
+
+def build(num_classes, in_channels):
+    body = [nn.Conv2d(in_channels, 4, 3), nn.Hardtanh(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(4, num_classes))
+"""
+
+
+def test_a_layer_that_the_target_lacks_is_found_before_training(eager: None, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    own = {"teacher.net": f"{tmp_path / 'net.py'}:build", "student.net": None}
+    check_distillation(tiny_config(folder, {**own, "export.target": "tvm"}), Silent())
+    with pytest.raises(ExportError, match="target 'openvino' does not compute hardtanh exactly; use another layer"):
+        check_distillation(tiny_config(folder, {**own, "export.target": "openvino"}), Silent())
 
 
 @pytest.mark.parametrize(("name", "words"), [("litert", "use onnxruntime"), ("hls4ml", "fixed point")])

@@ -179,7 +179,7 @@ def test_every_method_of_the_table_has_its_say(tmp_path: Path) -> None:
     kinds = {name: _resolve(entry.place) for name, entry in METHODS.items()}
     assert all("why_one_device" in vars(kind) for kind in kinds.values())
     refused = {name for name, kind in kinds.items() if kind.why_one_device.fget(kind)}  # none of them asks the config
-    assert refused == {"meta_distil", "data_free"} and methods_of(config)[-1].why_one_device == ""
+    assert refused == {"meta_distil", "data_free", "adaptation"} and methods_of(config)[-1].why_one_device == ""
 
 
 # --- resuming

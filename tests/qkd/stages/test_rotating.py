@@ -141,7 +141,7 @@ class StudentImages:
 
 def test_calibration_sees_all_four_orientations(offline: RunFolder) -> None:
     start = StudentRole(Context(offline, StudentImages(offline).splits, torch.device("cpu"), Silent()))
-    batch = next(iter(start._batches()))
+    batch = next(iter(start._batches("calibration", 1)))
     assert len(batch) == 4 * offline.config.data.batch_size
     assert torch.equal(batch[1], torch.rot90(batch[0], 1, (1, 2)))
 

@@ -23,7 +23,7 @@ namespace {
 
 constexpr const char* kName = "LowBitExecutionProvider";
 constexpr const char* kVendor = "qkd-toolkit";
-constexpr const char* kVersion = "0.1.0";
+constexpr const char* kVersion = "0.2.0";
 
 ort::Api api;
 

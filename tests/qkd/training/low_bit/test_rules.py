@@ -216,6 +216,7 @@ def test_dampening_adds_the_gradient_of_its_loss() -> None:
         weight = 0.3 * 0.5 * (1 - math.cos(math.pi * done))
         for layer in low_bit_layers(student).values():
             latent, sign = layer.weight.detach().clone().requires_grad_(), layer._sign()
+            sign = 1.0 if sign is None else sign
             step, low, high = layer.quant.step.detach(), layer.quant.low, layer.quant.high
             turned = latent * sign
             ends = torch.maximum(torch.minimum(turned, high * step), low * step)

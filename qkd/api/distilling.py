@@ -77,7 +77,8 @@ def distill(
         loaders: Training batches, or training and validation batches; the former must have a length.
         terms: Losses by the names of ``qkd ls losses``: ``"cross_entropy"``, or with the keys of a config's terms
             (``{"loss": "soft_target", "weight": 0.9, "options": {"temperature": 4}}``).
-        train: Optimizer, rates and length, by the keys of ``student.train``; absent: its defaults.
+        train: Optimizer, rates and length, by the keys of ``student.train``; absent: its defaults. It computes in
+            float32 and keeps the last weights: averages, the best ones and other arithmetic are for runs.
         seed: Of the modules that some terms learn.
 
     Returns:
@@ -100,9 +101,23 @@ def distill(
     """
     batches, validation = loaders if _is_pair(loaders) else (loaders, None)
     settings = train if isinstance(train, StudentTrainConfig) else bind_section(StudentTrainConfig, dict(train or {}))
+    _require_read(settings)
     chosen = [_term(one) for one in terms]
     with _fixed(teacher):
         return _Distillation(student, teacher, batches, validation, settings, chosen, seed).run()
+
+
+# Keys of a run's training that are not read here -> the values that a training here has
+UNREAD: Mapping[str, tuple[Any, ...]] = {
+    "precision": ("auto", "float32"), "memory_format": ("auto", "contiguous"), "ema_decay": (0.0,), "keep": ("last",),
+}  # fmt: skip
+
+
+def _require_read(settings: StudentTrainConfig) -> None:
+    asked = [key for key, neutral in UNREAD.items() if getattr(settings, key) not in neutral]
+    if asked:
+        found = ", ".join(f"{key}={getattr(settings, key)!r}" for key in asked)
+        raise ValueError(f"train: {found} would change nothing here: leave it out, or use `qkd.run`, which reads it")
 
 
 class _Distillation:

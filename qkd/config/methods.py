@@ -222,6 +222,10 @@ def _rule_faults(student: StudentConfig) -> list[str]:
         )
     if rules.reestimate_batches and student.bn == "frozen_teacher":
         faults.append("`low_bit.reestimate_batches` goes with `bn: train`: with frozen_teacher the teacher's stay")
+    if rules.transition_rate is not None and student.bn == "frozen_teacher":
+        faults.append(
+            "`low_bit.transition_rate` goes with `bn: train`: with frozen_teacher all is trained at the schedule's rate"
+        )
     return faults
 
 

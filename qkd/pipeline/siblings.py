@@ -16,7 +16,8 @@ from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.identity import differences, identity
 
-WIDTHS = "student.quant."  # what may differ
+WIDTHS = "student.quant."  # what differs
+FOLLOWS = "student.low_bit."  # what may differ with it: recipes set it by the widths
 
 
 def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
@@ -41,7 +42,8 @@ def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
         return config
     first = stored_config(folder)
     changed = _changed(first, config)
-    if not changed or not all(key.startswith(WIDTHS) for key in changed):
+    is_other = any(key.startswith(WIDTHS) for key in changed)
+    if not is_other or not all(key.startswith((WIDTHS, FOLLOWS)) for key in changed):
         return config
     stages = next((found for one in methods_of(config) if (found := one.taken_over()) is not None), None)
     if stages is None:

@@ -27,16 +27,21 @@ class TeacherMemory:
     def __init__(self, splits: Splits, batch_size: int) -> None:
         self._splits, self._batch_size = splits, batch_size
         self._kept: dict[torch.dtype | None, Tensor] = {}
+        self._versions: list[int] = []  # of the teacher's tensors: whatever writes to one counts its own up
         self._is_off = False
 
     def logits(self, teacher: nn.Module, batch: Batch) -> Tensor | None:
         """Return the teacher's logits for a batch, shape ``[batch, classes]``; None where it must be asked itself.
 
         Args:
-            teacher: In eval mode.
+            teacher: In eval mode; once one of its weights or buffers is written to, it is asked itself.
             batch: Its ``samples`` are positions among the training images.
         """
         if self._is_off or batch.samples is None:
+            return None
+        versions = [tensor._version for tensor in (*teacher.parameters(), *teacher.buffers())]
+        if self._kept and versions != self._versions:  # a method of somebody else's moves it
+            self._kept, self._is_off = {}, True
             return None
         device = batch.images.device.type
         arithmetic = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -45,7 +50,7 @@ class TeacherMemory:
             if made is None:
                 self._is_off = True
                 return None
-            self._kept[arithmetic] = made
+            self._kept[arithmetic], self._versions = made, versions
         return self._kept[arithmetic].index_select(0, batch.samples.to(batch.images.device))
 
     def _are_these(self, batch: Batch) -> bool:

@@ -138,7 +138,10 @@ class Trainer:
 
     def _choose(self, state: Mapping[str, Any] | None) -> None:
         choice = decided(asked_of(self.job), self.batch_size, self.source.images, state)
-        if choice != self.arithmetic:
+        is_same = (choice.precision, choice.torch_format) == (self.arithmetic.precision, self.format)
+        if is_same:  # set up already, and a note on it is given already
+            self.arithmetic = choice
+        else:
             self._compute_as(choice)
         if choice.step_ms:
             self.progress.say(f"{self.job.role}: {choice.told()}")

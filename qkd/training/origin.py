@@ -28,7 +28,7 @@ def asked_of(job: Job) -> Asked:
     may_reduce = not job.partners and any(phase.allows_autocast for phase in job.phases)
     return Asked(
         job.config.precision, job.config.memory_format, job.config.epochs, job.splits.train.image_shape, job.model,
-        job.device, job.folder, may_reduce, job.takes_images,
+        job.device, job.folder, may_reduce, job.takes_images, tuple(job.others.values()),
     )  # fmt: skip
 
 

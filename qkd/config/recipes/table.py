@@ -16,7 +16,8 @@ class Setting:
         value: As YAML has it.
         bits: Widths of weights that it is for.
         why: Its description, and who says that it helps.
-        without: Keys of the student beside which it is not set: they bring what it would change.
+        without: Keys of the student beside which it is not set, ``key=value`` for one value of a key: they bring what
+            it would change.
     """
 
     path: str
@@ -27,6 +28,7 @@ class Setting:
 
 
 OWN_LOSS = ("rotations", "peers", "auxiliary", "data_free", "adaptation", "method", "phases")
+KEPT_NORM = "bn=frozen_teacher"
 RECIPES: Mapping[str, tuple[Setting, ...]] = {
     "none": (),
     "default": (
@@ -38,13 +40,19 @@ RECIPES: Mapping[str, tuple[Setting, ...]] = {
             OWN_LOSS,
         ),
         Setting("low_bit.decay_by_bits", True, (2, 3), "weight decay a quarter at 2 bits, half at 3: LSQ (Esser 2020)"),
-        Setting("low_bit.transition_rate", 0.005, (2, 3), "transition-rate schedule: TRS (Lee et al. 2024)"),
+        Setting(
+            "low_bit.transition_rate",
+            0.005,
+            (2, 3),
+            "transition-rate schedule: TRS (Lee et al. 2024)",
+            (KEPT_NORM,),  # which is trained at the schedule's rate
+        ),
         Setting(
             "low_bit.reestimate_batches",
             50,
             (2, 3, 4, 5, 6, 7, 8),
             "batch norm's statistics estimated again before it is frozen: Nagel et al. 2022",
-            ("data_free",),
+            ("data_free", KEPT_NORM),
         ),
     ),
 }
@@ -66,7 +74,7 @@ def with_recipe(student: Mapping[str, Any]) -> Mapping[str, Any]:
         return student
     result = dict(student)
     for setting in settings_for(recipe, quant.get("weight_bits")):
-        if not any(student.get(key) for key in setting.without):
+        if not any(_has(student, key) for key in setting.without):
             _set(result, setting.path.split("."), setting.value)
     return result
 
@@ -88,6 +96,11 @@ def recipe_lines() -> list[str]:
         for name, settings in RECIPES.items()
         for setting in settings
     ]
+
+
+def _has(student: Mapping[str, Any], key: str) -> bool:
+    name, _, value = key.partition("=")
+    return bool(student.get(name) == value if value else student.get(name))
 
 
 def _set(section: dict[str, Any], path: list[str], value: Any) -> None:

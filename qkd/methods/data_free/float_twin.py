@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from qkd.config import PhaseConfig, RunConfig, TrainConfig
+from qkd.config import LowBitConfig, PhaseConfig, RunConfig, TrainConfig
 from qkd.roles.learner import StudentRole
 from qkd.roles.phases import Distillation
 from qkd.run.folder import RunFolder
@@ -66,6 +66,8 @@ def _float_config(config: RunConfig) -> RunConfig:
         "float_train": None,
         "train": train,
         "phases": phases,
+        "low_bit": LowBitConfig(),  # the low-bit student's own, as is the next
+        "self_distillation": None,
         "peers": None,
         "auxiliary": None,
         "bn": "train",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from qkd.engines.engine import current
 from qkd.files import DamagedFileError, read_json, write_json
 from qkd.moved import in_new_spelling
 from qkd.training.arithmetic.native import has_native_bf16
-from qkd.training.arithmetic.race import race
+from qkd.training.arithmetic.race import race, takes_channels_last
 
 FILE = "arithmetic.json"  # in the folder of a training
 PRECISIONS, FORMATS = ("float32", "bf16", "fp16"), ("contiguous", "channels_last")
@@ -73,6 +73,7 @@ class Asked:
         folder: Of the training, where a choice is kept.
         may_reduce: Whether ``auto`` may become bfloat16.
         takes_images: Whether a race can call the model, with images alone.
+        others: Nets that may get the same images, as a teacher does.
     """
 
     precision: str
@@ -84,6 +85,7 @@ class Asked:
     folder: Path
     may_reduce: bool
     takes_images: bool = True
+    others: tuple[nn.Module, ...] = ()
 
 
 def unraced(asked: Asked) -> Choice:
@@ -108,13 +110,14 @@ def decided(asked: Asked, batch_size: int, images: int, state: Mapping[str, Any]
     plain = unraced(asked)
     if "auto" not in (asked.precision, asked.memory_format):
         return Choice(plain.precision, plain.memory_format, "asked for")
-    began = _stored(state) if state is not None else _read(asked.folder / FILE)
-    if began is None and (why := _no_race(asked, batch_size, images)):
-        began = Choice(plain.precision, plain.memory_format, why)
-    if began is None:
-        began = _of(current().first(lambda: _raced(asked, batch_size).to_json()))
+    if state is not None:
+        began = _stored(state)
+    elif why := _no_race(asked, batch_size, images):
+        began = replace(plain, reason=why)
+    else:  # the first process reads, too: another one's folder may be on another machine
+        began = _of(current().first(lambda: (_kept(asked) or _raced(asked, batch_size)).to_json()))
     found = _with_wishes(asked, began)
-    if not (asked.folder / FILE).is_file() and found.step_ms:
+    if found.step_ms and _read(asked.folder / FILE) != found:
         write_json(asked.folder / FILE, found.to_json())
     return found
 
@@ -143,9 +146,19 @@ def _raced(asked: Asked, batch_size: int) -> Choice:
     candidates = _candidates(asked)
     shape = (batch_size // current().size, *asked.image_shape)
     times = race(asked.model, shape, candidates, asked.device)
+    if not times:
+        return replace(unraced(asked), reason="no race: the net does not run on random images")
     best = winner(times)
-    shown = {f"{precision} {memory_format}": round(ms, 2) for (precision, memory_format), ms in times.items()}
-    return Choice(*best, f"fastest of {len(times)} in a race" if len(times) > 1 else "no other to race with", shown)
+    shown = {_name(*one): round(ms, 2) for one, ms in times.items()}
+    if len(candidates) == 1:
+        return Choice(*best, "no other to race with", shown)
+    missing = ", ".join(_name(*one) for one in candidates if one not in times)
+    reason = f"fastest of {len(times)} in a race"
+    return Choice(*best, f"{reason}; the net does not run in {missing}" if missing else reason, shown)
+
+
+def _name(precision: str, memory_format: str) -> str:
+    return f"{precision} {memory_format}"
 
 
 def winner(times: Mapping[tuple[str, str], float]) -> tuple[str, str]:
@@ -164,6 +177,10 @@ def _candidates(asked: Asked) -> list[tuple[str, str]]:
     if asked.precision == "auto" and asked.may_reduce and has_native_bf16(asked.device):
         precisions.append("bf16")
     formats = FORMATS if asked.memory_format == "auto" else (asked.memory_format,)
+    if asked.memory_format == "auto" and not all(
+        takes_channels_last(net, asked.image_shape, asked.device) for net in asked.others
+    ):
+        formats = FORMATS[:1]
     return [(precision, memory_format) for precision in precisions for memory_format in formats]
 
 
@@ -178,6 +195,13 @@ def _stored(state: Mapping[str, Any]) -> Choice:
         memory_format if memory_format in FORMATS else "contiguous",
         "as before",
     )
+
+
+def _kept(asked: Asked) -> Choice | None:
+    """Return the choice of the folder, unless it is of a training that another was to choose for."""
+    found = _read(asked.folder / FILE)
+    is_candidate = found is not None and (found.precision, found.memory_format) in _candidates(asked)
+    return found if is_candidate else None
 
 
 def _read(file: Path) -> Choice | None:

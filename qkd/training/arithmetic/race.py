@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from qkd.engines.engine import alone
 from qkd.training.arithmetic.precision import choose_precision
+from quantizers.modes import evaluating
 
 WARMUP, ROUNDS = 1, 3  # steps a candidate; the least time counts: whatever disturbs a step makes it longer
+
+_log = logging.getLogger(__name__)
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -22,6 +26,9 @@ def race(
     model: nn.Module, shape: tuple[int, ...], candidates: Sequence[tuple[str, str]], device: torch.device
 ) -> dict[tuple[str, str], float]:
     """Return milliseconds a step of each candidate: forward and backward pass in training mode.
+
+    Left out are those that the model does not run in, e.g. channels_last where it takes a ``view`` of what a
+    convolution gives; all of them where it cannot be copied. What is wrong with a model its training says.
 
     Args:
         model: At its start; a copy runs, and nothing of the model or of random generators changes.
@@ -35,14 +42,46 @@ def race(
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), alone():
         torch.manual_seed(0)
         images = torch.randn(shape, device=device)
-        steps = {one: _step(model, images, *one) for one in candidates}
+        steps = {one: _made(model, images, *one) for one in candidates}
         times: dict[tuple[str, str], list[float]] = {one: [] for one in candidates}
         for turn in range(WARMUP + ROUNDS):
             for one, step in steps.items():
-                took = _timed(step, device)
-                if turn >= WARMUP:
+                took = None if step is None else _timed(step, device)
+                if took is None:
+                    steps[one] = None
+                elif turn >= WARMUP:
                     times[one].append(took)
-    return {one: min(took) * 1e3 for one, took in times.items()}
+    return {one: min(times[one]) * 1e3 for one, step in steps.items() if step is not None}
+
+
+def takes_channels_last(net: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> bool:
+    """Tell whether a net that gets a training's images, too, takes them in channels_last; nothing of it changes.
+
+    Args:
+        net: A teacher, say. One that is not called with images takes them in no format: that is no objection.
+        image_shape: Channels, height and width.
+        device: Where it is.
+    """
+    images = torch.zeros((2, *image_shape), device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(net), torch.no_grad():
+        return _runs(net, images.contiguous(memory_format=torch.channels_last)) or not _runs(net, images)
+
+
+def _runs(net: nn.Module, images: Tensor) -> bool:
+    try:
+        net(images)
+    except Exception as error:  # a person's net: whatever it raises
+        _log.info("a net does not run on images of strides %s: %s", images.stride(), error)
+        return False
+    return True
+
+
+def _made(model: nn.Module, images: Tensor, precision: str, memory_format: str) -> Callable[[], None] | None:
+    try:
+        return _step(model, images, precision, memory_format)
+    except Exception as error:  # a person's net: whatever it raises
+        _log.info("no race in %s, %s: %s", precision, memory_format, error)
+        return None
 
 
 def _step(model: nn.Module, images: Tensor, precision: Any, memory_format: str) -> Callable[[], None]:
@@ -59,11 +98,15 @@ def _step(model: nn.Module, images: Tensor, precision: Any, memory_format: str) 
     return step
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
-    _finish(device)
-    start = time.perf_counter()
-    step()
-    _finish(device)
+def _timed(step: Callable[[], None], device: torch.device) -> float | None:
+    try:
+        _finish(device)
+        start = time.perf_counter()
+        step()
+        _finish(device)
+    except Exception as error:
+        _log.info("a candidate of the race does not run: %s", error)
+        return None
     return time.perf_counter() - start
 
 

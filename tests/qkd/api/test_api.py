@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,17 @@ def test_what_cannot_be_distilled_is_said() -> None:
     broken = [(torch.full((4, 1, 8, 8), torch.inf), torch.zeros(4, dtype=torch.int64))]
     with pytest.raises(RuntimeError, match="in epoch 1, batch 1: lower `lr`"):
         qkd.distill(student, teacher, broken, terms=["cross_entropy"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [({"precision": "bf16"}, "precision='bf16'"), ({"ema_decay": 0.9, "keep": "best"}, "ema_decay=0.9, keep='best'"),
+     ({"memory_format": "channels_last"}, "memory_format='channels_last'")],
+)  # fmt: skip
+def test_settings_that_would_change_nothing_are_refused(asked: dict[str, Any], named: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ValueError, match=f"{named} would change nothing here"):
+        qkd.distill(net, net, batches(), train={"epochs": 1, **asked})
 
 
 def test_losses_have_the_names_of_configs() -> None:

@@ -84,6 +84,16 @@ def test_a_step_gives_the_same_loss_and_gradient(splits: Splits) -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("written", ["weight", "buffer"])
+def test_a_teacher_that_moves_is_asked_itself(splits: Splits, written: str) -> None:
+    memory, teacher, given = TeacherMemory(splits, 16), Counting(), batch(splits, torch.arange(16))
+    assert memory.logits(teacher, given) is not None and memory.logits(teacher, given) is not None
+    tensors = list(teacher.buffers()) if written == "buffer" else list(teacher.parameters())
+    with torch.no_grad():
+        tensors[-1].add_(1)
+    assert memory.logits(teacher, given) is None and memory.logits(teacher, given) is None
+
+
 def test_other_images_at_these_places_switch_it_off(splits: Splits) -> None:
     memory, teacher, given = TeacherMemory(splits, 16), Counting(), batch(splits, torch.arange(16))
     assert memory.logits(teacher, replace(given, samples=given.samples + 1)) is None  # type: ignore[operator]

@@ -63,6 +63,12 @@ def test_each_key_stands_above_the_recipe() -> None:
     assert [term.loss for term in student.terms] == ["cross_entropy"]
 
 
+def test_statistics_that_are_kept_are_not_estimated_again() -> None:
+    frozen = bound({"recipe": "default", "bn": "frozen_teacher"}).student.low_bit
+    assert frozen == LowBitConfig(decay_by_bits=True), "nor has a rate a say that the whole training does not follow"
+    assert bound({"recipe": "default", "bn": "train"}).student.low_bit.reestimate_batches == 50
+
+
 def test_a_config_with_every_key_switched_off_stays_so_when_it_is_read_again(tmp_path: Path) -> None:
     off = {"transition_rate": None, "decay_by_bits": False, "reestimate_batches": 0}
     config = bound({"recipe": "default", "low_bit": off})
@@ -105,6 +111,7 @@ FAULTS = {
         {"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"
     ),
     "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "goes with `bn: train`"),
+    "a rate without a say": ({"bn": "frozen_teacher", "low_bit": {"transition_rate": 0.01}}, "at the schedule's rate"),
     "one oscillation": ({"low_bit": {"oscillation_thresholds": [0.04, 0.001]}}, "a single change of direction"),
     "widths and peers": (
         {"widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 1}], "peers": {"nets": [{}]}}, "go without `peers`"

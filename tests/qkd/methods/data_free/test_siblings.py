@@ -95,6 +95,23 @@ def test_a_student_of_another_net_gets_its_own_float_training(
         assert set(trained) == {"student_float", "student"}
 
 
+def test_what_only_a_low_bit_student_has_may_follow_its_widths(
+    config_of: Callable[..., RunConfig], tmp_path: Path, trained: list[str]
+) -> None:
+    copy = {"student.self_distillation": {"weight": 1.0}}
+    first = config_of("rdskd", {**FLOAT, **copy, "name": "first"})
+    with run_tiny(first, tmp_path, "teacher", "search", "distill"):
+        assert {"student_float", "student"} <= set(trained)
+    trained.clear()
+    by_recipe = {"student.quant.weight_bits": 2, "student.low_bit": {"transition_rate": 0.005, "decay_by_bits": True}}
+    second = beside(config_of("rdskd", {**FLOAT, **copy, **by_recipe, "name": "first"}), tmp_path, Silent())
+    assert second.name.startswith("first-w2a4-")
+    with run_tiny(second, tmp_path, "teacher", "search", "distill"):
+        assert set(trained) == {"student"}
+    alone = config_of("rdskd", {**FLOAT, **copy, "name": "first", "student.low_bit": {"dampening": 0.1}})
+    assert beside(alone, tmp_path, Silent()) is alone, "of the same widths: for a person to name"
+
+
 def test_a_generator_that_is_not_finished_is_not_trained_twice(
     config_of: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import torch
 from qkd.config import RunConfig
 from qkd.config.binding import bind
 from qkd.data import Splits
+from qkd.engines.engine import Engine, using
 from qkd.progress import Silent
 from qkd.run.identity import changes, differences
 from qkd.testing import synthetic_splits
@@ -140,6 +141,66 @@ def test_checkpoints_without_a_choice_continue_as_they_were_made(
     old["settings"] = {"train.autocast": "off", "train.channels_last": True}  # of a version before
     assert (choose(auto, old).precision, choose(auto, old).memory_format) == ("float32", "channels_last")
     assert choose(auto, {}).precision == "float32" and races == []
+
+
+def test_a_net_is_trained_in_what_it_runs_in(
+    tmp_path: Path, splits: Splits, races: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(under_test, "race", lambda *given: {one: 5.0 for one in given[2] if one[1] == "contiguous"})
+    found = choose(make_job(tmp_path, splits))
+    assert (found.precision, found.memory_format) == ("float32", "contiguous")
+    assert "fastest of 2" in found.reason
+    assert "does not run in float32 channels_last, bf16 channels_last" in found.reason
+    monkeypatch.setattr(under_test, "race", lambda *given: {})
+    found = choose(make_job(tmp_path / "none", splits, train={"precision": "bf16"}))
+    assert (found.precision, found.memory_format, found.step_ms) == ("bf16", "contiguous", {})
+    assert "does not run" in found.reason and not (tmp_path / "none" / FILE).exists()
+
+
+class Viewing(torch.nn.Module):
+    """A teacher as many people write it: it takes a view of what a convolution gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(images)).view(len(images), -1)  # type: ignore[no-any-return]
+
+
+def test_channels_last_is_for_nets_whose_teacher_takes_it(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
+    teacher, adapter = Viewing().train(), torch.nn.Linear(2, 2)  # which is never called with images
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    for name, others in (("fits", {"adapter": adapter}), ("views", {"adapter": adapter, "teacher": teacher})):
+        asked = asked_of(replace(make_job(tmp_path / name, splits), others=others))
+        decided(replace(asked, image_shape=(3, 8, 8)), 16, 72, None)
+    assert [{memory_format for _, memory_format in held} for held in races] == [
+        {"contiguous", "channels_last"}, {"contiguous"}
+    ]  # fmt: skip
+    assert teacher.training and all(torch.equal(before[name], now) for name, now in teacher.state_dict().items())
+
+
+def test_what_another_training_left_is_followed_only_where_it_could_win(
+    tmp_path: Path, splits: Splits, races: list[Any]
+) -> None:
+    job = make_job(tmp_path, splits)
+    assert choose(job).precision == "bf16"
+    with_peer = replace(job, partners=(Partner("peer", torch.nn.Linear(2, 2)),))
+    assert choose(with_peer).precision == "float32" and len(races) == 2
+    assert json.loads((tmp_path / FILE).read_text())["precision"] == "float32"
+
+
+def test_all_processes_do_what_the_first_one_says(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
+    class Second(Engine):
+        size, rank = 2, 1
+
+        def first(self, work: Callable[[], Any]) -> Any:
+            return Choice("float32", "channels_last", "told").to_json()
+
+    (tmp_path / FILE).write_text(json.dumps(Choice("bf16", "contiguous", "left here").to_json()))
+    with using(Second()):
+        found = choose(make_job(tmp_path, splits))
+    assert (found.precision, found.memory_format, races) == ("float32", "channels_last", [])
 
 
 def test_a_file_that_says_nonsense_is_not_followed(tmp_path: Path, splits: Splits, races: list[Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qkd.testing import TinyNet
 from qkd.training.arithmetic import native
@@ -71,3 +71,34 @@ def test_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
     assert cpu_flags(file) == {"fpu", "avx2"} and cpu_flags(tmp_path / "none") == frozenset()
     file.write_text("Features : asimd bf16\n")
     assert cpu_flags(file) == {"asimd", "bf16"}
+
+
+class Viewing(nn.Module):
+    """As many people write it: a view of what a convolution gives, which channels_last does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.conv(images).view(len(images), -1))  # type: ignore[no-any-return]
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fc(images.flatten(1)), images
+
+
+def test_what_a_net_does_not_run_in_is_left_out() -> None:
+    assert list(race(Viewing(), (4, 1, 8, 8), ALL, CPU)) == [ALL[0], ALL[2]]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_net_that_cannot_race_has_no_times() -> None:
+    uncopied = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(64, 3)))
+    for net in (uncopied, Pair()):
+        assert race(net, (4, 1, 8, 8), ALL, CPU) == {}

@@ -118,6 +118,7 @@ def run(
         UsageError: If there is no stage of that name.
         ValueError: If data, nets or the folder cannot be used.
         RuntimeError: If a training diverges, or the exported file is not the student.
+        TypeError: If the student's parameters are not float32.
         OSError: If a file cannot be read or written.
     """
     if until not in STAGES:

@@ -52,7 +52,7 @@ METHODS = {  # in the order in which they have their say
     "data_free": Entry(
         "qkd.methods.data_free.method:DataFree",
         "student.data_free",
-        "no real image: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, or plain noise",
+        "no real image: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, Fast-DFKD, ... or noise",
         record="qkd.methods.data_free.making.rows:MadeRecord",
         faults="qkd.methods.data_free.config_checks:config_faults",
     ),

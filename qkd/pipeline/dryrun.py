@@ -100,6 +100,7 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
         ValueError: If data, nets, agents or loss terms cannot be used.
         quantizers.RewriteError: If the student's net cannot be rewritten.
         export.ExportError: If ``export.target`` does not compute something of the student.
+        TypeError: If the student's parameters are not float32.
         RuntimeError: If a loss or a gradient is not finite.
     """
     progress.say("before the first stage: every phase of the student's training takes two steps on a few images")

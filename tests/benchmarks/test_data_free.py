@@ -19,7 +19,7 @@ KEYS = ("float", "w4a4", "w2a2")
 LARGE = "data_free_digits-32x32"  # of the configs; not measured to the end yet where the file is missing
 QUOTED = {  # row of the page -> file and method
     "real images": ("data_free", "real"),
-    "noise": ("data_free", "noise"),
+    "images of noise": ("data_free", "noise"),
     "RDSKD": ("data_free", "rdskd"),
     "DAFL": ("data_free", "dafl"),
     "ResNet-8 -> ResNet-8, statistics frozen, noise": ("data_free_statistics", "noise"),

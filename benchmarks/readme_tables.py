@@ -104,7 +104,8 @@ def figures() -> dict[str, str]:
     runtime = {row["name"]: f"{row['to_fp32']:.2f}" for row in read("runtimes.json")["rows"]}
     return {
         "runtimes": f"int8 {runtime['int8']} in ONNX Runtime and {runtime['int8, OpenVINO']} in OpenVINO, the W4A4 "
-        f"student {runtime['w4a4']} and {runtime['w4a4 for openvino, OpenVINO']}, FP32 in OpenVINO {runtime['fp32, OpenVINO']}",
+        f"student {runtime['w4a4']} and {runtime['w4a4 for openvino, OpenVINO']}, "
+        f"FP32 in OpenVINO {runtime['fp32, OpenVINO']}",
         "brevitas": f"slower than FP32 ({slow['brevitas']['over_fp32']:.2f} with AVX2); the same bits exported by this "
         f"toolkit take {slow['w4a4']['over_brevitas']:.2f} of its time",
         "vnni": f"int8 takes {fast['int8']['over_fp32']:.2f} of FP32's time with VNNI, "

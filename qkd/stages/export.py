@@ -113,7 +113,7 @@ def _write_models(
     folder: Path,
     progress: Progress,
 ) -> list[Path]:
-    exported, example = {}, _example(splits)
+    exported, example = {}, example_batch(splits)
     for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)
@@ -225,7 +225,8 @@ def _inputs(run: RunFolder) -> list[Path]:
     return [path for path in candidates if path.exists()]
 
 
-def _example(splits: Splits) -> Tensor:
+def example_batch(splits: Splits) -> Tensor:
+    """Return the normalized images that exports are traced with: two test images, or one where there is no second."""
     images, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
     return normalize(images, splits.mean, splits.std)
 

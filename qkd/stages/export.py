@@ -56,8 +56,7 @@ def run(run: RunFolder, progress: Progress) -> None:
     with cpu_threads(run.config.threads):
         splits = run_images(run, progress)
         folder, student = run.folder("export"), load_student(run)
-        for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
-            path.unlink()  # of a flavor that the config may no longer ask for
+        remove_other_flavors(folder)
         nets = float_nets(run)
         files = _write_models(run, student, nets, splits, folder, progress)
         files += write_beside(folder, preprocessing_of(run.config, splits))
@@ -73,6 +72,12 @@ def run(run: RunFolder, progress: Progress) -> None:
     for name, report in reports.items():
         judge_file(name, report, progress)
     run.complete("export", [*files, folder / "layers.json"], _inputs(run))
+
+
+def remove_other_flavors(folder: Path) -> None:
+    """Remove what an earlier export wrote in a flavor that the config may no longer ask for."""
+    for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
+        path.unlink()
 
 
 class StudentFile(NamedTuple):

@@ -28,6 +28,7 @@ from qkd.stages.export import (
     export_student,
     judge_file,
     model_facts,
+    remove_other_flavors,
     student_files,
     write_parity,
 )
@@ -112,6 +113,7 @@ def export(run: RunFolder, progress: Progress) -> None:
     """Write ``export/``: the global student as ONNX, proven equal to it; a float net is written without proof."""
     splits = run_images(run, progress)
     folder = run.folder("export")
+    remove_other_flavors(folder)
     if run.config.federated is not None and run.config.federated.precision == "float":
         files = _export_float(run, splits, folder)
     else:

@@ -13,9 +13,10 @@ import torch
 import yaml
 from federations import federation_of, tiny_federated
 
+import qkd
 from qkd.cli import main
 from qkd.config.binding import bind, config_text
-from qkd.failures import ConfigError
+from qkd.failures import ConfigError, UsageError
 from qkd.federated import Federation
 from qkd.federated.head import NoHeadError
 from qkd.federated.report import FederatedReport, summed
@@ -187,6 +188,9 @@ def test_each_command_says_which_the_config_is_for(
     for words in (["run"], ["run", "--dry-run"], ["teacher"], ["export"]):
         assert main([*words, str(file), "--runs-dir", str(tmp_path)]) == 2
         assert "has a section `federated`: use `qkd federate`" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="use `qkd federate`"):
+        qkd.run(tiny_federated(data), runs_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
     assert main(["federate", "digits/smoke", "--runs-dir", str(tmp_path)]) == 2
     assert "the config has no section `federated`: use `qkd run`" in capsys.readouterr().err
 

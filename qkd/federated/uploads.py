@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.federated.averaging import State
-from qkd.federated.messages import MODEL, prefixed
+from qkd.federated.messages import MODEL, prefixed, state_of
 from qkd.training.state import below, fill
 from quantizers import Student, quant_layers
 
@@ -24,7 +24,7 @@ class FloatUpload:
         Args:
             net: The client's, after its training.
         """
-        return prefixed(MODEL, {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()})
+        return prefixed(MODEL, state_of(net))
 
     def decode(self, tensors: Mapping[str, Tensor]) -> State:
         """Return the state in the tensors of a reply."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qkd.federated.averaging import State
 from qkd.federated.federation import Federation
 from qkd.federated.head import Head
-from qkd.federated.messages import GENERATOR, Order, Reply, prefixed
+from qkd.federated.messages import GENERATOR, Order, Reply, prefixed, state_of
 from qkd.federated.strategies.strategy import Objective, Strategy
 from qkd.losses import fedgen_client_loss, fedgen_generator_loss, fedgen_weight, label_shares
 from qkd.training.state import below, collect, fill, restore
@@ -38,10 +38,7 @@ class Latents(Strategy):
 
     def sent(self, server_round: int) -> dict[str, Tensor]:
         """Return the generator, once it has learned."""
-        if server_round < 2:
-            return {}
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self.generator.state_dict().items()}
-        return prefixed(GENERATOR, state)
+        return prefixed(GENERATOR, state_of(self.generator)) if server_round > 1 else {}
 
     def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:
         """Train the generator on the last layers of the round's clients."""

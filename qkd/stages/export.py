@@ -175,9 +175,9 @@ def compare_file(
 ) -> ParityReport:
     """Return the comparison of a student with one of its files on every test image."""
     preprocessing = preprocessing_of(config, splits, path.stem)
-    target = student_files(config).get(path.stem, StudentFile("ort")).target
+    flavor, target = student_files(config).get(path.stem, StudentFile("ort"))
     foreign = target if target in SESSIONS else None
-    provider = None if foreign or path.stem.endswith((".qonnx", ".finn")) else low_bit_for(path)
+    provider = None if foreign or flavor == "qonnx" else low_bit_for(path)
     runtime = foreign if foreign and is_installed(foreign) else None
     if foreign and runtime is None:
         progress.warn(f"{path.name}: {target} is not installed here, so ONNX Runtime alone ran the file")

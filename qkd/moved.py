@@ -121,20 +121,25 @@ def in_new_spelling(data: Any, *, is_stored: bool = False, where: str = "config"
 
 def json_in_first_spelling(text: str) -> str:
     """Return config data in JSON as the first version spelled it, for hashes that must stay the same."""
-    for key, values in OLD_VALUES.items():
-        for old, new in values.items():
-            if key == "tap":
-                text = text.replace(f'"{key}": "{new}"', f'"{key}": "{old}"')
+    for old, new in OLD_VALUES["tap"].items():
+        text = text.replace(f'"tap": "{new}"', f'"tap": "{old}"')
     return text
 
 
-def arithmetic_in_first_spelling(train: Any) -> dict[str, Any]:
-    """Return precision and memory format of a training's section as the first version had them, for hashes.
+def train_in_first_spelling(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a training's section with precision and memory format as the first version had them, for hashes.
 
     Members of a search train in float32 and contiguous where nobody has asked, as ever: ``auto`` is no other setting.
+
+    Args:
+        train: Plain data of the section; a key that is left out is ``auto``.
     """
-    precision = "off" if train.precision in ("auto", "float32") else train.precision
-    return {"autocast": precision, "channels_last": train.memory_format == "channels_last"}
+    precision, memory_format = train.get("precision", "auto"), train.get("memory_format", "auto")
+    return {
+        **{key: value for key, value in train.items() if key not in ("precision", "memory_format")},
+        "autocast": "off" if precision in ("auto", "float32") else precision,
+        "channels_last": memory_format == "channels_last",
+    }
 
 
 def _new_key(key: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -20,7 +21,7 @@ from export import ExportedModel, check_parity, cost_of_file, export_onnx, repac
 from qkd.config import ExportConfig
 from qkd.config.binding import ConfigError, apply_overrides, bind, load_config
 from qkd.config.explaining import explained
-from qkd.moved import FREE_FORM, in_new_spelling, json_in_first_spelling
+from qkd.moved import FREE_FORM, in_new_spelling, json_in_first_spelling, train_in_first_spelling
 from qkd.report import ModelRow, RunSummary
 from qkd.report.records import read_record
 from qkd.run.folder import RunFolder
@@ -174,6 +175,18 @@ def test_an_unfinished_run_of_an_earlier_version_continues(tmp_path: Path) -> No
         assert again.is_complete("export")
     assert other_settings({"student.terms[0].tap": "quantised"}, {"student.terms[0].tap": "quantized"}) == []
     assert json_in_first_spelling('{"a": [{"tap": "quantized"}]}') == '{"a": [{"tap": "quantised"}]}'
+
+
+@pytest.mark.parametrize(
+    ("now", "first"),
+    [
+        ({}, {"autocast": "off", "channels_last": False}),
+        ({"precision": "float32", "memory_format": "contiguous"}, {"autocast": "off", "channels_last": False}),
+        ({"precision": "bf16", "memory_format": "channels_last"}, {"autocast": "bf16", "channels_last": True}),
+    ],
+)
+def test_hashes_of_trainings_have_the_arithmetic_as_first_spelled(now: dict[str, Any], first: dict[str, Any]) -> None:
+    assert train_in_first_spelling({"lr": 0.1, **now}) == {"lr": 0.1, **first}
 
 
 def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:

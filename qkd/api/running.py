@@ -20,7 +20,7 @@ from qkd.failures import UsageError
 from qkd.nets.own.copies import resolved_nets
 from qkd.pipeline import run_stages
 from qkd.pipeline.dryrun import check_distillation
-from qkd.pipeline.running import NEEDS
+from qkd.pipeline.running import NEEDS, refuse_clients
 from qkd.pipeline.siblings import beside
 from qkd.progress import Progress
 from qkd.report import RunSummary, summarize
@@ -115,7 +115,7 @@ def run(
 
     Raises:
         ConfigError: With every fault of the config.
-        UsageError: If there is no stage of that name.
+        UsageError: If there is no stage of that name, or clients train together (``federated``).
         ValueError: If data, nets or the folder cannot be used.
         RuntimeError: If a training diverges, or the exported file is not the student.
         TypeError: If the student's parameters are not float32.
@@ -124,7 +124,9 @@ def run(
     if until not in STAGES:
         raise UsageError(f"until must be one of {', '.join(STAGES)}, got {until!r}")
     names, folder, progress = STAGES[: STAGES.index(until) + 1], Path(runs_dir), progress or Progress()
-    made = beside(bound(config, overrides), folder, progress)
+    made = bound(config, overrides)
+    refuse_clients(made)
+    made = beside(made, folder, progress)
     is_fresh = not (folder / made.name).exists()
     if is_fresh:
         bound(config, overrides, with_files=True)

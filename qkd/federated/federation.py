@@ -12,6 +12,7 @@ from qkd.config import FederatedConfig, RunConfig
 from qkd.data import Split, Splits, epoch_order, normalize
 from qkd.federated.generator import LatentGenerator
 from qkd.federated.head import Head, head_path
+from qkd.federated.messages import state_of
 from qkd.federated.partition import count_labels, dirichlet_shares, divide
 from qkd.federated.uploads import CodesUpload, FloatUpload
 from qkd.nets import load_weights
@@ -131,4 +132,4 @@ class Federation:
     @cached_property
     def start(self) -> dict[str, Tensor]:
         """Return the state that the global net starts with."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.net().state_dict().items()}
+        return state_of(self.net())

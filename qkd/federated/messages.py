@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Task: TypeAlias = Literal["calibrate", "train", "evaluate"]
 MODEL, GENERATOR = "model/", "generator/"  # prefixes of tensor names in a message
@@ -58,11 +58,11 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+def state_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a net's state, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
+
+
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors with a prefix before their names."""
     return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names have a prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from qkd.files import read_json, write_json, write_text
 from qkd.report.charts import Series, line_chart
+from qkd.report.drawing import svg_file
 from qkd.report.table import align, markdown
 from qkd.units import bytes_text, percent
 
@@ -50,7 +53,7 @@ def write_rounds(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     write_text(folder / TABLE, markdown([HEAD, *map(_cells, whole)]) + "\n")
     pictures = {"accuracy_by_round.svg": _by_round(whole), "accuracy_by_bytes.svg": _by_bytes(whole)}
     for name, picture in pictures.items():
-        write_text(folder / name, picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+        write_text(folder / name, svg_file(picture))
     return [folder / ROUNDS, folder / TABLE, *(folder / name for name in pictures)]
 
 
@@ -75,16 +78,16 @@ def _curves(rows: Sequence[Mapping[str, Any]], place: Any) -> list[Series]:
     ]  # fmt: skip
 
 
-def _by_round(rows: Sequence[Mapping[str, Any]]) -> str:
+def _by_round(rows: Sequence[Mapping[str, Any]]) -> Markup:
     series = _curves(rows, lambda row: float(row["round"]))
-    return str(line_chart("Accuracy by round", series, x_label="round", percent=True))
+    return line_chart("Accuracy by round", series, x_label="round", percent=True)
 
 
-def _by_bytes(rows: Sequence[Mapping[str, Any]]) -> str:
+def _by_bytes(rows: Sequence[Mapping[str, Any]]) -> Markup:
     total = rows[-1]["total_bytes_down"] + rows[-1]["total_bytes_up"] if rows else 0
     unit, name = (MEGA, "MB") if total >= 5 * MEGA else (KILO, "kB")
     series = _curves(rows, lambda row: (row["total_bytes_down"] + row["total_bytes_up"]) / unit)
-    return str(line_chart("Accuracy by bytes", series, x_label=f"{name}, both ways", percent=True))
+    return line_chart("Accuracy by bytes", series, x_label=f"{name}, both ways", percent=True)
 
 
 @dataclass(frozen=True)

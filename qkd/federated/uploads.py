@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qkd.federated.averaging import State
-from qkd.federated.messages import MODEL, below, prefixed
-from qkd.training.state import fill
+from qkd.federated.messages import MODEL, prefixed, state_of
+from qkd.training.state import below, fill
 from quantizers import Student, quant_layers
 
 CODES = "codes/"
@@ -24,11 +24,11 @@ class FloatUpload:
         Args:
             net: The client's, after its training.
         """
-        return prefixed(MODEL, {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()})
+        return prefixed(MODEL, state_of(net))
 
     def decode(self, tensors: Mapping[str, Tensor]) -> State:
         """Return the state in the tensors of a reply."""
-        return below(MODEL, tensors)
+        return below(tensors, MODEL)
 
 
 class CodesUpload(FloatUpload):
@@ -64,7 +64,7 @@ class CodesUpload(FloatUpload):
         Raises:
             ValueError: If the tensors are not of this student.
         """
-        rest, layers = below(MODEL, tensors), quant_layers(self._student)
+        rest, layers = below(tensors, MODEL), quant_layers(self._student)
         own = self._student.state_dict()
         weights = {f"{name}.weight": own[f"{name}.weight"] for name in layers}
         fill(self._student, {**weights, **rest})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+from qkd.config import RunConfig
 from qkd.engines.engine import current
 from qkd.failures import UsageError
 from qkd.progress import Progress
@@ -24,6 +25,16 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 
 TRAINS = ("teacher", "search", "distill")  # stages that several devices share; the first process does the others
 LOOKS = ("teacher", "search", "distill", "export")  # stages that load the images, and compare them themselves
+
+
+def refuse_clients(config: RunConfig) -> None:
+    """Raise if a config is of clients that train together, whose stages are others.
+
+    Raises:
+        UsageError: If it has a section ``federated``.
+    """
+    if config.federated is not None:
+        raise UsageError(f"{config.name}: the config has a section `federated`: use `qkd federate`")
 
 
 def run_stages(

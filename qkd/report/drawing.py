@@ -83,7 +83,7 @@ class Picture:
 
     def to_svg(self) -> str:
         """Return the content of an SVG file; text takes the color of what is around it."""
-        return str(self.inline()).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        return svg_file(self.inline())
 
     def to_png(self, scale: int = 2) -> bytes:
         """Return a PNG file on white, ``scale`` pixels a pixel."""
@@ -94,6 +94,11 @@ class Picture:
         with drawing():
             self.figure.savefig(buffer, format=kind, **options)
         return buffer.getvalue()
+
+
+def svg_file(element: Markup) -> str:
+    """Return the content of an SVG file that holds an SVG element of a page."""
+    return str(element).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
 @contextmanager

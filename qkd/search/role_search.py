@@ -17,7 +17,7 @@ from qkd.config.training import TrainConfig
 from qkd.data import Splits
 from qkd.engines.engine import current
 from qkd.files import sha256_of
-from qkd.moved import arithmetic_in_first_spelling, json_in_first_spelling
+from qkd.moved import json_in_first_spelling, train_in_first_spelling
 from qkd.nets.imagenet import weights_file
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress, Silent
@@ -44,11 +44,7 @@ REWARDS = {
 }
 # settings that say where a search runs, not what it finds
 _WHERE = ("engine", "workers", "gpus_per_worker", "address", "worker_failures")
-_UNMARKED = {
-    "keep_checkpoint",
-    "precision",
-    "memory_format",
-}  # what is left of a training changes nothing; the others have old names in marks
+_UNMARKED = {"keep_checkpoint"}  # what is left of a training changes nothing of what it finds
 
 
 def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
@@ -147,7 +143,7 @@ def _as_marked(section: Section, unmarked: Collection[str] = ()) -> dict[str, An
             values.pop(key, None)
         elif isinstance(value, Section) and key in values:
             values[key] = _as_marked(value)
-    return values | arithmetic_in_first_spelling(section) if isinstance(section, TrainConfig) else values
+    return train_in_first_spelling(values) if isinstance(section, TrainConfig) else values
 
 
 def build_trial(run: RunFolder, role: Role, splits: Splits, device: torch.device, progress: Progress) -> Trial:

@@ -56,8 +56,7 @@ def run(run: RunFolder, progress: Progress) -> None:
     with cpu_threads(run.config.threads):
         splits = run_images(run, progress)
         folder, student = run.folder("export"), load_student(run)
-        for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
-            path.unlink()  # of a flavor that the config may no longer ask for
+        remove_other_flavors(folder)
         nets = float_nets(run)
         files = _write_models(run, student, nets, splits, folder, progress)
         files += write_beside(folder, preprocessing_of(run.config, splits))
@@ -73,6 +72,12 @@ def run(run: RunFolder, progress: Progress) -> None:
     for name, report in reports.items():
         judge_file(name, report, progress)
     run.complete("export", [*files, folder / "layers.json"], _inputs(run))
+
+
+def remove_other_flavors(folder: Path) -> None:
+    """Remove what an earlier export wrote in a flavor that the config may no longer ask for."""
+    for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
+        path.unlink()
 
 
 class StudentFile(NamedTuple):
@@ -113,7 +118,7 @@ def _write_models(
     folder: Path,
     progress: Progress,
 ) -> list[Path]:
-    exported, example = {}, _example(splits)
+    exported, example = {}, example_batch(splits)
     for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)
@@ -170,9 +175,9 @@ def compare_file(
 ) -> ParityReport:
     """Return the comparison of a student with one of its files on every test image."""
     preprocessing = preprocessing_of(config, splits, path.stem)
-    target = student_files(config).get(path.stem, StudentFile("ort")).target
+    flavor, target = student_files(config).get(path.stem, StudentFile("ort"))
     foreign = target if target in SESSIONS else None
-    provider = None if foreign or path.stem.endswith((".qonnx", ".finn")) else low_bit_for(path)
+    provider = None if foreign or flavor == "qonnx" else low_bit_for(path)
     runtime = foreign if foreign and is_installed(foreign) else None
     if foreign and runtime is None:
         progress.warn(f"{path.name}: {target} is not installed here, so ONNX Runtime alone ran the file")
@@ -225,7 +230,8 @@ def _inputs(run: RunFolder) -> list[Path]:
     return [path for path in candidates if path.exists()]
 
 
-def _example(splits: Splits) -> Tensor:
+def example_batch(splits: Splits) -> Tensor:
+    """Return the normalized images that exports are traced with: two test images, or one where there is no second."""
     images, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
     return normalize(images, splits.mean, splits.std)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-
-from export import ExportedModel, Preprocessing, cost_of_file, export_float
-from qkd.data import Splits, normalize
+from export import ExportedModel, cost_of_file, export_float
+from qkd.data import Splits
 from qkd.failures import UsageError
 from qkd.federated.engines import run_local
 from qkd.federated.engines.server import Server
@@ -24,7 +22,16 @@ from qkd.roles.nets import load_float, load_student, net_facts, save_net, sizes_
 from qkd.roles.outcome import score, write_outcome
 from qkd.roles.sample import write_run_sample
 from qkd.run.folder import RunFolder
-from qkd.stages.export import compare_file, export_student, judge_file, model_facts, student_files, write_parity
+from qkd.stages.export import (
+    compare_file,
+    example_batch,
+    export_student,
+    judge_file,
+    model_facts,
+    remove_other_flavors,
+    student_files,
+    write_parity,
+)
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 from qkd.training.checkpoint import CheckpointStore
@@ -97,7 +104,7 @@ def _save(run: RunFolder, server: Server, splits: Splits) -> list[Path]:
     folder, settings = run.folder("student"), server.federation.settings
     save_net(folder / WEIGHTS, net, net_facts(config.student_net, **sizes_of(splits)))
     bits = {} if settings.precision == "float" else config.student.quant.model_dump(include={"weight_bits", "act_bits"})
-    details = {"start": config.student.weights and "weights" or "random", "rounds": settings.rounds, **bits}
+    details = {"start": "weights" if config.student.weights else "random", "rounds": settings.rounds, **bits}
     outcome = score("student", config.student_net, net, splits, config.data, None, **details)
     return [folder / WEIGHTS, write_outcome(folder, outcome)]
 
@@ -105,29 +112,27 @@ def _save(run: RunFolder, server: Server, splits: Splits) -> list[Path]:
 def export(run: RunFolder, progress: Progress) -> None:
     """Write ``export/``: the global student as ONNX, proven equal to it; a float net is written without proof."""
     splits = run_images(run, progress)
-    folder, example = run.folder("export"), _example(splits)
-    preprocessing = preprocessing_of(run.config, splits, "student")
+    folder = run.folder("export")
+    remove_other_flavors(folder)
     if run.config.federated is not None and run.config.federated.precision == "float":
-        files = _export_float(run, folder, example, preprocessing)
+        files = _export_float(run, splits, folder)
     else:
-        files = _export_student(run, splits, folder, example, progress)
+        files = _export_student(run, splits, folder, progress)
     run.complete("export", [*files, *write_beside(folder, preprocessing_of(run.config, splits))],
                  [run.path / "student" / WEIGHTS])  # fmt: skip
 
 
-def _export_float(run: RunFolder, folder: Path, example: torch.Tensor, preprocessing: Preprocessing) -> list[Path]:
-    net = load_float(run.path / "student" / WEIGHTS)
-    made = export_float(net, example, folder / "student.onnx", preprocessing=preprocessing)
+def _export_float(run: RunFolder, splits: Splits, folder: Path) -> list[Path]:
+    net, preprocessing = load_float(run.path / "student" / WEIGHTS), preprocessing_of(run.config, splits, "student")
+    made = export_float(net, example_batch(splits), folder / "student.onnx", preprocessing=preprocessing)
     return [made.path, *_write_facts(folder, {"student": made})]
 
 
-def _export_student(
-    run: RunFolder, splits: Splits, folder: Path, example: torch.Tensor, progress: Progress
-) -> list[Path]:
-    student, files, exported, reports = load_student(run), [], {}, {}
-    for name, flavor in student_files(run.config).items():
+def _export_student(run: RunFolder, splits: Splits, folder: Path, progress: Progress) -> list[Path]:
+    student, example, files, exported, reports = load_student(run), example_batch(splits), [], {}, {}
+    for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
-        made = export_student(run.config, student, example, folder / f"{name}.onnx", flavor, preprocessing)
+        made = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)
         for warning in made.warnings:
             progress.warn(f"{name}.onnx: {warning}")
         exported[name], reports[name] = made, compare_file(student, made.path, splits, run.config, progress)
@@ -144,11 +149,6 @@ def _export_student(
 def _write_facts(folder: Path, exported: Mapping[str, ExportedModel]) -> list[Path]:
     write_json(folder / "export.json", {name: model_facts(model) for name, model in exported.items()})
     return [folder / "export.json"]
-
-
-def _example(splits: Splits) -> torch.Tensor:
-    images, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
-    return normalize(images, splits.mean, splits.std)
 
 
 FEDERATED: Mapping[str, Callable[[RunFolder, Progress], None]] = {"federate": train, "export": export}

@@ -14,7 +14,6 @@ from qkd.cli.options.command import (
     meant,
     new_progress,
     print_result,
-    refuse_clients,
     run_stages_of,
 )
 from qkd.cli.options.devices import add_devices, on_devices
@@ -48,6 +47,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run every stage (or up to one), then print the closing table."""
     config = load(args)
+    from qkd.pipeline.running import refuse_clients
+
     refuse_clients(config)
     if args.dry_run:
         return _run(args, config)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qkd.cli.options import completion
 from qkd.engines.membership import is_first
-from qkd.failures import DONE, UsageError
+from qkd.failures import DONE
 from qkd.files.user_paths import user_path
 
 if TYPE_CHECKING:
@@ -90,16 +90,6 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
     return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
 
 
-def refuse_clients(config: RunConfig) -> None:
-    """Raise if a config is of clients that train together, whose stages are others.
-
-    Raises:
-        UsageError: If it has a section ``federated``.
-    """
-    if config.federated is not None:
-        raise UsageError(f"{config.name}: the config has a section `federated`: use `qkd federate`")
-
-
 def meant(args: argparse.Namespace, config: RunConfig) -> RunConfig:
     """Return the config of the run that is meant: a run beside it where its folder holds other widths of it."""
     from qkd.pipeline.siblings import beside
@@ -109,13 +99,14 @@ def meant(args: argparse.Namespace, config: RunConfig) -> RunConfig:
 
 def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namespace) -> int:
     """Run stages of an experiment, then print its closing table."""
-    refuse_clients(config)
     from qkd.engines.engine import current
     from qkd.pipeline import run_stages
+    from qkd.pipeline.running import refuse_clients
     from qkd.report import summarize
     from qkd.run.folder import RunFolder
     from qkd.run.log import logged
 
+    refuse_clients(config)
     progress = new_progress()
     with (
         current().in_turn(lambda: RunFolder.open(config, runs_dir=args.runs_dir)) as run,

@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from qkd.federated.federation import Federation
-from qkd.federated.messages import Order, Reply, tensor_bytes
+from qkd.federated.messages import MODEL, Order, Reply, prefixed, tensor_bytes
 from qkd.federated.strategies import STRATEGIES
 from qkd.progress import Progress
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
 from qkd.training.evaluate import accuracy
-from qkd.training.state import fill
+from qkd.training.state import below, fill
 from qkd.units import percent
 
-MODEL, STRATEGY = "model/", "strategy/"  # prefixes in a checkpoint
+STRATEGY = "strategy/"  # prefix in a checkpoint; the net has the one of messages
 
 
 class Server:
@@ -49,9 +49,7 @@ class Server:
             return
         tensors = checkpoint.tensors
         self.model = {name: tensors[MODEL + name] for name in self.model}
-        self.strategy.restore(
-            {name.removeprefix(STRATEGY): tensor for name, tensor in tensors.items() if name.startswith(STRATEGY)}
-        )
+        self.strategy.restore(below(tensors, STRATEGY))
         self.rows = list(checkpoint.state["rows"])
         self.progress.say(f"federated: resuming after round {self.rows[-1]['round']}")
 
@@ -108,8 +106,7 @@ class Server:
         if self.strategy.is_scored(server_round):
             self._row["test_accuracy"] = self._score()
         self.rows.append(self._row)
-        tensors = {MODEL + name: tensor for name, tensor in self.model.items()}
-        tensors |= {STRATEGY + name: tensor for name, tensor in self.strategy.state().items()}
+        tensors = prefixed(MODEL, self.model) | prefixed(STRATEGY, self.strategy.state())
         self.store.save(server_round, Checkpoint(tensors, {"rows": self.rows}))
         return round_line(self.rows[-1], self.federation.settings.rounds)
 

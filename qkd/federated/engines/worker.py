@@ -8,12 +8,12 @@ import torch
 
 from qkd.config import TrainConfig
 from qkd.federated.federation import Federation
-from qkd.federated.messages import MODEL, Order, Reply, below
+from qkd.federated.messages import MODEL, Order, Reply
 from qkd.federated.strategies.table import STRATEGIES
 from qkd.seeding import global_stream
 from qkd.training.evaluate import accuracy
 from qkd.training.optimizer import build_optimizer
-from qkd.training.state import fill
+from qkd.training.state import below, fill
 from quantizers import Student, calibrate, quantizer_scales
 
 
@@ -40,7 +40,7 @@ class Worker:
             ClientError: If the loss is not finite.
             ValueError: If the images cannot be used.
         """
-        fill(self.net, below(MODEL, order.tensors))
+        fill(self.net, below(order.tensors, MODEL))
         with global_stream(self.federation.seed, "federated", order.task, order.client, order.server_round):
             if order.task == "calibrate":
                 return self._calibrate(order)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from qkd.federated.averaging import State
 from qkd.federated.federation import Federation
 from qkd.federated.head import Head
-from qkd.federated.messages import GENERATOR, Order, Reply, below, prefixed
+from qkd.federated.messages import GENERATOR, Order, Reply, prefixed, state_of
 from qkd.federated.strategies.strategy import Objective, Strategy
 from qkd.losses import fedgen_client_loss, fedgen_generator_loss, fedgen_weight, label_shares
-from qkd.training.state import collect, fill, restore
+from qkd.training.state import below, collect, fill, restore
 
 COUNTS = "label_counts"
 WEIGHT_DECAY = 1e-2  # of the generator's Adam, as released
@@ -38,10 +38,7 @@ class Latents(Strategy):
 
     def sent(self, server_round: int) -> dict[str, Tensor]:
         """Return the generator, once it has learned."""
-        if server_round < 2:
-            return {}
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self.generator.state_dict().items()}
-        return prefixed(GENERATOR, state)
+        return prefixed(GENERATOR, state_of(self.generator)) if server_round > 1 else {}
 
     def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:
         """Train the generator on the last layers of the round's clients."""
@@ -98,7 +95,7 @@ class LatentsObjective(Objective):
         self._labels = federation.splits.train.labels[federation.parts[order.client]]
         self._head = Head.of(net, federation.head)
         self._generator = None
-        if state := below(GENERATOR, order.tensors):
+        if state := below(order.tensors, GENERATOR):
             self._generator = federation.generator(net).eval().requires_grad_(False)
             fill(self._generator, state)
 

@@ -13,9 +13,10 @@ import torch
 import yaml
 from federations import federation_of, tiny_federated
 
+import qkd
 from qkd.cli import main
 from qkd.config.binding import bind, config_text
-from qkd.failures import ConfigError
+from qkd.failures import ConfigError, UsageError
 from qkd.federated import Federation
 from qkd.federated.head import NoHeadError
 from qkd.federated.report import FederatedReport, summed
@@ -66,6 +67,15 @@ def test_the_exported_file_computes_what_the_student_computes(data: Path, tmp_pa
     session = onnxruntime.InferenceSession(str(folder / "export" / "student.onnx"))
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     assert torch.equal(torch.from_numpy(logits).argmax(1), student(images).argmax(1))
+
+
+def test_another_export_leaves_no_file_of_the_first(data: Path, tmp_path: Path) -> None:
+    config, folder = tiny_federated(data, clients=2, rounds=1), tmp_path / "runs" / "tiny" / "export"
+    assert federate(config, tmp_path, "export.preprocess=inside") == 0
+    assert (folder / "student.uint8.onnx").is_file() and (folder / "parity.uint8.json").is_file()
+    assert federate(config, tmp_path) == 0
+    assert {path.name for path in folder.glob("*.onnx")} == {"student.onnx"}
+    assert {path.name for path in folder.glob("parity*.json")} == {"parity.json"}
 
 
 @pytest.mark.slow
@@ -178,6 +188,9 @@ def test_each_command_says_which_the_config_is_for(
     for words in (["run"], ["run", "--dry-run"], ["teacher"], ["export"]):
         assert main([*words, str(file), "--runs-dir", str(tmp_path)]) == 2
         assert "has a section `federated`: use `qkd federate`" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="use `qkd federate`"):
+        qkd.run(tiny_federated(data), runs_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
     assert main(["federate", "digits/smoke", "--runs-dir", str(tmp_path)]) == 2
     assert "the config has no section `federated`: use `qkd run`" in capsys.readouterr().err
 

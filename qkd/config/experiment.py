@@ -35,15 +35,8 @@ from qkd.nets.own.spelling import spelled
 NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
 HEAD = "new: the last linear layer of `weights` is left out and begins at random; new:<layer> names it"
-FEDERATED_STUDENT = (
-    "net",
-    "net_options",
-    "init",
-    "weights",
-    "head",
-    "quant",
-    "calibration_batches",
-)  # what clients read
+# what clients read
+FEDERATED_STUDENT = ("net", "net_options", "init", "weights", "head", "quant", "calibration_batches")
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
 NetOptions = Annotated[dict[str, Any], NEWER]
 

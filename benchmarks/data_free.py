@@ -68,10 +68,7 @@ class Comparison:
 
     def failed(self) -> dict[str, str]:
         """Return the message of each run of the table that failed, by its name."""
-        names = [
-            run_name(method, bits, seed) for method in self.args.methods for seed in self.args.seeds for bits in BITS
-        ]
-        files = {name: self.folder / f"{name}.failed" for name in names}
+        files = {name: self.folder / f"{name}.failed" for name in self.names()}
         return {name: file.read_text().strip() for name, file in files.items() if file.is_file()}
 
     @cached_property
@@ -174,13 +171,14 @@ class Comparison:
 
     def commits(self) -> list[str]:
         """Return the commits that the runs were made with."""
-        runs = [
-            self.folder / run_name(method, bits, seed)
-            for method in self.args.methods
-            for seed in self.args.seeds
-            for bits in BITS
+        files = [self.folder / name / "environment.json" for name in self.names()]
+        return sorted({found for file in files if (found := read(file).get("commit"))})
+
+    def names(self) -> list[str]:
+        """Return the names of the runs of the table."""
+        return [
+            run_name(method, bits, seed) for method in self.args.methods for seed in self.args.seeds for bits in BITS
         ]
-        return sorted({found for run in runs if (found := read(run / "environment.json").get("commit"))})
 
 
 def run_name(method: str, bits: int, seed: int) -> str:

@@ -120,6 +120,8 @@ def figures() -> dict[str, str]:
         "augment without a compiler": f"without one it is {min(compiled):.2g} to {max(compiled):.2g} times slower",
         "sizes": f"ResNet-18 is {slow['w4a4']['fp32_size_over']:.1f} times smaller than FP32 at 4 bits and "
         f"{slow['w2a2']['fp32_size_over']:.1f} times at 2 bits",
+        "size against int8": "for ResNet-18 "
+        f"{slow['w2a2']['size_bytes'] / slow['int8']['size_bytes']:.2f} of the size of static int8",
         "installation": f"{read('install_size.json')['megabytes']['GPU libraries'] / 1000:.1f} GB that a laptop",
         "arm": f"int8 executes {int8['cortex-a72']:.2f} of FP32's instructions on a Cortex-A72, which has no dot "
         f"products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has; a W4A4 student "

@@ -84,6 +84,7 @@ OLD_MODULES = by_old_name({
     ("export", "export.cost"): "program reading",
     ("export", "export.lowering"): "elementwise=functions",
     ("export", "export.devices"): "latency",
+    ("export", "quantizers.native"): "compiled=building",
     ("export.devices", "export.devices.connections"): "address answer capture shell adb ssh",
     ("export.devices", "export.devices.onboard"): "runner",
 })  # fmt: skip

@@ -21,10 +21,12 @@ def suited(entries: Sequence[Entry], paths: Mapping[str, str | PathLike[str]]) -
     Raises:
         ValueError: If nothing is left of what was asked for, with the way out.
     """
-    if not any(entry.provider in RUNTIMES for entry in entries):
+    runtimes = _runtimes_of(entries)
+    if not runtimes:
         return tuple(entries)
-    kept = tuple(entry for entry in entries if _suits(entry.provider, str(paths[entry.model])))
-    for runtime in sorted({entry.provider for entry in entries} & RUNTIMES.keys()):
+    targets = {name: target_name(path) for name, path in paths.items()}
+    kept = tuple(entry for entry in entries if _suits(entry.provider, targets[entry.model]))
+    for runtime in sorted(runtimes):
         if not any(entry.provider == runtime for entry in kept):
             names = ", ".join(str(path) for path in paths.values())
             raise ValueError(
@@ -41,13 +43,17 @@ def without_student(entries: Sequence[Entry], paths: Mapping[str, str | PathLike
         entries: What :func:`suited` returned.
         paths: Name -> ONNX file.
     """
-    if not any(target_name(path) for path in paths.values()):
+    runtimes = _runtimes_of(entries)
+    if not runtimes:
         return []
-    measured = {entry.provider for entry in entries if target_name(paths[entry.model])}
+    targets = {name: target_name(path) for name, path in paths.items()}
+    if not any(targets.values()):
+        return []
+    measured = {entry.provider for entry in entries if targets[entry.model]}
     return [
         f"no student here is for {runtime}, so only float files are measured there; export one with "
         f"export.target={runtime}"
-        for runtime in sorted({entry.provider for entry in entries} & RUNTIMES.keys() - measured)
+        for runtime in sorted(runtimes - measured)
     ]
 
 
@@ -60,8 +66,11 @@ def target_name(path: str | PathLike[str]) -> str | None:
     return properties.get("target", "onnxruntime") if "quantizers" in properties else None
 
 
-def _suits(provider: str, path: str) -> bool:
-    target = target_name(path)
+def _runtimes_of(entries: Sequence[Entry]) -> set[str]:
+    return {entry.provider for entry in entries} & RUNTIMES.keys()
+
+
+def _suits(provider: str, target: str | None) -> bool:
     if target is None:
         return True
     return target == provider if provider in RUNTIMES else target not in RUNTIMES

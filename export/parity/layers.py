@@ -208,14 +208,14 @@ def _type_of(array: npt.NDArray[Any]) -> tuple[int, list[str | int]]:
     return helper.np_dtype_to_tensor_dtype(array.dtype), ["batch", *array.shape[1:]]
 
 
-def attempted(function: Callable[..., Result], *given: Any) -> Result | str:
-    """Return what a call into ONNX Runtime gives, or what it says where it fails."""
+def attempted(function: Callable[..., Result], *given: Any, who: str = "ONNX Runtime") -> Result | str:
+    """Return what a call into a runtime gives, or what it says where it fails."""
     try:
         return function(*given)
     except MemoryError:
         raise
-    except Exception as error:  # onnxruntime's exceptions share no public base
-        return f"ONNX Runtime failed: {' '.join(str(error).split())[:300]}"
+    except Exception as error:  # exceptions of runtimes and compilers share no public base
+        return f"{who} failed: {' '.join(str(error).split())[:300]}"
 
 
 def in_order(found: Mapping[str, npt.NDArray[Any] | str], taps: Sequence[Mapping[str, Any]]) -> list[Found]:

@@ -6,7 +6,7 @@ Each layer is therefore compared in a separate graph, which ends there and begin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import onnx
 
 from export.lowering.model import INPUT
 from export.parity.expected import Expected, incomparable
-from export.parity.layers import distance
+from export.parity.layers import attempted, distance
 from export.parity.with_provider import ending_at
 from export.runtime import open_session
 from export.targets.sessions import Session, open_in
@@ -111,7 +111,8 @@ class RuntimeTally:
     ) -> None:
         self.model, self.runtime, self.taps, self.threads = model, runtime, taps, threads
         self.outputs, self.expected = list(outputs), expected
-        self.title, self.fault, self.session = runtime, "", None
+        self.title, self.fault = runtime, ""
+        self.session: Session | None = None
         try:
             self.session = open_in(runtime, model.SerializeToString(), threads)
             self.title = self.session.version
@@ -135,7 +136,9 @@ class RuntimeTally:
         kept = sum(map(len, self.kept))
         if keep and kept < LAYER_IMAGES:
             self.kept.append(images[: LAYER_IMAGES - kept])
-        found = self.fault if self.session is None else _run(self.session, self.outputs, images)
+        found = (
+            self.fault if self.session is None else attempted(self.session.run, self.outputs, {INPUT: images}, who="it")
+        )
         self.fault = self.fault or incomparable(ours, found)
         if self.fault or isinstance(found, str):
             self.beyond += len(images)
@@ -159,7 +162,7 @@ class RuntimeTally:
         name, tensor = str(tap["name"]), str(tap["tensor"])
         part = _shaped(ending_at(self.model, tensor, str(tap.get("type", "UINT8")))[0])
         plain = open_session(part, optimize=False, threads=self.threads).run([tensor], {INPUT: images})[0]
-        found = _run(lambda: open_in(self.runtime, part, self.threads), [tensor], images)
+        found = attempted(lambda: open_in(self.runtime, part, self.threads).run([tensor], {INPUT: images}), who="it")
         if isinstance(found, str):
             return RuntimeLayer(name, 0, 0, found)
         if np.shape(found[0]) != plain.shape:
@@ -167,17 +170,6 @@ class RuntimeTally:
         step = float(tap["scale"]) if plain.dtype == np.float32 else 1.0  # real values of a grid, or its codes
         differs = distance(plain, found[0]) > step / 2
         return RuntimeLayer(name, plain.size, int(differs.sum()))
-
-
-def _run(session: Session | Callable[[], Session], names: Sequence[str], images: Array) -> list[Array] | str:
-    """Return the named outputs, or why there are none."""
-    try:
-        opened = session() if callable(session) else session
-        return opened.run(names, {INPUT: images})
-    except MemoryError:
-        raise
-    except Exception as error:  # what a runtime or its compiler raises
-        return f"it failed: {' '.join(str(error).split())[:300]}"
 
 
 def _shaped(part: bytes) -> bytes:

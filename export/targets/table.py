@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 Version = tuple[int, int]
@@ -68,7 +68,7 @@ class Target:
     is_exact: bool = True
     bound: str = "every code equal"
     refusal: str = ""
-    oldest: Version | None = field(default=None)
+    oldest: Version | None = None
 
     @property
     def is_onnxruntime(self) -> bool:

@@ -34,11 +34,11 @@ class Session:
 
     def get_inputs(self) -> list[SimpleNamespace]:
         """Return the inputs with name, type and shape; a free axis is None."""
-        return [_end(entry, "float") for entry in self._model.inputs]
+        return [_end(entry) for entry in self._model.inputs]
 
     def get_outputs(self) -> list[SimpleNamespace]:
         """Return the outputs likewise."""
-        return [_end(entry, "float") for entry in self._model.outputs]
+        return [_end(entry) for entry in self._model.outputs]
 
     def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Return the named outputs of arrays."""
@@ -68,7 +68,8 @@ class Session:
             self._request.set_tensor(name, openvino.Tensor(values))
 
 
-def _end(entry: Any, kind: str) -> SimpleNamespace:
+def _end(entry: Any) -> SimpleNamespace:
     shape = [size.get_length() if size.is_static else None for size in entry.get_partial_shape()]
-    found = kind if "f32" in str(entry.get_element_type()) or "float32" in str(entry.get_element_type()) else "other"
+    stored = str(entry.get_element_type())
+    found = "float" if "f32" in stored or "float32" in stored else "other"
     return SimpleNamespace(name=entry.get_any_name(), type=f"tensor({found})", shape=shape)

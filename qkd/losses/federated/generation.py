@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.losses.checks import check_labels, check_logits, check_weight
+from qkd.losses.checks import check_labels, check_weight
+from qkd.losses.data_free.disagreement import disagreement_loss
+from qkd.losses.logits import soft_target_loss
 from qkd.losses.stable import in_full_precision
 
 
@@ -130,8 +132,7 @@ def fedgen_generator_loss(
     if student_logits is None:
         raise ValueError(f"beta is {beta}: the divergence from a student needs student_logits")
     mixture = (weights[:, :, None] * client_logits).sum(0)
-    check_logits(student_logits, mixture)
-    return loss - beta * _divergence(mixture, student_logits)
+    return loss + beta * disagreement_loss(student_logits, mixture)
 
 
 @in_full_precision
@@ -170,11 +171,11 @@ def fedgen_client_loss(
     check_weight(weight=weight)
     check_labels(student_logits, labels)
     check_labels(generated_logits, generated_labels)
-    check_logits(student_logits, target_logits)
     share = len(generated_labels) / len(labels)
     own = functional.cross_entropy(student_logits, labels)
     generated = functional.cross_entropy(generated_logits, generated_labels)
-    return own + share * weight * generated + weight * _divergence(target_logits.detach(), student_logits)
+    divergence = soft_target_loss(student_logits, target_logits, temperature=1.0)
+    return own + share * weight * generated + weight * divergence
 
 
 def fedgen_weight(rounds_done: int, *, start: float = 10.0, decay: float = 0.98, least: float = 1e-4) -> float:
@@ -199,9 +200,3 @@ def fedgen_weight(rounds_done: int, *, start: float = 10.0, decay: float = 0.98,
     if rounds_done < 0 or not 0 < decay <= 1 or not math.isfinite(start):
         raise ValueError(f"needs rounds from 0 and a decay in (0, 1], got {rounds_done=}, {decay=}, {start=}")
     return max(start * decay**rounds_done, least)
-
-
-def _divergence(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(softmax(target) || softmax(logits)), averaged over the batch."""
-    target, own = functional.log_softmax(target_logits, 1), functional.log_softmax(logits, 1)
-    return functional.kl_div(own, target, reduction="batchmean", log_target=True)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, cast
-
-from torch import nn
-
-from qkd.config import LowBitConfig, PhaseConfig, RunConfig, TrainConfig
+from qkd.config import LowBitConfig, RunConfig
+from qkd.roles.float_twin import FloatTwinRole, float_twin_config
 from qkd.roles.learner import StudentRole
-from qkd.roles.phases import Distillation
-from qkd.run.folder import RunFolder
 from qkd.run.identity import differences, identity
 
 FLOAT = "student_float"  # manifest of the training
 _WITHOUT_SAY = ("student.quant.", "teacher.run")  # keys that do not change a float net's training
 
 
-class DataFreeFloatRole(StudentRole):
+class DataFreeFloatRole(FloatTwinRole):
     """A student in full precision.
 
     Args:
@@ -26,21 +19,7 @@ class DataFreeFloatRole(StudentRole):
     """
 
     def __init__(self, role: StudentRole) -> None:
-        context = role.context
-        as_student = RunFolder(_float_config(context.config), context.run.path)
-        super().__init__(replace(context, run=as_student), name=f"{role.name}_float", folder=f"{role.folder}/float")
-        self.title = role.title
-
-    def student(self) -> nn.Module:
-        """Return what is trained, on the device."""
-        return self.float_net().to(self.context.device)
-
-    def begin(self, student: nn.Module, made: Distillation) -> None:
-        """Leave it unchanged: a float net has nothing to calibrate."""
-
-    def details(self) -> Mapping[str, Any]:
-        """Return further keys of its result."""
-        return {"weight_bits": None, "act_bits": None, "start": "random", "view": "same"}
+        super().__init__(role, _float_config(role.config))
 
 
 def is_same_twin(one: RunConfig, other: RunConfig) -> bool:
@@ -57,21 +36,5 @@ def is_same_twin(one: RunConfig, other: RunConfig) -> bool:
 
 
 def _float_config(config: RunConfig) -> RunConfig:
-    """Return the config with the float net in the student's place: one phase, batch norm that learns."""
-    train = cast(TrainConfig, config.student.float_train)
-    phases = (PhaseConfig(name="float", epochs=train.epochs),)
-    changes: dict[str, Any] = {
-        "init": "random",
-        "weights": None,
-        "float_train": None,
-        "train": train,
-        "phases": phases,
-        "low_bit": LowBitConfig(),  # the low-bit student's own, as is the next
-        "self_distillation": None,
-        "peers": None,
-        "auxiliary": None,
-        "bn": "train",
-        "method": None,
-        "method_options": {},
-    }
-    return config.model_copy(update={"student": config.student.model_copy(update=changes)})
+    """Return the config with the float net in the student's place, without what is the low-bit student's own."""
+    return float_twin_config(config, low_bit=LowBitConfig(), self_distillation=None, peers=None, auxiliary=None)

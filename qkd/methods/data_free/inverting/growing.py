@@ -19,7 +19,7 @@ from qkd.methods.data_free.inverting.inversions import DeepInversion, Inversion,
 from qkd.methods.data_free.inverting.meta import MetaInversion
 from qkd.methods.data_free.inverting.pooling import BatchFiles, batches_of, load_pool, size_of
 from qkd.methods.data_free.making.generating import logits_of
-from qkd.methods.data_free.making.rival import Rival
+from qkd.methods.data_free.making.rival import Rival, rival_facts
 from qkd.methods.data_free.making.samples import SHOWN, is_sampled, to_pixels, write_sample
 from qkd.methods.data_free.making.sources import MadeSource, Pool
 from qkd.methods.data_free.making.watching import Watched
@@ -90,9 +90,7 @@ class GrowingPool:
     @property
     def facts(self) -> dict[str, Tensor]:
         """Return the last batch's loss, shape ``[]``; against a student in float also that against the low-bit one."""
-        own, low_bit = self.grown.losses.clone().unbind()
-        is_shadow = self.settings.student_for_generator == "fp_shadow"
-        return {"inversion": own, **({"inversion_low_bit": low_bit} if is_shadow else {})}
+        return rival_facts("inversion", self.grown.losses, self.settings.student_for_generator)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return images of the present pool, each at most once where there are enough, and the teacher's classes.

@@ -13,7 +13,7 @@ from qkd.config.data_free import ADVERSARIAL, JOINT, DataFreeConfig
 from qkd.methods.data_free.making.generating import TrainedGenerator, sample_generator
 from qkd.methods.data_free.making.kinds import weights_of
 from qkd.methods.data_free.making.objectives import OBJECTIVES, Moment
-from qkd.methods.data_free.making.rival import Rival
+from qkd.methods.data_free.making.rival import Rival, rival_facts
 from qkd.methods.data_free.making.samples import is_sampled
 from qkd.methods.data_free.making.sources import MadeSource, draw_latents
 from qkd.methods.data_free.making.watching import Watched
@@ -65,9 +65,7 @@ class Adversary:
     @property
     def facts(self) -> dict[str, Tensor]:
         """Return the last step's loss, shape ``[]``; against a student in float also that against the low-bit one."""
-        own, low_bit = self.net.references.clone().unbind()
-        is_shadow = self.settings.student_for_generator == "fp_shadow"
-        return {"generator": own, **({"generator_low_bit": low_bit} if is_shadow else {})}
+        return rival_facts("generator", self.net.references, self.settings.student_for_generator)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return images as the generator makes them now."""

@@ -47,3 +47,15 @@ class Rival:
             low_bit = self.student(images)
         with unquantized(self.student), statistics_kept(self.student):
             return Answer(self.student(images), low_bit)
+
+
+def rival_facts(name: str, losses: Tensor, form: str) -> dict[str, Tensor]:
+    """Return the loss of what is moved, shape ``[]``; against a student in float also that against the low-bit one.
+
+    Args:
+        name: Of the loss in the metrics.
+        losses: Both, shape ``[2]``.
+        form: Of :class:`Rival`.
+    """
+    own, low_bit = losses.clone().unbind()
+    return {name: own, **({f"{name}_low_bit": low_bit} if form == "fp_shadow" else {})}

@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stage_runs import environment, public, spread
+from stage_runs import NOT_RUN, accuracy_text, environment, points_text, public, spread
 
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import load_splits
@@ -36,7 +36,6 @@ from qkd.training.assembly import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "configs" / "digits" / "methods"
-NOT_RUN = "not run to its end"
 PLAIN, KD = "plain", "soft_targets"
 OF_ANOTHER_PAIR = ("self-distillation",)  # its student has the teacher's net
 SHARED = ("net", "quant", "float_train", "train", "agent")  # of the student: the same for all methods
@@ -203,8 +202,9 @@ def markdown(record: dict[str, Any]) -> str:
         "# Distillation methods on one pair", "",
         f"{record['what']}. {len(record['seeds'])} seeds ({', '.join(map(str, record['seeds']))}); "
         f"{record['pair']}. Last epoch, {record['test_images']} test images read once. ± is the standard deviation of "
-        f"the seeds; `to KD` the mean difference to `{KD}` of the same seed, in points, ± that of the seeds. Teacher: "
-        f"{_accuracy(record['teacher'])}; the student's net in float: {_accuracy(record['float_student'])}.", "",
+        f"the seeds; `to KD` the mean difference to `{KD}` of the same seed, in points, ± that of the seeds. "
+        f"Teacher: {accuracy_text(record['teacher'])}; the student's net in float: "
+        f"{accuracy_text(record['float_student'])}.", "",
         f"Made by `python benchmarks/methods.py` on {facts['cpu']} ({facts['cores']} cores), torch {facts['torch']}, "
         f"brevitas {facts['brevitas']}, {facts['date']}. Left out: {', '.join(OF_ANOTHER_PAIR)}, whose student has the "
         f"teacher's net.", "",
@@ -215,8 +215,8 @@ def markdown(record: dict[str, Any]) -> str:
         for line in (line for line in record["table"] if line["bits"] == bits):
             step = steps.get(f"{line['method']}-w{bits}a{bits}", {})
             figures = [f"{step[key]:.2f}" if key in step else "" for key in ("time_ratio", "memory_ratio")]
-            difference = _points(line["to_kd"], line["to_kd_stdev"])
-            text.append(f"| {line['method']} | {_accuracy(line)} | {difference} | {' | '.join(figures)} |")
+            difference = points_text(line["to_kd"], line["to_kd_stdev"])
+            text.append(f"| {line['method']} | {accuracy_text(line)} | {difference} | {' | '.join(figures)} |")
         text.append("")
         sums = {name.split("+")[0]: row for name, row in steps.items() if name.endswith(f"+sum-w{bits}a{bits}")}
         if sums:
@@ -226,20 +226,6 @@ def markdown(record: dict[str, Any]) -> str:
                 "",
             ]
     return "\n".join(text)
-
-
-def _accuracy(line: dict[str, Any]) -> str:
-    shown = f"{100 * line['mean']:.2f} ± {100 * line['stdev']:.2f} %" if line["seeds"] else "none"
-    missing = line.get("failures", [])
-    failures = [why for why in missing if why != NOT_RUN]
-    failed = f" ({len(failures)} failed: {failures[0][:120]})" if failures else ""
-    return shown + failed + (f" ({missing.count(NOT_RUN)} of the seeds not run)" if NOT_RUN in missing else "")
-
-
-def _points(value: float | None, scatter: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:+.2f}" + ("" if scatter is None else f" ± {100 * scatter:.2f}")
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stage_runs import environment, public, spread
+from stage_runs import NOT_RUN, accuracy_text, environment, points_text, public, spread
 
 from qkd.config.binding import apply_overrides, bind
 from qkd.pipeline import run_stages
@@ -31,7 +31,6 @@ from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_RUN = "not run to its end"
 BASELINE = "baseline"
 LABELS = {"loss": "cross_entropy"}
 SOFT = {"loss": "soft_target", "options": {"temperature": 4.0}}
@@ -175,31 +174,15 @@ def markdown(record: Mapping[str, Any]) -> str:
         "# Options of a low-bit training", "",
         f"{record['what']}: {record['budget']}. Seeds {', '.join(map(str, record['seeds']))}; last epoch, test images "
         f"read once. ± is the standard deviation of the seeds; `to baseline` the mean difference to it of the same "
-        f"seeds, in points, ± that of the seeds. Teacher: {_accuracy(record['teacher'])}.", "",
+        f"seeds, in points, ± that of the seeds. Teacher: {accuracy_text(record['teacher'])}.", "",
         f"Made by `python benchmarks/recipes.py` on {facts['cpu']} ({facts['cores']} cores), torch {facts['torch']}, "
         f"brevitas {facts['brevitas']}, {facts['date']}.", "",
         "| option | accuracy | to baseline |", "|---|---|---|",
     ]  # fmt: skip
     for line in record["table"]:
-        text.append(
-            f"| {line['option']} | {_accuracy(line)} | {_points(line['to_baseline'], line['to_baseline_stdev'])} |"
-        )
+        difference = points_text(line["to_baseline"], line["to_baseline_stdev"])
+        text.append(f"| {line['option']} | {accuracy_text(line)} | {difference} |")
     return "\n".join([*text, ""])
-
-
-def _accuracy(line: Mapping[str, Any]) -> str:
-    scatter = f" ± {100 * line['stdev']:.2f}" if line["seeds"] > 1 else ""
-    shown = f"{100 * line['mean']:.2f}{scatter} %" if line["seeds"] else "none"
-    failures = line.get("failures", [])
-    broken = [why for why in failures if why != NOT_RUN]
-    failed = f" ({len(broken)} failed: {broken[0][:120]})" if broken else ""
-    return shown + failed + (f" ({failures.count(NOT_RUN)} of the seeds not run)" if NOT_RUN in failures else "")
-
-
-def _points(value: float | None, scatter: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:+.2f}" + ("" if scatter is None else f" ± {100 * scatter:.2f}")
 
 
 def write(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,12 +8,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 # A process keeps the memory that it frees: without this a tenth of a small net's training is page faults (glibc only).
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+NOT_RUN = "not run to its end"  # the failure of a seed that nothing went wrong with
 PRIVATE = ("data.path=", "data.root=", "data.name=npz")
 
 
@@ -60,6 +61,27 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
         "seeds": len(values), "mean": round(statistics.mean(values), 5), "stdev": round(deviation, 5),
         "min": min(values), "max": max(values),
     }  # fmt: skip
+
+
+def accuracy_text(line: Mapping[str, Any]) -> str:
+    """Return the accuracy of a table's line in percent, ± that of its seeds, and what became of the other seeds.
+
+    Args:
+        line: What :func:`spread` returns; ``failures`` beside it hold a message for each seed without a result.
+    """
+    scatter = f" ± {100 * line['stdev']:.2f}" if line["seeds"] > 1 else ""
+    shown = f"{100 * line['mean']:.2f}{scatter} %" if line["seeds"] else "none"
+    missing = line.get("failures", [])
+    failures = [why for why in missing if why != NOT_RUN]
+    failed = f" ({len(failures)} failed: {failures[0][:120]})" if failures else ""
+    return shown + failed + (f" ({missing.count(NOT_RUN)} of the seeds not run)" if NOT_RUN in missing else "")
+
+
+def points_text(value: float | None, scatter: float | None) -> str:
+    """Return a difference of accuracies in points, ± that of the seeds; nothing where there is none."""
+    if value is None:
+        return ""
+    return f"{100 * value:+.2f}" + ("" if scatter is None else f" ± {100 * scatter:.2f}")
 
 
 def environment() -> dict[str, Any]:

@@ -115,7 +115,9 @@ def make_step(
     variant: str, net: str, images: Tensor, labels: Tensor, arithmetic: Arithmetic = PLAIN
 ) -> Callable[[], None]:
     """Return a function that does one distillation step of a variant."""
-    layout = torch.channels_last if arithmetic[1] == "channels_last" else torch.contiguous_format
+    from qkd.training.arithmetic.race import TORCH_FORMATS
+
+    layout = TORCH_FORMATS[arithmetic[1]]
     teacher, student = build("float", net, images).eval(), build(variant, net, images).to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
@@ -269,10 +271,8 @@ def peak_memory_mb(args: argparse.Namespace) -> float:
     images, labels = _data(args)
     arithmetic = arithmetic_of(args.memory, (args.precision, args.memory_format))
     step = make_step(args.memory, args.net, images, labels, arithmetic)
-    if args.memory not in (
-        "plain",
-        "float",
-    ):  # compile the kernels before the reading: the compiler's memory is not the step's
+    if args.memory not in ("plain", "float"):
+        # compile the kernels before the reading: the compiler's memory is not the step's
         small = make_step(args.memory, args.net, images[:4], labels[:4], arithmetic)
         small()
         del small

@@ -15,10 +15,8 @@ COEFFICIENTS = {
     2: (2.4042, 1.6962), 3: (2.0934, 1.8754), 4: (1.5928, 1.5799), 5: (1.0918, 1.1371), 6: (0.7013, 0.7511),
     7: (0.4313, 0.4704),
 }  # fmt: skip
-FITTED = (
-    1.1547,
-    1.4142,
-)  # rms over mean|w| of the uniform and of the Laplace density, between which the line was fitted
+# Rms over mean|w| of the uniform and of the Laplace density, between which the line was fitted.
+FITTED = (1.1547, 1.4142)
 LEAST = 1e-3  # step of a tensor that is zero throughout
 
 

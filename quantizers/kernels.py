@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quantizers.native.building import cpp_compiler
 from quantizers.native.fake_quant import NativeQuant, load, tree_sum
 
 TINY = 1e-10  # least step size: keeps divisions finite when training drives a scale through zero
@@ -178,10 +178,7 @@ def _settings(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
 
 
 def _require_compiler(device: torch.device) -> None:
-    if device.type != "cpu":
-        return
-    candidates = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if not any(name and shutil.which(name) for name in candidates):
+    if device.type == "cpu" and cpp_compiler() is None:
         raise RuntimeError("no C++ compiler found; install g++ or clang++, or name one in CXX")
 
 

@@ -163,13 +163,22 @@ class _Deployable:
         sign = torch.where(self.bn.weight.detach() < 0, -1.0, 1.0).to(self.weight.dtype)
         return sign.reshape((-1,) + (1,) * (self.weight.dim() - 1))
 
+    def turned(self, values: Tensor) -> Tensor:
+        """Return values turned round in the channels that are quantized so; twice gives the values again.
+
+        Args:
+            values: Shaped like the weights: weights, codes, or differences of either.
+        """
+        sign = self._sign()
+        return values if sign is None else values * sign
+
     def low_bit_weight(self) -> Tensor:
         """Return the weight on its grid; differentiable.
 
         The grid reaches one code further down than up. Folding a negative batch-norm factor turns the weights of that
         channel round, so they are quantized turned round: the folded codes then fit the same bits.
         """
-        sign = self._sign()
+        sign = self._sign()  # asked for once a step
         if sign is None:
             return self._on_grid(self.weight)
         return self._on_grid(self.weight * sign) * sign
@@ -230,8 +239,7 @@ class _Deployable:
     def integers(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return weight codes, positive weight scale ``[channels]`` or ``[1]``, and int32 bias codes (as float64)."""
         with torch.no_grad():
-            sign = self._sign()
-            codes = self.quant.codes(self.weight if sign is None else self.weight * sign)
+            codes = self.quant.codes(self.turned(self.weight))
             _, scale, shift = self.folded()
             if shift is None:
                 return codes, scale, None
@@ -244,8 +252,7 @@ class _Deployable:
         Args:
             codes: Whole numbers of the grid, shaped like the weights.
         """
-        weight, sign = codes.to(self.weight.dtype) * self.quant.step, self._sign()
-        return weight if sign is None else weight * sign
+        return self.turned(codes.to(self.weight.dtype) * self.quant.step)
 
     @property
     def uses_deployed(self) -> bool:

@@ -16,3 +16,18 @@ def eager() -> Iterator[None]:
     quantizers.set_fused(enabled=False)
     yield
     quantizers.set_fused(enabled=before)
+
+
+@pytest.fixture
+def one_eager_thread() -> Iterator[None]:
+    """One thread and no compiled kernels: what a test of bits, or of something tiny, wants."""
+    import torch
+
+    import quantizers
+
+    before, threads = quantizers.is_fused(), torch.get_num_threads()
+    quantizers.set_fused(enabled=False)
+    torch.set_num_threads(1)
+    yield
+    quantizers.set_fused(enabled=before)
+    torch.set_num_threads(threads)

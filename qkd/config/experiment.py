@@ -19,7 +19,7 @@ from qkd.config.methods import (
     low_bit_faults,
     method_faults,
 )
-from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath
+from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath, without_defaults
 from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
 from qkd.config.training import (
     DEFAULT_TERMS,
@@ -35,15 +35,8 @@ from qkd.nets.own.spelling import spelled
 NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
 HEAD = "new: the last linear layer of `weights` is left out and begins at random; new:<layer> names it"
-FEDERATED_STUDENT = (
-    "net",
-    "net_options",
-    "init",
-    "weights",
-    "head",
-    "quant",
-    "calibration_batches",
-)  # what clients read
+# what clients read
+FEDERATED_STUDENT = ("net", "net_options", "init", "weights", "head", "quant", "calibration_batches")
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
 NetOptions = Annotated[dict[str, Any], NEWER]
 
@@ -160,23 +153,12 @@ class StudentConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the keys of a method that is not there: configs and hashes of older runs do not change."""
-        values: dict[str, Any] = serialize(self)
-        if self.method is None:
-            values.pop("method", None)
-            values.pop("method_options", None)
-        if self.bn == "train":
-            values.pop("bn", None)
-        for key in ("data_free", "adaptation", "self_distillation"):
-            if getattr(self, key) is None:
-                values.pop(key, None)
-        if not self.widths:
-            values.pop("widths", None)
+        """Leave out newer keys that are not used: configs and hashes of older runs do not change."""
+        newer = ["bn", "data_free", "adaptation", "self_distillation", "widths"]
+        newer += ["method", "method_options"] if self.method is None else []  # options of a method are always written
         if self.recipe == "none":  # with a recipe each key is written, or it would be set again when the file is read
-            values.pop("recipe", None)
-            if self.low_bit == LowBitConfig():
-                values.pop("low_bit", None)
-        return values
+            newer += ["recipe", "low_bit"]
+        return without_defaults(self, serialize(self), *newer)
 
     @model_validator(mode="after")
     def _a_new_head_has_weights(self) -> StudentConfig:

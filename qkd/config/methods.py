@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from qkd.config.sections import Bits, Epochs, NonNegative, Positive, Section
+from qkd.config.sections import Bits, Epochs, NonNegative, Positive, Section, without_defaults
 from qkd.config.training import PhaseConfig, QuantConfig, TermConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -29,10 +29,7 @@ class PeerConfig(Section):
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a newer key that is not used: configs and hashes of older runs do not change."""
-        values: dict[str, Any] = serialize(self)
-        if self.width is None:
-            values.pop("width", None)
-        return values
+        return without_defaults(self, serialize(self), "width")
 
     @model_validator(mode="after")
     def _bits_come_together(self) -> PeerConfig:
@@ -64,11 +61,7 @@ class PeersConfig(Section):
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out newer keys that have their defaults: configs and hashes of older runs do not change."""
-        values: dict[str, Any] = serialize(self)
-        for key in ("leader", "stem"):
-            if getattr(self, key) == type(self).model_fields[key].default:
-                values.pop(key, None)
-        return values
+        return without_defaults(self, serialize(self), "leader", "stem")
 
     @model_validator(mode="after")
     def _taps_pair_up(self) -> PeersConfig:

@@ -7,7 +7,7 @@ chokes on. ``10**40`` pixels of padding or 100,000 threads are a slip of the fin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -55,3 +55,16 @@ class Section(BaseModel):
             batch_size: Images per batch of the student, in the dry run.
         """
         return self
+
+
+def without_defaults(section: Section, values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return what is written of a section without newer keys that have their defaults: hashes of older runs stay.
+
+    Args:
+        section: What is written.
+        values: Of it, as pydantic writes them.
+        keys: The newer ones.
+    """
+    fields = type(section).model_fields
+    unused = {key for key in keys if getattr(section, key) == fields[key].get_default(call_default_factory=True)}
+    return {key: value for key, value in values.items() if key not in unused}

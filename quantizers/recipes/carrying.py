@@ -35,8 +35,7 @@ def carry_over(student: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in own.items():
         tensor.copy_(state[name])
     for layer in quant_layers(student).values():
-        sign = layer._sign()
-        layer.quant.restart(layer.weight if sign is None else layer.weight * sign)
+        layer.quant.restart(layer.turned(layer.weight))
 
 
 def _is_of_a_grid(name: str, student: nn.Module) -> bool:

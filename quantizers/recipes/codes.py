@@ -38,10 +38,7 @@ def weight_codes(layer: LowBitLayer) -> Tensor:
         The shape of its weight. A channel with a negative batch-norm factor is quantized turned round, so that its
         codes reach one further up than down.
     """
-    sign = layer._sign()
-    if sign is None:
-        return layer.quant.codes(layer.weight)
-    return layer.quant.codes(layer.weight * sign) * sign
+    return layer.turned(layer.quant.codes(layer.turned(layer.weight)))
 
 
 def can_be_placed(layer: LowBitLayer) -> bool:
@@ -71,9 +68,7 @@ def distance_to_codes(layer: LowBitLayer) -> Tensor:
     Returns:
         The shape of its weight.
     """
-    sign = layer._sign()
-    turned = layer.weight if sign is None else layer.weight * sign
+    turned = layer.turned(layer.weight)
     units = turned / layer.quant.step
     inside = (units > layer.quant.low) & (units < layer.quant.high)
-    off = torch.where(inside, turned - layer.quant.quantize(turned), torch.zeros_like(turned))
-    return off if sign is None else off * sign
+    return layer.turned(torch.where(inside, turned - layer.quant.quantize(turned), torch.zeros_like(turned)))

@@ -60,7 +60,7 @@ def test_the_summary_pairs_seeds_and_keeps_failures(methods: Any) -> None:
 def test_seeds_that_were_not_run_are_no_failures(methods: Any) -> None:
     made = [*rows(), {"method": "hint", "bits": 2, "seed": 2, "failed": methods.NOT_RUN}]
     line = next(line for line in methods.summarize(made) if line["method"] == "hint")
-    assert methods._accuracy(line) == "89.00 ± 5.66 % (1 of the seeds not run)"
+    assert methods.accuracy_text(line) == "89.00 ± 5.66 % (1 of the seeds not run)"
 
 
 def test_the_page_shows_every_line(methods: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -224,14 +224,8 @@ _students: dict[str, Any] = {}  # calibration is the slow part
 
 
 @pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
+def eager(one_eager_thread: None) -> None:
     """Compiling costs seconds: the fused path is tested where a test asks for it."""
-    before, threads = quantizers.is_fused(), torch.get_num_threads()
-    quantizers.set_fused(enabled=False)
-    torch.set_num_threads(1)
-    yield
-    quantizers.set_fused(enabled=before)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=sorted(NETS))

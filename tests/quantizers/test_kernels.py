@@ -248,7 +248,7 @@ def test_falls_back_once_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: py
     fusion = kernels._Fusion()
     fusion.enabled = True
     monkeypatch.setattr(kernels, "_fusion", fusion)
-    monkeypatch.setattr(kernels.shutil, "which", lambda _name: None)
+    monkeypatch.setattr("shutil.which", lambda _name: None)
     x = torch.tensor([0.2, 0.9])
     for _ in range(3):
         assert run(x, 0.5, 0, 3)[0].tolist() == [0.0, 1.0]

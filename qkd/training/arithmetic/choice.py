@@ -14,10 +14,11 @@ from qkd.engines.engine import current
 from qkd.files import DamagedFileError, read_json, write_json
 from qkd.moved import in_new_spelling
 from qkd.training.arithmetic.native import has_native_bf16
-from qkd.training.arithmetic.race import race, takes_channels_last
+from qkd.training.arithmetic.precision import PRECISIONS
+from qkd.training.arithmetic.race import TORCH_FORMATS, race, takes_channels_last
 
 FILE = "arithmetic.json"  # in the folder of a training
-PRECISIONS, FORMATS = ("float32", "bf16", "fp16"), ("contiguous", "channels_last")
+FORMATS = tuple(TORCH_FORMATS)
 
 # A race takes sixteen steps at most, without the teacher's part: below these a training is over too soon to gain.
 LEAST_STEPS = 800
@@ -44,7 +45,7 @@ class Choice:
     @property
     def torch_format(self) -> torch.memory_format:
         """Return the memory format as PyTorch calls it."""
-        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
+        return TORCH_FORMATS[self.memory_format]
 
     def told(self) -> str:
         """Return it as a line for people, with the times of the race."""

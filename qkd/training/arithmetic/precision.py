@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+PRECISIONS = ("float32", "bf16", "fp16")
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -47,8 +49,8 @@ def choose_precision(requested: str, device: torch.device) -> tuple[Precision, s
     Raises:
         ValueError: If no precision has that name.
     """
-    if requested not in ("float32", "bf16", "fp16"):
-        raise ValueError(f"precision must be float32, bf16 or fp16, got {requested!r}")
+    if requested not in PRECISIONS:
+        raise ValueError(f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {requested!r}")
     full = Precision(device.type)
     if requested == "float32":
         return full, ""

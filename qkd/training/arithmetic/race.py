@@ -19,7 +19,7 @@ WARMUP, ROUNDS = 1, 3  # steps a candidate; the least time counts: whatever dist
 
 _log = logging.getLogger(__name__)
 
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+TORCH_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def race(
@@ -85,8 +85,8 @@ def _made(model: nn.Module, images: Tensor, precision: str, memory_format: str) 
 
 
 def _step(model: nn.Module, images: Tensor, precision: Any, memory_format: str) -> Callable[[], None]:
-    net = copy.deepcopy(model).train().to(memory_format=FORMATS[memory_format])
-    images = images.contiguous(memory_format=FORMATS[memory_format])
+    net = copy.deepcopy(model).train().to(memory_format=TORCH_FORMATS[memory_format])
+    images = images.contiguous(memory_format=TORCH_FORMATS[memory_format])
     arithmetic, _ = choose_precision(precision, images.device)
 
     def step() -> None:

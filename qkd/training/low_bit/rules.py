@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from torch import nn
 from torch.optim import Optimizer
@@ -59,8 +59,4 @@ def _separate(optimizer: Optimizer, layers: Collection[LowBitLayer], *, by_bits:
             same = [parameter for parameter in own if factors[id(parameter)] == factor]
             decay = factor * group["weight_decay"]
             optimizer.add_param_group({**group, "params": same, "role": GROUP, "weight_decay": decay})
-    optimizer.param_groups[:] = _filled(optimizer.param_groups)
-
-
-def _filled(groups: Iterable[dict[str, object]]) -> list[dict[str, object]]:
-    return [group for group in groups if group["params"]]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]

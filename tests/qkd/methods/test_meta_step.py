@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import quantizers
 from qkd.agents import build_agent
 from qkd.config import AgentConfig, DataConfig, MetaConfig, TermConfig, TrainConfig
 from qkd.data import Splits, normalize, take_quiz
@@ -29,6 +28,7 @@ from qkd.training import Batch, Job, Partner, Phase, TrainingError
 from qkd.training.loop import Trainer
 from quantizers import QuantSpec, Student, calibrate, freeze_batch_norm, prepare, quantizer_scales
 
+pytestmark = pytest.mark.usefixtures("one_eager_thread")
 ORDERS: tuple[Order, ...] = ("second", "first")
 LOGITS = (TermConfig(loss="cross_entropy", weight=0.5), TermConfig(loss="soft_target", weight=0.5))
 QUANTIZERS = {
@@ -53,16 +53,6 @@ class Teacher(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.dropout(self.pool(self.stem(x)).flatten(1)))
         return logits
-
-
-@pytest.fixture(autouse=True)
-def one_thread_unfused() -> Iterator[None]:
-    before, fused = torch.get_num_threads(), quantizers.is_fused()
-    torch.set_num_threads(1)
-    quantizers.set_fused(enabled=False)
-    yield
-    torch.set_num_threads(before)
-    quantizers.set_fused(enabled=fused)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import quantizers
 from qkd.config import SelfDistillationConfig
 from qkd.config.training import TermConfig
 from qkd.methods.stochastic_precision.step import TERM, SelfStep, soft_cosine_loss
@@ -22,13 +20,7 @@ from qkd.training import Batch
 from quantizers import QuantSpec, Student, calibrate, prepare
 from quantizers.recipes.precision import stochastic_precision
 
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    before = quantizers.is_fused()
-    quantizers.set_fused(enabled=False)
-    yield
-    quantizers.set_fused(enabled=before)
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def test_the_loss_by_hand() -> None:

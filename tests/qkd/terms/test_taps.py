@@ -12,20 +12,11 @@ from qkd.seeding import global_stream
 from qkd.terms import Taps, dequantized
 from qkd.terms.taps import PRE_QUANT
 from qkd.testing import TinyNet
-from quantizers import QuantSpec, calibrate, is_fused, prepare, set_fused
+from quantizers import QuantSpec, calibrate, prepare
 from quantizers.layers import ActQuantizer
 
+pytestmark = pytest.mark.usefixtures("one_eager_thread")
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def one_thread_and_no_compiler():
-    threads, fused = torch.get_num_threads(), is_fused()
-    torch.set_num_threads(1)
-    set_fused(enabled=False)
-    yield
-    torch.set_num_threads(threads)
-    set_fused(enabled=fused)
 
 
 def hooks(model: nn.Module) -> int:

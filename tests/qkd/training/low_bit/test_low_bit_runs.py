@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import quantizers
 from export import check_parity
 from qkd.config import RunConfig
 from qkd.files import read_safetensors
@@ -21,11 +19,12 @@ from qkd.roles.learner import StudentRole
 from qkd.roles.nets import load_student
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
-from qkd.testing import run_tiny, tiny_config, write_npz_set
+from qkd.testing import run_tiny, tiny_config
 from qkd.training.loop import Trainer
 from quantizers import QuantSpec, prepare
 from quantizers.recipes.codes import low_bit_layers, weight_codes
 
+pytestmark = pytest.mark.usefixtures("one_eager_thread")
 ALL: dict[str, Any] = {
     "student.quant": {"weight_bits": 2, "act_bits": 2},
     "student.train": {"epochs": 3, "lr": 0.05, "checkpoint_every_s": 0, "ema_decay": 0.5},
@@ -40,21 +39,6 @@ ALL: dict[str, Any] = {
 
 class Interrupted(Exception):
     """Stands for a kill: nothing of the process survives but the folder."""
-
-
-@pytest.fixture(autouse=True)
-def one_eager_thread() -> Iterator[None]:
-    before, threads = quantizers.is_fused(), torch.get_num_threads()
-    quantizers.set_fused(enabled=False)
-    torch.set_num_threads(1)
-    yield
-    quantizers.set_fused(enabled=before)
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_npz_set(tmp_path_factory.mktemp("data"))
 
 
 def config_of(data: Path, name: str, changes: dict[str, Any]) -> RunConfig:

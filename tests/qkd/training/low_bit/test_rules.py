@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-import quantizers
 from qkd.config import LowBitConfig, TrainConfig
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet
@@ -25,15 +23,8 @@ from qkd.training.optimizer import build_optimizer, set_learning_rate
 from quantizers import QuantSpec, Student, calibrate, prepare, quantizer_scales
 from quantizers.recipes.codes import low_bit_layers, place, weight_codes
 
+pytestmark = pytest.mark.usefixtures("eager")
 CONFIG = TrainConfig(epochs=4, lr=0.1, weight_decay=0.01)
-
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    before = quantizers.is_fused()
-    quantizers.set_fused(enabled=False)
-    yield
-    quantizers.set_fused(enabled=before)
 
 
 def make_student(bits: int = 2, **options: Any) -> Student:

@@ -82,13 +82,13 @@ def _unpack(file: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     return np.concatenate(parts)[:count][order], labels
 
 
-def made_up_images(count: int, *, side: int = 32, classes: int = 10, seed: int = 0) -> Images:
+def made_up_images(count: int, *, side: int = 32, channels: int = 3, classes: int = 10, seed: int = 0) -> Images:
     """Return learnable images for a trial: noise around one color a class, which crops and mirrors leave alone."""
     # The colors are the same for any seed: training and test images show the same classes.
-    pictures = torch.rand(classes, 3, 1, 1, generator=torch.Generator().manual_seed(1234))
+    pictures = torch.rand(classes, channels, 1, 1, generator=torch.Generator().manual_seed(1234))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    noise = torch.rand(count, 3, side, side, generator=generator)
+    noise = torch.rand(count, channels, side, side, generator=generator)
     return Images((255 * (0.4 * pictures[labels] + 0.6 * noise)).to(torch.uint8), labels)
 
 
@@ -112,7 +112,19 @@ class CropFlip:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def epoch(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+    @property
+    def views(self) -> int:
+        """Return how many crops and mirrored crops an image has."""
+        return 2 * (2 * self.padding + 1) ** 2
+
+    def view(self, index: int) -> Tensor:
+        """Return one view of all images: uint8 ``[n, channels, height, width]``."""
+        place, mirrored = divmod(index, 2)
+        row, column = divmod(place, 2 * self.padding + 1)
+        pixels = self.padded[..., row : row + self.height, column : column + self.width]
+        return pixels.flip(3) if mirrored else pixels
+
+    def epoch(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``count`` images in random order, each once, cropped at random and half of them mirrored.
 
         Args:
@@ -120,7 +132,8 @@ class CropFlip:
             count: At most as many as there are.
 
         Returns:
-            uint8 ``[count, channels, height, width]`` and int64 ``[count]``.
+            uint8 ``[count, channels, height, width]``, int64 ``[count]``, and the place of each image in a table
+            ``[views * n]`` that holds a view of all images behind the other.
         """
         device = self.padded.device
         order = torch.randperm(len(self), generator=generator, device=device)[:count]
@@ -133,7 +146,8 @@ class CropFlip:
         pixels = self.padded[
             order[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
         ]
-        return pixels, self.labels[order]
+        view = 2 * (offsets[0] * (2 * self.padding + 1) + offsets[1]) + mirrored[:, 0].long()
+        return pixels, self.labels[order], view * len(self) + order
 
 
 def normalizer(images: Images) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,14 @@
-"""Trains the CIFAR-10 ladder within a time budget: ResNet-20 in float, then its 2- and 4-bit students.
+"""Trains a ladder within a time budget: ResNet-20 in float, then its 2- and 4-bit students, on a real image set.
 
-    python benchmarks/gpu/ladder.py --data FOLDER --budget-s 480 --out results/
+    python benchmarks/gpu/ladder.py --set cifar10 --data FOLDER --budget-s 480 --out results/
+    python benchmarks/gpu/ladder.py --set fashion-mnist --data FOLDER --budget-s 240 --out results/
+    python benchmarks/gpu/ladder.py --made-up 1024 --most-epochs 1 --out /tmp/warm    # compiles, for a later call
 
 Every rung trains all seeds side by side. A short timing at its start says how many epochs fit its share of the budget;
 the learning rate falls along a cosine of that length. A student starts from its seed's float net and learns from it;
-its last epochs train the deployed arithmetic in float32. The test set is read once a training, at its end. The record
-is written after every epoch, the weights after every rung.
+its last epochs train the deployed arithmetic in float32. The test set is read once a training, at its end, and the
+training images are scored once more then, without augmentation. The record is written after every epoch, the weights
+after every rung.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qkd.config import TrainConfig
@@ -31,12 +34,13 @@ from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, settle
 from quantizers.kernels import set_fused
 
 from images import CropFlip, Images, made_up_images, normalizer, read_images  # isort: skip - beside this file
-from lanes import How, Lane, Lanes, Terms, least_change, weights_of  # isort: skip
+from lanes import How, Lane, Lanes, Terms, least_change, logit_table, weights_of  # isort: skip
 from record import environment, write_record  # isort: skip
 
+FLOAT, LARGE = "fp", "large"  # rungs that others start from and learn from
 CALIBRATION_IMAGES = 512
 RESERVE = 0.96  # part of a rung's time that is planned: clocks drift, and files are written
-SETTLING = 0.03  # part of a student's epochs on the deployed arithmetic, in float32
+SETTLING = 0.02  # part of a student's epochs on the deployed arithmetic, in float32
 WARM_UP = 0.05  # part of the epochs in which the rate rises
 
 
@@ -51,6 +55,9 @@ class Rung:
         weight_decay: Of weights; scales have none.
         bits: Of weights and activations; None trains the float net.
         most_epochs: More are not run, whatever the time.
+        teacher: What a student learns from: ``fp``, its seed's float net; ``large``, the logits of the rung of that
+            name, which all seeds share; None: labels alone.
+        net: Absent: the ladder's.
     """
 
     name: str
@@ -59,14 +66,42 @@ class Rung:
     weight_decay: float
     bits: int | None
     most_epochs: int
+    teacher: str | None = None
+    net: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set, and what is trained on it.
+
+    Args:
+        channels: Of an image.
+        side: Height and width, pixels.
+        padding: Pixels around an image that is cropped at random.
+        rungs: In order.
+    """
+
+    channels: int
+    side: int
+    padding: int
+    rungs: tuple[Rung, ...]
 
 
 # Weight decay at 2 bits is a quarter: Esser et al., Learned Step Size Quantization, 2020, section 3.1.
-RUNGS = (
-    Rung("fp", 0.24, 0.1, 5e-4, None, 200),
-    Rung("w2a2", 0.43, 0.04, 1.25e-4, 2, 400),
-    Rung("w4a4", 0.33, 0.04, 5e-4, 4, 400),
-)
+SETS = {
+    "cifar10": ImageSet(3, 32, 4, (
+        Rung("large", 0.2, 0.1, 5e-4, None, 30, net='resnet18_cifar{"width": 0.75}'),
+        Rung("fp", 0.3, 0.1, 5e-4, None, 200),
+        Rung("w4a4", 0.2, 0.04, 5e-4, 4, 40, "large"),
+        Rung("w2a2", 0.4, 0.04, 1.25e-4, 2, 400, "large"),
+    )),
+    "fashion-mnist": ImageSet(1, 28, 2, (
+        Rung("fp", 0.30, 0.1, 5e-4, None, 60),
+        Rung("w4a4", 0.17, 0.04, 5e-4, 4, 20, "fp"),
+        Rung("w2a2", 0.29, 0.04, 1.25e-4, 2, 40, "fp"),
+        Rung("w2a2-labels", 0.24, 0.04, 1.25e-4, 2, 40),
+    )),
+}  # fmt: skip
 WITH_TEACHER = Terms(labels=0.1, teacher=0.9, temperature=4.0)
 MACHINERY = (  # the next is tried where the one before fails
     How(),
@@ -81,8 +116,9 @@ class Setting:
     """What all rungs share."""
 
     net: str
+    images: ImageSet
     train: Images
-    test: Images
+    test: Images | None
     batch_size: int
     seeds: tuple[int, ...]
     out: Path
@@ -90,6 +126,7 @@ class Setting:
     most_epochs: int
     how: Sequence[How]
     record: dict[str, Any] = field(default_factory=dict)
+    table: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +140,7 @@ class Setting:
 
     def write(self) -> None:
         """Write the record as it stands."""
-        write_record(self.out / "gpu_ladder.json", self.record)
+        write_record(self.out / f"gpu_ladder_{self.record['set']}.json", self.record)
 
 
 @contextlib.contextmanager
@@ -129,8 +166,8 @@ def train_rung(rung: Rung, setting: Setting, floats: Sequence[nn.Module], second
     end = time.monotonic() + seconds
     row: dict[str, Any] = {"rung": asdict(rung), "seconds_planned": round(seconds, 1), "epochs": []}
     setting.record["rungs"].append(row)
-    data = CropFlip(setting.train)
-    nets = [_start(rung, setting, seed, floats) for seed in setting.seeds]
+    data = CropFlip(setting.train, padding=setting.images.padding)
+    nets = [_start(rung, setting, seed, floats) for seed in _seeds(rung, setting)]
     for net in nets:
         _require_trainable(net, rung)
     before = [weights_of(net) for net in nets]
@@ -155,12 +192,19 @@ def train_rung(rung: Rung, setting: Setting, floats: Sequence[nn.Module], second
         if rung.bits:
             settle(net.cpu())
             net.to(setting.device)
-    row["test_accuracy"] = [score(net, setting) for net in nets]
-    row["test_accuracy_mean"] = sum(row["test_accuracy"]) / len(nets)
+    row["train_accuracy"] = [score(net, setting, setting.train) for net in nets]
+    row["test_accuracy"] = None if setting.test is None else [score(net, setting, setting.test) for net in nets]
     row["seconds"] = round(seconds - (end - time.monotonic()), 1)
     setting.write()
-    print(f"{rung.name}: {len(row['epochs'])} epochs, test accuracy {row['test_accuracy']}", flush=True)
+    print(
+        f"{rung.name}: {len(row['epochs'])} epochs, accuracy {row['train_accuracy']}, {row['test_accuracy']}",
+        flush=True,
+    )
     return nets
+
+
+def _seeds(rung: Rung, setting: Setting) -> tuple[int, ...]:
+    return setting.seeds if rung.name != LARGE else setting.seeds[:1]
 
 
 def _require_trainable(net: nn.Module, rung: Rung) -> None:
@@ -189,7 +233,7 @@ def _start(rung: Rung, setting: Setting, seed: int, floats: Sequence[nn.Module])
     pixels = setting.train.pixels
     if rung.bits is None:
         torch.manual_seed(seed)
-        net = build_net(setting.net, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
+        net = build_net(rung.net or setting.net, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
         return net.to(setting.device).train()
     factor, shift = normalizer(setting.train)
     images = (pixels[:CALIBRATION_IMAGES].float() * factor - shift).cpu()
@@ -206,12 +250,15 @@ def _lanes(
     *, offset: int = 0,
 ) -> Lanes:  # fmt: skip
     config = TrainConfig(epochs=1, lr=rung.lr, weight_decay=rung.weight_decay)
-    teachers = floats if rung.bits else [None] * len(nets)
+    teachers = floats if rung.teacher == FLOAT else [None] * len(nets)
+    table = setting.table if rung.teacher == LARGE else None
+    if rung.teacher == LARGE and table is None:
+        raise RuntimeError(f"{rung.name} learns from the logits of the rung {LARGE}; name it in --rungs")
     lanes = [
-        Lane(net, teacher, data, setting.batch_size, seed + offset, config)
-        for net, teacher, seed in zip(nets, teachers, setting.seeds, strict=True)
+        Lane(net, teacher, data, setting.batch_size, seed + offset, config, table)
+        for net, teacher, seed in zip(nets, teachers, _seeds(rung, setting), strict=True)
     ]
-    return Lanes(lanes, WITH_TEACHER if rung.bits else Terms(), normalizer(setting.train), how)
+    return Lanes(lanes, WITH_TEACHER if rung.teacher else Terms(), normalizer(setting.train), how)
 
 
 def _ready(
@@ -274,52 +321,93 @@ def _epochs(
 
 
 @torch.no_grad()
-def score(net: nn.Module, setting: Setting) -> float:
-    """Return the accuracy on the test images, in float32 and on the deployed arithmetic."""
+def score(net: nn.Module, setting: Setting, images: Images) -> float:
+    """Return the accuracy on images, in float32 and on the deployed arithmetic."""
     factor, shift = normalizer(setting.train)
     right = torch.zeros((), dtype=torch.int64, device=setting.device)
     with exact_float32():
-        parts = zip(setting.test.pixels.split(1000), setting.test.labels.split(1000), strict=True)
-        for pixels, labels in parts:
+        for pixels, labels in zip(images.pixels.split(1000), images.labels.split(1000), strict=True):
             right += (net(pixels.float() * factor - shift).argmax(1) == labels).sum()
-    return int(right) / len(setting.test.labels)
+    return int(right) / len(images.labels)
 
 
 def save_weights(nets: dict[str, Sequence[nn.Module]], setting: Setting) -> None:
-    """Write all nets so far into one file, names prefixed by rung and seed."""
+    """Write all nets of the ladder so far into one file, names prefixed by rung and seed."""
     tensors: dict[str, Tensor] = {}
     for name, of_rung in nets.items():
-        for seed, net in zip(setting.seeds, of_rung, strict=True):
+        for seed, net in zip(setting.seeds, of_rung if name != LARGE else (), strict=False):
             tensors.update(
                 {f"{name}.{seed}.{key}": value.cpu().contiguous() for key, value in net.state_dict().items()}
             )
     # shared scales are stored twice, under both names
-    save_file({key: value.clone() for key, value in tensors.items()}, setting.out / "gpu_ladder.safetensors")
+    save_file(
+        {key: value.clone() for key, value in tensors.items()},
+        setting.out / f"gpu_ladder_{setting.record['set']}.safetensors",
+    )
 
 
-def run(setting: Setting, rungs: Sequence[Rung]) -> None:
-    """Train the rungs in order, each within its share of what is left."""
-    nets: dict[str, Sequence[nn.Module]] = {}
+def read_floats(file: Path, setting: Setting) -> list[nn.Module]:
+    """Return the float nets of a former ladder's weights."""
+    pixels, tensors, nets = setting.train.pixels, load_file(file), []
+    for seed in setting.seeds:
+        net = build_net(setting.net, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
+        prefix = f"{FLOAT}.{seed}."
+        net.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        )
+        nets.append(net.to(setting.device).eval().requires_grad_(False))
+    return nets
+
+
+def run(setting: Setting, rungs: Sequence[Rung], floats: Sequence[nn.Module]) -> None:
+    """Train the rungs in order, each within its share of what is left.
+
+    Args:
+        setting: What they share.
+        rungs: What is trained.
+        floats: Nets of a former ladder that students start from; empty where this one trains its own.
+    """
+    nets: dict[str, Sequence[nn.Module]] = {FLOAT: floats} if floats else {}
     for index, rung in enumerate(rungs):
         share = rung.share / sum(one.share for one in rungs[index:])
         reserve = 6.0 if setting.device.type == "cuda" else 0.0
         nets[rung.name] = train_rung(rung, setting, nets.get("fp", ()), max(1.0, share * (setting.left_s - reserve)))
         for net in nets[rung.name]:
             net.requires_grad_(rung.bits is not None)
+        if rung.name == LARGE:
+            weights = {key: value.to(torch.bfloat16).cpu() for key, value in nets[LARGE][0].state_dict().items()}
+            save_file(weights, setting.out / f"gpu_ladder_{setting.record['set']}_large.safetensors")
+            setting.table = _table(nets[LARGE][0], setting)
         save_weights(nets, setting)
+
+
+def _table(teacher: nn.Module, setting: Setting) -> Tensor:
+    start = time.monotonic()
+    data = CropFlip(setting.train, padding=setting.images.padding)
+    table = logit_table(teacher, data, normalizer(setting.train), setting.how[0])
+    share = float((table[: len(data)].argmax(1) == setting.train.labels).float().mean())
+    setting.record["table"] = {"seconds": round(time.monotonic() - start, 1), "accuracy_of_first_view": share}
+    print(f"logits of {len(table):,} views: {setting.record['table']}", flush=True)
+    return table
 
 
 def main() -> None:
     """Parse the command line, read the images, run the ladder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of train and test .npz or .packed.npz")
+    parser.add_argument("--set", choices=sorted(SETS), default="cifar10", help="decides rungs and crops")
+    parser.add_argument("--data", type=Path, help="folder of the set's train and test .npz or .packed.npz")
+    parser.add_argument(
+        "--made-up", type=int, metavar="N", help="N made-up images of the set's shape: compiles, and no more"
+    )
     parser.add_argument("--tiny", action="store_true", help="made-up images and a small net: tries the program only")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--budget-s", type=float, default=480.0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--net", default="resnet20")
-    parser.add_argument("--rungs", nargs="+", default=[rung.name for rung in RUNGS])
+    parser.add_argument("--rungs", nargs="+", help="of the set; absent: all")
+    parser.add_argument("--floats", type=Path, help="weights of a former ladder: its float nets are not trained again")
+    parser.add_argument("--no-test", action="store_true", help="do not read the test set; score.py does, later")
     parser.add_argument("--most-epochs", type=int, help="of any rung; absent: as many as fit")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--out", type=Path, required=True)
@@ -331,22 +419,28 @@ def main() -> None:
     if args.tiny:
         args.net, args.batch, args.seeds, args.most_epochs = "resnet8", 32, args.seeds[:2], args.most_epochs or 3
         train, test = made_up_images(96, side=16), made_up_images(64, side=16, seed=1)
+    elif args.made_up:
+        one = SETS[args.set]
+        train, test = (made_up_images(args.made_up, side=one.side, channels=one.channels, seed=at) for at in (0, 1))
     elif args.data is None:
-        parser.error("--data or --tiny is needed")
+        parser.error("--data, --made-up or --tiny is needed")
     else:
-        train, test = read_images(args.data, "train"), read_images(args.data, "test")
+        train, test = read_images(args.data, "train"), None if args.no_test else read_images(args.data, "test")
     how = [one for one in MACHINERY if not (args.eager and one.compiled)]
     record = {
-        "what": "CIFAR-10 ladder: float net, then students distilled from it; test set read once, at the end",
+        "what": "float net, then students that start from it; test set read once a training, at its end",
+        "set": args.set, "images": "real" if args.data else "made up",
         "arguments": {key: str(value) for key, value in vars(args).items() if key not in ("out", "data")},
         "environment": environment(device), "terms": asdict(WITH_TEACHER), "rungs": [],
     }  # fmt: skip
     setting = Setting(
-        args.net, train.to(device), test.to(device), args.batch, tuple(args.seeds), args.out, deadline,
-        args.most_epochs or 10**6, how, record,
+        args.net, SETS[args.set], train.to(device), test and test.to(device), args.batch,
+        tuple(args.seeds), args.out, deadline, args.most_epochs or 10**6, how, record,
     )  # fmt: skip
     setting.write()
-    run(setting, [rung for rung in RUNGS if rung.name in args.rungs])
+    rungs = [rung for rung in setting.images.rungs if args.rungs is None or rung.name in args.rungs]
+    floats = read_floats(args.floats, setting) if args.floats else []
+    run(setting, [rung for rung in rungs if not (floats and rung.name == FLOAT)], floats)
     record["seconds"] = round(args.budget_s - setting.left_s, 1)
     setting.write()
 

@@ -74,11 +74,12 @@ class Lane:
         batch_size: Images a step.
         seed: Of order, crops and flips.
         config: Momentum and weight decay.
+        table: Logits ``[views * n, classes]`` of a teacher that all lanes share, for every view of every image.
     """
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module | None, data: CropFlip, batch_size: int, seed: int,
-        config: TrainConfig,
+        config: TrainConfig, table: Tensor | None = None,
     ) -> None:  # fmt: skip
         device = data.padded.device
         self.student, self.teacher, self.data, self.batch_size, self.config = student, teacher, data, batch_size, config
@@ -87,6 +88,10 @@ class Lane:
         shape = (batch_size, data.padded.shape[1], data.height, data.width)
         self.images = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.table = table
+        self.target = (
+            None if table is None else torch.zeros(batch_size, table.shape[1], dtype=table.dtype, device=device)
+        )
         self.lr = torch.zeros((), device=device)
         self.sums = torch.zeros(2, device=device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -149,9 +154,11 @@ class Lanes:
             self._synchronize()
             with lane.active():
                 lane.optimizer = _optimizer(self.student, lane)
-                pixels, labels = lane.data.epoch(lane.generator, lane.batch_size)
+                pixels, labels, places = lane.data.epoch(lane.generator, lane.batch_size)
                 lane.images.copy_(pixels)
                 lane.labels.copy_(labels)
+                if lane.table is not None and lane.target is not None:
+                    lane.target.copy_(lane.table[places])
                 for _ in range(WARM_UP_STEPS):
                     self._step(lane)
             self._synchronize()
@@ -194,14 +201,17 @@ class Lanes:
         for lane in self.lanes:
             with lane.active():
                 lane.sums.zero_()
-                pixels, labels = lane.data.epoch(lane.generator, steps * lane.batch_size)
-                parts.append((pixels.split(lane.batch_size), labels.split(lane.batch_size)))
+                pixels, labels, places = lane.data.epoch(lane.generator, steps * lane.batch_size)
+                targets = labels if lane.table is None else lane.table[places]
+                parts.append([part.split(lane.batch_size) for part in (pixels, labels, targets)])
         for step in range(steps):
             lr = rate(step)
-            for lane, (pixels, labels) in zip(self.lanes, parts, strict=True):
+            for lane, (pixels, labels, targets) in zip(self.lanes, parts, strict=True):
                 with lane.active():
                     lane.images.copy_(pixels[step])
                     lane.labels.copy_(labels[step])
+                    if lane.target is not None:
+                        lane.target.copy_(targets[step])
                     lane.lr.fill_(lr)
                     self._advance(lane)
         return [self._totals(lane, steps) for lane in self.lanes]
@@ -210,9 +220,9 @@ class Lanes:
         """Return the gradient of the first lane's loss on its first images; parameters without one are left out."""
         lane = self.lanes[0]
         self._bind(lane)
-        images, labels = (part[: lane.batch_size] for part in lane.data.epoch(lane.generator, lane.batch_size))
+        images, labels, _ = lane.data.epoch(lane.generator, lane.batch_size)
         self.student.zero_grad(set_to_none=True)
-        loss, _ = self._loss(self.student, self.teacher, images, labels)
+        loss, _ = self._loss(self.student, self.teacher, images, labels, lane.target)
         loss.backward()  # type: ignore[no-untyped-call]
         found = {name: p.grad.clone() for name, p in self.student.named_parameters() if p.grad is not None}
         self.student.zero_grad(set_to_none=True)
@@ -235,14 +245,14 @@ class Lanes:
     def _step(self, lane: Lane) -> None:
         assert lane.optimizer is not None  # noqa: S101 - `prepare` made it
         lane.optimizer.zero_grad(set_to_none=True)
-        loss, right = self._loss(self.student, self.teacher, lane.images, lane.labels)
+        loss, right = self._loss(self.student, self.teacher, lane.images, lane.labels, lane.target)
         loss.backward()  # type: ignore[no-untyped-call]
         _align_gradients(self.student)
         lane.optimizer.step()
         lane.sums.add_(torch.stack((loss.detach(), right)))
 
     def _measure(
-        self, student: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor
+        self, student: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, target: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         factor, shift = self.normal
         x = images.float() * factor - shift
@@ -254,6 +264,7 @@ class Lanes:
             if teacher is not None:
                 with torch.no_grad():
                     target = teacher(x)
+            if target is not None:
                 loss = loss + self.terms.teacher * soft_target_loss(logits, target, temperature=self.terms.temperature)
         return loss, (logits.detach().argmax(1) == labels).sum().float()
 
@@ -269,6 +280,29 @@ class Lanes:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+@torch.no_grad()
+def logit_table(
+    teacher: nn.Module, data: CropFlip, normal: tuple[Tensor, Tensor], how: How, *, batch: int = 2000
+) -> Tensor:
+    """Return a teacher's logits for every view of every image, ``[views * n, classes]``, in bfloat16.
+
+    With crops and mirrors alone an image has few views, so that a teacher that several students share computes each of
+    them once.
+    """
+    factor, shift = normal
+
+    def compute(pixels: Tensor) -> Tensor:
+        x = (pixels.float() * factor - shift).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=how.bf16):
+            return teacher(x).to(torch.bfloat16)
+
+    if how.compiled:
+        torch._dynamo.reset()
+        compute = torch.compile(compute, dynamic=False)
+    views = (data.view(index) for index in range(data.views))
+    return torch.cat([compute(part.contiguous()) for view in views for part in view.split(min(batch, len(data)))])
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:

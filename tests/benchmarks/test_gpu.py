@@ -92,8 +92,10 @@ def test_preparing_and_timing_train_nothing_and_an_epoch_does(gpu: dict[str, Any
 def test_a_student_of_a_frozen_teacher_trains_whole(gpu: dict[str, Any]) -> None:
     ladder, images = gpu["ladder"], gpu["images"].made_up_images(64, side=8)
     how = gpu["lanes"].How(bf16=False, compiled=False, graphs=False)
-    setting = ladder.Setting("resnet8", images, images, 16, (0,), Path("unused"), 0.0, 10**6, [how])
-    rung = next(rung for rung in ladder.RUNGS if rung.bits == 2)
+    setting = ladder.Setting(
+        "resnet8", ladder.SETS["cifar10"], images, images, 16, (0,), Path("unused"), 0.0, 10**6, [how]
+    )
+    rung = next(rung for rung in ladder.SETS["fashion-mnist"].rungs if rung.bits == 2)
     torch.manual_seed(0)
     teacher = build_net("resnet8", classes=10, channels=3, image_size=8).eval().requires_grad_(False)
     student = ladder._start(rung, setting, 0, [teacher])
@@ -118,7 +120,7 @@ def test_a_rung_refuses_frozen_parameters(gpu: dict[str, Any]) -> None:
     net = build_net("resnet8", classes=10, channels=3, image_size=8)
     net.conv1.requires_grad_(False)
     with pytest.raises(RuntimeError, match=r"w2a2: 1 parameters are frozen, conv1.weight among them"):
-        gpu["ladder"]._require_trainable(net, gpu["ladder"].RUNGS[1])
+        gpu["ladder"]._require_trainable(net, gpu["ladder"].SETS["fashion-mnist"].rungs[2])
 
 
 def test_gradients_of_the_first_lane_are_those_of_its_loss(gpu: dict[str, Any]) -> None:
@@ -132,7 +134,7 @@ def test_gradients_of_the_first_lane_are_those_of_its_loss(gpu: dict[str, Any]) 
 def test_an_epoch_shows_every_image_once_with_its_label(gpu: dict[str, Any]) -> None:
     images = gpu["images"].made_up_images(40, side=8)
     data = gpu["images"].CropFlip(images, padding=2)
-    pixels, labels = data.epoch(torch.Generator().manual_seed(3), 40)
+    pixels, labels, places = data.epoch(torch.Generator().manual_seed(3), 40)
     assert pixels.shape == images.pixels.shape and pixels.dtype == torch.uint8
     padded = data.padded
     crops = torch.stack([padded[:, :, r : r + 8, c : c + 8] for r in range(5) for c in range(5)], 1)
@@ -140,6 +142,37 @@ def test_an_epoch_shows_every_image_once_with_its_label(gpu: dict[str, Any]) -> 
     sources = [[bool((crops[i] == shown).flatten(1).all(1).any()) for i in range(40)].index(True) for shown in pixels]
     assert sorted(sources) == list(range(40))
     assert torch.equal(images.labels[torch.tensor(sources)], labels)
+    assert torch.equal(torch.cat([data.view(index) for index in range(data.views)])[places], pixels)
+
+
+def test_a_table_holds_the_logits_of_the_very_views_that_a_step_shows(gpu: dict[str, Any]) -> None:
+    images, lanes = gpu["images"].made_up_images(40, side=8), gpu["lanes"]
+    data, normal = gpu["images"].CropFlip(images, padding=1), gpu["images"].normalizer(images)
+    torch.manual_seed(0)
+    teacher = build_net("resnet8", classes=10, channels=3, image_size=8).eval()
+    table = lanes.logit_table(teacher, data, normal, lanes.How(bf16=False, compiled=False), batch=16)
+    assert table.shape == (data.views * 40, 10) and data.views == 18
+    pixels, _, places = data.epoch(torch.Generator().manual_seed(3), 32)
+    with torch.no_grad():
+        logits = teacher(pixels.float() * normal[0] - normal[1])
+    assert torch.allclose(table[places].float(), logits, rtol=0.01, atol=0.01)
+
+
+def test_a_lane_with_a_table_has_the_loss_of_one_with_the_teacher(gpu: dict[str, Any]) -> None:
+    images, lanes = gpu["images"].made_up_images(32, side=8), gpu["lanes"]
+    data, normal = gpu["images"].CropFlip(images, padding=1), gpu["images"].normalizer(images)
+    torch.manual_seed(0)
+    teacher, how = build_net("resnet8", classes=10, channels=3, image_size=8).eval(), lanes.How(False, False, False)
+    table = lanes.logit_table(teacher, data, normal, how).float()
+    found = []
+    for its_teacher, its_table in ((teacher, None), (None, table)):
+        torch.manual_seed(1)
+        student = build_net("resnet8", classes=10, channels=3, image_size=8)
+        lane = lanes.Lane(student, its_teacher, data, 16, 0, TrainConfig(epochs=1, lr=0.01), its_table)
+        one = lanes.Lanes([lane], gpu["ladder"].WITH_TEACHER, normal, how)
+        one.prepare()
+        found.append(one.epoch(lambda step: 0.01)[0].loss)
+    assert found[1] == pytest.approx(found[0], rel=0.01) and found[0] > 0
 
 
 def test_padding_is_of_the_mean_color_and_a_shorter_epoch_is_shorter(gpu: dict[str, Any]) -> None:
@@ -164,8 +197,10 @@ def test_a_plan_fits_its_time_and_ends_on_the_deployed_arithmetic(
 ) -> None:
     ladder = gpu["ladder"]
     images = gpu["images"].made_up_images(20, side=8)
-    setting = ladder.Setting("resnet8", images, images, 16, (0,), Path("unused"), 0.0, 10**6, ladder.MACHINERY)
-    for rung in ladder.RUNGS:
+    setting = ladder.Setting(
+        "resnet8", ladder.SETS["cifar10"], images, images, 16, (0,), Path("unused"), 0.0, 10**6, ladder.MACHINERY
+    )
+    for rung in [rung for one in ladder.SETS.values() for rung in one.rungs]:
         settling, total = ladder._plan(rung, setting, seconds, epoch_s)
         assert 1 <= total <= rung.most_epochs
         assert (settling == 0) == (rung.bits is None) and settling < max(total, 2)

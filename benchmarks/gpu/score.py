@@ -1,0 +1,77 @@
+"""Scores the nets of a ladder on its test set, once, and writes the accuracies into the ladder's record.
+
+    python benchmarks/gpu/score.py --set cifar10 --data FOLDER --record results/gpu_ladder_cifar10.json \
+        --weights results/gpu_ladder_cifar10.safetensors [--large results/gpu_ladder_cifar10_large.safetensors]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qkd.nets import build_net
+from quantizers import QuantSpec, prepare, settle
+
+from images import Images, read_images  # isort: skip - beside this file
+from ladder import SETS, Rung, Setting, score  # isort: skip
+from record import environment, write_record  # isort: skip
+
+
+def read_net(rung: Rung, name: str, state: dict[str, Tensor], train: Images) -> nn.Module:
+    """Return a ladder's net with its weights, in eval mode, on the deployed arithmetic.
+
+    Args:
+        rung: What it was trained as.
+        name: Of the float net.
+        state: Its weights.
+        train: Whose shape the net takes.
+    """
+    pixels = train.pixels
+    net = build_net(name, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
+    if rung.bits is not None:
+        net = prepare(net, QuantSpec(weight_bits=rung.bits, act_bits=rung.bits), example_inputs=pixels[:2].float())
+    net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    net.eval()
+    if rung.bits is not None:
+        settle(net)
+    return net
+
+
+def main() -> None:
+    """Parse the command line, score every net that has not been scored."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=sorted(SETS), default="cifar10")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--large", type=Path, help="weights of the large teacher")
+    args = parser.parse_args()
+    record: dict[str, Any] = json.loads(args.record.read_text())
+    train, test = read_images(args.data, "train"), read_images(args.data, "test")
+    setting = Setting("resnet20", SETS[args.set], train, test, 256, (), Path(), time.monotonic(), 1, ())
+    tensors = load_file(args.weights)
+    seeds = sorted({int(key.split(".")[1]) for key in tensors})
+    for rung in SETS[args.set].rungs:
+        row = next((row for row in record["rungs"] if row["rung"]["name"] == rung.name), None)
+        if row is None or row.get("test_accuracy") is not None:
+            continue
+        prefixes = [f"{rung.name}.{seed}." for seed in seeds]
+        states = [{k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in prefixes]
+        if rung.net is not None:
+            states = [load_file(args.large)] if args.large else []
+        nets = [read_net(rung, rung.net or "resnet20", state, train) for state in states if state]
+        row["test_accuracy"] = [score(net, setting, test) for net in nets] or None
+        print(f"{rung.name}: {row['test_accuracy']}", flush=True)
+        record["scored"] = environment(torch.device("cpu"))
+        write_record(args.record, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from quantizers import batch_norm
 from quantizers.kernels import round_straight_through
 from quantizers.tensor_quant import ActQuant, NotCalibratedError, WeightQuant
 
@@ -32,13 +33,28 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
         self.act_quant.skip_create_quant_tensor = True
         self.name = name
         self.origin: Origin | None = None
+        self._given: Tensor | None = None
 
     @property
     def quant(self) -> ActQuant:
         """Return the arithmetic inside."""
         return self.act_quant.fused_activation_quant_proxy.tensor_quant  # type: ignore[no-any-return]
 
+    def grid_for(self, x: Tensor) -> batch_norm.Grid | None:
+        """Return the grid, for a layer that puts ``x`` there itself; None where this module must see it first."""
+        if batch_norm.is_watched(self) or batch_norm.is_watched(self.act_quant) or not _is_plain(self.act_quant):
+            return None
+        return self.quant.grid_for(x)
+
+    def give(self, values: Tensor) -> Tensor:
+        """Return values that are on the grid already, which the next call passes on."""
+        self._given = values
+        return values
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
+        given, self._given = self._given, None
+        if given is input:
+            return input
         try:
             if _is_plain(self.act_quant):
                 return self.quant.values(input)
@@ -275,12 +291,27 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
         )  # fmt: skip
         _adopt(self, conv, injector, options)
         self._attach(bn)
+        self._reader: tuple[ActQuantizer, ...] = ()
+
+    def hand_to(self, reader: ActQuantizer) -> None:
+        """Learn that a quantizer is the only one that reads the output: in training mode it may get values on its grid.
+
+        Batch norm and grid are one pass then, and the quantizer passes on what it gets.
+        """
+        self._reader = (reader,)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         if self.uses_deployed:
             return self._conv_forward(input, *self.deployed())  # type: ignore[no-any-return]
         out = self._conv_forward(input, self.low_bit_weight(), self.bias)
-        return out if self.bn is None else self.bn(out)  # type: ignore[no-any-return]
+        return out if self.bn is None else self._normalized(out, self.bn)
+
+    def _normalized(self, out: Tensor, bn: nn.Module) -> Tensor:
+        if not batch_norm.takes(out, bn):
+            return bn(out)  # type: ignore[no-any-return]
+        grid = None if not self._reader or batch_norm.is_watched(self) else self._reader[0].grid_for(out)
+        values = batch_norm.batch_norm(out, bn, grid)  # type: ignore[arg-type]
+        return values if grid is None else self._reader[0].give(values)
 
 
 class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]

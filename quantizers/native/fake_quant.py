@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quantizers.native.building import cached_library, cpp_compiler
+from quantizers.native.norm_source import NORM_SOURCE
 from quantizers.native.source import BLOCK, FLAGS, PARALLEL, SOURCE
 
 _log = logging.getLogger(__name__)
@@ -40,11 +41,20 @@ class NativeQuant:
         self._gradients_rows.argtypes = [*[pointer] * 3, number, number, *[pointer] * 5]
         for function in (self._quantize, self._gradients, self._quantize_rows, self._gradients_rows):
             function.restype = None
+        self.norm_statistics, self.normalize = library.qkd_norm_statistics, library.qkd_normalize
+        self.norm_gradients, self.norm_finish = library.qkd_norm_gradients, library.qkd_norm_finish
+        self.norm_statistics.argtypes = [pointer, *[number] * 4, *[pointer] * 4, number, number]
+        self.normalize.argtypes = [pointer, pointer, *[number] * 3, *[pointer] * 3, number, number]
+        self.norm_gradients.argtypes = [
+            *[pointer] * 3, *[number] * 4, pointer, pointer, number, *[pointer] * 5, number, number,
+        ]  # fmt: skip
+        self.norm_finish.argtypes = [*[pointer] * 3, *[number] * 3, pointer, number, number]
+        for function in (self.norm_statistics, self.normalize, self.norm_gradients, self.norm_finish):
+            function.restype = None
 
     @staticmethod
-    def takes(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
-        """Tell whether values of this kind are computed here: float32 or bfloat16 on a CPU, steps and codes float32."""
-        settings = (scale, low, high)
+    def takes(x: Tensor, *settings: Tensor) -> bool:
+        """Tell whether values of this kind are computed here: float32 or bfloat16 on a CPU, settings float32 there."""
         return (
             type(x) in _PLAIN  # not the compiler's tensors without memory
             and x.device.type == "cpu"
@@ -129,7 +139,7 @@ def load() -> NativeQuant | None:
 
 @functools.lru_cache(maxsize=2)
 def _loaded(compiler: str) -> NativeQuant | None:
-    words = "\n".join((SOURCE, *FLAGS, PARALLEL, compiler, platform.system(), _processor()))
+    words = "\n".join((SOURCE, NORM_SOURCE, *FLAGS, PARALLEL, compiler, platform.system(), _processor()))
     name = f"fake-quant-{hashlib.sha256(words.encode()).hexdigest()[:20]}.so"
     try:
         return NativeQuant(ctypes.CDLL(str(cached_library(name, lambda folder: _compiled(compiler, folder)))))
@@ -150,7 +160,7 @@ def _processor() -> str:
 
 def _compiled(compiler: str, folder: Path) -> Path:
     source, library = folder / "fake_quant.cpp", folder / "unfinished.so"
-    source.write_text(SOURCE, encoding="utf-8")
+    source.write_text(SOURCE + NORM_SOURCE, encoding="utf-8")
     command = [compiler, *FLAGS, str(source), "-o", str(library)]
     try:
         subprocess.run([*command, PARALLEL], check=True, capture_output=True, timeout=_TIMEOUT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from quantizers import batch_norm
+from quantizers.fused import batch_norm, coded_conv
 from quantizers.kernels import round_straight_through
-from quantizers.tensor_quant import ActQuant, NotCalibratedError, WeightQuant
+from quantizers.tensor_quant import ActQuant, LsqWeightQuant, NotCalibratedError, WeightQuant
 
 # Biases keep to 30 bits and sign, so that bias plus accumulated products stays inside int32.
 BIAS_LIMIT = float(2**29)
@@ -34,6 +35,7 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
         self.name = name
         self.origin: Origin | None = None
         self._given: Tensor | None = None
+        self._latest: weakref.ref[Tensor] | None = None
 
     @property
     def quant(self) -> ActQuant:
@@ -51,14 +53,21 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
         self._given = values
         return values
 
+    def is_source_of(self, x: Tensor) -> bool:
+        """Tell whether ``x`` is what the latest call gave, on the grid as it is now."""
+        return self._latest is not None and self._latest() is x
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         given, self._given = self._given, None
-        if given is input:
-            return input
+        out = input if given is input else self._quantized(input)
+        self._latest = weakref.ref(out) if self.training and self.quant.is_plain else None
+        return out
+
+    def _quantized(self, x: Tensor) -> Tensor:
         try:
             if _is_plain(self.act_quant):
-                return self.quant.values(input)
-            return self.act_quant(input)  # type: ignore[no-any-return]
+                return self.quant.values(x)
+            return self.act_quant(x)  # type: ignore[no-any-return]
         except NotCalibratedError:
             raise NotCalibratedError(self.name) from None
 
@@ -292,6 +301,11 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
         _adopt(self, conv, injector, options)
         self._attach(bn)
         self._reader: tuple[ActQuantizer, ...] = ()
+        self._before: tuple[ActQuantizer, ...] = ()
+
+    def read_from(self, before: ActQuantizer) -> None:
+        """Learn which quantizer gives the input itself, so that in training mode its codes can be multiplied."""
+        self._before = (before,)
 
     def hand_to(self, reader: ActQuantizer) -> None:
         """Learn that a quantizer is the only one that reads the output: in training mode it may get values on its grid.
@@ -303,8 +317,22 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         if self.uses_deployed:
             return self._conv_forward(input, *self.deployed())  # type: ignore[no-any-return]
-        out = self._conv_forward(input, self.low_bit_weight(), self.bias)
+        out = self._multiplied(input)
         return out if self.bn is None else self._normalized(out, self.bn)
+
+    def _multiplied(self, x: Tensor) -> Tensor:
+        weight = self.low_bit_weight()
+        if not self._has_codes(x) or not coded_conv.takes(x, self):
+            return self._conv_forward(x, weight, self.bias)  # type: ignore[no-any-return]
+        return coded_conv.coded_conv(x, weight, self._before[0].quant.step, self.quant.step, self)
+
+    def _has_codes(self, x: Tensor) -> bool:
+        """Tell whether input and weights are codes times steps that are known, of two to four bits."""
+        if not self._before or not self._before[0].is_source_of(x) or not _is_plain(self.weight_quant):
+            return False
+        before, own = self._before[0].quant, self.quant
+        is_known = type(own) is LsqWeightQuant and not own.bypass and before.kind == "unsigned"
+        return is_known and max(before.bits, own.bits) <= coded_conv.MOST_BITS
 
     def _normalized(self, out: Tensor, bn: nn.Module) -> Tensor:
         if not batch_norm.takes(out, bn):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from quantizers.fused.neighbors import introduce_neighbors
 from quantizers.layers import ActQuantizer, Probabilities, QuantConvBn2d, QuantLinearBn
 from quantizers.records import require_same_grids
 from quantizers.spec import QuantSpec
@@ -82,22 +82,8 @@ def assemble(
         _place(root, path, _for_losses(module))
     student = Student(root, graph, class_name="Student")
     student.meta.update(tap_paths=tap_paths, spec=spec, image_shape=image_shape)
-    _introduce_readers(student)
+    introduce_neighbors(student)
     return student
-
-
-def _introduce_readers(student: Student) -> None:
-    """Tell each convolution which quantizer reads its output, where nobody else does."""
-    called = [node for node in student.graph.nodes if node.op == "call_module"]
-    calls = Counter(str(node.target) for node in called)
-    for node in called:
-        readers = list(node.users)
-        if len(readers) != 1 or readers[0].op != "call_module" or len(readers[0].args) != 1:
-            continue
-        layer, reader = (student.get_submodule(str(one.target)) for one in (node, readers[0]))
-        is_alone = calls[str(node.target)] == calls[str(readers[0].target)] == 1
-        if is_alone and isinstance(layer, QuantConvBn2d) and isinstance(reader, ActQuantizer):
-            layer.hand_to(reader)
 
 
 def require_image_shape(student: nn.Module, shape: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from quantizers.batch_norm import SHARED
+from quantizers.fused.batch_norm import SHARED
 
 Reduce = Callable[[Tensor], None]
 """Sums a tensor over all processes, in place."""

@@ -48,6 +48,8 @@ class NativeQuant:
         self.norm_gradients.argtypes = [
             *[pointer] * 3, *[number] * 4, pointer, pointer, number, *[pointer] * 5, number, number,
         ]  # fmt: skip
+        self.codes = library.qkd_codes
+        self.codes.argtypes, self.codes.restype = [pointer, pointer, number, pointer, number, number], None
         self.norm_finish.argtypes = [*[pointer] * 3, *[number] * 3, pointer, number, number]
         for function in (self.norm_statistics, self.normalize, self.norm_gradients, self.norm_finish):
             function.restype = None

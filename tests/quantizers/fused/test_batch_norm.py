@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import quantizers
-from quantizers import QuantSpec, batch_norm, calibrate, prepare
-from quantizers.batch_norm import SHARED, Grid, takes
+from quantizers import QuantSpec, calibrate, prepare
+from quantizers.fused import batch_norm
+from quantizers.fused.batch_norm import SHARED, Grid, takes
 from quantizers.kernels import fake_quantize
 from quantizers.layers import ActQuantizer, QuantConvBn2d
 from quantizers.native.fake_quant import load

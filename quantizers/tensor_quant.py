@@ -319,7 +319,8 @@ class ActQuant(Recorded):
             return None
         step = self.owner.training_step()
         is_taken = NativeQuant.takes(x, step, self.low, self.high)
-        return Grid(step, self.low, self.high, self.grad_scale(x), self.residual) if is_taken else None
+        settings = (step, self.low, self.high, self.grad_scale(x), self.residual)
+        return Grid(*settings, fake_quantize) if is_taken else None
 
 
 class LsqActQuant(ActQuant):

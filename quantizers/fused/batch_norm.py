@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from quantizers.kernels import compiled_for, fake_quantize
 from quantizers.native import batch_norm as passes
 from quantizers.native.fake_quant import NativeQuant
 
+Compiled = Callable[[Tensor], NativeQuant | None]
+"""Returns the compiled functions for a tensor; None where PyTorch's operations give the same bits."""
 SHARED = "sums_of_processes"  # in a layer's `__dict__`: returns what sums over all processes, None where it is alone
 
 
@@ -33,6 +34,7 @@ class Grid:
         high: Largest code, likewise.
         grad_scale: Factor of the step size's gradient.
         residual: Whether values inside the grid contribute to that gradient.
+        function: :func:`quantizers.kernels.fake_quantize`, which can be differentiated twice.
     """
 
     step: Tensor
@@ -40,6 +42,7 @@ class Grid:
     high: Tensor
     grad_scale: float
     residual: bool
+    function: Callable[..., Tensor]
 
 
 def takes(x: Tensor, norm: nn.Module) -> bool:
@@ -64,12 +67,13 @@ def is_watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def batch_norm(x: Tensor, norm: nn.BatchNorm2d, grid: Grid | None = None) -> Tensor:
+def batch_norm(x: Tensor, norm: nn.BatchNorm2d, compiled: Compiled, grid: Grid | None = None) -> Tensor:
     """Return a layer's output in training mode, put on a grid where there is one; its running statistics move.
 
     Args:
         x: Shape ``[batch, channels, height, width]``, for which :func:`takes` holds.
         norm: The layer.
+        compiled: Gives the compiled functions.
         grid: Of the quantizer behind it; None: the output is what the layer would give.
 
     Returns:
@@ -77,36 +81,41 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm2d, grid: Grid | None = None) -> Ten
     """
     shared = norm.__dict__.get(SHARED)
     reduce = None if shared is None else shared()
-    if grid is None:
-        return _BatchNorm.apply(x, norm.weight, norm.bias, None, None, None, 1.0, True, norm, reduce)  # type: ignore[no-any-return]
-    settings = (grid.step, grid.low, grid.high, grid.grad_scale, grid.residual)
-    return _BatchNorm.apply(x, norm.weight, norm.bias, *settings, norm, reduce)  # type: ignore[no-any-return]
+    settings = (None, None, None) if grid is None else (grid.step, grid.low, grid.high)
+    how = _How(norm, grid, reduce, compiled)
+    return _BatchNorm.apply(x, norm.weight, norm.bias, *settings, how)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _How:
+    norm: nn.BatchNorm2d
+    grid: Grid | None
+    reduce: Callable[[Tensor], None] | None
+    compiled: Compiled
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, step: Tensor | None, low: Tensor | None,
-        high: Tensor | None, grad_scale: float, residual: bool, norm: nn.BatchNorm2d,  # noqa: FBT001
-        reduce: Callable[[Tensor], None] | None,
+        high: Tensor | None, how: _How,
     ) -> Tensor:  # fmt: skip
-        native, grid = compiled_for(x), None
+        native, grid, norm = how.compiled(x), None, how.norm
         if step is not None and low is not None and high is not None:
             grid = torch.stack((step, low, high))
-        mean, var, count = _statistics(native, x, reduce)
+        mean, var, count = _statistics(native, x, how.reduce)
         _follow(norm, mean, var, count)
         spread = 1.0 / torch.sqrt(var + norm.eps)
         factor = (weight.double() * spread).float()
         shift = (bias.double() - mean * factor.double()).float()
         table = _by_lane(x, mean.float(), factor, shift)
         ctx.save_for_backward(x, weight, bias, step, low, high, grid, table, spread, factor)
-        ctx.count, ctx.eps, ctx.reduce = count, norm.eps, reduce
-        ctx.grad_scale, ctx.residual = grad_scale, residual
+        ctx.count, ctx.how = count, how
         return passes.normalized(native, x, table, grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and ctx.reduce is None:  # create_graph=True
+        if torch.is_grad_enabled() and ctx.how.reduce is None:  # create_graph=True
             return _open_backward(ctx, grad)
         return _closed_backward(ctx, grad)  # type: ignore[no-any-return]
 
@@ -114,33 +123,36 @@ class _BatchNorm(torch.autograd.Function):
 @once_differentiable
 def _closed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, step, _, _, grid, table, spread, factor = ctx.saved_tensors
-    native = compiled_for(x)
+    how: _How = ctx.how
+    native, scale, residual = how.compiled(x), 1.0, True
+    if how.grid is not None:
+        scale, residual = how.grid.grad_scale, how.grid.residual
     grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    inner, offsets, slopes, total = passes.gradients(native, grad, x, table, grid, residual=ctx.residual)
+    inner, offsets, slopes, total = passes.gradients(native, grad, x, table, grid, residual=residual)
     by_weight, by_bias = (slopes * spread).to(weight.dtype), offsets.to(bias.dtype)
-    if ctx.reduce is not None:
+    if how.reduce is not None:
         sums = torch.cat((offsets, slopes))
-        ctx.reduce(sums)
+        how.reduce(sums)
         offsets, slopes = sums.chunk(2)
     each = factor.double() / -ctx.count
     ends = _by_lane(x, (each * spread.square() * slopes).float(), (each * offsets).float())
     by_x = passes.finished(native, inner, x, torch.cat((table[:2], ends)), in_place=grid is not None)
-    by_step = None if step is None else (total * ctx.grad_scale).to(step.dtype).view_as(step)
-    return by_x, by_weight, by_bias, by_step, *[None] * 6
+    by_step = None if step is None else (total * scale).to(step.dtype).view_as(step)
+    return by_x, by_weight, by_bias, by_step, None, None, None
 
 
 def _open_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients as functions that autograd knows, by way of torch's own batch norm."""
     x, weight, bias, step, low, high, *_ = ctx.saved_tensors
     with torch.enable_grad():
-        out = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.eps)
-        if step is not None:
-            out = fake_quantize(out, step, low, high, grad_scale=ctx.grad_scale, residual=ctx.residual)
+        out = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.how.norm.eps)
+        if (grid := ctx.how.grid) is not None:
+            out = grid.function(out, step, low, high, grad_scale=grid.grad_scale, residual=grid.residual)
         inputs = [x, weight, bias, step]
         asked = [place for place, one in enumerate(inputs) if one is not None and one.requires_grad]
         found = torch.autograd.grad(out, [inputs[place] for place in asked], grad, create_graph=True)
     by = dict(zip(asked, found, strict=True))
-    return (*(by.get(place) for place in range(4)), *[None] * 6)
+    return (*(by.get(place) for place in range(4)), None, None, None)
 
 
 def _statistics(

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers.kernels import compiled_for
+from quantizers.fused.batch_norm import Compiled
+from quantizers.native.fake_quant import NativeQuant
 
 MOST_BITS = 4  # AVX2 sums two products in 16 bits, which 15 * 8 + 15 * 8 do not fill
 _X86 = ("x86_64", "amd64")
@@ -36,7 +37,9 @@ def takes(x: Tensor, conv: nn.Conv2d) -> bool:
     return is_last and is_plain and conv.bias is None and x.dtype is _multiplied(x.dtype)
 
 
-def coded_conv(x: Tensor, weight: Tensor, x_step: Tensor, weight_step: Tensor, conv: nn.Conv2d) -> Tensor:
+def coded_conv(
+    x: Tensor, weight: Tensor, x_step: Tensor, weight_step: Tensor, conv: nn.Conv2d, compiled: Compiled
+) -> Tensor:
     """Return the convolution of values on grids, computed from their codes.
 
     Args:
@@ -45,11 +48,12 @@ def coded_conv(x: Tensor, weight: Tensor, x_step: Tensor, weight_step: Tensor, c
         x_step: Shape ``[]``.
         weight_step: One for each output channel, or one.
         conv: Stride, padding and dilation.
+        compiled: Gives the compiled functions.
 
     Returns:
         In the dtype of ``x``.
     """
-    return _CodedConv.apply(x, weight, x_step, weight_step, conv)  # type: ignore[no-any-return]
+    return _CodedConv.apply(x, weight, x_step, weight_step, conv, compiled)  # type: ignore[no-any-return]
 
 
 @functools.cache
@@ -69,7 +73,9 @@ def _multiplied(dtype: torch.dtype) -> torch.dtype:
 
 class _CodedConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, x_step: Tensor, weight_step: Tensor, conv: nn.Conv2d) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, x_step: Tensor, weight_step: Tensor, conv: nn.Conv2d, compiled: Compiled
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.place = place = (list(conv.stride), list(conv.padding), list(conv.dilation))
         steps = weight_step.detach().reshape(-1).expand(weight.size(0)).contiguous()
@@ -77,9 +83,10 @@ class _CodedConv(torch.autograd.Function):
         scale, zeros = float(x_step), torch.zeros(len(steps), dtype=torch.int32)
         onednn = torch.ops.onednn
         packed = onednn.qconv_prepack(codes, steps, scale, 0, *place, 1, list(x.shape))
+        qx = _codes(x, x_step, compiled(x))
         return onednn.qconv2d_pointwise(  # type: ignore[no-any-return]
-            _codes(x, x_step), scale, 0, packed, steps, zeros, None, *place, 1, 1.0, 0, x.dtype, "none", [], ""
-        )
+            qx, scale, 0, packed, steps, zeros, None, *place, 1, 1.0, 0, x.dtype, "none", [], ""
+        )  # fmt: skip
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,12 +96,11 @@ class _CodedConv(torch.autograd.Function):
         by_x, by_weight, _ = torch.ops.aten.convolution_backward(
             grad.to(x.dtype), x, like, None, *ctx.place, False, [0, 0], 1, wanted
         )  # fmt: skip
-        return by_x, None if by_weight is None else by_weight.to(weight.dtype), None, None, None
+        return by_x, None if by_weight is None else by_weight.to(weight.dtype), None, None, None, None
 
 
-def _codes(x: Tensor, step: Tensor) -> Tensor:
+def _codes(x: Tensor, step: Tensor, native: NativeQuant | None) -> Tensor:
     """Return the codes of values on an unsigned grid, uint8 in the memory format of ``x``."""
-    native = compiled_for(x)
     if native is None:
         return torch.round(x.float() / step).to(torch.uint8)
     out = torch.empty_like(x, dtype=torch.uint8)

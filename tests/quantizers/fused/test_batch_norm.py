@@ -13,7 +13,7 @@ import quantizers
 from quantizers import QuantSpec, calibrate, prepare
 from quantizers.fused import batch_norm
 from quantizers.fused.batch_norm import SHARED, Grid, takes
-from quantizers.kernels import fake_quantize
+from quantizers.kernels import compiled_for, fake_quantize
 from quantizers.layers import ActQuantizer, QuantConvBn2d
 from quantizers.native.fake_quant import load
 from quantizers.student import Student
@@ -46,7 +46,7 @@ def layer(channels: int) -> nn.BatchNorm2d:
 
 
 def grid_of(step: Tensor, *, residual: bool = True) -> Grid:
-    return Grid(step, torch.tensor(0.0), torch.tensor(3.0), 0.1, residual)
+    return Grid(step, torch.tensor(0.0), torch.tensor(3.0), 0.1, residual, fake_quantize)
 
 
 def results(x: Tensor, grad: Tensor, *, on_grid: bool, residual: bool = True, by_torch: bool = False) -> list[Tensor]:
@@ -59,7 +59,7 @@ def results(x: Tensor, grad: Tensor, *, on_grid: bool, residual: bool = True, by
         out = fake_quantize(out, *settings, grad_scale=0.1, residual=residual) if on_grid else out
     else:
         assert takes(leaf, norm)
-        out = batch_norm.batch_norm(leaf, norm, grid if on_grid else None)
+        out = batch_norm.batch_norm(leaf, norm, compiled_for, grid if on_grid else None)
     out.backward(grad)
     found = [leaf.grad, norm.weight.grad, norm.bias.grad, *([step.grad] if on_grid else [])]
     assert all(one is not None for one in found)
@@ -109,7 +109,7 @@ def test_a_large_mean_cancels_nothing() -> None:
     x = drawn((8, 6, 10, 10), torch.float32) * 1e-2 + 1000
     x = x.contiguous(memory_format=LAST)
     norm = layer(6)
-    batch_norm.batch_norm(x, norm)
+    batch_norm.batch_norm(x, norm, compiled_for)
     exact = x.double().var(dim=(0, 2, 3), correction=1) * 0.1 + 0.9
     assert norm.running_var is not None
     torch.testing.assert_close(norm.running_var.double(), exact, rtol=1e-6, atol=0)
@@ -120,7 +120,7 @@ def test_second_derivatives_are_those_of_torch() -> None:
     found = []
     for own in (True, False):
         norm, x = layer(3), drawn((4, 3, 5, 5), torch.float32).requires_grad_()
-        out = batch_norm.batch_norm(x, norm) if own else norm(x)
+        out = batch_norm.batch_norm(x, norm, compiled_for) if own else norm(x)
         (by_x,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
         by_x.square().sum().backward()
         assert x.grad is not None and norm.weight.grad is not None
@@ -132,7 +132,7 @@ def test_processes_sum_before_they_normalize() -> None:
     """Two halves of a batch, each told the other's sums, give what the whole batch gives."""
     whole, grad = drawn((6, 4, 5, 5), torch.float32), drawn((6, 4, 5, 5), torch.float32, seed=1)
     norm, leaf = layer(4), whole.clone().requires_grad_()
-    expected = batch_norm.batch_norm(leaf, norm)
+    expected = batch_norm.batch_norm(leaf, norm, compiled_for)
     expected.backward(grad)
     halves = [whole[:4].clone().requires_grad_(), whole[4:].clone().requires_grad_()]
     norms = [layer(4), layer(4)]
@@ -151,7 +151,7 @@ def test_processes_sum_before_they_normalize() -> None:
 
             own.__dict__[SHARED] = lambda reduce=reduce: reduce
             half.grad = None
-            out = batch_norm.batch_norm(half, own)
+            out = batch_norm.batch_norm(half, own, compiled_for)
             out.backward(grad[:4] if part == 0 else grad[4:])
             outs.append(out)
         return outs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 import quantizers
 from quantizers import QuantSpec, calibrate, prepare
 from quantizers.fused import coded_conv
+from quantizers.kernels import compiled_for
 from quantizers.layers import QuantConvBn2d
 from quantizers.student import Student
 
@@ -47,7 +49,7 @@ def test_the_largest_codes_are_summed_exactly(options: dict[str, object], bits: 
         steps, step = torch.rand(7, 1, 1, 1) + 0.1, torch.tensor(0.3137)
         x = (codes * step).contiguous(memory_format=LAST)
         assert coded_conv.takes(x, conv)
-        found = coded_conv.coded_conv(x, weights * steps, step, steps, conv)
+        found = coded_conv.coded_conv(x, weights * steps, step, steps, conv, compiled_for)
         sums = functional.conv2d(codes.double(), weights.double(), None, conv.stride, conv.padding, conv.dilation)
         exact = sums * step.double() * steps.double().view(1, -1, 1, 1)
         torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
@@ -61,7 +63,7 @@ def test_compiled_or_not_the_codes_are_the_same() -> None:
         found = []
         for enabled in (True, False):
             quantizers.set_fused(enabled=enabled)
-            found.append(coded_conv._codes(x, step))
+            found.append(coded_conv._codes(x, step, compiled_for(x)))
         assert torch.equal(*found) and torch.equal(found[0].float(), drawn(0, 15, 2, 40, 30, 30))
 
 
@@ -76,7 +78,7 @@ def test_gradients_are_those_of_the_values_also_when_differentiated_again() -> N
     for own in (True, False):
         leaves = [x.clone(memory_format=torch.preserve_format).requires_grad_(), weight.clone().requires_grad_()]
         out = (
-            coded_conv.coded_conv(*leaves, step, steps, conv) if own
+            coded_conv.coded_conv(*leaves, step, steps, conv, compiled_for) if own
             else functional.conv2d(*leaves, None, conv.stride, conv.padding)
         )  # fmt: skip
         first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
@@ -94,7 +96,10 @@ def test_in_bfloat16_it_is_nearer_to_exact_than_a_convolution_of_rounded_values(
     exact = functional.conv2d(codes * step, weight, None, 1, 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert coded_conv.takes(x, conv)
-        found, own = coded_conv.coded_conv(x, weight, step, steps, conv), functional.conv2d(x, weight, None, 1, 1)
+        found, own = (
+            coded_conv.coded_conv(x, weight, step, steps, conv, compiled_for),
+            functional.conv2d(x, weight, None, 1, 1),
+        )
     assert found.dtype is torch.bfloat16
     assert (found.float() - exact).norm() < 0.8 * (own.float() - exact).norm()
 
@@ -119,9 +124,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     own = coded_conv.coded_conv
 
-    def watch(x: Tensor, weight: Tensor, x_step: Tensor, weight_step: Tensor, conv: QuantConvBn2d) -> Tensor:
+    def watch(x: Tensor, weight: Tensor, x_step: Tensor, weight_step: Tensor, conv: QuantConvBn2d, how: Any) -> Tensor:
         names.append(conv.name)
-        return own(x, weight, x_step, weight_step, conv)
+        return own(x, weight, x_step, weight_step, conv, how)
 
     monkeypatch.setattr(coded_conv, "coded_conv", watch)
     return names

@@ -117,7 +117,7 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and ctx.how.reduce is None:  # create_graph=True
             return _open_backward(ctx, grad)
-        return _closed_backward(ctx, grad)  # type: ignore[no-any-return]
+        return _closed_backward(ctx, grad)
 
 
 @once_differentiable

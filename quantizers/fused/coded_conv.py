@@ -60,7 +60,7 @@ def coded_conv(
 def _has_kernels(dtype: torch.dtype) -> bool:
     """Tell whether there are kernels that are faster: bfloat16 is slow where the processor has not AVX-512."""
     capability = torch.backends.cpu.get_cpu_capability()
-    if platform.machine().lower() not in _X86 or not torch.backends.mkldnn.is_available():
+    if platform.machine().lower() not in _X86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     fits = capability == "AVX512" if dtype is torch.bfloat16 else dtype is torch.float32 and "AVX" in capability
     return fits and hasattr(torch.ops.onednn, "qconv2d_pointwise") and hasattr(torch.ops.onednn, "qconv_prepack")

@@ -100,7 +100,7 @@ class _Convolution(nn.Module):
         end, onednn, x = ("relu" if self.rectifies else "none"), torch.ops.mkldnn, x.to(dtype)
         if other is None:
             return onednn._convolution_pointwise(x, weight, bias, *place, end, [], "")  # type: ignore[no-any-return]
-        after = ("add", 1.0, end if self.rectifies else None, [], None)
+        after: tuple[Any, ...] = ("add", 1.0, end if self.rectifies else None, [], None)
         return onednn._convolution_pointwise.binary(x, other.to(dtype), weight, bias, *place, *after)  # type: ignore[no-any-return]
 
     def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -119,7 +119,7 @@ def _has_onednn(x: Tensor, dtype: torch.dtype) -> bool:
     """Tell whether oneDNN is to do more than convolve; outside channels_last nothing is gained."""
     if dtype not in _ONEDNN or not x.is_contiguous(memory_format=torch.channels_last):
         return False
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:  # type: ignore[no-untyped-call]
         return False
     return dtype is torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

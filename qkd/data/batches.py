@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qkd.data.errors import DataError
+from qkd.data.sets.images import prepare_decoding
 from qkd.data.splits import Split
 from qkd.machine import usable_cpus
 
@@ -109,6 +110,7 @@ class _Chunks(Dataset[tuple[Tensor, Tensor] | str]):
 def _decoded_by_workers(
     split: Split, chunks: list[Tensor], device: torch.device | str, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    prepare_decoding()
     loader = DataLoader(
         _Chunks(split, chunks),
         batch_size=None,

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from qkd.data.errors import DataError
+from qkd.data.sets import jpeg, resampling
 from qkd.data.sets.fitting import Fit
 from qkd.image_size import ImageSize, height_width
 
@@ -65,12 +67,65 @@ def decode(path: Path, *, channels: int, image_size: ImageSize, fit: Fit = CROP)
     Raises:
         DataError: If the file cannot be decoded.
     """
-    height, width = height_width(image_size)
-    with _opened(path) as file:
-        _refuse_bomb(path, fit.resized(file.size, (width, height)))
-        image = fit(file.convert("L" if channels == 1 else "RGB"), (width, height))
-        pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+    made = torch.empty((channels, *height_width(image_size)), dtype=torch.uint8)
+    decode_into(made, path, fit)
+    return made
+
+
+def decode_into(out: Tensor, path: Path, fit: Fit = CROP) -> None:
+    """Write an image file to planes.
+
+    Args:
+        out: uint8, contiguous, shape ``[channels, height, width]``; 1 (gray) or 3 channels (red, green, blue).
+        path: The file.
+        fit: How it is brought to that size.
+
+    Raises:
+        DataError: If the file cannot be decoded.
+    """
+    pixels = _jpeg_pixels(path, out, fit)
+    if pixels is None:
+        with _opened(path) as file:
+            _refuse_sizes(path, file.size, out, fit)
+            pixels = np.asarray(file.convert("L" if len(out) == 1 else "RGB"))
+    resize = resampling.load()
+    wanted = out.shape[2], out.shape[1]
+    if resize is None:
+        made = np.array(fit(Image.fromarray(pixels.squeeze()), wanted), dtype=np.uint8)
+        out.copy_(torch.from_numpy(made.reshape(*made.shape[:2], -1)).permute(2, 0, 1))
+        return
+    is_gray = pixels.ndim == 2 or pixels.shape[2] == 1
+    size, corner = fit.placed((pixels.shape[1], pixels.shape[0]), wanted)
+    target = out[:1] if is_gray else out
+    resampling.resize_window(resize, pixels, size, corner, fit.interpolation, target)
+    if is_gray:
+        out[1:] = target
+
+
+def prepare_decoding() -> None:
+    """Load and compile, now, what decoding needs: before worker processes would do it each."""
+    resampling.load()
+    jpeg.decoder()
+
+
+def _jpeg_pixels(path: Path, out: Tensor, fit: Fit) -> npt.NDArray[np.uint8] | None:
+    """Return the pixels of a plain JPEG file; None where Pillow is to decode it, or to say what is wrong."""
+    try:
+        data = bytearray(path.read_bytes())
+    except OSError:
+        return None
+    frame = jpeg.frame_of(data)
+    if frame is None or (frame.channels == 3 and len(out) == 1):  # to gray as Pillow converts, not as JPEG stores it
+        return None
+    _refuse_sizes(path, (frame.width, frame.height), out, fit)
+    return jpeg.pixels_of(data, frame)
+
+
+def _refuse_sizes(path: Path, size: tuple[int, int], out: Tensor, fit: Fit) -> None:
+    """Refuse bombs: too many pixels in the file, resized, or on the way there, when only columns are done."""
+    resized = fit.resized(size, (out.shape[2], out.shape[1]))
+    for one in (size, resized, (resized[0], size[1])):
+        _refuse_bomb(path, one)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qkd.data.errors import DataError
-from qkd.data.sets.images import prepare_decoding
 from qkd.data.splits import Split
 from qkd.machine import usable_cpus
 
@@ -110,7 +109,7 @@ class _Chunks(Dataset[tuple[Tensor, Tensor] | str]):
 def _decoded_by_workers(
     split: Split, chunks: list[Tensor], device: torch.device | str, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    prepare_decoding()
+    split.batch(chunks[0][:1], "cpu")  # loads and compiles what decodes, before every worker would do so
     loader = DataLoader(
         _Chunks(split, chunks),
         batch_size=None,

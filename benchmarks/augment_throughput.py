@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +35,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import v2
+
+from qkd.agents.operations.source import FLAGS
+from quantizers.native.building import cpp_compiler
 
 Action = Callable[[], object]
 MEAN = (0.49, 0.48, 0.45)
@@ -152,7 +157,9 @@ def versions() -> dict[str, str]:
     """Return what was measured with, and on what."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    kornia = sys.modules.get("kornia")
+    kornia, compiler = sys.modules.get("kornia"), cpp_compiler()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    made_by = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout if compiler else "none"
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "cpu": models[0] if models else platform.processor(),
@@ -162,6 +169,10 @@ def versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "pillow": PIL.__version__,
         "kornia": getattr(kornia, "__version__", "not measured"),
+        "commit": commit.stdout.strip(),
+        "compiler": made_by.partition("\n")[0],
+        "flags": " ".join(FLAGS),
+        "load": f"{os.getloadavg()[0]:.1f}",
     }
 
 

@@ -42,7 +42,9 @@ from qkd.agents import build_agent
 from qkd.config import AgentConfig
 from qkd.data import epoch_order, iterate, normalize
 from qkd.data.sets import Fit, FolderSplit, jpeg
+from qkd.data.sets.images import decode_into
 from qkd.data.sets.random_crop import RandomCrop, TrainingFolder
+from qkd.data.sets.resampling import FLAGS
 from qkd.training.source import PieceNumbers
 from quantizers.native.building import cpp_compiler
 
@@ -104,6 +106,29 @@ def ours(folder: Path, crop: str, policy: str, batch: int, workers: int) -> Call
     return run
 
 
+def reduced_decoding(folder: Path, rounds: int) -> dict[str, Any]:
+    """Return what decoding at a reduced scale saves and changes, for photographs of several sizes."""
+    found: dict[str, Any] = {}
+    for width, height in ((500, 375), (1000, 750), (2000, 1500), (4000, 3000)):
+        files = [folder / f"{width}_{index}.jpg" for index in range(2)]
+        for file, photo in zip(files, load_sample_images().images, strict=True):
+            Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS).save(file, quality=92)
+        times: dict[bool, list[float]] = {False: [], True: []}
+        made = {is_reduced: torch.empty((2, 3, SIZE, SIZE), dtype=torch.uint8) for is_reduced in times}
+        for index in range(rounds + 1):
+            for is_reduced, seconds in times.items():
+                start = time.process_time()
+                for row, file in enumerate(files):
+                    decode_into(made[is_reduced][row], file, Fit("crop", 256), is_reduced=is_reduced)
+                seconds += [time.process_time() - start] if index else []
+        full, reduced = (1e3 * statistics.median(times[is_reduced]) / len(files) for is_reduced in (False, True))
+        difference = (made[False].int() - made[True].int()).abs().float().mean().item()
+        found[f"{width}x{height}"] = {
+            "full_ms": round(full, 2), "reduced_ms": round(reduced, 2), "mean_difference": round(difference, 2)
+        }  # fmt: skip
+    return found
+
+
 def cpu_seconds() -> float:
     """Return the CPU time of this process and of its children that have ended."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -158,6 +183,7 @@ def circumstances() -> dict[str, Any]:
         "pillow_libjpeg_turbo": features.version("libjpeg_turbo"),
         "our_jpeg_decoder": "Pillow" if decoder is None else decoder.__qualname__.partition(".")[0].lstrip("_"),
         "compiler": version.partition("\n")[0],
+        "flags": " ".join(FLAGS),
     }
 
 
@@ -171,6 +197,7 @@ def main() -> None:
     parser.add_argument("--crops", default="resize_crop,random_crop")
     parser.add_argument("--policies", default="flip,randaugment,trivial")
     parser.add_argument("--simplejpeg", type=Path, help="folder that simplejpeg was installed to (pip --target)")
+    parser.add_argument("--only-reduced", action="store_true", help="measure decoding at a reduced scale alone")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.simplejpeg is not None:
@@ -182,8 +209,12 @@ def main() -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_folder(folder, args.images)
-        for workers in map(int, args.workers.split(",")):
+        if args.only_reduced:
+            result["reduced decoding"] = reduced_decoding(folder, args.rounds)
+            print(json.dumps(result["reduced decoding"], indent=1))
+        else:
+            make_folder(folder, args.images)
+        for workers in () if args.only_reduced else map(int, args.workers.split(",")):
             for crop in args.crops.split(","):
                 for policy in args.policies.split(","):
                     setting = (folder, crop, policy, args.batch, workers)

@@ -102,7 +102,7 @@ class TrainingFolder:
             decode_into(images[row], whole.files[index], whole.fit, pieces[row], is_reduced=self._is_reduced)
         return images.to(device, non_blocking=True), self.labels[indices].to(device, non_blocking=True)
 
-    def _pieces(self, indices: Tensor) -> list[Piece] | list[None]:
+    def _pieces(self, indices: Tensor) -> Sequence[Piece | None]:
         if self._crop is None:
             return [None] * len(indices)
         numbers = self._numbers(indices, 4 * ATTEMPTS)

@@ -75,8 +75,8 @@ class DataConfig(Section):
     )
     train_crop: Annotated[Literal["fixed", "random"], NEWER] = Field(
         "fixed",
-        description="folder: fixed: training images by the rule of `resize`; random: of each a random piece, drawn "
-        "anew every epoch, stretched to the size",
+        description="folder: fixed: training images by the rule of `resize`; random: of each a random piece, another "
+        "one in every epoch, stretched to the size",
     )
     crop_area: Annotated[tuple[Share, Share], NEWER] = Field(
         (0.08, 1.0), description="train_crop random: smallest and largest share of the image's area, fractions 0..1"

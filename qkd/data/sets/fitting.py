@@ -60,7 +60,7 @@ class Fit:
     def placed(self, size: Size, wanted: Size) -> tuple[Size, Size]:
         """Return the size that an image becomes, and where in it the kept window begins; negative: that much is black.
 
-        An image of the wanted size stays as it is.
+        An image of the wanted size does not change.
         """
         if size == wanted:
             return size, (0, 0)

@@ -1,4 +1,4 @@
-"""Training images in files: of each a random piece, drawn anew every epoch, perhaps decoded at a reduced scale."""
+"""Training images in files: of each a random piece, another one every epoch, perhaps decoded at a reduced scale."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def resize_window(
         function: What `load` gave.
         image: Shape ``[height, width, channels]`` (1 or 3) or ``[height, width]``; rows may be apart.
         size: ``(width, height)`` that it is resized to.
-        corner: Of the window there: column and row; what lies beyond the resized image is black.
+        corner: Of the window there: column and row; what is beyond the resized image is black.
         how: Name of the filter, one of ``FILTERS``.
         out: uint8, contiguous, shape ``[channels, height, width]``: of the window.
     """

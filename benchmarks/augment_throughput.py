@@ -36,7 +36,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import v2
 
-from qkd.agents.operations.source import FLAGS
+from qkd.agents.operations import native
 from quantizers.native.building import cpp_compiler
 
 Action = Callable[[], object]
@@ -66,7 +66,6 @@ def ours(images: Tensor, policy: str, **settings: Any) -> Action:
 
 def without_compiler(action: Action) -> Action:
     """Return a call that takes the batched engine, as where there is no C++ compiler."""
-    from qkd.agents.operations import native
 
     def call() -> object:
         compiled = native.load
@@ -163,7 +162,7 @@ def versions() -> dict[str, str]:
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "cpu": models[0] if models else platform.processor(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": torch.backends.cpu.get_cpu_capability(),  # of PyTorch; ours: see `flags`
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -171,7 +170,7 @@ def versions() -> dict[str, str]:
         "kornia": getattr(kornia, "__version__", "not measured"),
         "commit": commit.stdout.strip(),
         "compiler": made_by.partition("\n")[0],
-        "flags": " ".join(FLAGS),
+        "flags": " ".join(native.FLAGS),
         "load": f"{os.getloadavg()[0]:.1f}",
     }
 
@@ -183,9 +182,11 @@ def main() -> None:
     parser.add_argument("--sizes", default="32:256,224:32", help="side:batch, ...")
     parser.add_argument("--kornia", type=Path, help="folder that Kornia was installed to (pip install --target)")
     parser.add_argument("--step", action="store_true", help="measure the share of a distillation step, too")
+    parser.add_argument("--march", default="native", help="what ours is compiled for: x86-64-v3 is AVX2")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    native.FLAGS = tuple(f"-march={args.march}" if flag == "-march=native" else flag for flag in native.FLAGS)
     result: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "rounds": args.rounds, "threads": 1}
     for entry in args.sizes.split(","):
         side, batch = map(int, entry.split(":"))

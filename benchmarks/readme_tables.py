@@ -154,9 +154,31 @@ def figures() -> dict[str, str]:
         "arm": f"int8 executes {int8['cortex-a72']:.2f} of FP32's instructions on a Cortex-A72, which has no dot "
         f"products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has; a W4A4 student "
         f"{ours['cortex-a72']:.2f} and {ours['cortex-a76']:.2f}",
+        **_runtime_figures(),
         **_low_bit_figures(),
         **{f"data-free, {row.split(' | ')[0]}": row for row in data_free_rows()},
         **_sampling_figures(),
+    }
+
+
+def _runtime_figures() -> dict[str, str]:
+    web = {
+        net: {row["name"]: f"{row['to_fp32']:.2f}" for row in rows}
+        for net, rows in read("web_latency.json")["nets"].items()
+    }
+    deep, wide = web["resnet18:96"], web["mobilenet_v2:96"]
+    size = {
+        (row["student"], row["tool"]): f"{row['bytes'] / 1000:.1f} kB" for row in read("rewritten_files.json")["rows"]
+    }
+    two, four = ([size[code, tool] for tool in ("export", "ORT format", "onnxslim")] for code in ("w2a2", "w4a4"))
+    rows = {row["name"]: row["to_fp32"] for row in read("runtimes_compilers.json")["nets"]["lenet5:28"]}
+    compiled = [f"{rows[name]:.1f}" for name in ("w4a4 for iree, IREE", "w4a4 for tvm, TVM")]
+    return {
+        "compilers": f"take {compiled[0]} and {compiled[1]} times FP32's time in ONNX Runtime for LeNet-5 W4A4",
+        "web": f"W4A4 and W2A2 take {deep['w4a4']} and {deep['w2a2']} of FP32's time (static int8 {deep['int8']}), but "
+        f"for MobileNetV2 {wide['w4a4']} and {wide['w2a2']} (static int8 {wide['int8']})",
+        "rewritten": f"A W2A2 student of {two[0]} becomes {two[1]} in the ORT format and {two[2]} with onnxslim, a "
+        f"W4A4 student of {four[0]} {four[1]} and {four[2]}",
     }
 
 

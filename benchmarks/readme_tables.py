@@ -71,6 +71,19 @@ def _accuracy(found: Any) -> str:
     return f"{100 * found['mean']:.1f} ± {100 * found['stdev']:.1f} % ({found['seeds']} seeds)"
 
 
+def ladder_rows() -> list[str]:
+    """Return the table of the nets trained on CIFAR-10 on a GPU: every seed, also one that failed."""
+    former, found = (read(name)["rungs"] for name in ("gpu_ladder.json", "gpu_ladder_cifar10.json"))
+    titles = {"fp": "FP, labels alone", "large": "teacher: ResNet-18, three quarters of its width",
+              "w4a4": "W4A4", "w2a2": "W2A2"}  # fmt: skip
+    rows = {row["rung"]["name"]: row for row in [*found, former[0]]}
+    lines = ["| CIFAR-10, ResNet-20 | epochs | test accuracy, a seed each |", "|---|---|---|"]
+    for name, title in titles.items():
+        scores = ", ".join(f"{100 * one:.1f} %" for one in rows[name]["test_accuracy"])
+        lines.append(f"| {title} | {len(rows[name]['epochs'])} | {scores} |")
+    return lines
+
+
 def front_rows() -> list[str]:
     """Return the README's first table: one net in FP32, int8, W4A4 and W2A2, from the file of the picture above it."""
     rows = ["| ResNet-20, Fashion-MNIST | test accuracy | file | latency | against FP32 |", "|---|---|---|---|---|"]
@@ -177,7 +190,7 @@ def _sampling_figures() -> dict[str, str]:
 
 def main() -> None:
     """Print the tables and the sentences."""
-    for part in (front_rows, latency_rows, accuracy_rows, size_rows):
+    for part in (front_rows, latency_rows, accuracy_rows, ladder_rows, size_rows):
         print("\n".join(part()), end="\n\n")
     print("\n".join(f"{name}: {text}" for name, text in figures().items()))
 

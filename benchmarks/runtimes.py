@@ -4,10 +4,10 @@
     python benchmarks/runtimes.py --nets resnet18:96 --bits 4
 
 Rows: the float net, ONNX Runtime's static int8 and students of several widths in ONNX Runtime, and under the low-bit
-provider where it is offered; the float net and the students in OpenVINO where that is installed. With ``--compilers``
-students in IREE and TVM, too, timed in this process against the float net in ONNX Runtime. A student's file is written
-for each runtime (`export.target`) and compared with the student there first. Nets are untrained: weights do not change
-what a kernel takes.
+provider where it is offered; the float net, int8 and the students in OpenVINO where that is installed; with
+``--compilers`` the students in IREE and TVM, too. All of them run in this process, one after the other. A student's
+file is written for each runtime (`export.target`) and compared with the student there first. Nets are untrained:
+weights do not change what a kernel takes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export import Device, LatencyReport, Settings, check_parity, export_float, export_int8_baseline, export_onnx
-from export.devices.measuring import measure_on
+from export import check_parity, export_float, export_int8_baseline, export_onnx
+from export.devices.onboard.runner import machine
+from export.lowbit import PROVIDER
+from export.lowbit.sessions import low_bit_for, made_known
 from export.runtime import open_session
 from export.targets.sessions import is_installed, open_in
 from quantizers import QuantSpec, Student, calibrate, prepare
 
 RUNTIMES = ("openvino",)
 COMPILERS = ("iree", "tvm")
+TITLES = {"openvino": "OpenVINO", "iree": "IREE", "tvm": "TVM"}
 NETS = ("lenet5:28", "resnet18:96", "mobilenet_v2:96")
 CHANNELS = {"lenet5": 1}
-PROVIDERS = ("cpu", "lowbit")
-MAXIMUM_SECONDS = 20.0  # of one compiled net's rounds
+WARMUP = 3
 
 
 def build(name: str, image_size: int) -> nn.Module:
@@ -68,7 +70,7 @@ def students_of(net: nn.Module, images: Tensor, bits: list[int]) -> dict[str, St
 def write_files(
     net: nn.Module, students: dict[str, Student], images: Tensor, runtimes: tuple[str, ...], folder: Path
 ) -> dict[str, Path]:
-    """Write the files that are measured, each proven in its runtime."""
+    """Write the files that are measured, the logits of each compared in its runtime."""
     paths = {"fp32": folder / "fp32.onnx"}
     export_float(net, images[:1], paths["fp32"])
     paths["int8"] = export_int8_baseline(paths["fp32"], images.numpy(), folder / "int8.onnx")
@@ -77,63 +79,60 @@ def write_files(
             name = code if target == "onnxruntime" else f"{code} for {target}"
             paths[name] = export_onnx(student, images[:1], folder / f"{code}-{target}.onnx", target=target).path
             runtime = None if target == "onnxruntime" else target
-            check_parity(student, paths[name], [images], layer_images=1, runtime=runtime).raise_if_worse()
+            check_parity(student, paths[name], [images], layer_images=0, runtime=runtime).raise_if_worse()
     return paths
 
 
-def rows_of(reports: dict[str, LatencyReport]) -> list[dict[str, Any]]:
-    """Return a row a measurement, the ratio to the float net in ONNX Runtime in each."""
-    reference = reports["fp32"].median_ms
-    return [
-        {
-            "name": name,
-            "median_ms": report.median_ms,
-            "p10_ms": report.p10_ms,
-            "p90_ms": report.p90_ms,
-            "to_fp32": report.median_ms / reference,
-            "notes": list(report.notes),
-        }
-        for name, report in reports.items()
-    ]
-
-
-def compiled_rows(
-    students: dict[str, Student], fp32: Path, images: Tensor, compilers: list[str], rounds: int, folder: Path
-) -> list[dict[str, Any]]:
-    """Return a row for each student in each compiler; the float net takes its turn in every round."""
-    feeds = {"images": images[:1].numpy()}
-    sessions: dict[str, Any] = {"fp32": open_session(fp32, optimize=True, threads=1)}
+def open_all(students: dict[str, Student], paths: dict[str, Path], images: Tensor, args: argparse.Namespace,
+             runtimes: tuple[str, ...], folder: Path) -> dict[str, Any]:  # fmt: skip
+    """Return a session for each row, by its name."""
+    sessions: dict[str, Any] = {}
+    for name, path in paths.items():
+        target = name.partition(" for ")[2]
+        if not target:
+            sessions[name] = open_session(path, optimize=True, threads=args.threads)
+            if args.low_bit and low_bit_for(path):
+                sessions[f"{name}, low-bit provider"] = open_session(
+                    path, optimize=True, threads=args.threads, provider=made_known(PROVIDER)
+                )
+        for runtime in runtimes:
+            if target == runtime or name in ("fp32", "int8"):
+                sessions[f"{name}, {TITLES[runtime]}"] = open_in(runtime, path.read_bytes(), args.threads)
     for code, student in students.items():
-        for compiler in compilers:
+        for compiler in args.compilers:
             path = export_onnx(student, images[:1], folder / f"{code}-{compiler}.onnx", target=compiler).path
             check_parity(student, path, [images[:1]], layer_images=0, runtime=compiler).raise_if_worse()
-            sessions[f"{code} for {compiler}, {compiler}"] = open_in(compiler, path.read_bytes())
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    end = time.perf_counter() + MAXIMUM_SECONDS
-    for turn in range(rounds + 1):
+            sessions[f"{code} for {compiler}, {TITLES[compiler]}"] = open_in(compiler, path.read_bytes(), args.threads)
+    return sessions
+
+
+def timed(sessions: dict[str, Any], images: Tensor, rounds: int, clock: str) -> list[dict[str, Any]]:
+    """Return a row a session, all of them timed in turns; the ratios to the float net in ONNX Runtime in each."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    feeds, times = {"images": images[:1].numpy()}, {name: list[float]() for name in sessions}
+    for turn in range(WARMUP + rounds):
         for name, session in sessions.items():
-            start = time.perf_counter()
+            start = now()
             session.run(["logits"], feeds)
-            times[name].append(1e3 * (time.perf_counter() - start))
-        if turn and time.perf_counter() > end:
-            break
-    medians = {name: statistics.median(found[1:]) for name, found in times.items()}  # without the first, which warms up
+            if turn >= WARMUP:
+                times[name].append(1e3 * (now() - start))
+    reference, least = statistics.median(times["fp32"]), min(times["fp32"])
     return [
         {
             "name": name,
-            "median_ms": median,
-            "p10_ms": float(np.percentile(times[name][1:], 10)),
-            "p90_ms": float(np.percentile(times[name][1:], 90)),
-            "to_fp32": median / medians["fp32"],
-            "notes": [f"{len(times[name]) - 1} rounds"],
+            "median_ms": statistics.median(found),
+            "p10_ms": float(np.percentile(found, 10)),
+            "p90_ms": float(np.percentile(found, 90)),
+            "to_fp32": statistics.median(found) / reference,
+            "least_ms": min(found),
+            "least_to_fp32": min(found) / least,
         }
-        for name, median in medians.items()
-        if name != "fp32"
+        for name, found in times.items()
     ]
 
 
-def measure(entry: str, args: argparse.Namespace, runtimes: tuple[str, ...]) -> tuple[list[dict[str, Any]], Any]:
-    """Return the rows of one net, and the machine."""
+def measure(entry: str, args: argparse.Namespace, runtimes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the rows of one net."""
     name, _, size = entry.partition(":")
     net = build(name, int(size))
     generator = torch.Generator().manual_seed(1)
@@ -141,14 +140,8 @@ def measure(entry: str, args: argparse.Namespace, runtimes: tuple[str, ...]) -> 
     students = students_of(net, images, args.bits)
     with tempfile.TemporaryDirectory() as place:
         paths = write_files(net, students, images, runtimes, Path(place))
-        settings = Settings(
-            threads=args.threads, rounds=args.rounds, memory=False, providers=(*PROVIDERS[: args.providers], *runtimes)
-        )
-        reports = measure_on(Device("local", "local"), paths, settings)
-        rows = rows_of(reports)
-        if args.compilers:
-            rows += compiled_rows(students, paths["fp32"], images, args.compilers, args.rounds, Path(place))
-    return rows, dict(next(iter(reports.values())).machine)
+        sessions = open_all(students, paths, images, args, runtimes, Path(place))
+        return timed(sessions, images, args.rounds, args.clock)
 
 
 def main() -> int:
@@ -161,22 +154,25 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compilers", nargs="*", default=[], choices=COMPILERS, help="measured as well")
-    parser.add_argument("--no-low-bit", dest="providers", action="store_const", const=1, default=2)
+    parser.add_argument("--no-low-bit", dest="low_bit", action="store_false", help="leave the low-bit provider out")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's time, if others run"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows, settings and machine, too")
     args = parser.parse_args()
     runtimes = tuple(name for name in RUNTIMES if is_installed(name))
     for name in set(RUNTIMES) - set(runtimes):
         print(f"{name} is not installed, so it is left out", file=sys.stderr)
-    nets, machine = {}, None
+    said = {key: getattr(args, key) for key in ("nets", "bits", "rounds", "threads", "compilers", "clock")}
+    content: dict[str, Any] = {"settings": said, "machine": machine(), "load": {}, "nets": {}}
     for entry in args.nets:
-        nets[entry], machine = measure(entry, args, runtimes)
-        for row in nets[entry]:
-            notes = "; ".join(row["notes"])
-            print(f"{entry:<16} {row['name']:<32} {row['median_ms']:8.3f} ms  {row['to_fp32']:5.2f} of fp32  {notes}")
-    if args.json is not None:
-        said = {key: getattr(args, key) for key in ("nets", "bits", "rounds", "threads", "compilers")}
-        content = {"settings": said, "machine": machine, "load_after": os.getloadavg()[0], "nets": nets}
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        content["nets"][entry] = measure(entry, args, runtimes)
+        content["load"][entry] = round(os.getloadavg()[0], 1)
+        for row in content["nets"][entry]:
+            shares = f"{row['to_fp32']:5.2f} of fp32 (of the least times: {row['least_to_fp32']:5.2f})"
+            print(f"{entry:<16} {row['name']:<32} {row['median_ms']:8.3f} ms  {shares}", flush=True)
+        if args.json is not None:
+            args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

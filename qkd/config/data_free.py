@@ -50,7 +50,7 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
     "beta": (POOL,),
     "compat": (POOL,),
 }
-ARRANGING = ("procedural_share", "procedural_kinds", "boxed")
+ARRANGING = ("procedural_share", "float_procedural_share", "procedural_kinds", "boxed")
 STUDENTS_OWN = ("images_per_epoch", *ARRANGING)  # what a generator does not depend on
 
 
@@ -73,6 +73,9 @@ class DataFreeConfig(Section):
         0.0,
         description="share of a batch that procedural images have, beside those of `method`; the teacher says which "
         "class each image of the batch is of",
+    )
+    float_procedural_share: Annotated[Fraction | None, NEWER] = Field(
+        None, description="the same in the own float training; absent: as in the low-bit one"
     )
     procedural_kinds: Annotated[tuple[Literal["fields", "windows", "strokes"], ...], NEWER] = Field(
         ("fields", "windows"),
@@ -120,6 +123,14 @@ class DataFreeConfig(Section):
         """Return whether images come from something that is made before any student, and serves all of them."""
         return self.family in (GENERATOR, POOL)
 
+    def of_float_student(self) -> DataFreeConfig:
+        """Return the settings that the own float training of a student has."""
+        share = self.procedural_share if self.float_procedural_share is None else self.float_procedural_share
+        changes: dict[str, Any] = {"procedural_share": share, "float_procedural_share": None}
+        if not share and self.family != PROCEDURAL:
+            changes["procedural_kinds"] = type(self).model_fields["procedural_kinds"].default
+        return self.model_copy(update=changes)
+
     @property
     def without_training(self) -> bool:
         """Return whether images can be drawn with nothing trained before them, nor beside them."""
@@ -157,9 +168,10 @@ class DataFreeConfig(Section):
     def _procedural_images_are_used(self) -> DataFreeConfig:
         if len(set(self.procedural_kinds)) < len(self.procedural_kinds):
             raise ValueError(f"`procedural_kinds` names one twice: {', '.join(self.procedural_kinds)}")
-        if self.family == PROCEDURAL and self.procedural_share:
-            raise ValueError("method `procedural` makes whole batches of them; leave `procedural_share` out")
-        unused = self.family != PROCEDURAL and not self.procedural_share
+        shares = [key for key in ("procedural_share", "float_procedural_share") if getattr(self, key)]
+        if self.family == PROCEDURAL and shares:
+            raise ValueError(f"method `procedural` makes whole batches of them; leave `{shares[0]}` out")
+        unused = self.family != PROCEDURAL and not shares
         if unused and self.procedural_kinds != type(self).model_fields["procedural_kinds"].default:
             raise ValueError("`procedural_kinds` is for method `procedural`, or for a `procedural_share` above 0")
         return self

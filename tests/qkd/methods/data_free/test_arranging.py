@@ -223,6 +223,31 @@ def test_the_float_student_has_an_agent_of_its_own(
     assert not is_same_twin(config, config_of("procedural", other))
 
 
+def test_the_float_student_has_a_share_of_its_own(
+    config_of: Callable[..., RunConfig], borrowed: Callable[[RunConfig], RunFolder]
+) -> None:
+    changes = {"student.init": "float", "student.float_train": {"epochs": 1, "optimizer": "adamw", "lr": 1e-3}}
+    config = config_of("rdskd", changes, procedural_share=0.1, float_procedural_share=0.5)
+    with borrowed(config) as run:
+        splits = student_images(run.config, run_images(run))
+        role = StudentRole(Context(run, splits, CPU, Silent()))
+        twin = role.float_role()
+        assert isinstance(twin, StudentRole)
+        shares = [one.config.student.data_free.procedural_share for one in (role, twin)]  # type: ignore[union-attr]
+        assert shares == [0.1, 0.5]
+        STAGES["distill"](run, Silent())
+        source = run.path
+    others = {**changes, "name": "other", "teacher.run": str(source)}
+    with borrowed(config_of("rdskd", others, procedural_share=0.5)) as run:
+        assert run.is_complete("student_float"), "the float student of the same share is taken over"
+    assert not is_same_twin(config, config_of("rdskd", others, procedural_share=0.1))
+
+
+def test_no_kinds_are_left_where_the_float_student_has_no_share() -> None:
+    own = settings(procedural_share=0.5, float_procedural_share=0.0, procedural_kinds=["strokes"]).of_float_student()
+    assert DataFreeConfig.model_validate(own.model_dump()) == own == settings()
+
+
 # --- what is refused, and what older runs wrote
 
 
@@ -230,6 +255,7 @@ def test_the_float_student_has_an_agent_of_its_own(
     ("values", "match"),
     [
         ({"method": "procedural", "procedural_share": 0.5}, "whole batches of them; leave `procedural_share` out"),
+        ({"method": "procedural", "float_procedural_share": 0.5}, "leave `float_procedural_share` out"),
         ({"method": "procedural", "lr": 0.5}, "`procedural` .procedural. does not read 'lr'"),
         ({"procedural_kinds": ["strokes"]}, "`procedural_kinds` is for method `procedural`, or for a"),
         ({"method": "procedural", "procedural_kinds": ["fields", "fields"]}, "names one twice: fields, fields"),
@@ -263,7 +289,7 @@ def test_float_agents_that_are_refused(
 def test_older_configs_are_written_as_before(config_of: Callable[..., RunConfig]) -> None:
     config = config_of("noise")
     written = config.model_dump(mode="json")["student"]
-    assert not {"procedural_share", "procedural_kinds", "boxed"} & set(written["data_free"])
+    assert not {"procedural_share", "float_procedural_share", "procedural_kinds", "boxed"} & set(written["data_free"])
     assert "float_agent" not in written and low_bit_faults(config.student) == []
     origin = settings(method="rdskd", procedural_share=0.5, boxed=0.5).origin()
     assert origin == settings(method="rdskd", images_per_epoch=5).origin(), "a generator depends on none of it"

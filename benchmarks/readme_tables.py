@@ -15,6 +15,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 LATENCY_FILES = ("export_latency_avx2.json", "export_latency_vnni.json")
 LATENCY_NETS = {"resnet18": "ResNet-18, 224x224", "alexnet": "AlexNet", "mobilenet_v2": "MobileNetV2"}
 BITS = ("w4a4", "w2a2")
+RUNTIME_NETS = {"lenet5": "LeNet-5", "resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
+RUNTIME_TITLES = {"": "ONNX Runtime", ", low-bit provider": "with the low-bit provider", ", OpenVINO": "OpenVINO"}
 
 
 def read(name: str) -> Any:
@@ -71,6 +73,36 @@ def _accuracy(found: Any) -> str:
     return f"{100 * found['mean']:.1f} ± {100 * found['stdev']:.1f} % ({found['seeds']} seeds)"
 
 
+def runtime_rows() -> list[str]:
+    """Return the table of runtimes: each form of a net in each runtime, as shares of FP32 in ONNX Runtime."""
+    codes = [f"w{bits}a{bits}" for bits in read("runtimes.json")["settings"]["bits"]]
+    heads = ["FP32", "int8", *(code.upper() for code in codes)]
+    rows = [f"| batch 1, one thread | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
+    for entry, found in read("runtimes.json")["nets"].items():
+        net, size = entry.split(":")
+        shares = {row["name"]: row["least_to_fp32"] for row in found}
+        for ending, title in RUNTIME_TITLES.items():
+            names = [f"{name}{ending}" for name in ("fp32", "int8")]
+            names += [f"{code} for openvino{ending}" if "OpenVINO" in ending else f"{code}{ending}" for code in codes]
+            cells = [f"{shares[name]:.2f}" if name in shares else "" for name in names]
+            if any(cells):
+                rows.append(f"| {RUNTIME_NETS[net]}, {size}x{size}: {title} | {' | '.join(cells)} |")
+    return rows
+
+
+def ladder_rows() -> list[str]:
+    """Return the table of the nets trained on CIFAR-10 on a GPU: every seed, also one that failed."""
+    former, found = (read(name)["rungs"] for name in ("gpu_ladder.json", "gpu_ladder_cifar10.json"))
+    titles = {"fp": "FP, labels alone", "large": "teacher: ResNet-18, three quarters of its width",
+              "w4a4": "W4A4", "w2a2": "W2A2"}  # fmt: skip
+    rows = {row["rung"]["name"]: row for row in [*found, former[0]]}
+    lines = ["| CIFAR-10, ResNet-20 | epochs | test accuracy, a seed each |", "|---|---|---|"]
+    for name, title in titles.items():
+        scores = ", ".join(f"{100 * one:.1f} %" for one in rows[name]["test_accuracy"])
+        lines.append(f"| {title} | {len(rows[name]['epochs'])} | {scores} |")
+    return lines
+
+
 def front_rows() -> list[str]:
     """Return the README's first table: one net in FP32, int8, W4A4 and W2A2, from the file of the picture above it."""
     rows = ["| ResNet-20, Fashion-MNIST | test accuracy | file | latency | against FP32 |", "|---|---|---|---|---|"]
@@ -101,11 +133,7 @@ def figures() -> dict[str, str]:
     arm = read("arm_instructions.json")["nets"]["resnet18"]
     int8 = {cpu: row["variants"]["int8"]["over_fp32"] for cpu, row in arm.items()}
     ours = {cpu: row["variants"]["w4a4"]["over_fp32"] for cpu, row in arm.items()}
-    runtime = {row["name"]: f"{row['to_fp32']:.2f}" for row in read("runtimes.json")["rows"]}
     return {
-        "runtimes": f"int8 {runtime['int8']} in ONNX Runtime and {runtime['int8, OpenVINO']} in OpenVINO, the W4A4 "
-        f"student {runtime['w4a4']} and {runtime['w4a4 for openvino, OpenVINO']}, "
-        f"FP32 in OpenVINO {runtime['fp32, OpenVINO']}",
         "brevitas": f"slower than FP32 ({slow['brevitas']['over_fp32']:.2f} with AVX2); the same bits exported by this "
         f"toolkit take {slow['w4a4']['over_brevitas']:.2f} of its time",
         "vnni": f"int8 takes {fast['int8']['over_fp32']:.2f} of FP32's time with VNNI, "
@@ -177,7 +205,7 @@ def _sampling_figures() -> dict[str, str]:
 
 def main() -> None:
     """Print the tables and the sentences."""
-    for part in (front_rows, latency_rows, accuracy_rows, size_rows):
+    for part in (front_rows, latency_rows, runtime_rows, accuracy_rows, ladder_rows, size_rows):
         print("\n".join(part()), end="\n\n")
     print("\n".join(f"{name}: {text}" for name, text in figures().items()))
 

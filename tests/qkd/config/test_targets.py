@@ -86,7 +86,7 @@ def test_a_layer_that_the_target_lacks_is_found_before_training(eager: None, fol
         check_distillation(tiny_config(folder, {**own, "export.target": "openvino"}), Silent())
 
 
-@pytest.mark.parametrize(("name", "words"), [("litert", "use onnxruntime"), ("hls4ml", "fixed point")])
+@pytest.mark.parametrize(("name", "words"), [("litert", "use onnxruntime")])
 def test_a_refused_target_says_why(folder: Path, name: str, words: str) -> None:
     with pytest.raises(ValidationError, match=f"target '{name}' is refused: .*{words}"):
         tiny_config(folder, {"export.target": name})

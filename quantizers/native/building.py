@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PARALLEL = "-fopenmp"  # left out where the compiler has none: one thread then
+PARALLEL = "-fopenmp"
+OPTIONAL = (PARALLEL, "-march=native")  # left out where the compiler does not know them: one thread, plain instructions
+_SUBSETS = ((), OPTIONAL[:1], OPTIONAL[1:], OPTIONAL)  # what is left out, the first that compiles
 _TIMEOUT_S = 120
 
 
@@ -29,7 +31,7 @@ def compiled_library(stem: str, source: str, flags: Sequence[str], compiler: str
         source: The C++.
         flags: Of the compiler.
         compiler: Its path.
-        parallel: Compile with OpenMP, too, where the compiler has it.
+        parallel: Compile with OpenMP, too. Where the compiler does not know it, or ``-march=native``, it does without.
 
     Returns:
         The library's path.
@@ -44,14 +46,14 @@ def compiled_library(stem: str, source: str, flags: Sequence[str], compiler: str
     def make(folder: Path) -> Path:
         file, library = folder / f"{stem}.cpp", folder / "unfinished.so"
         file.write_text(source, encoding="utf-8")
-        command = [compiler, *flags, str(file), "-o", str(library)]
-        try:
-            _run([*command, *wanted[len(flags) :]])
-        except subprocess.CalledProcessError:
-            if not parallel:
-                raise
-            _run(command)
-        return library
+        for left_out in _SUBSETS:
+            kept = [flag for flag in wanted if flag not in left_out]
+            try:
+                _run([compiler, *kept, str(file), "-o", str(library)])
+                return library
+            except subprocess.CalledProcessError as error:
+                failed = error
+        raise failed
 
     return cached_library(f"{stem}-{hashlib.sha256(words.encode()).hexdigest()[:20]}.so", make)
 

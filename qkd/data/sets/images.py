@@ -108,9 +108,11 @@ def decode_into(
 
 
 def _jpeg_data(path: Path) -> bytearray | None:
-    """Return a file's content; None where it cannot be read, which opening it will word."""
+    """Return the content of a JPEG file; None where it is none, or cannot be read, which opening it will word."""
     try:
-        return bytearray(path.read_bytes())
+        with path.open("rb") as file:
+            start = file.read(len(jpeg.START))
+            return bytearray(start + file.read()) if start == jpeg.START else None
     except OSError:
         return None
 
@@ -156,12 +158,6 @@ def _fit_into(out: Tensor, pixels: npt.NDArray[np.uint8], fit: Fit) -> None:
     resampling.resize_window(resize, pixels, size, corner, fit.interpolation, target)
     if is_gray:
         out[1:] = target
-
-
-def prepare_decoding() -> None:
-    """Load and compile, now, what decoding needs: before worker processes would do it each."""
-    resampling.load()
-    jpeg.decoder()
 
 
 def _refuse_sizes(path: Path, size: tuple[int, int], out: Tensor, fit: Fit) -> None:

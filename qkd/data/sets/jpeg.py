@@ -20,7 +20,7 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 Decoder = Callable[[bytearray, int], Pixels]  # a file and its channels -> [height, width, channels]
-_START = b"\xff\xd8\xff"
+START = b"\xff\xd8\xff"  # of every JPEG file
 _FRAMES = (0xC0, 0xC1, 0xC2)  # Huffman-coded: baseline, extended, progressive
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)  # tables that share the range of the frames' markers
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def frame_of(data: bytes | bytearray) -> Frame | None:
         data: The file, or its beginning.
     """
     at = 2
-    while data.startswith(_START) and at + 10 <= len(data) and data[at] == 0xFF:
+    while data.startswith(START) and at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # padding
             at += 1

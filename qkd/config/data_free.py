@@ -77,11 +77,11 @@ class DataFreeConfig(Section):
     float_procedural_share: Annotated[Fraction | None, NEWER] = Field(
         None, description="the same in the own float training; absent: as in the low-bit one"
     )
-    procedural_kinds: Annotated[tuple[Literal["fields", "windows", "strokes"], ...], NEWER] = Field(
+    procedural_kinds: Annotated[tuple[Literal["fields", "windows", "shapes", "strokes"], ...], NEWER] = Field(
         ("fields", "windows"),
         min_length=1,
         description="what procedural images show: smooth random fields; the same through soft windows, on black; "
-        "curves on black, which suit drawings of lines",
+        "flat shapes that hide one another; curves on black, which suit drawings of lines",
     )
     boxed: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NEWER] = Field(
         0.0, description="probability that a made image is shrunk, tilted and moved, on black: objects have borders"

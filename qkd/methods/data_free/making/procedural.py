@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional
 Shape = tuple[int, int, int]  # channels, height and width in pixels
 
 CELLS = (4, 5, 6, 8, 11)  # a field is enlarged from so many cells along the shorter side of the image
+SHAPES = 3  # at most, of an image
 CURVES, POINTS = 3, 10  # at most so many curves an image, of so many points each
 JOINED = 0.7  # probability that a curve begins where the one before it ends
 REFERENCE_SIDE = 32  # pixels; thicknesses of curves are stated for it
@@ -59,6 +61,43 @@ def windows(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
     return fields(count, shape, generator) * torch.sigmoid(12 * (1 - radius))
 
 
+def shapes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Return flat rectangles and ellipses that hide one another, with soft edges, on a flat or black ground.
+
+    Args:
+        count: Images.
+        shape: Channels, height and width in pixels.
+        generator: Of the random numbers.
+
+    Returns:
+        Fractions of the full range, shape ``[count, channels, height, width]``.
+
+    References:
+        "Dead leaves": Lee, Mumford, Huang, Occlusion Models for Natural Images, 2001.
+    """
+    channels, height, width = shape
+    down, across = torch.linspace(-1, 1, height).view(-1, 1), torch.linspace(-1, 1, width)
+
+    def color() -> Tensor:
+        gray = uniform(count, 0, 1, generator)
+        own = torch.rand(count, channels, 1, 1, generator=generator)
+        return gray if channels == 1 else torch.where(uniform(count, 0, 1, generator) < 0.5, gray, own)
+
+    found = color() * (uniform(count, 0, 1, generator) < 0.5).float() + torch.zeros(count, *shape)
+    for place in range(SHAPES):
+        tilt = uniform(count, -math.pi / 2, math.pi / 2, generator)
+        y, x = (axis - uniform(count, -0.6, 0.6, generator) for axis in (down, across))
+        u, v = x * tilt.cos() + y * tilt.sin(), y * tilt.cos() - x * tilt.sin()
+        a, b = (uniform(count, math.log(0.1), math.log(1.2), generator).exp() for _ in range(2))
+        rectangle = torch.maximum(u.abs() - a, v.abs() - b)
+        ellipse = (((u / a).square() + (v / b).square()).sqrt() - 1) * torch.minimum(a, b)
+        outside = torch.where(uniform(count, 0, 1, generator) < 0.5, rectangle, ellipse)
+        cover = torch.sigmoid(-outside / uniform(count, 0.01, 0.06, generator))
+        cover = cover * ((uniform(count, 0, 1, generator) < 0.5) | (place == 0)).float()
+        found = found * (1 - cover) + color() * cover
+    return found
+
+
 def strokes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
     """Return a few random curves each, of random thickness, on black: for images that are drawings of lines.
 
@@ -87,6 +126,7 @@ def strokes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
 KINDS: Mapping[str, Callable[[int, Shape, torch.Generator], Tensor]] = {
     "fields": fields,
     "windows": windows,
+    "shapes": shapes,
     "strokes": strokes,
 }
 

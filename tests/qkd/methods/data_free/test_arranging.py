@@ -260,7 +260,7 @@ def test_no_kinds_are_left_where_the_float_student_has_no_share() -> None:
         ({"procedural_kinds": ["strokes"]}, "`procedural_kinds` is for method `procedural`, or for a"),
         ({"method": "procedural", "procedural_kinds": ["fields", "fields"]}, "names one twice: fields, fields"),
         ({"method": "procedural", "procedural_kinds": []}, "at least 1 item"),
-        ({"method": "procedural", "procedural_kinds": ["clouds"]}, "'fields', 'windows' or 'strokes'"),
+        ({"method": "procedural", "procedural_kinds": ["clouds"]}, "'fields', 'windows', 'shapes' or 'strokes'"),
         ({"procedural_share": 1.0}, "less than 1"),
         ({"boxed": 1.5}, "less than or equal to 1"),
         ({"boxed": -0.5}, "greater than or equal to 0"),

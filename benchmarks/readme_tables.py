@@ -80,7 +80,7 @@ def runtime_rows() -> list[str]:
     rows = [f"| batch 1, one thread | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
     for entry, found in read("runtimes.json")["nets"].items():
         net, size = entry.split(":")
-        shares = {row["name"]: row["least_to_fp32"] for row in found}
+        shares = {row["name"]: row["to_fp32"] for row in found}
         for ending, title in RUNTIME_TITLES.items():
             names = [f"{name}{ending}" for name in ("fp32", "int8")]
             names += [f"{code} for openvino{ending}" if "OpenVINO" in ending else f"{code}{ending}" for code in codes]

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +35,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import v2
+
+from qkd.agents.operations import native
+from quantizers.native.building import cpp_compiler
 
 Action = Callable[[], object]
 MEAN = (0.49, 0.48, 0.45)
@@ -61,7 +66,6 @@ def ours(images: Tensor, policy: str, **settings: Any) -> Action:
 
 def without_compiler(action: Action) -> Action:
     """Return a call that takes the batched engine, as where there is no C++ compiler."""
-    from qkd.agents.operations import native
 
     def call() -> object:
         compiled = native.load
@@ -152,16 +156,22 @@ def versions() -> dict[str, str]:
     """Return what was measured with, and on what."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    kornia = sys.modules.get("kornia")
+    kornia, compiler = sys.modules.get("kornia"), cpp_compiler()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    made_by = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout if compiler else "none"
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "cpu": models[0] if models else platform.processor(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": torch.backends.cpu.get_cpu_capability(),  # of PyTorch; ours: see `flags`
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "pillow": PIL.__version__,
         "kornia": getattr(kornia, "__version__", "not measured"),
+        "commit": commit.stdout.strip(),
+        "compiler": made_by.partition("\n")[0],
+        "flags": " ".join(native.FLAGS),
+        "load": f"{os.getloadavg()[0]:.1f}",
     }
 
 
@@ -172,9 +182,11 @@ def main() -> None:
     parser.add_argument("--sizes", default="32:256,224:32", help="side:batch, ...")
     parser.add_argument("--kornia", type=Path, help="folder that Kornia was installed to (pip install --target)")
     parser.add_argument("--step", action="store_true", help="measure the share of a distillation step, too")
+    parser.add_argument("--march", default="native", help="what ours is compiled for: x86-64-v3 is AVX2")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    native.FLAGS = tuple(f"-march={args.march}" if flag == "-march=native" else flag for flag in native.FLAGS)
     result: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "rounds": args.rounds, "threads": 1}
     for entry in args.sizes.split(","):
         side, batch = map(int, entry.split(":"))

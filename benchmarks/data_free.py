@@ -103,7 +103,8 @@ class Comparison:
         if bits != BITS[0]:
             start = first / "student" / "float" / "weights.safetensors"
             words.append(f"teacher.run={first}")
-            words += [f"student.weights={start}", "student.float_train=null"] if start.is_file() else []
+            without = ["student.float_train=null", "student.float_agent=null"]  # it is trained
+            words += [f"student.weights={start}", *without] if start.is_file() else []
         elif (teacher := self.teacher(method, seed)) is not None:
             words.append(f"teacher.run={teacher}")
         return [*self.args.overrides, *words]  # lengths of the real row follow from the overrides

@@ -59,7 +59,7 @@ for step in $steps; do
             timeout "$(left)" $python benchmarks/gpu/whole_runs.py --device "$device" --out "$out" || status=1 ;;
         warm)
             timeout "$(left)" $python benchmarks/gpu/ladder.py --device "$device" --out "$scratch/warm" --set "$set" \
-                --budget-s 600 --made-up 1024 --most-epochs 1 --seeds 0 $eager || status=1 ;;
+                --budget-s 600 --made-up 2000 --most-epochs 1 --seeds 0 ${floats:+--floats "$floats"} $eager || status=1 ;;
         measure)
             share=$(($(left) / 3)); [ "$steps" = "${steps/ladder/}" ] && share=$(($(left) - 10))
             timeout "$(left)" $python benchmarks/gpu/measure.py --device "$device" --out "$out" \

@@ -1,31 +1,45 @@
-"""Measures which runtime is fastest for a student on this processor: a table, all rows interleaved.
+"""Measures which runtime is fastest for a student on this processor: a table, the rows of each network interleaved.
 
-    python benchmarks/runtimes.py --net resnet18 --image-size 96 --bits 4 --json benchmarks/results/runtimes.json
+    python benchmarks/runtimes.py --json benchmarks/results/runtimes.json
+    python benchmarks/runtimes.py --nets resnet18:96 --bits 4
 
-Rows: the float net, ONNX Runtime's static int8 and the student in ONNX Runtime (and under the low-bit provider where it
-is offered); the float net and the student in OpenVINO where that is installed. The student's file is written for each
-runtime (`export.target`) and compared with the student there first. Nets are untrained: weights do not change what a
-kernel takes.
+Rows: the float net, ONNX Runtime's static int8 and students of several widths in ONNX Runtime, and under the low-bit
+provider where it is offered; the float net, int8 and the students in OpenVINO where that is installed; with
+``--compilers`` the students in IREE and TVM, too. All of them run in this process, one after the other. A student's
+file is written for each runtime (`export.target`) and compared with the student there first. Nets are untrained:
+weights do not change what a kernel takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export import Device, LatencyReport, Settings, check_parity, export_float, export_int8_baseline, export_onnx
-from export.devices.measuring import measure_on
-from export.targets.sessions import is_installed
-from quantizers import QuantSpec, calibrate, prepare
+from export import check_parity, export_float, export_int8_baseline, export_onnx
+from export.devices.onboard.runner import machine
+from export.lowbit import PROVIDER
+from export.lowbit.sessions import low_bit_for, made_known
+from export.runtime import open_session
+from export.targets.sessions import is_installed, open_in
+from quantizers import QuantSpec, Student, calibrate, prepare
 
 RUNTIMES = ("openvino",)
+COMPILERS = ("iree", "tvm")
+TITLES = {"openvino": "OpenVINO", "iree": "IREE", "tvm": "TVM"}
+NETS = ("lenet5:28", "resnet18:96", "mobilenet_v2:96")
+CHANNELS = {"lenet5": 1}
+WARMUP = 3
 
 
 def build(name: str, image_size: int) -> nn.Module:
@@ -33,71 +47,132 @@ def build(name: str, image_size: int) -> nn.Module:
     from qkd.nets import build_net
 
     torch.manual_seed(0)
-    net = build_net(f"torchvision/{name}", classes=1000, channels=3, image_size=image_size).train()
+    channels = CHANNELS.get(name, 3)
+    own = name in CHANNELS
+    net = build_net(
+        name if own else f"torchvision/{name}", classes=10 if own else 1000, channels=channels, image_size=image_size
+    ).train()
     with torch.no_grad():
-        net(torch.randn(4, 3, image_size, image_size))
+        net(torch.randn(4, channels, image_size, image_size))
     return net.eval()
 
 
-def write_files(net: nn.Module, images: Tensor, bits: int, runtimes: tuple[str, ...], folder: Path) -> dict[str, Path]:
-    """Write the files that are measured, each proven in its runtime."""
+def students_of(net: nn.Module, images: Tensor, bits: list[int]) -> dict[str, Student]:
+    """Return a calibrated student for each width, first and last layer 8 bits wide."""
+    found = {}
+    for width in bits:
+        student = prepare(net, QuantSpec(weight_bits=width, act_bits=width), images[:2])
+        calibrate(student, images)
+        found[f"w{width}a{width}"] = student.eval()
+    return found
+
+
+def write_files(
+    net: nn.Module, students: dict[str, Student], images: Tensor, runtimes: tuple[str, ...], folder: Path
+) -> dict[str, Path]:
+    """Write the files that are measured, the logits of each compared in its runtime."""
     paths = {"fp32": folder / "fp32.onnx"}
     export_float(net, images[:1], paths["fp32"])
     paths["int8"] = export_int8_baseline(paths["fp32"], images.numpy(), folder / "int8.onnx")
-    student = prepare(net, QuantSpec(weight_bits=bits, act_bits=bits), images[:2])
-    calibrate(student, images)
-    student.eval()
-    for target in ("onnxruntime", *runtimes):
-        name = f"w{bits}a{bits}" if target == "onnxruntime" else f"w{bits}a{bits} for {target}"
-        paths[name] = export_onnx(student, images[:1], folder / f"{target}.onnx", target=target).path
-        runtime = None if target == "onnxruntime" else target
-        check_parity(student, paths[name], [images], layer_images=1, runtime=runtime).raise_if_worse()
+    for code, student in students.items():
+        for target in ("onnxruntime", *runtimes):
+            name = code if target == "onnxruntime" else f"{code} for {target}"
+            paths[name] = export_onnx(student, images[:1], folder / f"{code}-{target}.onnx", target=target).path
+            runtime = None if target == "onnxruntime" else target
+            check_parity(student, paths[name], [images], layer_images=0, runtime=runtime).raise_if_worse()
     return paths
 
 
-def rows_of(reports: dict[str, LatencyReport]) -> list[dict[str, Any]]:
-    """Return a row a measurement, the ratio to the float net in ONNX Runtime in each."""
-    reference = reports["fp32"].median_ms
+def open_all(students: dict[str, Student], paths: dict[str, Path], images: Tensor, args: argparse.Namespace,
+             runtimes: tuple[str, ...], folder: Path) -> dict[str, Any]:  # fmt: skip
+    """Return a session for each row, by its name."""
+    sessions: dict[str, Any] = {}
+    for name, path in paths.items():
+        target = name.partition(" for ")[2]
+        if not target:
+            sessions[name] = open_session(path, optimize=True, threads=args.threads)
+            if args.low_bit and low_bit_for(path):
+                sessions[f"{name}, low-bit provider"] = open_session(
+                    path, optimize=True, threads=args.threads, provider=made_known(PROVIDER)
+                )
+        for runtime in runtimes:
+            if target == runtime or name in ("fp32", "int8"):
+                sessions[f"{name}, {TITLES[runtime]}"] = open_in(runtime, path.read_bytes(), args.threads)
+    for code, student in students.items():
+        for compiler in args.compilers:
+            path = export_onnx(student, images[:1], folder / f"{code}-{compiler}.onnx", target=compiler).path
+            check_parity(student, path, [images[:1]], layer_images=0, runtime=compiler).raise_if_worse()
+            sessions[f"{code} for {compiler}, {TITLES[compiler]}"] = open_in(compiler, path.read_bytes(), args.threads)
+    return sessions
+
+
+def timed(sessions: dict[str, Any], images: Tensor, rounds: int, clock: str) -> list[dict[str, Any]]:
+    """Return a row a session, all of them interleaved; the ratios to the float net in ONNX Runtime in each."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    feeds, times = {"images": images[:1].numpy()}, {name: list[float]() for name in sessions}
+    for turn in range(WARMUP + rounds):
+        for name, session in sessions.items():
+            start = now()
+            session.run(["logits"], feeds)
+            if turn >= WARMUP:
+                times[name].append(1e3 * (now() - start))
+    reference, least = statistics.median(times["fp32"]), min(times["fp32"])
     return [
         {
             "name": name,
-            "median_ms": report.median_ms,
-            "p10_ms": report.p10_ms,
-            "p90_ms": report.p90_ms,
-            "to_fp32": report.median_ms / reference,
-            "notes": list(report.notes),
+            "median_ms": statistics.median(found),
+            "p10_ms": float(np.percentile(found, 10)),
+            "p90_ms": float(np.percentile(found, 90)),
+            "to_fp32": statistics.median(found) / reference,
+            "least_ms": min(found),
+            "least_to_fp32": min(found) / least,
         }
-        for name, report in reports.items()
+        for name, found in times.items()
     ]
+
+
+def measure(entry: str, args: argparse.Namespace, runtimes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the rows of one net."""
+    name, _, size = entry.partition(":")
+    net = build(name, int(size))
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, CHANNELS.get(name, 3), int(size), int(size), generator=generator)
+    students = students_of(net, images, args.bits)
+    with tempfile.TemporaryDirectory() as place:
+        paths = write_files(net, students, images, runtimes, Path(place))
+        sessions = open_all(students, paths, images, args, runtimes, Path(place))
+        return timed(sessions, images, args.rounds, args.clock)
 
 
 def main() -> int:
     """Write the files, measure them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="resnet18", help="a net of torchvision's")
-    parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--bits", type=int, default=4, help="of weights and activations, first and last layer 8")
+    parser.add_argument(
+        "--nets", nargs="+", default=list(NETS), help="name:image size; lenet5 or a net of torchvision's"
+    )
+    parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 2], help="of weights and activations")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compilers", nargs="*", default=[], choices=COMPILERS, help="measured as well")
+    parser.add_argument("--no-low-bit", dest="low_bit", action="store_false", help="leave the low-bit provider out")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's time, if others run"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows, settings and machine, too")
     args = parser.parse_args()
     runtimes = tuple(name for name in RUNTIMES if is_installed(name))
     for name in set(RUNTIMES) - set(runtimes):
         print(f"{name} is not installed, so it is left out", file=sys.stderr)
-    net = build(args.net, args.image_size)
-    images = torch.randn(4, 3, args.image_size, args.image_size, generator=torch.Generator().manual_seed(1))
-    with tempfile.TemporaryDirectory() as place:
-        paths = write_files(net, images, args.bits, runtimes, Path(place))
-        settings = Settings(threads=args.threads, rounds=args.rounds, memory=False, providers=("cpu", *runtimes))
-        reports = measure_on(Device("local", "local"), paths, settings)
-    rows = rows_of(reports)
-    for row in rows:
-        print(f"{row['name']:<32} {row['median_ms']:8.3f} ms  {row['to_fp32']:5.2f} of fp32  {'; '.join(row['notes'])}")
-    if args.json is not None:
-        machine = next(iter(reports.values())).machine
-        settings_said = {key: value for key, value in vars(args).items() if key != "json"}
-        content = {"settings": settings_said, "machine": dict(machine), "rows": rows}
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    said = {key: getattr(args, key) for key in ("nets", "bits", "rounds", "threads", "compilers", "clock")}
+    content: dict[str, Any] = {"settings": said, "machine": machine(), "load": {}, "nets": {}}
+    for entry in args.nets:
+        content["nets"][entry] = measure(entry, args, runtimes)
+        content["load"][entry] = round(os.getloadavg()[0], 1)
+        for row in content["nets"][entry]:
+            shares = f"{row['to_fp32']:5.2f} of fp32 (of the least times: {row['least_to_fp32']:5.2f})"
+            print(f"{entry:<16} {row['name']:<32} {row['median_ms']:8.3f} ms  {shares}", flush=True)
+        if args.json is not None:
+            args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -72,7 +72,8 @@ def open_session(
     ort = runtime()
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    if provider not in ort.get_available_providers():
+    devices = plugin_devices(ort, provider)
+    if not devices and provider not in ort.get_available_providers():
         raise ValueError(f"provider {provider!r} is not in this onnxruntime; it has {ort.get_available_providers()}")
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise FileNotFoundError(f"no model file at {model}")
@@ -87,13 +88,32 @@ def open_session(
         options.add_session_config_entry(RECORDS_CLAIMS, "1")
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
-    providers = [provider] if provider == CPU else [provider, CPU]
+    chosen: dict[str, Any] = {"providers": [provider] if provider == CPU else [provider, CPU]}
+    if devices:
+        options.add_provider_for_devices(devices, {})
+        chosen = {}
     if isinstance(model, bytes):
-        return ort.InferenceSession(model, options, providers=providers)
+        return ort.InferenceSession(model, options, **chosen)
     try:
-        return ort.InferenceSession(str(model), options, providers=providers)
+        return ort.InferenceSession(str(model), options, **chosen)
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ValueError(f"{model}: ONNX Runtime cannot load it ({error}); export it again") from error
+
+
+def plugin_devices(ort: Any, provider: str) -> list[Any]:
+    """Return the devices of a registered plugin provider that this onnxruntime takes by device, and not by name.
+
+    Args:
+        ort: The module onnxruntime.
+        provider: Name of the execution provider.
+
+    Returns:
+        What ``SessionOptions.add_provider_for_devices`` takes (onnxruntime 1.23 and some after it want that); nothing
+        where the name is enough, or there is no such provider.
+    """
+    if provider in ort.get_available_providers() or not hasattr(ort, "get_ep_devices"):
+        return []
+    return [device for device in ort.get_ep_devices() if device.ep_name == provider]
 
 
 def claimed_nodes(session: Any, provider: str) -> frozenset[str] | None:

@@ -60,6 +60,11 @@ class Grid:
         return (self.high - self.low).bit_length()
 
     @property
+    def is_shifted(self) -> bool:
+        """Whether no type without a zero point has its range: neither an unsigned nor a signed one."""
+        return self.low not in (0, -(2 ** (self.bits - 1)))
+
+    @property
     def zero_point(self) -> int:
         """Zero point of the unsigned 8-bit storage of this grid: ``stored = code + zero_point``."""
         return -self.low

@@ -1,9 +1,10 @@
-"""Modes of a model within a block: training flags, and whether running statistics move; all come back after it."""
+"""Modes within a block: training flags, whether running statistics move, exact float32; all come back after it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +24,40 @@ def training_flags_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode within a block; every module gets its own mode back after it."""
-    with training_flags_kept(model):
+    """Put a model into eval mode within a block, in exact float32; every module gets its own mode back after it."""
+    with training_flags_kept(model), exact_float32():
         model.eval()
         yield
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep TensorFloat-32 off within a block; no effect on a CPU.
+
+    PyTorch lets convolutions on NVIDIA GPUs round their operands to 10 bits of mantissa. That is 1e-4 of a sum: enough
+    to move a value of a low-bit net to the next code, so that the net that is scored were not the one that is exported.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # the flags were set one by one, by names that PyTorch's older ones cannot express
+        parts: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, matmul)  # type: ignore[attr-defined]
+        kept = [part.fp32_precision for part in parts]
+        try:
+            for part in parts:
+                part.fp32_precision = "ieee"
+            yield
+        finally:
+            for part, precision in zip(parts, kept, strict=True):
+                part.fp32_precision = precision
+        return
+    try:
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 @contextmanager

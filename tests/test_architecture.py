@@ -19,7 +19,7 @@ MAY_IMPORT = {"quantizers": set(), "export": {"quantizers"}, "qkd": {"quantizers
 OUTSIDE = {
     "torch", "torchvision", "brevitas", "onnx", "onnxruntime", "onnxscript", "numpy", "pydantic", "yaml", "safetensors",
     "sklearn", "tqdm", "PIL", "setuptools", "qonnx", "ray", "jinja2", "markupsafe", "matplotlib", "argcomplete",
-    "flwr",
+    "flwr", "simplejpeg",
 }  # fmt: skip
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 LINES_AT_MOST = 450

@@ -30,9 +30,10 @@ from qkd.testing import TinyNet, synthetic_splits
 from qkd.training import Batch, Job, Phase, StepResult, fit, supervised_step
 from quantizers import QuantSpec, calibrate, prepare
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
+from quantizers.modes import exact_float32
 
 from images import CropFlip, made_up_images, normalizer  # isort: skip - beside this file
-from ladder import WITH_TEACHER, exact_float32  # isort: skip
+from ladder import WITH_TEACHER  # isort: skip
 from lanes import How, Lane, Lanes, least_change, weights_of  # isort: skip
 from record import distance, environment, is_equal, write_record  # isort: skip
 

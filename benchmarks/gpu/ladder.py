@@ -14,12 +14,11 @@ after every rung.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import math
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from qkd.config import TrainConfig
 from qkd.nets import build_net
 from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, settle
 from quantizers.kernels import set_fused
+from quantizers.modes import exact_float32
 
 from images import CropFlip, Images, made_up_images, normalizer, read_images  # isort: skip - beside this file
 from lanes import How, Lane, Lanes, Terms, least_change, logit_table, weights_of  # isort: skip
@@ -141,17 +141,6 @@ class Setting:
     def write(self) -> None:
         """Write the record as it stands."""
         write_record(self.out / f"gpu_ladder_{self.record['set']}.json", self.record)
-
-
-@contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Keep TensorFloat-32 off within a block: it would round the codes that a low-bit layer multiplies."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def rate(progress: float, peak: float) -> float:

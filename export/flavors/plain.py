@@ -23,7 +23,8 @@ class QcdqFlavor:
     * Each grid is ``QuantizeLinear -> Clip -> DequantizeLinear``, the Clip on the integers and only below eight bits.
       Operators, moves and pooling included, read and give real values: a reader needs no fusion to be right.
     * Codes of a signed grid are int8 and those of an unsigned one uint8, both with zero point 0, as symmetric runtimes
-      want them; only a shifted grid is uint8 with a zero point.
+      want them. Where a grid is shifted, such runtimes refuse the file anyway: then every grid is uint8, which ONNX
+      Runtime computes in integers on x86 (of int8 codes, it computes those that are clipped in float).
     * Weights are stored as int8 codes, then DequantizeLinear (per channel: axis 0). They fit within their width, so
       there is nothing to clip, and no float weights that would have to be quantized at load.
     * Biases are float, each a multiple of its accumulator's step: every runtime takes them (some refuse int32 behind
@@ -53,17 +54,17 @@ class QcdqFlavor:
 
         That changes no value, but a runtime that looks for a quantizer on both sides of an operator finds them.
         """
-        return _requantize_concatenations(arrange(view))
+        return _all_unsigned(_requantize_concatenations(arrange(view)))
 
     def notes(self, view: IntegerView) -> Iterator[str]:
         """Yield the shifted grids, which runtimes for symmetric quantization refuse."""
-        shifted = [node.name for node in view.nodes if isinstance(node, Quantize) and self.zero_point(node.grid)]
+        shifted = [node.name for node in view.nodes if isinstance(node, Quantize) and node.grid.is_shifted]
         if shifted:
             yield f"these quantizers have a zero point, which some runtimes do not take: {', '.join(shifted)}"
 
     def zero_point(self, grid: Grid) -> int:
-        """Return 0 for unsigned and signed grids, else the shift that makes every code unsigned."""
-        return 0 if grid.low in (0, -(2 ** (grid.bits - 1))) else grid.zero_point
+        """Return 0 where the codes have their type, else the shift that makes every code unsigned."""
+        return grid.zero_point if grid.is_shifted or isinstance(grid, _UnsignedGrid) else 0
 
     def quantize(self, graph: GraphBuilder, node: Quantize, x: str) -> str:
         """Write QuantizeLinear, the Clip that the stored type does not do by itself, and DequantizeLinear."""
@@ -109,6 +110,19 @@ class QcdqFlavor:
     def padding_value(self, graph: GraphBuilder, name: str, grid: Grid) -> str:
         """Write the real zero."""
         return graph.constant(f"{name}.zero", np.float32(0))
+
+
+class _UnsignedGrid(Grid):
+    """A signed grid whose codes are stored as unsigned ones."""
+
+
+def _all_unsigned(view: IntegerView) -> IntegerView:
+    """Store signed grids as uint8 where a shifted grid has a zero point anyway."""
+    if not any(grid.is_shifted for grid in view.grids.values()):
+        return view
+    grids = {edge: _UnsignedGrid(grid.scale, grid.low, grid.high) for edge, grid in view.grids.items()}
+    nodes = [replace(node, grid=grids[node.output]) if isinstance(node, Quantize) else node for node in view.nodes]
+    return replace(view, nodes=tuple(nodes), grids=grids)
 
 
 def _requantize_concatenations(view: IntegerView) -> IntegerView:

@@ -56,7 +56,7 @@ class QonnxFlavor:
     def notes(self, view: IntegerView) -> Iterator[str]:
         """Yield that the runtime was not asked, and the shifted grids, whose types QONNX cannot name."""
         yield "not loaded: ONNX Runtime has no Quant operator; check_parity proves the file with qonnx's executor"
-        shifted = [node.name for node in view.nodes if isinstance(node, Quantize) and _is_shifted(node.grid)]
+        shifted = [node.name for node in view.nodes if isinstance(node, Quantize) and node.grid.is_shifted]
         if shifted:
             yield f"these quantizers are shifted, and so declared wider than their grids: {', '.join(shifted)}"
 
@@ -67,7 +67,7 @@ class QonnxFlavor:
     def quantize(self, graph: GraphBuilder, node: Quantize, x: str) -> str:
         """Write a Quant of the grid's width; for a shifted grid a Clip to its range, and a wider one."""
         grid, scale = node.grid, np.float32(node.grid.scale)
-        if not _is_shifted(grid):
+        if not grid.is_shifted:
             return _quant(graph, x, scale, grid.bits, node.output, node.name, signed=grid.low < 0)
         low, high = (
             graph.constant(f"{node.output}.{end}", np.float32(code) * scale)
@@ -104,10 +104,6 @@ class QonnxFlavor:
     def padding_value(self, graph: GraphBuilder, name: str, grid: Grid) -> str:
         """Write the real zero."""
         return graph.constant(f"{name}.zero", np.float32(0))
-
-
-def _is_shifted(grid: Grid) -> bool:
-    return grid.low not in (0, -(2 ** (grid.bits - 1)))
 
 
 def _quant(

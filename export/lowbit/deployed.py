@@ -7,8 +7,10 @@ It runs 2-bit convolutions by look-up tables, on an unmodified onnxruntime (1.23
 
     name = lowbit.get_ep_name()
     onnxruntime.register_execution_provider_library(name, lowbit.get_library_path())
-    if any(device.ep_name == name for device in onnxruntime.get_ep_devices()):
-        session = onnxruntime.InferenceSession("student.onnx", providers=[name, "CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if devices := [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]:
+        options.add_provider_for_devices(devices, {})
+    session = onnxruntime.InferenceSession("student.onnx", options)
 
 On a processor where it gains nothing it offers no device; the model then runs on the CPU provider with the same
 outputs. Files need no change. The library asks for glibc 2.28 and nothing else: its C++ runtime (LLVM's libc++) is

@@ -84,8 +84,9 @@ def availability() -> Availability:
 def register() -> str:
     """Make the provider known to onnxruntime in this process; a second call changes nothing.
 
-    Sessions then take ``providers=["LowBitExecutionProvider", "CPUExecutionProvider"]``. It stays registered: a library
-    may leave only after the last session that uses it.
+    Sessions then take ``providers=["LowBitExecutionProvider", "CPUExecutionProvider"]``; in onnxruntime 1.23 and some
+    after it, which take plugins by device, ``SessionOptions.add_provider_for_devices`` with the devices of
+    ``onnxruntime.get_ep_devices()``. It stays registered: a library may leave only after the last session that uses it.
 
     Returns:
         The provider's name.
@@ -107,16 +108,20 @@ def providers() -> list[str]:
     """List the providers to give to a session.
 
     Returns:
-        Ours first where it gains, the CPU's always.
+        Ours first where it gains and this onnxruntime takes plugins by name (see :func:`register`), the CPU's always.
 
     Raises:
         OSError: If the library cannot be written to the cache.
     """
     try:
-        return [register(), "CPUExecutionProvider"]
+        name, onnxruntime = register(), _runtime()
     except LowBitUnavailableError as error:
         _say_once(str(error))
         return ["CPUExecutionProvider"]
+    if name not in onnxruntime.get_available_providers():
+        _say_once(f"onnxruntime {onnxruntime.__version__} takes it by device, not by name (add_provider_for_devices)")
+        return ["CPUExecutionProvider"]
+    return [name, "CPUExecutionProvider"]
 
 
 @functools.cache

@@ -25,8 +25,10 @@ import onnxruntime_ep_lowbit as lowbit
 
 name = lowbit.get_ep_name()
 onnxruntime.register_execution_provider_library(name, lowbit.get_library_path())
-if any(device.ep_name == name for device in onnxruntime.get_ep_devices()):
-    session = onnxruntime.InferenceSession("student.onnx", providers=[name, "CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+if devices := [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]:
+    options.add_provider_for_devices(devices, {})
+session = onnxruntime.InferenceSession("student.onnx", options)
 ```
 
 Models are standard ONNX files with 2-bit convolutions (QuantizeLinear, DequantizeLinear, Conv), such as qkd-toolkit

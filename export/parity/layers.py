@@ -224,9 +224,9 @@ def in_order(found: Mapping[str, npt.NDArray[Any] | str], taps: Sequence[Mapping
 
 
 def _codes(stored: npt.NDArray[Any] | str, tap: Mapping[str, Any]) -> Found:
-    """Return the codes of a tapped tensor: stored integers, or real values on the grid."""
+    """Return the codes of a tapped tensor: stored integers, or values of which a step is ``unit``, its real size."""
     if isinstance(stored, str):
         return stored
     if np.issubdtype(stored.dtype, np.integer):
         return np.asarray(stored - np.int64(tap["zero_point"]), np.int64)
-    return as_codes(stored, tap["scale"])
+    return as_codes(stored, tap.get("unit", tap["scale"]))

@@ -131,7 +131,7 @@ def _kinds(node: Node, view: IntegerView) -> set[str]:
 
 
 def _check_symmetric(name: str, grid: Grid, target: Target) -> None:
-    if grid.low not in (0, -(2 ** (grid.bits - 1))):
+    if grid.is_shifted:
         raise ExportError(
             f"{name}: its codes are {grid.low}..{grid.high}, and target {target.name!r} takes no zero points; train "
             "with symmetric grids (config: quant.symmetric: true; API: QuantSpec(symmetric=True))"

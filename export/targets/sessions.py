@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -127,16 +126,7 @@ class IreeSession:
         _required("iree.compiler", IREE)
         self.version = f"iree {_version(IREE)}"
         self._names = [entry.name for entry in onnx.load_from_string(content).graph.output]
-        with tempfile.TemporaryDirectory() as folder:
-            source, text, program = (Path(folder) / f"model.{end}" for end in ("onnx", "mlir", "vmfb"))
-            source.write_bytes(content)
-            _run_tool("iree.compiler.tools.import_onnx", str(source), "-o", str(text))
-            _run_tool(
-                "iree.compiler.tools.scripts.iree_compile", str(text), "-o", str(program),
-                "--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu",
-                "--iree-llvmcpu-target-cpu=host",
-            )  # fmt: skip
-            self._module = runtime.load_vm_flatbuffer(program.read_bytes(), driver="local-sync")
+        self._module = runtime.load_vm_flatbuffer(_compiled_by_iree(content), driver="local-sync")
         names = [name for name in self._module.vm_module.function_names if "__init" not in name]
         self._function = self._module[next(name for name in names if not name.endswith("$async"))]
 
@@ -148,7 +138,27 @@ class IreeSession:
         return [np.asarray(by_name[name]) for name in names]
 
 
+@lru_cache(maxsize=1)  # a file is opened again for other batches; compilation takes seconds
+def _compiled_by_iree(content: bytes) -> bytes:
+    """Return IREE's program of a file. Its ONNX importer runs here: a separate process would take half of the time."""
+    importer = importlib.import_module("iree.compiler.tools.import_onnx.__main__")
+    compiler = importlib.import_module("iree.compiler.tools")
+    with tempfile.TemporaryDirectory() as folder:
+        source, text = Path(folder) / "model.onnx", Path(folder) / "model.mlir"
+        source.write_bytes(content)
+        try:
+            importer.main(importer.parse_arguments([str(source), "-o", str(text)]))
+            return bytes(compiler.compile_file(str(text), extra_args=IREE_OPTIONS))
+        except Exception as error:  # importer and compiler have no common one
+            raise RuntimeError(f"IREE refuses the file: {str(error).strip()[-400:]}") from error
+
+
 IREE = "iree-base-compiler[onnx]"
+IREE_OPTIONS = [
+    "--iree-hal-target-device=local",
+    "--iree-hal-local-target-device-backends=llvm-cpu",
+    "--iree-llvmcpu-target-cpu=host",
+]
 SESSIONS: dict[str, Callable[[bytes, int], Session]] = {
     "iree": IreeSession,
     "opencv": OpenCvSession,
@@ -196,9 +206,3 @@ def _required(module: str, package: str) -> ModuleType:
 
 def _version(package: str) -> str:
     return metadata.version(package.partition("[")[0])
-
-
-def _run_tool(module: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{module} refuses the file: {done.stderr.strip()[-400:]}")

@@ -114,9 +114,8 @@ TARGETS: dict[str, Target] = {
                lacks=frozenset({"sigmoid", "gelu_tanh", "signed_pad", "pad_of_6_axes"})),
         Target("finn", "FINN's compiler for FPGAs", "qonnx 1.0; FINN itself is not run", flavor="qonnx", pack="auto",
                limits=(SYMMETRIC,), bound="every code equal in qonnx's executor"),
-        Target("hls4ml", "hls4ml's compiler for FPGAs", "hls4ml 1.3", flavor="qonnx", is_exact=False,
-               refusal="it computes in fixed point, where a student's scales, which are no powers of two, are rounded; "
-               "use finn, or retrain in hls4ml's own types"),
+        Target("hls4ml", "hls4ml's compiler for FPGAs", "hls4ml 1.3", flavor="qonnx", pack="auto",
+               rewrites=("between_integers",), limits=(SYMMETRIC,), bound="every code equal in its C simulation"),
         Target("litert", "LiteRT (TensorFlow Lite)", "onnx2tf", is_exact=False,
                refusal="it reads .tflite files, and converters from ONNX drop the quantizers; "
                "use onnxruntime, which runs on Android, iOS and Arm boards"),

@@ -31,6 +31,7 @@ Size = Annotated[
     WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
 ]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
 
 
@@ -71,6 +72,22 @@ class DataConfig(Section):
     )
     interpolation: Annotated[Literal["bilinear", "bicubic"], NEWER] = Field(
         "bilinear", description="folder: of resizing"
+    )
+    train_crop: Annotated[Literal["fixed", "random"], NEWER] = Field(
+        "fixed",
+        description="folder: fixed: training images by the rule of `resize`; random: of each a random piece, another "
+        "one in every epoch, stretched to the size",
+    )
+    crop_area: Annotated[tuple[Share, Share], NEWER] = Field(
+        (0.08, 1.0), description="train_crop random: smallest and largest share of the image's area, fractions 0..1"
+    )
+    crop_ratio: Annotated[tuple[Ratio, Ratio], NEWER] = Field(
+        (3 / 4, 4 / 3), description="train_crop random: smallest and largest width over height"
+    )
+    train_decode: Annotated[Literal["full", "reduced"], NEWER] = Field(
+        "full",
+        description="folder: reduced: JPEG files of training images are decoded at a half, a quarter or an eighth of "
+        "their sides where that is as large as what they are resized to; faster for large photographs, other pixels",
     )
     channels: Annotated[Literal[1, 3] | None, NEWER] = Field(
         None, description="folder: 1 gray, 3 color; absent: gray where all images are"
@@ -132,6 +149,21 @@ class DataConfig(Section):
             raise ValueError("`preprocess` gives mean and std, too; leave out either it or `mean` and `std`")
         if self.resize_size is not None and self.resize != "crop":
             raise ValueError(f"`resize_size` is for resize: crop, which cuts off what is longer, got `{self.resize}`")
+        return self
+
+    @model_validator(mode="after")
+    def _pieces_are_of_files(self) -> DataConfig:
+        asked = [f"`{key}: {value}`" for key, value, default in (
+            ("train_crop", self.train_crop, "fixed"), ("train_decode", self.train_decode, "full"),
+        ) if value != default]  # fmt: skip
+        if asked and (self.name != "folder" or self.domains is not None):
+            raise ValueError(
+                f"{' and '.join(asked)}: only for a folder of images, without `domains`; images in memory are cropped "
+                "by the agents (`crop_padding`)"
+            )
+        for key, (least, most) in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
+            if least > most or most == 0:
+                raise ValueError(f"`{key}` is smallest and largest, the latter positive, got {[least, most]}")
         return self
 
 

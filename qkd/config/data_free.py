@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from qkd.config.sections import BatchSize, Images, NonNegative, Positive, Section
+from qkd.config.sections import NEWER, BatchSize, Fraction, Images, NonNegative, Positive, Section, without_defaults
 from qkd.config.training import TrainConfig
 
 Latent = Annotated[int, Field(ge=1, le=100_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
-NOISE, GENERATOR, POOL = "noise", "generator", "pool"
+NOISE, PROCEDURAL, GENERATOR, POOL = "noise", "procedural", "generator", "pool"
 ADVERSARIAL, JOINT, GROWING = "adversarial", "joint", "growing"  # made while the student learns
 FAMILIES: Mapping[str, str] = {  # method -> how it makes images
     "noise": NOISE,
+    "procedural": PROCEDURAL,
     "rdskd": GENERATOR,
     "dafl": GENERATOR,
     "mskd": GENERATOR,
@@ -49,7 +50,8 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
     "beta": (POOL,),
     "compat": (POOL,),
 }
-STUDENTS_OWN = ("images_per_epoch",)  # what a generator does not depend on
+ARRANGING = ("procedural_share", "float_procedural_share", "procedural_kinds", "boxed")
+STUDENTS_OWN = ("images_per_epoch", *ARRANGING)  # what a generator does not depend on
 
 
 def _generator_training() -> TrainConfig:
@@ -60,13 +62,30 @@ class DataFreeConfig(Section):
     """Distillation without a real image: the student learns from images that are made out of the teacher."""
 
     method: Literal[
-        "noise", "rdskd", "dafl", "mskd", "gdfq", "generative", "deep_inversion", "zskd", "cmi", "zskt", "dfad", "dfq",
-        "dafl_joint", "adaptive_inversion", "cmi_adversarial", "fast_dfkd",
+        "noise", "procedural", "rdskd", "dafl", "mskd", "gdfq", "generative", "deep_inversion", "zskd", "cmi", "zskt",
+        "dfad", "dfq", "dafl_joint", "adaptive_inversion", "cmi_adversarial", "fast_dfkd",
     ] = Field(
-        description="noise; a generator trained once; a pool of inverted images; a generator against or beside the "
-        "student; a pool that grows with the student"
+        description="noise; procedural images; a generator trained once; a pool of inverted images; a generator "
+        "against or beside the student; a pool that grows with the student"
     )  # fmt: skip
     images_per_epoch: Images = Field(12_800, description="made images in an epoch of the student")
+    procedural_share: Annotated[Fraction, NEWER] = Field(
+        0.0,
+        description="share of a batch that procedural images have, beside those of `method`; the teacher says which "
+        "class each image of the batch is of",
+    )
+    float_procedural_share: Annotated[Fraction | None, NEWER] = Field(
+        None, description="the same in the own float training; absent: as in the low-bit one"
+    )
+    procedural_kinds: Annotated[tuple[Literal["fields", "windows", "shapes", "strokes"], ...], NEWER] = Field(
+        ("fields", "windows"),
+        min_length=1,
+        description="what procedural images show: smooth random fields; the same through soft windows, on black; "
+        "flat shapes that hide one another; curves on black, which suit drawings of lines",
+    )
+    boxed: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NEWER] = Field(
+        0.0, description="probability that a made image is shrunk, tilted and moved, on black: objects have borders"
+    )
     train: TrainConfig = Field(
         default_factory=_generator_training, description="generator trained once: optimizer and length"
     )
@@ -104,6 +123,19 @@ class DataFreeConfig(Section):
         """Return whether images come from something that is made before any student, and serves all of them."""
         return self.family in (GENERATOR, POOL)
 
+    def of_float_student(self) -> DataFreeConfig:
+        """Return the settings that the own float training of a student has."""
+        share = self.procedural_share if self.float_procedural_share is None else self.float_procedural_share
+        changes: dict[str, Any] = {"procedural_share": share, "float_procedural_share": None}
+        if not share and self.family != PROCEDURAL:
+            changes["procedural_kinds"] = type(self).model_fields["procedural_kinds"].default
+        return self.model_copy(update=changes)
+
+    @property
+    def without_training(self) -> bool:
+        """Return whether images can be drawn with nothing trained before them, nor beside them."""
+        return self.family in (NOISE, PROCEDURAL)
+
     @property
     def learns_along(self) -> bool:
         """Return whether a generator learns while the student does."""
@@ -126,6 +158,23 @@ class DataFreeConfig(Section):
         return self.model_copy(
             update={key: value for key, value in changes.items() if self.family in _READ_BY.get(key, (self.family,))}
         )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out newer keys that are not used: configs and hashes of older runs do not change."""
+        return without_defaults(self, serialize(self), *ARRANGING)
+
+    @model_validator(mode="after")
+    def _procedural_images_are_used(self) -> DataFreeConfig:
+        if len(set(self.procedural_kinds)) < len(self.procedural_kinds):
+            raise ValueError(f"`procedural_kinds` names one twice: {', '.join(self.procedural_kinds)}")
+        shares = [key for key in ("procedural_share", "float_procedural_share") if getattr(self, key)]
+        if self.family == PROCEDURAL and shares:
+            raise ValueError(f"method `procedural` makes whole batches of them; leave `{shares[0]}` out")
+        unused = self.family != PROCEDURAL and not shares
+        if unused and self.procedural_kinds != type(self).model_fields["procedural_kinds"].default:
+            raise ValueError("`procedural_kinds` is for method `procedural`, or for a `procedural_share` above 0")
+        return self
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> DataFreeConfig:

@@ -120,6 +120,9 @@ class StudentConfig(Section):
     )
     train: StudentTrainConfig = Field(default_factory=StudentTrainConfig, description="the low-bit training")
     agent: AgentConfig = Field(default_factory=AgentConfig)
+    float_agent: Annotated[AgentConfig | None, NEWER] = Field(
+        None, description="agent of the own float training; absent: `agent`"
+    )
     view: Literal["same", "own", "clean"] = Field(
         "same", description="what the teacher sees: the student's images, its own agent's, or clean ones"
     )
@@ -154,7 +157,7 @@ class StudentConfig(Section):
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out newer keys that are not used: configs and hashes of older runs do not change."""
-        newer = ["bn", "data_free", "adaptation", "self_distillation", "widths"]
+        newer = ["bn", "data_free", "adaptation", "self_distillation", "widths", "float_agent"]
         newer += ["method", "method_options"] if self.method is None else []  # options of a method are always written
         if self.recipe == "none":  # with a recipe each key is written, or it would be set again when the file is read
             newer += ["recipe", "low_bit"]

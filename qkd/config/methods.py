@@ -203,7 +203,22 @@ def low_bit_faults(student: StudentConfig) -> list[str]:
     Args:
         student: The section, each key of it valid by itself.
     """
-    return [*_rule_faults(student), *_width_faults(student), *_self_faults(student)]
+    return [*_rule_faults(student), *_width_faults(student), *_self_faults(student), *_float_agent_faults(student)]
+
+
+def _float_agent_faults(student: StudentConfig) -> list[str]:
+    agent = student.float_agent
+    if agent is None:
+        return []
+    faults = []
+    if student.float_train is None:
+        faults.append("`float_agent` is for `float_train`, which is missing")
+    if agent.policy in ("search", "teacher", "file"):
+        faults.append(f"`float_agent.policy` must name a policy by itself, got `{agent.policy}`")
+    distilled = [key for key in ("data_free", "adaptation") if getattr(student, key) is not None]
+    if agent.cutmix_probability and distilled:
+        faults.append(f"`float_agent` goes without CutMix with {distilled[0]}, whose images have no labels to mix")
+    return faults
 
 
 def _rule_faults(student: StudentConfig) -> list[str]:

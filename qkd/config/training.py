@@ -85,6 +85,11 @@ class LowBitConfig(Section):
         "to the other over the training, stays on its code; absent: none is frozen. Published: [0.04, 0.01]",
     )
     oscillation_momentum: Share = Field(0.01, description="of the running frequency of oscillation")
+    step_size_bound: Annotated[Share | None, NEWER] = Field(
+        None,
+        description="part by which one step of the optimizer may change a learned step size (a scale) at most, so that "
+        "none is multiplied or carried through zero at a high learning rate; absent: any",
+    )
     reestimate_batches: Annotated[int, Field(ge=0, le=100_000)] = Field(
         0,
         description="training batches that batch norm's statistics are estimated from before it is frozen, or at "

@@ -109,6 +109,7 @@ class _Chunks(Dataset[tuple[Tensor, Tensor] | str]):
 def _decoded_by_workers(
     split: Split, chunks: list[Tensor], device: torch.device | str, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    split.batch(chunks[0][:1], "cpu")  # loads and compiles what decodes, before every worker would do so
     loader = DataLoader(
         _Chunks(split, chunks),
         batch_size=None,

@@ -253,8 +253,10 @@ def _fitted(image: Any, wanted: tuple[int, int], name: str, path: str) -> Any:
         size = bound(wanted[0], size[0]), bound(wanted[1], size[1])
     if size[0] * size[1] > MOST_PIXELS:
         raise InputError(f"{path}: resizing to {size[0]}x{size[1]} pixels makes more than {MOST_PIXELS}")
-    if size != image.size:
-        image = image.resize(size, getattr(getattr(Image, "Resampling", Image), how.upper()))
+    if size[0] * image.size[1] > MOST_PIXELS:
+        raise InputError(f"{path}: resizing {image.size[0]}x{image.size[1]} to {size[0]} columns makes too many pixels")
+    for step in ((size[0], image.size[1]), size):  # columns, then rows: the order of one call is up to Pillow's version
+        image = image.resize(step, getattr(getattr(Image, "Resampling", Image), how.upper()))
     if rule == "pad":
         ground = Image.new(image.mode, wanted)
         ground.paste(image, ((wanted[0] - size[0]) // 2, (wanted[1] - size[1]) // 2))

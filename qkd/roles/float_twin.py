@@ -52,6 +52,8 @@ def float_twin_config(config: RunConfig, **changes: Any) -> RunConfig:
         "init": "random",
         "weights": None,
         "float_train": None,
+        "agent": config.student.float_agent or config.student.agent,
+        "float_agent": None,
         "train": train,
         "phases": (PhaseConfig(name="float", epochs=train.epochs),),
         "bn": "train",

@@ -134,8 +134,12 @@ class StudentRole:
             return own
         return FloatRole(
             self.context, f"{self.name}_float", f"{self.folder}/float", self.title, config.student_net,
-            config.student.float_train, self.agent_without_search, (self.name,),
+            config.student.float_train, self.float_agent, (self.name,),
         )  # fmt: skip
+
+    def float_agent(self) -> AgentConfig:
+        """Return the agent of its own float training."""
+        return self.config.student.float_agent or self.agent_without_search()
 
     def agent_without_search(self) -> AgentConfig:
         """Return the student's agent for a training that its search builds on: a schedule found there is not used."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qkd.data import epoch_order, iterate, normalize
+from qkd.agents.operations.counting import SampleDraws, Use
+from qkd.data import Split, epoch_order, iterate, normalize
+from qkd.data.sets import FolderSplit
+from qkd.data.sets.random_crop import RandomCrop, TrainingFolder
 from qkd.engines.engine import current
-from qkd.seeding import stream
+from qkd.seeding import derive, stream
 from qkd.training.job import Batch, Job, Source
 
 
@@ -72,7 +76,7 @@ class ImageSource:
         end, part = self.images // size * size, current().share(size)
         rest = torch.cat([order, order[:more]])[first * size : end + more]  # after the last the first
         batches = iterate(
-            job.splits.train, rest, size, job.device, drop_last=True, workers=job.data.workers, following=more,
+            _shown(job, epoch), rest, size, job.device, drop_last=True, workers=job.data.workers, following=more,
             part=part,
         )  # fmt: skip
         for step, given in enumerate(_with_places(batches, rest, size, more, part), first):
@@ -85,6 +89,33 @@ class ImageSource:
         shown = normalize(augmented[:size], job.splits.mean, job.splits.std)  # what follows has given its pixels
         second = None if mixed is None else mixed.first(size)
         return Batch(shown, labels[:size], images[:size], epoch, step, samples[:size], second)
+
+
+def _shown(job: Job, epoch: int) -> Split:
+    """Return the training images, of files perhaps the piece that belongs to an epoch."""
+    train, data = job.splits.train, job.data
+    is_reduced, has_pieces = data.train_decode == "reduced", data.train_crop == "random"
+    if not isinstance(train, FolderSplit) or not (is_reduced or has_pieces):
+        return train
+    crop = RandomCrop(data.crop_area, data.crop_ratio) if has_pieces else None
+    numbers = PieceNumbers(derive(job.seed, job.role, "piece", epoch))
+    return TrainingFolder(train, crop, numbers, is_reduced=is_reduced)
+
+
+@dataclass(frozen=True)
+class PieceNumbers:
+    """Random numbers for the pieces of an epoch, by the images' positions; a value, so that worker processes get it.
+
+    Args:
+        key: Names role and epoch of a training.
+    """
+
+    key: int
+
+    def __call__(self, samples: Tensor, count: int) -> list[list[float]]:
+        """Return ``count`` numbers in [0, 1) for each of these positions."""
+        numbers: list[list[float]] = SampleDraws(self.key, samples.numpy()).uniform(Use.PIECE, count).tolist()
+        return numbers
 
 
 def _with_places(

@@ -33,6 +33,7 @@ from quantizers.graph.recording.copying import example_images
 from quantizers.graph.recording.returned import tensors
 from quantizers.graph.trace import EVAL_IMAGES, MOVED_BY, TRAIN_IMAGES, RewriteError, Traced
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
+from quantizers.modes import exact_float32
 
 STEP_TOLERANCE = 1e-4
 OUTPUT_TOLERANCE = 1e-3
@@ -55,7 +56,7 @@ def verify_student(traced: Traced, student: nn.Module, pairs: Pairs, example_inp
     """
     device = next((p.device for module in traced.modules.values() for p in module.parameters()), torch.device("cpu"))
     student.eval()
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         values = _float_values(traced, example_images(example_inputs, EVAL_IMAGES, device), _running)
         _compare_outputs(traced, values)
         _compare(traced, student, pairs, values, _running)

@@ -2,17 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+PARALLEL = "-fopenmp"
+OPTIONAL = (PARALLEL, "-march=native")  # left out where the compiler does not know them: one thread, plain instructions
+_SUBSETS = ((), OPTIONAL[:1], OPTIONAL[1:], OPTIONAL)  # what is left out, the first that compiles
+_TIMEOUT_S = 120
 
 
 def cpp_compiler() -> str | None:
     """Return the path of ``$CXX``, g++ or clang++, the first that is there; None where none is."""
     names = (os.environ.get("CXX"), "g++", "clang++")
     return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def compiled_library(stem: str, source: str, flags: Sequence[str], compiler: str, *, parallel: bool = False) -> Path:
+    """Return C++ as a library for this processor, compiled now if it is not in the user's cache.
+
+    Args:
+        stem: What the library's name begins with.
+        source: The C++.
+        flags: Of the compiler.
+        compiler: Its path.
+        parallel: Compile with OpenMP, too. Where the compiler does not know it, or ``-march=native``, it does without.
+
+    Returns:
+        The library's path.
+
+    Raises:
+        subprocess.SubprocessError: If the compiler fails.
+        OSError: If it cannot be started, or no folder can be written.
+    """
+    wanted = [*flags, PARALLEL] if parallel else list(flags)
+    words = "\n".join((source, *wanted, compiler, platform.system(), _processor()))
+
+    def make(folder: Path) -> Path:
+        file, library = folder / f"{stem}.cpp", folder / "unfinished.so"
+        file.write_text(source, encoding="utf-8")
+        for left_out in _SUBSETS:
+            kept = [flag for flag in wanted if flag not in left_out]
+            try:
+                _run([compiler, *kept, str(file), "-o", str(library)])
+                return library
+            except subprocess.CalledProcessError as error:
+                failed = error
+        raise failed
+
+    return cached_library(f"{stem}-{hashlib.sha256(words.encode()).hexdigest()[:20]}.so", make)
+
+
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+
+
+def _processor() -> str:
+    """Return what tells processors apart that share a home folder: a library is for the one that compiled it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.machine(), *sorted(set(kept))])
 
 
 def cached_library(name: str, make: Callable[[Path], Path]) -> Path:

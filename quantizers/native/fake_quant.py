@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import platform
 import subprocess
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from quantizers.native.building import cached_library, cpp_compiler
+from quantizers.native.building import compiled_library, cpp_compiler
 from quantizers.native.norm_source import NORM_SOURCE
-from quantizers.native.source import BLOCK, FLAGS, PARALLEL, SOURCE
+from quantizers.native.source import BLOCK, FLAGS, SOURCE
 
 _log = logging.getLogger(__name__)
 _TYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
-_TIMEOUT_S = 120
 
 
 class NativeQuant:
@@ -141,31 +137,9 @@ def load() -> NativeQuant | None:
 
 @functools.lru_cache(maxsize=2)
 def _loaded(compiler: str) -> NativeQuant | None:
-    words = "\n".join((SOURCE, NORM_SOURCE, *FLAGS, PARALLEL, compiler, platform.system(), _processor()))
-    name = f"fake-quant-{hashlib.sha256(words.encode()).hexdigest()[:20]}.so"
     try:
-        return NativeQuant(ctypes.CDLL(str(cached_library(name, lambda folder: _compiled(compiler, folder)))))
+        library = compiled_library("fake-quant", SOURCE + NORM_SOURCE, FLAGS, compiler, parallel=True)
+        return NativeQuant(ctypes.CDLL(str(library)))
     except (OSError, subprocess.SubprocessError) as error:
         _log.info("fake quantization was not compiled as C++ (%s); PyTorch's compiler is tried", error)
         return None
-
-
-def _processor() -> str:
-    """Return what tells processors apart that share a home folder: a library is for the one that compiled it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()} {platform.node()}"
-    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "\n".join([platform.machine(), *sorted(set(kept))])
-
-
-def _compiled(compiler: str, folder: Path) -> Path:
-    source, library = folder / "fake_quant.cpp", folder / "unfinished.so"
-    source.write_text(SOURCE + NORM_SOURCE, encoding="utf-8")
-    command = [compiler, *FLAGS, str(source), "-o", str(library)]
-    try:
-        subprocess.run([*command, PARALLEL], check=True, capture_output=True, timeout=_TIMEOUT_S)
-    except subprocess.CalledProcessError:
-        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
-    return library

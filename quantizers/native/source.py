@@ -8,7 +8,6 @@ FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-trapping-math",
     "-fno-math-errno",
 )  # fmt: skip
-PARALLEL = "-fopenmp"  # left out where the compiler has none: one thread then
 
 BLOCK = 1024  # terms of a step size's gradient that are summed as one tree
 

@@ -41,7 +41,9 @@ def test_the_readme_is_short_and_opens_with_the_picture_and_its_table(tables: An
     assert README.index("docs/tradeoff.svg") < README.index("\n".join(tables.front_rows())) < README.index("## Install")
 
 
-@pytest.mark.parametrize("part", ["front_rows", "latency_rows", "accuracy_rows", "size_rows"])
+@pytest.mark.parametrize(
+    "part", ["front_rows", "latency_rows", "runtime_rows", "accuracy_rows", "ladder_rows", "size_rows"]
+)
 def test_the_tables_are_rendered_from_the_files(tables: Any, part: str) -> None:
     rows = getattr(tables, part)()
     assert len(rows) >= 4 and "\n".join(rows) in TEXT

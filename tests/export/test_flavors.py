@@ -93,6 +93,25 @@ def test_qcdq_has_plain_operators_only_and_int8_weights(residual, tmp_path):
     np.testing.assert_array_equal(steps, residual.nodes[-1].bias)
 
 
+@pytest.mark.parametrize("is_shifted", [False, True])
+def test_qcdq_has_one_kind_of_codes_where_a_grid_is_shifted(net, tools, images, tmp_path, is_shifted):
+    """ONNX Runtime on x86 computes int8 codes that are clipped in float, as in a linear bottleneck."""
+    net.quantize(net.conv(net.image(), "narrow", (3, 4)), "bottle", 4, 0.5, -8)
+    net.quantize(net.conv("bottle", "wide", (4, 6)), "a", 4, 0.5, -5 if is_shifted else 0)
+    net.quantize(net.conv("a", "again", (6, 4)), "b", 4, 0.5, -8)
+    view = net.view(net.conv("b", "last", (4, 4)))
+    exported = write_view(view, [images.shape], tmp_path / "n.onnx", flavor="qcdq")
+    model = onnx.load(tmp_path / "n.onnx")
+    tensors = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    zeros = [tensors[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    if not is_shifted:
+        assert not any(zeros) and {str(zero.dtype) for zero in zeros} == {"int8", "uint8"}
+    else:
+        assert all(zeros) and {str(zero.dtype) for zero in zeros} == {"uint8"}
+        assert exported.operators["QLinearConv"] == 3  # all but the last, whose output is real
+    assert_same(view, tools, images, *run_taps(tmp_path / "n.onnx", images))
+
+
 @pytest.mark.parametrize("opset", [19, 21])  # the reference evaluator has no older DequantizeLinear
 def test_qcdq_in_onnx_s_reference_evaluator(residual, tools, images, tmp_path, opset):
     write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qcdq", opset=opset)

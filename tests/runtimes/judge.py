@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import quantizers
 from export import check_parity, export_onnx
+from export.targets import find_target
 from export.targets.sessions import open_in
 from quantizers import QuantSpec, Student, calibrate, prepare
 
@@ -144,7 +145,8 @@ def parity(target: str, folder: Path) -> None:
 
 def write(target: str, folder: Path) -> None:
     """Write every student's file, and images with the student's logits."""
-    for name, student in students():
+    is_symmetric = any(limit.key == "symmetric" for limit in find_target(target).limits)
+    for name, student in students(symmetric=is_symmetric):
         with torch.no_grad():
             logits = student(images(IMAGES, 2))
         exported = export_onnx(student, images(2, 0), folder / f"{name}.onnx", target=target)

@@ -34,6 +34,8 @@ OLD_RUNTIMES = {
     "onnxruntime>=1.15": ("onnxruntime==1.15.1", "numpy==1.26.4", "coloredlogs", "humanfriendly", "packaging"),
     "onnxruntime>=1.23": ("onnxruntime==1.23.2", "packaging"),
 }
+# Its package `quantizers` is another than ours, so it is never in one process with the toolkit
+HLS4ML = ("hls4ml==1.3.*", "h5py", "pydigitalwavetools==1.1", "quantizers==1.2.*")
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +66,19 @@ def packages(store: Path, name: str, wanted: tuple[str, ...]) -> Path:
     return fetched(folder, command, name)
 
 
-def lines(command: list[str], path: Path | None = None) -> list[dict[str, Any]]:
-    """Return what a program says, a JSON object a line."""
+def output(command: list[str], path: Path | None = None) -> str:
+    """Return what a program prints, run with the packages of a folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return done.stdout
+
+
+def lines(command: list[str], path: Path | None = None) -> list[dict[str, Any]]:
+    """Return what a program says, a JSON object a line."""
+    return [json.loads(line) for line in output(command, path).splitlines() if line.startswith("{")]
 
 
 @pytest.mark.parametrize("target", sorted(SESSIONS))
@@ -88,10 +95,10 @@ def test_a_student_is_measured_in_openvino(store: Path, tmp_path: Path) -> None:
     lines([sys.executable, str(HERE / "judge.py"), "write", "openvino", str(tmp_path)])
     program = "import sys; from qkd.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "bench", str(tmp_path / "residual-w4a4.onnx"), "--runtime", "openvino"]
-    (found,) = lines(
+    found = output(
         [*command, "--rounds", "5", "--warmup", "1", "--json"], packages(store, "openvino", PACKAGES["openvino"])
     )
-    assert "residual-w4a4, OpenVINO" in json.dumps(found)
+    assert "residual-w4a4, OpenVINO" in json.dumps(json.loads(found))
 
 
 @pytest.mark.parametrize("target", sorted(OLD_RUNTIMES))
@@ -115,9 +122,19 @@ def test_webassembly_computes_every_student(store: Path, tmp_path: Path) -> None
     assert len(found) == STUDENTS and all(entry["apart"] < CLOSE for entry in found), found
 
 
+def test_hls4ml_computes_every_student(store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("qonnx", reason="qonnx prepares files for hls4ml; it is in the extra [qonnx]")
+    if shutil.which("g++") is None:
+        pytest.skip("hls4ml's C simulation is compiled by g++, which is not installed here")
+    lines([sys.executable, str(HERE / "judge.py"), "write", "hls4ml", str(tmp_path)])
+    found = lines([sys.executable, str(HERE / "run_hls4ml.py"), str(tmp_path)], packages(store, "hls4ml", HLS4ML))
+    assert len(found) == STUDENTS and all(entry["apart"] < CLOSE for entry in found), found
+    assert found[0]["version"].startswith("1.3")
+
+
 def test_every_target_is_executed() -> None:
     """In this file, but FINN's: ``tests/export/targets/test_targets.py`` runs its file in qonnx's executor."""
     assert PACKAGES.keys() == SESSIONS.keys()
     in_onnxruntime = {name.partition(">=")[0] for name in OLD_RUNTIMES}
-    executed = {*PACKAGES, *in_onnxruntime, "onnxruntime-web", "finn"}
+    executed = {*PACKAGES, *in_onnxruntime, "onnxruntime-web", "hls4ml", "finn"}
     assert {name for name, target in TARGETS.items() if not target.refusal} == executed

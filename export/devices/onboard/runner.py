@@ -295,7 +295,9 @@ def open_session(ort: Any, path: str, job: dict[str, Any], entry: dict[str, Any]
     if entry["provider"] in job.get("runtimes", {}):  # not onnxruntime; what opens it came with the job
         return open_elsewhere(os.path.join(os.path.dirname(path), job["runtimes"][entry["provider"]]), path, job, entry)
     name, provider, has = entry["name"], entry["provider"], ort.get_available_providers()
-    if provider not in has:
+    devices = [] if provider in has or not hasattr(ort, "get_ep_devices") else ort.get_ep_devices()
+    devices = [device for device in devices if device.ep_name == provider]  # a plugin that has no name there yet
+    if provider not in has and not devices:
         raise Refused(f"provider {provider!r} is not in this onnxruntime ({ort.__version__}); it has {has}")
     options = quiet_options(ort)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -308,8 +310,12 @@ def open_session(ort: Any, path: str, job: dict[str, Any], entry: dict[str, Any]
     if provider == "XnnpackExecutionProvider":  # it has its own thread pool
         settings["intra_op_num_threads"] = str(job["threads"])
     providers: list[Any] = [provider] if provider == CPU else [(provider, settings), CPU]
+    chosen: dict[str, Any] = {"providers": providers}
+    if devices:
+        options.add_provider_for_devices(devices, settings)
+        chosen = {}
     try:
-        session = ort.InferenceSession(path, options, providers=providers)
+        session = ort.InferenceSession(path, options, **chosen)
     except Exception as error:  # onnxruntime's exceptions share no public base
         text = f"{name}: onnxruntime {ort.__version__} cannot load it ({error}); export it again"
         raise Refused(text) from error

@@ -34,6 +34,7 @@ class Use(IntEnum):
     CUTOUT = 9
     EPOCH = 10
     MIX = 11
+    PIECE = 12
 
 
 class SampleDraws:

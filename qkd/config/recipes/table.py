@@ -48,6 +48,12 @@ RECIPES: Mapping[str, tuple[Setting, ...]] = {
             (KEPT_NORM,),  # which is trained at the schedule's rate
         ),
         Setting(
+            "low_bit.step_size_bound",
+            0.1,
+            (2, 3, 4),
+            "no step may multiply a step size: ours (gpu_ladder_cifar10.json)",
+        ),
+        Setting(
             "low_bit.reestimate_batches",
             50,
             (2, 3, 4, 5, 6, 7, 8),
@@ -67,7 +73,7 @@ def with_recipe(student: Mapping[str, Any]) -> Mapping[str, Any]:
     Example:
         >>> made = with_recipe({"recipe": "default", "quant": {"weight_bits": 2}, "low_bit": {"decay_by_bits": False}})
         >>> made["low_bit"]
-        {'decay_by_bits': False, 'transition_rate': 0.005, 'reestimate_batches': 50}
+        {'decay_by_bits': False, 'transition_rate': 0.005, 'step_size_bound': 0.1, 'reestimate_batches': 50}
     """
     recipe, quant = student.get("recipe"), student.get("quant")
     if not isinstance(recipe, str) or recipe not in RECIPES or not isinstance(quant, Mapping):

@@ -14,7 +14,7 @@ from qkd.data.errors import DataError
 from qkd.data.labels import listed, require_names
 from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.data.sets.fitting import Fit
-from qkd.data.sets.images import CROP, IMAGE_SUFFIXES, Header, decode, read_header
+from qkd.data.sets.images import CROP, IMAGE_SUFFIXES, Header, decode_into, read_header
 from qkd.data.sets.layout import Layout, layout_of
 from qkd.data.splits import Parts
 from qkd.image_size import ImageSize, height_width, image_size_of
@@ -94,7 +94,7 @@ class FolderSplit:
         indices = indices.cpu()
         images = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
         for row, index in enumerate(indices.tolist()):
-            images[row] = decode(self.files[index], channels=self.channels, image_size=self.image_size, fit=self.fit)
+            decode_into(images[row], self.files[index], self.fit)
         return images.to(device, non_blocking=True), self.labels[indices].to(device, non_blocking=True)
 
     def subset(self, indices: Tensor) -> FolderSplit:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from qkd.data.errors import DataError
+from qkd.data.sets import jpeg, resampling
 from qkd.data.sets.fitting import Fit
 from qkd.image_size import ImageSize, height_width
 
@@ -25,6 +27,8 @@ FORMATS = {
 IMAGE_SUFFIXES = tuple(FORMATS)
 MOST_PIXELS = 89_478_485  # of a file, and of what resizing makes of it: where Pillow begins to warn of bombs
 CROP = Fit()
+DIVISORS = (1, 2, 4, 8)  # of sides, that a JPEG decoder has fast transforms for
+Piece = Callable[[tuple[int, int]], tuple[int, int, int, int]]  # width, height -> left, top, width, height
 _GRAY_MODES = frozenset({"1", "L", "LA"})
 _COLOR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
 
@@ -65,12 +69,102 @@ def decode(path: Path, *, channels: int, image_size: ImageSize, fit: Fit = CROP)
     Raises:
         DataError: If the file cannot be decoded.
     """
-    height, width = height_width(image_size)
+    made = torch.empty((channels, *height_width(image_size)), dtype=torch.uint8)
+    decode_into(made, path, fit)
+    return made
+
+
+def decode_into(
+    out: Tensor, path: Path, fit: Fit = CROP, piece: Piece | None = None, *, is_reduced: bool = False
+) -> None:
+    """Write an image file to planes.
+
+    Args:
+        out: uint8, contiguous, shape ``[channels, height, width]``; 1 (gray) or 3 channels (red, green, blue).
+        path: The file.
+        fit: How it is brought to that size.
+        piece: Gives the piece of an image of some size (left, top, width, height) that is stretched to the wanted size,
+            in place of the rule of ``fit``.
+        is_reduced: Whether a JPEG file is decoded at a half, a quarter or an eighth of its sides where that is as large
+            as what is wanted: other pixels, in less time.
+
+    Raises:
+        DataError: If the file cannot be decoded.
+    """
+    data = _jpeg_data(path)
+    frame = None if data is None else jpeg.frame_of(data)
+    pixels, divisor = None, 1
+    if data is not None and frame is not None:
+        _refuse_sizes(path, (frame.width, frame.height), out, fit)
+        divisor = _divisor((frame.width, frame.height), out, fit, piece) if is_reduced else 1
+        is_same_form = frame.channels == 1 or len(out) == 3  # to gray as Pillow converts, not as JPEG stores it
+        pixels = jpeg.pixels_of(data, frame) if divisor == 1 and is_same_form else None
+    if pixels is None:
+        pixels = _pillow_pixels(path, out, fit, divisor)
+    if piece is not None:
+        left, top, width, height = _scaled(piece, (pixels.shape[1], pixels.shape[0]), divisor, frame)
+        pixels, fit = pixels[top : top + height, left : left + width], Fit("stretch", None, fit.interpolation)
+    _fit_into(out, pixels, fit)
+
+
+def _jpeg_data(path: Path) -> bytearray | None:
+    """Return the content of a JPEG file; None where it is none, or cannot be read, which opening it will word."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(jpeg.START))
+            return bytearray(start + file.read()) if start == jpeg.START else None
+    except OSError:
+        return None
+
+
+def _pillow_pixels(path: Path, out: Tensor, fit: Fit, divisor: int) -> npt.NDArray[np.uint8]:
     with _opened(path) as file:
-        _refuse_bomb(path, fit.resized(file.size, (width, height)))
-        image = fit(file.convert("L" if channels == 1 else "RGB"), (width, height))
-        pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+        _refuse_sizes(path, file.size, out, fit)
+        if divisor > 1:
+            file.draft(None, (file.width // divisor, file.height // divisor))
+        return np.asarray(file.convert("L" if len(out) == 1 else "RGB"))
+
+
+def _divisor(size: tuple[int, int], out: Tensor, fit: Fit, piece: Piece | None) -> int:
+    """Return by how much the sides of a file may be divided when it is decoded: nothing is enlarged afterward."""
+    wanted = out.shape[2], out.shape[1]
+    found, needed = (piece(size)[2:], wanted) if piece else (size, fit.placed(size, wanted)[0])
+    room = min(found[0] // needed[0], found[1] // needed[1])
+    return max(divisor for divisor in DIVISORS if divisor <= max(1, room))
+
+
+def _scaled(piece: Piece, size: tuple[int, int], divisor: int, frame: jpeg.Frame | None) -> tuple[int, int, int, int]:
+    """Return the piece of an image that was decoded at a divisor of its sides: to the nearest pixel there."""
+    if divisor == 1 or frame is None:
+        return piece(size)
+    left, top, width, height = piece((frame.width, frame.height))
+    edges = [round(edge / divisor) for edge in (left, top, left + width, top + height)]
+    left, top = min(edges[0], size[0] - 1), min(edges[1], size[1] - 1)
+    return left, top, max(1, min(edges[2], size[0]) - left), max(1, min(edges[3], size[1]) - top)
+
+
+def _fit_into(out: Tensor, pixels: npt.NDArray[np.uint8], fit: Fit) -> None:
+    """Write pixels ``[height, width(, channels)]``, brought to their size, to planes."""
+    resize = resampling.load()
+    wanted = out.shape[2], out.shape[1]
+    is_gray = pixels.ndim == 2 or pixels.shape[2] == 1
+    if resize is None:
+        flat = pixels.reshape(pixels.shape[:2]) if is_gray else pixels
+        made = np.array(fit(Image.fromarray(flat), wanted), dtype=np.uint8)
+        out.copy_(torch.from_numpy(made.reshape(*made.shape[:2], -1)).permute(2, 0, 1))
+        return
+    size, corner = fit.placed((pixels.shape[1], pixels.shape[0]), wanted)
+    target = out[:1] if is_gray else out
+    resampling.resize_window(resize, pixels, size, corner, fit.interpolation, target)
+    if is_gray:
+        out[1:] = target
+
+
+def _refuse_sizes(path: Path, size: tuple[int, int], out: Tensor, fit: Fit) -> None:
+    """Refuse bombs: too many pixels in the file, resized, or on the way there, when only columns are done."""
+    resized = fit.resized(size, (out.shape[2], out.shape[1]))
+    for one in (size, resized, (resized[0], size[1])):
+        _refuse_bomb(path, one)
 
 
 @contextmanager

@@ -88,6 +88,7 @@ def auxiliary_config(config: RunConfig) -> RunConfig:
             "init": _init(config, auxiliary),
             "weights": None,  # the student's; _borrowed gives them to an auxiliary of the same net
             "float_train": auxiliary.float_train,
+            "float_agent": None,  # it has the student's agent throughout
             "quant": auxiliary.quant or config.student.quant,
             "train": auxiliary.train,
             "terms": auxiliary.terms,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from qkd.config import LowBitConfig, RunConfig
+from qkd.config.data_free import DataFreeConfig
 from qkd.roles.float_twin import FloatTwinRole, float_twin_config
 from qkd.roles.learner import StudentRole
 from qkd.run.identity import differences, identity
@@ -37,4 +40,7 @@ def is_same_twin(one: RunConfig, other: RunConfig) -> bool:
 
 def _float_config(config: RunConfig) -> RunConfig:
     """Return the config with the float net in the student's place, without what is the low-bit student's own."""
-    return float_twin_config(config, low_bit=LowBitConfig(), self_distillation=None, peers=None, auxiliary=None)
+    settings = cast(DataFreeConfig, config.student.data_free).of_float_student()
+    return float_twin_config(
+        config, data_free=settings, low_bit=LowBitConfig(), self_distillation=None, peers=None, auxiliary=None
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from qkd.config import RunConfig
-from qkd.config.data_free import GENERATOR, GROWING, NOISE, POOL, DataFreeConfig
+from qkd.config.data_free import GENERATOR, GROWING, NOISE, POOL, PROCEDURAL, DataFreeConfig
 from qkd.data import Splits
 from qkd.methods.data_free.checks import require_classes, require_teacher_fits
 from qkd.methods.data_free.config_checks import config_faults
@@ -18,6 +18,7 @@ from qkd.methods.data_free.inverting.growing import GrowingPool, GrowingSource
 from qkd.methods.data_free.inverting.pooling import FOLDER as POOL_FOLDER
 from qkd.methods.data_free.inverting.pooling import PoolRole, load_pool
 from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
+from qkd.methods.data_free.making.arranging import Arranged, arrangement_of
 from qkd.methods.data_free.making.blind import blind
 from qkd.methods.data_free.making.generating import (
     NAME,
@@ -28,6 +29,7 @@ from qkd.methods.data_free.making.generating import (
     logits_of,
 )
 from qkd.methods.data_free.making.kinds import KINDS
+from qkd.methods.data_free.making.procedural import Procedural
 from qkd.methods.data_free.making.sources import Generated, MadeSource, Noise, Pool
 from qkd.methods.data_free.making.watching import Watched
 from qkd.methods.method import Lesson, Method, Synthesis
@@ -87,10 +89,19 @@ class DataFree(Method):
         return blind(splits)
 
     def synthesis(self, context: Context) -> Synthesis:
-        """Return what makes images."""
+        """Return what makes images, arranged as the config says."""
+        arrangement = arrangement_of(self.settings, context.splits, context.device)
+        made = self._synthesis(context)
+        return made if arrangement.is_idle else Arranged(made, arrangement)
+
+    def _synthesis(self, context: Context) -> Synthesis:
+        """Return what makes images by the method."""
         settings, splits, device = self.settings, context.splits, context.device
         if settings.family == NOISE:
             return Noise(splits.image_shape, device)
+        if settings.family == PROCEDURAL:
+            kinds = settings.procedural_kinds
+            return Procedural(splits.image_shape, kinds, splits.mean, splits.std, device)
         if settings.family == POOL:
             self._pool = self._pool or _pool_of(context, settings)
             return self._pool
@@ -103,14 +114,16 @@ class DataFree(Method):
     def source(self, context: Context) -> Callable[[Job], Source]:
         """Return what makes the student's batches."""
         settings, agent = self.settings, self.config.student.agent
+        arrangement = arrangement_of(settings, context.splits, context.device)
+        more: dict[str, Any] = {"images": settings.images_per_epoch, "agent": agent, "arrangement": arrangement}
         if settings.learns_along:
             opponent = self._opponent()
-            return lambda job: AdversarialSource(job, opponent, images=settings.images_per_epoch, agent=agent)
+            return lambda job: AdversarialSource(job, opponent, **more)
         if settings.family == GROWING:
             pool = self._grown()
-            return lambda job: GrowingSource(job, pool, images=settings.images_per_epoch, agent=agent)
-        synthesis, teacher = self.synthesis(context), load_guide(context.run).to(context.device)
-        return lambda job: MadeSource(job, synthesis, teacher, images=settings.images_per_epoch, agent=agent)
+            return lambda job: GrowingSource(job, pool, **more)
+        synthesis, teacher = self._synthesis(context), load_guide(context.run).to(context.device)
+        return lambda job: MadeSource(job, synthesis, teacher, **more)
 
     # trainings before the student's
 

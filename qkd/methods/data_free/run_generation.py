@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qkd.config.data_free import NOISE
 from qkd.failures import UsageError
 from qkd.files import write_bytes
 from qkd.methods.data_free.making.pictures import seen_by_teacher
@@ -86,7 +85,7 @@ def generate_target(target: str, *, runs_dir: Path, out: Path, count: int = 16, 
     place = next((name for name in FOLDERS if sample_files(run.path / name)), "")
     files = sample_files(run.path / place) if place else []
     rows = {f"epoch {epoch_of(path)}": read_sample(path)[:count] for path in files}
-    if settings.made_once or settings.family == NOISE:  # what learns along is thrown away with the training
+    if settings.made_once or settings.without_training:  # what learns along is thrown away with the training
         rows["fresh"] = _fresh(run, count, seed)
     if not rows:
         raise UsageError(f"{folder}: has made no images yet: run `qkd distill` with its config first")

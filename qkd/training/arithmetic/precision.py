@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+
+from quantizers.modes import exact_float32
 
 PRECISIONS = ("float32", "bf16", "fp16")
 
@@ -28,9 +30,9 @@ class Precision:
         return self.dtype is torch.float16
 
     def context(self, *, enabled: bool = True) -> AbstractContextManager[object]:
-        """Return the context of a forward pass; ``enabled=False`` gives float32."""
+        """Return the context of a forward pass; ``enabled=False`` gives float32, on GPUs without TensorFloat-32."""
         if self.dtype is None or not enabled:
-            return nullcontext()
+            return exact_float32()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
 

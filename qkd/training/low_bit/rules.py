@@ -11,7 +11,9 @@ from qkd.config import LowBitConfig
 from qkd.training.job import StepRule
 from qkd.training.low_bit.dampening import Dampening
 from qkd.training.low_bit.oscillations import OscillationFreezing
+from qkd.training.low_bit.step_sizes import BoundedStepSizes
 from qkd.training.low_bit.transitions import GROUP, TransitionRate
+from quantizers import quantizer_scales
 from quantizers.recipes.codes import LowBitLayer, can_be_placed, low_bit_layers
 
 DECAY_FACTORS = {4: 0.25, 8: 0.5}  # by the number of values, of 2 and 3 bits (Esser et al. 2020, section 3.1)
@@ -44,6 +46,10 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
         rules.append(Dampening(layers, config.dampening))
     if config.oscillation_thresholds is not None:
         rules.append(OscillationFreezing(layers, config.oscillation_thresholds, config.oscillation_momentum))
+    if config.step_size_bound is not None and (
+        scales := [one for one in quantizer_scales(student) if one.requires_grad]
+    ):
+        rules.append(BoundedStepSizes(scales, config.step_size_bound))
     if config.transition_rate is not None:  # last: it counts what the others leave
         rules.append(TransitionRate(layers, optimizer, config.transition_rate))
     return tuple(rules)

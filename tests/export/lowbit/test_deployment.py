@@ -156,12 +156,15 @@ import onnxruntime_ep_lowbit as lowbit
 assert not any(name in sys.modules for name in ("torch", "export", "qkd"))
 name = lowbit.get_ep_name()
 onnxruntime.register_execution_provider_library(name, lowbit.get_library_path())
-offered = any(device.ep_name == name for device in onnxruntime.get_ep_devices())
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 3
-session = lambda *providers: onnxruntime.InferenceSession("net.onnx", options, providers=list(providers))
-plain = session("CPUExecutionProvider")
-ours = session(name, "CPUExecutionProvider") if offered else plain
+offered = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
+def session(devices):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if devices:
+        options.add_provider_for_devices(devices, {})
+    return onnxruntime.InferenceSession("net.onnx", options)
+plain, ours = session([]), session(offered)
+assert (name in ours.get_providers()) == bool(offered)
 shape = [side if isinstance(side, int) else 2 for side in plain.get_inputs()[0].shape]
 x = {"images": numpy.random.default_rng(0).random(shape, numpy.float32)}
 same = all(numpy.array_equal(a, b) for a, b in zip(plain.run(None, x), ours.run(None, x)))

@@ -91,6 +91,33 @@ def test_two_sessions_and_many_runs_side_by_side(random_net: Nets, make_session:
         assert list(pool.map(is_right, jobs)) == [True] * 8
 
 
+def test_an_onnxruntime_that_takes_plugins_by_device(
+    random_net: Nets, make_session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As 1.23 and 1.24 do: a registered provider is on no list of names."""
+    import onnxruntime
+
+    from export import lowbit
+    from export.lowbit.provider import _say_once
+    from export.runtime import open_session
+
+    model, size = random_net(5)
+    if not lowbit.availability().is_offered:
+        pytest.skip(lowbit.availability().reason)
+    x = {"images": np.random.default_rng(0).random((2, 3, *size), np.float32)}
+    expected = make_session(model, provider=False).run(None, x)
+    name = lowbit.register()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    session = open_session(model, optimize=True, provider=name)
+    assert session.get_providers() == [name, "CPUExecutionProvider"]
+    for found, wanted in zip(session.run(None, x), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    _say_once.cache_clear()
+    with caplog.at_level("INFO"):
+        assert lowbit.providers() == ["CPUExecutionProvider"]
+    assert "takes it by device, not by name" in caplog.text
+
+
 FRESH = """
 import logging, sys
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)

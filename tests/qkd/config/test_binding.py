@@ -312,3 +312,21 @@ def test_every_key_of_the_schema_says_what_it_is() -> None:
             sections += nested
             assert field.description or models_in(field.annotation), f"{section.__name__}.{name}"
     assert seen > 50
+
+
+@pytest.mark.parametrize(("data", "fault"), [
+    ({"name": "digits", "train_crop": "random"}, "only for a folder of images"),
+    ({"name": "digits", "train_decode": "reduced"}, "only for a folder of images"),
+    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0.5, 0.1]}, "`crop_area` is smallest and"),
+    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0, 0]}, "`crop_area` is smallest and"),
+    ({"name": "folder", "path": "x", "crop_ratio": [2, 1]}, "`crop_ratio` is smallest and largest"),
+], ids=str)  # fmt: skip
+def test_pieces_that_cannot_be_drawn_are_refused(data: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        bind(small(data=data))
+
+
+def test_pieces_of_a_folder_bind() -> None:
+    data = {"name": "folder", "path": "x", "train_crop": "random", "train_decode": "reduced", "crop_area": [0.2, 1]}
+    config = bind(small(data=data))
+    assert config.data.crop_area == (0.2, 1.0) and config.data.train_decode == "reduced"

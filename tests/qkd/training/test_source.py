@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import beside
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from qkd.data import Splits
+from qkd.data.sets import FolderSplit
 from qkd.progress import Silent
 from qkd.seeding import stream
 from qkd.testing import synthetic_splits
@@ -83,3 +88,39 @@ def test_images_are_the_source_where_a_job_brings_none(splits: Splits, tmp_path:
         2 * size : 3 * size
     ])  # fmt: skip
     assert not torch.equal(batches[0].raw, next(iter(source.batches(0, 0, size))).raw)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> FolderSplit:
+    """Return pictures in files; the last four of them large enough to be decoded at a reduced scale."""
+    rng, paths = np.random.default_rng(0), []
+    for index in range(12):
+        side = 12 if index < 8 else 40
+        paths.append(tmp_path / f"{index}.jpg")
+        Image.fromarray(rng.integers(0, 256, (side, side + 2, 3), dtype=np.uint8)).save(paths[-1])
+    return FolderSplit(paths, torch.arange(12) % 4, channels=3, image_size=8)
+
+
+def raw_images(job: Job, epoch: int, size: int) -> torch.Tensor:
+    """Return an epoch's images before augmentation, in the order of the data set."""
+    batches = list(source_of(job).batches(epoch, 0, size))
+    places = torch.cat([batch.samples for batch in batches if batch.samples is not None])
+    return torch.cat([batch.raw for batch in batches])[torch.argsort(places)]
+
+
+def test_pieces_of_files_are_drawn_by_epoch_and_place(splits: Splits, files: FolderSplit, tmp_path: Path) -> None:
+    shown = dataclasses.replace(splits, train=files, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+    def job(**data: Any) -> Job:
+        settings = loop_tests.DATA.model_copy(update={"name": "folder", "workers": 0, **data})
+        return loop_tests.make_job(tmp_path / "job", shown, data=settings)
+
+    whole = files.batch(torch.arange(12), "cpu")[0]
+    assert torch.equal(raw_images(job(), 0, 4), whole)
+    pieces = raw_images(job(train_crop="random"), 0, 4)
+    assert torch.equal(raw_images(job(train_crop="random"), 0, 6), pieces)
+    assert torch.equal(raw_images(job(train_crop="random", workers=2), 0, 3), pieces)
+    others = (raw_images(job(train_crop="random"), 1, 4), raw_images(job(train_crop="random", crop_area=(1, 1)), 0, 4))
+    assert all(not torch.equal(pieces, one) for one in (whole, *others))
+    reduced = raw_images(job(train_decode="reduced"), 0, 4)
+    assert torch.equal(reduced[:8], whole[:8]) and not torch.equal(reduced[8:], whole[8:])

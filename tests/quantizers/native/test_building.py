@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from quantizers.native.building import cached_library, cpp_compiler
+from quantizers.native.building import cached_library, compiled_library, cpp_compiler
 
 
 def library(text: str):
@@ -61,3 +63,31 @@ def test_the_compiler_that_is_named_comes_first(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "")
     assert cpp_compiler() is None
+
+
+@pytest.mark.parametrize("unknown", [(), ("-fopenmp",), ("-march=native",), ("-fopenmp", "-march=native")], ids=str)
+def test_a_compiler_does_without_flags_that_it_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiler = tmp_path / "c++"  # writes its arguments to the library
+    refusals = "".join(f'case "$*" in *{flag}*) exit 1;; esac\n' for flag in unknown)
+    compiler.write_text(
+        f'#!/bin/sh\n{refusals}echo "$*" >> {tmp_path}/calls\n'
+        'while [ "$1" != -o ]; do shift; done\ntail -n 1 ' + f'{tmp_path}/calls > "$2"\n'
+    )
+    compiler.chmod(0o755)
+    flags = ("-O3", "-march=native")
+    made = [compiled_library("a", "int x;", flags, str(compiler), parallel=True) for _ in range(2)]
+    assert made[0] == made[1] and made[0].name.startswith("a-")
+    used = made[0].read_text().split()
+    assert set(used) & {"-O3", "-march=native", "-fopenmp"} == {"-O3", "-march=native", "-fopenmp"} - set(unknown)
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1, "the second time it is in the cache"
+    other = compiled_library("a", "int y;", flags, str(compiler))
+    assert other != made[0] and "-fopenmp" not in other.read_text()
+
+
+def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(subprocess.CalledProcessError, match="false"):
+        compiled_library("a", "int x;", (), str(shutil.which("false")))

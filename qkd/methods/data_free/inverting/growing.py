@@ -18,6 +18,7 @@ from qkd.methods.data_free.inverting.contrast import Contrast
 from qkd.methods.data_free.inverting.inversions import DeepInversion, Inversion, Inverted
 from qkd.methods.data_free.inverting.meta import MetaInversion
 from qkd.methods.data_free.inverting.pooling import BatchFiles, batches_of, load_pool, size_of
+from qkd.methods.data_free.making.arranging import Arrangement
 from qkd.methods.data_free.making.generating import logits_of
 from qkd.methods.data_free.making.rival import Rival, rival_facts
 from qkd.methods.data_free.making.samples import SHOWN, is_sampled, to_pixels, write_sample
@@ -186,10 +187,13 @@ class GrowingSource(MadeSource):
         pool: What grows.
         images: An epoch.
         agent: Of the student.
+        arrangement: Of the images of a batch, as for :class:`MadeSource`.
     """
 
-    def __init__(self, job: Job, pool: GrowingPool, *, images: int, agent: AgentConfig) -> None:
-        super().__init__(job, pool, pool.teacher.net, images=images, agent=agent)
+    def __init__(
+        self, job: Job, pool: GrowingPool, *, images: int, agent: AgentConfig, arrangement: Arrangement | None = None
+    ) -> None:
+        super().__init__(job, pool, pool.teacher.net, images=images, agent=agent, arrangement=arrangement)
         self._pool = pool
         pool.settle_in(job.folder)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qkd.config import AgentConfig
 from qkd.config.data_free import ADVERSARIAL, JOINT, DataFreeConfig
+from qkd.methods.data_free.making.arranging import Arrangement
 from qkd.methods.data_free.making.generating import TrainedGenerator, sample_generator
 from qkd.methods.data_free.making.kinds import weights_of
 from qkd.methods.data_free.making.objectives import OBJECTIVES, Moment
@@ -115,10 +116,15 @@ class AdversarialSource(MadeSource):
         adversary: The generator.
         images: An epoch.
         agent: Of the student.
+        arrangement: Of the images of a batch, as for :class:`MadeSource`.
     """
 
-    def __init__(self, job: Job, adversary: Adversary, *, images: int, agent: AgentConfig) -> None:
-        super().__init__(job, adversary, adversary.teacher.net, images=images, agent=agent)
+    def __init__(
+        self, job: Job, adversary: Adversary, *, images: int, agent: AgentConfig, arrangement: Arrangement | None = None
+    ) -> None:
+        super().__init__(
+            job, adversary, adversary.teacher.net, images=images, agent=agent, arrangement=arrangement
+        )  # fmt: skip
         self._adversary = adversary
         self._is_joint = adversary.settings.family == JOINT
         self._every = 1 if self._is_joint else adversary.settings.student_steps
@@ -134,12 +140,12 @@ class AdversarialSource(MadeSource):
             self._play(epoch, step, size)
             yield replace(next(made), facts=self._adversary.facts)
 
-    def drawn(self, epoch: int, step: int, size: int) -> tuple[Tensor, Tensor | None]:
+    def drawn(self, epoch: int, step: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return the images of a batch: of its own latents, of the generator's step's latents, or of that step."""
         if self._joint_images is not None:
-            return self._joint_images, None
+            return self._joint_images[:count], None
         place = step // self._every if self._adversary.settings.method in SAME_LATENTS else step
-        return self._adversary.draw(size, self._stream("made", epoch, place))
+        return self._adversary.draw(count, self._stream("made", epoch, place))
 
     def _play(self, epoch: int, step: int, size: int) -> None:
         if step % self._every:

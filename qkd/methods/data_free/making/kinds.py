@@ -29,6 +29,7 @@ class Kind:
 _DAFL = {"one_hot_weight": 1.0, "balance_weight": 5.0, "activation_weight": 0.1}
 KINDS: Mapping[str, Kind] = {
     "noise": Kind("images of N(0, 1): what every other method has to beat"),
+    "procedural": Kind("random fields, windows and curves: neither data nor the teacher makes them"),
     "rdskd": Kind("RDSKD (Han et al. 2021): exponentially penalized increments, no weights"),
     "dafl": Kind("DAFL (Chen et al. 2019), its generator trained first", _DAFL, needs_last_layer=True),
     "mskd": Kind("MSKD (our reading): DAFL with mode seeking", {"diversity_weight": 1.0}, needs_last_layer=True),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qkd.config import AgentConfig
 from qkd.data import normalize
+from qkd.methods.data_free.making.arranging import Arrangement
 from qkd.methods.data_free.making.samples import to_pixels
 from qkd.methods.method import Synthesis
 from qkd.seeding import stream
@@ -121,10 +122,21 @@ class MadeSource:
         teacher: Says which class an image is of, where none was asked for.
         images: An epoch.
         agent: Of the student, as the config has it.
+        arrangement: Of the images of a batch; None leaves them as they are made.
     """
 
-    def __init__(self, job: Job, synthesis: Synthesis, teacher: nn.Module, *, images: int, agent: AgentConfig) -> None:
+    def __init__(
+        self,
+        job: Job,
+        synthesis: Synthesis,
+        teacher: nn.Module,
+        *,
+        images: int,
+        agent: AgentConfig,
+        arrangement: Arrangement | None = None,
+    ) -> None:
         self._job, self._synthesis, self._teacher, self._images = job, synthesis, teacher, images
+        self._arrangement = arrangement
         self._augments = agent.policy != "none" or agent.cutout > 0
 
     @property
@@ -135,16 +147,23 @@ class MadeSource:
     def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
         """Yield the full batches of an epoch."""
         for step in range(first, self._images // size):
-            images, labels = self.drawn(epoch, step, size)
+            images, labels = self._arranged(epoch, step, size)
             raw = to_pixels(images, self._job.splits.mean, self._job.splits.std)
             samples = torch.arange(step * size, (step + 1) * size)
             if self._augments:
                 images = self._augmented(raw, epoch, samples)
             yield Batch(images, self._classes(images) if labels is None else labels, raw, epoch, step, samples)
 
-    def drawn(self, epoch: int, step: int, size: int) -> tuple[Tensor, Tensor | None]:
-        """Return the images of a batch, and their classes where they were asked for."""
-        return self._synthesis.draw(size, stream(self._job.seed, self._job.role, "made", epoch, step))
+    def _arranged(self, epoch: int, step: int, size: int) -> tuple[Tensor, Tensor | None]:
+        if self._arrangement is None:
+            return self.drawn(epoch, step, size)
+        images, labels = self.drawn(epoch, step, self._arrangement.made(size))
+        job = self._job
+        return self._arrangement(images, labels, size, stream(job.seed, job.role, "arranged", epoch, step))
+
+    def drawn(self, epoch: int, step: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Return the images of a batch that the method makes, and their classes where they were asked for."""
+        return self._synthesis.draw(count, stream(self._job.seed, self._job.role, "made", epoch, step))
 
     def _augmented(self, raw: Tensor, epoch: int, samples: Tensor) -> Tensor:
         job = self._job

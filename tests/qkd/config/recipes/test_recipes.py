@@ -40,11 +40,14 @@ def test_without_a_recipe_nothing_is_set_and_nothing_new_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "decay", "rate"), [(2, True, 0.005), (3, True, 0.005), (4, False, None), (8, False, None)]
+    ("bits", "decay", "rate", "bound_to"),
+    [(2, True, 0.005, 0.1), (3, True, 0.005, 0.1), (4, False, None, 0.1), (8, False, None, None)],
 )
-def test_the_bits_decide_the_rest(bits: int, decay: bool, rate: float | None) -> None:  # noqa: FBT001
+def test_the_bits_decide_the_rest(bits: int, decay: bool, rate: float | None, bound_to: float | None) -> None:  # noqa: FBT001
     student = bound({"recipe": "default"}, bits).student
-    assert student.low_bit == LowBitConfig(decay_by_bits=decay, transition_rate=rate, reestimate_batches=50)
+    assert student.low_bit == LowBitConfig(
+        decay_by_bits=decay, transition_rate=rate, step_size_bound=bound_to, reestimate_batches=50
+    )
     assert [(term.loss, term.weight, dict(term.options)) for term in student.terms] == [
         ("soft_target", 1.0, {"temperature": 4.0})
     ]
@@ -59,18 +62,20 @@ def test_each_key_stands_above_the_recipe() -> None:
     terms = [{"loss": "cross_entropy"}]
     own = {"low_bit": {"transition_rate": None, "decay_by_bits": False}, "terms": terms}
     student = bound({"recipe": "default", **own}).student
-    assert student.low_bit == LowBitConfig(reestimate_batches=50)
+    assert student.low_bit == LowBitConfig(step_size_bound=0.1, reestimate_batches=50)
     assert [term.loss for term in student.terms] == ["cross_entropy"]
 
 
 def test_statistics_that_are_kept_are_not_estimated_again() -> None:
     frozen = bound({"recipe": "default", "bn": "frozen_teacher"}).student.low_bit
-    assert frozen == LowBitConfig(decay_by_bits=True), "nor has a rate a say that the whole training does not follow"
+    assert frozen == LowBitConfig(decay_by_bits=True, step_size_bound=0.1), (
+        "nor has a rate a say that the whole training does not follow"
+    )
     assert bound({"recipe": "default", "bn": "train"}).student.low_bit.reestimate_batches == 50
 
 
 def test_a_config_with_every_key_switched_off_stays_so_when_it_is_read_again(tmp_path: Path) -> None:
-    off = {"transition_rate": None, "decay_by_bits": False, "reestimate_batches": 0}
+    off = {"transition_rate": None, "decay_by_bits": False, "step_size_bound": None, "reestimate_batches": 0}
     config = bound({"recipe": "default", "low_bit": off})
     assert config.student.low_bit == LowBitConfig()
     file = tmp_path / "one.yaml"

@@ -288,6 +288,7 @@ def test_statistics_of_large_images_take_little_memory(tmp_path: Path) -> None:
     program = (
         "import sys, torch\nfrom pathlib import Path\nfrom qkd.config import DataConfig\n"
         "from qkd.data import load_splits\nimport PIL.JpegImagePlugin\n"
+        "from qkd.data.sets import jpeg, resampling\njpeg.decoder(), resampling.load()\n"
         "def peak():\n"  # not ru_maxrss, which a forked process has from its parent
         "    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
         "torch.set_num_threads(1)\n"

@@ -30,7 +30,7 @@ from qkd.testing import synthetic_splits
 from qkd.training import loop
 
 pytestmark = pytest.mark.usefixtures("eager")
-FAST = ("noise", "rdskd", "deep_inversion", "dfad", "dafl_joint", "adaptive_inversion")  # one a family
+FAST = ("noise", "procedural", "rdskd", "deep_inversion", "dfad", "dafl_joint", "adaptive_inversion")  # one a family
 METHODS = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in FAMILIES]
 Begin = Callable[[RunConfig], RunFolder]
 
@@ -191,6 +191,7 @@ def student_of(config: RunConfig, borrowed: Begin, name: str) -> dict[str, Tenso
 @pytest.mark.parametrize(
     ("method", "owner", "name", "calls"),
     [
+        ("procedural", loop.Trainer, "_step", 3),
         ("rdskd", generating.GeneratorStep, "__call__", 4),  # in the generator's second epoch
         ("cmi", pooling.PoolRole, "_write", 1),  # between two batches of the pool
         ("dfad", loop.Trainer, "_step", 3),  # between a generator's step and the next
@@ -205,6 +206,10 @@ def test_a_killed_run_goes_on_bit_for_bit(
 ) -> None:
     changes = {"student.train.checkpoint_every_s": 0}
     settings: dict[str, Any] = {}
+    if method == "procedural":
+        settings = {"boxed": 0.5, "procedural_kinds": ["windows", "strokes"]}
+    if method == "dfad":
+        settings = {"boxed": 0.5, "procedural_share": 0.5}
     if method == "rdskd":
         settings["train"] = {"epochs": 2, "optimizer": "adamw", "lr": 1e-3, "checkpoint_every_s": 0}
     config = config_of(method, changes, **settings)

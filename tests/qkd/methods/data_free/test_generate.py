@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("eager")
     ("method", "rows", "folder"),
     [
         ("noise", ["fresh"], ""),
+        ("procedural", ["fresh"], ""),
         ("adaptive_inversion", ["epoch 0", "epoch 1"], "student"),
         ("dafl_joint", ["epoch 0", "epoch 1"], "student"),
     ],

@@ -92,7 +92,7 @@ def test_every_method_says_which_others_do_without() -> None:
     for method, kind in KINDS.items():
         if kind.needs_last_layer:
             with pytest.raises(
-                ValueError, match=r"has none of 2 outputs .*; use another net, .* without: noise, rdskd"
+                ValueError, match=r"has none of 2 outputs .*; use another net, .* without: noise, procedural, rdskd"
             ):
                 require_teacher_fits(method, "inner", net, 2)
         with pytest.raises(ValueError, match="two classes at least, got 1: add images"):

@@ -324,3 +324,51 @@ def test_nothing_of_a_rule_is_in_the_student() -> None:
     optimizer = optimizer_of(student)
     step_rules(student, LowBitConfig(transition_rate=0.1, oscillation_thresholds=(0.04, 0.01)), optimizer)
     assert list(student.state_dict()) == names
+
+
+# bounded step sizes
+
+
+def test_a_step_changes_a_step_size_by_its_part_at_most() -> None:
+    student = make_student()
+    scales = list(quantizer_scales(student))
+    optimizer = optimizer_of(student, CONFIG.model_copy(update={"momentum": 0.0}))
+    (rule,) = step_rules(student, LowBitConfig(step_size_bound=0.1), optimizer)
+    with torch.no_grad():
+        scales[0].neg_()  # of a training without the bound: what is deployed is the magnitude
+    before = [scale.detach().clone().abs() for scale in scales]
+    for number, scale in enumerate(scales):  # far down, far up, and within the bound
+        scale.grad = before[number] * (20.0, -20.0, 0.5)[number % 3]
+    set_learning_rate(optimizer, 0.1)
+    rule.before(moment())
+    optimizer.step()
+    rule.after(moment())
+    for number, (scale, old) in enumerate(zip(scales, before, strict=True)):
+        assert torch.allclose(scale, (0.9, 1.1, 0.95)[number % 3] * old, rtol=1e-5)
+    assert rule.state() == {} and rule.facts() == {}
+
+
+def test_a_bound_keeps_a_training_that_would_break_its_step_sizes() -> None:
+    signs = {}
+    for bound in (None, 0.1):
+        student = make_student()
+        optimizer = optimizer_of(student, CONFIG.model_copy(update={"lr": 5.0}))
+        set_learning_rate(optimizer, 5.0)
+        rules = step_rules(student, LowBitConfig(step_size_bound=bound), optimizer)
+        images = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        for _ in range(4):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(student(images), torch.arange(32) % 3).backward()
+            for rule in rules:
+                rule.before(moment())
+            optimizer.step()
+            for rule in rules:
+                rule.after(moment())
+        signs[bound] = all(bool((scale > 0).all()) for scale in quantizer_scales(student))
+    assert signs == {None: False, 0.1: True}
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.0, -0.1, float("nan")])
+def test_a_bound_is_a_part(bound: float) -> None:
+    with pytest.raises(ValueError, match="step_size_bound"):
+        LowBitConfig(step_size_bound=bound)

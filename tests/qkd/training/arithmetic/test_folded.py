@@ -80,7 +80,7 @@ def test_weights_that_are_written_to_are_followed() -> None:
     assert (net(x) - other(x)).abs().max() > 0.01
     torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-4)
     fresh = FoldedNet(net)
-    assert torch.equal(fresh(x), fast(x)), "a resumed training folds anew"
+    assert torch.equal(fresh(x), fast(x)), "a resumed training folds again"
 
 
 class Branching(nn.Module):

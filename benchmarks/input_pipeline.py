@@ -1,6 +1,6 @@
 """Measures the input pipeline at 224x224 against torchvision's ImageFolder, DataLoader and v2 transforms.
 
-    python benchmarks/input_pipeline.py --rounds 5 --json benchmarks/results/input_pipeline.json
+    python benchmarks/input_pipeline.py --rounds 4 --images 384 --json benchmarks/results/input_pipeline.json
 
 A folder of JPEG files like ImageNet's (pictures of 500x375 at qualities 92 and 96, cut out of two photographs) is made
 in a temporary folder and read from the page cache. Every round reads the whole folder once with every variant, in turn,

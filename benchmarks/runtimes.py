@@ -107,7 +107,7 @@ def open_all(students: dict[str, Student], paths: dict[str, Path], images: Tenso
 
 
 def timed(sessions: dict[str, Any], images: Tensor, rounds: int, clock: str) -> list[dict[str, Any]]:
-    """Return a row a session, all of them timed in turns; the ratios to the float net in ONNX Runtime in each."""
+    """Return a row a session, all of them interleaved; the ratios to the float net in ONNX Runtime in each."""
     now = time.process_time if clock == "cpu" else time.perf_counter
     feeds, times = {"images": images[:1].numpy()}, {name: list[float]() for name in sessions}
     for turn in range(WARMUP + rounds):

@@ -1,4 +1,4 @@
-// Time files with onnxruntime-web in WebAssembly, in turns; prints one JSON object: name -> milliseconds of each round.
+// Time files with onnxruntime-web in WebAssembly, interleaved; prints one JSON object: name -> milliseconds of each round.
 const fs = require("fs");
 const path = require("path");
 

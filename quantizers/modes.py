@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ def exact_float32() -> Iterator[None]:
     try:
         before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # the flags were set one by one, by names that PyTorch's older ones cannot express
-        parts = cudnn.conv, cudnn.rnn, matmul  # type: ignore[attr-defined]
+        parts: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, matmul)  # type: ignore[attr-defined]
         kept = [part.fp32_precision for part in parts]
         try:
             for part in parts:

@@ -30,7 +30,7 @@ LAUNCH = ("-m", "torch.distributed.run", "--nproc_per_node", "1")
 def whole_run(
     name: str, folder: Path, device: str, *, launcher: tuple[str, ...] = (), words: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Run a config up to its export in processes of its own; return how it ended."""
+    """Run a config up to its export in separate processes; return how it ended."""
     command = [sys.executable, *launcher, "-m", "qkd", "run", str(CONFIG), f"name={name}", f"device={device}", *words]
     start = time.perf_counter()
     done = subprocess.run(

@@ -30,19 +30,19 @@ class BoundedStepSizes:
     name = "step_sizes"
 
     def __init__(self, scales: Iterable[nn.Parameter], bound: float) -> None:
-        self._scales, self._bound = list(scales), bound
-        self._before: list[Tensor] = []
+        self._scales: list[Tensor] = list(scales)
+        self._bound, self._before = bound, list[Tensor]()
 
     @torch.no_grad()
     def before(self, moment: Moment) -> None:
         """Note what step sizes are; what is deployed is their magnitude."""
-        self._before = torch._foreach_abs(self._scales)
+        self._before = list(torch._foreach_abs(self._scales))
 
     @torch.no_grad()
     def after(self, moment: Moment) -> None:
         """Bring those that went further back to the bound."""
-        torch._foreach_maximum_(self._scales, torch._foreach_mul(self._before, 1 - self._bound))
-        torch._foreach_minimum_(self._scales, torch._foreach_mul(self._before, 1 + self._bound))
+        torch._foreach_maximum_(self._scales, list(torch._foreach_mul(self._before, 1 - self._bound)))
+        torch._foreach_minimum_(self._scales, list(torch._foreach_mul(self._before, 1 + self._bound)))
 
     def facts(self) -> Mapping[str, float]:
         """Return nothing."""

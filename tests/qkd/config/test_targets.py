@@ -64,10 +64,11 @@ def test_what_does_not_go_together_is_a_fault(folder: Path, settings: dict[str, 
         tiny_config(folder, {f"export.{key}": value for key, value in settings.items()})
 
 
-def test_the_student_must_suit_the_target(folder: Path) -> None:
-    with pytest.raises(ValidationError, match="student.quant.symmetric: target 'finn' needs symmetric: true"):
-        tiny_config(folder, {"export.target": "finn"})
-    assert tiny_config(folder, {"export.target": "finn", "student.quant.symmetric": True}).export.chosen_target
+@pytest.mark.parametrize("target", ["finn", "hls4ml"])
+def test_the_student_must_suit_the_target(folder: Path, target: str) -> None:
+    with pytest.raises(ValidationError, match=f"student.quant.symmetric: target '{target}' needs symmetric: true"):
+        tiny_config(folder, {"export.target": target})
+    assert tiny_config(folder, {"export.target": target, "student.quant.symmetric": True}).export.chosen_target
 
 
 NET = """from torch import nn

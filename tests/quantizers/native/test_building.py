@@ -70,7 +70,7 @@ def test_a_compiler_does_without_flags_that_it_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compiler = tmp_path / "c++"  # writes its arguments to what it is to make
+    compiler = tmp_path / "c++"  # writes its arguments to the library
     refusals = "".join(f'case "$*" in *{flag}*) exit 1;; esac\n' for flag in unknown)
     compiler.write_text(
         f'#!/bin/sh\n{refusals}echo "$*" >> {tmp_path}/calls\n'

@@ -83,6 +83,15 @@ def test_fields_are_smooth_and_windows_have_a_dark_border() -> None:
     assert float(corners.max()) < 0.1 < float(windows[..., 16, 16].mean())
 
 
+def test_shapes_are_flat_and_hide_one_another() -> None:
+    images = KINDS["shapes"](64, (3, 32, 32), stream(0, "shapes"))
+    steps = (images[..., 1:] - images[..., :-1]).abs()
+    assert float((steps < 0.01).float().mean()) > 0.7, "most neighbors are equal"
+    assert float(images.flatten(1).max(1).values.min()) > 0, "no image is empty"
+    gray = (images[:, 0] - images[:, 2]).abs().amax((1, 2)) < 0.01
+    assert 0 < int(gray.sum()) < 64, "in color and gray"
+
+
 def test_curves_are_connected_ink_on_black() -> None:
     images = KINDS["strokes"](64, (3, 32, 32), stream(0, "strokes"))
     assert torch.equal(images[:, 0], images[:, 2]), "gray"

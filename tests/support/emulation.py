@@ -37,11 +37,13 @@ class Arm:
         self, cpu: str, words: list[str], *, cwd: Path, timeout_s: float = 900, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run its Python on a processor."""
-        paths = ":".join([str(self.site), *filter(None, [environment.pop("PYTHONPATH", "")])])
+        places = [str(self.site), str(HERE / "support/without_torch"), environment.pop("PYTHONPATH", "")]
+        paths = ":".join(filter(None, places))
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LOWBIT", "QKD"))}
         return subprocess.run(
             [str(self.qemu), "-cpu", cpu, "-L", str(self.root), str(self.root / "usr/bin/python3.11"), *words],
-            cwd=cwd, env={**kept, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+            cwd=cwd, env={**kept, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": "1",
+                          **environment},
             capture_output=True, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 

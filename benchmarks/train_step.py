@@ -115,11 +115,15 @@ def make_step(
     variant: str, net: str, images: Tensor, labels: Tensor, arithmetic: Arithmetic = PLAIN
 ) -> Callable[[], None]:
     """Return a function that does one distillation step of a variant."""
+    from qkd.training.arithmetic.folded import FoldedNet
     from qkd.training.arithmetic.race import TORCH_FORMATS
 
     layout = TORCH_FORMATS[arithmetic[1]]
-    teacher, student = build("float", net, images).eval(), build(variant, net, images).to(memory_format=layout)
+    teacher: Callable[[Tensor], Tensor] = build("float", net, images).eval()
+    student = build(variant, net, images).to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
+    if variant.startswith("ours"):
+        teacher = FoldedNet(teacher)  # as the toolkit's distillation step asks its teacher
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     reduced = torch.autocast("cpu", torch.bfloat16, enabled=arithmetic[0] == "bf16")
 

@@ -96,9 +96,9 @@ class _Fusion:
         self._native: NativeQuant | None = None
         self._asked = False
 
-    def native(self, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> NativeQuant | None:
+    def native(self, x: Tensor, *settings: Tensor) -> NativeQuant | None:
         """Return the C++ functions where they take these tensors; None where the ones compiled here are next."""
-        if not self.enabled or torch.compiler.is_compiling() or not NativeQuant.takes(x, scale, low, high):
+        if not self.enabled or torch.compiler.is_compiling() or not NativeQuant.takes(x, *settings):
             return None
         if not self._asked:
             self._native, self._asked = load(), True
@@ -183,6 +183,11 @@ def _require_compiler(device: torch.device) -> None:
 
 
 _fusion = _Fusion()
+
+
+def compiled_for(x: Tensor) -> NativeQuant | None:
+    """Return the C++ functions where they take a tensor; None where PyTorch's operations give the same bits."""
+    return _fusion.native(x)
 
 
 def set_fused(*, enabled: bool) -> None:

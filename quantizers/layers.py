@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import brevitas.nn as qnn
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from quantizers.kernels import round_straight_through
-from quantizers.tensor_quant import ActQuant, NotCalibratedError, WeightQuant
+from quantizers.fused import batch_norm, coded_conv
+from quantizers.kernels import compiled_for, round_straight_through
+from quantizers.tensor_quant import ActQuant, LsqWeightQuant, NotCalibratedError, WeightQuant
+
+if TYPE_CHECKING:
+    from quantizers.graph.form.origins import Origin
 
 # Biases keep to 30 bits and sign, so that bias plus accumulated products stays inside int32.
 BIAS_LIMIT = float(2**29)
@@ -32,17 +36,40 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
         self.act_quant.skip_create_quant_tensor = True
         self.name = name
         self.origin: Origin | None = None
+        self._given: Tensor | None = None
+        self._latest: weakref.ref[Tensor] | None = None
 
     @property
     def quant(self) -> ActQuant:
         """Return the arithmetic inside."""
         return self.act_quant.fused_activation_quant_proxy.tensor_quant  # type: ignore[no-any-return]
 
+    def grid_for(self, x: Tensor) -> batch_norm.Grid | None:
+        """Return the grid, for a layer that puts ``x`` there itself; None where this module must see it first."""
+        if batch_norm.is_watched(self) or batch_norm.is_watched(self.act_quant) or not _is_plain(self.act_quant):
+            return None
+        return self.quant.grid_for(x)
+
+    def give(self, values: Tensor) -> Tensor:
+        """Return values that are on the grid already, which the next call passes on."""
+        self._given = values
+        return values
+
+    def is_source_of(self, x: Tensor) -> bool:
+        """Tell whether ``x`` is what the latest call gave, on the grid as it is now."""
+        return self._latest is not None and self._latest() is x
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
+        given, self._given = self._given, None
+        out = input if given is input else self._quantized(input)
+        self._latest = weakref.ref(out) if self.training and self.quant.is_plain else None
+        return out
+
+    def _quantized(self, x: Tensor) -> Tensor:
         try:
             if _is_plain(self.act_quant):
-                return self.quant.values(input)
-            return self.act_quant(input)  # type: ignore[no-any-return]
+                return self.quant.values(x)
+            return self.act_quant(x)  # type: ignore[no-any-return]
         except NotCalibratedError:
             raise NotCalibratedError(self.name) from None
 
@@ -50,65 +77,6 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
 def _is_plain(proxy: Any) -> bool:
     """Tell whether a proxy of Brevitas would do nothing but call its quantizer; its levels cost as much as a kernel."""
     return not (proxy.export_mode or proxy.disable_quant or not proxy.is_quant_enabled)
-
-
-class Origin:
-    """What an activation quantizer reads, where that is an integer times a known unit (for :func:`settle`).
-
-    Args:
-        kind: ``add``, ``mul``, ``mean`` (of ``counts`` values), ``grid`` (another quantizer's output) or ``function``
-            (of a value on a grid).
-        sources: The quantizers of the operands.
-        counts: Number of averaged values, or every number that occurs (windows at the border have fewer).
-        function: The module of a ``function``.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        sources: tuple[ActQuantizer, ...],
-        counts: int | Iterable[int] = 1,
-        function: nn.Module | None = None,
-    ) -> None:
-        self.kind, self.sources, self.function = kind, sources, function
-        self.counts = (counts,) if isinstance(counts, int) else tuple(counts)
-
-    @property
-    def is_even_mean(self) -> bool:
-        """Tell whether it is a mean of an even number of values, somewhere."""
-        return self.kind == "mean" and any(count % 2 == 0 for count in self.counts)
-
-
-def function_origin(source: ActQuantizer | None, function: nn.Module | None) -> Origin | None:
-    """Return the origin of a function of a value on the grid of ``source``; None where it is on none."""
-    return None if source is None else Origin("function", (source,), function=function)
-
-
-def window_counts(pool: nn.AvgPool2d, size: Sequence[int]) -> tuple[int, ...]:
-    """Return every number of values that a mean over windows divides by, ascending.
-
-    Args:
-        pool: Its windows.
-        size: Height and width of what it averages.
-    """
-    heights, widths = (_axis_counts(pool, axis, int(size[axis])) for axis in (0, 1))
-    return tuple(sorted({height * width for height in heights for width in widths}))
-
-
-def _axis_counts(pool: nn.AvgPool2d, axis: int, size: int) -> set[int]:
-    kernel, stride, padding = (_on_axis(value, axis) for value in (pool.kernel_size, pool.stride, pool.padding))
-    room = size + 2 * padding - kernel
-    windows = (-(-room // stride) if pool.ceil_mode else room // stride) + 1
-    if pool.ceil_mode and (windows - 1) * stride >= size + padding:
-        windows -= 1  # none starts in the padding behind
-    starts = [window * stride - padding for window in range(windows)]
-    if pool.count_include_pad:  # but not what hangs over beyond the padding
-        return {min(start + kernel, size + padding) - start for start in starts}
-    return {min(start + kernel, size) - max(start, 0) for start in starts}
-
-
-def _on_axis(value: int | tuple[int, int], axis: int) -> int:
-    return value if isinstance(value, int) else int(value[axis])
 
 
 class _Deployable:
@@ -275,12 +243,47 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
         )  # fmt: skip
         _adopt(self, conv, injector, options)
         self._attach(bn)
+        self._reader: tuple[ActQuantizer, ...] = ()
+        self._before: tuple[ActQuantizer, ...] = ()
+
+    def read_from(self, before: ActQuantizer) -> None:
+        """Learn which quantizer gives the input itself, so that in training mode its codes can be multiplied."""
+        self._before = (before,)
+
+    def hand_to(self, reader: ActQuantizer) -> None:
+        """Learn that a quantizer is the only one that reads the output: in training mode it may get values on its grid.
+
+        Batch norm and grid are one pass then, and the quantizer passes on what it gets.
+        """
+        self._reader = (reader,)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         if self.uses_deployed:
             return self._conv_forward(input, *self.deployed())  # type: ignore[no-any-return]
-        out = self._conv_forward(input, self.low_bit_weight(), self.bias)
-        return out if self.bn is None else self.bn(out)  # type: ignore[no-any-return]
+        out = self._multiplied(input)
+        return out if self.bn is None else self._normalized(out, self.bn)
+
+    def _multiplied(self, x: Tensor) -> Tensor:
+        weight = self.low_bit_weight()
+        if not self._has_codes(x) or not coded_conv.takes(x, self):
+            return self._conv_forward(x, weight, self.bias)  # type: ignore[no-any-return]
+        steps = self._before[0].quant.step, self.quant.step
+        return coded_conv.coded_conv(x, weight, *steps, self, compiled_for)
+
+    def _has_codes(self, x: Tensor) -> bool:
+        """Tell whether input and weights are codes times steps that are known, of two to four bits."""
+        if not self._before or not self._before[0].is_source_of(x) or not _is_plain(self.weight_quant):
+            return False
+        before, own = self._before[0].quant, self.quant
+        is_known = type(own) is LsqWeightQuant and not own.bypass and before.kind == "unsigned"
+        return is_known and max(before.bits, own.bits) <= coded_conv.MOST_BITS
+
+    def _normalized(self, out: Tensor, bn: nn.Module) -> Tensor:
+        if not batch_norm.takes(out, bn):
+            return bn(out)  # type: ignore[no-any-return]
+        grid = None if not self._reader or batch_norm.is_watched(self) else self._reader[0].grid_for(out)
+        values = batch_norm.batch_norm(out, bn, compiled_for, grid)  # type: ignore[arg-type]
+        return values if grid is None else self._reader[0].give(values)
 
 
 class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,7 +82,24 @@ def assemble(
         _place(root, path, _for_losses(module))
     student = Student(root, graph, class_name="Student")
     student.meta.update(tap_paths=tap_paths, spec=spec, image_shape=image_shape)
+    _introduce_neighbors(student)
     return student
+
+
+def _introduce_neighbors(student: Student) -> None:
+    """Let each convolution know the quantizer it reads, and the one that reads it if nobody else does."""
+    called = [node for node in student.graph.nodes if node.op == "call_module"]
+    calls = Counter(str(node.target) for node in called)
+    once = {node: student.get_submodule(str(node.target)) for node in called if calls[str(node.target)] == 1}
+    for node, layer in once.items():
+        if not isinstance(layer, QuantConvBn2d) or len(node.args) != 1:
+            continue
+        before, readers = once.get(node.args[0]), list(node.users)
+        if isinstance(before, ActQuantizer):
+            layer.read_from(before)
+        reader = once.get(readers[0]) if len(readers) == 1 and len(readers[0].args) == 1 else None
+        if isinstance(reader, ActQuantizer):
+            layer.hand_to(reader)
 
 
 def require_image_shape(student: nn.Module, shape: tuple[int, ...]) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from quantizers.fused.batch_norm import Grid
 from quantizers.kernels import TINY, fake_quantize, fake_quantize_per_channel, positive
+from quantizers.native.fake_quant import NativeQuant
 from quantizers.records import KINDS, METHODS, Recorded
 
 
@@ -305,6 +307,20 @@ class ActQuant(Recorded):
         if self.finer > 1:
             step, low, high = step / self.finer, low * self.finer, high * self.finer
         return fake_quantize(x, step, low, high, grad_scale=self.grad_scale(x), residual=self.residual)
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether values are put on the grid of its bits, and nothing else is done with them."""
+        return type(self).values is ActQuant.values and not self.bypass and self.finer == 1
+
+    def grid_for(self, x: Tensor) -> Grid | None:
+        """Return what :meth:`values` would round ``x`` to; None where it does something else, or looks at ``x``."""
+        if not self.is_plain or self.observer is not None or not self.is_calibrated:
+            return None
+        step = self.owner.training_step()
+        is_taken = NativeQuant.takes(x, step, self.low, self.high)
+        settings = (step, self.low, self.high, self.grad_scale(x), self.residual)
+        return Grid(*settings, fake_quantize) if is_taken else None
 
 
 class LsqActQuant(ActQuant):

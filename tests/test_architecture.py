@@ -236,7 +236,12 @@ MAY_NAME_METHODS = {
     "qkd.methods.table",
     "qkd.distill.methods", "qkd.moved",  # old names, for a release
 }  # fmt: skip
-HOMONYMS = {("qkd.cli", "meta"), ("qkd.losses.branches", "teacher_branches"), ("qkd.nets.torchvision_nets", "meta")}
+HOMONYMS = {
+    ("qkd.cli", "meta"),
+    ("qkd.losses.branches", "teacher_branches"),
+    ("qkd.nets.torchvision_nets", "meta"),
+    ("qkd.training.arithmetic.folded", "meta"),
+}  # what torch.fx calls what it knows of a node
 
 
 def names_in(tree: ast.Module) -> set[str]:

@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from quantizers.fused.batch_norm import SHARED
+
 Reduce = Callable[[Tensor], None]
 """Sums a tensor over all processes, in place."""
 
@@ -33,11 +35,13 @@ def synchronized(modules: Iterable[nn.Module], reduce: Reduce, is_shared: Callab
     layers = dict.fromkeys(layer for module in modules for layer in module.modules() if isinstance(layer, _BatchNorm))
     for layer in layers:
         layer.__dict__["forward"] = _forward_of(layer, reduce, is_shared)  # in front of the class's own
+        layer.__dict__[SHARED] = lambda: reduce if is_shared() else None  # for who computes it with what comes next
     try:
         yield
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
+            layer.__dict__.pop(SHARED, None)
 
 
 def _forward_of(layer: _BatchNorm, reduce: Reduce, is_shared: Callable[[], bool]) -> Callable[[Tensor], Tensor]:

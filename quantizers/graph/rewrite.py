@@ -31,6 +31,7 @@ from quantizers.graph.form.kinds import (
     RELU,
     SHAPE,
 )
+from quantizers.graph.form.origins import Origin, function_origin, window_counts
 from quantizers.graph.form.pooling import adaptive_pool
 from quantizers.graph.names import safe_path
 from quantizers.graph.plan import Plan, weight_range
@@ -38,12 +39,9 @@ from quantizers.graph.trace import RewriteError, Traced, trace
 from quantizers.graph.verify import verify_student
 from quantizers.layers import (
     ActQuantizer,
-    Origin,
     QuantConvBn2d,
     QuantLinearBn,
     WindowGather,
-    function_origin,
-    window_counts,
 )
 from quantizers.names import act_quantizer, weight_quantizer
 from quantizers.spec import QuantSpec

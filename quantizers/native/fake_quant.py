@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quantizers.native.building import compiled_library, cpp_compiler
+from quantizers.native.norm_source import NORM_SOURCE
 from quantizers.native.source import BLOCK, FLAGS, SOURCE
 
 _log = logging.getLogger(__name__)
@@ -36,11 +37,22 @@ class NativeQuant:
         self._gradients_rows.argtypes = [*[pointer] * 3, number, number, *[pointer] * 5]
         for function in (self._quantize, self._gradients, self._quantize_rows, self._gradients_rows):
             function.restype = None
+        self.norm_statistics, self.normalize = library.qkd_norm_statistics, library.qkd_normalize
+        self.norm_gradients, self.norm_finish = library.qkd_norm_gradients, library.qkd_norm_finish
+        self.norm_statistics.argtypes = [pointer, *[number] * 4, *[pointer] * 4, number, number]
+        self.normalize.argtypes = [pointer, pointer, *[number] * 3, *[pointer] * 3, number, number]
+        self.norm_gradients.argtypes = [
+            *[pointer] * 3, *[number] * 4, pointer, pointer, number, *[pointer] * 5, number, number,
+        ]  # fmt: skip
+        self.codes = library.qkd_codes
+        self.codes.argtypes, self.codes.restype = [pointer, pointer, number, pointer, number, number], None
+        self.norm_finish.argtypes = [*[pointer] * 3, *[number] * 3, pointer, number, number]
+        for function in (self.norm_statistics, self.normalize, self.norm_gradients, self.norm_finish):
+            function.restype = None
 
     @staticmethod
-    def takes(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> bool:
-        """Tell whether values of this kind are computed here: float32 or bfloat16 on a CPU, steps and codes float32."""
-        settings = (scale, low, high)
+    def takes(x: Tensor, *settings: Tensor) -> bool:
+        """Tell whether values of this kind are computed here: float32 or bfloat16 on a CPU, settings float32 there."""
         return (
             type(x) in _PLAIN  # not the compiler's tensors without memory
             and x.device.type == "cpu"
@@ -126,7 +138,8 @@ def load() -> NativeQuant | None:
 @functools.lru_cache(maxsize=2)
 def _loaded(compiler: str) -> NativeQuant | None:
     try:
-        return NativeQuant(ctypes.CDLL(str(compiled_library("fake-quant", SOURCE, FLAGS, compiler, parallel=True))))
+        library = compiled_library("fake-quant", SOURCE + NORM_SOURCE, FLAGS, compiler, parallel=True)
+        return NativeQuant(ctypes.CDLL(str(library)))
     except (OSError, subprocess.SubprocessError) as error:
         _log.info("fake quantization was not compiled as C++ (%s); PyTorch's compiler is tried", error)
         return None

@@ -140,6 +140,21 @@ extern "C" void qkd_gradients(const void* grad, const void* x, void* grad_x, i64
                           : gradients<float, false>(gf, vf, (float*)grad_x, n, s, l, h, sums, threads);
 }
 
+template <typename T>
+static void codes(const T* x, uint8_t* out, i64 n, float scale, i64 threads) {
+    i64 chunks = (n + CHUNK - 1) / CHUNK;
+    #pragma omp parallel for num_threads((int)threads) if (threads > 1 && chunks > 1)
+    for (i64 c = 0; c < chunks; ++c) {
+        i64 end = n < (c + 1) * CHUNK ? n : (c + 1) * CHUNK;
+        for (i64 i = c * CHUNK; i < end; ++i) out[i] = (uint8_t)(int32_t)rintf(wide(x[i]) / scale);
+    }
+}
+
+extern "C" void qkd_codes(const void* x, void* out, i64 n, const float* scale, i64 is_half, i64 threads) {
+    if (is_half) codes((const bf16*)x, (uint8_t*)out, n, *scale, threads);
+    else codes((const float*)x, (uint8_t*)out, n, *scale, threads);
+}
+
 extern "C" void qkd_quantize_rows(const float* x, float* out, i64 rows, i64 n, const float* scales, const float* low,
                                   const float* high) {
     for (i64 r = 0; r < rows; ++r) quantize(x + r * n, out + r * n, n, scales[r], *low, *high);

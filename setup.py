@@ -84,6 +84,7 @@ PACKAGES = [
     "qkd.training.epochs",
     "qkd.training.low_bit",
     "quantizers",
+    "quantizers.fused",
     "quantizers.graph",
     "quantizers.graph.form",
     "quantizers.graph.recording",

@@ -335,17 +335,41 @@ def save_weights(nets: dict[str, Sequence[nn.Module]], setting: Setting) -> None
     )
 
 
+def read_net(rung: Rung, name: str, state: dict[str, Tensor], pixels: Tensor) -> nn.Module:
+    """Return a ladder's net with its weights, in eval mode, a student on the deployed arithmetic.
+
+    Args:
+        rung: What it was trained as.
+        name: Of the float net.
+        state: Its weights.
+        pixels: Images whose shape it takes.
+    """
+    net = build_net(name, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
+    if rung.bits is not None:
+        spec = QuantSpec(weight_bits=rung.bits, act_bits=rung.bits)
+        net = prepare(net, spec, example_inputs=pixels[:2].float().cpu())
+    net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    net.eval()
+    if rung.bits is not None:
+        settle(net)
+    return net
+
+
+def states_of(tensors: dict[str, Tensor], rung: str, seeds: Sequence[int]) -> list[dict[str, Tensor]]:
+    """Return the weights of each seed of a rung, as :func:`save_weights` wrote them."""
+    prefixes = [f"{rung}.{seed}." for seed in seeds]
+    return [
+        {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for prefix in prefixes
+    ]
+
+
 def read_floats(file: Path, setting: Setting) -> list[nn.Module]:
     """Return the float nets of a former ladder's weights."""
-    pixels, tensors, nets = setting.train.pixels, load_file(file), []
-    for seed in setting.seeds:
-        net = build_net(setting.net, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
-        prefix = f"{FLOAT}.{seed}."
-        net.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        )
-        nets.append(net.to(setting.device).eval().requires_grad_(False))
-    return nets
+    rung = next(rung for rung in setting.images.rungs if rung.name == FLOAT)
+    states = states_of(load_file(file), FLOAT, setting.seeds)
+    nets = [read_net(rung, setting.net, state, setting.train.pixels) for state in states]
+    return [net.to(setting.device).requires_grad_(False) for net in nets]
 
 
 def run(setting: Setting, rungs: Sequence[Rung], floats: Sequence[nn.Module]) -> None:

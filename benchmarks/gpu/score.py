@@ -18,35 +18,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from export import check_parity, export_onnx
-from qkd.nets import build_net
-from quantizers import QuantSpec, prepare, settle
 
 from images import Images, normalizer, read_images  # isort: skip - beside this file
-from ladder import SETS, Rung, Setting, score  # isort: skip
+from ladder import SETS, Setting, read_net, score, states_of  # isort: skip
 from record import environment, write_record  # isort: skip
-
-
-def read_net(rung: Rung, name: str, state: dict[str, Tensor], train: Images) -> nn.Module:
-    """Return a ladder's net with its weights, in eval mode, on the deployed arithmetic.
-
-    Args:
-        rung: What it was trained as.
-        name: Of the float net.
-        state: Its weights.
-        train: Whose shape the net takes.
-    """
-    pixels = train.pixels
-    net = build_net(name, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
-    if rung.bits is not None:
-        net = prepare(net, QuantSpec(weight_bits=rung.bits, act_bits=rung.bits), example_inputs=pixels[:2].float())
-    net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    net.eval()
-    if rung.bits is not None:
-        settle(net)
-    return net
 
 
 def prove(student: nn.Module, path: Path, setting: Setting, test: Images) -> dict[str, Any]:
@@ -85,13 +63,17 @@ def main() -> None:
         wants_file = args.export is not None and rung.bits is not None and row is not None and "file" not in row
         if row is None or (row.get("test_accuracy") is not None and not wants_file):
             continue
-        prefixes = [f"{rung.name}.{seed}." for seed in seeds]
-        states = [{k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in prefixes]
+        states = states_of(tensors, rung.name, seeds)
         if rung.net is not None:
             states = [load_file(args.large)] if args.large else []
-        nets = [read_net(rung, rung.net or "resnet20", state, train) for state in states if state]
+        nets = [read_net(rung, rung.net or "resnet20", state, train.pixels) for state in states if state]
         if row.get("test_accuracy") is None:
             row["test_accuracy"] = [score(net, setting, test) for net in nets] or None
+        if rung.bits is not None:
+            row["largest_step_size"] = [
+                max(float(value.abs().max()) for key, value in state.items() if key.endswith("tensor_quant.scale"))
+                for state in states
+            ]
         if wants_file:
             row["file"] = prove(nets[0], args.export / f"{args.set}-{rung.name}.onnx", setting, test)
             print(f"{rung.name}: {row['file']}", flush=True)

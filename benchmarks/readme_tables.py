@@ -103,6 +103,21 @@ def ladder_rows() -> list[str]:
     return lines
 
 
+def step_size_rows() -> list[str]:
+    """Return the table of 2-bit trainings with free and with bounded step sizes."""
+    lines = ["| peak rate | step sizes | largest change in one step | test accuracy |", "|---|---|---|---|"]
+    for row in read("step_sizes_digits.json")["rows"]:
+        bound = "free" if row["bound"] is None else f"bounded by {row['bound']:g}"
+        lines.append(
+            f"| {row['lr']:g} | {bound} | {_times(row['largest_change'])} | {_accuracy(row['test_accuracy'])} |"
+        )
+    return lines
+
+
+def _times(part: float) -> str:
+    return f"{100 * part:.0f} %" if part < 1 else f"{part:,.0f} times itself"
+
+
 def front_rows() -> list[str]:
     """Return the README's first table: one net in FP32, int8, W4A4 and W2A2, from the file of the picture above it."""
     rows = ["| ResNet-20, Fashion-MNIST | test accuracy | file | latency | against FP32 |", "|---|---|---|---|---|"]
@@ -225,7 +240,7 @@ def _sampling_figures() -> dict[str, str]:
 
 def main() -> None:
     """Print the tables and the sentences."""
-    for part in (front_rows, latency_rows, runtime_rows, accuracy_rows, ladder_rows, size_rows):
+    for part in (front_rows, latency_rows, runtime_rows, accuracy_rows, ladder_rows, step_size_rows, size_rows):
         print("\n".join(part()), end="\n\n")
     print("\n".join(f"{name}: {text}" for name, text in figures().items()))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -15,12 +18,46 @@ PARALLEL = "-fopenmp"
 OPTIONAL = (PARALLEL, "-march=native")  # left out where the compiler does not know them: one thread, plain instructions
 _SUBSETS = ((), OPTIONAL[:1], OPTIONAL[1:], OPTIONAL)  # what is left out, the first that compiles
 _TIMEOUT_S = 120
+_log = logging.getLogger(__name__)
 
 
 def cpp_compiler() -> str | None:
     """Return the path of ``$CXX``, g++ or clang++, the first that is there; None where none is."""
     names = (os.environ.get("CXX"), "g++", "clang++")
     return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def loaded_library(
+    stem: str, source: str, flags: Sequence[str], *, without: str, parallel: bool = False
+) -> ctypes.CDLL | None:
+    """Return C++ compiled for this processor and loaded, the same at every call; None where there is none.
+
+    There is none with ``QKD_NATIVE=0``, without a compiler, and where it fails; the last two are logged, once.
+
+    Args:
+        stem: A word for it, which the library's name begins with.
+        source: The C++.
+        flags: Of the compiler.
+        without: What is done in its place, for the log.
+        parallel: As for :func:`compiled_library`.
+    """
+    if os.environ.get("QKD_NATIVE") == "0":
+        return None
+    return _loaded(stem, source, tuple(flags), cpp_compiler(), without, parallel=parallel)
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(
+    stem: str, source: str, flags: Sequence[str], compiler: str | None, without: str, *, parallel: bool
+) -> ctypes.CDLL | None:
+    if compiler is None:
+        _log.info("no C++ compiler (g++ or clang++ would do): %s", without)
+        return None
+    try:
+        return ctypes.CDLL(str(compiled_library(stem, source, flags, compiler, parallel=parallel)))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.info("%s was not compiled (%s): %s", stem, error, without)
+        return None
 
 
 def compiled_library(stem: str, source: str, flags: Sequence[str], compiler: str, *, parallel: bool = False) -> Path:

@@ -1,21 +1,18 @@
-"""Calls of the compiled fake quantization: what it takes, and where it is found."""
+"""Calls of the compiled arithmetic of quantizers: what it takes, and where it is found."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import os
-import subprocess
 
 import torch
 from torch import Tensor
 
-from quantizers.native.building import compiled_library, cpp_compiler
+from quantizers.native.building import loaded_library
 from quantizers.native.norm_source import NORM_SOURCE
 from quantizers.native.source import BLOCK, FLAGS, SOURCE
 
-_log = logging.getLogger(__name__)
+_ALL = SOURCE + NORM_SOURCE
 _TYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -129,17 +126,10 @@ def _halved(terms: Tensor) -> Tensor:
 
 def load() -> NativeQuant | None:
     """Return the compiled functions; None where there is no compiler, or ``QKD_NATIVE=0`` switches them off."""
-    compiler = cpp_compiler()
-    if compiler is None or os.environ.get("QKD_NATIVE") == "0":
-        return None
-    return _loaded(compiler)
+    library = loaded_library("fake-quant", _ALL, FLAGS, without="PyTorch's compiler is tried", parallel=True)
+    return None if library is None else _functions(library)
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(compiler: str) -> NativeQuant | None:
-    try:
-        library = compiled_library("fake-quant", SOURCE + NORM_SOURCE, FLAGS, compiler, parallel=True)
-        return NativeQuant(ctypes.CDLL(str(library)))
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.info("fake quantization was not compiled as C++ (%s); PyTorch's compiler is tried", error)
-        return None
+def _functions(library: ctypes.CDLL) -> NativeQuant:
+    return NativeQuant(library)

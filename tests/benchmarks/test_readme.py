@@ -42,7 +42,8 @@ def test_the_readme_is_short_and_opens_with_the_picture_and_its_table(tables: An
 
 
 @pytest.mark.parametrize(
-    "part", ["front_rows", "latency_rows", "runtime_rows", "accuracy_rows", "ladder_rows", "step_size_rows", "size_rows"]
+    "part",
+    ["front_rows", "latency_rows", "runtime_rows", "accuracy_rows", "ladder_rows", "step_size_rows", "size_rows"],
 )
 def test_the_tables_are_rendered_from_the_files(tables: Any, part: str) -> None:
     rows = getattr(tables, part)()

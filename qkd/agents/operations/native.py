@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import os
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,11 +19,9 @@ from torch import Tensor
 
 from qkd.agents.operations.counting import IntArray
 from qkd.agents.operations.source import FLAGS, SOURCE
-from quantizers.native.building import compiled_library, cpp_compiler
+from quantizers.native.building import loaded_library
 
 NOTHING, AFFINE, CUT, TABLE, EQUALIZE, AUTOCONTRAST, CONTRAST, COLOR, SHARPNESS = range(9)  # codes of the source
-
-logger = logging.getLogger(__name__)
 
 
 def run(
@@ -75,19 +70,10 @@ def run(
 
 @functools.lru_cache(maxsize=1)
 def load() -> Any:
-    """Return the compiled function, or None where there is no compiler or it is switched off; says so once."""
-    if os.environ.get("QKD_NATIVE") == "0":
-        return None
-    compiler = cpp_compiler()
-    if compiler is None:
-        logger.info("no C++ compiler: augmentation on the CPU is several times slower; g++ or clang++ would do")
-        return None
-    try:
-        library = ctypes.CDLL(str(compiled_library("augment", SOURCE, FLAGS, compiler, parallel=True)))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.info("augmentation was not compiled (%s): it is several times slower on the CPU", error)
-        return None
-    return bound(library)
+    """Return the compiled function, or None where there is no compiler or it is switched off."""
+    without = "augmentation on the CPU is several times slower"
+    library = loaded_library("augment", SOURCE, FLAGS, without=without, parallel=True)
+    return None if library is None else bound(library)
 
 
 def bound(library: ctypes.CDLL) -> Any:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import os
-import subprocess
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from quantizers.native.building import compiled_library, cpp_compiler
+from quantizers.native.building import loaded_library
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off")
 FILTERS = {"bilinear": 0, "bicubic": 1}  # numbers of the source
@@ -209,23 +206,12 @@ extern "C" void qkd_resize(
 }
 """
 
-_log = logging.getLogger(__name__)
-
 
 @functools.lru_cache(maxsize=1)
 def load() -> Any:
-    """Return the compiled function, or None where there is no compiler or it is switched off; says so once."""
-    if os.environ.get("QKD_NATIVE") == "0":
-        return None
-    compiler = cpp_compiler()
-    if compiler is None:
-        _log.info("no C++ compiler: images are resized by Pillow, several times slower; g++ or clang++ would do")
-        return None
-    try:
-        return bound(ctypes.CDLL(str(compiled_library("resize", SOURCE, FLAGS, compiler))))
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.info("resizing was not compiled (%s): Pillow does it, several times slower", error)
-        return None
+    """Return the compiled function, or None where there is no compiler or it is switched off."""
+    library = loaded_library("resize", SOURCE, FLAGS, without="images are resized by Pillow, several times slower")
+    return None if library is None else bound(library)
 
 
 def bound(library: ctypes.CDLL) -> Any:

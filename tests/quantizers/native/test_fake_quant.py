@@ -12,7 +12,7 @@ from torch import Tensor
 
 import quantizers
 from quantizers import fake_quantize, fake_quantize_per_channel
-from quantizers.native import fake_quant
+from quantizers.native import building
 from quantizers.native.fake_quant import NativeQuant, load, tree_sum
 from quantizers.native.source import BLOCK, SOURCE
 
@@ -122,8 +122,8 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_compiler_that_fails_is_told_and_nothing_is_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fake_quant, "cpp_compiler", lambda: "/bin/false")
+    monkeypatch.setattr(building, "cpp_compiler", lambda: "/bin/false")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with caplog.at_level("INFO", logger=fake_quant.__name__):
+    with caplog.at_level("INFO", logger=building.__name__):
         assert load() is None
     assert "was not compiled" in caplog.text

@@ -31,3 +31,17 @@ def one_eager_thread() -> Iterator[None]:
     yield
     quantizers.set_fused(enabled=before)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def compiled_kernels() -> Iterator[None]:
+    """Compiled kernels on, and whatever number of threads a test sets is gone after it."""
+    import torch
+
+    import quantizers
+
+    before, threads = quantizers.is_fused(), torch.get_num_threads()
+    quantizers.set_fused(enabled=True)
+    yield
+    quantizers.set_fused(enabled=before)
+    torch.set_num_threads(threads)

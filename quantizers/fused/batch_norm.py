@@ -58,8 +58,12 @@ def takes(x: Tensor, norm: nn.Module) -> bool:
         return False
     if "forward" in norm.__dict__ and SHARED not in norm.__dict__:  # somebody else's way to compute it
         return False
-    is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return is_last and x.size(1) == norm.num_features and NativeQuant.takes(x, norm.weight, norm.bias)
+    return is_channels_last(x) and x.size(1) == norm.num_features and NativeQuant.takes(x, norm.weight, norm.bias)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Tell whether a tensor is dense in channels_last, and not in the usual order as well."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers.fused.batch_norm import Compiled
+from quantizers.fused.batch_norm import Compiled, is_channels_last
 from quantizers.native.fake_quant import NativeQuant
 
 MOST_BITS = 4  # AVX2 sums two products in 16 bits, which 15 * 8 + 15 * 8 do not fill
@@ -32,9 +32,8 @@ def takes(x: Tensor, conv: nn.Conv2d) -> bool:
         return False
     if not torch.backends.mkldnn.enabled or not _has_kernels(x.dtype) or conv.weight.dtype is not torch.float32:
         return False
-    is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     is_plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return is_last and is_plain and conv.bias is None and x.dtype is _multiplied(x.dtype)
+    return is_channels_last(x) and is_plain and conv.bias is None and x.dtype is multiplied_in(x)
 
 
 def coded_conv(
@@ -66,9 +65,10 @@ def _has_kernels(dtype: torch.dtype) -> bool:
     return fits and hasattr(torch.ops.onednn, "qconv2d_pointwise") and hasattr(torch.ops.onednn, "qconv_prepack")
 
 
-def _multiplied(dtype: torch.dtype) -> torch.dtype:
-    """Return what a convolution of such values would give now."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
+def multiplied_in(x: Tensor) -> torch.dtype:
+    """Return the type in which a convolution of a tensor multiplies now: autocast's within its block, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class _CodedConv(torch.autograd.Function):

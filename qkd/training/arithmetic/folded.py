@@ -14,6 +14,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from quantizers.fused.coded_conv import multiplied_in
+
 _log = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # of the largest output in float32: folding moves roundings (1e-6), a wrong fold moves everything
 REDUCED_TOLERANCE = 0.02  # likewise in reduced precision, beside twice what the net itself is off there
@@ -51,7 +53,7 @@ class FoldedNet:
         if self._folded is None:
             return self._net(images)
         self._follow(self._folded)
-        precision = _precision(images)
+        precision = multiplied_in(images)
         if precision not in self._is_good:
             self._is_good[precision] = _agrees(self._folded, self._net, images)
         return self._folded(images) if self._is_good[precision] else self._net(images)
@@ -90,7 +92,7 @@ class _Convolution(nn.Module):
         self._dtype = weight.dtype
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        conv, dtype = self._of[0], _precision(x)
+        conv, dtype = self._of[0], multiplied_in(x)
         weight, bias = self._weights(dtype)
         place = (conv.padding, conv.stride, conv.dilation, conv.groups)
         if not _has_onednn(x, dtype):
@@ -108,11 +110,6 @@ class _Convolution(nn.Module):
             weight, bias = self._cast[self._dtype]
             self._cast[dtype] = weight.to(dtype), None if bias is None else bias.to(dtype)
         return self._cast[dtype]
-
-
-def _precision(x: Tensor) -> torch.dtype:
-    """Return what a convolution multiplies in now."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def _has_onednn(x: Tensor, dtype: torch.dtype) -> bool:

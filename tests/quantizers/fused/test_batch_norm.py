@@ -18,18 +18,10 @@ from quantizers.layers import ActQuantizer, QuantConvBn2d
 from quantizers.native.fake_quant import load
 from quantizers.student import Student
 
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
 LAST = torch.channels_last
 # one short part; channels that divide nothing; several parts; more channels than lanes
 SHAPES = ((5, 24, 7, 9), (3, 300, 5, 5), (40, 16, 16, 16), (2, 1500, 3, 4), (4, 2, 9, 11))
-
-
-@pytest.fixture(autouse=True)
-def machinery() -> Iterator[None]:
-    threads, was_fused = torch.get_num_threads(), quantizers.is_fused()
-    quantizers.set_fused(enabled=True)
-    yield
-    torch.set_num_threads(threads)
-    quantizers.set_fused(enabled=was_fused)
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, mean: float = 0.0) -> Tensor:

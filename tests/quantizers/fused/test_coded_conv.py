@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,15 +18,10 @@ from quantizers.layers import QuantConvBn2d
 from quantizers.student import Student
 
 LAST = torch.channels_last
-pytestmark = pytest.mark.skipif(not coded_conv._has_kernels(torch.float32), reason="no 8-bit kernels at hand")
-
-
-@pytest.fixture(autouse=True)
-def fused() -> Iterator[None]:
-    before = quantizers.is_fused()
-    quantizers.set_fused(enabled=True)
-    yield
-    quantizers.set_fused(enabled=before)
+pytestmark = [
+    pytest.mark.skipif(not coded_conv._has_kernels(torch.float32), reason="no 8-bit kernels at hand"),
+    pytest.mark.usefixtures("compiled_kernels"),
+]
 
 
 def drawn(low: int, high: int, *shape: int, seed: int = 0) -> Tensor:

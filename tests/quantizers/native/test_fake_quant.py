@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,16 +16,10 @@ from quantizers.native import building
 from quantizers.native.fake_quant import NativeQuant, load, tree_sum
 from quantizers.native.source import BLOCK, SOURCE
 
-pytestmark = pytest.mark.skipif(load() is None, reason="no C++ compiler at hand")
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before, was_fused = torch.get_num_threads(), quantizers.is_fused()
-    quantizers.set_fused(enabled=True)
-    yield
-    torch.set_num_threads(before)
-    quantizers.set_fused(enabled=was_fused)
+pytestmark = [
+    pytest.mark.skipif(load() is None, reason="no C++ compiler at hand"),
+    pytest.mark.usefixtures("compiled_kernels"),
+]
 
 
 def scalar(value: float) -> Tensor:

@@ -23,17 +23,8 @@ def uniform(count: int, low: float, high: float, generator: torch.Generator) -> 
     return torch.empty(count, 1, 1, 1).uniform_(low, high, generator=generator)
 
 
-def fields(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Return smooth random fields: several scales, contrasts and brightnesses, in color or nearly gray.
-
-    Args:
-        count: Images.
-        shape: Channels, height and width in pixels.
-        generator: Of the random numbers.
-
-    Returns:
-        Fractions of the full range, shape ``[count, channels, height, width]``.
-    """
+def _fields(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Return smooth random fields: several scales, contrasts and brightnesses, in color or nearly gray."""
     found = torch.empty(count, *shape)
     for place, cells in enumerate(CELLS):
         found[place :: len(CELLS)] = _enlarged(len(range(place, count, len(CELLS))), shape, cells, generator)
@@ -43,34 +34,17 @@ def fields(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(gain * (found + bias))
 
 
-def windows(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Return fields that are seen through soft ellipses of random place and size, on black.
-
-    Args:
-        count: Images.
-        shape: Channels, height and width in pixels.
-        generator: Of the random numbers.
-
-    Returns:
-        Fractions of the full range, shape ``[count, channels, height, width]``.
-    """
+def _windows(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Return fields that are seen through soft ellipses of random place and size, on black."""
     down, across = (torch.linspace(-1, 1, side) for side in shape[1:])
     top, left = (uniform(count, -0.25, 0.25, generator) for _ in range(2))
     tall, wide = (uniform(count, 0.35, 1.0, generator) for _ in range(2))
     radius = (((down.view(-1, 1) - top) / tall).square() + ((across - left) / wide).square()).sqrt()
-    return fields(count, shape, generator) * torch.sigmoid(12 * (1 - radius))
+    return _fields(count, shape, generator) * torch.sigmoid(12 * (1 - radius))
 
 
-def shapes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+def _shapes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
     """Return flat rectangles and ellipses that hide one another, with soft edges, on a flat or black ground.
-
-    Args:
-        count: Images.
-        shape: Channels, height and width in pixels.
-        generator: Of the random numbers.
-
-    Returns:
-        Fractions of the full range, shape ``[count, channels, height, width]``.
 
     References:
         "Dead leaves": Lee, Mumford, Huang, Occlusion Models for Natural Images, 2001.
@@ -98,17 +72,8 @@ def shapes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
     return found
 
 
-def strokes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Return a few random curves each, of random thickness, on black: for images that are drawings of lines.
-
-    Args:
-        count: Images.
-        shape: Channels, height and width in pixels; all channels are equal.
-        generator: Of the random numbers.
-
-    Returns:
-        Fractions of the full range, shape ``[count, channels, height, width]``.
-    """
+def _strokes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Return a few random curves each, of random thickness, on black: for images that are drawings of lines."""
     channels, height, width = shape
     controls = torch.empty(count, CURVES, 3, 2).uniform_(0.16, 0.84, generator=generator)
     joined = torch.rand(count, CURVES - 1, 1, generator=generator) < JOINED
@@ -123,11 +88,13 @@ def strokes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
     return ink.expand(-1, channels, -1, -1)
 
 
+# Each takes how many images, their shape and a generator of random numbers; it returns fractions of the full range,
+# shape `[count, channels, height, width]`.
 KINDS: Mapping[str, Callable[[int, Shape, torch.Generator], Tensor]] = {
-    "fields": fields,
-    "windows": windows,
-    "shapes": shapes,
-    "strokes": strokes,
+    "fields": _fields,
+    "windows": _windows,
+    "shapes": _shapes,
+    "strokes": _strokes,
 }
 
 

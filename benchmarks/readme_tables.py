@@ -105,12 +105,12 @@ def ladder_rows() -> list[str]:
 
 def step_size_rows() -> list[str]:
     """Return the table of 2-bit trainings with free and with bounded step sizes."""
-    lines = ["| peak rate | step sizes | largest change in one step | test accuracy |", "|---|---|---|---|"]
-    for row in read("step_sizes_digits.json")["rows"]:
-        bound = "free" if row["bound"] is None else f"bounded by {row['bound']:g}"
-        lines.append(
-            f"| {row['lr']:g} | {bound} | {_times(row['largest_change'])} | {_accuracy(row['test_accuracy'])} |"
-        )
+    lines = ["| data | peak rate | step sizes | largest change in one step | test accuracy |", "|---|---|---|---|---|"]
+    for name, title in {"digits": "digits", "fashion-mnist": "Fashion-MNIST, 4,096 images"}.items():
+        for row in read(f"step_sizes_{name}.json")["rows"]:
+            bound = "free" if row["bound"] is None else f"bounded by {row['bound']:g}"
+            cells = [title, f"{row['lr']:g}", bound, _times(row["largest_change"]), _accuracy(row["test_accuracy"])]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

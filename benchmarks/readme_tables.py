@@ -157,6 +157,7 @@ def figures() -> dict[str, str]:
         "step against plain PyTorch": f"takes {bf16['ours_w2a2']['ratio_to_plain']:.2f} of the time of plain PyTorch "
         f"in float32 at 2 bits and {bf16['ours_w4a4']['ratio_to_plain']:.2f} at 4 bits; with AVX2 "
         f"{step['ours_w2a2']['ratio_to_plain']:.2f} and {step['ours_w4a4']['ratio_to_plain']:.2f}",
+        "two processes": _scaling(),
         "augment": f"Against torchvision's RandAugment on PIL images it is {native[0]:.0f} times as fast at 32x32 and "
         f"{native[1]:.1f} times at 224x224 ({avx2:.1f} times where it is compiled for AVX2)",
         "sizes": f"ResNet-18 is {slow['w4a4']['fp32_size_over']:.1f} times smaller than FP32 at 4 bits and "
@@ -172,6 +173,15 @@ def figures() -> dict[str, str]:
         **{f"data-free, {row.split(' | ')[0]}": row for row in data_free_rows()},
         **_sampling_figures(),
     }
+
+
+def _scaling() -> str:
+    found = read("train_step_devices.json")["results"]
+    parts = [found[name]["efficiency"] for name in ("float", "ours_w2a2")]
+    return (
+        f"two processes of one core each make {2 * parts[0]:.2f} times the steps of one in float and "
+        f"{2 * parts[1]:.2f} times at 2 bits"
+    )
 
 
 def _runtime_figures() -> dict[str, str]:

@@ -90,13 +90,15 @@ def environment() -> dict[str, Any]:
     import onnxruntime
     import torch
 
+    from qkd.machine import cpu_flags
     from qkd.run.environment import environment as of_run
 
     run = of_run(0)
     return {
         "python": platform.python_version(), "torch": torch.__version__, "brevitas": brevitas.__version__,
         "onnxruntime": onnxruntime.__version__, "machine": platform.machine(), "cpu": run["cpu"],
-        "cores": os.cpu_count(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_flags": list(cpu_flags()), "cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "commit": run["commit"], "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Shows what single optimizer steps do to learned step sizes in 2 bits, free and bounded (`low_bit.step_size_bound`).
 
     python benchmarks/step_sizes.py                          # digits, ResNet-8, minutes of one core
-    python benchmarks/step_sizes.py --data FOLDER --limit 4096 --epochs 8 --lr 0.04 0.16     # with train.npz and test.npz
+    python benchmarks/step_sizes.py --data FOLDER --limit 4096 --epochs 8 --lr 0.04 0.16   # with train.npz, test.npz
 
 A ResNet-8 learns in float; its W2A2 student starts from it and learns from it (soft targets), once with each bound, at
 each peak rate, for each seed. Per training: the largest change of a step size in one step, as a part of it; how many

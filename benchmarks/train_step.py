@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stage_runs import environment
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -319,24 +319,6 @@ class _PeakWatcher:
         self._thread.join()
 
 
-def environment() -> dict[str, Any]:
-    """Return versions and hardware."""
-    import brevitas
-
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    return {
-        "python": platform.python_version(), "torch": torch.__version__, "brevitas": brevitas.__version__,
-        "cpu": cpu, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
-
-
 def main() -> None:
     """Parse the command line, measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -382,7 +364,13 @@ def main() -> None:
             "what": "one distillation step" + (f" shared by {args.devices} processes of one core" if is_apart else ""),
             "arguments": {k: str(v) for k, v in vars(args).items() if k not in ("json", "memory")},
         }
-        args.json.write_text(json.dumps({**record, "environment": environment(), "results": results}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps(
+                {**record, "environment": {**environment(), "threads": torch.get_num_threads()}, "results": results},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

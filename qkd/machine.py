@@ -18,7 +18,10 @@ from typing import Any
 DISTRIBUTION = "qkd-toolkit"
 NAMES = ("qkd", "quantizers", "export")
 LIBRARIES = ("torch", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy")
-FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+FLAGS = (
+    *("avx2", "fma", "avx512f", "avx512vbmi", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8"),
+    *("asimd", "asimddp", "i8mm", "sve"),
+)
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
@@ -89,7 +92,7 @@ def examine() -> DoctorReport:
     return DoctorReport(
         versions={"python": platform.python_version(), DISTRIBUTION: own_version(), **_library_versions()},
         cpu=cpu_model(),
-        cpu_flags=tuple(flag for flag in FLAGS if flag in _cpu_words()),
+        cpu_flags=cpu_flags(),
         cores=os.cpu_count() or 1,
         memory_bytes=_memory_bytes(),
         cuda_devices=_cuda_devices(),
@@ -203,6 +206,12 @@ def _cpuinfo() -> str:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """Return what of the processor's instructions decides speed here, by the kernel's names."""
+    words = _cpu_words()
+    return tuple(flag for flag in FLAGS if flag in words)
 
 
 def _cpu_words() -> set[str]:

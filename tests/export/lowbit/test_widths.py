@@ -39,6 +39,11 @@ def weights_of(rng: np.random.Generator, shape: tuple[int, ...], low: int, high:
     return weights
 
 
+def highest_activation(bits: tuple[int, int]) -> int:
+    """The highest code of the tables that may hold a layer: 15 beside weights of two bits, where 3 is not enough."""
+    return 15 if bits[0] <= 2 < bits[1] else (1 << max(bits)) - 1
+
+
 def layer_of(rng: np.random.Generator, name: str, bits: tuple[int, int], *, is_lut: bool) -> Any:
     """A random layer whose weights and codes are of a width, some on signed grids of activations."""
     layer = kernels.random_layer(rng, is_lut=is_lut)
@@ -52,7 +57,7 @@ def layer_of(rng: np.random.Generator, name: str, bits: tuple[int, int], *, is_l
     codes = rng.integers(0, span + 1, layer.codes.shape) if rng.random() < 0.8 else np.full(layer.codes.shape, span)
     layer.codes = (codes + base).astype(np.uint8)
     weights = weights_of(rng, layer.weights.shape, low, high)
-    most = 65534 // ((1 << max(bits)) - 1) if is_lut else 2**20
+    most = 65534 // highest_activation(bits) if is_lut else 2**20
     while np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(1).max() > most:
         weights[:, rng.integers(weights.shape[1])] = 0  # totals of look-ups are 16 bits
     layer.weights = weights

@@ -49,9 +49,8 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
     "weights": (GENERATOR, POOL, ADVERSARIAL, JOINT, GROWING),
     "beta": (POOL,),
     "compat": (POOL,),
-    "candidates": (NOISE, PROCEDURAL, GENERATOR, POOL),  # a student's own images are made for it already
 }
-ARRANGING = ("procedural_share", "float_procedural_share", "procedural_kinds", "boxed", "candidates")
+ARRANGING = ("procedural_share", "float_procedural_share", "procedural_kinds", "boxed")
 STUDENTS_OWN = ("images_per_epoch", *ARRANGING)  # what a generator does not depend on
 
 
@@ -86,11 +85,6 @@ class DataFreeConfig(Section):
     )
     boxed: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NEWER] = Field(
         0.0, description="probability that a made image is shrunk, tilted and moved, on black: objects have borders"
-    )
-    candidates: Annotated[int, Field(ge=1, le=1000), NEWER] = Field(
-        1,
-        description="images that are made for each one that a student sees; those are kept that show it all of the "
-        "teacher's classes equally often, if there are enough, and rather what the teacher is sure of",
     )
     train: TrainConfig = Field(
         default_factory=_generator_training, description="generator trained once: optimizer and length"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from qkd.config import RunConfig
 from qkd.config.data_free import GENERATOR, GROWING, NOISE, POOL, PROCEDURAL, DataFreeConfig
@@ -91,7 +90,7 @@ class DataFree(Method):
 
     def synthesis(self, context: Context) -> Synthesis:
         """Return what makes images, arranged as the config says."""
-        arrangement = arrangement_of(self.settings, context.splits, _guide(context), context.device)
+        arrangement = arrangement_of(self.settings, context.splits, context.device)
         made = self._synthesis(context)
         return made if arrangement.is_idle else Arranged(made, arrangement)
 
@@ -114,8 +113,8 @@ class DataFree(Method):
 
     def source(self, context: Context) -> Callable[[Job], Source]:
         """Return what makes the student's batches."""
-        settings, agent, teacher = self.settings, self.config.student.agent, _guide(context)
-        arrangement = arrangement_of(settings, context.splits, teacher, context.device)
+        settings, agent = self.settings, self.config.student.agent
+        arrangement = arrangement_of(settings, context.splits, context.device)
         more: dict[str, Any] = {"images": settings.images_per_epoch, "agent": agent, "arrangement": arrangement}
         if settings.learns_along:
             opponent = self._opponent()
@@ -123,7 +122,7 @@ class DataFree(Method):
         if settings.family == GROWING:
             pool = self._grown()
             return lambda job: GrowingSource(job, pool, **more)
-        synthesis = self._synthesis(context)
+        synthesis, teacher = self._synthesis(context), load_guide(context.run).to(context.device)
         return lambda job: MadeSource(job, synthesis, teacher, **more)
 
     # trainings before the student's
@@ -200,10 +199,6 @@ class DataFree(Method):
         if self._growing is None:
             raise ValueError(f"student.data_free: the pool of {self.settings.method} is not prepared yet")
         return self._growing
-
-
-def _guide(context: Context) -> nn.Module:
-    return load_guide(context.run).to(context.device)
 
 
 def _pool_of(context: Context, settings: DataFreeConfig) -> Pool:

@@ -1,4 +1,4 @@
-"""What becomes of made images before a student sees them: others join, some are put into boxes, some are chosen."""
+"""What becomes of made images before a student sees them: procedural ones join them, and some are put into boxes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from qkd.config.data_free import DataFreeConfig
@@ -26,8 +26,6 @@ class Arrangement:
         procedural: Makes the images that join; None where none do.
         share: Of a batch, that these have.
         boxed: Probability that an image is put into a box.
-        candidates: Images that are made for each one of the batch.
-        teacher: Says which of them are kept.
         mean: Per channel, fractions of the full range.
         std: Likewise.
     """
@@ -35,22 +33,19 @@ class Arrangement:
     procedural: Procedural | None
     share: float
     boxed: float
-    candidates: int
-    teacher: nn.Module
     mean: Sequence[float]
     std: Sequence[float]
 
     @property
     def is_idle(self) -> bool:
         """Return whether it leaves batches unchanged."""
-        return self.procedural is None and self.boxed == 0 and self.candidates == 1
+        return self.procedural is None and self.boxed == 0
 
     def made(self, count: int) -> int:
-        """Return how many images the method makes for a batch: one at least, and all but one where others join."""
-        whole = count * self.candidates
+        """Return how many of a batch the method makes: one at least, and all but one where others join."""
         if self.procedural is None:
-            return whole
-        return max(1, min(whole - 1, whole - round(self.share * whole)))
+            return count
+        return max(1, min(count - 1, count - round(self.share * count)))
 
     def __call__(
         self, images: Tensor, labels: Tensor | None, count: int, generator: torch.Generator
@@ -65,19 +60,9 @@ class Arrangement:
         """
         if self.is_idle:
             return images, labels
-        whole = count * self.candidates
-        if self.procedural is not None and whole > len(images):
-            images, labels = torch.cat([images, self.procedural.draw(whole - len(images), generator)[0]]), None
-        if self.boxed:
-            images, labels = self._partly_boxed(images, generator), None
-        return self._chosen(images, labels, count, generator) if self.candidates > 1 else (images, labels)
-
-    @torch.no_grad()
-    def _chosen(
-        self, images: Tensor, labels: Tensor | None, count: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        kept = balanced(self.teacher(images).softmax(1), count, generator)
-        return images[kept], None if labels is None else labels[kept]
+        if self.procedural is not None and count > len(images):
+            images = torch.cat([images, self.procedural.draw(count - len(images), generator)[0]])
+        return self._partly_boxed(images, generator) if self.boxed else images, None
 
     def _partly_boxed(self, images: Tensor, generator: torch.Generator) -> Tensor:
         mean, std = (
@@ -106,34 +91,17 @@ class Arranged:
         return self._arrangement(images, labels, count, generator)
 
 
-def arrangement_of(settings: DataFreeConfig, splits: Splits, teacher: nn.Module, device: torch.device) -> Arrangement:
+def arrangement_of(settings: DataFreeConfig, splits: Splits, device: torch.device) -> Arrangement:
     """Return how a config arranges its made images.
 
     Args:
         settings: The section of the config.
         splits: Shape of the images, mean and standard deviation.
-        teacher: Of the student, in eval mode.
         device: Where they are wanted.
     """
     kinds, mean, std = settings.procedural_kinds, splits.mean, splits.std
     joins = Procedural(splits.image_shape, kinds, mean, std, device) if settings.procedural_share else None
-    return Arrangement(joins, settings.procedural_share, settings.boxed, settings.candidates, teacher, mean, std)
-
-
-def balanced(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return which images are kept: none twice, the classes that they are taken for equally often on average.
-
-    Each class has one weight in all, shared among its images in proportion to how sure the teacher is; a class with too
-    few images for its share has all of them kept, or nearly all.
-
-    Args:
-        probabilities: Of the teacher, shape ``[images, classes]``.
-        count: How many are kept.
-        generator: Of the random numbers, on the CPU.
-    """
-    sure, classes = probabilities.max(1)
-    in_all = torch.zeros_like(probabilities[0]).index_add_(0, classes, sure)
-    return torch.multinomial((sure / in_all[classes]).cpu(), count, generator=generator).to(probabilities.device)
+    return Arrangement(joins, settings.procedural_share, settings.boxed, mean, std)
 
 
 def in_boxes(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from qkd.cli.entry import main
 from qkd.config import AgentConfig, RunConfig
-from qkd.config.data_free import ARRANGING, DataFreeConfig
+from qkd.config.data_free import DataFreeConfig
 from qkd.config.methods import low_bit_faults
 from qkd.data import Splits
 from qkd.methods.data_free.float_twin import is_same_twin
 from qkd.methods.data_free.making.adversary import AdversarialSource
-from qkd.methods.data_free.making.arranging import Arranged, arrangement_of, balanced, in_boxes
+from qkd.methods.data_free.making.arranging import Arranged, arrangement_of, in_boxes
 from qkd.methods.data_free.making.procedural import KINDS, Procedural
 from qkd.methods.data_free.making.sources import MadeSource, Noise
 from qkd.progress import Silent
@@ -32,7 +32,7 @@ from qkd.training.assembly import Context
 
 pytestmark = pytest.mark.usefixtures("eager")
 CPU = torch.device("cpu")
-SPLITS, TEACHER = synthetic_splits(), TinyNet().eval()
+SPLITS = synthetic_splits()
 
 
 class Fake:
@@ -125,14 +125,12 @@ def test_a_box_is_a_part_of_the_plane_on_black() -> None:
 
 def test_as_many_images_as_asked_for_are_boxed_and_the_others_stay_as_they_are() -> None:
     own = settings(boxed=0.25)
-    images, labels = Arranged(White(), arrangement_of(own, SPLITS, TEACHER, CPU)).draw(400, stream(0, "made"))
+    images, labels = Arranged(White(), arrangement_of(own, SPLITS, CPU)).draw(400, stream(0, "made"))
     untouched = (as_pixels(images) > 1 - 1e-5).flatten(1).all(1).float().mean()
     assert 0.7 < float(untouched) < 0.85 and labels is None, "a boxed image may be of another class"
-    loud = Arranged(Noise(SPLITS.image_shape, CPU), arrangement_of(own, SPLITS, TEACHER, CPU)).draw(
-        64, stream(0, "made")
-    )[0]
+    loud = Arranged(Noise(SPLITS.image_shape, CPU), arrangement_of(own, SPLITS, CPU)).draw(64, stream(0, "made"))[0]
     assert float(as_pixels(loud).max()) > 1, "only what is boxed becomes pixels"
-    assert arrangement_of(settings(), SPLITS, TEACHER, CPU).is_idle
+    assert arrangement_of(settings(), SPLITS, CPU).is_idle
 
 
 # --- images that join
@@ -140,7 +138,7 @@ def test_as_many_images_as_asked_for_are_boxed_and_the_others_stay_as_they_are()
 
 @pytest.mark.parametrize(("share", "made"), [(0.25, 12), (0.5, 8), (0.01, 15), (0.99, 1)])
 def test_procedural_images_join(share: float, made: int) -> None:
-    own = arrangement_of(settings(procedural_share=share), SPLITS, TEACHER, CPU)
+    own = arrangement_of(settings(procedural_share=share), SPLITS, CPU)
     assert own.made(16) == made and own.made(1) == 1
     images, labels = Arranged(White(), own).draw(16, stream(0, "made"))
     assert images.shape == (16, *SPLITS.image_shape) and labels is None
@@ -150,7 +148,7 @@ def test_procedural_images_join(share: float, made: int) -> None:
 
 def test_a_batch_depends_on_seed_and_step_alone_and_the_teacher_names_its_classes(tmp_path: Path) -> None:
     teacher = TinyNet().eval()
-    arrangement = arrangement_of(settings(procedural_share=0.5, boxed=0.5), SPLITS, TEACHER, CPU)
+    arrangement = arrangement_of(settings(procedural_share=0.5, boxed=0.5), SPLITS, CPU)
     job: Any = Fake(tmp_path)
     agent = AgentConfig(policy="none")
     source = MadeSource(job, White(), teacher, images=48, agent=agent, arrangement=arrangement)
@@ -162,7 +160,7 @@ def test_a_batch_depends_on_seed_and_step_alone_and_the_teacher_names_its_classe
 
 def test_without_an_arrangement_batches_are_those_of_before(tmp_path: Path) -> None:
     agent, noise = AgentConfig(policy="none"), Noise(SPLITS.image_shape, CPU)
-    idle = arrangement_of(settings(), SPLITS, TEACHER, CPU)
+    idle = arrangement_of(settings(), SPLITS, CPU)
     job: Any = Fake(tmp_path)
     plain, arranged = (
         next(iter(MadeSource(job, noise, TinyNet(), images=16, agent=agent, arrangement=one).batches(0, 0, 16)))
@@ -184,58 +182,12 @@ def test_a_joint_step_s_images_stay_first(tmp_path: Path) -> None:
     opponent.teacher = type("Watched", (), {"net": TinyNet()})()
     opponent.settings = DataFreeConfig(method="dafl_joint", procedural_share=0.5)
     opponent.facts, opponent.net = {}, nn.Identity()
-    own = arrangement_of(opponent.settings, SPLITS, TEACHER, CPU)
+    own = arrangement_of(opponent.settings, SPLITS, CPU)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qkd.methods.data_free.making.adversary.sample_generator", lambda *_: None)
         source = Fixed(Fake(tmp_path), opponent, images=16, agent=AgentConfig(policy="none"), arrangement=own)  # type: ignore[arg-type]
         batch = next(iter(source.batches(0, 0, 16)))
     assert (as_pixels(batch.images) > 1 - 1e-5).flatten(1).all(1).tolist() == [True] * 8 + [False] * 8
-
-
-# --- images that are chosen
-
-
-def test_classes_are_seen_equally_often_and_sure_images_rather_than_doubtful_ones() -> None:
-    classes = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
-    sure = torch.tensor([0.9, 0.4]).repeat(500)
-    probabilities = (1 - sure)[:, None].div(2) * torch.ones(1000, 3)
-    probabilities[torch.arange(1000), classes] = sure
-    kept = balanced(probabilities, 60, stream(0, "chosen"))
-    assert len(set(kept.tolist())) == 60, "none twice"
-    counts = torch.bincount(classes[kept], minlength=3)
-    assert counts[2] >= 9 and counts[0] + counts[1] == 60 - counts[2], "all or nearly all of a rare class"
-    assert 15 < counts[0] < 35 and 15 < counts[1] < 35, "the others share what is left"
-    assert (sure[kept] > 0.5).sum() > (sure[kept] < 0.5).sum()
-    assert torch.equal(kept, balanced(probabilities, 60, stream(0, "chosen")))
-
-
-class Bright(nn.Module):
-    """A teacher that sees bright images and dark ones."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        light = as_pixels(images).mean((1, 2, 3)) - 0.5
-        return 20 * torch.stack([light, -light], 1)
-
-
-def test_candidates_are_joined_and_boxed_before_they_are_chosen() -> None:
-    class Mostly(White):
-        """One in ten is black."""
-
-        def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-            white, _ = super().draw(count, generator)
-            dark = torch.arange(count) % 10 == 0
-            black = -(torch.tensor(SPLITS.mean) / torch.tensor(SPLITS.std)).view(1, -1, 1, 1)
-            return torch.where(dark[:, None, None, None], black, white), dark.long()
-
-    own = arrangement_of(settings(candidates=10), SPLITS, Bright(), CPU)
-    assert own.made(40) == 400 and not own.is_idle
-    images, labels = Arranged(Mostly(), own).draw(40, stream(0, "made"))
-    dark = as_pixels(images).mean((1, 2, 3)) < 0.5
-    assert images.shape == (40, *SPLITS.image_shape) and 12 <= int(dark.sum()) <= 28
-    assert labels is not None and torch.equal(labels, dark.long()), "classes stay with their images"
-    own = arrangement_of(settings(candidates=4, procedural_share=0.5, boxed=0.5), SPLITS, Bright(), CPU)
-    assert own.made(16) == 32
-    assert Arranged(White(), own).draw(16, stream(0, "made"))[1] is None
 
 
 # --- in a run
@@ -321,9 +273,6 @@ def test_no_kinds_are_left_where_the_float_student_has_no_share() -> None:
         ({"procedural_share": 1.0}, "less than 1"),
         ({"boxed": 1.5}, "less than or equal to 1"),
         ({"boxed": -0.5}, "greater than or equal to 0"),
-        ({"candidates": 0}, "greater than or equal to 1"),
-        ({"method": "dfad", "candidates": 2}, "`dfad` .adversarial. does not read 'candidates'"),
-        ({"method": "cmi_adversarial", "candidates": 2}, "does not read 'candidates'"),
     ],
 )
 def test_settings_that_are_refused(values: dict[str, Any], match: str) -> None:
@@ -349,9 +298,9 @@ def test_float_agents_that_are_refused(
 def test_older_configs_are_written_as_before(config_of: Callable[..., RunConfig]) -> None:
     config = config_of("noise")
     written = config.model_dump(mode="json")["student"]
-    assert not set(ARRANGING) & set(written["data_free"])
+    assert not {"procedural_share", "float_procedural_share", "procedural_kinds", "boxed"} & set(written["data_free"])
     assert "float_agent" not in written and low_bit_faults(config.student) == []
-    origin = settings(method="rdskd", procedural_share=0.5, boxed=0.5, candidates=4).origin()
+    origin = settings(method="rdskd", procedural_share=0.5, boxed=0.5).origin()
     assert origin == settings(method="rdskd", images_per_epoch=5).origin(), "a generator depends on none of it"
 
 

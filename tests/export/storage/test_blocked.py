@@ -31,7 +31,7 @@ def view_of(layer: Linear, grid: Grid = GRID) -> IntegerView:
     return IntegerView((Quantize("q", ("x",), "a", grid), layer), {"a": grid}, ("x",), ("y",))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     outputs=st.integers(1, 5), features=st.integers(1, 300), seed=st.integers(0, 99),
     blocks=st.sampled_from([Blocks(2, 128), Blocks(4, 256), Blocks(4, 32), Blocks(2, 16)]),

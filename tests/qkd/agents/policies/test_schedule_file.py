@@ -62,7 +62,7 @@ def test_a_file_is_read_by_operation_names(tmp_path: Path) -> None:
     )
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SCHEDULES)
 def test_what_is_saved_is_loaded_again(tmp_path: Path, schedule: Schedule) -> None:
     provenance = {"data": "digits", "bits": [2, 2], "off": "no", "none": None}

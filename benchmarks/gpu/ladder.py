@@ -58,6 +58,7 @@ class Rung:
         teacher: What a student learns from: ``fp``, its seed's float net; ``large``, the logits of the rung of that
             name, which all seeds share; None: labels alone.
         net: Absent: the ladder's.
+        step_size_bound: Of a student: part by which one step may change a learned step size, as recipes have it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Rung:
     most_epochs: int
     teacher: str | None = None
     net: str | None = None
+    step_size_bound: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,9 @@ def _lanes(
     table = setting.table if rung.teacher == LARGE else None
     if rung.teacher == LARGE and table is None:
         raise RuntimeError(f"{rung.name} learns from the logits of the rung {LARGE}; name it in --rungs")
+    bound = rung.step_size_bound if rung.bits else None
     lanes = [
-        Lane(net, teacher, data, setting.batch_size, seed + offset, config, table)
+        Lane(net, teacher, data, setting.batch_size, seed + offset, config, table, bound)
         for net, teacher, seed in zip(nets, teachers, _seeds(rung, setting), strict=True)
     ]
     return Lanes(lanes, WITH_TEACHER if rung.teacher else Terms(), normalizer(setting.train), how)

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from qkd.config import TrainConfig
 from qkd.losses.logits import cross_entropy_loss, soft_target_loss
+from qkd.training.job import Moment
+from qkd.training.low_bit.step_sizes import BoundedStepSizes
 from qkd.training.optimizer import build_optimizer
 from quantizers import quantizer_scales
 
 from images import CropFlip  # isort: skip - beside this file
 
+NOW = Moment(rate=1.0, peak=1.0, done=0.0, steps=1)  # a bound of step sizes does not ask when it is
 WARM_UP_STEPS = 3  # the first compiles, the next ones let libraries choose their algorithms
 
 
@@ -75,11 +78,12 @@ class Lane:
         seed: Of order, crops and flips.
         config: Momentum and weight decay.
         table: Logits ``[views * n, classes]`` of a teacher that all lanes share, for every view of every image.
+        bound: Part by which one step may change a learned step size; None: any.
     """
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module | None, data: CropFlip, batch_size: int, seed: int,
-        config: TrainConfig, table: Tensor | None = None,
+        config: TrainConfig, table: Tensor | None = None, bound: float | None = None,
     ) -> None:  # fmt: skip
         device = data.padded.device
         self.student, self.teacher, self.data, self.batch_size, self.config = student, teacher, data, batch_size, config
@@ -88,7 +92,7 @@ class Lane:
         shape = (batch_size, data.padded.shape[1], data.height, data.width)
         self.images = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.table = table
+        self.table, self.bound = table, bound
         self.target = (
             None if table is None else torch.zeros(batch_size, table.shape[1], dtype=table.dtype, device=device)
         )
@@ -96,6 +100,7 @@ class Lane:
         self.sums = torch.zeros(2, device=device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.optimizer: torch.optim.Optimizer | None = None
+        self.bounded: BoundedStepSizes | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @property
@@ -154,6 +159,8 @@ class Lanes:
             self._synchronize()
             with lane.active():
                 lane.optimizer = _optimizer(self.student, lane)
+                if lane.bound is not None and (scales := list(quantizer_scales(self.student))):
+                    lane.bounded = BoundedStepSizes(scales, lane.bound)
                 pixels, labels, places = lane.data.epoch(lane.generator, lane.batch_size)
                 lane.images.copy_(pixels)
                 lane.labels.copy_(labels)
@@ -248,7 +255,11 @@ class Lanes:
         loss, right = self._loss(self.student, self.teacher, lane.images, lane.labels, lane.target)
         loss.backward()  # type: ignore[no-untyped-call]
         _align_gradients(self.student)
+        if lane.bounded is not None:
+            lane.bounded.before(NOW)
         lane.optimizer.step()
+        if lane.bounded is not None:
+            lane.bounded.after(NOW)
         lane.sums.add_(torch.stack((loss.detach(), right)))
 
     def _measure(

@@ -13,7 +13,7 @@ import torch
 
 from qkd.config import TrainConfig
 from qkd.nets import build_net
-from quantizers import QuantSpec, calibrate, prepare
+from quantizers import QuantSpec, calibrate, prepare, quantizer_scales
 from quantizers.kernels import is_fused, set_fused
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
@@ -39,7 +39,7 @@ def unfused() -> Iterator[None]:
     set_fused(enabled=before)
 
 
-def lanes_of(gpu: dict[str, Any], seeds: tuple[int, ...], *, bits: int | None) -> Any:
+def lanes_of(gpu: dict[str, Any], seeds: tuple[int, ...], *, bits: int | None, bound: float | None = 0.1) -> Any:
     images = gpu["images"].made_up_images(64, side=8)
     data = gpu["images"].CropFlip(images, padding=1)
     factor, shift = normal = gpu["images"].normalizer(images)
@@ -53,7 +53,7 @@ def lanes_of(gpu: dict[str, Any], seeds: tuple[int, ...], *, bits: int | None) -
             student = prepare(net, QuantSpec(weight_bits=bits, act_bits=bits), example_inputs=pixels[:2])
             calibrate(student, [pixels])
             net, teacher = student.train(), net.eval().requires_grad_(False)
-        lanes.append(gpu["lanes"].Lane(net, teacher, data, 16, seed, TrainConfig(epochs=1, lr=0.1)))
+        lanes.append(gpu["lanes"].Lane(net, teacher, data, 16, seed, TrainConfig(epochs=1, lr=0.1), bound=bound))
     how = gpu["lanes"].How(bf16=False, compiled=False, graphs=False)
     terms = gpu["lanes"].Terms(0.5, 0.5) if bits else gpu["lanes"].Terms()
     return gpu["lanes"].Lanes(lanes, terms, normal, how)
@@ -72,6 +72,24 @@ def test_lanes_trained_together_equal_each_alone(gpu: dict[str, Any], bits: int 
         alone.close()
         mine, its = alone.lanes[0].student.state_dict(), together.lanes[index].student.state_dict()
         assert all(torch.equal(mine[name], its[name]) for name in mine)
+
+
+def test_no_step_changes_a_step_size_by_more_than_the_bound(gpu: dict[str, Any]) -> None:
+    """At a rate at which free ones are multiplied; the second lane trains with its own, not those of the first."""
+    most = {}
+    for bound in (None, 0.05):
+        lanes = lanes_of(gpu, (0, 1), bits=2, bound=bound)
+        lanes.prepare()
+        lanes.close()  # every net has its own memory again
+        scales = [list(quantizer_scales(lane.student)) for lane in lanes.lanes]
+        before = [[scale.detach().clone() for scale in own] for own in scales]
+        lanes.epoch(lambda step: 0.5 if step == 0 else 0.0)  # four steps, of which one moves
+        lanes.close()
+        most[bound] = [
+            max(float((now.detach() / then - 1).abs().max()) for now, then in zip(own, old, strict=True))
+            for own, old in zip(scales, before, strict=True)
+        ]
+    assert min(most[None]) > 0.1 and max(most[0.05]) <= 0.05 + 1e-6 and min(most[0.05]) > 0.04
 
 
 def test_preparing_and_timing_train_nothing_and_an_epoch_does(gpu: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ def run(run: RunFolder, progress: Progress) -> None:
     results = measure_devices(devices, targets.paths, how, sample=targets.sample, say=progress.say)
     written = write_records(folder, records_of(results, targets, batch_size=settings.batch_size))
     made += written.values()
-    for title in drop_stale(folder, made, targets):
+    for title in drop_stale(folder, made, targets.paths):
         progress.warn(f"{title} had measured other files than those of this export; its record is deleted")
     _judge(results, written, progress)
     run.complete("bench", made, files)

@@ -116,7 +116,8 @@ def _runtimes(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
     """Write what devices measured into ``bench/`` of a run, where its next report finds it."""
-    measured = [record for record in table.records if not record["failure"]]  # a failure is shown, and replaces nothing
+    # a failure is shown, and replaces nothing; what was measured beside one is recorded
+    measured = [{**record, "failure": None} for record in table.records if record["models"]]
     if not measured:
         return
     try:

@@ -141,11 +141,11 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     import onnxruntime
 
     pin(job["affinity"])
-    entries, left_out = choose(onnxruntime, job, folder)
+    entries, left_out, failed = choose(onnxruntime, job, folder)
     job = dict(job, spinning=job["spinning"] and len(entries) == 1)
-    memory = [peak_memory(job, folder, int(entry["key"])) if job["memory"] else {} for entry in entries]
+    memory = {entry["key"]: peak_memory(job, folder, int(entry["key"])) if job["memory"] else {} for entry in entries}
     before = conditions(job["affinity"])
-    models = [Timed(onnxruntime, job, entry, folder) for entry in entries]
+    models = open_all(onnxruntime, job, entries, folder, failed)
     for model in models:
         say(f"{model.title}: loaded in {model.load_ms:.0f} ms, first run {model.first_run_ms:.1f} ms; warming up")
         for _ in range(job["warmup"]):
@@ -154,17 +154,49 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     times = take_turns(models, job["rounds"])
     after = conditions(job["affinity"])
     results = {}
-    for model, taken, peak in zip(models, times, memory):  # noqa: B905 - `strict` is younger than Python 3.8
+    for model, taken in zip(models, times):  # noqa: B905 - `strict` is younger than Python 3.8
+        peak = memory[model.key]
         say("{}: median {:.3f} ms".format(model.title, statistics(taken)["median_ms"]))
         results[model.key] = dict(model.facts(), **statistics(taken), **peak, **score(model, job, folder))
         results[model.key]["notes"] = peak.get("notes", []) + timing_notes(taken)
     notes = condition_notes(before, after, job)
-    answer = {"models": results, "left_out": left_out, "machine": machine(), "notes": notes}
+    answer = {"models": results, "left_out": left_out, "not_measured": failed, "machine": machine(), "notes": notes}
     return dict(answer, before=before, after=after)
 
 
-def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the entries that are measured, and why others are not: the low-bit provider may have nothing to do.
+def open_all(
+    ort: Any, job: dict[str, Any], entries: list[dict[str, Any]], folder: str, failed: dict[str, str]
+) -> list[Timed]:
+    """Load the models; what fails beside the CPU provider is put into ``failed``, and the others are measured.
+
+    Args:
+        ort: The module onnxruntime.
+        job: As ``run`` takes it.
+        entries: Of :func:`choose`.
+        folder: Where its files are.
+        failed: Key of an entry -> why it is not measured.
+    """
+    models = []
+    first: Exception | None = None
+    for entry in entries:
+        try:
+            models.append(Timed(ort, job, entry, folder))
+        except Exception as error:  # a runtime or provider raises whatever it likes
+            if entry["provider"] == CPU:
+                raise
+            first = first or error
+            text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+            failed[entry["key"]] = text
+            say("{}: {}".format(entry["title"], text))
+    if not models:
+        raise first or Refused("; ".join(failed.values()) or "there is nothing to measure")
+    return models
+
+
+def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, str]]:
+    """Return the entries that are measured, why others need not be (nothing to do), and why others cannot be.
+
+    Only the low-bit provider is looked at: it may take nothing of a file, or not be offered here.
 
     Args:
         ort: The module onnxruntime.
@@ -173,6 +205,7 @@ def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, A
     """
     kept: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
+    failed: dict[str, str] = {}
     wanted = any(entry["provider"] == LOW_BIT for entry in job["models"])
     why = register_low_bit(ort, job, folder) if wanted else ""
     for entry in job["models"]:
@@ -180,7 +213,8 @@ def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, A
             kept.append(entry)
             continue
         if why and not entry["optional"]:
-            raise Refused(f"{entry['name']}: the low-bit provider is not offered here: {why}")
+            failed[entry["key"]] = f"{entry['name']}: the low-bit provider is not offered here: {why}"
+            continue
         if why:
             left_out[entry["key"]] = why
             continue
@@ -193,7 +227,7 @@ def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, A
             kept.append(dict(entry, taken=0, provider=CPU, title=entry["name"]))
     if why:
         say(f"low-bit provider: {why}; the CPU provider runs everything")
-    return kept, left_out
+    return kept, left_out, failed
 
 
 def register_low_bit(ort: Any, job: dict[str, Any], folder: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,38 @@ def test_the_table_and_a_device_that_fails(made: Path, capsys: pytest.CaptureFix
     assert "FAILED: ssh to 127.0.0.1 failed" in lines[2] and "Connection refused" in lines[2]
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("raise ImportError('gone')", "openvino is missing for"),
+        ("class Core:\n    def read_model(self, path):\n        raise RuntimeError('no such operator')",
+         "RuntimeError: no such operator"),
+    ],
+)  # fmt: skip
+def test_a_runtime_that_fails_costs_no_row_of_another(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str,
+    reason: str,
+) -> None:  # fmt: skip
+    (tmp_path / "openvino.py").write_text(content + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(made, tmp_path / "run")
+    both = (tmp_path / "run", *QUICK, "--runtime", "onnxruntime,openvino")
+    out, err = run(capsys, *both, code=1)
+    _, *lines = out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["local", "student"], ["local", "teacher"], ["local", "-"]]
+    assert "FAILED: " in lines[2] and reason in lines[2]
+    assert "recorded in" in err
+    record = json.loads((tmp_path / "run" / "bench" / "local.json").read_text())
+    assert list(record["models"]) == ["student", "teacher"] and record["failure"] is None
+    (device,) = json.loads(run(capsys, *both, "--json", code=1)[0])["devices"]
+    assert reason in device["failure"] and list(device["models"]) == ["student", "teacher"]
+    # nothing else was asked for: a failure alone, and nothing is recorded
+    (tmp_path / "run" / "bench" / "local.json").unlink()
+    alone, _ = run(capsys, tmp_path / "run", *QUICK, "--runtime", "openvino", code=2 if "missing" in reason else 1)
+    assert len(alone.splitlines()) == 2 and reason in alone
+    assert not (tmp_path / "run" / "bench" / "local.json").exists()
+
+
 def test_files_get_names_and_expected_logits(made: Path, tmp_path: Path) -> None:
     export = made / "export"
     other = tmp_path / "student.onnx"
@@ -93,8 +126,6 @@ def test_files_get_names_and_expected_logits(made: Path, tmp_path: Path) -> None
 
 
 def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     shutil.copytree(made, tmp_path / "second")
     targets = find_targets([str(made), str(tmp_path / "second")])
     assert list(targets.paths) == ["tiny/student", "tiny/teacher", "second/student", "second/teacher"]

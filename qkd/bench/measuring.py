@@ -42,6 +42,8 @@ def refuse_options(args: argparse.Namespace) -> None:
     keys = {"on": "on", "devices": "devices", "int8_baseline": "int8_baseline", "timeout": "timeout_s"}
     keys |= {name: name for name in SETTINGS}
     given = [name for name in keys if getattr(args, name) not in (None, False)]
+    if args.python is not None:
+        raise UsageError(f"--python: {args.config} is a config: name the Python in a devices file (bench.devices=FILE)")
     if args.runtimes:
         raise UsageError(f"--runtime measures files: name them, or a run folder; {args.config} is a config")
     if given or args.sample or args.output:
@@ -154,7 +156,12 @@ def _devices(args: argparse.Namespace) -> list[Device]:
     # an option of the command line stands above a device's own entry
     own |= {name: None for name in ("threads", "affinity") if getattr(args, name) is not None}
     own |= {"provider": None} if args.providers is not None else {}
-    return [replace(device, **own) for device in found]
+    if args.python is None:
+        return [replace(device, **own) for device in found]
+    if all(device.is_local for device in found):
+        raise UsageError("--python is of a device (--on ssh://..., adb://...); here, the toolkit's own Python measures")
+    python = {True: {}, False: {"python": args.python}}
+    return [replace(device, **own, **python[device.is_local]) for device in found]
 
 
 def _calibration(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from export import Sample, export_float, export_onnx, read_sample, write_sample
+import qkd.bench.measuring
+from export import Device, DeviceResult, Sample, export_float, export_onnx, read_sample, write_sample
 from qkd.bench.targets import find_targets, is_float
 from qkd.cli import main
 from qkd.config.binding import config_text
@@ -111,6 +113,22 @@ def test_a_runtime_that_fails_costs_no_row_of_another(
     alone, _ = run(capsys, tmp_path / "run", *QUICK, "--runtime", "openvino", code=2 if "missing" in reason else 1)
     assert len(alone.splitlines()) == 2 and reason in alone
     assert not (tmp_path / "run" / "bench" / "local.json").exists()
+
+
+def test_a_python_of_the_command_line_stands_above_the_devices_own(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[Device] = []
+
+    def measure(devices: Sequence[Device], *_: object, **__: object) -> tuple[DeviceResult, ...]:
+        found.extend(devices)
+        return tuple(DeviceResult(device, failure="not reached") for device in devices)
+
+    monkeypatch.setattr(qkd.bench.measuring, "measure_devices", measure)
+    (tmp_path / "d.yaml").write_text("devices: {pi: {address: ssh://pi, python: /other}}")
+    on = [word for name in ("local", "ssh://board", "pi") for word in ("--on", name)]
+    run(capsys, made, *on, "--devices", tmp_path / "d.yaml", "--python", "env/bin/python", code=1)
+    assert [device.python for device in found] == ["python3", "env/bin/python", "env/bin/python"]
 
 
 def test_files_get_names_and_expected_logits(made: Path, tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def why_outdated(folder: Path, stage: str) -> str:
         return _altered(folder.resolve(), _read_manifest(folder.resolve(), stage))
     except FileNotFoundError:
         return ""
-    except (DamagedFileError, OSError):
+    except (OSError, ValueError):  # damaged, or behind a link
         return f"the manifest {_MANIFESTS}/{stage}.json is damaged"
 
 

@@ -9,8 +9,9 @@ import onnx
 
 from export import ExportError
 from export.conversion.repack import fit_storage
-from export.storage.needs import RUNTIME, Version, needed_runtime, needs_text, parse_runtime, storage_for
+from export.storage.needs import RUNTIME, Version, needed_runtime, needs_text, storage_for
 from export.targets import find_target
+from export.targets.asked import parse_runtime
 from export.writing import write_whole
 from qkd.files import read_json, sha256_of, write_json
 from qkd.predicting.feeding import PIXELS

@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 def keep_proven(run: RunFolder, written: Collection[str], progress: Progress) -> Kept:
     """Keep the student's other files that are proven to be this student; delete those of another one.
 
-    A file stays where the manifest of an earlier export names it and its comparison, both are as they were, and that
+    A file stays where the manifest of an earlier export names it and its comparison, both are unchanged, and that
     export was made from the weights that the student has now. What no export of this run wrote is left alone.
 
     Args:
@@ -57,7 +57,7 @@ def keep_proven(run: RunFolder, written: Collection[str], progress: Progress) ->
             parity.unlink(missing_ok=True)
             progress.warn(f"{path.name} is deleted: it was not proven to be the student that this run has now")
         else:
-            progress.warn(f"{path.name} is in no record of this run's exports and is left alone: is it this student?")
+            progress.warn(f"{path.name} is in no record of this run's exports: left alone, not known to be its student")
     if kept.facts:
         names = ", ".join(f"{name}.onnx" for name in kept.facts)
         progress.say(f"kept from an earlier export, of the same student: {names}")

@@ -64,11 +64,9 @@ class Refused(ValueError):
 
 
 def probe(models: dict[str, Any], folder: str = ".") -> dict[str, Any]:
-    """Return what this machine is, and which of the tiny models its runtime loads.
+    """Return what this machine is, and which of the tiny models its runtime loads; ``folder`` is where files would go.
 
-    Args:
-        models: Name -> base64 of a model that must load, or the arguments of ``wins_race``, models as base64.
-        folder: Where files would go.
+    A model is the base64 of one that must load, or the arguments of ``wins_race``, models as base64.
     """
     found: dict[str, Any] = {
         "executable": sys.executable or "",
@@ -100,14 +98,7 @@ def probe(models: dict[str, Any], folder: str = ".") -> dict[str, Any]:
 
 
 def wins_race(onnxruntime: Any, special: bytes, plain: bytes, difference: int) -> bool:
-    """Return whether a special kernel gives the plain one's outputs plus a number, and is not many times slower.
-
-    Args:
-        onnxruntime: The module.
-        special: A model with one uint8 input of known shape and one output.
-        plain: Another with the same.
-        difference: What every output of the former is to be larger by.
-    """
+    """Return whether a special kernel gives, for uint8 input, a plain one's outputs plus ``difference``, as fast."""
     import numpy
 
     outputs, best = [], []
@@ -141,7 +132,8 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     import onnxruntime
 
     pin(job["affinity"])
-    entries, left_out, failed = choose(onnxruntime, job, folder)
+    failed: dict[str, str] = {}
+    entries, left_out = choose(onnxruntime, job, folder, failed)
     job = dict(job, spinning=job["spinning"] and len(entries) == 1)
     memory = {entry["key"]: peak_memory(job, folder, int(entry["key"])) if job["memory"] else {} for entry in entries}
     before = conditions(job["affinity"])
@@ -164,59 +156,37 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     return dict(answer, before=before, after=after)
 
 
-def open_all(
-    ort: Any, job: dict[str, Any], entries: list[dict[str, Any]], folder: str, failed: dict[str, str]
-) -> list[Timed]:
-    """Load the models; what fails beside the CPU provider is put into ``failed``, and the others are measured.
-
-    Args:
-        ort: The module onnxruntime.
-        job: As ``run`` takes it.
-        entries: Of :func:`choose`.
-        folder: Where its files are.
-        failed: Key of an entry -> why it is not measured.
-    """
-    models = []
-    first: Exception | None = None
+def open_all(ort: Any, job: dict[str, Any], entries: list[Any], folder: str, failed: dict[str, str]) -> list[Timed]:
+    """Load the models; what fails beside the CPU provider goes into ``failed`` (key -> why), if another one loads."""
+    models, errors = [], []
     for entry in entries:
         try:
             models.append(Timed(ort, job, entry, folder))
         except Exception as error:  # a runtime or provider raises whatever it likes
             if entry["provider"] == CPU:
                 raise
-            first = first or error
-            text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-            failed[entry["key"]] = text
-            say("{}: {}".format(entry["title"], text))
+            errors.append(error)
+            failed[entry["key"]] = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
     if not models:
-        raise first or Refused("; ".join(failed.values()) or "there is nothing to measure")
+        raise errors[0] if errors else Refused("; ".join(failed.values()))
     return models
 
 
-def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, str]]:
-    """Return the entries that are measured, why others need not be (nothing to do), and why others cannot be.
+def choose(ort: Any, job: dict[str, Any], folder: str, failed: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
+    """Return the entries to measure, and why others need not be: the low-bit provider may have nothing to do.
 
-    Only the low-bit provider is looked at: it may take nothing of a file, or not be offered here.
-
-    Args:
-        ort: The module onnxruntime.
-        job: As ``run`` takes it.
-        folder: Where its files are.
+    Its entries go into ``failed`` where it is asked for by name and not offered here.
     """
     kept: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    wanted = any(entry["provider"] == LOW_BIT for entry in job["models"])
-    why = register_low_bit(ort, job, folder) if wanted else ""
+    why = register_low_bit(ort, job, folder) if LOW_BIT in [entry["provider"] for entry in job["models"]] else ""
     for entry in job["models"]:
         if entry["provider"] != LOW_BIT:
             kept.append(entry)
             continue
-        if why and not entry["optional"]:
-            failed[entry["key"]] = f"{entry['name']}: the low-bit provider is not offered here: {why}"
-            continue
         if why:
-            left_out[entry["key"]] = why
+            reason = f"{entry['name']}: the low-bit provider is not offered here: {why}"
+            (left_out if entry["optional"] else failed)[entry["key"]] = reason
             continue
         taken = compare_low_bit(ort, job, entry, folder)
         if taken != 0:  # None: onnxruntime does not tell
@@ -227,7 +197,7 @@ def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, A
             kept.append(dict(entry, taken=0, provider=CPU, title=entry["name"]))
     if why:
         say(f"low-bit provider: {why}; the CPU provider runs everything")
-    return kept, left_out, failed
+    return kept, left_out
 
 
 def register_low_bit(ort: Any, job: dict[str, Any], folder: str) -> str:
@@ -366,8 +336,8 @@ def open_elsewhere(program: str, path: str, job: dict[str, Any], entry: dict[str
     try:
         return module.Session(path, job["threads"])
     except ImportError as error:
-        wanted = entry["provider"]
-        raise Refused(f"{wanted} is missing for {sys.executable} ({error}): pip install {wanted}") from error
+        name = entry["provider"]
+        raise Refused(f"{name} is missing for {sys.executable} ({error}): pip install {name}") from error
 
 
 def input_of(session: Any, name: str, batch_size: int) -> tuple[str, tuple[int, ...]]:
@@ -447,8 +417,8 @@ def run_in_batches(model: Timed, images: Any) -> Any:
 
 def peak_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
     """Load and run one model in a separate process; return its peak memory and what Python and runtime take."""
-    command = [sys.executable, os.path.abspath(__file__), "memory", os.path.join(folder, "job.json"), str(index)]
-    command += ["child"]  # whose stdin is this process: it ends when this one does
+    words = ["memory", os.path.join(folder, "job.json"), str(index), "child"]  # its stdin is this process: it ends, too
+    command = [sys.executable, os.path.abspath(__file__), *words]
     say("{}: peak memory, in a separate process".format(job["models"][index]["title"]))
     try:
         with subprocess.Popen(
@@ -477,10 +447,7 @@ def child_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]
 
 
 def peak_bytes() -> int:
-    """Return the peak resident memory of this process.
-
-    Linux's VmHWM belongs to the program; ru_maxrss, which is left where that is missing, also remembers the parent.
-    """
+    """Return the peak resident memory of this process: VmHWM, or else ru_maxrss, which also remembers the parent."""
     for line in (read("/proc/self/status") or "").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

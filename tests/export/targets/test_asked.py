@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from export import ExportError
-from export.storage.needs import parse_runtime
+from export.targets.asked import parse_runtime
 from export.targets.table import TARGETS
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export import Device
-from qkd.bench.device_file import FORM, default_file, read_devices, resolve_devices
+from qkd.bench.device_file import FORM, DeviceEntry, default_file, read_devices, resolve_devices
 from qkd.checking.names import table
 from qkd.config.binding import shipped_configs, shipped_folder
 from qkd.failures import ConfigError
@@ -101,6 +101,14 @@ def test_a_host_without_a_scheme_is_told_the_address_and_where_names_are_looked_
     with pytest.raises(ConfigError) as caught:
         resolve_devices(["no host"])
     assert "ssh://no" not in str(caught.value)
+
+
+def test_the_file_of_the_page_is_one_and_the_page_has_every_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "board.md").read_text(encoding="utf-8")
+    (tmp_path / "d.yaml").write_text("devices:" + page.partition("\ndevices:")[2].partition("```")[0])
+    assert read_devices(tmp_path / "d.yaml")["board"].affinity == (0, 1, 2, 3)
+    table = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [key for key in DeviceEntry.model_fields if not any(f"`{key}`" in line for line in table)] == []
 
 
 def test_the_form_that_the_message_shows_is_one(tmp_path: Path) -> None:

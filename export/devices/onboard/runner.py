@@ -168,7 +168,7 @@ def open_all(ort: Any, job: dict[str, Any], entries: list[Any], folder: str, fai
             errors.append(error)
             failed[entry["key"]] = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
     if not models:
-        raise errors[0] if errors else Refused("; ".join(failed.values()))
+        raise errors[0] if errors else Refused(next(iter(failed.values())))
     return models
 
 

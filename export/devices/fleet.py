@@ -10,7 +10,7 @@ from typing import Any
 
 from export.devices.connections.address import Device, DeviceError
 from export.devices.connections.capture import end_all
-from export.devices.measuring import Settings, check_files, measure_on
+from export.devices.measuring import PartlyMeasuredError, Settings, check_files, measure_on
 from export.devices.report import LatencyReport
 from export.sample import Sample
 
@@ -22,7 +22,7 @@ class DeviceResult:
     Args:
         device: The device.
         reports: Name of the model -> its report; empty where the device failed.
-        failure: Why it failed; empty where it did not.
+        failure: Why it failed, or why some of what was asked for did; empty where nothing did.
         is_input_fault: Whether the failure is one of the models or settings, not of the device.
     """
 
@@ -78,6 +78,8 @@ def measure_devices(
         heard = (lambda text: say(f"{device.title}: {text}")) if say else None
         try:
             return DeviceResult(device, measure_on(device, paths, settings, sample=sample, say=heard))
+        except PartlyMeasuredError as error:
+            return DeviceResult(device, error.reports, failure=str(error))
         except (DeviceError, ImportError) as error:
             return DeviceResult(device, failure=str(error))
         except ValueError as error:

@@ -12,13 +12,13 @@ from export.conversion.repack import fit_storage
 from export.defaults import BATCH_SIZE, RANGES, ROUNDS, THREADS, WARMUP
 from export.devices import onboard
 from export.devices.connections.adb import AdbShell
-from export.devices.connections.address import Device
+from export.devices.connections.address import Device, DeviceError
 from export.devices.connections.shell import Content, Say, Shell, size_of
 from export.devices.connections.ssh import SshShell
 from export.devices.links import Link, LocalLink, RemoteLink
 from export.devices.perf_test import PerfTestLink
 from export.devices.probing import Probe
-from export.devices.providers import AUTO, RUNTIMES, Entry, as_job, entries_of, left_out, provider_names
+from export.devices.providers import AUTO, RUNTIMES, Entry, as_job, entries_of, failed_entries, left_out, provider_names
 from export.devices.report import LatencyReport, measured
 from export.devices.shipping import FILE as LIBRARY
 from export.devices.shipping import library_for, library_here
@@ -30,6 +30,19 @@ from export.sample import Sample, sample_bytes
 
 SHELLS: dict[str, Callable[[Device], Shell]] = {"ssh": SshShell, "adb": AdbShell}
 SAMPLE = "sample.npz"
+
+
+class PartlyMeasuredError(DeviceError):
+    """Some of what was asked for could not be measured on a device, as under a runtime that is missing there.
+
+    Args:
+        failures: Why, each reason once.
+        reports: Of what was measured, by name.
+    """
+
+    def __init__(self, failures: Sequence[str], reports: Mapping[str, LatencyReport]) -> None:
+        super().__init__("; ".join(dict.fromkeys(failures)))
+        self.reports = dict(reports)
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,8 @@ def measure_on(
             affinity is not there, or a model's outputs under the low-bit provider are not those of the CPU's.
         FileNotFoundError: If a file does not exist.
         ImportError: If onnxruntime is missing on this machine and this is where to measure.
-        DeviceError: If the device cannot be reached, lacks something, or fails.
+        DeviceError: If the device cannot be reached, lacks something, or fails. Where a provider or runtime beside the
+            CPU's fails and others do not, a ``PartlyMeasuredError`` with the reports of the others.
         OSError: If a file cannot be read.
     """
     check_files(paths)
@@ -131,10 +145,11 @@ def measure_on(
     if not device.is_local:
         probe.check_room(sum(map(size_of, files.values())))
     answer = link.run(job, files, say)
-    missing = left_out(answer, entries)
+    failed = failed_entries(answer, entries)
+    missing = {**left_out(answer, entries), **failed}
     rows = [_Row(entry, n, answer) for n, entry in enumerate(entries) if n not in missing]
     shared = {key: getattr(own, key) for key in ("threads", "warmup", "rounds", "affinity")}
-    return {
+    reports = {
         row.title: LatencyReport(
             path=str(paths[row.entry.model]),
             device=device.title,
@@ -149,6 +164,9 @@ def measure_on(
         )
         for row in rows
     }
+    if failed:
+        raise PartlyMeasuredError([*failed.values()], reports)
+    return reports
 
 
 class _Row:

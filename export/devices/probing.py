@@ -14,6 +14,11 @@ from export.storage.packing import INT2, INT4, INT8, probe_model
 
 KINDS = (INT2, INT4, INT8)  # narrowest first
 OLDEST_RUNTIME = "1.14"
+# Debian's own Python takes no packages (externally-managed-environment): an environment works everywhere
+WITH_RUNTIME = (
+    "make an environment there (python3 -m venv env; env/bin/pip install onnxruntime numpy) and name its Python: "
+    "`--python env/bin/python`, from the home folder there, or `python:` in a devices file"
+)
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,9 @@ class Probe:
             DeviceError: If onnxruntime or numpy is missing, or the runtime loads none of the tiny models.
         """
         if self.runtime_error is not None:
-            raise DeviceError(
-                f"{self.python} has no working onnxruntime ({self.runtime_error}): install it there "
-                f"(pip install onnxruntime), or name a Python that has it"
-            )
+            raise DeviceError(f"{self.python} has no working onnxruntime ({self.runtime_error}): {WITH_RUNTIME}")
         if self.machine.get("numpy") is None:
-            raise DeviceError(f"{self.python} has no working numpy: install it there, or name a Python that has it")
+            raise DeviceError(f"{self.python} has no working numpy: {WITH_RUNTIME}")
         if not self.loads:
             raise DeviceError(
                 f"onnxruntime {self.machine.get('onnxruntime')} there loads none of the probe models, not even int8 "

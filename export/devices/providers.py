@@ -124,3 +124,16 @@ def left_out(answer: Mapping[str, Any], entries: Sequence[Entry]) -> dict[int, s
     told = told if isinstance(told, Mapping) else {}
     may = {number for number, entry in enumerate(entries) if entry.provider == LOW_BIT and entry.is_beside}
     return {number: str(told[str(number)]) for number in sorted(may) if str(number) in told}
+
+
+def failed_entries(answer: Mapping[str, Any], entries: Sequence[Entry]) -> dict[int, str]:
+    """Return the places of entries that could not be measured although others were, and why.
+
+    Args:
+        answer: The runner's.
+        entries: In order.
+    """
+    told = answer.get("not_measured")
+    told = told if isinstance(told, Mapping) else {}
+    may = [number for number, entry in enumerate(entries) if entry.provider != CPU]
+    return {number: str(told[str(number)]) for number in may if str(number) in told}

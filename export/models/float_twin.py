@@ -20,6 +20,7 @@ from export.codes import device_of
 from export.lowering.model import INPUT, OUTPUT
 from export.models.census import count_operators, optimized_graph
 from export.models.student import ExportedModel
+from export.storage.metadata import strip_notes
 from export.storage.needs import makers, needs_text
 from export.storage.packing import ir_version
 from export.storage.preprocessing import Preprocessing, write_properties
@@ -112,6 +113,7 @@ def _trace(model: nn.Module, images: Tensor, opset: int) -> onnx.ModelProto:
     found = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if found != opset:
         raise ExportError(f"PyTorch's ONNX exporter wrote opset {found}, not {opset}; ask for {found}")
+    strip_notes(proto)
     proto.ir_version = ir_version(opset)  # the exporter's newest one shuts out runtimes that know every operator
     return proto
 

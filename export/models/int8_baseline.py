@@ -17,7 +17,7 @@ import onnx
 
 from export.checks import ExportError
 from export.runtime import open_session, runtime
-from export.storage.metadata import properties_of
+from export.storage.metadata import properties_of, strip_notes
 from export.storage.needs import makers
 from export.storage.packing import ir_version
 from export.storage.preprocessing import KEYS, write_properties
@@ -76,6 +76,7 @@ def export_int8_baseline(
         except Exception as error:  # onnxruntime's tools raise whatever their passes raise
             raise ExportError(f"{source}: onnxruntime cannot quantize it ({error})") from error
         model = onnx.load(Path(place) / "int8.onnx")
+    strip_notes(model)
     _plain_header(model)
     said = {key: value for key, value in properties_of(onnx.load(source)).items() if key in KEYS}
     write_properties(model, {**said, **makers(model)})

@@ -27,6 +27,30 @@ def properties_of(model: onnx.ModelProto) -> dict[str, str]:
     return with_new_keys({entry.key: entry.value for entry in model.metadata_props})
 
 
+def strip_notes(model: onnx.ModelProto) -> None:
+    """Delete what an exporter noted in a model beside its graph: lines and paths of sources, names of modules.
+
+    PyTorch's exporter puts the stack of every node there: private paths, and another file at each export.
+
+    Args:
+        model: Changed in place: documentation and metadata of itself, of its graphs, functions, nodes and values.
+    """
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graphs: list[Any] = [model.graph, *model.functions]
+    while graphs:
+        graph = graphs.pop()
+        values = [*graph.value_info]
+        if isinstance(graph, onnx.GraphProto):
+            values += [*graph.input, *graph.output, *graph.initializer]
+        for part in (graph, *values, *graph.node):
+            part.doc_string = ""
+            del part.metadata_props[:]
+        for entry in (entry for node in graph.node for entry in node.attribute):
+            entry.doc_string = ""
+            graphs += [*entry.graphs, *([entry.g] if entry.HasField("g") else [])]
+
+
 def read_property(model: onnx.ModelProto, key: str, default: Any) -> Any:
     """Return the JSON value of an entry of a file's metadata, of the type of ``default``.
 

@@ -6,12 +6,10 @@ Seen by loading small files with each of 1.17.3, 1.18.1, 1.20.1, 1.21.1, 1.22.1,
 from __future__ import annotations
 
 import json
-import re
 from importlib import metadata
 
 import onnx
 
-from export.checks import ExportError
 from export.storage.blocked import DOMAIN, OPERATOR, WIDTHS
 from export.storage.packing import INT2, INT4, INT8
 
@@ -26,7 +24,6 @@ OPSETS: dict[int, Version] = {
 }  # fmt: skip
 OLDEST: Version = (1, 14)  # the oldest that this toolkit measures with
 RUNTIME = "onnxruntime"
-_ASKED = re.compile(r"(?:onnxruntime)?\s*(?:==)?\s*(\d{1,3})\.(\d{1,3})(?:\.\d{1,4})?")
 
 
 def needed_runtime(model: onnx.ModelProto) -> Version | None:
@@ -69,21 +66,6 @@ def output_kind(model: onnx.ModelProto) -> str:
     while (node := makers_of.get(name)) is not None and node.op_type in ("Identity", "Flatten", "Squeeze", "Reshape"):
         name = node.input[0]
     return {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}.get(node.op_type if node else "", "logits")
-
-
-def parse_runtime(text: str) -> Version:
-    """Return the version that ``onnxruntime==1.17`` names.
-
-    Raises:
-        ExportError: If it names none, or one that is too old for any file.
-    """
-    match = _ASKED.fullmatch(text.strip())
-    if match is None:
-        raise ExportError(f"--for must be a version such as {RUNTIME}==1.17, got {text!r}")
-    version = int(match.group(1)), int(match.group(2))
-    if version < OLDEST:
-        raise ExportError(f"{RUNTIME} {_text(version)} is too old: files need {_text(OLDEST)} at least")
-    return version
 
 
 def storage_for(version: Version) -> tuple[str, ...]:

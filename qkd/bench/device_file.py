@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from qkd.failures import ConfigError, first_of
 from qkd.foreign.shown import shown_line
 
 FILE_NAME = "devices.yaml"
+FORM = "devices: {board: {address: ssh://pi@board, python: env/bin/python}}"
 
 
 class DeviceEntry(Section):
     """A device of a devices file; the keys of ``export.Device``."""
 
     address: str = Field(description="local, ssh://[user@]host[:port] or adb://SERIAL")
-    python: str = Field("python3", description="the Python there that has onnxruntime; ~/ is the home folder there")
+    python: str = Field("python3", description="the Python there with onnxruntime; relative: to the home folder there")
     folder: str | None = Field(None, description="where a temporary folder may be made; absent: /tmp")
     perf_test: str | None = Field(None, description="path of onnxruntime_perf_test there, to measure without Python")
     ssh_options: tuple[str, ...] = Field((), description="further arguments of ssh")
@@ -59,7 +60,7 @@ def read_devices(path: Path) -> dict[str, Device]:
         ConfigError: With every fault: no such file, no YAML, unknown, missing, ill-typed or bad keys.
     """
     if not os.path.exists(path):
-        raise ConfigError([f"{path}: no such devices file; configs/{FILE_NAME} shows the form"])
+        raise ConfigError([f"{path}: no such devices file; its form: {FORM}"])
     data = read_config(path)
     faults = plain_faults(data)
     try:
@@ -76,9 +77,14 @@ def default_file() -> Path:
 
     Never one of the current folder: whoever wrote that could run commands here (``ssh_options``); it must be named.
     """
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    own = (Path(base) if os.path.isabs(base) else Path.home() / ".config") / "qkd" / FILE_NAME
+    own = own_file()
     return own if own.is_file() else shipped_folder() / FILE_NAME
+
+
+def own_file() -> Path:
+    """Return where the user's own devices file is looked for: ``~/.config/qkd/devices.yaml``."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".config") / "qkd" / FILE_NAME
 
 
 def resolve_devices(
@@ -116,7 +122,29 @@ def _find(name: str, known: dict[str, Device], path: Path) -> Device:
         return known[name]
     if name == "local" or "://" in name:
         return Device(name)
+    raise ValueError(
+        f"device {shown_line(repr(name))} is neither an address (ssh://..., adb://...) nor a name of "
+        f"{_place(path)}; {_way_out(name, known)}{_unread(path)}"
+    )
+
+
+def _place(path: Path) -> str:
+    """Return a devices file as a message names it; the shipped one is no place to write in."""
+    if path.is_file() and path != shipped_folder() / FILE_NAME:
+        return str(path)
+    return f"your devices file, which would be {own_file()} (or --devices FILE)"
+
+
+def _way_out(name: str, known: Mapping[str, Device]) -> str:
+    names = [*known, "local"]
+    near = did_you_mean(name, names)
+    try:
+        Device(f"ssh://{name}")
+    except ValueError:
+        return near
+    return f"{near} (a host, or an alias of ~/.ssh/config, is ssh://{name})"
+
+
+def _unread(path: Path) -> str:
     here = Path("configs") / FILE_NAME
-    hint = f"; {here} is read where it is named: --devices {here}" if here.is_file() and path != here else ""
-    raise ValueError(f"device {shown_line(repr(name))} is neither an address (ssh://..., adb://...) nor in {path}; "
-                     f"{did_you_mean(name, [*known, 'local'])}{hint}")  # fmt: skip
+    return f"; {here} is read where it is named: --devices {here}" if here.is_file() and path != here else ""

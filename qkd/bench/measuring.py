@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from export import Device, Settings, measure_devices
 from export.devices.providers import RUNTIMES
 from export.targets.table import ONNXRUNTIME
 from qkd.bench.device_file import resolve_devices
-from qkd.bench.record import records_of, write_records
+from qkd.bench.record import drop_stale, records_of, write_records
 from qkd.bench.table import BenchTable
-from qkd.bench.targets import CALIBRATION_IMAGES, NO_FLOAT, Targets, find_targets, is_run, with_baseline
+from qkd.bench.targets import CALIBRATION_IMAGES, NO_FLOAT, Targets, find_targets, is_run, run_files, with_baseline
 from qkd.failures import UsageError
 from qkd.files import write_json
 from qkd.progress import Progress
+from qkd.report.records import read_record
 from qkd.run.folder import RunFolder
 
 SETTINGS = ("threads", "rounds", "warmup", "providers", "affinity", "batch_size")
@@ -41,6 +42,8 @@ def refuse_options(args: argparse.Namespace) -> None:
     keys = {"on": "on", "devices": "devices", "int8_baseline": "int8_baseline", "timeout": "timeout_s"}
     keys |= {name: name for name in SETTINGS}
     given = [name for name in keys if getattr(args, name) not in (None, False)]
+    if args.python is not None:
+        raise UsageError(f"--python: {args.config} is a config: name the Python in a devices file (bench.devices=FILE)")
     if args.runtimes:
         raise UsageError(f"--runtime measures files: name them, or a run folder; {args.config} is a config")
     if given or args.sample or args.output:
@@ -115,7 +118,8 @@ def _runtimes(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
     """Write what devices measured into ``bench/`` of a run, where its next report finds it."""
-    measured = [record for record in table.records if not record["failure"]]  # a failure is shown, and replaces nothing
+    # a failure is shown, and replaces nothing; what was measured beside one is recorded
+    measured = [{**record, "failure": None} for record in table.records if record["models"]]
     if not measured:
         return
     try:
@@ -124,10 +128,26 @@ def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
             written = write_records(run.folder("bench"), measured)
             if was_complete:
                 run.extend("bench", written.values())
+            else:
+                _complete_where_measured(run, written.values(), progress)
     except (OSError, ValueError) as error:
         progress.warn(f"measured, but not recorded in {folder}: {error}")
         return
     progress.say(f"recorded in {', '.join(str(path) for path in written.values())}; `qkd report {folder}` shows it")
+
+
+def _complete_where_measured(run: RunFolder, written: Collection[Path], progress: Progress) -> None:
+    """Drop records of other files than are there now; what is left may be all that the stage of the run would make."""
+    folder, files, own = run.folder("bench"), run_files(run.path), run.config.bench
+    for title in drop_stale(folder, written, files):
+        progress.warn(f"{title} had measured other files than those of this export; its record is deleted")
+    records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
+    titles = {
+        record.get("device") for record in records.values()
+        if record.get("failure") or files.keys() <= {row.get("model", name) for name, row in record["models"].items()}
+    }  # fmt: skip
+    if titles.issuperset(own.on) and not own.int8_baseline:  # the stage keeps the baseline's file, a command does not
+        run.complete("bench", records, files.values())
 
 
 def _devices(args: argparse.Namespace) -> list[Device]:
@@ -136,7 +156,12 @@ def _devices(args: argparse.Namespace) -> list[Device]:
     # an option of the command line stands above a device's own entry
     own |= {name: None for name in ("threads", "affinity") if getattr(args, name) is not None}
     own |= {"provider": None} if args.providers is not None else {}
-    return [replace(device, **own) for device in found]
+    if args.python is None:
+        return [replace(device, **own) for device in found]
+    if all(device.is_local for device in found):
+        raise UsageError("--python is of a device (--on ssh://..., adb://...); here, the toolkit's own Python measures")
+    python = {True: {}, False: {"python": args.python}}
+    return [replace(device, **own, **python[device.is_local]) for device in found]
 
 
 def _calibration(

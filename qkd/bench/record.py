@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from export import DeviceResult
 from qkd.bench.targets import Targets
 from qkd.files import DamagedFileError, read_json, sha256_of, write_json
+from qkd.report.records import measured_others
 
 # one value for all models of a device
 SHARED = ("machine", "threads", "affinity", "warmup", "rounds", "device", "spinning", "frequency_mhz",
@@ -56,21 +57,18 @@ def write_records(folder: Path, records: Sequence[Record]) -> dict[str, Path]:
     return written
 
 
-def drop_stale(folder: Path, kept: Iterable[Path], targets: Targets) -> list[str]:
+def drop_stale(folder: Path, kept: Iterable[Path], paths: Mapping[str, Path]) -> list[str]:
     """Delete the records of devices that measured other files than these, as after a new export; return the devices.
 
     Args:
         folder: ``bench/`` of a run.
         kept: Files that are new.
-        targets: What there is to measure now.
+        paths: Name -> file, of what there is to measure now.
     """
-    now = {name: sha256_of(path) for name, path in targets.paths.items()}
+    now = {name: sha256_of(path) for name, path in paths.items()}
     dropped = []
     for path in sorted(set(folder.glob("*.json")) - set(kept)):
-        models = _read(path).get("models")
-        rows = models.items() if isinstance(models, dict) else ()
-        then = {str(row.get("model", name)): row.get("sha256") for name, row in rows if isinstance(row, dict)}
-        if any(then[name] not in (None, now[name]) for name in then.keys() & now.keys()):
+        if measured_others(_read(path), now):
             dropped.append(str(_device_of(path) or path.stem))
             path.unlink()
     return dropped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -98,7 +99,8 @@ def _require(run: RunFolder, name: str) -> None:
     missing = {need: why for need in NEEDS[name] if (why := run.why_incomplete(need))}
     if missing:
         found = ", ".join(f"{need} ({why})" for need, why in missing.items())
+        first = f"qkd run {shlex.quote(str(run.path))} --until {[*missing][-1]}"
         raise UsageError(
-            f"stage {name} of {run.path} needs what earlier stages make: {found}; "
-            f"run `qkd {next(iter(missing))}` with the same config first, or `qkd run` for all of them"
+            f"stage {name} of {run.path} needs what earlier stages make: {found}; `{first}` makes it (what is complete "
+            f"stays), or leave out --until for all stages"
         )

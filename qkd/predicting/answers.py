@@ -42,7 +42,7 @@ def answer(path: Path, images: Sequence[str], *, top: int) -> Answers:
 
     Args:
         path: The file; its metadata says how it is fed.
-        images: Image files, or .npy files of uint8 pixels.
+        images: Image files, folders of them, or .npy files of uint8 pixels.
         top: Classes an image.
 
     Raises:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's; what the toolkit trains on
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in a folder
 MOST_PIXELS = 89478485  # of an image, and of what resizing makes of it
 GRAY, COLOR = "L", "RGB"
 TOP = 5
@@ -284,19 +285,34 @@ def _rule_of(name: str, path: str) -> tuple[str, int, str]:
     return rule, shorter, how
 
 
+def files_of(path: str) -> list[str]:
+    """Return what a path means: a folder means the image files in it, by name; anything else means itself.
+
+    Raises:
+        InputError: If a folder holds no image file.
+    """
+    if not os.path.isdir(path):
+        return [path]
+    names = sorted(name for name in os.listdir(path) if name.lower().endswith(ENDINGS) and not name.startswith("."))
+    files = [file for file in (os.path.join(path, name) for name in names) if os.path.isfile(file)]
+    if not files:
+        raise InputError(f"{path}: a folder that holds no image files itself ({', '.join(ENDINGS)})")
+    return files
+
+
 def classify(model: Model, paths: Sequence[str], top: int = TOP) -> list[dict[str, Any]]:
     """Return, for each image, its likeliest classes with their probabilities.
 
     Args:
         model: The file.
-        paths: Image files, and .npy files of one image or several.
+        paths: Image files, folders of them, and .npy files of one image or several.
         top: How many classes an image.
 
     Raises:
         InputError: If an image cannot be read.
     """
     found = []
-    for path in paths:
+    for path in [file for one in paths for file in files_of(one)]:
         probabilities = model.probabilities(read_image(path, model.facts))
         for index, row in enumerate(probabilities):
             best = np.argsort(-row, kind="stable")[:top]
@@ -315,7 +331,7 @@ def printable(text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Classify the images that the arguments name; return the exit code."""
     parser = argparse.ArgumentParser(description="Classify images with an exported ONNX file.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or .npy files of uint8 pixels")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, .npy of uint8 pixels")
     default = os.path.join(os.path.dirname(os.path.abspath(__file__)), "student.onnx")
     parser.add_argument("--model", default=default, metavar="FILE", help="the ONNX file (student.onnx beside this one)")
     parser.add_argument("--top", type=int, default=TOP, metavar="N", help=f"classes an image ({TOP})")

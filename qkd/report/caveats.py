@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from qkd.units import percent
@@ -130,6 +132,18 @@ def latency_caveats(bench: Mapping[str, Any], exported: Mapping[str, Any], float
         device, faster = bench.get("device", "a device"), _under_low_bit(rows, theirs)
         times = f"{ours / theirs:.2f} times its median latency{why}{faster}"
         yield f"on {device} the student is slower than {words}: {times}"
+
+
+def left_out_caveats(devices: Sequence[str], folder: Path) -> Iterator[str]:
+    """Yield that latencies are left out, if any are.
+
+    Args:
+        devices: Names of those that measured files of an earlier export.
+        folder: Of the run.
+    """
+    if devices:
+        names, again = ", ".join(devices), shlex.quote(str(folder))
+        yield f"latencies of {names} are of an earlier export's files and left out; `qkd bench {again}` measures again"
 
 
 def _under_low_bit(rows: Mapping[str, Mapping[str, Any]], theirs: float) -> str:

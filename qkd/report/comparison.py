@@ -35,7 +35,7 @@ class RunRow:
         size_bytes, size_ratio: Of the student's file, and the FP32 file's size over it.
         median_ms, latency_ratio: Of one inference, and FP32's over it.
         needs: What runs the file.
-        state: ``complete``, or how far it got; or why it cannot be read.
+        state: ``complete``, or how far it got; what has changed since its report; or why it cannot be read.
     """
 
     run: str
@@ -136,6 +136,8 @@ def _row(folder: Path) -> RunRow:
 def _state(summary: RunSummary) -> str:
     if summary.parity and not summary.parity.get("passed"):
         return "parity FAILED"
+    if summary.outdated:
+        return f"report outdated ({summary.outdated})"
     steps = {
         "complete": summary.report,
         "measured": summary.bench,

@@ -72,6 +72,7 @@ class _StudentResult(Result):
 
 class _Exported(Record):
     path: str = ""
+    sha256: str | None = None
     flavor: str = "ort"
     size_bytes: Count | None = None
     packed_weight_bytes: Count | None = None
@@ -160,6 +161,7 @@ class _Cost(Record):
 class _Latency(Record):
     model: str = ""
     provider: str = ""
+    sha256: str | None = None
     median_ms: Milliseconds
     p10_ms: Milliseconds | None = None
     p90_ms: Milliseconds | None = None
@@ -256,6 +258,19 @@ def read_record(path: Path) -> dict[str, Any]:
             _check(str(path), value, shape)
     is_export = path.name == "export.json"
     return {key: with_new_keys(part) if is_export else part for key, part in value.items()}
+
+
+def measured_others(record: Mapping[str, Any], hashes: Mapping[str, str | None]) -> bool:
+    """Return whether a device's record is of other files than those that are there now, as after a new export.
+
+    Args:
+        record: Content of a file of ``bench/``, however damaged.
+        hashes: Name of a model -> SHA-256 of its file now; None where it is not known.
+    """
+    models = record.get("models")
+    rows = models.items() if isinstance(models, dict) else ()
+    then = {str(row.get("model", name)): row.get("sha256") for name, row in rows if isinstance(row, dict)}
+    return any(None not in (then[name], hashes[name]) and then[name] != hashes[name] for name in then.keys() & hashes)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

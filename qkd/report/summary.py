@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,12 +17,14 @@ from qkd.report.caveats import (
     float_layers,
     interval_text,
     latency_caveats,
+    left_out_caveats,
     parity_caveats,
     wilson,
 )
 from qkd.report.findings.verdict import verdict
-from qkd.report.records import read_record
+from qkd.report.records import measured_others, read_record
 from qkd.report.table import align
+from qkd.run.folder import why_outdated
 from qkd.units import megabytes, milliseconds, percent
 
 TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learned beside the student
@@ -102,6 +105,7 @@ class RunSummary(OldFields):
         test_images: Number of test images; None where it is not known.
         caveats: What a reader of these figures has to know, a sentence each.
         report: Path of the page; None before it is written.
+        outdated: Which file has changed since the report was written; empty where none has.
         fall_backs: A sentence for each layer or function of the student that stays in float, and why.
         predictions: What the export stage wrote of the classes that the files give the test images.
         verdict: All in one sentence; empty before there is a student.
@@ -119,6 +123,7 @@ class RunSummary(OldFields):
     test_images: int | None = None
     caveats: tuple[str, ...] = ()
     report: str | None = None
+    outdated: str = ""
     fall_backs: tuple[str, ...] = ()
     predictions: Mapping[str, Any] = field(default_factory=dict)
     verdict: str = ""
@@ -152,8 +157,13 @@ class RunSummary(OldFields):
             return f"{self.folder}: nothing has been trained yet"
         lines = [*([self.verdict] if self.verdict else []), align(model_table(self))]
         lines += [f"note: {caveat}" for caveat in self.caveats]
-        lines.append(f"report: {self.report}" if self.report else f"run folder: {self.folder} (no report yet)")
-        return "\n".join(lines)
+        return "\n".join([*lines, self._report_line()])
+
+    def _report_line(self) -> str:
+        if self.report is None:
+            return f"run folder: {self.folder} (no report yet)"
+        older = f" (older than the run: {self.outdated}; `qkd run {shlex.quote(self.folder)}` writes it again)"
+        return f"report: {self.report}{older if self.outdated else ''}"
 
 
 def model_table(summary: RunSummary) -> list[list[str]]:
@@ -181,7 +191,8 @@ def summarize(path: Path) -> RunSummary:
         ImportError: If the run used a method of another package that is not installed.
         OSError: If a record cannot be read, or is too large.
     """
-    export, devices = read_json(path / "export" / "export.json"), _devices(path / "bench")
+    export = read_json(path / "export" / "export.json")
+    devices, outdated = _devices(path / "bench", export)
     bench = next((one for one in devices if one.get("models")), {})
     parity = read_json(path / "export" / "parity.json")
     report, results = path / "report.html", _results(path)
@@ -198,8 +209,9 @@ def summarize(path: Path) -> RunSummary:
         flavors=_flavors(path, export),
         devices=devices,
         test_images=count,
-        caveats=tuple(_caveats(results, count, export, parity, devices)),
+        caveats=(*_caveats(results, count, export, parity, devices), *left_out_caveats(outdated, path)),
         report=str(report) if report.is_file() else None,
+        outdated=why_outdated(path, "report") if report.is_file() else "",
         fall_backs=tuple(export.get("student", {}).get("fall_backs", ())),
         predictions=read_json(path / "export" / "predictions.json"),
     )
@@ -248,10 +260,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_record(path) if path.is_file() else {}
 
 
-def _devices(folder: Path) -> tuple[Mapping[str, Any], ...]:
+def _devices(folder: Path, export: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+    """Return the devices' measurements, and the names of devices that measured files of an earlier export."""
     files = sorted(folder.glob("*.json"), key=lambda file: (file.name != "local.json", file.name))
-    found = ((file, read_json(file)) for file in files)
-    return tuple({"device": file.stem, **value} for file, value in found if value)
+    found = [{"device": file.stem, **value} for file in files if (value := read_json(file))]
+    hashes = {name: facts.get("sha256") for name, facts in export.items()}
+    outdated = [value for value in found if measured_others(value, hashes)]
+    return tuple(value for value in found if value not in outdated), tuple(str(one["device"]) for one in outdated)
 
 
 def _results(path: Path) -> dict[str, dict[str, Any]]:

@@ -148,6 +148,32 @@ class RunFolder:
             manifest["files"] = {**manifest["files"], **self._hashes(files)}
             self._write_manifest(stage, manifest)
 
+    def unchanged_files(self, stage: str, source: Path) -> set[Path]:
+        """Return the files that a stage made from a source as that is now, and that are still as it wrote them.
+
+        Args:
+            stage: Name of the stage, complete or not: another of its inputs, or settings, may have changed.
+            source: Inside the run folder, and among the stage's inputs.
+
+        Returns:
+            Their paths; none where the stage has not run, or had another source.
+        """
+        try:
+            manifest = _read_manifest(self.path, stage)
+            name, sha256 = next(iter(self._hashes([source]).items()))
+        except (DamagedFileError, OSError):
+            return set()
+        if manifest["inputs"].get(name) != sha256:
+            return set()
+        return {self.path / path for path, then in manifest["files"].items() if self._has_hash(path, then)}
+
+    def _has_hash(self, name: str, sha256: str) -> bool:
+        try:
+            path = inside(self.path, name)
+            return path.is_file() and sha256_of(path) == sha256
+        except (ValueError, OSError):
+            return False
+
     def manifest_file(self, stage: str) -> Path:
         """Return where a stage's manifest is, once it is complete."""
         return manifest_of(self.path, stage)
@@ -191,16 +217,7 @@ class RunFolder:
             return f"the manifest {_MANIFESTS}/{stage}.json is damaged"
         if why := self._why_other(stage, manifest):
             return why
-        for name, sha256 in {**manifest["files"], **manifest["inputs"]}.items():
-            try:
-                path = inside(self.path, name)
-            except ValueError as error:
-                return str(error)
-            if not path.is_file():
-                return f"{name} is gone"
-            if sha256_of(path) != sha256:
-                return f"{name} has changed"
-        return ""
+        return _altered(self.path, manifest)
 
     def environment_changes(self) -> tuple[str, ...]:
         """Return how this process differs from the one that made the folder (package versions, Python, CPU)."""
@@ -259,6 +276,34 @@ class RunFolder:
 def manifest_of(folder: Path, stage: str) -> Path:
     """Return where the manifest of a stage of a run folder is, once it is complete."""
     return folder / _MANIFESTS / f"{stage}.json"
+
+
+def why_outdated(folder: Path, stage: str) -> str:
+    """Return which file that a stage wrote, or was made from, is gone or altered since; empty where none is.
+
+    Args:
+        folder: Of a run, which is only read.
+        stage: Name of the stage; one that has not run is not outdated.
+    """
+    try:
+        return _altered(folder.resolve(), _read_manifest(folder.resolve(), stage))
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError):  # damaged, or behind a link
+        return f"the manifest {_MANIFESTS}/{stage}.json is damaged"
+
+
+def _altered(folder: Path, manifest: Mapping[str, Any]) -> str:
+    for name, sha256 in {**manifest["files"], **manifest["inputs"]}.items():
+        try:
+            path = inside(folder, name)
+        except ValueError as error:
+            return str(error)
+        if not path.is_file():
+            return f"{name} is gone"
+        if sha256_of(path) != sha256:
+            return f"{name} has changed"
+    return ""
 
 
 def _another_config(path: Path, changed: Mapping[str, tuple[str, str]]) -> str:

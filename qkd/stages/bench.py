@@ -41,7 +41,7 @@ def run(run: RunFolder, progress: Progress) -> None:
     results = measure_devices(devices, targets.paths, how, sample=targets.sample, say=progress.say)
     written = write_records(folder, records_of(results, targets, batch_size=settings.batch_size))
     made += written.values()
-    for title in drop_stale(folder, made, targets):
+    for title in drop_stale(folder, made, targets.paths):
         progress.warn(f"{title} had measured other files than those of this export; its record is deleted")
     _judge(results, written, progress)
     run.complete("bench", made, files)
@@ -53,7 +53,7 @@ def _settings(bench: BenchConfig, seed: int) -> Settings:
 
 def _judge(results: Sequence[DeviceResult], written: Mapping[str, Path], progress: Progress) -> None:
     failed = [result for result in results if result.failure]
-    if len(failed) == len(results):
+    if not any(result.reports for result in results):
         reasons = "; ".join(f"{result.device.title}: {result.failure}" for result in failed)
         raise BenchError(f"no device could measure: {reasons}")
     for result in failed:

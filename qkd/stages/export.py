@@ -23,7 +23,7 @@ from export.lowbit.sessions import low_bit_for
 from export.targets.sessions import SESSIONS, is_installed
 from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, normalize
-from qkd.files import write_json
+from qkd.files import sha256_of, write_json
 from qkd.predicting.feeding import PIXELS, preprocessing_of, write_beside
 from qkd.predicting.predictions import write_predictions
 from qkd.progress import Progress, Tracker
@@ -34,6 +34,7 @@ from qkd.roles.layers import layer_rows
 from qkd.roles.nets import load_float_twin, load_student, load_teacher
 from qkd.roles.sample import write_run_sample
 from qkd.run.folder import RunFolder
+from qkd.stages.kept import Kept, keep_proven, parity_file
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 
@@ -43,9 +44,10 @@ def run(run: RunFolder, progress: Progress) -> None:
 
     ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavor of the config is
     written beside it (``student.qonnx.onnx``), and so is a file that takes uint8 pixels (``student.uint8.onnx``) where
-    preprocessing is inside; both are compared, too, on every test image. ``labels.txt``, ``preprocess.json`` and
-    ``predict.py`` are for whoever feeds the files. Where this machine has use for the low-bit execution
-    provider, and that takes something of a file, its outputs are compared with those of the CPU provider.
+    preprocessing is inside; both are compared, too, on every test image. What an earlier export wrote for another
+    runtime stays where it is of the same student (:func:`~qkd.stages.kept.keep_proven`). ``labels.txt``,
+    ``preprocess.json`` and ``predict.py`` are for whoever feeds the files. Where this machine has use for the low-bit
+    execution provider, and that takes something of a file, its outputs are compared with those of the CPU provider.
 
     Raises:
         export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
@@ -56,9 +58,9 @@ def run(run: RunFolder, progress: Progress) -> None:
     with cpu_threads(run.config.threads):
         splits = run_images(run, progress)
         folder, student = run.folder("export"), load_student(run)
-        remove_other_flavors(folder)
+        kept = keep_proven(run, student_files(run.config), progress)
         nets = float_nets(run)
-        files = _write_models(run, student, nets, splits, folder, progress)
+        files = [*kept.files, *_write_models(run, student, nets, splits, kept, progress)]
         files += write_beside(folder, preprocessing_of(run.config, splits))
         files.append(write_run_sample(folder, {"student": student, **nets}, splits))
         reports = {
@@ -72,12 +74,6 @@ def run(run: RunFolder, progress: Progress) -> None:
     for name, report in reports.items():
         judge_file(name, report, progress)
     run.complete("export", [*files, folder / "layers.json"], _inputs(run))
-
-
-def remove_other_flavors(folder: Path) -> None:
-    """Remove what an earlier export wrote in a flavor that the config may no longer ask for."""
-    for path in [*folder.glob("student.*.onnx"), *folder.glob("parity.*.json")]:
-        path.unlink()
 
 
 class StudentFile(NamedTuple):
@@ -115,10 +111,13 @@ def _write_models(
     student: fx.GraphModule,
     nets: Mapping[str, nn.Module],
     splits: Splits,
-    folder: Path,
+    kept: Kept,
     progress: Progress,
 ) -> list[Path]:
-    exported, example = {}, example_batch(splits)
+    folder, exported, example = run.folder("export"), {}, example_batch(splits)
+    now = student_files(run.config)["student"].target
+    if kept.target not in (None, now):
+        progress.warn(f"student.onnx was for {kept.target}, and is for {now or 'ONNX Runtime'} now (export.target)")
     for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)
@@ -127,7 +126,7 @@ def _write_models(
     for name, net in nets.items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_float(net, example, folder / f"{name}.onnx", preprocessing=preprocessing)
-    write_json(folder / "export.json", {name: model_facts(model) for name, model in exported.items()})
+    write_facts(folder, exported, kept)
     write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
     progress.say(", ".join(f"{name}.onnx {model.size_bytes:,} bytes" for name, model in exported.items()))
     for name in student_files(run.config):
@@ -164,10 +163,18 @@ def export_student(
     )  # fmt: skip
 
 
+def write_facts(folder: Path, exported: Mapping[str, ExportedModel], kept: Kept) -> Path:
+    """Write ``export.json``: an entry for each written file and for each that stays of an earlier export."""
+    facts = {name: model_facts(model) for name, model in exported.items()}
+    write_json(folder / "export.json", {**facts, **kept.facts})
+    return folder / "export.json"
+
+
 def model_facts(model: ExportedModel) -> dict[str, Any]:
     """Return the entry of a written file in ``export.json``."""
     takes_pixels = model.path.stem.endswith(f".{PIXELS}")
-    return {**model.to_json(), "path": model.path.name, "takes_pixels": takes_pixels}  # the folder may move
+    facts = {"path": model.path.name, "sha256": sha256_of(model.path), "takes_pixels": takes_pixels}
+    return {**model.to_json(), **facts}  # a name as the path: the folder may move
 
 
 def compare_file(
@@ -190,7 +197,7 @@ def compare_file(
 
 def write_parity(folder: Path, name: str, report: ParityReport) -> Path:
     """Write the comparison of a file, given by its name without the ending; return where."""
-    path = folder / f"{name.replace('student', 'parity')}.json"
+    path = parity_file(folder, name)
     write_json(path, report.to_json())
     return path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from export import ExportedModel, cost_of_file, export_float
+from export import cost_of_file, export_float
 from qkd.data import Splits
 from qkd.failures import UsageError
 from qkd.federated.engines import run_local
@@ -27,11 +27,11 @@ from qkd.stages.export import (
     example_batch,
     export_student,
     judge_file,
-    model_facts,
-    remove_other_flavors,
     student_files,
+    write_facts,
     write_parity,
 )
+from qkd.stages.kept import Kept, keep_proven
 from qkd.training import cpu_threads
 from qkd.training.assembly import WEIGHTS
 from qkd.training.checkpoint import CheckpointStore
@@ -113,7 +113,6 @@ def export(run: RunFolder, progress: Progress) -> None:
     """Write ``export/``: the global student as ONNX, proven equal to it; a float net is written without proof."""
     splits = run_images(run, progress)
     folder = run.folder("export")
-    remove_other_flavors(folder)
     if run.config.federated is not None and run.config.federated.precision == "float":
         files = _export_float(run, splits, folder)
     else:
@@ -125,11 +124,12 @@ def export(run: RunFolder, progress: Progress) -> None:
 def _export_float(run: RunFolder, splits: Splits, folder: Path) -> list[Path]:
     net, preprocessing = load_float(run.path / "student" / WEIGHTS), preprocessing_of(run.config, splits, "student")
     made = export_float(net, example_batch(splits), folder / "student.onnx", preprocessing=preprocessing)
-    return [made.path, *_write_facts(folder, {"student": made})]
+    return [made.path, write_facts(folder, {"student": made}, Kept([], {}))]
 
 
 def _export_student(run: RunFolder, splits: Splits, folder: Path, progress: Progress) -> list[Path]:
-    student, example, files, exported, reports = load_student(run), example_batch(splits), [], {}, {}
+    kept = keep_proven(run, student_files(run.config), progress)
+    student, example, files, exported, reports = load_student(run), example_batch(splits), [*kept.files], {}, {}
     for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
         made = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)
@@ -137,18 +137,13 @@ def _export_student(run: RunFolder, splits: Splits, folder: Path, progress: Prog
             progress.warn(f"{name}.onnx: {warning}")
         exported[name], reports[name] = made, compare_file(student, made.path, splits, run.config, progress)
         files += [made.path, write_parity(folder, name, reports[name])]
-    files += _write_facts(folder, exported)
+    files.append(write_facts(folder, exported, kept))
     write_json(folder / "cost.json", cost_of_file(folder / "student.onnx").to_json())
     write_json(folder / "layers.json", {"layers": layer_rows(student, reports["student"])})
     for name, report in reports.items():
         judge_file(name, report, progress)
     sample = write_run_sample(folder, {"student": student}, splits)
     return [*files, folder / "cost.json", folder / "layers.json", sample]
-
-
-def _write_facts(folder: Path, exported: Mapping[str, ExportedModel]) -> list[Path]:
-    write_json(folder / "export.json", {name: model_facts(model) for name, model in exported.items()})
-    return [folder / "export.json"]
 
 
 FEDERATED: Mapping[str, Callable[[RunFolder, Progress], None]] = {"federate": train, "export": export}

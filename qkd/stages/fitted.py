@@ -9,10 +9,11 @@ import onnx
 
 from export import ExportError
 from export.conversion.repack import fit_storage
-from export.storage.needs import RUNTIME, Version, needed_runtime, needs_text, parse_runtime, storage_for
+from export.storage.needs import RUNTIME, Version, needed_runtime, needs_text, storage_for
 from export.targets import find_target
+from export.targets.asked import parse_runtime
 from export.writing import write_whole
-from qkd.files import read_json, write_json
+from qkd.files import read_json, sha256_of, write_json
 from qkd.predicting.feeding import PIXELS
 from qkd.progress import Progress
 from qkd.roles.images import run_images
@@ -84,6 +85,7 @@ def _facts(path: Path, source: dict[str, Any], version: Version) -> dict[str, An
     return {
         **{key: source[key] for key in ("flavor", "fall_backs", "takes_pixels") if key in source},
         "path": path.name,
+        "sha256": sha256_of(path),
         "size_bytes": path.stat().st_size,
         "needs": needs_text(onnx.load(path)),
         "fitted_to": f"{version[0]}.{version[1]}",

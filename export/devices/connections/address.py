@@ -29,7 +29,8 @@ class Device:
         address: ``local``, ``ssh://[user@]host[:port]`` (the host may be an alias of ``~/.ssh/config``), or
             ``adb://SERIAL``.
         name: Shown in tables and used for file names; absent, the address.
-        python: The Python there that has onnxruntime: a name on the PATH or a path; ``~/`` is the home folder there.
+        python: The Python there that has onnxruntime: a name on the PATH or a path; a relative path, ``~/`` or not,
+            is of the home folder there.
         folder: Where a temporary folder may be made; absent, ``/tmp``, for adb ``/data/local/tmp``.
         perf_test: Path of ``onnxruntime_perf_test`` there; given, it measures instead of Python.
         ssh_options: Further arguments of ``ssh``, such as ``-F my_config``; for whom ``~/.ssh/config`` is not enough.
@@ -61,6 +62,8 @@ class Device:
             raise ValueError(f"timeout_s must be at most {LONGEST_S:g}, got {self.timeout_s}")
         if not self.python or self.python.startswith("-"):
             raise ValueError(f"python must be a program, got {self.python!r}")
+        if self.python.startswith("~") and not self.python.startswith("~/"):
+            raise ValueError(f"python: only ~/, the home folder there, is known, got {self.python!r}; give its path")
         for field in ("folder", "perf_test"):
             value = getattr(self, field)
             if value is not None and not PurePosixPath(value).is_absolute():

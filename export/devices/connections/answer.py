@@ -47,7 +47,10 @@ def read_answer(captured: Captured, token: str) -> dict[str, Any]:
 def _no_answer(captured: Captured) -> str:
     words = printable(captured.stderr) or printable(captured.stdout.decode("utf-8", "replace")) or "it said nothing"
     if captured.code in (126, 127):
-        return f"the Python of the device could not be started ({words}): set python to one that has onnxruntime"
+        return (
+            f"the Python of the device could not be started ({words}): name one that has onnxruntime, as `--python "
+            f"env/bin/python` (a relative path is of the home folder there) or `python:` in a devices file"
+        )
     if "SyntaxError" in captured.stderr:
         return f"the Python of the device is too old: it must be 3.8 or newer ({words})"
     number = captured.code - 128 if captured.code > 128 else -captured.code

@@ -38,9 +38,9 @@ class Shell(Protocol):
 
 
 def quote_program(program: str) -> str:
-    """Return a program as a word of sh; ``~/`` stays the home folder of whoever runs it."""
-    if program.startswith("~/"):
-        return f'"$HOME"/{shlex.quote(program[2:])}'
+    """Return a program as a word of sh; ``~/`` and relative paths are of the home folder of whoever runs it."""
+    if "/" in program and not program.startswith("/"):
+        return f'"$HOME"/{shlex.quote(program.removeprefix("~/"))}'
     return shlex.quote(program)
 
 

@@ -64,11 +64,9 @@ class Refused(ValueError):
 
 
 def probe(models: dict[str, Any], folder: str = ".") -> dict[str, Any]:
-    """Return what this machine is, and which of the tiny models its runtime loads.
+    """Return what this machine is, and which of the tiny models its runtime loads; ``folder`` is where files would go.
 
-    Args:
-        models: Name -> base64 of a model that must load, or the arguments of ``wins_race``, models as base64.
-        folder: Where files would go.
+    A model is the base64 of one that must load, or the arguments of ``wins_race``, models as base64.
     """
     found: dict[str, Any] = {
         "executable": sys.executable or "",
@@ -100,14 +98,7 @@ def probe(models: dict[str, Any], folder: str = ".") -> dict[str, Any]:
 
 
 def wins_race(onnxruntime: Any, special: bytes, plain: bytes, difference: int) -> bool:
-    """Return whether a special kernel gives the plain one's outputs plus a number, and is not many times slower.
-
-    Args:
-        onnxruntime: The module.
-        special: A model with one uint8 input of known shape and one output.
-        plain: Another with the same.
-        difference: What every output of the former is to be larger by.
-    """
+    """Return whether a special kernel gives, for uint8 input, a plain one's outputs plus ``difference``, as fast."""
     import numpy
 
     outputs, best = [], []
@@ -141,11 +132,12 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     import onnxruntime
 
     pin(job["affinity"])
-    entries, left_out = choose(onnxruntime, job, folder)
+    failed: dict[str, str] = {}
+    entries, left_out = choose(onnxruntime, job, folder, failed)
     job = dict(job, spinning=job["spinning"] and len(entries) == 1)
-    memory = [peak_memory(job, folder, int(entry["key"])) if job["memory"] else {} for entry in entries]
+    memory = {entry["key"]: peak_memory(job, folder, int(entry["key"])) if job["memory"] else {} for entry in entries}
     before = conditions(job["affinity"])
-    models = [Timed(onnxruntime, job, entry, folder) for entry in entries]
+    models = open_all(onnxruntime, job, entries, folder, failed)
     for model in models:
         say(f"{model.title}: loaded in {model.load_ms:.0f} ms, first run {model.first_run_ms:.1f} ms; warming up")
         for _ in range(job["warmup"]):
@@ -154,35 +146,47 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     times = take_turns(models, job["rounds"])
     after = conditions(job["affinity"])
     results = {}
-    for model, taken, peak in zip(models, times, memory):  # noqa: B905 - `strict` is younger than Python 3.8
+    for model, taken in zip(models, times):  # noqa: B905 - `strict` is younger than Python 3.8
+        peak = memory[model.key]
         say("{}: median {:.3f} ms".format(model.title, statistics(taken)["median_ms"]))
         results[model.key] = dict(model.facts(), **statistics(taken), **peak, **score(model, job, folder))
         results[model.key]["notes"] = peak.get("notes", []) + timing_notes(taken)
     notes = condition_notes(before, after, job)
-    answer = {"models": results, "left_out": left_out, "machine": machine(), "notes": notes}
+    answer = {"models": results, "left_out": left_out, "not_measured": failed, "machine": machine(), "notes": notes}
     return dict(answer, before=before, after=after)
 
 
-def choose(ort: Any, job: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the entries that are measured, and why others are not: the low-bit provider may have nothing to do.
+def open_all(ort: Any, job: dict[str, Any], entries: list[Any], folder: str, failed: dict[str, str]) -> list[Timed]:
+    """Load the models; what fails beside the CPU provider goes into ``failed`` (key -> why), if another one loads."""
+    models, errors = [], []
+    for entry in entries:
+        try:
+            models.append(Timed(ort, job, entry, folder))
+        except Exception as error:  # a runtime or provider raises whatever it likes
+            if entry["provider"] == CPU:
+                raise
+            errors.append(error)
+            failed[entry["key"]] = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+    if not models:
+        raise errors[0] if errors else Refused(next(iter(failed.values())))
+    return models
 
-    Args:
-        ort: The module onnxruntime.
-        job: As ``run`` takes it.
-        folder: Where its files are.
+
+def choose(ort: Any, job: dict[str, Any], folder: str, failed: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
+    """Return the entries to measure, and why others need not be: the low-bit provider may have nothing to do.
+
+    Its entries go into ``failed`` where it is asked for by name and not offered here.
     """
     kept: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
-    wanted = any(entry["provider"] == LOW_BIT for entry in job["models"])
-    why = register_low_bit(ort, job, folder) if wanted else ""
+    why = register_low_bit(ort, job, folder) if LOW_BIT in [entry["provider"] for entry in job["models"]] else ""
     for entry in job["models"]:
         if entry["provider"] != LOW_BIT:
             kept.append(entry)
             continue
-        if why and not entry["optional"]:
-            raise Refused(f"{entry['name']}: the low-bit provider is not offered here: {why}")
         if why:
-            left_out[entry["key"]] = why
+            reason = f"{entry['name']}: the low-bit provider is not offered here: {why}"
+            (left_out if entry["optional"] else failed)[entry["key"]] = reason
             continue
         taken = compare_low_bit(ort, job, entry, folder)
         if taken != 0:  # None: onnxruntime does not tell
@@ -332,8 +336,8 @@ def open_elsewhere(program: str, path: str, job: dict[str, Any], entry: dict[str
     try:
         return module.Session(path, job["threads"])
     except ImportError as error:
-        wanted = entry["provider"]
-        raise Refused(f"{wanted} is missing for {sys.executable} ({error}): pip install {wanted}") from error
+        name = entry["provider"]
+        raise Refused(f"{name} is missing for {sys.executable} ({error}): pip install {name}") from error
 
 
 def input_of(session: Any, name: str, batch_size: int) -> tuple[str, tuple[int, ...]]:
@@ -413,8 +417,8 @@ def run_in_batches(model: Timed, images: Any) -> Any:
 
 def peak_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
     """Load and run one model in a separate process; return its peak memory and what Python and runtime take."""
-    command = [sys.executable, os.path.abspath(__file__), "memory", os.path.join(folder, "job.json"), str(index)]
-    command += ["child"]  # whose stdin is this process: it ends when this one does
+    words = ["memory", os.path.join(folder, "job.json"), str(index), "child"]  # its stdin is this process: it ends, too
+    command = [sys.executable, os.path.abspath(__file__), *words]
     say("{}: peak memory, in a separate process".format(job["models"][index]["title"]))
     try:
         with subprocess.Popen(
@@ -443,10 +447,7 @@ def child_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]
 
 
 def peak_bytes() -> int:
-    """Return the peak resident memory of this process.
-
-    Linux's VmHWM belongs to the program; ru_maxrss, which is left where that is missing, also remembers the parent.
-    """
+    """Return the peak resident memory of this process: VmHWM, or else ru_maxrss, which also remembers the parent."""
     for line in (read("/proc/self/status") or "").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import defaults
-from qkd.cli.options.command import add_command, load, new_progress, print_result, run_stages_of
+from qkd.cli.options.command import add_command, load, new_progress, print_result, require_config, run_stages_of
 from qkd.cli.options.values import cpus, finite, whole
 from qkd.failures import BAD_INPUT, DONE, FAILED
 from qkd.files.user_paths import user_path
@@ -29,6 +29,7 @@ def bench(args: argparse.Namespace) -> int:
     from qkd.bench.measuring import bench_models, names_models, refuse_options
 
     if not names_models([args.config]):
+        require_config(args)
         refuse_options(args)
         return run_stages_of(load(args), (args.name,), args)
     table = bench_models(args, new_progress(), calibration=_training_images)
@@ -53,6 +54,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     for words in (
         ("--on", "append", None, "DEVICE", "local, ssh://[user@]host[:port], adb://SERIAL or a name; may be repeated"),
         ("--devices", None, user_path, "FILE", "file of named devices (~/.config/qkd/devices.yaml)"),
+        (
+            "--python",
+            None,
+            None,
+            "PATH",
+            "the devices' Python, with onnxruntime; relative: to the home there (python3)",
+        ),
         ("--threads", None, whole, "N", f"intra-op threads ({defaults.THREADS})"),
         ("--rounds", None, whole, "N", f"timed inferences per model, interleaved ({defaults.ROUNDS})"),
         ("--warmup", None, whole, "N", f"inferences before the clock starts ({defaults.WARMUP})"),

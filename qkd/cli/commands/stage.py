@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 def run_stage(args: argparse.Namespace) -> int:
     """Run one stage, then print the closing table."""
     if getattr(args, "runtime", None) is not None:
-        from export.storage.needs import parse_runtime
+        from export.targets.asked import parse_runtime
 
         parse_runtime(args.runtime)  # a wrong one is said before anything runs
     config = meant(args, load(args))

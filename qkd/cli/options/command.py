@@ -82,12 +82,34 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
     from qkd.checking import file_faults, name_faults
     from qkd.config.binding import load_config
 
+    require_config(args)
     folder = Path(args.config)
     if hasattr(args, "runs_dir") and (folder / "config.yaml").is_file():
         folder = folder.resolve()  # the folder's own config; the folder may have got another name
         args.config, args.runs_dir = str(folder / "config.yaml"), folder.parent
         args.overrides = [*args.overrides, f"name={folder.name}"]
     return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
+
+
+def require_config(args: argparse.Namespace) -> None:
+    """Raise where a command of runs was given neither a config nor a run folder.
+
+    Args:
+        args: With ``config``, and ``runs_dir`` where the command has it.
+
+    Raises:
+        UsageError: If there is nothing of this name; says what there is.
+    """
+    if not hasattr(args, "runs_dir") or (Path(args.config) / "config.yaml").is_file():
+        return
+    from qkd.config.binding import find_config
+    from qkd.failures import ConfigError, UsageError
+    from qkd.run.target import runs_in
+
+    try:
+        find_config(args.config)
+    except ConfigError as error:
+        raise UsageError(f"{error}; nor is it a run folder: {runs_in(args.runs_dir)}") from error
 
 
 def meant(args: argparse.Namespace, config: RunConfig) -> RunConfig:

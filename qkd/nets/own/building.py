@@ -43,6 +43,10 @@ def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: Imag
         raise ValueError(f"net {net.title}: cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(builder):
         raise ValueError(f"net {net.title}: is a {type(builder).__name__}, not a function or class that builds a net")
+    if isinstance(builder, nn.Module):
+        kind = type(builder).__name__
+        raise ValueError(f"net {net.title}: is an instance of {kind}, a net that is built already; name the class "
+                         f"{kind}, or a function that returns a new one")  # fmt: skip
     facts = {"classes": classes, "channels": channels, "image_size": image_size}
     given = {**_wanted(builder, facts, net.options), **net.options}
     try:

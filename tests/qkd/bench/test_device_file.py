@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export import Device
-from qkd.bench.device_file import default_file, read_devices, resolve_devices
+from qkd.bench.device_file import FORM, DeviceEntry, default_file, read_devices, resolve_devices
 from qkd.checking.names import table
 from qkd.config.binding import shipped_configs, shipped_folder
 from qkd.failures import ConfigError
@@ -81,8 +81,39 @@ def test_unknown_names_are_told_together(file: Path) -> None:
     first, second, third = caught.value.faults
     assert "device 'pi5' is neither an address" in first and "did you mean `pi4`?" in first
     assert "'-x' is no host" in second and "known: pi4, phone, local" in third
-    with pytest.raises(ConfigError, match="no such devices file; configs/devices.yaml shows the form"):
+    with pytest.raises(ConfigError, match=r"no such devices file; its form: devices: \{board: \{address: "):
         resolve_devices(["pi4"], file.with_name("none.yaml"))
+
+
+def test_a_host_without_a_scheme_is_told_the_address_and_where_names_are_looked_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    own = tmp_path / "qkd" / "devices.yaml"
+    with pytest.raises(ConfigError) as caught:
+        resolve_devices(["board"])
+    message = str(caught.value)
+    assert "(a host, or an alias of ~/.ssh/config, is ssh://board)" in message
+    assert f"a name of your devices file, which would be {own} (or --devices FILE)" in message
+    assert str(shipped_folder()) not in message
+    with pytest.raises(ConfigError, match=f"a name of {file}; .*is ssh://board"):
+        resolve_devices(["board"], file)
+    with pytest.raises(ConfigError) as caught:
+        resolve_devices(["no host"])
+    assert "ssh://no" not in str(caught.value)
+
+
+def test_the_file_of_the_page_is_one_and_the_page_has_every_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "board.md").read_text(encoding="utf-8")
+    (tmp_path / "d.yaml").write_text("devices:" + page.partition("\ndevices:")[2].partition("```")[0])
+    assert read_devices(tmp_path / "d.yaml")["board"].affinity == (0, 1, 2, 3)
+    table = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [key for key in DeviceEntry.model_fields if not any(f"`{key}`" in line for line in table)] == []
+
+
+def test_the_form_that_the_message_shows_is_one(tmp_path: Path) -> None:
+    (tmp_path / "d.yaml").write_text(FORM)
+    assert read_devices(tmp_path / "d.yaml")["board"].python == "env/bin/python"
 
 
 def test_the_file_is_not_needed_for_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

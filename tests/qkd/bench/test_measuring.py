@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from export import Sample, export_float, export_onnx, read_sample, write_sample
+import qkd.bench.measuring
+from export import Device, DeviceResult, Sample, export_float, export_onnx, read_sample, write_sample
 from qkd.bench.targets import find_targets, is_float
 from qkd.cli import main
 from qkd.config.binding import config_text
@@ -81,6 +84,54 @@ def test_the_table_and_a_device_that_fails(made: Path, capsys: pytest.CaptureFix
     assert re.search(r"FAILED: (ssh to 127\.0\.0\.1 failed.*Connection refused|cannot run ssh)", lines[2])
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("raise ImportError('gone')", "openvino is missing for"),
+        ("class Core:\n    def read_model(self, path):\n        raise RuntimeError('no such operator')",
+         "RuntimeError: no such operator"),
+    ],
+)  # fmt: skip
+def test_a_runtime_that_fails_costs_no_row_of_another(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str,
+    reason: str,
+) -> None:  # fmt: skip
+    (tmp_path / "openvino.py").write_text(content + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(made, tmp_path / "run")
+    both = (tmp_path / "run", *QUICK, "--runtime", "onnxruntime,openvino")
+    out, err = run(capsys, *both, code=1)
+    _, *lines = out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["local", "student"], ["local", "teacher"], ["local", "-"]]
+    assert "FAILED: " in lines[2] and reason in lines[2]
+    assert "recorded in" in err
+    record = json.loads((tmp_path / "run" / "bench" / "local.json").read_text())
+    assert list(record["models"]) == ["student", "teacher"] and record["failure"] is None
+    (device,) = json.loads(run(capsys, *both, "--json", code=1)[0])["devices"]
+    assert reason in device["failure"] and list(device["models"]) == ["student", "teacher"]
+    # nothing else was asked for: a failure alone, and nothing is recorded
+    (tmp_path / "run" / "bench" / "local.json").unlink()
+    alone, _ = run(capsys, tmp_path / "run", *QUICK, "--runtime", "openvino", code=2 if "missing" in reason else 1)
+    assert len(alone.splitlines()) == 2 and reason in alone
+    assert not (tmp_path / "run" / "bench" / "local.json").exists()
+
+
+def test_a_python_of_the_command_line_stands_above_the_devices_own(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[Device] = []
+
+    def measure(devices: Sequence[Device], *_: object, **__: object) -> tuple[DeviceResult, ...]:
+        found.extend(devices)
+        return tuple(DeviceResult(device, failure="not reached") for device in devices)
+
+    monkeypatch.setattr(qkd.bench.measuring, "measure_devices", measure)
+    (tmp_path / "d.yaml").write_text("devices: {pi: {address: ssh://pi, python: /other}}")
+    on = [word for name in ("local", "ssh://board", "pi") for word in ("--on", name)]
+    run(capsys, made, *on, "--devices", tmp_path / "d.yaml", "--python", "env/bin/python", code=1)
+    assert [device.python for device in found] == ["python3", "env/bin/python", "env/bin/python"]
+
+
 def test_files_get_names_and_expected_logits(made: Path, tmp_path: Path) -> None:
     export = made / "export"
     other = tmp_path / "student.onnx"
@@ -94,8 +145,6 @@ def test_files_get_names_and_expected_logits(made: Path, tmp_path: Path) -> None
 
 
 def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     shutil.copytree(made, tmp_path / "second")
     targets = find_targets([str(made), str(tmp_path / "second")])
     assert list(targets.paths) == ["tiny/student", "tiny/teacher", "second/student", "second/teacher"]
@@ -110,6 +159,8 @@ def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["STUDENT", "--python", "env/bin/python"], "--python is of a device"),
+        (["digits/smoke", "--python", "env/bin/python"], "name the Python in a devices file (bench.devices=FILE)"),
         (["none.onnx"], "none.onnx: no such file; name ONNX files, run folders, or one config"),
         (["STUDENT", "--on", "pi9"], "device 'pi9' is neither an address"),
         (["STUDENT", "--on", "ssh://-oProxyCommand=x"], "is no host"),

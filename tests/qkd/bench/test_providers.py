@@ -69,7 +69,7 @@ def test_a_row_of_the_provider_is_stale_with_its_model(run_folder: Path, tmp_pat
     targets = find_targets([str(run_folder)])
     rows = {LOW: {"model": "student", "sha256": "0" * 64}}
     (tmp_path / "pi.json").write_text(json.dumps({"device": "pi", "models": rows}))
-    assert drop_stale(tmp_path, [], targets) == ["pi"]
+    assert drop_stale(tmp_path, [], targets.paths) == ["pi"]
 
 
 @pytest.mark.parametrize("words", [["--provider", "lowbit,cpu"], ["--provider", "lowbit", "--provider", "cpu"]])

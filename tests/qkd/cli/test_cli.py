@@ -110,7 +110,10 @@ def test_a_module_is_the_command(module: str) -> None:
         timeout=60,
         check=True,
     )
-    assert done.stdout == "digits/smoke: no faults\n"
+    assert done.stdout.splitlines() == [
+        "digits/smoke: no faults in keys, names and files",
+        "not tried: nets, images, export; `qkd run digits/smoke --dry-run` does",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +163,18 @@ def test_validate_accepts_a_good_config(config: Path, capsys: pytest.CaptureFixt
     assert "no faults" in capsys.readouterr().out
     assert main(["validate", str(config), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"name": "small", "faults": []}
+
+
+@pytest.mark.parametrize("words", [["bench"], ["bench", "--on", "x"], ["report"], ["export"], ["run"], ["diagnose"]])
+def test_a_run_that_is_not_there_is_named(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.yaml").touch()
+    assert main([words[0], "runs/missing", *words[1:]]) == 2
+    message = capsys.readouterr().err
+    assert "runs/missing" in message and "runs has: mine (see --runs-dir)" in message and "bench section" not in message
 
 
 def test_validate_lists_all_faults(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +239,8 @@ def test_a_stage_says_what_is_missing(
     assert main([stage, str(config), "--runs-dir", str(tmp_path / "runs")]) == 2
     text = capsys.readouterr().err
     assert f"stage {stage}" in text and "(not run)" in text
-    assert "run `qkd teacher`" in text or "run `qkd export`" in text
+    before = {"distill": "search", "export": "distill", "bench": "export", "report": "bench"}[stage]
+    assert f"`qkd run {tmp_path / 'runs' / 'small'} --until {before}` makes it" in text
 
 
 def test_a_run_folder_that_cannot_be_made_is_the_users_to_mend(

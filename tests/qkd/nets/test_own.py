@@ -41,6 +41,7 @@ def words():
 
 
 number = 3
+instance = Fixed()
 """
 LAYERS = """
 from torch import nn
@@ -83,6 +84,10 @@ def test_two_files_with_a_module_of_one_name_beside_them_do_not_meet(home: Path)
         ("mynet.py:broken", "failed: RuntimeError: no such luck"),
         ("mynet.py:words", "gives a str, not a torch.nn.Module"),
         ("mynet.py:number", "is a int, not a function or class"),
+        (
+            "mynet.py:instance",
+            "is an instance of Fixed, a net that is built already; name the class Fixed, or a ",
+        ),
         ("mynet.py:nothing", "cannot be loaded: AttributeError"),
         ("gone.py:build", "cannot be loaded: ImportError: .*no such file"),
         ("no.such.package:build", "cannot be loaded: ModuleNotFoundError"),

@@ -158,6 +158,18 @@ def test_a_resize_rule_that_is_not_known_is_named(tmp_path: Path, rule: str) -> 
         program.read_image(str(tmp_path / "a.png"), facts)
 
 
+def test_a_folder_means_the_images_in_it(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    (folder / "below.png").mkdir(parents=True)
+    assert main(["predict", str(run.path), str(folder)]) == 2
+    assert "photos: a folder that holds no image files itself (.bmp," in capsys.readouterr().err
+    for name in ("b.PNG", "a.png", ".hidden.png", "notes.txt"):
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / name, format="PNG")
+    assert main(["predict", str(run.path), str(folder), "--json"]) == 0
+    images = [entry["image"] for entry in json.loads(capsys.readouterr().out)["images"]]
+    assert images == [str(folder / "a.png"), str(folder / "b.PNG")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from qkd.bench.record import file_name, file_names, write_records
 from qkd.cli import main
 from qkd.failures import ConfigError
 from qkd.progress import Progress, Silent
+from qkd.report import summarize
 from qkd.roles.sample import calibration_images
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
@@ -127,6 +129,42 @@ def test_a_device_added_by_the_command_is_in_the_report_and_nothing_is_trained(
     assert {path: path.stat().st_mtime_ns for path in run.glob("*/weights.safetensors")} == trained
     assert main(["run", str(run)]) == 0
     assert capsys.readouterr().err.count("already complete") == 6
+
+
+def test_measuring_again_after_another_export_makes_the_report_possible(
+    exported: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "tiny"
+    shutil.copytree(exported.path, run)
+    quick = ["--rounds", "3", "--warmup", "0"]
+    (tmp_path / "d.yaml").write_text("devices: {board: {address: local}}\n")
+    board = ["bench", str(run), "--on", "board", "--devices", str(tmp_path / "d.yaml"), *quick]
+    assert main(["bench", str(run), *quick]) == main(board) == main(["report", str(run)]) == 0
+    assert state_of(run, capsys) == "complete"
+    # the files that were measured are the same bytes: nothing is to be measured again, but the report is older
+    assert main(["export", str(run), "export.target=openvino"]) == 0
+    assert "(older than the run: export/export.json has changed; `qkd run" in capsys.readouterr().out
+    assert state_of(run, capsys) == "report outdated (export/export.json has changed)"
+    assert main(board) == main(["report", str(run)]) == 0
+    assert state_of(run, capsys) == "complete"
+    # student.onnx is another file: old latencies are not shown beside its size
+    assert main(["export", str(run), "export.target=onnxruntime-web"]) == 0
+    printed = capsys.readouterr().out
+    assert "latencies of local, board are of an earlier export's files and left out; `qkd bench" in printed
+    assert summarize(run).devices == () and summarize(run).student.median_ms is None
+    assert main(board) == 0
+    assert "local had measured other files than those of this export; its record is deleted" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 2  # the run's own device is this machine
+    assert f"`qkd run {run} --until bench` makes it" in capsys.readouterr().err
+    assert main(["bench", str(run), *quick]) == main(["report", str(run)]) == 0
+    assert state_of(run, capsys) == "complete" and len(summarize(run).devices) == 2
+
+
+def state_of(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what `qkd ls runs` says of a run."""
+    capsys.readouterr()
+    assert main(["ls", "runs", str(run.parent), "--json"]) == 0
+    return str(json.loads(capsys.readouterr().out)[0]["state"])
 
 
 def test_a_run_in_use_is_measured_but_not_recorded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from qkd.report import summarize
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.export import require_integer_layers
+from qkd.stages.fitted import keep_fitted
+from qkd.stages.kept import keep_proven
 from qkd.testing import tiny_config, write_npz_set
 
 pytestmark = pytest.mark.usefixtures("unfused")
@@ -97,6 +100,56 @@ def test_another_flavor_lies_beside_and_is_compared(data: Path, trained: Path, f
     STAGES["bench"](run, Silent())
     STAGES["report"](run, Silent())
     assert f"student.{flavor}.onnx" in (run.path / "report.md").read_text()
+
+
+def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(
+    data: Path, tmp_path: Path, trained: Path
+) -> None:
+    shutil.copytree(trained / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("export", "export.json"))
+    folder = tmp_path / "tiny" / "export"
+    export(data, tmp_path, target="openvino")
+    first = {name: (folder / name).read_bytes() for name in ("student.onnx", "teacher.onnx", "student.openvino.onnx")}
+    for content in first.values():  # nothing of where it was made
+        assert str(tmp_path).encode() not in content and str(Path.cwd()).encode() not in content
+    keep_fitted(export(data, tmp_path, target="onnxruntime-web"), "onnxruntime==1.17", Silent())
+    (folder / "student.slim.onnx").write_bytes(b"a person's own")
+    listener = Listening()
+    export(data, tmp_path, listener, target="iree")
+    kept = "student.onnxruntime-1.17.onnx, student.openvino.onnx"
+    assert f"kept from an earlier export, of the same student: {kept}" in listener.said
+    assert any("student.slim.onnx is in no record of this run's exports" in line for line in listener.said)
+    assert "student.onnx was for onnxruntime-web, and is for ONNX Runtime now (export.target)" in listener.said
+    assert {name: (folder / name).read_bytes() for name in first} == first  # also student.onnx: the same bytes
+    facts = read_json(folder / "export.json")
+    others = {"student.openvino", "student.onnxruntime-1.17", "student.iree"}
+    assert facts.keys() == {"student", "teacher", *others} and sorted(run_files(folder.parent)) == [
+        "student", "teacher",
+    ]  # fmt: skip
+    assert summarize(folder.parent).flavors.keys() == others
+    # one that was changed is not proven
+    (folder / "student.iree.onnx").write_bytes(b"changed")
+    kept_now = keep_proven(RunFolder(tiny_config(data), folder.parent), ["student"], listener)
+    assert kept_now.facts.keys() == others - {"student.iree"} and not (folder / "parity.iree.json").exists()
+    assert "student.iree.onnx is deleted: it was not proven to be the student that this run has now" in listener.said
+    # of a retrained student there is no file yet
+    write_other_weights(folder.parent / "student" / "weights.safetensors")
+    export(data, tmp_path, listener)
+    assert any(line.startswith("student.openvino.onnx is deleted") for line in listener.said)
+    assert {path.name for path in folder.glob("student*.onnx")} == {"student.onnx", "student.slim.onnx"}
+    assert read_json(folder / "export.json").keys() == {"student", "teacher"}
+
+
+def write_other_weights(path: Path) -> None:
+    """Change one weight of a stored student, as another training would."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    values = load_file(path)
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    name = next(name for name, value in values.items() if value.ndim == 4)
+    values[name] = -values[name]
+    save_file(values, path, facts)
 
 
 def test_a_flavor_that_cannot_be_proven_is_found_before_training(

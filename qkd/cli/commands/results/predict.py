@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
     text = "classes and probabilities of images, by an exported file"
     parser = add_command(commands, "predict", predict, text, has_runs=True)
     parser.add_argument("model", metavar="MODEL|RUN", help="an ONNX file; or a run, whose student is meant")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or .npy files of uint8 pixels")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, .npy of uint8 pixels")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes an image (5)")
 
 

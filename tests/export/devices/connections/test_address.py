@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from export.devices import Device, as_device
+from export.devices.connections.shell import quote_program
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,7 @@ def test_what_is_no_address(address):
         ("threads", 0, "threads must be at least 1, got 0"),
         ("python", "", "python must be a program"),
         ("python", "-c", "python must be a program"),
+        ("python", "~pi/env/bin/python", "python: only ~/, the home folder there, is known, got '~pi/env/bin/python'"),
         ("folder", "relative", "folder must be an absolute path on the device, got 'relative'"),
         ("perf_test", "tool", "perf_test must be an absolute path"),
     ],
@@ -54,3 +58,19 @@ def test_what_is_no_address(address):
 def test_fields_out_of_range(field, value, message):
     with pytest.raises(ValueError, match=message):
         Device("ssh://pi", **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ("python3", "python3"),
+        ("env/my tools/python", "$HOME/env/my tools/python"),
+        ("./env/python", "$HOME/./env/python"),
+        ("~/env/python", "$HOME/env/python"),
+        ("/usr/bin/python3", "/usr/bin/python3"),
+    ],
+)
+def test_a_relative_program_is_of_the_home_folder_wherever_it_is_called(tmp_path, program, found):
+    script = f"printf %s {quote_program(program)}"
+    done = subprocess.run(["sh", "-c", script], cwd="/", env={"HOME": str(tmp_path)}, capture_output=True, check=True)
+    assert done.stdout.decode() == found.replace("$HOME", str(tmp_path))

@@ -39,7 +39,7 @@ def test_an_answer_is_found_among_greetings_and_made_printable():
         (Captured(0, b"", ""), "gave no answer (exit code 0): it said nothing"),
         (Captured(1, b"<<<qkd other\n{}\nqkd other>>>", "Traceback"), "no answer (exit code 1): Traceback"),
         (Captured(0, b"<<<qkd t\n{}", ""), "gave no answer"),
-        (Captured(127, b"", "sh: python3: not found"), "could not be started (sh: python3: not found): set python"),
+        (Captured(127, b"", "sh: python3: not found"), "could not be started (sh: python3: not found): name one"),
         (Captured(126, b"", "Permission denied"), "could not be started"),
         (Captured(1, b"", "SyntaxError: future feature annotations is not defined"), "must be 3.8 or newer"),
         (Captured(132, b"", ""), "an illegal instruction (signal 4)"),
@@ -107,7 +107,10 @@ def test_a_probe():
     probe.check()
     probe.check_room(10**12)
     assert probe.loads == ("int8",) and probe.python == "/py" and json.dumps(probe.to_json())
-    with pytest.raises(DeviceError, match="/py has no working onnxruntime .gone.*pip install"):
+    with pytest.raises(
+        DeviceError,
+        match="/py has no working onnxruntime .gone.*-m venv env; env/bin/pip install onnxruntime numpy.*--python env/",
+    ):
         read_probe({**PROBE, "runtime_error": "gone"}).check()
     with pytest.raises(DeviceError, match="no working numpy"):
         read_probe({**PROBE, "machine": MACHINE}).check()

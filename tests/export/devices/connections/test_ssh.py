@@ -81,8 +81,13 @@ def test_no_such_host(ssh_server, plain):
 
 
 def test_no_such_python(ssh_server, plain):
-    with pytest.raises(DeviceError, match=r"could not be started.*set python"):
+    with pytest.raises(DeviceError, match=r"could not be started.*name one"):
         measure(ssh_server.device(python="/opt/none/python3"), {"a": plain})
+
+
+def test_a_python_relative_to_the_home_folder_probes_and_measures(ssh_server, here, plain):
+    python = "../" * 9 + here.lstrip("/")  # of any home folder
+    assert measure(ssh_server.device(python=python), {"a": plain})["a"].median_ms > 0
 
 
 def test_runtime_missing(ssh_server, here, plain):

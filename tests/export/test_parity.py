@@ -77,6 +77,14 @@ def altered(path, target, name, change):
     return target
 
 
+def test_one_batch_by_itself_is_a_batch(student, path):
+    images = batches(5, count=1)[0]
+    labels = torch.arange(len(images)) % 6
+    for alone, listed in ((images, [images]), ((images, labels), [(images, labels)])):
+        found, wanted = (check_parity(student, path, given, layer_images=4) for given in (alone, listed))
+        assert (found.passed, found.images, found.off) == (True, 20, wanted.off)
+
+
 def test_student_and_file_agree(student, path):
     report = check_parity(student, path, batches(2), layer_images=60)
     assert report.images == report.layer_images == 60

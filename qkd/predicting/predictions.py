@@ -17,7 +17,7 @@ from qkd.agents import build_agent
 from qkd.data import Splits, iterate
 from qkd.files import write_bytes, write_json
 from qkd.predicting.predict import Model
-from qkd.report.findings.differences import pack_answers, paired_difference
+from qkd.report.intervals import pack_answers, paired_difference
 from qkd.roles.agents import Role, role_agent
 from qkd.run.folder import RunFolder
 from qkd.seeding import stream

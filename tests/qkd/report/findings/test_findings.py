@@ -16,11 +16,11 @@ from qkd.cli import main
 from qkd.files import DamagedFileError
 from qkd.predicting.predictions import small
 from qkd.report import RunRecord, render_page, render_text, summarize
-from qkd.report.comparison import compare_runs, render_comparison
+from qkd.report.comparing.comparison import compare_runs, render_comparison
 from qkd.report.findings.confusion import class_table, confusion_matrix, pair_table
-from qkd.report.findings.differences import pack_answers, paired_difference, unpack_answers, unpaired_interval
 from qkd.report.findings.gallery import read_gallery
 from qkd.report.findings.verdict import verdict
+from qkd.report.intervals import pack_answers, paired_difference, unpack_answers, unpaired_interval
 from qkd.report.summary import ModelRow
 
 files = load(Path(__file__).parents[1] / "run_files.py")
@@ -42,27 +42,29 @@ def row(size: int | None, ms: float | None, accuracy: float | None = 0.9) -> Mod
 @pytest.mark.parametrize(
     ("student", "twin", "words"),
     [
-        (row(100, 1.0), row(780, 2.1), "7.8 x smaller than FP32, 2.1 x faster, -2.0 points"),
-        (row(100, 2.0), row(780, 1.9), "7.8 x smaller than FP32, 1.05 x slower, -2.0 points"),
-        (row(100, 1.0), row(780, 1.01), "7.8 x smaller than FP32, as fast, -2.0 points"),
-        (row(100, None), row(99, 1.0), "as large as FP32, -2.0 points"),
-        (row(None, None), None, "-2.0 points"),
+        (row(100, 1.0), row(780, 2.1), "7.8 x smaller than FP32, 2.1 x faster, -2.0 accuracy points"),
+        (row(100, 2.0), row(780, 1.9), "7.8 x smaller than FP32, 1.05 x slower, -2.0 accuracy points"),
+        (row(100, 1.0), row(780, 1.01), "7.8 x smaller than FP32, as fast, -2.0 accuracy points"),
+        (row(100, None), row(99, 1.0), "as large as FP32, -2.0 accuracy points"),
+        (row(None, None), None, "-2.0 accuracy points"),
     ],
 )
 def test_the_verdict_says_all_in_a_sentence(student: ModelRow, twin: ModelRow | None, words: str) -> None:
     text = verdict(student, twin, row(1, 1.0, 0.92), predictions={}, parity={"passed": True})
-    assert text == f"{words} of accuracy against the teacher."
+    assert text == f"{words} vs. the teacher."
 
 
 def test_the_verdict_says_what_another_provider_gains() -> None:
     under = {"low-bit provider": row(100, 1.0)}
     text = verdict(row(100, 2.2), row(780, 2.0), row(1, 1.0, 0.92), predictions={}, parity={}, under=under)
-    assert text.startswith("7.8 x smaller than FP32, 1.1 x slower, 2.0 x faster with the low-bit provider, -2.0 points")
+    assert text.startswith(
+        "7.8 x smaller than FP32, 1.1 x slower, 2.0 x faster with the low-bit provider, -2.0 accuracy points"
+    )
 
 
 def test_the_verdict_has_a_spread_and_a_doubt_where_they_are_known() -> None:
     text = verdict(row(1, 1.0), row(1, 1.0), row(1, 1.0), predictions=PREDICTIONS, parity={"passed": False})
-    assert "-20.0 ± 25.0 points" in text and text.endswith("; but the file is NOT proven to be the student.")
+    assert "-20.0 ± 25.0 accuracy points" in text and text.endswith("; but the file is NOT proven to be the student.")
     assert verdict(None, None, None, predictions={}, parity={}) == ""
     assert verdict(row(1, 1.0, None), None, None, predictions={}, parity={}) == ""
 
@@ -139,7 +141,7 @@ def test_what_a_comparison_lacks_is_said_with_the_command(tmp_path: Path, capsys
         files.write(path / "config.yaml", {})
     assert main(["compare", *map(str, paths)]) == 0
     text = capsys.readouterr().out
-    assert "compared with one:" in text and re.search(r"-2\.5 \.\. \+2\.5 points +within noise", text)
+    assert "compared with one:" in text and re.search(r"-2\.7 \.\. \+2\.7 points +within noise", text)
     assert "note: accuracy of two: not compared image by image" in text
     assert f"`qkd bench {paths[0]} {paths[1]}` measures the files interleaved" in text
     page = "\n".join(files.Page(render_comparison(compare_runs(paths))).words)
@@ -193,9 +195,9 @@ def page_of(run: Path) -> str:
 def test_the_page_opens_with_a_verdict_and_shows_mistakes(tmp_path: Path) -> None:
     run = make_findings(tmp_path / "run")
     text = page_of(run)
-    assert text.index('<p class="verdict">25.3 x smaller than FP32, 4.1 x faster, -20.0 ± 25.0 points') < text.index(
-        "<table"
-    )
+    assert text.index(
+        '<p class="verdict">25.3 x smaller than FP32, 4.1 x faster, -20.0 ± 25.0 accuracy points'
+    ) < text.index("<table")
     assert set(re.findall(r'src="([^,"]*)', text)) == {"data:image/png;base64"}, "no resource from elsewhere"
     assert not re.search(r"https?://|url\(|@import|href=|<script", text)
     page = files.Page(text)

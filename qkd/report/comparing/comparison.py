@@ -9,7 +9,7 @@ from typing import Any
 
 from qkd.files import DamagedFileError, write_text
 from qkd.report.caveats import interval_text
-from qkd.report.findings.differences import Difference, difference_cells, difference_notes, differences
+from qkd.report.comparing.differences import Difference, difference_cells, difference_notes, differences
 from qkd.report.summary import RunSummary, summarize
 from qkd.report.table import align
 from qkd.units import megabytes, milliseconds, percent

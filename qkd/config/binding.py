@@ -194,7 +194,7 @@ def _with_teacher(data: dict[str, Any], file: str, overridden: Sequence[str]) ->
         return with_borrowed_teacher(data, resolved_nets(theirs, folder), file=file, overridden=overridden)
     if "net" in data["teacher"]:  # as in a run folder: they were filled in when it was made
         return data
-    raise ConfigError([f"config.teacher.run: {shown_line(run)} is no run folder: it has no config.yaml"])
+    raise ConfigError([f"config.teacher.run: {shown_line(run)} is not a run folder: it has no config.yaml"])
 
 
 def config_text(config: BaseModel) -> str:

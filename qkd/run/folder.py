@@ -357,7 +357,7 @@ def _lock(path: Path) -> None:
     if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
         os.close(handle)
         raise ValueError(
-            f"{file}: is no file of this folder alone (a pipe, or a second name of another file); delete it"
+            f"{file}: is not a file of this folder alone (a pipe, or a second name of another file); delete it"
         )
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

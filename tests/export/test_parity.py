@@ -201,7 +201,7 @@ def test_a_file_of_others_is_refused(student, path, tmp_path):
     with pytest.raises(FileNotFoundError, match="no model file"):
         check_parity(student, tmp_path / "none.onnx", batches(2, 1))
     (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"cut\.onnx: it is no ONNX file, or a damaged one"):
+    with pytest.raises(ValueError, match=r"cut\.onnx: it is not an ONNX file, or it is damaged"):
         check_parity(student, tmp_path / "cut.onnx", batches(2, 1))
 
 

@@ -123,7 +123,7 @@ def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pyt
         (["STUDENT", "digits/smoke"], "digits/smoke: no such file"),
         (["digits/smoke", "--threads", "3", "--on", "local"], "give bench.on=..., bench.threads=..."),
         (["digits/smoke", "--sample", "x.npz"], "options are for ONNX files and run folders"),
-        (["JUNK"], "junk.onnx: it is no ONNX file"),
+        (["JUNK"], "junk.onnx: it is not an ONNX file"),
     ],
 )
 def test_what_is_refused(

@@ -138,7 +138,7 @@ def test_the_teachers_settings_are_those_of_its_run(first: Path, data: Path, tmp
     with pytest.raises(ConfigError, match=r"config.teacher.nte: unknown key"):
         load_config(file, [f"teacher.run={first}", "teacher.train.epochs=1", "teacher.nte=3"])
     file.write_text(yaml.safe_dump({**values, "teacher": {"run": str(tmp_path)}}))
-    with pytest.raises(ConfigError, match=r"config.teacher.run: .* is no run folder"):
+    with pytest.raises(ConfigError, match=r"config.teacher.run: .* is not a run folder"):
         load_config(file)
 
 

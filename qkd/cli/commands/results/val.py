@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     text = "score an exported file on labeled images, class by class"
     parser = add_command(commands, "val", val, text, has_runs=True)
     parser.add_argument("model", metavar="MODEL|RUN", help="an ONNX file, or a run (its student is used)")
-    means = "a folder of class folders, an npz file of images and labels, or a config or run, whose test set is meant"
+    means = "a folder of class folders, an npz file of images and labels, or a config or run (its test set is used)"
     parser.add_argument("data", metavar="DATA", help=means)
 
 

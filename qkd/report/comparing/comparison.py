@@ -99,15 +99,17 @@ def compare_runs(folders: Sequence[Path]) -> RunsTable:
     Raises:
         OSError: If a record cannot be read.
     """
-    summaries, rows = [], []
+    summaries: list[RunSummary | None] = []
+    rows: list[RunRow] = []
     for folder in folders:
         try:
-            summaries.append(summarize(folder))
+            summary = summarize(folder)
         except (DamagedFileError, ImportError) as error:
             summaries.append(None)
             rows.append(RunRow(folder.name, state=f"cannot be read: {error}"))
         else:
-            rows.append(_row(folder.name, summaries[-1]))
+            summaries.append(summary)
+            rows.append(_row(folder.name, summary))
     apart = differences(folders, summaries)
     return RunsTable(tuple(rows), differences=apart, notes=tuple(difference_notes(apart, folders)))
 

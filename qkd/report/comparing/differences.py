@@ -177,10 +177,16 @@ def _of_medians(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str
 
 
 def _cells(one: Difference) -> list[str]:
-    show = percent if one.figure == "accuracy" else megabytes if one.figure == "file" else milliseconds
     apart, interval = "-", "-"
     if one.difference is not None:
         apart = f"{100 * one.difference:+.1f} points" if one.figure == "accuracy" else f"x {one.difference:.2f}"
     if one.interval is not None:
         interval = f"{100 * one.interval[0]:+.1f} .. {100 * one.interval[1]:+.1f} points"
-    return [one.run, one.figure, show(one.first), show(one.this), apart, interval, one.verdict]
+    return [one.run, one.figure, _shown(one.figure, one.first), _shown(one.figure, one.this), apart, interval,
+            one.verdict]  # fmt: skip
+
+
+def _shown(figure: str, value: float) -> str:
+    if figure == "file":
+        return megabytes(int(value))
+    return percent(value) if figure == "accuracy" else milliseconds(value)

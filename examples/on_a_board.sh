@@ -10,9 +10,8 @@ run=${1:?a run folder} board=${2:?user@host} photo=${3:?an image}
 
 # Debian refuses pip outside of a virtual environment
 ssh "$board" 'test -x env/bin/python || python3 -m venv env; env/bin/pip install --quiet numpy onnxruntime Pillow'
-python=$(ssh "$board" 'echo "$HOME/env/bin/python"')
 
-qkd bench "$run" --on "ssh://$board" --python "$python" --int8-baseline
+qkd bench "$run" --on "ssh://$board" --python env/bin/python --int8-baseline
 qkd report "$run"
 
 scp "$run"/export/{student.onnx,predict.py} "$photo" "$board:"

@@ -70,6 +70,7 @@ PACKAGES = [
     "qkd.pipeline",
     "qkd.predicting",
     "qkd.report",
+    "qkd.report.comparing",
     "qkd.report.findings",
     "qkd.roles",
     "qkd.roles.teacher",

@@ -7,7 +7,7 @@
 
 `accuracy` distills W2A2 students of ResNet-20 on Fashion-MNIST: one teacher, then a student a variant and seed, each
 from that teacher's weights. Every student reads the test images once, at the end of its last epoch. Words
-`key.path=value` are passed on to every run; a run that is there already is not trained again.
+`key.path=value` are passed on to every run; an existing run is not trained again.
 
 `latency` measures untrained students of each shape, all variants of a shape interleaved on one thread, beside FP32 and
 static int8: weights change what a kernel takes only by where its sums are widened. The outputs of a student

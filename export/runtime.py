@@ -37,7 +37,7 @@ def load_model(path: str | PathLike[str]) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf's exceptions share no public base
-        raise ValueError(f"{path}: it is no ONNX file, or a damaged one ({error}); export it again") from error
+        raise ValueError(f"{path}: it is not an ONNX file, or it is damaged ({error}); export it again") from error
     if not model.graph.node:
         raise ValueError(f"{path}: it is an ONNX file without a graph; export it again")
     return model

@@ -51,6 +51,7 @@ OLD_MODULES = by_old_name({
     ("qkd.distill.losses", "qkd.losses"): (
         "branches checks features given graphs information_flow levels logits relations singular stable"
     ),
+    ("qkd.report", "qkd.report.comparing"): "comparison",
     ("qkd.distill.methods", "qkd.methods.rotations"): "branched rotations=step",
     ("qkd.distill.methods", "qkd.methods.co_study"): "co_study=step",
     ("qkd.distill.methods", "qkd.methods.ensemble"): "ensemble=average",

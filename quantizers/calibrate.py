@@ -43,9 +43,7 @@ def calibrate(student: nn.Module, batches: Iterable[Any], *, keep_statistics: bo
         >>> all(bool((scale > 0).all()) for scale in quantizer_scales(student))
         True
     """
-    if isinstance(batches, Tensor):
-        batches = [batches]  # one batch by itself
-    images = [_images(batch, student) for batch in batches]
+    images = [_images(batch, student) for batch in as_batches(batches)]
     _check(images)
     quantizers = act_quantizers(student)
     was_frozen = {layer: layer.deployed_in_training for layer in quant_layers(student).values()}
@@ -90,7 +88,7 @@ def reestimate_batch_norm(student: nn.Module, batches: Iterable[Any]) -> None:
         >>> calibrate(student, images := torch.rand(16, 1, 8, 8))
         >>> reestimate_batch_norm(student, images.split(8))
     """
-    images = [batches] if isinstance(batches, Tensor) else batches
+    images = as_batches(batches)
     layers = quant_layers(student).values()
     was_frozen = {layer: layer.deployed_in_training for layer in layers}
     with evaluating(student), torch.no_grad():
@@ -101,6 +99,29 @@ def reestimate_batch_norm(student: nn.Module, batches: Iterable[Any]) -> None:
         finally:
             for layer, frozen in was_frozen.items():
                 layer.deployed_in_training = frozen
+
+
+def as_batches(batches: Iterable[Any]) -> Iterable[Any]:
+    """Return batches unchanged, and one batch by itself as a list of it.
+
+    Args:
+        batches: Batches; or images ``[batch, ...]``, or a tuple of images and integer labels ``[batch]``.
+
+    Returns:
+        The batches.
+
+    Example:
+        >>> images, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> len(as_batches(images)), len(as_batches((images, labels))), len(as_batches([images, images]))
+        (1, 1, 2)
+    """
+    if isinstance(batches, Tensor):
+        return [batches]
+    if not isinstance(batches, tuple) or len(batches) != 2 or not all(isinstance(one, Tensor) for one in batches):
+        return batches
+    images, labels = batches
+    is_labels = labels.dim() == 1 < images.dim() and not labels.is_floating_point()
+    return [batches] if is_labels else batches
 
 
 def _images(batch: Any, student: nn.Module) -> Tensor:

@@ -67,6 +67,11 @@ IDIOMS = {
     r"\b(?:row|line|module|member|folder|process) an? (?:device|image|layer|member|method|net|round|stage|step|"
     r"sub-command|variant)\b": "one ... per ...",
     r"\banew\b": "again, from scratch",
+    r"\b(?:was|were) at hand\b": "not tested on ...",
+    r"\b(?:is|are) there already\b": "already exists",
+    r"\bpoints of accuracy against\b": "accuracy points vs. ...",
+    r"\bserves? the bits\b": "the best options for the bit width",
+    r"\bwhoever has\b": "it is self-contained",
     r"\b(?:is|are) told of\b|\bhears? of\b": "is reported, observes",
 }
 URL = r"https?://\S+"
@@ -179,6 +184,7 @@ def test_nothing_is_said_in_a_translated_idiom(pattern: str) -> None:
         ("the border as it is.", True), ("as it is computed", False), ("for turn in turns:", False),
         ("it is measured in turns", True), ("# a scale of their\n    # own, which", True), ("a row a net", True),
         ("for what it is.", True), ("what it is given", False),
+        ("No board was at hand.", True), ("the images at hand", False), ("x.yaml is there already", True),
     ],
 )  # fmt: skip
 def test_an_idiom_is_told_from_plain_use(text: str, is_idiom: bool) -> None:

@@ -52,7 +52,7 @@ def fit_storage(path: Path, loads: Collection[str]) -> Fitted:
     Raises:
         ExportError: If it must be repacked but ``export_onnx`` did not write it, the runtime does not load int8, or
             weights are in other files.
-        ValueError: If it is no ONNX file.
+        ValueError: If it is not an ONNX file.
     """
     with as_a_file(path, "to fit it to a runtime"):
         return _fit(path, loads)
@@ -92,7 +92,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
 
     Raises:
         ExportError: If ``storage`` names another type, or the file was not written by ``export_onnx`` (flavor ort).
-        ValueError: If it is no ONNX file.
+        ValueError: If it is not an ONNX file.
         OSError: If the file cannot be read.
     """
     names = {storage} if isinstance(storage, str) else set(storage)
@@ -175,7 +175,7 @@ def _read(model: bytes | str | PathLike[str]) -> onnx.ModelProto:
     except Exception as error:  # protobuf's error; its package is not ours to import
         where = "the content" if isinstance(model, bytes) else str(model)
         raise ValueError(
-            f"{where}: ONNX Runtime cannot load it: it is no ONNX file ({error}); export it again"
+            f"{where}: ONNX Runtime cannot load it: it is not an ONNX file ({error}); export it again"
         ) from error
 
 

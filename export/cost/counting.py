@@ -170,7 +170,7 @@ def cost_of_file(path: str | PathLike[str]) -> CostReport:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is no ONNX file, or its sizes cannot be told.
+        ValueError: If it is not an ONNX file, or its sizes cannot be told.
         OSError: If it cannot be read.
     """
     return cost_of_program(program_of_file(path), name=Path(path).name, file_bytes=Path(path).stat().st_size)

@@ -45,7 +45,7 @@ def program_of_file(path: str | PathLike[str]) -> Program:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is no ONNX file, or the size of a tensor cannot be told.
+        ValueError: If it is not an ONNX file, or the size of a tensor cannot be told.
     """
     model = load_model(path)
     strange = sorted({node.domain for node in model.graph.node if not _is_known(node)})

@@ -28,7 +28,7 @@ CALIBRATION_BATCH = 8  # images a run; observers keep every tensor of a run in m
 
 def export_int8_baseline(
     float_path: str | PathLike[str],
-    images: npt.NDArray[np.float32],
+    images: npt.ArrayLike,
     path: str | PathLike[str],
     *,
     reduce_range: bool = True,
@@ -41,8 +41,8 @@ def export_int8_baseline(
 
     Args:
         float_path: A float ONNX file with one float32 input.
-        images: Calibration images, normalized, float32 ``[images, channels, height, width]``; training images, or
-            else the accuracy is flattered.
+        images: Calibration images, normalized, float32 ``[images, channels, height, width]``, an array or a tensor of
+            the CPU; training images, or else the accuracy is flattered.
         path: Where the file goes; its folder must exist. Written whole or not at all.
         reduce_range: Whether weights keep to 7 bits, which the documentation advises for x86 without VNNI
             (``quantizers.integer.PAIR_SUM_LIMIT``). It costs no time, and a file may meet any processor.
@@ -60,7 +60,7 @@ def export_int8_baseline(
         ONNX Runtime documentation, `Quantize ONNX Models
         <https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html>`_, "Static quantization".
     """
-    target, source = checked_target(path), Path(float_path)
+    target, source, images = checked_target(path), Path(float_path), np.asarray(images)
     (entry,) = _inputs(source)
     if not len(images) or list(images.shape[1:]) != list(entry.shape[1:]):
         raise ExportError(f"{source}: it takes {entry.shape}, but the calibration images are {list(images.shape)}")

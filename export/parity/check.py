@@ -19,6 +19,7 @@ from export.parity.report import ParityReport
 from export.parity.tally import Array, Tally
 from export.parity.ways import Ways
 from export.storage.preprocessing import Preprocessing
+from quantizers.calibrate import as_batches
 from quantizers.modes import evaluating
 
 Batch = Tensor | Sequence[Tensor]
@@ -29,7 +30,7 @@ TAPPED_CHUNK = 16  # images a pass while every layer's codes are kept: bounds me
 def check_parity(
     student: nn.Module,
     path: str | PathLike[str],
-    batches: Iterable[Batch],
+    batches: Tensor | Iterable[Batch],
     *,
     threads: int = 1,
     layer_images: int = 256,
@@ -61,8 +62,9 @@ def check_parity(
     Args:
         student: What the file was exported from.
         path: A file that ``export_onnx`` wrote.
-        batches: Normalized float images ``[batch, channels, height, width]``, or pairs ``(images, labels)``; labels
-            ``[batch]`` give accuracies, too. Images with all values zero prove nothing, so they are an error.
+        batches: Batches of normalized float images ``[batch, channels, height, width]``, or of pairs ``(images,
+            labels)``; labels ``[batch]`` give accuracies, too. A tensor, or one pair, is one batch. Images with all
+            values zero prove nothing, so they are an error.
         threads: ONNX Runtime's threads, at least 1.
         layer_images: So many images at most are compared layer by layer; 0 leaves layers out.
         constants: Whether the file must be what ``export_onnx`` (or ``repack``) writes of the student. False judges a
@@ -107,7 +109,7 @@ def check_parity(
     elsewhere = None if runtime is None else ways.in_runtime(runtime, expected)
     graphs = None if constants else GraphParity(note=UNASKED)
     with evaluating(student), torch.no_grad():
-        for images, labels in _pairs(batches, is_inside=ways.pixels is not None):
+        for images, labels in _pairs(as_batches(batches), is_inside=ways.pixels is not None):
             ways.check_shape(images)
             graphs = graphs or compare_graphs(ways.model, view, images.shape[1:], preprocessing)
             for part, part_labels, tapped in _parts(images, labels, layer_images - layers.images):

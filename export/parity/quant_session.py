@@ -64,7 +64,7 @@ class QuantSession:
 
     Raises:
         FileNotFoundError: If it does not exist.
-        ValueError: If it is no ONNX file, or a damaged one.
+        ValueError: If it is not an ONNX file, or it is damaged.
         ImportError: If qonnx is missing.
     """
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from qkd.terms.taps import tap_paths_of
 from qkd.training import Batch, Partner, build_optimizer, learning_rate
 from qkd.training.optimizer import set_learning_rate
 from quantizers import Student, act_quantizers, calibrate, freeze_batch_norm, quantizer_scales, settle
+from quantizers.calibrate import as_batches
 from quantizers.modes import evaluating
 
 Loader: TypeAlias = Iterable[tuple[Tensor, Tensor]]
@@ -60,7 +61,7 @@ class Distilled:
 def distill(
     student: nn.Module,
     teacher: nn.Module,
-    loaders: Loader | tuple[Loader, Loader],
+    loaders: Loader | tuple[Loader, Loader] | tuple[Tensor, Tensor],
     *,
     terms: Sequence[TermConfig | Mapping[str, Any] | str] = DEFAULT_TERMS,
     train: StudentTrainConfig | Mapping[str, Any] | None = None,
@@ -74,7 +75,8 @@ def distill(
     Args:
         student: Float or low-bit; gives logits ``[batch, classes]``. In eval mode afterward.
         teacher: Likewise; only read, in eval mode, on the student's device. Its modes and flags are restored.
-        loaders: Training batches, or training and validation batches; the former must have a length.
+        loaders: Batches ``(images, labels)`` for training, or a tuple of those for training and those for validation;
+            the former must have a length. One pair of tensors is one batch.
         terms: Losses by the names of ``qkd ls losses``: ``"cross_entropy"``, or with the keys of a config's terms
             (``{"loss": "soft_target", "weight": 0.9, "options": {"temperature": 4}}``).
         train: Optimizer, rates and length, by the keys of ``student.train``; absent: its defaults. It computes in
@@ -85,7 +87,7 @@ def distill(
         What each epoch gave, one row per epoch.
 
     Raises:
-        TypeError: If the training batches have no length.
+        TypeError: If the training batches have no length, or are not pairs of images and labels.
         ValueError: If terms or settings cannot be used, or there are no batches.
         RuntimeError: If the loss is not finite.
 
@@ -99,7 +101,8 @@ def distill(
         >>> [row["epoch"] for row in distilled.rows]
         [1, 2, 3]
     """
-    batches, validation = loaders if _is_pair(loaders) else (loaders, None)
+    given: Any = as_batches(loaders)
+    batches, validation = given if _is_pair(given) else (given, None)
     settings = train if isinstance(train, StudentTrainConfig) else bind_section(StudentTrainConfig, dict(train or {}))
     _require_read(settings)
     chosen = [_term(one) for one in terms]
@@ -130,7 +133,7 @@ class _Distillation:
         self.student, self.batches, self.validation, self.settings = student, batches, validation, settings
         self.steps = _length(batches)
         self.device = next(student.parameters()).device
-        first = next(iter(batches))[0].to(self.device)
+        first = _first_images(batches).to(self.device)
         if _has_no_scales(student):
             calibrate(student, [images.to(self.device) for images, _ in _some(batches)])
         bank = build_bank(student, teacher, terms, first[:2], seed=seed)
@@ -224,6 +227,14 @@ def _length(batches: Any) -> int:
     if count == 0:
         raise ValueError("there are no training batches")
     return count
+
+
+def _first_images(batches: Any) -> Tensor:
+    first = next(iter(batches))
+    if isinstance(first, tuple | list) and len(first) == 2 and all(isinstance(one, Tensor) for one in first):
+        return cast(Tensor, first[0])
+    found = f"a tensor {list(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
+    raise TypeError(f"training batches must be pairs (images, labels) of tensors, the first one is {found}")
 
 
 def _has_no_scales(student: nn.Module) -> bool:

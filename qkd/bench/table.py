@@ -8,7 +8,7 @@ from typing import Any
 
 from export.devices import DeviceResult
 from qkd.bench.record import Record
-from qkd.report.table import DEVICE_HEAD, align, device_cells, device_notes
+from qkd.report.table import DEVICE_HEAD, DEVICE_TERMS, align, device_cells, device_label, device_notes
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,18 @@ class BenchTable:
         return {"reference": self.reference, "devices": list(self.records)}
 
     def to_text(self) -> str:
-        """Return the table; notes and failures stand at the end of their rows."""
+        """Return the table; notes and failures stand at the end of their rows, what columns mean below them."""
         rows, ends = [DEVICE_HEAD], ["notes"]
         for result, record in zip(self.results, self.records, strict=True):
             for name, row in record["models"].items():
-                rows.append([result.device.title, name, *device_cells(row, row["to_float"])])
+                rows.append(
+                    [result.device.title, device_label(name, self.reference), *device_cells(row, row["to_float"])]
+                )
                 ends.append("; ".join(device_notes(row)))
             if result.failure:
                 rows.append([result.device.title, "-", *["-"] * (len(DEVICE_HEAD) - 2)])
                 ends.append(f"FAILED: {result.failure}")
         lines = align(rows).splitlines()
         width = max(map(len, lines))
-        return "\n".join(f"{line:<{width}}  {end}".rstrip() for line, end in zip(lines, ends, strict=True))
+        table = [f"{line:<{width}}  {end}".rstrip() for line, end in zip(lines, ends, strict=True)]
+        return "\n".join(table if len(self.failures) == len(self.results) else [*table, DEVICE_TERMS])

@@ -110,12 +110,12 @@ def is_float(path: Path) -> bool:
     """Return whether a file has no quantizer.
 
     Raises:
-        ValueError: If it is no ONNX file.
+        ValueError: If it is not an ONNX file.
     """
     try:
         operators = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     except Exception as error:  # protobuf's error; its package is not ours to import
-        raise ValueError(f"{path}: it is no ONNX file ({error}); export it again") from error
+        raise ValueError(f"{path}: it is not an ONNX file ({error}); export it again") from error
     return not operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "Quant"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -36,24 +37,24 @@ from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output
 
 EXAMPLES = """examples:
-  qkd init my-images                                  look at a folder of images, write a config for it
+  qkd init my-images                                  look at a folder of images and write a config
   qkd run digits/w2a2                                 every stage; resumes where it stopped
   qkd run digits/w2a2 student.train.epochs=3 name=short
   qkd run digits/w2a2 --devices 2                     two processes share every batch
   qkd run my.yaml --dry-run                           find faults before training
   qkd validate my.yaml                                all faults of a config at once
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
-  qkd predict runs/digits-w2a2 photo.png              classes and probabilities of images
-  qkd val runs/digits-w2a2 my-images/                 accuracy on labeled images, class by class
-  qkd compare runs/digits-w2a2 runs/digits-w4a4       runs side by side; `qkd ls runs` shows all
+  qkd predict runs/digits-w2a2 photo.png              classify an image
+  qkd val runs/digits-w2a2 my-images/                 score it on labeled images, class by class
+  qkd compare runs/digits-w2a2 runs/digits-w4a4       differences, and what of them is noise; `qkd ls runs` lists runs
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
-  qkd cost digits/w2a2 --layers                       parameters, operations, bytes: no training needed
-  qkd diagnose runs/digits-w2a2 --out teacher.svg     what its teacher tells, and which known failure it shows
+  qkd cost digits/w2a2 --layers                       parameters, operations and bytes, without training
+  qkd diagnose runs/digits-w2a2 --out teacher.svg     what the teacher's outputs say, and known failures
   qkd retrieve runs/digits-w2a2                       do features find images of their class?
   qkd match runs/digits-w2a2                          which layers of the teacher to follow with which
-  qkd federate digits/federated/fedgen                clients that keep their images train one student
-  qkd generate runs/digits-rdskd --out grid.png       what images a data-free run learned from
+  qkd federate digits/federated/fedgen                train one student from clients that keep their images
+  qkd generate runs/digits-rdskd --out grid.png       the images that a data-free run learned from
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
@@ -78,10 +79,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     with clean_output(), warnings.catch_warnings():
+        quiet_cuda()
         warnings.filterwarnings("default", ".*the old name goes with the next release", DeprecationWarning)
         args = parse(arguments)
         args.argv = arguments
         return _main(args)
+
+
+def quiet_cuda() -> None:
+    """Keep PyTorch from saying that a CUDA compiler is here without a GPU, which nobody of a command needs to know.
+
+    Brevitas imports PyTorch's extension builder, and that says so once, through its logger.
+    """
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_about_cuda)
+
+
+def _is_not_about_cuda(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("No CUDA runtime is found")
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -170,7 +184,7 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
         traceback.print_exception(error)
     failure = classify(error)
     where = "" if failure.is_expected or args.debug else f" (traceback: {write_traceback(error)})"
-    hint = f"\nqkd {args.name} --help says more" if isinstance(error, UsageError) else ""
+    hint = f"\nsee `qkd {args.name} --help`" if isinstance(error, UsageError) else ""
     head = f"qkd: {failure.faults} faults:\n" if failure.faults > 1 else "qkd: "
     print(f"{head}{failure.message}{where}{hint}", file=sys.stderr)
     if args.json:

@@ -171,10 +171,11 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     Raises:
         ConfigError: With every fault that was found.
     """
-    path = find_config(str(name))
+    path, overrides = find_config(str(name)), list(overrides)
     data = resolved_nets(in_new_spelling(read_config(path)), path.parent)
     data = {"name": name_of(path), **apply_overrides(data, overrides)}
-    return bind(_with_teacher(resolved_nets(data, Path())), checks=checks)
+    overridden = [text.partition("=")[0] for text in overrides]
+    return bind(_with_teacher(resolved_nets(data, Path()), shown_line(str(path)), overridden), checks=checks)
 
 
 def name_of(path: Path) -> str:
@@ -182,7 +183,7 @@ def name_of(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "run"
 
 
-def _with_teacher(data: dict[str, Any]) -> dict[str, Any]:
+def _with_teacher(data: dict[str, Any], file: str, overridden: Sequence[str]) -> dict[str, Any]:
     """Return raw data with the settings of a teacher that is another run's (``teacher.run``) filled in."""
     run = borrowed_run(data)
     if run is None:
@@ -190,10 +191,10 @@ def _with_teacher(data: dict[str, Any]) -> dict[str, Any]:
     if has_config(run):
         folder = user_path(run)
         theirs = in_new_spelling(read_config(folder / "config.yaml"), is_stored=True)
-        return with_borrowed_teacher(data, resolved_nets(theirs, folder))
+        return with_borrowed_teacher(data, resolved_nets(theirs, folder), file=file, overridden=overridden)
     if "net" in data["teacher"]:  # as in a run folder: they were filled in when it was made
         return data
-    raise ConfigError([f"config.teacher.run: {shown_line(run)} is no run folder: it has no config.yaml"])
+    raise ConfigError([f"config.teacher.run: {shown_line(run)} is not a run folder: it has no config.yaml"])
 
 
 def config_text(config: BaseModel) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import shlex
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from qkd.failures import ConfigError
@@ -17,12 +19,16 @@ def borrowed_run(data: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def with_borrowed_teacher(data: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+def with_borrowed_teacher(
+    data: Mapping[str, Any], theirs: Mapping[str, Any], *, file: str = "the config", overridden: Collection[str] = ()
+) -> dict[str, Any]:
     """Return raw config data with the teacher's settings of the run that it names.
 
     Args:
         data: Whose ``teacher.run`` names a run folder.
         theirs: The raw config of that run.
+        file: What messages call the file of the data.
+        overridden: Keys that do not have the file's values, but those of the command line.
 
     Raises:
         ConfigError: With every setting that is given here and is another there.
@@ -31,9 +37,9 @@ def with_borrowed_teacher(data: Mapping[str, Any], theirs: Mapping[str, Any]) ->
     if not isinstance(taken, Mapping):
         raise ConfigError([f"config.teacher.run: {own['run']}: its config has no teacher"])
     given = {key: value for key, value in own.items() if key != "run"}
-    faults = list(_contradictions(given, taken, "config.teacher", str(own["run"])))
-    if faults:
-        raise ConfigError(faults)
+    differing = list(_contradictions(given, taken, "teacher"))
+    if differing:
+        raise ConfigError([_fault(*one, run=str(own["run"]), file=file, overridden=overridden) for one in differing])
     return {**data, "teacher": {**given, **taken, "run": own["run"]}}
 
 
@@ -48,11 +54,23 @@ def _is_same(key: str, value: object, taken: object) -> bool:
     return str(user_path(value)) == taken or (key == "net" and same_net(value, taken))
 
 
-def _contradictions(given: Mapping[str, Any], taken: Mapping[str, Any], where: str, run: str) -> Iterator[str]:
+def _contradictions(
+    given: Mapping[str, Any], taken: Mapping[str, Any], where: str
+) -> Iterator[tuple[str, object, object]]:
+    """Yield key, value here and value there of each setting that differs."""
     for key, value in given.items():
         if key not in taken:
             continue  # the schema says that it is unknown
         if isinstance(value, Mapping) and isinstance(taken[key], Mapping):
-            yield from _contradictions(value, taken[key], f"{where}.{key}", run)
+            yield from _contradictions(value, taken[key], f"{where}.{key}")
         elif value != taken[key] and not _is_same(key, value, taken[key]):
-            yield f"{where}.{key}: {value!r} here, but the teacher of {run} has {taken[key]!r}; leave it out"
+            yield f"{where}.{key}", value, taken[key]
+
+
+def _fault(key: str, value: object, taken: object, *, run: str, file: str, overridden: Collection[str]) -> str:
+    if any(f"{key}.".startswith(f"{one}.") for one in overridden):
+        where, advice = "on the command line", "leave it out, or write"
+    else:
+        where, advice = f"in {file}", "delete it there, or add to the command"
+    wanted = f"{key}={taken if isinstance(taken, str) else json.dumps(taken)}"
+    return f"config.{key}: {value!r} {where}, but the teacher of {run} has {taken!r}; {advice} {shlex.quote(wanted)}"

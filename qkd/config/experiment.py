@@ -104,8 +104,8 @@ class StudentConfig(Section):
     float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
     recipe: Annotated[Literal["none", "default"], NEWER] = Field(
         "none",
-        description="default: keys that are not given are set to what serves the bits best; they are listed by `qkd "
-        "show --explain student.recipe`",
+        description="default: picks the best training options for the bit width, for keys that are not given; `qkd "
+        "show --explain student.recipe` lists them",
     )
     quant: QuantConfig = Field(description="bits and quantizers")
     low_bit: Annotated[LowBitConfig, NEWER] = Field(

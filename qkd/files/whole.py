@@ -313,7 +313,7 @@ def parse_json(where: object, text: str) -> Any:
     """
 
     def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no number of JSON")
+        raise ValueError(f"{word} is not a JSON number")
 
     try:
         value = json.loads(text, parse_constant=refuse)

@@ -103,7 +103,7 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
         TypeError: If the student's parameters are not float32.
         RuntimeError: If a loss or a gradient is not finite.
     """
-    progress.say("before the first stage: every phase of the student's training takes two steps on a few images")
+    progress.say("pre-flight check: two training steps per phase of the student, on a few images")
     with cpu_threads(config.threads), tempfile.TemporaryDirectory(prefix="qkd-check-") as folder:
         context = _Attempt(config, Silent(), Path(folder), is_brief=True).train()
         if (target := config.export.chosen_target) is not None:

@@ -165,7 +165,7 @@ def read_image(path: str, facts: dict[str, Any]) -> np.ndarray[Any, Any]:
         try:
             array = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path}: no array of numpy's ({error})") from error
+            raise InputError(f"{path}: not a NumPy array ({error})") from error
         return from_array(array, facts, path)
     image = open_image(path)
     return fit_image(image, facts, path)[None]

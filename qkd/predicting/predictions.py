@@ -17,7 +17,7 @@ from qkd.agents import build_agent
 from qkd.data import Splits, iterate
 from qkd.files import write_bytes, write_json
 from qkd.predicting.predict import Model
-from qkd.report.caveats import NORMAL_95
+from qkd.report.intervals import pack_answers, paired_difference
 from qkd.roles.agents import Role, role_agent
 from qkd.run.folder import RunFolder
 from qkd.seeding import stream
@@ -72,7 +72,12 @@ def write_predictions(run: RunFolder, splits: Splits) -> list[Path]:
         "images": len(splits.test),
         "classes": list(splits.classes),
         "models": {
-            name: {"right": int(one.is_right.sum()), "confusion": one.confusion()} for name, one in found.items()
+            name: {
+                "right": int(one.is_right.sum()),
+                "correct": pack_answers(one.is_right),  # so that runs can be compared image by image
+                "confusion": one.confusion(),
+            }
+            for name, one in found.items()
         },
         "difference": paired_difference(found["student"].is_right, found["teacher"].is_right),
     }
@@ -101,30 +106,6 @@ def predictions_of(path: Path, run: RunFolder, splits: Splits) -> Predictions:
         classes.append(probabilities.argmax(1))
         confidence.append(probabilities.max(1))
     return Predictions(np.concatenate(labels), np.concatenate(classes), np.concatenate(confidence))
-
-
-def paired_difference(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> dict[str, float]:
-    r"""Return by how much one net is more accurate than another on the same images.
-
-    .. math:: d = (b - c) / n, \quad \pm z \sqrt{b + c - (b - c)^2 / n} / n
-
-    with :math:`b` images that only the first gets right, and :math:`c` only the second.
-
-    Args:
-        ours: Which images the first gets right.
-        theirs: Likewise, of the second.
-
-    Returns:
-        ``value`` and ``half_width`` (95 %), fractions; and both counts.
-
-    References:
-        Agresti, Categorical Data Analysis, 2002, section 10.1.
-    """
-    only_ours, only_theirs = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
-    count, apart = len(ours), only_ours - only_theirs
-    spread = max(0.0, only_ours + only_theirs - apart * apart / count)
-    half = NORMAL_95 * float(np.sqrt(spread)) / count
-    return {"value": apart / count, "half_width": half, "only_student": only_ours, "only_teacher": only_theirs}
 
 
 def _mistakes(found: Predictions, splits: Splits) -> dict[str, npt.NDArray[Any]]:

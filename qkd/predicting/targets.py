@@ -25,7 +25,7 @@ def model_file(target: str, runs_dir: Path) -> Path:
         return path
     folder = run_folder(target, runs_dir)
     if folder is None:
-        raise UsageError(f"{target}: no ONNX file, no run folder, and no run of that name; {runs_in(runs_dir)}")
+        raise UsageError(f"{target}: neither an ONNX file nor a run folder, nor the name of a run; {runs_in(runs_dir)}")
     if not (folder / STUDENT).is_file():
         raise UsageError(f"{folder}: has no {STUDENT} yet; `qkd export {folder}` writes it")
     return folder / STUDENT

@@ -78,8 +78,8 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
         low, high = wilson(student, count)
         if (half := (high - low) / 2) > SMALL_HALF_WIDTH:
             yield (
-                f"the test set has only {count:,} images: the student's accuracy is known to about "
-                f"{100 * half:.1f} points either way, and smaller differences between rows say nothing"
+                f"the test set has only {count:,} images: the student's accuracy is known to "
+                f"±{100 * half:.1f} points; smaller differences are not significant"
             )
 
 

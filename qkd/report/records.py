@@ -216,6 +216,7 @@ class _Epoch(Record):
 
 class _Answers(Record):
     right: Count
+    correct: str | None = None
     confusion: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
 
 

@@ -82,7 +82,7 @@ def render_text(
     if summary.bench:
         parts += ["## Latency", plain_text(latency_sentence(summary))]
     if summary.devices:
-        parts.append(markdown(device_table(summary)))
+        parts += [markdown(device_table(summary)), TERMS["devices"]]
     if searches:
         parts += ["## Search", markdown(search_table(searches)), SEARCH_NOTE]
         parts += [plain_text(one.cost) for one in searches.values() if one.cost]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from qkd.report.charts import Point, scatter_chart
 from qkd.report.summary import ROLES, RunSummary
-from qkd.report.table import DEVICE_HEAD, device_cells, device_notes
+from qkd.report.table import DEVICE_HEAD, device_cells, device_label, device_notes
 
 HEAD = [*DEVICE_HEAD, "notes"]
 # the same in every picture; other models share the next
@@ -68,7 +68,8 @@ def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, fl
 def _cells(bench: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[str]:
     reference = bench.get("models", {}).get(bench.get("reference"), {}).get("median_ms")
     ratio = row["median_ms"] / reference if reference else None
-    return [str(bench["device"]), _label(name), *device_cells(row, ratio), "; ".join(device_notes(row)) or "-"]
+    label = device_label(_label(name), _label(name) if name == bench.get("reference") else None)
+    return [str(bench["device"]), label, *device_cells(row, ratio), "; ".join(device_notes(row)) or "-"]
 
 
 def _label(name: str) -> str:

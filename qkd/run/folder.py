@@ -36,6 +36,7 @@ from qkd.run.identity import BEHIND, changes, differences, identity, stage_setti
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = ".lock"
+NEW = {"manifests/bench.json": "new measurements"}  # an input of a stage -> what it says that it has changed
 _MANIFESTS = "manifests"
 _held_locks: dict[Path, int] = {}  # run folder -> open lock file of this process
 
@@ -302,7 +303,7 @@ def _altered(folder: Path, manifest: Mapping[str, Any]) -> str:
         if not path.is_file():
             return f"{name} is gone"
         if sha256_of(path) != sha256:
-            return f"{name} has changed"
+            return NEW.get(name, f"{name} has changed")
     return ""
 
 
@@ -401,7 +402,7 @@ def _lock(path: Path) -> None:
     if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
         os.close(handle)
         raise ValueError(
-            f"{file}: is no file of this folder alone (a pipe, or a second name of another file); delete it"
+            f"{file}: is not a file of this folder alone (a pipe, or a second name of another file); delete it"
         )
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -98,13 +98,13 @@ def first_config(
 
 def _text(head: str, name: str, data: str, teacher: str, bits: tuple[int, int]) -> str:
     return f"""{head}
-# All keys with their values: qkd show FILE; what a key means: qkd show --explain KEY.
-name: {name}                     # of the folder with the results, runs/{name}
+# `qkd show FILE` prints all keys with their values, `qkd show --explain KEY` what a key means.
+name: {name}                     # results go to runs/{name}
 data: {data}
 teacher: {teacher}
-student:                         # of the teacher's net, beginning with its weights (or: net: ...)
-  quant: {{weight_bits: {bits[0]}, act_bits: {bits[1]}}}      # 2 to 8; the first and last layer have 8
-  recipe: default                # what it sets: qkd show --explain student.recipe (and 30 epochs: student.train.epochs)
+student:                         # same net as the teacher, starts from its weights (or: net: ...)
+  quant: {{weight_bits: {bits[0]}, act_bits: {bits[1]}}}      # 2 to 8; the first and last layer use 8
+  recipe: default                # training options for these bits (qkd show --explain student.recipe), 30 epochs
 """
 
 

@@ -27,5 +27,6 @@ def test_every_block_of_the_quick_start_runs_in_an_empty_folder(tmp_path: Path) 
         said += done.stdout + done.stderr
     assert "120 images of 3 classes, color, 24x32 to 26x32 pixels" in said
     assert "new head `3` (7 classes in the file)" in said and "24 for the test (0.2 of each class" in said
-    assert "that of runs/flowers, copied; nothing is trained" in said
+    assert "copied from runs/flowers, not retrained" in said
+    assert "compared with flowers:" in said and "not compared image by image" not in said
     assert (tmp_path / "runs" / "w4a4" / "report.html").is_file() and (tmp_path / "runs" / "flowers" / "nets").is_dir()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +21,16 @@ from doc_blocks import ROOT, Block, blocks_of, commands_of, pages_of_docs
 from PIL import Image
 from torch import nn
 
+from qkd.bench.device_file import DevicesFile
 from qkd.checking import name_faults
 from qkd.cli import parse
-from qkd.config.binding import bind
+from qkd.config.binding import bind, bind_section
 from qkd.files.yaml_text import parse_yaml
 
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *pages_of_docs()]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-OF = {language: [block for block in BLOCKS if block.language == language] for language in ("bash", "python", "yaml")}
+LANGUAGES = ("bash", "python", "yaml", "js", "html")
+OF = {language: [block for block in BLOCKS if block.language == language] for language in LANGUAGES}
 OTHERS = {"quickstart.md", "feeding.md"}  # test_quickstart.py and predicting/test_feeding.py run their blocks
 RUN = {
     language: [one for one in blocks if not one.reason and one.page not in OTHERS] for language, blocks in OF.items()
@@ -76,10 +80,42 @@ def test_python_compiles(block: Block) -> None:
     compile(block.text, name(block), "exec")
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize("block", OF["js"], ids=name)
+def test_javascript_parses(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "block.mjs").write_text(block.text, encoding="utf-8")
+    subprocess.run(["node", "--check", "block.mjs"], cwd=tmp_path, check=True)
+
+
+def test_the_browser_page_feeds_as_the_metadata_say(tmp_path: Path) -> None:
+    """`toInput` of the page, run by node with a stand-in for the canvas, gives what Python gives."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    (block,) = (one for one in OF["js"] if one.page == "browser.md")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
+    rgba = np.concatenate([pixels, np.full((2, 3, 1), 255, np.uint8)], 2)
+    facts = {"image_size": [2, 3], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    canvas = f"{{ drawImage() {{}}, getImageData: () => ({{ data: {rgba.ravel().tolist()} }}) }}"
+    before = f"""
+        const ort = {{ env: {{ wasm: {{}} }}, Tensor: class {{ constructor(t, v, d) {{ this.v = v; this.d = d; }} }} }};
+        class OffscreenCanvas {{ getContext() {{ return {canvas}; }} }}
+    """
+    after = f"const made = toInput(0, {json.dumps(facts)}); console.log(JSON.stringify([Array.from(made.v), made.d]));"
+    (tmp_path / "run.mjs").write_text(before + block.text + after, encoding="utf-8")
+    done = subprocess.run(["node", "run.mjs"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    values, shape = json.loads(done.stdout)
+    expected = ((pixels / 255 - facts["mean"]) / facts["std"]).transpose(2, 0, 1)
+    assert shape == [1, 3, 2, 3]
+    np.testing.assert_allclose(np.reshape(values, expected.shape), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("block", OF["yaml"], ids=name)
 def test_configs_bind(block: Block) -> None:
     """A part of a config is bound within one that has the rest."""
     data = parse_yaml(block.text)
+    if "devices" in data:
+        assert bind_section(DevicesFile, data).devices
+        return
     student = {"quant": {"weight_bits": 2, "act_bits": 2}}
     whole: dict[str, Any] = {"name": "part", "data": {"name": "digits"}, "teacher": {"net": "resnet20"}, **data}
     whole["student"] = {**student, **whole.get("student", {})}
@@ -125,7 +161,7 @@ def test_python_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 
     images = torch.rand(16, 1, 8, 8)
     batches = [(images, torch.arange(16) % 3)]
-    given = {"model": net(), "x": images[:2], "images": [images], "batches": batches, "student_net": net(),
+    given = {"model": net(), "x": images[:2], "images": images, "batches": batches, "student_net": net(),
              "teacher_net": net()}  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(block.text, name(block), "exec"), given)  # noqa: S102

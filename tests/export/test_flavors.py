@@ -187,7 +187,7 @@ def test_qonnx_says_what_it_cannot_run(residual, images, tmp_path):
     write_view(residual, [SHAPE], tmp_path / "n.onnx", flavor="qonnx")
     with pytest.raises(ValueError, match="qonnx cannot run the graph: .*[Ss]hape mismatch"):
         QuantSession(tmp_path / "n.onnx").run(["logits"], {"images": images[:, :, :7]})
-    with pytest.raises(ValueError, match=r"n\.onnx: it is no ONNX file, or a damaged one"):
+    with pytest.raises(ValueError, match=r"n\.onnx: it is not an ONNX file, or it is damaged"):
         (tmp_path / "n.onnx").write_bytes(b"\xff\xff\xff")
         QuantSession(tmp_path / "n.onnx")
 

@@ -77,6 +77,14 @@ def altered(path, target, name, change):
     return target
 
 
+def test_one_batch_by_itself_is_a_batch(student, path):
+    images = batches(5, count=1)[0]
+    labels = torch.arange(len(images)) % 6
+    for alone, listed in ((images, [images]), ((images, labels), [(images, labels)])):
+        found, wanted = (check_parity(student, path, given, layer_images=4) for given in (alone, listed))
+        assert (found.passed, found.images, found.off) == (True, 20, wanted.off)
+
+
 def test_student_and_file_agree(student, path):
     report = check_parity(student, path, batches(2), layer_images=60)
     assert report.images == report.layer_images == 60
@@ -193,7 +201,7 @@ def test_a_file_of_others_is_refused(student, path, tmp_path):
     with pytest.raises(FileNotFoundError, match="no model file"):
         check_parity(student, tmp_path / "none.onnx", batches(2, 1))
     (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"cut\.onnx: it is no ONNX file, or a damaged one"):
+    with pytest.raises(ValueError, match=r"cut\.onnx: it is not an ONNX file, or it is damaged"):
         check_parity(student, tmp_path / "cut.onnx", batches(2, 1))
 
 

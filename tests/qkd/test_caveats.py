@@ -44,7 +44,7 @@ def test_a_teacher_at_chance_level_is_said() -> None:
 
 def test_a_small_test_set_is_said_with_what_it_resolves() -> None:
     (only,) = accuracy_caveats({"teacher": result(0.95), "student": result(0.9)}, 200)
-    assert only.startswith("the test set has only 200 images: the student's accuracy is known to about 4.2 points")
+    assert only.startswith("the test set has only 200 images: the student's accuracy is known to ±4.2 points")
     assert list(accuracy_caveats({"student": result(0.9)}, 10_000)) == []
     assert list(accuracy_caveats({"student": result(0.9)}, None)) == []
     assert list(accuracy_caveats({"student": {"test_accuracy": 0.9}, "float": {}}, 10_000)) == []
@@ -106,5 +106,5 @@ def test_every_report_says_it(tmp_path: Path) -> None:
     page, text = render_page(summary, RunRecord()), render_text(summary)
     for caveat in summary.caveats:
         assert f"note: {caveat}" in summary.to_text().splitlines() and f"- {plain_text(caveat)}" in text
-    assert "<b>act" not in page and "&lt;b&gt;act (Conv)" in page and "known to about 4.5 points" in page
+    assert "<b>act" not in page and "&lt;b&gt;act (Conv)" in page and "known to ±4.5 points" in page
     assert json.loads(json.dumps(summary.to_json()))["caveats"] == list(summary.caveats)

@@ -30,6 +30,19 @@ def test_modes_and_momenta_are_restored(make_net: Any, images: Any) -> None:
     assert all(q.quant.observer is None and not q.quant.bypass for q in act_quantizers(student).values())
 
 
+@pytest.mark.parametrize("set_from", [calibrate, quantizers.reestimate_batch_norm])
+def test_one_batch_by_itself_is_a_batch(set_from: Any, make_net: Any, images: Any) -> None:
+    batch, labels = images(4), torch.arange(4)
+    states = []
+    for given in ([batch], batch, (batch, labels), [(batch, labels)]):
+        student = fresh(make_net, images)
+        calibrate(student, [images(6, seed=3)])
+        set_from(student, given)
+        states.append(student.state_dict())
+    for state in states[1:]:
+        assert all(torch.equal(value, states[0][key]) for key, value in state.items())
+
+
 def test_everything_is_restored_on_failure(make_net: Any, images: Any) -> None:
     student = fresh(make_net, images)
     modes = {name: module.training for name, module in student.named_modules()}

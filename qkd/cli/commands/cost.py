@@ -10,11 +10,11 @@ from qkd.cli.options.command import add_command, load, print_result
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "parameters, operations and memory of a student, beside its FP32 twin; nothing is trained"
+    text = "count parameters, operations and memory of a student and its FP32 twin, without training"
     count = add_command(commands, "cost", cost, text, has_runs=True)
     count.add_argument("config", metavar="MODEL.onnx|RUN|CONFIG", help="an ONNX file, a run (folder or name), a config")
     count.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. student.quant.act_bits=2")
-    count.add_argument("--layers", action="store_true", help="every layer, too (--json always has them)")
+    count.add_argument("--layers", action="store_true", help="also list every layer (--json always does)")
 
 
 def cost(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from qkd.files.user_paths import user_path
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "what a teacher's soft targets tell, on its training images, and which known failure they show"
+    text = "analyze what a teacher's soft targets say about its training images, and which known failures they show"
     look = add_command(commands, "diagnose", diagnose, text, has_runs=True)
     look.add_argument("config", metavar="CONFIG|RUN", help="a run (folder or name) with a teacher, or its config")
     look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")

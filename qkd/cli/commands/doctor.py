@@ -11,7 +11,7 @@ from qkd.failures import DONE, FAILED
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    add_command(commands, "doctor", doctor, "versions, devices, name clashes")
+    add_command(commands, "doctor", doctor, "check versions, devices and name clashes")
 
 
 def doctor(args: argparse.Namespace) -> int:

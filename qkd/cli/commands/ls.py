@@ -37,7 +37,7 @@ def list_names(args: argparse.Namespace) -> int:
 
 
 def _list_runs(args: argparse.Namespace) -> int:
-    from qkd.report.comparison import runs_below, write_comparison
+    from qkd.report.comparing.comparison import runs_below, write_comparison
 
     folder = args.folder or Path("runs")
     if not folder.is_dir():

@@ -11,7 +11,7 @@ from qkd.cli.options.values import positive
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "which teacher layer each student layer should follow: pairs of taps, by what layers tell about the class"
+    text = "suggest which teacher layer each student layer should follow, by what the layers say about the class"
     pairs = add_command(commands, "match", match, text, has_runs=True)
     pairs.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
     for role in ("student", "teacher"):

@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     )
     take.add_argument("--out", type=user_path, required=True, metavar="FILE.yaml", help="schedule file to write")
     take.add_argument("--trial", metavar="ID", help="whose lineage to follow in pbt_global.txt")
-    take.add_argument("--role", choices=("teacher", "student"), help="noted in the file")
+    take.add_argument("--role", choices=("teacher", "student"), help="role to note in the file")
     look = add_command(actions, "show", show, "a schedule in words, and as a picture")
     grid = add_command(actions, "sample", sample, "a grid of augmented images, one row per epoch")
     for action in (look, grid):
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     grid.add_argument("--data-root", type=user_path, help="where torchvision keeps its sets (data)")
     grid.add_argument("--epochs", type=epochs, required=True, metavar="0,10,20", help="rows, counted from 0")
     grid.add_argument("--length", type=positive, help="epochs of the training (the schedule's)")
-    grid.add_argument("--seed", type=whole, default=0, help="of the draws (0)")
+    grid.add_argument("--seed", type=whole, default=0, help="random seed (0)")
     grid.add_argument("--out", type=user_path, required=True, metavar="FILE.png", help="picture to write")
 
 

@@ -11,10 +11,12 @@ from qkd.cli.options.values import positive
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "how well features of test images find training images of their class (mAP, top-100)"
+    text = "measure how well features of test images retrieve training images of their class (mAP, top-100)"
     find = add_command(commands, "retrieve", retrieve, text, has_runs=True)
     find.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
-    find.add_argument("--role", choices=("teacher", "student"), help="whose features (of both, as far as trained)")
+    find.add_argument(
+        "--role", choices=("teacher", "student"), help="whose features (default: both, as far as trained)"
+    )
     find.add_argument("--tap", metavar="PATH", help="module whose output to read (the last linear layer's input)")
     text = "released: as the published program scores: up to rank 128, precision at the nearest recall"
     find.add_argument("--compat", choices=("correct", "released"), default="correct", help=text)

@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from qkd.config import RunConfig
 
 CHANGES = (
-    "In a run that is there, settings of export and bench, device and threads may change: only the stages behind them "
-    "run again. Another student of its teacher is another run: `qkd run CONFIG name=second teacher.run=runs/first "
-    "student.quant.weight_bits=4` takes the teacher of the first and trains none. Of a data-free run, other widths "
-    "(`student.quant`) need no name: the second student is a run beside the first, `NAME-w4a4`, and what makes the "
-    "images is taken over with the teacher."
+    "In an existing run, the settings of export, bench, device and threads may change; only the stages that depend on "
+    "them run again. Another student of the same teacher is another run: `qkd run CONFIG name=second "
+    "teacher.run=runs/first student.quant.weight_bits=4` copies the teacher of the first instead of training one. "
+    "Other widths (`student.quant`) of a data-free run need no name: the second student becomes the run `NAME-w4a4` "
+    "beside the first, and the source of the images is copied along with the teacher."
 )
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "every stage, resuming where it stopped"
+    text = "run every stage; resumes where it stopped"
     parser = add_command(commands, "run", run, text, config=CONFIG_OR_RUN, has_runs=True)
     parser.add_argument(
         "--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing"
     )
     add_devices(parser)
-    parser.description = f"Every stage, resuming where it stopped. {CHANGES}"
+    parser.description = f"Run every stage; resumes where it stopped. {CHANGES}"
     parser.add_argument("--until", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="the last stage to run")
 
 

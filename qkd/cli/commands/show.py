@@ -12,11 +12,11 @@ from qkd.failures import DONE, UsageError
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    parser = add_command(commands, "show", show, "the resolved config, every default filled in; what keys mean")
+    parser = add_command(commands, "show", show, "print the resolved config with all defaults, or explain its keys")
     add_config(parser, CONFIG, is_optional=True)
     asked = parser.add_mutually_exclusive_group()
-    asked.add_argument("--explain", metavar="KEY", nargs="?", const="", help="what keys mean: all, or those below KEY")
-    asked.add_argument("--schema", action="store_true", help="JSON Schema of config files, for editors")
+    asked.add_argument("--explain", metavar="KEY", nargs="?", const="", help="explain all keys, or those below KEY")
+    asked.add_argument("--schema", action="store_true", help="print the JSON Schema of config files, for editors")
 
 
 def show(args: argparse.Namespace) -> int:

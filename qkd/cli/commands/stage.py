@@ -12,9 +12,9 @@ from qkd.failures import DONE
 
 STAGE_HELP = {
     "teacher": "train the full-precision teacher with its own agent",
-    "search": "settle both agents' schedules",
+    "search": "find the augmentation schedules of both agents",
     "distill": "train the low-bit student from the teacher",
-    "export": "write the student as ONNX and prove it equal to the trained model",
+    "export": "write the student as ONNX and prove it equal to the trained student",
 }
 
 

@@ -132,7 +132,7 @@ def _class_names(path: Path, archive: Path, labels: Tensor) -> tuple[str, ...]:
     try:
         names = parse_json("the list", read_text(path, _LARGEST_NAMES))
     except (UnreadableFileError, IsADirectoryError) as error:
-        fault = f"{path}: is no file of class names (regular, at most 64 MiB); needs a list of them"
+        fault = f"{path}: is not a file of class names (regular, at most 64 MiB); needs a list of them"
         raise DataError(fault) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); needs a list of class names") from error

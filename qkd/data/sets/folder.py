@@ -238,7 +238,7 @@ def _images_below(folder: Path, skipped: _Skipped) -> Iterable[Path]:
                 raise DataError(f"{entry.path}: links to a folder, which is not followed; copy or delete it")
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 if not os.path.isfile(entry.path):
-                    raise DataError(f"{entry.path}: is no file, or links to none; restore or delete it")
+                    raise DataError(f"{entry.path}: is not a file, or is a broken link; restore or delete it")
                 yield Path(entry.path)
             elif os.path.splitext(entry.name)[1].lower() in OTHER_IMAGE_SUFFIXES:
                 skipped.unread.append(entry.name)

@@ -156,10 +156,10 @@ class DataFree(Method):
         if not there.is_complete(NAME):
             return
         run.adopt(NAME, source)
-        progress.say(f"{NAME}: that of {source}, copied; nothing is trained")
+        progress.say(f"{NAME}: copied from {source}, not retrained")
         if there.is_complete(FLOAT) and is_same_twin(theirs, run.config):
             run.adopt(FLOAT, source)
-            progress.say(f"float student: that of {source}, copied; nothing is trained")
+            progress.say(f"float student: copied from {source}, not retrained")
 
     def made_from(self, run: RunFolder) -> Mapping[str, Path]:
         """Return the files of what makes the images, by their path in the run folder."""

@@ -13,8 +13,8 @@ TERMS = {
     "cost": "Multiply-accumulates: products that are added up. BOPs: the same, times the bits of both factors. "
     "Activation peak: the most memory that values between layers need at a time.",
     "devices": "p10, p90, p99: one in ten inferences is faster than p10, one in ten slower than p90, one in a hundred "
-    "slower than p99. To float: median latency over that of the FP32 net. Agreement: the share of images that get the "
-    "class there that the trained net gives them.",
+    "slower than p99. Vs. FP32: median latency over that of the FP32 file. Accuracy: on the sample of test images that "
+    "was sent along. Agreement: the share of these images that get the class there that the trained net gives them.",
     "classes": "Accuracy of one class: the share of its test images that get it.",
     "confusion": "A row holds the test images of one class, a column what the student says. Right answers are on the "
     "diagonal; the darker, the larger the share of the row.",

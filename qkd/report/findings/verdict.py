@@ -41,7 +41,7 @@ def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | No
     parts = [*_costs(student, twin), *_speeds(under or {}, twin)]
     points = points_text(student.test_accuracy, teacher.test_accuracy if teacher else None, predictions)
     if points:
-        parts.append(f"{points} of accuracy against the teacher")
+        parts.append(f"{points} vs. the teacher")
     if not parts:
         return ""
     doubt = "; but the file is NOT proven to be the student" if parity and not parity.get("passed") else ""
@@ -52,8 +52,8 @@ def points_text(ours: float, theirs: float | None, predictions: Mapping[str, Any
     """Return the difference of two accuracies in points, with its 95 % half width where it is known."""
     found = predictions.get("difference")
     if found:
-        return f"{_signed(found['value'])} ± {100 * found['half_width']:.1f} points"
-    return "" if theirs is None else f"{_signed(ours - theirs)} points"
+        return f"{_signed(found['value'])} ± {100 * found['half_width']:.1f} accuracy points"
+    return "" if theirs is None else f"{_signed(ours - theirs)} accuracy points"
 
 
 def factor_text(ours: float | None, theirs: float | None, words: tuple[str, str, str]) -> str:

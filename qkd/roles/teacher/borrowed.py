@@ -49,7 +49,7 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
     if "teacher" in run.config.searched_roles and RunFolder(run.config, source.resolve()).is_complete(found):
         run.adopt(found, source)
     run.adopt("teacher", source)
-    progress.say(f"teacher: that of {source}, copied; nothing is trained")
+    progress.say(f"teacher: copied from {source}, not retrained")
     for method in methods_of(run.config):
         method.borrow(run, source, progress)
 

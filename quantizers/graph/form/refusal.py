@@ -10,17 +10,18 @@ KNOWN = (
     "concatenations, constant factors and offsets, and moves of values"
 )
 REPLACE = (
-    "Replace it in the float network (layer norm -> batch norm, a custom block -> known layers), or pass the part of "
+    "Replace it in the float network (layer norm by batch norm, a custom block by known layers), or pass the part of "
     "the network without it"
 )
 
 # Operation (as ATen or torch.nn.functional calls it) -> what to do instead, where that is more than REPLACE.
 WAYS_OUT: dict[str, str] = {
-    "LayerNorm": "Replace it in the float network (layer norm -> batch norm)",
-    "GroupNorm": "Replace it in the float network (group norm, as layer norm -> batch norm)",
-    "layer_norm": "Replace it in the float network (layer norm -> batch norm)",
-    "group_norm": "Replace it in the float network (group norm, as layer norm -> batch norm)",
-    "instance_norm": "Replace it in the float network (instance norm, as layer norm -> batch norm)",
+    "LayerNorm": "Use batch norm instead of layer norm in the float network",
+    "GroupNorm": "Use batch norm instead of group norm in the float network",
+    **{f"InstanceNorm{rank}d": "Use batch norm instead of instance norm in the float network" for rank in (1, 2, 3)},
+    "layer_norm": "Use batch norm instead of layer norm in the float network",
+    "group_norm": "Use batch norm instead of group norm in the float network",
+    "instance_norm": "Use batch norm instead of instance norm in the float network",
     "scaled_dot_product_attention": "Attention multiplies activations by activations; pass the convolutional part",
     "multi_head_attention_forward": "Attention multiplies activations by activations; pass the convolutional part",
     "MultiheadAttention": "Attention multiplies activations by activations; pass the convolutional part",

@@ -98,7 +98,7 @@ def test_weights_in_other_files_are_refused(tmp_path):
 
 def test_no_onnx_file(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"\xff" * 100)
-    with pytest.raises(ValueError, match=r"x\.onnx: ONNX Runtime cannot load it: it is no ONNX file"):
+    with pytest.raises(ValueError, match=r"x\.onnx: ONNX Runtime cannot load it: it is not an ONNX file"):
         repack(tmp_path / "x.onnx", "int8")
     with pytest.raises(ValueError, match="the content: "):
         repack(b"\xff" * 100, "int8")

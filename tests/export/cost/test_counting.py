@@ -245,7 +245,7 @@ def test_matrix_products(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "without a graph"), (b"\xff\xff\xff\xff", "no ONNX file, or a damaged one"), (b"hello", "ONNX file")],
+    [(b"", "without a graph"), (b"\xff\xff\xff\xff", "not an ONNX file, or it is damaged"), (b"hello", "ONNX file")],
 )
 def test_files_that_are_none(tmp_path, content, message):
     (tmp_path / "n.onnx").write_bytes(content)

@@ -35,6 +35,11 @@ def float_file(tmp_path_factory):
     return export_float(Net().eval(), torch.zeros(2, 3, 12, 12), tmp_path_factory.mktemp("f") / "float.onnx").path
 
 
+def test_images_may_be_a_tensor(float_file, tmp_path):
+    array = export_int8_baseline(float_file, IMAGES[:4], tmp_path / "array.onnx").read_bytes()
+    assert export_int8_baseline(float_file, torch.from_numpy(IMAGES[:4]), tmp_path / "t.onnx").read_bytes() == array
+
+
 def test_it_runs_on_integers_and_stays_close(float_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     level = logging.getLogger().level

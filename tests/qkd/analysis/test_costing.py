@@ -97,7 +97,7 @@ def test_a_run_without_a_student_and_a_damaged_file(tmp_path: Path, folder: Path
         pass
     assert "has no student yet (run `qkd distill`)" in cost(str(tmp_path / "early"), code=2)["error"]
     (tmp_path / "bad.onnx").write_bytes(b"\xff" * 40)
-    assert "bad.onnx: it is no ONNX file, or a damaged one" in cost(str(tmp_path / "bad.onnx"), code=2)["error"]
+    assert "bad.onnx: it is not an ONNX file, or it is damaged" in cost(str(tmp_path / "bad.onnx"), code=2)["error"]
 
 
 def test_published_shapes_are_those_of_the_sets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import subprocess
 import sys
@@ -99,6 +100,16 @@ def test_only_the_last_epochs_of_a_low_bit_student_have_a_lower_rate_as_in_a_run
     for one in (net, student):
         qkd.distill(one, teacher, batches(2), train={"epochs": 2, "lr": 0.05, "schedule": "constant"})
     assert rates == pytest.approx([*[0.05] * 4, *[0.05] * 2, *[0.005] * 2])
+
+
+def test_one_batch_by_itself_is_a_batch() -> None:
+    (student, net), (images, labels) = nets(), batches(1)[0]
+    alone, listed = (copy.deepcopy(student) for _ in range(2))
+    for trained, given in ((alone, (images, labels)), (listed, [(images, labels)])):
+        qkd.distill(trained, net, given, terms=["cross_entropy"], train={"epochs": 1, "lr": 0.05})
+    assert all(torch.equal(one, other) for one, other in zip(alone.parameters(), listed.parameters(), strict=True))
+    with pytest.raises(TypeError, match=r"pairs \(images, labels\) of tensors, the first one is a tensor \["):
+        qkd.distill(student, net, images, terms=["soft_target"])
 
 
 def test_what_cannot_be_distilled_is_said() -> None:

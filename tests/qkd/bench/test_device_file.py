@@ -106,7 +106,7 @@ def test_a_host_without_a_scheme_is_told_the_address_and_where_names_are_looked_
 def test_the_file_of_the_page_is_one_and_the_page_has_every_key(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "howto" / "board.md").read_text(encoding="utf-8")
     (tmp_path / "d.yaml").write_text("devices:" + page.partition("\ndevices:")[2].partition("```")[0])
-    assert read_devices(tmp_path / "d.yaml")["board"].affinity == (0, 1, 2, 3)
+    assert read_devices(tmp_path / "d.yaml")["board"].threads == 4
     table = [line for line in page.splitlines() if line.startswith("| `")]
     assert [key for key in DeviceEntry.model_fields if not any(f"`{key}`" in line for line in table)] == []
 

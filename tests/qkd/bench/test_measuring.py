@@ -74,8 +74,9 @@ def test_a_run_folder_with_its_sample_and_the_int8_baseline(
 
 def test_the_table_and_a_device_that_fails(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = run(capsys, made, *QUICK, "--on", "local", "--on", "ssh://127.0.0.1:1", code=1)
-    head, *lines = out.splitlines()
-    assert head.split() == ["device", "model", "median", "p10", "p90", "p99", "to", "float", "size", "memory",
+    head, *lines, terms = out.splitlines()
+    assert terms.startswith("vs. FP32: ")
+    assert head.split() == ["device", "model", "median", "p10", "p90", "p99", "vs.", "FP32", "size", "memory",
                             "accuracy", "agreement", "notes"]  # fmt: skip
     assert [line.split()[:2] for line in lines] == [
         ["local", "student"], ["local", "teacher"], ["ssh://127.0.0.1:1", "-"],
@@ -174,7 +175,7 @@ def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pyt
         (["STUDENT", "digits/smoke"], "digits/smoke: no such file"),
         (["digits/smoke", "--threads", "3", "--on", "local"], "give bench.on=..., bench.threads=..."),
         (["digits/smoke", "--sample", "x.npz"], "options are for ONNX files and run folders"),
-        (["JUNK"], "junk.onnx: it is no ONNX file"),
+        (["JUNK"], "junk.onnx: it is not an ONNX file"),
     ],
 )
 def test_what_is_refused(
@@ -187,7 +188,7 @@ def test_what_is_refused(
     }  # fmt: skip
     if message is None:
         out, _ = run(capsys, *(known[word] for word in words), *QUICK)
-        assert [line.split()[1] for line in out.splitlines()[1:]] == ["student", "student.onnx"]
+        assert [line.split()[1] for line in out.splitlines()[1:-1]] == ["student", "student.onnx"]
         return
     is_config = words[0].startswith("digits")
     quick = () if is_config or "--rounds" in words else QUICK

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 
 import pytest
 
+from export import Device, DeviceResult
 from qkd.bench.measuring import bench_models
+from qkd.bench.table import BenchTable
 from qkd.failures import UsageError
 
 
@@ -15,3 +18,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path, 
     with pytest.raises(UsageError, match=words):
         # Nothing else of the arguments is read.
         bench_models(Namespace(output=tmp_path / end), progress=None, calibration=None)
+
+
+def test_columns_are_explained_and_the_float_row_is_named():
+    row = {"median_ms": 1.0, "to_float": 0.5, "agreement": 1.0}
+    result = DeviceResult(Device(name="board", address="ssh://pi@board"))
+    text = BenchTable([result], [{"models": {"teacher": row, "student": row}}], "teacher").to_text()
+    head, first, second, terms = text.splitlines()
+    assert {"vs. FP32", "agreement"} <= set(re.split(r"\s{2,}", head))
+    assert re.split(r"\s{2,}", first)[:2] == ["board", "teacher (FP32)"] and "student" in second
+    assert terms.startswith("vs. FP32: median latency over that of the FP32 file.") and "Agreement: the share" in terms
+    failed = DeviceResult(Device(name="board", address="ssh://pi@board"), failure="gone")
+    assert "vs. FP32:" not in BenchTable([failed], [{"models": {}}]).to_text()

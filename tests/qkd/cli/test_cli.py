@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -281,3 +282,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("qkd ")
+
+
+def test_that_there_is_no_gpu_is_not_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["ls", "nets"]) == 0
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+    logger.warning("something else")
+    assert [record.message for record in caplog.records] == ["something else"]

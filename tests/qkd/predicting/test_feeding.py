@@ -175,7 +175,7 @@ def test_a_folder_means_the_images_in_it(run: RunFolder, tmp_path: Path, capsys:
     [
         ("missing.png", None, "no such file"),
         ("text.png", b"no image", "cannot be read as an image"),
-        ("object.npy", b"\x93NUMPY nonsense", "no array of numpy's"),
+        ("object.npy", b"\x93NUMPY nonsense", "not a NumPy array"),
     ],
 )
 def test_what_is_no_image_is_named(
@@ -241,7 +241,7 @@ def test_val_names_what_does_not_fit(run: RunFolder, tmp_path: Path, capsys: pyt
         assert main(["val", str(run.path), str(tmp_path / name)]) == 2
         assert words in capsys.readouterr().err
     assert main(["val", str(tmp_path / "nothing"), str(tmp_path)]) == 2
-    assert "no ONNX file, no run folder" in capsys.readouterr().err
+    assert "neither an ONNX file nor a run folder" in capsys.readouterr().err
 
 
 def test_export_for_an_older_runtime_keeps_a_file_that_is_proven(

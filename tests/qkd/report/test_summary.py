@@ -91,12 +91,12 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "report.html").write_text("x")
     assert summarize(run).to_text().splitlines() == [
-        "25.3 x smaller than FP32, 4.1 x faster, -2.0 points of accuracy against the teacher.",
+        "25.3 x smaller than FP32, 4.1 x faster, -2.0 accuracy points vs. the teacher.",
         "model                  net          test accuracy (95 %)  parity (optimized)  ONNX file  latency (median)",
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
-        "note: the test set has only 360 images: the student's accuracy is known to about 1.8 points either way, and "
-        "smaller differences between rows say nothing",
+        "note: the test set has only 360 images: the student's accuracy is known to ±1.8 points; smaller differences "
+        "are not significant",
         "note: 1 layer left in float: <script>alert('x')</script>&\"| (silu) in float",
         f"report: {run / 'report.html'}",
     ]
@@ -189,7 +189,7 @@ def test_every_device_has_lines_and_two_pictures(tmp_path: Path) -> None:
     _, *rows = device_table(summary)
     assert [row[:3] for row in rows] == [
         ["local", "student", "0.123 ms"], ["local", "teacher", "0.5 ms"], ["board", "-", "-"],
-        ["pi", "student", "2 ms"], ["pi", "teacher", "8 ms"],
+        ["pi", "student", "2 ms"], ["pi", "teacher (FP32)", "8 ms"],
     ]  # fmt: skip
     assert rows[2][-1] == f"FAILED: Connection refused {EVIL}"
     assert rows[3][3:] == [

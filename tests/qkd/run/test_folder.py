@@ -196,12 +196,12 @@ def test_nothing_is_written_through_links_out_of_the_folder(config: RunConfig, t
         RunFolder.open(config, tmp_path / "runs")
     (run / ".lock").unlink()
     (run / ".lock").hardlink_to(outside / "victim")
-    with pytest.raises(ValueError, match=r"\.lock: is no file of this folder alone"):
+    with pytest.raises(ValueError, match=r"\.lock: is not a file of this folder alone"):
         RunFolder.open(config, tmp_path / "runs")
     assert (outside / "victim").read_text() == "precious"
     (run / ".lock").unlink()
     os.mkfifo(run / ".lock")
-    with pytest.raises(ValueError, match=r"\.lock: is no file of"):
+    with pytest.raises(ValueError, match=r"\.lock: is not a file of"):
         RunFolder.open(config, tmp_path / "runs")
 
 

@@ -126,12 +126,19 @@ def test_the_teachers_settings_are_those_of_its_run(first: Path, data: Path, tmp
     assert load_config(file) == second(first, data)
     file.write_text(yaml.safe_dump(values))
     assert load_config(file, [f"teacher.run={first}"]) == second(first, data)
-    with pytest.raises(ConfigError, match=r"config.teacher.train.lr: 0.3 here, but the teacher of .* has 0.05"):
+    there = r"config.teacher.train.lr: 0.3 on the command line, but the teacher of .* has 0.05; leave it out, or write "
+    with pytest.raises(ConfigError, match=there + "teacher.train.lr=0.05$"):
         load_config(file, [f"teacher.run={first}", "teacher.train.lr=0.3"])
+    longer = {**values["teacher"], "train": {**values["teacher"]["train"], "epochs": 30}}
+    file.write_text(yaml.safe_dump({**values, "teacher": longer}))
+    here = r"config.teacher.train.epochs: 30 in .*second.yaml, but the teacher of .* has 1; delete it there, "
+    with pytest.raises(ConfigError, match=rf"{here}or add to the command teacher.train.epochs=1$"):
+        load_config(file, [f"teacher.run={first}"])
+    assert load_config(file, [f"teacher.run={first}", "teacher.train.epochs=1"]) == second(first, data)
     with pytest.raises(ConfigError, match=r"config.teacher.nte: unknown key"):
-        load_config(file, [f"teacher.run={first}", "teacher.nte=3"])
+        load_config(file, [f"teacher.run={first}", "teacher.train.epochs=1", "teacher.nte=3"])
     file.write_text(yaml.safe_dump({**values, "teacher": {"run": str(tmp_path)}}))
-    with pytest.raises(ConfigError, match=r"config.teacher.run: .* is no run folder"):
+    with pytest.raises(ConfigError, match=r"config.teacher.run: .* is not a run folder"):
         load_config(file)
 
 

@@ -86,7 +86,7 @@ def test_a_second_student_takes_the_teacher_by_one_command(home: Path, capsys: p
     assert main(["distill", str(home / "my first.yaml"), *words]) == 2  # nothing has been made yet
     assert "teacher (not run)" in capsys.readouterr().err
     assert main(["run", str(home / "my first.yaml"), "--until", "distill", *words]) == 0
-    assert "copied; nothing is trained" in capsys.readouterr().err
+    assert "not retrained" in capsys.readouterr().err
     assert (runs / "second" / "nets").is_dir()
 
 

@@ -61,7 +61,7 @@ def test_it_says_what_it_saw_and_the_config_runs(home: Path, capsys: pytest.Capt
     assert (config.name, config.teacher.net, config.data.batch_size) == ("pets", "resnet20", 8)
     assert main(["run", "pets.yaml", "--dry-run", "teacher.net=resnet8", "threads=1"]) == 0
     assert main(["init", "pets"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists; choose another --out" in capsys.readouterr().err
 
 
 def test_sizes_are_chosen_where_images_differ(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

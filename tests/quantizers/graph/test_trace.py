@@ -32,8 +32,19 @@ class Body(nn.Module):
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module], str, str]] = {
-    "group norm": (lambda m, x: m.norm(x), {"norm": nn.GroupNorm(2, 8)}, "norm: GroupNorm", "layer norm -> batch norm"),
-    "layer norm": (lambda m, x: m.norm(x), {"norm": nn.LayerNorm(8)}, "norm: LayerNorm", "layer norm -> batch norm"),
+    "group norm": (
+        lambda m, x: m.norm(x),
+        {"norm": nn.GroupNorm(2, 8)},
+        "norm: GroupNorm",
+        "batch norm instead of group",
+    ),
+    "instance norm": (
+        lambda m, x: m.norm(x),
+        {"norm": nn.InstanceNorm2d(8)},
+        "norm: Inst",
+        "batch norm instead of inst",
+    ),
+    "layer norm": (lambda m, x: m.norm(x), {"norm": nn.LayerNorm(8)}, "norm: LayerNorm", "batch norm instead of layer"),
     "bilinear": (
         lambda m, x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
         {},

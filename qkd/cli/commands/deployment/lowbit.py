@@ -22,7 +22,7 @@ Libraries for another device run on any Linux with glibc 2.28 or newer. On the d
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "make the low-bit execution provider: a library or a wheel, for here or for another device"
+    text = "build the low-bit execution provider as a library or a wheel, for this machine or another device"
     parser = commands.add_parser(
         "lowbit", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXAMPLES, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -12,7 +12,11 @@ from qkd.files.user_paths import user_path
 def add(commands: Any) -> None:
     """Declare the command."""
     parser = add_command(
-        commands, "compare", compare, "runs side by side: accuracy, size, latency, bits", has_runs=True
+        commands,
+        "compare",
+        compare,
+        "compare runs with the first one: accuracy, size, latency, and which differences are noise",
+        has_runs=True,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or names of runs")
     parser.add_argument("--out", type=user_path, metavar="FILE", help="write the table as a page (HTML), too")
@@ -20,7 +24,7 @@ def add(commands: Any) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     """Print the table, and write the page where one is asked for."""
-    from qkd.report.comparison import compare_runs, write_comparison
+    from qkd.report.comparing.comparison import compare_runs, write_comparison
     from qkd.run.target import require_run_folder
 
     table = compare_runs([require_run_folder(name, args.runs_dir) for name in args.runs])

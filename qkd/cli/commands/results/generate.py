@@ -12,12 +12,12 @@ from qkd.files.user_paths import user_path
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "a picture of the images that a data-free run has made, by epoch, and of fresh ones"
+    text = "draw the images that a data-free run made, epoch by epoch, and fresh ones"
     draw = add_command(commands, "generate", generate, text, has_runs=True)
     draw.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
     draw.add_argument("--out", type=user_path, required=True, metavar="FILE.png", help="picture to write")
-    draw.add_argument("--count", type=positive, default=16, metavar="N", help="images a row (16)")
-    draw.add_argument("--seed", type=whole, default=0, help="of the fresh ones (0)")
+    draw.add_argument("--count", type=positive, default=16, metavar="N", help="images in a row (16)")
+    draw.add_argument("--seed", type=whole, default=0, help="for the fresh images (0)")
 
 
 def generate(args: argparse.Namespace) -> int:

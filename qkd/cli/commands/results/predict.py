@@ -1,4 +1,4 @@
-"""`qkd predict`: classes and probabilities of images, by an exported file."""
+"""`qkd predict`: classify images with an exported file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qkd.cli.options.values import positive
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "classes and probabilities of images, by an exported file"
+    text = "classify images with an exported file"
     parser = add_command(commands, "predict", predict, text, has_runs=True)
-    parser.add_argument("model", metavar="MODEL|RUN", help="an ONNX file; or a run, whose student is meant")
+    parser.add_argument("model", metavar="MODEL|RUN", help="an ONNX file, or a run (its student is used)")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, .npy of uint8 pixels")
-    parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes an image (5)")
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes shown for each image (5)")
 
 
 def predict(args: argparse.Namespace) -> int:

@@ -10,10 +10,10 @@ from qkd.cli.options.command import add_command, print_result
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "accuracy of an exported file on labeled images, class by class"
+    text = "score an exported file on labeled images, class by class"
     parser = add_command(commands, "val", val, text, has_runs=True)
-    parser.add_argument("model", metavar="MODEL|RUN", help="an ONNX file; or a run, whose student is meant")
-    means = "a folder of class folders, an npz file of images and labels, or a config or run, whose test set is meant"
+    parser.add_argument("model", metavar="MODEL|RUN", help="an ONNX file, or a run (its student is used)")
+    means = "a folder of class folders, an npz file of images and labels, or a config or run (its test set is used)"
     parser.add_argument("data", metavar="DATA", help=means)
 
 

@@ -12,16 +12,21 @@ from qkd.files.user_paths import user_path
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "look at a folder of images, and write a short config that trains on it"
+    text = "look at a folder of images and write a short config to train on it"
     parser = add_command(commands, "init", init, text)
     parser.add_argument("folder", metavar="FOLDER", nargs="?", type=user_path, help=(
         "class folders of images, alone or in train/, test/ and val/; or train.npz and test.npz (absent: digits)"
     ))  # fmt: skip
     parser.add_argument("--net", metavar="NET", help="a name of `qkd ls nets`, path/to/file.py:function, module:name")
-    parser.add_argument("--weights", metavar="FILE", type=user_path, help="of the teacher; or imagenet")
-    parser.add_argument("--bits", default="w4a4", metavar="w4a4", help="of the student's weights and activations")
-    parser.add_argument("--out", metavar="FILE.yaml", type=user_path, help="where to write (FOLDER's name, here)")
-    parser.add_argument("--force", action="store_true", help="write over a config that is there")
+    parser.add_argument("--weights", metavar="FILE", type=user_path, help="weights of the teacher: a file, or imagenet")
+    parser.add_argument("--bits", default="w4a4", metavar="w4a4", help="bits of the student's weights and activations")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.yaml",
+        type=user_path,
+        help="file to write (default: named after FOLDER, in the current folder)",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite an existing config")
 
 
 def init(args: argparse.Namespace) -> int:
@@ -32,7 +37,7 @@ def init(args: argparse.Namespace) -> int:
     stem = "digits" if args.folder is None else args.folder.resolve().name or "run"
     file = args.out or Path(f"{stem}.yaml")
     if file.exists() and not args.force:
-        raise UsageError(f"{file} is there already; give another --out, or --force to write over it")
+        raise UsageError(f"{file} already exists; choose another --out, or use --force to overwrite it")
     look = None if args.folder is None else look_at(args.folder)
     is_here = file.resolve().parent == Path.cwd()
     folder = args.folder if args.folder is None or is_here else args.folder.resolve()

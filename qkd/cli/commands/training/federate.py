@@ -8,7 +8,7 @@ from typing import Any
 from qkd.cli.options.command import CONFIG_OR_RUN, add_command, load, new_progress, print_result
 
 ABOUT = (
-    "Trains one low-bit student from clients that keep their images, and exports it. The config has a section "
+    "Train one low-bit student from clients that keep their images, and exports it. The config has a section "
     "`federated` (`qkd show --explain federated`) and no teacher. Resumes where it stopped; writes accuracy by round "
     "and by bytes to RUN/federated/."
 )
@@ -16,7 +16,7 @@ ABOUT = (
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "clients that keep their images train one student"
+    text = "train one student from clients that keep their images"
     parser = add_command(commands, "federate", federate, text, config=CONFIG_OR_RUN, has_runs=True)
     parser.description = ABOUT
 

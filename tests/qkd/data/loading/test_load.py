@@ -103,7 +103,7 @@ def test_moving_keeps_the_parts() -> None:
         ({"name": "digit"}, "unknown data set 'digit'; did you mean 'digits'"),
         ({"name": "imagenet"}, "known: cifar10"),
         ({"name": "npz"}, "data.path: missing; data set 'npz' needs a folder with train.npz"),
-        ({"name": "folder", "path": "no/such/place"}, "no/such/place is no folder"),
+        ({"name": "folder", "path": "no/such/place"}, "no/such/place is not a folder"),
         ({"name": "digits", "image_size": 4}, "digits are 8x8 pixels and can be enlarged, not reduced to"),
         ({"name": "digits", "train_limit": 5}, "5 images leave 5 of 10 classes without a training image"),
     ],

@@ -359,7 +359,7 @@ def test_class_names_that_cannot_be_printed_are_refused(good: Path, text: str) -
 
 def test_a_pipe_in_the_place_of_a_file_does_not_hang(good: Path) -> None:
     os.mkfifo(good / "classes.json")
-    assert "classes.json: is no file of class names" in refusal(good)
+    assert "classes.json: is not a file of class names" in refusal(good)
     (good / "classes.json").unlink()
     (good / "train.npz").unlink()
     os.mkfifo(good / "train.npz")

@@ -368,10 +368,10 @@ def _pipe(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("train/ant/x.png", lambda path: path.symlink_to("gone.png"), "is no file, or links to none"),
-        ("test/ant/x.png", lambda path: path.symlink_to("x.png"), "is no file, or links to none"),
-        ("train/ant/x.JPG", _pipe, "is no file, or links to none"),
-        ("train/ant/x.png", lambda path: path.symlink_to("/dev/zero"), "is no file, or links to none"),
+        ("train/ant/x.png", lambda path: path.symlink_to("gone.png"), "is not a file, or is a broken link"),
+        ("test/ant/x.png", lambda path: path.symlink_to("x.png"), "is not a file, or is a broken link"),
+        ("train/ant/x.JPG", _pipe, "is not a file, or is a broken link"),
+        ("train/ant/x.png", lambda path: path.symlink_to("/dev/zero"), "is not a file, or is a broken link"),
         ("train/ant/more", lambda path: path.symlink_to(".."), "links to a folder"),
         ("train/cat", lambda path: path.symlink_to("gone"), "links to nothing"),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from beside import load
 
-from qkd.report.comparison import compare_runs, render_comparison
+from qkd.report.comparing.comparison import compare_runs, render_comparison
 
 findings = load(Path(__file__).parent / "test_findings.py")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")

@@ -14,12 +14,13 @@ from beside import load
 
 from qkd.cli import main
 from qkd.files import DamagedFileError
-from qkd.predicting.predictions import paired_difference, small
+from qkd.predicting.predictions import small
 from qkd.report import RunRecord, render_page, render_text, summarize
-from qkd.report.comparison import compare_runs, render_comparison
+from qkd.report.comparing.comparison import compare_runs, render_comparison
 from qkd.report.findings.confusion import class_table, confusion_matrix, pair_table
 from qkd.report.findings.gallery import read_gallery
 from qkd.report.findings.verdict import verdict
+from qkd.report.intervals import pack_answers, paired_difference, unpack_answers, unpaired_interval
 from qkd.report.summary import ModelRow
 
 files = load(Path(__file__).parents[1] / "run_files.py")
@@ -41,27 +42,29 @@ def row(size: int | None, ms: float | None, accuracy: float | None = 0.9) -> Mod
 @pytest.mark.parametrize(
     ("student", "twin", "words"),
     [
-        (row(100, 1.0), row(780, 2.1), "7.8 x smaller than FP32, 2.1 x faster, -2.0 points"),
-        (row(100, 2.0), row(780, 1.9), "7.8 x smaller than FP32, 1.05 x slower, -2.0 points"),
-        (row(100, 1.0), row(780, 1.01), "7.8 x smaller than FP32, as fast, -2.0 points"),
-        (row(100, None), row(99, 1.0), "as large as FP32, -2.0 points"),
-        (row(None, None), None, "-2.0 points"),
+        (row(100, 1.0), row(780, 2.1), "7.8 x smaller than FP32, 2.1 x faster, -2.0 accuracy points"),
+        (row(100, 2.0), row(780, 1.9), "7.8 x smaller than FP32, 1.05 x slower, -2.0 accuracy points"),
+        (row(100, 1.0), row(780, 1.01), "7.8 x smaller than FP32, as fast, -2.0 accuracy points"),
+        (row(100, None), row(99, 1.0), "as large as FP32, -2.0 accuracy points"),
+        (row(None, None), None, "-2.0 accuracy points"),
     ],
 )
 def test_the_verdict_says_all_in_a_sentence(student: ModelRow, twin: ModelRow | None, words: str) -> None:
     text = verdict(student, twin, row(1, 1.0, 0.92), predictions={}, parity={"passed": True})
-    assert text == f"{words} of accuracy against the teacher."
+    assert text == f"{words} vs. the teacher."
 
 
 def test_the_verdict_says_what_another_provider_gains() -> None:
     under = {"low-bit provider": row(100, 1.0)}
     text = verdict(row(100, 2.2), row(780, 2.0), row(1, 1.0, 0.92), predictions={}, parity={}, under=under)
-    assert text.startswith("7.8 x smaller than FP32, 1.1 x slower, 2.0 x faster with the low-bit provider, -2.0 points")
+    assert text.startswith(
+        "7.8 x smaller than FP32, 1.1 x slower, 2.0 x faster with the low-bit provider, -2.0 accuracy points"
+    )
 
 
 def test_the_verdict_has_a_spread_and_a_doubt_where_they_are_known() -> None:
     text = verdict(row(1, 1.0), row(1, 1.0), row(1, 1.0), predictions=PREDICTIONS, parity={"passed": False})
-    assert "-20.0 ± 25.0 points" in text and text.endswith("; but the file is NOT proven to be the student.")
+    assert "-20.0 ± 25.0 accuracy points" in text and text.endswith("; but the file is NOT proven to be the student.")
     assert verdict(None, None, None, predictions={}, parity={}) == ""
     assert verdict(row(1, 1.0, None), None, None, predictions={}, parity={}) == ""
 
@@ -74,6 +77,77 @@ def test_a_paired_difference_is_that_of_the_formula() -> None:
     assert found["value"] == pytest.approx(-0.08)
     assert found["half_width"] == pytest.approx(1.959964 * np.sqrt(28 - 64 / 100) / 100)
     assert paired_difference(ours, ours)["half_width"] == 0
+
+
+def test_answers_are_packed_and_read_back() -> None:
+    answers = np.array([True, False, True] * 5)
+    assert np.array_equal(unpack_answers(pack_answers(answers), 15), answers)
+    assert [unpack_answers(text, 15) for text in ("b6", "nonsense", "b6dbff")] == [None] * 3
+
+
+def test_an_unpaired_interval_is_newcombes() -> None:
+    # Newcombe 1998, table II, method 10: 56/70 and 48/80, 0.0524 to 0.3339
+    assert unpaired_interval(56 / 70, 48 / 80, (70, 80)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def with_answers(path: Path, right: str, *, pixels: str = "p", median: float = 0.1234) -> Path:
+    """Return a run of eight test images that has answers to each, and the other figures of ``make_run``."""
+    files.make_run(path)
+    bits = np.array([mark == "+" for mark in right])
+    share = float(bits.mean())
+    models = {name: {"right": int(bits.sum()), "correct": pack_answers(bits), "confusion": []}
+              for name in ("student", "teacher")}  # fmt: skip
+    record = {"images": len(bits), "classes": ["a"], "models": models, "difference": {"value": 0, "half_width": 0}}
+    files.write(path / "export" / "predictions.json", record)
+    student = {"role": "student", "net": "n", "test_accuracy": share, "weight_bits": 2, "act_bits": 2}
+    files.write(path / "student" / "result.json", {**student, "test_images": len(bits)})
+    test = {"images": len(bits), "labels": "l", "pixels": pixels, "sampled": 0}
+    files.write(path / "data.json", {"classes": ["a"], "train": {}, "test": test, "fingerprint": "f"})
+    bench = json.loads((path / "bench" / "local.json").read_text())
+    row = {"median_ms": median, "p10_ms": 0.98 * median, "p90_ms": 1.02 * median}
+    bench["models"] = {"student": row, "student, low-bit provider": {**row, "median_ms": 0.05}}
+    files.write(path / "bench" / "local.json", bench)
+    return path
+
+
+def test_runs_are_compared_image_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = with_answers(tmp_path / "first", "+" * 60 + "-" * 20)
+    better = with_answers(tmp_path / "better", "+" * 70 + "-" * 10, median=0.2)
+    noise = with_answers(tmp_path / "noise", "-" * 2 + "+" * 60 + "-" * 18)
+    other = with_answers(tmp_path / "other", "+" * 80, pixels="q")
+    table = compare_runs([first, better, noise, other])
+    accuracy = {one.run: one for one in table.differences if one.figure == "accuracy"}
+    assert {run: one.verdict for run, one in accuracy.items()} == {
+        "better": "better", "noise": "within noise", "other": "not comparable: other test images",
+    }  # fmt: skip
+    assert accuracy["better"].is_paired and accuracy["better"].difference == pytest.approx(0.125)
+    half = 1.959964 * np.sqrt(10 - 100 / 80) / 80
+    assert accuracy["better"].interval == pytest.approx((0.125 - half, 0.125 + half))
+    assert accuracy["other"].difference is None and accuracy["other"].interval is None
+    latency = {(one.run, one.figure): one.verdict for one in table.differences if one.figure.startswith("latency")}
+    assert latency["better", "latency, local"] == "slower" and latency["noise", "latency, local"] == "within noise"
+    assert latency["better", "latency, local, low-bit provider"] == "within noise"
+    assert table.notes == ()
+    for path in (first, better):
+        files.write(path / "config.yaml", {})
+    assert main(["compare", str(first), str(better), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert "differences" not in rows[0] and rows[1]["differences"][0]["verdict"] == "better"
+
+
+def test_what_a_comparison_lacks_is_said_with_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [files.make_run(tmp_path / name) for name in ("one", "two")]
+    for path in paths:
+        files.write(path / "config.yaml", {})
+    assert main(["compare", *map(str, paths)]) == 0
+    text = capsys.readouterr().out
+    assert "compared with one:" in text and re.search(r"-2\.7 \.\. \+2\.7 points +within noise", text)
+    assert "note: accuracy of two: not compared image by image" in text
+    assert f"`qkd bench {paths[0]} {paths[1]}` measures the files interleaved" in text
+    page = "\n".join(files.Page(render_comparison(compare_runs(paths))).words)
+    assert "Compared with one" in page and "within noise" in page and "qkd bench" in page
+    assert main(["compare", str(paths[0])]) == 0
+    assert "compared with" not in capsys.readouterr().out
 
 
 def test_classes_come_worst_first() -> None:
@@ -121,9 +195,9 @@ def page_of(run: Path) -> str:
 def test_the_page_opens_with_a_verdict_and_shows_mistakes(tmp_path: Path) -> None:
     run = make_findings(tmp_path / "run")
     text = page_of(run)
-    assert text.index('<p class="verdict">25.3 x smaller than FP32, 4.1 x faster, -20.0 ± 25.0 points') < text.index(
-        "<table"
-    )
+    assert text.index(
+        '<p class="verdict">25.3 x smaller than FP32, 4.1 x faster, -20.0 ± 25.0 accuracy points'
+    ) < text.index("<table")
     assert set(re.findall(r'src="([^,"]*)', text)) == {"data:image/png;base64"}, "no resource from elsewhere"
     assert not re.search(r"https?://|url\(|@import|href=|<script", text)
     page = files.Page(text)

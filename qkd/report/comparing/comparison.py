@@ -9,6 +9,7 @@ from typing import Any
 
 from qkd.files import DamagedFileError, write_text
 from qkd.report.caveats import interval_text
+from qkd.report.comparing.differences import Difference, difference_cells, difference_notes, differences
 from qkd.report.summary import RunSummary, summarize
 from qkd.report.table import align
 from qkd.units import megabytes, milliseconds, percent
@@ -54,22 +55,39 @@ class RunRow:
 
 @dataclass(frozen=True)
 class RunsTable:
-    """Runs side by side."""
+    """Runs side by side.
+
+    Args:
+        rows: A run each.
+        folder: That was looked through; empty where the runs were named.
+        differences: Of the later runs from the first one, figure by figure.
+        notes: What is to be said of the differences.
+    """
 
     rows: tuple[RunRow, ...]
     folder: str = ""
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return the rows as plain data; accuracies are fractions."""
-        return [asdict(row) for row in self.rows]
+        """Return the rows as plain data, each with its differences from the first; accuracies are fractions."""
+        rows = [asdict(row) for row in self.rows]
+        for one in self.differences:
+            rows[one.position].setdefault("differences", []).append(asdict(one))
+        return rows
 
     def cells(self) -> list[list[str]]:
         """Return heading and a line for each run, as text."""
         return [HEAD, *(_cells(row) for row in self.rows)]
 
     def to_text(self) -> str:
-        """Return the table as text."""
-        return align(self.cells()) if self.rows else f"{self.folder}: no runs"
+        """Return the tables as text."""
+        if not self.rows:
+            return f"{self.folder}: no runs"
+        tables = [align(self.cells())]
+        if self.differences:
+            tables.append(f"compared with {self.differences[0].against}:\n{align(difference_cells(self.differences))}")
+        return "\n\n".join([*tables, *(["\n".join(f"note: {note}" for note in self.notes)] if self.notes else [])])
 
 
 def compare_runs(folders: Sequence[Path]) -> RunsTable:
@@ -81,7 +99,19 @@ def compare_runs(folders: Sequence[Path]) -> RunsTable:
     Raises:
         OSError: If a record cannot be read.
     """
-    return RunsTable(tuple(_row(folder) for folder in folders))
+    summaries: list[RunSummary | None] = []
+    rows: list[RunRow] = []
+    for folder in folders:
+        try:
+            summary = summarize(folder)
+        except (DamagedFileError, ImportError) as error:
+            summaries.append(None)
+            rows.append(RunRow(folder.name, state=f"cannot be read: {error}"))
+        else:
+            summaries.append(summary)
+            rows.append(_row(folder.name, summary))
+    apart = differences(folders, summaries)
+    return RunsTable(tuple(rows), differences=apart, notes=tuple(difference_notes(apart, folders)))
 
 
 def runs_below(folder: Path) -> RunsTable:
@@ -98,7 +128,9 @@ def render_comparison(table: RunsTable) -> str:
     """Return a page of runs side by side that needs no other file."""
     from qkd.report.page import fill_template  # here, because a table alone needs no page
 
-    return fill_template("comparison.html.j2", rows=table.cells(), terms=TERMS, charts=_charts(table))
+    return fill_template("comparison.html.j2", rows=table.cells(), terms=TERMS, charts=_charts(table),
+                         differences=difference_cells(table.differences), notes=table.notes,
+                         against=table.differences[0].against if table.differences else "")  # fmt: skip
 
 
 def write_comparison(table: RunsTable, out: Path) -> None:
@@ -110,13 +142,9 @@ def write_comparison(table: RunsTable, out: Path) -> None:
     write_text(out, render_comparison(table))
 
 
-def _row(folder: Path) -> RunRow:
-    try:
-        summary = summarize(folder)
-    except (DamagedFileError, ImportError) as error:
-        return RunRow(folder.name, state=f"cannot be read: {error}")
+def _row(name: str, summary: RunSummary) -> RunRow:
     student, twin, teacher = summary.student, summary.twin, summary.teacher
-    row = RunRow(folder.name, teacher_accuracy=teacher.test_accuracy if teacher else None, state=_state(summary))
+    row = RunRow(name, teacher_accuracy=teacher.test_accuracy if teacher else None, state=_state(summary))
     if student is None:
         return row
     values: Mapping[str, Any] = {

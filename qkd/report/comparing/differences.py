@@ -1,0 +1,192 @@
+"""Compare runs with the first of them: accuracy, size and latency, and which of the differences are noise."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qkd.report.caveats import SLOWER
+from qkd.report.intervals import paired_difference, unpack_answers, unpaired_interval
+from qkd.report.summary import ModelRow, RunSummary, read_json
+from qkd.units import megabytes, milliseconds, percent
+
+HEAD = ["run", "figure", "first run", "this run", "difference", "95 % interval", "this run is"]
+NOISE, OTHER_IMAGES, SAME_SIZE = "within noise", "not comparable: other test images", "the same size"
+SIZE_NOISE = 0.01  # names and versions in a file's metadata differ by less
+SAME_MACHINE = ("cpu", "onnxruntime")  # of the record of a machine
+SAME_SETTINGS = ("threads", "batch_size")
+STUDENT = "student"  # a measured model's name is this, or begins with it: `student, low-bit provider`
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of a run beside that of the first.
+
+    Args:
+        run: Its name.
+        against: That of the first run.
+        position: Of the run among all that are compared, from 0.
+        figure: ``accuracy``, ``file``, or ``latency, DEVICE[, PROVIDER]``.
+        first, this: Fractions of the test images, bytes or milliseconds.
+        verdict: ``better``, ``worse``, ``smaller``, ``larger``, ``faster``, ``slower``, ``the same size``, ``within
+            noise``, or why the two cannot be compared.
+        difference: Of accuracies, this minus first; of sizes and latencies, this over first.
+        interval: 95 % interval of the difference of accuracies; None where there is none.
+        is_paired: Whether the interval compares the answers image by image.
+    """
+
+    run: str
+    against: str
+    position: int
+    figure: str
+    first: float
+    this: float
+    verdict: str
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    is_paired: bool = False
+
+
+def differences(folders: Sequence[Path], summaries: Sequence[RunSummary | None]) -> tuple[Difference, ...]:
+    """Return the differences of runs from the first one that has a student.
+
+    Args:
+        folders: Of the runs.
+        summaries: Theirs; None where one cannot be read.
+    """
+    known = [
+        _Student(position, folder, summary, summary.student)
+        for position, (folder, summary) in enumerate(zip(folders, summaries, strict=True))
+        if summary is not None and summary.student is not None
+    ]
+    return tuple(one for this in known[1:] for one in _of_pair(known[0], this))
+
+
+def difference_cells(found: Sequence[Difference]) -> list[list[str]]:
+    """Return heading and a line for each difference, as text."""
+    return [HEAD, *(_cells(one) for one in found)]
+
+
+def difference_notes(found: Sequence[Difference], folders: Sequence[Path]) -> list[str]:
+    """Return what is to be said of differences, and how to get those that are missing.
+
+    Args:
+        found: The differences.
+        folders: Of the runs.
+    """
+    notes = []
+    if unpaired := list(dict.fromkeys(one.run for one in found if one.interval and not one.is_paired)):
+        notes.append(
+            f"accuracy of {', '.join(unpaired)}: not compared image by image, which would give a narrower interval; "
+            f"`qkd export RUN`, with each of the runs, records what that needs"
+        )
+    if found and not any("provider" in one.figure for one in found):
+        runs = shlex.join([*dict.fromkeys(str(folder) for folder in folders)])
+        notes.append(
+            f"`qkd bench {runs}` measures the files interleaved, also with the low-bit provider where it has kernels "
+            f"for them; add `--on ssh://HOST` for another device"
+        )
+    return notes
+
+
+@dataclass(frozen=True)
+class _Student:
+    """A run that has a student."""
+
+    position: int
+    folder: Path
+    summary: RunSummary
+    row: ModelRow
+
+
+def _of_pair(first: _Student, this: _Student) -> Iterator[Difference]:
+    say = partial(Difference, this.summary.name, first.summary.name, this.position)
+    theirs, ours = first.row.test_accuracy, this.row.test_accuracy
+    if theirs is not None and ours is not None:
+        yield say("accuracy", theirs, ours, **_of_accuracy(first, this, theirs, ours))
+    if first.row.size_bytes and this.row.size_bytes:
+        ratio = this.row.size_bytes / first.row.size_bytes
+        verdict = SAME_SIZE if abs(ratio - 1) <= SIZE_NOISE else "smaller" if ratio < 1 else "larger"
+        yield say("file", first.row.size_bytes, this.row.size_bytes, verdict, ratio)
+    for figure, one, other in _measured_alike(first.summary, this.summary):
+        yield say(figure, one["median_ms"], other["median_ms"], *_of_medians(one, other))
+
+
+def _of_accuracy(first: _Student, this: _Student, theirs: float, ours: float) -> dict[str, Any]:
+    counts = this.summary.test_images, first.summary.test_images
+    parts = [_test_part(one.folder) for one in (first, this)]
+    if counts[0] is None or counts[1] is None:
+        return {"verdict": "not known: no number of test images", "difference": ours - theirs}
+    if counts[0] != counts[1] or (None not in parts and parts[0] != parts[1]):
+        return {"verdict": OTHER_IMAGES}
+    answers = [_answers(one.summary) for one in (this, first)]
+    if None not in parts and answers[0] is not None and answers[1] is not None:
+        paired = paired_difference(answers[0], answers[1])
+        value, half = paired["value"], paired["half_width"]
+        interval, is_paired = (value - half, value + half), True
+    else:
+        value, interval, is_paired = ours - theirs, unpaired_interval(ours, theirs, (counts[0], counts[1])), False
+    verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else NOISE
+    return {"verdict": verdict, "difference": value, "interval": interval, "is_paired": is_paired}
+
+
+def _test_part(folder: Path) -> object:
+    """Return what a run's test images are; None where it has no record of them."""
+    facts = read_json(folder / "data.json")
+    return (facts.get("classes"), facts["test"]) if "test" in facts else None
+
+
+def _answers(summary: RunSummary) -> npt.NDArray[np.bool_] | None:
+    said: Mapping[str, Any] = summary.predictions.get("models", {}).get(STUDENT, {})
+    return unpack_answers(said["correct"], summary.predictions["images"]) if said.get("correct") else None
+
+
+def _measured_alike(first: RunSummary, this: RunSummary) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Yield the students' measurements in both runs: of the same machine, with the same settings and provider."""
+    measured = {bench.get("device"): bench for bench in first.devices}
+    for bench in this.devices:
+        other = measured.get(bench.get("device"), {})
+        if _setting(bench) != _setting(other):
+            continue
+        for name, ours in bench.get("models", {}).items():
+            theirs = other.get("models", {}).get(name, {})
+            if name.partition(",")[0] == STUDENT and theirs.get("median_ms") and ours.get("median_ms"):
+                yield f"latency, {bench['device']}{name.removeprefix(STUDENT)}", theirs, ours
+
+
+def _setting(bench: Mapping[str, Any]) -> tuple[object, ...]:
+    machine = bench.get("machine") or {}
+    return (*(machine.get(key) for key in SAME_MACHINE), *(bench.get(key) for key in SAME_SETTINGS))
+
+
+def _of_medians(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, float]:
+    """Return verdict and ratio of two medians; noise where p10..p90 overlap, or the medians hardly differ."""
+    ratio = ours["median_ms"] / theirs["median_ms"]
+    low, high = (theirs, ours) if ratio > 1 else (ours, theirs)
+    overlap = (high.get("p10_ms") or math.inf) <= (low.get("p90_ms") or 0.0)
+    noise = overlap or max(ratio, 1 / ratio) <= SLOWER
+    return NOISE if noise else "faster" if ratio < 1 else "slower", ratio
+
+
+def _cells(one: Difference) -> list[str]:
+    apart, interval = "-", "-"
+    if one.difference is not None:
+        apart = f"{100 * one.difference:+.1f} points" if one.figure == "accuracy" else f"x {one.difference:.2f}"
+    if one.interval is not None:
+        interval = f"{100 * one.interval[0]:+.1f} .. {100 * one.interval[1]:+.1f} points"
+    return [one.run, one.figure, _shown(one.figure, one.first), _shown(one.figure, one.this), apart, interval,
+            one.verdict]  # fmt: skip
+
+
+def _shown(figure: str, value: float) -> str:
+    if figure == "file":
+        return megabytes(int(value))
+    return percent(value) if figure == "accuracy" else milliseconds(value)

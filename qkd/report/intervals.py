@@ -1,0 +1,66 @@
+"""Say how far a difference of two accuracies is known, from the same images or from others."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from qkd.report.caveats import NORMAL_95, wilson
+
+
+def pack_answers(is_right: npt.NDArray[np.bool_]) -> str:
+    """Return which images a net gets right as text: a bit each, eight to a byte, in hexadecimal digits."""
+    return np.packbits(is_right).tobytes().hex()
+
+
+def unpack_answers(text: str, images: int) -> npt.NDArray[np.bool_] | None:
+    """Return what :func:`pack_answers` packed; None where the text is not that of so many images."""
+    try:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
+    except ValueError:
+        return None
+    return bits[:images].astype(bool) if len(bits) == -(-images // 8) * 8 else None
+
+
+def paired_difference(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> dict[str, float]:
+    r"""Return by how much one net is more accurate than another on the same images.
+
+    .. math:: d = (b - c) / n, \quad \pm z \sqrt{b + c - (b - c)^2 / n} / n
+
+    with :math:`b` images that only the first gets right, and :math:`c` only the second.
+
+    Args:
+        ours: Which images the first gets right.
+        theirs: Likewise, of the second.
+
+    Returns:
+        ``value`` and ``half_width`` (95 %), fractions; and both counts.
+
+    References:
+        Agresti, Categorical Data Analysis, 2002, section 10.1.
+    """
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    count, apart = len(ours), only_ours - only_theirs
+    spread = max(0.0, only_ours + only_theirs - apart * apart / count)
+    half = NORMAL_95 * float(np.sqrt(spread)) / count
+    return {"value": apart / count, "half_width": half, "only_student": only_ours, "only_teacher": only_theirs}
+
+
+def unpaired_interval(ours: float, theirs: float, counts: tuple[int, int]) -> tuple[float, float]:
+    r"""Return the 95 % interval of the difference of two shares, each with Wilson's interval (Newcombe's method 10).
+
+    .. math:: d - \sqrt{(p_1 - l_1)^2 + (u_2 - p_2)^2}, \quad d + \sqrt{(u_1 - p_1)^2 + (p_2 - l_2)^2}
+
+    Args:
+        ours: First share, 0..1.
+        theirs: Second share.
+        counts: Of how many each is, positive.
+
+    References:
+        Newcombe, Interval estimation for the difference between independent proportions, 1998.
+    """
+    (low, high), (their_low, their_high) = wilson(ours, counts[0]), wilson(theirs, counts[1])
+    apart = ours - theirs
+    return apart - math.hypot(ours - low, their_high - theirs), apart + math.hypot(high - ours, theirs - their_low)

@@ -233,18 +233,36 @@ def _reestimate(student: nn.Module, images: Iterable[Tensor]) -> None:
 
 
 def _widen_steps(student: nn.Module) -> None:
-    """Let no grid be within a single unit of the accumulators it reads.
+    """Let no grid be within a single unit of the accumulators or means it reads.
 
-    That happens behind dead layers, where nothing but zeros was seen. A step below ``unit / 2**bits`` tells zero from
-    not zero and no more, but it would show the rounding errors of a zero that is summed in floating point.
+    That happens behind dead layers and where values cancel, so that nothing but zeros was seen. A step below
+    ``unit / 2**bits`` tells zero from not zero and no more, but it would show the rounding errors of a zero that is
+    summed in floating point; and runtimes refuse a mean whose grid is 256 times finer than its unit.
     """
+    _widen_sums(student)
+    _widen_means(student)
+    _widen_sums(student)  # of layers that read such a mean
+
+
+def _widen_sums(student: nn.Module) -> None:
     for layer in quant_layers(student).values():
         _, scale, _ = layer.folded()
         unit = float(scale.max() * layer.source.quant.step)
         for consumer in layer.consumers:
-            least = unit / 2.0**consumer.quant.bits
-            if float(consumer.quant.step) < least:
-                consumer.quant.owner.set_step(least)
+            _widen(consumer, unit / 2.0**consumer.quant.bits)
+
+
+def _widen_means(student: nn.Module) -> None:
+    for quantizer in act_quantizers(student).values():
+        origin = quantizer.origin
+        if origin is not None and origin.kind == "mean" and origin.sources[0].quant.owner is not quantizer.quant.owner:
+            unit = float(origin.sources[0].quant.step) / max(origin.counts)
+            _widen(quantizer, 2 * unit / 2.0**quantizer.quant.bits)  # well within what runtimes take
+
+
+def _widen(quantizer: ActQuantizer, least: float) -> None:
+    if float(quantizer.quant.step) < least:
+        quantizer.quant.owner.set_step(least)
 
 
 def freeze_batch_norm(student: nn.Module, enabled: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a sentence

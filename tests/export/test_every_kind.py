@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import export.lowering.model
 import quantizers
 from export import check_parity, cost_of_file, cost_of_student, export_onnx
 from export.lowering import FUNCTION_WRITERS, MOVE_WRITERS
-from quantizers import QuantSpec, calibrate, integer_view, prepare
+from quantizers import QuantSpec, act_quantizers, calibrate, integer_view, prepare
 from quantizers.functions import FUNCTIONS
 from quantizers.graph.form.canonical import Affine, Expand, Gather, Move, Pad, Permute, Reshape, Slice
 from quantizers.integer import Node
@@ -257,3 +258,30 @@ def test_a_final_softmax_is_in_the_file_and_losses_get_logits(kind: Any, functio
     assert not torch.allclose(given, logits)
     exported = export_onnx(student, batch, tmp_path / "n.onnx", strict=True)
     assert exported.operators[kind.__name__] == 1 and integer_view(student).nodes[-1].op in ("softmax", "log_softmax")
+
+
+class Cancelling(nn.Module):
+    """Values that cancel: their mean is 0 but for the order of the sum, and so is what multiplies it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.head((y - y.flip(3)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("flavor", ["ort", "qcdq"])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_values_that_cancel_leave_no_grid_that_a_runtime_refuses(flavor: str, bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 3, 6, 6) for _ in range(2)]
+    student = prepare(Cancelling(), QuantSpec(weight_bits=bits, act_bits=bits), example_inputs=batches[0])
+    calibrate(student, batches)
+    for quantizer in act_quantizers(student).values():
+        if quantizer.origin is not None and quantizer.origin.kind == "mean":
+            unit = float(quantizer.origin.sources[0].quant.step.detach()) / 36
+            assert unit / float(quantizer.quant.step.detach()) < 1.01 * 2.0 ** (quantizer.quant.bits - 1)
+    export_onnx(student, batches[0], tmp_path / "s.onnx", flavor=flavor)
+    assert check_parity(student.eval(), tmp_path / "s.onnx", batches).passed

@@ -18,6 +18,7 @@ PAGE = (ROOT / "docs" / "methods" / "without_images.md").read_text(encoding="utf
 KEYS = ("float", "w4a4", "w2a2")
 LARGE = "data_free_digits-32x32"  # of the configs; not measured to the end yet where the file is missing
 LONG = "data_free_digits-32x32_long"  # of those with longer trainings
+PROCEDURAL = "data_free_digits-32x32_procedural"  # of those without a generator
 QUOTED = {  # row of the page -> file and method
     "real images": ("data_free", "real"),
     "images of noise": ("data_free", "noise"),
@@ -61,7 +62,7 @@ def test_configs_expect_what_was_measured(data_free: ModuleType) -> None:
     """Each config with the table of its own data set; LeNet-5 at 8x8 (``data_free``) is no config any more."""
     rows = {
         name: row
-        for table in (LONG, LARGE)
+        for table in (LONG, LARGE, PROCEDURAL)
         if (RESULTS / f"{table}.json").is_file()
         for name, row in read(table).items()
     }
@@ -74,7 +75,7 @@ def test_configs_expect_what_was_measured(data_free: ModuleType) -> None:
         assert figures or said == "not yet run", path.stem
 
 
-@pytest.mark.parametrize("name", [LARGE, LONG])
+@pytest.mark.parametrize("name", [LARGE, LONG, PROCEDURAL])
 def test_the_page_has_the_whole_table_of_the_configs(name: str) -> None:
     if (RESULTS / f"{name}.md").is_file():
         assert (RESULTS / f"{name}.md").read_text() in PAGE

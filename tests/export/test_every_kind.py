@@ -260,7 +260,7 @@ def test_a_final_softmax_is_in_the_file_and_losses_get_logits(kind: Any, functio
     assert exported.operators[kind.__name__] == 1 and integer_view(student).nodes[-1].op in ("softmax", "log_softmax")
 
 
-class Cancelling(nn.Module):
+class Canceling(nn.Module):
     """Values that cancel: their mean is 0 but for the order of the sum, and so is what multiplies it."""
 
     def __init__(self) -> None:
@@ -277,7 +277,7 @@ class Cancelling(nn.Module):
 def test_values_that_cancel_leave_no_grid_that_a_runtime_refuses(flavor: str, bits: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     batches = [torch.randn(4, 3, 6, 6) for _ in range(2)]
-    student = prepare(Cancelling(), QuantSpec(weight_bits=bits, act_bits=bits), example_inputs=batches[0])
+    student = prepare(Canceling(), QuantSpec(weight_bits=bits, act_bits=bits), example_inputs=batches[0])
     calibrate(student, batches)
     for quantizer in act_quantizers(student).values():
         if quantizer.origin is not None and quantizer.origin.kind == "mean":

@@ -30,7 +30,7 @@ class Device:
             ``adb://SERIAL``.
         name: Shown in tables and used for file names; absent, the address.
         python: The Python there that has onnxruntime: a name on the PATH or a path; a relative path, ``~/`` or not,
-            is of the home folder there.
+            starts in the home folder there.
         folder: Where a temporary folder may be made; absent, ``/tmp``, for adb ``/data/local/tmp``.
         perf_test: Path of ``onnxruntime_perf_test`` there; given, it measures instead of Python.
         ssh_options: Further arguments of ``ssh``, such as ``-F my_config``; for whom ``~/.ssh/config`` is not enough.

@@ -49,7 +49,7 @@ def _no_answer(captured: Captured) -> str:
     if captured.code in (126, 127):
         return (
             f"the Python of the device could not be started ({words}): name one that has onnxruntime, as `--python "
-            f"env/bin/python` (a relative path is of the home folder there) or `python:` in a devices file"
+            f"env/bin/python` (a relative path starts in the home folder there) or `python:` in a devices file"
         )
     if "SyntaxError" in captured.stderr:
         return f"the Python of the device is too old: it must be 3.8 or newer ({words})"

@@ -120,10 +120,7 @@ def left_out(answer: Mapping[str, Any], entries: Sequence[Entry]) -> dict[int, s
         answer: The runner's.
         entries: In order.
     """
-    told = answer.get("left_out")
-    told = told if isinstance(told, Mapping) else {}
-    may = {number for number, entry in enumerate(entries) if entry.provider == LOW_BIT and entry.is_beside}
-    return {number: str(told[str(number)]) for number in sorted(may) if str(number) in told}
+    return _told(answer, "left_out", [entry.provider == LOW_BIT and entry.is_beside for entry in entries])
 
 
 def failed_entries(answer: Mapping[str, Any], entries: Sequence[Entry]) -> dict[int, str]:
@@ -133,7 +130,12 @@ def failed_entries(answer: Mapping[str, Any], entries: Sequence[Entry]) -> dict[
         answer: The runner's.
         entries: In order.
     """
-    told = answer.get("not_measured")
-    told = told if isinstance(told, Mapping) else {}
-    may = [number for number, entry in enumerate(entries) if entry.provider != CPU]
-    return {number: str(told[str(number)]) for number in may if str(number) in told}
+    return _told(answer, "not_measured", [entry.provider != CPU for entry in entries])
+
+
+def _told(answer: Mapping[str, Any], key: str, may: Sequence[bool]) -> dict[int, str]:
+    """Return the reasons that a runner gives, by place; of places that may have one, whatever else it says."""
+    told = answer.get(key)
+    if not isinstance(told, Mapping):
+        return {}
+    return {number: str(told[str(number)]) for number, it_may in enumerate(may) if it_may and str(number) in told}

@@ -160,8 +160,7 @@ def _devices(args: argparse.Namespace) -> list[Device]:
         return [replace(device, **own) for device in found]
     if all(device.is_local for device in found):
         raise UsageError("--python is of a device (--on ssh://..., adb://...); here, the toolkit's own Python measures")
-    python = {True: {}, False: {"python": args.python}}
-    return [replace(device, **own, **python[device.is_local]) for device in found]
+    return [replace(device, **own, python=device.python if device.is_local else args.python) for device in found]
 
 
 def _calibration(

@@ -8,7 +8,8 @@ from typing import Any
 
 from export.devices import DeviceResult
 from qkd.bench.record import Record
-from qkd.report.table import DEVICE_HEAD, DEVICE_TERMS, align, device_cells, device_label, device_notes
+from qkd.report.findings.terms import TERMS
+from qkd.report.table import DEVICE_HEAD, align, device_cells, device_label, device_notes
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,8 @@ class BenchTable:
         rows, ends = [DEVICE_HEAD], ["notes"]
         for result, record in zip(self.results, self.records, strict=True):
             for name, row in record["models"].items():
-                rows.append(
-                    [result.device.title, device_label(name, self.reference), *device_cells(row, row["to_float"])]
-                )
+                label = device_label(name, is_reference=name == self.reference)
+                rows.append([result.device.title, label, *device_cells(row, row["to_float"])])
                 ends.append("; ".join(device_notes(row)))
             if result.failure:
                 rows.append([result.device.title, "-", *["-"] * (len(DEVICE_HEAD) - 2)])
@@ -54,4 +54,4 @@ class BenchTable:
         lines = align(rows).splitlines()
         width = max(map(len, lines))
         table = [f"{line:<{width}}  {end}".rstrip() for line, end in zip(lines, ends, strict=True)]
-        return "\n".join(table if len(self.failures) == len(self.results) else [*table, DEVICE_TERMS])
+        return "\n".join(table if len(self.failures) == len(self.results) else [*table, TERMS["devices"]])

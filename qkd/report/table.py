@@ -14,15 +14,11 @@ _MARKS = re.compile(r"[\\`*|\[\]~]")  # an underscore within a word is none, and
 
 
 DEVICE_HEAD = ["device", "model", "median", "p10", "p90", "p99", "vs. FP32", "size", "memory", "accuracy", "agreement"]
-DEVICE_TERMS = (
-    "vs. FP32: median latency over that of the FP32 file. Accuracy: on the sample of test images that was sent along. "
-    "Agreement: the share of these images that get the class there that the trained net gives them here"
-)
 
 
-def device_label(name: str, reference: str | None) -> str:
+def device_label(name: str, *, is_reference: bool) -> str:
     """Return what a table calls a model: its name, and ``(FP32)`` behind it where it is the one that ratios are to."""
-    return f"{name} (FP32)" if name == reference else name
+    return f"{name} (FP32)" if is_reference else name
 
 
 def device_cells(row: Mapping[str, Any], ratio: float | None) -> list[str]:

@@ -68,7 +68,7 @@ def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, fl
 def _cells(bench: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[str]:
     reference = bench.get("models", {}).get(bench.get("reference"), {}).get("median_ms")
     ratio = row["median_ms"] / reference if reference else None
-    label = device_label(_label(name), _label(name) if name == bench.get("reference") else None)
+    label = device_label(_label(name), is_reference=name == bench.get("reference"))
     return [str(bench["device"]), label, *device_cells(row, ratio), "; ".join(device_notes(row)) or "-"]
 
 

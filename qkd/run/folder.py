@@ -166,14 +166,7 @@ class RunFolder:
             return set()
         if manifest["inputs"].get(name) != sha256:
             return set()
-        return {self.path / path for path, then in manifest["files"].items() if self._has_hash(path, then)}
-
-    def _has_hash(self, name: str, sha256: str) -> bool:
-        try:
-            path = inside(self.path, name)
-            return path.is_file() and sha256_of(path) == sha256
-        except (ValueError, OSError):
-            return False
+        return {self.path / path for path, then in manifest["files"].items() if not _change(self.path, path, then)}
 
     def manifest_file(self, stage: str) -> Path:
         """Return where a stage's manifest is, once it is complete."""
@@ -295,16 +288,19 @@ def why_outdated(folder: Path, stage: str) -> str:
 
 
 def _altered(folder: Path, manifest: Mapping[str, Any]) -> str:
-    for name, sha256 in {**manifest["files"], **manifest["inputs"]}.items():
-        try:
-            path = inside(folder, name)
-        except ValueError as error:
-            return str(error)
-        if not path.is_file():
-            return f"{name} is gone"
-        if sha256_of(path) != sha256:
-            return NEW.get(name, f"{name} has changed")
-    return ""
+    files = {**manifest["files"], **manifest["inputs"]}
+    return next((why for name, then in files.items() if (why := _change(folder, name, then))), "")
+
+
+def _change(folder: Path, name: str, sha256: str) -> str:
+    """Return what has become of a file of a run since it had this hash; empty where nothing has."""
+    try:
+        path = inside(folder, name)
+    except ValueError as error:
+        return str(error)
+    if not path.is_file():
+        return f"{name} is gone"
+    return "" if sha256_of(path) == sha256 else NEW.get(name, f"{name} has changed")
 
 
 def _another_config(path: Path, changed: Mapping[str, tuple[str, str]]) -> str:

@@ -98,7 +98,7 @@ def probe(models: dict[str, Any], folder: str = ".") -> dict[str, Any]:
 
 
 def wins_race(onnxruntime: Any, special: bytes, plain: bytes, difference: int) -> bool:
-    """Return whether a special kernel gives, for uint8 input, a plain one's outputs plus ``difference``, as fast."""
+    """Return whether a special kernel gives a plain one's outputs plus ``difference``, and is not many times slower."""
     import numpy
 
     outputs, best = [], []

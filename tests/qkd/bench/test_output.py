@@ -11,6 +11,7 @@ from export import Device, DeviceResult
 from qkd.bench.measuring import bench_models
 from qkd.bench.table import BenchTable
 from qkd.failures import UsageError
+from qkd.report.findings.terms import TERMS
 
 
 @pytest.mark.parametrize(("end", "words"), [("missing/n.json", "missing does not exist; create"), ("", "is a folder")])
@@ -27,6 +28,6 @@ def test_columns_are_explained_and_the_float_row_is_named():
     head, first, second, terms = text.splitlines()
     assert {"vs. FP32", "agreement"} <= set(re.split(r"\s{2,}", head))
     assert re.split(r"\s{2,}", first)[:2] == ["board", "teacher (FP32)"] and "student" in second
-    assert terms.startswith("vs. FP32: median latency over that of the FP32 file.") and "Agreement: the share" in terms
+    assert terms == TERMS["devices"] and "Vs. FP32: median latency over that of the FP32 file." in terms
     failed = DeviceResult(Device(name="board", address="ssh://pi@board"), failure="gone")
-    assert "vs. FP32:" not in BenchTable([failed], [{"models": {}}]).to_text()
+    assert TERMS["devices"] not in BenchTable([failed], [{"models": {}}]).to_text()

@@ -11,9 +11,9 @@ from typing import Any
 from export.devices.connections.address import DeviceError
 from export.storage.blocked import WIDTHS, race_models
 from export.storage.packing import INT2, INT4, INT8, probe_model
+from export.versions import OLDEST, version_text
 
 KINDS = (INT2, INT4, INT8)  # narrowest first
-OLDEST_RUNTIME = "1.14"
 # Debian's own Python takes no packages (externally-managed-environment): an environment works everywhere
 WITH_RUNTIME = (
     "make an environment there (python3 -m venv env; env/bin/pip install onnxruntime numpy) and name its Python: "
@@ -60,7 +60,7 @@ class Probe:
         if not self.loads:
             raise DeviceError(
                 f"onnxruntime {self.machine.get('onnxruntime')} there loads none of the probe models, not even int8 "
-                f"weights in opset {INT8.opset}: it must be at least {OLDEST_RUNTIME}"
+                f"weights in opset {INT8.opset}: it must be at least {version_text(OLDEST)}"
             )
 
     def check_room(self, needed_bytes: int) -> None:

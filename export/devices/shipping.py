@@ -11,6 +11,7 @@ from export.lowbit import LowBitUnavailableError, availability, library_path
 from export.lowbit.build import built_library
 from export.lowbit.cross import TARGETS, cross_toolchain
 from export.lowbit.provider import OLDEST_RUNTIME
+from export.versions import version_text
 
 FILE = "liblowbit.so"
 SWITCHED_OFF = "switched off by QKD_LOWBIT=0"
@@ -45,7 +46,7 @@ def library_for(probe: Probe) -> Path:
         raise LowBitUnavailableError(SWITCHED_OFF)
     version = str(probe.machine.get("onnxruntime") or "0")
     if not is_new_enough(version):
-        wanted = ".".join(map(str, OLDEST_RUNTIME))
+        wanted = version_text(OLDEST_RUNTIME)
         raise LowBitUnavailableError(f"needs onnxruntime {wanted} or newer, the device has {version}")
     family = str(probe.machine.get("architecture") or "unknown")
     target = next((name for name, (machine, _) in TARGETS.items() if machine == family), None)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from export.lowbit.build import LowBitUnavailableError, built_library, host_toolchain
+from export.versions import version_text
 
 PROVIDER = "LowBitExecutionProvider"
 PACKAGE = "onnxruntime_ep_lowbit"  # the library alone, for devices without a compiler
@@ -136,6 +137,6 @@ def _runtime() -> Any:
         raise LowBitUnavailableError("onnxruntime is not installed") from error
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < OLDEST_RUNTIME:
-        wanted = ".".join(map(str, OLDEST_RUNTIME))
+        wanted = version_text(OLDEST_RUNTIME)
         raise LowBitUnavailableError(f"needs onnxruntime {wanted} or newer, this is {onnxruntime.__version__}")
     return onnxruntime

@@ -12,8 +12,8 @@ import onnx
 
 from export.storage.blocked import DOMAIN, OPERATOR, WIDTHS
 from export.storage.packing import INT2, INT4, INT8
+from export.versions import OLDEST, Version, version_text
 
-Version = tuple[int, int]
 # element type -> the first onnxruntime that casts it to int8 (1.18 to 1.22 load INT4, and have no such kernel)
 TYPES: dict[int, Version] = {INT2.code: (1, 24), INT4.code: (1, 23)}
 BLOCKS: dict[int, Version] = {2: (1, 24), 4: (1, 17)}
@@ -22,7 +22,6 @@ OPSETS: dict[int, Version] = {
     13: (1, 7), 14: (1, 8), 15: (1, 9), 16: (1, 11), 17: (1, 12), 18: (1, 14), 19: (1, 15), 20: (1, 17), 21: (1, 18),
     22: (1, 21), 23: (1, 23), 24: (1, 24), 25: (1, 24),
 }  # fmt: skip
-OLDEST: Version = (1, 14)  # the oldest that this toolkit measures with
 RUNTIME = "onnxruntime"
 
 
@@ -48,7 +47,7 @@ def needed_runtime(model: onnx.ModelProto) -> Version | None:
 def needs_text(model: onnx.ModelProto) -> str:
     """Return what a file needs, in words: ``onnxruntime >= 1.24``."""
     version = needed_runtime(model)
-    return "a runtime with its own operators (qonnx)" if version is None else f"{RUNTIME} >= {_text(version)}"
+    return "a runtime with its own operators (qonnx)" if version is None else f"{RUNTIME} >= {version_text(version)}"
 
 
 def makers(model: onnx.ModelProto) -> dict[str, str]:
@@ -80,10 +79,6 @@ def storage_for(version: Version) -> tuple[str, ...]:
 
 def _type_of(bits: int) -> int:
     return INT2.code if bits <= INT2.bits else INT4.code
-
-
-def _text(version: Version) -> str:
-    return f"{version[0]}.{version[1]}"
 
 
 def _installed(name: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from export.checks import ExportError
-from export.targets.table import OLDEST, ONNXRUNTIME, TARGETS, Version, find_target
+from export.targets.table import ONNXRUNTIME, TARGETS, find_target
+from export.versions import OLDEST, Version, version_text
 
 _ASKED = re.compile(rf"(?:{ONNXRUNTIME})?\s*(?:==)?\s*(\d{{1,3}})\.(\d{{1,3}})(?:\.\d{{1,4}})?")
 
@@ -21,7 +22,9 @@ def parse_runtime(text: str) -> Version:
         raise ExportError(f"--for must be a version such as {ONNXRUNTIME}==1.17, got {text!r}{_way_of(text.strip())}")
     version = int(match.group(1)), int(match.group(2))
     if version < OLDEST:
-        raise ExportError(f"{ONNXRUNTIME} {_text(version)} is too old: files need {_text(OLDEST)} at least")
+        raise ExportError(
+            f"{ONNXRUNTIME} {version_text(version)} is too old: files need {version_text(OLDEST)} at least"
+        )
     return version
 
 
@@ -36,12 +39,7 @@ def _way_of(text: str) -> str:
     if target.name == ONNXRUNTIME:
         return "; name the version that the device has"
     if target.oldest is not None:
-        return (
-            f"; write {ONNXRUNTIME}=={_text(target.oldest)}, or 'export.target={target.name}' for student.onnx itself"
-        )
+        oldest = version_text(target.oldest)
+        return f"; write {ONNXRUNTIME}=={oldest}, or 'export.target={target.name}' for student.onnx itself"
     file = "student.onnx itself is then" if target.is_onnxruntime else f"student.{target.name}.onnx is"
     return f"; {target.name} is a target: `qkd export RUN export.target={target.name}` ({file} the file for it)"
-
-
-def _text(version: Version) -> str:
-    return f"{version[0]}.{version[1]}"

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-Version = tuple[int, int]
+from export.versions import OLDEST, Version, version_text
+
 ONNXRUNTIME = "onnxruntime"
 _WITH_VERSION = re.compile(rf"{ONNXRUNTIME}\s*(?:>=|==)\s*(\d{{1,3}})\.(\d{{1,3}})(?:\.\d{{1,4}})?")
-OLDEST: Version = (1, 14)  # the oldest onnxruntime that a file can be written for
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,10 @@ def find_target(text: str) -> Target:
 
 def _at_version(version: Version) -> Target:
     if version < OLDEST:
-        raise ValueError(f"target: {ONNXRUNTIME} {_dotted(version)} is too old; files need {_dotted(OLDEST)} at least")
-    return replace(TARGETS[ONNXRUNTIME], name=f"{ONNXRUNTIME}>={_dotted(version)}", oldest=version)
-
-
-def _dotted(version: Version) -> str:
-    return f"{version[0]}.{version[1]}"
+        raise ValueError(
+            f"target: {ONNXRUNTIME} {version_text(version)} is too old; files need {version_text(OLDEST)} at least"
+        )
+    return replace(TARGETS[ONNXRUNTIME], name=f"{ONNXRUNTIME}>={version_text(version)}", oldest=version)
 
 
 def _shown(value: object) -> str:

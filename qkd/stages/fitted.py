@@ -9,9 +9,10 @@ import onnx
 
 from export import ExportError
 from export.conversion.repack import fit_storage
-from export.storage.needs import RUNTIME, Version, needed_runtime, needs_text, storage_for
+from export.storage.needs import RUNTIME, needed_runtime, needs_text, storage_for
 from export.targets import find_target
 from export.targets.asked import parse_runtime
+from export.versions import Version, version_text
 from export.writing import write_whole
 from qkd.files import read_json, sha256_of, write_json
 from qkd.predicting.feeding import PIXELS
@@ -48,11 +49,11 @@ def _is_for_onnxruntime(file: StudentFile) -> bool:
 
 
 def _keep(run: RunFolder, name: str, version: Version, progress: Progress) -> Path | None:
-    folder, text = run.path / "export", f"{RUNTIME} {version[0]}.{version[1]}"
+    folder, text = run.path / "export", f"{RUNTIME} {version_text(version)}"
     source = folder / f"{name}.onnx"
     needed = needed_runtime(onnx.load(source))
     if needed is not None and needed <= version:
-        progress.say(f"{source.name} runs on {text} already: it needs {needed[0]}.{needed[1]}")
+        progress.say(f"{source.name} runs on {text} already: it needs {version_text(needed)}")
         return None
     fitted = fit_storage(source, storage_for(version))
     if isinstance(fitted.content, Path):
@@ -69,7 +70,7 @@ def _keep(run: RunFolder, name: str, version: Version, progress: Progress) -> Pa
 
 def _name_of(name: str, version: Version) -> str:
     ending = f".{PIXELS}" if name.endswith(f".{PIXELS}") else ""
-    return f"student.{RUNTIME}-{version[0]}.{version[1]}{ending}"
+    return f"student.{RUNTIME}-{version_text(version)}{ending}"
 
 
 def _prove(run: RunFolder, path: Path, progress: Progress) -> list[Path]:
@@ -88,5 +89,5 @@ def _facts(path: Path, source: dict[str, Any], version: Version) -> dict[str, An
         "sha256": sha256_of(path),
         "size_bytes": path.stat().st_size,
         "needs": needs_text(onnx.load(path)),
-        "fitted_to": f"{version[0]}.{version[1]}",
+        "fitted_to": version_text(version),
     }

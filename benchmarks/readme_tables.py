@@ -108,14 +108,14 @@ def step_size_rows() -> list[str]:
     lines = ["| data | peak rate | step sizes | largest change in one step | test accuracy |", "|---|---|---|---|---|"]
     for name, title in {"digits": "digits", "fashion-mnist": "Fashion-MNIST, 4,096 images"}.items():
         for row in read(f"step_sizes_{name}.json")["rows"]:
-            bound = "free" if row["bound"] is None else f"bounded by {row['bound']:g}"
+            bound = "unbounded" if row["bound"] is None else f"bounded by {row['bound']:g}"
             cells = [title, f"{row['lr']:g}", bound, _times(row["largest_change"]), _accuracy(row["test_accuracy"])]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def _times(part: float) -> str:
-    return f"{100 * part:.0f} %" if part < 1 else f"{part:,.0f} times itself"
+    return f"{100 * part:.0f} %" if part < 1 else f"{part:,.0f}x"
 
 
 def front_rows() -> list[str]:

@@ -73,7 +73,7 @@ def _configs() -> dict[str, str]:
 
 
 def _purpose(text: str) -> str:
-    """Return the sentence after ``Purpose:`` in a config's opening comment, up to its first clause's end."""
+    """Return what follows ``Purpose:`` in a config's opening comment, up to its next entry."""
     words: list[str] = []
     for line in text.splitlines():
         if not line.startswith("#") or (words and ":" in line[:12]):

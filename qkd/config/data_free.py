@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from qkd.config.sections import NEWER, BatchSize, Fraction, Images, NonNegative, Positive, Section, without_defaults
+from qkd.config.sections import (
+    NEWER,
+    BatchSize,
+    Epochs,
+    Fraction,
+    Images,
+    NonNegative,
+    Positive,
+    Section,
+    without_defaults,
+)
 from qkd.config.training import TrainConfig
 
 Latent = Annotated[int, Field(ge=1, le=100_000)]
@@ -54,8 +64,16 @@ ARRANGING = ("procedural_share", "float_procedural_share", "procedural_kinds", "
 STUDENTS_OWN = ("images_per_epoch", *ARRANGING)  # what a generator does not depend on
 
 
-def _generator_training() -> TrainConfig:
-    return TrainConfig(epochs=20, optimizer="adamw", lr=1e-3, weight_decay=0, schedule="constant")
+class GeneratorTrainConfig(TrainConfig):
+    """Optimizer, learning-rate schedule and length of the training of a generator."""
+
+    epochs: Epochs = Field(20, description="epochs of `steps_per_epoch` steps")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="optimizer; sgd has Nesterov momentum")
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    weight_decay: NonNegative = Field(0.0, description="weight decay of weights with at least two dimensions")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "constant", description="learning-rate schedule after the warm-up"
+    )
 
 
 class DataFreeConfig(Section):
@@ -87,8 +105,8 @@ class DataFreeConfig(Section):
         0.0,
         description="probability that a made image is scaled, tilted and moved, on black, so that objects have borders",
     )
-    train: TrainConfig = Field(
-        default_factory=_generator_training, description="generator trained once: optimizer and length"
+    train: GeneratorTrainConfig = Field(
+        default_factory=GeneratorTrainConfig, description="generator trained once: optimizer and length"
     )
     steps_per_epoch: Count = Field(120, description="generator trained once: steps per epoch")
     batch_size: BatchSize = Field(256, description="images per step of a generator trained once, or of an inversion")

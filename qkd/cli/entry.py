@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with clean_output(), warnings.catch_warnings():
         quiet_cuda()
-        warnings.filterwarnings("default", ".*the old name goes with the next release", DeprecationWarning)
+        warnings.filterwarnings("default", ".*the old name will be removed in the next release", DeprecationWarning)
         args = parse(arguments)
         args.argv = arguments
         return _main(args)

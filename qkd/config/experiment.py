@@ -84,7 +84,7 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _needs_some_weights(self) -> TeacherConfig:
         if self.untrained and (self.train is not None or self.weights is not None):
-            raise ValueError("`untrained` goes with neither `train` nor `weights`")
+            raise ValueError("`untrained` cannot be combined with `train` or `weights`")
         if not self.untrained and self.train is None and self.weights is None:
             raise ValueError("needs `train` (how to train it) or `weights` (a file of trained ones)")
         return self
@@ -307,7 +307,7 @@ class RunConfig(Section):
         if mixing and self.student.view != "same":
             raise ValueError(
                 f"student.view: must be `same` with CutMix ({mixing[0]}.agent), got `{self.student.view}`: the teacher "
-                f"would judge another mixture than the student sees"
+                f"would otherwise see another mixture than the student"
             )
         return self
 

@@ -237,7 +237,7 @@ def _float_agent_faults(student: StudentConfig) -> list[str]:
         faults.append(f"`float_agent.policy` must name a policy by itself, got `{agent.policy}`")
     distilled = [key for key in ("data_free", "adaptation") if getattr(student, key) is not None]
     if agent.cutmix_probability and distilled:
-        faults.append(f"`float_agent` goes without CutMix with {distilled[0]}, whose images have no labels to mix")
+        faults.append(f"`float_agent` cannot use CutMix with {distilled[0]}, whose images have no labels to mix")
     return faults
 
 
@@ -249,10 +249,10 @@ def _rule_faults(student: StudentConfig) -> list[str]:
             "dorefa, whose weights have no separate place for a code"
         )
     if rules.reestimate_batches and student.bn == "frozen_teacher":
-        faults.append("`low_bit.reestimate_batches` goes with `bn: train`: with frozen_teacher the teacher's stay")
+        faults.append("`low_bit.reestimate_batches` needs `bn: train`: with frozen_teacher the teacher's stay")
     if rules.transition_rate is not None and student.bn == "frozen_teacher":
         faults.append(
-            "`low_bit.transition_rate` goes with `bn: train`: with frozen_teacher all is trained at the schedule's rate"
+            "`low_bit.transition_rate` needs `bn: train`: with frozen_teacher all is trained at the schedule's rate"
         )
     return faults
 
@@ -261,9 +261,11 @@ def _width_faults(student: StudentConfig) -> list[str]:
     if not student.widths:
         return []
     used = [f"`{key}`" for key in (*STEPS, "auxiliary", "data_free") if getattr(student, key) is not None]
-    faults = [f"`widths` go without {', '.join(used)}: they train the student on its `terms` alone"] if used else []
+    faults = [f"`widths` cannot be combined with {', '.join(used)}: they use only `terms`"] if used else []
     if any(phase.teacher_terms is not None or phase.meta is not None for phase in student.phases):
-        faults.append("`widths` go without `teacher_terms` and `meta` in `phases`: the teacher is fixed on the way")
+        faults.append(
+            "`widths` cannot be combined with `teacher_terms` or `meta` in `phases`: they need a fixed teacher"
+        )
     return faults
 
 
@@ -271,7 +273,9 @@ def _self_faults(student: StudentConfig) -> list[str]:
     if student.self_distillation is None:
         return []
     used = [f"`{key}`" for key in STEPS if getattr(student, key) is not None]
-    faults = [f"`self_distillation` goes without {', '.join(used)}, which bring another step"] if used else []
+    faults = (
+        [f"`self_distillation` cannot be combined with {', '.join(used)}, which bring another step"] if used else []
+    )
     if student.quant.act_bits >= 8:
         faults.append("`self_distillation` needs `quant.act_bits` below 8: the copy differs in finer activations alone")
     if all(phase.teacher_terms or phase.meta or phase.combine != "sum" or phase.trains == "modules"
@@ -291,10 +295,12 @@ def method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
     ]  # fmt: skip
     if student.quiz_images is not None:
         faults += ["student.phases: meta needs teacher.members 1"] if teacher.members > 1 else []
-        faults += ["student.phases: meta goes with no student.auxiliary"] if student.auxiliary else []
+        faults += ["student.phases: meta cannot be combined with student.auxiliary"] if student.auxiliary else []
     if any(phase.teacher_terms is not None for phase in student.phases):
         faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
-        faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []
+        faults += (
+            ["student.phases: teacher_terms cannot be combined with student.auxiliary"] if student.auxiliary else []
+        )
     if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
         faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
     return faults
@@ -314,13 +320,15 @@ def data_free_faults(config: RunConfig) -> list[str]:
         f"`none` (a search scores real validation images; CutMix wants the images that follow)": (
             agent.policy in ("search", "teacher") or bool(agent.cutmix_probability)
         ),
-        "student.rotations: goes with no data_free: the teacher's branches learn from real images": (
+        "student.rotations: cannot be combined with data_free: the teacher's branches learn from real images": (
             student.rotations is not None
         ),
-        "student.phases: meta and teacher_terms go with no data_free: images are made out of a teacher that does not "
-        "change": any(phase.meta is not None or phase.teacher_terms is not None for phase in student.phases),
-        "student.auxiliary: goes with no data_free: images are made out of what the student learns from, and the "
-        "auxiliary would need them first": student.auxiliary is not None,
-        "bench.int8_baseline: goes with no data_free: it calibrates on real images": config.bench.int8_baseline,
+        "student.phases: meta and teacher_terms cannot be combined with data_free: images are "
+        "made from a teacher that does not change": any(
+            phase.meta is not None or phase.teacher_terms is not None for phase in student.phases
+        ),
+        "student.auxiliary: cannot be combined with data_free: images are made from what the student learns from, and "
+        "the auxiliary would need them first": student.auxiliary is not None,
+        "bench.int8_baseline: cannot be used with data_free: it calibrates on real images": config.bench.int8_baseline,
     }
     return [fault for fault, is_there in wrong.items() if is_there]

@@ -279,9 +279,12 @@ class PhaseConfig(Section):
             }
             wrong = [f"`{name}`" for name, is_asked in asked.items() if is_asked]
             if wrong:
-                raise ValueError(f"`trains: modules` goes without {', '.join(wrong)}: the student stands still")
+                raise ValueError(
+                    f"`trains: modules` cannot be combined with {', '.join(wrong)}: the student "
+                    "does not learn in this phase"
+                )
         if self.teacher_terms is not None and self.combine != "sum":
-            raise ValueError("`combine: clipped` goes without `teacher_terms`: it weighs a fixed teacher's terms")
+            raise ValueError("`combine: clipped` cannot be combined with `teacher_terms`: it needs a fixed teacher")
         if self.teacher_terms is None and self.teacher_lr_factor != 1:
             raise ValueError("`teacher_lr_factor` is for co-study: the phase has no `teacher_terms`")
         return self

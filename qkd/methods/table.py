@@ -147,7 +147,7 @@ def own_method(name: str) -> type[Method]:
     except Exception as error:  # the file is the user's: whatever it raises is what is wrong with it
         raise ValueError(f"student.method: {name} cannot be loaded: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"student.method: {name} is no class derived from qkd.methods.method.Method")
+        raise ValueError(f"student.method: {name} is not a class derived from qkd.methods.method.Method")
     return found
 
 

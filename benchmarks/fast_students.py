@@ -181,11 +181,11 @@ def latency_table(found: dict[str, Any]) -> str:
     """
     shapes = list(dict.fromkeys(row["shape"] for row in found["rows"]))
     cells = {(row["variant"], row["shape"]): row for row in found["rows"]}
-    lines = [["W2A2, 8 bits but for", *shapes], ["---"] * (len(shapes) + 1)]
+    lines = [["variant", *shapes], ["---"] * (len(shapes) + 1)]
     for name in ("FP32", *VARIANTS):
         rows = [cells[name, shape] for shape in shapes]
         figures = [f"{row['median_to_int8']:.2f} ({row['to_int8']:.2f})" for row in rows]
-        lines.append(["nothing: preset `fast`" if name == "default" else name, *figures])
+        lines.append(["preset `fast`" if name == "default" else name, *figures])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -195,10 +195,10 @@ def accuracy_table(found: dict[str, Any]) -> str:
     Args:
         found: The part ``accuracy`` of a result file.
     """
-    lines = ["| W2A2, 8 bits but for | accuracy | seed by seed |", "|---|---|---|"]
+    lines = ["| variant | accuracy | seed by seed |", "|---|---|---|"]
     for name, summary in found["summary"].items():
         each = ", ".join(f"{row['accuracy']:.2%}" for row in found["rows"] if row["variant"] == name)
-        title = "nothing: preset `fast`" if name == "default" else name
+        title = "preset `fast`" if name == "default" else name
         lines.append(f"| {title} | {100 * summary['mean']:.1f} ± {100 * summary['stdev']:.1f} % | {each} |")
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Compares strategies of federated training: accuracy by round and by bytes, float and W4A4, and a low-bit upload.
 
-    python benchmarks/federated.py --seeds 0 1 data.name=npz data.path=fashion-mnist
+    python benchmarks/federated.py --seeds 0 1 2 data.name=npz data.path=fashion-mnist
     python benchmarks/federated.py --config configs/digits/federated/fedgen.yaml --out /tmp/federated --seeds 0 \
         federated.rounds=4
 
@@ -133,7 +133,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=CONFIG)
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/federated"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "federated")
     parser.add_argument("overrides", nargs="*", metavar="key=value", default=[])

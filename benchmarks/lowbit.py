@@ -207,7 +207,10 @@ TITLES = {
 
 def table_of(rows: list[dict[str, Any]]) -> str:
     """Return the rows of a JSON file as the table of docs/lowbit.md."""
-    lines = ["| net | / static int8 | / the same file without | / FP32 | created |", "|---|---|---|---|---|"]
+    lines = [
+        "| network | to static int8 | to the same file on the CPU provider | to FP32 | session creation |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         what = f"{TITLES[row['net']]}, {row['size']}, W{row['bits'][0]}A{row['bits'][1]}"
         what += "" if row["threads"] == 1 else f", {row['threads']} threads (wall time)"

@@ -93,10 +93,10 @@ def runtime_rows() -> list[str]:
 def ladder_rows() -> list[str]:
     """Return the table of the nets trained on CIFAR-10 on a GPU: every seed, also one that failed."""
     former, found = (read(name)["rungs"] for name in ("gpu_ladder.json", "gpu_ladder_cifar10.json"))
-    titles = {"fp": "FP, labels alone", "large": "teacher: ResNet-18, three quarters of its width",
+    titles = {"fp": "FP, labels alone", "large": "teacher: ResNet-18 at 0.75 of its width",
               "w4a4": "W4A4", "w2a2": "W2A2"}  # fmt: skip
     rows = {row["rung"]["name"]: row for row in [*found, former[0]]}
-    lines = ["| CIFAR-10, ResNet-20 | epochs | test accuracy, a seed each |", "|---|---|---|"]
+    lines = ["| CIFAR-10, ResNet-20 | epochs | test accuracy, one figure per seed |", "|---|---|---|"]
     for name, title in titles.items():
         scores = ", ".join(f"{100 * one:.1f} %" for one in rows[name]["test_accuracy"])
         lines.append(f"| {title} | {len(rows[name]['epochs'])} | {scores} |")
@@ -108,14 +108,14 @@ def step_size_rows() -> list[str]:
     lines = ["| data | peak rate | step sizes | largest change in one step | test accuracy |", "|---|---|---|---|---|"]
     for name, title in {"digits": "digits", "fashion-mnist": "Fashion-MNIST, 4,096 images"}.items():
         for row in read(f"step_sizes_{name}.json")["rows"]:
-            bound = "free" if row["bound"] is None else f"bounded by {row['bound']:g}"
+            bound = "unbounded" if row["bound"] is None else f"bounded by {row['bound']:g}"
             cells = [title, f"{row['lr']:g}", bound, _times(row["largest_change"]), _accuracy(row["test_accuracy"])]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def _times(part: float) -> str:
-    return f"{100 * part:.0f} %" if part < 1 else f"{part:,.0f} times itself"
+    return f"{100 * part:.0f} %" if part < 1 else f"{part:,.0f}x"
 
 
 def front_rows() -> list[str]:
@@ -152,8 +152,8 @@ def figures() -> dict[str, str]:
         f"toolkit take {slow['w4a4']['over_brevitas']:.2f} of its time",
         "vnni": f"int8 takes {fast['int8']['over_fp32']:.2f} of FP32's time with VNNI, "
         f"{slow['int8']['over_fp32']:.2f} without",
-        "step": f"takes {step['ours_w4a4']['ratio_to_float']:.2f} times a float one (stock Brevitas: "
-        f"{step['stock_w4a4']['ratio_to_float']:.1f})",
+        "step": f"takes {step['ours_w4a4']['ratio_to_float']:.2f} times as long as a float step (stock Brevitas: "
+        f"{step['stock_w4a4']['ratio_to_float']:.1f} times)",
         "step against plain PyTorch": f"takes {bf16['ours_w2a2']['ratio_to_plain']:.2f} of the time of plain PyTorch "
         f"in float32 at 2 bits and {bf16['ours_w4a4']['ratio_to_plain']:.2f} at 4 bits; with AVX2 "
         f"{step['ours_w2a2']['ratio_to_plain']:.2f} and {step['ours_w4a4']['ratio_to_plain']:.2f}",
@@ -162,11 +162,11 @@ def figures() -> dict[str, str]:
         f"{native[1]:.1f} times at 224x224 ({avx2:.1f} times where it is compiled for AVX2)",
         "sizes": f"ResNet-18 is {slow['w4a4']['fp32_size_over']:.1f} times smaller than FP32 at 4 bits and "
         f"{slow['w2a2']['fp32_size_over']:.1f} times at 2 bits",
-        "size against int8": "for ResNet-18 "
-        f"{slow['w2a2']['size_bytes'] / slow['int8']['size_bytes']:.2f} of the size of static int8",
+        "size against int8": f"{slow['w2a2']['size_bytes'] / slow['int8']['size_bytes']:.2f} times the size of "
+        "static int8 for ResNet-18",
         "installation": f"{read('install_size.json')['megabytes']['GPU libraries'] / 1000:.1f} GB that a laptop",
-        "arm": f"int8 executes {int8['cortex-a72']:.2f} of FP32's instructions on a Cortex-A72, which has no dot "
-        f"products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has; a W4A4 student "
+        "arm": f"int8 executes {int8['cortex-a72']:.2f} of FP32's instructions on a Cortex-A72, which has no "
+        f"dot products, and {int8['cortex-a76']:.2f} on a Cortex-A76, which has them; a W4A4 student executes "
         f"{ours['cortex-a72']:.2f} and {ours['cortex-a76']:.2f}",
         **_runtime_figures(),
         **_low_bit_figures(),

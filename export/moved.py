@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 def warn_of_old(old: str, new: str, *, stacklevel: int = 3) -> None:
     """Warn that a name is another now."""
-    text = f"{old} is {new} now; the old name goes with the next release"
+    text = f"{old} is {new} now; the old name will be removed in the next release"
     warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
 
 

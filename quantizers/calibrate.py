@@ -180,7 +180,7 @@ def _forward(student: nn.Module, batch: Tensor, index: int) -> None:
         student(batch)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"calibration batch {index} of shape {tuple(batch.shape)} does not go through the student: {error}; "
+            f"calibration batch {index} of shape {tuple(batch.shape)} cannot be passed through the student: {error}; "
             "give float batches [batch, channels, height, width] of the size of example_inputs, several images each"
         ) from error
 

@@ -71,7 +71,7 @@ def provider_names(words: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"a provider is named twice: {', '.join(parts)}")
     if AUTO in names and len(names) > 1:
-        raise ValueError(f"auto chooses the providers by itself, it cannot stand beside others: {', '.join(parts)}")
+        raise ValueError(f"auto chooses the providers by itself and cannot be combined with others: {', '.join(parts)}")
     return names
 
 

@@ -30,7 +30,7 @@ def suited(entries: Sequence[Entry], paths: Mapping[str, str | PathLike[str]]) -
         if not any(entry.provider == runtime for entry in kept):
             names = ", ".join(str(path) for path in paths.values())
             raise ValueError(
-                f"{names}: no file here is for {runtime}, which computes others otherwise; export one with "
+                f"{names}: none of these files is for {runtime}, which computes others differently; export one with "
                 f"export.target={runtime} (API: export_onnx(..., target={runtime!r}))"
             )
     return kept

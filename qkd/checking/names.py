@@ -21,15 +21,15 @@ DATASET_NOTES = {
 
 POLICY_NOTES = {
     "crop": "random crop after padding",
-    "crop_flip": "random crop after padding, then a flip of half of the images",
-    "cutmix": "CutMix: after crop and flip half of the images (the share `cutmix`) get a box of another one",
-    "file": "a schedule of policies over the epochs, from the YAML file `schedule` names",
-    "none": "images without augmentation",
-    "pba": "the PBA operations, none to two an image, stronger in each third of the training, then crop and flip",
-    "randaugment": "RandAugment: `operations` operations an image, all at `magnitude` of 0..30, then crop and flip",
+    "crop_flip": "random crop after padding, then flip half of the images",
+    "cutmix": "CutMix: after crop and flip, paste a box of another image into half of the images (share: `cutmix`)",
+    "file": "a schedule of policies over the epochs, from the YAML file that `schedule` names",
+    "none": "no augmentation",
+    "pba": "PBA: zero to two operations per image, stronger in each third of the training, then crop and flip",
+    "randaugment": "RandAugment: `operations` operations per image, all at `magnitude` (0..30), then crop and flip",
     "search": "what this run's population search finds for the role, then crop and flip",
     "teacher": "for the student: the teacher's policy",
-    "trivial": "TrivialAugment (wide): one operation an image at any magnitude, then crop and flip",
+    "trivial": "TrivialAugment (wide): one operation per image at a random magnitude, then crop and flip",
 }
 
 METHOD_TERMS = ("filtered_soft_target", "lipschitz", "soft_target")  # published as methods: KDDG, LONDON, plain KD
@@ -73,7 +73,7 @@ def _configs() -> dict[str, str]:
 
 
 def _purpose(text: str) -> str:
-    """Return the sentence after ``Purpose:`` in a config's opening comment, up to its first clause's end."""
+    """Return what follows ``Purpose:`` in a config's opening comment, up to its next entry."""
     words: list[str] = []
     for line in text.splitlines():
         if not line.startswith("#") or (words and ":" in line[:12]):
@@ -98,8 +98,8 @@ def method_notes() -> dict[str, str]:
 
     notes = {entry.asked_by.replace("[].", ": "): entry.about for entry in METHODS.values() if entry.asked_by}
     notes |= {
-        "student.method": "a method of your own: path/to/file.py:Class, package.module:Class, or an entry point's name",
-        "student.phases: combine": "gradients of distillation clipped against the task's (Lee, Kim, Song 2018)",
+        "student.method": "a custom method: path/to/file.py:Class, package.module:Class, or an entry point's name",
+        "student.phases: combine": "distillation gradients clipped to the length of the task's (Lee, Kim, Song 2018)",
         "teacher.untrained": "Apprentice: a teacher that learns with its student (Mishra, Marr 2018)",
     }
     return dict(sorted(notes.items()))
@@ -136,7 +136,7 @@ def _quantizers() -> dict[str, str]:
 def _devices() -> dict[str, str]:
     from qkd.machine import usable_cpus
 
-    rows = {"auto": "cuda where there is one, else cpu", "cpu": f"{usable_cpus()} processors"}
+    rows = {"auto": "cuda if available, else cpu", "cpu": f"{usable_cpus()} processors"}
     return {**rows, **_cuda_devices(), "local": "for bench: this machine", **_bench_devices()}
 
 

@@ -37,8 +37,8 @@ from qkd.files.user_paths import user_path
 from qkd.foreign.shown import clean_output
 
 EXAMPLES = """examples:
-  qkd init my-images                                  look at a folder of images and write a config
-  qkd run digits/w2a2                                 every stage; resumes where it stopped
+  qkd init my-images                                  inspect a folder of images and write a config
+  qkd run digits/w2a2                                 run every stage; resume where it stopped
   qkd run digits/w2a2 student.train.epochs=3 name=short
   qkd run digits/w2a2 --devices 2                     two processes share every batch
   qkd run my.yaml --dry-run                           find faults before training
@@ -46,14 +46,14 @@ EXAMPLES = """examples:
   qkd bench runs/digits-w2a2 --on local --on ssh://pi@board --int8-baseline
   qkd predict runs/digits-w2a2 photo.png              classify an image
   qkd val runs/digits-w2a2 my-images/                 score it on labeled images, class by class
-  qkd compare runs/digits-w2a2 runs/digits-w4a4       differences, and what of them is noise; `qkd ls runs` lists runs
+  qkd compare runs/digits-w2a2 runs/digits-w4a4       differences, and which are noise; `qkd ls runs` lists runs
   qkd ls nets
   qkd policy show pba --out schedule.svg              draw what an agent does over the epochs
   qkd cost digits/w2a2 --layers                       parameters, operations and bytes, without training
-  qkd diagnose runs/digits-w2a2 --out teacher.svg     what the teacher's outputs say, and known failures
+  qkd diagnose runs/digits-w2a2 --out teacher.svg     what the teacher's outputs reveal, and known failures
   qkd retrieve runs/digits-w2a2                       do features find images of their class?
-  qkd match runs/digits-w2a2                          which layers of the teacher to follow with which
-  qkd federate digits/federated/fedgen                train one student from clients that keep their images
+  qkd match runs/digits-w2a2                          which teacher layer each student layer should follow
+  qkd federate digits/federated/fedgen                train one student with clients that keep their images
   qkd generate runs/digits-rdskd --out grid.png       the images that a data-free run learned from
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with clean_output(), warnings.catch_warnings():
         quiet_cuda()
-        warnings.filterwarnings("default", ".*the old name goes with the next release", DeprecationWarning)
+        warnings.filterwarnings("default", ".*the old name will be removed in the next release", DeprecationWarning)
         args = parse(arguments)
         args.argv = arguments
         return _main(args)

@@ -39,11 +39,11 @@ class DomainConfig(Section):
     """What all images of a domain have in common: turned, then inverted, then colored; nothing: as the set has them."""
 
     rotate: Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)] = Field(
-        0.0, description="degrees, counterclockwise; corners are black"
+        0.0, description="degrees, counterclockwise; corners become black"
     )
-    invert: bool = Field(False, description="255 less the pixel")
+    invert: bool = Field(False, description="replace each pixel by 255 minus its value")
     color: tuple[Share, Share, Share] | None = Field(
-        None, description="red, green and blue, fractions 0..1, that pixels are multiplied by; gray images become color"
+        None, description="factors 0..1 for red, green and blue; gray images become color"
     )
 
 
@@ -53,80 +53,83 @@ class DataConfig(Section):
     name: str = Field(description="digits, cifar10, cifar100, fashion-mnist, mnist, svhn, npz or folder")
     path: UserPath | None = Field(
         None,
-        description="npz: folder with train.npz and test.npz; folder: with train/<class>/ and test/<class>/ (or val/), "
-        "or with class folders alone",
+        description="npz: folder with train.npz and test.npz; folder: one with train/<class>/ and "
+        "test/<class>/ (or val/), or only class folders",
     )
-    root: UserPath = Field(Path("data"), description="where torchvision keeps (and downloads) its sets")
-    download: bool = Field(True, description="fetch a torchvision set that is not in root")
+    root: UserPath = Field(Path("data"), description="where torchvision stores (and downloads) its data sets")
+    download: bool = Field(True, description="download a torchvision data set that is not in root")
     image_size: Size | None = Field(
         None,
-        description="pixels that images of a folder are brought to, and digits enlarged to: a side, or "
-        "[height, width]; absent: theirs",
+        description="size in pixels that images of a folder are resized to, and digits enlarged to: one side,"
+        " or [height, width]; default: keep their size",
     )
     resize: Annotated[Literal["crop", "stretch", "pad"], NEWER] = Field(
         "crop",
-        description="folder: crop: cover the size, cut the center out; stretch: both sides; pad: fit, on black",
+        description="folder: crop: cover the size and crop the center; stretch: resize both sides; pad: fit, on black",
     )
     resize_size: Annotated[Annotated[Pixels, Field(ge=1)] | None, NEWER] = Field(
-        None, description="folder, crop: shorter side in pixels before the center is cut out; absent: as covers it"
+        None, description="folder, crop: shorter side in pixels before the center crop; default: just large enough"
     )
     interpolation: Annotated[Literal["bilinear", "bicubic"], NEWER] = Field(
-        "bilinear", description="folder: of resizing"
+        "bilinear", description="folder: interpolation when resizing"
     )
     train_crop: Annotated[Literal["fixed", "random"], NEWER] = Field(
         "fixed",
-        description="folder: fixed: training images by the rule of `resize`; random: of each a random piece, another "
-        "one in every epoch, stretched to the size",
+        description="folder: fixed: resize training images by `resize`; random: a different random crop of "
+        "each in every epoch, stretched to the size",
     )
     crop_area: Annotated[tuple[Share, Share], NEWER] = Field(
-        (0.08, 1.0), description="train_crop random: smallest and largest share of the image's area, fractions 0..1"
+        (0.08, 1.0), description="train_crop random: smallest and largest share of the image's area, 0..1"
     )
     crop_ratio: Annotated[tuple[Ratio, Ratio], NEWER] = Field(
-        (3 / 4, 4 / 3), description="train_crop random: smallest and largest width over height"
+        (3 / 4, 4 / 3), description="train_crop random: smallest and largest ratio of width to height"
     )
     train_decode: Annotated[Literal["full", "reduced"], NEWER] = Field(
         "full",
-        description="folder: reduced: JPEG files of training images are decoded at a half, a quarter or an eighth of "
-        "their sides where that is as large as what they are resized to; faster for large photographs, other pixels",
+        description="folder: reduced: decode training JPEGs at a half, a quarter or an eighth of their sides "
+        "if that is still as large as the size they are resized to; faster for large photographs,"
+        " but changes pixels",
     )
     channels: Annotated[Literal[1, 3] | None, NEWER] = Field(
-        None, description="folder: 1 gray, 3 color; absent: gray where all images are"
+        None, description="folder: 1 gray, 3 color; default: gray if all images are"
     )
     mean: Annotated[tuple[Share, ...] | None, NEWER] = Field(
-        None, description="per channel, fraction 0..1, as given weights want it; absent: of the training images"
+        None, description="per channel, 0..1, to match given weights; default: that of the training images"
     )
-    std: Annotated[tuple[Share, ...] | None, NEWER] = Field(None, description="per channel, fraction 0..1; with `mean`")
+    std: Annotated[tuple[Share, ...] | None, NEWER] = Field(
+        None, description="per channel, 0..1; given together with `mean`"
+    )
     preprocess: Annotated[str | None, NEWER] = Field(
         None,
         pattern=r"^torchvision(/[A-Za-z0-9_]+)?$",
-        description="torchvision: mean, std, size and resize rule as torchvision's ImageNet weights of the teacher's "
-        "net want them (torchvision/<net>: of that net)",
+        description="torchvision: use the mean, std, size and resize rule of torchvision's ImageNet weights "
+        "for the teacher's net (torchvision/<net>: for that net)",
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1), NEWER] = Field(
-        0.2, description="folder without test/ and val/: share of each class that is the test"
+        0.2, description="folder without test/ and val/: share of each class that becomes the test set"
     )
     split_seed: Annotated[int, Field(ge=0, lt=2**31), NEWER] = Field(
-        0, description="folder without test/ and val/: draws the test images, whatever the run's seed"
+        0, description="folder without test/ and val/: seed that draws the test images, independent of the run's seed"
     )
     domains: Annotated[dict[DomainName, DomainConfig] | None, NEWER] = Field(
-        None, description="name -> what is done to the images of a domain; every training image belongs to one of them"
+        None, description="name -> what is done to the images of a domain; every training image belongs to one domain"
     )
     unseen_domain: Annotated[DomainName | None, NEWER] = Field(
         None,
-        description="name of the domain of all test images; its training images are not learned from "
+        description="name of the domain of all test images; training leaves out its images "
         "(student.adaptation reads them, without labels)",
     )
     val_fraction: Fraction = Field(0.1, description="share of the training images kept for search and model selection")
     train_limit: Images | None = Field(None, description="use only this many training images (stratified, seeded)")
-    batch_size: BatchSize = Field(128, description="training images a step")
-    eval_batch_size: BatchSize = Field(500, description="images a forward pass when scoring")
+    batch_size: BatchSize = Field(128, description="training images per step")
+    eval_batch_size: BatchSize = Field(500, description="images per forward pass when scoring")
     batch_statistics: Annotated[BatchSize | None, NEWER] = Field(
         None,
-        description="compat, role-kd as released (128): nets are scored with batch norm on each batch's own "
-        "statistics, this many images a batch, what is left after the last full one apart; absent: running statistics, "
-        "which the exported file has",
+        description="to match role-kd's released code (128): score nets with batch norm on each batch's own "
+        "statistics, with this many images per batch, and drop the last incomplete batch; "
+        "default: running statistics, as in the exported file",
     )
-    workers: Workers = Field(2, description="decoding processes; folders only")
+    workers: Workers = Field(2, description="decoding processes, for folders only")
 
     @model_validator(mode="after")
     def _one_domain_is_unseen(self) -> DataConfig:
@@ -172,24 +175,28 @@ class AgentConfig(Section):
 
     policy: str = Field(
         "crop_flip",
-        description="none, crop_flip, crop, cutmix, trivial, randaugment, pba; file: a schedule; search: what this "
-        "run's search finds for the role; teacher (student only): the teacher's",
+        description="none, crop_flip, crop, cutmix, trivial, randaugment, pba; file: a schedule file; search:"
+        " what this run's search finds for the role; teacher (student only): same as the "
+        "teacher's",
     )
-    schedule: UserPath | None = Field(None, description="schedule file (YAML) when policy is file")
+    schedule: UserPath | None = Field(None, description="schedule file (YAML), for policy file")
     crop_padding: Pixels = Field(4, description="pixels of padding before the random crop")
     crop_offsets: Annotated[Literal["all", "released"], NEWER] = Field(
-        "all", description="compat, role-kd as released: the last of the 2 * crop_padding + 1 offsets is never drawn"
+        "all",
+        description="released: match role-kd's released code, which never draws the last of the 2 * "
+        "crop_padding + 1 offsets",
     )
     flip: bool = Field(True, description="horizontal flip with probability 1/2")
-    cutout: Pixels = Field(0, description="side in pixels of a final cut-out square; 0 is off")
+    cutout: Pixels = Field(0, description="side in pixels of a square that is cut out at the end; 0: off")
     cutmix: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="probability that an image gets a box of another one; absent: 0.5 for cutmix, else 0"
+        None, description="probability that a box of another image is pasted in; default: 0.5 for cutmix, else 0"
     )
     flatten: bool = Field(
-        False, description="pba, file: every image takes the policy of a random epoch (the order is left out)"
+        False,
+        description="pba, file: every image uses the policy of a random epoch (ignores the order of the schedule)",
     )
     magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="randaugment: level of every operation, 0..30")
-    operations: Annotated[int, Field(ge=1, le=100)] = Field(2, description="randaugment: operations an image")
+    operations: Annotated[int, Field(ge=1, le=100)] = Field(2, description="randaugment: operations per image")
 
     @model_validator(mode="after")
     def _file_needs_path(self) -> AgentConfig:

@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from qkd.config.sections import NEWER, BatchSize, Fraction, Images, NonNegative, Positive, Section, without_defaults
+from qkd.config.sections import (
+    NEWER,
+    BatchSize,
+    Epochs,
+    Fraction,
+    Images,
+    NonNegative,
+    Positive,
+    Section,
+    without_defaults,
+)
 from qkd.config.training import TrainConfig
 
 Latent = Annotated[int, Field(ge=1, le=100_000)]
@@ -54,8 +64,16 @@ ARRANGING = ("procedural_share", "float_procedural_share", "procedural_kinds", "
 STUDENTS_OWN = ("images_per_epoch", *ARRANGING)  # what a generator does not depend on
 
 
-def _generator_training() -> TrainConfig:
-    return TrainConfig(epochs=20, optimizer="adamw", lr=1e-3, weight_decay=0, schedule="constant")
+class GeneratorTrainConfig(TrainConfig):
+    """Optimizer, learning-rate schedule and length of the training of a generator."""
+
+    epochs: Epochs = Field(20, description="epochs of `steps_per_epoch` steps")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="optimizer; sgd has Nesterov momentum")
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    weight_decay: NonNegative = Field(0.0, description="weight decay of weights with at least two dimensions")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "constant", description="learning-rate schedule after the warm-up"
+    )
 
 
 class DataFreeConfig(Section):
@@ -65,53 +83,58 @@ class DataFreeConfig(Section):
         "noise", "procedural", "rdskd", "dafl", "mskd", "gdfq", "generative", "deep_inversion", "zskd", "cmi", "zskt",
         "dfad", "dfq", "dafl_joint", "adaptive_inversion", "cmi_adversarial", "fast_dfkd",
     ] = Field(
-        description="noise; procedural images; a generator trained once; a pool of inverted images; a generator "
-        "against or beside the student; a pool that grows with the student"
+        description="noise; procedural images; a generator trained once; a pool of inverted images; a "
+            "generator that learns against or with the student; a pool that grows with the student"
     )  # fmt: skip
-    images_per_epoch: Images = Field(12_800, description="made images in an epoch of the student")
+    images_per_epoch: Images = Field(12_800, description="made images per epoch of the student")
     procedural_share: Annotated[Fraction, NEWER] = Field(
         0.0,
-        description="share of a batch that procedural images have, beside those of `method`; the teacher says which "
-        "class each image of the batch is of",
+        description="share of procedural images in a batch; the rest come from `method`, and the teacher "
+        "labels all of them",
     )
     float_procedural_share: Annotated[Fraction | None, NEWER] = Field(
-        None, description="the same in the own float training; absent: as in the low-bit one"
+        None, description="the same for the student's own float training; default: as in the low-bit training"
     )
     procedural_kinds: Annotated[tuple[Literal["fields", "windows", "shapes", "strokes"], ...], NEWER] = Field(
         ("fields", "windows"),
         min_length=1,
-        description="what procedural images show: smooth random fields; the same through soft windows, on black; "
-        "flat shapes that hide one another; curves on black, which suit drawings of lines",
+        description="what procedural images show: smooth random fields; fields through soft windows, on "
+        "black; flat shapes that overlap; curves on black, for line drawings (strokes)",
     )
     boxed: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NEWER] = Field(
-        0.0, description="probability that a made image is shrunk, tilted and moved, on black: objects have borders"
+        0.0,
+        description="probability that a made image is scaled, tilted and moved, on black, so that objects have borders",
     )
-    train: TrainConfig = Field(
-        default_factory=_generator_training, description="generator trained once: optimizer and length"
+    train: GeneratorTrainConfig = Field(
+        default_factory=GeneratorTrainConfig, description="generator trained once: optimizer and length"
     )
-    steps_per_epoch: Count = Field(120, description="generator trained once: steps an epoch")
-    batch_size: BatchSize = Field(256, description="images a step of a generator trained once, or of an inversion")
+    steps_per_epoch: Count = Field(120, description="generator trained once: steps per epoch")
+    batch_size: BatchSize = Field(256, description="images per step of a generator trained once, or of an inversion")
     latent: Latent = Field(100, description="size of a generator's latents")
     width: Annotated[int, Field(ge=2, le=4096, multiple_of=2)] = Field(128, description="channels of a generator")
-    groups: Count = Field(1, description="generative: generators, one a group of classes")
-    lr: Positive = Field(1e-3, description="Adam's rate: of inverted images, or of a generator that learns along")
+    groups: Count = Field(1, description="generative: number of generators, one per group of classes")
+    lr: Positive = Field(
+        1e-3, description="learning rate (Adam) of inverted images, or of a generator that learns with the student"
+    )
     pool_images: Images = Field(
-        2048, description="inverted images; of a growing pool in the end, a batch at a time, evenly over the training"
+        2048, description="number of inverted images; a growing pool reaches it at the end, a batch at a time"
     )
-    pool_steps: Count = Field(400, description="steps of an inversion")
-    student_steps: Count = Field(
-        5, description="generator against the student: steps of the student a generator's step"
-    )
+    pool_steps: Count = Field(400, description="steps per inversion")
+    student_steps: Count = Field(5, description="generator against the student: student steps per generator step")
     student_for_generator: Literal["ste", "fp_shadow"] = Field(
         "ste",
-        description="the student that images or a generator are made against: ste: the low-bit one, its gradient "
-        "straight through the grids; fp_shadow: its float weights, quantizers off",
+        description="student that images or a generator are optimized against: ste: the low-bit one, with "
+        "straight-through gradients; fp_shadow: its float weights, quantizers off",
     )
     weights: dict[str, NonNegative] = Field(
-        default_factory=dict, description="weights of the method's loss, by the names that its function has"
+        default_factory=dict, description="weights of the method's loss, by the keyword names of its function"
     )
-    beta: tuple[Positive, ...] = Field((1.0, 0.1), description="zskd: scales of the concentrations; batches take turns")
-    compat: Literal["paper", "released"] = Field("paper", description="zskd: released: beta changes nothing")
+    beta: tuple[Positive, ...] = Field(
+        (1.0, 0.1), description="zskd: scales of the concentrations; batches alternate between them"
+    )
+    compat: Literal["paper", "released"] = Field(
+        "paper", description="zskd: released: beta has no effect, as in the released code"
+    )
 
     @property
     def family(self) -> str:

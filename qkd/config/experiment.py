@@ -32,9 +32,9 @@ from qkd.config.training import (
 )
 from qkd.nets.own.spelling import spelled
 
-NET = "a name of `qkd ls nets`, or code of your own: path/to/file.py:function, package.module:name"
+NET = "a name of `qkd ls nets`, or your own code: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
-HEAD = "new: the last linear layer of `weights` is left out and begins at random; new:<layer> names it"
+HEAD = "new: replace the last linear layer of `weights` by a random one; new:<layer> names the layer"
 # what clients read
 FEDERATED_STUDENT = ("net", "net_options", "init", "weights", "head", "quant", "calibration_batches")
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
@@ -44,25 +44,27 @@ NetOptions = Annotated[dict[str, Any], NEWER]
 class TeacherConfig(Section):
     """The full-precision role."""
 
-    net: str = Field(description=f"{NET}; that of `run` where one is named")
+    net: str = Field(description=f"{NET}; with `run`, that run's net")
     net_options: NetOptions = Field(default_factory=dict, description="keyword arguments of the net's builder")
     run: UserPath | None = Field(
         None,
-        description="run folder whose teacher this is: its files are copied, and its settings need not be given",
+        description="run folder to copy the teacher from; its settings need not be repeated here",
     )
     weights: UserPath | None = Field(None, description=f"{WEIGHTS} to start from")
     head: Head = Field("keep", description=HEAD)
     untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
     train: TrainConfig | None = Field(
-        None, description="absent: `weights` are used unchanged; without `weights`, or with a new head, as by default"
+        None,
+        description="training of the teacher; default: none if there are `weights` and the head is kept, else"
+        " the defaults below",
     )
     agent: AgentConfig = Field(default_factory=AgentConfig)
     members: Annotated[int, Field(ge=1, le=MOST_MEMBERS)] = Field(
-        1, description="nets that differ by seed only; the student learns from their average"
+        1, description="number of teachers that differ only by seed; the student learns from their average"
     )
     ensemble: Literal["probability", "logit"] = Field("probability", description="what is averaged over the members")
     ensemble_temperature: Positive = Field(
-        1.0, description="probability: temperature at which they are averaged; terms have their own"
+        1.0, description="probability: temperature at which probabilities are averaged; terms have their own"
     )
 
     @model_validator(mode="after")
@@ -82,7 +84,7 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _needs_some_weights(self) -> TeacherConfig:
         if self.untrained and (self.train is not None or self.weights is not None):
-            raise ValueError("`untrained` goes with neither `train` nor `weights`")
+            raise ValueError("`untrained` cannot be combined with `train` or `weights`")
         if not self.untrained and self.train is None and self.weights is None:
             raise ValueError("needs `train` (how to train it) or `weights` (a file of trained ones)")
         return self
@@ -91,68 +93,74 @@ class TeacherConfig(Section):
 class StudentConfig(Section):
     """The low-bit role."""
 
-    net: str | None = Field(None, description=f"{NET}; absent: the teacher's net")
+    net: str | None = Field(None, description=f"{NET}; default: the teacher's net")
     net_options: NetOptions = Field(
-        default_factory=dict, description="keyword arguments of the net's builder, in place of the teacher's"
+        default_factory=dict, description="keyword arguments of the net's builder, instead of the teacher's"
     )
     init: Literal["auto", "teacher", "float", "random"] = Field(
         "auto",
-        description="auto: `weights` where given, else the teacher's where the nets agree, else an own float training",
+        description="initial weights; auto: `weights` if given, else the teacher's if both have the same net,"
+        " else a separate float training",
     )
     weights: UserPath | None = Field(None, description=f"{WEIGHTS} of the student's net to start from, with init auto")
     head: Head = Field("keep", description=HEAD)
-    float_train: TrainConfig | None = Field(None, description="the own float training, for init: float")
+    float_train: TrainConfig | None = Field(None, description="the student's own float training, for init: float")
     recipe: Annotated[Literal["none", "default"], NEWER] = Field(
         "none",
-        description="default: picks the best training options for the bit width, for keys that are not given; `qkd "
-        "show --explain student.recipe` lists them",
+        description="default: sets the training options recommended for the bit width, for keys that are not "
+        "given; `qkd show --explain student.recipe` lists them",
     )
     quant: QuantConfig = Field(description="bits and quantizers")
     low_bit: Annotated[LowBitConfig, NEWER] = Field(
-        default_factory=LowBitConfig, description="what only a low-bit training has"
+        default_factory=LowBitConfig, description="options for low-bit training"
     )
     widths: Annotated[tuple[WidthConfig, ...], NEWER] = Field(
         (),
-        description="widths that the student is trained in before its own, each from the weights of the one before",
+        description="bit widths that the student is trained at before its own, each from the weights of the "
+        "previous one",
     )
     self_distillation: Annotated[SelfDistillationConfig | None, NEWER] = Field(
-        None, description="the student learns from itself with more precise activations, too (SPEQ)"
+        None, description="the student also learns from itself with more precise activations (SPEQ)"
     )
-    train: StudentTrainConfig = Field(default_factory=StudentTrainConfig, description="the low-bit training")
+    train: StudentTrainConfig = Field(default_factory=StudentTrainConfig, description="training of the low-bit student")
     agent: AgentConfig = Field(default_factory=AgentConfig)
     float_agent: Annotated[AgentConfig | None, NEWER] = Field(
-        None, description="agent of the own float training; absent: `agent`"
+        None, description="agent of the student's own float training; default: `agent`"
     )
     view: Literal["same", "own", "clean"] = Field(
-        "same", description="what the teacher sees: the student's images, its own agent's, or clean ones"
+        "same", description="what the teacher sees: the student's images, those of its own agent, or clean ones"
     )
     terms: tuple[TermConfig, ...] = Field(DEFAULT_TERMS, description="weighted loss terms")
-    phases: tuple[PhaseConfig, ...] = Field((), description="absent: one phase over all epochs, the last tenth frozen")
+    phases: tuple[PhaseConfig, ...] = Field(
+        (), description="phases of training; default: a single one whose last tenth trains the deployed arithmetic"
+    )
     rotations: RotationsConfig | None = Field(
-        None, description="HSSAKD: turned images and auxiliary branches in place of `terms`"
+        None, description="HSSAKD: rotated images and auxiliary branches instead of `terms`"
     )
     calibration_batches: Annotated[int, Field(ge=1, le=100_000)] = Field(
         8, description="training batches that set activation scales"
     )
     bn: Literal["train", "frozen_teacher"] = Field(
         "train",
-        description="frozen_teacher: batch norm keeps the statistics that the student starts with, the teacher's where "
-        "the nets are the same, in calibration and training",
+        description="frozen_teacher: during calibration and training, batch norm keeps the statistics that "
+        "the student starts with (the teacher's if both have the same net)",
     )
     data_free: DataFreeConfig | None = Field(
-        None, description="no real image: the student learns from images that are made out of the teacher"
+        None, description="use no real image: the student learns from images that are made from the teacher"
     )
     adaptation: Annotated[AdaptationConfig | None, NEWER] = Field(
         None, description="the teacher adapts to data.unseen_domain without its labels, and the student follows"
     )
-    auxiliary: AuxiliaryConfig | None = Field(None, description="a net between teacher and student")
-    peers: PeersConfig | None = Field(None, description="nets that learn beside the student (a student ensemble)")
+    auxiliary: AuxiliaryConfig | None = Field(
+        None, description="a net between teacher and student, trained from one and teaching the other"
+    )
+    peers: PeersConfig | None = Field(None, description="nets that learn alongside the student (a student ensemble)")
     method: str | None = Field(
         None,
-        description="a method that is not of this package: path/to/file.py:Class, package.module:Class, or an entry "
-        "point of group qkd.methods",
+        description="a custom method: path/to/file.py:Class, package.module:Class, or an entry point of group"
+        " qkd.methods",
     )
-    method_options: dict[str, Any] = Field(default_factory=dict, description="what `method` reads of the config")
+    method_options: dict[str, Any] = Field(default_factory=dict, description="options for `method`")
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -262,11 +270,13 @@ class RunConfig(Section):
     """One experiment, from teacher to report."""
 
     name: str = Field(description="name of the run folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="every random draw derives from it")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of all random draws")
     device: str = Field("auto", description="auto, cpu or cuda", pattern=r"^(auto|cpu|cuda(:\d+)?)$", max_length=8)
-    threads: Threads | None = Field(None, description="CPU threads of training, of each process; absent: all cores")
+    threads: Threads | None = Field(None, description="CPU threads for training, per process; default: all cores")
     sync_batch_norm: bool = Field(
-        True, description="on several devices: batch norm over whole batches, as on one; false: each over its own share"
+        True,
+        description="on several devices: batch norm over whole batches, as on one device; false: each device "
+        "over its own share",
     )
     data: DataConfig
     teacher: TeacherConfig
@@ -297,7 +307,7 @@ class RunConfig(Section):
         if mixing and self.student.view != "same":
             raise ValueError(
                 f"student.view: must be `same` with CutMix ({mixing[0]}.agent), got `{self.student.view}`: the teacher "
-                f"would judge another mixture than the student sees"
+                f"would otherwise see another mixture than the student"
             )
         return self
 

@@ -18,13 +18,16 @@ STEPS = ("rotations", "peers", "adaptation", "method")  # keys of a student that
 class PeerConfig(Section):
     """A net that learns beside the student and from it; thrown away in the end."""
 
-    net: str | None = Field(None, description="absent: the student's net")
+    net: str | None = Field(None, description="default: the student's net")
     width: Annotated[float, Field(gt=0, le=16)] | None = Field(
-        None, description="factor on the channels of its stages, as option `width` of its net; published: (n - j) / n"
+        None,
+        description="factor on the channels of its stages, through its net's option `width`; published: (n - j) / n",
     )
-    weight_bits: Bits | None = Field(None, description="absent, with act_bits: full precision")
+    weight_bits: Bits | None = Field(None, description="default, if act_bits is not given either: full precision")
     act_bits: Bits | None = Field(None, description="other keys are those of student.quant")
-    taps: tuple[str, ...] | None = Field(None, description="its modules for student.peers.taps; absent: the same names")
+    taps: tuple[str, ...] | None = Field(
+        None, description="its modules for student.peers.taps; default: the same names"
+    )
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -43,19 +46,22 @@ class PeersConfig(Section):
 
     nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers")
     leader: Literal["peer", "student"] = Field(
-        "peer", description="whose features are the goal of the others: the first peer's, or the student's"
+        "peer", description="whose features the others learn: the first peer's, or the student's"
     )
     stem: tuple[str, ...] = Field(
         (),
         max_length=2,
-        description="the student's first convolution and its batch norm, by their names in the float net (ResNets of "
-        "ours: [conv1, bn1]): all nets read the student's, at its bits; absent: they share nothing",
+        description="names of the first convolution and its batch norm in the float net ([conv1, bn1] in the "
+        "toolkit's ResNets): all nets share the student's, at its bits; default: they share "
+        "nothing",
     )
-    taps: tuple[str, ...] = Field((), description="modules of the student whose features meet the leader's")
-    temperature: Positive = Field(3.0, description="of the soft targets from the average")
-    label_weight: NonNegative = Field(0.7, description="of the cross-entropies")
-    feature_weight: NonNegative = Field(0.15, description="of the squared differences of features")
-    ensemble_weight: NonNegative = Field(0.15, description="of the soft targets from the average")
+    taps: tuple[str, ...] = Field(
+        (), description="modules of the student whose features are compared with the leader's"
+    )
+    temperature: Positive = Field(3.0, description="temperature of the soft targets from the average")
+    label_weight: NonNegative = Field(0.7, description="weight of the cross-entropies")
+    feature_weight: NonNegative = Field(0.15, description="weight of the squared differences of features")
+    ensemble_weight: NonNegative = Field(0.15, description="weight of the soft targets from the average")
     lr_factor: Positive = Field(1.0, description="the peers' learning rate, as a factor of the student's")
 
     @model_serializer(mode="wrap")
@@ -79,20 +85,26 @@ class PeersConfig(Section):
 class AuxiliaryConfig(Section):
     """An auxiliary teacher: trained from the teacher first, then the student's teacher in its place."""
 
-    net: str | None = Field(None, description="absent: the student's net")
-    quant: QuantConfig | None = Field(None, description="absent: full precision; between teacher and student: 8 bits")
+    net: str | None = Field(None, description="default: the student's net")
+    quant: QuantConfig | None = Field(
+        None,
+        description="bits and quantizers; default: full precision; 8 bits suit a net between teacher and student",
+    )
     init: Literal["auto", "random"] = Field(
         "auto",
-        description="auto: float_train where it is there, else what the student starts from (its weights or its float "
-        "training) or the teacher, where the net is theirs, else random",
+        description="auto: from float_train if given; else what the student starts from (its weights or its "
+        "float training) or the teacher, if the net is the same; else random",
     )
     float_train: TrainConfig | None = Field(None, description="a separate float training, on the labels, to start from")
-    train: TrainConfig = Field(description="its training from the teacher")
+    train: TrainConfig = Field(description="training from the teacher")
     terms: tuple[TermConfig, ...] = Field(
         (TermConfig(loss="information_flow", taps=(("flatten", "flatten"),)),),
-        description="weighted loss terms; by default information flow before the last layer, as our nets name it",
+        description="weighted loss terms; default: information flow before the last layer, by its name in the"
+        " toolkit's nets",
     )
-    phases: tuple[PhaseConfig, ...] = Field((), description="absent: as for a student; one phase in full precision")
+    phases: tuple[PhaseConfig, ...] = Field(
+        (), description="default: as for a student; a single phase in full precision"
+    )
 
     @model_validator(mode="after")
     def _phases_fit(self) -> AuxiliaryConfig:
@@ -112,9 +124,13 @@ class BranchTrainingConfig(Section):
     """How the teacher's auxiliary branches learn."""
 
     joint: bool = Field(
-        False, description="with the teacher, in its own training (teacher.train); else behind the finished teacher"
+        False,
+        description="true: together with the teacher, in its own training (teacher.train); false: on the "
+        "finished teacher",
     )
-    train: TrainConfig | None = Field(None, description="optimizer and length of the branches' own training; not joint")
+    train: TrainConfig | None = Field(
+        None, description="optimizer and length of the branches' own training, if not joint"
+    )
 
     @model_validator(mode="after")
     def _has_one_training(self) -> BranchTrainingConfig:
@@ -132,18 +148,18 @@ class RotationsConfig(Section):
         "offline", description="offline: the fixed teacher and its branches teach; online: both nets learn, as peers"
     )
     student_taps: tuple[str, ...] = Field(
-        (), description="modules of the student that branches read, input to output; absent: its residual stages"
+        (), description="modules of the student that branches read, from input to output; default: its residual stages"
     )
     teacher_taps: tuple[str, ...] = Field(
-        (), description="modules of the teacher that branches read, as many; absent: its residual stages"
+        (), description="modules of the teacher that branches read, the same number; default: its residual stages"
     )
     teacher_branches: BranchTrainingConfig | None = Field(None, description="offline: how the teacher's branches learn")
-    temperature: Positive = Field(3.0, description="of all soft targets; their factor is its square")
-    task_weight: NonNegative = Field(1.0, description="of the upright images' cross-entropy with the labels")
-    branch_weight: NonNegative = Field(1.0, description="of the branches' soft targets")
-    logit_weight: NonNegative = Field(1.0, description="of the soft targets of the nets' own logits")
+    temperature: Positive = Field(3.0, description="temperature of all soft targets, which are scaled by its square")
+    task_weight: NonNegative = Field(1.0, description="weight of the cross-entropy of upright images with the labels")
+    branch_weight: NonNegative = Field(1.0, description="weight of the branches' soft targets")
+    logit_weight: NonNegative = Field(1.0, description="weight of the soft targets of the nets' own logits")
     joint_weight: NonNegative = Field(
-        1.0, description="online: of the branches' cross-entropy with joint labels of class and orientation"
+        1.0, description="online: weight of the branches' cross-entropy with joint labels of class and orientation"
     )
 
     @model_validator(mode="after")
@@ -168,14 +184,16 @@ class RotationsConfig(Section):
 class AdaptationConfig(Section):
     """Joint distillation and domain adaptation: teacher and student learn, the domain that is seen has no labels."""
 
-    temperature: Positive = Field(20.0, description="of the soft targets; their factor is its square")
+    temperature: Positive = Field(20.0, description="temperature of the soft targets, which are scaled by its square")
     source_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.3, description="of the soft targets on labeled images; the labels have the rest"
+        0.3, description="share of the soft targets on labeled images; the labels get the rest"
     )
     kernel: Literal["gaussian", "linear"] = Field(
-        "gaussian", description="of the discrepancy of the teacher's features: five widths, averaged, or the means"
+        "gaussian",
+        description="kernel of the discrepancy between the teacher's features: Gaussians of five widths, "
+        "averaged, or linear (compares the means)",
     )
-    teacher_tap: str = Field("flatten", description="module of the teacher whose features are to be alike")
+    teacher_tap: str = Field("flatten", description="module of the teacher whose features are aligned")
     teacher_lr_factor: Positive = Field(1.0, description="the teacher's learning rate, as a factor of student.train.lr")
 
 
@@ -184,16 +202,18 @@ class WidthConfig(Section):
 
     weight_bits: Bits = Field(description="bits of weights")
     act_bits: Bits = Field(description="bits of activations; other keys are those of student.quant")
-    epochs: Epochs = Field(description="length of the training in these widths")
+    epochs: Epochs = Field(description="length of training at these widths")
 
 
 class SelfDistillationConfig(Section):
     """SPEQ: the student learns from itself with some activations at 8 bits, drawn at every step."""
 
-    weight: Positive = Field(1.0, description="of this term, beside `terms`")
-    temperature: Positive = Field(2.0, description="of the probabilities that are compared; their factor is its square")
+    weight: Positive = Field(1.0, description="weight of this term, which is added to `terms`")
+    temperature: Positive = Field(
+        2.0, description="temperature of the compared probabilities; the loss is scaled by its square"
+    )
     low_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
-        0.5, description="chance of an activation to keep its own bits in the copy"
+        0.5, description="probability that an activation keeps its own bits in the copy"
     )
 
 
@@ -217,7 +237,7 @@ def _float_agent_faults(student: StudentConfig) -> list[str]:
         faults.append(f"`float_agent.policy` must name a policy by itself, got `{agent.policy}`")
     distilled = [key for key in ("data_free", "adaptation") if getattr(student, key) is not None]
     if agent.cutmix_probability and distilled:
-        faults.append(f"`float_agent` goes without CutMix with {distilled[0]}, whose images have no labels to mix")
+        faults.append(f"`float_agent` cannot use CutMix with {distilled[0]}, whose images have no labels to mix")
     return faults
 
 
@@ -229,10 +249,10 @@ def _rule_faults(student: StudentConfig) -> list[str]:
             "dorefa, whose weights have no separate place for a code"
         )
     if rules.reestimate_batches and student.bn == "frozen_teacher":
-        faults.append("`low_bit.reestimate_batches` goes with `bn: train`: with frozen_teacher the teacher's stay")
+        faults.append("`low_bit.reestimate_batches` needs `bn: train`: with frozen_teacher the teacher's stay")
     if rules.transition_rate is not None and student.bn == "frozen_teacher":
         faults.append(
-            "`low_bit.transition_rate` goes with `bn: train`: with frozen_teacher all is trained at the schedule's rate"
+            "`low_bit.transition_rate` needs `bn: train`: with frozen_teacher all is trained at the schedule's rate"
         )
     return faults
 
@@ -241,9 +261,11 @@ def _width_faults(student: StudentConfig) -> list[str]:
     if not student.widths:
         return []
     used = [f"`{key}`" for key in (*STEPS, "auxiliary", "data_free") if getattr(student, key) is not None]
-    faults = [f"`widths` go without {', '.join(used)}: they train the student on its `terms` alone"] if used else []
+    faults = [f"`widths` cannot be combined with {', '.join(used)}: they use only `terms`"] if used else []
     if any(phase.teacher_terms is not None or phase.meta is not None for phase in student.phases):
-        faults.append("`widths` go without `teacher_terms` and `meta` in `phases`: the teacher is fixed on the way")
+        faults.append(
+            "`widths` cannot be combined with `teacher_terms` or `meta` in `phases`: they need a fixed teacher"
+        )
     return faults
 
 
@@ -251,7 +273,9 @@ def _self_faults(student: StudentConfig) -> list[str]:
     if student.self_distillation is None:
         return []
     used = [f"`{key}`" for key in STEPS if getattr(student, key) is not None]
-    faults = [f"`self_distillation` goes without {', '.join(used)}, which bring another step"] if used else []
+    faults = (
+        [f"`self_distillation` cannot be combined with {', '.join(used)}, which bring another step"] if used else []
+    )
     if student.quant.act_bits >= 8:
         faults.append("`self_distillation` needs `quant.act_bits` below 8: the copy differs in finer activations alone")
     if all(phase.teacher_terms or phase.meta or phase.combine != "sum" or phase.trains == "modules"
@@ -271,10 +295,12 @@ def method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
     ]  # fmt: skip
     if student.quiz_images is not None:
         faults += ["student.phases: meta needs teacher.members 1"] if teacher.members > 1 else []
-        faults += ["student.phases: meta goes with no student.auxiliary"] if student.auxiliary else []
+        faults += ["student.phases: meta cannot be combined with student.auxiliary"] if student.auxiliary else []
     if any(phase.teacher_terms is not None for phase in student.phases):
         faults += ["student.phases: teacher_terms needs teacher.members 1"] if teacher.members > 1 else []
-        faults += ["student.phases: teacher_terms goes with no student.auxiliary"] if student.auxiliary else []
+        faults += (
+            ["student.phases: teacher_terms cannot be combined with student.auxiliary"] if student.auxiliary else []
+        )
     if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
         faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
     return faults
@@ -294,13 +320,15 @@ def data_free_faults(config: RunConfig) -> list[str]:
         f"`none` (a search scores real validation images; CutMix wants the images that follow)": (
             agent.policy in ("search", "teacher") or bool(agent.cutmix_probability)
         ),
-        "student.rotations: goes with no data_free: the teacher's branches learn from real images": (
+        "student.rotations: cannot be combined with data_free: the teacher's branches learn from real images": (
             student.rotations is not None
         ),
-        "student.phases: meta and teacher_terms go with no data_free: images are made out of a teacher that does not "
-        "change": any(phase.meta is not None or phase.teacher_terms is not None for phase in student.phases),
-        "student.auxiliary: goes with no data_free: images are made out of what the student learns from, and the "
-        "auxiliary would need them first": student.auxiliary is not None,
-        "bench.int8_baseline: goes with no data_free: it calibrates on real images": config.bench.int8_baseline,
+        "student.phases: meta and teacher_terms cannot be combined with data_free: images are "
+        "made from a teacher that does not change": any(
+            phase.meta is not None or phase.teacher_terms is not None for phase in student.phases
+        ),
+        "student.auxiliary: cannot be combined with data_free: images are made from what the student learns from, and "
+        "the auxiliary would need them first": student.auxiliary is not None,
+        "bench.int8_baseline: cannot be used with data_free: it calibrates on real images": config.bench.int8_baseline,
     }
     return [fault for fault, is_there in wrong.items() if is_there]

@@ -29,22 +29,27 @@ class SearchConfig(Section):
     """The population search of an agent, for each role whose policy is ``search``."""
 
     members: Annotated[int, Field(ge=2, le=MOST_MEMBERS)] = Field(16, description="size of the population")
-    epochs: Epochs = Field(200, description="passes of each member over the search's training images")
+    epochs: Epochs = Field(200, description="each member's passes over the search's training images")
     interval_epochs: Epochs = Field(3, description="epochs between two exploit-and-explore points")
     train_images: Images = Field(4000, description="at most this many training images (stratified, seeded)")
     val_images: Images | None = Field(
-        None, description="images that score a member, out of the training images; absent: the run's validation part"
+        None,
+        description="images that score a member, taken from the training images; default: the run's validation images",
     )
     compat: Literal["correct", "weights_only"] = Field(
         "correct",
-        description="what a copy takes over: correct: the whole state; weights_only: as released, trained weights but "
-        "neither the optimizer's state nor batch-norm statistics",
+        description="what a member copies from a better one: correct: the whole state; weights_only: as "
+        "released, trained weights but neither optimizer state nor batch-norm statistics",
     )
     engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
-    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(2, description="ray: members that train at a time")
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
+        2, description="ray: members that train at the same time"
+    )
     gpus_per_worker: NonNegative = Field(0.0, description="ray: share of a GPU that a worker gets")
-    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; absent: a new one on this machine")
-    worker_failures: Annotated[int, Field(ge=0, le=1000)] = Field(3, description="ray: lost workers a member survives")
+    address: str | None = Field(None, description="ray: cluster to join, e.g. auto; default: a new one on this machine")
+    worker_failures: Annotated[int, Field(ge=0, le=1000)] = Field(
+        3, description="ray: how many lost workers a member survives"
+    )
 
     @model_validator(mode="after")
     def _has_a_perturbation(self) -> SearchConfig:
@@ -74,49 +79,66 @@ class FederatedConfig(Section):
 
     strategy: Literal["fedavg", "fedprox", "feddistill", "fedgen"] = Field(
         "fedgen",
-        description="fedavg: averages; fedprox: clients stay near the average; feddistill: they follow the classes' "
-        "mean logits, too; fedgen: a generator of latents, learned by the server",
+        description="fedavg: average weights; fedprox: keep clients near the average; feddistill: also match "
+        "the mean logits of each class; fedgen: also learn from a generator of latents, trained "
+        "by the server",
     )
-    clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS)] = Field(10, description="clients that share the images")
+    clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS)] = Field(
+        10, description="number of clients that share the images"
+    )
     alpha: Positive = Field(
-        0.1, description="of the Dirichlet draw of each class over the clients; small: each has few classes"
+        0.1,
+        description="concentration of the Dirichlet draw that divides each class over the clients; small: "
+        "each client has few classes",
     )
-    least_images: Images = Field(2, description="images that every client has at least")
-    rounds: Epochs = Field(50, description="rounds of training; a low-bit run has one of calibration before them")
+    least_images: Images = Field(2, description="minimum number of images per client")
+    rounds: Epochs = Field(50, description="rounds of training; a low-bit run adds one of calibration before them")
     clients_per_round: Annotated[int, Field(ge=1, le=MOST_CLIENTS)] | None = Field(
-        None, description="clients drawn for a round; absent: all"
+        None, description="clients drawn for a round; default: all"
     )
     local_steps: Epochs = Field(20, description="steps of each client in a round, of data.batch_size images")
     precision: Literal["low_bit", "float"] = Field(
-        "low_bit", description="low_bit: student.quant; float: the student's net without quantizers, to start one from"
+        "low_bit",
+        description="low_bit: student.quant; float: the student's net without quantizers, from which a "
+        "low-bit run can start",
     )
     upload: Literal["float", "codes"] = Field(
         "float",
-        description="what a client sends of low-bit weights: float: the shadow weights; codes: codes and scales, of "
-        "which the server averages the dequantized weights",
+        description="how a client sends low-bit weights: float: as shadow weights; codes: as codes and "
+        "scales, which the server dequantizes and averages",
     )
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="of clients, new in each round; sgd is with momentum")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="the clients' optimizer, new in each round; sgd has momentum"
+    )
     lr: Positive = Field(0.01, description="learning rate of clients in the first round")
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on it a round")
-    momentum: Fraction = Field(0.9, description="sgd only")
-    weight_decay: NonNegative = Field(0.0, description="on weights of rank 2 and more")
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor on the clients' learning rate per round"
+    )
+    momentum: Fraction = Field(0.9, description="momentum, for sgd only")
+    weight_decay: NonNegative = Field(0.0, description="weight decay of weights with at least two dimensions")
     scale_lr_factor: Positive = Field(1.0, description="learning rate of quantizer scales, as a factor of lr")
     clip_grad_norm: Positive | None = Field(None, description="largest gradient norm of a step")
     proximal: NonNegative = Field(0.01, description="fedprox: mu, the weight of the distance from the server's weights")
     class_weight: NonNegative = Field(1.0, description="feddistill: weight of the classes' mean logits")
     latent_weight: NonNegative = Field(10.0, description="fedgen: weight of latents in the first round")
-    latent_decay: Annotated[float, Field(gt=0, le=1)] = Field(0.98, description="fedgen: factor on it a round")
-    generator_steps: Epochs = Field(50, description="fedgen: steps of the generator a round")
+    latent_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.98, description="fedgen: factor on that weight per round"
+    )
+    generator_steps: Epochs = Field(50, description="fedgen: generator steps per round")
     generator_lr: Positive = Field(3e-4, description="fedgen: learning rate of the generator (Adam)")
-    generator_decay: Annotated[float, Field(gt=0, le=1)] = Field(0.98, description="fedgen: factor on it a round")
+    generator_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.98, description="fedgen: factor on that rate per round"
+    )
     noise: Images = Field(32, description="fedgen: size of the generator's noise")
     evaluate_every: Epochs = Field(
-        1, description="rounds between two scores: of the test images by the server, of validation images by clients"
+        1, description="rounds between evaluations: of test images by the server, of validation images by clients"
     )
     engine: Literal["local", "flower"] = Field(
         "local", description="local: in this process; flower: Flower's simulation on Ray, an extra"
     )
-    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(2, description="flower: clients that train at a time")
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
+        2, description="flower: clients that train at the same time"
+    )
 
     @model_validator(mode="after")
     def _clients_are_there(self) -> FederatedConfig:
@@ -150,24 +172,26 @@ class ExportConfig(OldFields, Section):
 
     target: Annotated[str | None, AfterValidator(_known_target)] = Field(
         None,
-        description="the runtime that runs the student (`qkd ls targets`), such as openvino or onnxruntime>=1.17: "
-        "decides flavor, pack, linear and opset; absent: ONNX Runtime as installed here",
+        description="runtime that will run the student (`qkd ls targets`), such as openvino or "
+        "onnxruntime>=1.17; decides flavor, pack, linear and opset; default: the installed ONNX "
+        "Runtime",
     )
     flavor: Literal["ort", "qcdq", "qonnx"] = Field(
         "ort",
-        description="ort: student.onnx alone; qcdq, qonnx (FINN): a second file beside it; other runtimes: see target",
+        description="ort: only student.onnx; qcdq, qonnx (FINN): an additional file; for other runtimes, see target",
     )
     pack: Literal["auto", "int8", "packed"] = Field("auto", description="storage of low-bit weights in student.onnx")
     linear: Literal["auto", "gemm", "matmul_nbits"] = Field(
         "auto", description="form of low-bit linear layers in student.onnx; auto: blocks of MatMulNBits for heavy ones"
     )
-    strict: bool = Field(False, description="whether a layer that stays in float is an error, not a warning")
+    strict: bool = Field(False, description="treat a layer that stays in float as an error instead of a warning")
     preprocess: Literal["outside", "inside"] = Field(
         "outside",
-        description="outside: files take normalized float32 images alone; inside: a further file, student.uint8.onnx "
-        "(flavor qcdq: student.qcdq.uint8.onnx), takes uint8 pixels and normalizes them itself",
+        description="outside: files take only normalized float32 images; inside: an additional file, "
+        "student.uint8.onnx (flavor qcdq: student.qcdq.uint8.onnx), takes uint8 pixels and "
+        "normalizes them itself",
     )
-    layout: Literal["nhwc", "nchw"] = Field("nhwc", description="order of the axes of uint8 pixels: nhwc or nchw")
+    layout: Literal["nhwc", "nchw"] = Field("nhwc", description="axis order of uint8 pixels: nhwc or nchw")
 
     @property
     def chosen_target(self) -> Target | None:
@@ -202,8 +226,8 @@ class ExportConfig(OldFields, Section):
 class LogConfig(Section):
     """What is written of each epoch beside metrics.jsonl, in the folder of the role."""
 
-    csv: bool = Field(True, description="metrics.csv: a line an epoch")
-    tensorboard: bool = Field(False, description="tensorboard/: for TensorBoard (extra [tensorboard])")
+    csv: bool = Field(True, description="write metrics.csv, one line per epoch")
+    tensorboard: bool = Field(False, description="write tensorboard/ (extra [tensorboard])")
 
 
 def _as_names(value: object) -> object:
@@ -231,13 +255,13 @@ class BenchConfig(Section):
         ("local",), min_length=1, description="local, ssh://[user@]host[:port], adb://SERIAL, or names of `devices`"
     )
     devices: UserPath | None = Field(
-        None, description="devices file; absent: ~/.config/qkd/devices.yaml, or the shipped one"
+        None, description="devices file; default: ~/.config/qkd/devices.yaml, or else the shipped one"
     )
     providers: ProviderNames = Field(
         ("auto",),
-        description="execution providers, a row each: cpu, lowbit or onnxruntime's names; auto: cpu, and lowbit beside "
-        "it where the device has use for it and it takes something of the file",
+        description="execution providers, one row each: cpu, lowbit or onnxruntime's names; auto: cpu, plus "
+        "lowbit if the device gains from it and it takes part of the file",
     )
-    affinity: tuple[Cpu, ...] = Field((), description="CPUs it is pinned to; empty: none")
-    int8_baseline: bool = Field(False, description="measure onnxruntime's static int8 of the float net, too")
+    affinity: tuple[Cpu, ...] = Field((), description="CPUs to pin the measurement to; empty: none")
+    int8_baseline: bool = Field(False, description="also measure onnxruntime's static int8 of the float net")
     timeout_s: Positive = Field(defaults.TIMEOUT_S, description="longest duration of a command on a device, in seconds")

@@ -17,39 +17,51 @@ class TrainConfig(Section):
     """Optimizer, learning-rate schedule and length of one training."""
 
     epochs: Epochs = Field(30, description="passes over the training images")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is with Nesterov momentum")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimizer; sgd has Nesterov momentum")
     lr: Positive = Field(0.1, description="peak learning rate")
-    momentum: Fraction = Field(0.9, description="sgd only")
-    weight_decay: NonNegative = Field(5e-4, description="on weights of rank 2 and more, not on biases, norms or scales")
-    scale_lr_factor: Positive = Field(1.0, description="learning rate of quantizer scales, as a factor of lr")
-    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="after the warm-up")
-    milestones: tuple[Fraction, ...] = Field((0.3, 0.6, 0.8), description="step: fractions of the training")
-    gamma: Positive = Field(0.1, description="step: factor at each milestone")
-    warmup_epochs: NonNegative = Field(0.0, description="linear rise of the learning rate, in epochs")
-    clip_grad_norm: Positive | None = Field(
-        None, description="largest gradient norm, over the net and all that learns beside it in one step"
+    momentum: Fraction = Field(0.9, description="momentum, for sgd only")
+    weight_decay: NonNegative = Field(
+        5e-4, description="weight decay of weights with at least two dimensions, not of biases, norms or scales"
     )
-    label_smoothing: Fraction = Field(0.0, description="share of the label spread over all classes")
-    ema_decay: Fraction = Field(0.0, description="decay a step of the averaged weights that are kept; 0 is off")
+    scale_lr_factor: Positive = Field(1.0, description="learning rate of quantizer scales, as a factor of lr")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="learning-rate schedule after the warm-up"
+    )
+    milestones: tuple[Fraction, ...] = Field(
+        (0.3, 0.6, 0.8), description="schedule step: fractions of training at which the rate drops"
+    )
+    gamma: Positive = Field(0.1, description="schedule step: factor at each milestone")
+    warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up of the learning rate")
+    clip_grad_norm: Positive | None = Field(
+        None,
+        description="gradient norm to clip at, over the net and everything trained in the same step; default:"
+        " no clipping",
+    )
+    label_smoothing: Fraction = Field(0.0, description="share of the label that is spread over all classes")
+    ema_decay: Fraction = Field(
+        0.0, description="keep an exponential moving average of the weights, with this decay per step; 0: off"
+    )
     keep: Annotated[Literal["last", "best"], NEWER] = Field(
         "last",
-        description="best: the weights of the epoch with the highest validation accuracy; last: those of the last one",
+        description="best: keep the weights of the epoch with the highest validation accuracy; last: those of"
+        " the last epoch",
     )
     precision: Annotated[Literal["auto", "float32", "bf16", "fp16"], NEWER] = Field(
         "auto",
-        description="bf16 and fp16 are mixed with float32, where the device has them; auto: bf16 where the processor "
-        "multiplies it natively and a short race at the start shows that it is faster, else float32",
+        description="bf16 and fp16: mixed precision, if the device supports it; auto: bf16 if the processor "
+        "multiplies it natively and a short race at the start shows that it is faster, else "
+        "float32",
     )
     memory_format: Annotated[Literal["auto", "contiguous", "channels_last"], NEWER] = Field(
-        "auto", description="of images and convolutions; auto: the winner of the race"
+        "auto", description="memory format of images and convolutions; auto: the winner of the race"
     )
     checkpoint_every_s: NonNegative = Field(
-        60.0, description="least seconds between checkpoints; one at every epoch's end"
+        60.0, description="minimum seconds between checkpoints; there is always one at the end of an epoch"
     )
     keep_checkpoint: bool = Field(
         False,
-        description="whether the last checkpoint (optimizer, partners) stays when the training is done: it brings back "
-        "altered weights without a second training",
+        description="keep the last checkpoint (optimizer, partners) after training; it can restore altered "
+        "weights without retraining",
     )
 
     @model_validator(mode="after")
@@ -70,30 +82,34 @@ class LowBitConfig(Section):
 
     transition_rate: Share | None = Field(
         None,
-        description="share of the weights that are to change their code in a step, at the peak of the schedule, which "
-        "it follows: their learning rate is found from it (TRS); absent: they have the schedule's",
+        description="target share of weights whose code changes in a step, at the peak of the schedule; sets "
+        "their learning rate (TRS); default: they use the schedule's learning rate",
     )
     decay_by_bits: bool = Field(
-        False, description="weight decay times a quarter for weights of 2 bits, a half for 3 (LSQ); scales have none"
+        False,
+        description="a quarter of the weight decay for 2-bit weights, half for 3-bit weights (LSQ); scales have none",
     )
     dampening: NonNegative = Field(
-        0.0, description="weight of the squared distance of weights to their codes; rises from 0 over the training"
+        0.0,
+        description="weight of the squared distance between weights and their quantized values; rises from 0 "
+        "over the training",
     )
     oscillation_thresholds: tuple[Share, Share] | None = Field(
         None,
-        description="[first, last]: a weight whose frequency of oscillation exceeds the threshold, which goes from one "
-        "to the other over the training, stays on its code; absent: none is frozen. Published: [0.04, 0.01]",
+        description="[first, last]: a weight that oscillates more often than the threshold is frozen at its "
+        "code; the threshold moves from first to last over the training; default: none is frozen."
+        " Published: [0.04, 0.01]",
     )
-    oscillation_momentum: Share = Field(0.01, description="of the running frequency of oscillation")
+    oscillation_momentum: Share = Field(0.01, description="momentum of the running frequency of oscillation")
     step_size_bound: Annotated[Share | None, NEWER] = Field(
         None,
-        description="part by which one step of the optimizer may change a learned step size (a scale) at most, so that "
-        "none is multiplied or carried through zero at a high learning rate; absent: any",
+        description="largest relative change of a learned step size (a scale) in one optimizer step, so that "
+        "none is multiplied or crosses zero at a high learning rate; default: no limit",
     )
     reestimate_batches: Annotated[int, Field(ge=0, le=100_000)] = Field(
         0,
-        description="training batches that batch norm's statistics are estimated from before it is frozen, or at "
-        "the end where it is not; 0: the running ones stay",
+        description="training batches for re-estimating batch-norm statistics before batch norm is frozen, or"
+        " at the end if it is not; 0: keep the running ones",
     )
 
     @model_validator(mode="after")
@@ -122,23 +138,31 @@ class QuantConfig(Section):
     preset: Literal["fast"] | None = Field(
         None,
         exclude=True,
-        description="widths by name, in place of the keys of widths; fast: what the low-bit execution provider is "
-        "fastest at (2-bit weights and activations), and 8 bits where fewer gain nothing",
+        description="bit widths by name, instead of the keys for widths; fast: 2-bit weights and activations,"
+        " which the low-bit execution provider is fastest at, and 8 bits where fewer bits gain "
+        "nothing",
     )
     weight_bits: Bits = Field(description="bits of weights")
     act_bits: Bits = Field(description="bits of activations that enter a convolution or linear layer")
-    first_bits: Bits | None = Field(8, description="first layer: weights and image; null: as the others")
-    last_bits: Bits | None = Field(8, description="last layer: weights and input; null: as the others")
-    sum_bits: Bits = Field(8, description="inputs and output of residual sums, and what pooling averages")
+    first_bits: Bits | None = Field(
+        8, description="bits of the first layer, for its weights and the image; null: same as the other layers"
+    )
+    last_bits: Bits | None = Field(
+        8, description="bits of the last layer, for its weights and its input; null: same as the other layers"
+    )
+    sum_bits: Bits = Field(
+        8, description="bits of the inputs and outputs of residual sums, and of what pooling averages"
+    )
     weight_quantizer: Literal["lsq", "stats", "dorefa"] = Field(
         "lsq",
-        description="how weights meet their grid: learned step sizes, step sizes from their statistics, or DoReFa",
+        description="quantizer of weights: learned step sizes, step sizes from their statistics, or DoReFa",
     )
-    act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="how activations meet their grid")
-    per_channel: bool = Field(True, description="one weight scale an output channel, or one a tensor")
+    act_quantizer: Literal["lsq", "pact", "dorefa"] = Field("lsq", description="quantizer of activations")
+    per_channel: bool = Field(True, description="one weight scale per output channel; false: one per tensor")
     symmetric: Annotated[bool, NEWER] = Field(
         False,
-        description="no zero points: image and functions on signed grids, which some targets need (`qkd ls targets`)",
+        description="no zero points: the image and functions use signed grids, which some targets need (`qkd "
+        "ls targets`)",
     )
     overrides: dict[str, dict[Literal["weight_bits", "act_bits"], Bits]] = Field(
         default_factory=dict, description="layer name pattern -> {weight_bits, act_bits}"
@@ -155,17 +179,19 @@ class TermConfig(Section):
     """
 
     loss: str = Field(description="a name of `qkd ls losses`")
-    weight: NonNegative = Field(1.0, description="factor in the sum")
-    taps: tuple[tuple[str, str], ...] = Field((), description="feature losses: pairs [student module, teacher module]")
+    weight: NonNegative = Field(1.0, description="weight in the sum")
+    taps: tuple[tuple[str, str], ...] = Field(
+        (), description="for feature losses: pairs [student module, teacher module]"
+    )
     tap: Literal["quantized", "pre_quant"] = Field(
         "quantized",
-        description="what taps read of a low-bit student: what its next layers see, or the same before the grid, whose "
-        "gradient is smoother",
+        description="what taps read in a low-bit student: what its next layers see, or the values before the "
+        "quantizer, whose gradient is smoother",
     )
     decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
-        description="factor on the weight after each epoch of its phase; the student's own terms count from the first "
-        "phase that has them",
+        description="factor on the weight after each epoch of its phase; for student.terms, epochs count from"
+        " the first phase that uses them",
     )
     options: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="keyword arguments of the loss, e.g. temperature"
@@ -182,20 +208,25 @@ class MetaConfig(Section):
     """MetaDistil: the teacher learns to teach, from how a student that follows it does in a quiz."""
 
     quiz_images: Images = Field(
-        description="training images (stratified, seeded) that the student is not distilled on: the quiz; the "
-        "teacher's own training, and with it a student that starts from the teacher, has seen them"
+        description="size of the quiz: training images (stratified, seeded) that the student is not distilled"
+        " on; the teacher's own training has seen them, and so has a student that starts from the"
+        " teacher"
     )
     inner_lr: NonNegative | None = Field(
         None,
-        description="peak learning rate of the student's assumed step, scheduled as the student's; absent: "
+        description="peak learning rate of the student's trial step, on the student's schedule; default: "
         "student.train.lr",
     )
-    teacher_lr: NonNegative = Field(0.05, description="largest learning rate of the teacher; falls as the student's")
+    teacher_lr: NonNegative = Field(0.05, description="peak learning rate of the teacher; decays like the student's")
     teacher_start_epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)] = Field(
-        0, description="first epoch of student.train, from 0, in which the teacher is taught; plain steps until then"
+        0,
+        description="first epoch of student.train, counted from 0, in which the teacher is taught; earlier "
+        "steps are plain",
     )
-    teacher_momentum: Fraction = Field(0.9, description="of the teacher's SGD")
-    teacher_weight_decay: NonNegative = Field(5e-4, description="of the teacher's SGD, on all its weights")
+    teacher_momentum: Fraction = Field(0.9, description="momentum of the teacher's SGD")
+    teacher_weight_decay: NonNegative = Field(
+        5e-4, description="weight decay of the teacher's SGD, for all its weights"
+    )
     order: Literal["second", "first"] = Field(
         "second",
         description="second: differentiate the student's gradient; first: finite differences of first gradients",
@@ -206,27 +237,28 @@ class PhaseConfig(Section):
     """A stretch of the student's epochs with its own loss terms."""
 
     name: str = Field("tutoring", description="shown in logs, e.g. self_study, co_study, tutoring")
-    epochs: Epochs = Field(description="epochs of this phase; all phases add up to student.train.epochs")
-    terms: tuple[TermConfig, ...] | None = Field(None, description="loss terms; the student's own where absent")
+    epochs: Epochs = Field(description="epochs of this phase; those of all phases must add up to student.train.epochs")
+    terms: tuple[TermConfig, ...] | None = Field(None, description="loss terms; default: student.terms")
     teacher_terms: tuple[TermConfig, ...] | None = Field(
         None,
-        description="co-study: the teacher is trained along, with these terms; in them it is the student, and the "
-        "student is its teacher",
+        description="co-study: train the teacher as well, with these terms, in which the two swap roles: the "
+        "teacher learns from the student",
     )
     teacher_lr_factor: Positive = Field(1.0, description="co-study: the teacher's learning rate, as a factor of lr")
     peers: bool = Field(
         True,
-        description="whether student.peers learn along, where there are any; student.terms do not apply then, and "
-        "`terms` come on top",
+        description="whether student.peers learn in this phase, if there are any; student.terms then do not "
+        "apply, and `terms` are added",
     )
     trains: Literal["student", "modules"] = Field(
         "student",
-        description="modules: only the modules of loss terms learn (attention, adapters); the student stands still",
+        description="modules: train only the modules of loss terms (attention, adapters), not the student",
     )
     combine: Literal["sum", "clipped"] = Field(
         "sum",
-        description="clipped: in each weight tensor, the gradient of the terms that tell of the teacher is no longer "
-        "than that of the others, times a factor that rises from 0.5 to 1 with the epochs",
+        description="clipped: in each weight tensor, clip the gradient of the terms that use the teacher to "
+        "the length of the other terms' gradient, times a factor that rises from 0.5 to 1 over "
+        "the epochs",
     )
     meta: MetaConfig | None = Field(None, description="MetaDistil: the teacher is taught by a quiz")
     freeze_batch_norm: bool = Field(
@@ -234,7 +266,7 @@ class PhaseConfig(Section):
     )
     lr_factor: Positive | None = Field(
         None,
-        description="factor on the learning rate; absent: 1, but 0.1 with freeze_batch_norm, which high rates break",
+        description="factor on the learning rate; default: 1, or 0.1 with freeze_batch_norm, which fails at high rates",
     )
 
     @model_validator(mode="after")
@@ -247,9 +279,12 @@ class PhaseConfig(Section):
             }
             wrong = [f"`{name}`" for name, is_asked in asked.items() if is_asked]
             if wrong:
-                raise ValueError(f"`trains: modules` goes without {', '.join(wrong)}: the student stands still")
+                raise ValueError(
+                    f"`trains: modules` cannot be combined with {', '.join(wrong)}: the student "
+                    "does not learn in this phase"
+                )
         if self.teacher_terms is not None and self.combine != "sum":
-            raise ValueError("`combine: clipped` goes without `teacher_terms`: it weighs a fixed teacher's terms")
+            raise ValueError("`combine: clipped` cannot be combined with `teacher_terms`: it needs a fixed teacher")
         if self.teacher_terms is None and self.teacher_lr_factor != 1:
             raise ValueError("`teacher_lr_factor` is for co-study: the phase has no `teacher_terms`")
         return self

@@ -52,7 +52,7 @@ METHODS = {  # in the order in which they have their say
     "data_free": Entry(
         "qkd.methods.data_free.method:DataFree",
         "student.data_free",
-        "no real image: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, Fast-DFKD, ... or noise",
+        "no real images: RDSKD, DAFL, GDFQ, DeepInversion, ZSKD, CMI, ZSKT, DFAD, DFQ, Fast-DFKD, ... or noise",
         record="qkd.methods.data_free.making.rows:MadeRecord",
         faults="qkd.methods.data_free.config_checks:config_faults",
     ),
@@ -104,7 +104,7 @@ METHODS = {  # in the order in which they have their say
     "widths": Entry(
         "qkd.methods.widths.method:Widths",
         "student.widths",
-        "progressive widths: the student is trained at 4 bits before 2, say (Zhuang et al. 2018)",
+        "progressive bit widths: for example, train the student at 4 bits before 2 (Zhuang et al. 2018)",
     ),
     "stochastic_precision": Entry(
         "qkd.methods.stochastic_precision.method:StochasticPrecision",
@@ -147,7 +147,7 @@ def own_method(name: str) -> type[Method]:
     except Exception as error:  # the file is the user's: whatever it raises is what is wrong with it
         raise ValueError(f"student.method: {name} cannot be loaded: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"student.method: {name} is no class derived from qkd.methods.method.Method")
+        raise ValueError(f"student.method: {name} is not a class derived from qkd.methods.method.Method")
     return found
 
 

@@ -75,7 +75,7 @@ def read_state_dicts(path: Path) -> list[StateDict]:
         except ValueError as error:
             raise UnreadableWeights(str(error).removeprefix(f"{path}: ")) from error
     if start[:4] != b"PK\x03\x04" and start[:1] != b"\x80":
-        raise UnreadableWeights(f"is no weights file this can read: {_kind(start)}; needs safetensors or torch.save's")
+        raise UnreadableWeights(f"is not a readable weights file: {_kind(start)}; needs safetensors or torch.save's")
     content = _read_torch(path)
     found = list(_state_dicts(content, ""))
     if not found:

@@ -83,7 +83,7 @@ def require_same_images(run: RunFolder, other: Path, progress: Progress) -> None
     """
     now, then = read_facts(run.config.data), _recorded(other)
     if then is None:
-        raise DataError(f"{other} has no record of its images ({FILE}), so nobody knows whether they are this run's")
+        raise DataError(f"{other} has no record of its images ({FILE}), so they cannot be compared with this run's")
     lines = changes(then, now)
     if lines:
         raise DataError(f"the teacher of {other} learned from other images than this run's: {'; '.join(lines)}")
@@ -112,7 +112,7 @@ def _recorded(folder: Path) -> DataFacts | None:
     except (DamagedFileError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise DataError(
-            f"{path}: is no record of a data set ({reason}); if you are sure that the images are those of the run, "
+            f"{path}: is not a record of a data set ({reason}); if you are sure that the images are those of the run, "
             "delete it, and it is written again"
         ) from error
 

@@ -427,7 +427,7 @@ def _read_manifest(folder: Path, stage: str) -> dict[str, Any]:
     is_whole = all(isinstance(part, dict) and all(_is_hash(value) for value in part.values()) for part in parts)
     if not is_whole or not parts[0]:
         raise DamagedFileError(
-            f"{path}: is no manifest: it needs `files`, at least one, and `inputs`, with their hashes"
+            f"{path}: is not a manifest: it needs `files`, at least one, and `inputs`, with their hashes"
         )
     return dict(manifest)
 

@@ -186,14 +186,14 @@ LOSSES: dict[str, LossEntry] = {
     "cross_entropy": LossEntry(
         "cross_entropy_loss",
         ("student_logits", "labels", "other_labels", "other_share"),
-        "student against the labels",
+        "cross-entropy of the student with the labels",
         "Szegedy et al. 2015, section 7 (label smoothing)",
         {"label_smoothing": Option(float, "in [0, 1)", lambda value: 0 <= value < 1)},
     ),
     "soft_target": LossEntry(
         "soft_target_loss",
         ("student_logits", "teacher_logits"),
-        "student against the teacher's softened distribution",
+        "divergence of the student from the teacher's softened distribution",
         "Hinton et al. 2015, section 2",
         {
             "temperature": _TEMPERATURE,
@@ -204,14 +204,14 @@ LOSSES: dict[str, LossEntry] = {
     "decoupled": LossEntry(
         "decoupled_loss",
         ("student_logits", "teacher_logits", "labels"),
-        "soft targets in two parts: the true class, and the others among themselves",
+        "soft targets in two separately weighted parts: the true class, and the other classes",
         "Zhao et al. 2022, equation 7",
         {"temperature": _TEMPERATURE, "target_weight": _WEIGHT, "others_weight": _WEIGHT, "scale": _SCALE},
     ),
     "teacher_confidence": LossEntry(
         "teacher_confidence_loss",
         ("student_logits", "teacher_logits", "labels"),
-        "KD-pt: how sure the teacher is of each image, and nothing else",
+        "KD-pt: only how sure the teacher is of each image",
         "Tang et al. 2020, instance level (our reading of the form)",
         {"temperature": _TEMPERATURE, "scale": _SCALE},
     ),
@@ -230,7 +230,7 @@ LOSSES: dict[str, LossEntry] = {
     "top_classes": LossEntry(
         "top_classes_loss",
         ("student_logits", "teacher_logits"),
-        "KD-topk: soft targets of the classes that the teacher thinks likeliest",
+        "KD-topk: soft targets of the classes that the teacher considers most likely",
         "Tang et al. 2020",
         {
             "temperature": _TEMPERATURE,
@@ -242,7 +242,7 @@ LOSSES: dict[str, LossEntry] = {
     "hint": LossEntry(
         "hint_loss",
         _FEATURES,
-        "mean squared difference at pairs of taps, behind a 1x1 convolution where their shapes differ",
+        "mean squared difference at pairs of taps, through a 1x1 convolution if their shapes differ",
         "Romero et al. 2015, equation 3",
         module=ADAPTER,
     ),
@@ -263,14 +263,14 @@ LOSSES: dict[str, LossEntry] = {
     "distance_relation": LossEntry(
         "distance_relation_loss",
         _FEATURES,
-        "RKD-D: how far apart images of a batch are, at pairs of taps",
+        "RKD-D: distances between the images of a batch, at pairs of taps",
         "Park et al. 2019, equations 5 to 8",
         compares_images=True,
     ),
     "angle_relation": LossEntry(
         "angle_relation_loss",
         _FEATURES,
-        "RKD-A: angles that three images of a batch form, at pairs of taps",
+        "RKD-A: angles between three images of a batch, at pairs of taps",
         "Park et al. 2019, equations 9 to 11",
         compares_images=True,
     ),
@@ -296,7 +296,7 @@ LOSSES: dict[str, LossEntry] = {
     "multi_head_graph": LossEntry(
         "multi_head_graph_loss",
         _STAGES,
-        "MHGD: how images of a batch relate, in an attention that graph_attention trains on the teacher",
+        "MHGD: relations between the images of a batch, by an attention that graph_attention trains on the teacher",
         "Lee and Song 2019; with singular_weight 1 MHGD-SVD of role-kd",
         {
             "heads": _HEADS,
@@ -359,7 +359,7 @@ LOSSES: dict[str, LossEntry] = {
     "gdfq_student": LossEntry(
         "gdfq_student_loss",
         ("student_logits", "teacher_logits", "labels"),
-        "GDFQ: labels that images were generated for, and soft targets divided by batch times classes",
+        "GDFQ: the labels that images were generated for, plus soft targets divided by batch times classes",
         "Xu et al. 2020, generative data-free quantization",
         {"temperature": Option(float, "positive", _is_positive, default=20.0), "divergence_weight": _WEIGHT},
     ),
@@ -367,7 +367,7 @@ LOSSES: dict[str, LossEntry] = {
         "filtered_soft_target_loss",
         ("student_logits", "teacher_logits", "labels"),
         "KDDG: soft targets whose gradient is 0 where the student has learned enough",
-        "Wang et al. 2021; our reading, the formula could not be read",
+        "Wang et al. 2021; our reading of the abstract",
         {
             "temperature": _TEMPERATURE,
             "criterion": _one_of(CRITERIA),
@@ -377,8 +377,8 @@ LOSSES: dict[str, LossEntry] = {
     "lipschitz": LossEntry(
         "lipschitz_loss",
         _STAGES,
-        "LONDON: how steep the blocks between neighboring taps are",
-        "Shang et al. 2021; our reading, the formula could not be read",
+        "LONDON: Lipschitz constants of the blocks between neighboring taps",
+        "Shang et al. 2021; our reading of the abstract",
         {"iterations": Option(int, "at least 1", lambda value: value >= 1)},
         least_taps=2,
         compares_images=True,

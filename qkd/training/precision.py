@@ -46,5 +46,5 @@ def choose_device(requested: str) -> torch.device:
         requested = f"cuda:{current().local_rank}"
     device = torch.device(requested)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device: {requested} is asked for, but PyTorch sees no such device; use device=auto or cpu")
+        raise ValueError(f"device: {requested} was requested, but PyTorch sees no such device; use device=auto or cpu")
     return device

@@ -55,7 +55,7 @@ def _no_answer(captured: Captured) -> str:
         return f"the Python of the device is too old: it must be 3.8 or newer ({words})"
     number = captured.code - 128 if captured.code > 128 else -captured.code
     if number in CRASHES:
-        return f"the runner ended by {CRASHES[number]} (signal {number}); last words: {words}"
+        return f"the runner ended by {CRASHES[number]} (signal {number}); last output: {words}"
     return f"the device gave no answer (exit code {captured.code}): {words}"
 
 

@@ -126,7 +126,7 @@ class _Running:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise DeviceError(
-                f"no end within {timeout_s:g} s: the device hangs, or needs longer (timeout_s); last words: "
+                f"no end within {timeout_s:g} s: the device hangs or needs more time (timeout_s); last output: "
                 f"{printable(self.stderr.decode('utf-8', 'replace')) or 'none'}"
             ) from error
         for thread in self.threads:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    means = ("CONFIG|MODEL", "a config; or an ONNX file or run folder, more may follow")
+    means = ("CONFIG|MODEL", "a config; or one or more ONNX files or run folders")
     text = "measure the latency of ONNX files, here and on devices"
     _add_options(add_command(commands, "bench", bench, text, config=means, has_runs=True))
 
@@ -59,7 +59,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
             None,
             None,
             "PATH",
-            "the devices' Python, with onnxruntime; relative: to the home there (python3)",
+            "Python on the devices, with onnxruntime; relative paths start in the home folder there (python3)",
         ),
         ("--threads", None, whole, "N", f"intra-op threads ({defaults.THREADS})"),
         ("--rounds", None, whole, "N", f"timed inferences per model, interleaved ({defaults.ROUNDS})"),
@@ -70,17 +70,23 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
             "append",
             str,
             "NAME",
-            "auto, cpu, lowbit or onnxruntime's name; several: commas, or again (auto)",
+            "auto, cpu, lowbit or a name of onnxruntime; for several, separate by commas or repeat (auto)",
         ),
-        ("--runtime", "append", str, "NAME", "onnxruntime, openvino or both (comma); a student runs in its file's own"),
+        (
+            "--runtime",
+            "append",
+            str,
+            "NAME",
+            "onnxruntime, openvino, or both with a comma; a student runs only in its file's runtime",
+        ),
         ("--affinity", None, cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
-        ("--sample", None, user_path, "FILE", "npz of images, labels: score the models on it where they run"),
+        ("--sample", None, user_path, "FILE", "npz of images and labels to score the models on, on the device"),
         ("--timeout", None, finite, "SECONDS", f"longest duration of one command on a device ({defaults.TIMEOUT_S:g})"),
-        ("--output", None, user_path, "FILE", "write the result as JSON, too"),
+        ("--output", None, user_path, "FILE", "also write the result to FILE as JSON"),
     ):
         option, action, kind, meta, text = words
         more = {"dest": f"{option[2:]}s"} if option in ("--provider", "--runtime") else {}
         group.add_argument(option, action=action, type=kind, metavar=meta, help=text, **more)  # type: ignore[arg-type]
     group.add_argument(
-        "--int8-baseline", action="store_true", help="measure onnxruntime's static int8 of the float model, too"
+        "--int8-baseline", action="store_true", help="also measure onnxruntime's static int8 of the float model"
     )

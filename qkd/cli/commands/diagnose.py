@@ -17,8 +17,8 @@ def add(commands: Any) -> None:
     look.add_argument("config", metavar="CONFIG|RUN", help="a run (folder or name) with a teacher, or its config")
     look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
     look.add_argument("--limit", type=positive, metavar="N", help="at most N training images, stratified (all)")
-    look.add_argument("--temperature", type=finite, metavar="T", help="of the distillation (the config's)")
-    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw it")
+    look.add_argument("--temperature", type=finite, metavar="T", help="temperature of distillation (the config's)")
+    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw the result to FILE")
 
 
 def diagnose(args: argparse.Namespace) -> int:

@@ -19,9 +19,15 @@ def add(commands: Any) -> None:
     """Declare the command."""
     about = "configs, data sets, nets, losses, methods, quantizers, devices, policies, targets"
     ls = add_command(commands, "ls", list_names, about)
-    ls.add_argument("table", nargs="?", choices=(*TABLE_NAMES, RUNS), help="only this one; runs: those of FOLDER")
-    ls.add_argument("folder", nargs="?", type=user_path, metavar="FOLDER", help="with runs: of run folders (runs)")
-    ls.add_argument("--out", type=user_path, metavar="FILE", help="with runs: write the table as a page (HTML), too")
+    ls.add_argument("table", nargs="?", choices=(*TABLE_NAMES, RUNS), help="list only these; runs: the runs in FOLDER")
+    ls.add_argument(
+        "folder",
+        nargs="?",
+        type=user_path,
+        metavar="FOLDER",
+        help="with runs: folder that holds the run folders (runs)",
+    )
+    ls.add_argument("--out", type=user_path, metavar="FILE", help="with runs: also write the table as an HTML page")
 
 
 def list_names(args: argparse.Namespace) -> int:
@@ -41,7 +47,7 @@ def _list_runs(args: argparse.Namespace) -> int:
 
     folder = args.folder or Path("runs")
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; name the folder of run folders")
+        raise UsageError(f"{folder}: no such folder; name the folder that holds the run folders")
     table = runs_below(folder)
     if args.out is not None:
         write_comparison(table, args.out)

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     pairs = add_command(commands, "match", match, text, has_runs=True)
     pairs.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
     for role in ("student", "teacher"):
-        text = f"the {role}'s layers, from input to output (of residual nets: the stages, then the pooled features)"
+        text = f"the {role}'s layers, input to output (default for residual nets: the stages, then the pooled features)"
         pairs.add_argument(f"--{role}-taps", nargs="+", metavar="PATH", help=text)
     pairs.add_argument("--limit", type=positive, metavar="N", help="at most N training images, stratified (2000)")
 

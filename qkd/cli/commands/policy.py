@@ -16,12 +16,12 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("policy", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     take = add_command(
-        actions, "import", import_log, "a search log of PBA or role-kd as a schedule file; nothing in it is run"
+        actions, "import", import_log, "convert a search log of PBA or role-kd to a schedule file; runs no code from it"
     )
     take.add_argument(
-        "log", metavar="LOG", type=user_path, help="pbt_policy_<id>.txt, pbt_global.txt, or best.txt beside them"
+        "log", metavar="LOG", type=user_path, help="pbt_policy_<id>.txt, pbt_global.txt, or best.txt next to them"
     )
-    take.add_argument("--epochs", type=positive, required=True, help="length of the search (published: 200)")
+    take.add_argument("--epochs", type=positive, required=True, help="length of the search in epochs (published: 200)")
     take.add_argument(
         "--op-order",
         choices=("py2", "source"),
@@ -31,17 +31,17 @@ def add(commands: Any) -> None:
     take.add_argument("--out", type=user_path, required=True, metavar="FILE.yaml", help="schedule file to write")
     take.add_argument("--trial", metavar="ID", help="whose lineage to follow in pbt_global.txt")
     take.add_argument("--role", choices=("teacher", "student"), help="role to note in the file")
-    look = add_command(actions, "show", show, "a schedule in words, and as a picture")
-    grid = add_command(actions, "sample", sample, "a grid of augmented images, one row per epoch")
+    look = add_command(actions, "show", show, "show a schedule in words and as a picture")
+    grid = add_command(actions, "sample", sample, "draw a grid of augmented images, one row per epoch")
     for action in (look, grid):
         action.add_argument("policy", metavar="FILE|POLICY", help="a schedule file, or a name of `qkd ls policies`")
-    look.add_argument("--epochs", type=positive, help="stretch it to this length")
-    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw it")
+    look.add_argument("--epochs", type=positive, help="stretch the schedule to this many epochs")
+    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw the schedule to FILE")
     grid.add_argument("--data", required=True, metavar="NAME", help="a name of `qkd ls datasets`")
-    grid.add_argument("--data-path", type=user_path, help="folder of npz and folder sets")
+    grid.add_argument("--data-path", type=user_path, help="the data set's folder, for npz and folder")
     grid.add_argument("--data-root", type=user_path, help="where torchvision keeps its sets (data)")
     grid.add_argument("--epochs", type=epochs, required=True, metavar="0,10,20", help="rows, counted from 0")
-    grid.add_argument("--length", type=positive, help="epochs of the training (the schedule's)")
+    grid.add_argument("--length", type=positive, help="length of training in epochs (the schedule's)")
     grid.add_argument("--seed", type=whole, default=0, help="random seed (0)")
     grid.add_argument("--out", type=user_path, required=True, metavar="FILE.png", help="picture to write")
 

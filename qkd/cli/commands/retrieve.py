@@ -14,11 +14,11 @@ def add(commands: Any) -> None:
     text = "measure how well features of test images retrieve training images of their class (mAP, top-100)"
     find = add_command(commands, "retrieve", retrieve, text, has_runs=True)
     find.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
+    find.add_argument("--role", choices=("teacher", "student"), help="whose features (default: both, if trained)")
     find.add_argument(
-        "--role", choices=("teacher", "student"), help="whose features (default: both, as far as trained)"
+        "--tap", metavar="PATH", help="module whose output to read (default: the last linear layer's input)"
     )
-    find.add_argument("--tap", metavar="PATH", help="module whose output to read (the last linear layer's input)")
-    text = "released: as the published program scores: up to rank 128, precision at the nearest recall"
+    text = "released: score as the published program does: up to rank 128, precision at the nearest recall"
     find.add_argument("--compat", choices=("correct", "released"), default="correct", help=text)
     find.add_argument("--limit", type=positive, metavar="N", help="at most N training images, stratified (all)")
     find.add_argument("--queries", type=positive, metavar="N", help="at most N test images, stratified (all)")

@@ -27,20 +27,20 @@ CHANGES = (
     "In an existing run, the settings of export, bench, device and threads may change; only the stages that depend on "
     "them run again. Another student of the same teacher is another run: `qkd run CONFIG name=second "
     "teacher.run=runs/first student.quant.weight_bits=4` copies the teacher of the first instead of training one. "
-    "Other widths (`student.quant`) of a data-free run need no name: the second student becomes the run `NAME-w4a4` "
-    "beside the first, and the source of the images is copied along with the teacher."
+    "In a data-free run, other bit widths (`student.quant`) need no name: the second student becomes the run "
+    "`NAME-w4a4` next to the first, and the source of the images is copied along with the teacher."
 )
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "run every stage; resumes where it stopped"
+    text = "run every stage; resume where it stopped"
     parser = add_command(commands, "run", run, text, config=CONFIG_OR_RUN, has_runs=True)
     parser.add_argument(
-        "--dry-run", action="store_true", help="try every step on two batches; measures and keeps nothing"
+        "--dry-run", action="store_true", help="try every step on two batches; measure and keep nothing"
     )
     add_devices(parser)
-    parser.description = f"Run every stage; resumes where it stopped. {CHANGES}"
+    parser.description = f"Run every stage; resume where it stopped. {CHANGES}"
     parser.add_argument("--until", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="the last stage to run")
 
 

@@ -26,10 +26,10 @@ def add(commands: Any) -> None:
             add_devices(stage)
         else:
             strict = (
-                "a layer that stays in float is an error, also of an export that is complete (or export.strict=true)"
+                "refuse a student with a layer left in float, even if the export is complete (or export.strict=true)"
             )
             stage.add_argument("--strict", action="store_true", help=strict)
-            means = "keep a file beside the others, repacked for an older runtime: onnxruntime==1.17"
+            means = "add a file that is repacked for an older runtime: onnxruntime==1.17"
             stage.add_argument("--for", dest="runtime", metavar="RUNTIME", help=means)
 
 

@@ -13,7 +13,9 @@ from qkd.failures import DONE
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    add_command(commands, "validate", validate, "report all faults of a config at once; runs nothing", config=CONFIG)
+    add_command(
+        commands, "validate", validate, "report all faults of a config at once, without running anything", config=CONFIG
+    )
 
 
 def validate(args: argparse.Namespace) -> int:

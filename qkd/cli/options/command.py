@@ -48,8 +48,10 @@ def add_command(
     if config is not None:
         add_config(parser, config)
     if has_runs:
-        parser.add_argument("--runs-dir", type=user_path, default=Path("runs"), help="folder of run folders (runs)")
-    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+        parser.add_argument(
+            "--runs-dir", type=user_path, default=Path("runs"), help="folder that holds the run folders (runs)"
+        )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=command)
     return parser

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from qkd.config import RunConfig
 
 HELP = (
-    "train in N processes of this machine, each with its own GPU, or on the CPU: each takes its share of every "
-    "batch, so that data.batch_size keeps its meaning and must divide by N (several machines: torchrun -m qkd run ...)"
+    "train in N processes on this machine, each on its own GPU or on the CPU; they share every batch, so "
+    "data.batch_size keeps its meaning and must be a multiple of N (for several machines: torchrun -m qkd run ...)"
 )
 
 

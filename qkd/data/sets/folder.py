@@ -188,8 +188,8 @@ def _divided(everything: FolderSplit, folder: Path, form: Form) -> tuple[FolderS
     test, train = take_quotas(everything.labels, wanted, torch.Generator().manual_seed(form.split_seed))
     if not len(test):
         raise DataError(
-            f"{folder}: has no test images beside it, and {form.test_fraction:g} of its {len(everything)} images is "
-            f"none (every class keeps one to learn from); add images, or raise data.test_fraction"
+            f"{folder}: it has no test images, and {form.test_fraction:g} of its {len(everything)} images is "
+            f"none (every class keeps one for training); add images, or raise data.test_fraction"
         )
     return everything.subset(train), everything.subset(test)
 

@@ -25,13 +25,14 @@ def config_faults(config: RunConfig) -> Iterator[str]:
         "student.agent: CutMix mixes labels, of which images of the unseen domain have none": bool(
             student.agent.cutmix_probability
         ),
-        "student.phases: meta and teacher_terms move the teacher, too; student.adaptation goes without them": any(
+        "student.phases: meta and teacher_terms cannot be combined with student.adaptation: all train the teacher": any(
             phase.meta is not None or phase.teacher_terms is not None for phase in phases
         ),
         "student.phases: every phase has its own `terms`, so none would adapt; leave them out of one": bool(phases)
         and all(phase.terms is not None for phase in phases),
         **{
-            f"student.{key}: goes with no student.adaptation: both bring a step or a teacher": value is not None
+            f"student.{key}: cannot be combined with student.adaptation: both bring a step or a teacher": value
+            is not None
             for key, value in dict(student).items()
             if key in ("rotations", "peers", "auxiliary", "data_free")
         },

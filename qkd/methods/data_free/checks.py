@@ -49,4 +49,4 @@ def require_classes(classes: int) -> None:
         ValueError: If there are fewer.
     """
     if classes < 2:
-        raise ValueError(f"student.data_free: needs two classes at least, got {classes}: add images of another class")
+        raise ValueError(f"student.data_free: needs at least two classes, got {classes}: add images of another class")

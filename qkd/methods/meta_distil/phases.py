@@ -24,7 +24,7 @@ def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[str]:
     if phase.combine == "clipped":
         yield "the step that the quiz judges follows the plain sum of the terms; set `combine: sum`"
     if phase.trains == "modules":
-        yield "the student stands still with `trains: modules`, so a quiz tells nothing of its teacher"
+        yield "with `trains: modules` the student does not learn, so a quiz says nothing about its teacher"
     entries = {term.loss: LOSSES[term.loss] for term in terms}
     if not any(entry.is_distillation for entry in entries.values()):
         yield "no term of the phase reads the teacher, so a quiz cannot teach it; add one, e.g. soft_target"

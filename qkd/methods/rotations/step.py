@@ -225,5 +225,5 @@ def _require_pairs(student: BranchedNet, teacher: BranchedNet) -> None:
         raise ValueError(
             f"branches of student and teacher pair up, but the student has {len(student.branches)} "
             f"({', '.join(student.paths)}) and the teacher {len(teacher.branches)} ({', '.join(teacher.paths)}); "
-            f"name as many student_taps as teacher_taps"
+            f"give the same number of student_taps and teacher_taps"
         )

@@ -110,7 +110,8 @@ def require_images(example: Tensor) -> None:
         )
     if not bool(torch.isfinite(example).all()):
         raise RewriteError(
-            "example_inputs holds NaN or infinity, where any two networks agree; give images as the network takes them"
+            "example_inputs holds NaN or infinity, which would hide differences from the student; give "
+            "images as the network takes them"
         )
 
 

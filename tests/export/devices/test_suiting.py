@@ -56,7 +56,7 @@ def test_students_that_are_left_out_are_named(paths: dict[str, Path]) -> None:
 
 
 def test_a_runtime_without_a_file_is_an_error(paths: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="no file here is for openvino, .* export.target=openvino"):
+    with pytest.raises(ValueError, match="none of these files is for openvino, .* export.target=openvino"):
         suited(entries_of(["student"], ("openvino",)), paths)
     assert main(["bench", str(paths["student"]), "--runtime", "mnn"]) == 2
     assert "--runtime mnn: can be measured here: onnxruntime, openvino" in capsys.readouterr().err

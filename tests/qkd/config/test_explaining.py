@@ -7,6 +7,8 @@ import json
 import pytest
 
 from qkd.cli import main
+from qkd.config.binding import bind_section
+from qkd.config.data_free import DataFreeConfig
 from qkd.config.explaining import explained, json_schema
 
 
@@ -19,6 +21,9 @@ def test_every_key_has_a_sentence_and_a_default_or_must_be_given() -> None:
     assert {"name", "data.name", "teacher.net", "student.quant.weight_bits"} <= must
     assert "teacher.train.epochs" not in must
     found = {key.path: key.default for key in keys}
+    keys_of_generator = ("epochs", "optimizer", "lr", "weight_decay", "schedule")
+    said = [found[f"student.data_free.train.{key}"] for key in keys_of_generator]
+    assert said == ["20", "adamw", "0.001", "0.0", "constant"]
     assert (found["teacher.train.lr"], found["student.train.lr"], found["data.test_fraction"]) == ("0.1", "0.02", "0.2")
 
 
@@ -48,3 +53,10 @@ def test_the_schema_is_what_is_bound(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_name_of_the_users_stands_in_the_path_of_a_group() -> None:
     keys = {key.path: key for key in explained("data.domains").keys}
     assert keys["data.domains.<name>"].is_group and keys["data.domains.<name>.rotate"].default == "0.0"
+
+
+def test_a_generators_training_that_is_given_in_part_keeps_its_other_defaults() -> None:
+    section = bind_section(DataFreeConfig, {"method": "dafl", "train": {"epochs": 3}})
+    whole = bind_section(DataFreeConfig, {"method": "dafl"})
+    assert section.train == whole.train.model_copy(update={"epochs": 3})
+    assert (whole.train.optimizer, whole.train.lr, whole.train.epochs) == ("adamw", 1e-3, 20)

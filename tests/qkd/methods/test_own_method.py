@@ -161,13 +161,13 @@ def test_a_changed_method_is_another_training(data: Path, toy: Path, tmp_path: P
 
 def test_what_is_no_method_is_refused(data: Path, toy: Path, tmp_path: Path) -> None:
     refused = {
-        f"{toy}:NOTHING": "is no class derived from qkd.methods.method.Method",
+        f"{toy}:NOTHING": "is not a class derived from qkd.methods.method.Method",
         f"{toy}:Missing": "cannot be loaded: module .* has no attribute 'Missing'",
         f"{tmp_path}/none.py:Toy": "cannot be loaded: .*none.py",
         "no_such_package.methods:Toy": "cannot be loaded: No module named 'no_such_package'",
         f"{tmp_path}/broken.py:Toy": "cannot be loaded: name 'nobody' is not defined",
         "unheard_of": "no installed package has an entry point 'unheard_of' in group qkd.methods",
-        "qkd.config:RunConfig": "is no class derived from",
+        "qkd.config:RunConfig": "is not a class derived from",
     }
     (tmp_path / "broken.py").write_text("nobody")
     for name, message in refused.items():

@@ -109,9 +109,9 @@ def test_what_a_teacher_cannot_learn_from() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"combine": "clipped"}, "goes without `combine`: the student stands still"),
-        ({"freeze_batch_norm": True}, "goes without `freeze_batch_norm`"),
-        ({"teacher_terms": [LABELS]}, "goes without `teacher_terms`"),
+        ({"combine": "clipped"}, "cannot be combined with `combine`: the student does not learn in this phase"),
+        ({"freeze_batch_norm": True}, "cannot be combined with `freeze_batch_norm`"),
+        ({"teacher_terms": [LABELS]}, "cannot be combined with `teacher_terms`"),
     ],
 )
 def test_a_student_that_stands_still_has_nothing_to_combine_or_freeze(changes: dict[str, Any], message: str) -> None:
@@ -120,5 +120,5 @@ def test_a_student_that_stands_still_has_nothing_to_combine_or_freeze(changes: d
 
 
 def test_a_teacher_that_learns_is_not_clipped_against() -> None:
-    with pytest.raises(ValidationError, match="goes without `teacher_terms`"):
+    with pytest.raises(ValidationError, match="cannot be combined with `teacher_terms`"):
         phase(teacher_terms=[LABELS], combine="clipped")

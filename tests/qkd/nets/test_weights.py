@@ -217,7 +217,7 @@ def test_other_content_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "dict.pth")
     assert "needs a mapping of names to tensors" in refusal(net(), tmp_path / "dict.pth")
     (tmp_path / "w.onnx").write_bytes(b"")
-    assert "is no weights file" in refusal(net(), tmp_path / "w.onnx")
+    assert "is not a readable weights file" in refusal(net(), tmp_path / "w.onnx")
     assert "no such weights file" in refusal(net(), tmp_path / "absent.safetensors")
 
 

@@ -302,7 +302,7 @@ def test_refused_auxiliaries(data: Path) -> None:
     refused({"phases": [{"epochs": 2, "freeze_batch_norm": True}]}, "freeze_batch_norm need `quant`")
     refused({"phases": [{"epochs": 2, "teacher_terms": SOFT}]}, "teacher_terms are for the student")
     study = [{"name": "co_study", "epochs": 2, "teacher_terms": SOFT}]
-    refused({}, r"teacher_terms goes with no student\.auxiliary", phases=study)
+    refused({}, r"teacher_terms cannot be combined with student\.auxiliary", phases=study)
 
 
 @pytest.mark.slow

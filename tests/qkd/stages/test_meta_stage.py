@@ -177,7 +177,7 @@ def test_what_a_config_may_not_say(data: Path, phases: list[dict[str, Any]], mes
         ({"student.peers": {"nets": [{"net": "lenet5"}]}}, "either `meta` or peers"),
         ({"teacher.members": 2}, "meta needs teacher.members 1"),
         ({"student.rotations": {"mode": "online"}}, "a phase has `meta`, which moves the teacher away"),
-        ({"student.auxiliary": {"train": {"epochs": 1}}}, "meta goes with no student.auxiliary"),
+        ({"student.auxiliary": {"train": {"epochs": 1}}}, "meta cannot be combined with student.auxiliary"),
         (
             {
                 "student.phases": [],
@@ -204,7 +204,7 @@ def test_what_it_does_not_go_with(data: Path, changes: dict[str, Any], message: 
             {"terms": [{"loss": "soft_target"}, {"loss": "singular_vector", "taps": [["a", "a"], ["b", "b"]]}]},
             "no gradient passes singular_vector into the teacher",
         ),
-        ({"trains": "modules", "terms": [{"loss": "hint", "taps": [["a", "a"]]}]}, "the student stands still"),
+        ({"trains": "modules", "terms": [{"loss": "hint", "taps": [["a", "a"]]}]}, "the student does not learn"),
         ({"combine": "clipped", "terms": [{"loss": loss} for loss in ("cross_entropy", "soft_target")]}, "plain sum"),
     ],
 )

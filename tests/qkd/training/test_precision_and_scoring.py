@@ -44,7 +44,7 @@ def test_fp16_on_cuda_needs_scaled_gradients() -> None:
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == CPU and choose_device("cpu") == CPU
-    with pytest.raises(ValueError, match="cuda:1 is asked for, but PyTorch sees no such device"):
+    with pytest.raises(ValueError, match="cuda:1 was requested, but PyTorch sees no such device"):
         choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -13,7 +13,7 @@ TARGETS = ("aarch64-linux", "x86_64-linux")
 EXAMPLES = """examples:
   qkd lowbit build                                          for this machine, into the cache
   qkd lowbit build --target aarch64-linux --out liblowbit.so
-  qkd lowbit wheel --target aarch64-linux --out dist        pip install it on the device, beside onnxruntime
+  qkd lowbit wheel --target aarch64-linux --out dist        pip install it on the device, next to onnxruntime
 
 --target needs the cross-compiler: pip install 'qkd-toolkit[cross]' (the package ziglang, 100 MB, nothing else).
 Libraries for another device run on any Linux with glibc 2.28 or newer. On the device:
@@ -29,11 +29,13 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     make = add_command(actions, "build", build, "compile the library")
-    make.add_argument("--out", type=user_path, metavar="FILE", help="write it there (else it stays in the cache)")
+    make.add_argument("--out", type=user_path, metavar="FILE", help="file to write (default: in the cache)")
     pack = add_command(actions, "wheel", wheel, "compile the library and write the wheel onnxruntime-ep-lowbit")
-    pack.add_argument("--out", type=user_path, metavar="DIR", default=Path("dist"), help="folder of the wheel (dist)")
+    pack.add_argument(
+        "--out", type=user_path, metavar="DIR", default=Path("dist"), help="folder to write the wheel to (dist)"
+    )
     for action in (make, pack):
-        action.add_argument("--target", choices=TARGETS, help="what it shall run on (this machine)")
+        action.add_argument("--target", choices=TARGETS, help="machine that it is for (this one)")
 
 
 def build(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         has_runs=True,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or names of runs")
-    parser.add_argument("--out", type=user_path, metavar="FILE", help="write the table as a page (HTML), too")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="also write the table as an HTML page")
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -12,10 +12,10 @@ from qkd.files.user_paths import user_path
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "look at a folder of images and write a short config to train on it"
+    text = "inspect a folder of images and write a short config for training on it"
     parser = add_command(commands, "init", init, text)
     parser.add_argument("folder", metavar="FOLDER", nargs="?", type=user_path, help=(
-        "class folders of images, alone or in train/, test/ and val/; or train.npz and test.npz (absent: digits)"
+        "class folders of images, alone or in train/, test/ and val/; or train.npz and test.npz (default: digits)"
     ))  # fmt: skip
     parser.add_argument("--net", metavar="NET", help="a name of `qkd ls nets`, path/to/file.py:function, module:name")
     parser.add_argument("--weights", metavar="FILE", type=user_path, help="weights of the teacher: a file, or imagenet")

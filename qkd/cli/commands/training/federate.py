@@ -8,15 +8,15 @@ from typing import Any
 from qkd.cli.options.command import CONFIG_OR_RUN, add_command, load, new_progress, print_result
 
 ABOUT = (
-    "Train one low-bit student from clients that keep their images, and exports it. The config has a section "
-    "`federated` (`qkd show --explain federated`) and no teacher. Resumes where it stopped; writes accuracy by round "
-    "and by bytes to RUN/federated/."
+    "Train one low-bit student with clients that keep their images, and export it. The config has a section "
+    "`federated` (`qkd show --explain federated`) and no teacher. Resumes where it stopped, and writes accuracy by "
+    "round and by bytes to RUN/federated/."
 )
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "train one student from clients that keep their images"
+    text = "train one student with clients that keep their images"
     parser = add_command(commands, "federate", federate, text, config=CONFIG_OR_RUN, has_runs=True)
     parser.description = ABOUT
 

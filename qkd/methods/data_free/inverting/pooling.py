@@ -204,6 +204,6 @@ def load_pool(files: list[Path]) -> Tensor:
     for path in files:
         images = read_arrays(path).get("images")
         if images is None or images.dtype != np.float32 or images.ndim != 4:
-            raise ValueError(f"{path}: is no batch of inverted images; delete it, and it is made again")
+            raise ValueError(f"{path}: is not a batch of inverted images; delete it to have it made again")
         parts.append(torch.from_numpy(images))
     return torch.cat(parts)

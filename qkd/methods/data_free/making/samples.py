@@ -55,7 +55,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(
-            f"{path}: is no npz file of plain arrays ({error}); delete it, and it is made again"
+            f"{path}: is not an npz file of plain arrays ({error}); delete it to have it made again"
         ) from error
 
 
@@ -86,7 +86,7 @@ def read_sample(path: Path) -> npt.NDArray[np.uint8]:
     """
     images = read_arrays(path).get("images")
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"{path}: is no sample of images; delete it")
+        raise ValueError(f"{path}: is not a sample of images; delete it")
     return images.astype(np.uint8, copy=False)
 
 

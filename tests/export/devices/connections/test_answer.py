@@ -44,7 +44,7 @@ def test_an_answer_is_found_among_greetings_and_made_printable():
         (Captured(1, b"", "SyntaxError: future feature annotations is not defined"), "must be 3.8 or newer"),
         (Captured(132, b"", ""), "an illegal instruction (signal 4)"),
         (Captured(-11, b"", ""), "a crash (signal 11)"),
-        (Captured(137, b"", "Killed"), "a kill (out of memory?) (signal 9); last words: Killed"),
+        (Captured(137, b"", "Killed"), "a kill (out of memory?) (signal 9); last output: Killed"),
         (Captured(142, b"", ""), "its time limit (signal 14)"),
     ],
 )

@@ -45,7 +45,7 @@ def test_time_is_bounded_and_children_are_killed(tmp_path):
         f"import subprocess, sys, time; print('waiting', file=sys.stderr, flush=True); "
         f"subprocess.Popen([sys.executable, '-c', {child!r}, {str(tmp_path / 'alive')!r}]); time.sleep(60)"
     )
-    with pytest.raises(DeviceError, match=r"no end within 2 s.*last words: waiting"):
+    with pytest.raises(DeviceError, match=r"no end within 2 s.*last output: waiting"):
         python(text, timeout_s=2.0)
     assert time.monotonic() - start < 8
     time.sleep(0.1)

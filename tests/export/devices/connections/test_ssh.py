@@ -198,7 +198,7 @@ def test_hung_device(ssh_server, here, plain):
     """It answers the probe, then sleeps."""
     sleepy = ssh_server.script("sleepy", f'#!/bin/sh\n[ "$2" = run ] && exec sleep 60\nexec {here} "$@"\n')
     start = time.monotonic()
-    with pytest.raises(DeviceError, match=r"no end within 4 s: the device hangs, or needs longer \(timeout_s\)"):
+    with pytest.raises(DeviceError, match=r"no end within 4 s: the device hangs or needs more time \(timeout_s\)"):
         measure(ssh_server.device(python=sleepy, timeout_s=4.0), {"a": plain})
     assert time.monotonic() - start < 20
     assert ssh_server.left() == []

@@ -115,18 +115,18 @@ FAULTS = {
     "a place for codes": (
         {"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"
     ),
-    "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "goes with `bn: train`"),
+    "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "needs `bn: train`"),
     "a rate without a say": ({"bn": "frozen_teacher", "low_bit": {"transition_rate": 0.01}}, "at the schedule's rate"),
     "one oscillation": ({"low_bit": {"oscillation_thresholds": [0.04, 0.001]}}, "a single change of direction"),
     "widths and peers": (
-        {"widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 1}], "peers": {"nets": [{}]}}, "go without `peers`"
+        {"widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 1}], "peers": {"nets": [{}]}}, "combined with `peers`"
     ),
     "widths and co-study": (
         {
             "widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 1}],
             "phases": [{"epochs": 2, "teacher_terms": [{"loss": "cross_entropy"}]}],
         },
-        "go without `teacher_terms`",
+        "cannot be combined with `teacher_terms`",
     ),
     "two steps": ({"self_distillation": {}, "rotations": {"mode": "online"}}, "bring another step"),
     "no coarser copy": ({"self_distillation": {}, "quant": {"act_bits": 8}}, "below 8"),

@@ -285,7 +285,7 @@ def test_settings_that_are_refused(values: dict[str, Any], match: str) -> None:
     [
         ({"student.float_agent": {"policy": "none"}}, "`float_agent` is for `float_train`, which is missing"),
         ({"student.float_agent": {"policy": "search"}}, "must name a policy by itself, got `search`"),
-        ({"student.float_agent": {"policy": "cutmix"}}, "goes without CutMix with data_free"),
+        ({"student.float_agent": {"policy": "cutmix"}}, "cannot use CutMix with data_free"),
     ],
 )
 def test_float_agents_that_are_refused(

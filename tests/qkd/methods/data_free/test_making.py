@@ -265,9 +265,14 @@ def test_keys_that_a_method_does_not_read(values: dict[str, Any], match: str) ->
             "rdskd",
             {"student.phases": [{"epochs": 2, "meta": {"quiz_images": 4}}]},
             {},
-            "meta and teacher_terms go with no data_free",
+            "meta and teacher_terms cannot be combined with data_free",
         ),
-        ("rdskd", {"student.auxiliary": {"train": {"epochs": 1}}}, {}, "student.auxiliary: goes with no data_free"),
+        (
+            "rdskd",
+            {"student.auxiliary": {"train": {"epochs": 1}}},
+            {},
+            "student.auxiliary: cannot be combined with data_free",
+        ),
     ],
 )
 def test_what_reads_real_images_is_refused(

@@ -127,5 +127,5 @@ def test_a_damaged_result_is_named(tmp_path: Path, changes: dict[str, Any], matc
 def test_a_sample_of_anything_else_is_named(tmp_path: Path, arrays: dict[str, Any]) -> None:
     run = make_run(tmp_path / "run")
     write_arrays(run / "generator" / "samples" / "epoch_00003.npz", **arrays)
-    with pytest.raises(ValueError, match="epoch_00003.npz: is no sample of images; delete it"):
+    with pytest.raises(ValueError, match="epoch_00003.npz: is not a sample of images; delete it"):
         made_pictures(run)

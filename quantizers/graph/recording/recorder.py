@@ -31,7 +31,7 @@ from quantizers.graph.recording.outside import (
     number_message,
     written_message,
 )
-from quantizers.graph.spelling.call import Call
+from quantizers.graph.spelling.call import Call, spelled
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves
 from quantizers.graph.spelling.pen import KNOWN_LAYERS, Pen, Value
@@ -378,7 +378,7 @@ class Recorder:
             operands = [v for v in pytree.tree_leaves(values) if isinstance(v, Value)]
             if speller is None or any("refused" in operand.node.meta for operand in operands):
                 raise NoSpelling
-            made = speller(self.pen, call)
+            made = spelled(speller, self.pen, call)
         except NoSpelling as refusal:
             self._refuse(refusal, name, values, results)
             return

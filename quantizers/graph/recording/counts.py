@@ -2,7 +2,8 @@
 
 A recording is made of two and of three images, where ``if x.size(0) > 4`` takes the same way. So the network also runs
 with sizes that note what they are compared with and divided by. What it computes can change only at the numbers of
-images that follow from those; running it with each of them, and with their neighbors, shows whether it does.
+images that follow from those; running it with each of them, and with their neighbors, shows whether it does. Sizes that
+go through NumPy, ``len`` or tensors are not followed; ``USUAL`` numbers of images are tried in any case.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-UNFOLLOWED = (8.0, 33.0)  # noted where a size becomes a plain number that nobody can follow, as len() and math do
+USUAL = (8, 33)
 MOST_IMAGES = 2**16  # a condition on a larger batch is there for another reason
 
 
@@ -41,8 +42,6 @@ class SizesOfBatch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if isinstance(result, torch.Size):
             return torch.Size((Size(result[0], 1.0, self), *result[1:])) if len(result) == tensor.dim() else result
-        if name == "__len__":
-            self.note(*UNFOLLOWED)
         axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim")
         if name in ("numel", "nelement") or (name == "size" and axis in (0, -tensor.dim())):
             return Size(result, result / self.images, self)
@@ -80,10 +79,6 @@ class Size(int):
         return made
 
     __hash__ = int.__hash__
-
-    def __float__(self) -> float:
-        self.batch.note(*UNFOLLOWED)
-        return int.__float__(self)
 
     def __neg__(self) -> Size:
         return Size(-int(self), -self.slope, self.batch, -self.exact)
@@ -125,8 +120,8 @@ def _arithmetic(
         if not isinstance(other, (int, float)):
             return NotImplemented
         first, second = (other, self) if swapped else (self, other)
-        if divides:
-            self.batch.note(*(UNFOLLOWED if swapped or not other else (abs(_plain(other) / self.slope),)))
+        if divides and not swapped and self.slope:
+            self.batch.note(abs(_plain(other) / self.slope))
         result = function(_plain(first), _plain(second))
         if type(result) is not int:
             return result

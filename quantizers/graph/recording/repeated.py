@@ -15,14 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from quantizers.graph.form.kinds import is_stochastic_depth
 from quantizers.graph.form.refusal import RewriteError
-from quantizers.graph.recording.counts import SizesOfBatch
+from quantizers.graph.recording.counts import USUAL, SizesOfBatch
 from quantizers.graph.recording.gradients import without_checkpoints
 from quantizers.graph.recording.interception import instrumented
 from quantizers.graph.recording.outcome import tensors
 from quantizers.graph.spelling.sites import stochastic_depth_of
 from quantizers.graph.spelling.table import BATCH_NORMS, DROPOUT_MODULES
 
-MOST_VALUES = 2**22  # of images that are tried at once: 27 of 3x224x224
+MOST_VALUES = 2**23  # of images that are tried at once where the network asks: 55 of 3x224x224
+USUAL_VALUES = 2**21  # and where it does not seem to: 13 of them
 TRAINING_PASSES = 3  # a step that is skipped with probability 1/2 stays unseen in one of four
 _STATE = "it draws random numbers, asks whether gradients are on, or changes its own state"
 _WAY_OUT = "count and draw outside of the network, or use a dropout layer"
@@ -140,7 +141,7 @@ def _with_sizes(twin: nn.Module, images: Tensor) -> tuple[list[Tensor], SizesOfB
 
 
 def require_same_of_more(twin: nn.Module, images: Tensor) -> None:
-    """Raise if images give something else in a larger batch, of any size that the network's code asks about.
+    """Raise if images give something else in a larger batch, of usual sizes and those that the network asks about.
 
     Args:
         twin: A copy of the network, which runs in its mode, drop-out and batch statistics aside.
@@ -154,7 +155,8 @@ def require_same_of_more(twin: nn.Module, images: Tensor) -> None:
             expected, sizes = _with_sizes(twin, images)
         except RuntimeError:
             return  # it was recorded, so only this surrounding fails
-        _require_same_at(twin, images, expected, sizes.candidates)
+        usual = [count for count in USUAL if count * images[0].numel() <= USUAL_VALUES]
+        _require_same_at(twin, images, expected, sorted({*sizes.candidates, *usual}))
 
 
 def _require_same_at(twin: nn.Module, images: Tensor, expected: list[Tensor], counts: list[int]) -> None:

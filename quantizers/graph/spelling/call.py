@@ -72,6 +72,8 @@ def spelled(speller: Callable[[Pen, Call], Any], pen: Pen, call: Call) -> Any:
     except (NoSpelling, RewriteError):
         raise
     except Exception as error:
+        if "TorchScript" in str(error):  # code that cannot be recorded at all, which is said once for all of it
+            raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise NoSpelling(f"its arguments cannot be expressed ({reason}); use others, or another operation") from error
 

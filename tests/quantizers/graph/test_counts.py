@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -57,8 +58,13 @@ OTHERS: dict[str, tuple[Operation, str]] = {
     "a quotient": (lambda m, x: x * (1 + x.shape[0] // 8), "for 8 images"),
     "a number of values": (lambda m, x: x * 2 if x.numel() > 1000 else x, "for 7 images"),
     "the larger": (lambda m, x: x * max(x.size(0), 6), "for 7 images"),
-    "len": (lambda m, x: x * 2 if len(x) > 4 else x, "for 7 images"),
-    "a root": (lambda m, x: x * int(1 + math.sqrt(x.size(0)) / 2.5), "for 7 images"),
+    "len": (lambda m, x: x * 2 if len(x) > 4 else x, "for 8 images"),
+    "a root": (lambda m, x: x * int(1 + math.sqrt(x.size(0)) / 2.5), "for 8 images"),
+    "a product of NumPy": (lambda m, x: x * 2 if np.prod(x.shape) > 4000 else x, "for 33 images"),
+    "a tensor of sizes": (lambda m, x: x * (1 + (torch.tensor(x.shape)[0] > 9)), "for 33 images"),
+    "a loop": (lambda m, x: x * (1 + len(range(0, x.size(0), 8))), "for 33 images"),
+    "bytes": (lambda m, x: x * 2 if x.nbytes > 9000 else x, "for 33 images"),
+    "ones": (lambda m, x: x * torch.ones(x.size(0)).sum().clamp(min=6), "for 8 images"),
     "rounded up": (_rounded_up, "for 17 images"),
     "in train() only": (_in_training_only, r"in train\(\) for 9 images"),
     "a shorter output": (lambda m, x: x.narrow(0, 0, min(6, x.size(0))), r"for 7 images.*shape \(6, 2, 6, 6\)"),

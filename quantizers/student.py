@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from quantizers.layers import ActQuantizer, Probabilities, QuantConvBn2d, QuantLinearBn
 from quantizers.records import require_same_grids
@@ -31,6 +31,17 @@ class Student(fx.GraphModule):
     def spec(self) -> QuantSpec:
         """Return the bits and quantizers the student was prepared with."""
         return self.meta["spec"]  # type: ignore[no-any-return]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the student on a batch of images.
+
+        Raises:
+            ValueError: If images are of another size than the student was prepared for.
+        """
+        for images in (*args, *kwargs.values()):
+            if isinstance(images, Tensor):
+                require_image_shape(self, tuple(images.shape))
+        return super().__call__(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's signature
         """Load a state as any module does; one of other grids is refused, and then nothing is loaded.
@@ -124,6 +135,23 @@ def require_image_shape(student: nn.Module, shape: tuple[int, ...]) -> None:
         f"images of shape {tuple(shape[1:])}, but the student was prepared for {tuple(wanted)}, to which its windows "
         "and slices belong; give images of that size, or prepare(..., example_inputs=images of the new size)"
     )
+
+
+def require_float(model: object, spec: object) -> None:
+    """Raise unless there are a float network and its bits.
+
+    Raises:
+        TypeError: If there is something else, or a part of the network is a student.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(spec, QuantSpec):
+        raise TypeError(f"spec must be a QuantSpec, such as QuantSpec(weight_bits=4, act_bits=4), got {spec!r:.40}")
+    for path, module in model.named_modules():
+        if isinstance(module, Student):
+            raise TypeError(
+                f"{path or 'model'}: is a low-bit student already; give prepare the float network that it was made from"
+            )
 
 
 def warn_of_frozen(model: nn.Module) -> None:

@@ -45,7 +45,7 @@ from quantizers.layers import (
 )
 from quantizers.names import act_quantizer, weight_quantizer
 from quantizers.spec import QuantSpec
-from quantizers.student import Student, assemble, warn_of_frozen
+from quantizers.student import Student, assemble, require_float, warn_of_frozen
 
 
 @dataclass
@@ -86,8 +86,10 @@ def prepare(
     Raises:
         RewriteError: If a part of the network has no low-bit form (names the layer and the way out), or a pattern of
             ``spec.overrides`` matches no layer, or the student computes another function than the network.
-        TypeError: If ``example_inputs`` is not one tensor.
+        TypeError: If ``example_inputs`` is not one tensor, ``model`` no float network, or ``spec`` no
+            ``QuantSpec``.
     """
+    require_float(model, spec)
     if isinstance(example_inputs, (tuple, list)) and len(example_inputs) == 1:
         example_inputs = example_inputs[0]
     if not isinstance(example_inputs, Tensor):

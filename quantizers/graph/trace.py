@@ -17,7 +17,11 @@ from quantizers.graph.recording.modes import joined, live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.reach import freeze_unreached
 from quantizers.graph.recording.recorder import Recorder
-from quantizers.graph.recording.repeated import require_same_in_eval, require_same_in_training
+from quantizers.graph.recording.repeated import (
+    require_same_in_eval,
+    require_same_in_training,
+    require_same_of_more,
+)
 from quantizers.graph.recording.same_gradients import require_same_gradients
 from quantizers.graph.recording.ties import require_no_ties
 from quantizers.graph.simplify import simplify
@@ -84,11 +88,15 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
         trained = recorder.run(images.clone(), name)
         if verify and not _refused(trained):
             require_same_in_training(twin, images)
+        require_no_ties(trained, recorder.pen)
         if verify and has_gradients:
             require_same_gradients(twin, trained, images, recorder.flow.notes)
-        require_no_ties(trained, recorder.pen)
         without_idle_stops(trained)
     recording = joined(evaluated, trained)
+    if verify:
+        with _jittered(root):
+            require_same_of_more(twin.train(), images)
+            require_same_of_more(twin.eval(), images)
     simplify(recording)
     return Traced(recording, len(example_inputs))
 

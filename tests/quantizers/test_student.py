@@ -245,3 +245,47 @@ def test_the_guard_of_prepare_passes_a_net_that_ends_in_softmax(end: nn.Module, 
     torch.testing.assert_close(given, end(logits), rtol=0.05, atol=0.02)
     torch.testing.assert_close(given, net.eval()(images(4)), rtol=0.1, atol=0.05)
     assert not torch.allclose(logits, given)
+
+
+# -- what is no such student, and no such image ------------------------------------------------------------------------
+
+
+class Half(nn.Module):
+    """Depends on the size of its images: it looks at columns 0 to 7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x))[..., :8].mean((2, 3)))
+
+
+@pytest.mark.parametrize("copied", [lambda s: s, copy.deepcopy, copy.copy])
+def test_images_of_another_size_are_refused(copied: Any) -> None:
+    """Its windows and slices are those of the size it was prepared for, so it would be another function."""
+    x = torch.randn(2, 3, 16, 16)
+    student = prepare(Half(), QuantSpec(), example_inputs=x)
+    calibrate(student, x)
+    student = copied(student)
+    assert student(x).shape == (2, 2) and student(x[:0]).shape == (0, 2)
+    for given in ((torch.randn(2, 3, 8, 16),), (torch.randn(2, 1, 16, 16),)):
+        with pytest.raises(ValueError, match=r"prepared for \(3, 16, 16\).*give images of that size"):
+            student(*given)
+    with pytest.raises(ValueError, match="prepared for"):
+        student(x=torch.randn(2, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"give it a batch axis, image\[None\]"):
+        student(x[0])
+
+
+@pytest.mark.parametrize("wrapped", [lambda s: s, nn.Sequential, lambda s: nn.Sequential(nn.Conv2d(3, 3, 1), s)])
+def test_a_student_is_no_float_net(wrapped: Any, make_student: Any, images: Any) -> None:
+    with pytest.raises(TypeError, match="is a low-bit student already; give prepare the float network"):
+        prepare(wrapped(make_student()), QuantSpec(), example_inputs=images(2))
+
+
+def test_what_is_no_net_or_no_spec_is_named(make_net: Any, images: Any) -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
+        prepare(lambda x: x, QuantSpec(), example_inputs=images(2))
+    with pytest.raises(TypeError, match=r"spec must be a QuantSpec, such as QuantSpec\(.*got 'w4a4'"):
+        prepare(make_net("residual"), "w4a4", example_inputs=images(2))

@@ -44,9 +44,13 @@ WAYS_OUT: dict[str, str] = {
 # Operations whose name says little: what is said in place of it.
 PADDING = "padding mode {mode!r} has no integer kernel; use zeros"
 PADDING_MODES = {
-    f"{prefix}_pad{rank}d": mode
-    for prefix, mode in (("reflection", "reflect"), ("replication", "replicate"))
-    for rank in (1, 2, 3)
+    "_pad_circular": "circular",
+    **{
+        name: mode
+        for prefix, mode in (("Reflection", "reflect"), ("Replication", "replicate"), ("Circular", "circular"))
+        for rank in (1, 2, 3)
+        for name in (f"{prefix}Pad{rank}d", f"{prefix.lower()}_pad{rank}d")
+    },
 }
 
 

@@ -22,7 +22,7 @@ from quantizers.graph.recording.interception import (
     word_of,
 )
 from quantizers.graph.recording.ledger import Ledger, Region
-from quantizers.graph.recording.outcome import Recording
+from quantizers.graph.recording.outcome import Recording, structure
 from quantizers.graph.recording.outside import (
     OtherDice,
     inference_message,
@@ -31,8 +31,7 @@ from quantizers.graph.recording.outside import (
     number_message,
     written_message,
 )
-from quantizers.graph.recording.returned import structure
-from quantizers.graph.spelling.call import Call
+from quantizers.graph.spelling.call import Call, spelled
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves
 from quantizers.graph.spelling.pen import KNOWN_LAYERS, Pen, Value
@@ -231,6 +230,8 @@ class Recorder:
         given = named(parameters, args, kwargs)
         if name == "conv2d" and not isinstance(given["padding"], str):
             return func(*args, **kwargs)  # its ATen form is as good
+        if name == "_pad_circular" and given["mode"] != "circular":
+            return func(*args, **kwargs)
         return self._spelled_whole(func, args, kwargs)
 
     @unrecorded
@@ -377,7 +378,7 @@ class Recorder:
             operands = [v for v in pytree.tree_leaves(values) if isinstance(v, Value)]
             if speller is None or any("refused" in operand.node.meta for operand in operands):
                 raise NoSpelling
-            made = speller(self.pen, call)
+            made = spelled(speller, self.pen, call)
         except NoSpelling as refusal:
             self._refuse(refusal, name, values, results)
             return

@@ -15,12 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from quantizers.graph.form.kinds import is_stochastic_depth
 from quantizers.graph.form.refusal import RewriteError
+from quantizers.graph.recording.counts import USUAL, SizesOfBatch
 from quantizers.graph.recording.gradients import without_checkpoints
 from quantizers.graph.recording.interception import instrumented
-from quantizers.graph.recording.returned import tensors
+from quantizers.graph.recording.outcome import tensors
 from quantizers.graph.spelling.sites import stochastic_depth_of
 from quantizers.graph.spelling.table import BATCH_NORMS, DROPOUT_MODULES
 
+MOST_VALUES = 2**23  # of images that are tried at once where the network asks: 55 of 3x224x224
+USUAL_VALUES = 2**21  # and where it does not seem to: 13 of them
 TRAINING_PASSES = 3  # a step that is skipped with probability 1/2 stays unseen in one of four
 _STATE = "it draws random numbers, asks whether gradients are on, or changes its own state"
 _WAY_OUT = "count and draw outside of the network, or use a dropout layer"
@@ -125,6 +128,72 @@ def require_same_in_training(root: nn.Module, images: Tensor) -> None:
             f"{name}: forward replaces the parameter `{(replaced or list(after))[-1]}`, so no optimizer trains it; "
             "make parameters once, in __init__, and compute weights from them"
         )
+
+
+def _with_sizes(twin: nn.Module, images: Tensor) -> tuple[list[Tensor], SizesOfBatch]:
+    """Return what the network gives, and which numbers of images its code asks about."""
+    sizes = SizesOfBatch(len(images))
+    try:
+        with sizes:
+            return tensors(twin(images.clone())), sizes
+    except Exception:  # code that wants an int and nothing derived from it: nothing is known of what it asks
+        return tensors(twin(images.clone())), SizesOfBatch(len(images))
+
+
+def require_same_of_more(twin: nn.Module, images: Tensor) -> None:
+    """Raise if images give something else in a larger batch, of usual sizes and those that the network asks about.
+
+    Args:
+        twin: A copy of the network, which runs in its mode, drop-out and batch statistics aside.
+        images: The images that it was recorded on.
+
+    Raises:
+        RewriteError: If so, or if it asks about more images than are tried.
+    """
+    with torch.no_grad(), steady(_without_power_iterations(twin)):
+        try:
+            expected, sizes = _with_sizes(twin, images)
+        except RuntimeError:
+            return  # it was recorded, so only this surrounding fails
+        usual = [count for count in USUAL if count * images[0].numel() <= USUAL_VALUES]
+        _require_same_at(twin, images, expected, sorted({*sizes.candidates, *usual}))
+
+
+def _require_same_at(twin: nn.Module, images: Tensor, expected: list[Tensor], counts: list[int]) -> None:
+    mode = "train()" if twin.training else "eval()"
+    for count in counts:
+        if count <= len(images):
+            continue
+        if count * images[0].numel() > MOST_VALUES:
+            raise RewriteError(
+                f"{type(twin).__name__}: asks in {mode} whether there are about {count} images, more than are tried "
+                "here, so it may be another function for them; let forward compute the same for every number of "
+                "images, or go past this check by prepare(..., verify=False)"
+            )
+        repeats = (-(-count // len(images)), *(1,) * (images.dim() - 1))
+        try:
+            found = tensors(twin(images.repeat(repeats)[:count]))
+        except Exception:  # it refuses such a batch itself, so it is no other function there
+            continue
+        error = _difference_of_more(expected, found, len(images), count)
+        if error is not None:
+            raise RewriteError(
+                f"{type(twin).__name__}: computes something else in {mode} for {count} images than for "
+                f"{len(images)} of them ({error}); let forward compute the same for every number of images"
+            )
+
+
+def _difference_of_more(expected: list[Tensor], found: list[Tensor], few: int, many: int) -> str | None:
+    """Return how the first images of a larger batch differ, or None; outputs without a batch axis are passed over."""
+    for before, after in zip(expected, found, strict=False):
+        if before.dim() == 0 or len(before) != few:
+            continue
+        if tuple(after.shape) != (many, *before.shape[1:]):
+            return f"its output has the shape {tuple(after.shape)}"
+        error = _largest_difference([before], [after[:few]])
+        if error is not None:
+            return f"they differ by {error:.3g}"
+    return None
 
 
 def _without_power_iterations(root: nn.Module) -> nn.Module:

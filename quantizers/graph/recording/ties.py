@@ -49,7 +49,8 @@ def require_no_ties(recording: Recording, pen: Pen) -> None:
         how = "are" if is_one else "are computed from"
         raise RewriteError(
             f"{first.where} and {second.where} {how} one parameter, `{min(shared)}`, and a student would train them "
-            "apart; give each layer its own parameter, or freeze that one by requires_grad_(False)"
+            "apart, whether one of them is detached or not; give each layer its own parameter, or freeze that one by "
+            "requires_grad_(False)"
         )
 
 

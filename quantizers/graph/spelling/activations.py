@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -58,20 +57,19 @@ def _number(bound: Any) -> float | None:
         if bound.numel() != 1 and not bool((bound == bound.flatten()[0]).all()):
             raise NoSpelling("its bound differs between values; use one number")
         bound = bound.flatten()[0].item()
-    return None if bound is None or math.isinf(bound) else float(bound)
+    return None if bound is None or math.isinf(bound) else float(bound)  # the guard sees bounds of the wrong infinity
 
 
 def clamp_module(low: Any, high: Any) -> nn.Module:
     """Return the activation that limits values to [low, high]; None: no limit."""
     least, most = _number(low), _number(high)
-    if least is None and most is None:
-        return nn.Hardtanh(-sys.float_info.max, sys.float_info.max)
-    if least == 0:
-        if most is None:
-            return nn.ReLU()
-        return nn.ReLU6() if most == 6 else nn.Hardtanh(0.0, most)
+    if least == 0 and (most is None or most == 6):
+        return nn.ReLU() if most is None else nn.ReLU6()
     limit = float(torch.finfo(torch.float32).max)
-    return nn.Hardtanh(-limit if least is None else least, limit if most is None else most)
+    least, most = -limit if least is None else least, limit if most is None else most
+    if not least < most:
+        raise NoSpelling(f"its bounds leave one value ({least:g} and {most:g}); use a lower and a higher bound")
+    return nn.Hardtanh(least, most)
 
 
 def _elu(alpha: float, scale: float, input_scale: float) -> nn.Module:

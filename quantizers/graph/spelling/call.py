@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from quantizers.graph.form.refusal import NoSpelling
-from quantizers.graph.spelling.pen import Value
+from quantizers.graph.form.refusal import NoSpelling, RewriteError
+from quantizers.graph.spelling.pen import Pen, Value
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,21 @@ class Call:
         if isinstance(operand, Value):
             raise NoSpelling(f"its {name} is computed from the images; use a constant or learned one")
         return operand
+
+
+def spelled(speller: Callable[[Pen, Call], Any], pen: Pen, call: Call) -> Any:
+    """Return what a speller writes for an operation, which torch itself can run.
+
+    Raises:
+        NoSpelling: If it writes nothing, or meets arguments that it cannot express: no failure of the network.
+    """
+    try:
+        return speller(pen, call)
+    except (NoSpelling, RewriteError):
+        raise
+    except (ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise NoSpelling(f"its arguments cannot be expressed ({reason}); use others, or another operation") from error
 
 
 def pair(given: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,8 @@ def _sliced(before: Shape, axis: int, start: int, end: int, step: int = 1) -> li
 def _slice(call: Call, before: Shape, _after: Shape) -> list[Move]:
     axis = axis_of(call["dim"], len(before))
     start, end, step = slice(call["start"], call["end"], call["step"]).indices(before[axis])
+    if axis == 0 and before[0] < (call["end"] or 0) < sys.maxsize:  # all of these images, and not of a larger batch
+        raise NoSpelling(BATCH)
     return _sliced(before, axis, start, end, step)
 
 
@@ -89,6 +92,9 @@ VIEWS: dict[str, Callable[[Call, Shape, Shape], list[Move]]] = {
 def piece_moves(call: Call, before: Shape) -> list[list[Move]]:
     """Return the moves to each piece of a split along one axis."""
     axis, start, pieces = axis_of(call["dim"], len(before)), 0, []
+    size = call.get("split_size")
+    if axis == 0 and isinstance(size, int) and size > before[0]:  # one piece now, and several of a larger batch
+        raise NoSpelling(BATCH)
     for after in call.shapes:
         size = after[axis] if len(after) == len(before) else 1
         moves = _sliced(before, axis, start, start + size)
@@ -176,7 +182,10 @@ def join(pen: Pen, parts: Sequence[Value | Tensor], axis: int, *, aside: bool = 
             leading = 0
             continue
         if pen.constant(part).learned or bool((part != 0).any()):
-            raise NoSpelling("it joins constants other than zero; add them in a layer")
+            raise NoSpelling(
+                "it joins activations with constants other than zero; add a layer with an offset (y + offset), or pass "
+                "them as channels of the images"
+            )
         if values:
             zeros[-1][1] += part.shape[axis]
         else:
@@ -348,7 +357,7 @@ def stack(pen: Pen, call: Call) -> Value:
     """Spell a stack; its lowering waits until it is known who reads it."""
     parts = call["tensors"]
     if not all(isinstance(part, Value) for part in parts):
-        raise NoSpelling("it stacks constants; add them in a layer")
+        raise NoSpelling("it stacks activations with constants; add a layer with an offset (y + offset)")
     value = pen.emit(Stack(axis_of(call["dim"], len(call.shape))), *parts)
     pen.stacks[value.node] = tuple(parts)
     return value

@@ -207,7 +207,8 @@ class Pen:
         known = self.constant(tensor)
         if known.random:
             raise NoSpelling(
-                "it computes with random numbers; use a dropout layer, or draw them outside of the network"
+                "it computes with random numbers; use a dropout layer (torchvision's StochasticDepth for whole "
+                "branches), or draw them outside of the network"
             )
         return known
 

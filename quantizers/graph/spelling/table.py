@@ -86,6 +86,7 @@ FUNCTIONS: dict[Any, tuple[str, dict[str, Any], Speller | None]] = {
         function: (function.__name__, {"input": _REQUIRED}, None)
         for function in (torch.bmm, torch.Tensor.bmm, torch.baddbmm, torch.einsum)
     },
+    F.pad: ("_pad_circular", {"input": _REQUIRED, "pad": _REQUIRED, "mode": "constant", "value": None}, None),
     torch.rrelu: ("rrelu", {"input": _REQUIRED}, None),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from quantizers.graph.form.refusal import NoSpelling
-from quantizers.graph.spelling.call import Call
+from quantizers.graph.spelling.call import Call, spelled
 from quantizers.graph.spelling.moves import view_moves
 from quantizers.graph.spelling.pen import Pen, Value
 from quantizers.graph.spelling.table import OPERATORS
@@ -38,5 +38,5 @@ def mutated(pen: Pen, name: str, values: dict[str, Any], target: Tensor) -> Valu
     is_refused = any(isinstance(v, Value) and "refused" in v.node.meta for v in pytree.tree_leaves(values))
     if name not in OPERATORS or is_refused:
         raise NoSpelling
-    made: Value = OPERATORS[name](pen, Call(name, values, (tuple(target.shape),)))
+    made: Value = spelled(OPERATORS[name], pen, Call(name, values, (tuple(target.shape),)))
     return made

@@ -159,6 +159,17 @@ def reflection_in_a_layer(self: Any, x: Tensor) -> Tensor:
     return self.head(self.odd(self.relu(self.conv(x))))
 
 
+@net(KIND, verdict=REFUSED, odd=lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), is_fast=True,
+     says="odd: padding mode 'circular'.*use zeros")  # fmt: skip
+def circular_in_a_layer(self: Any, x: Tensor) -> Tensor:
+    return self.head(self.odd(self.relu(self.conv(x))))
+
+
+@net(KIND, verdict=REFUSED, says="padding mode 'circular'.*use zeros")
+def circular_function(self: Any, x: Tensor) -> Tensor:
+    return self.head(F.pad(self.relu(self.conv(x)), (1, 1, 0, 1), mode="circular"))
+
+
 @net(UPSAMPLING, is_fast=True, up=lambda: nn.Upsample(scale_factor=2))
 def nearest_module(self: Any, x: Tensor) -> Tensor:
     return self.head(self.conv2(self.up(self.relu(self.conv(x)))))

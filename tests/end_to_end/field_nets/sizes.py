@@ -230,6 +230,17 @@ def condition_on_the_batch(self: Any, x: Tensor) -> Tensor:
     return self.head(y)
 
 
+@net(KIND, verdict=REFUSED, is_fast=True, says="images")
+def condition_on_a_large_batch(self: Any, x: Tensor) -> Tensor:
+    y = self.relu(self.conv(x))
+    return self.head(y * 2 if x.shape[0] > 16 else y)
+
+
+@net(KIND, verdict=REFUSED, says="batch")
+def at_most_four_images(self: Any, x: Tensor) -> Tensor:
+    return self.head(self.relu(self.conv(x[:4])))
+
+
 @net(KIND, verdict=REFUSED, says=r"batch|sizes\.py|div")
 def scale_by_the_batch(self: Any, x: Tensor) -> Tensor:
     y = self.relu(self.conv(x))

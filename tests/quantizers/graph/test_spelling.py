@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 import quantizers
 from quantizers import QuantSpec, RewriteError, calibrate, prepare
 from quantizers.graph import rewrite
+from quantizers.graph.spelling import table
 from quantizers.graph.trace import trace
 
 IMAGE = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -401,3 +403,51 @@ def test_statistics_and_random_numbers_are_left_alone() -> None:
     assert all(
         bool((layer.bn.running_mean == 0).all()) for layer in quantizers.quant_layers(student).values() if layer.bn
     )
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((1.0, 1.0), r"clamp.*its bounds leave one value \(1 and 1\); use a lower and a higher bound"),
+        ((2.0, 1.0), r"clamp.*its bounds leave one value \(2 and 1\)"),
+        ((0.0, 0.0), r"clamp.*its bounds leave one value \(0 and 0\)"),
+        ((0.0, math.nan), "clamp.*its bounds leave one value"),
+    ],
+)
+def test_bounds_that_leave_nothing_are_named(bounds: tuple[float, float], message: str) -> None:
+    """The network runs, so it is not said to fail."""
+    with pytest.raises(RewriteError, match=message):
+        prepare(_Clamped(*bounds), QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (None, math.inf), (-1.0, math.inf), (0, math.inf)])
+def test_infinite_bounds_are_none(bounds: tuple[float | None, float]) -> None:
+    prepare(_Clamped(*bounds), QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))  # the guard compares
+
+
+@pytest.mark.parametrize("bounds", [(math.inf, None), (None, -math.inf)])
+def test_bounds_that_no_value_is_within_are_refused(bounds: tuple[float | None, float | None]) -> None:
+    with pytest.raises(RewriteError):
+        prepare(_Clamped(*bounds), QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))
+
+
+def test_a_failure_to_spell_is_no_failure_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_pen: Any, _call: Any) -> Any:
+        raise ZeroDivisionError("odd arguments")
+
+    monkeypatch.setitem(table.OPERATORS, "clamp", broken)
+    for in_place in (False, True):
+        with pytest.raises(RewriteError, match=r"clamp.*its arguments cannot be expressed \(odd arguments\); use"):
+            prepare(_Clamped(-1.0, 1.0, in_place=in_place), QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))
+
+
+class _Clamped(nn.Module):
+    """A convolution between bounds."""
+
+    def __init__(self, low: float | None, high: float | None, *, in_place: bool = False) -> None:
+        super().__init__()
+        self.conv, self.head, self.bounds, self.in_place = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), (low, high), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.head(y.clamp_(*self.bounds) if self.in_place else y.clamp(*self.bounds))

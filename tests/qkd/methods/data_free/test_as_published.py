@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from qkd.config import AgentConfig
 from qkd.config.data_free import DataFreeConfig
-from qkd.methods.data_free.inverting.contrast import Contrast
-from qkd.methods.data_free.inverting.inversions import DataImpressions, _full_range
+from qkd.losses import contrastive_loss
+from qkd.methods.data_free.inverting.contrast import Contrast, _Memory
+from qkd.methods.data_free.inverting.inversions import DataImpressions, DeepInversion, _full_range
 from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
 from qkd.methods.data_free.making.blind import RealImageError, sightless
 from qkd.methods.data_free.making.generating import TrainedGenerator, build_generator
@@ -23,6 +24,7 @@ from qkd.methods.data_free.making.kinds import weights_of
 from qkd.methods.data_free.making.objectives import OBJECTIVES, Moment
 from qkd.methods.data_free.making.watching import Seen, Watched
 from qkd.nets.generator import Generator
+from qkd.seeding import stream
 from qkd.testing import TinyNet, synthetic_splits
 
 CPU = torch.device("cpu")
@@ -166,6 +168,34 @@ def test_each_batch_of_cmi_begins_with_a_generator_of_its_own() -> None:
     for layer in first.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.2), "N(0, 0.02)"
+
+
+def test_deep_inversion_rolls_what_the_teacher_sees_and_keeps_what_it_moves() -> None:
+    own = DataFreeConfig(method="deep_inversion", pool_steps=12, lr=0.01)
+    torch.manual_seed(0)
+    teacher, found = Watched(TinyNet()), []
+    teacher.net.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0].detach().clone()))
+    DeepInversion(teacher, own, synthetic_splits(), 0, CPU)(0, 4, {})
+    noise = torch.randn(4, *synthetic_splits().image_shape, generator=stream(0, "inversion", 0))
+    places = set()
+    for view in found:  # twelve steps of 0.01 are small beside noise: the nearest roll is the one that was drawn
+        rolls = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+        places.add(min(rolls, key=lambda roll: float((torch.roll(noise, roll, (2, 3)) - view).norm())))
+    assert len(found) == 12 and len(places) > 3
+
+
+def test_a_bank_of_earlier_images_joins_the_contrast() -> None:
+    own = DataFreeConfig(method="cmi", pool_steps=1, **SIZES)
+    torch.manual_seed(0)
+    views = torch.randn(4, 3), torch.randn(4, 3)
+    empty = _Memory(3, 0, CPU, {}, own.lr)
+    state = empty.contrast(*views).backward() or empty.optimizer.step() or empty.state(views)  # type: ignore[no-untyped-call]
+    filled = _Memory(3, 0, CPU, state, own.lr)
+    later = torch.randn(4, 3), torch.randn(4, 3)
+    heads = [filled.head(one) for one in (*later, *views)]
+    expected = contrastive_loss(*heads, temperature=0.1)
+    torch.testing.assert_close(filled.contrast(*later), expected)
+    assert expected > contrastive_loss(*heads[:2], temperature=0.1)
 
 
 def impressions(**changes: Any) -> DataImpressions:

@@ -62,6 +62,19 @@ def check_share(share: Tensor, labels: Tensor) -> None:
 def _check_not_empty(tensor: Tensor) -> None:
     if len(tensor) == 0:
         raise ValueError("the batch is empty: a loss is a mean over images")
+    if tensor.numel() == 0:
+        raise ValueError(f"needs at least one number an image, got {tuple(tensor.shape)}")
+
+
+def check_scalar(**parts: Tensor) -> None:
+    """Raise unless every part of a sum is a scalar: a longer one would make the loss a vector.
+
+    Raises:
+        ValueError: If one is not; names it.
+    """
+    for name, part in parts.items():
+        if part.dim():
+            raise ValueError(f"{name} must be a scalar, shape (), got {tuple(part.shape)}")
 
 
 def check_temperature(temperature: float, scale: float | None = None) -> None:

@@ -148,8 +148,13 @@ def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor
     """
     check_features(student_feature, teacher_feature)
     both = [offset_unit_rows(rows.flatten(1), PKT_EPSILON) for rows in (student_feature, given(teacher_feature))]
-    student, teacher = (_rows_to_one((units @ units.T + 1) / 2) for units in both)
+    student, teacher = (_rows_to_one(_cosine_kernel(units)) for units in both)
     return (teacher * torch.log((teacher + PKT_EPSILON) / (student + PKT_EPSILON))).mean()
+
+
+def _cosine_kernel(units: Tensor) -> Tensor:
+    """Return ``(cosine + 1) / 2`` of all pairs; rounding may take opposite rows below 0, where no logarithm is."""
+    return ((units @ units.T + 1) / 2).clamp_min(0)
 
 
 def _mean_distances(feature: Tensor) -> Tensor:

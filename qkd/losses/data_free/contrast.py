@@ -52,7 +52,7 @@ def contrastive_loss(
     check_temperature(temperature)
     if (cached_local is None) != (cached_global is None):
         raise ValueError("cached_local and cached_global belong together: give both or none")
-    if local_views.dim() != 2 or local_views.shape != global_views.shape or len(local_views) == 0:
+    if local_views.dim() != 2 or local_views.shape != global_views.shape or local_views.numel() == 0:
         raise ValueError(
             f"needs both views as [batch, features], got {tuple(local_views.shape)} and {tuple(global_views.shape)}"
         )

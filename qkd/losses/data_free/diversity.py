@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.losses.checks import check_logits
+from qkd.losses.checks import check_features, check_logits, check_scalar
 from qkd.losses.stable import in_full_precision, row_norms
 
 RATIO_EPSILON = 1e-12  # finite in float32 to the second power; below 1e-9 of any ratio that images have
@@ -48,7 +48,7 @@ def image_diversity_loss(images: Tensor, teacher_logits: Tensor) -> Tensor:
         0.353
     """
     check_logits(teacher_logits, teacher_logits, least_classes=2)
-    _check_halves(images, len(teacher_logits))
+    _check_halves(images, teacher_logits)
     first, second = images.flatten(1).chunk(2)
     near, far = functional.softmax(teacher_logits, dim=1).chunk(2)
     ratio = row_norms((second - first).flatten()) / ((far - near).square().sum() + RATIO_EPSILON).sqrt()
@@ -79,7 +79,7 @@ def mode_seeking_loss(images: Tensor, latents: Tensor) -> Tensor:
         >>> round(mode_seeking_loss(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [1.0]])).item(), 4)
         0.5
     """
-    _check_halves(images, len(latents))
+    _check_halves(images, latents)
     far, near = (_mean_distance(both) for both in (images, latents))
     is_apart = ~(near <= 0)
     ratio = torch.where(is_apart, far, 0) / torch.where(is_apart, near, 1)
@@ -99,7 +99,7 @@ def exponential_increment(loss: Tensor, reference: Tensor | float, *, limit: flo
         A scalar, shape ``[]``; 1 where both are equal.
 
     Raises:
-        ValueError: If ``limit`` is not positive and finite.
+        ValueError: If the loss is no scalar, or ``limit`` is not positive and finite.
 
     References:
         Han et al., Robustness and Diversity Seeking Data-Free Knowledge Distillation, ICASSP 2021.
@@ -110,6 +110,7 @@ def exponential_increment(loss: Tensor, reference: Tensor | float, *, limit: flo
     """
     if not (math.isfinite(limit) and limit > 0):
         raise ValueError(f"limit must be positive and finite, got {limit=}")
+    check_scalar(loss=loss)
     grown = loss - (reference.detach() if isinstance(reference, Tensor) else reference)
     return (grown - (grown - limit).clamp_min(0).detach()).exp()
 
@@ -119,8 +120,10 @@ def _mean_distance(both: Tensor) -> Tensor:
     return (second - first).abs().mean()
 
 
-def _check_halves(images: Tensor, count: int) -> None:
-    if len(images) != count or count == 0 or count % 2:
+def _check_halves(images: Tensor, others: Tensor) -> None:
+    for batch in (images, others):
+        check_features(batch, batch)
+    if len(images) != len(others) or len(images) % 2:
         raise ValueError(
-            f"needs two halves of one batch: an even number of images and outputs, got {len(images)} and {count}"
+            f"needs two halves of one batch: an even number of images and outputs, got {len(images)} and {len(others)}"
         )

@@ -98,7 +98,7 @@ def data_impression_loss(teacher_logits: Tensor, targets: Tensor, *, temperature
         >>> round(data_impression_loss(torch.zeros(1, 4), torch.full((1, 4), 0.25)).item(), 4)
         1.3863
     """
-    if teacher_logits.dim() != 2 or teacher_logits.shape != targets.shape or len(targets) == 0:
+    if teacher_logits.dim() != 2 or teacher_logits.shape != targets.shape or targets.numel() == 0:
         raise ValueError(
             f"needs logits and targets of one shape [batch, classes], got {tuple(teacher_logits.shape)} and "
             f"{tuple(targets.shape)}"

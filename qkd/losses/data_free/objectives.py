@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qkd.losses.checks import check_features, check_scalar, check_weight
 from qkd.losses.data_free.disagreement import competition_loss, disagreement_loss
 from qkd.losses.data_free.diversity import exponential_increment, image_diversity_loss, mode_seeking_loss
 from qkd.losses.data_free.image_priors import total_variation_loss
@@ -93,11 +94,14 @@ def dafl_generator_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, there are fewer than two classes, or ``base`` is unknown.
+        ValueError: If the shapes do not fit, there are fewer than two classes, a weight is negative or not finite, or
+            ``base`` is unknown.
 
     References:
         Chen et al., `Data-Free Learning of Student Networks <https://arxiv.org/abs/1904.01186>`_, 2019.
     """
+    check_weight(one_hot_weight=one_hot_weight, balance_weight=balance_weight, activation_weight=activation_weight)
+    check_features(teacher_feature, teacher_logits)
     return (
         one_hot_weight * one_hot_loss(teacher_logits)
         + balance_weight * class_balance_loss(teacher_logits, base=base)
@@ -124,8 +128,11 @@ def mskd_generator_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, there are fewer than two classes, or the batch is not even.
+        ValueError: If the shapes do not fit, there are fewer than two classes, the batch is not even, or the weight is
+            negative or not finite.
     """
+    check_weight(diversity_weight=diversity_weight)
+    check_features(images, teacher_logits)
     return dafl_generator_loss(teacher_logits, teacher_feature) + diversity_weight * mode_seeking_loss(images, latents)
 
 
@@ -155,12 +162,19 @@ def dfq_generator_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, or there are fewer than two classes.
+        ValueError: If the shapes do not fit, there are fewer than two classes, or a weight is negative or not finite.
 
     References:
         Choi et al., `Data-Free Network Quantization With Adversarial Knowledge Distillation
         <https://arxiv.org/abs/2005.04136>`_, 2020.
     """
+    check_weight(
+        adversarial_weight=adversarial_weight,
+        statistics_weight=statistics_weight,
+        one_hot_weight=one_hot_weight,
+        balance_weight=balance_weight,
+    )
+    check_scalar(statistics=statistics)
     return (
         adversarial_weight * disagreement_loss(student_logits, teacher_logits)
         + statistics_weight * statistics
@@ -185,11 +199,13 @@ def gdfq_generator_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, or labels name no classes.
+        ValueError: If the shapes do not fit, labels name no classes, or the weight is negative or not finite.
 
     References:
         Xu et al., `Generative Low-bitwidth Data Free Quantization <https://arxiv.org/abs/2003.03603>`_, 2020.
     """
+    check_weight(statistics_weight=statistics_weight)
+    check_scalar(statistics=statistics)
     return cross_entropy_loss(teacher_logits, labels) + statistics_weight * statistics
 
 
@@ -219,11 +235,12 @@ def gdfq_student_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, or ``temperature`` is out of range.
+        ValueError: If the shapes do not fit, labels name no classes, or a number is out of range.
 
     References:
         Xu et al., `Generative Low-bitwidth Data Free Quantization <https://arxiv.org/abs/2003.03603>`_, 2020.
     """
+    check_weight(divergence_weight=divergence_weight)
     soft = soft_target_loss(student_logits, teacher_logits, temperature=temperature, reduction="mean")
     return cross_entropy_loss(student_logits, labels) + divergence_weight * soft
 
@@ -260,11 +277,20 @@ def deep_inversion_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, or a competition has no student.
+        ValueError: If the shapes do not fit, labels name no classes, a competition has no student, or a weight is
+            negative or not finite.
 
     References:
         Yin et al., `Dreaming to Distill <https://arxiv.org/abs/1912.08795>`_, 2020.
     """
+    check_weight(
+        variation_weight=variation_weight,
+        statistics_weight=statistics_weight,
+        norm_weight=norm_weight,
+        competition_weight=competition_weight,
+    )
+    check_scalar(statistics=statistics)
+    check_features(images, teacher_logits)
     loss = cross_entropy_loss(teacher_logits, labels) + statistics_weight * statistics
     loss = loss + variation_weight * total_variation_loss(images)
     if norm_weight:
@@ -308,11 +334,20 @@ def cmi_inversion_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, or labels name no classes.
+        ValueError: If the shapes do not fit, labels name no classes, or a weight is negative or not finite.
 
     References:
         Fang et al., `Contrastive Model Inversion <https://arxiv.org/abs/2105.08584>`_, 2021.
     """
+    check_weight(
+        statistics_weight=statistics_weight,
+        one_hot_weight=one_hot_weight,
+        adversarial_weight=adversarial_weight,
+        contrast_weight=contrast_weight,
+    )
+    check_scalar(statistics=statistics, contrast=contrast)
+    if adversarial is not None:
+        check_scalar(adversarial=adversarial)
     loss = statistics_weight * statistics + one_hot_weight * cross_entropy_loss(teacher_logits, labels)
     opposed = torch.zeros_like(loss) if adversarial is None else adversarial_weight * adversarial
     return loss + opposed + contrast_weight * contrast

@@ -103,7 +103,7 @@ def class_logits_loss(
         A scalar, shape ``[]``, in nats.
 
     Raises:
-        ValueError: If shapes or labels do not fit, or ``temperature`` is not positive.
+        ValueError: If shapes or labels do not fit, a class weight is negative, or ``temperature`` is not positive.
 
     References:
         Jeong et al., `Communication-Efficient On-Device Machine Learning <https://arxiv.org/abs/1811.11479>`_, 2018
@@ -118,6 +118,8 @@ def class_logits_loss(
             f"needs class logits [{classes}, {classes}] and class weights [{classes}], got "
             f"{tuple(class_logits.shape)} and {tuple(class_weights.shape)}"
         )
+    if class_weights.device.type == "cpu" and bool((class_weights < 0).any()):
+        raise ValueError(f"class_weights must not be negative, got {float(class_weights.min())}")
     target = functional.log_softmax(class_logits.detach()[labels].to(student_logits.dtype) / temperature, 1)
     own = functional.log_softmax(student_logits / temperature, 1)
     divergences = functional.kl_div(own, target, reduction="none", log_target=True).sum(1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.losses.checks import check_labels, check_weight
+from qkd.losses.checks import check_features, check_labels, check_weight
 from qkd.losses.data_free.disagreement import disagreement_loss
 from qkd.losses.logits import soft_target_loss
 from qkd.losses.stable import in_full_precision
@@ -57,7 +55,7 @@ def latent_diversity_loss(noise: Tensor, latents: Tensor) -> Tensor:
         A scalar in (0, 1], shape ``[]``; 1 where all latents are equal.
 
     Raises:
-        ValueError: If both are not batches of one size, at least 1.
+        ValueError: If both are not batches of one size, at least 1, or have no numbers.
 
     References:
         Zhu, Hong, Zhou, `Data-Free Knowledge Distillation for Heterogeneous Federated Learning
@@ -67,10 +65,8 @@ def latent_diversity_loss(noise: Tensor, latents: Tensor) -> Tensor:
         >>> latent_diversity_loss(torch.rand(4, 2), torch.ones(4, 3)).item()
         1.0
     """
-    if noise.dim() < 2 or latents.dim() < 2 or len(noise) != len(latents) or len(noise) == 0:
-        raise ValueError(
-            f"needs noise and latents [batch, ...] of one batch, got {tuple(noise.shape)} and {tuple(latents.shape)}"
-        )
+    for one in (noise, latents):
+        check_features(one, latents)
     rows, inputs = latents.flatten(1), noise.flatten(1)
     apart = (rows[:, None] - rows[None]).abs().mean(2)
     squares = (inputs[:, None] - inputs[None]).square().mean(2)
@@ -117,9 +113,10 @@ def fedgen_generator_loss(
         Zhu, Hong, Zhou, `FedGen <https://arxiv.org/abs/2105.10056>`_, 2021, equation 4, as in its released code.
     """
     check_weight(alpha=alpha, eta=eta, beta=beta)
-    if client_logits.dim() != 3 or shares.shape != (client_logits.shape[0], client_logits.shape[2]):
+    is_stack = client_logits.dim() == 3 and len(client_logits) > 0
+    if not is_stack or shares.shape != (client_logits.shape[0], client_logits.shape[2]):
         raise ValueError(
-            f"needs client logits [clients, batch, classes] and shares [clients, classes], got "
+            f"needs client logits [clients, batch, classes] of one client at least, and shares [clients, classes], got "
             f"{tuple(client_logits.shape)} and {tuple(shares.shape)}"
         )
     for logits in client_logits:
@@ -191,12 +188,14 @@ def fedgen_weight(rounds_done: int, *, start: float = 10.0, decay: float = 0.98,
         The weight.
 
     Raises:
-        ValueError: If ``rounds_done`` is negative, or ``decay`` is not in ``(0, 1]``.
+        ValueError: If ``rounds_done`` is negative, ``decay`` is not in ``(0, 1]``, or a weight is negative or not
+            finite.
 
     Example:
         >>> fedgen_weight(0), fedgen_weight(1)
         (10.0, 9.8)
     """
-    if rounds_done < 0 or not 0 < decay <= 1 or not math.isfinite(start):
-        raise ValueError(f"needs rounds from 0 and a decay in (0, 1], got {rounds_done=}, {decay=}, {start=}")
+    check_weight(start=start, least=least)
+    if rounds_done < 0 or not 0 < decay <= 1:
+        raise ValueError(f"needs rounds from 0 and a decay in (0, 1], got {rounds_done=}, {decay=}")
     return max(start * decay**rounds_done, least)

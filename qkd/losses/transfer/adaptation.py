@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from qkd.losses.checks import check_scalar
 from qkd.losses.logits import cross_entropy_loss, soft_target_loss
 from qkd.losses.stable import in_full_precision
 
@@ -79,6 +80,7 @@ def adapting_teacher_loss(source_logits: Tensor, labels: Tensor, discrepancy: Te
     References:
         arXiv 2005.07839, 2020. Not copied from the released code: there the student's loss moves the teacher, too.
     """
+    check_scalar(discrepancy=discrepancy)
     share, weight = student_share(progress), discrepancy_weight(progress)
     return (1 - share) * (cross_entropy_loss(source_logits, labels) + weight * discrepancy)
 
@@ -122,6 +124,11 @@ def adapted_student_loss(
     """
     if not 0 <= source_share <= 1:
         raise ValueError(f"source_share must be in [0, 1], got {source_share=}")
+    if student_source.shape[1:] != student_target.shape[1:]:
+        raise ValueError(
+            f"source and target need logits of the same classes, got {tuple(student_source.shape)} and "
+            f"{tuple(student_target.shape)}"
+        )
     near = soft_target_loss(student_source, teacher_source, temperature=temperature)
     far = soft_target_loss(student_target, teacher_target, temperature=temperature)
     task = cross_entropy_loss(student_source, labels)

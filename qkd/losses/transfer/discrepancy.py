@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qkd.losses.checks import check_choice
+from qkd.losses.checks import check_choice, check_features
 from qkd.losses.stable import distances, in_full_precision
 
 KERNEL_NAMES = ("gaussian", "linear")
@@ -33,7 +33,8 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
         scaled.
 
     Raises:
-        ValueError: If rows differ in size, a set is empty, or ``kernel`` is unknown.
+        ValueError: If a feature has no dimension beside the batch, rows differ in size, a set is empty, or ``kernel``
+            is unknown.
 
     References:
         Gretton et al., `A Kernel Two-Sample Test <https://jmlr.org/papers/v13/gretton12a.html>`_, 2012; which kernels
@@ -44,11 +45,12 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
         3.0
     """
     check_choice("kernel", kernel, KERNEL_NAMES)
+    for feature in (source_feature, target_feature):
+        check_features(feature, feature)
     source, target = source_feature.flatten(1), target_feature.flatten(1)
-    if source.shape[1] != target.shape[1] or not (len(source) and len(target)):
+    if source.shape[1] != target.shape[1]:
         raise ValueError(
-            f"needs features of one size, at least one a domain, got {tuple(source_feature.shape)} and "
-            f"{tuple(target_feature.shape)}"
+            f"needs features of one size, got {tuple(source_feature.shape)} and {tuple(target_feature.shape)}"
         )
     if kernel == "linear":
         return (source.mean(0) - target.mean(0)).square().sum()

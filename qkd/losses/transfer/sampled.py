@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.losses.checks import check_choice, check_temperature
+from qkd.losses.checks import check_choice, check_logits, check_temperature
 from qkd.losses.given import given
 from qkd.losses.stable import in_full_precision
 
@@ -49,7 +49,8 @@ def class_proposal(
         Shape ``[classes]``, positive, sum 1.
 
     Raises:
-        ValueError: If the shapes differ, ``kind`` is unknown, or ``uniform_share`` is outside ``(0, 1]``.
+        ValueError: If the shapes differ, there is no image or no class, ``kind`` is unknown, or ``uniform_share``
+            is outside ``(0, 1]``.
 
     References:
         Dynamic importance sampling: the abstract; its mixture over ranks could not be read, so the form is ours. By the
@@ -60,11 +61,7 @@ def class_proposal(
         >>> [round(share, 4) for share in class_proposal(q, p, uniform_share=0.3).tolist()]
         [0.1, 0.45, 0.45]
     """
-    if student_probabilities.dim() != 2 or student_probabilities.shape != teacher_probabilities.shape:
-        raise ValueError(
-            f"needs probabilities of one shape [batch, classes], got {tuple(student_probabilities.shape)} and "
-            f"{tuple(teacher_probabilities.shape)}"
-        )
+    check_logits(student_probabilities, teacher_probabilities)
     check_choice("kind", kind, PROPOSALS)
     if not 0 < uniform_share <= 1:
         raise ValueError(f"uniform_share must be in (0, 1], got {uniform_share=}")

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from qkd.federated import Reply, Worker
 from qkd.federated.generator import LatentGenerator
 from qkd.federated.head import Head, NoHeadError, head_path
+from qkd.federated.strategies import latents as latents_module
 from qkd.federated.strategies.latents import Latents
+from qkd.losses import fedgen_client_loss
 from qkd.nets import build_net
 from qkd.testing.small import TinyNet
 from quantizers import QuantSpec, calibrate, prepare
@@ -108,6 +110,22 @@ def test_the_server_learns_and_clients_get_it_from_the_second_round_on(data: Pat
     assert {*strategy.sent(2)} == {f"generator/{name}" for name in before}
     again = strategy.learn(2, *_sent_by(strategy, worker, orders))["generator_loss"]
     assert again < first, "the same clients' last layers find more of the classes"
+
+
+def test_latents_weigh_less_from_round_to_round(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 times 0.98 to the power of the rounds that are done; in the first round there are none."""
+    weights = []
+
+    def told(*arguments: Tensor, weight: float) -> Tensor:
+        weights.append(weight)
+        return fedgen_client_loss(*arguments, weight=weight)
+
+    monkeypatch.setattr(latents_module, "fedgen_client_loss", told)
+    federation = federation_of(tiny_federated(data, "fedgen", precision="float", generator_steps=1, local_steps=1))
+    strategy, worker = Latents(federation), Worker(federation)
+    for server_round in (1, 2, 3):
+        worker.answer(strategy.configure_train(server_round, federation.start)[0])
+    assert weights == [pytest.approx(10 * 0.98), pytest.approx(10 * 0.98**2)]
 
 
 def _sent_by(strategy: Latents, worker: Worker, orders: list) -> tuple[list[Reply], list]:  # type: ignore[type-arg]

@@ -90,8 +90,9 @@ def variation() -> list[np.ndarray]:
     ]
 
 
-def competition() -> float:
-    p, q = softmax(Z / 3), softmax(V / 3)
+def competition(factor: float = 1) -> float:
+    """Return the loss; of sure nets the upper clamp, too, says how much they differ."""
+    p, q = softmax(factor * Z / 3), softmax(factor * V / 3)
     m = (p + q) / 2
     p, q, m = (np.clip(one, 0.01, 0.99) for one in (p, q, m))
     js = 0.5 * (m * np.log(m / p)).sum() / BATCH + 0.5 * (m * np.log(m / q)).sum() / BATCH
@@ -146,6 +147,7 @@ CASES = {
         -(KL_ROWS * (V.argmax(1) == Z.argmax(1))).mean(),
     ),
     "competition": (lambda: competition_loss(STUDENT, TEACHER), competition()),
+    "competition of sure nets": (lambda: competition_loss(20 * STUDENT, 20 * TEACHER), competition(20)),
     "contrast": (lambda: contrastive_loss(FEATURE, drawn(11, BATCH, 7)), contrast(cached=False)),
     "contrast with a bank": (lambda: contrastive_loss(FEATURE, drawn(11, BATCH, 7), *BANK), contrast(cached=True)),
     "dfq": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -268,10 +269,18 @@ def without_first(tensor: Tensor) -> Tensor:
     return tensor * keep.view(-1, *[1] * (tensor.dim() - 1))
 
 
+def in_opposite_directions(tensor: Tensor) -> Tensor:
+    if tensor.dim() < 2:
+        return tensor
+    signs = torch.where(torch.arange(len(tensor)) % 2 == 0, 1, -1).to(tensor.dtype)
+    return (tensor[:1] * signs.view(-1, *[1] * (tensor.dim() - 1))).clone()
+
+
 DEGENERATE: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros": torch.zeros_like,
     "ones": torch.ones_like,
     "one image of zeros": without_first,
+    "equal or opposite": in_opposite_directions,
     "ten thousand times": lambda tensor: tensor * 1e4,
     "1e-30 times": lambda tensor: tensor * 1e-30,
     "a grid of 2 bits": lambda tensor: tensor.round().clamp(-1, 1),
@@ -329,3 +338,88 @@ def test_shapes_that_would_broadcast_are_refused(case: Case) -> None:
         made = [change(one) for one in teacher] if isinstance(teacher, list) else change(teacher)
         with pytest.raises(ValueError, match=r"shape|batch|features|branch|views"):
             case(case.arguments[0], made, *case.arguments[2:])
+
+
+def weighted(case: Case) -> list[str]:
+    """Return the names of a loss's keyword-only weights."""
+    parameters = inspect.signature(getattr(losses, case.name)).parameters.values()
+    names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    return [name for name in names if name.endswith("weight") or name in ("alpha", "beta", "eta", "mu")]
+
+
+WEIGHTED = [(case, name) for case in CASES for name in weighted(case)]
+
+
+@pytest.mark.parametrize(("case", "name"), WEIGHTED, ids=[f"{name_of(case)}-{name}" for case, name in WEIGHTED])
+def test_weights_that_are_negative_or_no_numbers_are_refused(case: Case, name: str) -> None:
+    if case.wrapped is not None:
+        pytest.fail(f"{case.name} has weights, but its case takes none")
+    function = getattr(losses, case.name)
+    for value in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"{name} must be finite and not negative, got {value}"):
+            function(*case.arguments, **{**case.options, name: value})
+
+
+def test_weights_are_found() -> None:
+    assert len(WEIGHTED) > 20
+
+
+@EACH
+def test_parts_that_are_no_scalars_are_refused(case: Case) -> None:
+    """A vector among the parts of a sum would make the loss a vector."""
+    for place, argument in enumerate(case.arguments):
+        if isinstance(argument, Tensor) and not argument.dim():
+            made = [*case.arguments[:place], argument.repeat(BATCH), *case.arguments[place + 1 :]]
+            with pytest.raises(ValueError, match="must be a scalar"):
+                case(*made)
+
+
+@EACH
+def test_images_without_numbers_are_refused(case: Case) -> None:
+    def emptied(tensor: Tensor) -> Tensor:
+        return tensor[..., :0] if tensor.dim() > 1 else tensor
+
+    if case.name == "proximal_loss":
+        return  # of parameters, which may be empty
+    with pytest.raises(ValueError):
+        case(*(mapped(one, emptied) for one in case.arguments))
+
+
+def test_opposite_features_do_not_make_a_logarithm_of_a_negative_number() -> None:
+    """Rounding takes the cosine of opposite rows below -1: in float32 by more than the loss's epsilon."""
+    generator = torch.Generator().manual_seed(3)
+    for size in range(2, 40):
+        row = torch.randn(1, size, generator=generator)
+        student = torch.cat([row, -row]).requires_grad_()
+        value = losses.probabilistic_transfer_loss(student, torch.ones(2, 3))
+        value.backward()
+        assert bool(value.isfinite()) and student.grad is not None and bool(student.grad.isfinite().all())
+
+
+def test_what_does_not_fit_is_named_before_anything_is_summed() -> None:
+    logits, maps = torch.zeros(4, 3), torch.zeros(2, 3, 4, 4)
+    labels, part = torch.zeros(4, dtype=torch.int64), torch.tensor(0.0)
+    with pytest.raises(ValueError, match="one batch"):
+        losses.dafl_generator_loss(logits, torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="one batch"):
+        losses.deep_inversion_loss(maps, logits, labels, part)
+    with pytest.raises(ValueError, match="one batch"):
+        losses.mode_seeking_loss(torch.zeros(4), torch.zeros(4))
+    with pytest.raises(ValueError, match="even number of images"):
+        losses.mode_seeking_loss(torch.zeros(4, 2), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"need features \[batch, \.\.\.\]"):
+        losses.mean_discrepancy_loss(torch.zeros(4), torch.zeros(4))
+    with pytest.raises(ValueError, match="same classes"):
+        losses.adapted_student_loss(logits, logits[:, :2], logits, logits[:, :2], labels, progress=0.5)
+    with pytest.raises(ValueError, match="one client at least"):
+        empty = torch.zeros(0, 4, 3), torch.zeros(0, 3)
+        losses.fedgen_generator_loss(empty[0], labels, empty[1], logits, logits)
+    with pytest.raises(ValueError, match="class_weights must not be negative"):
+        losses.class_logits_loss(logits, labels, torch.zeros(3, 3), torch.tensor([1.0, -1.0, 0.0]))
+    with pytest.raises(ValueError, match="the batch is empty"):
+        losses.class_proposal(logits[:0], logits[:0])
+    with pytest.raises(ValueError, match="must be a scalar"):
+        losses.exponential_increment(torch.zeros(3), 0.0)
+    for name in ("start", "least"):
+        with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
+            losses.fedgen_weight(1, **{name: -1.0})

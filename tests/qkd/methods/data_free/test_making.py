@@ -300,7 +300,7 @@ def test_a_teacher_that_lacks_what_is_read() -> None:
         if kind.needs_last_layer:
             with pytest.raises(ValueError, match="last linear layer, but conv has none"):
                 require_teacher_fits(method, "conv", convolutional, 2)
-        with pytest.raises(ValueError, match="two classes at least, got 1"):
+        with pytest.raises(ValueError, match="at least two classes, got 1"):
             require_teacher_fits(method, "plain", plain, 1)
 
 

@@ -95,7 +95,7 @@ def test_every_method_says_which_others_do_without() -> None:
                 ValueError, match=r"has none of 2 outputs .*; use another net, .* without: noise, procedural, rdskd"
             ):
                 require_teacher_fits(method, "inner", net, 2)
-        with pytest.raises(ValueError, match="two classes at least, got 1: add images"):
+        with pytest.raises(ValueError, match="at least two classes, got 1: add images"):
             require_teacher_fits(method, "inner", net, 1)
 
 

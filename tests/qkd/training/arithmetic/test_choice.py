@@ -222,7 +222,7 @@ def test_auto_continues_whatever_a_run_began_with() -> None:
 def test_old_names_are_read_with_a_warning() -> None:
     base = {"name": "a", "data": {"name": "digits"}, "student": {"quant": {"weight_bits": 2, "act_bits": 2}}}
     train = {"autocast": "off", "channels_last": True}
-    with pytest.warns(DeprecationWarning, match="the old name goes"):
+    with pytest.warns(DeprecationWarning, match="the old name will be removed"):
         config: RunConfig = bind({**base, "teacher": {"net": "resnet20", "train": train}})
     assert config.teacher.train is not None
     assert (config.teacher.train.precision, config.teacher.train.memory_format) == ("float32", "channels_last")

@@ -237,7 +237,8 @@ static i64 runs_of(const T* from, i64 first, i64 end, u8* breaks, int32_t* start
 
 const i64 STRIDE = 16;  // bytes that a run is copied by: some more than it has, which the next one overwrites
 
-// Copy the runs of a line in every channel. `rest`: bytes behind the last channel's first pixel that may be read.
+// Copy the runs of a line in every channel, and up to STRIDE - 1 bytes behind them. `rest`: bytes behind the last
+// channel's first pixel that may be read.
 template <typename T>
 static void copy_runs(
     const u8* in, u8* line, i64 C, i64 n, i64 line_step, i64 rest, const T* from, const int32_t* starts, i64 runs) {
@@ -282,8 +283,9 @@ static void affine(const u8* in, u8* out, i64 C, i64 H, i64 W, const i64* m, con
                     for (i64 x = first; x < end; ++x) line[c * n + x] = in[c * n + from[x]];
             } else {
                 i64 runs = runs_of(from.data(), first, end, breaks.data(), starts.data());
-                // What is too much is in the next line, which is written later; behind the last one is another channel.
-                bool is_last = y == H - 1;
+                // What is too much is in later lines, which are written later. Where they are fewer than STRIDE pixels, it
+                // would be in another channel, in an image of another thread, or behind the buffer.
+                const bool is_last = (H - 1 - y) * W < STRIDE;
                 u8* target = is_last ? last.data() : line;
                 copy_runs(in, target, C, n, is_last ? W + STRIDE : n, n, from.data(), starts.data(), runs);
                 for (i64 c = 0; c < C && is_last; ++c)

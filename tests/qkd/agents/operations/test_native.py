@@ -6,6 +6,7 @@ import ctypes
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from quantizers.native.building import cpp_compiler
 
 SPACES = pytest.mark.parametrize("space", [PBA, RANDAUGMENT, TRIVIAL_WIDE], ids=lambda space: space.name)
 SIZES = ((3, 61, 83), (3, 20, 17), (1, 40, 70), (4, 9, 90), (3, 3, 1), (3, 1, 40))
+NARROW = [(channels, height, width) for channels in (1, 3) for height in (2, 3, 8) for width in (*range(2, 18), 24, 31)]
+GUARD = 64  # bytes on each side of a buffer that nobody may write to
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,48 @@ def test_threads_do_not_change_a_bit(space: Space) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_narrow_images_are_those_of_the_batched_engine(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines shorter than what is copied at once must not reach another channel, or an image of another thread."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        made = [sheared(images_of(shape, 48)) for shape in NARROW]
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(native, "load", lambda: None)
+    for shape, one in zip(NARROW, made, strict=True):
+        assert torch.equal(sheared(images_of(shape, 48)), one), shape
+
+
+@pytest.mark.parametrize("shape", NARROW, ids=lambda shape: "x".join(map(str, shape)))
+def test_nothing_is_written_beside_the_result(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last image of a batch ends where the buffer ends."""
+    function, images, written = native.load(), images_of(shape, 1), []
+
+    def guarded(source: int, result: int, *rest: Any) -> None:
+        size = images[0].numel()
+        buffer = np.full(size + 2 * GUARD, 77, np.uint8)
+        function(source, buffer.ctypes.data + GUARD, *rest)
+        ctypes.memmove(result, buffer.ctypes.data + GUARD, size)
+        written.append(np.delete(buffer, np.arange(GUARD, GUARD + size)))
+
+    monkeypatch.setattr(native, "load", lambda: guarded)
+    for seed in range(20):
+        sheared(images, seed)
+    assert len(written) == 20
+    assert all((guards == 77).all() for guards in written)
+
+
+def sheared(images: Tensor, seed: int = 5) -> Tensor:
+    """Return images after one geometric operation each."""
+    rng, count = np.random.default_rng(seed), len(images)
+    kinds = [PBA_OPERATIONS.index(name) for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")]
+    drawn = Drawn(rng.choice(kinds, (count, 1)), rng.integers(10, size=(count, 1)))
+    fill = torch.tensor((125, 123, 114)[: images.shape[1]], dtype=torch.uint8)
+    return augment(images, drawn, SampleDraws(seed, np.arange(count)), fill)
 
 
 def test_values_of_many_pixels_are_summed_without_overflow() -> None:

@@ -231,5 +231,6 @@ def _largest_difference(first: list[Tensor], second: list[Tensor]) -> float | No
 
 def _rounding(tensor: Tensor) -> float:
     """Return which difference is rounding: sums in another order err by a share of their largest terms."""
-    finite = tensor[tensor.isfinite()].abs() if tensor.is_floating_point() else tensor[:0]
+    values = tensor.detach()
+    finite = values[values.isfinite()].abs()
     return 1e-5 * max(1.0, float(finite.max())) if finite.numel() else 1e-5

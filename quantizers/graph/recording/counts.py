@@ -80,6 +80,10 @@ class Size(int):
 
     __hash__ = int.__hash__
 
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """Copy and pickle as the plain number, whoever kept it."""
+        return int, (int(self),)
+
     def __neg__(self) -> Size:
         return Size(-int(self), -self.slope, self.batch, -self.exact)
 

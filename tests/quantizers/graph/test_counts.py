@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from quantizers import QuantSpec, RewriteError, Student, prepare
 from quantizers.graph.recording.counts import MOST_IMAGES, Size, SizesOfBatch
+from quantizers.graph.recording.repeated import _largest_difference
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Operation = Callable[[Any, Tensor], Tensor]
@@ -148,3 +151,18 @@ def test_a_size_computes_like_a_number(number: float) -> None:
                 continue
             assert function(plain, followed) == expected
     assert {size: 1}[2] == 1 and -size == -2 and range(size) == range(2) and f"{size}" == "2"
+
+
+def test_a_size_that_somebody_keeps_is_copied_and_pickled_as_a_number() -> None:
+    size = Size(2, 1.0, SizesOfBatch(2))
+    for kept in (copy.copy(size), copy.deepcopy([size])[0]):
+        assert type(kept) is int and kept == 2
+    assert b"Size" not in pickle.dumps(size)
+
+
+def test_rounding_of_large_values_is_no_difference() -> None:
+    large = torch.tensor([1.3e8, 5.0])
+    assert _largest_difference([large], [large + torch.tensor([0.0, 24.0])]) is None
+    assert _largest_difference([large], [large + torch.tensor([0.0, 2e4])]) == 2e4
+    assert _largest_difference([torch.tensor([math.inf, 5.0])], [torch.tensor([math.inf, 6.0])]) == 1.0
+    assert _largest_difference([torch.tensor([0.5])], [torch.tensor([0.5 + 1e-2])]) == pytest.approx(1e-2)

@@ -283,7 +283,7 @@ static void affine(const u8* in, u8* out, i64 C, i64 H, i64 W, const i64* m, con
                     for (i64 x = first; x < end; ++x) line[c * n + x] = in[c * n + from[x]];
             } else {
                 i64 runs = runs_of(from.data(), first, end, breaks.data(), starts.data());
-                // What is too much is in later lines, which are written later. Where these have fewer than STRIDE pixels,
+                // What is too much is in later lines, which are written later. Where these have less than STRIDE pixels
                 // it would be in another channel, in an image of another thread, or behind the buffer.
                 const bool is_last = (H - 1 - y) * W < STRIDE;
                 u8* target = is_last ? last.data() : line;

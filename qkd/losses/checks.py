@@ -110,18 +110,17 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_features(student_feature: Tensor, teacher_feature: Tensor) -> None:
-    """Raise unless both are ``[batch, ...]`` of one batch.
+def check_features(*features: Tensor) -> None:
+    """Raise unless all are ``[batch, ...]`` of one batch, none of them empty.
 
     Raises:
         ValueError: If they are not.
     """
-    if student_feature.dim() < 2 or teacher_feature.dim() < 2 or len(student_feature) != len(teacher_feature):
-        raise ValueError(
-            f"need features [batch, ...] of one batch, "
-            f"got {tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
-        )
-    _check_not_empty(student_feature)
+    if any(feature.dim() < 2 for feature in features) or len({len(feature) for feature in features}) > 1:
+        shapes = " and ".join(str(tuple(feature.shape)) for feature in features)
+        raise ValueError(f"need features [batch, ...] of one batch, got {shapes}")
+    for feature in features:
+        _check_not_empty(feature)
 
 
 def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:

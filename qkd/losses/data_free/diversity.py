@@ -122,7 +122,7 @@ def _mean_distance(both: Tensor) -> Tensor:
 
 def _check_halves(images: Tensor, others: Tensor) -> None:
     for batch in (images, others):
-        check_features(batch, batch)
+        check_features(batch)
     if len(images) != len(others) or len(images) % 2:
         raise ValueError(
             f"needs two halves of one batch: an even number of images and outputs, got {len(images)} and {len(others)}"

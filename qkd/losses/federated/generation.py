@@ -65,8 +65,7 @@ def latent_diversity_loss(noise: Tensor, latents: Tensor) -> Tensor:
         >>> latent_diversity_loss(torch.rand(4, 2), torch.ones(4, 3)).item()
         1.0
     """
-    for one in (noise, latents):
-        check_features(one, latents)
+    check_features(noise, latents)
     rows, inputs = latents.flatten(1), noise.flatten(1)
     apart = (rows[:, None] - rows[None]).abs().mean(2)
     squares = (inputs[:, None] - inputs[None]).square().mean(2)

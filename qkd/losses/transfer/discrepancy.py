@@ -46,7 +46,7 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
     """
     check_choice("kernel", kernel, KERNEL_NAMES)
     for feature in (source_feature, target_feature):
-        check_features(feature, feature)
+        check_features(feature)
     source, target = source_feature.flatten(1), target_feature.flatten(1)
     if source.shape[1] != target.shape[1]:
         raise ValueError(

@@ -29,7 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stage_runs import environment, public, run_stages, spread
+from stage_runs import environment_of, public, run_stages, spread
 
 from qkd.config import RunConfig
 from qkd.config.binding import load_config
@@ -151,14 +151,12 @@ class Comparison:
 
     def write(self, out: Path) -> None:
         """Write what there is so far."""
-        where = environment()
-        where["commit"] = self.commits() or where["commit"]
         facts = {
             "what": "students scored once, on all test images, after their last epoch; accuracies are fractions",
             "data": self.data_name(),
             "seeds": self.args.seeds,
             "overrides": public(self.args.overrides),
-            "environment": where,
+            "environment": environment_of(self.folder / name for name in self.names()),
         }
         rows = self.rows()
         out.with_name(f"{out.name}.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
@@ -169,11 +167,6 @@ class Comparison:
         data = self.settings.data
         size = "" if data.image_size is None else f"-{size_text(data.image_size)}"
         return f"{data.name if data.path is None else data.path.name}{size}"
-
-    def commits(self) -> list[str]:
-        """Return the commits that the runs were made with."""
-        files = [self.folder / name / "environment.json" for name in self.names()]
-        return sorted({found for file in files if (found := read(file).get("commit"))})
 
     def names(self) -> list[str]:
         """Return the names of the runs of the table."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stage_runs import environment, public, run_command, spread
+from stage_runs import environment_of, public, run_command, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/fashion-mnist/federated.yaml"
@@ -112,17 +112,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def write(args: argparse.Namespace, failed: dict[str, str]) -> None:
     """Write what there is so far."""
-    rows = []
+    rows, runs = [], []
     for strategy, kind in rows_of(args.strategies):
         names = [run_name(strategy, kind, seed) for seed in args.seeds]
         own = {name: failed[name] for name in names if name in failed}
-        rows.append(row(strategy, kind, [args.runs_dir / name for name in names], own))
+        runs.append([args.runs_dir / name for name in names])
+        rows.append(row(strategy, kind, runs[-1], own))
     facts = {
         "what": "final: student after the last round, on all test images; curves: fractions, a value a seed",
         "config": args.config,
         "seeds": args.seeds,
         "overrides": public(args.overrides),
-        "environment": environment(),
+        "environment": environment_of(folder for folders in runs for folder in folders),
     }
     args.out.with_suffix(".json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
     args.out.with_suffix(".md").write_text(table(rows))
@@ -136,6 +137,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/federated"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "federated")
+    parser.add_argument("--write-only", action="store_true", help="run nothing: a table of what is there")
     parser.add_argument("overrides", nargs="*", metavar="key=value", default=[])
     args, rest = parser.parse_known_args(argv)
     args.overrides = [*args.overrides, *rest]
@@ -147,6 +149,9 @@ def main() -> None:
     args = parse()
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
+    if args.write_only:
+        write(args, failed)
+        return
     for seed in args.seeds:
         for strategy, kind in rows_of(args.strategies):
             name = run_name(strategy, kind, seed)

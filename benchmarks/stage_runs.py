@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def environment() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "commit": run["commit"], "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+
+
+def environment_of(runs: Iterable[Path]) -> dict[str, Any]:
+    """Return versions and hardware, with the commits that runs were made with; this one where there are no runs.
+
+    Args:
+        runs: Run folders; those that are missing are passed over.
+    """
+    where = environment()
+    files = [file for run in runs if (file := run / "environment.json").is_file()]
+    commits = {found for file in files if (found := json.loads(file.read_text()).get("commit"))}
+    return {**where, "commit": sorted(commits) or where["commit"]}
 
 
 def public(overrides: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import emulation
 import numpy as np
 import pytest
+import sanitizers
 
 from export import lowbit
 from export.lowbit import build, provider
@@ -134,7 +135,6 @@ def test_instruction_sets_leak_no_functions(tmp_path: Path) -> None:
         assert not re.findall(r"^\S+ [WVu] .*$", symbols, re.M), path.name
 
 
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
 # Which kernels nets run on (all of them where single operations choose), and which tests: hundreds of layers of every
 # instruction set, hundreds of nets, spoiled files.
 WATCHED = {
@@ -147,10 +147,7 @@ WATCHED = {
 @pytest.fixture(scope="module")
 def watched_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library with addresses and undefined behavior watched."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    toolchain = build.Toolchain((compiler,), build.host_toolchain().machine, SANITIZE)
+    toolchain = build.Toolchain((sanitizers.compiler(),), build.host_toolchain().machine, sanitizers.FLAGS)
     return build.compile_library(toolchain, tmp_path_factory.mktemp("watched"))
 
 
@@ -159,27 +156,12 @@ def watched_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("isa", WATCHED)
 def test_sanitizers_find_nothing(isa: str, watched_library: Path) -> None:
     """The tests of single operations, random nets and spoiled files, the slow ones too."""
-    runtimes = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": " ".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "QKD_LOWBIT_LIBRARY": str(watched_library),
-        "LOWBIT_ISA": isa,
-    }
     files = (
         ["test_provider.py"] if isa else ["test_kernels.py", "test_widths.py", "test_provider.py", "test_sessions.py"]
     )
     tests = [f"tests/export/lowbit/{name}" for name in files]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "slow or not slow", *tests, "-k", WATCHED[isa]],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=7000, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "runtime error" not in done.stdout + done.stderr
+    environment = {"QKD_LOWBIT_LIBRARY": str(watched_library), "LOWBIT_ISA": isa}
+    sanitizers.require_clean(["-m", "slow or not slow", *tests, "-k", WATCHED[isa]], environment, 7000)
 
 
 def official_headers() -> Path:

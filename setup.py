@@ -88,6 +88,7 @@ PACKAGES = [
     "quantizers.fused",
     "quantizers.graph",
     "quantizers.graph.form",
+    "quantizers.graph.proving",
     "quantizers.graph.recording",
     "quantizers.graph.spelling",
     "quantizers.native",

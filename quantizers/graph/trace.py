@@ -11,18 +11,15 @@ from torch import Tensor, fx, nn
 
 from quantizers.graph.form.kinds import OUTPUT, kind_of
 from quantizers.graph.form.refusal import RewriteError as RewriteError
+from quantizers.graph.proving.batches import require_same_of_more
+from quantizers.graph.proving.repeated import require_same_in_eval, require_same_in_training
+from quantizers.graph.proving.same_gradients import require_same_gradients
 from quantizers.graph.recording.copying import example_images, input_name, private_copy, require_images
 from quantizers.graph.recording.gradients import without_idle_stops
 from quantizers.graph.recording.modes import joined, live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.reach import freeze_unreached
 from quantizers.graph.recording.recorder import Recorder
-from quantizers.graph.recording.repeated import (
-    require_same_in_eval,
-    require_same_in_training,
-    require_same_of_more,
-)
-from quantizers.graph.recording.same_gradients import require_same_gradients
 from quantizers.graph.recording.ties import require_no_ties
 from quantizers.graph.simplify import simplify
 

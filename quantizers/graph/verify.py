@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from quantizers.graph.form.kinds import PASS, is_pass
 from quantizers.graph.recording.copying import example_images
-from quantizers.graph.recording.outcome import tensors
+from quantizers.graph.recording.returned import tensors
 from quantizers.graph.trace import EVAL_IMAGES, MOVED_BY, TRAIN_IMAGES, RewriteError, Traced
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
 from quantizers.modes import exact_float32

@@ -1,14 +1,11 @@
-"""What is known of one run of a network, and the structure of tensors that it returned."""
+"""What is known of one run of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, fx, nn
-
-from quantizers.graph.form.refusal import RewriteError
+from torch import fx, nn
 
 
 @dataclass
@@ -26,50 +23,3 @@ class Recording:
     modules: dict[str, nn.Module]
     outputs: dict[str, fx.Node] = field(default_factory=dict)
     result: Any = None
-
-
-def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | None], *, is_inner: bool = False) -> Any:
-    """Return what a network returned, with nodes in place of tensors.
-
-    Args:
-        result: A tensor, or a tuple, list or dict of tensors.
-        network: Name of the network, for messages.
-        node_of: Gives the node of a tensor, or None if it does not depend on the images.
-        is_inner: Whether it is within another structure.
-
-    Raises:
-        RewriteError: If it is of another type, nested, or holds a constant.
-    """
-    if isinstance(result, Tensor):
-        node = node_of(result)
-        if node is None:
-            raise RewriteError(
-                f"{network}: an output does not depend on the images, as torch sees it; return what is computed from "
-                "them, use torch operations for that (not numpy)"
-            )
-        return node
-    if is_inner and isinstance(result, (dict, tuple, list)):
-        raise RewriteError(
-            f"{network}: returns a {type(result).__name__} within another; use one tuple, list or dict of tensors"
-        )
-
-    def inner(item: Any) -> Any:
-        return structure(item, network, node_of, is_inner=True)
-
-    if isinstance(result, dict):
-        return {str(key): inner(item) for key, item in result.items()}  # plain, whatever the network's own type
-    if isinstance(result, (tuple, list)):
-        return (tuple if isinstance(result, tuple) else list)(inner(item) for item in result)
-    if result is None:
-        return None
-    raise RewriteError(
-        f"{network}: returns a {type(result).__name__}; return a tensor, or a tuple, list or dict of tensors"
-    )
-
-
-def tensors(result: Any) -> list[Tensor]:
-    """Return the tensors of what a network returned, in order, whatever custom types hold them."""
-    if isinstance(result, Tensor):
-        return [result]
-    items = result.values() if isinstance(result, dict) else result if isinstance(result, (tuple, list)) else ()
-    return [tensor for item in items for tensor in tensors(item)]

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from quantizers.graph.recording.outcome import tensors
+from quantizers.graph.recording.returned import tensors
 
 
 def freeze_unreached(root: nn.Module, images: Tensor) -> bool:

@@ -22,7 +22,7 @@ from quantizers.graph.recording.interception import (
     word_of,
 )
 from quantizers.graph.recording.ledger import Ledger, Region
-from quantizers.graph.recording.outcome import Recording, structure
+from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.outside import (
     OtherDice,
     inference_message,
@@ -31,6 +31,7 @@ from quantizers.graph.recording.outside import (
     number_message,
     written_message,
 )
+from quantizers.graph.recording.returned import structure
 from quantizers.graph.spelling.call import Call, spelled
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves

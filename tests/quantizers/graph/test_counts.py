@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from quantizers import QuantSpec, RewriteError, Student, prepare
-from quantizers.graph.recording.counts import MOST_IMAGES, Size, SizesOfBatch
-from quantizers.graph.recording.repeated import _largest_difference
+from quantizers.graph.proving.counts import MOST_IMAGES, Size, SizesOfBatch
+from quantizers.graph.proving.repeated import largest_difference
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Operation = Callable[[Any, Tensor], Tensor]
@@ -113,7 +113,7 @@ def test_who_asks_and_stays_the_same_is_welcome(name: str) -> None:
 
 
 def test_more_images_than_can_be_tried_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantizers.graph.recording.repeated.MOST_VALUES", 3 * 8 * 8 * 100)
+    monkeypatch.setattr("quantizers.graph.proving.batches.MOST_VALUES", 3 * 8 * 8 * 100)
     with pytest.raises(RewriteError, match="asks in train.. whether there are about 127 images.*verify=False"):
         _prepared(lambda m, x: x * 2 if x.size(0) > 128 else x)
 
@@ -162,7 +162,7 @@ def test_a_size_that_somebody_keeps_is_copied_and_pickled_as_a_number() -> None:
 
 def test_rounding_of_large_values_is_no_difference() -> None:
     large = torch.tensor([1.3e8, 5.0])
-    assert _largest_difference([large], [large + torch.tensor([0.0, 24.0])]) is None
-    assert _largest_difference([large], [large + torch.tensor([0.0, 2e4])]) == 2e4
-    assert _largest_difference([torch.tensor([math.inf, 5.0])], [torch.tensor([math.inf, 6.0])]) == 1.0
-    assert _largest_difference([torch.tensor([0.5])], [torch.tensor([0.5 + 1e-2])]) == pytest.approx(1e-2)
+    assert largest_difference([large], [large + torch.tensor([0.0, 24.0])]) is None
+    assert largest_difference([large], [large + torch.tensor([0.0, 2e4])]) == 2e4
+    assert largest_difference([torch.tensor([math.inf, 5.0])], [torch.tensor([math.inf, 6.0])]) == 1.0
+    assert largest_difference([torch.tensor([0.5])], [torch.tensor([0.5 + 1e-2])]) == pytest.approx(1e-2)

@@ -15,16 +15,13 @@ from torch.overrides import TorchFunctionMode
 
 from quantizers.graph.form.kinds import is_stochastic_depth
 from quantizers.graph.form.refusal import RewriteError
-from quantizers.graph.recording.counts import USUAL, SizesOfBatch
 from quantizers.graph.recording.gradients import without_checkpoints
 from quantizers.graph.recording.interception import instrumented
-from quantizers.graph.recording.outcome import tensors
+from quantizers.graph.recording.returned import tensors
 from quantizers.graph.spelling.sites import stochastic_depth_of
 from quantizers.graph.spelling.table import BATCH_NORMS, DROPOUT_MODULES
 from quantizers.modes import exact_float32
 
-MOST_VALUES = 2**23  # of images that are tried at once where the network asks: 55 of 3x224x224
-USUAL_VALUES = 2**21  # and where it does not seem to: 13 of them
 TRAINING_PASSES = 3  # a step that is skipped with probability 1/2 stays unseen in one of four
 _STATE = "it draws random numbers, asks whether gradients are on, or changes its own state"
 _WAY_OUT = "count and draw outside of the network, or use a dropout layer"
@@ -95,7 +92,7 @@ def require_same_in_eval(root: nn.Module, images: Tensor, recorded: Any) -> None
             return
     first = [tensor[:1] for tensor in tensors(recorded)]
     pairs = [(a, b.reshape(a.shape)) for a, b in zip(first, alone, strict=False) if a.numel() == b.numel()]
-    error = _largest_difference([a for a, _ in pairs], [b for _, b in pairs])
+    error = largest_difference([a for a, _ in pairs], [b for _, b in pairs])
     if error is not None:
         raise RewriteError(
             f"{name}: computes something else for a single image than for the same image in a batch (they differ by "
@@ -115,7 +112,7 @@ def require_same_in_training(root: nn.Module, images: Tensor) -> None:
     Raises:
         RewriteError: If they differ, or a pass replaces a parameter.
     """
-    twin = _without_power_iterations(copy.deepcopy(root))
+    twin = without_power_iterations(copy.deepcopy(root))
     name, before = type(root).__name__, dict(twin.named_parameters())
     first: list[Tensor] | None = None
     with steady(twin):
@@ -136,73 +133,8 @@ def require_same_in_training(root: nn.Module, images: Tensor) -> None:
         )
 
 
-def _with_sizes(twin: nn.Module, images: Tensor) -> tuple[list[Tensor], SizesOfBatch]:
-    """Return what the network gives, and which numbers of images its code asks about."""
-    sizes = SizesOfBatch(len(images))
-    try:
-        with sizes:
-            return tensors(twin(images.clone())), sizes
-    except Exception:  # code that wants an int and nothing derived from it: nothing is known of what it asks
-        return tensors(twin(images.clone())), SizesOfBatch(len(images))
-
-
-def require_same_of_more(twin: nn.Module, images: Tensor) -> None:
-    """Raise if images give something else in a larger batch, of usual sizes and those that the network asks about.
-
-    Args:
-        twin: A copy of the network, which runs in its mode, drop-out and batch statistics aside.
-        images: The images that it was recorded on.
-
-    Raises:
-        RewriteError: If so, or if it asks about more images than are tried.
-    """
-    with torch.no_grad(), exact_float32(), steady(_without_power_iterations(twin)):
-        try:
-            expected, sizes = _with_sizes(twin, images)
-        except RuntimeError:
-            return  # it was recorded, so only this surrounding fails
-        usual = [count for count in USUAL if count * images[0].numel() <= USUAL_VALUES]
-        _require_same_at(twin, images, expected, sorted({*sizes.candidates, *usual}))
-
-
-def _require_same_at(twin: nn.Module, images: Tensor, expected: list[Tensor], counts: list[int]) -> None:
-    mode = "train()" if twin.training else "eval()"
-    for count in counts:
-        if count <= len(images):
-            continue
-        if count * images[0].numel() > MOST_VALUES:
-            raise RewriteError(
-                f"{type(twin).__name__}: asks in {mode} whether there are about {count} images, more than are tried "
-                "here, so it may be another function for them; let forward compute the same for every number of "
-                "images, or go past this check by prepare(..., verify=False)"
-            )
-        repeats = (-(-count // len(images)), *(1,) * (images.dim() - 1))
-        try:
-            found = tensors(twin(images.repeat(repeats)[:count]))
-        except Exception:  # it refuses such a batch itself, so it is no other function there
-            continue
-        error = _difference_of_more(expected, found, len(images), count)
-        if error is not None:
-            raise RewriteError(
-                f"{type(twin).__name__}: computes something else in {mode} for {count} images than for "
-                f"{len(images)} of them ({error}); let forward compute the same for every number of images"
-            )
-
-
-def _difference_of_more(expected: list[Tensor], found: list[Tensor], few: int, many: int) -> str | None:
-    """Return how the first images of a larger batch differ, or None; outputs without a batch axis are passed over."""
-    for before, after in zip(expected, found, strict=False):
-        if before.dim() == 0 or len(before) != few:
-            continue
-        if tuple(after.shape) != (many, *before.shape[1:]):
-            return f"its output has the shape {tuple(after.shape)}"
-        error = _largest_difference([before], [after[:few]])
-        if error is not None:
-            return f"they differ by {error:.3g}"
-    return None
-
-
-def _without_power_iterations(root: nn.Module) -> nn.Module:
+def without_power_iterations(root: nn.Module) -> nn.Module:
+    """Return the network, whose spectral norms no longer improve their estimates when it runs."""
     for module in root.modules():
         if isinstance(module, _SpectralNorm):
             module.eval()
@@ -213,12 +145,12 @@ def _without_power_iterations(root: nn.Module) -> nn.Module:
 
 
 def _compare(what: str, first: list[Tensor], second: list[Tensor]) -> None:
-    error = _largest_difference(first, second)
+    error = largest_difference(first, second)
     if error is not None:
         raise RewriteError(f"{what} differ by {error:.3g}; {_STATE}; {_WAY_OUT}")
 
 
-def _largest_difference(first: list[Tensor], second: list[Tensor]) -> float | None:
+def largest_difference(first: list[Tensor], second: list[Tensor]) -> float | None:
     """Return the largest difference beyond float rounding, or None if there is none."""
     for before, after in zip(first, second, strict=True):
         if before.shape != after.shape:

@@ -21,9 +21,10 @@ from torch.utils import _pytree as pytree
 from quantizers.graph.form.canonical import StopGradient
 from quantizers.graph.form.kinds import is_pass
 from quantizers.graph.form.refusal import RewriteError
+from quantizers.graph.proving.repeated import steady
 from quantizers.graph.recording.modes import live_nodes, output_of
-from quantizers.graph.recording.outcome import Recording, tensors
-from quantizers.graph.recording.repeated import steady
+from quantizers.graph.recording.outcome import Recording
+from quantizers.graph.recording.returned import tensors
 
 TOLERANCE = 1e-3
 NEGLIGIBLE = 1e-6

@@ -1,0 +1,81 @@
+"""Proves that images give the same in a larger batch, of usual sizes and of each that the network's code asks about."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.graph.form.refusal import RewriteError
+from quantizers.graph.proving.counts import USUAL, SizesOfBatch
+from quantizers.graph.proving.repeated import largest_difference, steady, without_power_iterations
+from quantizers.graph.recording.returned import tensors
+from quantizers.modes import exact_float32
+
+MOST_VALUES = 2**23  # of images that are tried at once where the network asks: 55 of 3x224x224
+USUAL_VALUES = 2**21  # and where it does not seem to: 13 of them
+
+
+def _with_sizes(twin: nn.Module, images: Tensor) -> tuple[list[Tensor], SizesOfBatch]:
+    """Return what the network gives, and which numbers of images its code asks about."""
+    sizes = SizesOfBatch(len(images))
+    try:
+        with sizes:
+            return tensors(twin(images.clone())), sizes
+    except Exception:  # code that wants an int and nothing derived from it: nothing is known of what it asks
+        return tensors(twin(images.clone())), SizesOfBatch(len(images))
+
+
+def require_same_of_more(twin: nn.Module, images: Tensor) -> None:
+    """Raise if images give something else in a larger batch, of usual sizes and those that the network asks about.
+
+    Args:
+        twin: A copy of the network, which runs in its mode, drop-out and batch statistics aside.
+        images: The images that it was recorded on.
+
+    Raises:
+        RewriteError: If so, or if it asks about more images than are tried.
+    """
+    with torch.no_grad(), exact_float32(), steady(without_power_iterations(twin)):
+        try:
+            expected, sizes = _with_sizes(twin, images)
+        except RuntimeError:
+            return  # it was recorded, so only this surrounding fails
+        usual = [count for count in USUAL if count * images[0].numel() <= USUAL_VALUES]
+        _require_same_at(twin, images, expected, sorted({*sizes.candidates, *usual}))
+
+
+def _require_same_at(twin: nn.Module, images: Tensor, expected: list[Tensor], counts: list[int]) -> None:
+    mode = "train()" if twin.training else "eval()"
+    for count in counts:
+        if count <= len(images):
+            continue
+        if count * images[0].numel() > MOST_VALUES:
+            raise RewriteError(
+                f"{type(twin).__name__}: asks in {mode} whether there are about {count} images, more than are tried "
+                "here, so it may be another function for them; let forward compute the same for every number of "
+                "images, or go past this check by prepare(..., verify=False)"
+            )
+        repeats = (-(-count // len(images)), *(1,) * (images.dim() - 1))
+        try:
+            found = tensors(twin(images.repeat(repeats)[:count]))
+        except Exception:  # it refuses such a batch itself, so it is no other function there
+            continue
+        error = _difference_of_more(expected, found, len(images), count)
+        if error is not None:
+            raise RewriteError(
+                f"{type(twin).__name__}: computes something else in {mode} for {count} images than for "
+                f"{len(images)} of them ({error}); let forward compute the same for every number of images"
+            )
+
+
+def _difference_of_more(expected: list[Tensor], found: list[Tensor], few: int, many: int) -> str | None:
+    """Return how the first images of a larger batch differ, or None; outputs without a batch axis are passed over."""
+    for before, after in zip(expected, found, strict=False):
+        if before.dim() == 0 or len(before) != few:
+            continue
+        if tuple(after.shape) != (many, *before.shape[1:]):
+            return f"its output has the shape {tuple(after.shape)}"
+        error = largest_difference([before], [after[:few]])
+        if error is not None:
+            return f"they differ by {error:.3g}"
+    return None

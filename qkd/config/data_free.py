@@ -14,7 +14,9 @@ from qkd.config.sections import (
     Fraction,
     Images,
     NonNegative,
+    Optimizer,
     Positive,
+    Schedule,
     Section,
     without_defaults,
 )
@@ -68,12 +70,10 @@ class GeneratorTrainConfig(TrainConfig):
     """Optimizer, learning-rate schedule and length of the training of a generator."""
 
     epochs: Epochs = Field(20, description="epochs of `steps_per_epoch` steps")
-    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="optimizer; sgd has Nesterov momentum")
+    optimizer: Optimizer = Field("adamw", description="optimizer; sgd has Nesterov momentum")
     lr: Positive = Field(1e-3, description="peak learning rate")
     weight_decay: NonNegative = Field(0.0, description="weight decay of weights with at least two dimensions")
-    schedule: Literal["cosine", "step", "constant"] = Field(
-        "constant", description="learning-rate schedule after the warm-up"
-    )
+    schedule: Schedule = Field("constant", description="learning-rate schedule after the warm-up")
 
 
 class DataFreeConfig(Section):

@@ -7,7 +7,7 @@ chokes on. ``10**40`` pixels of padding or 100,000 threads are a slip of the fin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -28,6 +28,8 @@ NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
 Images = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "step", "constant"]  # of the learning rate, after its warm-up
 BatchSize = Annotated[int, Field(ge=1, le=MOST_BATCH)]
 Pixels = Annotated[int, Field(ge=0, le=MOST_PIXELS)]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]

@@ -18,6 +18,7 @@ from qkd.config.sections import (
     Fraction,
     Images,
     NonNegative,
+    Optimizer,
     Positive,
     Section,
     Threads,
@@ -107,9 +108,7 @@ class FederatedConfig(Section):
         description="how a client sends low-bit weights: float: as shadow weights; codes: as codes and "
         "scales, which the server dequantizes and averages",
     )
-    optimizer: Literal["sgd", "adamw"] = Field(
-        "sgd", description="the clients' optimizer, new in each round; sgd has momentum"
-    )
+    optimizer: Optimizer = Field("sgd", description="the clients' optimizer, new in each round; sgd has momentum")
     lr: Positive = Field(0.01, description="learning rate of clients in the first round")
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="factor on the clients' learning rate per round"

@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from qkd.config.sections import MOST_EPOCHS, NEWER, Bits, Epochs, Fraction, Images, NonNegative, Positive, Section
+from qkd.config.sections import (
+    MOST_EPOCHS,
+    NEWER,
+    Bits,
+    Epochs,
+    Fraction,
+    Images,
+    NonNegative,
+    Optimizer,
+    Positive,
+    Schedule,
+    Section,
+)
 
 FROZEN_SHARE = 10  # without phases, one epoch in ten (at least one) trains the deployed arithmetic at the end
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -17,16 +29,14 @@ class TrainConfig(Section):
     """Optimizer, learning-rate schedule and length of one training."""
 
     epochs: Epochs = Field(30, description="passes over the training images")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimizer; sgd has Nesterov momentum")
+    optimizer: Optimizer = Field("sgd", description="optimizer; sgd has Nesterov momentum")
     lr: Positive = Field(0.1, description="peak learning rate")
     momentum: Fraction = Field(0.9, description="momentum, for sgd only")
     weight_decay: NonNegative = Field(
         5e-4, description="weight decay of weights with at least two dimensions, not of biases, norms or scales"
     )
     scale_lr_factor: Positive = Field(1.0, description="learning rate of quantizer scales, as a factor of lr")
-    schedule: Literal["cosine", "step", "constant"] = Field(
-        "cosine", description="learning-rate schedule after the warm-up"
-    )
+    schedule: Schedule = Field("cosine", description="learning-rate schedule after the warm-up")
     milestones: tuple[Fraction, ...] = Field(
         (0.3, 0.6, 0.8), description="schedule step: fractions of training at which the rate drops"
     )

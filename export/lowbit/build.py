@@ -21,13 +21,12 @@ SOURCES = Path(__file__).parent / "native"
 # own headers of intrinsics read what it takes for uninitialized.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-uninitialized")
 # Only an instruction set's own files are compiled for it; which one runs is asked of the processor.
-INSTRUCTION_SETS = {
-    "avx512": (
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi", "-mavx512vnni", "-mfma"),
-        "-mprefer-vector-width=512",
-    ),
-    "avx2": ("-mavx2", "-mfma"),
-}
+AVX512 = (
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi", "-mavx512vnni", "-mfma"),
+    "-mprefer-vector-width=512",
+)
+INSTRUCTION_SETS = {"amx": AVX512, "avx512": AVX512, "avx2": ("-mavx2", "-mfma")}
+OPTIONAL_FLAGS = {"amx": ("-mamx-tile", "-mamx-int8")}  # GCC 11 and Clang 12 know them; without them, there is no AMX
 LONGEST_COMPILATION_S = 900  # the first time, a cross-compiler also compiles the C++ runtime of the target
 
 
@@ -97,7 +96,10 @@ def compile_library(toolchain: Toolchain, folder: Path) -> Path:
 def _command(toolchain: Toolchain, source: Path) -> list[str]:
     flags: tuple[str, ...] = ()
     if toolchain.machine in ("x86_64", "AMD64"):
-        flags = INSTRUCTION_SETS.get(source.stem.split("_")[0], ())
+        name = source.stem.split("_")[0]
+        flags = INSTRUCTION_SETS.get(name, ())
+        optional = OPTIONAL_FLAGS.get(name, ())
+        flags += optional if _knows(toolchain.command, optional) else ()
     return [*toolchain.command, *FLAGS, f"-I{SOURCES}", *flags, *toolchain.extra_flags]
 
 
@@ -115,11 +117,21 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _fingerprint(toolchain: Toolchain) -> str:
-    words = [*toolchain.command, toolchain.machine, *toolchain.extra_flags, *FLAGS, repr(INSTRUCTION_SETS)]
+    words = [*toolchain.command, toolchain.machine, *toolchain.extra_flags, *FLAGS, repr((INSTRUCTION_SETS, OPTIONAL_FLAGS))]
     words += [_version(toolchain.command), platform.system()]
     for source in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
         words += [source.relative_to(SOURCES).as_posix(), source.read_text(encoding="utf-8")]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _knows(command: tuple[str, ...], flags: tuple[str, ...]) -> bool:
+    """Return whether a compiler accepts these flags."""
+    words = [*command, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    try:
+        return subprocess.run(words, capture_output=True, timeout=LONGEST_COMPILATION_S, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False  # the compilation itself reports what is wrong
 
 
 @functools.cache

@@ -161,7 +161,8 @@ bool Matcher::fits(ConvSpec* spec, const Real& real) const {
     spec->is_lut = is_low;
     if (is_low) spec->format = *format;
     if (is_low || is_short) spec->base = base, spec->span = span;
-    spec->is_faster = is_low || (is_short && is_dense && most <= kHighestShortWeight && span <= kHighestShortActivation);
+    const bool has_few_bits = most <= kHighestShortWeight && span <= kHighestShortActivation;
+    spec->is_faster = is_low || (is_dense && ((is_short && has_few_bits) || (kernels_->dot.is_faster && fits_dot)));
     return is_low || fits_dot;
 }
 

@@ -22,10 +22,10 @@ struct LutJob {
 };
 
 // A convolution on dot products: weights int8 [out / lanes][kernel row][steps][lanes][4 bytes of a row]; codes are taken
-// less a base, so that few bits are small numbers. Lanes are 64, or 16 where sums are added in 16 bits.
+// less a base, so that few bits are small numbers. `DotFormat` says how many lanes.
 struct DotLayer {
     ConvShape shape;
-    int steps = 0;       // ceil(kernel_w * in_channels / 4)
+    int steps = 0;       // ceil(kernel_w * in_channels / 4), rounded up to the format's unit with weights of 0
     Buffer weights;
     std::vector<std::vector<Chunk>> chunks;  // of every 16 channels, where sums are added in 16 bits: steps that fit
     Buffer bias;         // int32 [padded channels]: bias minus (zero point - base) times the sum of the weights
@@ -117,6 +117,9 @@ struct DotFormat {
     int lowest_weight = -128, highest_weight = 127;
     int base = 0;  // taken off activations before they are multiplied
     int sign = 1;  // of weights as they are kept, and so of sums
+    int lanes = kChannelUnit;  // channels side by side
+    int step_unit = 1;         // rows of a kernel take a multiple of these steps
+    bool is_faster = false;    // than the runtime's own convolutions, whatever the bits
 };
 
 struct Kernels {
@@ -162,6 +165,8 @@ inline const LutFormat* fitting_format(const Kernels& kernels, int lowest, int h
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null where the library was built for another processor family
 const Kernels* avx512_kernels();
+const Kernels* amx_kernels();           // null, too, where the compiler knew no AMX
+const Kernels* emulated_amx_kernels();  // the same in plain C++, for tests; needs AVX-512
 const Kernels* neon_kernels();
 
 }  // namespace lowbit

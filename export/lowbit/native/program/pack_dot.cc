@@ -70,7 +70,7 @@ std::vector<Chunk> short_chunks(const DotLayer& layer, int first_channel, int sp
 bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
     const ConvShape& s = spec.shape;
     layer->shape = s;
-    layer->steps = (s.kernel_w * s.in_channels + 3) / 4;
+    layer->steps = static_cast<int>(round_up((static_cast<size_t>(s.kernel_w) * s.in_channels + 3) / 4, kernels.dot.step_unit));
     layer->zero = spec.requantize.zero;
     layer->low = spec.requantize.low;
     layer->high = spec.requantize.high;
@@ -80,7 +80,7 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
     layer->scale = Buffer(padded * sizeof(float));
     for (int first = 0; first < s.out_channels; first += kLanesTogether)
         write_weights(spec.weights.data(), first, std::min(first + kLanesTogether, s.out_channels),
-                      kernels.has_short_sums ? kShortLanes : kChannelUnit, kernels.dot.sign, layer);
+                      kernels.dot.lanes, kernels.dot.sign, layer);
     const size_t count = static_cast<size_t>(s.in_channels) * s.kernel_h * s.kernel_w;
     for (int o = 0; o < s.out_channels; ++o) {
         const int8_t* const w = spec.weights.data() + o * count;

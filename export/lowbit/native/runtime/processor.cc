@@ -5,6 +5,9 @@
 
 #if defined(__aarch64__)
 #include <sys/auxv.h>
+#elif defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace lowbit {
@@ -35,7 +38,7 @@ bool is_kept(unsigned parts) {
     return (low & parts) == parts;
 }
 
-constexpr unsigned kYmm = 0x6, kZmm = 0xE6;
+constexpr unsigned kYmm = 0x6, kZmm = 0xE6, kTiles = 0x60000;
 
 bool has_vnni() { return has(features(0).ecx, 11); }
 
@@ -50,14 +53,24 @@ bool has_avx512() {
     return is_kept(kZmm) && has_avx2() && is_base && has(r.ecx, 1) && has_vnni();               // VBMI, VNNI
 }
 
-// AMX multiplies 8-bit tiles many times faster than tables can be looked up.
-bool has_amx() { return has(features(0).edx, 25); }  // AMX-INT8
+// AMX multiplies 8-bit tiles many times faster than tables can be looked up. Linux gives a process the registers when it
+// asks for them (arch_prctl, ARCH_REQ_XCOMP_PERM of XTILEDATA), and refuses where a signal stack is too small for them.
+bool has_amx() {
+    const unsigned edx = features(0).edx;
+    if (!has(edx, 24) || !has(edx, 25) || !is_kept(kTiles) || !has_avx512()) return false;  // AMX-TILE, AMX-INT8
+#if defined(__linux__)
+    constexpr long kAskForState = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+    return false;
+#endif
+}
 
 // Dot products of 8 bits in 256-bit vectors: as fast as AVX2 tables or faster.
 bool has_avx_vnni() { return features(0).eax >= 1 && has(features(1).eax, 4); }
 
 Choice best() {
-    if (has_amx()) return {nullptr, "this processor multiplies 8-bit tiles (AMX) faster than tables can be looked up"};
+    if (amx_kernels() != nullptr && has_amx()) return {amx_kernels(), "AMX: 8-bit tiles"};
     if (has_avx512()) return {avx512_kernels(), "AVX-512 with VBMI and VNNI"};
     if (has_avx2() && avx2_kernels() != nullptr && !has_avx_vnni() && !has_vnni())
         return {avx2_kernels(), "AVX2"};
@@ -83,6 +96,9 @@ Choice choose_kernels(const char* wanted) {
     if (wanted == nullptr || *wanted == '\0') return best();
     if (std::strcmp(wanted, "portable") == 0) return {portable_kernels(), "asked for: plain C++, slow"};
 #if defined(__x86_64__)
+    if (std::strcmp(wanted, "amx") == 0 && amx_kernels() != nullptr && has_amx()) return {amx_kernels(), "asked for: AMX"};
+    if (std::strcmp(wanted, "amx_emulated") == 0 && has_avx512())
+        return {emulated_amx_kernels(), "asked for: AMX in plain C++, slow"};
     if (std::strcmp(wanted, "avx512") == 0 && has_avx512()) return {avx512_kernels(), "asked for: AVX-512"};
     if (std::strcmp(wanted, "avx2") == 0 && has_avx2() && avx2_kernels() != nullptr) return {avx2_kernels(), "asked for: AVX2"};
 #elif defined(__aarch64__)

@@ -25,7 +25,7 @@ AVX512 = (
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi", "-mavx512vnni", "-mfma"),
     "-mprefer-vector-width=512",
 )
-INSTRUCTION_SETS = {"amx": AVX512, "avx512": AVX512, "avx2": ("-mavx2", "-mfma")}
+INSTRUCTION_SETS = {"amx": (*AVX512, "-mgfni"), "avx512": AVX512, "avx2": ("-mavx2", "-mfma")}
 OPTIONAL_FLAGS = {"amx": ("-mamx-tile", "-mamx-int8")}  # GCC 11 and Clang 12 know them; without them, there is no AMX
 LONGEST_COMPILATION_S = 900  # the first time, a cross-compiler also compiles the C++ runtime of the target
 

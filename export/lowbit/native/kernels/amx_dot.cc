@@ -3,6 +3,9 @@
 // Four tiles of positions share each tile of weights, so a product costs little more than one load. No pixels are copied
 // for it: the rows of a tile are windows of neighboring positions, `stride_w * in_channels` bytes apart in memory. The
 // weights of a kernel's row are filled up with zeros to whole tiles; what pixels are read past a window meet these.
+//
+// Weights of few bits are kept in as few in memory, which is what limits layers of many channels on small maps, and become
+// bytes in the first cache on their way to a tile: one GF2P8AFFINEQB takes a field out of 64 bytes and extends its sign.
 #include "kernels/kernels.h"
 
 #if defined(__x86_64__)
@@ -18,6 +21,16 @@ constexpr int kLatency = 52, kLeastPositions = kLatency / kGroup;  // cycles of 
 
 // Sums of one group: [tiles of positions][tiles of channels][positions][channels].
 using Sums = int32_t[kGroup][kChannelTiles][kTileRows][kTileChannels];
+
+constexpr unsigned kAhead = 2;  // tiles of weights that are unpacked, the one in use included; a power of two
+constexpr int kMostGathered = kGatherLimit * kGatherRows / kTileBytes * kTileBytes + kTileBytes;
+
+// What a window is in memory: rows of bytes, a multiple of a tile's.
+struct Rows {
+    int count, bytes;
+    ptrdiff_t pitch;   // from one row to the next
+    size_t position;   // from one window to the next
+};
 
 // How the positions of some rows are cut into tiles of one height. With a stride of 1, several rows are one line of
 // positions in memory, borders between them included; where that takes fewer tiles, sums at borders are thrown away.
@@ -48,6 +61,24 @@ Cut best_cut(const DotJob& job, int rows) {
     return joined.cost() < apart.cost() ? joined : apart;
 }
 
+// For GF2P8AFFINEQB: row 7 - i of 8 bits chooses the bit of a byte that becomes bit i. Bits above the field are its highest.
+constexpr int64_t field_bits(int bits, int field) {
+    uint64_t matrix = 0;
+    for (int i = 0; i < 8; ++i) matrix |= uint64_t{1} << (bits * field + (i < bits ? i : bits - 1)) << 8 * (7 - i);
+    return static_cast<int64_t>(matrix);
+}
+
+// A tile of weights of `Bits` bits as bytes.
+template <int Bits> INLINE void unpack(const uint8_t* packed, uint8_t* tile) {
+    constexpr int kFields = 8 / Bits;
+    UNROLL for (int v = 0; v < kTileRows / kFields; ++v) {
+        const __m512i all = _mm512_load_si512(packed + v * kTileBytes);
+        UNROLL for (int i = 0; i < kFields; ++i)
+            _mm512_store_si512(tile + (v * kFields + i) * kTileBytes,
+                               _mm512_gf2p8affine_epi64_epi8(all, _mm512_set1_epi64(field_bits(Bits, i)), 0));
+    }
+}
+
 template <int M, typename Tiles> INLINE void clear_sums(Tiles& tiles) {
     if constexpr (M > 0) tiles.template clear<M - 1>(), clear_sums<M - 1>(tiles);
 }
@@ -68,46 +99,82 @@ template <int M, int From = 0, typename Tiles> INLINE void store_sums(Tiles& til
     }
 }
 
-// Sums of M tiles of positions and all channels of a block.
-template <int M, typename Tiles>
-__attribute__((noinline)) void accumulate(Tiles& tiles, const DotJob& job, const int8_t* weights, int channel_tiles,
+// Sums of M tiles of positions and all channels of a block, of weights of `Bits` bits. A tile is not loaded until stores
+// to its bytes are done, so weights are unpacked a step before they are needed.
+template <int M, int Bits, typename Tiles>
+__attribute__((noinline)) void accumulate(Tiles& tiles, const Rows& rows, const uint8_t* weights, int channel_tiles,
                                           const uint8_t* const* pixels, Sums& sums) {
-    const ConvShape& shape = job.layer->shape;
-    const size_t row = static_cast<size_t>(shape.stride_w) * shape.in_channels;
-    const ptrdiff_t bytes = job.layer->steps * 4, source_row = static_cast<ptrdiff_t>(job.source_row);
+    constexpr size_t kStep = kTileRows * kTileBytes * Bits / 8;
+    static_assert(Bits == 8 || (kAhead - 1) * kStep <= kSlack, "the last steps unpack what is past the weights");
+    alignas(64) uint8_t unpacked[Bits < 8 ? kAhead : 1][kTileRows * kTileBytes];
+    unsigned turn = 0;
+    if constexpr (Bits < 8)
+        for (unsigned i = 0; i + 1 < kAhead; ++i) unpack<Bits>(weights + i * kStep, unpacked[i]);
     for (int channels = 0; channels < channel_tiles; ++channels) {
         clear_sums<M>(tiles);
-        for (int ky = 0; ky < shape.kernel_h; ++ky)
-            for (ptrdiff_t at = 0; at < bytes; at += kTileBytes, weights += kTileRows * kTileBytes) {
-                tiles.template load<kWeights>(weights, kTileBytes);
-                step<M>(tiles, pixels, ky * source_row + at, row);
+        for (int ky = 0; ky < rows.count; ++ky)
+            for (ptrdiff_t at = 0; at < rows.bytes; at += kTileBytes, weights += kStep, ++turn) {
+                if constexpr (Bits < 8) {
+                    unpack<Bits>(weights + (kAhead - 1) * kStep, unpacked[(turn + kAhead - 1) % kAhead]);
+                    tiles.template load<kWeights>(unpacked[turn % kAhead], kTileBytes);
+                } else {
+                    tiles.template load<kWeights>(weights, kTileBytes);
+                }
+                step<M>(tiles, pixels, ky * rows.pitch + at, rows.position);
             }
         store_sums<M>(tiles, channels, sums);
     }
 }
 
+// Windows of neighboring positions one after another, each of its kernel's rows packed: at most 32 bytes a row.
+void gather(const DotLayer& layer, const uint8_t* source, size_t source_row, int count, uint8_t* to) {
+    const ConvShape& s = layer.shape;
+    const size_t position = static_cast<size_t>(s.stride_w) * s.in_channels, row = static_cast<size_t>(s.kernel_w) * s.in_channels;
+    for (int p = 0; p < count; ++p, source += position, to += layer.steps * 4)
+        for (int ky = 0; ky < s.kernel_h; ++ky)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + ky * row),
+                                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + ky * source_row)));
+}
+
 template <typename Tiles>
 void conv(const DotJob& job, int block, int first_row, int last_row) {
-    constexpr decltype(&accumulate<1, Tiles>) kAccumulate[kGroup] = {accumulate<1, Tiles>, accumulate<2, Tiles>,
-                                                                     accumulate<3, Tiles>, accumulate<4, Tiles>};
+#define GROUPS(BITS) {accumulate<1, BITS, Tiles>, accumulate<2, BITS, Tiles>, accumulate<3, BITS, Tiles>, accumulate<4, BITS, Tiles>}
+    constexpr decltype(&accumulate<1, 8, Tiles>) kAccumulate[3][kGroup] = {GROUPS(2), GROUPS(4), GROUPS(8)};
+#undef GROUPS
     const DotLayer& layer = *job.layer;
     const ConvShape& s = layer.shape;
     const Output to = output_of(layer);
-    const int8_t* const weights = layer.weights.as<int8_t>() + static_cast<size_t>(block) * s.kernel_h * layer.steps * 4 * kLanes;
+    const bool is_gathered = layer.is_gathered;
+    const Rows rows = {is_gathered ? 1 : s.kernel_h, layer.steps * 4, static_cast<ptrdiff_t>(job.source_row),
+                       is_gathered ? static_cast<size_t>(layer.steps) * 4 : static_cast<size_t>(s.stride_w) * s.in_channels};
+    const size_t block_bytes = static_cast<size_t>(rows.count) * layer.steps * 4 * kLanes * layer.weight_bits / 8;
+    const uint8_t* const weights = layer.weights.as<uint8_t>() + block * block_bytes;
     const int channels = s.out_channels - block * kLanes, used = channels < kLanes ? channels : kLanes;
     const int channel_tiles = (used + kTileChannels - 1) / kTileChannels;
     const int32_t* const bias = layer.bias.as<int32_t>() + block * kLanes;
     const float* const scale = layer.scale.as<float>() + block * kLanes;
     const size_t row = s.stride_h * job.source_row, position = static_cast<size_t>(s.stride_w) * s.in_channels;
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const auto* const accumulate_group = kAccumulate[layer.weight_bits == 2 ? 0 : layer.weight_bits == 4 ? 1 : 2];
     const Cut parts = best_cut(job, last_row - first_row);
     alignas(64) Sums sums = {};  // of channels past the last tile: zeros
+    alignas(64) uint8_t gathered[2][kGroup][kTileRows * kMostGathered];
     Tiles tiles(parts.height);
-    for_tiles(parts.tiles(), kGroup, [&](int first, int count) {
+    const int groups = (parts.tiles() + kGroup - 1) / kGroup;
+    const auto first_of = [&](int group) { return static_cast<int>(int64_t{parts.tiles()} * group / groups); };
+    const auto window = [&](int tile) { return job.source + (first_row + tile / parts.each) * row + parts.position(tile) * position; };
+    const auto gather_group = [&](int group) {
+        if (!is_gathered || group == groups) return;
+        for (int tile = first_of(group); tile < first_of(group + 1); ++tile)
+            gather(layer, window(tile), job.source_row, parts.height, gathered[group % 2][tile - first_of(group)]);
+    };
+    gather_group(0);
+    for (int group = 0; group < groups; ++group) {
+        gather_group(group + 1);  // in time: a tile is not loaded until stores to its bytes are done
+        const int first = first_of(group), count = first_of(group + 1) - first;
         const uint8_t* pixels[kGroup];
-        for (int m = 0; m < count; ++m)
-            pixels[m] = job.source + (first_row + (first + m) / parts.each) * row + parts.position(first + m) * position;
-        kAccumulate[count - 1](tiles, job, weights, channel_tiles, pixels, sums);
+        for (int m = 0; m < count; ++m) pixels[m] = is_gathered ? gathered[group % 2][m] : window(first + m);
+        accumulate_group[count - 1](tiles, rows, weights, channel_tiles, pixels, sums);
         for (int m = 0; m < count; ++m) {
             const int at = parts.position(first + m);
             int y = first_row + (first + m) / parts.each + at / parts.pitch, x = at % parts.pitch;
@@ -122,7 +189,7 @@ void conv(const DotJob& job, int block, int first_row, int last_row) {
                                     _mm512_permutexvar_epi32(order, codes));
             }
         }
-    });
+    }
 }
 
 // Everything but convolutions is AVX-512's. Nothing is looked up: a product of tiles does five times as much as a look-up.
@@ -139,6 +206,8 @@ Kernels on_tiles(const char* name, decltype(Kernels::dot_conv) dot_conv) {
     kernels.dot.lanes = kTileChannels;
     kernels.dot.step_unit = kTileRows;
     kernels.dot.is_faster = true;
+    kernels.dot.has_packed_weights = true;
+    kernels.dot.gathers = true;
     return kernels;
 }
 

@@ -26,7 +26,9 @@ struct LutJob {
 struct DotLayer {
     ConvShape shape;
     int steps = 0;       // ceil(kernel_w * in_channels / 4), rounded up to the format's unit with weights of 0
+    bool is_gathered = false;  // all rows of the kernel are one: see `DotFormat::gathers`
     Buffer weights;
+    int weight_bits = 8;  // fewer: see `DotFormat::has_packed_weights`
     std::vector<std::vector<Chunk>> chunks;  // of every 16 channels, where sums are added in 16 bits: steps that fit
     Buffer bias;         // int32 [padded channels]: bias minus (zero point - base) times the sum of the weights
     Buffer scale;        // float [padded channels]
@@ -110,6 +112,7 @@ struct NarrowJob {
 };
 
 constexpr int kWideFormats = 2;
+constexpr int kGatherLimit = 32, kGatherRows = 8;
 constexpr int kShortLanes = 16;  // channels whose sums are added in 16 bits together
 
 // How dot products take weights, where sums of products in 16 signed bits are exact only for some.
@@ -120,6 +123,11 @@ struct DotFormat {
     int lanes = kChannelUnit;  // channels side by side
     int step_unit = 1;         // rows of a kernel take a multiple of these steps
     bool is_faster = false;    // than the runtime's own convolutions, whatever the bits
+    // Whether weights of two or four bits are kept in as many: every 16 steps of 16 lanes (1 KB) are 4 or 8 vectors of 64
+    // bytes. With f = 8 / bits, field i of byte j of vector v is byte j of step v f + i, lowest bits first.
+    bool has_packed_weights = false;
+    // Whether kernels of at most kGatherRows rows of at most kGatherLimit bytes are one row: theirs, one after another.
+    bool gathers = false;
 };
 
 struct Kernels {

@@ -19,8 +19,8 @@ void write_weights(const int8_t* weights, int first, int last, int lanes, int si
     for (int ky = 0; ky < s.kernel_h; ++ky)
         for (int kx = 0; kx < s.kernel_w; ++kx)
             for (int c = 0; c < s.in_channels; c += unit) {
-                const int place = kx * s.in_channels + c;
-                const size_t row = static_cast<size_t>(first / lanes) * s.kernel_h + ky;
+                const int place = (layer->is_gathered ? ky * s.kernel_w + kx : kx) * s.in_channels + c;
+                const size_t row = layer->is_gathered ? first / lanes : static_cast<size_t>(first / lanes) * s.kernel_h + ky;
                 const size_t at = (row * layer->steps + place / 4) * lanes * 4 + place % 4;
                 const int8_t* from = weights + (static_cast<size_t>(first) * s.in_channels + c) * taps + ky * s.kernel_w + kx;
                 int8_t* to = layer->weights.as<int8_t>() + at + first % lanes * 4;
@@ -65,23 +65,44 @@ std::vector<Chunk> short_chunks(const DotLayer& layer, int first_channel, int sp
     return chunks;
 }
 
+// Keep weights in two or four bits where all of them fit; memory is slower than the products.
+void pack_bits(int lowest, int highest, DotLayer* layer) {
+    constexpr size_t kVector = 64, kPacked = 16 * kVector;  // bytes
+    const int bits = lowest >= -2 && highest <= 1 ? 2 : lowest >= -8 && highest <= 7 ? 4 : 8;
+    if (bits == 8) return;
+    const int fields = 8 / bits, mask = (1 << bits) - 1;
+    const size_t size = layer->weights.size();
+    Buffer packed(size / fields);
+    const uint8_t* from = layer->weights.as<uint8_t>();
+    uint8_t* to = packed.as<uint8_t>();
+    for (const uint8_t* const end = from + size / kPacked * kPacked; from < end; from += fields * kVector, to += kVector)
+        for (int i = 0; i < fields; ++i)
+            for (size_t j = 0; j < kVector; ++j) to[j] = static_cast<uint8_t>(to[j] | (from[i * kVector + j] & mask) << bits * i);
+    layer->weights = std::move(packed);
+    layer->weight_bits = bits;
+}
+
 }  // namespace
 
 bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
     const ConvShape& s = spec.shape;
     layer->shape = s;
-    layer->steps = static_cast<int>(round_up((static_cast<size_t>(s.kernel_w) * s.in_channels + 3) / 4, kernels.dot.step_unit));
+    const int row = s.kernel_w * s.in_channels;
+    layer->is_gathered = kernels.dot.gathers && row <= kGatherLimit && s.kernel_h > 1 && s.kernel_h <= kGatherRows;
+    const int rows = layer->is_gathered ? 1 : s.kernel_h, bytes = layer->is_gathered ? row * s.kernel_h : row;
+    layer->steps = static_cast<int>(round_up((bytes + 3) / 4, kernels.dot.step_unit));
     layer->zero = spec.requantize.zero;
     layer->low = spec.requantize.low;
     layer->high = spec.requantize.high;
     const size_t padded = round_up(s.out_channels, kChannelUnit);
-    layer->weights = Buffer(padded * s.kernel_h * layer->steps * 4);
+    layer->weights = Buffer(padded * rows * layer->steps * 4);
     layer->bias = Buffer(padded * sizeof(int32_t));
     layer->scale = Buffer(padded * sizeof(float));
     for (int first = 0; first < s.out_channels; first += kLanesTogether)
         write_weights(spec.weights.data(), first, std::min(first + kLanesTogether, s.out_channels),
                       kernels.dot.lanes, kernels.dot.sign, layer);
     const size_t count = static_cast<size_t>(s.in_channels) * s.kernel_h * s.kernel_w;
+    int least = 0, greatest = 0;
     for (int o = 0; o < s.out_channels; ++o) {
         const int8_t* const w = spec.weights.data() + o * count;
         int32_t sum = 0, reach = 0;
@@ -102,6 +123,8 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
             sum += part;
             reach += part_reach;
         }
+        least = std::min(least, lowest - 128);
+        greatest = std::max(greatest, highest - 128);
         if (lowest - 128 < kernels.dot.lowest_weight || highest - 128 > kernels.dot.highest_weight) return false;
         if (!kernels.has_exact_dot && 2 * spec.span * std::max(128 - lowest, highest - 128) > INT16_MAX) return false;
         const int64_t bias = spec.requantize.bias[o] - int64_t{spec.zero - spec.base - kernels.dot.base} * sum;
@@ -110,6 +133,7 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
         layer->bias.as<int32_t>()[o] = static_cast<int32_t>(bias);
         layer->scale.as<float>()[o] = spec.requantize.scale[o];
     }
+    if (kernels.dot.has_packed_weights) pack_bits(least, greatest, layer);
     if (kernels.has_short_sums)
         for (size_t c = 0; c < padded; c += kShortLanes) layer->chunks.push_back(short_chunks(*layer, static_cast<int>(c), spec.span));
     return true;

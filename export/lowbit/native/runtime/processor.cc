@@ -53,11 +53,13 @@ bool has_avx512() {
     return is_kept(kZmm) && has_avx2() && is_base && has(r.ecx, 1) && has_vnni();               // VBMI, VNNI
 }
 
+bool has_gfni() { return has(features(0).ecx, 8); }
+
 // AMX multiplies 8-bit tiles many times faster than tables can be looked up. Linux gives a process the registers when it
 // asks for them (arch_prctl, ARCH_REQ_XCOMP_PERM of XTILEDATA), and refuses where a signal stack is too small for them.
 bool has_amx() {
     const unsigned edx = features(0).edx;
-    if (!has(edx, 24) || !has(edx, 25) || !is_kept(kTiles) || !has_avx512()) return false;  // AMX-TILE, AMX-INT8
+    if (!has_gfni() || !has(edx, 24) || !has(edx, 25) || !is_kept(kTiles) || !has_avx512()) return false;  // AMX-TILE, AMX-INT8
 #if defined(__linux__)
     constexpr long kAskForState = 0x1023, kTileData = 18;
     return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
@@ -97,7 +99,7 @@ Choice choose_kernels(const char* wanted) {
     if (std::strcmp(wanted, "portable") == 0) return {portable_kernels(), "asked for: plain C++, slow"};
 #if defined(__x86_64__)
     if (std::strcmp(wanted, "amx") == 0 && amx_kernels() != nullptr && has_amx()) return {amx_kernels(), "asked for: AMX"};
-    if (std::strcmp(wanted, "amx_emulated") == 0 && has_avx512())
+    if (std::strcmp(wanted, "amx_emulated") == 0 && has_avx512() && has_gfni())
         return {emulated_amx_kernels(), "asked for: AMX in plain C++, slow"};
     if (std::strcmp(wanted, "avx512") == 0 && has_avx512()) return {avx512_kernels(), "asked for: AVX-512"};
     if (std::strcmp(wanted, "avx2") == 0 && has_avx2() && avx2_kernels() != nullptr) return {avx2_kernels(), "asked for: AVX2"};

@@ -3,13 +3,13 @@
     python benchmarks/accuracy.py configs/digits/w4a4.yaml configs/digits/w2a2.yaml --seeds 0 1 2 \
         --json benchmarks/results/accuracy_digits.json
 
-For every seed the first config trains the teacher; the others distil from the same one (their own teacher section is
-replaced by its weights). Each run goes through `qkd` up to the export, so every row carries the parity of the student
-it names over the whole test set. A run that fails stays in the table with its message. Extra `key.path=value` words are
-passed on to every run.
+For every seed the first config trains the teacher, and the others distill from the same one (their own teacher section
+is replaced by its weights). Each run goes through `qkd` up to the export, so every row includes the parity of its
+student over the whole test set. A run that fails is listed in the table with its message. Extra `key.path=value` words
+are passed on to every run.
 
-A student whose export stage did not finish, or whose file parity refused, is no result: its row says why in place of
-figures. `--judge FILE` applies that to a table that an earlier version wrote.
+A student whose export stage did not finish, or whose file failed parity, is not a result: its row gives the reason
+instead of figures. `--judge FILE` applies that to a table from an earlier version.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def _read(run: Path) -> dict[str, Any]:
 
 
 def refusal(run: Path, parity: dict[str, Any]) -> str:
-    """Return why the run's student is no result, or nothing.
+    """Return why the run's student is not a result, or an empty string.
 
-    The stage that refuses a file leaves it, and the comparison, where they are: that they are there says nothing.
+    The stage that refuses a file keeps it and the comparison, so their existence says nothing.
 
     Args:
         run: The run folder.
@@ -74,9 +74,9 @@ def refusal(run: Path, parity: dict[str, Any]) -> str:
 
 
 def judge(path: Path) -> None:
-    """Rewrite a table so that students whose parity failed have no part in it.
+    """Rewrite a table so that students that failed parity are excluded.
 
-    Tables of earlier versions do not say whether a run passed, so what they hold of the comparison decides: the stage
+    Tables from earlier versions do not say whether a run passed, so their record of the comparison decides: the stage
     has always refused a student whose class differed on any image.
     """
     record = json.loads(path.read_text())
@@ -106,7 +106,7 @@ def _fault(row: dict[str, Any]) -> str:
 
 
 def collect(config: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Return the row of a run that is already there, without training."""
+    """Return the row of an existing run, without training."""
     run = folder / f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
     try:
         return {"config": config, "seed": seed, **_read(run)}
@@ -115,7 +115,7 @@ def collect(config: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """Run all configs with one seed; the first one's teacher serves the others."""
+    """Run all configs with one seed; the others use the first one's teacher."""
     rows: list[dict[str, Any]] = []
     teacher = Path(args.teachers.format(seed=seed)).resolve() if args.teachers else None
     if args.collect:
@@ -130,10 +130,10 @@ def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
 
 
 def summarize(rows: list[dict[str, Any]], configs: list[str]) -> dict[str, Any]:
-    """Return mean and standard deviation a config, and of the teachers."""
+    """Return mean and standard deviation per config, and of the teachers."""
     good = [row for row in rows if "failed" not in row]
     table = {config: spread([r["student_accuracy"] for r in good if r["config"] == config]) for config in configs}
-    teachers = {row["seed"]: row["teacher_accuracy"] for row in good}  # one a seed, shared by the configs
+    teachers = {row["seed"]: row["teacher_accuracy"] for row in good}  # one per seed, shared by the configs
     return {"teacher": spread(list(teachers.values())), **table}
 
 
@@ -145,10 +145,10 @@ def main() -> None:
     parser.add_argument(
         "--teachers", help="trained teachers to use for all configs, e.g. runs/t-seed{seed}/teacher/weights.safetensors"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="seeds trained side by side")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds trained in parallel")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--collect", action="store_true", help="only gather the runs that are there; train nothing")
-    parser.add_argument("--judge", type=Path, metavar="FILE", help="only refuse what parity refused in this table")
+    parser.add_argument("--collect", action="store_true", help="only collect existing runs; do not train")
+    parser.add_argument("--judge", type=Path, metavar="FILE", help="only exclude what failed parity from this table")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.judge:

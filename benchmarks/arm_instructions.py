@@ -9,15 +9,15 @@
     python benchmarks/arm_instructions.py --files /tmp/lowbit --names "{net}-32{variant}.onnx" --nets resnet20 \\
         --cpus cortex-a72 --variants fp32 int8 w2a2 lowbit --json benchmarks/results/lowbit_arm.json --update
 
-An emulator says nothing of time, but the instructions that it executes are those of the processor: the aarch64 wheel
-of onnxruntime picks its kernels by what the processor says it has. A plugin of qemu counts them between two system
-calls with which a process marks the inferences it wants counted (after warm-up, one thread). Variant `lowbit` is the
-file of `w2a2` with the low-bit execution provider, cross-compiled here (extra `[cross]`); its logits must be those of
-`w2a2` without it.
+An emulator says nothing about time, but it executes the same instructions as the processor: the aarch64 wheel of
+onnxruntime picks its kernels by the features that the processor reports. A qemu plugin counts them between two system
+calls with which a process marks the inferences to count (after warm-up, one thread). Variant `lowbit` is the file of
+`w2a2` with the low-bit execution provider, cross-compiled here (extra `[cross]`); its logits must equal those of `w2a2`
+without it.
 
-Needs gcc, apt-get of Debian 12 (its qemu-user 7.2 loads plugins; later builds are static and do not), and the aarch64
-user space that `pytest -m slow tests/export/devices/test_emulated_arm.py` leaves in ~/.cache/qkd-toolkit. Nothing of
-the system is changed.
+Needs gcc, apt-get on Debian 12 (its qemu-user 7.2 loads plugins; later builds are static and do not), and the aarch64
+user space that `pytest -m slow tests/export/devices/test_emulated_arm.py` leaves in ~/.cache/qkd-toolkit. It does not
+change the system.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ CPUS = {"cortex-a53": (False, "0xd03"), "cortex-a72": (False, "0xd08"), "cortex-
 FEATURES = "fp asimd aes pmull sha1 sha2 crc32"
 DOT_FEATURES = " atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 VARIANTS = ("fp32", "int8", "w4a4", "w2a2", "lowbit")
-ENDINGS = {"fp32": "", "int8": "-int8", "w4a4": "-w4a4-ort", "w2a2": "-w2a2-ort"}  # of the files of `lowbit.py`
+ENDINGS = {"fp32": "", "int8": "-int8", "w4a4": "-w4a4-ort", "w2a2": "-w2a2-ort"}  # of the files from `lowbit.py`
 NAMES = "{net}.{variant}.onnx"
 PROVIDER = "LowBitExecutionProvider"
-WARM_UP, COUNTED = 1, 1  # an inference counts the same each time; the first one allocates
+WARM_UP, COUNTED = 1, 1  # every inference gives the same count; the first one allocates
 # `sched_get_priority_max` is call 125 there; nothing else in an inference makes it.
 PLUGIN = r"""
 #include <inttypes.h>
@@ -106,12 +106,12 @@ print(onnxruntime.__version__, hashlib.sha256(logits.tobytes()).hexdigest())
 
 @dataclass(frozen=True)
 class Counted:
-    """What a process counted.
+    """The counts of a process.
 
     Args:
-        instructions: Of one warm inference.
-        version: Of onnxruntime there.
-        logits: A hash of what the net answered.
+        instructions: Instructions of one warm inference.
+        version: Version of its onnxruntime.
+        logits: Hash of the net's output.
     """
 
     instructions: int
@@ -150,7 +150,7 @@ def lay_out(root: Path, emulator: Path, cpu: str) -> Path:
 
 
 def count(path: Path, library: str, cpu: str, emulator: Path, root: Path, site: Path) -> Counted:
-    """Count the instructions of one warm inference of a file; ``library`` is a provider's, or empty."""
+    """Count the instructions of one warm inference of a file; ``library`` is that of a provider, or empty."""
     python = root / "usr/bin/python3.11"
     command = [str(emulator / "root/usr/bin/qemu-aarch64"), "-cpu", cpu, "-plugin", str(emulator / "count.so")]
     command += ["-E", f"PYTHONPATH={site}", "-E", "PYTHONDONTWRITEBYTECODE=1", "-L", str(root), str(python)]
@@ -164,7 +164,7 @@ def count(path: Path, library: str, cpu: str, emulator: Path, root: Path, site: 
 
 
 def emulator_version(emulator: Path) -> str:
-    """Return the first line of what the emulator says of its version."""
+    """Return the first line of the emulator's version output."""
     command = [str(emulator / "root/usr/bin/qemu-aarch64"), "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(emulator))
     return done.stdout.splitlines()[0]
@@ -176,7 +176,7 @@ def _environment(emulator: Path) -> dict[str, str]:
 
 
 def file_of(args: argparse.Namespace, net: str, variant: str) -> Path:
-    """Return the file of a variant; the provider takes that of `w2a2`."""
+    """Return the file of a variant; the provider uses that of `w2a2`."""
     known = "w2a2" if variant == "lowbit" else variant
     ending = known if ".{variant}" in args.names else ENDINGS[known]
     return Path(args.files / args.names.format(net=net, variant=ending))
@@ -229,20 +229,20 @@ def main() -> None:
     """Parse the command line, count, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=Path, required=True, help="folder that export_latency.py wrote (its --work)")
-    parser.add_argument("--names", default=NAMES, help="how its files are called")
+    parser.add_argument("--names", default=NAMES, help="pattern of its file names")
     parser.add_argument("--nets", nargs="+", default=["resnet18", "mobilenet_v2"])
     parser.add_argument("--cpus", nargs="+", default=list(CPUS), choices=list(CPUS))
     parser.add_argument("--root", type=Path, default=CACHE / "aarch64-python" / "root", help="aarch64 user space")
     parser.add_argument("--site", type=Path, default=CACHE / "aarch64-site-new" / "site", help="its packages")
-    parser.add_argument("--emulator", type=Path, default=CACHE / "qemu-plugins", help="where the emulator is kept")
+    parser.add_argument("--emulator", type=Path, default=CACHE / "qemu-plugins", help="folder of the emulator")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="fp32 comes first")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--update", action="store_true", help="keep what the JSON file says of other processors")
+    parser.add_argument("--update", action="store_true", help="keep the JSON file's entries for other processors")
     args = parser.parse_args()
     if args.variants[0] != "fp32":
-        parser.error("the ratios are to fp32: name it first")
+        parser.error("--variants must start with fp32, which the ratios are relative to")
     if "lowbit" in args.variants and "w2a2" not in args.variants:
-        parser.error("lowbit is compared with w2a2: name it, too")
+        parser.error("lowbit is compared with w2a2: add w2a2 to --variants")
     emulator = fetch_emulator(args.emulator)
     nets = {net: measure(net, args, emulator) for net in args.nets}
     command = shlex.join(["python", "benchmarks/arm_instructions.py", *sys.argv[1:]])

@@ -2,12 +2,12 @@
 
     python benchmarks/augment_throughput.py --rounds 9 --json benchmarks/results/augment_throughput.json
 
-One thread, color images cut out of two photographs. RandAugment is the same work for all (2 operations at magnitude 9,
-no crop or flip); torchvision draws for every image of the batch, as a data loader does; Kornia's draws one sequence for
-the whole batch. ``pba`` is two operations at most from a policy of all fifteen; ``crop_flip`` adds crop and flip;
-``batched`` is the engine that works where there is no C++ compiler. Every round times every variant once, in turn; a
-ratio is the median over the rounds of (theirs / ours of the same round). Ratios are of CPU time of the process, so that
-other work on the machine counts less; wall times are given, too. ``--step`` measures the share of a ResNet-20 W2A2
+One thread, color images cropped from two photographs. RandAugment is the same work for all (2 operations at magnitude
+9, no crop or flip); torchvision samples per image, as in a data loader; Kornia samples one sequence for the whole
+batch. ``pba`` is at most two operations from a policy of all fifteen; ``crop_flip`` adds crop and flip; ``batched`` is
+the engine that works without a C++ compiler. Every round times every variant once, in turn; a ratio is the median over
+the rounds of (theirs / ours of the same round). Ratios are of the process's CPU time, so that other work on the machine
+matters less; wall times are given, too. ``--step`` measures the share of a ResNet-20 W2A2
 distillation step (batch 128, 32x32) that augmentation takes. Kornia is installed in a separate folder:
 ``pip install --target DIR --no-deps kornia kornia_rs``, then ``--kornia DIR``.
 """
@@ -44,7 +44,7 @@ MEAN = (0.49, 0.48, 0.45)
 
 
 def photographs(side: int, count: int) -> Tensor:
-    """Return random pieces of two photographs, uint8 ``[count, 3, side, side]``."""
+    """Return random crops of two photographs, uint8 ``[count, 3, side, side]``."""
     rng = np.random.default_rng(0)
     pieces = []
     for index in range(count):
@@ -55,7 +55,7 @@ def photographs(side: int, count: int) -> Tensor:
 
 
 def ours(images: Tensor, policy: str, **settings: Any) -> Action:
-    """Return a call of one of our agents; every call draws again."""
+    """Return a call of one of our agents, which samples again on every call."""
     from qkd.agents import build_agent
     from qkd.config import AgentConfig
 
@@ -65,7 +65,7 @@ def ours(images: Tensor, policy: str, **settings: Any) -> Action:
 
 
 def without_compiler(action: Action) -> Action:
-    """Return a call that takes the batched engine, as where there is no C++ compiler."""
+    """Return a call that uses the batched engine, as without a C++ compiler."""
 
     def call() -> object:
         compiled = native.load
@@ -79,7 +79,7 @@ def without_compiler(action: Action) -> Action:
 
 
 def variants(images: Tensor, kornia_at: Path | None) -> dict[str, Action]:
-    """Return what is compared: name -> a call that augments the batch once."""
+    """Return the variants to compare: name -> a call that augments the batch once."""
     pillow = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     tensors = list(images.unbind(0))
     theirs = v2.RandAugment(num_ops=2, magnitude=9)
@@ -153,7 +153,7 @@ def step_share(rounds: int) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return what was measured with, and on what."""
+    """Return versions and hardware of the measurement."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     kornia, compiler = sys.modules.get("kornia"), cpp_compiler()
@@ -180,9 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Augmentation throughput against torchvision v2 and Kornia.")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sizes", default="32:256,224:32", help="side:batch, ...")
-    parser.add_argument("--kornia", type=Path, help="folder that Kornia was installed to (pip install --target)")
+    parser.add_argument("--kornia", type=Path, help="folder where Kornia is installed (pip install --target)")
     parser.add_argument("--step", action="store_true", help="measure the share of a distillation step, too")
-    parser.add_argument("--march", default="native", help="what ours is compiled for: x86-64-v3 is AVX2")
+    parser.add_argument("--march", default="native", help="target of our C++ compiler; x86-64-v3 is AVX2")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,13 +1,13 @@
-"""Measures soft targets over very many classes: time, memory and variance of the full loss and of drawn classes.
+"""Measures soft targets over very many classes: time, memory and variance of the full and the sampled loss.
 
     python benchmarks/class_sampling.py
 
-A step is forward and backward of the last linear layer and the loss, with features of the batch and rows of the layer
-as leaves, the teacher's log-probabilities given. Full and sampled steps run interleaved in one process for time, and
-each in a separate process for memory (largest resident size during the step, less that before it). The normalizers of
-the sampled step come from a second draw, which is part of its time; the probabilities that it draws with are given.
-Variance is that of the gradient of the features over draws, summed, for proposals by difference, by the teacher and
-uniform; bias is a z-test of its projection on the full gradient, with exact normalizers. Writes OUT.json.
+A step is forward and backward of the last linear layer and the loss, with the batch's features and the layer's rows as
+leaves, and given log-probabilities of the teacher. Full and sampled steps run interleaved in one process for time, and
+each in a separate process for memory (peak resident size during the step, minus that before it). The normalizers of the
+sampled step come from a second draw, which is part of its time; the sampling probabilities are given. Variance is the
+summed variance over draws of the gradient of the features, for proposals by difference, by the teacher and uniform;
+bias is a z-test of its projection on the full gradient, with exact normalizers. Writes OUT.json.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from qkd.losses import (
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("difference", "teacher", "uniform")
-NOISE = 0.3  # of the student's rows and features beside the teacher's
+NOISE = 0.3  # of the student's rows and features relative to the teacher's
 
 
 class Layer:
-    """A last layer of a student beside a teacher's logits.
+    """The last layer of a student, with a teacher's logits.
 
     Args:
-        classes: How many.
-        batch: Images.
-        features: Entering the layer.
+        classes: Number of classes.
+        batch: Number of images.
+        features: Number of inputs of the layer.
     """
 
     def __init__(self, classes: int, batch: int, features: int) -> None:
@@ -60,7 +60,7 @@ class Layer:
         rows, feature = drawn(classes, features) * features**-0.5 * 4, drawn(batch, features)
         self.rows = (rows + NOISE * features**-0.5 * drawn(classes, features)).requires_grad_()
         self.feature = (feature + NOISE * drawn(batch, features)).requires_grad_()
-        self.teacher = torch.empty(batch, classes)  # in place: its own making shall leave little behind
+        self.teacher = torch.empty(batch, classes)  # in place, so that creating it leaves little behind
         torch.matmul(feature, rows.T, out=self.teacher)
 
     def full(self) -> None:
@@ -83,7 +83,7 @@ class Layer:
         self.rows.grad = self.feature.grad = None
 
     def proposal(self, kind: str) -> Tensor:
-        """Return a proposal, made from the nets as they stand."""
+        """Return a proposal, computed from the current nets."""
         with torch.no_grad():
             return class_proposal(
                 torch.softmax(self.feature @ self.rows.T, 1), torch.softmax(self.teacher, 1), kind=kind
@@ -95,7 +95,7 @@ class Layer:
 
 
 def clock(step: Callable[[], None], layer: Layer) -> float:
-    """Return how long a step takes, in milliseconds."""
+    """Return the time of a step in milliseconds."""
     layer.forget()
     start = time.perf_counter()
     step()
@@ -147,7 +147,7 @@ def variances(args: argparse.Namespace, classes: int) -> dict[str, Any]:
 
 
 def memory_mib(name: str, args: argparse.Namespace, classes: int) -> float:
-    """Return what a step adds to the largest resident size of this process, in MiB."""
+    """Return the increase in this process's peak resident size during a step, in MiB."""
     layer = Layer(classes, args.batch, args.features)
     generator = torch.Generator().manual_seed(1)
     if name == "sampled":
@@ -170,7 +170,7 @@ def memory_mib(name: str, args: argparse.Namespace, classes: int) -> float:
 
 
 def resident_mib() -> float:
-    """Return what of this process is in memory now (Linux)."""
+    """Return the current resident size of this process (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--only", choices=("full", "sampled"), help="measure memory of one step, print it")
+    parser.add_argument("--only", choices=("full", "sampled"), help="measure and print the memory of one step")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "class_sampling.json")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""Measures whether a bfloat16 convolution gains from integer codes, scaled afterward, in place of scaled values.
+"""Measures whether a bfloat16 convolution gains from integer codes, scaled afterward, instead of scaled values.
 
     python benchmarks/code_products.py --json benchmarks/results/code_products.json
 
 Codes of 2 to 8 bits are exact in bfloat16, scaled values are rounded. For 2 and 4 bits: the relative error against
-float64 of the output behind batch norm, of the gradient of the input, and of the gradient of the weights; then the time
-of a forward and backward pass on the process's own clock (64 images, 16 channels, 32x32, channels last, one thread).
+float64 of the output after batch norm, of the gradient of the input, and of the gradient of the weights; then the CPU
+time of a forward and backward pass (64 images, 16 channels, 32x32, channels last, one thread).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compares data-free methods on one pair of nets: float, W4A4 and W2A2 students beside noise and real images.
+"""Compares data-free methods on one pair of nets: float, W4A4 and W2A2 students next to noise and real images.
 
     python benchmarks/data_free.py --methods real noise rdskd dafl
     python benchmarks/data_free.py --methods real noise gdfq dfq deep-inversion --runs-dir runs/data-free-resnet8 \
@@ -7,15 +7,15 @@
         student.agent.policy=none student.train.epochs=6
     python benchmarks/data_free.py --configs configs/fashion-mnist/data-free --runs-dir runs/data-free-fashion
 
-Every method is a config of one folder; methods of one pair of nets share the teacher of a seed. The first run of a
-method makes what the images come from and the float student; the other width takes both over, so that one generator
-serves all widths. ``real`` is the student of ``noise`` with soft targets on real training images, for as many batches
-(its epochs are of another length, so their number differs). Students are scored once, on the whole test set, after
-their last epoch. Complete runs are not run again; a run that fails stays in the table with its message until it is run
-again. Extra ``key.path=value`` words are passed on to every run.
+Every method is a config in one folder; methods with the same pair of nets share the teacher of a seed. The first run of
+a method trains the image source and the float student; the other width reuses both, so that one generator serves all
+widths. ``real`` is the student of ``noise`` with soft targets on real training images, for the same number of batches
+(its epochs have another length, so their number differs). Students are scored once, on the whole test set, after their
+last epoch. Complete runs are not repeated; a failed run is listed in the table with its message until it is run again.
+Extra ``key.path=value`` words are passed on to every run.
 
-While it runs, what there is stands in RUNS_DIR/table.json and table.md, so that the checkout stays clean and each run
-records a commit without changes; at the end, and with --write-only, OUT.json and OUT.md are written.
+While it runs, partial results are in RUNS_DIR/table.json and table.md, so that the checkout stays clean and each run
+records a commit without changes. At the end, and with --write-only, it writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ REAL_CONFIG = "soft_target on real images"
 
 
 class Comparison:
-    """The runs of the comparison, and what became of them."""
+    """The runs of the comparison and their outcomes."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, args.runs_dir
 
     def run(self) -> None:
-        """Run everything, a seed after the other."""
+        """Run everything, one seed after another."""
         for seed in self.args.seeds:
             for method in self.args.methods:
                 for bits in BITS:
@@ -73,17 +73,17 @@ class Comparison:
 
     @cached_property
     def settings(self) -> RunConfig:
-        """The config of the noise row, with the overrides: its data set, and the lengths of its trainings."""
+        """Return the config of the noise row with the overrides, for its data set and training lengths."""
         return load_config(self.config("noise"), self.args.overrides)
 
     @cached_property
     def real_batches(self) -> int:
-        """Return how many batches an epoch of real images has."""
+        """Return the number of batches in an epoch of real images."""
         data = self.settings.data
         return len(load_splits(data, seed=0).train) // data.batch_size
 
     def real_epochs(self, epochs: int) -> int:
-        """Return how many epochs of real images have as many batches as some of made ones."""
+        """Return the number of epochs of real images with as many batches as ``epochs`` of generated ones."""
         made = self.settings.student.data_free.images_per_epoch // self.settings.data.batch_size
         return max(1, round(epochs * made / self.real_batches))
 
@@ -110,9 +110,9 @@ class Comparison:
         return [*self.args.overrides, *words]  # lengths of the real row follow from the overrides
 
     def teacher(self, method: str, seed: int) -> Path | None:
-        """Return a run of another method whose teacher is this one's, too; None where it trains one itself."""
+        """Return a run of another method that shares this one's teacher; None if it trains its own."""
         begun = self.folder / run_name(method, BITS[0], seed) / "config.yaml"
-        if begun.is_file():  # a run that is resumed keeps the teacher it began with
+        if begun.is_file():  # a resumed run keeps the teacher it started with
             found = parse_yaml(begun.read_text())["teacher"].get("run")
             return Path(found) if found else None
         own = load_config(self.config(method), self.args.overrides).teacher
@@ -150,7 +150,7 @@ class Comparison:
         }
 
     def write(self, out: Path) -> None:
-        """Write what there is so far."""
+        """Write the results so far."""
         facts = {
             "what": "students scored once, on all test images, after their last epoch; accuracies are fractions",
             "data": self.data_name(),
@@ -163,7 +163,7 @@ class Comparison:
         out.with_name(f"{out.name}.md").write_text(table(rows))
 
     def data_name(self) -> str:
-        """Return the data set's name, of npz files that of their folder, with the size that it is brought to."""
+        """Return the data set's name (for npz files, their folder's name), with the size that it is resized to."""
         data = self.settings.data
         size = "" if data.image_size is None else f"-{size_text(data.image_size)}"
         return f"{data.name if data.path is None else data.path.name}{size}"
@@ -181,12 +181,12 @@ def run_name(method: str, bits: int, seed: int) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return a result; empty where there is none."""
+    """Return a result, empty if there is none."""
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def same_files(first: Sequence[Path], second: Sequence[Path]) -> bool | None:
-    """Return whether what makes the images has the same hashes in runs of both widths; None where one has none yet."""
+    """Return whether the image sources of both widths have the same hashes; None if one does not exist yet."""
     pairs = [
         [read(run / "manifests" / "generator.json").get("files") for run in pair]
         for pair in zip(first, second, strict=True)
@@ -201,7 +201,7 @@ def accuracies(runs: Sequence[Path], folder: str) -> list[float]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as a table in Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| method | teacher | float student | W4A4 | W2A2 | generator steps |", "|---|---|---|---|---|---|"]
     for row in rows:
         wanted = row.get("wanted", 1)
@@ -223,12 +223,12 @@ def _percent(found: dict[str, Any], wanted: int) -> str:
 def main() -> None:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of configs, a method each")
-    parser.add_argument("--methods", nargs="+", help="real, and configs by name; absent: all")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of configs, one per method")
+    parser.add_argument("--methods", nargs="+", help="real, and configs by name (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "data-free")
-    parser.add_argument("--out", type=Path, help="absent: results/data_free_DATA beside this file")
-    parser.add_argument("--write-only", action="store_true", help="run nothing: a table of what is there")
+    parser.add_argument("--out", type=Path, help="default: results/data_free_DATA next to this file")
+    parser.add_argument("--write-only", action="store_true", help="only write the table of existing runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     args.configs = args.configs.resolve()

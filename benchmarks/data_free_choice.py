@@ -1,11 +1,11 @@
-"""Scores students of data-free runs on the *training* images of their set: what settings are chosen by.
+"""Scores students of data-free runs on the *training* images of their set, as a basis for choosing settings.
 
     python benchmarks/data_free_choice.py runs/data-free/mskd-w2a2-seed0 runs/data-free-choice/*
 
-No student reads a real image in its training. Where several settings are compared, choosing by test images would make
-the chosen one look better than it is; these are others. A row a run: float and low-bit student, how often the low-bit
-one decides as the teacher does, the share of each class that either gets right, and the student's settings that are not
-those of the run before it. Accuracies are fractions.
+No student sees a real image in training. When several settings are compared, choosing by test images would make the
+chosen one look better than it is; these are other images. One row per run: float and low-bit student, how often the
+low-bit one agrees with the teacher, the recall of each class for both, and the student's settings that differ from
+those of the previous run. Accuracies are fractions.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ OUT = Path(__file__).resolve().parent / "results" / "data_free_choice.json"
 
 
 def choice_of(path: Path) -> dict[str, Any]:
-    """Return what a run's students make of training images; accuracies are fractions.
+    """Return the scores of a run's students on training images; accuracies are fractions.
 
     Args:
-        path: Of a run whose stage ``distill`` is complete.
+        path: Folder of a run whose stage ``distill`` is complete.
     """
     run = RunFolder(stored_config(path), path.resolve())
     images, labels = training_images(run.config)
@@ -51,12 +51,12 @@ def choice_of(path: Path) -> dict[str, Any]:
 
 
 def recall(found: Tensor, labels: Tensor) -> list[float]:
-    """Return the share of each class's images that are found to be of it."""
+    """Return the recall of each class."""
     return [share(found[labels == label] == label) for label in range(int(labels.max()) + 1)]
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    """Return the settings of a run's student, dotted."""
+    """Return the settings of a run's student, with dotted keys."""
     return dict(leaves(stored_config(path).student.model_dump(mode="json"), "student"))
 
 
@@ -69,12 +69,12 @@ def training_images(config: RunConfig) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def decisions(net: nn.Module, images: Tensor) -> Tensor:
-    """Return the class that a net decides for, of each image."""
+    """Return the class that a net predicts for each image."""
     return torch.cat([net.eval()(part).argmax(1) for part in images.split(512)])
 
 
 def share(right: Tensor) -> float:
-    """Return the share of what is true, to four digits."""
+    """Return the fraction of true values, to four digits."""
     return round(float(right.double().mean()), 4)
 
 

@@ -1,15 +1,15 @@
-"""Measures low-bit students in a domain that training has no labels of: a gradient filter, and an adapting teacher.
+"""Measures low-bit students in a domain without training labels: a gradient filter, and an adapting teacher.
 
     python benchmarks/domains.py
     python benchmarks/domains.py --parts adaptation --seeds 0
 
-Part ``filter``: configs/digits/domains/filtered.yaml, each of its domains left out once, beside plain soft targets;
-all students of a domain and seed have one teacher and start from one float student. Part ``adaptation``:
-configs/digits/domains/adaptation.yaml in float, W4A4 and W2A2, beside the same without the other domain's images: a
-teacher that saw the source alone, and soft targets from it. Both of a seed have one teacher to begin with. Students are
-scored once, on the test images in the unseen domain, after their last epoch. One process, one run after the other;
-complete runs are not run again, and a run that fails stays in the table with its message. Extra ``key.path=value``
-words are passed on to every run. Writes OUT.json and OUT.md.
+Part ``filter``: configs/digits/domains/filtered.yaml with each of its domains left out once, compared with plain soft
+targets; all students of a domain and seed share one teacher and start from one float student. Part ``adaptation``:
+configs/digits/domains/adaptation.yaml in float, W4A4 and W2A2, compared with the same without the other domain's
+images: a teacher that saw only the source, and soft targets from it. Both start from the same teacher for a seed.
+Students are scored once, on the test images in the unseen domain, after their last epoch. One process, one run after
+another; complete runs are not repeated, and a failed run is listed in the table with its message. Extra
+``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Run:
 
     Args:
         part: ``filter`` or ``adaptation``.
-        method: What is compared.
+        method: The method.
         unseen: Domain of the test images.
-        bits: Of the student.
-        seed: Of the run.
+        bits: Bits of the student.
+        seed: Seed of the run.
     """
 
     part: str
@@ -76,7 +76,7 @@ def config_of(part: str) -> dict[str, Any]:
 
 
 def runs_of(part: str, seeds: Sequence[int]) -> Iterator[Run]:
-    """Yield the runs of a part, those that others take something from first."""
+    """Yield the runs of a part, those that others depend on first."""
     data = config_of(part)["data"]
     for seed in seeds:
         if part == "adaptation":
@@ -103,7 +103,7 @@ def values_of(run: Run) -> dict[str, Any]:
 
 
 class Comparison:
-    """The runs of the comparison, and what became of them."""
+    """The runs of the comparison and their outcomes."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, args.runs_dir
@@ -116,7 +116,7 @@ class Comparison:
             started = time.monotonic()
             try:
                 self._run(run)
-            except Exception as error:  # whatever a run raises is what became of it
+            except Exception as error:  # whatever a run raises is its outcome
                 self.failed[run.name] = f"{type(error).__name__}: {error}".replace(f"{self.folder.resolve()}/", "")
             print(f"{run.name}: {self.failed.get(run.name, 'done')} ({time.monotonic() - started:.0f} s)",
                   file=sys.stderr, flush=True)  # fmt: skip
@@ -138,7 +138,7 @@ class Comparison:
             run_stages(folder, STAGES, Progress(log))
 
     def _first(self, run: Run, *, any_method: bool) -> Run:
-        """Return the first run of the same domain and seed, whose teacher or float student this one takes."""
+        """Return the first run of the same domain and seed, whose teacher or float student this one uses."""
         return next(
             one for one in self.runs
             if (one.part, one.unseen, one.seed) == (run.part, run.unseen, run.seed)
@@ -146,7 +146,7 @@ class Comparison:
         )  # fmt: skip
 
     def row(self, run: Run) -> dict[str, Any]:
-        """Return what a run came to: accuracies in the unseen domain."""
+        """Return the outcome of a run: accuracies in the unseen domain."""
         row = {"part": run.part, "method": run.method, "unseen": run.unseen, "bits": run.bits, "seed": run.seed}
         if run.name in self.failed:
             return {**row, "failed": self.failed[run.name]}
@@ -161,7 +161,7 @@ class Comparison:
         return {**row, **found} if "accuracy" in found else {**row, "failed": "not run to its end"}
 
     def write(self) -> None:
-        """Write what there is so far."""
+        """Write the results so far."""
         rows = [self.row(run) for run in self.runs]
         record = {
             "what": "digits, 359 test images in a domain without labels in training; students scored once after their "
@@ -176,13 +176,13 @@ class Comparison:
 
 
 def accuracy_in(folder: Path) -> float | None:
-    """Return the test accuracy of a role; None where it has none yet."""
+    """Return the test accuracy of a role, or None if it has none yet."""
     path = folder / "result.json"
     return float(json.loads(path.read_text())["test_accuracy"]) if path.is_file() else None
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as tables in Markdown."""
+    """Return the rows as Markdown tables."""
     parts = {part: [row for row in rows if row["part"] == part] for part in PARTS}
     texts = []
     if parts["filter"]:
@@ -251,7 +251,7 @@ def adaptation_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def shown(values: Sequence[float]) -> str:
-    """Return mean and standard deviation in percent, and of how many; a dash where there is none."""
+    """Return mean and standard deviation in percent and the count, or a dash without values."""
     found = spread(values)
     return f"{100 * found['mean']:.1f} ± {100 * found['stdev']:.1f} % ({found['seeds']})" if values else "–"
 
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/domains"))
-    parser.add_argument("--collect", action="store_true", help="only gather the runs that are there")
+    parser.add_argument("--collect", action="store_true", help="only collect existing runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "domains", help="without suffix")
     args = parser.parse_args()
     args.runs_dir.mkdir(parents=True, exist_ok=True)

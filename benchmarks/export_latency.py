@@ -4,11 +4,11 @@
     python benchmarks/export_latency.py --nets resnet18 --rounds 100 --profile
 
 Batch 1, one thread, all variants of a net interleaved in one run (`export.measure_interleaved`). Nets are untrained:
-weights do not change what a kernel takes, and parity is checked on them all the same. Variants:
+weights do not change a kernel's time, and parity is checked on them anyway. Variants:
 
     fp32        PyTorch's exporter, batch norm folded by ONNX Runtime
     int8        onnxruntime's quantize_static: QDQ, per-channel weights
-    brevitas    the W4A4 net of Brevitas' own layers, by its export_onnx_qcdq (needs onnxoptimizer; left out without)
+    brevitas    the W4A4 net of Brevitas' own layers, by its export_onnx_qcdq (omitted without onnxoptimizer)
     w4a4, w2a2  this toolkit, first and last layer 8 bit
     ...-last4   the same with a 4-bit last layer (file size)
     ...-gemm    the same with linear layers as Gemm instead of MatMulNBits, where that makes a difference
@@ -61,7 +61,7 @@ def images_of(name: str) -> Tensor:
 
 
 def write_files(name: str, folder: Path, *, with_brevitas: bool) -> dict[str, dict[str, Any]]:
-    """Write every variant of a net that is not there yet; return what is known of each."""
+    """Write every variant of a net that does not exist yet; return the facts about each."""
     from export import export_float, export_int8_baseline
 
     facts: dict[str, dict[str, Any]] = {}
@@ -83,7 +83,7 @@ def write_files(name: str, folder: Path, *, with_brevitas: bool) -> dict[str, di
 def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     start = time.perf_counter()
     known = make(path)
-    path.with_name(path.name + ".data").unlink(missing_ok=True)  # a leftover: `_brevitas` checks that nothing is there
+    path.with_name(path.name + ".data").unlink(missing_ok=True)  # a leftover: `_brevitas` checks that it does not exist
     size = path.stat().st_size
     print(f"  {path.name}: {size / 1e6:.2f} MB, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return {**known, "path": str(path), "size_bytes": size}
@@ -151,7 +151,7 @@ def _parity(student: nn.Module, path: Path, images: Tensor) -> dict[str, Any]:
 
 
 def profile(path: str, rounds: int) -> dict[str, float]:
-    """Return microseconds an inference spends in each operator, the slowest tenth left out."""
+    """Return microseconds per inference in each operator, without the slowest tenth."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -216,14 +216,16 @@ def main() -> None:
     """Parse the command line, write the files, measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=NETS)
-    parser.add_argument("--rounds", type=int, default=60, help="timed inferences a variant (ten times that for 32x32)")
+    parser.add_argument(
+        "--rounds", type=int, default=60, help="timed inferences per variant (ten times that for 32x32)"
+    )
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("/tmp/qkd-export-latency"), help="folder of the files")
-    parser.add_argument("--no-brevitas", action="store_true", help="leave Brevitas' own export out")
-    parser.add_argument("--profile", action="store_true", help="also the time of each operator")
+    parser.add_argument("--no-brevitas", action="store_true", help="omit Brevitas' own export")
+    parser.add_argument("--profile", action="store_true", help="also measure the time of each operator")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--reuse", action="store_true", help="measure the files that an earlier call left in --work")
-    parser.add_argument("--update", action="store_true", help="keep what the JSON file says of other nets")
+    parser.add_argument("--update", action="store_true", help="keep the JSON file's entries for other nets")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,18 @@
-"""Trains students of the preset `fast` beside default ones and measures both with the low-bit execution provider.
+"""Trains students of the preset `fast` and default ones, and measures both with the low-bit execution provider.
 
     python benchmarks/fast_students.py accuracy --json benchmarks/results/fast_students.json \
         data.name=npz data.path=FOLDER
     python benchmarks/fast_students.py latency --json benchmarks/results/fast_students.json
     python benchmarks/fast_students.py tables --json benchmarks/results/fast_students.json     # those of the docs
 
-`accuracy` distills W2A2 students of ResNet-20 on Fashion-MNIST: one teacher, then a student a variant and seed, each
-from that teacher's weights. Every student reads the test images once, at the end of its last epoch. Words
-`key.path=value` are passed on to every run; an existing run is not trained again.
+`accuracy` distills W2A2 students of ResNet-20 on Fashion-MNIST: one teacher, then one student per variant and seed,
+each from that teacher's weights. Every student reads the test images once, at the end of its last epoch. Words
+`key.path=value` are passed on to every run; existing runs are not trained again.
 
-`latency` measures untrained students of each shape, all variants of a shape interleaved on one thread, beside FP32 and
-static int8: weights change what a kernel takes only by where its sums are widened. The outputs of a student
-with the provider are compared with those without first. `LOWBIT_ISA=avx2` measures other kernels. Both parts keep what
-the other has written into the file.
+`latency` measures untrained students of each shape, all variants of a shape interleaved on one thread, next to FP32 and
+static int8: weights affect a kernel's time only through where its sums are widened. First, the outputs of a student
+with the provider are compared with those without it. `LOWBIT_ISA=avx2` measures other kernels. Each part keeps the
+other part's results in the file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CPU = "CPUExecutionProvider"
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "fashion-mnist" / "w2a2.yaml"
 BUDGET = ("data.train_limit=10000", "teacher.train.epochs=6", "student.train.epochs=2")
-# What differs from QuantSpec(weight_bits=2, act_bits=2).
+# Differences from QuantSpec(weight_bits=2, act_bits=2).
 VARIANTS: dict[str, dict[str, int]] = {
     "default": {},
     "sums of 4 bits": {"sum_bits": 4},
@@ -174,7 +174,7 @@ def _interleaved(sessions: list[Any], image: Any, rounds: int) -> Any:
 
 
 def latency_table(found: dict[str, Any]) -> str:
-    """Return the latencies as Markdown: medians over static int8's, minima in brackets.
+    """Return the latencies as Markdown: medians relative to static int8, minima in parentheses.
 
     Args:
         found: The part ``latency`` of a result file.
@@ -190,7 +190,7 @@ def latency_table(found: dict[str, Any]) -> str:
 
 
 def accuracy_table(found: dict[str, Any]) -> str:
-    """Return the accuracies as Markdown: mean and standard deviation over the seeds, and each seed's.
+    """Return the accuracies as Markdown: mean and standard deviation over the seeds, and each seed's accuracy.
 
     Args:
         found: The part ``accuracy`` of a result file.
@@ -204,7 +204,7 @@ def accuracy_table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Do one part and put it into the file, or print its tables."""
+    """Run one part and add it to the file, or print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["accuracy", "latency", "tables"])
     parser.add_argument("words", nargs="*", help="key.path=value for every training")

@@ -1,14 +1,14 @@
-"""Compares strategies of federated training: accuracy by round and by bytes, float and W4A4, and a low-bit upload.
+"""Compares federated training strategies: accuracy by round and by bytes, float and W4A4, and a low-bit upload.
 
     python benchmarks/federated.py --seeds 0 1 2 data.name=npz data.path=fashion-mnist
     python benchmarks/federated.py --config configs/digits/federated/fedgen.yaml --out /tmp/federated --seeds 0 \
         federated.rounds=4
 
-Every run is ``qkd federate`` with the same config, division of the images, clients of each round and start; strategy
-and precision differ. A row ``fedavg, codes`` sends codes and scales in place of shadow weights. Test images are scored
-every few rounds, and no round is chosen by them: what counts is the last one. (The config's learning rate, momentum,
-clipping and latent_weight were, by short probes in float with seed 0.) Complete runs are not run again, others resume.
-Extra ``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
+Every run is ``qkd federate`` with the same config, partition of the images, clients per round and initial weights; only
+strategy and precision differ. A row ``fedavg, codes`` sends codes and scales instead of shadow weights. Test images are
+scored every few rounds, but no round is chosen by them: the result is the last one. (The config's learning rate,
+momentum, clipping and latent_weight were chosen by them, in short float runs with seed 0.) Complete runs are not
+repeated, others resume. Extra ``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from stage_runs import environment_of, public, run_command, spread
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/fashion-mnist/federated.yaml"
 STRATEGIES = ("fedavg", "fedprox", "feddistill", "fedgen")
-BUDGET_MB = 33  # of the last column: bytes of all messages so far, both ways
-OTHERS = ["federated.latent_weight=10.0"]  # the default again: strategies refuse what they do not read
+BUDGET_MB = 33  # of the last column: bytes of all messages so far, in both directions
+OTHERS = ["federated.latent_weight=10.0"]  # back to the default: strategies reject settings that they do not read
 FLOAT, LOW_BIT, CODES = "float", "W4A4", "W4A4, codes"
 KINDS = {
     FLOAT: ["federated.precision=float"],
@@ -46,13 +46,13 @@ def run_name(strategy: str, kind: str, seed: int) -> str:
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the recorded rounds of a run; none where it is not complete."""
+    """Return the recorded rounds of a run; empty if it is not complete."""
     file = folder / "federated" / "rounds.json"
     return list(json.loads(file.read_text())["rounds"]) if file.is_file() else []
 
 
 def row(strategy: str, kind: str, folders: Sequence[Path], failed: dict[str, str]) -> dict[str, Any]:
-    """Return what the runs of all seeds came to."""
+    """Return the outcome of the runs of all seeds."""
     runs = [rounds for folder in folders if (rounds := rounds_of(folder))]
     results = [json.loads((folder / "student" / "result.json").read_text()) for folder in folders if rounds_of(folder)]
     scored = [[one for one in rounds if "test_accuracy" in one] for rounds in runs]
@@ -82,18 +82,18 @@ def mean(values: Sequence[float]) -> float:
 
 
 def at(points: Sequence[dict[str, Any]]) -> str:
-    """Return accuracy at a scored round, if there is one."""
+    """Return the accuracy at a scored round, if there is one."""
     return "".join(f"{100 * mean(point['test_accuracy']):.1f} (round {point['round']})" for point in points) or "-"
 
 
 def final_text(final: dict[str, Any]) -> str:
-    """Return the accuracy after all rounds; its deviation where there is more than one seed."""
+    """Return the accuracy after all rounds, with its deviation if there is more than one seed."""
     deviation = f" +- {100 * final['stdev']:.1f}" if final["seeds"] > 1 else ""
     return f"{100 * final['mean']:.1f}{deviation} ({final['seeds']})"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as Markdown: test accuracy in percent by round, and what a budget of bytes pays for."""
+    """Return the rows as Markdown: test accuracy in percent by round, and within a budget of bytes."""
     head = ["strategy", "precision", "half of the rounds", "all rounds (seeds)", "up, MB", "down, MB"]
     head.append(f"within {BUDGET_MB} MB, both ways")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -111,7 +111,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write(args: argparse.Namespace, failed: dict[str, str]) -> None:
-    """Write what there is so far."""
+    """Write the results so far."""
     rows, runs = [], []
     for strategy, kind in rows_of(args.strategies):
         names = [run_name(strategy, kind, seed) for seed in args.seeds]
@@ -119,7 +119,7 @@ def write(args: argparse.Namespace, failed: dict[str, str]) -> None:
         runs.append([args.runs_dir / name for name in names])
         rows.append(row(strategy, kind, runs[-1], own))
     facts = {
-        "what": "final: student after the last round, on all test images; curves: fractions, a value a seed",
+        "what": "final: student after the last round, on all test images; curves: fractions, one value per seed",
         "config": args.config,
         "seeds": args.seeds,
         "overrides": public(args.overrides),
@@ -137,7 +137,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/federated"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "federated")
-    parser.add_argument("--write-only", action="store_true", help="run nothing: a table of what is there")
+    parser.add_argument("--write-only", action="store_true", help="only write the table of existing runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", default=[])
     args, rest = parser.parse_known_args(argv)
     args.overrides = [*args.overrides, *rest]

@@ -2,13 +2,13 @@
 
     python benchmarks/input_pipeline.py --rounds 4 --images 384 --json benchmarks/results/input_pipeline.json
 
-A folder of JPEG files like ImageNet's (pictures of 500x375 at qualities 92 and 96, cut out of two photographs) is made
+A folder of JPEG files like ImageNet's (500x375 images at qualities 92 and 96, cropped from two photographs) is created
 in a temporary folder and read from the page cache. Every round reads the whole folder once with every variant, in turn,
-as training does: decoded, resized, augmented, normalized, in batches of float32 planes. ``resize_crop`` resizes the
-shorter side to 256 and cuts the center out, ``random_crop`` is a random resized crop; both flip, and may have
-RandAugment (two operations at magnitude 9) or TrivialAugment. Workers are equal: torchvision's do all of the work, ours
-decode and resize, and the main process augments and normalizes. A ratio is the median over the rounds of (theirs / ours
-of the same round), of wall time and of the CPU time of all processes. One thread a process.
+as in training: decoded, resized, augmented, normalized, in batches of float32 planes. ``resize_crop`` resizes the
+shorter side to 256 and crops the center, ``random_crop`` is a random resized crop; both flip, optionally with
+RandAugment (two operations at magnitude 9) or TrivialAugment. The number of workers is equal: torchvision's do all the
+work; ours decode and resize, and the main process augments and normalizes. A ratio is the median over the rounds of
+(theirs / ours of the same round), of wall time and of the CPU time of all processes. One thread per process.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def make_folder(folder: Path, count: int) -> None:
 
 
 def theirs(folder: Path, crop: str, policy: str, batch: int, workers: int) -> Callable[[], int]:
-    """Return a pass over the folder with torchvision; it counts the images."""
+    """Return a pass over the folder with torchvision that returns the number of images."""
     if crop == "random_crop":
         steps: list[Any] = [v2.RandomResizedCrop(SIZE, antialias=True)]
     else:
@@ -86,7 +86,7 @@ def theirs(folder: Path, crop: str, policy: str, batch: int, workers: int) -> Ca
 
 
 def ours(folder: Path, crop: str, policy: str, batch: int, workers: int) -> Callable[[], int]:
-    """Return a pass over the folder with this toolkit, as a training source makes it."""
+    """Return a pass over the folder with this toolkit, as in a training source."""
     files = sorted(folder.glob("*/*.jpg"))
     labels = torch.tensor([path.parent.name == "b" for path in files], dtype=torch.int64)
     split = FolderSplit(files, labels, channels=3, image_size=SIZE, fit=Fit("crop", 256))
@@ -107,7 +107,7 @@ def ours(folder: Path, crop: str, policy: str, batch: int, workers: int) -> Call
 
 
 def reduced_decoding(folder: Path, rounds: int) -> dict[str, Any]:
-    """Return what decoding at a reduced scale saves and changes, for photographs of several sizes."""
+    """Return what decoding at a reduced scale saves and changes for photographs of several sizes."""
     found: dict[str, Any] = {}
     for width, height in ((500, 375), (1000, 750), (2000, 1500), (4000, 3000)):
         files = [folder / f"{width}_{index}.jpg" for index in range(2)]
@@ -162,7 +162,7 @@ def measured(actions: dict[str, Callable[[], int]], rounds: int) -> dict[str, An
 
 
 def circumstances() -> dict[str, Any]:
-    """Return what was measured with, and on what."""
+    """Return versions and hardware of the measurement."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -196,8 +196,8 @@ def main() -> None:
     parser.add_argument("--workers", default="0,1,2")
     parser.add_argument("--crops", default="resize_crop,random_crop")
     parser.add_argument("--policies", default="flip,randaugment,trivial")
-    parser.add_argument("--simplejpeg", type=Path, help="folder that simplejpeg was installed to (pip --target)")
-    parser.add_argument("--only-reduced", action="store_true", help="measure decoding at a reduced scale alone")
+    parser.add_argument("--simplejpeg", type=Path, help="folder where simplejpeg is installed (pip --target)")
+    parser.add_argument("--only-reduced", action="store_true", help="measure only decoding at a reduced scale")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.simplejpeg is not None:

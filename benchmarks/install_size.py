@@ -1,9 +1,9 @@
-"""Weighs the distributions of an environment: what an installation takes on disk, and how much of it is for GPUs.
+"""Measures the disk space of an environment's distributions, and how much of it is for GPUs.
 
     python benchmarks/install_size.py --json benchmarks/results/install_size.json
 
-GPU libraries are the distributions that PyTorch's default build for Linux requires for CUDA (`nvidia-*`, `cuda-*`,
-`triton`) and the CUDA part of PyTorch itself (its libraries named for CUDA). None of it is in the CPU build.
+GPU libraries are the distributions that PyTorch's default Linux build requires for CUDA (`nvidia-*`, `cuda-*`,
+`triton`) and the CUDA part of PyTorch itself (its libraries named for CUDA). The CPU build has none of this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHOWN = ("torch", "torchvision", "onnx", "onnxruntime", "brevitas", "numpy", "sc
 
 
 def weigh() -> dict[str, int]:
-    """Return megabytes of each distribution that is needed to run, GPU libraries and the rest put together."""
+    """Return megabytes of each distribution that is needed to run, with GPU libraries and the rest grouped."""
     total: dict[str, int] = {}
     needed = _needed("qkd-toolkit")
     for distribution in metadata.distributions():
@@ -41,7 +41,7 @@ def weigh() -> dict[str, int]:
 
 
 def _needed(name: str) -> set[str]:
-    """Return the names of a distribution and of all that it requires here, without extras."""
+    """Return the names of a distribution and of everything that it requires here, without extras."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
@@ -71,7 +71,7 @@ def _is_for_here(requirement: str) -> bool:
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """Return the weights as Markdown: GPU libraries first, then what a CPU needs."""
+    """Return the sizes as Markdown: GPU libraries first, then what a CPU needs."""
     parts = dict(found["megabytes"])
     gpu = parts.pop("GPU libraries", 0)
     rows = [f"| {name} | {size:,} MB |" for name, size in parts.items() if size >= found["least_shown"]]
@@ -83,7 +83,7 @@ def table(found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Weigh, print the table, and write the file."""
+    """Measure, print the table, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

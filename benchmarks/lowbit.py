@@ -1,4 +1,4 @@
-"""Measures students with the low-bit execution provider, beside the same file without it, static int8 and FP32.
+"""Measures students with the low-bit execution provider, next to the same file without it, static int8 and FP32.
 
     python benchmarks/lowbit.py --json benchmarks/results/lowbit_avx512.json
     python benchmarks/lowbit.py --nets resnet18 --widths w3a3 w2a4 --json benchmarks/results/lowbit_avx512.json --append
@@ -10,12 +10,12 @@
     LOWBIT_ISA=avx2 python benchmarks/lowbit.py --nets resnet18       # other kernels; int8 still uses all it has
 
 ``--int8-isa avx2`` measures a processor without AVX-512 and VNNI: our AVX2 kernels, and a copy of the runtime that does
-not know of more (`restricted_runtime.py`).
+not detect more (`restricted_runtime.py`).
 
-Batch 1. The four variants of a net take turns in one run, so that what else the machine does meets them all; ratios are
-of minima, and of medians. One thread: time is the thread's own processor time. Several: wall time. Nets are untrained,
-for weights change what a kernel takes only by where its sums are widened; logits with and without the provider are
-compared on every image all the same.
+Batch 1. The four variants of a net take turns in one run, so that other load on the machine affects them all; ratios
+are of minima and of medians. With one thread, time is the thread's own CPU time; with several, wall time. Nets are
+untrained, because weights affect a kernel's time only through where its sums are widened; logits with and without the
+provider are still compared on every image.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def build(name: str, size: int) -> nn.Module:
 
 
 def write_files(name: str, size: int, bits: tuple[int, int], flavor: str, folder: Path) -> dict[str, Path]:
-    """Write the float file, its static int8 and the student; files that are there are kept."""
+    """Write the float file, its static int8 and the student; existing files are kept."""
     from export import export_float, export_int8_baseline, export_onnx
     from quantizers import QuantSpec, calibrate, prepare, settle
 
@@ -80,7 +80,7 @@ def write_files(name: str, size: int, bits: tuple[int, int], flavor: str, folder
 
 
 def open_session(path: Path, providers: list[str], threads: int) -> Any:
-    """Return a session on so many threads that do not spin."""
+    """Return a session on ``threads`` threads that do not spin."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -90,7 +90,7 @@ def open_session(path: Path, providers: list[str], threads: int) -> Any:
 
 
 def in_turns(calls: list[Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> npt.NDArray[np.float64]:
-    """Return milliseconds ``[calls, rounds]``, after two rounds of warming up."""
+    """Return milliseconds ``[calls, rounds]``, after two warm-up rounds."""
     for call in calls * 2:
         call()
     times = np.empty((len(calls), rounds))
@@ -103,7 +103,7 @@ def in_turns(calls: list[Callable[[], Any]], rounds: int, clock: Callable[[], fl
 
 
 def create(files: dict[str, Path], threads: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return a session of each variant, and how many milliseconds of processor time one takes at least."""
+    """Return a session of each variant, and the least milliseconds of CPU time to create one."""
     from export import lowbit
 
     cpu, ours = ["CPUExecutionProvider"], [lowbit.register(), "CPUExecutionProvider"]
@@ -120,7 +120,7 @@ def create(files: dict[str, Path], threads: int) -> tuple[dict[str, Any], dict[s
 def measure(
     name: str, bits: tuple[int, int], threads: int, options: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
-    """Measure a net of some width."""
+    """Measure a net at one width."""
     size = options.size or SIZES.get(name, 224)
     sessions, created = create(write_files(name, size, bits, options.flavor, folder), threads)
     images = np.random.default_rng(2).normal(size=(IMAGES, 3, size, size)).astype(np.float32)
@@ -154,12 +154,12 @@ def measure(
         "creation": round(created["provider"] / created["plain"], 2),
     }
     sessions.clear()
-    gc.collect()  # profiles are written when the provider's nodes go
+    gc.collect()  # profiles are written when the provider's nodes are destroyed
     return found
 
 
 def read_profile(path: Path) -> list[dict[str, Any]]:
-    """Return the operations of all regions of the last session, times in microseconds."""
+    """Return the operations of all regions of the last session, with times in microseconds."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     path.unlink(missing_ok=True)
     return [
@@ -171,7 +171,7 @@ def read_profile(path: Path) -> list[dict[str, Any]]:
 
 
 def processor() -> dict[str, Any]:
-    """Return what was measured on."""
+    """Return a description of the processor."""
     import onnxruntime
 
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -192,7 +192,7 @@ def processor() -> dict[str, Any]:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """Return a net's row for people."""
+    """Return a net's row in readable form."""
     ratios = "  ".join(f"/{other} {least:.3f} ({median:.3f})" for other, (least, median) in row["ratios"].items())
     what = f"{row['net']:13}w{row['bits'][0]}a{row['bits'][1]} x{row['threads']}{row['ms']['provider']:8.2f} ms"
     same = "identical" if row["identical"] else "DIFFERENT"
@@ -221,7 +221,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
 
 
 def measured_with(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what is measured and with what; rows are to follow."""
+    """Return the description of the measurement, with rows to follow."""
     from export import lowbit
     from qkd.run.environment import environment
 
@@ -240,20 +240,20 @@ def measured_with(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def with_earlier(path: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """Return results with the commands and rows of a JSON file before theirs.
+    """Return results with the commands and rows of an existing JSON file prepended.
 
     Raises:
-        ValueError: If the file was measured with something else.
+        ValueError: If the file was measured with another setup.
     """
     earlier = json.loads(path.read_text())
     for name in ("processor", "versions", "kernels", "runtime_restricted_to", "flavor"):
         if earlier[name] != results[name]:
-            raise ValueError(f"{path}: {name} was {earlier[name]}, and is {results[name]}: name another file")
+            raise ValueError(f"{path}: {name} was {earlier[name]} but is now {results[name]}; give another file")
     return {**results, **{name: [*earlier.get(name, []), *results[name]] for name in ("commands", "rows")}}
 
 
 def run_restricted(isa: str) -> int:
-    """Run this program again with a runtime that knows no more than an instruction set, and return its exit code."""
+    """Run this program again with a runtime limited to an instruction set, and return its exit code."""
     from restricted_runtime import restricted_environment
 
     with tempfile.TemporaryDirectory() as folder:
@@ -262,24 +262,26 @@ def run_restricted(isa: str) -> int:
 
 
 def main() -> None:
-    """Measure the nets and write a table, and JSON where asked for."""
+    """Measure the nets and write a table, and JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(NETS))
-    parser.add_argument("--widths", nargs="+", default=["w2a2"], help="of weights and activations: w2a2, w4a4, ...")
+    parser.add_argument(
+        "--widths", nargs="+", default=["w2a2"], help="bits of weights and activations: w2a2, w4a4, ..."
+    )
     parser.add_argument("--flavor", default="ort", choices=["ort", "qcdq"])
-    parser.add_argument("--size", type=int, help="pixels, instead of 224 (32 for resnet20)")
+    parser.add_argument("--size", type=int, help="image side in pixels (default: 224, 32 for resnet20)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--profile", action="store_true", help="time of each operation, to stderr and into the JSON")
-    parser.add_argument("--folder", type=Path, help="where files are kept for the next time")
-    parser.add_argument("--int8-isa", choices=["avx2"], help="of everything that is measured: no AVX-512, no VNNI")
+    parser.add_argument("--profile", action="store_true", help="time each operation, to stderr and the JSON")
+    parser.add_argument("--folder", type=Path, help="folder that keeps files for the next run")
+    parser.add_argument("--int8-isa", choices=["avx2"], help="limit for all measurements: no AVX-512, no VNNI")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--append", action="store_true", help="keep the rows that the JSON file has")
+    parser.add_argument("--append", action="store_true", help="keep the rows in the JSON file")
     options = parser.parse_args()
     if options.int8_isa and "LOWBIT_RESTRICTED" not in os.environ:
         sys.exit(run_restricted(options.int8_isa))
     if options.append and not options.json:
-        parser.error("--append keeps the rows of a JSON file: name it with --json")
+        parser.error("--append keeps the rows of a JSON file and requires --json")
     torch.set_num_threads(1)
     results = measured_with(options)
     if options.append:

@@ -1,13 +1,13 @@
-"""Measures one training step of every distillation method beside one of plain distillation, interleaved in one run.
+"""Measures one training step of every distillation method against plain distillation, interleaved in one run.
 
     python benchmarks/method_steps.py --rounds 15
 
-The pair, the batch and the methods are those of ``methods.py``. A step is everything from the batch to the moved
-weights: forward passes, loss, gradients, the optimizer; where a method has phases, their mean, weighted by epochs. Each
-round takes every method once, in turn; the ratio is the median over the rounds of (method / plain distillation of the
+The pair, the batch and the methods are those of ``methods.py``. A step is everything from the batch to the updated
+weights: forward passes, loss, gradients, the optimizer; for a method with phases, their mean, weighted by epochs. Each
+round runs every method once, in turn; the ratio is the median over the rounds of (method / plain distillation of the
 same round). Memory is what a step keeps for its backward pass: the storages that autograd saves, counted once each, so
-it is exact and the same on every run. Methods that clip gradients are measured with plain sums, too (``NAME+sum``).
-Extra ``key.path=value`` words go to every config (where the images are). Writes OUT for ``methods.py --steps``.
+it is exact and the same on every run. Methods that clip gradients are also measured with plain sums (``NAME+sum``).
+Extra ``key.path=value`` words are passed to every config (where the images are). Writes OUT for ``methods.py --steps``.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from qkd.training import Batch, Phase, build_optimizer
 from quantizers import Student, calibrate, quantizer_scales
 
 CPU = torch.device("cpu")
-UNCLIPPED = "+sum"  # of a row's name: the same method with summed gradients, which needs one backward pass less
+UNCLIPPED = "+sum"  # suffix of a row's name: the same method with summed gradients, with one backward pass fewer
 
 
 class Method:
-    """A method's phases, ready to step, as its stage would build them, from random weights."""
+    """A method's phases, ready to step, built like in its stage but from random weights."""
 
     def __init__(self, config: RunConfig, splits: Splits, batch: Batch) -> None:
         torch.manual_seed(0)
@@ -77,7 +77,7 @@ class Method:
         joined = [partner for partner in made.partners if partner.optimizer is None]
         self.optimizer = build_optimizer(student, config.student.train, quantizer_scales(student), joined)
         for group in self.optimizer.param_groups:
-            group["lr"] = 1e-4  # weights move a little, so that no step is degenerate
+            group["lr"] = 1e-4  # small updates, so that no step is degenerate
 
     def _teacher(self, config: RunConfig, splits: Splits) -> nn.Module:
         count = config.teacher.members
@@ -102,7 +102,7 @@ class Method:
         self.optimizer.step()
 
     def timed(self) -> float:
-        """Return the seconds of a step, the mean over the phases, which weigh as many epochs as they have."""
+        """Return the seconds of a step, the mean over the phases weighted by their epochs."""
         total, first = 0.0, 0
         for phase in self.phases:
             batch = replace(self.batch, epoch=first + phase.epochs - 1)
@@ -121,7 +121,7 @@ class Method:
             yield
 
     def kept_bytes(self) -> int:
-        """Return how much a step's forward pass keeps for its backward pass, in the phase that keeps most."""
+        """Return the bytes a forward pass keeps for its backward pass, in the phase that keeps the most."""
         return max(self._kept_bytes(phase) for phase in self.phases)
 
     def _kept_bytes(self, phase: Phase) -> int:
@@ -172,7 +172,7 @@ def build_all(args: argparse.Namespace) -> tuple[dict[str, Method], dict[str, st
 
 
 def unclipped(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the config with plain sums, by its suffix, where its phases clip gradients: what the clipping costs."""
+    """Return the config with plain sums, by suffix, if its phases clip gradients, to measure what clipping costs."""
     phases = values["student"].get("phases", [])
     if all(phase.get("combine", "sum") == "sum" for phase in phases):
         return {}
@@ -183,7 +183,7 @@ def unclipped(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def measure(made: dict[str, Method], rounds: int, of: Callable[[str], str]) -> dict[str, dict[str, float]]:
     """Return name -> time and memory, and both relative to plain distillation of the same width."""
     seconds: dict[str, list[float]] = {name: [] for name in made}
-    for number in range(rounds + 2):  # the first two warm up: kernels are compiled, memory is taken
+    for number in range(rounds + 2):  # the first two warm up: they compile kernels and allocate memory
         print(f"round {number + 1} of {rounds + 2}, the first two warm up", file=sys.stderr, flush=True)
         for name, method in made.items():
             found = method.timed()
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="METHOD", help=", ".join(known))
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch", type=int, help="images a step (the config's)")
+    parser.add_argument("--batch", type=int, help="images per step (default: the config's)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "method_steps.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -225,7 +225,7 @@ def main() -> None:
     for name, row in sorted(rows.items(), key=lambda item: item[1].get("time_ratio", 0)):
         print(f"{name:36s}", row)
     record = {
-        "what": "one training step a method, relative to plain distillation in the same round; one thread",
+        "what": "one training step per method, relative to plain distillation in the same round; one thread",
         "overrides": public(args.overrides), "rounds": args.rounds, "environment": environment(), "rows": rows,
     }  # fmt: skip
     args.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -2,13 +2,12 @@
 
     python benchmarks/methods.py --jobs 2
 
-Every method is a config of ``configs/digits/methods``; what makes it that method (terms, phases, partners, start) takes
-the place of the same keys of the base config, phases stretched to its epochs, so that all students see the same number
-of batches. All rows of a seed have the same teacher, but for methods whose
-teacher is a part of the method; these train their own. Students are scored once, on the whole test set, after their
-last epoch. Complete runs are not run again. A run that fails stays in the table with its message. With ``--steps FILE``
-(written by ``method_steps.py``) the table has time and memory of a step, too. Extra ``key.path=value`` words are passed
-on to every run. Writes OUT.json and OUT.md.
+Every method is a config in ``configs/digits/methods``. What defines it (terms, phases, partners, start) replaces the
+same keys of the base config, with phases stretched to its epochs, so that all students see the same number of batches.
+All rows of a seed have the same teacher, except for methods whose teacher is part of the method; these train their own.
+Students are scored once, on the whole test set, after their last epoch. Complete runs are not repeated. A failed run is
+listed in the table with its message. With ``--steps FILE`` (written by ``method_steps.py``) the table also has time and
+memory of a step. Extra ``key.path=value`` words are passed on to every run. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -38,25 +37,25 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "configs" / "digits" / "methods"
 PLAIN, KD = "plain", "soft_targets"
 OF_ANOTHER_PAIR = ("self-distillation",)  # its student has the teacher's net
-SHARED = ("net", "quant", "float_train", "train", "agent")  # of the student: the same for all methods
-TEACHER = ("untrained", "members", "ensemble")  # of the teacher: a method's own
+SHARED = ("net", "quant", "float_train", "train", "agent")  # keys of the student: the same for all methods
+TEACHER = ("untrained", "members", "ensemble")  # keys of the teacher that are specific to a method
 STAGES = ("teacher", "search", "distill")
 Task = tuple[str, int, int]  # method, bits, seed
 Shared = tuple[str, dict[str, Any], int]  # kind of teacher, its config, seed
 
 
 def merged(base: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    """Return the base config with what makes a method: its phases have the base's length, its rate is the base's.
+    """Return the base config with a method's keys; the phases have the base's total length, the rate is the base's.
 
     Args:
         base: Nested mappings of the base config.
-        method: Of a method's config, whose ``student.train.epochs`` its phases add up to.
+        method: Those of a method's config, whose phases add up to its ``student.train.epochs``.
     """
     own, student = method["student"], dict(base["student"])
     student = {key: value for key, value in student.items() if key in SHARED}
     student |= {key: value for key, value in own.items() if key not in SHARED}
     epochs = student["train"]["epochs"]
-    if own.get("init") == "random":  # what starts from nothing needs the rate of a training from nothing
+    if own.get("init") == "random":  # training from scratch needs the learning rate of training from scratch
         student["train"] = {**student["train"], "lr": student["float_train"]["lr"]}
     if "phases" in student:
         lengths = stretched([phase["epochs"] for phase in student["phases"]], epochs)
@@ -68,7 +67,7 @@ def merged(base: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
 
 
 def stretched(lengths: Sequence[int], total: int) -> list[int]:
-    """Return whole lengths in about the same proportions that add up to ``total``, at least 1 each."""
+    """Return integer lengths in about the same proportions that add up to ``total``, at least 1 each."""
     ends = [round(sum(lengths[: index + 1]) * total / sum(lengths)) for index in range(len(lengths))]
     found = [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
     found[found.index(max(found))] += total - sum(found)
@@ -76,8 +75,8 @@ def stretched(lengths: Sequence[int], total: int) -> list[int]:
 
 
 def teacher_kind(name: str, config: dict[str, Any]) -> str | None:
-    """Return which trained teacher a method takes: ``"teacher"``, another kind of teacher (an ensemble), none (its runs
-    train it with the student, or with branches)."""
+    """Return which trained teacher a method uses: ``"teacher"``, another kind of teacher (an ensemble), or None (its
+    runs train it with the student, or with branches)."""
     joint = (config["student"].get("rotations") or {}).get("teacher_branches", {}).get("joint", False)
     if joint or config["teacher"].get("untrained"):
         return None
@@ -85,7 +84,7 @@ def teacher_kind(name: str, config: dict[str, Any]) -> str | None:
 
 
 class Comparison:
-    """The runs of the comparison: their folders, and what they are made from."""
+    """The runs of the comparison: their folders and inputs."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, args.runs_dir
@@ -98,7 +97,7 @@ class Comparison:
         return METHODS / f"{name}.yaml"
 
     def run(self, task: Task) -> str:
-        """Run a task; return why it failed, or nothing."""
+        """Run a task; return why it failed, or an empty string."""
         name, bits, seed = task
         config = json.loads(json.dumps(self.configs[name]))
         config["student"]["quant"] |= {"weight_bits": bits, "act_bits": bits}
@@ -109,13 +108,13 @@ class Comparison:
         return self._stages(config, run_name(task), seed, STAGES, self.folder / f"{kind}-seed{seed}" if kind else None)
 
     def shared(self) -> list[Shared]:
-        """Return what the runs share: each kind of teacher, and the float student, of each seed."""
+        """Return what the runs share: each kind of teacher, and the float student, for each seed."""
         kinds = {teacher_kind(name, config): config["teacher"] for name, config in self.configs.items()}
         kinds["teacher"] = self.base["teacher"]
         return [(kind, kinds[kind], seed) for seed in self.args.seeds for kind in kinds if kind]
 
     def train_shared(self, shared: Shared) -> str:
-        """Train a teacher, and with the common one the float student (and an epoch of distillation)."""
+        """Train a teacher, and for the common one also the float student (and an epoch of distillation)."""
         kind, teacher, seed = shared
         folder = self.folder / f"{kind}-seed{seed}"
         why = self._stages({**self.base, "teacher": teacher}, folder.name, seed, ("teacher",))
@@ -130,14 +129,14 @@ class Comparison:
         return self.folder / f"start-seed{seed}"
 
     def float_students(self) -> list[float]:
-        """Return the test accuracies of the float students that were trained."""
+        """Return the test accuracies of the trained float students."""
         files = [self.start(seed) / "student" / "float" / "result.json" for seed in self.args.seeds]
         return [json.loads(file.read_text())["test_accuracy"] for file in files if file.is_file()]
 
     def _stages(
         self, values: dict[str, Any], name: str, seed: int, stages: tuple[str, ...], teacher: Path | None = None
     ) -> str:
-        """Run stages in this process, with another folder's teacher if given; return why they failed, or nothing."""
+        """Run stages in this process, with another folder's teacher if given; return why they failed, or ''."""
         started = time.monotonic()
         try:
             config = bind(apply_overrides(values, [f"name={name}", f"seed={seed}", *self.args.overrides]))
@@ -152,7 +151,7 @@ class Comparison:
         return why
 
     def row(self, task: Task, failure: str | None) -> dict[str, Any]:
-        """Return what a task came to."""
+        """Return the outcome of a task."""
         name, bits, seed = task
         row: dict[str, Any] = {"method": name, "bits": bits, "seed": seed}
         run = self.folder / run_name(task)
@@ -177,7 +176,7 @@ def run_name(task: Task) -> str:
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line per method and width, best first within a width: spread, and the mean difference to plain KD."""
+    """Return one line per method and width, best first within a width: spread and mean difference from plain KD."""
     good = {(row["method"], row["bits"], row["seed"]): row["accuracy"] for row in rows if "failed" not in row}
     table = []
     for bits in sorted({row["bits"] for row in rows}):
@@ -195,7 +194,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Return the record as a table a person reads."""
+    """Return the record as a readable table."""
     steps = record.get("steps") or {}
     facts = record["environment"]
     text = [
@@ -237,10 +236,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="METHOD", help=", ".join(known))
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--collect", action="store_true", help="only gather the runs that are there")
-    parser.add_argument("--steps", type=Path, help="what method_steps.py wrote")
+    parser.add_argument("--collect", action="store_true", help="only collect existing runs")
+    parser.add_argument("--steps", type=Path, help="output of method_steps.py")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "methods", help="without suffix")
     args = parser.parse_args()
     args.runs_dir.mkdir(parents=True, exist_ok=True)
@@ -248,7 +247,7 @@ def main() -> None:
     tasks = [(name, bits, seed) for seed in args.seeds for bits in args.bits for name in args.methods]
     failures: dict[Task, str] = {}
     if not args.collect:
-        # processes, not threads: steps of small nets hold the interpreter; a run each would import PyTorch again
+        # processes, not threads: steps of small nets hold the GIL; one process per run would import PyTorch every time
         with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             list(pool.map(comparison.train_shared, comparison.shared()))
             failures = dict(zip(tasks, pool.map(comparison.run, tasks), strict=True))

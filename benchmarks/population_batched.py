@@ -1,12 +1,12 @@
-"""Measures whether a population trains faster in one batched pass than member after member, interleaved in one run.
+"""Measures whether a population trains faster in one batched pass than one by one, interleaved in one run.
 
     python benchmarks/population_batched.py --rounds 15 --json benchmarks/results/population_batched.json
 
-A step is forward, backward and an SGD step of every member on its own batch. ``turns`` takes one member after the
-other, as the local engine does; ``vmap`` stacks weights and batch-norm statistics and runs all members through
-`torch.func.functional_call` under `torch.vmap`, gradients from `torch.func.grad_and_value`. Before anything is timed
-both are compared: one step gives the same weights, up to rounding. The ratio is the median over the rounds of
-(turns / vmap of the same round): above 1 the batched pass pays.
+A step is forward, backward and an SGD step of every member on its own batch. ``turns`` takes one member after another,
+like the local engine; ``vmap`` stacks weights and batch-norm statistics and runs all members through
+`torch.func.functional_call` under `torch.vmap`, with gradients from `torch.func.grad_and_value`. Before any timing,
+both are compared: one step must give the same weights, up to rounding. The ratio is the median over the rounds of
+(turns / vmap of the same round): above 1, the batched pass is worthwhile.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from torch.nn import functional
 from qkd.nets import build_net
 
 LEARNING_RATE = 0.05
-TOLERANCE = 1e-4  # of weights after one step: sums are taken in another order
+TOLERANCE = 1e-4  # of weights after one step: sums are in another order
 CASES = (("resnet8", 8, 1, 64), ("resnet8", 8, 1, 16), ("lenet5", 28, 1, 64), ("resnet20", 32, 3, 32))
 
 
 class Turns:
-    """One member after the other."""
+    """One member after another."""
 
     def __init__(self, members: list[nn.Module]) -> None:
         self.members = members
@@ -83,7 +83,7 @@ class Batched:
 def measure(
     net: str, size: int, channels: int, batch: int, *, members: int, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Return the times of both ways on one net, in milliseconds a step of the whole population."""
+    """Return the times of both approaches on one net, in milliseconds per step of the whole population."""
     nets = []
     for member in range(members):
         torch.manual_seed(member)
@@ -97,7 +97,7 @@ def measure(
     stacked = [way.weights() for way in ways.values()]
     difference = max(float((stacked[0][name] - stacked[1][name]).abs().max()) for name in stacked[0])
     if difference > TOLERANCE:
-        raise SystemExit(f"{net}: one step of both ways differs by {difference}")
+        raise SystemExit(f"{net}: after one step, the weights of both approaches differ by {difference}")
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -118,7 +118,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure all cases; print them and write them where ``--json`` says."""
+    """Measure all cases; print them and write them to the ``--json`` file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--members", type=int, default=8)
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def cpu_name() -> str:
-    """Return the processor's name where the system tells it."""
+    """Return the processor's name if the system provides it."""
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -1,4 +1,4 @@
-"""Prints the tables of results in README and docs from the files in `results/`; a test holds both to them.
+"""Prints the result tables of README and docs from the files in `results/`; a test keeps both in sync.
 
 python benchmarks/readme_tables.py
 """
@@ -20,7 +20,7 @@ RUNTIME_TITLES = {"": "ONNX Runtime", ", low-bit provider": "with the low-bit pr
 
 
 def read(name: str) -> Any:
-    """Return the content of a file of results."""
+    """Return the content of a results file."""
     return json.loads((RESULTS / name).read_text())
 
 
@@ -52,7 +52,7 @@ def _sizes(variants: Any) -> str:
 
 
 def accuracy_rows() -> list[str]:
-    """Return the table of accuracies, last epoch, mean and standard deviation of the seeds that parity passed."""
+    """Return the table of last-epoch accuracies: mean and standard deviation over the seeds that passed parity."""
     rows = ["| what | teacher | W4A4 | W2A2 | W2A2, labels alone |", "|---|---|---|---|---|"]
     for title, name, folder in (
         ("digits, ResNet-20 (359 test images)", "accuracy_digits.json", "digits"),
@@ -91,7 +91,7 @@ def runtime_rows() -> list[str]:
 
 
 def ladder_rows() -> list[str]:
-    """Return the table of the nets trained on CIFAR-10 on a GPU: every seed, also one that failed."""
+    """Return the table of the nets trained on CIFAR-10 on a GPU, with every seed, even failed ones."""
     former, found = (read(name)["rungs"] for name in ("gpu_ladder.json", "gpu_ladder_cifar10.json"))
     titles = {"fp": "FP, labels alone", "large": "teacher: ResNet-18 at 0.75 of its width",
               "w4a4": "W4A4", "w2a2": "W2A2"}  # fmt: skip
@@ -132,12 +132,12 @@ def front_rows() -> list[str]:
 
 
 def size_rows() -> list[str]:
-    """Return the table of what an installation weighs."""
+    """Return the table of installation sizes."""
     return size_table(read("install_size.json"))
 
 
 def figures() -> dict[str, str]:
-    """Return the single figures of sentences in README and docs: the words around them, as they stand there."""
+    """Return the single figures in sentences of README and docs, with the exact words around them."""
     slow, fast = (read(name)["nets"]["resnet18"]["variants"] for name in LATENCY_FILES)
     step, augment = read("train_step_avx2.json")["results"], read("augment_throughput.json")
     bf16 = read("train_step.json")["results"]

@@ -1,15 +1,15 @@
-"""Ablation of what a 2-bit training may do: an option a row, equal numbers of batches, several seeds, a teacher a seed.
+"""Ablation of 2-bit training options: one per row, equal numbers of batches, several seeds, one teacher per seed.
 
     python benchmarks/recipes.py --data FOLDER            # with train.npz and test.npz
 
 Every row is the baseline (learned step sizes, labels and soft targets in equal parts, running statistics of batch norm,
 last epoch with frozen batch norm) with one option changed; ``recipe`` is ``student.recipe: default`` as a whole. Rows
-with trainings before the student's (``widths``, ``quantized_features``) take their epochs from the student's, so that
-all see as many batches; a step of ``self_distillation`` has one forward pass more. Students are scored once, on the
-whole test set, after their last epoch. All of seed 0 is run first, then seed 1, ...: stopped at any time, the table
-holds what is complete. Complete runs are not run again, interrupted ones resume. A run that fails stays in the table
-with its message. ``--collect`` only gathers what is there. Extra ``key.path=value`` words are passed on to every run.
-Writes OUT.json and OUT.md.
+with training before the student's (``widths``, ``quantized_features``) take its epochs from the student's, so that all
+see the same number of batches; a step of ``self_distillation`` has one more forward pass. Students are scored once, on
+the whole test set, after their last epoch. All of seed 0 runs first, then seed 1, ...: if stopped at any time, the
+table holds what is complete. Complete runs are not repeated, interrupted ones resume. A failed run is listed in the
+table with its message. ``--collect`` only collects existing runs. Extra ``key.path=value`` words are passed on to every
+run. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def rows_of(epochs: int) -> dict[str, dict[str, Any]]:
     """Return the rows: name -> keys of the student that differ from the baseline's.
 
     Args:
-        epochs: Of the student's training, at least 2.
+        epochs: Epochs of the student's training, at least 2.
     """
     half = epochs // 2
-    auxiliary = {  # a teacher whose features, what its last layer reads, are on 4 bits, and all else on 8
+    auxiliary = {  # a teacher with 4-bit features (the input of its last layer), and 8 bits elsewhere
         "quant": {"weight_bits": 8, "act_bits": 8, "overrides": {"fc": {"act_bits": 4}}},
         "train": {"epochs": half, "lr": 0.01}, "terms": [LABELS],
     }  # fmt: skip
@@ -92,7 +92,7 @@ def base_config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested mappings with others laid over them; a recipe sets the terms, so that the base's are left out."""
+    """Return nested mappings with others merged over them; a recipe sets the terms, so the base's are dropped."""
     result = {key: value for key, value in base.items() if not (key == "terms" and "recipe" in changes)}
     for key, value in changes.items():
         inner = result.get(key)
@@ -101,17 +101,17 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 class Ablation:
-    """The runs, their folders, and what they are made from."""
+    """The runs, their folders and inputs."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.base, self.rows = args, base_config(args), rows_of(args.epochs)
 
     def train_teacher(self, seed: int) -> str:
-        """Train the teacher of a seed; return why that failed, or nothing."""
+        """Train the teacher of a seed; return why that failed, or an empty string."""
         return self._run(self.base, f"teacher-seed{seed}", seed, ("teacher",))
 
     def run(self, task: Task) -> str:
-        """Run a task; return why it failed, or nothing."""
+        """Run a task; return why it failed, or an empty string."""
         name, seed = task
         values = {**self.base, "student": merged(self.base["student"], self.rows[name])}
         return self._run(values, f"{name}-seed{seed}", seed, ("teacher", "search", "distill"), f"teacher-seed{seed}")
@@ -127,13 +127,13 @@ class Ablation:
                     run.adopt("teacher", folder / teacher)
                 run_stages(run, stages, Progress(log))
             why = ""
-        except Exception as error:  # the row keeps its message, and the others are run
+        except Exception as error:  # the row keeps its message, and the others still run
             why = f"{type(error).__name__}: {error}".replace(f"{folder.resolve()}/", "")
         print(f"{name}: {why or 'done'} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
         return why
 
     def result(self, task: Task, failure: str | None) -> dict[str, Any]:
-        """Return what a task came to."""
+        """Return the outcome of a task."""
         name, seed = task
         row: dict[str, Any] = {"option": name, "seed": seed}
         run = self.args.runs_dir / f"{name}-seed{seed}"
@@ -152,7 +152,7 @@ class Ablation:
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a line for each option, best first: spread over seeds, and the mean difference to the baseline's."""
+    """Return one line per option, best first: spread over seeds, and mean difference from the baseline."""
     good = {(row["option"], row["seed"]): row["accuracy"] for row in rows if "failed" not in row}
     lines = []
     for name in dict.fromkeys(row["option"] for row in rows):
@@ -168,7 +168,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """Return the record as a table a person reads."""
+    """Return the record as a readable table."""
     facts = record["environment"]
     text = [
         "# Options of a low-bit training", "",
@@ -213,8 +213,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     made.add_argument("--data", type=Path, required=True, help="folder with train.npz and test.npz")
     made.add_argument("--net", default="resnet20")
-    made.add_argument("--images", type=int, default=0, help="training images of each run; 0: all")
-    made.add_argument("--epochs", type=int, default=6, help="of the student; the teacher has twice as many")
+    made.add_argument("--images", type=int, default=0, help="training images of each run (0 for all)")
+    made.add_argument("--epochs", type=int, default=6, help="epochs of the student; the teacher has twice as many")
     made.add_argument("--batch-size", type=int, default=64)
     made.add_argument("--bits", type=int, default=2)
     made.add_argument("--lr", type=float, default=0.02)
@@ -223,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--options", nargs="+", choices=known, default=list(known), metavar="OPTION", help=str(known))
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     made.add_argument("--runs-dir", type=Path, default=Path("runs/recipes"))
-    made.add_argument("--collect", action="store_true", help="only gather the runs that are there")
+    made.add_argument("--collect", action="store_true", help="only collect existing runs")
     made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "recipes", help="without suffix")
     return made
 

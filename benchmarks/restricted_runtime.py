@@ -1,9 +1,9 @@
-"""Makes a copy of ONNX Runtime that knows no instructions newer than AVX2, for measuring and nothing else.
+"""Makes a copy of ONNX Runtime that uses no instructions newer than AVX2, for measurements only.
 
-The runtime picks its kernels by CPUID and has no switch for it. In a copy of the package, in a folder that is thrown
-away, every CPUID instruction becomes UD2, which is as long and always traps; a small library that is loaded first
-catches the trap, asks the processor, and takes AVX-512, AMX and VNNI out of the answer. The installed package is not
-touched.
+The runtime picks its kernels by CPUID and has no switch for it. In a copy of the package, in a temporary folder, every
+CPUID instruction becomes UD2, which has the same length and always traps; a small library that is loaded first catches
+the trap, queries the processor, and removes AVX-512, AMX and VNNI from the answer. The installed package is not
+changed.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def restricted_environment(folder: Path) -> dict[str, str]:
     """Copy the runtime and return the environment in which Python finds the copy.
 
     Args:
-        folder: Where package and trap are written.
+        folder: Folder for the package and the trap.
 
     Returns:
-        This process's environment, changed.
+        A modified copy of this process's environment.
 
     Raises:
-        RuntimeError: If the runtime asks for no CPUID that can be found.
+        RuntimeError: If no CPUID instruction is found in the runtime.
         subprocess.CalledProcessError: If objdump or the compiler fails.
     """
     found = importlib.util.find_spec("onnxruntime")
@@ -90,27 +90,27 @@ def restricted_environment(folder: Path) -> dict[str, str]:
 
 
 def forget_cpuid(library: Path) -> None:
-    """Replace each CPUID of a shared library, at its disassembled place and nowhere else."""
+    """Replace each CPUID instruction of a shared library, only at its disassembled address."""
     command = ["objdump", "-d", "--no-show-raw-insn", "-j", ".text", str(library)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     addresses = [int(found, 16) for found in re.findall(r"^\s*([0-9a-f]+):\s+cpuid\s*$", text, re.MULTILINE)]
     if not addresses:
-        raise RuntimeError(f"{library.name} asks for no CPUID")
+        raise RuntimeError(f"{library.name} has no CPUID instruction")
     shift = file_shift(library)
     content = bytearray(library.read_bytes())
     for address in addresses:
         place = address - shift
         if content[place : place + 2] != CPUID:
-            raise RuntimeError(f"{library.name}: no CPUID at {place:#x}, where the disassembly has one")
+            raise RuntimeError(f"{library.name}: no CPUID at {place:#x}, although the disassembly has one there")
         content[place : place + 2] = UD2
-    library.unlink()  # the copy may share its bytes with the original
+    library.unlink()  # the copy may share storage with the original
     library.write_bytes(content)
 
 
 def file_shift(library: Path) -> int:
-    """Return how much higher an address of .text is than its place in the file."""
+    """Return the offset from positions in the file to addresses in .text."""
     text = subprocess.run(["objdump", "-h", str(library)], capture_output=True, text=True, check=True).stdout
     found = re.search(r"\.text\s+[0-9a-f]+\s+([0-9a-f]+)\s+[0-9a-f]+\s+([0-9a-f]+)", text)
     if found is None:
-        raise RuntimeError(f"{library.name} has no .text")
+        raise RuntimeError(f"{library.name} has no .text section")
     return int(found[1], 16) - int(found[2], 16)

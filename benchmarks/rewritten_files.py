@@ -1,4 +1,4 @@
-"""Shows what tools that rewrite ONNX files make of a packed student: its outputs, its size and its weights' type.
+"""Shows what tools that rewrite ONNX files do to a packed student: its outputs, its size and its weights' type.
 
 pip install onnxslim
 python benchmarks/rewritten_files.py --json benchmarks/results/rewritten_files.json
@@ -24,7 +24,7 @@ from quantizers import QuantSpec, calibrate, prepare
 
 
 def write_student(bits: int, path: Path, images: torch.Tensor) -> None:
-    """Write a small untrained student, all layers of one width."""
+    """Write a small untrained student with the same width in all layers."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -36,7 +36,7 @@ def write_student(bits: int, path: Path, images: torch.Tensor) -> None:
 
 
 def rewritten(path: Path, folder: Path) -> dict[str, Path]:
-    """Return the file as each tool writes it."""
+    """Return the file that each tool writes."""
     found = {"export": path, "ORT format": path.with_suffix(".ort"), "onnxslim": folder / "slim.onnx"}
     convert = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", str(path)]
     subprocess.run([*convert, "--optimization_style", "Fixed"], check=True, capture_output=True)
@@ -44,13 +44,13 @@ def rewritten(path: Path, folder: Path) -> dict[str, Path]:
         slim = [sys.executable, "-m", "onnxslim", str(path), str(found["onnxslim"])]
         subprocess.run(slim, check=True, capture_output=True)
     except subprocess.CalledProcessError:
-        print("onnxslim is not installed, so it is left out", file=sys.stderr)
+        print("onnxslim is not installed; skipping it", file=sys.stderr)
         del found["onnxslim"]
     return found
 
 
 def main() -> int:
-    """Write students, let each tool rewrite them, and print what came of it."""
+    """Write students, let each tool rewrite them, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()

@@ -1,13 +1,13 @@
-"""Compares augmentation agents for one teacher and its low-bit student: fixed, searched once, searched for each role.
+"""Compares augmentation agents for one teacher and its low-bit student: fixed, searched once, searched per role.
 
     python benchmarks/role_agents.py configs/fashion-mnist/role_agents.yaml --seeds 0 1 2 --jobs 2
 
-Twelve arms a seed. Both roles take an arm's policy: the teacher is trained with it, and the student distilled with it.
-A teacher is trained once for each seed and policy; its search serves every arm that uses it, and so does the student's,
-which arm `role_wise` runs and its views replay. All arms of a seed have the same images, first weights and order of
-batches. Stages that are complete are not run again: the same command continues where it was stopped. A run that fails
-stays in the table with its message. Extra `key.path=value` words are passed on to every run. Writes OUT.json, OUT.md
-and OUT.svg; `--collect` does so from the runs that are there.
+Twelve arms per seed. Both roles use an arm's policy: the teacher is trained with it, and the student distilled with it.
+A teacher is trained once per seed and policy; its search serves every arm that uses it, and so does the student's,
+which arm `role_wise` runs and its views replay. All arms of a seed have the same images, initial weights and order of
+batches. Complete stages are not repeated: the same command continues where it was stopped. A failed run is listed in
+the table with its message. Extra `key.path=value` words are passed on to every run. Writes OUT.json, OUT.md and
+OUT.svg; `--collect` does so from existing runs.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Arm:
     """A way to augment.
 
     Args:
-        teacher: Policy that its teacher is trained with.
-        student: Policy that its student is distilled with; ``found`` replays what arm ``role_wise`` found.
-        view: What the teacher sees while it teaches: the student's images, its own agent's, or clean ones.
+        teacher: Policy for training its teacher.
+        student: Policy for distilling its student; ``found`` replays what arm ``role_wise`` found.
+        view: What the teacher sees while teaching: the student's images, its own agent's, or clean ones.
     """
 
     teacher: str
@@ -68,16 +68,16 @@ ARMS = {
 FINDER = "role_wise"  # the arm that runs the student's search
 FIXED = ("trivial", "randaugment", "cutmix")  # fixed policies, of which the best is a rival
 PLAIN = "crop_flip"
-TASKS = "tasks.jsonl"  # in the folder of the runs: a line for each run that ended, over all calls of this program
+TASKS = "tasks.jsonl"  # in the runs folder: one line per finished run, over all calls of this program
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the runs of a comparison are, and what they are made from.
+    """The folders and inputs of the runs of a comparison.
 
     Args:
         config: Path of the config.
-        folder: Of the run folders.
+        folder: Folder of the run folders.
         words: Overrides for every run.
     """
 
@@ -94,19 +94,19 @@ class Runs:
         return self.folder / f"{name}-seed{seed}"
 
     def train_teacher(self, policy: str, seed: int) -> str:
-        """Train a teacher, after the search of its agent if that is its policy; return why it failed, or nothing."""
+        """Train a teacher, after the search of its agent if that is its policy; return why it failed, or ''."""
         words = [f"seed={seed}", f"teacher.agent.policy={policy}", "student.agent.policy=crop_flip"]
         return self._run(self.teacher(policy, seed), words, "teacher")
 
     def distil(self, name: str, seed: int) -> str:
-        """Distil an arm's student, after the search of its agent if it is its own; return why it failed, or nothing."""
+        """Distill an arm's student, after its agent's own search if any; return why it failed, or an empty string."""
         arm = ARMS[name]
         if not (self.teacher(arm.teacher, seed) / "teacher" / "result.json").is_file():
             return "teacher: failed"
         return self._run(self.arm(name, seed), self.arm_words(arm, seed), "distill")
 
     def arm_words(self, arm: Arm, seed: int) -> list[str]:
-        """Return the overrides of an arm, given the runs that it takes its teacher and its schedules from."""
+        """Return the overrides of an arm, given the runs that provide its teacher and its schedules."""
         source = self.teacher(arm.teacher, seed)
         words = [f"seed={seed}", f"student.view={arm.view}", "teacher.train=null"]
         words.append(f"teacher.weights={source / 'teacher' / 'weights.safetensors'}")
@@ -131,8 +131,8 @@ def waves(arms: Sequence[str], seeds: Sequence[int]) -> list[list[tuple[str, str
     """Return tasks ``(kind, name, seed)`` in waves: teachers, arms, arms that replay another's search.
 
     Args:
-        arms: Names; the finder is added where an arm replays its search.
-        seeds: Of the runs.
+        arms: Names; the finder is added if an arm replays its search.
+        seeds: Seeds of the runs.
     """
     needed = [*arms, *([FINDER] if FINDER not in arms and any(ARMS[name].student == "found" for name in arms) else [])]
     policies = sorted({ARMS[name].teacher for name in needed}, key=lambda policy: policy != "search")  # longest first
@@ -143,7 +143,7 @@ def waves(arms: Sequence[str], seeds: Sequence[int]) -> list[list[tuple[str, str
 
 
 def run_all(runs: Runs, arms: Sequence[str], seeds: Sequence[int], jobs: int) -> dict[tuple[str, str, int], str]:
-    """Run everything, ``jobs`` side by side; return why tasks failed, empty where they did not."""
+    """Run everything, ``jobs`` in parallel; return why tasks failed, empty for those that did not."""
     failures: dict[tuple[str, str, int], str] = {}
 
     def take(task: tuple[str, str, int]) -> None:
@@ -192,7 +192,7 @@ def read_row(runs: Runs, name: str, seed: int, failures: dict[tuple[str, str, in
 
 
 def read_searches(runs: Runs, arms: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Return what is known of each search that has ended: role, seed, scores, strength of what was found."""
+    """Return the facts about each finished search: role, seed, scores, strength of the result."""
     roles = sorted({role for name in arms for role in ARMS[name].searches}, reverse=True)
     where = {"teacher": lambda seed: runs.teacher("search", seed), "student": lambda seed: runs.arm(FINDER, seed)}
     folders = [(role, seed, where[role](seed) / "search") for role in roles for seed in seeds]
@@ -204,14 +204,14 @@ def read_searches(runs: Runs, arms: Sequence[str], seeds: Sequence[int]) -> list
 
 
 def task_seconds(runs: Runs) -> float:
-    """Return how long all runs took, added up, over all calls of this program."""
+    """Return the total time of all runs, over all calls of this program."""
     log = runs.folder / TASKS
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     return float(round(sum(json.loads(line)["seconds"] for line in lines), 1))
 
 
 def settings(runs: Runs) -> dict[str, Any]:
-    """Return the figures of the config that a reader of the table wants."""
+    """Return the figures of the config that a reader of the table needs."""
     config = load_config(runs.config, list(runs.words))
     train = config.teacher.train
     return {
@@ -232,9 +232,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/role_agents"))
-    parser.add_argument("--collect", action="store_true", help="only gather the runs that are there; run nothing")
+    parser.add_argument("--collect", action="store_true", help="only collect existing runs; run nothing")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/role_agents"), help="without suffix")
     args, more = parser.parse_known_args()
     if wrong := [word for word in [*args.overrides, *more] if "=" not in word or word.startswith("-")]:

@@ -1,4 +1,4 @@
-"""Why a comparison of agents came out as it did: how strong the found schedules are, and how noisy their searches."""
+"""Reasons for the outcome of a comparison of agents: how strong the found schedules are, how noisy their searches."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LEVELS = 9  # the highest magnitude
 
 
 def search_facts(folder: Path, role: str) -> dict[str, Any]:
-    """Return what a role's search came to, from the files in its run's ``search`` folder.
+    """Return the outcome of a role's search, from the files in its run's ``search`` folder.
 
     Args:
-        folder: Holds ``ROLE.schedule.yaml``, ``ROLE.population.jsonl`` and ``ROLE.cost.json``.
-        role: Whose search.
+        folder: Contains ``ROLE.schedule.yaml``, ``ROLE.population.jsonl`` and ``ROLE.cost.json``.
+        role: The role.
     """
     found = read_schedule_file(folder / f"{role}.schedule.yaml")
     turns = [json.loads(line) for line in (folder / f"{role}.population.jsonl").read_text().splitlines()]
@@ -53,7 +53,7 @@ def epoch_strengths(schedule: Schedule) -> list[float]:
 
 
 def thirds(values: Sequence[float]) -> list[float]:
-    """Return the means of the first, second and last third; neighbors share what does not divide by three."""
+    """Return the means of the first, second and last third; neighbors share values if not divisible by three."""
     n = len(values)
     means = []
     for index in range(3):
@@ -67,11 +67,11 @@ def search_noise(turns: Sequence[Row], val_images: int) -> dict[str, Any]:
     """Return how far apart the members of a population are, and how far apart chance alone would put them.
 
     Args:
-        turns: The lines of a ``population.jsonl``: a turn of a member in a round each.
+        turns: The lines of a ``population.jsonl``: one per member and round.
         val_images: Images that score a member.
 
     Returns:
-        ``last_scores`` of the last round in which all members took part (those that diverged left out), their standard
+        ``last_scores`` of the last round in which all members took part (except those that diverged), their standard
         deviation ``spread``, the standard deviation of one binomial score at their mean (``chance``), and
         ``kept_rank``, the mean rank correlation between the scores of neighboring rounds, of the members that continued
         unchanged.
@@ -99,18 +99,18 @@ def search_noise(turns: Sequence[Row], val_images: int) -> dict[str, Any]:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation; None for fewer than three pairs, or where one side does not vary."""
+    """Return Spearman's rank correlation; None for fewer than three pairs, or if one side does not vary."""
     if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
         return None
     return round(float(stats.spearmanr(first, second).statistic), 4)
 
 
 def reasons(rows: Sequence[Row], searches: Sequence[Row]) -> dict[str, Any]:
-    """Return how well scores on validation images foretell accuracies on test images.
+    """Return how well scores on validation images predict accuracies on test images.
 
     Args:
-        rows: One an arm and seed.
-        searches: One a role and seed.
+        rows: One per arm and seed.
+        searches: One per role and seed.
 
     Returns:
         ``teacher_search`` and ``student_search``: the search's score against the accuracy of what was trained with its

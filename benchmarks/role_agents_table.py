@@ -1,4 +1,4 @@
-"""The table of a comparison of arms: spreads, paired tests, and their rendering as Markdown and as a picture."""
+"""The table of a comparison of arms: spreads, paired tests, and rendering as Markdown and as a picture."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, 
 
     Args:
         ours: Accuracy by seed.
-        theirs: Of the other arm.
+        theirs: Accuracy of the other arm by seed.
 
     Returns:
-        ``n`` pairs, the ``difference`` of the means, its ``stdev``, the ``half_width`` of its 95 % confidence interval,
-        and the two-sided ``p``. None for what there are too few pairs for, or no spread among them.
+        ``n`` pairs, the ``difference`` of the means, its ``stdev``, the ``half_width`` of its 95% confidence interval,
+        and the two-sided ``p``. None for those that need more pairs, or spread among them.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     differences = [ours[seed] - theirs[seed] for seed in seeds]
@@ -48,11 +48,11 @@ def summarize(rows: Sequence[Row], arms: Sequence[str], *, plain: str, fixed: Se
     """Return the best fixed policy, and each arm's spread, costs and paired tests.
 
     Args:
-        rows: One an arm and seed; failed ones have ``failed``.
+        rows: One per arm and seed; failed ones have ``failed``.
         arms: Names, in the order of the table.
         plain: The arm that every other is compared with.
         fixed: Arms of which the one with the highest mean is the second rival. It is chosen by the accuracies that it
-            is then compared by, which favors it.
+            are then compared, which favors it.
     """
     scores = {name: _by_seed(rows, name, "student_accuracy") for name in arms}
     means = {name: statistics.mean(scores[name].values()) for name in fixed if scores.get(name)}

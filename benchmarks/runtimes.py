@@ -1,13 +1,12 @@
-"""Measures which runtime is fastest for a student on this processor: a table, the rows of each network interleaved.
+"""Measures which runtime is fastest for a student on this processor, with the rows of each network interleaved.
 
     python benchmarks/runtimes.py --json benchmarks/results/runtimes.json
     python benchmarks/runtimes.py --nets resnet18:96 --bits 4
 
-Rows: the float net, ONNX Runtime's static int8 and students of several widths in ONNX Runtime, and under the low-bit
-provider where it is offered; the float net, int8 and the students in OpenVINO where that is installed; with
-``--compilers`` the students in IREE and TVM, too. All of them run in this process, one after the other. A student's
-file is written for each runtime (`export.target`) and compared with the student there first. Nets are untrained:
-weights do not change what a kernel takes.
+Rows: the float net, ONNX Runtime's static int8 and students of several widths in ONNX Runtime, and with the low-bit
+provider if available; the float net, int8 and the students in OpenVINO if installed; with ``--compilers`` the students
+in IREE and TVM, too. All of them run in this process, one after another. A student's file is written for each runtime
+(`export.target`) and first compared with the student there. Nets are untrained: weights do not change a kernel's time.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def students_of(net: nn.Module, images: Tensor, bits: list[int]) -> dict[str, St
 def write_files(
     net: nn.Module, students: dict[str, Student], images: Tensor, runtimes: tuple[str, ...], folder: Path
 ) -> dict[str, Path]:
-    """Write the files that are measured, the logits of each compared in its runtime."""
+    """Write the files to measure, after comparing the logits of each in its runtime."""
     paths = {"fp32": folder / "fp32.onnx"}
     export_float(net, images[:1], paths["fp32"])
     paths["int8"] = export_int8_baseline(paths["fp32"], images.numpy(), folder / "int8.onnx")
@@ -85,7 +84,7 @@ def write_files(
 
 def open_all(students: dict[str, Student], paths: dict[str, Path], images: Tensor, args: argparse.Namespace,
              runtimes: tuple[str, ...], folder: Path) -> dict[str, Any]:  # fmt: skip
-    """Return a session for each row, by its name."""
+    """Return a session for each row by name."""
     sessions: dict[str, Any] = {}
     for name, path in paths.items():
         target = name.partition(" for ")[2]
@@ -107,7 +106,7 @@ def open_all(students: dict[str, Student], paths: dict[str, Path], images: Tenso
 
 
 def timed(sessions: dict[str, Any], images: Tensor, rounds: int, clock: str) -> list[dict[str, Any]]:
-    """Return a row a session, all of them interleaved; the ratios to the float net in ONNX Runtime in each."""
+    """Return one row per session, all interleaved, each with ratios to the float net in ONNX Runtime."""
     now = time.process_time if clock == "cpu" else time.perf_counter
     feeds, times = {"images": images[:1].numpy()}, {name: list[float]() for name in sessions}
     for turn in range(WARMUP + rounds):
@@ -147,22 +146,20 @@ def measure(entry: str, args: argparse.Namespace, runtimes: tuple[str, ...]) -> 
 def main() -> int:
     """Write the files, measure them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--nets", nargs="+", default=list(NETS), help="name:image size; lenet5 or a net of torchvision's"
-    )
+    parser.add_argument("--nets", nargs="+", default=list(NETS), help="name:image size; lenet5 or a torchvision net")
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 2], help="of weights and activations")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compilers", nargs="*", default=[], choices=COMPILERS, help="measured as well")
-    parser.add_argument("--no-low-bit", dest="low_bit", action="store_false", help="leave the low-bit provider out")
+    parser.add_argument("--compilers", nargs="*", default=[], choices=COMPILERS, help="also measure these")
+    parser.add_argument("--no-low-bit", dest="low_bit", action="store_false", help="omit the low-bit provider")
     parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's time, if others run"
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's time, if other processes run"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows, settings and machine, too")
     args = parser.parse_args()
     runtimes = tuple(name for name in RUNTIMES if is_installed(name))
     for name in set(RUNTIMES) - set(runtimes):
-        print(f"{name} is not installed, so it is left out", file=sys.stderr)
+        print(f"{name} is not installed; skipping it", file=sys.stderr)
     said = {key: getattr(args, key) for key in ("nets", "bits", "rounds", "threads", "compilers", "clock")}
     content: dict[str, Any] = {"settings": said, "machine": machine(), "load": {}, "nets": {}}
     for entry in args.nets:

@@ -1,4 +1,4 @@
-"""Runs the stages of a config in its own process, and describes where: what the accuracy benchmarks share."""
+"""Runs the stages of a config in its own process, and describes the environment; shared by the accuracy benchmarks."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# A process keeps the memory that it frees: without this a tenth of a small net's training is page faults (glibc only).
+# Makes a process keep freed memory; otherwise page faults take a tenth of a small net's training (glibc only).
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
-NOT_RUN = "not run to its end"  # the failure of a seed that nothing went wrong with
+NOT_RUN = "not run to its end"  # the failure of a seed without an error
 PRIVATE = ("data.path=", "data.root=", "data.name=npz")
 
 
 def run_stages(config: str, name: str, words: Sequence[str], folder: Path, *, until: str) -> str:
-    """Run a config's stages, resuming; return why it failed, or nothing.
+    """Run or resume a config's stages; return why it failed, or an empty string.
 
     Args:
         config: Path of the config.
-        name: Of the run folder in ``folder``; what the run says is written to ``NAME.log`` beside it.
+        name: Name of the run folder in ``folder``; the run's output is written to ``NAME.log`` next to it.
         words: ``key.path=value`` overrides.
-        folder: Where run folders are kept.
+        folder: Folder of the run folders.
         until: The last stage to run.
     """
     return run_command(["run", config, f"name={name}", *words, "--until", until], name, folder)
 
 
 def run_command(arguments: Sequence[str], name: str, folder: Path) -> str:
-    """Run `qkd` in its own process; return why it failed, or nothing.
+    """Run `qkd` in its own process; return why it failed, or an empty string.
 
     Args:
-        arguments: Behind `qkd`, without ``--runs-dir``.
-        name: Of the run folder in ``folder``; what is said is written to ``NAME.log`` beside it.
-        folder: Where run folders are kept.
+        arguments: Arguments of `qkd`, without ``--runs-dir``.
+        name: Name of the run folder in ``folder``; the output is written to ``NAME.log`` next to it.
+        folder: Folder of the run folders.
     """
     command = [sys.executable, "-m", "qkd.cli", *arguments]
     done = subprocess.run(
@@ -54,7 +54,7 @@ def run_command(arguments: Sequence[str], name: str, folder: Path) -> str:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int]:
-    """Return count, mean, standard deviation (of a sample), least and largest; the count alone where there is none."""
+    """Return count, mean, sample standard deviation, minimum and maximum; only the count if there are no values."""
     if not values:
         return {"seeds": 0}
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -65,10 +65,10 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
 
 
 def accuracy_text(line: Mapping[str, Any]) -> str:
-    """Return the accuracy of a table's line in percent, ± that of its seeds, and what became of the other seeds.
+    """Return the accuracy of a table's line in percent, ± the deviation of its seeds, and the fate of the others.
 
     Args:
-        line: What :func:`spread` returns; ``failures`` beside it hold a message for each seed without a result.
+        line: What :func:`spread` returns, plus ``failures``, which hold a message for each seed without a result.
     """
     scatter = f" ± {100 * line['stdev']:.2f}" if line["seeds"] > 1 else ""
     shown = f"{100 * line['mean']:.2f}{scatter} %" if line["seeds"] else "none"
@@ -79,7 +79,7 @@ def accuracy_text(line: Mapping[str, Any]) -> str:
 
 
 def points_text(value: float | None, scatter: float | None) -> str:
-    """Return a difference of accuracies in points, ± that of the seeds; nothing where there is none."""
+    """Return a difference of accuracies in points, ± the deviation of the seeds; an empty string if there is none."""
     if value is None:
         return ""
     return f"{100 * value:+.2f}" + ("" if scatter is None else f" ± {100 * scatter:.2f}")
@@ -105,10 +105,10 @@ def environment() -> dict[str, Any]:
 
 
 def environment_of(runs: Iterable[Path]) -> dict[str, Any]:
-    """Return versions and hardware, with the commits that runs were made with; this one where there are no runs.
+    """Return versions and hardware, with the commits of runs, or the current commit if there are none.
 
     Args:
-        runs: Run folders; those that are missing are passed over.
+        runs: Run folders; missing ones are skipped.
     """
     where = environment()
     files = [file for run in runs if (file := run / "environment.json").is_file()]

@@ -1,11 +1,11 @@
-"""Shows what single optimizer steps do to learned step sizes in 2 bits, free and bounded (`low_bit.step_size_bound`).
+"""Shows what single optimizer steps do to learned 2-bit step sizes, free and bounded (`low_bit.step_size_bound`).
 
     python benchmarks/step_sizes.py                          # digits, ResNet-8, minutes of one core
     python benchmarks/step_sizes.py --data FOLDER --limit 4096 --epochs 8 --lr 0.04 0.16   # with train.npz, test.npz
 
-A ResNet-8 learns in float; its W2A2 student starts from it and learns from it (soft targets), once with each bound, at
-each peak rate, for each seed. Per training: the largest change of a step size in one step, as a part of it; how many
-epochs had more than twice the loss of the epoch before; the last loss; and the test accuracy, read once at the end.
+A ResNet-8 is trained in float; its W2A2 student starts from it and learns from it (soft targets), once per bound, peak
+rate and seed. Per training: the largest relative change of a step size in one step; how many epochs had more than twice
+the loss of the previous one; the last loss; and the test accuracy, read once at the end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Images:
-    """The training images, normalized, and the set that they are from."""
+    """The normalized training images, and their data set."""
 
     data: DataConfig
     splits: Splits
@@ -62,7 +62,7 @@ class Images:
 def train(
     net: nn.Module, teacher: nn.Module | None, config: TrainConfig, bound: float | None, images: Images, seed: int
 ) -> Row:
-    """Train a net, from labels without a teacher, else from the teacher alone; return what its step sizes did."""
+    """Train a net from labels, or from the teacher alone if given; return what its step sizes did."""
     scales = list(quantizer_scales(net)) if isinstance(net, Student) else []
     optimizer = build_optimizer(net, config, scales)
     rules = step_rules(net, LowBitConfig(step_size_bound=bound), optimizer) if scales else ()
@@ -101,14 +101,14 @@ def _distilled(logits: Tensor, teacher: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def _largest_change(scales: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    """Return by what part of itself the step size that changed most did so; 0 where there are none."""
+    """Return the largest relative change of a step size; 0 if there are none."""
     with torch.no_grad():
         parts = [((now.abs() - then).abs() / then).max() for now, then in zip(scales, before, strict=True)]
     return float(torch.stack(parts).max()) if parts else 0.0
 
 
 def rows_of(args: argparse.Namespace, images: Images) -> list[Row]:
-    """Train everything; return one row for each rate and bound."""
+    """Train everything; return one row per rate and bound."""
     found: dict[tuple[float, float | None], list[Row]] = {}
     shape = images.splits.image_shape
     for seed in args.seeds:
@@ -141,13 +141,13 @@ def rows_of(args: argparse.Namespace, images: Images) -> list[Row]:
 def main() -> None:
     """Parse the arguments, train, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with train.npz and test.npz; absent: the digits")
-    parser.add_argument("--limit", type=int, help="training images; absent: all")
+    parser.add_argument("--data", type=Path, help="folder with train.npz and test.npz (default: digits)")
+    parser.add_argument("--limit", type=int, help="training images (default: all)")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, nargs="+", default=[0.04, 0.16], help="peak rates")
     parser.add_argument("--bound", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, help="absent: results/step_sizes_DATA.json beside this file")
+    parser.add_argument("--json", type=Path, help="default: results/step_sizes_DATA.json next to this file")
     args = parser.parse_args()
     where = {"name": "digits"} if args.data is None else {"name": "npz", "path": args.data}
     data = DataConfig.model_validate({**where, "val_fraction": 0, "train_limit": args.limit, "batch_size": 128})
@@ -158,7 +158,7 @@ def main() -> None:
         "environment": environment(),
     }  # fmt: skip
     rows = rows_of(args, images)
-    assert all(math.isfinite(row["largest_change"]) for row in rows)  # noqa: S101 - else nothing was measured
+    assert all(math.isfinite(row["largest_change"]) for row in rows)  # noqa: S101 - otherwise nothing was measured
     out = args.json or RESULTS / f"step_sizes_{name}.json"
     out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 

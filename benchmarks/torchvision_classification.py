@@ -1,13 +1,13 @@
-"""Says of each net of torchvision's classification list whether its student is exact, or why it is refused.
+"""Reports for each net in torchvision's classification list whether its student is exact, or why it is refused.
 
     python benchmarks/torchvision_classification.py                    # the whole list, about two hours on two cores
     python benchmarks/torchvision_classification.py --nets resnet18 vit_b_16 --bits 4
     python benchmarks/torchvision_classification.py --table            # only writes the table again
 
-Untrained nets at small images. A net is `exact` where `prepare` takes it, which compares it with the float net, and the
-exported file of the calibrated student passes parity: every code of every quantizer, optimizations off and on. Rows are
-written as they are made, each with the commit and the versions it was made with; those that are there are not
-made again unless --fresh asks, whatever the commit.
+Untrained nets on small images. A net is `exact` if `prepare` accepts it, which includes a comparison with the float
+net, and the exported file of the calibrated student passes parity: every code of every quantizer, with optimizations
+off and on. Each row is written when it is done, with its commit and versions; existing rows are not redone without
+--fresh, whatever the commit.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from qkd.files import write_text
 RESULTS = Path(__file__).parent / "results" / "torchvision_classification.json"
 CLASSES = 10
 SMALLEST = 64  # pixels; what most nets take
-# Nets whose windows or position embeddings want more.
+# Nets whose windows or position embeddings need more.
 SIZES = {"alexnet": 96, "inception_v3": 96, "maxvit_t": 224, "vit": 224}
-LARGE_PARAMETERS = 100_000_000  # from here on fewer images
+LARGE_PARAMETERS = 100_000_000  # above this, use fewer images
 IMAGES, IMAGES_OF_LARGE = 4, 2
-# A net with auxiliary heads while training is another net there; its classifier is what is deployed.
+# A net with auxiliary heads is another net in training; only its classifier is deployed.
 OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
@@ -47,20 +47,20 @@ EXACT, REFUSED, DIFFERS, FAILED = "exact", "refused", "differs", "failed"
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a net.
+    """The outcome for a net.
 
     Args:
         net: Its name in torchvision.
-        bits: Of weights and activations; first and last layer have 8.
+        bits: Bits of weights and activations; first and last layer have 8.
         verdict: ``exact``, ``refused`` (by name, before training), ``differs`` (parity), ``failed`` (anything else).
-        reason: The message, where it is not exact.
+        reason: The message if it is not exact.
         pixels: Side of an image.
         images: Images compared.
-        parameters: Of the float net, with ten classes.
+        parameters: Parameters of the float net, with ten classes.
         codes: Codes compared.
-        seconds: From the float net to the comparison.
-        commit: Of the packages that it was made with.
-        versions: Of torch and torchvision.
+        seconds: Time from the float net to the comparison.
+        commit: Commit of the packages that produced it.
+        versions: Versions of torch and torchvision.
     """
 
     net: str
@@ -82,7 +82,7 @@ def nets() -> list[str]:
 
 
 def pixels_of(name: str) -> int:
-    """Return the side of the images a net is tried on."""
+    """Return the side of the images for a net."""
     return SIZES.get(name, SIZES.get(name.split("_")[0], SMALLEST))
 
 
@@ -91,12 +91,12 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     options = dict(OPTIONS.get(name, {}))
     if name.startswith("vgg"):
-        options["init_weights"] = False  # seconds of drawing numbers that change nothing
+        options["init_weights"] = False  # drawing them takes seconds and changes nothing
     return torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
 
 
 def make_row(name: str, bits: int) -> Row:
-    """Prepare, calibrate, export and compare one net; return what became of it."""
+    """Prepare, calibrate, export and compare one net; return the outcome."""
     started = time.perf_counter()
     model, pixels = build(name), pixels_of(name)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -129,7 +129,7 @@ def _verdict(model: nn.Module, bits: int, batch: Tensor) -> tuple[str, str, int]
         student = prepare(model, QuantSpec(weight_bits=bits, act_bits=bits), example_inputs=batch[:1])
     except RewriteError as error:
         return REFUSED, str(error), 0
-    except Exception as error:  # a row, too: the list is to be complete
+    except Exception as error:  # also a row, so that the list is complete
         return FAILED, f"prepare: {type(error).__name__}: {error}", 0
     del model
     try:
@@ -155,7 +155,7 @@ def _compared(student: Any, batch: Tensor) -> tuple[str, str, int]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a results file; none where there is none."""
+    """Return the rows of a results file; empty if it does not exist."""
     return [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
 
 
@@ -168,7 +168,7 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as a page: one line per net, also of those that were not run."""
+    """Return the rows as a page with one line per net, including those that were not run."""
     names = nets()
     by = {(row.net, row.bits): row for row in rows}
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in (EXACT, REFUSED, DIFFERS, FAILED)}
@@ -198,17 +198,17 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Make the rows that are missing."""
+    """Produce the missing rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=nets(), choices=nets(), metavar="NET")
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 2])
     parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--fresh", action="store_true", help="make rows that are there again")
-    parser.add_argument("--table", action="store_true", help="only write the table again")
+    parser.add_argument("--fresh", action="store_true", help="redo existing rows")
+    parser.add_argument("--table", action="store_true", help="only rewrite the table")
     chosen = parser.parse_args()
     import quantizers
 
-    quantizers.set_fused(enabled=False)  # two batches a net: compiling would take longer
+    quantizers.set_fused(enabled=False)  # two batches per net: compiling would take longer
     rows = {(row.net, row.bits): row for row in read_rows(chosen.json)}
     for name in [] if chosen.table else chosen.nets:
         for bits in chosen.bits:

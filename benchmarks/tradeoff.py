@@ -1,13 +1,13 @@
-"""Measures accuracy and latency of one net in FP32, int8, W4A4 and W2A2, and draws the picture of the README.
+"""Measures accuracy and latency of one net in FP32, int8, W4A4 and W2A2, and draws the picture in the README.
 
     python benchmarks/tradeoff.py train data.name=npz data.path=FOLDER     # the runs, from configs/fashion-mnist/
     python benchmarks/tradeoff.py measure                                  # -> benchmarks/results/tradeoff.json
     python benchmarks/tradeoff.py draw                                     # -> docs/tradeoff.svg, from that file alone
 
 `train` runs configs/fashion-mnist/w2a2.yaml and, with the same teacher, w4a4.yaml up to their exported files; words
-`key.path=value` are passed on to both. Runs that are there are not trained again. `measure` scores every file on the
-whole test set and times it: batch 1, one thread, all files interleaved in random order, medians of processor time.
-Outputs with the low-bit provider are compared with those without it first; they must be identical on every test image.
+`key.path=value` are passed on to both. Existing runs are not trained again. `measure` scores every file on the whole
+test set and times it: batch 1, one thread, all files interleaved in random order, medians of CPU time. First, outputs
+with the low-bit provider are compared with those without it; they must be identical on every test image.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCORED_AT_ONCE = 500  # images
 
 
 def train(runs: Path, words: list[str]) -> None:
-    """Train the teacher and both students and export them; runs that are complete cost nothing."""
+    """Train the teacher and both students and export them; complete runs are skipped."""
     runs.mkdir(parents=True, exist_ok=True)
     for bits in reversed(WIDTHS):
         own = [] if bits == "w2a2" else [f"teacher.run={runs / 'w2a2'}"]
@@ -47,7 +47,7 @@ def train(runs: Path, words: list[str]) -> None:
 
 
 def measure(runs: Path, rounds: int) -> dict[str, Any]:
-    """Return a row for each file, and one more for each that the low-bit provider takes something of."""
+    """Return one row per file, and another for each that the low-bit provider runs part of."""
     images = _images(runs / "w2a2")
     with tempfile.TemporaryDirectory() as place:
         files = _files(runs, images["train"], Path(place))
@@ -98,7 +98,7 @@ def _files(runs: Path, calibration: Any, folder: Path) -> dict[str, Path]:
 
 
 def _provided(files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return sessions of students under the provider, where it gains something on this processor."""
+    """Return sessions of students with the provider if it helps on this processor."""
     from export import lowbit
 
     if not lowbit.availability().is_offered:
@@ -121,7 +121,7 @@ def _outputs(session: Any, images: Any) -> Any:
 
 
 def _interleaved(sessions: Mapping[str, Any], image: Any, rounds: int) -> dict[str, Any]:
-    """Return milliseconds of processor time for each session; each round has a random order."""
+    """Return milliseconds of CPU time for each session; each round has a random order."""
     names = list(sessions)
     feeds = {name: {sessions[name].get_inputs()[0].name: image} for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -135,7 +135,7 @@ def _interleaved(sessions: Mapping[str, Any], image: Any, rounds: int) -> dict[s
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Write the picture: accuracy against latency, a dot for each row, its area as the file's size."""
+    """Write the picture: accuracy against latency, one dot per row, with the area showing the file size."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -178,10 +178,10 @@ def _dot(axes: Any, name: str, row: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Do one part."""
+    """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["train", "measure", "draw"])
-    parser.add_argument("words", nargs="*", help="train: key.path=value for both trainings")
+    parser.add_argument("words", nargs="*", help="train: key.path=value for both runs")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/tradeoff"))
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--svg", type=Path, default=PICTURE)

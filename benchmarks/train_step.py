@@ -1,22 +1,22 @@
-"""Measures one distillation step: as a user writes it in plain PyTorch, this toolkit's, and stock Brevitas, in turn.
+"""Measures one distillation step in plain PyTorch as a user writes it, this toolkit, and stock Brevitas, in turn.
 
     python benchmarks/train_step.py --rounds 15 --json benchmarks/results/train_step.json
     python benchmarks/train_step.py --precision float32 --memory-format contiguous --rounds 15
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/train_step.py --rounds 15
 
 A step is: the teacher's forward pass without gradient, the student's forward and backward pass with cross-entropy plus
-soft targets, and an SGD step. ResNet-20, 32x32, batch 128 unless said. ``plain`` and ``stock`` run in float32 and NCHW;
-``float`` and ``ours`` in the arithmetic of ``--precision`` and ``--memory-format``: by default what the toolkit
-chooses for itself, by its race. Every round times every variant once, in turn; ratios are medians over the rounds of
-(variant / ``plain`` or ``float`` of the same round). ``--clock cpu`` counts the process's own time on the processor,
-which a busy machine leaves alone (with ``--threads 1``). Peak memory is read in a separate process per variant
+soft targets, and an SGD step. ResNet-20, 32x32, batch 128 by default. ``plain`` and ``stock`` run in float32 and NCHW;
+``float`` and ``ours`` in the arithmetic of ``--precision`` and ``--memory-format``: by default what the toolkit's
+race chooses. Every round times every variant once, in turn; ratios are medians over the rounds of
+(variant / ``plain`` or ``float`` of the same round). ``--clock cpu`` measures the process's own CPU time, which
+other load does not affect (with ``--threads 1``). Peak memory is read in a separate process per variant
 (``--memory``), as the growth of the resident set over the step.
 
     python benchmarks/train_step.py --devices 2 --variants float ours_w2a2
 
-compares N processes of one core each, which share every batch, with one process of one core: efficiency is the time of
-one over N times that of N (1 is perfect). ``cpu_efficiency`` is the same of the processors' time, which a busy machine
-leaves alone: it lacks only what processes wait for each other.
+compares N processes of one core each, which share every batch, with one process on one core: efficiency is the time of
+one over N times that of N (1 is perfect). ``cpu_efficiency`` is the same for CPU time, which other load does not
+affect: it only misses the time that processes wait for each other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def stock_brevitas(model: nn.Module, bits: int) -> nn.Module:
-    """Swap layers for Brevitas' own, with its default quantizers; first and last layer 8 bit."""
+    """Replace layers with Brevitas' own, with its default quantizers; first and last layer have 8 bits."""
     import brevitas.nn as qnn
     from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 
@@ -92,12 +92,12 @@ PLAIN: Arithmetic = ("float32", "contiguous")
 
 
 def arithmetic_of(variant: str, chosen: Arithmetic) -> Arithmetic:
-    """Return what a variant runs in: the toolkit's choice, or what a user of PyTorch or Brevitas gets unasked."""
+    """Return what a variant runs in: the toolkit's choice, or what PyTorch or Brevitas use by default."""
     return PLAIN if variant == "plain" or variant.startswith("stock") else chosen
 
 
 def choose(args: argparse.Namespace, images: Tensor) -> tuple[Arithmetic, dict[str, float]]:
-    """Return precision and memory format as the toolkit would choose them, and milliseconds of its race."""
+    """Return precision and memory format that the toolkit would choose, and milliseconds of its race."""
     from qkd.training.arithmetic.choice import FORMATS, winner
     from qkd.training.arithmetic.native import has_native_bf16
     from qkd.training.arithmetic.race import race
@@ -123,7 +123,7 @@ def make_step(
     student = build(variant, net, images).to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
     if variant.startswith("ours"):
-        teacher = FoldedNet(teacher)  # as the toolkit's distillation step asks its teacher
+        teacher = FoldedNet(teacher)  # as in the toolkit's distillation step
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     reduced = torch.autocast("cpu", torch.bfloat16, enabled=arithmetic[0] == "bf16")
 
@@ -142,7 +142,7 @@ def make_step(
 
 
 def shared_step(variant: str, args: argparse.Namespace) -> Callable[[], None]:
-    """Return a function that does one process's part of a step, as the training loop does it."""
+    """Return a function that does one process's part of a step, as in the training loop."""
     from qkd.engines.engine import current
 
     engine = current()
@@ -171,7 +171,7 @@ def shared_step(variant: str, args: argparse.Namespace) -> Callable[[], None]:
 
 
 def take_part(args: argparse.Namespace) -> None:
-    """Time a variant's steps as one of several processes, or alone; the first prints milliseconds, also of CPU time."""
+    """Time a variant's steps as one of several processes, or alone; the first prints wall and CPU milliseconds."""
     from qkd.engines.engine import current
     from qkd.engines.joining import joined
 
@@ -276,7 +276,7 @@ def peak_memory_mb(args: argparse.Namespace) -> float:
     arithmetic = arithmetic_of(args.memory, (args.precision, args.memory_format))
     step = make_step(args.memory, args.net, images, labels, arithmetic)
     if args.memory not in ("plain", "float"):
-        # compile the kernels before the reading: the compiler's memory is not the step's
+        # compile the kernels before measuring: the compiler's memory is not the step's
         small = make_step(args.memory, args.net, images[:4], labels[:4], arithmetic)
         small()
         del small
@@ -296,7 +296,7 @@ def _resident_mb() -> float:
 
 
 class _PeakWatcher:
-    """Samples the resident set from a thread; the growth of ru_maxrss would hide behind the set-up's own peak."""
+    """Samples the resident set from a thread, since the peak of the setup could hide the growth of ru_maxrss."""
 
     def __init__(self) -> None:
         self.peak_mb = 0.0
@@ -328,14 +328,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--precision", choices=("auto", "float32", "bf16"), default="auto", help="of float and ours")
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bf16"), default="auto", help="precision of float and ours"
+    )
     parser.add_argument("--memory-format", choices=("auto", "contiguous", "channels_last"), default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: the process's own time")
     default = ["plain", "float", "ours_w4a4", "ours_w2a2", "stock_w4a4", "stock_w2a2"]
-    parser.add_argument("--variants", nargs="+", default=default, help="also ours_w2a2_compiled")
+    parser.add_argument("--variants", nargs="+", default=default, help="variants; ours_w2a2_compiled also exists")
     parser.add_argument("--memory", help="print the peak memory of one variant and exit")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the memory readings")
-    parser.add_argument("--devices", type=int, default=1, help="compare so many processes of one core with one")
+    parser.add_argument("--no-memory", action="store_true", help="omit the memory measurements")
+    parser.add_argument("--devices", type=int, default=1, help="compare this many processes of one core with one")
     parser.add_argument("--member", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -3,7 +3,7 @@
     npm install --prefix ~/web onnxruntime-web@1.30
     python benchmarks/web_latency.py --packages ~/web --json benchmarks/results/web_latency.json
 
-Nets are untrained: weights do not change what a kernel takes.
+Nets are untrained: weights do not change a kernel's time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_files(entry: str, bits: list[int], folder: Path) -> tuple[int, int]:
 
 
 def rows_of(times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return a row a file, the ratio of its median to the float net's in each."""
+    """Return one row per file, each with the ratio of its median to the float net's."""
     medians = {name: statistics.median(found) for name, found in times.items()}
     return [
         {"name": name, "median_ms": median, "to_fp32": median / medians["fp32"]} for name, median in medians.items()
@@ -50,12 +50,12 @@ def rows_of(times: dict[str, list[float]]) -> list[dict[str, Any]]:
 def main() -> int:
     """Write the files, time them in Node and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", type=Path, required=True, help="folder that holds node_modules/onnxruntime-web")
+    parser.add_argument("--packages", type=Path, required=True, help="folder with node_modules/onnxruntime-web")
     parser.add_argument("--nets", nargs="+", default=["resnet18:96", "mobilenet_v2:96"])
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 2])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: the process's time, if others run"
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: the process's time, if other processes run"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Low-bit arithmetic on Brevitas: rewrites a float CNN into a trainable student and gives its integer view.
+"""Low-bit arithmetic on Brevitas: rewrites a float CNN into a trainable student and builds its integer view.
 
 Example:
     >>> import torch

@@ -1,4 +1,4 @@
-"""Gives a student its activation scales from data, re-estimates batch norm, and moves scales off rounding ties."""
+"""Sets a student's activation scales from data, re-estimates batch norm, and moves scales off rounding ties."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from quantizers.tensor_quant import ActQuant, RangeObserver
 
 
 def calibrate(student: nn.Module, batches: Iterable[Any], *, keep_statistics: bool = False) -> None:
-    """Set activation scales from data, re-estimate batch-norm statistics, and settle the scales; in place.
+    """Set activation scales from data, re-estimate batch-norm statistics, and settle the scales, all in place.
 
-    Three passes over the batches: the ranges seen with activations in float give first scales; the ranges seen with all
-    quantizers on give the final ones (each layer sees what its quantized predecessors really deliver); the last pass
-    estimates batch-norm statistics as the average over the batches. Parameters other than scales stay.
+    Three passes over the batches: the ranges seen with float activations give initial scales; those with all
+    quantizers on give the final ones (each layer sees the real output of its quantized predecessors); the last pass
+    estimates batch-norm statistics as the average over the batches. Other parameters do not change.
 
     Args:
         student: A network from :func:`prepare`.
         batches: Image batches as the network takes them, float, ``[batch, channels, height, width]`` (or tuples that
-            start with one), or one such batch. They are kept in memory during the call; a few hundred images do.
-        keep_statistics: Leave batch norm's running statistics unchanged, for images that are unlike those it will meet:
-            generated ones, say.
+            start with one), or one such batch. They are kept in memory during the call; a few hundred images suffice.
+        keep_statistics: Leave batch norm's running statistics unchanged. Use it when the images are unlike the real
+            ones, for example generated.
 
     Raises:
         TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
@@ -63,11 +63,11 @@ def calibrate(student: nn.Module, batches: Iterable[Any], *, keep_statistics: bo
 
 
 def reestimate_batch_norm(student: nn.Module, batches: Iterable[Any]) -> None:
-    """Set batch norm's running statistics to their average over batches, with the weights as they are now; in place.
+    """Set batch norm's running statistics, in place, to their average over batches under the current weights.
 
-    Running statistics follow the weights with a delay, and low-bit weights that oscillate between two codes change what
-    a layer puts out faster than that. Call it before :func:`freeze_batch_norm`, or at the end of a training without;
-    then :func:`settle`.
+    Running statistics lag behind the weights, and low-bit weights that oscillate between two codes change a layer's
+    output faster than that. Call it before :func:`freeze_batch_norm`, or at the end of training if you do not freeze;
+    then call :func:`settle`.
 
     Args:
         student: A network from :func:`prepare`, calibrated.
@@ -102,7 +102,7 @@ def reestimate_batch_norm(student: nn.Module, batches: Iterable[Any]) -> None:
 
 
 def as_batches(batches: Iterable[Any]) -> Iterable[Any]:
-    """Return batches unchanged, and one batch by itself as a list of it.
+    """Return batches unchanged, and a single batch as a list of one.
 
     Args:
         batches: Batches; or images ``[batch, ...]``, or a tuple of images and integer labels ``[batch]``.
@@ -127,7 +127,7 @@ def as_batches(batches: Iterable[Any]) -> Iterable[Any]:
 def _images(batch: Any, student: nn.Module) -> Tensor:
     tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
     if isinstance(tensor, Tensor) and tensor.numel() == 0:
-        raise ValueError(f"a calibration batch of shape {tuple(tensor.shape)} holds no image; leave it out")
+        raise ValueError(f"a calibration batch of shape {tuple(tensor.shape)} holds no images; leave it out")
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         raise TypeError(
             f"batches must be float image tensors, got {type(tensor).__name__} {getattr(tensor, 'dtype', '')}"
@@ -147,7 +147,7 @@ def _check(images: Sequence[Tensor]) -> None:
 
 
 def _batch_statistics(student: nn.Module, *, enabled: bool) -> None:
-    """Let the layers with batch norm use the batch's own statistics, whatever mode the rest is in."""
+    """Make layers with batch norm use the batch's statistics, whatever mode the other layers are in."""
     for layer in quant_layers(student).values():
         if layer.bn is not None:
             layer.training = enabled
@@ -186,7 +186,7 @@ def _forward(student: nn.Module, batch: Tensor, index: int) -> None:
 
 
 def _use_float_biases(student: nn.Module) -> dict[nn.Module, bool]:
-    """Layers without batch norm must not round biases to a grid that is not set yet."""
+    """Keep layers without batch norm from rounding biases to a grid that is not set yet."""
     before: dict[nn.Module, bool] = {layer: layer.training for layer in quant_layers(student).values()}
     for layer in before:
         layer.training = True
@@ -233,11 +233,11 @@ def _reestimate(student: nn.Module, images: Iterable[Tensor]) -> None:
 
 
 def _widen_steps(student: nn.Module) -> None:
-    """Let no grid be within a single unit of the accumulators or means it reads.
+    """Widen grids that would fit within a single unit of the accumulators or means they read.
 
-    That happens behind dead layers and where values cancel, so that nothing but zeros was seen. A step below
-    ``unit / 2**bits`` tells zero from not zero and no more, but it would show the rounding errors of a zero that is
-    summed in floating point; and runtimes refuse a mean whose grid is 256 times finer than its unit.
+    That happens after dead layers and where values cancel, so that only zeros were seen. A step below
+    ``unit / 2**bits`` only distinguishes zero from nonzero, but it would expose the rounding errors of a zero that is
+    summed in floating point; and runtimes reject a mean whose grid is 256 times finer than its unit.
     """
     _widen_sums(student)
     _widen_means(student)
@@ -266,10 +266,10 @@ def _widen(quantizer: ActQuantizer, least: float) -> None:
 
 
 def freeze_batch_norm(student: nn.Module, enabled: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a sentence
-    """Let training use the deployed arithmetic: running statistics folded into the weights, int32 biases.
+    """Make training use the deployed arithmetic: running statistics folded into the weights, int32 biases.
 
-    At 2 bits the grid of the biases is coarse; a student that has never seen it changes at export. So the last epochs
-    are trained this way. Gradients reach weights, scales and batch norm's affine parameters; statistics stay.
+    At 2 bits the bias grid is coarse, and a student that has never trained on it changes at export. So train the last
+    epochs this way. Gradients reach weights, scales and batch norm's affine parameters; the statistics do not change.
 
     Args:
         student: A network from :func:`prepare`.
@@ -282,13 +282,13 @@ def freeze_batch_norm(student: nn.Module, enabled: bool = True) -> None:  # noqa
 def quantizer_scales(student: nn.Module) -> list[nn.Parameter]:
     """Return the learned scales of weights and activations, each once, for a separate parameter group.
 
-    Those of frozen weights are among them, and frozen: an optimizer passes them over.
+    Scales of frozen weights are included. They are frozen, so an optimizer skips them.
 
     Args:
         student: A network from :func:`prepare`.
 
     Returns:
-        Scales and steps, positive, in the order of the network.
+        Scales and steps, positive, in network order.
     """
     quants = [layer.quant for layer in quant_layers(student).values()]
     quants += [quantizer.quant for quantizer in act_quantizers(student).values()]  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Weights on a step size that is computed and not learned: from their statistics at every pass, or as DoReFa does."""
+"""Weights whose step size is computed, not learned: from their statistics at every pass, or as in DoReFa."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from quantizers.kernels import TINY, round_straight_through
 from quantizers.tensor_quant import WeightQuant
 
 # Bits -> (c1, c2) of step = c1 * rms - c2 * mean|w|: the least-squares line through the steps with the least squared
-# error on our grid (-2**(b-1) ... 2**(b-1) - 1) of five densities: normal, uniform, Laplace, logistic, triangular.
-# A test fits them again.
+# error on our grid (-2**(b-1) ... 2**(b-1) - 1) for five densities: normal, uniform, Laplace, logistic, triangular.
+# A test repeats the fit.
 COEFFICIENTS = {
     2: (2.4042, 1.6962), 3: (2.0934, 1.8754), 4: (1.5928, 1.5799), 5: (1.0918, 1.1371), 6: (0.7013, 0.7511),
     7: (0.4313, 0.4704),
 }  # fmt: skip
-# Rms over mean|w| of the uniform and of the Laplace density, between which the line was fitted.
+# rms / mean|w| of the uniform and of the Laplace density: the range that the line was fitted on.
 FITTED = (1.1547, 1.4142)
-LEAST = 1e-3  # step of a tensor that is zero throughout
+LEAST = 1e-3  # step of an all-zero tensor
 
 
 class StatsWeightQuant(WeightQuant):
-    r"""Weights on a step size from their statistics: :math:`s = c_1\sqrt{E[w^2]} - c_2 E[|w|]`.
+    r"""Weights whose step size follows from their statistics: :math:`s = c_1\sqrt{E[w^2]} - c_2 E[|w|]`.
 
-    The step follows the weights at every pass; no gradient flows into it, and nothing about it is trained or stored.
-    The coefficients depend on the bits alone. The form is SAWB's; its coefficients are for a symmetric grid, so that
-    ours are fitted again, on a grid that reaches one code further down than up.
+    The step is recomputed at every pass; no gradient flows into it, and it is neither trained nor stored. The
+    coefficients depend only on the bits. The form is SAWB's, but its coefficients are for a symmetric grid, so ours
+    are refitted on a grid that reaches one code further down than up.
 
     Note:
-        Where :math:`\sqrt{E[w^2]} / E[|w|]` is outside what the line was fitted on, the nearest value on it is taken:
-        weights that training has gathered on two codes would get a step that is too small, at 5 bits and more a
-        negative one. Sums are float64, so that their order does not show in the step.
+        Where :math:`\sqrt{E[w^2]} / E[|w|]` is outside the range that the line was fitted on, it is clamped to
+        the range: weights that training has gathered on two codes would otherwise get a step that is too small, and at
+        5 bits or more a negative one. Sums are float64, so that their order does not affect the step.
 
     References:
         Choi et al., `Bridging the Accuracy Gap for 2-bit Quantized Neural Networks
@@ -41,7 +41,7 @@ class StatsWeightQuant(WeightQuant):
 
     def __init__(self, bit_width: int, low: int, high: int, weight: Tensor, per_channel: bool) -> None:  # noqa: FBT001
         super().__init__(bit_width, low, high, per_channel=per_channel)
-        self._weight: tuple[Tensor, ...] = (weight,)  # tuples hide what is not this module's from its state
+        self._weight: tuple[Tensor, ...] = (weight,)  # a tuple keeps it out of this module's state
         self._layer: tuple[nn.Module, ...] = ()
 
     def follow(self, layer: nn.Module) -> None:
@@ -63,7 +63,7 @@ class StatsWeightQuant(WeightQuant):
             slope, offset = COEFFICIENTS[self.bits]
             shape = rows.square().mean(dim=1).sqrt() / size.clamp_min(TINY)
             step = size * (slope * shape.clamp(*FITTED) - offset)
-        # a channel of zeros has no size; any positive step represents it exactly
+        # any positive step represents a channel of zeros exactly
         step = torch.where(step > TINY, step, step.mean().clamp_min(LEAST))
         return step.to(weight.dtype).reshape((-1,) + (1,) * (weight.dim() - 1) if self.per_channel else ())
 
@@ -84,12 +84,13 @@ class StatsWeightQuant(WeightQuant):
 class DorefaWeightQuant(WeightQuant):
     r"""DoReFa weights: :math:`\hat w = 2 Q_k(\tanh w / (2 \max|\tanh w|) + 1/2) - 1`, times a fixed gain.
 
-    The levels are the odd multiples of :math:`1/(2^k - 1)`: there is no zero, and a code needs ``k + 1`` signed bits.
+    The levels are the odd multiples of :math:`1/(2^k - 1)`. Zero is not among them, and a code needs ``k + 1`` signed
+    bits.
 
     Note:
-        The published formula leaves every layer with weights in [-1, 1], which batch norm undoes. A layer without
-        batch norm would change its output's size a hundredfold, so there a constant gain ``mean|w| / mean|w_q|``,
-        taken once from the float weights, restores it; with batch norm the gain is 1.
+        The published formula scales every layer's weights to [-1, 1], which batch norm undoes. Without batch norm, a
+        layer's output would change a hundredfold in magnitude, so a constant gain ``mean|w| / mean|w_q|``, computed
+        once from the float weights, restores it. With batch norm the gain is 1.
 
     References:
         Zhou et al., `DoReFa-Net <https://arxiv.org/abs/1606.06160>`_, 2016, section 2.3 (equation 9).
@@ -127,7 +128,7 @@ class DorefaWeightQuant(WeightQuant):
         return codes * self.step
 
     def in_float(self, weight: Tensor) -> Tensor:
-        """Return what the grid rounds: the bounded weights, in [-1, 1] times the gain."""
+        """Return the values that the grid rounds: the bounded weights, in [-1, 1] times the gain."""
         return (2 * _in_unit_interval(weight) - 1) * self.gain
 
     @torch.no_grad()

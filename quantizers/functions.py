@@ -13,7 +13,7 @@ class RealFunction:
     """A function of one value that has no integer form, by name.
 
     Args:
-        name: As the integer view and the export call it.
+        name: Its name in the integer view and the export.
         parameters: Attributes of the module that it depends on; they keep their names.
     """
 
@@ -51,8 +51,8 @@ FUNCTIONS: dict[type[nn.Module], RealFunction] = {
 def view_function(module: nn.Module, rank: int) -> tuple[str, dict[str, object]]:
     """Return (name, attributes) of a module of :data:`FUNCTIONS` for a tensor with ``rank`` axes.
 
-    A PReLU with one slope is a leaky ReLU, which some runtimes compute on codes; one with a slope a channel has the
-    attribute ``slope``, float32 ``[channels, 1, ...]``, which broadcasts over the tensor behind the batch.
+    A PReLU with one slope is a leaky ReLU, which some runtimes compute on codes. One with a slope per channel has the
+    attribute ``slope``, float32 ``[channels, 1, ...]``, which broadcasts over the non-batch axes of the tensor.
     """
     if isinstance(module, nn.PReLU):
         return _view_prelu(module, rank)

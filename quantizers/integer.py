@@ -1,7 +1,7 @@
 """The integer view of a student: a flat, typed list of what its deployed arithmetic computes.
 
-Everything that leaves the student (export, parity, cost, report, tests) reads weights, scales and zero points from
-here and from nowhere else. A value of the network is a named edge. An edge is either on a :class:`Grid` (its real
+Every consumer of the student (export, parity, cost, report, tests) reads weights, scales and zero points from here
+and only from here. A value of the network is a named edge. An edge is either on a :class:`Grid` (its real
 value is ``scale * code``, ``code`` an integer) or real-valued (``grid is None``).
 
 ``integer_view(student)`` (in ``quantizers.view``) builds it.
@@ -17,32 +17,32 @@ import numpy as np
 import numpy.typing as npt
 
 # x86 processors without VNNI add two products of a stored activation (0..255) and a weight in 16 bits, and saturate
-# there (vpmaddubsw). A student's 8-bit weights that meet 8-bit activations keep to [-64, 63] for that reason.
+# there (vpmaddubsw). For that reason, a student's 8-bit weights stay within [-64, 63] if its activations have 8 bits.
 PAIR_SUM_LIMIT = 2**15 - 1
 
 
 def largest_safe_weight(largest_code: int) -> int:
-    """Return the largest weight with which no pair of products can saturate.
+    """Return the largest weight for which no pair of products can saturate.
 
     Args:
-        largest_code: Of the activations as they are stored.
+        largest_code: Largest code of the activations as stored.
     """
     return PAIR_SUM_LIMIT // (2 * largest_code)
 
 
 def multiply_accumulates(output_shape: Sequence[int], summed_shape: Sequence[int]) -> int:
-    """Return the multiply-accumulates of a layer; padding counts as if it were multiplied, biases do not count.
+    """Return the multiply-accumulates of a layer, including padding but not biases.
 
     Args:
-        output_shape: Of what it makes; a batch counts as often as it is large.
-        summed_shape: Of what one output value sums up: a kernel over the channels of its group, a row of features.
+        output_shape: Shape of its output; every image of a batch counts.
+        summed_shape: Shape of what one output value sums: a kernel over the channels of its group, a row of features.
     """
     return math.prod(output_shape) * math.prod(summed_shape)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers an edge may hold, and their real size.
+    """The integers an edge can hold, and their real scale.
 
     Args:
         scale: Real value of one step, positive, a float32.
@@ -56,12 +56,12 @@ class Grid:
 
     @property
     def bits(self) -> int:
-        """Width of the code in bits."""
+        """Bits of a code."""
         return (self.high - self.low).bit_length()
 
     @property
     def is_shifted(self) -> bool:
-        """Whether no type without a zero point has its range: neither an unsigned nor a signed one."""
+        """Whether its range needs a zero point: neither an unsigned nor a signed type has it."""
         return self.low not in (0, -(2 ** (self.bits - 1)))
 
     @property
@@ -94,7 +94,7 @@ class Conv(Node):
     """A 2-d convolution of an edge on a grid; the output is real-valued (``acc * weight_scale * input scale``).
 
     ``weights`` are codes, int8, shape ``[out_channels, in_channels / groups, height, width]``;
-    ``weight_scale`` float32 ``[out_channels]`` (batch norm folded in), or ``[1]`` if one for the tensor;
+    ``weight_scale`` float32 ``[out_channels]`` (batch norm folded in), or ``[1]`` if per tensor;
     ``bias`` int32 ``[out_channels]`` in units of ``weight_scale * input scale``, or None.
     """
 
@@ -110,7 +110,7 @@ class Conv(Node):
 
 @dataclass(frozen=True)
 class Linear(Node):
-    """A fully connected layer of an edge on a grid; ``weights`` int8 ``[out_features, in_features]``; else as Conv."""
+    """A fully connected layer of an edge on a grid; like Conv, but ``weights`` are ``[out_features, in_features]``."""
 
     weights: npt.NDArray[np.int8]
     weight_bits: int
@@ -120,7 +120,7 @@ class Linear(Node):
 
 @dataclass(frozen=True)
 class Add(Node):
-    """Sum of two edges (both on grids of one scale, or real-valued); the output is real-valued."""
+    """Sum of two edges (both on grids of the same scale, or real-valued); the output is real-valued."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,14 @@ class Mul(Node):
 
 @dataclass(frozen=True)
 class Concat(Node):
-    """Concatenation along ``axis`` of edges on one common grid; the output is on it, too."""
+    """Concatenation along ``axis`` of edges on the same grid; the output is on it, too."""
 
     axis: int
 
 
 @dataclass(frozen=True)
 class MaxPool(Node):
-    """Maximum over windows; keeps the grid. ``ceil_mode`` is PyTorch's: no window starts in the padding behind."""
+    """Maximum over windows; keeps the grid. ``ceil_mode`` is PyTorch's: no window starts in the end padding."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -150,7 +150,7 @@ class MaxPool(Node):
 class AveragePool(Node):
     """Mean over windows of an edge on a grid; the output is real-valued. ``ceil_mode`` as in :class:`MaxPool`.
 
-    A window that counts padding counts none beyond ``padding``.
+    A window that includes padding includes none beyond ``padding``.
     """
 
     kernel: tuple[int, int]
@@ -169,7 +169,7 @@ class GlobalAveragePool(Node):
 
 @dataclass(frozen=True)
 class Shape(Node):
-    """An operation that moves values only and keeps the grid.
+    """An operation that only moves values and keeps the grid.
 
     ``op`` is one of ``flatten`` (attributes: axis), ``reshape`` (shape, with 0 = copy, -1 = infer, batch first),
     ``transpose`` (perm), ``slice`` (axis, start, end, step), ``gather`` (axis, indices), ``pad`` (before, after: zeros
@@ -184,7 +184,7 @@ class Shape(Node):
 class Function(Node):
     """A real function that stays in floating point: elementwise, or ``softmax`` / ``log_softmax`` (axis) at the end.
 
-    ``op`` is one of the names in ``quantizers.functions``; ``attributes`` hold its parameters by PyTorch's names.
+    ``op`` is one of the names in ``quantizers.functions``; ``attributes`` hold its parameters under PyTorch's names.
     """
 
     op: str
@@ -197,10 +197,10 @@ class IntegerView:
 
     Args:
         nodes: Every operation; edges are named by their producers.
-        grids: Edge name -> its grid; real-valued edges are absent.
+        grids: Edge name -> its grid; real-valued edges have none.
         inputs: Names of the graph inputs (real-valued), in the order of ``forward``.
         outputs: Names of the edges that the model returns, in order.
-        output_names: What the model calls them, where it returns a dictionary; else empty.
+        output_names: Their names if the model returns a dictionary, else empty.
     """
 
     nodes: tuple[Node, ...]

@@ -1,9 +1,9 @@
 """Fake quantization as one fused forward and one fused backward pass, with the published gradient of the step size.
 
-On a CPU float32 and bfloat16 run as C++ (:mod:`quantizers.native`), other types and devices as kernels that PyTorch's
-compiler makes. Compiled or not, the arithmetic is the same bit for bit on a CPU: each value in the precision of the
-step size, each sum in the order of :func:`quantizers.native.fake_quant.tree_sum`. A backward pass that is itself to be
-differentiated (``create_graph=True``) runs unfused, as operations that autograd knows.
+On a CPU, float32 and bfloat16 run as C++ (:mod:`quantizers.native`), other types and devices as kernels from PyTorch's
+compiler. Compiled or not, the arithmetic on a CPU is bit-for-bit the same: each value in the precision of the step
+size, each sum in the order of :func:`quantizers.native.fake_quant.tree_sum`. A backward pass that will itself be
+differentiated (``create_graph=True``) runs unfused, as differentiable operations.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from quantizers.native.building import cpp_compiler
 from quantizers.native.fake_quant import NativeQuant, load, tree_sum
 
-TINY = 1e-10  # least step size: keeps divisions finite when training drives a scale through zero
+TINY = 1e-10  # smallest step size: keeps divisions finite when training drives a scale through zero
 _log = logging.getLogger(__name__)
 
 
 # The compiler keys its cache on the function, so per-tensor (rank 1) and per-channel (rank 2) calls have their own.
 def _quantize_tensor(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    # A division, not a product with 1/scale: ONNX Runtime's QuantizeLinear divides, and ties must fall alike.
+    # A division, not a product with 1/scale: ONNX Runtime's QuantizeLinear divides, and ties must round alike.
     return torch.clamp(torch.round(_wide(x, scale) / scale), low, high) * scale
 
 
@@ -34,11 +34,11 @@ def _quantize_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Te
 
 
 def _wide(x: Tensor, scale: Tensor) -> Tensor:
-    """Half precision is widened: a compiler would keep intermediate results wide, eager arithmetic would not."""
+    """Widen half precision: a compiler would keep intermediate results wide, eager arithmetic would not."""
     return x.to(torch.promote_types(x.dtype, scale.dtype))
 
 
-# The terms of the step size's gradient are summed outside: a compiled sum would add them in another order.
+# The terms of the step size's gradient are summed outside, since a compiled sum would add them in another order.
 def _gradients(grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     v = _wide(x, scale) / scale
     inside = (v > low) & (v < high)
@@ -67,16 +67,16 @@ def _open_gradients(
 ) -> tuple[Tensor, Tensor]:
     r"""Return the gradient of ``x`` and the terms of the step size's, both differentiable with their true slopes.
 
-    In ``grad`` both are linear. The terms' slope in ``v = x / scale`` is that of the sawtooth ``round(v) - v``, which
-    is -1, and nothing where ``v`` is clipped; jumps are not counted. (``clamp`` would claim a slope on its edges,
-    where every zero behind a ReLU is.)
+    Both are linear in ``grad``. The terms' slope in ``v = x / scale`` is that of the sawtooth ``round(v) - v``, which
+    is -1, or 0 where ``v`` is clipped; jumps are ignored. (``clamp`` would have a slope at its edges, where every zero
+    after a ReLU is.)
     """
     x = _wide(x, scale)
     v = (x / scale).detach()
     inside = (v > low) & (v < high)
     zero = torch.zeros_like(v)
     nothing = torch.zeros_like(grad)
-    # masked before the division, whose slope is x / scale**2: a huge clipped value must not make 0 * inf of it
+    # masked before the division, whose slope is x / scale**2: a huge clipped value must not turn it into 0 * inf
     sawtooth = torch.round(v) - torch.where(inside, x, zero) / scale if residual else zero
     return torch.where(inside, grad, nothing), grad * torch.where(inside, sawtooth, torch.clamp(v, low, high))
 
@@ -84,8 +84,8 @@ def _open_gradients(
 class _Fusion:
     """Compiles the functions above on first use; runs them unfused, with one warning, where that fails.
 
-    The compiler makes a kernel for each setting that it depends on (threads, types, deterministic mode, ...), up to a
-    separate limit. Settings beyond it run unfused, the others are not affected.
+    The compiler creates a kernel for each setting that it depends on (threads, types, deterministic mode, ...), up to a
+    limit. Settings beyond it run unfused; the others are not affected.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class _Fusion:
         self._asked = False
 
     def native(self, x: Tensor, *settings: Tensor) -> NativeQuant | None:
-        """Return the C++ functions where they take these tensors; None where the ones compiled here are next."""
+        """Return the C++ functions if they accept these tensors; None if the ones compiled here are next."""
         if not self.enabled or torch.compiler.is_compiling() or not NativeQuant.takes(x, *settings):
             return None
         if not self._asked:
@@ -107,7 +107,7 @@ class _Fusion:
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
         if not self.enabled or torch.compiler.is_compiling():
             return function(*tensors)
-        # Detached: whether an operand requires a gradient, or is a view, must not make another kernel.
+        # Detached: whether an operand requires a gradient, or is a view, must not create another kernel.
         tensors = tuple(tensor.detach() for tensor in tensors)
         key = (function, tensors[0].device.type)
         compiled = self._compiled.get(key)
@@ -151,7 +151,7 @@ class _Fusion:
 
 
 COMPILERS = ("torch._dynamo", "torch._inductor", "torch.fx")  # where the compiler's own errors are defined
-# Triton's division is approximate unless told otherwise; what the setting is called differs between versions of torch
+# Triton's division is approximate by default; the name of the setting differs between torch versions
 EXACT_DIVISION = ("eager_numerics.division_rounding", "emulate_division_rounding", "emulate_divison_rounding")
 
 
@@ -166,7 +166,7 @@ def _compile(function: Callable[..., Any], device: torch.device) -> Callable[...
 
 
 def _settings(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Return what kernels are recompiled for; what is left out here shares the fate of what is equal."""
+    """Return the settings that kernels are recompiled for; calls that agree in these share one outcome."""
     return (
         tuple(tensor.dtype for tensor in tensors),
         torch.get_num_threads(),
@@ -186,7 +186,7 @@ _fusion = _Fusion()
 
 
 def compiled_for(x: Tensor) -> NativeQuant | None:
-    """Return the C++ functions where they take a tensor; None where PyTorch's operations give the same bits."""
+    """Return the C++ functions if they accept a tensor; None if PyTorch's operations give the same bits."""
     return _fusion.native(x)
 
 
@@ -194,18 +194,18 @@ def set_fused(*, enabled: bool) -> None:
     """Switch the compiled kernels on or off for this process (environment: ``QKD_FUSED=0``).
 
     Args:
-        enabled: Whether kernels are compiled, where that is possible.
+        enabled: Whether kernels are compiled if possible.
     """
     _fusion.enabled = enabled
 
 
 def is_fused() -> bool:
-    """Tell whether compiled kernels are in use.
+    """Return whether compiled kernels are in use.
 
-    On a CPU results do not depend on it, bit for bit.
+    On a CPU, results do not depend on it, bit for bit.
 
     Returns:
-        True until a compilation has failed or they were switched off.
+        True until a compilation fails or they are switched off.
     """
     return _fusion.enabled
 
@@ -213,8 +213,8 @@ def is_fused() -> bool:
 def _flat(x: Tensor) -> Tensor:
     """View a dense tensor of any memory format as one row, so that one kernel serves every shape.
 
-    Within a larger compiled graph it stays unfused: that compiler chooses memory formats after tracing, and a view of
-    the memory in traced strides would pair values with gradients of other places.
+    Within a larger compiled graph it stays unfused: the compiler chooses memory formats after tracing, and a view of
+    the memory in traced strides would pair values with gradients from other positions.
     """
     if torch.compiler.is_compiling():
         return x
@@ -224,7 +224,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """View dense weights as a row an output channel, values in the order of the memory; a copy where they are not."""
+    """View dense weights as one row per output channel, with values in memory order; a copy if they are not dense."""
     if _is_last(x):
         values = x[0].numel()
         return x.as_strided((x.size(0), values), (values, 1))
@@ -266,7 +266,7 @@ def _same_format(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _is_native_rows(x: Tensor) -> bool:
-    return x.dtype is torch.float32  # weights are: reduced precision begins behind them
+    return x.dtype is torch.float32  # weights are: reduced precision starts after them
 
 
 # Each with one `forward(ctx, ...)`: a separate `setup_context` would cost more than the kernel of a small layer, as its
@@ -347,7 +347,7 @@ def fake_quantize(
         scale: One positive step size, shape ``[]``.
         low: Smallest code, shape ``[]``, floating, on the device of ``x``.
         high: Largest code, likewise.
-        grad_scale: Factor of the gradient of ``scale``; LSQ uses :math:`1 / \sqrt{N Q_P}`.
+        grad_scale: Factor on the gradient of ``scale``; LSQ uses :math:`1 / \sqrt{N Q_P}`.
         residual: Whether values inside the range contribute to the gradient of ``scale`` (LSQ: yes; PACT: no).
 
     Returns:
@@ -368,7 +368,7 @@ def fake_quantize_per_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tenso
         scale: Positive step sizes, ``out_channels`` of them, shape ``[out_channels, 1, ...]``.
         low: Smallest code, shape ``[]``.
         high: Largest code, shape ``[]``.
-        grad_scale: Factor of the gradients of ``scale``.
+        grad_scale: Factor on the gradients of ``scale``.
 
     Returns:
         A tensor of the shape and dtype of ``x``.
@@ -396,9 +396,9 @@ def round_straight_through(x: Tensor) -> Tensor:
 
 
 def positive(scale: Tensor) -> Tensor:
-    """Return ``abs(scale)``, at least ``TINY``; on a CPU, where asking is free, a scale that is so already.
+    """Return ``abs(scale)``, at least ``TINY``; on a CPU, where the check is free, ``scale`` itself if it already is.
 
-    Its gradient is the same then, and eight small operations are saved for each quantizer and step.
+    The gradient is the same then, and this saves eight small operations per quantizer and step.
     """
     plain = (
         type(scale) in (Tensor, torch.nn.Parameter) and scale.device.type == "cpu" and not torch.compiler.is_compiling()

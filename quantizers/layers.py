@@ -1,4 +1,4 @@
-"""The modules a student consists of: Brevitas layers that know their input's grid, and the joints between them."""
+"""The modules of a student: Brevitas layers that know their input's grid, and the operations between them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from quantizers.tensor_quant import ActQuant, LsqWeightQuant, NotCalibratedError
 if TYPE_CHECKING:
     from quantizers.graph.form.origins import Origin
 
-# Biases keep to 30 bits and sign, so that bias plus accumulated products stays inside int32.
+# Biases are limited to 30 bits and sign, so that bias plus accumulated products fits in int32.
 BIAS_LIMIT = float(2**29)
 LEAST_SCALE = 1e-12
 
 
 class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
-    """Puts a tensor on a grid. On an unsigned grid the clip at zero is the ReLU, so none runs besides it.
+    """Puts a tensor on a grid. On an unsigned grid the clip at zero is the ReLU, so no separate one runs.
 
     Args:
         injector: A class of :data:`quantizers.names.QUANTIZERS`.
@@ -45,18 +45,18 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
         return self.act_quant.fused_activation_quant_proxy.tensor_quant  # type: ignore[no-any-return]
 
     def grid_for(self, x: Tensor) -> batch_norm.Grid | None:
-        """Return the grid, for a layer that puts ``x`` there itself; None where this module must see it first."""
+        """Return the grid, for a layer that quantizes ``x`` itself; None if this module must see it first."""
         if batch_norm.is_watched(self) or batch_norm.is_watched(self.act_quant) or not _is_plain(self.act_quant):
             return None
         return self.quant.grid_for(x)
 
     def give(self, values: Tensor) -> Tensor:
-        """Return values that are on the grid already, which the next call passes on."""
+        """Return values that are already on the grid, which the next call passes through."""
         self._given = values
         return values
 
     def is_source_of(self, x: Tensor) -> bool:
-        """Tell whether ``x`` is what the latest call gave, on the grid as it is now."""
+        """Return whether ``x`` is the result of the latest call, on the current grid."""
         return self._latest is not None and self._latest() is x
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
@@ -75,7 +75,7 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
 
 
 def _is_plain(proxy: Any) -> bool:
-    """Tell whether a proxy of Brevitas would do nothing but call its quantizer; its levels cost as much as a kernel."""
+    """Return whether a Brevitas proxy would only call its quantizer; its layers of calls cost as much as a kernel."""
     return not (proxy.export_mode or proxy.disable_quant or not proxy.is_quant_enabled)
 
 
@@ -109,7 +109,7 @@ class _Deployable:
         return self._consumers
 
     def connect(self, *, source: ActQuantizer | None = None, consumers: tuple[ActQuantizer, ...] | None = None) -> None:
-        """Tell the layer its neighbors (kept in tuples, so that they are not registered as submodules)."""
+        """Set the layer's neighbors (kept in tuples, so that they are not registered as submodules)."""
         if source is not None:
             self._source = (source,)
         if consumers is not None:
@@ -121,7 +121,7 @@ class _Deployable:
         return self.weight_quant.tensor_quant  # type: ignore[no-any-return]
 
     def _sign(self) -> Tensor | None:
-        """Return 1 or -1 for each channel, shaped like the weights: the sign of batch norm's factor (None: all 1)."""
+        """Return 1 or -1 per channel, shaped like the weights: the sign of batch norm's factor (None if all are 1)."""
         if self.bn is None or self.bn.weight is None:
             return None
         factor = self.bn.weight
@@ -132,7 +132,7 @@ class _Deployable:
         return sign.reshape((-1,) + (1,) * (self.weight.dim() - 1))
 
     def turned(self, values: Tensor) -> Tensor:
-        """Return values turned round in the channels that are quantized so; twice gives the values again.
+        """Return values with flipped sign in the channels that are quantized with flipped sign; an involution.
 
         Args:
             values: Shaped like the weights: weights, codes, or differences of either.
@@ -143,10 +143,10 @@ class _Deployable:
     def low_bit_weight(self) -> Tensor:
         """Return the weight on its grid; differentiable.
 
-        The grid reaches one code further down than up. Folding a negative batch-norm factor turns the weights of that
-        channel round, so they are quantized turned round: the folded codes then fit the same bits.
+        The grid reaches one code further down than up. Folding a negative batch-norm factor flips the sign of that
+        channel's weights, so they are quantized with flipped sign: the folded codes then fit the same bits.
         """
-        sign = self._sign()  # asked for once a step
+        sign = self._sign()  # computed once per step
         if sign is None:
             return self._on_grid(self.weight)
         return self._on_grid(self.weight * sign) * sign
@@ -157,7 +157,7 @@ class _Deployable:
         return self.weight_quant(weight)  # type: ignore[no-any-return]
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return batch norm's factor ``[channels]`` and the real bias after it ``[channels]`` (None: 1 and 0)."""
+        """Return batch norm's factor ``[channels]`` and the real bias after it ``[channels]`` (None means 1 and 0)."""
         if self.bn is None:
             return None, self.bias
         mean, var = self.bn.running_mean, self.bn.running_var
@@ -171,8 +171,8 @@ class _Deployable:
     def folded(self) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Return the signed factor on the weights, the positive weight scale and the real bias, each ``[channels]``.
 
-        The scale of a dead channel (batch-norm factor near zero) has a floor, so that its bias fits int32; what its
-        weights then add is less than ``2**-29`` of the bias a unit.
+        The scale of a dead channel (batch-norm factor near zero) has a floor, so that its bias fits int32; its weights
+        then add less than ``2**-29`` of the bias per unit.
         """
         factor, shift = self._affine()
         step = self.quant.step.reshape(-1)
@@ -181,20 +181,20 @@ class _Deployable:
         scale = step if factor is None else step * factor.abs()
         if shift is not None:
             floor = shift.detach().abs() / (BIAS_LIMIT * self.source.quant.step.detach())
-            needed = floor.max() if scale.numel() == 1 else floor  # one scale for the tensor must suit every bias
+            needed = floor.max() if scale.numel() == 1 else floor  # a per-tensor scale must fit every bias
             floored = torch.maximum(scale, needed)
         else:
             floored = scale
         floored = floored.clamp_min(LEAST_SCALE)
         if factor is None:
-            # exactly 1 where the scale stands; asking whether it does anywhere would wait for a GPU
+            # exactly 1 where the scale is unchanged; checking for that would wait for a GPU
             changed = torch.where(floored == scale, torch.ones_like(step), floored / step)
             return changed, floored, shift
         sign = torch.where(factor < 0, -1.0, 1.0)
         return torch.where(floored == scale, factor, sign * floored / step), floored, shift
 
     def deployed(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias as the exported graph uses them; differentiable, bias rounding straight through."""
+        """Return weight and bias as in the exported graph; differentiable, with straight-through bias rounding."""
         weight = self.low_bit_weight()
         factor, scale, shift = self.folded()
         if factor is not None:
@@ -215,16 +215,16 @@ class _Deployable:
 
     @torch.no_grad()
     def weight_of_codes(self, codes: Tensor) -> Tensor:
-        """Return the low-bit weight whose codes are those of :meth:`integers`; LSQ gives the same codes for it again.
+        """Return the low-bit weight with the given codes of :meth:`integers`; LSQ maps it back to the same codes.
 
         Args:
-            codes: Whole numbers of the grid, shaped like the weights.
+            codes: Integers of the grid, shaped like the weights.
         """
         return self.turned(codes.to(self.weight.dtype) * self.quant.step)
 
     @property
     def uses_deployed(self) -> bool:
-        """Tell whether ``forward`` runs the deployed arithmetic now."""
+        """Return whether ``forward`` currently runs the deployed arithmetic."""
         return not self.training or self.deployed_in_training
 
 
@@ -232,7 +232,7 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
     """A 2-d convolution with low-bit weights and its batch norm.
 
     In training mode batch norm uses the batch; in eval mode, and after :func:`freeze_batch_norm`, the layer computes
-    what the exported graph computes: batch norm folded into the weight scales, bias on the int32 grid.
+    the same as the exported graph: batch norm folded into the weight scales, bias on the int32 grid.
     """
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, injector: Any, **weight_options: Any) -> None:
@@ -247,13 +247,13 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
         self._before: tuple[ActQuantizer, ...] = ()
 
     def read_from(self, before: ActQuantizer) -> None:
-        """Learn which quantizer gives the input itself, so that in training mode its codes can be multiplied."""
+        """Set the quantizer that directly produces the input, so that training mode can multiply its codes."""
         self._before = (before,)
 
     def hand_to(self, reader: ActQuantizer) -> None:
-        """Learn that a quantizer is the only one that reads the output: in training mode it may get values on its grid.
+        """Set the quantizer that is the only reader of the output: in training mode it may get values on its grid.
 
-        Batch norm and grid are one pass then, and the quantizer passes on what it gets.
+        Batch norm and grid are then one pass, and the quantizer passes its input through.
         """
         self._reader = (reader,)
 
@@ -271,7 +271,7 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
         return coded_conv.coded_conv(x, weight, *steps, self, compiled_for)
 
     def _has_codes(self, x: Tensor) -> bool:
-        """Tell whether input and weights are codes times steps that are known, of two to four bits."""
+        """Return whether input and weights are codes of two to four bits times known steps."""
         if not self._before or not self._before[0].is_source_of(x) or not _is_plain(self.weight_quant):
             return False
         before, own = self._before[0].quant, self.quant
@@ -289,19 +289,19 @@ class QuantConvBn2d(_Deployable, qnn.QuantConv2d):  # type: ignore[misc]
 class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
     """A fully connected layer with low-bit weights and its batch norm; modes as in :class:`QuantConvBn2d`.
 
-    With a batch norm it takes ``[batch, features]`` only: batch norm works on axis 1, and on more axes the features of
-    a linear layer are the last.
+    With a batch norm it only accepts ``[batch, features]``: batch norm works on axis 1, but with more axes the features
+    of a linear layer are last.
 
     Raises:
-        ValueError: If the batch norm is one of images or volumes, or of another number of features.
+        ValueError: If the batch norm is for images or volumes, or has another number of features.
     """
 
     def __init__(self, linear: nn.Linear, bn: nn.BatchNorm1d | None, injector: Any, **weight_options: Any) -> None:
         if isinstance(bn, (nn.BatchNorm2d, nn.BatchNorm3d)) or (bn and bn.num_features != linear.out_features):
             raise ValueError(
-                f"{type(bn).__name__}({bn.num_features}) behind Linear({linear.in_features}, {linear.out_features}) "
-                "works on axis 1 and not on its features, so it cannot be folded in; give the layer None, and let the "
-                "batch norm be a separate layer"
+                f"{type(bn).__name__}({bn.num_features}) after Linear({linear.in_features}, {linear.out_features}) "
+                "works on axis 1 and not on its features, so it cannot be folded in; give the layer None, and make the "
+                "batch norm a separate layer"
             )
         options = {f"weight_{key}": value for key, value in weight_options.items()}
         qnn.QuantLinear.__init__(
@@ -313,8 +313,8 @@ class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         if self.bn is not None and input.dim() != 2:
             raise ValueError(
-                f"{self.name or 'a linear layer'}: its batch norm works on axis 1, and on an input of {input.dim()} "
-                f"axes ({list(input.shape)}) its features are the last; flatten to [batch, features] before the layer"
+                f"{self.name or 'a linear layer'}: its batch norm works on axis 1, but on an input with {input.dim()} "
+                f"axes ({list(input.shape)}) its features are last; flatten to [batch, features] before the layer"
             )
         if self.uses_deployed:
             return F.linear(input, *self.deployed())
@@ -323,11 +323,11 @@ class QuantLinearBn(_Deployable, qnn.QuantLinear):  # type: ignore[misc]
 
 
 def _adopt(layer: Any, original: nn.Conv2d | nn.Linear, injector: Any, options: dict[str, Any]) -> None:
-    """Take over the float weights first, then build the quantizer, whose step size starts from them.
+    """Adopt the float weights first, then build the quantizer, whose step size is initialized from them.
 
-    What is frozen in the float network stays frozen. The step size of a frozen weight is frozen, too: it would change
-    the weight that the student computes with. (Batch norm comes as the module it was, with its own flags and running
-    statistics; step sizes of activations belong to no layer, and learn.)
+    Frozen parameters of the float network stay frozen. The step size of a frozen weight is frozen, too, as it would
+    change the weight that the student computes with. (Batch norm is the original module, with its own flags and running
+    statistics; step sizes of activations do not belong to a layer, and are learned.)
     """
     layer.weight = _adopted(original.weight)
     if original.bias is not None:
@@ -343,7 +343,7 @@ def _adopted(parameter: Tensor) -> nn.Parameter:
 
 
 class Sum(nn.Module):
-    """Sum of two tensors on grids of one scale."""
+    """Sum of two tensors on grids of the same scale."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b
@@ -357,7 +357,7 @@ class Product(nn.Module):
 
 
 class Concat(nn.Module):
-    """Concatenation of tensors on one grid.
+    """Concatenation of tensors on the same grid.
 
     Args:
         axis: Dimension along which they are joined.
@@ -387,9 +387,9 @@ class GlobalAveragePool(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """The softmax a network ends with: in training mode the student gives logits, which is what losses take.
+    """The softmax at the end of a network: in training mode the student returns logits, which losses expect.
 
-    In eval mode, and so in the exported file, it gives what the float network gives.
+    In eval mode, and so in the exported file, it returns the same as the float network.
 
     Args:
         axis: Dimension of the classes.
@@ -412,7 +412,7 @@ class Probabilities(nn.Module):
 
 
 class WindowGather(nn.Module):
-    """Repeats rows and columns so that uneven adaptive pooling windows become even ones; moves values only.
+    """Repeats rows and columns so that uneven adaptive pooling windows become even ones; only moves values.
 
     Args:
         rows: Source row of each output row.

@@ -1,4 +1,4 @@
-"""Modes within a block: training flags, whether running statistics move, exact float32; all come back after it."""
+"""Modes within a block: training flags, updates of running statistics, exact float32; all are restored after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def training_flags_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module its training flag back after a block, also on failure."""
+    """Restore the training flag of every module after a block, even on failure."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -24,7 +24,7 @@ def training_flags_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode within a block, in exact float32; every module gets its own mode back after it."""
+    """Put a model into eval mode within a block, in exact float32; restore the mode of every module after it."""
     with training_flags_kept(model), exact_float32():
         model.eval()
         yield
@@ -35,12 +35,12 @@ def exact_float32() -> Iterator[None]:
     """Keep TensorFloat-32 off within a block; no effect on a CPU.
 
     PyTorch lets convolutions on NVIDIA GPUs round their operands to 10 bits of mantissa. That is 1e-4 of a sum: enough
-    to move a value of a low-bit net to the next code, so that the net that is scored were not the one that is exported.
+    to move a value of a low-bit net to the next code, so that the scored net would differ from the exported one.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     try:
         before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    except RuntimeError:  # the flags were set one by one, by names that PyTorch's older ones cannot express
+    except RuntimeError:  # the flags were set one by one, through new names that PyTorch's old ones cannot express
         parts: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, matmul)  # type: ignore[attr-defined]
         kept = [part.fp32_precision for part in parts]
         try:
@@ -62,13 +62,13 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def statistics_kept(net: nn.Module) -> Iterator[None]:
-    """Let batch norm's running statistics stay within a block, in whatever mode a net is."""
+    """Keep batch norm's running statistics unchanged within a block, in whatever mode a net is."""
     norms = [one for one in net.modules() if isinstance(one, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
     try:
         for norm in norms:
-            norm.momentum = 0.0  # not a copy put back: autograd holds the statistics until the backward pass
+            norm.momentum = 0.0  # not restored from a copy: autograd holds the statistics until the backward pass
         yield
     finally:
         with torch.no_grad():

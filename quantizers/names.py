@@ -21,7 +21,7 @@ BITS = range(2, 9)
 
 
 class _KeepsQuantizer:
-    """Loads a state into the quantizer there is. Brevitas builds a new one, which would lose shared step sizes."""
+    """Loads a state into the existing quantizer. Brevitas builds a new one, which would lose shared step sizes."""
 
     def _load_from_state_dict(self, *args: Any) -> None:
         nn.Module._load_from_state_dict(self, *args)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Notes in every quantizer's state which grid the state is of, and refuses the state of another grid by name.
+"""Records in every quantizer's state which grid it is for, and refuses the state of another grid by name.
 
-Without the note a state of 4-bit weights would load into a student of 2 bits: names and shapes are the same.
+Without the record, a state of 4-bit weights would load into a 2-bit student: names and shapes are the same.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 RECORD = "grid_record"  # the buffer's name; int32: safetensors holds it, NCCL sends it, no cast touches it
-METHODS = ("lsq", "pact", "dorefa", "stats")  # records hold the place: append only
+METHODS = ("lsq", "pact", "dorefa", "stats")  # records hold the index: append only
 KINDS = ("unsigned", "signed", "shifted")
 INSIDE = (".weight_quant.tensor_quant", ".act_quant.fused_activation_quant_proxy.tensor_quant")  # Brevitas' own levels
 SPELLED_OUT = 3  # quantizers in one message
 
 
 class Recorded(nn.Module):
-    """A quantizer whose state says which grid it is of.
+    """A quantizer whose state says which grid it is for.
 
-    A state from before there were records loads where nothing in it contradicts.
+    A state from before there were records loads unless something in it contradicts.
     """
 
     grid_record: Tensor
@@ -35,12 +35,12 @@ class Recorded(nn.Module):
         raise NotImplementedError
 
     def stored_record(self, state: Mapping[str, Tensor], prefix: str) -> list[int] | None:
-        """Return the record in a state, or what an older state tells of it; None where that is nothing."""
+        """Return the record in a state, or what an older state implies of it; None if that is nothing."""
         stored = state.get(prefix + RECORD)
         return None if stored is None else [int(value) for value in stored.reshape(-1).tolist()]
 
     def fault(self, state: Mapping[str, Tensor], prefix: str) -> str | None:
-        """Return in words why a state does not fit, or None where it does.
+        """Return in words why a state does not fit, or None if it does.
 
         Args:
             state: Name -> tensor of a whole module.
@@ -62,7 +62,7 @@ class Recorded(nn.Module):
         if fault is not None:
             error_msgs.append(fault)
             return
-        # torch hands its own shallow copy of the caller's dictionary down
+        # torch passes down its own shallow copy of the caller's dictionary
         state_dict.setdefault(prefix + RECORD, self.grid_record)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -70,10 +70,10 @@ class Recorded(nn.Module):
 
 
 def is_grid_record(name: str) -> bool:
-    """Tell whether a name in a state is that of a record, which older states lack.
+    """Return whether a name in a state is that of a record, which older states lack.
 
     Args:
-        name: Of a tensor in a state dict.
+        name: Name of a tensor in a state dict.
 
     Returns:
         True for the name of a record.
@@ -82,14 +82,14 @@ def is_grid_record(name: str) -> bool:
 
 
 def require_same_grids(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise where a state is of other grids than the model's.
+    """Raise if a state is for other grids than the model's.
 
     Args:
         model: A student, or any module with one inside; others pass.
-        state: Name -> tensor, as ``model.state_dict()`` names them.
+        state: Name -> tensor, with the names of ``model.state_dict()``.
 
     Raises:
-        RuntimeError: Naming layers with both widths.
+        RuntimeError: If so (names the layers and both widths).
     """
     quantizers = [(name, module) for name, module in model.named_modules() if isinstance(module, Recorded)]
     found = [module.fault(state, f"{name}." if name else "") for name, module in quantizers]
@@ -98,7 +98,7 @@ def require_same_grids(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         return
     more = f"\n  and {len(faults) - SPELLED_OUT} more" if len(faults) > SPELLED_OUT else ""
     raise RuntimeError(
-        f"this state is of a student with other grids; {len(faults)} of {len(quantizers)} quantizers differ:\n  "
+        f"this state is from a student with other grids; {len(faults)} of {len(quantizers)} quantizers differ:\n  "
         + "\n  ".join(faults[:SPELLED_OUT]) + more
         + "\nprepare the student with the QuantSpec that the state was trained with"
     )  # fmt: skip

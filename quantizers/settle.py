@@ -1,15 +1,15 @@
-"""Moves scales by a hair so that no integer sum is on a rounding tie: simulation and integer kernels then agree.
+"""Nudges scales so that no integer sum is on a rounding tie: simulation and integer kernels then agree.
 
 A quantized layer computes ``round(accumulator * unit / step)`` with an integer accumulator. Floating-point order of
 summation, fused multiplies or another rounding rule change the result only where ``accumulator * unit / step`` is
 within rounding error of k + 1/2. The ties are at the accumulators ``t_k = (k + 1/2) * step / unit``, one for each pair
-of neighboring codes of the output grid: 3 at 2 bits, 15 at 4 bits. If every ``t_k`` keeps a distance from the
-integers, no accumulator is near a tie at all, and simulation in floating point and integer kernels agree bit for bit;
-other processors should, too. A relative change of the unit of at most 0.2 % is enough to get there.
+of neighboring codes of the output grid: 3 at 2 bits, 15 at 4 bits. If every ``t_k`` keeps its distance from the
+integers, no accumulator is near a tie, and simulation in floating point and integer kernels agree bit for bit;
+other processors should, too. A relative change of the unit of at most 0.2% is enough.
 
 An elementwise function of a value on a grid has as many values as its grid has codes, at most 256. Runtimes compute it
-in float32, each in its own way; where every value keeps a distance from the ties of the grid that it is put on, all of
-them give the same codes.
+in float32, each in its own way. If every value keeps its distance from the ties of the grid it is quantized to, they
+all give the same codes.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
 from quantizers.student import act_quantizers, quant_layers
 from quantizers.tensor_quant import ActQuant
 
-LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, which training has made robust against
+LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, to which training has made the student robust
 CANDIDATES = 201
-MARGIN = 0.125  # in accumulator units; reached margins are kept
-FUNCTION_MARGIN = 2e-3  # in steps; float32 and its approximations of exp, erf and tanh are to be off by less
-NEARLY = 0.75  # of the best margin in reach: no further change for less than a third more, so that calls come to rest
+MARGIN = 0.125  # in accumulator units; margins that reach it are kept
+FUNCTION_MARGIN = 2e-3  # in steps; float32 approximations of exp, erf and tanh should err by less
+NEARLY = 0.75  # of the best margin in reach: no change to gain less than a third more, so that repeated calls converge
 CHUNK_ELEMENTS = 4_000_000
 
 
 @torch.no_grad()
 def settle(student: nn.Module) -> None:
-    """Move scales by at most 0.2 % so that no reachable integer sum is on a rounding tie; in place.
+    """Move scales in place by at most 0.2% so that no reachable integer sum is on a rounding tie.
 
-    Call it at the end of training, before the final evaluation and export (:func:`calibrate` calls it, too). First
-    the steps of quantizers that read sums, products, means and other grids, in the order of the network, each once;
-    then, with those fixed, the folded weight scale of each output channel, by way of batch norm's factor where there is
-    one.
+    Call it at the end of training, before the final evaluation and export (:func:`calibrate` calls it, too). It
+    first moves the steps of quantizers that read sums, products, means and other grids, in network order, each once;
+    then, with those fixed, the folded weight scale of each output channel, through batch norm's factor if there is one.
 
     Args:
         student: A network from :func:`prepare`, calibrated; changed in place.
@@ -62,7 +61,7 @@ def settle(student: nn.Module) -> None:
     place = {owner: number for number, owner in enumerate(owners)}
     readings: dict[ActQuant, list[_Reading | _FunctionReading]] = {owner: [] for owner in owners}
     for reading in (reading for quantizer in quantizers for reading in _readings(quantizer)):
-        # the last step that its ties depend on keeps them off: no later one moves them again
+        # the last step that its ties depend on clears them: no later one moves them again
         if reading.owners:
             readings[max(reading.owners, key=place.__getitem__)].append(reading)
     for owner in owners:
@@ -83,7 +82,7 @@ def _ties(quantizer: ActQuantizer) -> Tensor:
 
 
 def _distance(ties: Tensor, reach: float) -> Tensor:
-    """Return the least distance of ties from a reachable integer, over the last dimension; at most 0.5.
+    """Return the smallest distance of ties from a reachable integer over the last dimension, at most 0.5.
 
     A tie just beyond the largest integer is as close to it as one just below.
     """
@@ -92,7 +91,7 @@ def _distance(ties: Tensor, reach: float) -> Tensor:
 
 
 def _choose(distances: Tensor) -> Tensor:
-    """Return the candidate to take: the middle one (no change) if its margin suffices or nearly is the best.
+    """Return the candidate to take: the middle one (no change) if its margin suffices or is nearly the best.
 
     Args:
         distances: Margins, shape ``[..., candidates]``.
@@ -108,11 +107,11 @@ class _Reading:
     """An integer accumulator that a quantizer reads.
 
     Args:
-        quantizer: What reads it.
+        quantizer: The quantizer that reads it.
         sources: The quantizers whose steps multiply to the accumulator's unit.
-        count: By how much that product is divided.
+        count: Divisor of that product.
         largest: Largest accumulator.
-        powers: Step size -> its exponent in the quantizer's step over the unit, where that is not 0.
+        powers: Step size -> its exponent in the quantizer's step over the unit, if not 0.
     """
 
     quantizer: ActQuantizer
@@ -141,7 +140,7 @@ class _FunctionReading:
     """An elementwise function of codes that a quantizer reads.
 
     Args:
-        quantizer: What reads it.
+        quantizer: The quantizer that reads it.
         source: The quantizer of the function's operand.
         function: The function.
     """
@@ -177,9 +176,9 @@ class _FunctionReading:
 
 
 def _readings(quantizer: ActQuantizer) -> list[_Reading] | list[_FunctionReading]:
-    """Return what a quantizer reads; several or none.
+    """Return what a quantizer reads, which can be several or none.
 
-    A mean over windows has a unit for every number of values that its windows hold.
+    A mean over windows has one unit for each number of values in its windows.
     """
     origin = quantizer.origin
     if origin is None:
@@ -227,13 +226,13 @@ def _settle_layer(layer: QuantConvBn2d | QuantLinearBn) -> None:
 
 
 def _has_factors(layer: QuantConvBn2d | QuantLinearBn) -> bool:
-    """Tell whether batch norm gives each channel a factor that can be moved."""
+    """Return whether batch norm gives each channel a factor that can be moved."""
     bn = layer.bn
     return bn is not None and bn.weight is not None and bn.running_mean is not None and bn.running_var is not None
 
 
 def _reach(layer: QuantConvBn2d | QuantLinearBn) -> float:
-    """Return a bound of the accumulator: every product at its largest."""
+    """Return a bound on the accumulator: every product at its largest."""
     source = layer.source.quant
     fan_in = layer.weight[0].numel()
     largest = max(abs(float(source.low)), float(source.high))
@@ -241,7 +240,7 @@ def _reach(layer: QuantConvBn2d | QuantLinearBn) -> float:
 
 
 def _rescale(layer: QuantConvBn2d | QuantLinearBn, factor: Tensor) -> None:
-    """Multiply the folded weight scale of each channel by ``factor``, the codes unchanged."""
+    """Multiply the folded weight scale of each channel by ``factor``, without changing the codes."""
     bn: Any = layer.bn
     if _has_factors(layer):
         # The real bias is beta - mean * factor: keep it, or a channel with a large mean would shift by many codes.

@@ -1,4 +1,4 @@
-"""How many bits each part of a student has, and which quantizers put it there."""
+"""How many bits each part of a student has, and which quantizers it uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ACT_METHODS = ("lsq", "pact", "dorefa")
 OVERRIDE_KEYS = ("weight_bits", "act_bits")
 MIN_BITS, MAX_BITS = 2, 8
 # Widths by name. `fast`: those that the low-bit execution provider of `export.lowbit` looks up, and 8 bits wherever
-# fewer would not be worth it: docs/fast_students.md has the measurement.
+# fewer are not worth it; docs/fast_students.md has the measurement.
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "fast": {"weight_bits": 2, "act_bits": 2, "first_bits": 8, "last_bits": 8, "sum_bits": 8},
 }
@@ -24,23 +24,23 @@ class QuantSpec:
 
     Args:
         weight_bits: Bits of weights, 2 to 8.
-        act_bits: Bits of what enters a convolution or linear layer, 2 to 8.
-        first_bits: Bits of weights and input of the layers that see the image; None: as the others.
-        last_bits: Bits of weights and input of the layers that make the output; None: as the others.
-        sum_bits: Bits of the operands and results of residual sums, products and of what pooling averages. The skip
-            path is what the literature leaves at 32 bits; eight are enough, and integer kernels are 8 bits wide anyway.
+        act_bits: Bits of the inputs of convolutions and linear layers, 2 to 8.
+        first_bits: Bits of weights and input of the layers that see the image; None for the same as the others.
+        last_bits: Bits of weights and input of the layers that produce the output; None for the same as the others.
+        sum_bits: Bits of the operands and results of residual sums and products, and of the inputs of average pooling.
+            The literature leaves the skip path at 32 bits; eight are enough, and integer kernels use 8 bits anyway.
         weight_quantizer: ``lsq`` (learned step sizes), ``stats`` (step sizes from their statistics) or ``dorefa``.
         act_quantizer: ``lsq``, ``pact`` or ``dorefa``; for the inputs of low-bit layers. Sums, pools and the image are
             always on learned step sizes.
-        per_channel: One weight step size an output channel (not for ``dorefa``), or one a tensor.
+        per_channel: One weight step size per output channel (not for ``dorefa``), or one per tensor.
         symmetric: Whether no grid is shifted: images and the values of real functions are on signed grids, which cover
-            as much below zero as above, so that no quantizer has a zero point. FINN wants that.
+            as much below zero as above, so that no quantizer has a zero point. FINN requires that.
         overrides: Layer name pattern (``fnmatch``: ``layer1.*``) -> ``{"weight_bits": 4, "act_bits": 4}``; for each
-            key the last pattern that matches wins, over first and last layer, too.
+            key the last pattern that matches wins, even over the first and last layer.
 
     Raises:
         ValueError: If a bit width is not an integer from 2 to 8, a quantizer is unknown, or an override has another key
-            or is no mapping.
+            or is not a mapping.
     """
 
     weight_bits: int = 4
@@ -73,12 +73,12 @@ class QuantSpec:
 
     @classmethod
     def preset(cls, name: str, **others: Any) -> QuantSpec:
-        """Return the bits that go by a name.
+        """Return the bits of a named preset.
 
         Args:
-            name: ``fast``: the fastest students on processors where the low-bit execution provider gains (see
-                ``export.lowbit``), as far as narrower parts do not cost more accuracy than they save time.
-            others: Further arguments; a width among them stands above the preset's.
+            name: ``fast``: the fastest students on processors where the low-bit execution provider helps (see
+                ``export.lowbit``), as long as narrower parts do not cost more accuracy than they save time.
+            others: Further arguments; a width among them overrides the preset's.
 
         Returns:
             The bits and quantizers.

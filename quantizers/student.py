@@ -1,4 +1,4 @@
-"""The low-bit network that ``prepare`` makes: an fx graph of known modules, with paths like the float network's."""
+"""The low-bit network from ``prepare``: an fx graph of known modules, with paths like the float network's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from quantizers.spec import QuantSpec
 
 
 class Student(fx.GraphModule):
-    """A low-bit network: an fx graph of known modules only (:func:`prepare` makes it).
+    """A low-bit network: an fx graph of only known modules, created by :func:`prepare`.
 
-    Its parameters are float32 (or float64, to compute with; not to export). ``copy.deepcopy`` gives an
-    independent student; to keep one in a file, save ``student.state_dict()`` and prepare the float network again.
+    Its parameters are float32 (or float64, for computation but not export). ``copy.deepcopy`` gives an independent
+    student. To store one in a file, save ``student.state_dict()`` and prepare the float network again.
     """
 
     @property
@@ -36,7 +36,7 @@ class Student(fx.GraphModule):
         """Run the student on a batch of images.
 
         Raises:
-            ValueError: If images are of another size than the student was prepared for.
+            ValueError: If images have another size than the student was prepared for.
         """
         for images in (*args, *kwargs.values()):
             if isinstance(images, Tensor):
@@ -44,11 +44,11 @@ class Student(fx.GraphModule):
         return super().__call__(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 - torch's signature
-        """Load a state as any module does; one of other grids is refused, and then nothing is loaded.
+        """Load a state like any module, but refuse one of other grids and load nothing then.
 
         Raises:
-            RuntimeError: If the state is of other widths or quantizers (names layers and both widths), or names or
-                shapes do not fit.
+            RuntimeError: If the state has other widths or quantizers (names layers and both widths), or names or
+                shapes do not match.
         """
         require_same_grids(self, state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -57,15 +57,15 @@ class Student(fx.GraphModule):
         changed = fn(torch.zeros((), dtype=torch.float32)).dtype
         if changed in (torch.float16, torch.bfloat16):
             raise TypeError(
-                f"a student cannot be made {changed}: its codes are exact in float32 only; keep it so and train "
-                "under torch.autocast, and export it, which stores 2 to 8 bits"
+                f"a student cannot be made {changed}: its codes are exact only in float32; keep it in float32, train "
+                "it under torch.autocast, and export it, which stores 2 to 8 bits"
             )
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a student cannot be pickled, which torch.save(student) does: torch.save(student.state_dict(), path), and "
-            "later load_state_dict into quantizers.prepare(model, spec, example_inputs); or export_onnx(student, ...)"
+            "a student cannot be pickled, as torch.save(student) does; use torch.save(student.state_dict(), path) and "
+            "later load_state_dict into quantizers.prepare(model, spec, example_inputs), or export_onnx(student, ...)"
         )
 
     def __copy__(self) -> Student:
@@ -84,9 +84,9 @@ def assemble(
 ) -> Student:
     """Return the student that runs ``graph`` on ``modules`` (module path -> module).
 
-    ``image_shape`` is that of one image, the batch left out: windows, slices and conditions may depend on it.
+    ``image_shape`` is the shape of one image, without the batch: windows, slices and conditions may depend on it.
 
-    A softmax becomes :class:`~quantizers.layers.Probabilities`, which lets logits through in training mode.
+    A softmax becomes :class:`~quantizers.layers.Probabilities`, which passes logits through in training mode.
     """
     root = nn.Module()
     for path, module in modules.items():
@@ -98,7 +98,7 @@ def assemble(
 
 
 def _introduce_neighbors(student: Student) -> None:
-    """Let each convolution know the quantizer it reads, and the one that reads it if nobody else does."""
+    """Tell each convolution which quantizer it reads, and which one reads it if that is the only reader."""
     called = [node for node in student.graph.nodes if node.op == "call_module"]
     calls = Counter(str(node.target) for node in called)
     once = {node: student.get_submodule(str(node.target)) for node in called if calls[str(node.target)] == 1}
@@ -114,34 +114,34 @@ def _introduce_neighbors(student: Student) -> None:
 
 
 def require_image_shape(student: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise unless a batch is of images of the size that the student was prepared for.
+    """Raise unless a batch has images of the size that the student was prepared for.
 
-    Sizes of windows, positions of slices and conditions on shapes were read for that size. On another one the student
-    may be another function than the float network, without an error.
+    Sizes of windows, positions of slices and conditions on shapes were read for that size. On another one, the student
+    may silently compute another function than the float network.
 
     Args:
         student: A network from :func:`prepare`.
-        shape: Of the batch.
+        shape: Shape of the batch.
 
     Raises:
-        ValueError: If it is of another size, or without a batch axis.
+        ValueError: If it has another size, or no batch axis.
     """
     wanted = getattr(student, "meta", {}).get("image_shape")
     if wanted is None or tuple(shape[1:]) == tuple(wanted):
         return
     if tuple(shape) == tuple(wanted):
-        raise ValueError(f"a single image of shape {tuple(shape)} is no batch; give it a batch axis, image[None]")
+        raise ValueError(f"a single image of shape {tuple(shape)} is not a batch; add a batch axis, image[None]")
     raise ValueError(
-        f"images of shape {tuple(shape[1:])}, but the student was prepared for {tuple(wanted)}, to which its windows "
-        "and slices belong; give images of that size, or prepare(..., example_inputs=images of the new size)"
+        f"images of shape {tuple(shape[1:])}, but the student was prepared for {tuple(wanted)}, which its windows "
+        "and slices depend on; give images of that size, or prepare(..., example_inputs=images of the new size)"
     )
 
 
 def require_float(model: object, spec: object) -> None:
-    """Raise unless there are a float network and its bits.
+    """Raise unless given a float network and its bits.
 
     Raises:
-        TypeError: If there is something else, or a part of the network is a student.
+        TypeError: If given something else, or if a part of the network is a student.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -150,18 +150,18 @@ def require_float(model: object, spec: object) -> None:
     for path, module in model.named_modules():
         if isinstance(module, Student):
             raise TypeError(
-                f"{path or 'model'}: is a low-bit student already; give prepare the float network that it was made from"
+                f"{path or 'model'}: is already a low-bit student; give prepare the float network that it was made from"
             )
 
 
 def warn_of_frozen(model: nn.Module) -> None:
-    """Say once, to who called :func:`prepare`, that a float network is frozen throughout, and so its student."""
+    """Warn the caller of :func:`prepare` once that a float network, and so its student, is entirely frozen."""
     parameters = list(model.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         warnings.warn(
             f"every parameter of {type(model).__name__} is frozen (requires_grad=False), and so are the weights of its "
-            "student: nothing but activation scales will train. Call model.requires_grad_(True) before prepare, or "
-            "student.requires_grad_(True) after it, if it is to be trained",
+            "student: only activation scales will train. To train it, call model.requires_grad_(True) before prepare "
+            "or student.requires_grad_(True) after it",
             stacklevel=3,
         )
 
@@ -185,7 +185,7 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def act_quantizers(student: nn.Module) -> dict[str, ActQuantizer]:
-    """Return the activation quantizers of a student, in the order of the network.
+    """Return the activation quantizers of a student, in network order.
 
     Args:
         student: A network from :func:`prepare`.
@@ -197,7 +197,7 @@ def act_quantizers(student: nn.Module) -> dict[str, ActQuantizer]:
 
 
 def quant_layers(student: nn.Module) -> dict[str, QuantConvBn2d | QuantLinearBn]:
-    """Return the low-bit layers of a student, in the order of the network.
+    """Return the low-bit layers of a student, in network order.
 
     Args:
         student: A network from :func:`prepare`.

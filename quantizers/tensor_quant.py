@@ -29,7 +29,7 @@ class NotCalibratedError(RuntimeError):
 
 
 class WeightQuant(Recorded):
-    """Base of weight quantizers: ``forward`` gives (dequantized, scale, zero point, bit width) as Brevitas expects.
+    """Base of weight quantizers: ``forward`` returns (dequantized, scale, zero point, bit width) as Brevitas expects.
 
     Args:
         bit_width: Bits of a code.
@@ -59,7 +59,7 @@ class WeightQuant(Recorded):
     def describe(self, values: Sequence[int]) -> str:
         bits, low, high, per_channel, method = values
         grain = "channel" if per_channel else "tensor"
-        return f"{bits}-bit weights ({low} to {high}, {METHODS[method]}, one step a {grain})"
+        return f"{bits}-bit weights ({low} to {high}, {METHODS[method]}, one step per {grain})"
 
     @property
     def step(self) -> Tensor:
@@ -75,22 +75,22 @@ class WeightQuant(Recorded):
         return torch.clamp(torch.round(self.quantize(weight) / self.step), self.low, self.high)
 
     def rescale(self, weight: Tensor, factor: Tensor) -> None:
-        """Multiply the dequantized weights by ``factor`` (shape of ``step``) in place; the codes stay."""
+        """Multiply the dequantized weights by ``factor`` (shape of ``step``) in place; the codes do not change."""
         raise NotImplementedError
 
     def in_float(self, weight: Tensor) -> Tensor:
-        """Return what the grid rounds, without rounding or clipping."""
+        """Return the values that the grid rounds, without rounding or clipping."""
         return weight
 
     def follow(self, layer: nn.Module) -> None:
-        """Learn which layer's ``weight`` it quantizes; called once, by that layer."""
+        """Set the layer whose ``weight`` it quantizes; called once, by that layer."""
 
     def restart(self, weight: Tensor) -> None:
-        """Set the step size to where it starts for ``weight``, in place."""
+        """Reset the step size to its initial value for ``weight``, in place."""
 
     @property
     def count(self) -> int:
-        """Return how many values a weight can have."""
+        """Return the number of values a weight can have."""
         return self.high_code - self.low_code + 1
 
     def _on_grid(self, weight: Tensor, step: Tensor, *, grad_scale: float) -> Tensor:
@@ -102,7 +102,7 @@ class WeightQuant(Recorded):
         return self.values(weight), self.step, self.zero_point_value, self.bit_width_value
 
     def values(self, weight: Tensor) -> Tensor:
-        """Return ``weight`` on its grid, differentiable: the first of what :meth:`forward` gives."""
+        """Return ``weight`` on its grid, differentiable: the first result of :meth:`forward`."""
         return self.in_float(weight) if self.bypass else self.quantize(weight)
 
 
@@ -113,8 +113,8 @@ class LsqWeightQuant(WeightQuant):
     ``s`` starts at :math:`2\,\mathrm{mean}|w| / \sqrt{Q_P}`.
 
     Note:
-        At eight bits ``s`` starts at :math:`\max|w| / Q_P`: the published start suits few codes, and would leave an
-        8-bit layer about five bits until training has moved it.
+        At eight bits ``s`` starts at :math:`\max|w| / Q_P`: the published initial value suits few codes, and would
+        leave an 8-bit layer about five bits until training has moved it.
 
     References:
         Esser et al., `Learned Step Size Quantization <https://arxiv.org/abs/1902.08153>`_, 2020, section 2.
@@ -128,9 +128,9 @@ class LsqWeightQuant(WeightQuant):
     def _start(self, weight: Tensor) -> Tensor:
         rows = weight.detach().reshape(weight.size(0) if self.per_channel else 1, -1)
         published = 2 * rows.abs().mean(dim=1) / math.sqrt(self.high_code)
-        # Eight bits hold the whole range; the published start would use an eighth of it.
+        # Eight bits hold the whole range; the published initial value would use an eighth of it.
         start = rows.abs().amax(dim=1) / self.high_code if self.bits >= 8 else published
-        # A channel of zeros has no size; any positive step represents it exactly.
+        # Any positive step represents a channel of zeros exactly.
         start = torch.where(start > TINY, start, start.mean().clamp_min(1e-3))
         return start.reshape((-1,) + (1,) * (weight.dim() - 1) if self.per_channel else ()).clone()
 
@@ -152,7 +152,7 @@ class LsqWeightQuant(WeightQuant):
 
 
 class ActQuant(Recorded):
-    """An activation quantizer with one step size; it may borrow the step size of another (shared scales).
+    """An activation quantizer with one step size; it can borrow the step size of another (shared scales).
 
     Args:
         bit_width: Bits of a code.
@@ -184,7 +184,7 @@ class ActQuant(Recorded):
         self._lender: tuple[ActQuant, ...] = ()  # a tuple hides it from Module: its step is not registered twice
         self.observer: RangeObserver | None = None
         self.bypass = False
-        self.finer = 1  # how many steps of a finer grid on the same range each step is split into, for a while
+        self.finer = 1  # how many steps of a finer grid on the same range each step is temporarily split into
         self.make_scale()
 
     def describe(self, values: Sequence[int]) -> str:
@@ -192,7 +192,7 @@ class ActQuant(Recorded):
         return f"{bits}-bit {KINDS[kind]} activations ({METHODS[method]})"
 
     def stored_record(self, state: Mapping[str, Tensor], prefix: str) -> list[int] | None:
-        """Return the record in a state; of an older one what its range of codes tells."""
+        """Return the record in a state; for an older one, what its range of codes implies."""
         stored = super().stored_record(state, prefix)
         if stored is not None or prefix + "low" not in state or prefix + "high" not in state:
             return stored
@@ -221,7 +221,7 @@ class ActQuant(Recorded):
         mine.drop_scale()
 
     def drop_scale(self) -> None:
-        """Remove the own step size."""
+        """Remove this quantizer's own step size."""
         del self.scale
 
     @property
@@ -234,7 +234,7 @@ class ActQuant(Recorded):
         return self.scale.abs().clamp_min(TINY)
 
     def training_step(self) -> Tensor:
-        """Return the same as :meth:`own_step`, perhaps the parameter itself: for who does not keep it."""
+        """Return the same as :meth:`own_step`, possibly the parameter itself, for callers that do not keep it."""
         return positive(self.scale)
 
     @torch.no_grad()
@@ -246,7 +246,7 @@ class ActQuant(Recorded):
         """Return the step size to start from, given what calibration saw."""
         high = max(float(self.high), 1.0)
         if self.bits >= 8 or self.kind == "shifted":
-            # Eight bits hold the whole range; the published start would leave part of it unused.
+            # Eight bits hold the whole range; the published initial value would leave part of it unused.
             start = max(observed.maximum / high, observed.minimum / float(self.low) if float(self.low) < 0 else 0.0)
         else:
             start = 2 * observed.mean_abs / math.sqrt(high)
@@ -266,28 +266,28 @@ class ActQuant(Recorded):
         self.high.fill_(float(span - zero_point))
 
     def mark_calibrated(self) -> None:
-        """Declare the step size valid."""
+        """Mark the step size as valid."""
         self.calibrated.fill_(True)
 
     @property
     def is_calibrated(self) -> bool:
-        """Tell whether calibration (or a loaded state) has set the step size."""
+        """Return whether calibration (or a loaded state) has set the step size."""
         if not self._ready:
             self._ready = bool(self.calibrated)
         return self._ready
 
     def grad_scale(self, x: Tensor) -> float:
-        r"""Return the factor of the step size's gradient, :math:`1/\sqrt{N Q_P}` with ``N`` values an image."""
+        r"""Return the factor of the step size's gradient, :math:`1/\sqrt{N Q_P}` with ``N`` values per image."""
         largest = 2 ** (self.bits - 1) - 1 if self.kind == "signed" else 2**self.bits - 1
         return 1.0 / math.sqrt(max(x.numel() // max(x.size(0), 1), 1) * largest)
 
     @property
     def zero_point(self) -> Tensor:
-        """Return the zero point as Brevitas means it: 0 but for shifted grids."""
+        """Return the zero point in Brevitas' sense: 0 except for shifted grids."""
         return -self.low if self.kind == "shifted" else self.no_zero_point
 
     def in_float(self, x: Tensor) -> Tensor:
-        """Return what the float net has here: the ReLU or ReLU6 that the clips of the grid absorb, and no rounding."""
+        """Return the float net's value here: the ReLU or ReLU6 that the clips of the grid absorb, without rounding."""
         if self.kind == "unsigned":
             return torch.relu(x) if self.largest is None else x.clamp(0.0, self.largest)
         return x if self.largest is None else x.clamp(max=self.largest)
@@ -296,9 +296,9 @@ class ActQuant(Recorded):
         return self.values(x), self.step / self.finer, self.zero_point, self.bit_width_value
 
     def values(self, x: Tensor) -> Tensor:
-        """Return ``x`` on the grid, differentiable: the first of what :meth:`forward` gives."""
+        """Return ``x`` on the grid, differentiable: the first result of :meth:`forward`."""
         if self.observer is not None:
-            self.observer.see(self.in_float(x))  # what the layer reads: behind the activation that the grid absorbs
+            self.observer.see(self.in_float(x))  # what the layer reads, after the activation that the grid absorbs
         if self.bypass:
             return self.in_float(x)
         if not self.is_calibrated:
@@ -310,11 +310,11 @@ class ActQuant(Recorded):
 
     @property
     def is_plain(self) -> bool:
-        """Tell whether values are put on the grid of its bits, and nothing else is done with them."""
+        """Return whether values are only put on the grid of its bits."""
         return type(self).values is ActQuant.values and not self.bypass and self.finer == 1
 
     def grid_for(self, x: Tensor) -> Grid | None:
-        """Return what :meth:`values` would round ``x`` to; None where it does something else, or looks at ``x``."""
+        """Return the grid :meth:`values` would round ``x`` to; None if it does something else, or observes ``x``."""
         if not self.is_plain or self.observer is not None or not self.is_calibrated:
             return None
         step = self.owner.training_step()
@@ -334,8 +334,8 @@ class LsqActQuant(ActQuant):
 class PactActQuant(ActQuant):
     r"""PACT: the clipping level :math:`\alpha` is learned, the step is :math:`\alpha / Q_P`.
 
-    The gradient of :math:`\alpha` is that of the clipped values only. Values on signed edges are clipped on both sides.
-    The published L2 penalty on :math:`\alpha` is the optimizer's: give scales a weight decay.
+    The gradient of :math:`\alpha` comes only from the clipped values. Values on signed edges are clipped on both sides.
+    The published L2 penalty on :math:`\alpha` is left to the optimizer: give scales a weight decay.
 
     References:
         Choi et al., `PACT <https://arxiv.org/abs/1805.06085>`_, 2018, equations 1 to 3.
@@ -367,7 +367,7 @@ class PactActQuant(ActQuant):
 
 
 class DorefaActQuant(ActQuant):
-    r"""DoReFa activations: :math:`Q_k(\mathrm{clip}(x, 0, 1))`, the range fixed at 1 (at [-1, 1] on signed edges).
+    r"""DoReFa activations: :math:`Q_k(\mathrm{clip}(x, 0, 1))`, with the range fixed at 1 ([-1, 1] on signed edges).
 
     References:
         Zhou et al., `DoReFa-Net <https://arxiv.org/abs/1606.06160>`_, 2016, section 2.5 (equation 11).
@@ -390,7 +390,7 @@ class RangeObserver:
         self.minimum, self.maximum, self._sum, self._count = math.inf, -math.inf, 0.0, 0
 
     def see(self, x: Tensor) -> None:
-        """Take one batch into account."""
+        """Add one batch to the statistics."""
         low, high = torch.aminmax(x.detach())
         self.minimum, self.maximum = min(self.minimum, float(low)), max(self.maximum, float(high))
         self._sum += float(x.detach().abs().double().sum())
@@ -403,5 +403,5 @@ class RangeObserver:
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether nothing has been seen."""
+        """Return whether nothing has been seen."""
         return self._count == 0

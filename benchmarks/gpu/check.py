@@ -1,8 +1,8 @@
-"""Checks on a device what the CPU's tests promise: same augmentation, same codes, bf16, resuming, captured steps.
+"""Checks on a device what the CPU tests guarantee: same augmentation, same codes, bf16, resuming, captured steps.
 
     python benchmarks/gpu/check.py --out results/
 
-Every check says what it found; none stops the others. The exit code is the number of those that failed.
+Every check reports what it found, and none stops the others. The exit code is the number of failed checks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from quantizers import QuantSpec, calibrate, prepare
 from quantizers.kernels import fake_quantize, fake_quantize_per_channel, is_fused, set_fused
 from quantizers.modes import exact_float32
 
-from images import CropFlip, made_up_images, normalizer  # isort: skip - beside this file
+from images import CropFlip, made_up_images, normalizer  # isort: skip - next to this file
 from ladder import WITH_TEACHER  # isort: skip
 from lanes import How, Lane, Lanes, least_change, weights_of  # isort: skip
 from record import distance, environment, is_equal, write_record  # isort: skip
@@ -40,13 +40,13 @@ from record import distance, environment, is_equal, write_record  # isort: skip
 Found = dict[str, Any]
 CPU = torch.device("cpu")
 POLICIES = ("crop_flip", "trivial", "randaugment", "pba", "cutmix")
-CLOSE = 1e-4  # relative, of float32 sums in another order
-FLIPS = 0.05  # relative, of a low-bit net's gradients: a sum in another order moves single activations across a tie
-BF16_CLOSE = 0.05  # relative, of a loss whose forward pass keeps 8 bits of mantissa
+CLOSE = 1e-4  # relative, for float32 sums in another order
+FLIPS = 0.05  # relative, for a low-bit net's gradients: a reordered sum moves single activations across a tie
+BF16_CLOSE = 0.05  # relative, for a loss whose forward pass keeps 8 bits of mantissa
 
 
 def check_augmentation(device: torch.device) -> Found:
-    """Every policy gives the same bytes here as on the CPU."""
+    """Check that every policy gives the same bytes here as on the CPU."""
     images = torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
     labels, unequal = torch.arange(256) % 10, {}
     for policy in POLICIES:
@@ -61,7 +61,7 @@ def check_augmentation(device: torch.device) -> Found:
 
 
 def check_kernels(device: torch.device) -> Found:
-    """Values of both quantizers equal the CPU's unfused ones, bit for bit; gradients up to summation order."""
+    """Check both quantizers against the CPU's unfused ones: values bit for bit, gradients up to summation order."""
     found: Found = {"ok": True}
     for name, make in (("tensor", _tensor_case), ("channel", _channel_case)):
         set_fused(enabled=False)
@@ -80,7 +80,7 @@ def check_kernels(device: torch.device) -> Found:
 def _tensor_case(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     scale = torch.tensor(0.0137)
-    # half of the values are on ties, where a division that is not rounded correctly shows
+    # half of the values are on ties, which reveal a division that is not correctly rounded
     ties = (torch.randint(0, 16, (32, 16, 16, 16), generator=generator) + 0.5) * scale
     x = torch.cat((torch.rand(32, 16, 16, 16, generator=generator) * 0.3 - 0.05, ties)).to(device).requires_grad_()
     scale = scale.to(device).requires_grad_()
@@ -107,7 +107,7 @@ def _with_gradients(out: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tens
 
 
 def check_student(device: torch.device) -> Found:
-    """A settled student computes on the device what it computes on the CPU: codes agree, so logits do."""
+    """Check that a settled student computes the same on the device as on the CPU: codes agree, and so do logits."""
     set_fused(enabled=False)
     student, images = _student(2)
     student.eval()
@@ -129,7 +129,7 @@ def check_student(device: torch.device) -> Found:
 
 
 def check_calibration(device: torch.device) -> Found:
-    """Preparing, calibrating and settling work on the device, and give the CPU's scales."""
+    """Check that preparing, calibrating and settling work on the device and give the CPU's scales."""
     set_fused(enabled=False)
     here, _ = _student(4, device)
     there, _ = _student(4)
@@ -148,7 +148,7 @@ def _student(bits: int, device: torch.device = CPU) -> tuple[nn.Module, Tensor]:
 
 
 def check_bf16(device: torch.device) -> Found:
-    """One step under bfloat16 autocast is close to the float32 one, and all its gradients are finite."""
+    """Check that a step under bfloat16 autocast is close to the float32 one, with finite gradients."""
     set_fused(enabled=False)
     losses, finite = {}, True
     for dtype in (torch.float32, torch.bfloat16):
@@ -169,10 +169,10 @@ class _Interrupted(Exception):
 
 
 def check_resume(device: torch.device) -> Found:
-    """A training that is cut twice ends with the weights of one that never was, bit for bit.
+    """Check that training that is interrupted twice ends with the weights of uninterrupted training, bit for bit.
 
-    That can be judged only where two whole trainings end alike, which kernels of a GPU do not promise: so the check is
-    made with deterministic algorithms, too, and there it has to hold.
+    That can only be judged if two uninterrupted trainings give the same result, which GPU kernels do not guarantee. So
+    the check also runs with deterministic algorithms, where it must hold.
     """
     found: Found = {"ok": True}
     for precision in ("float32", "bf16"):
@@ -189,7 +189,7 @@ def check_resume(device: torch.device) -> Found:
 
 @contextlib.contextmanager
 def deterministic(*, enabled: bool) -> Iterator[None]:
-    """Let PyTorch use only kernels that repeat themselves within a block, and warn where it has none."""
+    """Make PyTorch use only deterministic kernels within a block, and warn where it has none."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(enabled, warn_only=True)
@@ -202,7 +202,7 @@ def deterministic(*, enabled: bool) -> Iterator[None]:
 
 
 def _resumed(device: torch.device, precision: str) -> tuple[list[str], list[str]]:
-    """Return tensors in which a resumed training differs from a whole one, and those in which two whole ones do."""
+    """Return tensors that differ between resumed and uninterrupted training, and between two uninterrupted ones."""
     with tempfile.TemporaryDirectory() as folder:
         whole, again, cut = (Path(folder) / name for name in ("whole", "again", "cut"))
         expected = _trained(_job(whole, device, precision))
@@ -247,7 +247,7 @@ def _job(folder: Path, device: torch.device, precision: str, *, stop_at: tuple[i
 
 
 def check_lanes(device: torch.device, *, compiled: bool) -> Found:
-    """Two lanes with graphs (and compiled, if asked for) train as each does alone and eager, up to rounding."""
+    """Check that two lanes with graphs (and compiled, if requested) train like each alone and eager, up to rounding."""
     set_fused(enabled=False)
     images = made_up_images(96, side=16).to(device)
     losses: dict[str, list[float]] = {}
@@ -274,7 +274,7 @@ def check_lanes(device: torch.device, *, compiled: bool) -> Found:
 
 
 def check_gradients(device: torch.device) -> Found:
-    """Compiled, every parameter of a 2-bit student that learns from a teacher has the gradient it has eager."""
+    """Check that every parameter of a 2-bit student with a teacher has the same gradient compiled as eager."""
     set_fused(enabled=False)
     images, found = made_up_images(96, side=16).to(device), {}
     for compiled in (False, True):
@@ -318,10 +318,10 @@ def checks(*, compiled: bool) -> Iterator[tuple[str, Callable[[torch.device], Fo
 
 
 def main() -> int:
-    """Run every check, print a line each, write the record."""
+    """Run every check, print one line for each, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--eager", action="store_true", help="leave out what compiles whole steps")
+    parser.add_argument("--eager", action="store_true", help="omit checks that compile whole steps")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic() needs it before cuBLAS starts

@@ -83,8 +83,8 @@ def _unpack(file: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
 
 
 def made_up_images(count: int, *, side: int = 32, channels: int = 3, classes: int = 10, seed: int = 0) -> Images:
-    """Return learnable images for a trial: noise around one color a class, which crops and mirrors leave alone."""
-    # The colors are the same for any seed: training and test images show the same classes.
+    """Return learnable images for a trial run: noise around one color per class, unaffected by crops and mirroring."""
+    # The colors are the same for any seed, so that training and test images show the same classes.
     pictures = torch.rand(classes, channels, 1, 1, generator=torch.Generator().manual_seed(1234))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
@@ -96,7 +96,7 @@ class CropFlip:
     """Crops and mirrors all images of an epoch at once, on their device.
 
     Args:
-        images: What is augmented; a padded copy is kept beside it.
+        images: The images to augment; a padded copy is kept as well.
         padding: Pixels on each side, of the mean color.
     """
 
@@ -114,7 +114,7 @@ class CropFlip:
 
     @property
     def views(self) -> int:
-        """Return how many crops and mirrored crops an image has."""
+        """Return the number of crops and mirrored crops of an image."""
         return 2 * (2 * self.padding + 1) ** 2
 
     def view(self, index: int) -> Tensor:
@@ -129,11 +129,11 @@ class CropFlip:
 
         Args:
             generator: On the images' device.
-            count: At most as many as there are.
+            count: At most the number of images.
 
         Returns:
-            uint8 ``[count, channels, height, width]``, int64 ``[count]``, and the place of each image in a table
-            ``[views * n]`` that holds a view of all images behind the other.
+            uint8 ``[count, channels, height, width]``, int64 ``[count]``, and the index of each image in a table
+            ``[views * n]`` that holds one view of all images after another.
         """
         device = self.padded.device
         order = torch.randperm(len(self), generator=generator, device=device)[:count]
@@ -151,6 +151,6 @@ class CropFlip:
 
 
 def normalizer(images: Images) -> tuple[Tensor, Tensor]:
-    """Return factor and shift, ``[1, channels, 1, 1]``, of ``x * factor - shift``: what nets are fed."""
+    """Return factor and shift, ``[1, channels, 1, 1]``, of ``x * factor - shift``, the input of nets."""
     mean, std = images.mean, images.std
     return (1 / (255 * std)).view(1, -1, 1, 1), (mean / std).view(1, -1, 1, 1)

@@ -4,11 +4,11 @@
     python benchmarks/gpu/ladder.py --set fashion-mnist --data FOLDER --budget-s 240 --out results/
     python benchmarks/gpu/ladder.py --made-up 1024 --most-epochs 1 --out /tmp/warm    # compiles, for a later call
 
-Every rung trains all seeds side by side. A short timing at its start says how many epochs fit its share of the budget;
-the learning rate falls along a cosine of that length. A student starts from its seed's float net and learns from it;
-its last epochs train the deployed arithmetic in float32. The test set is read once a training, at its end, and the
-training images are scored once more then, without augmentation. The record is written after every epoch, the weights
-after every rung.
+Every rung trains all seeds in parallel. A short timing at its start determines how many epochs fit its share of the
+budget; the learning rate follows a cosine of that length. A student starts from its seed's float net and learns from
+it; its last epochs train the deployed arithmetic in float32. The test set is read once per training, at its end, and
+the training images are scored once more then, without augmentation. The record is written after every epoch, the
+weights after every rung.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, settle
 from quantizers.kernels import set_fused
 from quantizers.modes import exact_float32
 
-from images import CropFlip, Images, made_up_images, normalizer, read_images  # isort: skip - beside this file
+from images import CropFlip, Images, made_up_images, normalizer, read_images  # isort: skip - next to this file
 from lanes import How, Lane, Lanes, Terms, least_change, logit_table, weights_of  # isort: skip
 from record import environment, write_record  # isort: skip
 
 FLOAT, LARGE = "fp", "large"  # rungs that others start from and learn from
 CALIBRATION_IMAGES = 512
-RESERVE = 0.96  # part of a rung's time that is planned: clocks drift, and files are written
-SETTLING = 0.02  # part of a student's epochs on the deployed arithmetic, in float32
-WARM_UP = 0.05  # part of the epochs in which the rate rises
+RESERVE = 0.96  # fraction of a rung's time that is planned: clocks drift, and writing files takes time
+SETTLING = 0.02  # fraction of a student's epochs on the deployed arithmetic, in float32
+WARM_UP = 0.05  # fraction of the epochs in which the rate rises
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Rung:
 
     Args:
         name: ``fp``, ``w2a2``, ...
-        share: Of the budget, against those of the other rungs.
+        share: Share of the budget, relative to the other rungs.
         lr: Peak learning rate at a batch of 128; larger batches take proportionally more.
-        weight_decay: Of weights; scales have none.
-        bits: Of weights and activations; None trains the float net.
-        most_epochs: More are not run, whatever the time.
-        teacher: What a student learns from: ``fp``, its seed's float net; ``large``, the logits of the rung of that
-            name, which all seeds share; None: labels alone.
-        net: Absent: the ladder's.
-        step_size_bound: Of a student: part by which one step may change a learned step size, as recipes have it.
+        weight_decay: Weight decay of weights; scales have none.
+        bits: Bits of weights and activations; None trains the float net.
+        most_epochs: Upper limit of epochs, whatever the time.
+        teacher: What a student learns from: ``fp`` for its seed's float net, ``large`` for the logits of the rung of
+            that name, which all seeds share, None for labels alone.
+        net: Defaults to the ladder's net.
+        step_size_bound: Largest relative change of a student's learned step size in one step, as in recipes.
     """
 
     name: str
@@ -74,13 +74,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set, and what is trained on it.
+    """A data set, and the rungs trained on it.
 
     Args:
-        channels: Of an image.
-        side: Height and width, pixels.
-        padding: Pixels around an image that is cropped at random.
-        rungs: In order.
+        channels: Channels of an image.
+        side: Height and width in pixels.
+        padding: Pixels around an image for random crops.
+        rungs: Rungs in order.
     """
 
     channels: int
@@ -105,7 +105,7 @@ SETS = {
     )),
 }  # fmt: skip
 WITH_TEACHER = Terms(labels=0.1, teacher=0.9, temperature=4.0)
-MACHINERY = (  # the next is tried where the one before fails
+MACHINERY = (  # the next is tried if the previous one fails
     How(),
     How(compiled=False),
     How(graphs=False),
@@ -132,7 +132,7 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
-        """Return where nets are trained."""
+        """Return the device that trains the nets."""
         return self.train.pixels.device
 
     @property
@@ -141,19 +141,19 @@ class Setting:
         return self.deadline - time.monotonic()
 
     def write(self) -> None:
-        """Write the record as it stands."""
+        """Write the current record."""
         write_record(self.out / f"gpu_ladder_{self.record['set']}.json", self.record)
 
 
 def rate(progress: float, peak: float) -> float:
-    """Return the learning rate at a part 0..1 of the training: a linear rise, then half a cosine to zero."""
+    """Return the learning rate at a fraction 0..1 of training: a linear rise, then half a cosine to zero."""
     if progress < WARM_UP:
         return peak * (progress + 1e-3) / WARM_UP
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 def train_rung(rung: Rung, setting: Setting, floats: Sequence[nn.Module], seconds: float) -> list[nn.Module]:
-    """Train all seeds of a rung within ``seconds``, and write what they came to; return the nets, in eval mode."""
+    """Train all seeds of a rung within ``seconds``, and write the results; return the nets in eval mode."""
     end = time.monotonic() + seconds
     row: dict[str, Any] = {"rung": asdict(rung), "seconds_planned": round(seconds, 1), "epochs": []}
     setting.record["rungs"].append(row)
@@ -199,7 +199,7 @@ def _seeds(rung: Rung, setting: Setting) -> tuple[int, ...]:
 
 
 def _require_trainable(net: nn.Module, rung: Rung) -> None:
-    """Refuse a net with frozen parameters: it would train without an error, and to little.
+    """Refuse a net with frozen parameters, which would train poorly without an error.
 
     Raises:
         RuntimeError: If any parameter is frozen.
@@ -207,12 +207,12 @@ def _require_trainable(net: nn.Module, rung: Rung) -> None:
     frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
     if frozen:
         raise RuntimeError(
-            f"{rung.name}: {len(frozen)} parameters are frozen, {frozen[0]} among them; call requires_grad_()"
+            f"{rung.name}: {len(frozen)} parameters are frozen, including {frozen[0]}; call requires_grad_()"
         )
 
 
 def _record_changes(nets: Sequence[nn.Module], before: Sequence[dict[str, Tensor]], row: dict[str, Any]) -> None:
-    """Record the layer of each net that changed least: where it is zero, the curves are not those of a training."""
+    """Record the layer of each net that changed least; if the change is zero, nothing was trained."""
     least = [least_change(net, weights) for net, weights in zip(nets, before, strict=True)]
     row["least_weight_change"] = [{"layer": name, "relative": change} for name, change in least]
     if any(change == 0.0 for _, change in least):
@@ -229,7 +229,7 @@ def _start(rung: Rung, setting: Setting, seed: int, floats: Sequence[nn.Module])
     factor, shift = normalizer(setting.train)
     images = (pixels[:CALIBRATION_IMAGES].float() * factor - shift).cpu()
     spec = QuantSpec(weight_bits=rung.bits, act_bits=rung.bits)
-    # the teacher's weights are frozen, and prepare would keep them so
+    # the teacher's weights are frozen, and prepare would keep them frozen
     own = copy.deepcopy(floats[setting.seeds.index(seed)]).cpu().requires_grad_().train()
     student = prepare(own, spec, example_inputs=images[:2])
     calibrate(student, list(images.split(256)))
@@ -244,7 +244,7 @@ def _lanes(
     teachers = floats if rung.teacher == FLOAT else [None] * len(nets)
     table = setting.table if rung.teacher == LARGE else None
     if rung.teacher == LARGE and table is None:
-        raise RuntimeError(f"{rung.name} learns from the logits of the rung {LARGE}; name it in --rungs")
+        raise RuntimeError(f"{rung.name} learns from the logits of the rung {LARGE}; add it to --rungs")
     bound = rung.step_size_bound if rung.bits else None
     lanes = [
         Lane(net, teacher, data, setting.batch_size, seed + offset, config, table, bound)
@@ -257,7 +257,7 @@ def _ready(
     rung: Rung, setting: Setting, nets: Sequence[nn.Module], floats: Sequence[nn.Module], data: CropFlip,
     row: dict[str, Any],
 ) -> tuple[Lanes, float]:  # fmt: skip
-    """Return prepared lanes and the seconds of a step, with the first machinery that works."""
+    """Return prepared lanes and the seconds per step, with the first machinery that works."""
     for how in setting.how:
         try:
             lanes = _lanes(rung, setting, nets, floats, data, how)
@@ -277,7 +277,7 @@ def _ready(
 
 
 def _plan(rung: Rung, setting: Setting, seconds: float, epoch_s: float) -> tuple[int, int]:
-    """Return (epochs of settling, epochs in all) that fit; an epoch of settling counts as four."""
+    """Return (epochs of settling, total epochs) that fit; an epoch of settling counts as four."""
     most = min(rung.most_epochs, setting.most_epochs)
     if rung.bits is None:
         return 0, max(1, min(most, int(seconds / epoch_s)))
@@ -324,7 +324,7 @@ def score(net: nn.Module, setting: Setting, images: Images) -> float:
 
 
 def save_weights(nets: dict[str, Sequence[nn.Module]], setting: Setting) -> None:
-    """Write all nets of the ladder so far into one file, names prefixed by rung and seed."""
+    """Write all nets of the ladder so far into one file, with names prefixed by rung and seed."""
     tensors: dict[str, Tensor] = {}
     for name, of_rung in nets.items():
         for seed, net in zip(setting.seeds, of_rung if name != LARGE else (), strict=False):
@@ -342,10 +342,10 @@ def read_net(rung: Rung, name: str, state: dict[str, Tensor], pixels: Tensor) ->
     """Return a ladder's net with its weights, in eval mode, a student on the deployed arithmetic.
 
     Args:
-        rung: What it was trained as.
-        name: Of the float net.
+        rung: The rung that trained it.
+        name: Name of the float net.
         state: Its weights.
-        pixels: Images whose shape it takes.
+        pixels: Images of the shape that it takes.
     """
     net = build_net(name, classes=10, channels=pixels.shape[1], image_size=pixels.shape[-1])
     if rung.bits is not None:
@@ -368,7 +368,7 @@ def states_of(tensors: dict[str, Tensor], rung: str, seeds: Sequence[int]) -> li
 
 
 def read_floats(file: Path, setting: Setting) -> list[nn.Module]:
-    """Return the float nets of a former ladder's weights."""
+    """Return the float nets from an earlier ladder's weights."""
     rung = next(rung for rung in setting.images.rungs if rung.name == FLOAT)
     states = states_of(load_file(file), FLOAT, setting.seeds)
     nets = [read_net(rung, setting.net, state, setting.train.pixels) for state in states]
@@ -376,12 +376,12 @@ def read_floats(file: Path, setting: Setting) -> list[nn.Module]:
 
 
 def run(setting: Setting, rungs: Sequence[Rung], floats: Sequence[nn.Module]) -> None:
-    """Train the rungs in order, each within its share of what is left.
+    """Train the rungs in order, each within its share of the remaining time.
 
     Args:
         setting: What they share.
-        rungs: What is trained.
-        floats: Nets of a former ladder that students start from; empty where this one trains its own.
+        rungs: The rungs to train.
+        floats: Nets of an earlier ladder that students start from; empty if this one trains its own.
     """
     nets: dict[str, Sequence[nn.Module]] = {FLOAT: floats} if floats else {}
     for index, rung in enumerate(rungs):
@@ -410,27 +410,25 @@ def _table(teacher: nn.Module, setting: Setting) -> Tensor:
 def main() -> None:
     """Parse the command line, read the images, run the ladder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=sorted(SETS), default="cifar10", help="decides rungs and crops")
+    parser.add_argument("--set", choices=sorted(SETS), default="cifar10", help="determines rungs and crops")
     parser.add_argument("--data", type=Path, help="folder of the set's train and test .npz or .packed.npz")
-    parser.add_argument(
-        "--made-up", type=int, metavar="N", help="N made-up images of the set's shape: compiles, and no more"
-    )
-    parser.add_argument("--tiny", action="store_true", help="made-up images and a small net: tries the program only")
+    parser.add_argument("--made-up", type=int, metavar="N", help="N made-up images of the set's shape: only compiles")
+    parser.add_argument("--tiny", action="store_true", help="made-up images and a small net, to test the program")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--budget-s", type=float, default=480.0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--net", default="resnet20")
-    parser.add_argument("--rungs", nargs="+", help="of the set; absent: all")
-    parser.add_argument("--floats", type=Path, help="weights of a former ladder: its float nets are not trained again")
-    parser.add_argument("--no-test", action="store_true", help="do not read the test set; score.py does, later")
-    parser.add_argument("--most-epochs", type=int, help="of any rung; absent: as many as fit")
+    parser.add_argument("--rungs", nargs="+", help="rungs of the set (default: all)")
+    parser.add_argument("--floats", type=Path, help="weights of an earlier ladder, to reuse its float nets")
+    parser.add_argument("--no-test", action="store_true", help="do not read the test set; score.py does that later")
+    parser.add_argument("--most-epochs", type=int, help="limit for every rung (default: as many as fit)")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     deadline = time.monotonic() + args.budget_s
     torch.backends.cudnn.benchmark = True
-    set_fused(enabled=False)  # the whole step is compiled, or captured whole: single kernels are not worth the wait
+    set_fused(enabled=False)  # the whole step is compiled or captured: single kernels are not worth the wait
     device = torch.device(args.device)
     if args.tiny:
         args.net, args.batch, args.seeds, args.most_epochs = "resnet8", 32, args.seeds[:2], args.most_epochs or 3
@@ -439,7 +437,7 @@ def main() -> None:
         one = SETS[args.set]
         train, test = (made_up_images(args.made_up, side=one.side, channels=one.channels, seed=at) for at in (0, 1))
     elif args.data is None:
-        parser.error("--data, --made-up or --tiny is needed")
+        parser.error("one of --data, --made-up and --tiny is required")
     else:
         train, test = read_images(args.data, "train"), None if args.no_test else read_images(args.data, "test")
     how = [one for one in MACHINERY if not (args.eager and one.compiled)]

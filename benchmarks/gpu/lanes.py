@@ -1,8 +1,8 @@
-"""Trains several seeds of one net side by side on one device, each step one replay of a CUDA graph.
+"""Trains several seeds of one net in parallel on one device, each step one replay of a CUDA graph.
 
 A lane is a seed: its weights, optimizer, images and stream. All lanes share one compiled step; before a lane's graph
 is captured, the shared net's tensors are pointed at the lane's memory, which the graph keeps from then on. On a CPU,
-and where graphs are off, the same step runs without a graph, lane after lane.
+and with graphs off, the same step runs without a graph, one lane after another.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from qkd.training.low_bit.step_sizes import BoundedStepSizes
 from qkd.training.optimizer import build_optimizer
 from quantizers import quantizer_scales
 
-from images import CropFlip  # isort: skip - beside this file
+from images import CropFlip  # isort: skip - next to this file
 
-NOW = Moment(rate=1.0, peak=1.0, done=0.0, steps=1)  # a bound of step sizes does not ask when it is
-WARM_UP_STEPS = 3  # the first compiles, the next ones let libraries choose their algorithms
+NOW = Moment(rate=1.0, peak=1.0, done=0.0, steps=1)  # a bound of step sizes does not depend on time
+WARM_UP_STEPS = 3  # the first one compiles; in the next ones libraries choose their algorithms
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class How:
     """The arithmetic and machinery of a step.
 
     Args:
-        bf16: Autocast to bfloat16; the weights that are trained stay float32.
+        bf16: Autocast to bfloat16; the trained weights stay float32.
         compiled: Compile forward and backward pass with `torch.compile`.
         graphs: Replay each step as one CUDA graph (CUDA devices only).
         channels_last: Memory format of the images.
@@ -61,7 +61,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Totals:
-    """What an epoch came to: mean loss a batch, and the part of the images that was classified right."""
+    """Results of an epoch: mean loss per batch, and the fraction of images classified correctly."""
 
     loss: float
     accuracy: float
@@ -71,14 +71,14 @@ class Lane:
     """One seed.
 
     Args:
-        student: Is trained.
-        teacher: Is read; None where no term needs one.
+        student: The net to train.
+        teacher: Its teacher; None if no term needs one.
         data: Images on the device.
-        batch_size: Images a step.
-        seed: Of order, crops and flips.
+        batch_size: Images per step.
+        seed: Seed of order, crops and flips.
         config: Momentum and weight decay.
         table: Logits ``[views * n, classes]`` of a teacher that all lanes share, for every view of every image.
-        bound: Part by which one step may change a learned step size; None: any.
+        bound: Largest relative change of a learned step size in one step; None for no limit.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Lane:
 
     @property
     def steps(self) -> int:
-        """Return the full batches of an epoch."""
+        """Return the number of full batches in an epoch."""
         return len(self.data) // self.batch_size
 
     @contextlib.contextmanager
@@ -122,7 +122,7 @@ class Lane:
         return [tensor.clone() for tensor in [*self.memory, self.sums]]
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """Put a state back in place, and forget momentum."""
+        """Restore a state in place, and reset momentum."""
         for tensor, kept in zip([*self.memory, self.sums], state, strict=True):
             tensor.copy_(kept)
         for slot in self.optimizer.state.values() if self.optimizer else []:
@@ -134,7 +134,7 @@ class Lanes:
     """Seeds that are trained together.
 
     Args:
-        lanes: Of nets with the same structure.
+        lanes: Lanes of nets with the same structure.
         terms: The loss.
         normal: Factor and shift of the pixels.
         how: Arithmetic and machinery.
@@ -146,12 +146,12 @@ class Lanes:
         self.device = normal[0].device
         self._loss: Callable[..., tuple[Tensor, Tensor]] = self._measure
         if how.compiled:
-            torch._dynamo.reset()  # the compiler keeps few versions of one function
+            torch._dynamo.reset()  # the compiler keeps only a few versions of a function
             self._loss = torch.compile(self._measure, dynamic=False)
         self._uses_graphs = how.graphs and self.device.type == "cuda"
 
     def prepare(self) -> float:
-        """Compile, warm up and capture every lane; nothing is trained by it. Return the seconds it took."""
+        """Compile, warm up and capture every lane without training; return the seconds it took."""
         start = time.perf_counter()
         for lane in self.lanes:
             self._bind(lane)
@@ -179,7 +179,7 @@ class Lanes:
         return time.perf_counter() - start
 
     def step_seconds(self, *, least_s: float, least_steps: int = 10) -> float:
-        """Return the seconds of one step of all lanes, measured; weights are put back afterward."""
+        """Return the measured seconds of one step of all lanes; weights are restored afterward."""
         states = [lane.state() for lane in self.lanes]
         done, start = 0, time.perf_counter()
         self._synchronize()
@@ -189,7 +189,7 @@ class Lanes:
                     with lane.active():
                         self._advance(lane)
             done += 10
-            self._synchronize()  # or the host would run ahead of the device
+            self._synchronize()  # otherwise the host would run ahead of the device
         seconds = (time.perf_counter() - start) / done
         for lane, state in zip(self.lanes, states, strict=True):
             with torch.no_grad(), lane.active():
@@ -224,7 +224,7 @@ class Lanes:
         return [self._totals(lane, steps) for lane in self.lanes]
 
     def gradients(self) -> dict[str, Tensor]:
-        """Return the gradient of the first lane's loss on its first images; parameters without one are left out."""
+        """Return the gradient of the first lane's loss on its first images, omitting parameters without one."""
         lane = self.lanes[0]
         self._bind(lane)
         images, labels, _ = lane.data.epoch(lane.generator, lane.batch_size)
@@ -236,7 +236,7 @@ class Lanes:
         return found
 
     def close(self) -> None:
-        """Let go of the graphs, and give every net its own memory back."""
+        """Release the graphs, and give every net its own memory back."""
         self._synchronize()
         for lane in self.lanes:
             lane.graph = None
@@ -299,7 +299,7 @@ def logit_table(
 ) -> Tensor:
     """Return a teacher's logits for every view of every image, ``[views * n, classes]``, in bfloat16.
 
-    With crops and mirrors alone an image has few views, so that a teacher that several students share computes each of
+    With only crops and mirroring an image has few views, so a teacher that several students share computes each of
     them once.
     """
     factor, shift = normal
@@ -337,7 +337,7 @@ def _tensors(student: nn.Module, teacher: nn.Module | None) -> list[Tensor]:
 
 
 def _align_gradients(net: nn.Module) -> None:
-    """Give each gradient the strides of its parameter, which fused optimizers want: they differ in axes of size 1."""
+    """Give each gradient the strides of its parameter, as fused optimizers require: they differ in axes of size 1."""
     for parameter in net.parameters():
         grad = parameter.grad
         if grad is None or grad.stride() == parameter.stride():
@@ -350,7 +350,7 @@ def _align_gradients(net: nn.Module) -> None:
 
 
 def _optimizer(student: nn.Module, lane: Lane) -> torch.optim.Optimizer:
-    """Build SGD with the toolkit's groups, its rate a tensor that a captured graph rereads at every step."""
+    """Build SGD with the toolkit's groups and its rate as a tensor that a captured graph rereads at every step."""
     groups = build_optimizer(student, lane.config, quantizer_scales(student)).param_groups
     return torch.optim.SGD(
         [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups],

@@ -3,7 +3,7 @@
     python benchmarks/gpu/measure.py --budget-s 120 --out results/
 
 Cases run in order of interest until the budget is used up; the record is written after each. Images are made up. An
-epoch is 50,000 images; with several lanes the rate counts the epochs of all of them.
+epoch is 50,000 images; with several lanes the rate includes the epochs of all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qkd.nets import build_net
 from quantizers import QuantSpec, calibrate, prepare
 from quantizers.kernels import set_fused
 
-from images import CropFlip, Images, made_up_images, normalizer  # isort: skip - beside this file
+from images import CropFlip, Images, made_up_images, normalizer  # isort: skip - next to this file
 from ladder import WITH_TEACHER  # isort: skip
 from lanes import How, Lane, Lanes, Terms  # isort: skip
 from record import environment, write_record  # isort: skip
@@ -36,7 +36,7 @@ CAPTURED = How(compiled=False)
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: bits (None: the float net without a teacher), batch, seeds side by side, machinery."""
+    """A measurement: bits (None for the float net without a teacher), batch, parallel seeds, machinery."""
 
     bits: int | None
     batch: int
@@ -71,7 +71,7 @@ CASES = (
 
 
 def measure(case: Case, net: str, images: Images, least_s: float) -> dict[str, Any]:
-    """Return the time of a step and what follows from it."""
+    """Return the time of a step and the figures derived from it."""
     set_fused(enabled=case.fused)
     device, lanes = images.pixels.device, []
     data = CropFlip(images)
@@ -106,8 +106,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--budget-s", type=float, default=120.0)
-    parser.add_argument("--tiny", action="store_true", help="a small net and few images: tries the program only")
-    parser.add_argument("--eager", action="store_true", help="leave out what compiles whole steps")
+    parser.add_argument("--tiny", action="store_true", help="a small net and few images, to test the program")
+    parser.add_argument("--eager", action="store_true", help="omit cases that compile whole steps")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device, end = torch.device(args.device), time.monotonic() + args.budget_s

@@ -1,4 +1,4 @@
-"""What every result file says of its making, and a write that leaves a whole file or the former one."""
+"""The provenance in every result file, and a write that leaves either the complete new file or the old one."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def _driver() -> str | None:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write JSON whole or not at all: it may be read, or its writer killed, at any moment."""
+    """Write JSON atomically: it may be read, or its writer killed, at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def is_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Tell whether two tensors hold the same bits' values, on whatever devices."""
+    """Return whether two tensors hold equal values, on any devices."""
     return torch.equal(first.detach().cpu(), second.detach().cpu())
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the norm of the difference over the norm of what is expected."""
+    """Return the norm of the difference relative to the norm of the expected tensor."""
     found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
     return float((found - expected).norm() / expected.norm().clamp_min(1e-12))

@@ -1,11 +1,11 @@
-"""Scores the nets of a ladder on its test set, once, and proves their files; both go into the ladder's record.
+"""Scores the nets of a ladder on its test set once and verifies their files; both are added to the ladder's record.
 
     python benchmarks/gpu/score.py --set cifar10 --data FOLDER --record results/gpu_ladder_cifar10.json \
         --weights results/gpu_ladder_cifar10.safetensors [--large results/gpu_ladder_cifar10_large.safetensors] \
         [--export FOLDER]
 
-Nets whose score is in the record are not scored again. With --export the first seed's students are written as ONNX
-files and compared with them on every test image.
+Nets whose score is in the record are not scored again. With --export, the first seed's students are exported to ONNX
+files, which are compared with them on every test image.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import nn
 
 from export import check_parity, export_onnx
 
-from images import Images, normalizer, read_images  # isort: skip - beside this file
+from images import Images, normalizer, read_images  # isort: skip - next to this file
 from ladder import SETS, Setting, read_net, score, states_of  # isort: skip
 from record import environment, write_record  # isort: skip
 
 
 def prove(student: nn.Module, path: Path, setting: Setting, test: Images) -> dict[str, Any]:
-    """Write a student as an ONNX file, compare both on every test image, and return what was found."""
+    """Export a student to an ONNX file, compare both on every test image, and return the result."""
     factor, shift = normalizer(setting.train)
     images = test.pixels.float() * factor - shift
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--large", type=Path, help="weights of the large teacher")
     parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="write the first seed's students here, with proof"
+        "--export", type=Path, metavar="FOLDER", help="export the first seed's students here and verify them"
     )
     args = parser.parse_args()
     record: dict[str, Any] = json.loads(args.record.read_text())

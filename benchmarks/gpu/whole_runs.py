@@ -1,9 +1,9 @@
-"""Runs the toolkit whole on a device: alone, as the one process of an NCCL group, and as two that share the GPU.
+"""Runs the whole toolkit on a device: alone, as the only process of an NCCL group, and as two that share the GPU.
 
     python benchmarks/gpu/whole_runs.py --out results/
 
-Each run trains teacher and student of a smoke config and exports the student with its proof of equality. Their students
-are compared: a group adds up gradients in another order, so that weights agree to rounding and no further.
+Each run trains teacher and student of a smoke config and exports the student with its parity check. Their students are
+compared: a group sums gradients in another order, so weights agree only up to rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from record import distance, environment, write_record  # isort: skip - beside this file
+from record import distance, environment, write_record  # isort: skip - next to this file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = ROOT / "configs" / "digits" / "smoke.yaml"
@@ -30,7 +30,7 @@ LAUNCH = ("-m", "torch.distributed.run", "--nproc_per_node", "1")
 def whole_run(
     name: str, folder: Path, device: str, *, launcher: tuple[str, ...] = (), words: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Run a config up to its export in separate processes; return how it ended."""
+    """Run a config up to its export in separate processes; return the outcome."""
     command = [sys.executable, *launcher, "-m", "qkd", "run", str(CONFIG), f"name={name}", f"device={device}", *words]
     start = time.perf_counter()
     done = subprocess.run(
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Return the largest relative distance of a tensor."""
+    """Return the largest relative distance over the tensors."""
     return max(distance(found[key].float(), value.float()) for key, value in expected.items())
 
 

@@ -1,3 +1,3 @@
-"""Parts of a training step that several modules of a student do together, on a CPU and in channels_last."""
+"""Fused parts of a training step that span several modules of a student, on CPU in channels_last."""
 
 __all__: list[str] = []

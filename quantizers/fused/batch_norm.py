@@ -1,8 +1,8 @@
-"""Batch norm of a training step and the grid behind it, in one pass forward and two backward over memory.
+"""Batch norm of a training step and the grid after it, in one forward and two backward passes over memory.
 
-Between them torch's batch norm and a quantizer go over a tensor nine times and keep two copies of it for the backward
-pass; here it is six times and one copy. For dense channels_last tensors on a CPU; with a compiler or without, the same
-bits (:mod:`quantizers.native.batch_norm` says in which order sums are taken).
+Together, torch's batch norm and a quantizer traverse a tensor nine times and keep two copies of it for the backward
+pass; this takes six traversals and one copy. For dense channels_last tensors on a CPU. The result has the same bits
+with and without a compiler (see :mod:`quantizers.native.batch_norm` for the order of summation).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from quantizers.native import batch_norm as passes
 from quantizers.native.fake_quant import NativeQuant
 
 Compiled = Callable[[Tensor], NativeQuant | None]
-"""Returns the compiled functions for a tensor; None where PyTorch's operations give the same bits."""
+"""Returns the compiled functions for a tensor; None if PyTorch's operations give the same bits."""
 SHARED = "sums_of_processes"  # in a layer's `__dict__`: returns what sums over all processes, None where it is alone
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a quantizer does with the values.
+    """The grid that a quantizer puts the values on.
 
     Args:
         step: Positive step size, float32 ``[]``.
         low: Smallest code, float32 ``[]``.
         high: Largest code, likewise.
-        grad_scale: Factor of the step size's gradient.
+        grad_scale: Factor on the step size's gradient.
         residual: Whether values inside the grid contribute to that gradient.
         function: :func:`quantizers.kernels.fake_quantize`, which can be differentiated twice.
     """
@@ -46,7 +46,7 @@ class Grid:
 
 
 def takes(x: Tensor, norm: nn.Module) -> bool:
-    """Tell whether :func:`batch_norm` computes what a layer would for this input.
+    """Return whether :func:`batch_norm` computes what a layer would for this input.
 
     Args:
         x: What the layer would get.
@@ -56,29 +56,29 @@ def takes(x: Tensor, norm: nn.Module) -> bool:
         return False
     if norm.momentum is None or norm.running_mean is None or norm.weight is None or norm.bias is None:
         return False
-    if "forward" in norm.__dict__ and SHARED not in norm.__dict__:  # somebody else's way to compute it
+    if "forward" in norm.__dict__ and SHARED not in norm.__dict__:  # someone replaced its forward
         return False
     return is_channels_last(x) and x.size(1) == norm.num_features and NativeQuant.takes(x, norm.weight, norm.bias)
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Tell whether a tensor is dense in channels_last, and not in the usual order as well."""
+    """Return whether a tensor is dense in channels_last, and not in the usual order as well."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Tell whether somebody looks at what a module gets or gives."""
+    """Return whether a hook observes a module's inputs or outputs."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def batch_norm(x: Tensor, norm: nn.BatchNorm2d, compiled: Compiled, grid: Grid | None = None) -> Tensor:
-    """Return a layer's output in training mode, put on a grid where there is one; its running statistics move.
+    """Return a layer's output in training mode, quantized if a grid is given; updates its running statistics.
 
     Args:
         x: Shape ``[batch, channels, height, width]``, for which :func:`takes` holds.
         norm: The layer.
-        compiled: Gives the compiled functions.
-        grid: Of the quantizer behind it; None: the output is what the layer would give.
+        compiled: Returns the compiled functions.
+        grid: Grid of the quantizer after it. If None, the output is that of the layer.
 
     Returns:
         Same shape, dtype and memory format.
@@ -146,7 +146,7 @@ def _closed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _open_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients as functions that autograd knows, by way of torch's own batch norm."""
+    """Return the gradients as differentiable functions, through torch's own batch norm."""
     x, weight, bias, step, low, high, *_ = ctx.saved_tensors
     with torch.enable_grad():
         out = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.how.norm.eps)
@@ -162,7 +162,7 @@ def _open_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _statistics(
     native: NativeQuant | None, x: Tensor, reduce: Callable[[Tensor], None] | None
 ) -> tuple[Tensor, Tensor, float]:
-    """Return mean and variance of each channel, float64 ``[channels]``, and how many values of a channel there are."""
+    """Return mean and variance of each channel, float64 ``[channels]``, and the number of values per channel."""
     sums, squares, rounded = passes.statistics(native, x)
     count = float(x.numel() // x.size(1))
     mean = sums / count
@@ -178,7 +178,7 @@ def _statistics(
 
 @torch.no_grad()
 def _follow(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: float) -> None:
-    """Move the running statistics, as PyTorch does: the variance unbiased."""
+    """Update the running statistics as PyTorch does, with the unbiased variance."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     unbiased = var * (count / max(count - 1, 1.0))

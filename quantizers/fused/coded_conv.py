@@ -1,8 +1,8 @@
 """Convolutions of a training step that multiply codes as 8-bit integers, and scale afterward.
 
-The products of codes are whole numbers, summed exactly, so that one scaling is all that rounds. Gradients are those of
-the convolution of the dequantized values. oneDNN has such kernels for x86, which take about half of the time
-of float32 with AVX2, and of bfloat16 with AVX-512.
+The products of codes are integers, summed exactly, so that only the final scaling rounds. Gradients are those of the
+convolution of the dequantized values. oneDNN has such kernels for x86. They take about half the time of float32 with
+AVX2, and of bfloat16 with AVX-512.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from quantizers.fused.batch_norm import Compiled, is_channels_last
 from quantizers.native.fake_quant import NativeQuant
 
-MOST_BITS = 4  # AVX2 sums two products in 16 bits, which 15 * 8 + 15 * 8 do not fill
+MOST_BITS = 4  # AVX2 sums two products in 16 bits, which 15 * 8 + 15 * 8 does not overflow
 _X86 = ("x86_64", "amd64")
 
 
 def takes(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Tell whether :func:`coded_conv` computes a convolution of values on an unsigned grid of at most four bits.
+    """Return whether :func:`coded_conv` computes a convolution of values on an unsigned grid of at most four bits.
 
     Args:
         x: The values.
@@ -47,7 +47,7 @@ def coded_conv(
         x_step: Shape ``[]``.
         weight_step: One for each output channel, or one.
         conv: Stride, padding and dilation.
-        compiled: Gives the compiled functions.
+        compiled: Returns the compiled functions.
 
     Returns:
         In the dtype of ``x``.
@@ -57,7 +57,7 @@ def coded_conv(
 
 @functools.cache
 def _has_kernels(dtype: torch.dtype) -> bool:
-    """Tell whether there are kernels that are faster: bfloat16 is slow where the processor has not AVX-512."""
+    """Return whether faster kernels exist: bfloat16 is slow on processors without AVX-512."""
     capability = torch.backends.cpu.get_cpu_capability()
     if platform.machine().lower() not in _X86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -66,7 +66,7 @@ def _has_kernels(dtype: torch.dtype) -> bool:
 
 
 def multiplied_in(x: Tensor) -> torch.dtype:
-    """Return the type in which a convolution of a tensor multiplies now: autocast's within its block, else its own."""
+    """Return the dtype that a convolution of a tensor multiplies in: autocast's if it is enabled, else the tensor's."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 

@@ -1,4 +1,4 @@
-"""From a float network to the graph of a student: recording, spelling, plan of grids, rewriting, guard."""
+"""From a float network to the graph of a student: recording, spelling, planning grids, rewriting, verifying."""
 
 from quantizers.graph.rewrite import prepare
 from quantizers.graph.trace import RewriteError

@@ -17,8 +17,8 @@ Layer = nn.Conv2d | nn.Linear
 def folded(layer: Layer, extras: Sequence[nn.Module | None]) -> tuple[Layer, _BatchNorm | None]:
     """Return a layer and its batch norm that compute what ``layer`` and then all of ``extras`` compute.
 
-    ``(w x + b) s + t`` is ``(s w) x + (s b + t)``; behind batch norm, factor and offset become those of batch norm
-    itself, which holds for batch statistics, too. Either differs from the plain order by float rounding only.
+    ``(w x + b) s + t`` is ``(s w) x + (s b + t)``; after batch norm, factor and offset are merged into batch norm
+    itself, which also holds for batch statistics. Either differs from the plain order only by float rounding.
 
     Args:
         layer: A convolution or linear layer.
@@ -66,7 +66,7 @@ def _scaled_norm(norm: _BatchNorm, affine: Affine) -> _BatchNorm:
 
 
 def affine_layer(affine: Affine, channels: int) -> nn.Conv2d:
-    """Return an affine map as a depthwise 1x1 convolution; what trained in the map trains in it."""
+    """Return an affine map as a depthwise 1x1 convolution that trains the same parameters."""
     has_bias = affine.learned[1] or bool((affine.shift != 0).any())
     conv = nn.Conv2d(channels, channels, 1, groups=channels, bias=has_bias, device="meta")
     scale = affine.scale.detach().expand(channels).clone().reshape(channels, 1, 1, 1)

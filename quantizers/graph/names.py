@@ -1,4 +1,4 @@
-"""Module paths of a network as a student can hold them."""
+"""Module paths of a network that are valid in a student."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantizers.student import Student
 
 @functools.cache
 def _taken() -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names that mean something else in a student, and in any module within it."""
+    """Return the names that are taken in a student, and in any module within it."""
     student = Student(nn.Module(), _empty_graph())
     return frozenset(dir(student)) | {"_code", "graph", "meta"}, frozenset(dir(nn.Module()))
 
@@ -24,7 +24,7 @@ def _empty_graph() -> fx.Graph:
 
 
 def safe_path(path: str) -> str:
-    """Return a module path with an underscore behind every name that means something else (``graph``, ``class``)."""
+    """Return a module path with an underscore after every name that is taken (``graph``, ``class``)."""
     outer, inner = _taken()
     parts = path.split(".")
     return ".".join(

@@ -1,4 +1,4 @@
-"""Decides, from the readers of every value of a float graph, which grid the value is on in the student."""
+"""Decides which grid each value of a float graph is on in the student, based on its readers."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Demand = tuple[str, int, "fx.Node | None"]  # ("compute" | "stream" | "cat", bit
 
 
 class Plan:
-    """Where grids are, and how wide.
+    """Where grids are, and how many bits they have.
 
     A value read only by convolutions and linear layers is on their grid. A value that sums, products or poolings
-    read, too, is on the wider grid of sums, and the layers read a copy put on theirs.
+    also read is on the wider grid of sums, and the layers read a copy quantized to theirs.
 
     Args:
         traced: The float graph.
@@ -58,7 +58,7 @@ class Plan:
         self._kinds: dict[fx.Node, str] = {}
 
     def _fold(self, node: fx.Node) -> None:
-        """Fold a batch norm or an affine map into the layer that alone gives what it reads."""
+        """Fold a batch norm or an affine map into the layer that is the sole source of its input."""
         kind, source = node.meta["kind"], node.args[0] if node.args else None
         if kind not in (NORM, AFFINE) or not isinstance(source, fx.Node) or len(source.users) != 1:
             return
@@ -72,16 +72,16 @@ class Plan:
     def _may_fold(self, node: fx.Node, layer: fx.Node) -> bool:
         module, host = self.traced.module(node), self.traced.module(layer)
         if isinstance(module, Affine):
-            # What trains must not disappear in what is frozen.
+            # Trainable parameters must not disappear into a frozen layer.
             return not any(module.learned) or all(p.requires_grad for p in host.parameters())  # type: ignore[union-attr]
         return not any(other.meta["kind"] == NORM for other in self.folds.get(layer, []))
 
     def root(self, layer: fx.Node) -> fx.Node:
-        """Return the node whose value a layer gives: the last of what is folded into it, or itself."""
+        """Return the node whose value a layer outputs: the last one folded into it, or the layer itself."""
         return self.folds[layer][-1] if layer in self.folds else layer
 
     def is_absorbed(self, node: fx.Node) -> bool:
-        """Tell whether the student never holds the value of a node, because more is folded into its layer."""
+        """Return whether the student never computes a node's value, because more is folded into its layer."""
         layer = self.host.get(node, node)
         return layer in self.folds and self.root(layer) is not node
 
@@ -106,7 +106,7 @@ class Plan:
         return users
 
     def demands(self, node: fx.Node) -> frozenset[Demand]:
-        """Return what the readers of a value want its grid to be, seen through operations that only move values."""
+        """Return the grids that the readers of a value need, looking through operations that only move values."""
         if node not in self._demands:
             self._demands[node] = frozenset(d for user in self.readers(node) for d in self._demand_of(user))
         return self._demands[node]
@@ -124,7 +124,7 @@ class Plan:
         return frozenset()
 
     def rectifiers(self, node: fx.Node) -> list[fx.Node]:
-        """Return the ReLUs behind a value that nothing else reads and that only moving operations separate from it."""
+        """Return the ReLUs that alone read a value, all through operations that only move values."""
         users = self.readers(node)
         if not users or all(user.meta["kind"] == RELU for user in users):
             return []
@@ -146,7 +146,7 @@ class Plan:
     # -- the decisions ---------------------------------------------------------------------------------------------
 
     def bits(self, node: fx.Node) -> int | None:
-        """Return the width of the grid of a value, or None where it stays real."""
+        """Return the bits of a value's grid, or None if it stays real."""
         demands = self.demands(node)
         if not demands:
             moved = self.rectifiers(node)
@@ -156,13 +156,13 @@ class Plan:
         if own:
             return max(own)
         widths = [self.bits(cat) or self.spec.sum_bits for _, _, cat in demands if cat is not None]
-        # A rectified value that cannot be on their grid keeps its own, wide enough to be put on theirs.
+        # A rectified value that cannot be on their grid keeps its own, wide enough to be requantized to theirs.
         return max([*widths, self.spec.sum_bits] if self._keeps_its_grid(node) else widths)
 
     def _keeps_its_grid(self, node: fx.Node) -> bool:
-        """Tell whether the grid of concatenations reaches below zero, where that of a value must not.
+        """Return whether the grid of concatenations extends below zero, where that of a value must not.
 
-        The clip at zero of an unsigned grid is the ReLU: on a grid that reaches below zero there would be none.
+        The clip at zero of an unsigned grid is the ReLU, so a grid that extends below zero would lose it.
         """
         if node.meta["kind"] != RELU and not self.rectifiers(node):
             return False
@@ -170,7 +170,7 @@ class Plan:
         return any(self.kind(cat) != "unsigned" for cat in cats)
 
     def cats(self, node: fx.Node) -> frozenset[fx.Node]:
-        """Return the concatenations whose grid a value may be on directly: those that alone read it, on one width."""
+        """Return the concatenations whose grid a value can share: its only readers, all of one bit width."""
         demands = self.demands(node)
         cats = {cat for what, _, cat in demands if what == "cat" and cat is not None}
         if (
@@ -182,12 +182,12 @@ class Plan:
         return frozenset(cats)
 
     def method(self, node: fx.Node, bits: int) -> str:
-        """Return the activation quantizer: the configured one where only low-bit layers read, else LSQ."""
+        """Return the activation quantizer: the configured one if only low-bit layers read the value, else LSQ."""
         only_layers = all(what == "compute" for what, _, _ in self.demands(node))
         return self.spec.act_quantizer if only_layers and bits < 8 and node.meta["kind"] != PLACEHOLDER else "lsq"
 
     def kind(self, node: fx.Node) -> str:
-        """Return whether the grid of a value is ``unsigned``, ``signed`` or ``shifted``."""
+        """Return the kind of a value's grid: ``unsigned``, ``signed`` or ``shifted``."""
         if node not in self._kinds:
             cats = self.cats(node) if node.meta["kind"] != CAT else frozenset()
             self._kinds[node] = self.kind(next(iter(cats))) if cats else self._natural_kind(node)
@@ -195,7 +195,7 @@ class Plan:
 
     def _natural_kind(self, node: fx.Node) -> str:
         kind = node.meta["kind"]
-        uneven = "signed" if self.spec.symmetric else "shifted"  # of values that reach further on one side of zero
+        uneven = "signed" if self.spec.symmetric else "shifted"  # for values that extend further on one side of zero
         if kind == RELU or self.rectifiers(node):
             return "unsigned"
         if kind == PLACEHOLDER:
@@ -208,7 +208,7 @@ class Plan:
         return "signed"
 
     def function_name(self, node: fx.Node) -> str:
-        """Return the name of a real function, as the integer view calls it."""
+        """Return the name of a real function in the integer view."""
         module = self.traced.module(node)
         return FUNCTION_NAMES[type(module)]  # type: ignore[index]
 
@@ -230,7 +230,7 @@ def _is_identity(node: fx.Node) -> bool:
 
 
 def _reaches(layer: fx.Node, *, up: bool) -> bool:
-    """Tell whether the image (up) or the output (down) is reached from ``layer`` without passing another layer."""
+    """Return whether ``layer`` reaches the image (up) or the output (down) without passing another layer."""
     seen: set[fx.Node] = set()
     front = list(layer.all_input_nodes if up else layer.users)
     while front:

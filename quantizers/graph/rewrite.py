@@ -1,4 +1,4 @@
-"""Turns a float network into a trainable low-bit student: decides where grids are, then writes the new graph."""
+"""Turns a float network into a trainable low-bit student: plans the grids, then writes the new graph."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from quantizers.student import Student, assemble, require_float, warn_of_frozen
 
 @dataclass
 class _Value:
-    """A tensor of the new graph: its node, the quantizer whose grid it is on (None: real), and re-quantized copies."""
+    """A tensor of the new graph: its node, the quantizer whose grid it is on (None if real), and requantized copies."""
 
     node: fx.Node
     quantizer: ActQuantizer | None = None
@@ -58,7 +58,7 @@ class _Value:
     cats: frozenset[fx.Node] = frozenset()
     origin: Origin | None = None
     producer: QuantConvBn2d | QuantLinearBn | None = None
-    is_rectified: bool = False  # already behind a ReLU that the float net has further down
+    is_rectified: bool = False  # already after a ReLU that the float net has further down
 
 
 def prepare(
@@ -66,27 +66,27 @@ def prepare(
 ) -> Student:
     """Return a low-bit student of a float CNN: the same function on grids, weights copied, ready to calibrate.
 
-    Convolutions and linear layers (with the batch norm behind them) become Brevitas layers with low-bit weights.
-    Activations become quantizers; the operands of a residual sum share one scale, those of a concatenation one grid.
+    Convolutions and linear layers (with the batch norm after them) become Brevitas layers with low-bit weights.
+    Activations become quantizers. The operands of a residual sum share one scale, those of a concatenation one grid.
     ``student.tap_paths`` maps module paths of ``model`` to the student's modules that give the same (dequantized)
     output (none for a layer whose batch norm is folded in). Frozen parameters stay frozen. The structure depends only
-    on ``model`` and ``spec``, so the state of one student loads strictly into another prepared alike. The network is
-    run a few times: a decision that it draws, or a change of its state, is seen if two of these passes differ by it.
+    on ``model`` and ``spec``, so the state of one student loads strictly into another prepared the same way. The
+    network runs a few times: a random decision or a state change is detected if it makes two of these passes differ.
 
     Args:
-        model: A network of torch operations, also inside ``DataParallel`` or ``torch.compile``; it is not changed.
+        model: A network of torch operations, possibly inside ``DataParallel`` or ``torch.compile``; not changed.
         spec: Bits and quantizers.
         example_inputs: Images as the network takes them, float, ``[batch, channels, height, width]``, at least one (or
-            a tuple of one such tensor). All sizes but the batch are fixed from here on.
-        verify: Whether to compare the student, quantizers bypassed, with ``model`` (:mod:`quantizers.graph.verify`).
+            a tuple of one such tensor). All sizes except the batch are fixed from here on.
+        verify: Whether to compare the student without its quantizers with ``model`` (:mod:`quantizers.graph.verify`).
 
     Returns:
         A graph module in training mode if ``model`` is, on the device of ``model``. Call :func:`calibrate` next.
 
     Raises:
-        RewriteError: If a part of the network has no low-bit form (names the layer and the way out), or a pattern of
+        RewriteError: If a part of the network has no low-bit form (names the layer and a workaround), or a pattern of
             ``spec.overrides`` matches no layer, or the student computes another function than the network.
-        TypeError: If ``example_inputs`` is not one tensor, ``model`` no float network, or ``spec`` no
+        TypeError: If ``example_inputs`` is not a single tensor, ``model`` is not a float network, or ``spec`` is not a
             ``QuantSpec``.
     """
     require_float(model, spec)
@@ -105,7 +105,7 @@ def prepare(
 
 
 class _Writer:
-    """Walks the float graph in order and writes the student's, asking the plan where a grid is wanted."""
+    """Walks the float graph in order and writes the student's, asking the plan where a grid is needed."""
 
     def __init__(self, traced: Traced, spec: QuantSpec) -> None:
         self.traced, self.spec = traced, spec
@@ -114,8 +114,8 @@ class _Writer:
         self.modules: dict[str, nn.Module] = {}
         self.values: dict[fx.Node, _Value] = {}
         self.cat_members: dict[fx.Node, ActQuantizer] = {}
-        self.pairs: list[tuple[fx.Node, str]] = []  # float node, name of the student's node of the same value
-        self.absorbed: list[tuple[fx.Node, ActQuantizer]] = []  # a ReLU, the quantizer that is it
+        self.pairs: list[tuple[fx.Node, str]] = []  # float node, name of the student's node with the same value
+        self.absorbed: list[tuple[fx.Node, ActQuantizer]] = []  # a ReLU, the quantizer that replaces it
 
     def write(self) -> Student:
         for node in self.traced.graph.nodes:
@@ -169,7 +169,7 @@ class _Writer:
         self, path: str, original: Any, norm: Any, source: ActQuantizer | None, weight_bits: int
     ) -> QuantConvBn2d | QuantLinearBn:
         if source is None:
-            raise RewriteError(f"{path}: its input is on no grid")
+            raise RewriteError(f"{path}: its input is not on a grid")
         method = self.spec.weight_quantizer if weight_bits < 8 else "lsq"
         injector = weight_quantizer(weight_bits, method, per_channel=self.spec.per_channel)
         options: dict[str, Any] = weight_range(weight_bits, source.quant.bits, method)
@@ -182,20 +182,20 @@ class _Writer:
         return layer
 
     def _norm(self, node: fx.Node) -> _Value:
-        """A batch norm that follows no layer becomes a depthwise 1x1 convolution of ones with that batch norm."""
+        """Write a batch norm that follows no layer as a depthwise 1x1 convolution of ones with that batch norm."""
         norm = image_norm(self.traced.module(node))  # type: ignore[arg-type]
         identity = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, bias=False)
         nn.init.ones_(identity.weight)
-        identity.weight.requires_grad_(norm.weight is None or norm.weight.requires_grad)  # frozen stays frozen, whole
+        identity.weight.requires_grad_(norm.weight is None or norm.weight.requires_grad)  # all of it stays frozen
         return self._channelwise(node, identity, norm)
 
     def _affine(self, node: fx.Node) -> _Value:
-        """An affine map that no layer can take in becomes a depthwise 1x1 convolution, too."""
+        """Write an affine map that cannot be folded into a layer as a depthwise 1x1 convolution, too."""
         affine = self.traced.module(node)
         return self._channelwise(node, affine_layer(affine, node.meta["shape"][1]), None)  # type: ignore[arg-type]
 
     def _channelwise(self, node: fx.Node, conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> _Value:
-        """Write an 8-bit depthwise 1x1 convolution, within reshapes where the tensor is no image."""
+        """Write an 8-bit depthwise 1x1 convolution, between reshapes if the tensor is not an image."""
         shape = node.meta["shape"]
         if len(shape) == 4:
             return self._compute(node, node, conv, norm, 8, self.spec.sum_bits)
@@ -224,16 +224,16 @@ class _Writer:
         return value
 
     def _check_rectifiers(self) -> None:
-        """A ReLU is absorbed by the clip of an unsigned grid only; any other grid would let negative values pass."""
+        """Raise if a ReLU was absorbed by a grid that is not unsigned, which would let negative values pass."""
         for node, quantizer in self.absorbed:
             if quantizer.quant.kind != "unsigned":
                 raise RewriteError(
                     f"{self.traced.path(node)}: its grid {quantizer.name} is {quantizer.quant.kind}, so it would "
-                    "disappear: please report it"
+                    "disappear. Please report it"
                 )
 
     def _bound_joint_grids(self) -> None:
-        """Where grids of one step have different upper bounds, the step suits the widest: the others need a clip."""
+        """Add clips where grids of one step have different upper bounds, since the step fits the widest."""
         members: dict[nn.Module, list[fx.Node]] = {}
         for node in list(self.graph.nodes):
             module = self.modules.get(str(node.target)) if node.op == "call_module" else None
@@ -257,7 +257,7 @@ class _Writer:
         kind = node.meta["kind"]
         a, b = (self._on_grid(arg, self.spec.sum_bits, exact=True) for arg in node.args)  # type: ignore[arg-type]
         if a.quantizer is None or b.quantizer is None:
-            raise RewriteError(f"{self.traced.path(node)}: an operand is on no grid")
+            raise RewriteError(f"{self.traced.path(node)}: an operand is not on a grid")
         if kind == ADD:
             a, b = self._on_one_step(node, a, b)
         module = self.traced.module(node)
@@ -268,7 +268,7 @@ class _Writer:
     def _on_one_step(self, node: fx.Node, a: _Value, b: _Value) -> tuple[_Value, _Value]:
         """Return the operands of a sum on one step: themselves, or the smaller one's copy (see _averages_itself)."""
         if a.quantizer is None or b.quantizer is None:
-            raise RewriteError(f"{self.traced.path(node)}: an operand is on no grid")
+            raise RewriteError(f"{self.traced.path(node)}: an operand is not on a grid")
         if self._averages_itself(a.quantizer, b.quantizer):
             if math.prod(a.node.meta["shape"]) < math.prod(b.node.meta["shape"]):
                 a = self._joining(node, a, 0, self.spec.sum_bits, kind=a.quantizer.quant.kind)
@@ -278,9 +278,9 @@ class _Writer:
         return a, b
 
     def _averages_itself(self, a: ActQuantizer, b: ActQuantizer) -> bool:
-        """Tell whether a mean would be on the step of what it averages, if two quantizers shared theirs.
+        """Return whether a mean would have the step of its operand if two quantizers shared theirs.
 
-        The ties of a mean of an even number of values would then be integers, and no change of the step moves them.
+        The ties of a mean of an even number of values would then be integers, which no change of the step can move.
         """
         owners = (a.quant.owner, b.quant.owner)
         means = [m for m in self.modules.values() if isinstance(m, ActQuantizer) and m.origin and m.origin.is_even_mean]
@@ -297,7 +297,7 @@ class _Writer:
                 value = self._joining(node, value, position, bits, kind=self.plan.kind(node))
             member = value.quantizer
             if member is None:
-                raise RewriteError(f"{self.traced.path(node)}: operand {position} is on no grid")
+                raise RewriteError(f"{self.traced.path(node)}: operand {position} is not on a grid")
             first = self.cat_members.setdefault(node, member)
             member.quant.share(first.quant)
             parts.append(value)
@@ -307,19 +307,19 @@ class _Writer:
         return _Value(new, self.cat_members[node], cats=cats.pop() if len(cats) == 1 else frozenset())
 
     def _joins(self, node: fx.Node, value: _Value, bits: int) -> bool:
-        """Tell whether a value on a grid can be on that of a concatenation itself."""
+        """Return whether a value on a grid can be on the grid of a concatenation directly."""
         quantizer, first = value.quantizer, self.cat_members.get(node, value.quantizer)
         if quantizer is None or first is None or node not in value.cats or quantizer.quant.bits != bits:
             return False
         return not self._averages_itself(first, quantizer)
 
     def _joining(self, node: fx.Node, value: _Value, position: int, bits: int, *, kind: str) -> _Value:
-        """Return an operand put on a new grid, to be shared with the others."""
+        """Return an operand on a new grid, to be shared with the others."""
         path = f"{self.traced.path(node)}_input{position}"
         return self._quantized(path, node, _real(value, value.node), bits, kind=kind, method="lsq")
 
     def _module_on(self, node: fx.Node) -> _Value:
-        """Write a module that moves or picks values: the result is on the grid of the operand, if there is one."""
+        """Write a module that moves or selects values: the result is on the grid of the operand, if there is one."""
         operand = self.values[node.args[0]]  # type: ignore[index]
         new = self._call(self.traced.path(node), self.traced.module(node), (operand.node,), node.meta["shape"])
         if node.meta["kind"] in (RELU, FINAL):
@@ -354,7 +354,7 @@ class _Writer:
     ) -> _Value:
         operand = operand or self._on_grid(node.args[0], self.spec.sum_bits)  # type: ignore[arg-type]
         if operand.quantizer is None:
-            raise RewriteError(f"{self.traced.path(node)}: what it averages is on no grid")
+            raise RewriteError(f"{self.traced.path(node)}: its input is not on a grid")
         new = self._call(self.traced.path(node), pool, (operand.node,), node.meta["shape"])
         return self._settle(node, _Value(new, origin=Origin("mean", (operand.quantizer,), counts)))
 
@@ -367,7 +367,7 @@ class _Writer:
     # -- grids -----------------------------------------------------------------------------------------------------
 
     def _settle(self, node: fx.Node, value: _Value) -> _Value:
-        """Put a new real value on the grid its readers want, if they want one."""
+        """Put a new real value on the grid its readers need, if they need one."""
         bits = self.plan.bits(node)
         if bits is None:
             return value
@@ -415,7 +415,7 @@ class _Writer:
 
     def _call(self, path: str, module: nn.Module | None, args: tuple[fx.Node, ...], shape: Any) -> fx.Node:
         if module is None:
-            raise RewriteError(f"{path}: calls no module: please report it")
+            raise RewriteError(f"{path}: does not call a module. Please report it")
         path = self._free(path)
         self.modules[path] = module
         node = self.graph.call_module(path, args)
@@ -434,7 +434,7 @@ class _Writer:
 
 
 def _real(value: _Value, node: fx.Node) -> _Value:
-    """Return a node that is on no grid and, but for clips, has the value of another: what is known of its sums stays.
+    """Return a node without a grid that, except for clips, has the value of another, with what is known of its sums.
 
     A clip changes which values reach a quantizer, not where its rounding ties are.
     """
@@ -444,5 +444,5 @@ def _real(value: _Value, node: fx.Node) -> _Value:
 
 
 def _is_within(quantizer: ActQuantizer, bound: float | None) -> bool:
-    """Tell whether a grid ends where a ReLU does."""
+    """Return whether a grid ends where a ReLU does."""
     return bound is None or (quantizer.quant.largest is not None and quantizer.quant.largest <= bound)

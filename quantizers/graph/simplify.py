@@ -1,4 +1,4 @@
-"""Rewrites a canonical graph into a shorter one of the same function."""
+"""Rewrites a canonical graph into a shorter one that computes the same function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantizers.layers import Concat, Product, Sum
 
 
 def simplify(recording: Recording) -> None:
-    """Simplify a graph in place: no stacks, no identities, moves and affine maps in a row joined, activations named.
+    """Simplify a graph in place: remove stacks and identities, join moves and affine maps, recognize activations.
 
     Raises:
         RewriteError: If a stack joins images of the batch, or a softmax is not last.
@@ -40,7 +40,7 @@ def simplify(recording: Recording) -> None:
 
 
 class _Editor:
-    """Edits a graph, and what is known of it besides."""
+    """Edits a graph and its metadata."""
 
     def __init__(self, recording: Recording) -> None:
         self.graph, self._modules, self._outputs = recording.graph, recording.modules, recording.outputs
@@ -55,13 +55,13 @@ class _Editor:
         return self._modules[str(node.target)]
 
     def become(self, node: fx.Node, module: nn.Module, *operands: fx.Node) -> bool:
-        """Let a node call another module on other operands."""
+        """Make a node call another module on other operands."""
         self._modules[str(node.target)] = module.eval()
         node.args = operands
         return True
 
     def give_way(self, node: fx.Node, to: fx.Node) -> bool:
-        """Let the readers of a node read another one of the same values."""
+        """Make the readers of a node read another one with the same values."""
         node.replace_all_uses_with(to)
         for path, place in self._outputs.items():
             if place is node:
@@ -69,7 +69,7 @@ class _Editor:
         return True
 
     def insert(self, before: fx.Node, suffix: str, module: nn.Module, *operands: fx.Node) -> fx.Node:
-        """Write a node before another one."""
+        """Insert a node before another one."""
         target, count = f"{before.target}_{suffix}", 0
         while target in self._modules:
             count += 1
@@ -81,7 +81,7 @@ class _Editor:
         return node
 
     def sweep(self) -> None:
-        """Remove what nothing reads."""
+        """Remove the nodes that nothing reads."""
         for node in reversed(self.nodes()):
             if node.op == "call_module" and not node.users:
                 self.graph.erase_node(node)
@@ -164,7 +164,7 @@ def _is_relu6(module: nn.Module | None) -> bool:
 
 
 def _ramp_of(editor: _Editor, node: object) -> fx.Node | None:
-    """Return x where a node is relu6(x + 3) that nothing else reads."""
+    """Return x if a node is relu6(x + 3) with a single reader."""
     if not _is_relu6(editor.module(node)) or not _single(node):
         return None
     inner = node.args[0]  # type: ignore[attr-defined]
@@ -221,11 +221,11 @@ def _gated(editor: _Editor, value: fx.Node, gate: fx.Node) -> nn.Module | None:
     return nn.Mish() if is_mish else None
 
 
-# -- moves that a neighbor does by itself ------------------------------------------------------------------------------
+# -- moves that a neighboring module can do ----------------------------------------------------------------------------
 
 
 def _broadcast(editor: _Editor, node: fx.Node) -> bool:
-    """Let sums and products broadcast by themselves."""
+    """Make sums and products broadcast implicitly."""
     if not isinstance(editor.module(node), (Sum, Product)):
         return False
     sources = [operand.args[0] if isinstance(editor.module(operand), Expand) else operand for operand in node.args]  # type: ignore[union-attr]
@@ -240,7 +240,7 @@ def _broadcast(editor: _Editor, node: fx.Node) -> bool:
 
 
 def _pad_in_convolution(editor: _Editor, node: fx.Node) -> bool:
-    """Let a convolution pad evenly by itself."""
+    """Fold even padding into a convolution."""
     conv, source = editor.module(node), node.args[0]
     module = editor.module(source)
     if not isinstance(conv, nn.Conv2d) or not isinstance(module, Pad) or conv.padding == "same":
@@ -261,5 +261,5 @@ def _check_final(editor: _Editor, node: fx.Node) -> None:
     if isinstance(editor.module(node), (nn.Softmax, nn.LogSoftmax)) and any(user.op != "output" for user in node.users):
         raise RewriteError(
             f"{node.meta['path']}: {type(editor.module(node)).__name__} is not last, and inside a network it has no "
-            "low-bit form. Replace it in the float network (by a sigmoid), or pass the part of the network without it"
+            "low-bit form. Replace it in the float network (with a sigmoid), or pass the part of the network without it"
         )

@@ -1,4 +1,4 @@
-"""Reads a float network as a graph whose every node is a module of the closed set, with its shape and path."""
+"""Reads a float network as a graph in which every node is a module of the closed set, with its shape and path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from quantizers.graph.recording.recorder import Recorder
 from quantizers.graph.recording.ties import require_no_ties
 from quantizers.graph.simplify import simplify
 
-EVAL_IMAGES, TRAIN_IMAGES = 2, 3  # different, so that what depends on their number shows
+EVAL_IMAGES, TRAIN_IMAGES = 2, 3  # different, to reveal what depends on their number
 MOVED_BY = 0.3  # standard deviation of the change of small parameters, and of batch norm's factors, in training mode
 JITTERED_VALUES = 2**14  # largest parameter that is jittered: affine parameters, biases, slopes, layer scales
 
@@ -32,7 +32,7 @@ class Traced:
     """A float network as a graph.
 
     Args:
-        recording: The network, recorded, both modes joined, and simplified.
+        recording: The recorded network, with both modes joined, simplified.
         batch: Number of images of the example.
     """
 
@@ -50,16 +50,16 @@ class Traced:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def path(self, node: fx.Node) -> str:
-        """Return the module path of a node: its module's, or its name within the scope it was traced in."""
+        """Return the path of a node's module, or the node's name within the scope it was traced in."""
         return str(node.meta["path"])
 
 
 def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> Traced:
-    """Return ``model`` as a graph of canonical modules; the model itself is not touched.
+    """Return ``model`` as a graph of canonical modules; the model itself is not changed.
 
     The network runs twice on images like the example: in eval mode, and, on another number of images and with its
-    small parameters moved at random, in training mode. So sizes are known, what depends on values or on the number of
-    images shows, and a difference cannot hide behind a parameter that starts at zero.
+    small parameters perturbed at random, in training mode. This fixes the sizes, reveals what depends on values or on
+    the number of images, and keeps differences from hiding behind a parameter that starts at zero.
 
     Args:
         model: The network.
@@ -67,8 +67,8 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
         verify: Whether to compare every step with what torch computes.
 
     Raises:
-        RewriteError: If the images prove nothing, it fails on them, an operation has no low-bit form, or the two runs
-            are different functions.
+        RewriteError: If the images are unsuitable, the network fails on them, an operation has no low-bit form, or the
+            two runs are different functions.
     """
     require_images(example_inputs)
     root = private_copy(model)
@@ -99,15 +99,15 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
 
 
 def _refused(recording: Recording) -> bool:
-    """Tell whether the output depends on a refused operation, which says more than other checks would."""
+    """Return whether the output depends on a refused operation, which is more informative than other checks."""
     return any("refused" in node.meta for node in live_nodes(recording.graph, output_of(recording.graph)))
 
 
 @contextlib.contextmanager
 def _jittered(root: nn.Module) -> Iterator[None]:
-    """Move small parameters at random within the block: residual branches often start at a factor of zero.
+    """Perturb small parameters at random within the block, as residual branches often start at a factor of zero.
 
-    Frozen ones keep their values: those are constants, which both modes must agree on.
+    Frozen ones keep their values: they are constants, on which both modes must agree.
     """
     generator = torch.Generator().manual_seed(0)
     small = [p for p in root.parameters() if p.requires_grad and p.numel() <= JITTERED_VALUES]

@@ -1,20 +1,20 @@
-"""Proves, before training, that a student with all quantizers bypassed computes what the float network computes.
+"""Checks, before training, that a student with all quantizers bypassed computes the same as the float network.
 
-Every value of the student that stands for a value of the float network is computed, without any rounding to a grid,
-from the float network's own values, and compared: in eval mode, where batch norm is folded into the weights as it is
-deployed, and in training mode, where it uses the statistics of the batch. Drop-out is identity in both, as are its
-positions: those were recorded. Since each step starts from exact values, errors do not add up, and the tolerance can be
-that of one step.
+Every value of the student that corresponds to a value of the float network is computed, without any rounding to a
+grid, from the float network's own values, and compared: in eval mode, where batch norm is folded into the weights as
+in deployment, and in training mode, where it uses the statistics of the batch. Drop-out is the identity in both; its
+positions need no check, as they were recorded. Since each step starts from exact values, errors do not accumulate, and
+the tolerance can be that of one step.
 
 Tolerance: ``STEP_TOLERANCE`` of the largest value of a tensor. A step is at most a convolution with batch norm.
 Folding turns ``((w x) - mean) * factor + beta`` into ``(w factor) x + (beta - mean * factor)``, which in exact
-arithmetic is the same; in float32 both round each product and sum once, to a relative ``2**-24`` of what is summed,
-and sums of ``n`` products grow that by about ``sqrt(n)``, which is 2e-5 for the 100,000 products of the largest
-layers. A ReLU too few or a branch too much is larger by orders of magnitude. The network's own output is compared end
-to end, where errors of all steps add up: ``OUTPUT_TOLERANCE``.
+arithmetic is the same. In float32 both round each product and sum once, to a relative ``2**-24`` of the terms, and
+sums of ``n`` products increase that by about ``sqrt(n)``, which is 2e-5 for the 100,000 products of the largest
+layers. A missing ReLU or an extra branch is larger by orders of magnitude. The network's own output is compared end to
+end, where the errors of all steps accumulate: ``OUTPUT_TOLERANCE``.
 
-Residual branches often start at a factor of zero, where anything would agree, so in training mode batch norm's factors
-are moved at random (on both sides alike) before the comparison.
+Residual branches often start at a factor of zero, where anything would agree. So in training mode, batch norm's factors
+are perturbed at random (identically on both sides) before the comparison.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Norm = Callable[[_BatchNorm, Tensor], Tensor]
 
 
 def verify_student(traced: Traced, student: nn.Module, pairs: Pairs, example_inputs: Tensor) -> None:
-    """Compare a student with the float network it was made from; neither is changed.
+    """Compare a student with the float network it was created from; neither is changed.
 
     Args:
         traced: The float network.
@@ -73,11 +73,11 @@ def _running(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 class _BatchStatistics:
-    """Batch norm as in training, its factors moved so that none is zero.
+    """Batch norm as in training, with factors perturbed so that none is zero.
 
     Args:
         traced: The float network.
-        student: Its student; only factors that both hold are moved (folding another factor in makes a copy).
+        student: Its student; only factors that both hold are perturbed (folding another factor in makes a copy).
     """
 
     def __init__(self, traced: Traced, student: nn.Module) -> None:
@@ -136,7 +136,7 @@ def _compare(
 
 
 def _bypassed(module: nn.Module, operands: list[Tensor], normalize: Norm) -> Tensor:
-    """Return what a module of a student gives without rounding to grids."""
+    """Return the output of a student's module without rounding to grids."""
     if isinstance(module, ActQuantizer):
         return module.quant.in_float(operands[0])
     if isinstance(module, (QuantConvBn2d, QuantLinearBn)):
@@ -164,7 +164,7 @@ def _linear(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 def _check(traced: Traced, node: fx.Node, expected: Tensor, got: Tensor) -> None:
     if got.shape != expected.shape:
-        raise RewriteError(_message(traced, node, f"shape {tuple(got.shape)} in place of {tuple(expected.shape)}"))
+        raise RewriteError(_message(traced, node, f"shape {tuple(got.shape)} instead of {tuple(expected.shape)}"))
     if not torch.equal(torch.isfinite(got), torch.isfinite(expected)):
         raise RewriteError(_message(traced, node, "NaN or infinity on one side"))
     error = _largest(got - expected)
@@ -174,7 +174,7 @@ def _check(traced: Traced, node: fx.Node, expected: Tensor, got: Tensor) -> None
 
 
 def _largest(x: Tensor) -> float:
-    """Return the largest size of the finite values; :func:`_check` sees to those that are not."""
+    """Return the largest magnitude of the finite values; :func:`_check` handles the others."""
     finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
     return float(finite.abs().max()) if x.numel() else 0.0
 
@@ -183,7 +183,7 @@ def _message(traced: Traced, node: fx.Node, found: str) -> str:
     site = f" ({node.meta['site']})" if node.meta.get("site") else ""
     return (
         f"{traced.path(node)}{site}: from here on the student would be another function than the float network "
-        f"({found}): please report it; prepare(..., verify=False) goes past this check"
+        f"({found}). Please report it; prepare(..., verify=False) skips this check"
     )
 
 

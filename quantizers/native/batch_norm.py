@@ -1,4 +1,4 @@
-"""Calls of the compiled batch norm: sums of channels, values on their grid, gradients."""
+"""Calls to the compiled batch norm: channel sums, values on their grid, gradients."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from quantizers.native.fake_quant import NativeQuant, tree_sum
 from quantizers.native.source import BLOCK
 
-LEAST_LANES = 256  # of a part: enough for the widest vectors, and for sums that stay short
+LEAST_LANES = 256  # of a part: enough for the widest vectors and for short sums
 LEAST_PART = 65536  # values that one thread sums at a time
 
 
 @dataclass(frozen=True)
 class Row:
-    """How a dense channels_last tensor is gone through: as one row, in parts, each summed in lanes.
+    """How a dense channels_last tensor is traversed: as one row, in parts, each summed in lanes.
 
     Args:
-        values: In all.
+        values: Total number of values.
         channels: Fastest in memory.
         width: Lanes of a part, a multiple of the channels.
         part: Values of a part, a multiple of lanes and of the blocks of a step size's sum.
@@ -33,12 +33,12 @@ class Row:
 
     @property
     def parts(self) -> int:
-        """Return how many parts there are; the last may be short."""
+        """Return the number of parts; the last may be short."""
         return -(-self.values // self.part)
 
 
 def row_of(x: Tensor) -> Row:
-    """Return how a tensor ``[batch, channels, height, width]`` is gone through."""
+    """Return how a tensor ``[batch, channels, height, width]`` is traversed."""
     channels = x.size(1)
     width = channels * -(-LEAST_LANES // channels)
     unit = math.lcm(width, BLOCK)
@@ -46,10 +46,10 @@ def row_of(x: Tensor) -> Row:
 
 
 def statistics(native: NativeQuant | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each channel's sum and sum of squared distances from the rounded mean, float64; and that mean, by lane.
+    """Return each channel's sum and sum of squared distances from the rounded mean, in float64, and that mean by lane.
 
     Args:
-        native: The compiled functions; None: PyTorch's operations, with the same bits.
+        native: The compiled functions, or None for PyTorch's operations, which give the same bits.
         x: Dense in channels_last, float32 or bfloat16, ``[batch, channels, height, width]``.
     """
     row = row_of(x)
@@ -68,13 +68,13 @@ def statistics(native: NativeQuant | None, x: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def normalized(native: NativeQuant | None, x: Tensor, table: Tensor, grid: Tensor | None) -> Tensor:
-    """Return ``x * factor + shift`` of each lane, in the dtype of ``x`` and on a grid where there is one.
+    """Return ``x * factor + shift`` per lane, in the dtype of ``x``, quantized if a grid is given.
 
     Args:
         native: As for :func:`statistics`.
         x: Likewise.
         table: Mean, factor and shift of each lane, float32 ``[3, lanes]``.
-        grid: Step size, smallest and largest code, float32 ``[3]``; None: values are not rounded further.
+        grid: Step size, smallest and largest code, float32 ``[3]``; None if values are not rounded further.
     """
     row, (_, factor, shift) = row_of(x), table
     if native is None:
@@ -94,18 +94,18 @@ def normalized(native: NativeQuant | None, x: Tensor, table: Tensor, grid: Tenso
 def gradients(
     native: NativeQuant | None, grad: Tensor, x: Tensor, table: Tensor, grid: Tensor | None, *, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradient behind the grid, each channel's sums of it and of it times ``x - mean``, and a step's terms.
+    """Return the gradient after the grid, each channel's sums of it and of it times ``x - mean``, and a step's terms.
 
     Args:
         native: As for :func:`statistics`.
-        grad: Of the output, dtype and memory format of ``x``.
+        grad: Gradient of the output, in the dtype and memory format of ``x``.
         x: As for :func:`statistics`.
         table: Mean, factor and shift of each lane, float32 ``[3, lanes]``.
         grid: As for :func:`normalized`.
         residual: Whether values inside the grid contribute to the step size's gradient.
 
     Returns:
-        Of the dtype of ``x`` (``grad`` itself without a grid); two of float64 ``[channels]``; float32 ``[]``.
+        The gradient in the dtype of ``x`` (``grad`` itself without a grid); two float64 ``[channels]``; float32 ``[]``.
     """
     row = row_of(x)
     if native is None:
@@ -127,10 +127,10 @@ def finished(native: NativeQuant | None, inner: Tensor, x: Tensor, table: Tensor
 
     Args:
         native: As for :func:`statistics`.
-        inner: The gradient behind the grid, dtype and memory format of ``x``.
+        inner: The gradient after the grid, in the dtype and memory format of ``x``.
         x: As for :func:`statistics`.
         table: Mean, factor, slope and offset of each lane, float32 ``[4, lanes]``.
-        in_place: Whether ``inner`` may be written to.
+        in_place: Whether to overwrite ``inner``.
     """
     row = row_of(x)
     if native is None:
@@ -170,7 +170,7 @@ def _scaled(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
 
 
 def _spread(lanes: Tensor, x: Tensor) -> Tensor:
-    """Return what all lanes of a channel hold, shaped to meet ``x``."""
+    """Return the value that all lanes of a channel hold, shaped to broadcast with ``x``."""
     return lanes[: x.size(1)].view(1, -1, 1, 1)
 
 

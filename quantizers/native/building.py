@@ -1,4 +1,4 @@
-"""C++ compiled once a machine: the compiler there is, and a cache of libraries that only this user may write to."""
+"""C++ compiled once per machine: the compiler, and a cache of libraries that only this user can write to."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PARALLEL = "-fopenmp"
-OPTIONAL = (PARALLEL, "-march=native")  # left out where the compiler does not know them: one thread, plain instructions
-_SUBSETS = ((), OPTIONAL[:1], OPTIONAL[1:], OPTIONAL)  # what is left out, the first that compiles
+OPTIONAL = (PARALLEL, "-march=native")  # omitted if the compiler does not support them: one thread, plain instructions
+_SUBSETS = ((), OPTIONAL[:1], OPTIONAL[1:], OPTIONAL)  # what to omit; the first that compiles wins
 _TIMEOUT_S = 120
 _log = logging.getLogger(__name__)
 
 
 def cpp_compiler() -> str | None:
-    """Return the path of ``$CXX``, g++ or clang++, the first that is there; None where none is."""
+    """Return the path of the first of ``$CXX``, g++ and clang++ that exists, or None."""
     names = (os.environ.get("CXX"), "g++", "clang++")
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
@@ -30,15 +30,15 @@ def cpp_compiler() -> str | None:
 def loaded_library(
     stem: str, source: str, flags: Sequence[str], *, without: str, parallel: bool = False
 ) -> ctypes.CDLL | None:
-    """Return C++ compiled for this processor and loaded, the same at every call; None where there is none.
+    """Return the loaded library of C++ compiled for this processor, the same at every call, or None.
 
-    There is none with ``QKD_NATIVE=0``, without a compiler, and where it fails; the last two are logged, once.
+    It is None with ``QKD_NATIVE=0``, without a compiler, and if the compiler fails; the last two are logged once.
 
     Args:
-        stem: A word for it, which the library's name begins with.
+        stem: Start of the library's name.
         source: The C++.
-        flags: Of the compiler.
-        without: What is done in its place, for the log.
+        flags: Compiler flags.
+        without: What happens without it, for the log.
         parallel: As for :func:`compiled_library`.
     """
     if os.environ.get("QKD_NATIVE") == "0":
@@ -51,7 +51,7 @@ def _loaded(
     stem: str, source: str, flags: Sequence[str], compiler: str | None, without: str, *, parallel: bool
 ) -> ctypes.CDLL | None:
     if compiler is None:
-        _log.info("no C++ compiler (g++ or clang++ would do): %s", without)
+        _log.info("no C++ compiler found (install g++ or clang++): %s", without)
         return None
     try:
         return ctypes.CDLL(str(compiled_library(stem, source, flags, compiler, parallel=parallel)))
@@ -64,18 +64,18 @@ def compiled_library(stem: str, source: str, flags: Sequence[str], compiler: str
     """Return C++ as a library for this processor, compiled now if it is not in the user's cache.
 
     Args:
-        stem: What the library's name begins with.
+        stem: Start of the library's name.
         source: The C++.
-        flags: Of the compiler.
+        flags: Compiler flags.
         compiler: Its path.
-        parallel: Compile with OpenMP, too. Where the compiler does not know it, or ``-march=native``, it does without.
+        parallel: Compile with OpenMP, too. A compiler without support for it, or for ``-march=native``, omits it.
 
     Returns:
         The library's path.
 
     Raises:
         subprocess.SubprocessError: If the compiler fails.
-        OSError: If it cannot be started, or no folder can be written.
+        OSError: If it cannot be started, or no folder is writable.
     """
     wanted = [*flags, PARALLEL] if parallel else list(flags)
     words = "\n".join((source, *wanted, compiler, platform.system(), _processor()))
@@ -100,7 +100,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _processor() -> str:
-    """Return what tells processors apart that share a home folder: a library is for the one that compiled it."""
+    """Return a key that distinguishes processors sharing a home folder: a library is for the one that compiled it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -110,18 +110,18 @@ def _processor() -> str:
 
 
 def cached_library(name: str, make: Callable[[Path], Path]) -> Path:
-    """Return a library from the user's cache, made now if it is not there.
+    """Return a library from the user's cache, compiled now if it is not there.
 
     Args:
-        name: Its file name, which holds a hash of all that it is made of.
-        make: Compiles it in the folder that it is given, and returns the library.
+        name: Its file name, which contains a hash of everything that it is built from.
+        make: Compiles it in the given folder, and returns the library.
 
     Returns:
         The library in ``$XDG_CACHE_HOME/qkd`` (``~/.cache/qkd``), or in a temporary folder where that is read-only.
 
     Raises:
         Exception: What ``make`` raises; nothing is left behind then.
-        OSError: If no folder can be written at all.
+        OSError: If no folder is writable at all.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd"
     try:

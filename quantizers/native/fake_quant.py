@@ -1,4 +1,4 @@
-"""Calls of the compiled arithmetic of quantizers: what it takes, and where it is found."""
+"""Calls to the compiled arithmetic of quantizers: what it accepts, and where to find it."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class NativeQuant:
 
     @staticmethod
     def takes(x: Tensor, *settings: Tensor) -> bool:
-        """Tell whether values of this kind are computed here: float32 or bfloat16 on a CPU, settings float32 there."""
+        """Return whether this computes values of this kind: float32 or bfloat16 on CPU, with float32 settings there."""
         return (
-            type(x) in _PLAIN  # not the compiler's tensors without memory
+            type(x) in _PLAIN  # not the compiler's fake tensors
             and x.device.type == "cpu"
             and x.dtype in _TYPES
             and all(one.dtype is torch.float32 and one.device.type == "cpu" for one in settings)
@@ -69,7 +69,7 @@ class NativeQuant:
     def gradients(
         self, grad: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, *, residual: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return the gradient of a dense row ``x`` (of its dtype, as ``grad``) and the summed terms of the step's."""
+        """Return the gradient of a dense row ``x`` (in its dtype, like ``grad``) and the summed terms of the step's."""
         grad_x, total = torch.empty_like(grad), torch.empty((), dtype=torch.float32)
         sums = torch.empty(2 * (x.numel() // BLOCK + 1), dtype=torch.float32)
         self._gradients(
@@ -80,7 +80,7 @@ class NativeQuant:
         return grad_x, total
 
     def quantize_rows(self, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return float32 rows, ``[rows, values]``, on the grids of a step size each."""
+        """Return float32 rows, ``[rows, values]``, on grids with one step size per row."""
         x, scale = x.contiguous(), scale.contiguous()
         out = torch.empty_like(x)
         self._quantize_rows(x.data_ptr(), out.data_ptr(), *x.shape, scale.data_ptr(), low.data_ptr(), high.data_ptr())
@@ -101,13 +101,13 @@ class NativeQuant:
 
 
 def tree_sum(terms: Tensor) -> Tensor:
-    """Return the sum over the last axis in the order of the compiled kernel: halves are added to halves.
+    """Return the sum over the last axis in the order of the compiled kernel, which adds halves to halves.
 
     Args:
         terms: Shape ``[..., values]``; float32, or float64 for inputs of that type.
 
     Returns:
-        Shape ``[...]``. Which terms meet depends on their number alone, not on threads or vector widths.
+        Shape ``[...]``. The order depends only on the number of terms, not on threads or vector widths.
     """
     blocks = -(-terms.size(-1) // BLOCK)
     if blocks == 0:
@@ -125,7 +125,7 @@ def _halved(terms: Tensor) -> Tensor:
 
 
 def load() -> NativeQuant | None:
-    """Return the compiled functions; None where there is no compiler, or ``QKD_NATIVE=0`` switches them off."""
+    """Return the compiled functions, or None without a compiler or with ``QKD_NATIVE=0``."""
     library = loaded_library("fake-quant", _ALL, FLAGS, without="PyTorch's compiler is tried", parallel=True)
     return None if library is None else _functions(library)
 

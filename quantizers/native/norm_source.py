@@ -1,10 +1,10 @@
-"""The C++ of batch norm in training and the grid behind it, for rows of channels (channels_last)."""
+"""The C++ of batch norm in training and the grid after it, for rows of channels (channels_last)."""
 
 from __future__ import annotations
 
 # A tensor is one row of values, channels fastest. Sums over each channel are taken in lanes: value i of a part of the
-# row goes to lane i % width, in the order of the row; lanes of a channel are then added up in float64, in order. A
-# part is a whole number of channels, lanes and blocks, so neither threads nor vector widths change a bit.
+# row goes to lane i % width, in the order of the row; lanes of a channel are then added in float64, in order. A
+# part is an integer multiple of channels, lanes and blocks, so neither threads nor vector widths change a bit.
 NORM_SOURCE = r"""
 template <typename T>
 static inline float rounded(float x) { return x; }

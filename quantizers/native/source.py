@@ -1,9 +1,9 @@
-"""The C++ of fake quantization: one pass forward, one backward, in the arithmetic of the functions in PyTorch."""
+"""The C++ of fake quantization: one forward and one backward pass, in the arithmetic of the PyTorch functions."""
 
 from __future__ import annotations
 
-# No contraction into fused multiply-adds: roundings are those of PyTorch's separate operations. Vector code for
-# comparisons and roundings needs to know that nobody reads the floating-point flags; results do not depend on that.
+# No contraction into fused multiply-adds: it must round like PyTorch's separate operations. Vector code for
+# comparisons and rounding needs to know that nobody reads the floating-point flags; results do not depend on that.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-trapping-math",
     "-fno-math-errno",

@@ -1,3 +1,3 @@
-"""What low-bit trainings read and move inside a student: codes of weights, statistics, precision, another start."""
+"""What low-bit training reads and changes inside a student: weight codes, statistics, precision, initial weights."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Weights and batch norm of one student for another of the same net in other widths, with fresh scales."""
+"""Carries weights and batch norm of one student over to another of the same net in other widths, with fresh scales."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from quantizers.student import act_quantizers, quant_layers
 
 @torch.no_grad()
 def carry_over(student: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a student the latent weights and the batch norm of another of the same net; in place.
+    """Give a student the latent weights and the batch norm of another of the same net, in place.
 
-    What belongs to a grid stays its own: step sizes of weights start again from the new weights, those of activations
-    are for :func:`quantizers.calibrate` to set.
+    Grids are not carried over: step sizes of weights are reinitialized from the new weights, and
+    :func:`quantizers.calibrate` must set those of activations.
 
     Args:
         student: A network from :func:`quantizers.prepare`, not calibrated yet.
         state: ``state_dict()`` of a student of the same net and images, in any widths.
 
     Raises:
-        ValueError: If a weight or a batch norm of the student is not in the state, or of another shape; the student is
-            untouched then.
+        ValueError: If a weight or a batch norm of the student is not in the state, or has another shape; the student is
+            not changed then.
     """
     own = {name: tensor for name, tensor in student.state_dict().items() if not _is_of_a_grid(name, student)}
     faults = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
     if faults:
         raise ValueError(
-            f"the state is of another net: {len(faults)} of {len(own)} tensors are missing or of another shape "
+            f"the state is from another net: {len(faults)} of {len(own)} tensors are missing or have another shape "
             f"({', '.join(faults[:3])}); give the state of a student of the same net"
         )
     for name, tensor in own.items():

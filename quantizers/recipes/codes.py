@@ -1,4 +1,4 @@
-"""The codes that a student's weights have now, and what moves latent weights toward them or onto them."""
+"""The current codes of a student's weights, and functions that move latent weights toward or onto them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from quantizers.computed import DorefaWeightQuant
 from quantizers.layers import QuantConvBn2d, QuantLinearBn
 from quantizers.student import quant_layers
 
-MOST_VALUES = 16  # of 4 bits: with more, a weight changes its code too often for a change to mean anything
+MOST_VALUES = 16  # of 4 bits: with more, a weight changes its code too often for changes to be meaningful
 
 LowBitLayer = QuantConvBn2d | QuantLinearBn
 
 
 def low_bit_layers(student: nn.Module) -> dict[str, LowBitLayer]:
-    """Return the layers whose weights have at most four bits and are trained, in the order of the network.
+    """Return the layers whose weights have at most four bits and are trained, in network order.
 
     Args:
         student: A network from :func:`quantizers.prepare`.
@@ -35,14 +35,14 @@ def weight_codes(layer: LowBitLayer) -> Tensor:
         layer: Of a student.
 
     Returns:
-        The shape of its weight. A channel with a negative batch-norm factor is quantized turned round, so that its
+        The shape of its weight. A channel with a negative batch-norm factor is quantized with flipped sign, so its
         codes reach one further up than down.
     """
     return layer.turned(layer.quant.codes(layer.turned(layer.weight)))
 
 
 def can_be_placed(layer: LowBitLayer) -> bool:
-    """Return whether a latent weight of a code is that code times the step, as :func:`place` assumes."""
+    """Return whether the latent weight for a code is that code times the step, as :func:`place` assumes."""
     return not isinstance(layer.quant, DorefaWeightQuant)
 
 

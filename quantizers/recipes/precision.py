@@ -1,4 +1,4 @@
-"""A student with some of its activations on finer grids for a while: what it could tell with more precision."""
+"""A student with some of its activations temporarily on finer grids, to see its output at higher precision."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ HIGH_BITS = 8
 def stochastic_precision(
     student: nn.Module, generator: torch.Generator, *, low_share: float = 0.5
 ) -> Iterator[tuple[str, ...]]:
-    """Let each low-bit activation quantizer have eight bits within a block, by chance; statistics stand still in it.
+    """Give random low-bit activation quantizers eight bits within a block; statistics do not change in it.
 
-    The finer grid covers the same range, and has the codes of the own grid among its own.
+    The finer grid covers the same range, and its codes include those of the quantizer's own grid.
 
     Args:
-        student: A network from :func:`quantizers.prepare`, calibrated; whole again after the block.
+        student: A network from :func:`quantizers.prepare`, calibrated; restored after the block.
         generator: Draws once for each low-bit quantizer, on the CPU.
-        low_share: Chance of a quantizer to keep its own grid, in ``[0, 1]``.
+        low_share: Probability that a quantizer keeps its own grid, in ``[0, 1]``.
 
     Yields:
-        Module paths of those that are finer.
+        Module paths of those on finer grids.
 
     Raises:
         ValueError: If ``low_share`` is not in ``[0, 1]``.

@@ -1,4 +1,4 @@
-"""A student in other arithmetic for a while: in full precision, or with batch norm on a batch's own statistics."""
+"""A student temporarily in other arithmetic: in full precision, or with batch norm on a batch's own statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantizers.tensor_quant import ActQuant, WeightQuant
 
 @contextmanager
 def unquantized(student: nn.Module) -> Iterator[None]:
-    """Let a student compute in full precision within a block; its quantizers are on again after it, also on failure.
+    """Make a student compute in full precision within a block; its quantizers are back on after it, even on failure.
 
     It is the float net whose weights the student rounds. Batch norm uses the batch or its running statistics, as it
     does outside the block: the latter in eval mode and after :func:`freeze_batch_norm`. Biases are not rounded either.
@@ -63,13 +63,13 @@ def unquantized(student: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def batch_statistics(net: nn.Module) -> Iterator[None]:
-    """Let batch norm use each batch's own statistics within a block, and nothing else be in training mode.
+    """Make batch norm use each batch's own statistics within a block, with nothing else in training mode.
 
-    Running statistics stay. Of a student, layers with batch norm leave the deployed arithmetic: batch norm is not
-    folded, and biases are not rounded.
+    Running statistics do not change. In a student, layers with batch norm leave the deployed arithmetic: batch norm is
+    not folded, and biases are not rounded.
 
     Args:
-        net: Float, or from :func:`prepare`; its modes come back after the block.
+        net: Float, or from :func:`prepare`; its modes are restored after the block.
 
     Yields:
         Nothing.

@@ -45,7 +45,7 @@ def _require_float32(student: Student) -> None:
     for name, parameter in student.named_parameters():
         if parameter.dtype != torch.float32:
             raise TypeError(
-                f"{name} is {parameter.dtype}: grids are float32, so the codes of such a student are not those of its "
+                f"{name} is {parameter.dtype}: grids are float32, so the codes of such a student would differ from its "
                 "file; call student.float() first"
             )
 
@@ -71,14 +71,14 @@ class _Viewer:
                 self._module(node)
             else:
                 raise RewriteError(
-                    f"{node.name}: a student calls modules only, and this is {node.op} {node.target}; change the float "
-                    "network and prepare that again, rather than its student"
+                    f"{node.name}: a student only calls modules, but this is {node.op} {node.target}; change the float "
+                    "network and prepare it again instead of editing the student"
                 )
         edges = tuple(self.edges[node] for node in outputs)
         return ir.IntegerView(tuple(self.nodes), self.grids, tuple(inputs), edges, names)
 
     def _module(self, node: fx.Node) -> None:
-        # `args`, not `all_input_nodes`, which names an operand that is used twice once
+        # `args`, not `all_input_nodes`, which lists an operand that is used twice only once
         operands = [argument for argument in node.args if isinstance(argument, fx.Node)]
         call = Call(
             name=str(node.target),
@@ -87,13 +87,13 @@ class _Viewer:
             shapes=tuple(_shape(operand, node) for operand in operands),
             shape=_shape(node, node),
         )
-        # not `named_modules`, which names a module that is used in two places once
+        # not `named_modules`, which lists a module that is used in two places only once
         for made in view_module(call, self.student.get_submodule(call.name)):
             self.add(made)
         self.edges[node] = node.name
 
     def add(self, made: ir.Node) -> None:
-        """Append a node; its output is on a grid where it is a quantizer, or moves values that are on one."""
+        """Append a node; its output is on a grid if it is a quantizer or moves values that are on one."""
         self.nodes.append(made)
         grid = made.grid if isinstance(made, ir.Quantize) else None
         if isinstance(made, KEEPS_GRID):
@@ -110,7 +110,7 @@ def _shape(node: fx.Node, reader: fx.Node) -> tuple[int, ...]:
 
 
 def _results(result: Any) -> tuple[tuple[str, ...], list[fx.Node]]:
-    """Return the names of the outputs (none but where the student returns a dictionary) and their nodes."""
+    """Return the names of the outputs (none unless the student returns a dictionary) and their nodes."""
     if isinstance(result, Mapping):
         names, values = tuple(map(str, result)), list(result.values())
     else:
@@ -119,13 +119,13 @@ def _results(result: Any) -> tuple[tuple[str, ...], list[fx.Node]]:
         if not isinstance(value, fx.Node):
             place = repr(names[position]) if names else str(position)
             raise RewriteError(
-                f"output {place} is {value!r}, no tensor; return tensors, in one tuple, list or dictionary at most"
+                f"output {place} is {value!r}, not a tensor; return tensors, in at most one tuple, list or dictionary"
             )
     return names, values
 
 
 def layer_report(student: Student) -> list[dict[str, Any]]:
-    """Return what each convolution or linear layer of a calibrated student is made of.
+    """Return the properties of each convolution and linear layer of a calibrated student.
 
     Args:
         student: What :func:`quantizers.prepare` made, calibrated.

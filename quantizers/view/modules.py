@@ -1,4 +1,4 @@
-"""Give each module that a student may consist of as nodes of the integer view; any other is refused by name."""
+"""Turns each module that a student may contain into nodes of the integer view; refuses any other by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Call:
 
     Args:
         name: Module path.
-        inputs: Edges of its operands, in order; one that is used twice stands there twice.
+        inputs: Edges of its operands, in order; one that is used twice is listed twice.
         output: Edge of its result.
         shapes: Shape of each operand, batch first.
         shape: Shape of the result.
@@ -51,7 +51,7 @@ class Call:
 
     @property
     def common(self) -> tuple[str, tuple[str, ...], str]:
-        """What every node of the view starts with."""
+        """The leading fields of every node of the view."""
         return self.name, self.inputs, self.output
 
 
@@ -59,10 +59,10 @@ Viewer = Callable[[Call, Any], list[ir.Node]]
 
 
 def view_module(call: Call, module: nn.Module) -> list[ir.Node]:
-    """Return the nodes of one call; the last makes ``call.output``.
+    """Return the nodes of one call; the last one produces ``call.output``.
 
     Raises:
-        RewriteError: If the module is none of those a student may consist of.
+        RewriteError: If it is not a module that a student may contain.
         ValueError: If a weight scale or bias is out of range (names the layer).
     """
     viewer = VIEWERS.get(type(module))
@@ -70,7 +70,7 @@ def view_module(call: Call, module: nn.Module) -> list[ir.Node]:
         viewer = _identity
     if viewer is None:
         raise RewriteError(
-            f"{call.name}: {type(module).__name__} has no place in the integer view; a student consists of what "
+            f"{call.name}: {type(module).__name__} has no form in the integer view; a student may only contain what "
             "quantizers.prepare puts in, so change the float network and prepare it again"
         )
     return viewer(call, module)
@@ -104,13 +104,13 @@ def _conv(call: Call, layer: QuantConvBn2d) -> list[ir.Node]:
 
 
 def _linear(call: Call, layer: QuantLinearBn) -> list[ir.Node]:
-    """A layer on more than two axes works on rows of features: a reshape before and one behind, both mere moves."""
+    """Return the nodes of a linear layer, between reshapes to rows of features and back if there are more axes."""
     fields = _layer_fields(call.name, layer)
     if len(call.shape) == 2:
         return [ir.Linear(*call.common, **fields)]
     if layer.bn is not None:
         raise RewriteError(
-            f"{call.name}: its batch norm works on axis 1 of {list(call.shape)}, which are no features of this layer; "
+            f"{call.name}: its batch norm works on axis 1 of {list(call.shape)}, which are not its features; "
             "flatten before the layer"
         )
     rows, made = f"{call.output}.rows", f"{call.output}.made"
@@ -122,7 +122,7 @@ def _linear(call: Call, layer: QuantLinearBn) -> list[ir.Node]:
 def _layer_fields(name: str, layer: QuantConvBn2d | QuantLinearBn) -> dict[str, Any]:
     codes, scale, bias = layer.integers()
     if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
-        raise ValueError(f"{name}: a weight scale is not a positive finite number; the training has diverged")
+        raise ValueError(f"{name}: a weight scale is not a positive finite number; training has diverged")
     if bias is not None and (not bool(torch.isfinite(bias).all()) or float(bias.abs().max()) >= 2**31 - 1):
         raise ValueError(f"{name}: a bias does not fit int32 ({float(bias.abs().max()):.3g}); check its batch norm")
     return {
@@ -207,7 +207,7 @@ def _identity(call: Call, module: nn.Module) -> list[ir.Node]:
 
 
 def _reshape(call: Call, module: nn.Module) -> list[ir.Node]:
-    # Only the batch is free: the example's other sizes are those of the network.
+    # Only the batch is free: the example's other sizes are fixed in the network.
     return _move(call, "reshape", shape=(-1, *call.shape[1:]))
 
 
@@ -241,7 +241,7 @@ def _windows(call: Call, module: WindowGather) -> list[ir.Node]:
     ]
 
 
-# Every module that a student may contain (torchvision's StochasticDepth besides), by exact type.
+# Every module that a student may contain (in addition to torchvision's StochasticDepth), by exact type.
 VIEWERS: Mapping[type[nn.Module], Viewer] = {
     ActQuantizer: _quantizer,
     QuantConvBn2d: _conv,

@@ -137,7 +137,7 @@ def test_a_student_of_a_frozen_teacher_trains_whole(gpu: dict[str, Any]) -> None
 def test_a_rung_refuses_frozen_parameters(gpu: dict[str, Any]) -> None:
     net = build_net("resnet8", classes=10, channels=3, image_size=8)
     net.conv1.requires_grad_(False)
-    with pytest.raises(RuntimeError, match=r"w2a2: 1 parameters are frozen, conv1.weight among them"):
+    with pytest.raises(RuntimeError, match=r"w2a2: 1 parameters are frozen, including conv1.weight"):
         gpu["ladder"]._require_trainable(net, gpu["ladder"].SETS["fashion-mnist"].rungs[2])
 
 

@@ -157,7 +157,7 @@ def test_a_module_that_no_student_has_is_refused_by_name() -> None:
         name = next(node.target for node in changed.graph.nodes if "relu" in str(node.target))
         parent, _, leaf = str(name).rpartition(".")
         changed.get_submodule(parent).add_module(leaf, stranger)
-        with pytest.raises(RewriteError, match=rf"{name}: {type(stranger).__name__} has no place in the integer view"):
+        with pytest.raises(RewriteError, match=rf"{name}: {type(stranger).__name__} has no form in the integer view"):
             integer_view(changed)
     assert integer_view(student)
 
@@ -169,7 +169,7 @@ def test_a_subclass_that_computes_something_else_is_refused() -> None:
 
     student = make(OneActivation)
     student.add_module("act", Louder())
-    with pytest.raises(RewriteError, match="act: Louder has no place in the integer view"):
+    with pytest.raises(RewriteError, match="act: Louder has no form in the integer view"):
         integer_view(student)
 
 
@@ -177,7 +177,7 @@ def test_outputs_that_are_no_tensors_are_refused() -> None:
     student = make(TwoOutputs)
     output = next(node for node in student.graph.nodes if node.op == "output")
     output.args = ((output.args[0][0], None),)
-    with pytest.raises(RewriteError, match="output 1 is None, no tensor"):
+    with pytest.raises(RewriteError, match="output 1 is None, not a tensor"):
         integer_view(student)
     assert isinstance(student, fx.GraphModule)
 

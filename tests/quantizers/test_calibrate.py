@@ -176,5 +176,5 @@ def test_batches_of_another_size_are_refused_with_both_sizes(shape: tuple[int, .
 
 def test_a_single_image_is_told_to_take_a_batch_axis() -> None:
     student = prepare(Cropped(), QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"\(3, 8, 8\) is no batch.*image\[None\]"):
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\) is not a batch.*image\[None\]"):
         calibrate(student, [torch.randn(3, 8, 8)])

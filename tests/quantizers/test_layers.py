@@ -195,7 +195,7 @@ def test_a_linear_layer_with_batch_norm_takes_rows_only(shape: tuple[int, ...], 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), nn.BatchNorm3d(8), nn.BatchNorm1d(3)])
 def test_a_batch_norm_of_another_axis_is_no_part_of_a_linear_layer(norm: Any) -> None:
-    with pytest.raises(ValueError, match=r"behind Linear\(8, 8\) works on axis 1 and not on its features"):
+    with pytest.raises(ValueError, match=r"after Linear\(8, 8\) works on axis 1 and not on its features"):
         QuantLinearBn(nn.Linear(8, 8), norm, weight_quantizer(4, "lsq", per_channel=True))
 
 

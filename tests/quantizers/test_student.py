@@ -34,7 +34,8 @@ def fresh(make_net: Any, images: Any, name: str = "residual", **options: Any) ->
 OTHERS = {
     "widths": (
         {"weight_bits": 2, "act_bits": 2}, {"weight_bits": 4, "act_bits": 4},
-        r"a\.0\.0: the state has 4-bit weights \(-8 to 7, lsq, one step a channel\), the student 2-bit weights \(-2 to",
+        r"a\.0\.0: the state has 4-bit weights \(-8 to 7, lsq, one step per channel\), the student 2-bit weights "
+        r"\(-2 to",
     ),
     "activations alone": (
         {"act_bits": 2}, {"act_bits": 4},
@@ -43,7 +44,7 @@ OTHERS = {
     "weights alone": ({"weight_bits": 2}, {"weight_bits": 3}, "the state has 3-bit weights .* the student 2-bit"),
     "first layer": ({"first_bits": 8}, {"first_bits": 4}, r"stem\.0: the state has 4-bit weights .* 8-bit weights"),
     "sums": ({"sum_bits": 8}, {"sum_bits": 4}, "the state has 4-bit .* activations .* 8-bit"),
-    "grain": ({"per_channel": True}, {"per_channel": False}, "one step a tensor.* one step a channel"),
+    "grain": ({"per_channel": True}, {"per_channel": False}, "one step per tensor.* one step per channel"),
     "weight method": ({"weight_quantizer": "lsq"}, {"weight_quantizer": "dorefa"}, "dorefa.* lsq"),
     "activation method": ({"act_quantizer": "lsq"}, {"act_quantizer": "dorefa"}, r"\(dorefa\), the student .* \(lsq\)"),
     "clipping level": ({"act_quantizer": "lsq"}, {"act_quantizer": "pact"}, r"\(pact\), the student .* \(lsq\)"),
@@ -59,7 +60,8 @@ def test_a_state_of_other_grids_is_refused_and_nothing_is_loaded(name: str, make
         for parameter in other.parameters():
             parameter.add_(1.0)
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    with pytest.raises(RuntimeError, match=f"(?s)this state is of a student with other grids; .*{message}.*QuantSpec"):
+    expected = f"(?s)this state is from a student with other grids; .*{message}.*QuantSpec"
+    with pytest.raises(RuntimeError, match=expected):
         student.load_state_dict(other.state_dict())
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
     with pytest.raises(ValueError, match="other grids"):
@@ -108,7 +110,7 @@ def test_records_pass_through_safetensors(make_student: Any, make_net: Any, imag
     again = fresh(make_net, images, "squeeze_excite", weight_bits=2, act_bits=2)
     load_weights(again, tmp_path / "s.safetensors")
     assert torch.equal(again.eval()(images(3)), student(images(3)))
-    with pytest.raises(WeightsError, match=r"s\.safetensors: this state is of a student with other grids"):
+    with pytest.raises(WeightsError, match=r"s\.safetensors: this state is from a student with other grids"):
         load_weights(fresh(make_net, images, "squeeze_excite"), tmp_path / "s.safetensors")
 
 
@@ -274,13 +276,13 @@ def test_images_of_another_size_are_refused(copied: Any) -> None:
             student(*given)
     with pytest.raises(ValueError, match="prepared for"):
         student(x=torch.randn(2, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"give it a batch axis, image\[None\]"):
+    with pytest.raises(ValueError, match=r"add a batch axis, image\[None\]"):
         student(x[0])
 
 
 @pytest.mark.parametrize("wrapped", [lambda s: s, nn.Sequential, lambda s: nn.Sequential(nn.Conv2d(3, 3, 1), s)])
 def test_a_student_is_no_float_net(wrapped: Any, make_student: Any, images: Any) -> None:
-    with pytest.raises(TypeError, match="is a low-bit student already; give prepare the float network"):
+    with pytest.raises(TypeError, match="is already a low-bit student; give prepare the float network"):
         prepare(wrapped(make_student()), QuantSpec(), example_inputs=images(2))
 
 

@@ -1,3 +1,3 @@
-"""The canonical form: the closed set of modules and kinds that every net is spelled with, and how it is refused."""
+"""The canonical form: the closed set of modules and kinds that spell every net, and how others are refused."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
 """The closed set of modules that a float graph is spelled with before it is planned and rewritten.
 
 PyTorch has many spellings of one operation. The front end turns each of them into exactly one module of this list, so
-that planning, rewriting, the integer view and every export flavor handle a short, closed set:
+that planning, rewriting, the integer view and every export flavor only handle a short, closed set:
 
 ===========  ===========================================================================================
 kind         modules
@@ -19,11 +19,11 @@ adaptive     ``nn.AdaptiveAvgPool2d`` with both sizes given
 mean         ``layers.GlobalAveragePool``
 function     elementwise activation modules of torch (``nn.SiLU``, ``nn.PReLU``, ...)
 pass         identity in eval mode: ``nn.Dropout``, ``nn.Dropout2d``, ``StochasticDepth``, :class:`StopGradient`
-shape        the moves below and ``nn.Flatten``: values move, none is computed
-final        ``nn.Softmax`` / ``nn.LogSoftmax`` whose value nothing but the output reads
+shape        the moves below and ``nn.Flatten``, which move values without computing any
+final        ``nn.Softmax`` / ``nn.LogSoftmax`` whose value only the output reads
 ===========  ===========================================================================================
 
-Every node of the canonical graph but placeholder and output is a ``call_module`` of one of these. The batch is
+Every node of the canonical graph except placeholder and output is a ``call_module`` of one of these. The batch is
 axis 0 of every tensor, and no move touches it.
 """
 
@@ -37,12 +37,12 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class Affine(nn.Module):
-    """A factor and an offset a channel (axis 1): ``y = x * scale + shift``.
+    """A factor and an offset per channel (axis 1): ``y = x * scale + shift``.
 
     Args:
         scale: Factors, ``[channels]`` floating, or one, ``[1]``.
         shift: Offsets, likewise.
-        learned: Whether scale and shift train (a layer scale), each; else they are constants of the network.
+        learned: Whether scale and shift, respectively, train (a layer scale); else they are constants of the network.
     """
 
     scale: Tensor
@@ -59,7 +59,7 @@ class Affine(nn.Module):
 
     @property
     def is_identity(self) -> bool:
-        """Tell whether it is a constant that changes nothing."""
+        """Return whether it is a constant that changes nothing."""
         return not any(self.learned) and bool((self.scale == 1).all()) and bool((self.shift == 0).all())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,21 +68,21 @@ class Affine(nn.Module):
 
 
 class StopGradient(nn.Module):
-    """The identity, which no gradient passes in training mode: ``detach()`` and ``torch.no_grad()`` of the network."""
+    """Identity that blocks gradients in training mode, for ``detach()`` and ``torch.no_grad()`` in the network."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.detach() if self.training else x
 
 
 class Move(nn.Module):
-    """Moves values without computing any: what it gives is on the grid of what it reads."""
+    """Moves values without computing any, so its output is on the grid of its input."""
 
 
 class Reshape(Move):
     """Another shape of the same values.
 
     Args:
-        shape: Sizes behind the batch; fixed, so the batch may be of any size.
+        shape: Sizes after the batch axis. These are fixed; the batch can be of any size.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
@@ -146,11 +146,11 @@ class Gather(Move):
 
 
 class Pad(Move):
-    """Zeros before and behind each axis.
+    """Zeros before and after each axis.
 
     Args:
-        before: Zeros before each axis, batch first (which is 0); none is negative.
-        after: Zeros behind each axis, likewise.
+        before: Zeros before each axis, batch first (always 0); none is negative.
+        after: Zeros after each axis, likewise.
     """
 
     def __init__(self, before: Sequence[int], after: Sequence[int]) -> None:
@@ -166,7 +166,7 @@ class Expand(Move):
     """Values repeated along axes of size 1.
 
     Args:
-        shape: Sizes behind the batch.
+        shape: Sizes after the batch axis.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:

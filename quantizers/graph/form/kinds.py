@@ -1,4 +1,4 @@
-"""The kind of every module of the closed set: what the plan and the rewriting ask about a node."""
+"""The kind of every module of the closed set, which planning and rewriting ask for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACEHOLDER, OUTPUT = "placeholder", "output"
 PRESERVING = (MAXPOOL, PASS, SHAPE)  # move or select values: the result is on the grid of the operand
 COMPUTE = (CONV, LINEAR)
 
-# Names of the real functions as the integer view calls them.
+# Names of the real functions in the integer view.
 FUNCTION_NAMES: dict[type[nn.Module], str] = {
     known: function.name for known, function in FUNCTIONS.items() if known not in (nn.ReLU, nn.ReLU6)
 }
@@ -35,7 +35,7 @@ _KINDS: dict[type[nn.Module], str] = {
 
 
 def is_stochastic_depth(module: nn.Module) -> bool:
-    """Tell whether a module is torchvision's drop-out of whole branches, known by name, since it need not be installed.
+    """Return whether a module is torchvision's StochasticDepth, by name, because it need not be installed.
 
     Other modules of that name may be other functions: the published form scales its branch in eval mode.
     """
@@ -44,7 +44,7 @@ def is_stochastic_depth(module: nn.Module) -> bool:
 
 
 def is_pass(module: nn.Module) -> bool:
-    """Tell whether a module is the identity in eval mode."""
+    """Return whether a module is the identity in eval mode."""
     return isinstance(module, (*DROPOUTS, StopGradient)) or is_stochastic_depth(module)
 
 
@@ -52,7 +52,7 @@ def kind_of(module: nn.Module) -> str:
     """Return the kind of a module of the closed set.
 
     Raises:
-        TypeError: If it is not of the set.
+        TypeError: If it is not in the set.
     """
     if isinstance(module, nn.Hardtanh) and module.min_val == 0:  # ReLU6 is one
         return RELU
@@ -63,5 +63,5 @@ def kind_of(module: nn.Module) -> str:
     if type(module) in FUNCTION_NAMES:
         return FUNCTION
     if type(module) not in _KINDS:
-        raise TypeError(f"{type(module).__name__} is no module of the closed set of quantizers.graph.form.canonical")
+        raise TypeError(f"{type(module).__name__} is not in the closed set of quantizers.graph.form.canonical")
     return _KINDS[type(module)]

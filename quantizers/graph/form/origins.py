@@ -1,4 +1,4 @@
-"""What an activation quantizer reads, where that is known well enough to settle its scale."""
+"""The input of an activation quantizer, where enough is known about it to settle its scale."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quantizers.layers import ActQuantizer
 
 
 class Origin:
-    """What an activation quantizer reads, where that is an integer times a known unit (for :func:`settle`).
+    """The input of an activation quantizer that is an integer times a known unit (for :func:`settle`).
 
     Args:
         kind: ``add``, ``mul``, ``mean`` (of ``counts`` values), ``grid`` (another quantizer's output) or ``function``
@@ -32,12 +32,12 @@ class Origin:
 
     @property
     def is_even_mean(self) -> bool:
-        """Tell whether it is a mean of an even number of values, somewhere."""
+        """Return whether it is a mean of an even number of values anywhere."""
         return self.kind == "mean" and any(count % 2 == 0 for count in self.counts)
 
 
 def function_origin(source: ActQuantizer | None, function: nn.Module | None) -> Origin | None:
-    """Return the origin of a function of a value on the grid of ``source``; None where it is on none."""
+    """Return the origin of a function of a value on the grid of ``source``, or None if it has no grid."""
     return None if source is None else Origin("function", (source,), function=function)
 
 
@@ -46,7 +46,7 @@ def window_counts(pool: nn.AvgPool2d, size: Sequence[int]) -> tuple[int, ...]:
 
     Args:
         pool: Its windows.
-        size: Height and width of what it averages.
+        size: Height and width of its input.
     """
     heights, widths = (_axis_counts(pool, axis, int(size[axis])) for axis in (0, 1))
     return tuple(sorted({height * width for height in heights for width in widths}))
@@ -57,9 +57,9 @@ def _axis_counts(pool: nn.AvgPool2d, axis: int, size: int) -> set[int]:
     room = size + 2 * padding - kernel
     windows = (-(-room // stride) if pool.ceil_mode else room // stride) + 1
     if pool.ceil_mode and (windows - 1) * stride >= size + padding:
-        windows -= 1  # none starts in the padding behind
+        windows -= 1  # no window starts in the padding at the end
     starts = [window * stride - padding for window in range(windows)]
-    if pool.count_include_pad:  # but not what hangs over beyond the padding
+    if pool.count_include_pad:  # but not the overhang beyond the padding
         return {min(start + kernel, size + padding) - start for start in starts}
     return {min(start + kernel, size) - max(start, 0) for start in starts}
 

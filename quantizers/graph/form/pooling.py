@@ -1,4 +1,4 @@
-"""Adaptive pooling as pooling with plain windows, even where the network's windows are uneven."""
+"""Adaptive pooling as pooling with equal windows, even where the network's windows are uneven."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from quantizers.layers import GlobalAveragePool, WindowGather
 def adaptive_pool(size: tuple[int, int], target: tuple[int, int]) -> tuple[WindowGather | None, nn.Module | None, int]:
     """Return adaptive average pooling as (gather of windows or None, pooling or None, values averaged).
 
-    Window ``i`` of ``n`` over ``size`` values reaches from ``floor(i * size / n)`` to ``ceil((i + 1) * size / n)``.
-    Where windows differ in length, values are repeated until all have one length, which does not change the means.
+    Window ``i`` of ``n`` over ``size`` values spans ``floor(i * size / n)`` to ``ceil((i + 1) * size / n)``.
+    Where windows differ in length, values are repeated until all have the same length, which preserves the means.
     """
     if size == target:
         return None, None, 1
@@ -28,7 +28,7 @@ def adaptive_pool(size: tuple[int, int], target: tuple[int, int]) -> tuple[Windo
 
 
 def even_windows(size: int, target: int) -> tuple[list[int], int]:
-    """Return adaptive windows as (source index of each value, values a window), values repeated until all are even."""
+    """Return adaptive windows as (source index of each value, values per window), with values repeated to even them."""
     spans = [range(i * size // target, -(-(i + 1) * size // target)) for i in range(target)]
     length = math.lcm(*(len(span) for span in spans))
     return [value for span in spans for value in span for _ in range(length // len(span))], length

@@ -1,4 +1,4 @@
-"""The error for a network that cannot become a low-bit student, and the way out for each operation that is refused."""
+"""The error for a network that cannot become a low-bit student, and a workaround for each unsupported operation."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 KNOWN = (
-    "the known ones are convolutions, linear layers, batch norm, activations, pooling, sums, products, "
+    "supported operations are convolutions, linear layers, batch norm, activations, pooling, sums, products, "
     "concatenations, constant factors and offsets, and moves of values"
 )
 REPLACE = (
-    "Replace it in the float network (layer norm by batch norm, a custom block by known layers), or pass the part of "
-    "the network without it"
+    "Replace it in the float network (layer norm with batch norm, a custom block with supported layers), or pass the "
+    "part of the network without it"
 )
 
-# Operation (as ATen or torch.nn.functional calls it) -> what to do instead, where that is more than REPLACE.
+# Operation (by its name in ATen or torch.nn.functional) -> what to do instead, if more specific than REPLACE.
 WAYS_OUT: dict[str, str] = {
     "LayerNorm": "Use batch norm instead of layer norm in the float network",
     "GroupNorm": "Use batch norm instead of group norm in the float network",
@@ -30,18 +30,18 @@ WAYS_OUT: dict[str, str] = {
     "einsum": "A product of activations has no low-bit kernel here; use layers with weights",
     "bmm": "A product of activations has no low-bit kernel here; use layers with weights",
     "matmul": "A product of activations has no low-bit kernel here; use layers with weights",
-    "RReLU": "It draws its slopes in training; use LeakyReLU or PReLU",
-    "rrelu": "It draws its slopes in training; use LeakyReLU or PReLU",
-    "upsample_bilinear2d": "Replace it by mode='nearest' or a ConvTranspose2d",
-    "upsample_bicubic2d": "Replace it by mode='nearest' or a ConvTranspose2d",
+    "RReLU": "It draws random slopes in training; use LeakyReLU or PReLU",
+    "rrelu": "It draws random slopes in training; use LeakyReLU or PReLU",
+    "upsample_bilinear2d": "Replace it with mode='nearest' or a ConvTranspose2d",
+    "upsample_bicubic2d": "Replace it with mode='nearest' or a ConvTranspose2d",
     "_convolution": "It runs in TorchScript; pass the Python modules it was traced from",
-    "div": "Replace the quotient of activations by a product (x * torch.sigmoid(y))",
-    "_softmax": "Replace it where it is not last: a softmax inside the network has no low-bit kernel",
-    "_log_softmax": "Replace it where it is not last: a log softmax inside the network has no low-bit kernel",
+    "div": "Replace the quotient of activations with a product (x * torch.sigmoid(y))",
+    "_softmax": "A softmax inside the network has no low-bit kernel; replace it unless it is the last layer",
+    "_log_softmax": "A log softmax inside the network has no low-bit kernel; replace it unless it is the last layer",
 }
 
 
-# Operations whose name says little: what is said in place of it.
+# What to say in place of operation names that are not descriptive.
 PADDING = "padding mode {mode!r} has no integer kernel; use zeros"
 PADDING_MODES = {
     "_pad_circular": "circular",
@@ -55,14 +55,14 @@ PADDING_MODES = {
 
 
 class RewriteError(ValueError):
-    """A network that cannot become a low-bit student; the message names the layer and the way out."""
+    """A network that cannot become a low-bit student; the message names the layer and a workaround."""
 
 
 class NoSpelling(Exception):  # noqa: N818 - a signal between modules of this package; users see RewriteError
     """An operation that the closed set of modules cannot express.
 
     Args:
-        reason: What the operation is and what to do, without the place; empty: it is not known.
+        reason: What the operation is and what to do, without the location; empty if unknown.
         bare: Whether the reason names the operation itself.
     """
 
@@ -84,7 +84,7 @@ def failure(where: str, error: Exception, root: nn.Module, rank: int = 4) -> str
     if "TorchScript" in reason:
         scripts = (path for path, module in root.named_modules() if isinstance(module, torch.jit.ScriptModule))
         where = next(scripts, "") or where
-        return f"{where}: runs in TorchScript, which cannot be recorded; pass the Python modules it was made from"
+        return f"{where}: runs in TorchScript, which cannot be recorded; pass the Python modules it was created from"
     mode, hint = " in train()" if root.training else "", ""
     if root.training:
         hint = "; it runs in eval(): give images of the size it trains on, or switch auxiliary heads off"

@@ -1,4 +1,4 @@
-"""Proves that images give the same in a larger batch, of usual sizes and of each that the network's code asks about."""
+"""Checks that images give the same output in a larger batch, at common sizes and those that the code asks about."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from quantizers.graph.proving.repeated import largest_difference, steady, withou
 from quantizers.graph.recording.returned import tensors
 from quantizers.modes import exact_float32
 
-MOST_VALUES = 2**23  # of images that are tried at once where the network asks: 55 of 3x224x224
-USUAL_VALUES = 2**21  # and where it does not seem to: 13 of them
+MOST_VALUES = 2**23  # of the images tried at once where the network asks: 55 of 3x224x224
+USUAL_VALUES = 2**21  # and where it does not seem to: 13 images
 
 
 def _with_sizes(twin: nn.Module, images: Tensor) -> tuple[list[Tensor], SizesOfBatch]:
-    """Return what the network gives, and which numbers of images its code asks about."""
+    """Return the network's outputs, and the numbers of images that its code asks about."""
     sizes = SizesOfBatch(len(images))
     try:
         with sizes:
             return tensors(twin(images.clone())), sizes
-    except Exception:  # code that wants an int and nothing derived from it: nothing is known of what it asks
+    except Exception:  # code that rejects subclasses of int: what it asks about is unknown
         return tensors(twin(images.clone())), SizesOfBatch(len(images))
 
 
 def require_same_of_more(twin: nn.Module, images: Tensor) -> None:
-    """Raise if images give something else in a larger batch, of usual sizes and those that the network asks about.
+    """Raise if images give other outputs in a larger batch, at common sizes and those that the network asks about.
 
     Args:
-        twin: A copy of the network, which runs in its mode, drop-out and batch statistics aside.
+        twin: A copy of the network, which runs in its current mode, apart from drop-out and batch statistics.
         images: The images that it was recorded on.
 
     Raises:
-        RewriteError: If so, or if it asks about more images than are tried.
+        RewriteError: If so, or if it asks about more images than are tried here.
     """
     with torch.no_grad(), exact_float32(), steady(without_power_iterations(twin)):
         try:
             expected, sizes = _with_sizes(twin, images)
         except RuntimeError:
-            return  # it was recorded, so only this surrounding fails
+            return  # it was recorded, so only this check fails
         usual = [count for count in USUAL if count * images[0].numel() <= USUAL_VALUES]
         _require_same_at(twin, images, expected, sorted({*sizes.candidates, *usual}))
 
@@ -51,25 +51,25 @@ def _require_same_at(twin: nn.Module, images: Tensor, expected: list[Tensor], co
             continue
         if count * images[0].numel() > MOST_VALUES:
             raise RewriteError(
-                f"{type(twin).__name__}: asks in {mode} whether there are about {count} images, more than are tried "
-                "here, so it may be another function for them; let forward compute the same for every number of "
-                "images, or go past this check by prepare(..., verify=False)"
+                f"{type(twin).__name__}: in {mode}, it checks whether there are about {count} images, more than are "
+                "tried here, so it may be another function for them; make forward compute the same for every number of "
+                "images, or skip this check with prepare(..., verify=False)"
             )
         repeats = (-(-count // len(images)), *(1,) * (images.dim() - 1))
         try:
             found = tensors(twin(images.repeat(repeats)[:count]))
-        except Exception:  # it refuses such a batch itself, so it is no other function there
+        except Exception:  # it rejects such a batch itself, so it is not another function there
             continue
         error = _difference_of_more(expected, found, len(images), count)
         if error is not None:
             raise RewriteError(
                 f"{type(twin).__name__}: computes something else in {mode} for {count} images than for "
-                f"{len(images)} of them ({error}); let forward compute the same for every number of images"
+                f"{len(images)} of them ({error}); make forward compute the same for every number of images"
             )
 
 
 def _difference_of_more(expected: list[Tensor], found: list[Tensor], few: int, many: int) -> str | None:
-    """Return how the first images of a larger batch differ, or None; outputs without a batch axis are passed over."""
+    """Return how the first images of a larger batch differ, or None; outputs without a batch axis are skipped."""
     for before, after in zip(expected, found, strict=False):
         if before.dim() == 0 or len(before) != few:
             continue

@@ -1,9 +1,9 @@
 """Finds the numbers of images at which a network may become another function: those that its code asks about.
 
-A recording is made of two and of three images, where ``if x.size(0) > 4`` takes the same way. So the network also runs
-with sizes that note what they are compared with and divided by. What it computes can change only at the numbers of
-images that follow from those; running it with each of them, and with their neighbors, shows whether it does. Sizes that
-go through NumPy, ``len`` or tensors are not followed; ``USUAL`` numbers of images are tried in any case.
+Recordings use two and three images, where ``if x.size(0) > 4`` takes the same branch. So the network also runs with
+sizes that note what they are compared with and divided by. Its function can change only at the numbers of images that
+follow from those; running it with each of them, and with their neighbors, shows whether it does. Sizes that pass
+through NumPy, ``len`` or tensors are not tracked; the ``USUAL`` numbers of images are always tried.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 USUAL = (8, 33)
-MOST_IMAGES = 2**16  # a condition on a larger batch is there for another reason
+MOST_IMAGES = 2**16  # a condition on a larger batch has some other purpose
 
 
 class SizesOfBatch(TorchFunctionMode):
     """Hands out the sizes of tensors as :class:`Size` where they depend on the number of images.
 
     Args:
-        images: How many images the network is given while this is on.
+        images: How many images the network gets while this is active.
     """
 
     def __init__(self, images: int) -> None:
@@ -53,7 +53,7 @@ class SizesOfBatch(TorchFunctionMode):
 
     @property
     def candidates(self) -> list[int]:
-        """Return the numbers of images to try, in order: those noted, and one less and one more."""
+        """Return the numbers of images to try, in order: those noted and their neighbors."""
         ends = {end for count in self._noted for end in (math.floor(count), math.ceil(count))}
         return sorted({end + step for end in ends for step in (-1, 0, 1)} - {-1, 0})
 
@@ -64,8 +64,8 @@ class Size(int):
     Args:
         value: The size.
         slope: What each image adds to it.
-        batch: Is told the numbers of images.
-        exact: The size before it was rounded down; absent: the same.
+        batch: Records the numbers of images.
+        exact: The size before it was rounded down, if different.
     """
 
     slope: float
@@ -73,7 +73,7 @@ class Size(int):
     exact: float
 
     def __new__(cls, value: int, slope: float, batch: SizesOfBatch, exact: float | None = None) -> Size:
-        """Return the number, with what it depends on."""
+        """Return the number, with its dependencies."""
         made = super().__new__(cls, value)
         made.slope, made.batch, made.exact = slope, batch, value if exact is None else exact
         return made
@@ -81,7 +81,7 @@ class Size(int):
     __hash__ = int.__hash__
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        """Copy and pickle as the plain number, whoever kept it."""
+        """Copy and pickle as the plain number, wherever it is held."""
         return int, (int(self),)
 
     def __neg__(self) -> Size:
@@ -118,7 +118,7 @@ def _comparison(function: Callable[[Any, Any], Any]) -> Callable[[Size, Any], An
 def _arithmetic(
     function: Callable[[Any, Any], Any], slope: Callable[[Any, Any], float], *, swapped: bool, divides: bool
 ) -> Callable[[Size, Any], Any]:
-    """Return an operation whose result is still followed if it is an integer; a divisor is noted."""
+    """Return an operation whose result is still tracked if it is an integer; a divisor is noted."""
 
     def compute(self: Size, other: Any) -> Any:
         if not isinstance(other, (int, float)):

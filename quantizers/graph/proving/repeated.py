@@ -1,4 +1,4 @@
-"""Proves that a network computes the same each time it runs, alone or in a batch, so that one recording is enough."""
+"""Checks that a network computes the same each time it runs, alone or in a batch, so that one recording is enough."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from quantizers.graph.spelling.sites import stochastic_depth_of
 from quantizers.graph.spelling.table import BATCH_NORMS, DROPOUT_MODULES
 from quantizers.modes import exact_float32
 
-TRAINING_PASSES = 3  # a step that is skipped with probability 1/2 stays unseen in one of four
-_STATE = "it draws random numbers, asks whether gradients are on, or changes its own state"
-_WAY_OUT = "count and draw outside of the network, or use a dropout layer"
+TRAINING_PASSES = 3  # a step that is skipped with probability 1/2 goes unnoticed one time in four
+_STATE = "it draws random numbers, checks whether gradients are enabled, or changes its own state"
+_WAY_OUT = "count and draw outside the network, or use a dropout layer"
 
 
 class _Steady(TorchFunctionMode):
-    """Lets drop-out be the identity and batch norm use its running statistics."""
+    """Makes drop-out the identity and batch norm use its running statistics."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -55,7 +55,7 @@ def _steady(path: str, module: nn.Module, forward: Any, *args: Any, **kwargs: An
 
 @contextlib.contextmanager
 def steady(root: nn.Module) -> Iterator[None]:
-    """Let, within the block, drop-out of ``root`` be the identity and batch norm use its running statistics."""
+    """Make drop-out of ``root`` the identity and batch norm use its running statistics within the block."""
     contexts = (
         without_checkpoints(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"),
         instrumented(root, _steady), _Steady(),
@@ -67,7 +67,7 @@ def steady(root: nn.Module) -> Iterator[None]:
 
 
 def require_same_in_eval(root: nn.Module, images: Tensor, recorded: Any) -> None:
-    """Raise if a second pass in eval mode, or the first image by itself, gives something else than was recorded.
+    """Raise if a second pass in eval mode, or the first image by itself, gives another result than was recorded.
 
     Args:
         root: The network; a copy of it runs.
@@ -88,7 +88,7 @@ def require_same_in_eval(root: nn.Module, images: Tensor, recorded: Any) -> None
         _compare(f"{name}: two passes in eval() on the same images", tensors(recorded), tensors(twin(images.clone())))
         try:
             alone = tensors(twin(images[:1].clone()))
-        except Exception:  # a squeeze that takes the batch axis along, say: nothing to compare with
+        except Exception:  # such as a squeeze that drops the batch axis: nothing to compare with
             return
     first = [tensor[:1] for tensor in tensors(recorded)]
     pairs = [(a, b.reshape(a.shape)) for a, b in zip(first, alone, strict=False) if a.numel() == b.numel()]
@@ -96,14 +96,14 @@ def require_same_in_eval(root: nn.Module, images: Tensor, recorded: Any) -> None
     if error is not None:
         raise RewriteError(
             f"{name}: computes something else for a single image than for the same image in a batch (they differ by "
-            f"{error:.3g}); let forward compute the same for every number of images"
+            f"{error:.3g}); make forward compute the same for every number of images"
         )
 
 
 def require_same_in_training(root: nn.Module, images: Tensor) -> None:
-    """Raise if passes in training mode on the same images differ, drop-out aside.
+    """Raise if passes in training mode on the same images differ, apart from drop-out.
 
-    What happens rarely, or after many passes only, is not found. Spectral norm is let off: its estimates converge.
+    This misses what happens rarely, or only after many passes. Spectral norm is exempt: its estimates converge.
 
     Args:
         root: The network, in training mode; a copy of it runs.
@@ -120,7 +120,7 @@ def require_same_in_training(root: nn.Module, images: Tensor) -> None:
             try:
                 again = [tensor.detach().clone() for tensor in tensors(twin(images.clone()))]
             except RuntimeError:
-                return  # it was recorded, so only this surrounding fails
+                return  # it was recorded, so only this check fails
             if first is not None:
                 _compare(f"{name}: two passes in train() on the same images", first, again)
             first = again
@@ -129,12 +129,12 @@ def require_same_in_training(root: nn.Module, images: Tensor) -> None:
     if replaced or len(after) > len(before):
         raise RewriteError(
             f"{name}: forward replaces the parameter `{(replaced or list(after))[-1]}`, so no optimizer trains it; "
-            "make parameters once, in __init__, and compute weights from them"
+            "create parameters once, in __init__, and compute weights from them"
         )
 
 
 def without_power_iterations(root: nn.Module) -> nn.Module:
-    """Return the network, whose spectral norms no longer improve their estimates when it runs."""
+    """Return the network with spectral norms that no longer refine their estimates when it runs."""
     for module in root.modules():
         if isinstance(module, _SpectralNorm):
             module.eval()
@@ -162,7 +162,7 @@ def largest_difference(first: list[Tensor], second: list[Tensor]) -> float | Non
 
 
 def _rounding(tensor: Tensor) -> float:
-    """Return which difference is rounding: sums in another order err by a share of their largest terms."""
+    """Return the largest difference due to rounding: reordered sums err by a fraction of their largest terms."""
     values = tensor.detach()
     finite = values[values.isfinite()].abs()
     return 1e-5 * max(1.0, float(finite.max())) if finite.numel() else 1e-5

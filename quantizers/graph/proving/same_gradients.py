@@ -1,10 +1,10 @@
-"""Proves, before training, that what was recorded of a network has the network's own gradients.
+"""Checks, before training, that the recording of a network has the network's own gradients.
 
-One forward and one backward pass of both in training mode: a random direction is drawn for every output, and the
+Both run one forward and one backward pass in training mode: a random direction is drawn for every output, and the
 gradients of the images, and of the parameters that the recorded graph uses directly, are compared. Drop-out is the
-identity in both, and batch norm uses its running statistics, so nothing is random and no small variance magnifies
-rounding. What is left is float rounding, and units that it moves across a kink of an activation: ``TOLERANCE`` of the
-size (root of the sum of squares) of a gradient, where neglecting one path of two, or a factor, is of the order of 1. A
+identity in both, and batch norm uses its running statistics, so nothing is random and no small variance amplifies
+rounding. What remains is float rounding, and units that it moves across a kink of an activation: ``TOLERANCE`` of the
+norm (root of the sum of squares) of a gradient, whereas missing one path of two, or a factor, is of the order of 1. A
 gradient below ``NEGLIGIBLE`` of the largest is cancellation.
 """
 
@@ -29,8 +29,8 @@ from quantizers.graph.recording.returned import tensors
 TOLERANCE = 1e-3
 NEGLIGIBLE = 1e-6
 WAY_OUT = (
-    "a student is trained through the operations themselves; take what changes gradients out of the network (freeze "
-    "layers with requires_grad_(False), scale rates or losses outside), or use detach() around whole tensors"
+    "a student is trained through the operations themselves; remove what changes gradients from the network (freeze "
+    "layers with requires_grad_(False), scale rates or losses outside), or use detach() on whole tensors"
 )
 
 Gradients = list[Tensor | None]
@@ -39,13 +39,13 @@ Gradients = list[Tensor | None]
 def require_same_gradients(root: nn.Module, recording: Recording, images: Tensor, notes: list[str]) -> None:
     """Compare the gradients of a network with those of its recording in training mode.
 
-    A network that fails in a backward pass cannot be trained, so it is no reference; nor is one without gradients.
+    A network that fails in the backward pass cannot be trained, so it is not a reference; nor is one without gradients.
 
     Args:
-        root: A copy of the network that was recorded, in training mode and in its state before, with its parameters.
-        recording: What was recorded of it.
+        root: A copy of the recorded network, in training mode and in its earlier state, with its parameters.
+        recording: Its recording.
         images: The images of the recording.
-        notes: What the network does that may change gradients, with its place.
+        notes: Operations of the network that may change gradients, with their locations.
 
     Raises:
         RewriteError: If they differ.
@@ -69,10 +69,10 @@ def require_same_gradients(root: nn.Module, recording: Recording, images: Tensor
 def _message(network: str, name: str, error: float, notes: list[str]) -> str:
     cause = f" (found: {'; '.join(notes)})" if notes else ""
     if not notes and name.startswith("`"):
-        cause = " (a parameter used directly, and also detached or in a weight computed from it, would train apart)"
+        cause = " (a parameter used directly, and also detached or in a weight computed from it, would diverge)"
     return (
         f"{network}: in training, the student would have other gradients than the float network{cause}: that of {name} "
-        f"differs by {error:.0%}; {WAY_OUT}; prepare(..., verify=False) goes past this check"
+        f"differs by {error:.0%}; {WAY_OUT}; prepare(..., verify=False) skips this check"
     )
 
 
@@ -98,7 +98,7 @@ def _direction(number: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def _total(outputs: list[Any], cotangents: list[Tensor | None]) -> Tensor | None:
-    """Return the outputs along the directions, or None if no gradient reaches any, or they are not finite."""
+    """Return the outputs along the directions, or None if no gradient reaches any or they are not finite."""
     terms = [
         (output * cotangent.to(output)).sum()
         for output, cotangent in zip(outputs, cotangents, strict=True)
@@ -122,7 +122,7 @@ def _distance(own: Tensor | None, other: Tensor | None, floor: float) -> float:
 
 @contextlib.contextmanager
 def _own_gradients(root: nn.Module) -> Iterator[None]:
-    """Preserve the gradients that parameters hold."""
+    """Preserve the gradients of the parameters."""
     before = [(parameter, parameter.grad) for parameter in root.parameters()]
     for parameter, _ in before:
         parameter.grad = None

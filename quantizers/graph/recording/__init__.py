@@ -1,3 +1,3 @@
-"""Running a float network and writing down what it computes."""
+"""Runs a float network and records what it computes."""
 
 __all__: list[str] = []

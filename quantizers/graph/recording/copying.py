@@ -1,4 +1,4 @@
-"""Makes the private copy of a network that is recorded, out of whatever wraps it."""
+"""Makes the private copy of a network to record, without its wrappers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class AnyBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of inputs of any rank, in place of ``nn.SyncBatchNorm``, which wants a group of processes."""
+    """Batch norm for inputs of any rank, in place of ``nn.SyncBatchNorm``, which needs a process group."""
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
         pass
@@ -34,13 +34,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a network to record: unwrapped at every depth, batch norm synchronized with nobody.
+    """Return a deep copy of a network to record, unwrapped at every level and with unsynchronized batch norm.
 
-    Tensors that hooks leave in modules after a step (old ``weight_norm``, ``spectral_norm``, pruning) are results of
-    autograd, which cannot be copied; the copy gets their values.
+    Tensors that hooks leave in modules after a step (old ``weight_norm``, ``spectral_norm``, pruning) are autograd
+    results, which cannot be copied; the copy gets their values.
 
     Raises:
-        RewriteError: If a module cannot be copied, or holds weights that cannot be computed with in float32 or float64.
+        RewriteError: If a module cannot be copied, or holds weights without values in float32 or float64.
     """
     source = unwrapped(model)
     _require_weights(source)
@@ -54,14 +54,14 @@ def private_copy(model: nn.Module) -> nn.Module:
         root = copy.deepcopy(source, memo)
     except Exception as error:
         raise RewriteError(
-            f"{_culprit(source)}: cannot be copied ({str(error).partition(chr(10))[0]}); remove what it holds besides "
-            "layers and tensors"
+            f"{_culprit(source)}: cannot be copied ({str(error).partition(chr(10))[0]}); remove everything but "
+            "layers and tensors from it"
         ) from error
     return _replaced(root)
 
 
 def _require_weights(root: nn.Module) -> None:
-    """Raise unless all weights have values, and a precision that grids are exact in."""
+    """Raise unless all weights have values, in a precision in which grids are exact."""
     for path, tensor in (*root.named_parameters(), *root.named_buffers()):
         if is_lazy(tensor):
             raise RewriteError(f"{path}: has no shape yet (a lazy module); call the network on a batch of images first")
@@ -69,13 +69,13 @@ def _require_weights(root: nn.Module) -> None:
             raise RewriteError(f"{path}: has no values (device meta); load the weights first")
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
             raise RewriteError(
-                f"{path}: is {tensor.dtype}, and codes are exact in float32 only; pass model.float() and float32 "
-                "images, and train under torch.autocast if that is wanted"
+                f"{path}: is {tensor.dtype}, but codes are exact only in float32; pass model.float() and float32 "
+                "images, and train under torch.autocast if you want mixed precision"
             )
 
 
 def _require_no_gradient_hooks(root: nn.Module) -> None:
-    """Raise if a hook sees, and may change, gradients of layers or parameters: a student has none of these hooks."""
+    """Raise if a hook sees, and may change, gradients of layers or parameters: a student does not have these hooks."""
     for path, module in root.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
             raise RewriteError(_hook_message(path or type(root).__name__))
@@ -88,12 +88,12 @@ def _require_no_gradient_hooks(root: nn.Module) -> None:
 def _hook_message(place: str) -> str:
     return (
         f"{place}: has a hook on gradients, which its student would train without; remove it (handle.remove()) before "
-        "prepare, and register it on the student if it is wanted there"
+        "prepare, and register it on the student if you need it there"
     )
 
 
 def require_images(example: Tensor) -> None:
-    """Raise unless an example can be computed with, and tells two functions apart.
+    """Raise unless an example can be computed with and can distinguish two functions.
 
     Raises:
         RewriteError: If it is empty, sparse, of integers or complex, or holds NaN or infinity.
@@ -103,7 +103,7 @@ def require_images(example: Tensor) -> None:
             f"example_inputs has shape {tuple(example.shape)}; give a batch of images, [batch, channels, height, width]"
         )
     if len(example) == 0:
-        raise RewriteError("example_inputs holds no image; give at least one")
+        raise RewriteError("example_inputs holds no images; give at least one")
     if not example.is_floating_point() or example.layout != torch.strided:
         raise RewriteError(
             f"example_inputs is {example.dtype}, {example.layout}; give dense float images, as the network takes them"
@@ -126,7 +126,7 @@ def _culprit(root: nn.Module) -> str:
 
 
 def _replaced(root: nn.Module) -> nn.Module:
-    """Replace wrappers inside a network by what they wrap, and synchronized batch norm by plain."""
+    """Replace wrappers inside a network with what they wrap, and synchronized batch norm with plain batch norm."""
     for module in list(root.modules()):
         for name, child in list(module.named_children()):
             inner = _plain(unwrapped(child))
@@ -146,10 +146,10 @@ def _plain(module: nn.Module) -> nn.Module:
 
 
 def input_name(root: nn.Module) -> str:
-    """Return the name that the network gives its images.
+    """Return the name of the network's image argument.
 
     Raises:
-        RewriteError: If it wants other arguments that have no default.
+        RewriteError: If it needs other arguments that have no default.
     """
     try:
         parameters = list(inspect.signature(root.forward).parameters.values())
@@ -161,11 +161,11 @@ def input_name(root: nn.Module) -> str:
     if missing and not wanted:
         raise RewriteError(
             f"{type(root).__name__}: forward takes its images by keyword only ({', '.join(missing)}), and a student "
-            "takes them as its one positional argument; wrap the network in a module whose forward(x) calls it so"
+            "takes them as its only positional argument; wrap the network in a module whose forward(x) does that"
         )
     if missing:
         raise RewriteError(
-            f"{type(root).__name__}: forward wants {', '.join(missing)} besides the images; give these arguments "
+            f"{type(root).__name__}: forward needs {', '.join(missing)} besides the images; give these arguments "
             "defaults, or wrap the network in a module that takes images only"
         )
     return wanted[0].name if wanted else "x"
@@ -174,7 +174,7 @@ def input_name(root: nn.Module) -> str:
 def example_images(example: Tensor, count: int, device: torch.device) -> Tensor:
     """Return ``count`` different images like those of ``example``: its first, and noisy copies of its images.
 
-    The first values could be all zeros, where most networks agree; the noise is of the size of the example.
+    The first values could be all zeros, where most networks agree. The noise has the scale of the example.
     """
     generator = torch.Generator().manual_seed(count)
     rows = torch.arange(count) % max(len(example), 1)

@@ -1,4 +1,4 @@
-"""Follows where a network stops gradients while it is recorded, which happens without any gradient."""
+"""Tracks where a network stops gradients while it is recorded, even though no gradients are computed then."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
 class GradientFlow:
-    """What gradients would do in the network that is recorded.
+    """Gradient flow of the network that is recorded.
 
     A tensor is stopped if it depends on images but no gradient reaches its sources: it was detached, or
-    computed under ``torch.no_grad()``. Reading it where gradients are on puts a :class:`StopGradient` into the graph.
+    computed under ``torch.no_grad()``. Reading it with gradients enabled puts a :class:`StopGradient` into the graph.
 
     Args:
         pen: Writes the nodes.
-        is_followed: Whether to follow gradients at all: not in eval mode, nor in a network without any.
+        is_followed: Whether to track gradients at all: not in eval mode, nor in a network without any.
     """
 
     def __init__(self, pen: Pen, *, is_followed: bool) -> None:
@@ -38,24 +38,24 @@ class GradientFlow:
         self._is_on, self._functions = True, 0
         self._stopped: dict[int, Tensor] = {}
         self._made: dict[fx.Node, Value] = {}
-        self.notes: list[str] = []  # what may have another gradient than the graph: the place and the operation
+        self.notes: list[str] = []  # what may have another gradient than the graph: location and operation
 
     @property
     def is_on(self) -> bool:
-        """Tell whether what is computed now would have a gradient."""
+        """Return whether a value computed now would have a gradient."""
         return self._is_on and not torch.is_inference_mode_enabled()
 
     def note(self, what: str) -> None:
-        """Note something that may change gradients, with its place."""
+        """Note something that may change gradients, with its location."""
         site = user_site()
         text = f"{self._pen.scope + ': ' if self._pen.scope else ''}{what}{f' at {site}' if site else ''}"
         if self.is_followed and text not in self.notes:
             self.notes.append(text)
 
-    # -- what is heard ---------------------------------------------------------------------------------------------
+    # -- what is observed ------------------------------------------------------------------------------------------
 
     def handles(self, func: Any) -> bool:
-        """Tell whether a function of Python is about gradients, so that :meth:`call` answers in its place."""
+        """Return whether a Python function is about gradients, so that :meth:`call` answers in its place."""
         name = getattr(func, "__name__", "")
         return func is torch._C._set_grad_enabled or name in _OF_GRADIENTS or func == _REQUIRES_GRAD
 
@@ -77,7 +77,7 @@ class GradientFlow:
         return RemovableHandle(OrderedDict())
 
     def made(self, results: list[Tensor], operands: list[Tensor], *, is_detached: bool, is_view: bool) -> None:
-        """Note what an operation returned: is it stopped?
+        """Note whether the results of an operation are stopped.
 
         Args:
             results: Tensors that it returned.
@@ -99,11 +99,11 @@ class GradientFlow:
                 self._stopped[result._cdata] = result
 
     def is_stopped(self, tensor: Tensor) -> bool:
-        """Tell whether no gradient passes a tensor."""
+        """Return whether no gradient passes through a tensor."""
         return tensor._cdata in self._stopped
 
     def stopped(self, tensor: Tensor, value: Value) -> Value:
-        """Return the present value of a tensor: behind a :class:`StopGradient` if it is stopped."""
+        """Return the current value of a tensor, behind a :class:`StopGradient` if it is stopped."""
         if not self.is_stopped(tensor) or not self.is_on or self._functions or "refused" in value.node.meta:
             return value
         if value.node not in self._made:
@@ -114,13 +114,13 @@ class GradientFlow:
 
     @contextlib.contextmanager
     def followed(self, is_recording: Any) -> Iterator[None]:
-        """Let torch answer and call, within the block, as in training.
+        """Make torch answer and call as in training, within the block.
 
         Functions with a custom backward (``torch.autograd.Function``) are noted; what they compute inside has no
-        gradient by nature, so it is not stopped there.
+        gradient anyway, so it is not stopped there.
 
         Args:
-            is_recording: Tells whether the network itself runs, and not torch or this package.
+            is_recording: Returns whether the network itself runs, and not torch or this package.
         """
         real, own = torch.is_grad_enabled, torch.autograd.Function.__dict__["apply"]
 
@@ -146,7 +146,7 @@ class GradientFlow:
 
 @contextlib.contextmanager
 def without_checkpoints() -> Iterator[None]:
-    """Let, within the block, ``torch.utils.checkpoint`` call what it wraps: that is the same function."""
+    """Make ``torch.utils.checkpoint`` just call what it wraps, within the block; the function is the same."""
     try:
         CheckpointFunction.apply = classmethod(lambda _kind, run, _preserve, *args: run(*args))
         yield
@@ -155,7 +155,7 @@ def without_checkpoints() -> Iterator[None]:
 
 
 def without_idle_stops(recording: Recording) -> None:
-    """Remove, in place, the stops that keep gradients from nothing that learns, such as from a frozen stem."""
+    """Remove, in place, the stops that block gradients to nothing trainable, such as to a frozen stem."""
     learns: set[fx.Node] = set()
     for node in live_nodes(recording.graph, output_of(recording.graph)):
         module = recording.modules.get(str(node.target)) if node.op == "call_module" else None

@@ -1,4 +1,4 @@
-"""Hands what a network calls while it runs to a listener: modules, functions of Python, operations of ATen."""
+"""Passes what a network calls while it runs to a listener: modules, Python functions, ATen operations."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Listener(Protocol):
     paused: bool
 
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function of Python."""
+        """Run a Python function."""
         ...
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation of ATen."""
+        """Run an ATen operation."""
         ...
 
 
 class FunctionCalls(TorchFunctionMode):
-    """Hands every call of torch's Python interface to the recorder."""
+    """Passes every call of torch's Python interface to the recorder."""
 
     def __init__(self, recorder: Listener) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class FunctionCalls(TorchFunctionMode):
 
 
 class OperatorCalls(TorchDispatchMode):
-    """Hands every operation of ATen to the recorder."""
+    """Passes every ATen operation to the recorder."""
 
     def __init__(self, recorder: Listener) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -50,13 +50,13 @@ class OperatorCalls(TorchDispatchMode):
 
 
 def unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method of a listener compute without being heard itself."""
+    """Let a method of a listener compute without being recorded itself."""
 
     @functools.wraps(method)
     def wrapped(self: Listener, *args: Any, **kwargs: Any) -> Any:
         before, self.paused = self.paused, True
         try:
-            with torch.no_grad():  # also where the network switches gradients on
+            with torch.no_grad():  # also where the network enables gradients
                 return method(self, *args, **kwargs)
         finally:
             self.paused = before
@@ -65,7 +65,7 @@ def unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of an operation of ATen by name, defaults filled in."""
+    """Return the arguments of an ATen operation by name, defaults filled in."""
     schema = func._schema.arguments
     given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     given.update(zip((argument.name for argument in schema), args, strict=False))
@@ -73,14 +73,14 @@ def by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
 
 
 def word_of(func: Any) -> str:
-    """Return the name of a function as the network's author would say it, in place or not, operands either way."""
+    """Return the name of a function as the network's author would write it, in place or not, reversed or not."""
     name = str(getattr(func, "__name__", "op")).strip("_")
     return {"radd": "add", "rsub": "sub", "rmul": "mul", "iadd": "add", "imul": "mul", "isub": "sub"}.get(name, name)
 
 
 @contextlib.contextmanager
 def instrumented(root: nn.Module, scoped: Callable[..., Any]) -> Iterator[None]:
-    """Let every module of a network report when it runs."""
+    """Make every module of a network report when it runs."""
     changed = []
     try:
         for path, module in root.named_modules():

@@ -1,4 +1,4 @@
-"""Knows which tensors depend on the images, and which share memory, so that writing in place is seen by all of them."""
+"""Tracks which tensors depend on the images, and which share memory, so that all of them see in-place writes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Geometry = tuple[int, int, tuple[int, ...], tuple[int, ...], str]
 
 
 def geometry(tensor: Tensor) -> Geometry:
-    """Return what a tensor sees of which memory: two tensors of one geometry always hold the same values."""
+    """Return which part of which memory a tensor views: two tensors of one geometry always hold the same values."""
     storage = tensor.untyped_storage()._cdata
     return int(storage), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)
 
 
 @dataclass
 class Memory:
-    """A piece of memory: how often it was written, and the node of all of it (None: it is constant)."""
+    """A piece of memory: how often it was written, and the node of all of it (None if it is constant)."""
 
     version: int = 0
     node: fx.Node | None = None
@@ -31,12 +31,12 @@ class Memory:
 
 @dataclass
 class Region:
-    """What one tensor sees of a piece of memory.
+    """The part of a piece of memory that one tensor views.
 
     Args:
         memory: The memory.
-        tensor: The tensor; held, so that its memory is not given to another.
-        parent: The region this is a view of, or None: it is all of the memory.
+        tensor: The tensor; held, so that its memory is not reused for another.
+        parent: The region this is a view of, or None if it is all of the memory.
         moves: Returns the moves from the parent to this.
         node: Node of its values as of ``version``.
         version: The version of the memory that ``node`` belongs to.
@@ -51,7 +51,7 @@ class Region:
 
 
 class Ledger:
-    """The regions of all tensors that a recorded network makes, by what they see of which memory.
+    """The regions of all tensors that a recorded network creates, by geometry.
 
     Args:
         root: The network, whose parameters are the learned constants.
@@ -71,7 +71,7 @@ class Ledger:
     # -- constants -------------------------------------------------------------------------------------------------
 
     def constant(self, tensor: Tensor) -> Constant:
-        """Return what is known of a tensor that does not depend on the images."""
+        """Return what is known about a tensor that does not depend on the images."""
         return self._constants.get(tensor.untyped_storage()._cdata, (Constant(), tensor))[0]
 
     def derive(self, sources: Iterable[Tensor], results: Iterable[Tensor], *, random: bool = False) -> None:
@@ -87,18 +87,18 @@ class Ledger:
         self._constants[tensor.untyped_storage()._cdata] = (constant, tensor)
 
     def parameter(self, tensor: Tensor) -> nn.Parameter:
-        """Return the parameter that a tensor is, or a new one, which trains if it was computed from such."""
+        """Return the parameter that a tensor is, or a new one, which trains if it was computed from trainable ones."""
         known = self._parameters.get(geometry(tensor))
         if known is not None:
             return known
         return nn.Parameter(tensor.detach().clone(), requires_grad=self.constant(tensor).learned)
 
     def learned_name(self, tensor: Tensor) -> str | None:
-        """Return the name of the learned parameter whose memory a tensor is in, if any."""
+        """Return the name of the learned parameter whose memory a tensor shares, if any."""
         return self._learned.get(tensor.untyped_storage()._cdata)
 
     def written_parameter(self, func: Any, args: tuple[Any, ...]) -> str | None:
-        """Return the name of the learned parameter that an operation of ATen writes into, if any."""
+        """Return the name of the learned parameter that an ATen operation writes into, if any."""
         written = (
             given for given, argument in zip(args, func._schema.arguments, strict=False)
             if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Tensor)
@@ -112,12 +112,12 @@ class Ledger:
         return self.regions.get(geometry(tensor))
 
     def is_traced(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor depends on the images."""
+        """Return whether a tensor depends on the images."""
         region = self.region(tensor)
         return region is not None and region.memory.node is not None
 
     def bind(self, tensor: Tensor, value: Value) -> None:
-        """Note that a tensor, new memory, has the values of a node."""
+        """Note that a tensor in new memory has the values of a node."""
         memory = Memory(node=value.node)
         self.regions[geometry(tensor)] = Region(memory, tensor, node=value.node, version=0)
 
@@ -129,7 +129,7 @@ class Ledger:
         self.regions[geometry(tensor)] = Region(parent.memory, tensor, parent, moves, node, parent.memory.version)
 
     def hold(self, tensor: Tensor) -> Region:
-        """Return the region of a tensor; one of constant memory if nothing is known of it."""
+        """Return the region of a tensor; one of constant memory if nothing is known about it."""
         return self.regions.setdefault(geometry(tensor), Region(Memory(), tensor))
 
     def read(self, pen: Pen, region: Region) -> Value | Tensor:
@@ -149,7 +149,7 @@ class Ledger:
         return Value(node, region.tensor)
 
     def write(self, pen: Pen, region: Region, part: Value | Tensor) -> None:
-        """Note that a region is overwritten: all regions of the memory hold something else now."""
+        """Note that a region is overwritten, which changes the contents of all regions of its memory."""
         memory = region.memory
         if region.parent is None:
             memory.node = part.node if isinstance(part, Value) else None
@@ -163,5 +163,5 @@ class Ledger:
 
 def _joined(pen: Pen, whole: Value | Tensor, moves: list[Move], part: Value | Tensor) -> Value | Tensor:
     if not isinstance(whole, Value) and not isinstance(part, Value):
-        return whole  # constants within constants: the memory itself has them
+        return whole  # constants written into constants: the memory itself holds them
     return scatter(pen, whole, moves, part)

@@ -1,4 +1,4 @@
-"""Joins what a network computes in eval() and in train(): the same function, but for drop-out."""
+"""Joins what a network computes in eval() and in train(), which must be the same function except for drop-out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantizers.graph.spelling.layers import fixed_norm
 from quantizers.graph.spelling.moves import Stack
 from quantizers.graph.spelling.pen import Refused
 
-WAY_OUT = "let forward compute the same in both modes, or give prepare the part of the network that does"
+WAY_OUT = "make forward compute the same in both modes, or give prepare the part of the network that does"
 
 
 def live_nodes(graph: fx.Graph, result: Any) -> list[fx.Node]:
@@ -35,9 +35,9 @@ def output_of(graph: fx.Graph) -> Any:
 
 
 def joined(evaluated: Recording, trained: Recording) -> Recording:
-    """Return the graph of eval mode with the drop-out of training mode in it.
+    """Return the graph of eval mode with the drop-out of training mode added.
 
-    What training mode returns besides (auxiliary heads) is left out: the student has the outputs of eval mode.
+    Additional outputs of training mode (auxiliary heads) are dropped: the student has the outputs of eval mode.
 
     Args:
         evaluated: The network in eval mode.
@@ -48,7 +48,7 @@ def joined(evaluated: Recording, trained: Recording) -> Recording:
     """
     wanted = output_of(evaluated.graph)
     if any(leaf is None for leaf in pytree.tree_leaves(wanted)):
-        raise RewriteError("output: holds None in eval(), which no file can; return tensors only")
+        raise RewriteError("output: holds None in eval(), which a file cannot store; return only tensors")
     problems = []
     for candidate in _candidates(wanted, output_of(trained.graph)):
         match = _Match(evaluated, trained)
@@ -80,7 +80,7 @@ class _Match:
         self.twin: dict[fx.Node, fx.Node] = {}  # node of training mode -> the one of eval mode with its value
 
     def compare(self, wanted: Any, candidate: Any) -> str | None:
-        """Return what differs first, or None."""
+        """Return the first difference, or None."""
         left = live_nodes(self.evaluated.graph, wanted)
         right = live_nodes(self.trained.graph, candidate)
         refused = next((n.meta["refused"] for n in (*left, *right) if "refused" in n.meta), None)
@@ -119,8 +119,8 @@ class _Match:
     def _difference(self, node: fx.Node, left: fx.Node | None, right: fx.Node | None) -> str:
         site = f" ({node.meta['site']})" if node.meta.get("site") else ""
         return (
-            f"{node.meta['path']}{site}: train() on a batch of another size computes something else than eval() from "
-            f"here on ({self._name(right, self.trained)} in place of {self._name(left, self.evaluated)}); {WAY_OUT}"
+            f"{node.meta['path']}{site}: train() on a batch of another size computes something other than eval() from "
+            f"here on ({self._name(right, self.trained)} instead of {self._name(left, self.evaluated)}); {WAY_OUT}"
         )
 
     def _name(self, node: fx.Node | None, recording: Recording) -> str:
@@ -150,7 +150,7 @@ class _Match:
         return Recording(graph, modules, self._outputs(new), self.evaluated.result)
 
     def _outputs(self, new: dict[fx.Node, fx.Node]) -> dict[str, fx.Node]:
-        """Return where the outputs of the network's modules are in the joined graph."""
+        """Return the nodes of the outputs of the network's modules in the joined graph."""
         made = {self.twin[node]: new[node] for node in new if not self._is_pass(node)}
         outputs = {path: made[node] for path, node in self.evaluated.outputs.items() if node in made}
         passing = {
@@ -174,7 +174,7 @@ def _free(target: str, modules: dict[str, nn.Module]) -> str:
 
 
 def same_module(left: nn.Module, right: nn.Module) -> bool:
-    """Tell whether two canonical modules are the same but for the values of their weights."""
+    """Return whether two canonical modules are the same except for the values of their weights."""
     if type(left) is not type(right):
         return False
     own, other = _settings(left), _settings(right)

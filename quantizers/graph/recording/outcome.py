@@ -1,4 +1,4 @@
-"""What is known of one run of a network."""
+"""The record of one run of a network."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Recording:
     Args:
         graph: Canonical graph; every node has ``meta`` with its path, shape, and line of code.
         modules: Target -> module.
-        outputs: Module path of the network -> the node of the module's output.
-        result: What the network returned, the tensors themselves.
+        outputs: Module path in the network -> the node of the module's output.
+        result: What the network returned: the tensors themselves.
     """
 
     graph: fx.Graph

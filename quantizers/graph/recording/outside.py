@@ -1,4 +1,4 @@
-"""Observes what a network does outside of torch, where it cannot be recorded: decisions on values, other dice."""
+"""Detects what a network does outside torch, where it cannot be recorded: decisions on values, other RNGs."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.spelling.sites import user_site
 from quantizers.graph.spelling.table import NUMBERS
 
-# Results of operators that are plain numbers of values; those of shapes and strides are known without the values.
+# Operators whose results are plain numbers read from values; those of shapes and strides do not need the values.
 _PLAIN = (torch.BoolType, torch.FloatType, torch.NumberType)
 _OF_SHAPES = ("is_same_size", "is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense", "is_pinned")
 _DICE = (random.Random, np.random.Generator, np.random.RandomState)
-_NOT_OWN = ("torch", "torchvision", "numpy", "quantizers")  # packages whose code draws from what is watched anyway
+_NOT_OWN = ("torch", "torchvision", "numpy", "quantizers")  # packages that draw from watched generators anyway
 _TO_NUMPY = ("numpy", "__array__", "__dlpack__")
 
 
 def is_number(func: Any, name: str) -> bool:
-    """Tell whether an operation of ATen makes a Python number, or sizes, of a tensor's values."""
+    """Return whether an ATen operation turns a tensor's values into a Python number or sizes."""
     plain = any(isinstance(result.type, _PLAIN) for result in func._schema.returns)
     return name in NUMBERS or (plain and name not in _OF_SHAPES)
 
 
 def number_message(where: str, *, of_chance: bool = False) -> str:
-    """Return why a number or a condition that is taken from tensors is refused."""
+    """Return the message for a number or a condition that is taken from tensors."""
     site = user_site() or "an unknown line"
     if of_chance:
         return (
             f"{where}: a number or a condition is drawn at random at {site}, so each pass may be another function; use "
-            "a dropout or stochastic depth layer, or draw outside of the network"
+            "a dropout or stochastic depth layer, or draw outside the network"
         )
     return (
         f"{where}: a number or a condition is taken from tensor values at {site}; "
-        "take it from shapes, which are known, or move it out of the network"
+        "take it from shapes, which are known, or move it outside the network"
     )
 
 
 def inference_message(where: str) -> str:
-    """Return why a network that switches inference mode on is refused."""
+    """Return the message for a network that enables inference mode."""
     return (
         f"{where}: runs under torch.inference_mode() at {user_site() or 'an unknown line'}, whose tensors cannot be "
         "trained with; use torch.no_grad() or detach()"
@@ -52,7 +52,7 @@ def inference_message(where: str) -> str:
 
 
 def written_message(where: str, parameter: str) -> str:
-    """Return why a network that changes a learned parameter while it runs is refused."""
+    """Return the message for a network that changes a learned parameter while it runs."""
     return (
         f"{where}: forward writes into the parameter `{parameter}` at {user_site() or 'an unknown line'}, which a "
         "student would not repeat while it trains; compute the weight from it (w = weight.clamp(...)), or change it in "
@@ -61,22 +61,22 @@ def written_message(where: str, parameter: str) -> str:
 
 
 def leaving(func: Any, where: str) -> str | None:
-    """Return why a function of Python is refused that hands a tensor's values out unseen, or None for any other."""
+    """Return the message for a Python function that passes a tensor's values out of torch, or None for any other."""
     if func is Tensor.tolist:
         return number_message(where)
     if getattr(func, "__name__", "") in _TO_NUMPY and getattr(Tensor, func.__name__, None) is func:
         return (
-            f"{where}: values leave torch at {user_site() or 'an unknown line'}, and what is computed from them does "
-            "not depend on the images, as torch sees it; use torch operations for that (not numpy)"
+            f"{where}: values leave torch at {user_site() or 'an unknown line'}, so what is computed from them does "
+            "not depend on the images, as far as torch can see; compute it with torch operations (not numpy)"
         )
     return None
 
 
 class OtherDice:
-    """Notices a network that draws random numbers from Python or NumPy, which decide what it computes.
+    """Detects a network that draws random numbers from Python or NumPy, which affect what it computes.
 
-    Two runs that happened to draw alike would look like one function. Generators that the network holds, or that its
-    code finds in globals and closures, are watched, too.
+    Two runs that happened to draw the same numbers would look like one function. Generators that the network holds, or
+    that its code finds in globals and closures, are watched, too.
 
     Args:
         root: The network.
@@ -97,8 +97,8 @@ class OtherDice:
         """
         if self._states() != self._before:
             raise RewriteError(
-                f"{where}: forward draws from Python's or NumPy's random numbers, so each pass may be another "
-                "function; use a dropout or stochastic depth layer, or draw outside of the network"
+                f"{where}: forward draws random numbers from Python or NumPy, so each pass may be another "
+                "function; use a dropout or stochastic depth layer, or draw outside the network"
             )
 
     def _states(self) -> tuple[Any, ...]:
@@ -107,14 +107,14 @@ class OtherDice:
 
 
 def _state(dice: Any) -> Any:
-    """Return the state of a generator, to compare."""
+    """Return the state of a generator, for comparison."""
     if isinstance(dice, random.Random):
         return dice.getstate()
     return repr(dice.bit_generator.state) if isinstance(dice, np.random.Generator) else repr(dice.get_state())
 
 
 def private_dice(root: nn.Module) -> list[Any]:
-    """Return the random generators that a network holds, or that its code names."""
+    """Return the random generators that a network holds or that its code references."""
     found: dict[int, Any] = {}
     seen: set[int] = set()
     waiting: list[Any] = []
@@ -134,7 +134,7 @@ def private_dice(root: nn.Module) -> list[Any]:
 
 
 def _within(item: Any) -> Iterator[Any]:
-    """Yield what a container holds, or what the code of a function names."""
+    """Yield what a container holds, or what the code of a function references."""
     if isinstance(item, dict):
         yield from item.values()
     elif isinstance(item, (list, tuple)):
@@ -152,7 +152,7 @@ def _within(item: Any) -> Iterator[Any]:
 
 def _is_filled(cell: Any) -> bool:
     try:
-        cell.cell_contents  # noqa: B018 - asks
+        cell.cell_contents  # noqa: B018 - raises if empty
     except ValueError:
         return False
     return True

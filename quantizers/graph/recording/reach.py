@@ -1,4 +1,4 @@
-"""Finds the parameters that training a network leaves alone: those behind ``torch.no_grad()`` and ``detach()``."""
+"""Finds the parameters that training does not reach: those behind ``torch.no_grad()`` and ``detach()``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from quantizers.graph.recording.returned import tensors
 
 
 def freeze_unreached(root: nn.Module, images: Tensor) -> bool:
-    """Freeze the parameters that no gradient of any output reaches in training mode, so that the student does, too.
+    """Freeze the parameters that no gradient reaches in training mode, so that they are frozen in the student, too.
 
-    A network whose outputs have no gradient at all (a forward for inference only) says nothing of its layers, and one
-    that fails is refused where it is recorded; neither is changed.
+    A network whose outputs have no gradient at all (an inference-only forward) says nothing about its layers, and one
+    that fails is refused when it is recorded; neither is changed.
 
     Args:
-        root: The private copy of a network; its flags ``requires_grad`` change, nothing else.
+        root: The private copy of a network; only its ``requires_grad`` flags change.
         images: Images as it takes them.
 
     Returns:
@@ -34,7 +34,7 @@ def freeze_unreached(root: nn.Module, images: Tensor) -> bool:
                 return bool(sums)
             total = torch.stack(sums).sum()
             found = torch.autograd.grad(total, [other for _, other in learned], allow_unused=True)
-        except Exception:  # whatever it is, the recording meets it and names the place
+        except Exception:  # whatever it is, the recording will hit it and name the location
             return True
     for (own, _), gradient in zip(learned, found, strict=True):
         if gradient is None:

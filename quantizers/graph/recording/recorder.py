@@ -1,4 +1,4 @@
-"""Runs a network once and writes down, as canonical modules, what it computes from its images."""
+"""Runs a network once and records, as canonical modules, what it computes from its images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from quantizers.graph.spelling.table import (
 )
 from quantizers.graph.spelling.writes import mutated
 
-# A module of the closed set computes what torch computes, in another order of summation at most.
+# A module of the closed set computes the same as torch, except perhaps for the order of summation.
 STEP_TOLERANCE = 1e-4
 
 
@@ -55,9 +55,9 @@ class Recorder:
     """Records one run of a network.
 
     Args:
-        root: The network, in the mode to record; a private copy, for its modules are instrumented during the run.
+        root: The network, in the mode to record; a private copy, because its modules are instrumented during the run.
         check: Whether to compare every step with what torch computes.
-        gradients: Whether the network has gradients, whose stops are recorded in training mode.
+        gradients: Whether the network has gradients; their stops are recorded in training mode.
     """
 
     def __init__(self, root: nn.Module, *, check: bool = True, gradients: bool = False) -> None:
@@ -76,7 +76,7 @@ class Recorder:
 
         Raises:
             RewriteError: If the network fails, takes a number or a decision from tensor values, or returns something
-                that is no structure of tensors.
+                that is not a structure of tensors.
         """
         value = self.pen.images(name, images)
         self.ledger.bind(images, value)
@@ -103,7 +103,7 @@ class Recorder:
         return structure(result, type(self.root).__name__, node_of)
 
     def _is_own_code(self) -> bool:
-        """Tell whether the network's own code runs, and not torch's or this package's."""
+        """Return whether the network's own code runs, and not torch's or this package's."""
         return not (self.paused or self.pen.word)
 
     # -- modules ---------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Recorder:
 
     @unrecorded
     def _drop(self, module: nn.Module, x: Tensor, *, is_on: bool, in_place: bool) -> Tensor:
-        """Record drop-out, which is not applied; where it is off, what it returns is what it got."""
+        """Record drop-out, which is not applied; where it is off, it returns its input."""
         value = self._value(x)
         if not is_on:
             if self.pen.scope:
@@ -161,7 +161,7 @@ class Recorder:
         self.ledger.bind(result, made)
         return result
 
-    # -- functions of Python ---------------------------------------------------------------------------------------
+    # -- Python functions ------------------------------------------------------------------------------------------
 
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call of torch's Python interface."""
@@ -230,7 +230,7 @@ class Recorder:
         name, parameters, _ = FUNCTIONS[func]
         given = named(parameters, args, kwargs)
         if name == "conv2d" and not isinstance(given["padding"], str):
-            return func(*args, **kwargs)  # its ATen form is as good
+            return func(*args, **kwargs)  # its ATen form is just as good
         if name == "_pad_circular" and given["mode"] != "circular":
             return func(*args, **kwargs)
         return self._spelled_whole(func, args, kwargs)
@@ -244,10 +244,10 @@ class Recorder:
         self._spell(speller, name, self._valued(given), results)
         return real
 
-    # -- operations of ATen ----------------------------------------------------------------------------------------
+    # -- ATen operations -------------------------------------------------------------------------------------------
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Record an operation of ATen."""
+        """Record an ATen operation."""
         name = func.overloadpacket.__name__
         if self.paused or name == "_assert_async":
             return func(*args, **kwargs)
@@ -348,7 +348,7 @@ class Recorder:
         values = self._valued(arguments)
         try:
             if written != ["self"]:
-                raise NoSpelling("it writes into another tensor (out=); use its result")
+                raise NoSpelling("it writes into another tensor (out=); use its return value")
             part = mutated(self.pen, name.removesuffix("_"), values, target)
             self.ledger.write(self.pen, region, part)
             message = None
@@ -363,7 +363,7 @@ class Recorder:
         return real
 
     def _poison(self, region: Region, value: Value) -> None:
-        """Let all of the memory of a tensor be refused: what was written there has no spelling."""
+        """Mark all of a tensor's memory as refused: what was written there has no spelling."""
         while region.parent is not None:
             region = region.parent
         region.memory.node, region.memory.version = value.node, region.memory.version + 1
@@ -409,10 +409,10 @@ class Recorder:
         return f"{where}: {unknown(what, name)}"
 
     def _compare(self, real: Tensor, made: Value) -> None:
-        """Raise if a spelling computes something else than torch: a fault of this toolkit, not of the network."""
+        """Raise if a spelling computes something other than torch, which is a bug in this toolkit, not the network."""
         got = made.tensor
         if got.shape != real.shape:
-            raise RewriteError(self._fault(f"shape {tuple(got.shape)} for {tuple(real.shape)}"))
+            raise RewriteError(self._fault(f"shape {tuple(got.shape)} instead of {tuple(real.shape)}"))
         if not real.is_floating_point() or not bool(torch.isfinite(real).all()):
             return
         error = float((got - real).abs().max()) if real.numel() else 0.0
@@ -421,8 +421,8 @@ class Recorder:
 
     def _fault(self, found: str) -> str:
         return (
-            f"{self.pen.place()}: the spelling of {self.pen.what()} is another function ({found}): please report it; "
-            "prepare(..., verify=False) goes past this check"
+            f"{self.pen.place()}: the spelling of {self.pen.what()} is another function ({found}). Please report it; "
+            "prepare(..., verify=False) skips this check"
         )
 
     # -- tensors ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
     Args:
         result: A tensor, or a tuple, list or dict of tensors.
         network: Name of the network, for messages.
-        node_of: Gives the node of a tensor, or None if it does not depend on the images.
+        node_of: Returns the node of a tensor, or None if it does not depend on the images.
         is_inner: Whether it is within another structure.
 
     Raises:
@@ -26,8 +26,8 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
         node = node_of(result)
         if node is None:
             raise RewriteError(
-                f"{network}: an output does not depend on the images, as torch sees it; return what is computed from "
-                "them, use torch operations for that (not numpy)"
+                f"{network}: an output does not depend on the images, as far as torch can see; return what is computed "
+                "from them, with torch operations (not numpy)"
             )
         return node
     if is_inner and isinstance(result, (dict, tuple, list)):
@@ -39,7 +39,7 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
         return structure(item, network, node_of, is_inner=True)
 
     if isinstance(result, dict):
-        return {str(key): inner(item) for key, item in result.items()}  # plain, whatever the network's own type
+        return {str(key): inner(item) for key, item in result.items()}  # a plain dict, whatever the network's own type
     if isinstance(result, (tuple, list)):
         return (tuple if isinstance(result, tuple) else list)(inner(item) for item in result)
     if result is None:
@@ -50,7 +50,7 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
 
 
 def tensors(result: Any) -> list[Tensor]:
-    """Return the tensors of what a network returned, in order, whatever custom types hold them."""
+    """Return the tensors that a network returned, in order, whatever custom types hold them."""
     if isinstance(result, Tensor):
         return [result]
     items = result.values() if isinstance(result, dict) else result if isinstance(result, (tuple, list)) else ()

@@ -1,4 +1,4 @@
-"""Refuses networks with two weights that are, or are computed from, one parameter: a student would train them apart."""
+"""Refuses networks with two weights that are, or are computed from, one parameter: in a student, they would diverge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantizers.graph.spelling.pen import Pen
 
 @dataclass(frozen=True)
 class _Use:
-    """A parameter of a layer, and the tensor of the network that its values are from."""
+    """A parameter of a layer, and the tensor of the network that its values come from."""
 
     where: str
     layer: nn.Module
@@ -30,13 +30,13 @@ class _Use:
 def require_no_ties(recording: Recording, pen: Pen) -> None:
     """Raise if two layers, or weight and bias of one, have weights that are, or are computed from, one parameter.
 
-    The student holds one parameter for each, so after a step of training they would no longer belong together. Parts
-    of a parameter that do not overlap are independent anyway, and the slopes of one PReLU stay one. Learned factors
-    and offsets of activations are left alone: those become factors of each layer they meet.
+    The student holds one parameter for each, so they would diverge after one training step. Parts of a parameter that
+    do not overlap are independent anyway, and the slopes of one PReLU stay shared. Learned factors and offsets of
+    activations are exempt: those become factors of each layer they meet.
 
     Args:
         recording: What was recorded of the network.
-        pen: What wrote it, which knows where parameters come from.
+        pen: The pen that wrote it, which tracks where parameters come from.
 
     Raises:
         RewriteError: If so (names the parameter and both places).
@@ -48,9 +48,9 @@ def require_no_ties(recording: Recording, pen: Pen) -> None:
             continue
         how = "are" if is_one else "are computed from"
         raise RewriteError(
-            f"{first.where} and {second.where} {how} one parameter, `{min(shared)}`, and a student would train them "
-            "apart, whether one of them is detached or not; give each layer its own parameter, or freeze that one by "
-            "requires_grad_(False)"
+            f"{first.where} and {second.where} {how} one parameter, `{min(shared)}`, but training a "
+            "student would let them diverge, even if one of them is detached; give each layer its own parameter, or "
+            "freeze that one with requires_grad_(False)"
         )
 
 
@@ -69,7 +69,7 @@ def _layer(recording: Recording, node: fx.Node) -> nn.Module | None:
 
 
 def _are_apart(first: Tensor, second: Tensor) -> bool:
-    """Tell whether two tensors are views of one memory that share no value."""
+    """Return whether two tensors are non-overlapping views of one memory."""
     if first.untyped_storage()._cdata != second.untyped_storage()._cdata:
         return False
     size = first.untyped_storage().nbytes() // first.element_size()

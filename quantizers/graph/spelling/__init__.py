@@ -1,3 +1,3 @@
-"""How every operation of torch is written with the closed set of modules."""
+"""How to express every torch operation with the closed set of modules."""
 
 __all__: list[str] = []

@@ -45,9 +45,9 @@ def plain(pen: Pen, call: Call) -> Value:
 
 
 def _require_fixed(pen: Pen, bound: Any) -> None:
-    """Raise if a bound trains, which a student could not do: it would keep the value of today."""
+    """Raise if a bound is trained: the student would keep its current value."""
     if isinstance(bound, Tensor) and pen.require_steady(bound).learned:
-        raise NoSpelling("its bound is learned; use a constant, or freeze it by requires_grad_(False)")
+        raise NoSpelling("its bound is learned; use a constant, or freeze it with requires_grad_(False)")
 
 
 def _number(bound: Any) -> float | None:
@@ -57,18 +57,18 @@ def _number(bound: Any) -> float | None:
         if bound.numel() != 1 and not bool((bound == bound.flatten()[0]).all()):
             raise NoSpelling("its bound differs between values; use one number")
         bound = bound.flatten()[0].item()
-    return None if bound is None or math.isinf(bound) else float(bound)  # the guard sees bounds of the wrong infinity
+    return None if bound is None or math.isinf(bound) else float(bound)  # the check catches a wrong infinity
 
 
 def clamp_module(low: Any, high: Any) -> nn.Module:
-    """Return the activation that limits values to [low, high]; None: no limit."""
+    """Return the activation that limits values to [low, high]; None means no limit."""
     least, most = _number(low), _number(high)
     if least == 0 and (most is None or most == 6):
         return nn.ReLU() if most is None else nn.ReLU6()
     limit = float(torch.finfo(torch.float32).max)
     least, most = -limit if least is None else least, limit if most is None else most
     if not least < most:
-        raise NoSpelling(f"its bounds leave one value ({least:g} and {most:g}); use a lower and a higher bound")
+        raise NoSpelling(f"its bounds leave only one value ({least:g} and {most:g}); use a lower and a higher bound")
     return nn.Hardtanh(least, most)
 
 
@@ -109,7 +109,7 @@ def gated(pen: Pen, call: Call) -> Value:
 
 
 def softmax(pen: Pen, call: Call) -> Value:
-    """Spell a softmax or log softmax; later it is an error unless it is last."""
+    """Spell a softmax or log softmax; a later pass raises unless it is last."""
     value = call.value()
     axis = axis_of(call["dim"], len(value.shape))
     return pen.emit((nn.LogSoftmax if "log" in call.name else nn.Softmax)(axis), value)

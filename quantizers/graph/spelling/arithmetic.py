@@ -1,4 +1,4 @@
-"""Spells sums, differences, products and quotients, with constants as factors and offsets a channel."""
+"""Spells sums, differences, products and quotients, with constants as factors and offsets per channel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rsub(pen: Pen, call: Call) -> Value:
 
 
 def neg(pen: Pen, call: Call) -> Value:
-    """Spell a change of sign."""
+    """Spell a negation."""
     return affine(pen, call.value(), -1.0, 0.0)
 
 
@@ -57,7 +57,7 @@ def square(pen: Pen, call: Call) -> Value:
 
 
 def power(pen: Pen, call: Call) -> Value:
-    """Spell a small whole power as products."""
+    """Spell a small integer power as products."""
     exponent = call["exponent"]
     if not isinstance(call["self"], Value) or isinstance(exponent, (Value, Tensor)) or exponent not in (1, 2, 3):
         raise NoSpelling
@@ -120,7 +120,7 @@ def _scaled_constant(pen: Pen, constant: Any, factor: float) -> Any:
 
 
 def scaled(pen: Pen, value: Value, factor: float) -> Value:
-    """Return ``value`` times a number, beside the operation that wants it so."""
+    """Return ``value`` times a number, as a helper step of the operation that needs it."""
     return value if factor == 1 else affine(pen, value, factor, 0.0, aside=True)
 
 
@@ -134,7 +134,7 @@ def affine(pen: Pen, value: Value, scale: Any, shift: Any, *, aside: bool = Fals
         NoSpelling: If a constant differs from image to image, or is random.
     """
     if not value.tensor.is_floating_point():
-        raise NoSpelling("it computes with values that are no floating numbers; use float tensors")
+        raise NoSpelling("it computes with values that are not floating-point; use float tensors")
     learned = (_is_learned(pen, scale), _is_learned(pen, shift))
     value, factors, offsets = _aligned(pen, value, scale, shift)
     rank = len(value.shape)
@@ -153,7 +153,7 @@ def affine(pen: Pen, value: Value, scale: Any, shift: Any, *, aside: bool = Fals
 def _map(
     pen: Pen, factors: Tensor, offsets: Tensor, given: tuple[Any, Any], learned: tuple[bool, bool]
 ) -> Affine:  # fmt: skip
-    """Return an affine map, its learned parts noted as the network's ``given`` ones."""
+    """Return an affine map, with its learned parts noted as the network's ``given`` ones."""
     module = Affine(factors, offsets, learned=learned)
     for part, tensor, trains in zip((module.scale, module.shift), given, learned, strict=True):
         if trains:
@@ -168,7 +168,7 @@ def _is_learned(pen: Pen, constant: Any) -> bool:
 
 
 def _aligned(pen: Pen, value: Value, scale: Any, shift: Any) -> tuple[Value, Tensor, Tensor]:
-    """Return the value, spread where constants are larger, and constants of its rank and a batch of one."""
+    """Return the value, expanded where constants are larger, and constants of its rank with a batch of one."""
     like = value.tensor
     constants = [
         c.detach().to(like.dtype) if isinstance(c, Tensor) else torch.tensor(float(c)).to(like) for c in (scale, shift)
@@ -176,7 +176,9 @@ def _aligned(pen: Pen, value: Value, scale: Any, shift: Any) -> tuple[Value, Ten
     shape = torch.broadcast_shapes(like.shape, *(c.shape for c in constants))  # type: ignore[no-untyped-call]
     if tuple(shape) != value.shape:
         if len(shape) != len(value.shape) or shape[0] != value.shape[0]:
-            raise NoSpelling("a constant has more axes than what it meets; give the images' tensor those axes first")
+            raise NoSpelling(
+                "a constant has more axes than the other operand; give the images' tensor those axes first"
+            )
         value = pen.emit(Expand(shape[1:]), value, aside=True)
     full = [c.reshape((1,) * (len(shape) - c.dim()) + tuple(c.shape)) for c in constants]
     return value, *(_one_row(c) for c in full)  # type: ignore[return-value]
@@ -191,7 +193,7 @@ def _one_row(constant: Tensor) -> Tensor:
 
 
 def _shrunk(constant: Tensor) -> Tensor:
-    """Return a constant without the axes along which it does not change."""
+    """Return a constant without the axes along which it is uniform."""
     for axis in range(constant.dim()):
         first = constant.narrow(axis, 0, 1)
         if constant.shape[axis] > 1 and bool((constant == first).all()):

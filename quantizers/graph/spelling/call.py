@@ -17,9 +17,9 @@ class Call:
     """An operation and its arguments.
 
     Args:
-        name: What ATen or torch.nn.functional calls it, without the mark of in-place forms.
+        name: Its name in ATen or torch.nn.functional, without the in-place suffix.
         arguments: By name, defaults filled in; tensors that depend on the images are values.
-        shapes: Shape of every tensor it gives.
+        shapes: Shape of every tensor it returns.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Call:
         return self.arguments[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an argument, or ``default`` where this operation has none of that name."""
+        """Return an argument, or ``default`` if this operation has none with that name."""
         return self.arguments.get(name, default)
 
     @property
@@ -62,10 +62,10 @@ class Call:
 
 
 def spelled(speller: Callable[[Pen, Call], Any], pen: Pen, call: Call) -> Any:
-    """Return what a speller writes for an operation, which torch itself can run.
+    """Return what a speller writes for an operation that torch itself can run.
 
     Raises:
-        NoSpelling: If it writes nothing, or meets arguments that it cannot express: no failure of the network.
+        NoSpelling: If it writes nothing, or cannot express the arguments; the network itself is fine.
     """
     try:
         return speller(pen, call)
@@ -77,7 +77,7 @@ def spelled(speller: Callable[[Pen, Call], Any], pen: Pen, call: Call) -> Any:
 
 
 def pair(given: Any) -> tuple[int, int]:
-    """Return a size of two axes, given as one number, or as a sequence of one or two, as (height, width)."""
+    """Return a size given as one number or as a sequence of one or two as (height, width)."""
     if isinstance(given, (tuple, list)):
         return int(given[0]), int(given[-1])
     return int(given), int(given)

@@ -18,7 +18,7 @@ Pair = tuple[int, int]
 
 
 def convolution(pen: Pen, call: Call) -> Value:
-    """Spell a convolution of images, of sequences (as images of one row), or a transposed one of images."""
+    """Spell a convolution of images or sequences (as images of one row), or a transposed one of images."""
     value, weight, bias = _operands(call, "input")
     if weight.dim() not in (3, 4) or len(value.shape) != weight.dim():
         raise NoSpelling(f"a convolution over {weight.dim() - 2} dimensions has no low-bit kernel; use Conv2d")
@@ -78,7 +78,7 @@ def _over_sequences(
 def transposed(
     pen: Pen, value: Value, weight: Tensor, bias: Tensor | None, groups: int, options: dict[str, Any]
 ) -> Value:  # fmt: skip
-    """Write a transposed convolution: zeros between the values, then a convolution with the weights turned round.
+    """Write a transposed convolution: zeros between the values, then a convolution with flipped weights.
 
     Output ``o`` of a transposed convolution sums the inputs ``i`` with ``o = i * stride - padding + k * dilation``:
     a plain convolution, of stride 1, of the inputs ``stride`` apart, padded by ``dilation * (kernel - 1) - padding``.
@@ -88,7 +88,7 @@ def transposed(
     before = [r - p for r, p in zip(reach, options["padding"], strict=True)]
     after = [b + extra for b, extra in zip(before, options["output_padding"], strict=True)]
     value = _spread(pen, value, stride)
-    # Every spread row ends in stride - 1 zeros, which are part of the padding behind it.
+    # Every spread row ends in stride - 1 zeros, which are part of the padding after it.
     value, padding = _framed(pen, value, before, [a - (s - 1) for a, s in zip(after, stride, strict=True)])
     turned = _turned(weight, groups)
     plain = {"stride": (1, 1), "padding": padding, "dilation": options["dilation"]}
@@ -96,7 +96,7 @@ def transposed(
 
 
 def _spread(pen: Pen, value: Value, stride: Sequence[int]) -> Value:
-    """Put ``stride - 1`` zeros behind every value of each row and column."""
+    """Insert ``stride - 1`` zeros after every value of each row and column."""
     if tuple(stride) == (1, 1):
         return value
     _, channels, height, width = value.shape
@@ -107,7 +107,7 @@ def _spread(pen: Pen, value: Value, stride: Sequence[int]) -> Value:
 
 
 def _framed(pen: Pen, value: Value, before: Sequence[int], after: Sequence[int]) -> tuple[Value, Pair]:
-    """Pad or crop height and width; return what even padding of the convolution is left to do."""
+    """Pad or crop height and width; return the even padding that is left to the convolution."""
     for axis, (front, back) in enumerate(zip(before, after, strict=True), start=2):
         start, end = max(-front, 0), value.shape[axis] - max(-back, 0)
         if (start, end) != (0, value.shape[axis]):
@@ -120,7 +120,7 @@ def _framed(pen: Pen, value: Value, before: Sequence[int], after: Sequence[int])
 
 
 def _turned(weight: Tensor, groups: int) -> Tensor:
-    """Return weights ``[in, out / groups, height, width]`` as ``[out, in / groups, height, width]``, turned round."""
+    """Return weights ``[in, out / groups, height, width]`` as ``[out, in / groups, height, width]``, flipped."""
     inner, outer = weight.shape[0] // groups, weight.shape[1]
     parts = weight.detach().reshape(groups, inner, outer, *weight.shape[2:]).transpose(1, 2)
     return parts.reshape(groups * outer, inner, *weight.shape[2:]).flip(2, 3).contiguous()
@@ -156,8 +156,8 @@ def batch_norm(pen: Pen, call: Call, *, module: nn.Module | None) -> Value:
 
     Args:
         pen: Where to write.
-        call: Its arguments, as ``torch.nn.functional.batch_norm`` names them.
-        module: The layer that calls it, which knows momentum and counts batches; None for the function.
+        call: Its arguments, by their names in ``torch.nn.functional.batch_norm``.
+        module: The layer that calls it, which has the momentum and counts batches; None for the function.
     """
     value, mean, var = call.value("input"), call.fixed("running_mean"), call.fixed("running_var")
     if mean is None or var is None:
@@ -186,10 +186,10 @@ def batch_norm(pen: Pen, call: Call, *, module: nn.Module | None) -> Value:
 
 
 def fixed_norm(norm: nn.modules.batchnorm._BatchNorm) -> Affine:
-    """Return batch norm that never leaves its running statistics as a factor and an offset a channel."""
+    """Return batch norm that always uses its running statistics as a factor and an offset per channel."""
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
-        raise ValueError("batch norm without running statistics is no affine map")
+        raise ValueError("batch norm without running statistics is not an affine map")
     scale = torch.rsqrt(var + norm.eps) * (1 if norm.weight is None else norm.weight.detach())
     shift = -mean * scale + (0 if norm.bias is None else norm.bias.detach())
     trains = [parameter is not None and parameter.requires_grad for parameter in (norm.weight, norm.bias)]
@@ -207,5 +207,5 @@ def prelu(pen: Pen, call: Call) -> Value:
 
 
 def permuted(pen: Pen, value: Value, order: Sequence[int]) -> Value:
-    """Return axes in another order, beside the operation that wants it so."""
+    """Return axes in another order, as a helper step of the operation that needs it."""
     return value if list(order) == sorted(order) else pen.emit(Permute(order), value, aside=True)

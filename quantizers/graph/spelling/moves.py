@@ -1,4 +1,4 @@
-"""Spells operations that move values: views as chains of moves that can be undone, and all others."""
+"""Spells operations that move values: views as chains of invertible moves, and all others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantizers.graph.spelling.call import Call, axis_of
 from quantizers.graph.spelling.pen import Pen, Value
 from quantizers.layers import Concat
 
-BATCH = "it mixes or picks images of the batch, which is axis 0 and of any size; use the other axes only"
+BATCH = "it mixes or picks images of the batch, which is axis 0 and can have any size; use only the other axes"
 Shape = tuple[int, ...]
 
 # -- views: operation -> the moves from its operand to each of its results ---------------------------------------------
@@ -56,7 +56,7 @@ def _sliced(before: Shape, axis: int, start: int, end: int, step: int = 1) -> li
 def _slice(call: Call, before: Shape, _after: Shape) -> list[Move]:
     axis = axis_of(call["dim"], len(before))
     start, end, step = slice(call["start"], call["end"], call["step"]).indices(before[axis])
-    if axis == 0 and before[0] < (call["end"] or 0) < sys.maxsize:  # all of these images, and not of a larger batch
+    if axis == 0 and before[0] < (call["end"] or 0) < sys.maxsize:  # all of these images, but not all of a larger batch
         raise NoSpelling(BATCH)
     return _sliced(before, axis, start, end, step)
 
@@ -93,7 +93,7 @@ def piece_moves(call: Call, before: Shape) -> list[list[Move]]:
     """Return the moves to each piece of a split along one axis."""
     axis, start, pieces = axis_of(call["dim"], len(before)), 0, []
     size = call.get("split_size")
-    if axis == 0 and isinstance(size, int) and size > before[0]:  # one piece now, and several of a larger batch
+    if axis == 0 and isinstance(size, int) and size > before[0]:  # one piece now, but several for a larger batch
         raise NoSpelling(BATCH)
     for after in call.shapes:
         size = after[axis] if len(after) == len(before) else 1
@@ -110,7 +110,7 @@ def view_moves(call: Call, before: Shape) -> list[list[Move]]:
     """Return the moves from the operand of a view to each of its results.
 
     Raises:
-        NoSpelling: If it touches the batch, or is no chain of moves.
+        NoSpelling: If it touches the batch, or is not a chain of moves.
     """
     if call.name in PIECES:
         return piece_moves(call, before)
@@ -130,14 +130,14 @@ def apply(pen: Pen, value: Value, moves: Sequence[Move], *, aside: bool = False)
 
 
 def scatter(pen: Pen, whole: Value | Tensor, moves: Sequence[Move], part: Value | Tensor) -> Value:
-    """Return ``whole`` with the values that ``moves`` lead to replaced by ``part``."""
+    """Return ``whole`` with the values that ``moves`` select replaced with ``part``."""
     steps = [whole]
     for move in moves:
         steps.append(_moved(pen, steps[-1], move))
     for before, move in zip(reversed(steps[:-1]), reversed(moves), strict=True):
         part = _undone(pen, before, move, part)
     if not isinstance(part, Value):
-        raise NoSpelling("constants are written over the whole of it")
+        raise NoSpelling("constants overwrite all of it")
     return part
 
 
@@ -200,7 +200,7 @@ def join(pen: Pen, parts: Sequence[Value | Tensor], axis: int, *, aside: bool = 
 
 
 def pad(pen: Pen, value: Value, axis: int, before: int, after: int, *, aside: bool = False) -> Value:
-    """Return ``value`` with zeros before and behind one axis."""
+    """Return ``value`` with zeros before and after one axis."""
     if before == after == 0:
         return value
     sizes = [[0] * len(value.shape), [0] * len(value.shape)]
@@ -208,7 +208,7 @@ def pad(pen: Pen, value: Value, axis: int, before: int, after: int, *, aside: bo
     return pen.emit(Pad(*sizes), value, aside=aside)
 
 
-# -- moves that are no views -------------------------------------------------------------------------------------------
+# -- moves that are not views ------------------------------------------------------------------------------------------
 
 
 def cat(pen: Pen, call: Call) -> Value | Tensor:
@@ -218,7 +218,7 @@ def cat(pen: Pen, call: Call) -> Value | Tensor:
 
 
 def copy(pen: Pen, call: Call) -> Value:
-    """Spell a copy, which has the values of what it copies."""
+    """Spell a copy, which has the values of its source."""
     value = call.value()
     dtype = call.get("dtype")
     if dtype is not None and dtype != value.tensor.dtype:
@@ -229,7 +229,7 @@ def copy(pen: Pen, call: Call) -> Value:
 def constant_pad(pen: Pen, call: Call) -> Value:
     """Spell padding with zeros; negative amounts crop."""
     if call["value"] != 0:
-        raise NoSpelling(f"it pads with {call['value']}, which a grid may not hold; use zeros")
+        raise NoSpelling(f"it pads with {call['value']}, which may not be on the grid; use zeros")
     value, amounts = call.value(), list(call["pad"])
     rank = len(value.shape)
     amounts += [0] * (2 * rank - len(amounts))
@@ -271,7 +271,7 @@ def roll(pen: Pen, call: Call) -> Value:
 
 
 def index_select(pen: Pen, call: Call) -> Value:
-    """Spell a choice of indices along one axis."""
+    """Spell a selection of indices along one axis."""
     indices = call.fixed("index")
     return gather(pen, call.value(), axis_of(call["dim"], len(call.value().shape)), indices.tolist())  # type: ignore[union-attr]
 
@@ -280,14 +280,14 @@ def index(pen: Pen, call: Call) -> Value:
     """Spell ``x[:, indices]`` with constant indices of one axis."""
     found = [(axis, given) for axis, given in enumerate(call["indices"]) if given is not None]
     if len(found) != 1 or isinstance(found[0][1], Value) or found[0][1].dim() != 1:
-        raise NoSpelling("it picks values by several index tensors, or by computed ones; index one axis by constants")
+        raise NoSpelling("it picks values by several index tensors, or by computed ones; index one axis with constants")
     axis, given = found[0]
     chosen = given.nonzero().flatten() if given.dtype in (torch.bool, torch.uint8) else given
     return gather(pen, call.value(), axis, (chosen % call.value().shape[axis]).tolist())
 
 
 def repeat(pen: Pen, call: Call) -> Value:
-    """Spell a tensor beside itself along axes."""
+    """Spell a tensor repeated along axes."""
     value, times = call.value(), list(call["repeats"])
     if len(times) != len(value.shape):
         raise NoSpelling(BATCH)
@@ -298,7 +298,7 @@ def repeat(pen: Pen, call: Call) -> Value:
 
 
 def pixel_shuffle(pen: Pen, call: Call) -> Value:
-    """Spell channels as pixels of a larger image."""
+    """Spell the rearrangement of channels into pixels of a larger image."""
     value, factor = call.value(), int(call["upscale_factor"])
     _, channels, height, width = value.shape
     channels //= factor**2
@@ -308,7 +308,7 @@ def pixel_shuffle(pen: Pen, call: Call) -> Value:
 
 
 def pixel_unshuffle(pen: Pen, call: Call) -> Value:
-    """Spell pixels as channels of a smaller image."""
+    """Spell the rearrangement of pixels into channels of a smaller image."""
     value, factor = call.value(), int(call["downscale_factor"])
     _, channels, height, width = value.shape
     height, width = height // factor, width // factor
@@ -318,7 +318,7 @@ def pixel_unshuffle(pen: Pen, call: Call) -> Value:
 
 
 def channel_shuffle(pen: Pen, call: Call) -> Value:
-    """Spell groups of channels dealt out in turn."""
+    """Spell the interleaving of channel groups."""
     value, groups = call.value(), int(call["groups"])
     channels, rest = value.shape[1], value.shape[2:]
     value = pen.emit(Reshape((groups, channels // groups, *rest)), value, aside=True)
@@ -327,7 +327,7 @@ def channel_shuffle(pen: Pen, call: Call) -> Value:
 
 
 def upsample_nearest(pen: Pen, call: Call) -> Value:
-    """Spell nearest-neighbor resizing: torch itself resizes a ramp of indices, so rounding is torch's."""
+    """Spell nearest-neighbor resizing: torch itself resizes a ramp of indices, so it rounds as torch does."""
     value = call.value()
     operator = getattr(torch.ops.aten, call.name).default
     scales = [call[name] for name in ("scales_h", "scales_w")]
@@ -339,7 +339,7 @@ def upsample_nearest(pen: Pen, call: Call) -> Value:
 
 
 class Stack(nn.Module):
-    """Tensors beside each other on a new axis; a sum over that axis is a sum of the tensors.
+    """Tensors stacked on a new axis; a sum over that axis is a sum of the tensors.
 
     Args:
         axis: The new axis.
@@ -354,7 +354,7 @@ class Stack(nn.Module):
 
 
 def stack(pen: Pen, call: Call) -> Value:
-    """Spell a stack; its lowering waits until it is known who reads it."""
+    """Spell a stack; it is lowered once its readers are known."""
     parts = call["tensors"]
     if not all(isinstance(part, Value) for part in parts):
         raise NoSpelling("it stacks activations with constants; add a layer with an offset (y + offset)")

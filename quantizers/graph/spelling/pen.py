@@ -1,4 +1,4 @@
-"""Writes nodes of the canonical graph: names them as the network does, and runs each on the example."""
+"""Writes nodes of the canonical graph, named as in the network, and runs each on the example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantizers.graph.form.refusal import NoSpelling, RewriteError
 from quantizers.graph.spelling.sites import user_site
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.PReLU)
-# Layers of torch that have a spelling in most of their settings: a refusal says which setting has none.
+# Torch layers that can be spelled in most of their settings: a refusal says which setting cannot.
 KNOWN_LAYERS = (
     nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
@@ -24,7 +24,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the network: the node that gives it, and its value on the example."""
+    """A tensor of the network: the node that produces it, and its value on the example."""
 
     node: fx.Node
     tensor: Tensor
@@ -36,7 +36,7 @@ class Value:
 
 
 class Refused(nn.Module):
-    """Stands where an operation has no spelling; an error only if the output depends on it."""
+    """Placeholder for an operation without a spelling; an error only if the output depends on it."""
 
     def forward(self, *operands: Tensor) -> Tensor:
         raise RewriteError("a refused operation was run")
@@ -44,11 +44,11 @@ class Refused(nn.Module):
 
 @dataclass(frozen=True)
 class Constant:
-    """What is known of a tensor that does not depend on the images.
+    """What is known about a tensor that does not depend on the images.
 
     Args:
         sources: Names of the learned parameters that it is, or was computed from.
-        random: Whether it was drawn.
+        random: Whether it was drawn at random.
     """
 
     sources: frozenset[str] = frozenset()
@@ -56,7 +56,7 @@ class Constant:
 
     @property
     def learned(self) -> bool:
-        """Tell whether it trains."""
+        """Return whether it trains."""
         return bool(self.sources)
 
 
@@ -64,12 +64,12 @@ class Pen:
     """Writes canonical nodes.
 
     Args:
-        constant: Tells what is known of a tensor that does not depend on the images.
-        parameter: Returns the parameter of the network that a tensor is, or a new one of its values.
+        constant: Returns what is known about a tensor that does not depend on the images.
+        parameter: Returns the parameter of the network that a tensor is, or a new one with its values.
         derive: Notes that a constant (second) was computed from others (first).
 
     Attributes:
-        drawn_from: By the identity of a parameter in the canonical graph: the parameter, and the network's tensor.
+        drawn_from: Identity of a parameter in the canonical graph -> the parameter, and the network's tensor.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Pen:
     ) -> None:
         self.graph, self.modules = fx.Graph(), dict[str, nn.Module]()
         self.scopes: list[tuple[str, nn.Module]] = []
-        self.word = ""  # the call of the network that is being spelled
+        self.word = ""  # the call that is being spelled
         self.constant, self.derive, self._parameter = constant, derive, parameter
         self.drawn_from: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self.stacks: dict[fx.Node, tuple[Value, ...]] = {}
@@ -90,18 +90,18 @@ class Pen:
 
     @property
     def scope(self) -> str:
-        """Return the path of the innermost module that runs now."""
+        """Return the path of the innermost module that is running."""
         return self.scopes[-1][0] if self.scopes else ""
 
     @property
     def layer(self) -> nn.Module | None:
-        """Return the innermost module if it is a layer of torch itself, else None."""
+        """Return the innermost module if it is a torch layer, else None."""
         module = self.scopes[-1][1] if self.scopes else None
         is_torch = module is not None and type(module).__module__.startswith("torch.nn")
         return module if is_torch and not isinstance(module, CONTAINERS) else None
 
     def place(self) -> str:
-        """Return the path that a message about the current call gives."""
+        """Return the path of the current call, for messages."""
         if self.layer is not None and self.scope:
             return self.scope
         return f"{self.scope}.{self.word}" if self.scope else self.word
@@ -118,7 +118,7 @@ class Pen:
         Args:
             module: A module of the closed set.
             operands: What it reads.
-            aside: Whether it only prepares for the module that has the name of the call.
+            aside: Whether it is only a helper step for the module named after the call.
         """
         module.eval()
         if any(True for _ in module.buffers()):  # indices, constants
@@ -143,7 +143,7 @@ class Pen:
         return node
 
     def _is_own(self, module: nn.Module) -> bool:
-        """Tell whether ``module`` stands for the module that runs now, and not for a step within it."""
+        """Return whether ``module`` represents the module that is running, and not a step within it."""
         if not self.scope:
             return False
         running = self.scopes[-1][1]
@@ -178,15 +178,15 @@ class Pen:
         key = (self.scope, 0 if is_layer else id(weight))
         if key in self._claimed:
             raise RewriteError(
-                f"{self.place()}: is called more than once, with one grid for each call; give each call its own copy"
+                f"{self.place()}: is called more than once, but each call needs its own grid; give each its own copy"
             )
         self._claimed.add(key)
 
     def parameter(self, tensor: Tensor) -> nn.Parameter:
-        """Return the parameter of the network that a constant is, or a new one of its values.
+        """Return the parameter of the network that a constant is, or a new one with its values.
 
         Raises:
-            NoSpelling: If it is random: the layer would keep what was drawn while the network was recorded.
+            NoSpelling: If it is random, because the layer would keep the values drawn during recording.
         """
         self.require_steady(tensor)
         made = self._parameter(tensor)
@@ -194,12 +194,12 @@ class Pen:
         return made
 
     def note_origin(self, parameter: Tensor, tensor: Tensor) -> None:
-        """Note which tensor of the network a parameter of the canonical graph has its values from."""
+        """Note which tensor of the network the values of a parameter of the canonical graph come from."""
         if isinstance(parameter, nn.Parameter):
             self.drawn_from[id(parameter)] = (parameter, tensor)
 
     def require_steady(self, tensor: Tensor) -> Constant:
-        """Return what is known of a constant.
+        """Return what is known about a constant.
 
         Raises:
             NoSpelling: If it is random.
@@ -208,7 +208,7 @@ class Pen:
         if known.random:
             raise NoSpelling(
                 "it computes with random numbers; use a dropout layer (torchvision's StochasticDepth for whole "
-                "branches), or draw them outside of the network"
+                "branches), or draw them outside the network"
             )
         return known
 
@@ -218,7 +218,7 @@ class Pen:
         return result
 
     def module_of(self, value: Value) -> nn.Module | None:
-        """Return the module that gives ``value``, or None for the images."""
+        """Return the module that produces ``value``, or None for the images."""
         return self.modules.get(str(value.node.target)) if value.node.op == "call_module" else None
 
     def images(self, name: str, tensor: Tensor) -> Value:

@@ -18,7 +18,7 @@ from quantizers.layers import GlobalAveragePool, Sum
 
 
 def _pooled(pen: Pen, value: Value, module: nn.Module) -> Value:
-    """Write a pooling of two axes; torch takes axis 0 of three for channels, so those are images of one channel."""
+    """Write a pooling of two axes; torch takes axis 0 of three for channels, so use images of one channel there."""
     if len(value.shape) == 4:
         return pen.emit(module, value)
     result = pen.emit(module, pen.emit(Reshape((1, *value.shape[1:])), value, aside=True))
@@ -31,7 +31,7 @@ def _window(call: Call, name: str, default: Any) -> tuple[int, int]:
 
 
 def max_pool(pen: Pen, call: Call) -> Value:
-    """Spell max pooling; torch itself writes that of sequences as one of images of one row."""
+    """Spell max pooling; torch itself treats sequences as images of one row."""
     value, kernel = call.value(), call["kernel_size"]
     module = nn.MaxPool2d(
         _window(call, "kernel_size", kernel), _window(call, "stride", kernel), _window(call, "padding", 0),
@@ -42,7 +42,7 @@ def max_pool(pen: Pen, call: Call) -> Value:
 
 
 def avg_pool(pen: Pen, call: Call) -> Value:
-    """Spell average pooling; torch itself writes that of sequences as one of images of one row."""
+    """Spell average pooling; torch itself treats sequences as images of one row."""
     value, kernel, divisor = call.value(), call["kernel_size"], call.get("divisor_override")
     if divisor and call.get("ceil_mode", False):
         raise NoSpelling("ceil_mode with another divisor has no integer kernel; use plain pooling", bare=True)
@@ -55,7 +55,7 @@ def avg_pool(pen: Pen, call: Call) -> Value:
 
 
 def adaptive_avg_pool(pen: Pen, call: Call) -> Value:
-    """Spell adaptive average pooling; its result says the sizes."""
+    """Spell adaptive average pooling, with the sizes taken from its result."""
     value = call.value("input")
     if len(value.shape) == 4:
         return pen.emit(nn.AdaptiveAvgPool2d(call.shape[2:]), value)
@@ -67,7 +67,7 @@ def adaptive_avg_pool(pen: Pen, call: Call) -> Value:
 
 
 def adaptive_max_pool(pen: Pen, call: Call) -> Value:
-    """Spell adaptive max pooling; uneven windows get values twice, which leaves their maxima."""
+    """Spell adaptive max pooling; uneven windows get values twice, which preserves their maxima."""
     value = call.value()
     if len(value.shape) != 4:
         raise NoSpelling("adaptive max pooling of sequences has no low-bit form; use max_pool1d")
@@ -131,7 +131,7 @@ def _reduced(pen: Pen, call: Call, kind: str, *, aside: bool = False) -> Value:
 
 
 def _stacked(pen: Pen, call: Call, value: Value, factor: float) -> Value:
-    """Write a sum over the axis of a stack as sums of what was stacked."""
+    """Write a sum over the axis of a stack as sums of the stacked tensors."""
     first, *others = pen.stacks[value.node]
     for number, other in enumerate(others, start=1):
         is_last = number == len(others) and factor == 1

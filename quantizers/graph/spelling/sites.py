@@ -1,4 +1,4 @@
-"""Finds the line of the network's own code that is running, and what else the stack of calls tells."""
+"""Finds the running line of the network's own code, and other information in the call stack."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def user_site() -> str:
 
 
 def stochastic_depth_of() -> nn.Module | None:
-    """Return the module for the running call of ``torchvision.ops.stochastic_depth``, or None outside of such a call.
+    """Return the module for the running call of ``torchvision.ops.stochastic_depth``, or None outside such a call.
 
-    It is a plain function of Python, which nothing observes; its product with the noise is where it is found.
+    It is a plain Python function that no hook observes; it is detected at its product with the noise.
     """
     frame = sys._getframe(1)
     while frame is not None:

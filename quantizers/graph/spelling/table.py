@@ -1,4 +1,4 @@
-"""Which function spells which operation of ATen, torch.nn.functional or Tensor."""
+"""The function that spells each operation of ATen, torch.nn.functional or Tensor."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ OPERATORS: dict[str, Speller] = {
     "_softmax": activations.softmax, "_log_softmax": activations.softmax,
 }  # fmt: skip
 
-# Operations that read the shape of a tensor and none of its values.
+# Operations that read only the shape of a tensor, not its values.
 SHAPE_ONLY = (
     "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like", "new_empty",
     "new_zeros", "new_ones", "new_full", "new_empty_strided",
 )  # fmt: skip
 
-# Operations that make a Python number of a tensor.
+# Operations that turn a tensor into a Python number.
 NUMBERS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "unique2", "_unique2")
 
-# Functions of Python that are spelled whole: name, parameters with defaults, and how.
+# Python functions that are spelled as a whole: name, parameters with defaults, and speller.
 _REQUIRED = object()
 FUNCTIONS: dict[Any, tuple[str, dict[str, Any], Speller | None]] = {
     F.linear: ("linear", {"input": _REQUIRED, "weight": _REQUIRED, "bias": None}, layers.linear),

@@ -1,4 +1,4 @@
-"""Spells what an operation in place puts into its target."""
+"""Spells what an in-place operation writes into its target."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from quantizers.graph.spelling.table import OPERATORS
 
 
 def mutated(pen: Pen, name: str, values: dict[str, Any], target: Tensor) -> Value | Tensor:
-    """Return what an operation in place puts into its target.
+    """Return what an in-place operation writes into its target.
 
     Args:
         pen: Where to write.
-        name: Of the operation, without the mark of its form in place.
+        name: Name of the operation, without the in-place suffix.
         values: Its arguments by name.
-        target: What it writes into.
+        target: The tensor that it writes into.
 
     Raises:
         NoSpelling: If the closed set of modules cannot express it.

@@ -274,7 +274,7 @@ def test_more_rows_go_only_to_a_file_of_the_same_kind(benchmark: Any, tmp_path: 
     path.write_text(json.dumps({**about, "commands": ["a"], "rows": [1, 2]}))
     found = benchmark.with_earlier(path, {**about, "commands": ["b"], "rows": [3]})
     assert found == {**about, "commands": ["a", "b"], "rows": [1, 2, 3]}
-    with pytest.raises(ValueError, match=r"results.json: kernels was avx2, and is avx512: name another file"):
+    with pytest.raises(ValueError, match=r"results.json: kernels was avx2 but is now avx512; give another file"):
         benchmark.with_earlier(path, {**about, "kernels": "avx512", "commands": ["b"], "rows": [3]})
 
 

@@ -248,7 +248,7 @@ def test_a_view_alone_is_not_changed(residual, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((3, 12, 12), r"is no batch.*image\[None\]"), ((1, 3, 16, 16), r"prepared for \(3, 12, 12\).*example_inputs=")],
+    [((3, 12, 12), r"is not a batch.*image\[None\]"), ((1, 3, 16, 16), r"prepared for \(3, 12, 12\).*example_inputs=")],
 )
 def test_images_of_another_size_than_prepared_for_are_refused(tmp_path, shape, message):
     images = torch.randn(2, 3, 12, 12)

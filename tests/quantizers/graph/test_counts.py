@@ -114,7 +114,7 @@ def test_who_asks_and_stays_the_same_is_welcome(name: str) -> None:
 
 def test_more_images_than_can_be_tried_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantizers.graph.proving.batches.MOST_VALUES", 3 * 8 * 8 * 100)
-    with pytest.raises(RewriteError, match="asks in train.. whether there are about 127 images.*verify=False"):
+    with pytest.raises(RewriteError, match="in train.., it checks whether there are about 127 images.*verify=False"):
         _prepared(lambda m, x: x * 2 if x.size(0) > 128 else x)
 
 

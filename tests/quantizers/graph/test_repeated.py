@@ -194,7 +194,7 @@ def test_outputs_come_in_plain_structures(name: str) -> None:
 
 
 def test_an_output_of_none_is_refused_before_training() -> None:
-    with pytest.raises(RewriteError, match="holds None in eval.*return tensors only"):
+    with pytest.raises(RewriteError, match="holds None in eval.*return only tensors"):
         _prepared(Heads(lambda a, _b: (a, None)))
 
 

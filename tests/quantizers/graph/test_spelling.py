@@ -408,10 +408,10 @@ def test_statistics_and_random_numbers_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ((1.0, 1.0), r"clamp.*its bounds leave one value \(1 and 1\); use a lower and a higher bound"),
-        ((2.0, 1.0), r"clamp.*its bounds leave one value \(2 and 1\)"),
-        ((0.0, 0.0), r"clamp.*its bounds leave one value \(0 and 0\)"),
-        ((0.0, math.nan), "clamp.*its bounds leave one value"),
+        ((1.0, 1.0), r"clamp.*its bounds leave only one value \(1 and 1\); use a lower and a higher bound"),
+        ((2.0, 1.0), r"clamp.*its bounds leave only one value \(2 and 1\)"),
+        ((0.0, 0.0), r"clamp.*its bounds leave only one value \(0 and 0\)"),
+        ((0.0, math.nan), "clamp.*its bounds leave only one value"),
     ],
 )
 def test_bounds_that_leave_nothing_are_named(bounds: tuple[float, float], message: str) -> None:

@@ -147,7 +147,7 @@ def test_weights_and_batch_norm_are_carried_over_and_steps_start_anew(
 def test_the_state_of_another_net_is_refused_and_nothing_changes(make_student: Any) -> None:
     student, other = make_student("residual", 2, 2), make_student("plain", 4, 4)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    with pytest.raises(ValueError, match="the state is of another net: .* of the same net"):
+    with pytest.raises(ValueError, match="the state is from another net: .* of the same net"):
         carry_over(student, other.state_dict())
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 

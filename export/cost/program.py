@@ -158,7 +158,7 @@ def activation_peak(
     """Return the largest memory that activations of one image need at once, operations run in order.
 
     A value lives from the operation that makes it to the last that reads it, the model's outputs to the end. While an
-    operation runs, its inputs and its output are both in memory. What is quantized at once by its only reader never exists
+    operation runs, its inputs and its output are in memory. What is quantized at once by its only reader never exists
     in float: the kernel writes codes.
 
     Args:

@@ -226,9 +226,7 @@ class _Reader:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
-            raise ValueError(
-                f"the size of the tensor {name!r} cannot be determined; export with fixed sizes (the batch apart)"
-            )
+            raise ValueError(f"the size of the tensor {name!r} is unknown; export with fixed sizes (the batch apart)")
         if any(not 0 <= size <= LARGEST_AXIS for size in self.shapes[name]):
             raise ValueError(f"the tensor {name!r} would have the shape {self.shapes[name]}, which no tensor can have")
         return self.shapes[name]

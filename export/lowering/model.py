@@ -1,8 +1,8 @@
 """Lower an integer view to an ONNX model, node by node.
 
-The graph is built directly with ``onnx.helper``. The existing exporters were measured and rejected: PyTorch's exporter keeps
+The graph is built directly with ``onnx.helper``. The existing exporters were measured and rejected: PyTorch's keeps
 batch norm, float weights and a quantizer for them at run time; so does Brevitas' QCDQ export, which refuses quantized
-biases; its TorchScript path is deprecated. The integer view already holds every code, so nothing needs to be traced.
+biases, too; its TorchScript path is deprecated. The integer view already holds every code, so nothing needs tracing.
 """
 
 from __future__ import annotations

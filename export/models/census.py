@@ -87,8 +87,8 @@ def take_census(
 def float_inputs(view: ir.IntegerView, places: Mapping[str, ir.Node], steps: Mapping[str, int]) -> Iterator[str]:
     """Yield a sentence for each layer, sum, product, mean or function that reads values without a grid, with its name.
 
-    For graphs that no installed runtime loads: any runtime must compute such a node in float, as its inputs, or the values
-    between the operators that spell a function out, are real.
+    For graphs that no installed runtime loads: any runtime must compute such a node in float, as its inputs, or the
+    values between the operators that spell a function out, are real.
 
     Args:
         view: The view the graph was lowered from (``Lowered.view``).

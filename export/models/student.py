@@ -125,7 +125,7 @@ def export_onnx(
 
     Args:
         student: What ``quantizers.prepare`` made, calibrated.
-        example_inputs: One batch ``[batch, channels, height, width]`` (its values do not matter), or one per model input.
+        example_inputs: One batch ``[batch, channels, height, width]`` (values do not matter), or one per model input.
         path: Where the file goes; its folder must exist. An existing file is replaced.
         flavor: ``ort``: QDQ form for ONNX Runtime, which finds an integer kernel for every layer. ``qcdq``: plain
             QuantizeLinear, Clip, DequantizeLinear for other runtimes. ``qonnx``: Quant nodes for FINN, the batch
@@ -136,7 +136,7 @@ def export_onnx(
             MatMulNBits (half the time of int8 or less at batch 1, equal to the bit; ONNX Runtime only), ``auto`` does
             so for layers of a million weights and more where the installed onnxruntime is fast at it and ``pack`` is
             not ``int8``.
-        opset: Version of the operator set; by default, the oldest that the storage allows (``ort``: 17, 21 or 25; others
+        opset: Version of the operator set; default: the oldest that the storage allows (``ort``: 17, 21 or 25; others
             13, or 14 with HardSwish).
         strict: Whether a layer that stays in float is an error rather than a warning.
         preprocessing: How images become what the net was trained on; written into the file's metadata, so that it can
@@ -286,7 +286,7 @@ def _shapes(example_inputs: Tensor | Sequence[Tensor]) -> list[tuple[int, ...]]:
     if not isinstance(example_inputs, (Tensor, tuple, list)):
         raise ExportError(
             f"example_inputs must be a normalized float batch [batch, channels, height, width], or a list of one such "
-            f"batch a model input, got {type(example_inputs).__name__}"
+            f"batch per model input, got {type(example_inputs).__name__}"
         )
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     for number, tensor in enumerate(inputs):

@@ -90,7 +90,7 @@ def check_structure(model: onnx.ModelProto) -> None:
     """Raise unless every tensor is made once, before it is read, and has a shape a tensor can have.
 
     Raises:
-        ValueError: If not; the message names the node or tensor: a cycle, a missing or repeated tensor, a negative or endless axis.
+        ValueError: If not (names the place): a cycle, a missing or repeated tensor, a negative or endless axis.
     """
     graph = model.graph
     made = {entry.name for entry in (*graph.input, *graph.initializer)}
@@ -98,8 +98,8 @@ def check_structure(model: onnx.ModelProto) -> None:
         missing = [name for name in node.input if name and name not in made]
         if missing:
             raise ValueError(
-                f"the node {node.name or node.op_type!r} reads {missing[0]!r}, which no node before it makes: the nodes are in "
-                f"a cycle, or out of order"
+                f"the node {node.name or node.op_type!r} reads {missing[0]!r}, which no earlier node makes: the nodes"
+                f" are in a cycle, or out of order"
             )
         if not node.output or len(set(node.output)) != len(node.output) or made & (set(node.output) - {""}):
             raise ValueError(f"the node {node.name or node.op_type!r} makes nothing, or the same tensor as another one")

@@ -1,6 +1,6 @@
 """How to feed a file: mean, std, sizes, resize rule and class names as a value, written into its metadata.
 
-Keys of ``metadata_props`` (:data:`KEYS` says what each holds), every value is JSON, so that a reader does not need the toolkit.
+Keys of ``metadata_props`` (:data:`KEYS` says what each holds), every value JSON, so that readers need no toolkit.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Rewrite a graph of Quant nodes so that only integers flow between quantizers, as fixed-point compilers want it.
 
-A compiler such as hls4ml has no floating point: a scale that is not a power of two is rounded, and codes change. Here each
-tensor between two quantizers holds integers (``real value = unit * integer``), layers multiply integers, and each
-quantizer is ``Mul -> Quant`` of step 1. The multiplier, one number per channel, is rounded to the fewest fractional bits
-with which no reachable integer lands in another code: ``settle`` keeps all of them away from ties, so there are such
-bits, and fixed-point arithmetic computes every code of the student.
+A compiler such as hls4ml has no floating point: a scale that is not a power of two is rounded, and codes change. Here
+each tensor between two quantizers holds integers (``real value = unit * integer``), layers multiply integers, and each
+quantizer is ``Mul -> Quant`` of step 1. The multiplier, one number per channel, is rounded to the fewest fractional
+bits with which no reachable integer lands in another code: ``settle`` keeps all of them away from ties, so such bits
+exist, and fixed-point arithmetic computes every code of the student.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _Rewriting:
         return self.quant(self.graph.constant(f"{output}.codes", codes.astype(np.float32)), output, bits)
 
     def spread(self, values: Floats, like: str, name: str) -> Floats:
-        """Return one value a channel in the whole shape of an image: hls4ml broadcasts over no batch axis."""
+        """Return one value per channel in the full shape of an image: hls4ml does not broadcast over a batch axis."""
         sizes = self.shapes[like][1:]
         if values.ndim == 0 or len(sizes) == 1:
             return values
@@ -194,7 +194,7 @@ class _Rewriting:
         _check_window(node, attributes)
         group, channels = attributes["group"], self.shapes[node.input[0]][1]
         if group != 1 and not group == channels == len(weights):
-            raise ExportError(f"{node.name}: hls4ml cannot compute {group} groups of {channels} inputs and {len(weights)} "
+            raise ExportError(f"{node.name}: hls4ml cannot do {group} groups of {channels} inputs and {len(weights)} "
                               "outputs; use groups=1, or a group for each input and output")  # fmt: skip
         self.add("Conv", inputs, node.output[0], node.name, **attributes)
         self.known[node.output[0]] = _accumulated(weights, bias, known, step)
@@ -299,7 +299,7 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
 
 def _check_window(node: NodeProto, attributes: dict[str, Any]) -> None:
     if any(size != 1 for size in attributes.get("dilations", [1])):
-        raise ExportError(f"{node.name}: hls4ml cannot compute dilated windows; use dilation=1, or another target")
+        raise ExportError(f"{node.name}: hls4ml has no dilated windows; use dilation=1, or another target")
 
 
 def _accumulated(weights: Floats, bias: Floats, known: Integers, step: Floats) -> Integers:

@@ -104,7 +104,7 @@ def check_suits(view: IntegerView, target: Target | None) -> None:
     """Refuse a student that a target cannot compute, naming the place and a way out.
 
     Raises:
-        ExportError: If a grid has a zero point although the target takes none, or the student holds a function that the target
+        ExportError: If a grid has a zero point that the target does not take, or the student holds a function that it
             lacks.
     """
     if target is None:
@@ -149,7 +149,7 @@ def write_for(model: onnx.ModelProto, target: Target | None) -> None:
     try:
         rewrite(model, target.rewrites)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the graph is invalid after it was rewritten for target {target.name!r} ({error})") from error
+        raise ExportError(f"the graph is invalid once rewritten for target {target.name!r} ({error})") from error
     said = {"target": target.name}
     if not target.is_onnxruntime:
         said["needs"] = json.dumps(needs_of(target))

@@ -149,7 +149,7 @@ def _compiled_by_iree(content: bytes) -> bytes:
         try:
             importer.main(importer.parse_arguments([str(source), "-o", str(text)]))
             return bytes(compiler.compile_file(str(text), extra_args=IREE_OPTIONS))
-        except Exception as error:  # importer and compiler have no common one
+        except Exception as error:  # importer and compiler have no common exception class
             raise RuntimeError(f"IREE refuses the file: {str(error).strip()[-400:]}") from error
 
 

@@ -40,7 +40,7 @@ class _Constant:
 def program_of_file(path: str | PathLike[str]) -> Program:
     """Return the program of an ONNX file for one image.
 
-    Widths are those that ``export_onnx`` wrote beside the graph. Without them, a weight's is that of its stored type or
+    Widths are those that ``export_onnx`` wrote with the graph. Without them, a weight's is that of its stored type or
     of its Quant, an activation's that of its Clip or Quant; eight bits after a bare QuantizeLinear.
 
     Raises:

@@ -30,7 +30,7 @@ class Link(Protocol):
     """A way to a machine that measures."""
 
     def probe(self) -> Probe:
-        """Probe the machine. Raises ``DeviceError`` if it cannot be asked."""
+        """Probe the machine. Raises ``DeviceError`` if that fails."""
 
     def run(self, job: Mapping[str, Any], files: Mapping[str, Content], say: Say | None) -> dict[str, Any]:
         """Measure; return the runner's answer.

@@ -32,7 +32,7 @@ def cross_toolchain(target: str) -> Toolchain:
         LowBitUnavailableError: If the package ``ziglang`` is not installed.
     """
     if target not in TARGETS:
-        raise ValueError(f"unknown target {target!r}; choose from {', '.join(TARGETS)}")
+        raise ValueError(f"unknown target {target!r}; use one of {', '.join(TARGETS)}")
     if importlib.util.find_spec("ziglang") is None:
         raise LowBitUnavailableError(
             "the cross-compiler is missing: pip install ziglang (or the extra: pip install 'qkd-toolkit[cross]')"

@@ -93,5 +93,5 @@ def this_machine() -> str:
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     found = f"{machine}-{platform.system().lower()}"
     if found not in TARGETS:
-        raise LowBitUnavailableError(f"{found} is no target of the cross-compiler; there are {', '.join(TARGETS)}")
+        raise LowBitUnavailableError(f"{found} is not a target of the cross-compiler; use one of {', '.join(TARGETS)}")
     return found

@@ -118,7 +118,7 @@ class Ways:
         """
         if self.is_qonnx:
             raise ValueError(
-                f"{self.path}: provider={provider!r} asks for ONNX Runtime, which does not run qonnx files"
+                f"{self.path}: provider={provider!r} needs ONNX Runtime, which does not run qonnx files"
             )
         return ProviderTally(self.model, self.path, provider, self.taps, self.outputs, self.threads)
 

@@ -635,5 +635,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if sys.path[:1] in ([""], [os.path.dirname(os.path.abspath(globals().get("__file__", "")))]):
-        del sys.path[0]  # what is beside this file, or where it is piped to, must not hide modules
+        del sys.path[0]  # what is next to this file, or where it is piped to, must not hide modules
     sys.exit(main(sys.argv[1:]))

@@ -117,9 +117,7 @@ class Ways:
             ValueError: If the provider is not available, or another program than ONNX Runtime runs the file.
         """
         if self.is_qonnx:
-            raise ValueError(
-                f"{self.path}: provider={provider!r} needs ONNX Runtime, which does not run qonnx files"
-            )
+            raise ValueError(f"{self.path}: provider={provider!r} needs ONNX Runtime, which does not run qonnx files")
         return ProviderTally(self.model, self.path, provider, self.taps, self.outputs, self.threads)
 
     def in_runtime(self, runtime: str, expected: Expected) -> RuntimeTally:

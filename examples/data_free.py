@@ -2,7 +2,7 @@
 
     python examples/data_free.py                     # minutes: teacher, generator, student on scikit-learn's digits
 
-Your own teacher: `teacher.weights=FILE` and `teacher.net=FILE.py:FUNCTION`; see docs/guide/configs.md.
+To use your own teacher, set `teacher.weights=FILE` and `teacher.net=FILE.py:FUNCTION`; see docs/guide/configs.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import qkd
 
 
 def main() -> None:
-    """Run the shipped config and say what the student learned."""
+    """Run the shipped config and print what the student learned."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="digits/data-free/rdskd", help="`qkd ls configs` lists others")
     parser.add_argument("--runs-dir", default="runs")
@@ -24,7 +24,7 @@ def main() -> None:
     overrides = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in options.overrides)}
     run = qkd.run(options.config, overrides, runs_dir=options.runs_dir)
     print(run)
-    print("The student saw no training image; its data set raises an error when it is asked for one.")
+    print("The student saw no training image; its data set raises an error if it is asked for one.")
     print(f"Look at what it saw instead: qkd generate {run.path} --out grid.png")
 
 

@@ -49,7 +49,7 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 def train(
     net: nn.Module, data: tuple[Tensor, Tensor], epochs: int, lr: float, teacher: nn.Module | None = None
 ) -> None:
-    """Train a network on labels and, where there is a teacher, on its soft targets."""
+    """Train a network on labels and, if there is a teacher, on its soft targets."""
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for epoch in range(epochs):

@@ -8,21 +8,21 @@ import secrets
 import stat
 from pathlib import Path
 
-TEMPORARY_MARK = ".partial-"  # in the name of every unfinished file, for whoever cleans up behind a killed process
+TEMPORARY_MARK = ".partial-"  # in the name of every unfinished file, so that leftovers of a killed process can be found
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk, rename it, and flush the folder.
+    """Write a file under a temporary name next to it, flush it to the disk, rename it, and flush the folder.
 
     The folder is flushed so that the new name survives a power cut.
 
     Args:
-        path: Where to; an existing file is replaced. Its folder must exist.
+        path: The file; replaced if it exists. Its folder must exist.
         data: The content.
 
     Raises:
         OSError: If the disk is full or the folder cannot be written; nothing is left behind.
-        ValueError: If the name is a device's, a pipe's or a socket's, or links to one.
+        ValueError: If the path is a device, a pipe or a socket, or a link to one.
     """
     _refuse_special(path)
     unfinished = path.parent / f".{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}"
@@ -42,13 +42,13 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def _refuse_special(path: Path) -> None:
-    """Raise if a name stands for a device, a pipe or a socket: a rename would put a file in its place."""
+    """Raise if the path is a device, a pipe or a socket, which a rename would replace with a file."""
     try:
         mode, folder = os.stat(path).st_mode, path.parent.resolve()
     except (OSError, RuntimeError, ValueError):
-        return  # new, or the write itself says what is wrong
+        return  # a new file, or the write itself will report the problem
     is_file = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
-    # /dev/stdout is a link of the system's, whatever it leads to
+    # /dev/stdout is the system's own link, wherever it points
     if not is_file or folder == Path("/dev") or Path("/proc") in folder.parents:
         raise ValueError(f"{path}: is a device, a pipe or a socket, which a file would replace; name a file")
 

@@ -27,7 +27,7 @@ INT32_MAX = 2**31 - 1
 
 
 class ExportError(ValueError):
-    """A student cannot become the file that was asked for; nothing has been written."""
+    """A student cannot be exported as requested; nothing has been written."""
 
 
 def check_view(view: IntegerView) -> None:
@@ -39,7 +39,7 @@ def check_view(view: IntegerView) -> None:
     Raises:
         ExportError: If an edge is used before it exists or made twice; a grid's scale is not positive and finite, its
             codes do not fit eight bits or leave out zero; weights do not fit their bits; a weight or bias scale is
-            not positive and finite; a bias does not fit int32, or a sum of products cannot be kept in it; a layer's
+            not positive and finite; a bias does not fit int32, or a sum of products may overflow it; a layer's
             input is not on a grid; grids that must be equal differ. The message names the layer.
     """
     _check_edges(view)
@@ -51,7 +51,7 @@ def check_view(view: IntegerView) -> None:
         elif isinstance(node, (Concat, MaxPool, Shape)):
             _check_keeps_grid(node, view)
         elif isinstance(node, Quantize) and view.grids.get(node.output) != node.grid:
-            raise ExportError(f"{node.name}: its grid is not the one of its output edge {node.output!r}")
+            raise ExportError(f"{node.name}: its grid is not that of its output edge {node.output!r}")
         elif isinstance(node, Add):
             _check_sum(node, view)
 
@@ -78,13 +78,13 @@ def _check_edges(view: IntegerView) -> None:
     for node in view.nodes:
         for edge in node.inputs:
             if edge not in known:
-                raise ExportError(f"{node.name}: its input {edge!r} is made by no earlier node")
+                raise ExportError(f"{node.name}: no earlier node makes its input {edge!r}")
         if node.output in known:
             raise ExportError(f"{node.name}: its output {node.output!r} already exists")
         known.add(node.output)
     for edge in view.outputs:
         if edge not in known:
-            raise ExportError(f"the output {edge!r} is made by no node")
+            raise ExportError(f"no node makes the output {edge!r}")
 
 
 def _check_grid(edge: str, grid: Grid) -> None:
@@ -148,7 +148,7 @@ def _check_accumulator(node: Conv | Linear, grid: Grid) -> None:
         -grid.low, grid.high
     )
     if (products + np.abs(bias)).max(initial=0) > INT32_MAX:
-        raise ExportError(f"{node.name}: the sum of its products and its bias may leave int32")
+        raise ExportError(f"{node.name}: the sum of its products and its bias may overflow int32")
 
 
 def _check_keeps_grid(node: Node, view: IntegerView) -> None:

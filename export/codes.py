@@ -17,7 +17,7 @@ Found = Codes | str  # codes, or why there are none
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter (the CPU where it has none)."""
+    """Return the device of the model's first parameter (the CPU if it has none)."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
@@ -26,8 +26,8 @@ def recorded_outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[st
     """Collect the output of each named submodule at each of its calls, in order.
 
     Yields:
-        Submodule name -> its outputs since the block was entered; a name the model lacks stays empty. Clear the lists
-        between forward passes.
+        Submodule name -> its outputs since the block was entered; names that the model lacks keep empty lists. Clear
+        the lists between forward passes.
     """
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     modules = dict(model.named_modules())
@@ -50,7 +50,7 @@ def _keep(outputs: list[Tensor]) -> Any:
 def as_codes(values: npt.NDArray[Any], scale: float) -> Found:
     """Return ``values / scale`` as integers; exact for values that are on the grid of that scale.
 
-    Values that are not finite have no code: then the reason comes back.
+    If a value is not finite, it has no code, and the reason is returned instead.
     """
     if not np.isfinite(values).all():
         return "a value is not finite"  # cast to int64, NaN would equal NaN
@@ -60,7 +60,7 @@ def as_codes(values: npt.NDArray[Any], scale: float) -> Found:
 def codes_in_order(outputs: Mapping[str, list[Tensor]], quantizers: Sequence[tuple[str, float]]) -> list[Found]:
     """Return the codes of each ``(name, scale)``; the n-th mention of a name takes its n-th call.
 
-    Where there are fewer calls than mentions, or more, or a value is not finite, the reason stands in place of codes.
+    If there are fewer or more calls than mentions, or a value is not finite, the reason is given instead of the codes.
     """
     mentions = Counter(name for name, _ in quantizers)
     calls = {name: iter(tensors) for name, tensors in outputs.items()}

@@ -1,4 +1,4 @@
-"""Keep old names for a release: modules that have moved, names in British spelling. Each use of one warns."""
+"""Keep old names for a release: modules that have moved, names in British spelling. Each use warns."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Result = TypeVar("Result")
 
 
 def warn_of_old(old: str, new: str, *, stacklevel: int = 3) -> None:
-    """Warn that a name is another now."""
+    """Warn that a name has changed."""
     text = f"{old} is {new} now; the old name will be removed in the next release"
     warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
 
 
 class OldFields:
-    """A value whose fields are found under their British spelling, too."""
+    """A value whose fields can also be read under their British spelling."""
 
     if not TYPE_CHECKING:
 
@@ -32,10 +32,10 @@ class OldFields:
 
 
 class OldModules(MetaPathFinder, Loader):
-    """Find modules under names that they had: the last place where Python looks, so that a new module comes first.
+    """Find modules under their old names; Python looks here last, so that new modules take precedence.
 
     Args:
-        places: Old dotted name -> dotted name now.
+        places: Old dotted name -> new dotted name.
     """
 
     def __init__(self, places: Mapping[str, str]) -> None:
@@ -45,11 +45,11 @@ class OldModules(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return a spec that loads the module of today, or None for a name that no module had."""
+        """Return a spec that loads the module under its new name, or None if no module had this name."""
         return ModuleSpec(fullname, self) if fullname in self.places else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Return the module of today, with a DeprecationWarning."""
+        """Return the module under its new name, with a DeprecationWarning."""
         place = self.places[spec.name]
         warn_of_old(f"the module {spec.name}", place)
         module = importlib.import_module(place)
@@ -57,7 +57,7 @@ class OldModules(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own spec back, which the import has replaced; it has run already."""
+        """Restore the module's own spec, which the import has replaced; the module has already run."""
         old = module.__spec__.name if module.__spec__ is not None else ""
         module.__spec__ = self._own_specs.pop(old, module.__spec__)
 
@@ -66,7 +66,7 @@ def by_old_name(rooms: Mapping[tuple[str, str], str]) -> dict[str, str]:
     """Return old dotted name -> new one.
 
     Args:
-        rooms: (package before, package now) -> names of modules, separated by spaces; ``old=new`` where it changed.
+        rooms: (old package, new package) -> names of modules, separated by spaces; ``old=new`` if a name changed.
     """
     pairs = [
         (before, now, *name.partition("=")[::2]) for (before, now), names in rooms.items() for name in names.split()
@@ -88,7 +88,7 @@ OLD_MODULES = by_old_name({
     ("export.devices", "export.devices.connections"): "address answer capture shell adb ssh",
     ("export.devices", "export.devices.onboard"): "runner",
 })  # fmt: skip
-# Before all finders: those of Python would find a second copy of `export.flavors.ort` under the name `export.flavours`.
+# Ahead of Python's finders, which would find a second copy of `export.flavors.ort` under the name `export.flavours`.
 OLD_ROOMS = by_old_name({
     ("export", "export"): "flavours=flavors",
     ("export.flavours", "export.flavors"): "base ort plain quant_nodes table",
@@ -96,7 +96,7 @@ OLD_ROOMS = by_old_name({
 sys.meta_path.insert(0, OldModules(OLD_ROOMS))
 sys.meta_path.append(OldModules(OLD_MODULES))
 
-OLD_NAMES: dict[str, dict[str, str]] = {  # module -> its names in British spelling -> now
+OLD_NAMES: dict[str, dict[str, str]] = {  # module -> name in British spelling -> new name
     "export.flavors": {
         "FLAVOURS": "FLAVORS", "Flavour": "Flavor", "OrtFlavour": "OrtFlavor", "QcdqFlavour": "QcdqFlavor",
         "QonnxFlavour": "QonnxFlavor", "find_flavour": "find_flavor",
@@ -108,7 +108,7 @@ OLD_KEYS = {"flavour": "flavor"}  # of metadata and JSON
 
 
 def old_names(owner: str) -> Callable[[str], str]:
-    """Return a function that gives today's name for an old one, with a warning.
+    """Return a function that maps an old name to the new one, with a warning.
 
     Args:
         owner: Dotted name of the module or class whose names they are.
@@ -154,5 +154,5 @@ def takes_old_arguments(function: Callable[Taken, Result]) -> Callable[Taken, Re
 
 
 def with_new_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an earlier version wrote, under the keys of today."""
+    """Return what an earlier version wrote, under the current keys."""
     return {OLD_KEYS.get(key, key): value for key, value in values.items()}

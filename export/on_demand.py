@@ -1,4 +1,4 @@
-"""Import what a package exports when it is first asked for, so that reading a table does not load PyTorch."""
+"""Import a package's exports on first use, so that reading a table does not load PyTorch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from export.moved import OLD_NAMES, by_old_spelling
 
 
 def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` of a package whose exports stand under ``if TYPE_CHECKING`` (PEP 562).
+    """Return ``__getattr__`` and ``__dir__`` of a package whose exports are under ``if TYPE_CHECKING`` (PEP 562).
 
-    The list of imports is read from the package's own ``__init__.py``, so that there is one list: people, editors and
-    type checkers read it as imports, and this reads where a name comes from.
+    The list of imports is read from the package's own ``__init__.py``, so that there is only one list: people, editors
+    and type checkers read it as imports; this function reads where each name comes from.
 
     Args:
         package: Its ``__name__``.
@@ -44,7 +44,7 @@ def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, original = homes()[name]
         value = getattr(importlib.import_module(module), original)
-        setattr(sys.modules[package], name, value)  # asked for once
+        setattr(sys.modules[package], name, value)  # looked up only once
         return value
 
     return get, lambda: sorted({*vars(sys.modules[package]), *homes()})

@@ -1,4 +1,4 @@
-"""Open ONNX files with ONNX Runtime, settings stated and nothing left to defaults."""
+"""Open ONNX files with ONNX Runtime, with every setting explicit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def runtime() -> Any:
     """Return the ``onnxruntime`` module.
 
     Raises:
-        ImportError: If it is not installed; says how to get it.
+        ImportError: If it is not installed; the message says how to get it.
     """
     try:
         import onnxruntime
@@ -30,7 +30,7 @@ def load_model(path: str | PathLike[str]) -> onnx.ModelProto:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is damaged, or no ONNX file.
+        ValueError: If it is damaged, or not an ONNX file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no model file at {path}")
@@ -57,12 +57,12 @@ def open_session(
 
     Args:
         model: A file, or a serialized model.
-        optimize: All graph optimizations, or none of them.
-        threads: Intra-op threads, at least 1; nodes run one after the other.
-        provider: Name of the execution provider, registered if it is a plugin; the CPU takes what it leaves.
-        spinning: Whether idle threads wait busily: fast, but at the cost of whatever else runs.
+        optimize: Whether to apply all graph optimizations, or none.
+        threads: Intra-op threads, at least 1; nodes run one after another.
+        provider: Name of the execution provider, registered if it is a plugin; the CPU runs the nodes that it leaves.
+        spinning: Whether idle threads spin, which is fast but slows down everything else that runs.
         optimized_path: Where the optimized graph is saved, if anywhere.
-        records_claims: Whether :func:`claimed_nodes` is asked of the session.
+        records_claims: Whether :func:`claimed_nodes` will be called on the session.
 
     Raises:
         ValueError: If ``threads`` is below 1, the installed onnxruntime lacks the provider, or the file is damaged.
@@ -83,7 +83,7 @@ def open_session(
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    options.log_severity_level = 4  # what fails is raised, too; no second report on stderr
+    options.log_severity_level = 4  # failures are raised anyway; do not report them on stderr as well
     if records_claims:
         options.add_session_config_entry(RECORDS_CLAIMS, "1")
     if optimized_path is not None:
@@ -101,15 +101,15 @@ def open_session(
 
 
 def plugin_devices(ort: Any, provider: str) -> list[Any]:
-    """Return the devices of a registered plugin provider that this onnxruntime takes by device, and not by name.
+    """Return the devices of a registered plugin provider that this onnxruntime selects by device, not by name.
 
     Args:
         ort: The module onnxruntime.
         provider: Name of the execution provider.
 
     Returns:
-        What ``SessionOptions.add_provider_for_devices`` takes (onnxruntime 1.23 and some after it want that); nothing
-        where the name is enough, or there is no such provider.
+        What ``SessionOptions.add_provider_for_devices`` takes (onnxruntime 1.23 and some later versions need it);
+        empty if the name is enough, or there is no such provider.
     """
     if provider in ort.get_available_providers() or not hasattr(ort, "get_ep_devices"):
         return []
@@ -117,14 +117,14 @@ def plugin_devices(ort: Any, provider: str) -> list[Any]:
 
 
 def claimed_nodes(session: Any, provider: str) -> frozenset[str] | None:
-    """Return the names of the nodes that a provider took of a session's graph, as the file has them.
+    """Return the names, as in the file, of the nodes of a session's graph that a provider claimed.
 
     Args:
         session: Opened with ``records_claims``.
         provider: Name of the execution provider.
 
     Returns:
-        Their names; None where this onnxruntime does not tell (before 1.24).
+        Their names; None if this onnxruntime does not report them (before 1.24).
     """
     tell = getattr(session, "get_provider_graph_assignment_info", None)
     if tell is None:

@@ -1,4 +1,4 @@
-"""Images with expected logits that travel with a model, so that a device is checked where it computes."""
+"""Images with expected logits that travel with a model, so that a device can be checked on the spot."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from export.writing import checked_target, write_whole
 
 Array = npt.NDArray[np.float32]
 LOGITS = "logits."  # prefix of an entry of expected logits; the model's name follows
-SAMPLE_BYTES = 16 << 20  # of images: what a board's link carries in seconds
-CHUNK = 16  # images a run
+SAMPLE_BYTES = 16 << 20  # of images; a board's link transfers this in seconds
+CHUNK = 16  # images per run
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Images, what they show, and what models should say of them.
+    """Images, their labels, and the logits that models should give.
 
     Args:
         images: Normalized, float32 ``[images, channels, height, width]``.
@@ -54,7 +54,7 @@ class Sample:
 
 
 def sample_size(image_shape: tuple[int, ...], wanted: int = 256) -> int:
-    """Return how many images of a shape a sample takes: those wanted, if they stay within ``SAMPLE_BYTES``.
+    """Return how many images of a shape fit into a sample: as many as wanted, within ``SAMPLE_BYTES``.
 
     Args:
         image_shape: Shape of one image: ``(channels, height, width)``.
@@ -67,17 +67,17 @@ def sample_size(image_shape: tuple[int, ...], wanted: int = 256) -> int:
 
 
 def read_sample(path: str | PathLike[str]) -> Sample:
-    """Return the sample of an npz file: ``images``, and if they are there ``labels`` and ``logits.NAME``.
+    """Read a sample from an npz file: ``images`` and, if present, ``labels`` and ``logits.NAME``.
 
     Args:
         path: An npz file that ``write_sample`` or ``np.savez`` wrote.
 
     Returns:
-        The images, and labels and logits where the file has them.
+        The images, and the labels and logits if the file has them.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no npz file, holds pickled objects, or its arrays do not fit each other.
+        ValueError: If it is not an npz file, holds pickled objects, or its arrays do not fit each other.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no sample file at {path}")
@@ -103,7 +103,7 @@ def write_sample(path: str | PathLike[str], sample: Sample) -> Path:
     """Write a sample as an npz file, whole or not at all.
 
     Args:
-        path: Where to; its folder must exist. An existing file is replaced.
+        path: The file; replaced if it exists. Its folder must exist.
         sample: What to write.
 
     Returns:
@@ -131,16 +131,16 @@ def sample_bytes(sample: Sample) -> bytes:
 
 
 def expect(sample: Sample, paths: Mapping[str, str | PathLike[str]]) -> Sample:
-    """Return the sample with logits for each model that has none: what this machine computes of the file.
+    """Return the sample with missing logits filled in, as this machine computes them from the files.
 
-    Optimizations are off: that is what the file says, in float arithmetic between quantizers.
+    Optimizations are off: float arithmetic between quantizers, as the file specifies.
 
     Args:
         sample: The images.
         paths: Name of a model -> its file, with one input.
 
     Returns:
-        The same images and labels, with logits, float32 ``[images, classes]``, for the models of ``paths`` alone.
+        The same images and labels, with logits, float32 ``[images, classes]``, for the models in ``paths`` only.
 
     Raises:
         ValueError: If a file cannot be loaded or does not take these images.

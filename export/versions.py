@@ -7,5 +7,5 @@ OLDEST: Version = (1, 14)
 
 
 def version_text(version: Version) -> str:
-    """Return a version as it is written: ``1.17``."""
+    """Return a version as text: ``1.17``."""
     return ".".join(map(str, version))

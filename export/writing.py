@@ -10,7 +10,7 @@ from export.checks import ExportError
 
 
 def checked_target(path: str | PathLike[str]) -> Path:
-    """Return the path, once it is known that a file may be put there.
+    """Return the path after checking that a file can be written there.
 
     Raises:
         ExportError: If it is a folder, or its folder does not exist.
@@ -28,7 +28,7 @@ def write_whole(target: Path, content: bytes) -> None:
 
     Raises:
         ExportError: If that fails (disk full, folder not writable, the name of a device); nothing is left behind, and
-            an older file stays.
+            an existing file is untouched.
     """
     try:
         replace_file(target, content)

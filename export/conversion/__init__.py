@@ -1,3 +1,3 @@
-"""Written files made to fit another runtime; no output changes."""
+"""Adapt written files to another runtime without changing any output."""
 
 __all__: list[str] = []

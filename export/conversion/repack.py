@@ -1,4 +1,4 @@
-"""Change how a written file stores its low-bit weights, so that an older runtime loads it; no output changes."""
+"""Change how a written file stores its low-bit weights, so that an older runtime loads it; outputs do not change."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ FLAVOR = "ort"  # the flavor whose operators mean the same in every opset from I
 
 @dataclass(frozen=True)
 class Fitted:
-    """A file as a device gets it.
+    """A file in the form that a device gets.
 
     Args:
-        content: Its path, or its bytes where it was repacked.
-        repacked: Element types that its weights are stored in now; empty where nothing changed.
+        content: Its path, or its bytes if it was repacked.
+        repacked: Element types that its weights are stored in now; empty if nothing changed.
     """
 
     content: Path | bytes
@@ -43,7 +43,7 @@ class Fitted:
 
 
 def fit_storage(path: Path, loads: Collection[str]) -> Fitted:
-    """Return a file in a form that a runtime loads, repacked only where that is needed.
+    """Return a file in a form that a runtime loads, repacked only if necessary.
 
     Args:
         path: Any ONNX file.
@@ -68,7 +68,7 @@ def _fit(path: Path, loads: Collection[str]) -> Fitted:
         return Fitted(path)
     storage = [name for name in (*KINDS, *BLOCKS) if name in loads]
     if INT8.name not in storage:
-        raise ExportError(f"{path}: the runtime loads no weights in {', '.join(KINDS)}; it is too old")
+        raise ExportError(f"{path}: the runtime is too old: it loads no weights in {', '.join(KINDS)}")
     content = repack(path, storage)
     after = onnx.load_from_string(content)
     kinds = {PACKED.get(tensor.data_type, INT8).name for tensor in after.graph.initializer}
@@ -77,11 +77,11 @@ def _fit(path: Path, loads: Collection[str]) -> Fitted:
 
 
 def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> bytes:
-    """Return a file of ``export_onnx`` with its weights stored in other types, and the opset that follows.
+    """Return a file of ``export_onnx`` with its weights stored in other types, and the matching opset.
 
     Every layer gets the narrowest allowed type that holds its width. ``INT2 or INT4 initializer -> Cast`` and a plain
     INT8 initializer hold the same codes, so every output stays the same, bit for bit. Linear layers in blocks of
-    ``MatMulNBits`` stay unchanged where such blocks are allowed, and become Gemm elsewhere.
+    ``MatMulNBits`` stay unchanged if such blocks are allowed, and become Gemm otherwise.
 
     Args:
         model: The file, or its content.
@@ -98,7 +98,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
     names = {storage} if isinstance(storage, str) else set(storage)
     unknown = sorted(names - {*KINDS, *BLOCKS})
     if unknown:
-        raise ExportError(f"storage must be of {', '.join((*KINDS, *BLOCKS))}, got {', '.join(unknown)}")
+        raise ExportError(f"storage must be among {', '.join((*KINDS, *BLOCKS))}, got {', '.join(unknown)}")
     proto = _read(model)
     bits = _weight_bits(proto)
     unblock(proto, [layer for layer, blocks in blocks_of(proto).items() if blocks.name not in names])
@@ -113,12 +113,12 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
     try:
         onnx.checker.check_model(without_custom_operators(proto), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"repacked to {', '.join(sorted(names))}, the graph does not hold ({error})") from error
+        raise ExportError(f"the graph is invalid after repacking to {', '.join(sorted(names))} ({error})") from error
     return bytes(proto.SerializeToString())
 
 
 class _Repacking:
-    """Rewrites initializers and nodes of a model in place, everything else in its order."""
+    """Rewrites initializers and nodes of a model in place; everything else keeps its order."""
 
     def __init__(self, proto: onnx.ModelProto, chosen: dict[str, ElementType]) -> None:
         self.graph, self.chosen = proto.graph, chosen
@@ -157,7 +157,7 @@ class _Repacking:
 
 
 def _stored(layer: str, tensor: TensorProto, kind: ElementType) -> tuple[TensorProto, NodeProto | None]:
-    """Return a layer's codes in a type, and the Cast that makes int8 of them, if it needs one."""
+    """Return a layer's codes in a type, and the Cast that converts them to int8, if one is needed."""
     codes = np.asarray(numpy_helper.to_array(tensor)).astype(np.int8)
     name = f"{layer}{SUFFIX}"
     if kind == INT8:

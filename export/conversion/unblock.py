@@ -16,7 +16,7 @@ from export.storage.metadata import read_property
 from export.storage.packing import INT8, Blocks, Storage
 from quantizers.integer import Grid, Linear
 
-# what `write_blocked` writes for a layer beside the matrix product itself, by the ends of the names
+# what `write_blocked` writes for a layer around the matrix product itself, by the endings of the names
 AROUND = ("cast", "shift", "fill", "cut", "close", "join", "unit", "scale")
 
 
@@ -26,7 +26,7 @@ def blocks_of(model: onnx.ModelProto) -> dict[str, Blocks]:
 
 
 def unblock(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Write the named layers as Gemm with int8 weights; in place. The codes, and so every sum, stay the same."""
+    """Rewrite the named layers as Gemm with int8 weights, in place. The codes, and so every sum, stay the same."""
     blocks = blocks_of(model)
     for name in names:
         _Unblocking(model.graph, name, blocks[name]).run()
@@ -88,7 +88,7 @@ class _Unblocking:
         return layer, Grid(float(step), -zero_point, 255 - zero_point), cast.input[0]
 
     def _features(self, count: int) -> int:
-        """Return how many weights a row has: what fills its blocks, less what was filled up with zeros."""
+        """Return how many weights a row has: what its blocks hold, minus the zeros that fill them up."""
         fill = self.nodes.get(f"{self.name}.fill")
         missing = 0 if fill is None else int(self._value(fill.input[1])[-1])
         return count * (self.blocks.size - 1) - missing

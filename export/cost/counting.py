@@ -72,10 +72,10 @@ class Totals:
         macs: Multiply-accumulates of its layers.
         bops: Bit operations.
         weight_bytes: Weights alone, at their bits.
-        parameter_bytes: Weights at their bits, and four bytes for each bias and each weight scale: the least size of
-            the network without the graph. (Scales of activations, four bytes a grid, are left out.)
-        peak_stored_bytes: Largest activation memory where codes are stored as bytes and real values in float32.
-        peak_packed_bytes: The same where everything takes its bits, and the image is taken as codes.
+        parameter_bytes: Weights at their bits, and four bytes for each bias and each weight scale: the minimum size of
+            the network without the graph. (Scales of activations, four bytes per grid, are left out.)
+        peak_stored_bytes: Largest activation memory if codes are stored as bytes and real values in float32.
+        peak_packed_bytes: The same if everything takes only its bits, and the image is stored as codes.
         peak_at: Operation that runs at the former.
     """
 
@@ -98,7 +98,7 @@ class CostReport:
         student: The totals.
         float_twin: Those of the twin.
         layers: Convolutions and linear layers in order.
-        file_bytes: Size of the file; None where there is none.
+        file_bytes: Size of the file; None if there is none.
     """
 
     name: str
@@ -108,7 +108,7 @@ class CostReport:
     file_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain values, and each of the twin's totals by the student's as ``ratios``."""
+        """Return the fields as plain values, and each of the twin's totals over the student's as ``ratios``."""
         student, twin = asdict(self.student), asdict(self.float_twin)
         ratios = {key: twin[key] / value for key, value in student.items() if isinstance(value, int) and value}
         return {**asdict(self), "ratios": ratios}
@@ -120,7 +120,7 @@ def cost_of_view(view: IntegerView, input_shapes: Sequence[tuple[int, ...]], *, 
     Args:
         view: What the student computes.
         input_shapes: A shape for each input, batch first; the cost is that of one image whatever the batch.
-        name: For people.
+        name: Shown to users.
 
     Returns:
         Parameters, operations and bytes of the net and of each layer, for one image.
@@ -135,14 +135,14 @@ def cost_of_student(student: nn.Module, *, name: str = "student") -> CostReport:
     """Return the cost of a student that ``quantizers.prepare`` made, for images of the size it was prepared for.
 
     Args:
-        student: The student; scales do not matter, but must be there.
-        name: For people.
+        student: The student; scales do not matter, but must exist.
+        name: Shown to users.
 
     Returns:
         Parameters, operations and bytes of the net and of each layer, for one image.
 
     Raises:
-        TypeError: If it is no student, or its parameters are not float32.
+        TypeError: If it is not a student, or its parameters are not float32.
         quantizers.NotCalibratedError: If the student has not been calibrated.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
     """
@@ -158,7 +158,7 @@ def cost_of_student(student: nn.Module, *, name: str = "student") -> CostReport:
 def cost_of_file(path: str | PathLike[str]) -> CostReport:
     """Return the cost of an ONNX file: one that ``export_onnx`` wrote in any flavor, or of a float net.
 
-    The file is not run, and neither its target nor qonnx is needed. Batch norm counts nothing, as runtimes fold it.
+    The file is not run, and neither its target nor qonnx is needed. Batch norm costs nothing, as runtimes fold it.
     Everything but the activation peaks is what ``cost_of_student`` gives; these differ where a file needs several
     operators for one function (SiLU), whose intermediate results count here.
 
@@ -170,19 +170,19 @@ def cost_of_file(path: str | PathLike[str]) -> CostReport:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not an ONNX file, or its sizes cannot be told.
+        ValueError: If it is not an ONNX file, or its sizes cannot be determined.
         OSError: If it cannot be read.
     """
     return cost_of_program(program_of_file(path), name=Path(path).name, file_bytes=Path(path).stat().st_size)
 
 
 def cost_of_program(program: Program, *, name: str, file_bytes: int | None = None) -> CostReport:
-    """Return the cost of a program; what the others do once they have one.
+    """Return the cost of a program; the last step of the other functions.
 
     Args:
         program: Operations and edges, for one image.
-        name: For people.
-        file_bytes: Size of the file in bytes, or None where there is no file.
+        name: Shown to users.
+        file_bytes: Size of the file in bytes, or None if there is no file.
 
     Returns:
         Parameters, operations and bytes of the net and of each layer.

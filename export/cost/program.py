@@ -1,4 +1,4 @@
-"""A network as its cost sees it: operations in order, and how many values of how many bits each of them makes."""
+"""A network as its cost is counted: operations in order, and how many values of how many bits each of them makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from export.passes.windows import explicit_windows
 from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize, Shape, multiply_accumulates
 
 FLOAT_BITS = 32
-# What needs no extra memory; a slice, a transpose or a pad does.
+# Operations that need no extra memory; a slice, a transpose or a pad does.
 ALIASES = frozenset({"flatten", "identity", "reshape"})
 
 Role = Literal["compute", "alias", "quantize"]
@@ -56,12 +56,12 @@ class Operation:
     """One step of a network.
 
     Args:
-        name: For people.
+        name: Shown to users.
         role: ``compute`` makes a new value. ``alias`` gives its first input another name or shape. ``quantize`` puts
             its first input on a grid, at once where an operation has just made it for this reader alone.
         inputs: Names of the values it reads.
         output: Name of the value it makes.
-        layer: What it holds, where it is a layer.
+        layer: What it holds, if it is a layer.
     """
 
     name: str
@@ -138,7 +138,7 @@ def _facts(node: Node, shape: tuple[int, ...], view: IntegerView) -> LayerFacts 
 
 
 def stored_bytes(value: Value) -> int:
-    """Return what a value takes where codes are stored as bytes and real values in float32."""
+    """Return what a value takes if codes are stored as bytes and real values in float32."""
     return value.count * (4 if value.bits == FLOAT_BITS else 1)
 
 
@@ -158,7 +158,7 @@ def activation_peak(
     """Return the largest memory that activations of one image need at once, operations run in order.
 
     A value lives from the operation that makes it to the last that reads it, the model's outputs to the end. While an
-    operation runs, its inputs and its output are both there. What is quantized at once by its only reader never exists
+    operation runs, its inputs and its output are in memory. What is quantized at once by its only reader never exists
     in float: the kernel writes codes.
 
     Args:

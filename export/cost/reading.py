@@ -40,17 +40,17 @@ class _Constant:
 def program_of_file(path: str | PathLike[str]) -> Program:
     """Return the program of an ONNX file for one image.
 
-    Widths are those that ``export_onnx`` wrote beside the graph. Without them, a weight's is that of its stored type or
-    of its Quant, an activation's that of its Clip or Quant; eight bits behind a bare QuantizeLinear.
+    Widths are those that ``export_onnx`` wrote with the graph. Without them, a weight's is that of its stored type or
+    of its Quant, an activation's that of its Clip or Quant; eight bits after a bare QuantizeLinear.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not an ONNX file, or the size of a tensor cannot be told.
+        ValueError: If it is not an ONNX file, or the size of a tensor cannot be determined.
     """
     model = load_model(path)
     strange = sorted({node.domain for node in model.graph.node if not _is_known(node)})
     if strange:
-        raise ValueError(f"{path}: its operators of {', '.join(strange)} are not known; cost is counted for ONNX's own")
+        raise ValueError(f"{path}: its operators from {', '.join(strange)} are unknown; cost is counted for ONNX's own")
     with as_a_file(path, "to count its cost"):
         check_structure(model)
         return _Reader(model).program()
@@ -75,7 +75,7 @@ class _Reader:
         }
         taps = read_property(model, "quantizers", [])
         self.grid_bits = {str(tap["tensor"]): int(tap["bits"]) for tap in taps if "bits" in tap}
-        self.same: dict[str, str] = {}  # output of a Clip that belongs to the Quant behind it -> what it clips
+        self.same: dict[str, str] = {}  # output of a Clip that belongs to the Quant after it -> what it clips
         self.bits: dict[str, int] = {}
         self.values: dict[str, Value] = {}
         self.operations: list[Operation] = []
@@ -98,7 +98,7 @@ class _Reader:
         return Program(tuple(self.operations), self.values, inputs, outputs)
 
     def _fold(self, node: onnx.NodeProto) -> None:
-        """Note a constant that is made of constants, as runtimes do when they load a file."""
+        """Record a constant that is computed from constants, as runtimes do when they load a file."""
         source = self.constants.get(node.input[0]) if node.input else None
         bits = FLOAT_BITS if source is None else source.bits
         scales = 0 if source is None else source.scales
@@ -133,12 +133,12 @@ class _Reader:
         return "quantize" if node.op_type in ("QuantizeLinear", "Quant") else "compute"
 
     def _belongs_to_a_quant(self, node: onnx.NodeProto) -> bool:
-        """Tell whether a node is the Clip of a shifted grid: only a Quant reads it."""
+        """Return whether a node is the Clip of a shifted grid: only a Quant reads it."""
         after = self.readers.get(node.output[0], [])
         return node.op_type == "Clip" and len(after) == 1 and after[0].op_type == "Quant"
 
     def _is_joined(self, name: str) -> bool:
-        """Tell whether a value is a concatenation of codes that is only put on their own grid again (flavor qcdq)."""
+        """Return whether a value is a concatenation of codes that is only put on their own grid again (flavor qcdq)."""
         made = self.makers.get(name)
         is_joined = made is not None and made.op_type == "Concat" and len(made.input) > 1
         return is_joined and self.bits[name] < FLOAT_BITS and len(self.readers[name]) == 1
@@ -158,7 +158,7 @@ class _Reader:
         return FLOAT_BITS
 
     def _clipped_bits(self, node: onnx.NodeProto) -> int | None:
-        """Return the width that the Clip behind a QuantizeLinear leaves, if one is all that reads it."""
+        """Return the width that the Clip after a QuantizeLinear leaves, if it is the only reader."""
         after = self.readers.get(node.output[0], [])
         return self._width(after[0]) if len(after) == 1 and after[0].op_type == "Clip" else None
 
@@ -177,9 +177,9 @@ class _Reader:
         return self._layer(node) if node.op_type in LAYERS else None
 
     def _blocked_layer(self, node: onnx.NodeProto) -> LayerFacts:
-        """Return the facts of a layer whose weights are stored in blocks, each with a sentinel that is no weight."""
+        """Return the facts of a layer whose weights are stored in blocks, each with a sentinel that is not a weight."""
         source = node.input[0]
-        while self.makers[source].op_type != "Cast":  # of the codes, before sentinels came among them
+        while self.makers[source].op_type != "Cast":  # of the codes, before sentinels were added
             source = self.makers[source].input[0]
         (unit,) = (name for reader in self.readers[node.output[0]] for name in reader.input if name in self.constants)
         shape = self._shape(source)  # rows of features
@@ -226,16 +226,14 @@ class _Reader:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
-            raise ValueError(
-                f"the size of the tensor {name!r} cannot be told; export with fixed sizes (the batch apart)"
-            )
+            raise ValueError(f"the size of the tensor {name!r} is unknown; export with fixed sizes (the batch apart)")
         if any(not 0 <= size <= LARGEST_AXIS for size in self.shapes[name]):
-            raise ValueError(f"the tensor {name!r} would have the shape {self.shapes[name]}, which no tensor has")
+            raise ValueError(f"the tensor {name!r} would have the shape {self.shapes[name]}, which no tensor can have")
         return self.shapes[name]
 
     def _number(self, name: str) -> float:
         if name not in self.initializers:
-            raise ValueError(f"{name!r} sets a width, but is no constant")
+            raise ValueError(f"{name!r} sets a width, but is not a constant")
         return float(np.asarray(numpy_helper.to_array(self.initializers[name])).reshape(()))
 
 

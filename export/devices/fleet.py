@@ -17,12 +17,12 @@ from export.sample import Sample
 
 @dataclass(frozen=True)
 class DeviceResult:
-    """What came of one device.
+    """The result of one device.
 
     Args:
         device: The device.
-        reports: Name of the model -> its report; empty where the device failed.
-        failure: Why it failed, or why some of what was asked for did; empty where nothing did.
+        reports: Name of the model -> its report; empty if the device failed.
+        failure: Why it failed, or why a part of the request did; empty if nothing did.
         is_input_fault: Whether the failure is one of the models or settings, not of the device.
     """
 
@@ -55,18 +55,18 @@ def measure_devices(
     does not disturb its own figures.
 
     Args:
-        devices: Where; each under its own name.
+        devices: Where to measure; each has its own name.
         paths: Name -> ONNX file.
-        settings: How.
+        settings: How to measure.
         sample: Images with expected logits, or None.
         say: Takes lines of progress, each with the device's name.
 
     Returns:
-        A result for each device, in their order; failures of a device stand in it.
+        A result for each device, in order; it holds the device's failures.
 
     Raises:
         FileNotFoundError: If a model file does not exist.
-        ValueError: If there is no device or no model, or two devices have one name.
+        ValueError: If there is no device or no model, or two devices share a name.
         OSError: If a model file cannot be read.
     """
     _check_names(devices)
@@ -89,7 +89,7 @@ def measure_devices(
     try:
         waiting = [pool.submit(measure, device) for device in remote]
         found |= {result.device.title: result for result in (one.result() for one in waiting)}
-    except BaseException:  # interrupted: end what the threads wait for; they still tidy up on their devices
+    except BaseException:  # interrupted: end what the threads wait for; they still clean up their devices
         end_all()
         raise
     finally:

@@ -29,26 +29,26 @@ def measure_latency(
 ) -> LatencyReport:
     """Measure one model.
 
-    Two models are compared by one ``measure_interleaved`` call, not by two of these: a machine's speed drifts.
+    To compare two models, call ``measure_interleaved`` once instead of this twice: a machine's speed drifts.
 
     Args:
         path: ONNX file with one float32 input, its first axis the batch.
         on: ``local`` (this machine), ``ssh://[user@]host[:port]``, ``adb://SERIAL``, or an ``export.Device``.
         threads: Intra-op threads of ONNX Runtime, at least 1.
-        batch_size: Images per inference; must be the model's own where that is fixed.
+        batch_size: Images per inference; must be the model's own if that is fixed.
         warmup: Untimed inferences, after the first; not negative.
         rounds: Timed inferences, at least 1.
         provider: Execution provider by onnxruntime's name.
-        affinity: CPUs the process is pinned to; empty: none.
-        seed: Of the normally distributed images.
-        sample: Images to score the model on where it runs; its expected logits go by the name ``model``.
+        affinity: CPUs that the process is pinned to; empty for none.
+        seed: Seed of the normally distributed images.
+        sample: Images to score the model on, where it runs; its expected logits go by the name ``model``.
         memory: Whether the model's peak memory is measured, in a separate process.
 
     Returns:
         Median, p10 and p90 in ms, and how and where they were measured.
 
     Raises:
-        ValueError: If an argument is out of range, the address has no known form, the provider is unknown, or the
+        ValueError: If an argument is out of range, the address has an unknown form, the provider is unknown, or the
             model's input cannot be filled (several inputs, free axes besides the batch, another dtype).
         FileNotFoundError: If the file does not exist.
         OSError: If it cannot be read.
@@ -96,12 +96,12 @@ def measure_interleaved(
         paths: Name -> ONNX file with one float32 input, its first axis the batch.
         on: ``local`` (this machine), ``ssh://[user@]host[:port]``, ``adb://SERIAL``, or an ``export.Device``.
         threads: Intra-op threads of ONNX Runtime, at least 1.
-        batch_size: Images per inference; must be the model's own where that is fixed.
+        batch_size: Images per inference; must be the model's own if that is fixed.
         warmup: Untimed inferences per model, after the first.
         rounds: Timed inferences per model, at least 1.
         provider: Execution provider by onnxruntime's name.
-        affinity: CPUs the process is pinned to; empty: none.
-        seed: Of the normally distributed images.
+        affinity: CPUs that the process is pinned to; empty for none.
+        seed: Seed of the normally distributed images.
         sample: Images with expected logits, to score the models on where they run (``export.read_sample``).
         memory: Whether each model's peak memory is measured, in a separate process.
 
@@ -109,7 +109,7 @@ def measure_interleaved(
         Name -> report.
 
     Raises:
-        ValueError: If an argument is out of range, the address has no known form, the provider is unknown, or a
+        ValueError: If an argument is out of range, the address has an unknown form, the provider is unknown, or a
             model's input cannot be filled (several inputs, free axes besides the batch, another dtype).
         FileNotFoundError: If a file does not exist.
         ImportError: If onnxruntime is missing.

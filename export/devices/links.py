@@ -30,14 +30,14 @@ class Link(Protocol):
     """A way to a machine that measures."""
 
     def probe(self) -> Probe:
-        """Ask what the machine is. Raises ``DeviceError`` if it cannot be asked."""
+        """Probe the machine. Raises ``DeviceError`` if that fails."""
 
     def run(self, job: Mapping[str, Any], files: Mapping[str, Content], say: Say | None) -> dict[str, Any]:
         """Measure; return the runner's answer.
 
         Args:
             job: As ``runner.run`` takes it.
-            files: What it names, by file name.
+            files: The files that it names, by file name.
             say: Takes lines of progress.
         """
 
@@ -101,15 +101,15 @@ class RemoteLink:
 
 @contextlib.contextmanager
 def work_folder(device: Device, shell: Shell, token: str) -> Iterator[str]:
-    """Give the path of a folder to be made on a device, and remove it at the end, come what may.
+    """Yield the path of a folder to be made on a device, and always remove it at the end.
 
-    Its name is made here and not by the device, so that it is known even if the device's reply is lost.
+    Its name is chosen here and not by the device, so that it is known even if the device's reply is lost.
     """
     folder = f"{device.work_folder}/qkd-{token}"
     try:
         yield folder
     finally:
-        with contextlib.suppress(DeviceError):  # the device has gone; the first error tells more
+        with contextlib.suppress(DeviceError):  # the device is gone; the first error tells more
             shell.call(f"rm -rf {shlex.quote(folder)}", timeout_s=min(REMOVE_S, device.timeout_s))
 
 

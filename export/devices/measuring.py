@@ -33,11 +33,11 @@ SAMPLE = "sample.npz"
 
 
 class PartlyMeasuredError(DeviceError):
-    """Some of what was asked for could not be measured on a device, as under a runtime that is missing there.
+    """A part of the request could not be measured on a device, such as under a runtime that is missing there.
 
     Args:
-        failures: Why, each reason once.
-        reports: Of what was measured, by name.
+        failures: The reasons, each once.
+        reports: Reports of what was measured, by name.
     """
 
     def __init__(self, failures: Sequence[str], reports: Mapping[str, LatencyReport]) -> None:
@@ -51,13 +51,13 @@ class Settings:
 
     Args:
         threads: Intra-op threads, at least 1.
-        batch_size: Images an inference; must be the model's own where that is fixed.
-        warmup: Untimed inferences a model, after the first.
-        rounds: Timed inferences a model, at least 1.
+        batch_size: Images per inference; must be the model's own if that is fixed.
+        warmup: Untimed inferences per model, after the first.
+        rounds: Timed inferences per model, at least 1.
         providers: Execution providers, all models under each: ``cpu``, ``lowbit`` or onnxruntime's names. ``auto``: the
-            CPU's, and beside it the low-bit one where the device has use for it and it takes something of the file.
-        affinity: CPUs the process is pinned to; empty: none.
-        seed: Of the normally distributed images.
+            CPU's, and also the low-bit one if the device benefits from it and it takes some of the file.
+        affinity: CPUs that the process is pinned to; empty for none.
+        seed: Seed of the normally distributed images.
         memory: Whether each model's peak memory is taken, in a separate process.
 
     Raises:
@@ -105,14 +105,14 @@ def measure_on(
     changes no output, before anything is copied. What was copied is removed again, also after a failure.
 
     Args:
-        device: Where.
+        device: Where to measure.
         paths: Name -> ONNX file with one float32 input, its first axis the batch.
-        settings: How.
+        settings: How to measure.
         sample: Images with expected logits, to score the models on there.
         say: Takes lines of progress.
 
     Returns:
-        Name -> report, in the order of ``paths``. Under the low-bit provider, and under others that stand beside the
+        Name -> report, in the order of ``paths``. Under the low-bit provider, and under others that run besides the
         CPU's, a name says so: ``student, low-bit provider``.
 
     Raises:
@@ -120,7 +120,7 @@ def measure_on(
             affinity is not there, or a model's outputs under the low-bit provider are not those of the CPU's.
         FileNotFoundError: If a file does not exist.
         ImportError: If onnxruntime is missing on this machine and this is where to measure.
-        DeviceError: If the device cannot be reached, lacks something, or fails. Where a provider or runtime beside the
+        DeviceError: If the device cannot be reached, lacks something, or fails. If a provider or runtime besides the
             CPU's fails and others do not, a ``PartlyMeasuredError`` with the reports of the others.
         OSError: If a file cannot be read.
     """
@@ -170,7 +170,7 @@ def measure_on(
 
 
 class _Row:
-    """What came of an entry; a file of which the low-bit provider takes nothing ran on the CPU's."""
+    """The result of an entry; a file of which the low-bit provider takes nothing ran on the CPU's."""
 
     def __init__(self, entry: Entry, number: int, answer: Mapping[str, Any]) -> None:
         self.entry = entry
@@ -182,7 +182,7 @@ class _Row:
 
 
 def _low_bit(device: Device, probe: Probe, entries: Sequence[Entry], files: dict[str, Content]) -> dict[str, Any]:
-    """Put the low-bit provider's library among the files, if it is asked for; return what the job says of it."""
+    """Put the low-bit provider's library among the files, if it is requested; return what the job says about it."""
     if all(entry.provider != LOW_BIT for entry in entries) or device.perf_test is not None:
         return {"low_bit": None, "why_no_low_bit": ""}
     try:
@@ -215,7 +215,7 @@ def probe_device(device: Device) -> Probe:
     """Return how a device describes itself.
 
     Args:
-        device: Which.
+        device: The device to probe.
 
     Returns:
         Its processor, memory, runtime and what that loads.
@@ -227,7 +227,7 @@ def probe_device(device: Device) -> Probe:
 
 
 def check_files(paths: Mapping[str, str | PathLike[str]]) -> None:
-    """Raise unless there are models, and all of them are files.
+    """Raise unless there are models, and each is a file.
 
     Raises:
         ValueError: If there is none.
@@ -251,5 +251,5 @@ def _job(models: list[dict[str, Any]], settings: Settings, device: Device) -> di
 
 
 def _spins(settings: Settings, models: int) -> bool:
-    # threads of one session that wait busily would take the core from the session whose turn it is
+    # threads of one session that spin would take the core from the session whose turn it is
     return settings.threads > 1 and models == 1

@@ -18,7 +18,7 @@ from export.devices.links import PROBE_S, work_folder
 from export.devices.onboard import runner
 from export.devices.probing import KINDS, Probe, probe_models
 
-TURNS = 4  # calls a model; the tool takes one model a call, so models take turns in blocks of rounds
+TURNS = 4  # calls per model; the tool takes one model per call, so models take turns in blocks of rounds
 NAMES = {"CPUExecutionProvider": "cpu", "XnnpackExecutionProvider": "xnnpack", "NnapiExecutionProvider": "nnapi",
          "QNNExecutionProvider": "qnn", "ACLExecutionProvider": "acl", "CUDAExecutionProvider": "cuda"}  # fmt: skip
 GRACE_S = 5  # seconds after the caller's limit, as the runner's own alarm
@@ -43,7 +43,7 @@ FACTS = "uname -m; uname -sr; getprop ro.product.model; echo ==; cat /proc/memin
 
 
 def read_output(text: str) -> dict[str, float | None]:
-    """Return the figures of one call, in milliseconds and bytes.
+    """Return the figures from one call, in milliseconds and bytes.
 
     Args:
         text: What the tool printed (``-m times -s``).
@@ -87,7 +87,7 @@ class PerfTestLink:
         self.tool = shlex.quote(device.perf_test or "")
 
     def probe(self) -> Probe:
-        """Run the tool on the tiny models: what it exits with 0 on, its runtime loads."""
+        """Run the tool on the tiny models: if it exits with 0, its runtime loads the model."""
         token, loads = secrets.token_hex(8), []
         models = {f"{name}.onnx": base64.b64decode(text) for name, text in probe_models().items()}
         with work_folder(self.device, self.shell, token) as folder:
@@ -103,7 +103,7 @@ class PerfTestLink:
         """Copy the models, let them take turns in blocks, and return an answer like the runner's.
 
         Raises:
-            ValueError: If the tool cannot do what the job asks for.
+            ValueError: If the tool cannot do what the job requests.
             DeviceError: If it fails.
         """
         if job["batch_size"] != 1:
@@ -155,7 +155,7 @@ class PerfTestLink:
         options = f"-I -m times -r {rounds} -x {threads} -e {provider} -o 99 -s"
         pinned = f"taskset {sum(1 << cpu for cpu in affinity):x} " if affinity else ""
         limit_s = min(limit_s, self.device.timeout_s)
-        # the device ends it, too, where it can: nothing else would, once the caller has gone
+        # the device ends it, too, where it can: nothing else would, once the caller is gone
         bound = f"timeout {math.ceil(limit_s) + GRACE_S}"
         script = (
             f"cd {shlex.quote(folder)} && bound= && "

@@ -23,15 +23,15 @@ WITH_RUNTIME = (
 
 @dataclass(frozen=True)
 class Probe:
-    """What a machine answered.
+    """A machine's answer to a probe.
 
     Args:
         machine: CPU, flags, cores, architecture, kernel, memory and versions (None: not installed).
         loads: Names of the element types whose tiny model the runtime loads, and of the blocks that it is fast at.
         providers: Execution providers of the runtime.
-        memory_available_bytes: Free memory; None where the system does not say.
+        memory_available_bytes: Free memory; None if the system does not say.
         free_disk_bytes: In the folder the files would go to; likewise.
-        runtime_error: Why onnxruntime could not be imported; None where it could.
+        runtime_error: Why onnxruntime could not be imported; None if it could.
         python: Path of the interpreter.
     """
 
@@ -64,7 +64,7 @@ class Probe:
             )
 
     def check_room(self, needed_bytes: int) -> None:
-        """Raise if there is no room for what would be copied.
+        """Raise if there is not enough room for the files to be copied.
 
         Raises:
             DeviceError: If less is free than needed.
@@ -84,7 +84,7 @@ def probe_models() -> dict[str, str]:
 
 @cache
 def probe_races() -> dict[str, tuple[str, str, int]]:
-    """Return what shows whether a runtime is fast at linear layers in blocks: the arguments of ``wins_race``."""
+    """Return what tests whether a runtime is fast at linear layers in blocks: the arguments of ``wins_race``."""
     races = {blocks.name: race_models(blocks) for blocks in WIDTHS}
     return {name: (_text(special), _text(plain), number) for name, (special, plain, number) in races.items()}
 
@@ -94,7 +94,7 @@ def _text(model: bytes) -> str:
 
 
 def read_probe(answer: Mapping[str, Any]) -> Probe:
-    """Return a probe of the runner's answer.
+    """Return the probe that the runner answered.
 
     Raises:
         DeviceError: If it is not what the runner writes.

@@ -10,9 +10,9 @@ from export.lowbit.provider import PROVIDER as LOW_BIT
 from export.runtime import CPU
 
 AUTO = "auto"
-SHORT = {"cpu": CPU, "lowbit": LOW_BIT}  # what a person may write for onnxruntime's names
+SHORT = {"cpu": CPU, "lowbit": LOW_BIT}  # what a user may write for onnxruntime's names
 SUFFIX = "ExecutionProvider"
-RUNTIMES = {"openvino": "OpenVINO"}  # runtimes beside ONNX Runtime that a device can measure with, and their titles
+RUNTIMES = {"openvino": "OpenVINO"}  # runtimes besides ONNX Runtime that a device can measure with, and their titles
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Entry:
     Args:
         model: Name of the model.
         provider: By onnxruntime's name.
-        is_optional: Whether it is left out, and no error, where the low-bit provider is not offered.
+        is_optional: Whether it is left out, without an error, if the low-bit provider is not offered.
         is_beside: Whether the same model also runs on the CPU provider: then a file of which the low-bit provider takes
-            nothing is left out here; else the CPU provider runs it here, too.
+            nothing is left out here; otherwise the CPU provider runs it here, too.
         is_alone: Whether models run under this provider only.
     """
 
@@ -36,17 +36,17 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """What its figures are called."""
+        """The name of its figures."""
         return titled(self.model, self.provider, is_alone=self.is_alone)
 
 
 def titled(model: str, provider: str, *, is_alone: bool = False) -> str:
-    """Return what a model under a provider is called: ``student``, ``student, low-bit provider``.
+    """Return the name of a model under a provider: ``student``, ``student, low-bit provider``.
 
     Args:
         model: Its name.
         provider: By onnxruntime's name.
-        is_alone: Whether models run under this provider only; then its name adds nothing, but for the low-bit one.
+        is_alone: Whether models run under this provider only; then its name is left out, except for the low-bit one.
     """
     if provider == LOW_BIT:
         return f"{model}, low-bit provider"
@@ -56,13 +56,13 @@ def titled(model: str, provider: str, *, is_alone: bool = False) -> str:
 
 
 def provider_names(words: Sequence[str]) -> tuple[str, ...]:
-    """Return providers by onnxruntime's names, or ``auto``, of what a person wrote.
+    """Return providers by onnxruntime's names, or ``auto``, for what a user wrote.
 
     Args:
-        words: ``auto``, ``cpu``, ``lowbit`` or names; each may be several, with commas between them.
+        words: ``auto``, ``cpu``, ``lowbit`` or names; each may be several, separated by commas.
 
     Raises:
-        ValueError: If there is none, one is named twice, or ``auto`` stands beside others.
+        ValueError: If there is none, one is named twice, or ``auto`` is combined with others.
     """
     parts = [part.strip() for word in words for part in word.split(",")]
     names = tuple(SHORT.get(part, part) for part in parts if part)
@@ -83,7 +83,7 @@ def entries_of(models: Sequence[str], providers: Sequence[str]) -> tuple[Entry, 
         providers: Of :func:`provider_names`.
 
     Raises:
-        ValueError: If two of them would have one name.
+        ValueError: If two of them would have the same name.
     """
     is_auto = tuple(providers) == (AUTO,)
     names = (CPU, LOW_BIT) if is_auto else tuple(providers)
@@ -102,8 +102,8 @@ def as_job(entry: Entry, number: int, file: str) -> dict[str, Any]:
     """Return an entry as the runner takes it.
 
     Args:
-        entry: What.
-        number: Its place; the answer is by it, for a device's texts are cleaned, names too.
+        entry: The entry.
+        number: Its place, the key of its answer, since a device's texts are cleaned, names too.
         file: Name of the file on the device.
     """
     nothing = "leave out" if entry.is_beside else "cpu"
@@ -114,7 +114,7 @@ def as_job(entry: Entry, number: int, file: str) -> dict[str, Any]:
 
 
 def left_out(answer: Mapping[str, Any], entries: Sequence[Entry]) -> dict[int, str]:
-    """Return the places of entries that were not measured, and why; only such as may be left out.
+    """Return the places of entries that were not measured, and why; only those that may be left out.
 
     Args:
         answer: The runner's.
@@ -134,7 +134,7 @@ def failed_entries(answer: Mapping[str, Any], entries: Sequence[Entry]) -> dict[
 
 
 def _told(answer: Mapping[str, Any], key: str, may: Sequence[bool]) -> dict[int, str]:
-    """Return the reasons that a runner gives, by place; of places that may have one, whatever else it says."""
+    """Return the reasons that a runner gives, by place; only for places that may have one."""
     told = answer.get(key)
     if not isinstance(told, Mapping):
         return {}

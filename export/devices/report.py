@@ -1,4 +1,4 @@
-"""What one model took on one device, bound from the runner's answer."""
+"""The time of one model on one device, read from the runner's answer."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from export.devices.connections.address import DeviceError
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """What one model took, in milliseconds an inference of a whole batch.
+    """The time of one model, in milliseconds per inference of a whole batch.
 
     Args:
         path: The model file.
         device: Where it ran.
         median_ms: Median of the timed inferences; the figure to compare.
-        p10_ms: Tenth percentile; None where the device's tool does not give it.
+        p10_ms: Tenth percentile; None if the device's tool does not give it.
         p90_ms: Ninetieth percentile.
         p99_ms: Ninety-ninth percentile.
         min_ms: Fastest.
-        first_run_ms: The first inference after loading; None where the device's tool does not give it.
+        first_run_ms: The first inference after loading; None if the device's tool does not give it.
         load_ms: Opening the session, optimization included.
         size_bytes: Size of the measured file, repacked or not.
         input_shape: Shape of the input, batch first.
         threads: Intra-op threads.
         provider: Execution provider.
-        spinning: Whether idle threads waited busily.
+        spinning: Whether idle threads spun.
         warmup: Untimed inferences before the clock started.
         rounds: Timed inferences.
         interleaved_with: Other models that took turns with it.
-        frequency_mhz: Highest of the cores, before and after; None where unreadable.
+        frequency_mhz: Highest of the cores, before and after; None if unreadable.
         machine: CPU, flags, governor, memory, kernel, versions.
-        affinity: CPUs the process was pinned to; empty: none.
-        temperature_c: Of the hottest zone, before and after, in degrees Celsius; None where unreadable.
+        affinity: CPUs that the process was pinned to; empty for none.
+        temperature_c: Of the hottest zone, before and after, in degrees Celsius; None if unreadable.
         load: One-minute load average, before and after; likewise.
         peak_memory_bytes: Peak resident memory of a separate process that loads the model and runs it once.
-        runtime_memory_bytes: What Python and the runtime take of it.
+        runtime_memory_bytes: The share of Python and the runtime in it.
         images: Images of the sample that it was scored on; 0 without a sample.
         accuracy: Share of these whose best class is the label, 0..1; None without labels.
-        agreement: Share whose best class is the expected one, 0..1; None without expected logits.
+        agreement: Share of images whose best class is the expected one, 0..1; None without expected logits.
         max_difference: Largest absolute difference to the expected logits; likewise.
-        repacked: Element types that the weights were stored in for this device; empty where the file ran unchanged.
+        repacked: Element types that the weights were stored in for this device; empty if the file ran unchanged.
         notes: What makes the figures doubtful: noise, throttling, other load.
         model: Name of the model; that of the report may also say the provider.
-        claimed_nodes: Nodes that the low-bit provider took of the file; None under others, or where it is not told.
+        claimed_nodes: Nodes that the low-bit provider took of the file; None under others, or if unknown.
     """
 
     path: str
@@ -99,7 +99,7 @@ def measured(answer: Mapping[str, Any], name: str, *, entry: str) -> dict[str, A
     Args:
         answer: The runner's answer; its texts are printable already.
         name: The model, for messages.
-        entry: Under which the answer has it.
+        entry: Its key in the answer.
 
     Raises:
         DeviceError: If a figure is missing, of another type, or out of range.

@@ -21,7 +21,7 @@ def library_here() -> Path:
     """Return the library for this machine.
 
     Raises:
-        LowBitUnavailableError: If this machine would not gain from it, or it cannot be had.
+        LowBitUnavailableError: If this machine would not benefit from it, or it cannot be obtained.
     """
     found = availability()
     if not found.is_offered:
@@ -30,13 +30,13 @@ def library_here() -> Path:
 
 
 def library_for(probe: Probe) -> Path:
-    """Return the library for a remote device; whether it gains there is asked of the library, on the device.
+    """Return the library for a remote device; the library itself decides on the device whether it helps.
 
-    The cross-compiler's library asks for no newer C library than onnxruntime's own wheels do; without that compiler
+    The cross-compiler's library needs no newer C library than onnxruntime's own wheels do; without that compiler
     (package ``ziglang``), a device of this machine's processor family gets the library of this machine.
 
     Args:
-        probe: What the device answered.
+        probe: The device's answer.
 
     Raises:
         LowBitUnavailableError: If its onnxruntime is too old for it, or no library can be made for its processor.

@@ -1,4 +1,4 @@
-"""Which files a runtime may be measured with: a student is written for one, and others compute it otherwise."""
+"""Which files a runtime may be measured with: a student is written for one; others compute it differently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def suited(entries: Sequence[Entry], paths: Mapping[str, str | PathLike[str]]) -
         paths: Name -> ONNX file.
 
     Raises:
-        ValueError: If nothing is left of what was asked for, with the way out.
+        ValueError: If nothing is left of the request; the message says what to do.
     """
     runtimes = _runtimes_of(entries)
     if not runtimes:
@@ -58,7 +58,7 @@ def without_student(entries: Sequence[Entry], paths: Mapping[str, str | PathLike
 
 
 def target_name(path: str | PathLike[str]) -> str | None:
-    """Return the target that a student's file was written for, ``onnxruntime`` where it says none; None for others."""
+    """Return the target that a student's file was written for, ``onnxruntime`` if it names none; None for others."""
     try:
         properties = properties_of(onnx.load(path, load_external_data=False))
     except Exception:  # protobuf's error; whoever opens the file says what is wrong

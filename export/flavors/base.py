@@ -1,6 +1,6 @@
 """What a flavor of graph must be able to write; the lowering itself is shared.
 
-A flavor decides what tensor stands for an edge on a grid (its *stored* tensor). Everything that only moves values
+A flavor decides which tensor represents an edge on a grid (its *stored* tensor). Everything that only moves values
 works on stored tensors; everything that computes works on real ones.
 """
 
@@ -23,19 +23,19 @@ HARDSWISH_OPSET = 14
 
 
 class Flavor(Protocol):
-    """What a kind of graph is, and what it must be able to write.
+    """A kind of graph: its properties, and what it must be able to write.
 
     Every method that takes a graph returns the name of the tensor it made.
 
     Attributes:
-        name: As users give it.
-        stored_type: ONNX type of the tensors that stand for edges on a grid.
+        name: As users write it.
+        stored_type: ONNX type of the tensors that represent edges on a grid.
         is_runnable: Whether ONNX Runtime can load it.
-        is_judged_by_kernels: Whether a layer that ONNX Runtime computes in float is a fall-back; else one that reads
-            values on no grid is.
-        has_dynamic_batch: Whether the batch is left open; else it is 1.
-        takes_pixels: Whether the normalization of uint8 images may be part of the graph.
-        domains: Operator sets beside ONNX's own: domain -> version.
+        is_judged_by_kernels: Whether a layer is a fall-back if ONNX Runtime computes it in float; otherwise, if
+            it reads values that are not on a grid.
+        has_dynamic_batch: Whether the batch is dynamic; otherwise it is 1.
+        takes_pixels: Whether the normalization of uint8 images can be part of the graph.
+        domains: Operator sets in addition to ONNX's own: domain -> version.
     """
 
     name: str
@@ -53,28 +53,28 @@ class Flavor(Protocol):
         """Rearrange a view for the runtime, without changing a code."""
 
     def notes(self, view: IntegerView) -> Iterator[str]:
-        """Yield a warning for whatever the flavor's readers may not take."""
+        """Yield a warning for anything that the flavor's readers may not support."""
 
     def zero_point(self, grid: Grid) -> int:
-        """Return what is added to a code to give its stored value (where that is an integer)."""
+        """Return what is added to a code to give its stored value (if that is an integer)."""
 
     def quantize(self, graph: GraphBuilder, node: Quantize, x: str) -> str:
         """Put the real tensor ``x`` on the node's grid."""
 
     def requantize(self, graph: GraphBuilder, node: Quantize, stored: str, old: Grid) -> str:
-        """Put a stored tensor of another grid on the node's grid."""
+        """Put a stored tensor that is on another grid on the node's grid."""
 
     def dequantize(self, graph: GraphBuilder, edge: str, stored: str, grid: Grid) -> str:
-        """Give a stored tensor its real values, for one reader."""
+        """Write the real values of a stored tensor, for one reader."""
 
     def weights(self, graph: GraphBuilder, layer: Conv | Linear, storage: Storage) -> str:
-        """Make the real weights of a layer."""
+        """Write the real weights of a layer."""
 
     def bias(self, graph: GraphBuilder, layer: Conv | Linear, grid: Grid) -> str:
-        """Make the real bias of a layer whose input is on ``grid``; called only where there is one."""
+        """Write the real bias of a layer whose input is on ``grid``; called only if there is one."""
 
     def padding_value(self, graph: GraphBuilder, name: str, grid: Grid) -> str:
-        """Make the stored scalar that stands for the real zero."""
+        """Write the stored scalar that represents real zero."""
 
 
 def oldest_opset(view: IntegerView) -> int:
@@ -84,7 +84,7 @@ def oldest_opset(view: IntegerView) -> int:
 
 
 def bias_values(layer: Conv | Linear, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Return a layer's bias codes (int32 ``[channels]``) and the scale of its accumulator (float32, that or ``[1]``).
+    """Return a layer's bias codes (int32 ``[channels]``) and the scale of its accumulator (float32, same or ``[1]``).
 
     Raises:
         ExportError: If the layer has no bias.
@@ -97,7 +97,7 @@ def bias_values(layer: Conv | Linear, grid: Grid) -> tuple[np.ndarray, np.ndarra
 def dequantized_constant(
     graph: GraphBuilder, name: str, stored: str, scale: np.ndarray, dtype: np.dtype[np.signedinteger]
 ) -> str:
-    """Write DequantizeLinear of a constant; one scale for the tensor becomes a scalar, as QLinearConv wants it."""
+    """Write DequantizeLinear of a constant; one scale for the tensor becomes a scalar, as QLinearConv expects."""
     values = scale.astype(np.float32)
     values = values.reshape(()) if values.size == 1 else values
     scale_name = graph.constant(f"{name}.scale", values)
@@ -107,16 +107,16 @@ def dequantized_constant(
 
 
 def without_custom_operators(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which each operator of another domain is the Identity of its first input.
+    """Return a copy in which each operator from another domain is replaced by Identity of its first input.
 
-    Quantizers keep shape and type, so what ONNX infers of the copy holds for the model. ``MatMulNBits`` becomes a
-    column of its input: a vector of one scale an output follows it, which gives the right shape from there on.
+    Quantizers keep shape and type, so whatever ONNX infers from the copy holds for the model. ``MatMulNBits`` becomes a
+    column of its input: the vector of scales that follows it, one per output, restores the right shape.
 
     Args:
         model: Not changed.
 
     Returns:
-        The copy, with operators of ONNX alone.
+        The copy, with ONNX's own operators only.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

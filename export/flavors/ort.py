@@ -22,13 +22,13 @@ class OrtFlavor:
     Found with onnxruntime 1.31.1 (optimized graph read back):
 
     * ``QuantizeLinear -> Clip(uint8) -> DequantizeLinear`` fuses as if the clip were not there, and layout changes pass
-      through it, so a 2-bit edge costs one uint8 pass over an 8-bit one.
+      through it, so a 2-bit edge costs one uint8 pass more than an 8-bit one.
     * MaxPool, Concat, Flatten, Slice, ... on the uint8 codes themselves need no fusion at all, become NHWC together
       with the convolutions around them, and are exact by construction.
     * A scalar scale and zero point for activations; per-channel weights with ``axis=0`` and a zero point of zeros.
-    * Packed weights fed to DequantizeLinear directly lose the integer kernel; a Cast to INT8 between keeps it, and
+    * Packed weights fed to DequantizeLinear directly lose the integer kernel; a Cast to INT8 in between keeps it, and
       is folded when the file is loaded.
-    * A DequantizeLinear for each reader: the fusions want each used once.
+    * Each reader has its own DequantizeLinear, since the fusions require that each is used once.
     """
 
     name = "ort"
@@ -40,16 +40,16 @@ class OrtFlavor:
     domains: dict[str, int] = {}
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:
-        """Pack as far as allowed; the opset follows."""
+        """Pack as far as allowed; the opset follows from that."""
         layers = (node for node in view.nodes if isinstance(node, (Conv, Linear)))
         return choose_storage((layer.weight_bits for layer in layers), cast(Pack, pack), opset)
 
     def arrange(self, view: IntegerView) -> IntegerView:
-        """Bring each operator between its quantizers, where ONNX Runtime fuses them, and save clips."""
+        """Move each operator between its quantizers, where ONNX Runtime fuses them, and avoid clips."""
         return saturate(arrange(view))
 
     def notes(self, view: IntegerView) -> Iterator[str]:
-        """Yield nothing: the census says what is to be said."""
+        """Yield nothing; the census reports everything."""
         yield from ()
 
     def zero_point(self, grid: Grid) -> int:
@@ -57,7 +57,7 @@ class OrtFlavor:
         return grid.zero_point
 
     def quantize(self, graph: GraphBuilder, node: Quantize, x: str) -> str:
-        """Write QuantizeLinear, and the Clip that eight-bit storage does not do by itself."""
+        """Write QuantizeLinear, and a Clip where eight-bit storage does not clip by itself."""
         grid = node.grid
         scale, zero = _scale_and_zero(graph, node.output, grid)
         narrow = grid.high - grid.low < 255
@@ -67,11 +67,11 @@ class OrtFlavor:
         return self._clip(graph, node, stored) if narrow else stored
 
     def requantize(self, graph: GraphBuilder, node: Quantize, stored: str, old: Grid) -> str:
-        """Write a change of grid so that it stays one integer pass.
+        """Write a change of grid so that it runs as one integer pass.
 
-        A bare DequantizeLinear -> QuantizeLinear runs as two float passes. With a zero added between, ONNX Runtime
-        makes it QLinearAdd, whose kernel for a scalar takes half the time of QLinearConcat of one input (a look-up in
-        a table of 256) on 16 KB and a third of it on 200 KB.
+        A bare DequantizeLinear -> QuantizeLinear runs as two float passes. With a zero added in between, ONNX Runtime
+        turns it into QLinearAdd, whose kernel for a scalar takes half the time of QLinearConcat with one input (a
+        look-up in a table of 256) on 16 KB and a third of it on 200 KB.
         """
         if (old.scale, old.low) == (node.grid.scale, node.grid.low):
             return self._clip(graph, node, stored) if node.grid.high < old.high else stored
@@ -88,7 +88,7 @@ class OrtFlavor:
         return graph.add("DequantizeLinear", [stored, scale, zero], f"{edge}.real", name=f"{edge}.dequantize")
 
     def weights(self, graph: GraphBuilder, layer: Conv | Linear, storage: Storage) -> str:
-        """Write the stored weights, a Cast where they are packed, and DequantizeLinear."""
+        """Write the stored weights, a Cast if they are packed, and DequantizeLinear."""
         kind = storage.of(layer.weight_bits)
         name, codes = f"{layer.name}.weight", layer.weights.astype(np.int8)
         if kind == INT8:

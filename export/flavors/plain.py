@@ -21,14 +21,14 @@ class QcdqFlavor:
     """Plain QCDQ graph of ONNX's own operators, opset 13 (14 with HardSwish), the batch dynamic.
 
     * Each grid is ``QuantizeLinear -> Clip -> DequantizeLinear``, the Clip on the integers and only below eight bits.
-      Operators, moves and pooling included, read and give real values: a reader needs no fusion to be right.
+      Operators, moves and pooling included, read and give real values, so a reader is right without any fusion.
     * Codes of a signed grid are int8 and those of an unsigned one uint8, both with zero point 0, as symmetric runtimes
-      want them. Where a grid is shifted, such runtimes refuse the file anyway: then every grid is uint8, which ONNX
-      Runtime computes in integers on x86 (of int8 codes, it computes those that are clipped in float).
-    * Weights are stored as int8 codes, then DequantizeLinear (per channel: axis 0). They fit within their width, so
-      there is nothing to clip, and no float weights that would have to be quantized at load.
-    * Biases are float, each a multiple of its accumulator's step: every runtime takes them (some refuse int32 behind
-      DequantizeLinear), and one that quantizes biases by itself finds the int32 codes of the student again.
+      expect. If a grid is shifted, such runtimes refuse the file anyway; then every grid is uint8, which ONNX Runtime
+      computes in integers on x86 (it computes int8 codes that are clipped in float).
+    * Weights are stored as int8 codes, followed by DequantizeLinear (per channel: axis 0). They fit their width, so
+      there is nothing to clip, and there are no float weights to quantize at load time.
+    * Biases are float, each a multiple of its accumulator's step: every runtime takes them (some refuse int32 with
+      DequantizeLinear), and one that quantizes biases by itself recovers the int32 codes of the student.
     """
 
     name = "qcdq"
@@ -40,10 +40,10 @@ class QcdqFlavor:
     domains: dict[str, int] = {}
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:
-        """Return bytes: packed types are for runtimes that are known to unpack them.
+        """Return int8 storage; packed types are for runtimes that are known to unpack them.
 
         Raises:
-            ExportError: If packed weights are asked for.
+            ExportError: If packed weights are requested.
         """
         if pack == "packed":
             raise ExportError("flavor 'qcdq' stores weights as int8; use pack='int8' or 'auto', or flavor 'ort'")
@@ -52,7 +52,7 @@ class QcdqFlavor:
     def arrange(self, view: IntegerView) -> IntegerView:
         """Arrange as for ONNX Runtime (others fuse the same patterns), and put concatenations on their grid again.
 
-        That changes no value, but a runtime that looks for a quantizer on both sides of an operator finds them.
+        That changes no value, but a runtime that looks for a quantizer on both sides of an operator finds both.
         """
         return _all_unsigned(_requantize_concatenations(arrange(view)))
 
@@ -60,14 +60,14 @@ class QcdqFlavor:
         """Yield the shifted grids, which runtimes for symmetric quantization refuse."""
         shifted = [node.name for node in view.nodes if isinstance(node, Quantize) and node.grid.is_shifted]
         if shifted:
-            yield f"these quantizers have a zero point, which some runtimes do not take: {', '.join(shifted)}"
+            yield f"these quantizers have a zero point, which some runtimes do not support: {', '.join(shifted)}"
 
     def zero_point(self, grid: Grid) -> int:
-        """Return 0 where the codes have their type, else the shift that makes every code unsigned."""
+        """Return 0 if the codes have their own type, else the shift that makes every code unsigned."""
         return grid.zero_point if grid.is_shifted or isinstance(grid, _UnsignedGrid) else 0
 
     def quantize(self, graph: GraphBuilder, node: Quantize, x: str) -> str:
-        """Write QuantizeLinear, the Clip that the stored type does not do by itself, and DequantizeLinear."""
+        """Write QuantizeLinear, a Clip where the stored type does not clip by itself, and DequantizeLinear."""
         return self._write(graph, node, x, has_clip=node.grid.high - node.grid.low < 255)
 
     def _write(self, graph: GraphBuilder, node: Quantize, x: str, *, has_clip: bool) -> str:
@@ -87,13 +87,13 @@ class QcdqFlavor:
     def requantize(self, graph: GraphBuilder, node: Quantize, stored: str, old: Grid) -> str:
         """Write the same as for any real tensor, with a Clip also at eight bits.
 
-        ONNX Runtime makes one pair of two that follow each other without a Clip, with another scale: another
+        Without a Clip between them, ONNX Runtime merges two such pairs into one with another scale, which is another
         function.
         """
         return self._write(graph, node, stored, has_clip=True)
 
     def dequantize(self, graph: GraphBuilder, edge: str, stored: str, grid: Grid) -> str:
-        """Return the tensor: it holds real values already."""
+        """Return the tensor: it already holds real values."""
         return stored
 
     def weights(self, graph: GraphBuilder, layer: Conv | Linear, storage: Storage) -> str:
@@ -117,7 +117,7 @@ class _UnsignedGrid(Grid):
 
 
 def _all_unsigned(view: IntegerView) -> IntegerView:
-    """Store signed grids as uint8 where a shifted grid has a zero point anyway."""
+    """Store signed grids as uint8 if a shifted grid has a zero point anyway."""
     if not any(grid.is_shifted for grid in view.grids.values()):
         return view
     grids = {edge: _UnsignedGrid(grid.scale, grid.low, grid.high) for edge, grid in view.grids.items()}

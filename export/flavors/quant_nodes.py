@@ -21,16 +21,16 @@ BIAS_BITS = 32
 
 
 class QonnxFlavor:
-    """QONNX graph, opset 13 (14 with HardSwish), the batch fixed at 1 as its tools want it.
+    """QONNX graph, opset 13 (14 with HardSwish), the batch fixed at 1 as its tools require.
 
     ``Quant(x, scale, zeropt, bitwidth)`` gives ``(round(clip(x / scale + zeropt)) - zeropt) * scale``, rounding half
     to even. Every grid is one Quant; weights and biases are float initializers, each behind its own Quant (per
     channel: the scale is ``[out_channels, 1, ...]``), biases of 32 bits on the grid of the accumulator.
 
-    No Quant has a zero point: the readers have no integer type for it, and it is added before rounding, which costs
-    float32 the last bits (1 value in 100,000 of an image came out one code away) and turns ties around where it is
-    odd. So a shifted grid is a Clip of the real values to its range, and a signed Quant that is wide enough for both
-    ends, one bit more than the grid has.
+    No Quant has a zero point. The readers have no integer type for it, and it is added before rounding, which costs
+    float32 the last bits (1 value in 100,000 of an image came out one code off) and reverses ties if it is odd. So a
+    shifted grid is a Clip of the real values to its range, and a signed Quant that is wide enough for both ends, one
+    bit wider than the grid.
 
     Note:
         ``BipolarQuant`` (one bit) and ``Trunc`` are not needed: students have 2 to 8 bits, and means are put on their
@@ -46,15 +46,15 @@ class QonnxFlavor:
     domains: dict[str, int] = {QUANT_DOMAIN: QUANT_VERSION}
 
     def storage(self, view: IntegerView, pack: str, opset: int | None) -> Storage:
-        """Return floats, whatever ``pack`` says: QONNX has no other weights."""
+        """Return float storage, whatever ``pack`` says; QONNX has no other weights."""
         return floats_only(pack, opset, oldest_opset(view))
 
     def arrange(self, view: IntegerView) -> IntegerView:
-        """Arrange as for others, but compute nothing twice: there is no fusion to help."""
+        """Arrange as for others, but compute nothing twice, since there is no fusion to help."""
         return sink_moves(merge_quantizers(spell_out(view)))
 
     def notes(self, view: IntegerView) -> Iterator[str]:
-        """Yield that the runtime was not asked, and the shifted grids, whose types QONNX cannot name."""
+        """Yield that the runtime was not consulted, and the shifted grids, whose types QONNX cannot express."""
         yield "not loaded: ONNX Runtime has no Quant operator; check_parity proves the file with qonnx's executor"
         shifted = [node.name for node in view.nodes if isinstance(node, Quantize) and node.grid.is_shifted]
         if shifted:
@@ -82,11 +82,11 @@ class QonnxFlavor:
         return self.quantize(graph, node, stored)
 
     def dequantize(self, graph: GraphBuilder, edge: str, stored: str, grid: Grid) -> str:
-        """Return the tensor: it holds real values already."""
+        """Return the tensor: it already holds real values."""
         return stored
 
     def weights(self, graph: GraphBuilder, layer: Conv | Linear, storage: Storage) -> str:
-        """Write float weights and a Quant that finds their codes again."""
+        """Write float weights and a Quant that recovers their codes."""
         scale = layer.weight_scale.astype(np.float32)
         scale = scale.reshape(()) if scale.size == 1 else scale.reshape(-1, *[1] * (layer.weights.ndim - 1))
         name = f"{layer.name}.weight"

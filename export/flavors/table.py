@@ -12,7 +12,7 @@ FLAVORS: dict[str, Flavor] = {"ort": OrtFlavor(), "qcdq": QcdqFlavor(), "qonnx":
 
 
 def find_flavor(name: str) -> Flavor:
-    """Return the flavor of that name.
+    """Return the flavor with this name.
 
     Args:
         name: A key of ``FLAVORS``.

@@ -15,7 +15,7 @@ class GraphBuilder:
     """A growing ONNX graph.
 
     Constants become initializers and never inputs: an initializer that is also an input may be overridden at run
-    time, so ONNX Runtime would fold nothing that depends on it.
+    time, so ONNX Runtime would not fold anything that depends on it.
     """
 
     def __init__(self, reserved: Sequence[str] = ()) -> None:
@@ -32,7 +32,7 @@ class GraphBuilder:
     def constant(self, wanted: str, values: npt.ArrayLike) -> str:
         """Add an initializer of the dtype and shape of ``values``; return its name.
 
-        Asking again for the same name and content gives the same initializer.
+        The same name and content give the same initializer again.
         """
         array = np.asarray(values, order="C")
         key = (wanted, array.dtype.str, array.shape, array.tobytes())
@@ -42,7 +42,7 @@ class GraphBuilder:
         return self._shared[key]
 
     def packed_constant(self, wanted: str, values: npt.NDArray[np.int8], element_type: int, bits: int) -> str:
-        """Add an initializer of a sub-byte type (INT4: two values a byte, INT2: four); return its name."""
+        """Add an initializer of a sub-byte type (INT4: two values per byte, INT2: four); return its name."""
         name = self.tensor_name(wanted)
         # as raw bytes: the list that make_tensor fills otherwise takes up to two bytes for each packed one
         content = pack_codes(values, bits)

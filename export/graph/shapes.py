@@ -19,7 +19,7 @@ def edge_shapes(view: ir.IntegerView, input_shapes: Sequence[Sizes]) -> dict[str
         input_shapes: A shape for each input, batch first.
 
     Raises:
-        ValueError: If the number of shapes is wrong, or a node cannot take the shape it meets (names the node).
+        ValueError: If the number of shapes is wrong, or a node cannot take its input's shape (the message names it).
     """
     if len(input_shapes) != len(view.inputs):
         raise ValueError(f"the view has {len(view.inputs)} inputs, got {len(input_shapes)} shapes")
@@ -61,7 +61,7 @@ def _pool(node: ir.MaxPool | ir.AveragePool, met: Sequence[Sizes]) -> Sizes:
 def _windows(
     image: Sequence[int], kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, *, ceil_mode: bool
 ) -> Sizes:
-    """Return how many windows fit: PyTorch's rule, by which none starts in the padding behind the image."""
+    """Return how many windows fit by PyTorch's rule: none starts in the padding after the image."""
     counts = []
     for axis, size in enumerate(image):
         room = size + padding[axis] + padding[axis + 2] - dilation[axis] * (kernel[axis] - 1) - 1

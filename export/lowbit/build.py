@@ -1,4 +1,4 @@
-"""Compile the low-bit execution provider once a machine, into the user's cache folder."""
+"""Compile the low-bit execution provider once per machine, into the user's cache folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCES = Path(__file__).parent / "native"
 # No contraction into fused multiply-adds: roundings must be those of ONNX Runtime. The last flag silences GCC 12, whose
 # own headers of intrinsics read what it takes for uninitialized.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-uninitialized")
-# Only an instruction set's own files are compiled for it; which one runs is asked of the processor.
+# Only an instruction set's own files are compiled for it; the processor decides which one runs.
 AVX512 = (
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi", "-mavx512vnni", "-mfma"),
     "-mprefer-vector-width=512",
@@ -31,17 +31,17 @@ LONGEST_COMPILATION_S = 900  # the first time, a cross-compiler also compiles th
 
 
 class LowBitUnavailableError(RuntimeError):
-    """There is no low-bit execution provider here; the message is one line that says what is missing."""
+    """The low-bit execution provider is not available; the message is one line that says what is missing."""
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A C++ compiler and what it makes libraries for.
+    """A C++ compiler and the processors that it compiles for.
 
     Args:
         command: How it is called: a program and its first arguments.
-        machine: Processor family that it compiles for, as ``platform.machine()`` says it.
-        extra_flags: Of this build only (sanitizers).
+        machine: Processor family that it compiles for, as ``platform.machine()`` names it.
+        extra_flags: For this build only (sanitizers).
     """
 
     command: tuple[str, ...]
@@ -68,7 +68,7 @@ def built_library(toolchain: Toolchain) -> Path:
         toolchain: What compiles it.
 
     Raises:
-        LowBitUnavailableError: If it does not compile; says the compiler's first error.
+        LowBitUnavailableError: If it does not compile; the message holds the compiler's first error.
     """
     return cached_library(f"lowbit-{_fingerprint(toolchain)}.so", lambda folder: compile_library(toolchain, folder))
 

@@ -8,7 +8,7 @@ import sys
 from export.lowbit.build import LowBitUnavailableError, Toolchain
 
 # What `--target` names: the processor family, and the target as the compiler spells it. The oldest C library that
-# onnxruntime's own wheels of 1.23 and newer run on is 2.27 or 2.28; ours asks for no more.
+# onnxruntime's own wheels of 1.23 and newer run on is 2.27 or 2.28; ours needs nothing newer.
 GLIBC = (2, 28)
 TARGETS = {
     "aarch64-linux": ("aarch64", "aarch64-linux-gnu.{}.{}".format(*GLIBC)),
@@ -32,7 +32,7 @@ def cross_toolchain(target: str) -> Toolchain:
         LowBitUnavailableError: If the package ``ziglang`` is not installed.
     """
     if target not in TARGETS:
-        raise ValueError(f"unknown target {target!r}; there are {', '.join(TARGETS)}")
+        raise ValueError(f"unknown target {target!r}; use one of {', '.join(TARGETS)}")
     if importlib.util.find_spec("ziglang") is None:
         raise LowBitUnavailableError(
             "the cross-compiler is missing: pip install ziglang (or the extra: pip install 'qkd-toolkit[cross]')"

@@ -16,7 +16,7 @@ On a processor where it gains nothing it offers no device; the model then runs o
 outputs. Files need no change. The library asks for glibc 2.28 and nothing else: its C++ runtime (LLVM's libc++) is
 inside.
 """
-# This file is `onnxruntime_ep_lowbit/__init__.py` of the wheel that `qkd lowbit wheel` writes; it imports nothing of
+# This file is `onnxruntime_ep_lowbit/__init__.py` of the wheel that `qkd lowbit wheel` writes; it imports nothing from
 # the toolkit.
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def get_library_path() -> str:
     """Return the path of the library, for ``onnxruntime.register_execution_provider_library``.
 
     Raises:
-        FileNotFoundError: If the file has gone from the package.
+        FileNotFoundError: If the file is missing from the package.
     """
     path = Path(__file__).resolve().parent / LIBRARY
     if not path.is_file():

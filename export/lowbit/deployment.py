@@ -33,7 +33,7 @@ class Deployed:
         return {**asdict(self), "path": str(self.path)}
 
     def to_text(self) -> str:
-        """Return a line for people."""
+        """Return a line for users."""
         return f"{self.path}  ({self.size_bytes / 1e3:,.0f} kB, {self.target})"
 
 
@@ -41,14 +41,14 @@ def build_library(target: str | None = None, out: Path | None = None) -> Deploye
     """Compile the provider's library.
 
     Args:
-        target: A key of `TARGETS`; this machine where absent, with its own compiler where it has one.
+        target: A key of `TARGETS`; by default this machine, with its own compiler if it has one.
         out: A copy is written there, whole or not at all; its folder must exist.
 
     Returns:
         The copy, or the library in the cache.
 
     Raises:
-        ValueError: If the target is unknown, or ``out`` is no name for a file.
+        ValueError: If the target is unknown, or ``out`` cannot name a file.
         LowBitUnavailableError: If a compiler is missing or fails.
         OSError: If a file cannot be written.
     """
@@ -66,8 +66,8 @@ def build_wheel(target: str | None, folder: Path) -> Deployed:
     """Compile the library for every Linux with glibc 2.28 and write the wheel that holds it.
 
     Args:
-        target: A key of `TARGETS`; this machine's where absent.
-        folder: Where the wheel is written; made if it is not there.
+        target: A key of `TARGETS`; by default this machine's.
+        folder: Where the wheel is written; created if it does not exist.
 
     Returns:
         The wheel.
@@ -85,13 +85,13 @@ def build_wheel(target: str | None, folder: Path) -> Deployed:
 
 
 def this_machine() -> str:
-    """Return the target that this machine is.
+    """Return the target of this machine.
 
     Raises:
-        LowBitUnavailableError: If it is none of `TARGETS`.
+        LowBitUnavailableError: If it is not one of `TARGETS`.
     """
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     found = f"{machine}-{platform.system().lower()}"
     if found not in TARGETS:
-        raise LowBitUnavailableError(f"{found} is no target of the cross-compiler; there are {', '.join(TARGETS)}")
+        raise LowBitUnavailableError(f"{found} is not a target of the cross-compiler; use one of {', '.join(TARGETS)}")
     return found

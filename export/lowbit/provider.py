@@ -26,8 +26,8 @@ class Availability:
     """Whether the provider gains anything on this machine.
 
     Args:
-        kernels: The instruction set that it would use, empty where it offers nothing.
-        reason: One line for people.
+        kernels: The instruction set that it would use, empty if it offers nothing.
+        reason: One line for users.
     """
 
     kernels: str
@@ -50,7 +50,7 @@ def library_path() -> Path:
         The path of a shared library that exists.
 
     Raises:
-        LowBitUnavailableError: If there is none of them, with the reason.
+        LowBitUnavailableError: If none of them exists, with the reason.
         OSError: If it cannot be written to the cache.
     """
     if named := os.environ.get("QKD_LOWBIT_LIBRARY"):
@@ -65,10 +65,10 @@ def library_path() -> Path:
 
 
 def availability() -> Availability:
-    """Say what the provider would do on this machine; does not raise.
+    """Report what the provider would do on this machine; never raises.
 
     Returns:
-        The kernels it would use, or the reason why it would use none.
+        The kernels it would use, or why it would use none.
     """
     if os.environ.get("QKD_LOWBIT") == "0":
         return Availability("", "switched off by QKD_LOWBIT=0")
@@ -85,15 +85,15 @@ def availability() -> Availability:
 def register() -> str:
     """Make the provider known to onnxruntime in this process; a second call changes nothing.
 
-    Sessions then take ``providers=["LowBitExecutionProvider", "CPUExecutionProvider"]``; in onnxruntime 1.23 and some
-    after it, which take plugins by device, ``SessionOptions.add_provider_for_devices`` with the devices of
+    Sessions then take ``providers=["LowBitExecutionProvider", "CPUExecutionProvider"]``; in onnxruntime 1.23 and
+    some later versions, which take plugins by device, ``SessionOptions.add_provider_for_devices`` with the devices of
     ``onnxruntime.get_ep_devices()``. It stays registered: a library may leave only after the last session that uses it.
 
     Returns:
         The provider's name.
 
     Raises:
-        LowBitUnavailableError: If onnxruntime is too old, nothing can be compiled, or this processor would not gain.
+        LowBitUnavailableError: If onnxruntime is too old, nothing can be compiled, or this processor would not benefit.
         OSError: If the library cannot be written to the cache.
     """
     onnxruntime = _runtime()
@@ -109,7 +109,7 @@ def providers() -> list[str]:
     """List the providers to give to a session.
 
     Returns:
-        Ours first where it gains and this onnxruntime takes plugins by name (see :func:`register`), the CPU's always.
+        Ours first if it is faster and this onnxruntime takes plugins by name (see :func:`register`), the CPU's always.
 
     Raises:
         OSError: If the library cannot be written to the cache.

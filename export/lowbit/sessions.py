@@ -10,13 +10,13 @@ from export.runtime import claimed_nodes, open_session
 
 
 def made_known(provider: str) -> str:
-    """Register a provider if it is the low-bit one, and return it; others are onnxruntime's own.
+    """Register a provider if it is the low-bit one, and return it; other providers are onnxruntime's own.
 
     Args:
         provider: Its name.
 
     Raises:
-        ValueError: If it is the low-bit one, and not offered here.
+        ValueError: If it is the low-bit one, and not available.
         OSError: If its library cannot be written to the cache.
     """
     try:
@@ -26,7 +26,7 @@ def made_known(provider: str) -> str:
 
 
 def low_bit_for(path: str | PathLike[str]) -> str | None:
-    """Return the low-bit provider's name where it is offered on this machine and takes something of a file, else None.
+    """Return the low-bit provider's name if this machine offers it and it takes some of a file, else None.
 
     Args:
         path: An ONNX file.

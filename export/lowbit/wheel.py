@@ -16,7 +16,7 @@ from export.lowbit.build import SOURCES
 
 NAME = "onnxruntime-ep-lowbit"
 FOLDER = NAME.replace("-", "_")
-OLDEST = (1980, 1, 1, 0, 0, 0)  # of a zip file: the same library makes the same wheel
+OLDEST = (1980, 1, 1, 0, 0, 0)  # in a zip file; the same library gives the same wheel
 README = """`pip install onnxruntime onnxruntime-ep-lowbit`, then:
 
 ```python
@@ -41,8 +41,8 @@ def write_wheel(library: Path, tag: str, folder: Path) -> Path:
     """Write the wheel of a library, whole or not at all.
 
     Args:
-        library: The provider's.
-        tag: Of the platform, such as ``manylinux_2_28_aarch64``.
+        library: The provider's library.
+        tag: Tag of the platform, such as ``manylinux_2_28_aarch64``.
         folder: Where the wheel is written; it must exist.
 
     Returns:
@@ -50,7 +50,7 @@ def write_wheel(library: Path, tag: str, folder: Path) -> Path:
 
     Raises:
         OSError: If the library cannot be read, or the wheel not written.
-        ValueError: If something that is no file has the wheel's name.
+        ValueError: If something other than a file has the wheel's name.
     """
     info = f"{FOLDER}-{version()}.dist-info"
     files = {
@@ -75,7 +75,7 @@ def version() -> str:
 
 
 def metadata(tag: str) -> dict[str, str]:
-    """Return the files of the wheel's own folder, but for its list of files."""
+    """Return the files of the wheel's own folder, except its list of files."""
     about = [
         "Metadata-Version: 2.4", f"Name: {NAME}", f"Version: {version()}",
         "Summary: 2-bit convolutions by look-up tables: a plugin execution provider for ONNX Runtime",

@@ -21,7 +21,7 @@ def write_function(graph: GraphBuilder, node: Function, x: str) -> str:
     """Add the nodes of a function to a graph.
 
     Args:
-        graph: Where to.
+        graph: The graph to add to.
         node: The function, with its settings.
         x: Name of the input tensor, float32.
 
@@ -100,7 +100,7 @@ def _mish(graph: GraphBuilder, x: str, attributes: Attributes, name: str) -> str
 
 
 class _Steps:
-    """Appends the steps of one function, the last under the layer's own name."""
+    """The steps of one function, the last under the layer's own name."""
 
     def __init__(self, graph: GraphBuilder, name: str) -> None:
         self.graph, self.name = graph, name
@@ -116,7 +116,7 @@ class _Steps:
 
 
 def _gelu(graph: GraphBuilder, x: str, attributes: Attributes, name: str) -> str:
-    """``x / 2 * (1 + f(x))``, spelled out: the Gelu operator is younger (opset 20) than int8 files need."""
+    """``x / 2 * (1 + f(x))``, spelled out: the Gelu operator is newer (opset 20) than int8 files need."""
     form = attributes.get("approximate", "none")
     if form not in ("none", "tanh"):
         raise ExportError(f"{name}: gelu has an ONNX form with approximate='none' or 'tanh', got {form!r}")

@@ -1,8 +1,8 @@
 """Lower an integer view to an ONNX model, node by node.
 
-The graph is built directly with ``onnx.helper``. The exporter paths were measured and left: PyTorch's exporter keeps
-batch norm, float weights and a quantizer for them at run time; Brevitas' QCDQ export does, too, and refuses quantized
-biases; its TorchScript path is deprecated. The integer view already holds every code, so nothing needs to be traced.
+The graph is built directly with ``onnx.helper``. The existing exporters were measured and rejected: PyTorch's keeps
+batch norm, float weights and a quantizer for them at run time; so does Brevitas' QCDQ export, which refuses quantized
+biases, too; its TorchScript path is deprecated. The integer view already holds every code, so nothing needs tracing.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def lower(
         flavor: How codes, weights and biases are stored.
         storage: Element types of weights, and the opset.
         input_shapes: A shape for each input, batch first; the batch becomes what the flavor wants, the rest is fixed.
-        preprocessing: Of its images; said in the metadata, and part of the graph where it is inside.
+        preprocessing: Of its images; recorded in the metadata, and part of the graph if it is inside.
 
     Raises:
         ExportError: If a node has no ONNX form, shapes do not fit each other, or preprocessing does not fit.
@@ -133,7 +133,7 @@ class _Lowering:
             self.steps[place] = sum(entry.op_type != "DequantizeLinear" for entry in self.graph.nodes[before:])
 
     def grid(self, edge: str) -> Grid | None:
-        """Return the grid of an edge, or None where it is real-valued."""
+        """Return the grid of an edge, or None if it is real-valued."""
         return self.view.grids.get(edge)
 
     def real(self, edge: str) -> str:
@@ -147,7 +147,7 @@ class _Lowering:
         return self.graph.add(operator, inputs, node.output, name=node.name, **attributes)
 
     def model(self, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
-        """Return the model, its outputs named and shaped, checked."""
+        """Return the checked model, its outputs named and shaped."""
         self._name_outputs()
         batch = "batch" if self.flavor.has_dynamic_batch else 1
         inputs = [
@@ -198,7 +198,7 @@ def output_names(view: IntegerView, inputs: Sequence[str]) -> list[str]:
 def _shaped(model: onnx.ModelProto, *, is_opaque: bool) -> onnx.ModelProto:
     """Return the model with the shapes of its outputs filled in, after onnx.checker has passed it.
 
-    Where a flavor's operators are not ONNX's own (``is_opaque``), its readers cannot infer shapes by themselves: all
+    If a flavor's operators are not ONNX's own (``is_opaque``), its readers cannot infer shapes by themselves: all
     tensors get theirs.
     """
     plain = without_custom_operators(model) if len(model.opset_import) > 1 else model
@@ -230,7 +230,7 @@ def _check_preprocessing(
     if preprocessing is None:
         return
     if len(input_shapes) != 1:
-        raise ExportError(f"preprocessing is said of one input, but the model has {len(input_shapes)}")
+        raise ExportError(f"preprocessing describes one input, but the model has {len(input_shapes)}")
     preprocessing.check_fits(input_shapes[0])
     if preprocessing.is_inside and not flavor.takes_pixels:
         raise ExportError(
@@ -350,7 +350,7 @@ WRITERS: dict[type[Node], Callable[[_Lowering, Any], str]] = {
 
 
 def _properties(view: IntegerView, lowering: _Lowering, storage: Storage) -> dict[str, str]:
-    """Return what the file says of itself: makers, bits, and where each quantizer's codes are found."""
+    """Return the file's metadata: makers, bits, and where each quantizer's codes are found."""
     layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
     properties = {
         "toolkit": f"{PRODUCER} {toolkit_version()}",
@@ -388,7 +388,7 @@ def _unused_codes(lowering: _Lowering) -> dict[str, int]:
 
 
 def last_edge(view: IntegerView) -> tuple[str, Node | None]:
-    """Return the edge that the first output is, moves of real values aside, and the node that makes it, if one does."""
+    """Return the edge that the first output is, ignoring moves of real values, and the node that makes it, if any."""
     edge = view.outputs[0]
     makers = {node.output: node for node in view.nodes}
     while edge not in view.grids and isinstance(makers.get(edge), Shape):
@@ -400,7 +400,7 @@ def output_step(view: IntegerView) -> float | None:
     """Return the real size of one step of the first output: of its grid, or of the accumulator it is read from.
 
     For a layer it is its coarsest channel's ``input scale * weight scale``; for a sum or a mean, the largest scale of
-    its inputs. None where a float function comes last.
+    its inputs. None if a float function comes last.
     """
     edge, node = last_edge(view)
     if edge in view.grids:

@@ -13,7 +13,7 @@ from quantizers.integer import Shape
 
 INT64_MAX = 2**63 - 1
 
-Zero = Callable[[], str]  # makes the stored scalar that stands for the real zero
+Zero = Callable[[], str]  # makes the stored scalar that represents real zero
 Writer = Callable[["_Move"], str]
 
 
@@ -36,10 +36,10 @@ def write_move(graph: GraphBuilder, node: Shape, stored: str, zero: Zero) -> str
     """Add the node of a move to a graph.
 
     Args:
-        graph: Where to.
+        graph: The graph to add to.
         node: The move, with its attributes.
         stored: Name of the tensor that is moved.
-        zero: What padding fills in.
+        zero: Gives what padding fills in.
 
     Returns:
         Name of the output tensor.

@@ -1,6 +1,6 @@
 """Write the normalization of uint8 pixels as the first nodes of a graph, and show it equal for every pixel value.
 
-The same float32 operations in the same order as in training: Cast, Mul, Sub. No rounding of them is left to chance,
+The same float32 operations in the same order as in training: Cast, Mul, Sub. Their rounding is not left to chance,
 since :func:`check_pixels` runs all 256 values of every channel through the file.
 """
 
@@ -23,24 +23,24 @@ NORMALIZED = "images.normalized"
 
 
 def write_normalization(graph: GraphBuilder, pixels: str, preprocessing: Preprocessing) -> str:
-    """Write what brings uint8 pixels to normalized float32; return that tensor, ``[batch, channels, height, width]``.
+    """Write what turns uint8 pixels into normalized float32; return that tensor, ``[batch, channels, height, width]``.
 
     Args:
-        graph: Where to.
+        graph: The graph to add to.
         pixels: Name of the graph's input.
-        preprocessing: Of it.
+        preprocessing: Of that input.
     """
     scale, shift = preprocessing.factors
     if preprocessing.layout == "nchw":
         return _arithmetic(graph, pixels, scale, shift, NORMALIZED)
     height, width = preprocessing.image_size
-    # whole rows at a time: to broadcast over a last axis of three takes ONNX Runtime thirty times as long
+    # whole rows at a time: broadcasting over a last axis of three takes ONNX Runtime thirty times as long
     rows, back = [0, height, width * preprocessing.channels], [0, height, width, preprocessing.channels]
     pixels = graph.add("Reshape", [pixels, _shape(graph, "rows", rows)], "images.rows", name="images.rows")
     scales, shifts = np.tile(scale.reshape(-1), width), np.tile(shift.reshape(-1), width)
     real = _arithmetic(graph, pixels, scales, shifts, "images.whole")
     real = graph.add("Reshape", [real, _shape(graph, "back", back)], "images.nhwc", name="images.nhwc")
-    # ONNX Runtime moves it behind the quantizer, where it meets the one that its NHWC kernels want
+    # ONNX Runtime moves it after the quantizer, where it meets the one that its NHWC kernels need
     return graph.add("Transpose", [real], NORMALIZED, name=NORMALIZED, perm=[0, 3, 1, 2])
 
 
@@ -64,10 +64,10 @@ def check_pixels(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
 
     Args:
         model: With the nodes that :func:`write_normalization` wrote.
-        preprocessing: Which it holds.
+        preprocessing: The one that it holds.
 
     Raises:
-        ExportError: Naming the first value that differs; or that no onnxruntime is there to run them.
+        ExportError: If a value differs (the message names the first one), or onnxruntime is missing.
     """
     try:
         _check_pixels(model, preprocessing)
@@ -128,7 +128,7 @@ def _piece(model: onnx.ModelProto, outputs: list[str], shape: list[int | str], *
         given.append(helper.make_tensor_value_info(NORMALIZED, TensorProto.FLOAT, None))
     constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
     graph = helper.make_graph(nodes, "pixels", [source], given, constants)
-    # operators that every set since the oldest has alike: a runtime too old for the weights runs this part
+    # these operators are the same in every set since the oldest: a runtime too old for the weights runs this part
     opset = min([INT8.opset, *(entry.version for entry in model.opset_import if not entry.domain)])
     piece = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version(opset))
     return bytes(piece.SerializeToString())

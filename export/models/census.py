@@ -1,4 +1,4 @@
-"""Count a graph's operators before and after ONNX Runtime's optimization, and tell which layers stayed in float."""
+"""Count a graph's operators before and after ONNX Runtime's optimization, and report which layers stayed in float."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from export.passes.rewrite import consumers
 from export.runtime import open_session
 from quantizers import integer as ir
 
-# What computes on integers; whatever else carries a layer's name after optimization is a float kernel.
+# Operators that compute on integers; any other with a layer's name after optimization is a float kernel.
 INTEGER_KERNELS = frozenset(
     {
         "MatMulNBits",  # at the accuracy level it is written with: int8 products, int32 sums
@@ -74,7 +74,7 @@ def take_census(
         model: The serialized model.
         view: The view it was lowered from (``Lowered.view``).
         places: Name of the ONNX node -> node of that view (``Lowered.places``).
-        input_shapes: A shape for each input. Loading alone does not notice all shapes that do not fit each other.
+        input_shapes: A shape for each input. Loading alone does not detect every mismatch of shapes.
 
     Raises:
         ImportError: If onnxruntime is missing.
@@ -85,10 +85,10 @@ def take_census(
 
 
 def float_inputs(view: ir.IntegerView, places: Mapping[str, ir.Node], steps: Mapping[str, int]) -> Iterator[str]:
-    """Yield a sentence for each layer, sum, product, mean or function that works on values on no grid, by its name.
+    """Yield a sentence for each layer, sum, product, mean or function that reads values without a grid, with its name.
 
-    What can be said of a graph that no runtime at hand loads: whoever reads such a node's inputs, or the values between
-    the operators that spell a function out, must compute in float.
+    For graphs that no installed runtime loads: any runtime must compute such a node in float, as its inputs, or the
+    values between the operators that spell a function out, are real.
 
     Args:
         view: The view the graph was lowered from (``Lowered.view``).
@@ -106,7 +106,7 @@ def float_inputs(view: ir.IntegerView, places: Mapping[str, ir.Node], steps: Map
 
 
 def is_final(node: ir.Node, view: ir.IntegerView) -> bool:
-    """Tell whether a node is the softmax of the model's own output, which is real-valued by its nature."""
+    """Return whether a node is the softmax of the model's own output, which is real-valued by its nature."""
     return (
         isinstance(node, ir.Function)
         and node.op in FINAL_FUNCTIONS
@@ -119,7 +119,7 @@ def _kind(node: ir.Node) -> str:
 
 
 def optimized_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
-    """Return what ONNX Runtime makes of a model with all optimizations on, after a run on zeros of these shapes."""
+    """Return ONNX Runtime's version of a model with all optimizations on, after a run on zeros of these shapes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         session = open_session(model, optimize=True, optimized_path=path)
@@ -138,7 +138,7 @@ def _zeros(kind: str, declared: Sequence[int | str], shape: Sequence[int]) -> np
 
 
 def _kernels(optimized: onnx.ModelProto, places: Mapping[str, ir.Node]) -> dict[str, str]:
-    """Look every layer up by name: fused nodes keep the layer's, with ``_token_7`` or ``/Fusion/`` behind it."""
+    """Look every layer up by name: fused nodes keep the layer's, with ``_token_7`` or ``/Fusion/`` appended."""
     operators: dict[str, str] = {}
     for node in optimized.graph.node:
         operators[re.sub(r"(_token_\d+)+$", "", node.name).split("/")[0] if node.name else ""] = node.op_type

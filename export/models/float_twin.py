@@ -112,7 +112,7 @@ def _trace(model: nn.Module, images: Tensor, opset: int) -> onnx.ModelProto:
     proto: onnx.ModelProto = program.model_proto
     found = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if found != opset:
-        raise ExportError(f"PyTorch's ONNX exporter wrote opset {found}, not {opset}; ask for {found}")
+        raise ExportError(f"PyTorch's ONNX exporter wrote opset {found}, not {opset}; use {found}")
     strip_notes(proto)
     proto.ir_version = ir_version(opset)  # the exporter's newest one shuts out runtimes that know every operator
     return proto

@@ -1,4 +1,4 @@
-"""Write ONNX Runtime's own static int8 of a float file, to compare a student with."""
+"""Write ONNX Runtime's own static int8 version of a float file, to compare a student with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from export.storage.packing import ir_version
 from export.storage.preprocessing import KEYS, write_properties
 from export.writing import checked_target, write_whole
 
-CALIBRATION_BATCH = 8  # images a run; observers keep every tensor of a run in memory
+CALIBRATION_BATCH = 8  # images per run; observers keep every tensor of a run in memory
 
 
 def export_int8_baseline(
@@ -36,16 +36,16 @@ def export_int8_baseline(
     """Quantize a float file with onnxruntime's ``quantize_static``.
 
     QDQ form, per-channel int8 weights, uint8 activations, ranges from the smallest and largest value (MinMax): what
-    its documentation recommends for convolutional nets. Batch norm is folded first, as it recommends, too. What the
-    float file says of its images is said by this one, too.
+    its documentation recommends for convolutional nets. Batch norm is folded first, as it also recommends. What the
+    float file says about its images is copied to this one.
 
     Args:
         float_path: A float ONNX file with one float32 input.
         images: Calibration images, normalized, float32 ``[images, channels, height, width]``, an array or a tensor of
-            the CPU; training images, or else the accuracy is flattered.
+            the CPU; use training images, otherwise the accuracy is flattered.
         path: Where the file goes; its folder must exist. Written whole or not at all.
-        reduce_range: Whether weights keep to 7 bits, which the documentation advises for x86 without VNNI
-            (``quantizers.integer.PAIR_SUM_LIMIT``). It costs no time, and a file may meet any processor.
+        reduce_range: Whether weights are limited to 7 bits, which the documentation advises for x86 without VNNI
+            (``quantizers.integer.PAIR_SUM_LIMIT``). It costs no time, and a file may run on any processor.
 
     Returns:
         The path.
@@ -114,7 +114,7 @@ def _quantize(
 
 
 def _plain_header(model: onnx.ModelProto) -> None:
-    """Leave out the operator sets that no node is of (the tools name all they know), which shut out old runtimes."""
+    """Drop the operator sets that no node uses (the tools list all they know), which shut out old runtimes."""
     used = {node.domain for node in model.graph.node} | {""}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
@@ -126,13 +126,13 @@ def _inputs(source: Path) -> list[Any]:
     runtime()
     inputs = list(open_session(source, optimize=False).get_inputs())
     if len(inputs) != 1:
-        raise ExportError(f"{source}: one input is wanted, found {', '.join(entry.name for entry in inputs)}")
+        raise ExportError(f"{source}: expected one input, found {', '.join(entry.name for entry in inputs)}")
     return inputs
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tools' advice about steps that are taken here already away from the user."""
+    """Hide the tools' advice about steps that are already taken here."""
     root = logging.getLogger()
     level = root.level
     with warnings.catch_warnings():

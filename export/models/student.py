@@ -1,4 +1,4 @@
-"""Write a student as an ONNX file, and say what a runtime makes of it."""
+"""Write a student as an ONNX file, and report how a runtime executes it."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class ExportedLayer:
     Args:
         name: The layer's name.
         kind: ``conv`` or ``linear``.
-        kernel: The operator that ONNX Runtime computes it with; empty where the file was not loaded.
+        kernel: The operator that ONNX Runtime computes it with; empty if the file was not loaded.
         weight_bits: Bits of its weights.
         input_bits: Bits of its input.
         storage: Element type of the stored weights.
         weights: How many weights it has.
-        weight_bytes: What they take in the file.
+        weight_bytes: Their size in the file.
     """
 
     name: str
@@ -61,26 +61,26 @@ class ExportedLayer:
 
 @dataclass(frozen=True)
 class ExportedModel(OldFields):
-    """An ONNX file, and what is known of it.
+    """An ONNX file, and what is known about it.
 
     Args:
-        path: Where it is.
+        path: Its path.
         size_bytes: Its size.
         opset: Version of the operator set.
         flavor: ``ort``, ``qcdq`` or ``qonnx``; ``float`` for a float twin.
         packed: Whether any weights are stored in less than eight bits.
-        packed_weight_bytes: What the weights take in the file.
+        packed_weight_bytes: Size of the weights in the file.
         theoretical_bytes: Weights at their bits, and four bytes for each bias and each weight scale; for a float twin,
-            four bytes a parameter.
+            four bytes per parameter.
         layers: Convolutions and linear layers in order; empty for a float twin.
         fall_backs: A sentence for each layer or function that stays in float: its name, and why. They are among the
-            warnings, too. For other runtimes (``qcdq``, ``qonnx``, or where none is at hand) those that read values on
-            no grid.
+            warnings, too. For other runtimes (``qcdq``, ``qonnx``, or if none is installed), those that read values
+            without a grid.
         warnings: What a user should know.
-        operators: Operator -> count as ONNX Runtime runs it; as the file has it where it was not loaded.
+        operators: Operator -> count as ONNX Runtime runs it; as in the file if it was not loaded.
         operators_in_file: Operator -> count before optimization.
         needs: What runs it: ``onnxruntime >= 1.24``.
-        target: The runtime that it was written for; empty where nobody said.
+        target: The runtime that it was written for; empty if unspecified.
     """
 
     path: Path
@@ -125,7 +125,7 @@ def export_onnx(
 
     Args:
         student: What ``quantizers.prepare`` made, calibrated.
-        example_inputs: One batch ``[batch, channels, height, width]`` (its values do not matter), or one a model input.
+        example_inputs: One batch ``[batch, channels, height, width]`` (values do not matter), or one per model input.
         path: Where the file goes; its folder must exist. An existing file is replaced.
         flavor: ``ort``: QDQ form for ONNX Runtime, which finds an integer kernel for every layer. ``qcdq``: plain
             QuantizeLinear, Clip, DequantizeLinear for other runtimes. ``qonnx``: Quant nodes for FINN, the batch
@@ -136,7 +136,7 @@ def export_onnx(
             MatMulNBits (half the time of int8 or less at batch 1, equal to the bit; ONNX Runtime only), ``auto`` does
             so for layers of a million weights and more where the installed onnxruntime is fast at it and ``pack`` is
             not ``int8``.
-        opset: Version of the operator set; absent, the oldest that the storage allows (``ort``: 17, 21 or 25; others
+        opset: Version of the operator set; default: the oldest that the storage allows (``ort``: 17, 21 or 25; others
             13, or 14 with HardSwish).
         strict: Whether a layer that stays in float is an error rather than a warning.
         preprocessing: How images become what the net was trained on; written into the file's metadata, so that it can
@@ -144,16 +144,16 @@ def export_onnx(
             in the layout that it names, and the graph normalizes it; all 256 values of every channel are run, and must
             give the same floats and codes to the bit.
         target: The runtime that the file is for (``qkd ls targets``), which decides flavor, storage, operator set and
-            the form of quantizers and biases: ``openvino``, ``iree``, ``onnxruntime>=1.17``, ... Absent: as the other
+            the form of quantizers and biases: ``openvino``, ``iree``, ``onnxruntime>=1.17``, ... If None, as the other
             arguments say.
 
     Returns:
         What was written, with a warning for each layer that ONNX Runtime leaves in float (other flavors: that reads
-        values on no grid).
+        values without a grid).
 
     Raises:
         ExportError: If the student cannot become such a file (the message names the layer), the target does not take
-            it, ``strict`` is set and a layer stayed in float, an argument is none of the allowed ones, preprocessing
+            it, ``strict`` is set and a layer stayed in float, an argument is not one of the allowed ones, preprocessing
             does not fit the images or cannot be inside the file exactly, or the path cannot be written to.
         quantizers.NotCalibratedError: If the student has not been calibrated.
         TypeError: If the student's parameters are not float32.
@@ -213,7 +213,7 @@ def write_view(
     Args:
         view: What the student computes.
         input_shapes: A shape for each input of the view, batch first.
-        path: As for ``export_onnx``, and so are the other arguments.
+        path: As for ``export_onnx``, like the other arguments.
         flavor: See there.
         pack: See there.
         linear: See there.
@@ -286,7 +286,7 @@ def _shapes(example_inputs: Tensor | Sequence[Tensor]) -> list[tuple[int, ...]]:
     if not isinstance(example_inputs, (Tensor, tuple, list)):
         raise ExportError(
             f"example_inputs must be a normalized float batch [batch, channels, height, width], or a list of one such "
-            f"batch a model input, got {type(example_inputs).__name__}"
+            f"batch per model input, got {type(example_inputs).__name__}"
         )
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     for number, tensor in enumerate(inputs):
@@ -299,7 +299,7 @@ def _shapes(example_inputs: Tensor | Sequence[Tensor]) -> list[tuple[int, ...]]:
 def _census(
     content: bytes, lowered: Lowered, storage: Storage, input_shapes: Sequence[tuple[int, ...]]
 ) -> tuple[Census | None, list[str]]:
-    """Load the model once; return its census (None where the runtime cannot be asked) and warnings."""
+    """Load the model once; return its census (None if the runtime is unavailable) and warnings."""
     try:
         import onnxruntime  # noqa: F401
     except ImportError:

@@ -24,7 +24,7 @@ from quantizers.modes import evaluating
 
 Batch = Tensor | Sequence[Tensor]
 UNASKED = "constants were not compared with the student's, only behavior on these images (constants=False)"
-TAPPED_CHUNK = 16  # images a pass while every layer's codes are kept: bounds memory to some hundred MB at 224x224
+TAPPED_CHUNK = 16  # images per pass while every layer's codes are kept; limits memory to a few hundred MB at 224x224
 
 
 def check_parity(
@@ -39,52 +39,53 @@ def check_parity(
     provider: str | None = None,
     runtime: str | None = None,
 ) -> ParityReport:
-    """Compare a student with its file: every constant of it, and classes, logits and codes on the same images.
+    """Compare a student with its file: every constant, and classes, logits and codes on the same images.
 
     The student runs in evaluation mode, which is its deployed arithmetic, and is not changed. ONNX Runtime runs
-    the file twice: optimizations off (float arithmetic between quantizers, which is what the file says) and on (the
+    the file twice: optimizations off (float arithmetic between quantizers, as the file specifies) and on (the
     integer kernels a device uses). The codes of every quantizer are compared with optimizations off; then the kernels
     between two quantizers run by themselves on those codes, so that no difference comes from an earlier layer. A
     ``qonnx`` file is run by qonnx's own executor instead, node by node (slow), and ``on`` repeats ``off``.
 
-    Images reach only part of a file. So the student is also written again, in memory, in the form that the file has,
-    and both graphs are compared: nodes, attributes, and constants to the bit. A file that another program, or another
-    version of this toolkit, says it wrote may have another graph; then constants are not compared, and a note says so.
+    Images exercise only part of a file. So the student is also exported again, in memory, in the form of the file,
+    and both graphs are compared: nodes, attributes, and constants, bit for bit. A file that names another program, or
+    another version of this toolkit, as its writer may have another graph; then constants are not compared, and a note
+    says so.
 
-    An execution provider that is to run the file is compared with the CPU's, which has no part in its arithmetic: the
-    whole file on every image, and on a few images each layer, in a graph that begins at the image and ends there, so
-    that the provider's own regions compute it. Not one bit may differ; ``report.provider`` says how many nodes it took.
+    An execution provider is compared with the CPU's, which shares none of its arithmetic: the whole file on every
+    image and, on a few images, each layer in a graph that runs from the image to that layer, so that the provider's
+    own regions compute it. Not a single bit may differ; ``report.provider`` says how many nodes it took.
 
-    A file for another runtime (``export_onnx(..., target=...)``) is also run there where that is asked for: its logits
-    are compared with the student's on every image, and on a few images the codes of each quantizer, in a graph that
-    ends there; ``report.runtime`` holds what was found.
+    A file for another runtime (``export_onnx(..., target=...)``) can also be run there: its logits are compared with
+    the student's on every image and, on a few images, the codes of each quantizer, in a graph that ends there;
+    ``report.runtime`` holds the result.
 
     Args:
         student: What the file was exported from.
         path: A file that ``export_onnx`` wrote.
         batches: Batches of normalized float images ``[batch, channels, height, width]``, or of pairs ``(images,
-            labels)``; labels ``[batch]`` give accuracies, too. A tensor, or one pair, is one batch. Images with all
-            values zero prove nothing, so they are an error.
+            labels)``; labels ``[batch]`` also give accuracies. A tensor, or one pair, is one batch. Images that are
+            all zeros prove nothing, so they are an error.
         threads: ONNX Runtime's threads, at least 1.
-        layer_images: So many images at most are compared layer by layer; 0 leaves layers out.
-        constants: Whether the file must be what ``export_onnx`` (or ``repack``) writes of the student. False judges a
+        layer_images: At most this many images are compared layer by layer; 0 skips layers.
+        constants: Whether the file must be what ``export_onnx`` (or ``repack``) writes for the student. False judges a
             file that another program rewrote by its behavior on these images alone.
         preprocessing: How images become what the student was trained on; the file's metadata must say the same. Where
             it is inside the file, ``batches`` hold uint8 pixels ``[batch, channels, height, width]``: the student gets
             them normalized, the file gets them unchanged.
-        provider: An execution provider to compare, such as ``LowBitExecutionProvider``; None for none.
-        runtime: Another runtime to compare: ``openvino``, ``opencv``, ``iree`` or ``tvm``; None for none.
+        provider: An execution provider to compare, such as ``LowBitExecutionProvider``; or None.
+        runtime: Another runtime to compare: ``openvino``, ``opencv``, ``iree`` or ``tvm``; or None.
 
     Returns:
         What was compared and found: ``passed``, ``faults`` in words, accuracies as fractions 0..1, and codes layer by
         layer.
 
     Raises:
-        ValueError: If there are no images, all of them are zero or of another shape or type than the file takes, some
+        ValueError: If there are no images, they are all zeros or have another shape or type than the file takes, a
             value is not finite, labels do not fit, the file is damaged or was not written by ``export_onnx``, the
-            provider is not offered here, or the runtime is unknown.
+            provider is not available, or the runtime is unknown.
         FileNotFoundError: If there is no file at ``path``.
-        ImportError: If onnxruntime is missing, qonnx for a ``qonnx`` file, or the runtime.
+        ImportError: If onnxruntime, the runtime, or qonnx (for a ``qonnx`` file) is missing.
         OSError: If the file cannot be read.
         TypeError: If the student's parameters are not float32.
         quantizers.NotCalibratedError: If the student has not been calibrated.
@@ -144,7 +145,7 @@ def _pairs(batches: Iterable[Batch], *, is_inside: bool) -> Iterator[tuple[Tenso
 
 
 def _parts(images: Tensor, labels: Tensor | None, tapped: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-    """Cut a batch into small parts whose layers are compared, until ``tapped`` images have been, and the rest."""
+    """Split a batch into small parts whose layers are compared, until ``tapped`` images are reached, and the rest."""
     start, count = 0, len(images)
     while start < count:
         is_tapped = start < tapped
@@ -156,7 +157,7 @@ def _parts(images: Tensor, labels: Tensor | None, tapped: int) -> Iterator[tuple
 def _run_student(
     student: nn.Module, images: Tensor, ways: Ways, expected: Expected, layers: LayerTally | None
 ) -> tuple[list[Array], Outputs]:
-    """Return the outputs of the student, and of the file with optimizations off; compare layers where asked to."""
+    """Return the outputs of the student, and of the file with optimizations off; compare layers if requested."""
     normalized = images if ways.pixels is None else torch.from_numpy(ways.pixels.normalize(images.numpy()))
     inputs = normalized.to(device_of(student))
     if layers is None:

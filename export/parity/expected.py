@@ -1,4 +1,4 @@
-"""What a right file of a student holds and how far its logits may be away, read from the student alone.
+"""What a correct file of a student holds and how far its logits may be off, read from the student alone.
 
 Nothing here is read from the file: a file that names a wider step, or fewer quantizers, is not believed.
 """
@@ -17,13 +17,13 @@ from export.lowering.model import INPUT, last_edge, output_names, output_step
 from quantizers import Student, integer_view
 from quantizers.integer import Conv, IntegerView, Linear, Node, Quantize
 
-# Half a step of the logits: below it, both logits round to one and the same integer sum.
+# Half a step of the logits: below it, both logits round to the same integer sum.
 LOGIT_STEPS = 0.5
 # Float arithmetic sums the last layer's products in float32. Each of two such sums is off by about one rounding (2^-24)
-# of the largest sum that the layer can reach; ResNet-50 (2,048 products) was seen to use 0.6 of a step.
+# of the largest sum that the layer can reach; ResNet-50 (2,048 products) reached 0.6 of a step.
 ROUNDINGS = 2
 UNIT_ROUNDOFF = 2.0**-24
-# Logits that end in a real function (a sigmoid, say) have no step; two libraries' functions agree to some last bits.
+# Logits that end in a real function (say, a sigmoid) have no step; two libraries agree up to the last bits.
 FUNCTION_ROUNDING = 2.0**-16
 # Optimizations on: a kernel may round a tie the other way, so that the last layer sees another code.
 CODES_ON = 1
@@ -37,7 +37,7 @@ class Tap:
 
     Args:
         name: Module path.
-        scale: Real size of a code, as float32 holds it.
+        scale: Real size of a code, as a float32 value.
         low, high: Codes of the grid.
     """
 
@@ -54,9 +54,9 @@ class Expected:
     Args:
         taps: Every call of a quantizer, in order of computation.
         outputs: Names of its outputs in a file, in the student's order; the first are the logits.
-        output_step: Real size of one step of the first output; None where it has none.
-        rounding: Real size of float32's rounding in the first output; None where it has no step.
-        move: By how much one code of the last layer's input moves a logit at most, in steps.
+        output_step: Real size of one step of the first output; None if it has none.
+        rounding: Real size of float32's rounding in the first output; None if it has no step.
+        move: How far one code of the last layer's input can move a logit, in steps.
     """
 
     taps: tuple[Tap, ...]
@@ -66,11 +66,11 @@ class Expected:
     move: float
 
     def tie(self, logits: npt.NDArray[np.float32]) -> float:
-        """Return how far two logits may be apart and still be equal but for rounding."""
+        """Return how far apart two logits may be and still be equal up to rounding."""
         return 2 * self._rounding(logits)
 
     def allowed(self, logits: npt.NDArray[np.float32], *, optimized: bool) -> float:
-        """Return how far logits of one function may be apart.
+        """Return how far apart logits of the same function may be.
 
         Args:
             logits: The student's, any shape.
@@ -82,7 +82,7 @@ class Expected:
 
     @property
     def of_other_outputs(self) -> Expected:
-        """The tolerance of the outputs behind the first one, of which no step is known."""
+        """The tolerance for the outputs after the first one, whose step is unknown."""
         return replace(self, output_step=None, rounding=None)
 
     def _rounding(self, logits: npt.NDArray[np.float32]) -> float:
@@ -93,7 +93,7 @@ class Expected:
 
 
 def incomparable(ours: Sequence[npt.NDArray[np.float32]], theirs: Outputs) -> str:
-    """Return why a student's outputs cannot be compared with others; empty where they can."""
+    """Return why a student's outputs cannot be compared with others; empty if they can."""
     if isinstance(theirs, str):
         return theirs
     if len(ours) != len(theirs):
@@ -119,7 +119,7 @@ def view_of(student: nn.Module) -> IntegerView:
 
 
 def expected_of(view: IntegerView) -> Expected:
-    """Return what a right file of the student that the view is of holds."""
+    """Return what a correct file of the view's student holds."""
     step, last = output_step(view), _last(view)
     reach, move = _reach(last, view) if isinstance(last, (Conv, Linear)) else (0.0, 1.0)
     taps = (Tap(node.name, float(np.float32(node.grid.scale)), node.grid.low, node.grid.high)
@@ -129,7 +129,7 @@ def expected_of(view: IntegerView) -> Expected:
 
 
 def _last(view: IntegerView) -> Node | None:
-    """Return what computes the first output, moves of values aside; None where that is on a grid already."""
+    """Return what computes the first output, ignoring moves of values; None if that is already on a grid."""
     edge, maker = last_edge(view)
     return None if edge in view.grids else maker
 

@@ -1,4 +1,4 @@
-"""Compare a file's graph with the one that export writes of its student: nodes, attributes, constants to the bit."""
+"""Compare a file's graph with the one that export writes for its student: nodes, attributes, constants, all exact."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ WAY_OUT = "export it again, or judge a file that another program rewrote by its 
 
 @dataclass(frozen=True)
 class GraphParity:
-    """What a comparison of two graphs found.
+    """Result of comparing two graphs.
 
     Args:
-        compared: Constants, attributes and entries of metadata compared, each as a whole; 0 where the graphs could not
+        compared: Constants, attributes and entries of metadata compared, each as a whole; 0 if the graphs could not
             be compared.
-        differences: Each part of the file that is not what export writes of the student.
-        note: Why the graphs were not compared; empty where they were.
+        differences: Each part of the file that differs from what export writes for the student.
+        note: Why the graphs were not compared; empty if they were.
     """
 
     compared: int = 0
@@ -46,22 +46,23 @@ class GraphParity:
 def compare_graphs(
     model: ModelProto, view: IntegerView, image_shape: Sequence[int], preprocessing: Preprocessing | None = None
 ) -> GraphParity:
-    """Compare a file with what export writes of the view in the same flavor, storage and operator set.
+    """Compare a file with what export writes for the view in the same flavor, storage and operator set.
 
-    Nothing is close here: one bit of one constant is a difference. Names of nodes, their order and comments are no
-    part of a function, and are left out. A file that says another program, or another version of this toolkit, wrote
-    it may be another graph: then it is not compared, and the note says so. If it is the same graph, its constants are.
+    The comparison is exact: one bit of one constant is a difference. Names of nodes, their order and comments are not
+    part of a function and are ignored. A file that names another program, or another version of this toolkit, as its
+    writer may hold another graph; then it is not compared, and the note says so. If the graph is the same, its
+    constants are compared.
 
     Args:
         model: The file.
         view: What the student computes.
-        image_shape: Of one image: ``[channels, height, width]``.
-        preprocessing: Of its images, as the file must say it; None: what it says is not compared.
+        image_shape: Shape of one image: ``[channels, height, width]``.
+        preprocessing: How images are preprocessed, which the file must confirm; None skips this comparison.
     """
     try:
         wanted = _written_again(model, view, image_shape, preprocessing)
     except ValueError as error:
-        return _refused(model, f"export writes no such file of this student: {error}")
+        return _refused(model, f"export cannot write such a file of this student: {error}")
     structure = list(_structure(model, wanted))
     if structure and (writer := _other_writer(model)):
         return GraphParity(
@@ -81,7 +82,7 @@ def _refused(model: ModelProto, why: str) -> GraphParity:
 
 
 def _other_writer(model: ModelProto) -> str:
-    """Return who wrote a file, in words; empty where it was this version of the toolkit."""
+    """Return who wrote a file, in words; empty if it was this version of the toolkit."""
     toolkit = properties_of(model).get("toolkit", "")
     if model.producer_name == PRODUCER and toolkit == f"{PRODUCER} {toolkit_version()}":
         return ""
@@ -93,10 +94,10 @@ def _other_writer(model: ModelProto) -> str:
 def _written_again(
     model: ModelProto, view: IntegerView, image_shape: Sequence[int], preprocessing: Preprocessing | None
 ) -> ModelProto:
-    """Return the view as a model in the form of the file: what can be chosen at export is read from the file.
+    """Return the view as a model in the form of the file: every choice made at export is read from the file.
 
     Raises:
-        ValueError: If no export gives such a form.
+        ValueError: If export cannot produce such a form.
     """
     check_view(view)
     flavor = find_flavor(properties_of(model).get("flavor", ""))
@@ -141,22 +142,22 @@ def _blocks(model: ModelProto, view: IntegerView) -> tuple[dict[str, Blocks], di
 
 
 def _structure(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
-    """Yield what makes two graphs other graphs: versions, inputs and outputs, nodes and what they read."""
+    """Yield each structural difference of two graphs: versions, inputs and outputs, nodes and what they read."""
     yield from _headers(found, wanted)
     yield from _nodes(found.graph, wanted.graph)
     names = [{tensor.name for tensor in model.graph.initializer} for model in (found, wanted)]
     yield from (
-        f"the constant {name!r} is in the file, and not in what export writes" for name in sorted(names[0] - names[1])
+        f"the constant {name!r} is in the file, but not in what export writes" for name in sorted(names[0] - names[1])
     )
-    yield from (f"the constant {name!r} is missing in the file" for name in sorted(names[1] - names[0]))
+    yield from (f"the constant {name!r} is missing from the file" for name in sorted(names[1] - names[0]))
 
 
 def _headers(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
     opsets = [{entry.domain: entry.version for entry in model.opset_import} for model in (found, wanted)]
     if opsets[0] != opsets[1]:
-        yield f"its operator sets are {opsets[0]}, and {opsets[1]} is what export writes"
+        yield f"its operator sets are {opsets[0]}, but export writes {opsets[1]}"
     if found.ir_version != wanted.ir_version:
-        yield f"its IR version is {found.ir_version}, and {wanted.ir_version} is what export writes"
+        yield f"its IR version is {found.ir_version}, but export writes {wanted.ir_version}"
     if found.functions:
         yield f"it defines {len(found.functions)} local functions ({found.functions[0].name!r})"
     for field in STRAY_FIELDS:
@@ -165,12 +166,12 @@ def _headers(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
     for what in ("input", "output"):
         ends = [[_end(entry) for entry in getattr(model.graph, what)] for model in (found, wanted)]
         if ends[0] != ends[1]:
-            yield f"its {what}s are {ends[0]}, and {ends[1]} is what export writes"
+            yield f"its {what}s are {ends[0]}, but export writes {ends[1]}"
 
 
 def _end(entry: ValueInfoProto) -> str:
     kind = entry.type.tensor_type
-    # shape inference numbers the axes that it cannot tell (unk__2) by how many it met
+    # shape inference numbers unknown axes (unk__2) in the order in which it meets them
     names = ["?" if size.dim_param.startswith("unk__") else size.dim_param for size in kind.shape.dim]
     sizes = [name or str(size.dim_value) for name, size in zip(names, kind.shape.dim, strict=True)]
     return f"{entry.name}: {TensorProto.DataType.Name(kind.elem_type)} [{', '.join(sizes)}]"
@@ -179,16 +180,16 @@ def _end(entry: ValueInfoProto) -> str:
 def _nodes(found: GraphProto, wanted: GraphProto) -> Iterator[str]:
     theirs, ours = _by_output(found), _by_output(wanted)
     if len(theirs) != len(found.node):
-        yield "two of its nodes make one tensor, or make none"
+        yield "two of its nodes make the same tensor, or one makes none"
     for output, node in theirs.items():
         other = ours.get(output)
         if other is None:
-            yield f"the node {node.op_type} that makes {output!r} is in the file, and not in what export writes"
+            yield f"the node {node.op_type} that makes {output!r} is in the file, but not in what export writes"
         elif _read(node) != _read(other):
-            yield f"{output!r} is {_shown(node)} in the file, and {_shown(other)} is what export writes"
+            yield f"{output!r} is {_shown(node)} in the file, but export writes {_shown(other)}"
     for output, node in ours.items():
         if output not in theirs:
-            yield f"the node {node.op_type} that makes {output!r} is missing in the file"
+            yield f"the node {node.op_type} that makes {output!r} is missing from the file"
 
 
 def _by_output(graph: GraphProto) -> dict[str, NodeProto]:
@@ -204,7 +205,7 @@ def _shown(node: NodeProto) -> str:
 
 
 def _values(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
-    """Yield, for each constant and attribute of both graphs and entry of metadata, how it differs; empty where not."""
+    """Yield, for each constant and attribute of both graphs and entry of metadata, how it differs, or ""."""
     tensors = {tensor.name: tensor for tensor in found.graph.initializer}
     for tensor in wanted.graph.initializer:
         if tensor.name in tensors:
@@ -222,7 +223,7 @@ def _values(found: ModelProto, wanted: ModelProto) -> Iterator[str]:
 def _different_entry(key: str, found: str | None, wanted: str) -> str:
     if found == wanted:
         return ""
-    return f"its metadata `{key}` is {str(found)[:80]}, and {wanted[:80]} is what export writes"
+    return f"its metadata `{key}` is {str(found)[:80]}, but export writes {wanted[:80]}"
 
 
 def _attributes(output: str, found: NodeProto, wanted: NodeProto) -> Iterator[str]:
@@ -251,7 +252,7 @@ def _different_tensor(what: str, found: TensorProto, wanted: TensorProto) -> str
         return f"{what} is {kinds[0]} in the file, {kinds[1]} in the student"
     try:
         theirs, ours = (np.ascontiguousarray(numpy_helper.to_array(tensor)) for tensor in (found, wanted))
-    except (ValueError, TypeError) as error:  # fewer bytes than its shape takes, say
+    except (ValueError, TypeError) as error:  # for example, fewer bytes than its shape needs
         return f"{what} cannot be read: {error}"
     if theirs.tobytes() == ours.tobytes():
         return ""
@@ -272,4 +273,4 @@ def _first(found: np.ndarray, wanted: np.ndarray, sizes: list[int]) -> str:
 def _number(value: Any) -> str:
     number = float(value)
     is_whole = number.is_integer() and not (number == 0 and np.signbit(number))
-    return f"{int(number)}" if is_whole and abs(number) < 2**32 else f"{number:.9g}"  # nine digits tell float32 apart
+    return f"{int(number)}" if is_whole and abs(number) < 2**32 else f"{number:.9g}"  # nine digits identify a float32

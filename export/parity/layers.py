@@ -31,7 +31,7 @@ class LayerParity:
         values: Codes compared.
         differing: Codes of the student that differ from the file's, optimizations off.
         max_steps: Largest such difference.
-        differing_on: Codes of the integer kernels that lead here that differ from the file's with optimizations off,
+        differing_on: Codes of the integer kernels up to here that differ from the file's with optimizations off,
             both fed the same codes.
         max_steps_on: Largest such difference.
     """
@@ -45,7 +45,7 @@ class LayerParity:
 
 
 class LayerTally:
-    """Sums over images of what each quantizer's codes differ by.
+    """Sums over images of the differences in each quantizer's codes.
 
     Args:
         taps: What is compared, in order of computation; each has a ``name``.
@@ -65,9 +65,9 @@ class LayerTally:
         """Add the outputs of the last layer alone, both fed the same codes; or why its kernel gave none.
 
         Args:
-            off: Of the file with optimizations off.
-            on: Of the kernel.
-            allowed: How far they may be apart.
+            off: Outputs of the file with optimizations off.
+            on: Outputs of the kernel.
+            allowed: How far apart they may be.
         """
         if isinstance(on, str) or off.shape != on.shape:
             self.missing["the last layer"] = on if isinstance(on, str) else _shapes("file", off, "kernel", on)
@@ -99,12 +99,12 @@ class LayerTally:
         return tuple(LayerParity(*row) for row in rows if row[1])
 
     def uncompared(self) -> dict[str, str]:
-        """Return each quantizer of which some codes, or all, were not compared, and why."""
+        """Return each quantizer whose codes were not all compared, and why."""
         empty = {name: "it gives no values" for name, values in zip(self.names, self.values, strict=True) if not values}
         return {**empty, **self.missing}
 
     def silent(self) -> list[str]:
-        """Return the quantizers that gave no code but zero: equal, and nothing is shown by it."""
+        """Return the quantizers that gave only zeros: they are equal, but that shows nothing."""
         pairs = zip(self.names, self.values, self.has_codes, strict=True)
         return [name for name, values, has_codes in pairs if values and not has_codes]
 
@@ -135,7 +135,7 @@ class _Differences:
 
 
 def distance(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return how far values are apart; infinity where either is not finite: NaN would be within every bound."""
+    """Return how far apart values are; infinity if either is not finite, since NaN would be within every bound."""
     with np.errstate(invalid="ignore"):
         apart = np.abs(one.astype(np.float64) - other)
     apart[~np.isfinite(apart)] = np.inf
@@ -143,7 +143,7 @@ def distance(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.f
 
 
 class SingleLayers:
-    """Every piece of a graph between quantizers, opened by itself with optimizations on.
+    """Every piece of a graph between quantizers, opened separately with optimizations on.
 
     Args:
         model: The whole graph.
@@ -163,13 +163,13 @@ class SingleLayers:
         self.sessions: dict[str, tuple[Any, list[str]]] = {}
 
     def run(self, found: Arrays) -> dict[str, npt.NDArray[Any] | str]:
-        """Return each quantizer's tensor and the output as the integer kernels before it give them.
+        """Return each quantizer's tensor and the output as computed by the integer kernels before it.
 
         Args:
-            found: The codes at every cut and the model's inputs, which are what each piece is fed.
+            found: The codes at every cut and the model's inputs, which each piece is fed.
 
         Returns:
-            Tensor -> its values; where ONNX Runtime cannot run its piece, why.
+            Tensor -> its values, or why ONNX Runtime cannot run its piece.
         """
         return {target: attempted(self._run, target, found) for target in (*self.tensors, self.output)}
 
@@ -199,7 +199,7 @@ class SingleLayers:
             if tensor in self.cuts and tensor != target:
                 feeds[tensor] = None
             elif tensor in self.makers and self.makers[tensor].output[0] not in made:
-                made.add(self.makers[tensor].output[0])  # nodes need have no names, outputs have
+                made.add(self.makers[tensor].output[0])  # nodes may have no names, outputs always have
                 pending += [name for name in self.makers[tensor].input if name]
         return [node for node in self.model.graph.node if node.output[0] in made], list(feeds)
 
@@ -209,7 +209,7 @@ def _type_of(array: npt.NDArray[Any]) -> tuple[int, list[str | int]]:
 
 
 def attempted(function: Callable[..., Result], *given: Any, who: str = "ONNX Runtime") -> Result | str:
-    """Return what a call into a runtime gives, or what it says where it fails."""
+    """Return the result of a call into a runtime, or its message if it fails."""
     try:
         return function(*given)
     except MemoryError:
@@ -224,7 +224,7 @@ def in_order(found: Mapping[str, npt.NDArray[Any] | str], taps: Sequence[Mapping
 
 
 def _codes(stored: npt.NDArray[Any] | str, tap: Mapping[str, Any]) -> Found:
-    """Return the codes of a tapped tensor: stored integers, or values of which a step is ``unit``, its real size."""
+    """Return the codes of a tapped tensor: stored integers, or real values whose step is ``unit``."""
     if isinstance(stored, str):
         return stored
     if np.issubdtype(stored.dtype, np.integer):

@@ -15,7 +15,7 @@ import onnx
 from export.extras import QONNX
 from export.runtime import load_model
 
-NODE_IR_VERSION = 8  # of 2021: every onnxruntime loads it, and none asks whether it fits the operator set
+NODE_IR_VERSION = 8  # from 2021; every onnxruntime loads it, and none checks whether it fits the operator set
 
 
 def qonnx_version() -> str:
@@ -35,9 +35,9 @@ def qonnx_version() -> str:
 
 @contextmanager
 def runtime_readable_models() -> Iterator[None]:
-    """Let qonnx execute nodes although the installed onnx may be newer than the installed onnxruntime.
+    """Let qonnx execute nodes even if the installed onnx is newer than the installed onnxruntime.
 
-    qonnx 1.0 wraps each node in a model of onnx's own newest IR version, which onnxruntime refuses where it is the
+    qonnx 1.0 wraps each node in a model of onnx's own newest IR version, which onnxruntime refuses if it is the
     older of the two. Inside this block these models have the oldest version that their operator set allows.
     """
     from qonnx.core import onnx_exec
@@ -57,7 +57,7 @@ def runtime_readable_models() -> Iterator[None]:
 
 
 class QuantSession:
-    """A qonnx file, ready to run on batches of any size; every tensor of it may be asked for.
+    """A qonnx file, ready to run on batches of any size; any of its tensors can be requested.
 
     Args:
         path: The file.
@@ -94,7 +94,7 @@ class QuantSession:
         from qonnx.core.onnx_exec import execute_onnx
 
         key = {name: values.tobytes() for name, values in feeds.items()}
-        if self._last is None or self._last[0] != key:  # node by node it is slow: the same batch is run once
+        if self._last is None or self._last[0] != key:  # slow node by node, so the same batch is run once
             batch = len(next(iter(feeds.values())))
             try:
                 with runtime_readable_models():

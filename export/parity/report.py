@@ -15,7 +15,7 @@ MIN_TOP1_OFF = 1.0  # the file must do what the student does, image by image
 # With optimizations on a kernel may round a tie the other way, on an image that was not compared layer by layer.
 MIN_TOP1_ON = 0.999
 MIN_WITHIN_ON = 0.999
-NAMED = 3  # faults of one kind that are named; the rest is counted
+NAMED = 3  # faults of one kind that are named; the others are only counted
 
 
 class ParityError(RuntimeError):
@@ -33,22 +33,22 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The student against one way of running the file.
+    """Comparison of the student with one way of running the file.
 
     Args:
         top1_agreement: Share of images with the same best class, 0..1.
         differing: Images with another best class.
-        max_difference: Largest absolute difference of two logits; infinite where one is not finite, or where there was
+        max_difference: Largest absolute difference of two logits; infinite if one is not finite, or there was
             nothing to compare (None in JSON).
         mean_difference: Mean absolute difference; likewise.
-        max_steps: ``max_difference`` in output steps; None where the output has no step.
+        max_steps: ``max_difference`` in output steps; None if the output has no step.
         mean_steps: ``mean_difference`` in output steps; likewise.
         accuracy: Share of images whose best class is the label, 0..1; None without labels.
         ties: Images among ``differing`` whose two classes have equal logits in the student, float rounding aside:
             neither order is wrong.
         beyond: Images with a logit that is further from the student's than ``allowed``, or not finite.
         allowed: Largest difference of two logits that one function may have here (see ``export.parity.expected``).
-        fault: Why logits could not be compared; empty where they were.
+        fault: Why logits could not be compared; empty if they were.
     """
 
     top1_agreement: float
@@ -72,25 +72,25 @@ class ParityReport:
         images: Images compared.
         off: Against ONNX Runtime with optimizations off: is the export right?
         on: Against ONNX Runtime with optimizations on: what does a device compute?
-        output_step: Real size of one step of the student's logits; None where the last layer has none.
+        output_step: Real size of one step of the student's logits; None if the last layer has none.
         accuracy: The student's own, 0..1; None without labels.
         layers: Quantizers in order of computation, on the first ``layer_images`` images: student against file, and
             integer kernels one by one, fed the same codes.
-        output_steps_on: Largest difference that the last layer's kernel alone makes, in output steps; None where the
+        output_steps_on: Largest difference that the last layer's kernel alone makes, in output steps; None if the
             output has no step or layers were left out.
         layer_images: Images that layers were compared on.
         predicted_classes: How many different classes the student predicts; 1 proves little.
         all_zero: Whether every logit of the student is zero, which proves nothing.
         notes: What could not be compared, and what makes the comparison weak.
-        runtime_version: Version of onnxruntime, or ``qonnx`` and its version where that ran the file.
+        runtime_version: Version of onnxruntime, or ``qonnx`` and its version if that ran the file.
         threads: Its threads.
-        output_differs_on: Whether the last layer's kernel alone makes a larger difference than one function may.
-        uncompared: Each quantizer, layer or output that had to be compared and could not be, and why.
-        constants: Constants, attributes and entries of the file that were compared with the student's; 0 where they
-            were not (a note says why): then ``passed`` speaks of these images alone.
-        differences: Each node, attribute or constant of the file that is not what export writes of the student.
-        provider: The file under an execution provider against the same file without it, where that was asked for.
-        runtime: The file in another runtime against the student, where that was asked for.
+        output_differs_on: Whether the last layer's kernel alone makes a larger difference than allowed.
+        uncompared: Each quantizer, layer or output that had to be compared but could not be, and why.
+        constants: Constants, attributes and entries of the file that were compared with the student's; 0 if they
+            were not (a note says why): then ``passed`` covers only these images.
+        differences: Each node, attribute or constant of the file that differs from what export writes for the student.
+        provider: The file under an execution provider against the same file without it, if requested.
+        runtime: The file in another runtime against the student, if requested.
     """
 
     images: int
@@ -115,29 +115,29 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the file is the student: nothing in ``faults``.
+        """Whether the file is the student, so that ``faults`` is empty.
 
-        Where constants were compared (``constants`` is not 0), whatever the images; else on these images.
+        If constants were compared (``constants`` is not 0), this holds for any images; otherwise only for these.
         """
         return not self.faults
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why the file is not proven to be the student; empty where it is.
+        """Why the file is not proven to be the student; empty if it is.
 
-        Optimizations off, every logit of every image must be within its rounding of the student's, and the best class
-        the same (ties of the student's own aside). Every quantizer of student and file must have been compared, no code
-        may differ, and no code of an integer kernel that is fed the codes it should get. With optimizations on, one
-        image in a thousand may get logits further away than one code of the last layer's input moves them, and one
-        another class. All logits zero, or none that is finite, prove nothing. Nothing in the file may differ from
-        what export writes of the student, whether or not these images reach it. And under an execution provider, where
-        one was asked for, no bit of an output or a layer may differ, and the provider must compute some of the file.
-        In another runtime, where one was asked for, logits and codes are judged as with optimizations off.
+        With optimizations off, every logit of every image must be within its rounding of the student's, and the best
+        class the same (except for ties in the student itself). Every quantizer of student and file must have been
+        compared, and no code may differ, nor any code of an integer kernel that is fed the codes it should get. With
+        optimizations on, one image in a thousand may get logits farther off than one code of the last layer's input
+        moves them, and one another class. Logits that are all zero, or never finite, prove nothing. Nothing in the file
+        may differ from what export writes for the student, whether or not these images reach it. Under an execution
+        provider, if one was requested, no bit of an output or a layer may differ, and the provider must compute some of
+        the file. In another runtime, if one was requested, logits and codes are judged as with optimizations off.
         """
         return tuple(self._faults(MIN_TOP1_OFF, MIN_TOP1_ON, None, None))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields, ``passed`` and ``faults`` as plain values; what is infinite is None."""
+        """Return the fields, ``passed`` and ``faults`` as plain values; infinite values become None."""
         values = asdict(self)
         for side in ("off", "on"):
             values[side] = {key: _finite(value) for key, value in values[side].items()}
@@ -160,9 +160,9 @@ class ParityReport:
         """Raise unless the file is proven to be the student; without arguments, unless ``passed``.
 
         Args:
-            min_top1_off: Least agreement of classes with optimizations off, 0..1.
+            min_top1_off: Minimum agreement of classes with optimizations off, 0..1.
             min_top1_on: The same with optimizations on.
-            max_steps_off: Largest difference of two logits with optimizations off, in output steps; None for what
+            max_steps_off: Maximum difference of two logits with optimizations off, in output steps; None for what
                 ``faults`` says, infinity for any.
             max_steps_on: The same with optimizations on.
 
@@ -183,7 +183,7 @@ class ParityReport:
         yield from self._side_faults("on", self.on, min_top1_on, max_steps_on, min_within=MIN_WITHIN_ON)
         yield from _some("could not be compared", self.uncompared)
         yield from self._code_faults()
-        yield from _some("the file is not what export writes of this student", self.differences)
+        yield from _some("the file differs from what export writes for this student", self.differences)
         if self.all_zero:
             yield "every logit is zero, which proves nothing: compare a trained student on real images"
         yield from self.provider.faults if self.provider is not None else ()
@@ -200,21 +200,21 @@ class ParityReport:
             ties = f", {side.ties} more where the student's own two best logits are equal" if side.ties else ""
             yield (
                 f"optimizations {name}: {side.differing - side.ties} of {self.images} images get another class{ties} "
-                f"(agreement {agreement:.4%}, at least {least:.4%} wanted)"
+                f"(agreement {agreement:.4%}, at least {least:.4%} required)"
             )
         if most_steps is None:
             if 1 - side.beyond / self.images < min_within:
                 yield f"optimizations {name}: logits of {side.beyond} of {self.images} images differ{self._size(side)}"
         elif side.max_steps is not None and side.max_steps > most_steps:
             found = f"logits differ by {side.max_steps:.4g} output steps"
-            yield f"optimizations {name}: {found}, at most {most_steps:g} wanted"
+            yield f"optimizations {name}: {found}, at most {most_steps:g} allowed"
 
     def _size(self, side: Comparison) -> str:
         if math.isinf(side.max_difference):
             return ", some not finite"
         if side.max_steps is None or side.allowed is None or not self.output_step:
-            return f" by up to {side.max_difference:.4g}, at most {side.allowed or 0:.4g} wanted"
-        return f" by up to {side.max_steps:.4g} output steps, at most {side.allowed / self.output_step:.4g} wanted"
+            return f" by up to {side.max_difference:.4g}, at most {side.allowed or 0:.4g} allowed"
+        return f" by up to {side.max_steps:.4g} output steps, at most {side.allowed / self.output_step:.4g} allowed"
 
     def _code_faults(self) -> Iterator[str]:
         differing = [layer for layer in self.layers if layer.differing]
@@ -228,7 +228,7 @@ class ParityReport:
                    for layer in self.layers if layer.differing_on]  # fmt: skip
         kernels += ["the logits themselves"] if self.output_differs_on else []
         yield from _some(
-            "with optimizations on, kernels that are fed the codes they should get give others "
+            "with optimizations on, kernels give wrong codes even when fed the right ones "
             "(quantizers.settle(student) moves scales off rounding ties)", kernels,
         )  # fmt: skip
 

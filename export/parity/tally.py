@@ -1,4 +1,4 @@
-"""Sums over all images: what two sets of logits differ by, and the report that follows."""
+"""Sums over all images: how two sets of logits differ, and the report that follows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Side:
     """Sums over images of one way of running the file.
 
     Args:
-        expected: What the student says of a right file.
+        expected: What the student requires of a correct file.
         optimized: Whether optimizations are on.
     """
 
@@ -51,7 +51,7 @@ class Side:
         self._add_classes(ours[0], np.asarray(theirs[0], np.float32), labels)
 
     def _add_output(self, ours: Array, theirs: Array, *, is_first: bool) -> npt.NDArray[np.bool_]:
-        """Return the images of which a value is too far away, or not finite."""
+        """Return the images with a value that is too far off, or not finite."""
         difference = distance(ours, theirs)
         expected = self.expected if is_first else self.expected.of_other_outputs
         allowed = expected.allowed(ours, optimized=self.optimized)
@@ -73,7 +73,7 @@ class Side:
             self.right += int((other == labels).sum())
 
     def comparison(self, images: int, values: int, step: float | None, *, has_labels: bool) -> Comparison:
-        """Return what was found; where nothing could be compared, nothing agrees."""
+        """Return what was found; if nothing could be compared, nothing agrees."""
         if self.fault:
             return Comparison(0.0, images, np.inf, np.inf, None, None, None, beyond=images, fault=self.fault)
         mean = self.total / values if values else np.inf
@@ -92,7 +92,7 @@ class Side:
 
 
 def _classes(logits: Array) -> npt.NDArray[np.int64]:
-    """Return the best class of each image, or of each place of it; a NaN wins."""
+    """Return the best class of each image, or of each of its positions; a NaN wins."""
     return np.asarray(logits.argmax(1) if logits.ndim > 1 else np.zeros(len(logits)), np.int64)
 
 
@@ -107,7 +107,7 @@ class Tally:
     """Sums over all images.
 
     Args:
-        expected: What the student says of a right file.
+        expected: What the student requires of a correct file.
     """
 
     expected: Expected
@@ -149,11 +149,11 @@ class Tally:
         """Return the report.
 
         Args:
-            layers: What was found of codes.
+            layers: Results for the codes.
             unmatched: Quantizers, or outputs, that student and file do not share, and why.
-            graphs: What was found of constants.
-            ways: What ran the file, and what is to be said of that.
-            provider: What was found with an execution provider; None where none was asked for.
+            graphs: Results for the constants.
+            ways: What ran the file, with the notes on it.
+            provider: Results with an execution provider; None if none was requested.
 
         Raises:
             ValueError: If no image was compared, or all of them are zero.
@@ -193,7 +193,7 @@ class Tally:
         for name, why in missing.items():
             yield f"{name}: its codes were not compared ({why})"
         if silent := layers.silent():
-            yield f"all codes are zero, which proves nothing of them: {', '.join(silent)}"
+            yield f"all codes are zero, which proves nothing about them: {', '.join(silent)}"
         if not layers.images:
             yield "codes were not compared, only logits (layer_images=0)"
 

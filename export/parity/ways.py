@@ -1,4 +1,4 @@
-"""A student's file, opened in the ways that it is compared: optimizations off, on, and cut at its quantizers."""
+"""A student's file, opened in each way that it is compared: optimizations off, on, and cut at its quantizers."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Ways:
     Args:
         path: A file that ``export_onnx`` wrote.
         threads: ONNX Runtime's threads.
-        preprocessing: Of its images, as whoever compares knows it.
+        preprocessing: How its images are preprocessed, according to the caller.
 
     Raises:
-        ValueError: If it is damaged, says nothing of its quantizers, or takes pixels where ``preprocessing`` says that
-            it does not, or the other way around.
-        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, does not list its quantizers, or takes pixels where ``preprocessing`` says that
+            it does not, or vice versa.
+        FileNotFoundError: If there is no such file.
         ImportError: If what runs it is missing.
     """
 
@@ -62,12 +62,12 @@ class Ways:
             self.notes = ("run by qonnx's executor, which has no optimizations: `on` repeats `off`",)
         else:
             self.off = open_session(path, optimize=False, threads=threads)
-            # a file that loads here and not there is a finding, and not a fault of the input
+            # a file that loads here and not there is a finding, not an input error
             self.on = attempted(lambda: open_session(path, optimize=True, threads=threads))
             self.runtime_version = str(runtime().__version__)
 
     def match(self, expected: Expected) -> Iterator[tuple[str, str]]:
-        """Keep the outputs and quantizers that student and file share; yield each other one, and why it is left out.
+        """Keep the outputs and quantizers that student and file share; yield every other one, and why it is left out.
 
         Raises:
             ValueError: If the file lacks the first output, the logits.
@@ -83,7 +83,7 @@ class Ways:
                 self.taps.append(tap)
                 self.expected.append(wanted)
         for name, _ in left:
-            yield name, "the file names no such quantizer, or fewer calls of it"
+            yield name, "the file does not list this quantizer, or lists fewer of its calls"
         self._open_cut()
 
     def _match_outputs(self, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -91,7 +91,7 @@ class Ways:
         found = self.outputs
         if wanted[0] not in found:
             raise ValueError(
-                f"{self.path}: it gives {found}, and no {wanted[0]!r}; compare a file that export_onnx wrote of this "
+                f"{self.path}: it gives {found}, but not {wanted[0]!r}; compare a file that export_onnx wrote of this "
                 "student"
             )
         self.outputs = [name for name in wanted if name in found]
@@ -114,12 +114,10 @@ class Ways:
         """Return what compares the file under an execution provider, once student and file are matched.
 
         Raises:
-            ValueError: If the provider is not offered here, or another program than ONNX Runtime runs the file.
+            ValueError: If the provider is not available, or another program than ONNX Runtime runs the file.
         """
         if self.is_qonnx:
-            raise ValueError(
-                f"{self.path}: provider={provider!r} asks for ONNX Runtime, which does not run qonnx files"
-            )
+            raise ValueError(f"{self.path}: provider={provider!r} needs ONNX Runtime, which does not run qonnx files")
         return ProviderTally(self.model, self.path, provider, self.taps, self.outputs, self.threads)
 
     def in_runtime(self, runtime: str, expected: Expected) -> RuntimeTally:
@@ -142,16 +140,16 @@ class Ways:
         """Refuse images that the file does not take.
 
         Raises:
-            ValueError: Saying both shapes.
+            ValueError: If they differ; the message gives both shapes.
         """
         wanted = self.off.get_inputs()[0].shape[1:]  # without the batch
         if self.pixels is not None:
             wanted = [self.pixels.channels, *self.pixels.image_size]
         if any(isinstance(size, int) for size in wanted) and list(images.shape[1:]) != list(wanted):
-            raise ValueError(f"images are {list(images.shape[1:])}, but the file takes {list(wanted)}, batch apart")
+            raise ValueError(f"images are {list(images.shape[1:])}, but the file takes {list(wanted)} (batch apart)")
 
     def run(self, session: Any, images: Tensor) -> list[Array] | str:
-        """Return the outputs, in order; or what the runtime says where it fails."""
+        """Return the outputs, in order; or the runtime's message if it fails."""
         if isinstance(session, str):
             return session
         found = attempted(session.run, self.outputs, {INPUT: self.fed(images)})
@@ -183,7 +181,7 @@ class Tapped:
         outputs: With optimizations off.
         off: Codes of each quantizer with optimizations off.
         alone: Codes of each kernel by itself.
-        output_alone: The first output, of the last kernel by itself; or why there is none.
+        output_alone: The first output, from the last kernel by itself; or why there is none.
     """
 
     def __init__(
@@ -197,24 +195,24 @@ def _require_same_input(path: str | PathLike[str], model: onnx.ModelProto, *, is
     if takes_pixels and not is_inside:
         raise ValueError(f"{path}: it takes uint8 pixels; say how they are normalized (preprocessing=...)")
     if is_inside and not takes_pixels:
-        raise ValueError(f"{path}: it takes normalized images, but preprocessing is said to be inside it")
+        raise ValueError(f"{path}: it takes normalized images, but `preprocessing` claims to be inside it")
 
 
 def _read_taps(path: str | PathLike[str], model: onnx.ModelProto) -> list[dict[str, Any]]:
     if all(entry.key != "quantizers" for entry in model.metadata_props):
-        raise ValueError(f"{path} says nothing of its quantizers; compare a file that export_onnx wrote")
+        raise ValueError(f"{path} does not list its quantizers; compare a file that export_onnx wrote")
     try:
         taps: list[dict[str, Any]] = read_property(model, "quantizers", [])
         is_whole = all(isinstance(tap[key], kind) for tap in taps for key, kind in TAP_KEYS.items())
     except (ValueError, TypeError, KeyError, RecursionError):
         is_whole = False
     if not is_whole:
-        raise ValueError(f"{path}: what it says of its quantizers is damaged; export it again")
+        raise ValueError(f"{path}: its list of quantizers is damaged; export it again")
     return list(taps)
 
 
 def _calls(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each name and how often it was there before."""
+    """Return each name and how often it occurred before."""
     seen: dict[str, int] = {}
     found = []
     for name in names:

@@ -1,8 +1,8 @@
 """Compare a file under an execution provider with the same file without it, bit for bit, whole and layer by layer.
 
-A provider computes regions of a graph, and a tensor inside one cannot be looked at: given out, it would end the region.
-So each layer is compared in a separate graph, which ends there and begins at the image: what comes before it runs
-in the regions that the provider makes of it, and nothing is fed that the whole file would not feed.
+A provider computes regions of a graph, and a tensor inside one cannot be inspected: as an output, it would end the
+region. So each layer is compared in a separate graph, which runs from the image to that layer: everything before it
+runs in the provider's own regions and is fed only what the whole file would feed it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from export.lowering.model import INPUT
 from export.parity.layers import attempted
 from export.runtime import claimed_nodes, open_session
 
-LAYER_IMAGES = 16  # a graph a layer is half the net on average: more images would take as long as all other comparisons
+LAYER_IMAGES = 16  # one graph per layer, half the net on average: more would take as long as all other comparisons
 LAYERS = ("Conv", "Gemm", "MatMul", "MatMulNBits", "ConvTranspose")
 Outputs = list[npt.NDArray[Any]] | str
 
@@ -33,9 +33,9 @@ class ProviderLayer:
     Args:
         name: The quantizer's module path.
         values: Values compared.
-        differing: Those that are not the same to the bit.
-        is_claimed: Whether the provider computed it where it was compared; None where onnxruntime does not tell.
-        fault: Why it could not be compared; empty where it was.
+        differing: Those that are not bit-identical.
+        is_claimed: Whether the provider computed it where it was compared; None if onnxruntime does not say.
+        fault: Why it could not be compared; empty if it was.
     """
 
     name: str
@@ -52,15 +52,15 @@ class ProviderParity:
     Args:
         provider: Its name.
         images: Images whose outputs were compared.
-        differing: Images with an output that is not the same to the bit.
-        claimed: Nodes of the file that the provider took; None where onnxruntime does not tell (before 1.24).
+        differing: Images with an output that is not bit-identical.
+        claimed: Nodes of the file that the provider took; None if onnxruntime does not say (before 1.24).
         nodes: Nodes of the file.
         claimed_layers: Convolutions and linear layers that it took; likewise.
         layer_count: Convolutions and linear layers of the file.
-        layers: A row a quantizer, on the first ``layer_images`` images.
+        layers: One row per quantizer, on the first ``layer_images`` images.
         layer_images: Images that layers were compared on.
         shown: Nodes among ``claimed`` that the provider also computed in the graph of a layer.
-        fault: Why outputs could not be compared; empty where they were.
+        fault: Why outputs could not be compared; empty if they were.
     """
 
     provider: str
@@ -77,13 +77,13 @@ class ProviderParity:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why the provider is not shown to compute this file as the CPU does; empty where it is.
+        """Why the provider is not shown to compute this file as the CPU does; empty if it is.
 
-        A provider that took no node computes nothing: equal outputs would prove nothing of it.
+        A provider that took no node computes nothing: equal outputs would prove nothing about it.
         """
         found = [self.fault] if self.fault else []
         if self.claimed == 0:
-            found.append("it takes no node of this file, so equal outputs show nothing of it")
+            found.append("it takes no nodes of this file, so equal outputs prove nothing about it")
         if self.differing:
             found.append(f"outputs of {self.differing} of {self.images} images differ from those without it")
         wrong = [layer for layer in self.layers if layer.differing or layer.fault]
@@ -95,7 +95,7 @@ class ProviderParity:
 
     @property
     def sentence(self) -> str:
-        """What was compared, for people."""
+        """The comparison in one sentence."""
         rows = [layer for layer in self.layers if layer.is_claimed]
         taken = "an unknown number" if self.claimed is None else str(self.claimed)
         layers = "" if self.claimed_layers is None else f", {self.claimed_layers} of {self.layer_count} layers"
@@ -107,11 +107,11 @@ class ProviderParity:
 
 
 class ProviderTally:
-    """Sums over images of what a file gives with a provider and without.
+    """Sums over images of a file's outputs with and without a provider.
 
     Args:
         model: The file.
-        path: Where it is.
+        path: Its path.
         provider: Name of the execution provider.
         taps: Its quantizers: ``name`` and ``tensor``.
         outputs: Names of the outputs that are compared.
@@ -144,7 +144,7 @@ class ProviderTally:
 
         Args:
             images: As the file takes them, ``[batch, channels, height, width]``.
-            plain: What the file gives without the provider, optimizations on; or why it gives nothing.
+            plain: Outputs of the file without the provider, optimizations on; or why there are none.
             keep: Whether layers may be compared on these images.
         """
         self.images += len(images)
@@ -166,7 +166,7 @@ class ProviderTally:
         self.differing += int((~same).sum())
 
     def report(self) -> ProviderParity:
-        """Compare the layers, and return all that was found."""
+        """Compare the layers, and return all results."""
         images = np.concatenate(self.kept) if self.kept else None
         rows = (
             () if images is None or self.claimed == frozenset() else tuple(self._row(tap, images) for tap in self.taps)
@@ -215,8 +215,8 @@ def ending_at(model: onnx.ModelProto, tensor: str, kind: str) -> tuple[bytes, st
     """Return the part of a model that computes a tensor from the image, and the name of the node that gives its codes.
 
     Args:
-        model: The whole.
-        tensor: What the part gives out.
+        model: The whole model.
+        tensor: Output of the part.
         kind: Its element type, as ``TensorProto`` names it.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -239,5 +239,5 @@ def ending_at(model: onnx.ModelProto, tensor: str, kind: str) -> tuple[bytes, st
 
 
 def _bits(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return floats as the integers that their bits are: a NaN equals itself, and 0 is not -0."""
+    """Return floats as the integers with the same bits, so that a NaN equals itself, and 0 is not -0."""
     return values.view(np.int32) if values.dtype == np.float32 else values

@@ -1,7 +1,7 @@
 """Compare a file in the runtime that it was written for with the student, whole and layer by layer.
 
-A runtime fuses what it sees, so a tensor that is given out beside the logits may be computed otherwise than without.
-Each layer is therefore compared in a separate graph, which ends there and begins at the image.
+A runtime fuses what it sees, so a tensor that is an output next to the logits may be computed differently. Each layer
+is therefore compared in a separate graph, which runs from the image to that layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from export.parity.with_provider import ending_at
 from export.runtime import open_session
 from export.targets.sessions import Session, open_in
 
-LAYER_IMAGES = 4  # a graph a layer, which some runtimes compile for seconds
+LAYER_IMAGES = 4  # one graph per layer, which some runtimes take seconds to compile
 Array = npt.NDArray[Any]
 
 
@@ -32,8 +32,8 @@ class RuntimeLayer:
     Args:
         name: The quantizer's module path.
         values: Codes compared.
-        differing: Those that are not the student's.
-        fault: Why it could not be compared; empty where it was.
+        differing: Those that differ from the student's.
+        fault: Why it could not be compared; empty if it was.
     """
 
     name: str
@@ -44,16 +44,16 @@ class RuntimeLayer:
 
 @dataclass(frozen=True)
 class RuntimeParity:
-    """A file in another runtime than ONNX Runtime, against the student.
+    """A file in a runtime other than ONNX Runtime, compared with the student.
 
     Args:
         runtime: Its name and version.
         images: Images whose logits were compared.
         beyond: Images with a logit that is further from the student's than one function may be.
         max_difference: Largest difference of two values of an output.
-        layers: A row a quantizer, on the first ``layer_images`` images.
+        layers: One row per quantizer, on the first ``layer_images`` images.
         layer_images: Images that layers were compared on.
-        fault: Why logits could not be compared; empty where they were.
+        fault: Why logits could not be compared; empty if they were.
     """
 
     runtime: str
@@ -66,7 +66,7 @@ class RuntimeParity:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why the runtime is not shown to compute the student; empty where it is."""
+        """Why the runtime is not shown to compute the student; empty if it is."""
         found = [self.fault] if self.fault else []
         if self.beyond and not self.fault:
             found.append(f"logits of {self.beyond} of {self.images} images differ by up to {self.max_difference:.4g}")
@@ -78,22 +78,22 @@ class RuntimeParity:
 
     @property
     def sentence(self) -> str:
-        """What was compared, for people."""
+        """The comparison in one sentence."""
         codes = sum(layer.values for layer in self.layers)
         what = f"logits of {self.images} images, {codes:,} codes of {len(self.layers)} quantizers"
         return f"{self.runtime}: {what} {'FAILED' if self.faults else 'equal to the student'}"
 
 
 class RuntimeTally:
-    """Sums over images of what a file gives in another runtime.
+    """Sums over images of a file's outputs in another runtime.
 
     Args:
         model: The file.
         runtime: A name that ``open_in`` takes.
         taps: Its quantizers: ``name`` and ``tensor``.
         outputs: Names of the outputs that are compared; the logits come first.
-        threads: Of the runtime.
-        expected: How far logits may be apart.
+        threads: Threads of the runtime.
+        expected: How far apart logits may be.
 
     Raises:
         ValueError: If the runtime is unknown.
@@ -152,7 +152,7 @@ class RuntimeTally:
         self.beyond += int(beyond.sum())
 
     def report(self) -> RuntimeParity:
-        """Compare the layers, and return all that was found."""
+        """Compare the layers, and return all results."""
         images = np.concatenate(self.kept) if self.kept and self.session is not None else None
         rows = () if images is None else tuple(self._row(tap, images) for tap in self.taps)
         count = 0 if images is None else len(images)
@@ -166,14 +166,14 @@ class RuntimeTally:
         if isinstance(found, str):
             return RuntimeLayer(name, 0, 0, found)
         if np.shape(found[0]) != plain.shape:
-            return RuntimeLayer(name, 0, 0, f"shape {list(np.shape(found[0]))}, and {list(plain.shape)} in the student")
+            return RuntimeLayer(name, 0, 0, f"shape {list(np.shape(found[0]))}, but {list(plain.shape)} in the student")
         step = float(tap["scale"]) if plain.dtype == np.float32 else 1.0  # real values of a grid, or its codes
         differs = distance(plain, found[0]) > step / 2
         return RuntimeLayer(name, plain.size, int(differs.sum()))
 
 
 def _shaped(part: bytes) -> bytes:
-    """Return a part of a model with the shape of its output filled in, which some runtimes want."""
+    """Return a part of a model with the shape of its output filled in, which some runtimes need."""
     model = onnx.load_from_string(part)
     inferred = onnx.shape_inference.infer_shapes(model)
     del model.graph.output[:]

@@ -1,14 +1,14 @@
 """Rearrange an integer view, without changing a single code, so that a runtime finds integer kernels.
 
 ONNX Runtime makes an integer kernel of ``DequantizeLinear -> operator -> QuantizeLinear`` only where the operator's
-output goes to that one ``QuantizeLinear`` and nothing stands between them. Four rewrites bring a view there:
+output goes to that one ``QuantizeLinear`` with nothing in between. Four rewrites bring a view into that form:
 
 1. ``spell_out``: a global mean that drops its last two axes becomes one that keeps them and a flatten; a mean over
-   windows counts padding only where it has some.
+   windows counts padding only if it has some.
 2. ``merge_quantizers``: two quantizers of one edge onto one grid become one.
 3. ``sink_moves``: what only moves values (flatten, slice, maximum over windows) changes places with a quantizer after
    it. Rounding and clipping are monotone and elementwise, so they commute.
-4. ``split_fan_out``: a sum, product or mean that goes to several grids is computed once a grid. A convolution is not
+4. ``split_fan_out``: a sum, product or mean that goes to several grids is computed once per grid. A convolution is not
    (it is the costly part); the census reports it.
 """
 
@@ -47,7 +47,7 @@ def consumers(view: IntegerView) -> dict[str, list[Node]]:
 
 
 def spell_out(view: IntegerView) -> IntegerView:
-    """Give means the form that a runtime has an exact kernel for; windows are explicit already (``windows.py``)."""
+    """Give means the form that a runtime has an exact kernel for; windows are already explicit (``windows.py``)."""
     nodes: list[Node] = []
     for node in view.nodes:
         if isinstance(node, GlobalAveragePool) and not node.keepdims:
@@ -81,7 +81,7 @@ def merge_quantizers(view: IntegerView) -> IntegerView:
 
 
 def sink_moves(view: IntegerView) -> IntegerView:
-    """Swap every real-valued move with the quantizer that alone reads it."""
+    """Swap every real-valued move with the quantizer that is its only reader."""
     while (position := _movable(view)) is not None:
         view = _swap(view, position)
     return view
@@ -118,7 +118,7 @@ def _swap(view: IntegerView, position: int) -> IntegerView:
 
 
 def split_fan_out(view: IntegerView) -> IntegerView:
-    """Compute a cheap real-valued node once for every quantizer that reads it, where only quantizers do."""
+    """Compute a cheap real-valued node once for every quantizer that reads it, if only quantizers do."""
     readers = consumers(view)
     nodes: list[Node] = []
     renamed: dict[int, str] = {}

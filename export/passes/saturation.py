@@ -4,7 +4,7 @@ An integer kernel saturates at 0 and 255. A grid of four bits stored in 0 ... 15
 240 ... 255 it needs none at its upper end. Where the values that reach a quantizer cannot leave the grid at its lower
 end (a change of grid from one that starts at zero, a mean of such values), that is the whole clip.
 
-The view says so by a wider grid of the same scale: the codes that are added never occur.
+The view expresses this as a wider grid of the same scale; the added codes never occur.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def saturate(view: IntegerView) -> IntegerView:
 
 
 def _groups(view: IntegerView) -> list[list[str]]:
-    """Return the edges on grids, those together that must be stored alike."""
+    """Return the edges on grids, grouped by what must be stored alike."""
     parent = {edge: edge for edge in view.grids}
 
     def root(edge: str) -> str:
@@ -89,7 +89,7 @@ def _groups(view: IntegerView) -> list[list[str]]:
 
 
 def _widened(quantizers: list[Quantize], view: IntegerView, ranges: dict[str, tuple[float, float]]) -> WideGrid | None:
-    """Return the wider grid of a group, None where it must not change."""
+    """Return the wider grid of a group, or None if it must not change."""
     if not quantizers or any(_is_plain_clip(node, view) for node in quantizers):
         return None
     grid = quantizers[0].grid
@@ -105,7 +105,7 @@ def _widened(quantizers: list[Quantize], view: IntegerView, ranges: dict[str, tu
 
 
 def _is_plain_clip(node: Quantize, view: IntegerView) -> bool:
-    """Tell whether the quantizer only cuts the top off a grid, for which a Clip is all that is needed."""
+    """Return whether the quantizer only cuts the top off a grid, for which a Clip is all that is needed."""
     old = view.grids.get(node.inputs[0])
     return old is not None and (old.scale, old.low) == (node.grid.scale, node.grid.low)
 
@@ -115,7 +115,7 @@ def _is_safe(reader: Node) -> bool:
 
 
 def _real_ranges(view: IntegerView) -> dict[str, tuple[float, float]]:
-    """Return the interval that each edge's real values are in, infinite where nothing is known."""
+    """Return the interval that each edge's real values are in, infinite if nothing is known."""
     ranges: dict[str, tuple[float, float]] = dict.fromkeys(view.inputs, (-math.inf, math.inf))
     for node in view.nodes:
         grid = view.grids.get(node.output)

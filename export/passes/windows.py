@@ -1,8 +1,8 @@
-"""Give every pooling windows that all runtimes cut alike: none reaches over the padded image.
+"""Give every pooling windows that all runtimes cut alike: none extends beyond the padded image.
 
-PyTorch's ``ceil_mode`` lets the last window hang over the border, drops it where it would start in the padding behind,
+PyTorch's ``ceil_mode`` lets the last window hang over the border, drops it if it would start in the padding after it,
 and counts no overhang as padding. ONNX leaves each of these to the runtime. Sizes but for the batch are fixed, so the
-overhang is known: it becomes padding that no mean counts, and ``ceil_mode`` is gone from the file.
+overhang is known: it becomes padding that no mean counts, and the file has no ``ceil_mode``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Border = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 def explicit_windows(view: IntegerView, input_shapes: Sequence[tuple[int, ...]]) -> IntegerView:
-    """Return the view with poolings that cover whole windows; each computes what it did.
+    """Return the view with poolings that cover whole windows; each computes the same as before.
 
     Raises:
         ValueError: If the shapes do not fit the view.
@@ -89,9 +89,9 @@ def _mean(node: AveragePool, border: Border, grids: dict[str, Grid]) -> list[Nod
 def _gathered_maximum(
     node: MaxPool, image: Sequence[int], windows: Sequence[int], grids: dict[str, Grid]
 ) -> list[Node]:
-    """Lay out each window's own values side by side: the overhang is wider than runtimes take as padding.
+    """Lay out each window's own values side by side: the overhang is wider than runtimes allow as padding.
 
-    A place outside the image repeats a value of the same window, which changes no maximum.
+    A place outside the image repeats a value of the same window, which does not change the maximum.
     """
     nodes: list[Node] = []
     edge = node.inputs[0]

@@ -1,3 +1,3 @@
-"""How weights are stored in a file, and what a file says of itself."""
+"""How weights are stored in a file, and what a file says about itself."""
 
 __all__: list[str] = []

@@ -1,6 +1,6 @@
 """Write heavy low-bit linear layers as ``MatMulNBits`` so that the integer sums stay exact.
 
-A linear layer at batch 1 is bound by reading its weights. ONNX Runtime's ``MatMulNBits`` reads 4 or 2 bits a weight
+A linear layer at batch 1 is bound by reading its weights. ONNX Runtime's ``MatMulNBits`` reads 4 or 2 bits per weight
 where ``QGemm`` reads 8. But it quantizes its real input again, in blocks along the features: ``scale = max|x| / 127``,
 codes rounded to int8, so that codes 0 ... 15 would become multiples of 8.47 and the sums wrong.
 
@@ -35,7 +35,7 @@ HEAVY_WEIGHTS = 2**20  # below, reading the weights is not what takes the time
 RACE_OUTPUTS, RACE_FEATURES = 512, 1016
 
 
-# 2-bit kernels are fast up to 128 weights a block, 4-bit ones as fast at 256 as at 128 (onnxruntime 1.31.1, AVX2)
+# 2-bit kernels are fast up to 128 weights per block, 4-bit ones as fast at 256 as at 128 (onnxruntime 1.31.1, AVX2)
 WIDTHS = (Blocks(2, 128), Blocks(4, 256))
 
 
@@ -64,7 +64,7 @@ def choose_blocks(view: IntegerView, form: str) -> dict[str, Blocks]:
 
 
 def is_exact(layer: Linear, grid: Grid | None) -> bool:
-    """Tell whether codes pass unchanged and every sum is a whole number that float32 holds."""
+    """Return whether codes pass unchanged and every sum is a whole number that float32 holds."""
     if grid is None or layer.weight_bits > WIDTHS[-1].bits or max(-grid.low, grid.high) > SENTINEL:
         return False
     largest = np.abs(layer.weights.astype(np.int64)).sum(axis=1) * max(-grid.low, grid.high)
@@ -76,7 +76,7 @@ def write_blocked(graph: GraphBuilder, layer: Linear, stored: str, zero_point: i
     """Write the layer; return its real output ``[batch, outputs]``.
 
     Args:
-        graph: Where to.
+        graph: The graph to add to.
         layer: One that ``choose_blocks`` chose.
         stored: Its input's codes, uint8, ``zero_point`` added.
         zero_point: See there.
@@ -93,7 +93,7 @@ def write_blocked(graph: GraphBuilder, layer: Linear, stored: str, zero_point: i
     ]
     if layer.bias is not None:  # codes: the sum stays whole
         inputs += ["", "", graph.constant(f"{name}.bias.codes", layer.bias.astype(np.float32))]
-    factors = (  # multiplied when the file is loaded; apart, so that `unblocked` finds the originals
+    factors = (  # multiplied when the file is loaded; separate, so that `unblock` finds the originals
         graph.constant(f"{name}.weight.scale", layer.weight_scale.astype(np.float32)),
         graph.constant(f"{name}.step", np.float32(step)),
     )
@@ -153,15 +153,15 @@ def unpack_blocks(packed: npt.NDArray[np.uint8], features: int, blocks: Blocks) 
 
 @cache
 def runtime_is_fast(blocks: Blocks) -> bool:
-    """Tell whether the installed onnxruntime computes such blocks rightly, and not many times slower than QGemm.
+    """Return whether the installed onnxruntime computes such blocks correctly, and not many times slower than QGemm.
 
-    Without a kernel for a width it unpacks all weights to float at every call, which takes a hundred times as long.
+    Without a kernel for a width it unpacks all weights to float on every call, which takes a hundred times as long.
     """
     try:
         import onnxruntime
     except ImportError:
         return False
-    from export.devices.onboard.runner import wins_race  # the room of devices needs this module
+    from export.devices.onboard.runner import wins_race  # `export.devices` needs this module
 
     return wins_race(onnxruntime, *race_models(blocks))
 

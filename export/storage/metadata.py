@@ -1,4 +1,4 @@
-"""Read what a file says of itself beside its graph, and end in words where a file of strangers is not what it seems.
+"""Read a file's metadata, and raise clear errors if a file from elsewhere is malformed.
 
 `export_onnx` writes widths, codes and blocks into ``metadata_props`` as JSON; anybody can write anything there.
 """
@@ -18,19 +18,19 @@ from export.moved import with_new_keys
 
 MOST_CHARACTERS = 16_000_000  # of one entry; a net of a thousand layers has a hundred thousand
 MOST_BITS = 64
-MOST_RANK = 32  # axes of a tensor; numpy knows 64
+MOST_RANK = 32  # axes of a tensor; numpy allows 64
 LARGEST_AXIS = 2**31
 
 
 def properties_of(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the entries of a file's metadata, those of earlier versions under the keys of today."""
+    """Return the entries of a file's metadata, those of earlier versions under the current keys."""
     return with_new_keys({entry.key: entry.value for entry in model.metadata_props})
 
 
 def strip_notes(model: onnx.ModelProto) -> None:
-    """Delete what an exporter noted in a model beside its graph: lines and paths of sources, names of modules.
+    """Delete an exporter's notes from a model: lines and paths of sources, names of modules.
 
-    PyTorch's exporter puts the stack of every node there: private paths, and another file at each export.
+    PyTorch's exporter puts the stack of every node there: private paths, and a different file for each export.
 
     Args:
         model: Changed in place: documentation and metadata of itself, of its graphs, functions, nodes and values.
@@ -71,7 +71,7 @@ def read_property(model: onnx.ModelProto, key: str, default: Any) -> Any:
 
 
 def read_widths(model: onnx.ModelProto, key: str) -> dict[str, int]:
-    """Return an entry of names with numbers of bits.
+    """Return an entry that maps names to bit widths.
 
     Raises:
         ValueError: If it holds anything else.
@@ -90,7 +90,7 @@ def check_structure(model: onnx.ModelProto) -> None:
     """Raise unless every tensor is made once, before it is read, and has a shape a tensor can have.
 
     Raises:
-        ValueError: Naming the node or tensor: a circle, a missing or repeated tensor, a negative or endless axis.
+        ValueError: If not (names the place): a cycle, a missing or repeated tensor, a negative or endless axis.
     """
     graph = model.graph
     made = {entry.name for entry in (*graph.input, *graph.initializer)}
@@ -98,11 +98,11 @@ def check_structure(model: onnx.ModelProto) -> None:
         missing = [name for name in node.input if name and name not in made]
         if missing:
             raise ValueError(
-                f"the node {node.name or node.op_type!r} reads {missing[0]!r}, which nothing makes before it: nodes in "
-                f"a circle, or out of order"
+                f"the node {node.name or node.op_type!r} reads {missing[0]!r}, which no earlier node makes: the nodes"
+                f" are in a cycle, or out of order"
             )
         if not node.output or len(set(node.output)) != len(node.output) or made & (set(node.output) - {""}):
-            raise ValueError(f"the node {node.name or node.op_type!r} makes nothing, or what another one makes, too")
+            raise ValueError(f"the node {node.name or node.op_type!r} makes nothing, or the same tensor as another one")
         made.update(node.output)
     for tensor in graph.initializer:
         _check_shape(tensor.name, list(tensor.dims))
@@ -112,19 +112,19 @@ def check_structure(model: onnx.ModelProto) -> None:
 
 def _check_shape(name: str, sizes: list[int]) -> None:
     if len(sizes) > MOST_RANK or any(not 0 <= size <= LARGEST_AXIS for size in sizes):
-        raise ValueError(f"the tensor {name!r} has the shape {sizes[:8]}, which no tensor has")
+        raise ValueError(f"the tensor {name!r} has the shape {sizes[:8]}, which no tensor can have")
 
 
 @contextmanager
 def as_a_file(path: str | PathLike[str], purpose: str) -> Iterator[None]:
-    """End in words that name the file where a graph is not made as our own are (attributes, inputs or types missing).
+    """Raise an error that names the file if its graph is malformed (attributes, inputs or types missing).
 
     Args:
         path: The file.
         purpose: What it cannot be used for.
 
     Raises:
-        ValueError: In place of whatever reading the graph raised; errors that say what is wrong keep their words.
+        ValueError: In place of whatever reading the graph raised; errors that explain themselves keep their message.
     """
     where = str(path)
     try:

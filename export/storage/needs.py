@@ -1,6 +1,6 @@
-"""Say what using a file takes: which onnxruntime, and what its output is.
+"""Say what a file needs: which onnxruntime, and what its output is.
 
-Seen by loading small files with each of 1.17.3, 1.18.1, 1.20.1, 1.21.1, 1.22.1, 1.23.2 and 1.24.1.
+Determined by loading small files with each of 1.17.3, 1.18.1, 1.20.1, 1.21.1, 1.22.1, 1.23.2 and 1.24.1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RUNTIME = "onnxruntime"
 
 
 def needed_runtime(model: onnx.ModelProto) -> Version | None:
-    """Return the oldest onnxruntime that runs a file; None where that is not ONNX Runtime's kind of file.
+    """Return the oldest onnxruntime that runs a file; None if the file is not for ONNX Runtime.
 
     Args:
         model: One that this toolkit, PyTorch's exporter or onnxruntime's tools wrote.
@@ -70,7 +70,7 @@ def output_kind(model: onnx.ModelProto) -> str:
 def storage_for(version: Version) -> tuple[str, ...]:
     """Return the names of the ways to store weights that an onnxruntime of a version loads.
 
-    Blocks of ``MatMulNBits`` are among them only where the packed type of their width is: before, kernels were slow.
+    Blocks of ``MatMulNBits`` are among them only if the packed type of their width is: before that, kernels were slow.
     """
     packed = [kind.name for kind in (INT2, INT4) if version >= TYPES[kind.code]]
     blocks = [blocks.name for blocks in WIDTHS if version >= max(BLOCKS[blocks.bits], TYPES[_type_of(blocks.bits)])]

@@ -23,8 +23,8 @@ class ElementType:
     """A type that weights may be stored in.
 
     Args:
-        name: As shown to people.
-        code: ONNX's number of it.
+        name: As shown to users.
+        code: Its number in ONNX.
         bits: Its width.
         opset: The oldest operator set that this toolkit writes it with.
     """
@@ -56,15 +56,15 @@ class Blocks:
 
     @property
     def name(self) -> str:
-        """As shown to people."""
+        """As shown to users."""
         return f"blocks of {self.size} x {self.bits} bits"
 
     def count(self, features: int) -> int:
-        """Return how many blocks a row of so many weights fills."""
+        """Return how many blocks a row of this many weights fills."""
         return -(-features // (self.size - 1))
 
     def bytes_of(self, shape: tuple[int, int]) -> int:
-        """Return what weights ``[outputs, inputs]`` take in the file, scales included."""
+        """Return the bytes that weights ``[outputs, inputs]`` take in the file, scales included."""
         outputs, features = shape
         return outputs * self.count(features) * (self.size * self.bits // 8 + np.dtype(np.float32).itemsize)
 
@@ -92,7 +92,7 @@ def choose_storage(weight_bits: Iterable[int], pack: Pack, opset: int | None) ->
     """Return the storage of a net whose layers have these widths.
 
     ``packed`` stores up to 2 bits in INT2 (opset 25), up to 4 in INT4 (opset 21) and more in INT8. ``auto`` is
-    ``packed`` as far as the installed onnxruntime loads it. A given ``opset`` rules out the types that are younger.
+    ``packed`` as far as the installed onnxruntime loads it. A given ``opset`` rules out newer types.
 
     Raises:
         ExportError: If ``pack`` is unknown, or ``opset`` is too old for the graph or unknown to the installed onnx.
@@ -115,7 +115,7 @@ def bytes_only(pack: str, opset: int | None, oldest: int) -> Storage:
 
 
 def floats_only(pack: str, opset: int | None, oldest: int) -> Storage:
-    """Return the storage of graphs whose weights are float; else as :func:`bytes_only`.
+    """Return the storage of graphs whose weights are float; otherwise as :func:`bytes_only`.
 
     Raises:
         ExportError: As there.
@@ -144,7 +144,7 @@ def ir_version(opset: int) -> int:
 
 @cache
 def runtime_loads(kind: ElementType) -> bool:
-    """Tell whether the installed onnxruntime loads weights of this element type (False without onnxruntime)."""
+    """Return whether the installed onnxruntime loads weights of this element type (False without onnxruntime)."""
     try:
         import onnxruntime
     except ImportError:

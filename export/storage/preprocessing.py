@@ -1,6 +1,6 @@
-"""What a file needs to be fed: mean, std, sizes, resize rule and class names as a value, written into its metadata.
+"""How to feed a file: mean, std, sizes, resize rule and class names as a value, written into its metadata.
 
-Keys of ``metadata_props`` (:data:`KEYS` says what each holds), every value JSON: a reader needs no toolkit.
+Keys of ``metadata_props`` (:data:`KEYS` says what each holds), every value JSON, so that readers need no toolkit.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
-            raise ValueError(f"mean and std must have one value a channel, got {self.mean} and {self.std}")
+            raise ValueError(f"mean and std must have one value per channel, got {self.mean} and {self.std}")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise ValueError(f"mean must be finite and std positive, got {self.mean} and {self.std}")
         if len(self.image_size) != 2 or not all(0 < side <= MOST_SIDE for side in self.image_size):
@@ -101,7 +101,7 @@ class Preprocessing:
 
     @property
     def factors(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """What pixels are multiplied by, and what is subtracted then: float32 ``[channels, 1, 1]`` each."""
+        """What pixels are multiplied by, and what is then subtracted: float32 ``[channels, 1, 1]`` each."""
         scale = np.array([1 / (LARGEST_PIXEL * one) for one in self.std], np.float32)
         shift = np.array([mean / one for mean, one in zip(self.mean, self.std, strict=True)], np.float32)
         return scale.reshape(-1, 1, 1), shift.reshape(-1, 1, 1)
@@ -138,13 +138,13 @@ class Preprocessing:
         return [batch, *inner]
 
     def check_fits(self, shape: Sequence[int]) -> None:
-        """Refuse images of another shape than is said here.
+        """Refuse images whose shape differs from the one given here.
 
         Args:
             shape: Of a batch of the net's images: ``[batch, channels, height, width]``.
 
         Raises:
-            ExportError: Saying both.
+            ExportError: If they differ; the message gives both.
         """
         wanted = (self.channels, *self.image_size)
         if tuple(shape[1:]) != wanted:
@@ -175,10 +175,10 @@ class Preprocessing:
 
 
 def read_preprocessing(model: onnx.ModelProto) -> Preprocessing | None:
-    """Return what a file says of the images that it takes; None where it says nothing.
+    """Return what a file says about the images that it takes; None if it says nothing.
 
     Args:
-        model: Any ONNX model; what is written there may come from anybody.
+        model: Any ONNX model; its metadata is not trusted.
 
     Returns:
         The value, checked.
@@ -195,7 +195,7 @@ def read_preprocessing(model: onnx.ModelProto) -> Preprocessing | None:
         texts = [read_property(model, key, "") for key in ("resize", "preprocess", "input_layout")]
         return Preprocessing(mean, std, (height, width), classes, texts[0], texts[1], texts[2])
     except (ValueError, TypeError) as error:
-        raise ValueError(f"what it says of its input is damaged ({error}); export it again") from error
+        raise ValueError(f"its description of its input is damaged ({error}); export it again") from error
 
 
 def write_properties(model: onnx.ModelProto, entries: dict[str, str]) -> None:

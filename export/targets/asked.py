@@ -15,7 +15,7 @@ def parse_runtime(text: str) -> Version:
     """Return the version that ``onnxruntime==1.17`` names.
 
     Raises:
-        ExportError: If it names none, or one that is too old for any file.
+        ExportError: If it does not name a version, or names one that is too old for any file.
     """
     match = _ASKED.fullmatch(text.strip())
     if match is None:
@@ -23,7 +23,7 @@ def parse_runtime(text: str) -> Version:
     version = int(match.group(1)), int(match.group(2))
     if version < OLDEST:
         raise ExportError(
-            f"{ONNXRUNTIME} {version_text(version)} is too old: files need {version_text(OLDEST)} at least"
+            f"{ONNXRUNTIME} {version_text(version)} is too old: files need at least {version_text(OLDEST)}"
         )
     return version
 

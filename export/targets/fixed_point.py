@@ -1,10 +1,10 @@
 """Rewrite a graph of Quant nodes so that only integers flow between quantizers, as fixed-point compilers want it.
 
-A compiler such as hls4ml has no floating point: a scale that is no power of two is rounded, and codes change. Here each
-tensor between two quantizers holds integers (``real value = unit * integer``), layers multiply integers, and each
-quantizer is ``Mul -> Quant`` of step 1. The multiplier, one number a channel, is rounded to the fewest fractional bits
-with which no reachable integer lands in another code: ``settle`` keeps all of them away from ties, so there are such
-bits, and fixed-point arithmetic computes every code of the student.
+A compiler such as hls4ml has no floating point: a scale that is not a power of two is rounded, and codes change. Here
+each tensor between two quantizers holds integers (``real value = unit * integer``), layers multiply integers, and each
+quantizer is ``Mul -> Quant`` of step 1. The multiplier, one number per channel, is rounded to the fewest fractional
+bits with which no reachable integer lands in another code: ``settle`` keeps all of them away from ties, so such bits
+exist, and fixed-point arithmetic computes every code of the student.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ MOVES = ("Concat", "Reshape", "Flatten", "Transpose", "Identity")
 
 @dataclass(frozen=True)
 class Integers:
-    """What a tensor of integers stands for.
+    """Meaning of a tensor of integers.
 
     Args:
-        unit: Real value of 1, a scalar or one a channel.
+        unit: Real value of 1, a scalar or one per channel.
         low: Smallest integer that may occur, likewise.
         high: Largest one.
     """
@@ -49,7 +49,7 @@ class Integers:
 
 
 def between_integers(model: ModelProto) -> None:
-    """Rewrite a model of flavor ``qonnx`` whose grids have no zero points; in place.
+    """Rewrite a model of flavor ``qonnx`` whose grids have no zero points, in place.
 
     Raises:
         ExportError: If it holds an operator that has no such form.
@@ -70,7 +70,7 @@ class _Rewriting:
         self.known: dict[str, Integers] = {}
 
     def run(self) -> None:
-        """Write every node again."""
+        """Rewrite every node."""
         for node in self.graph.nodes:
             if node.op_type == "Quant" and node.input[0] in self.graph.tensors:
                 continue  # a constant: its layer writes its codes
@@ -107,17 +107,17 @@ class _Rewriting:
         return self.quant(self.graph.constant(f"{output}.codes", codes.astype(np.float32)), output, bits)
 
     def spread(self, values: Floats, like: str, name: str) -> Floats:
-        """Return one value a channel in the whole shape of an image: hls4ml broadcasts over no batch axis."""
+        """Return one value per channel in the full shape of an image: hls4ml does not broadcast over a batch axis."""
         sizes = self.shapes[like][1:]
         if values.ndim == 0 or len(sizes) == 1:
             return values
         if 1 in sizes:
-            raise ExportError(f"{name}: it gives an image of {sizes}, and hls4ml multiplies no such image channel by "
+            raise ExportError(f"{name}: it gives an image of {sizes}, which hls4ml cannot multiply channel by "
                               "channel; use nn.Flatten and nn.Linear for it")  # fmt: skip
         return np.broadcast_to(values.reshape(1, -1, 1, 1), (1, *sizes))
 
     def multiply(self, x: str, output: str, factor: Floats, fraction: int) -> str:
-        """Multiply by numbers of ``fraction`` fractional bits, which the file gives their type."""
+        """Multiply by numbers of ``fraction`` fractional bits, whose type is in the file."""
         codes = np.maximum(np.rint(factor * 2.0**fraction), 1)
         values = self.spread(codes * 2.0**-fraction, output, output.removesuffix(".steps"))
         stored = self.graph.constant(f"{output}.factor.float", values.astype(np.float32))
@@ -133,7 +133,7 @@ class _Rewriting:
         return np.rint(values / scale), scale.reshape(-1) if scale.ndim else scale, int(bits)
 
     def write_quant(self, node: NodeProto) -> None:
-        """Write a grid: a product with what an integer is in steps, and a Quant of step 1."""
+        """Write a grid: a product that turns integers into steps, and a Quant of step 1."""
         source, ceiling = self._ceiling(node)
         scale, bits = (float(self.graph.value(node.input[place])) for place in (1, 3))
         signed = bool(next(entry.i for entry in node.attribute if entry.name == "signed"))
@@ -171,7 +171,7 @@ class _Rewriting:
         return self.multiply(source, f"{output}.steps", factor, fraction_of(factor, reach, low, high))
 
     def _at_most(self, x: str, output: str, high: float, bits: int) -> str:
-        """Bound integers by one that is no end of a type: move the bound to such an end, let it saturate, move back."""
+        """Bound integers by one that is not the end of a type: shift it to such an end, saturate, and shift back."""
         shift = 2.0**bits - 1 - high
         rounded = self.quant(x, f"{output}.rounded", bits, signed=False)
         raised = self.add(
@@ -194,7 +194,7 @@ class _Rewriting:
         _check_window(node, attributes)
         group, channels = attributes["group"], self.shapes[node.input[0]][1]
         if group != 1 and not group == channels == len(weights):
-            raise ExportError(f"{node.name}: hls4ml computes no {group} groups of {channels} inputs and {len(weights)} "
+            raise ExportError(f"{node.name}: hls4ml cannot do {group} groups of {channels} inputs and {len(weights)} "
                               "outputs; use groups=1, or a group for each input and output")  # fmt: skip
         self.add("Conv", inputs, node.output[0], node.name, **attributes)
         self.known[node.output[0]] = _accumulated(weights, bias, known, step)
@@ -217,25 +217,25 @@ class _Rewriting:
     def _layer_input(self, node: NodeProto) -> Integers:
         known = self._known(node, node.input[0])
         if known.unit.ndim:
-            raise ExportError(f"{node.name}: its input has a step a channel, and must have one")
+            raise ExportError(f"{node.name}: its input has one step per channel, but must have a single step")
         return known
 
     def _known(self, node: NodeProto, name: str) -> Integers:
         if name not in self.known:
-            raise ExportError(f"{node.name}: it reads {name!r}, which is on no grid, and fixed point needs one")
+            raise ExportError(f"{node.name}: it reads {name!r}, which is not on a grid, as fixed point requires")
         return self.known[name]
 
     def write_mean(self, node: NodeProto) -> None:
-        """Write a mean as the sum that it is, by a depthwise convolution; its quantizer divides."""
+        """Write a mean as a sum, by a depthwise convolution; its quantizer divides."""
         channels, *size = self.shapes[node.input[0]][1:]
         given = _attributes(node)
         kernel = given.get("kernel_shape", size)
         pads, strides = given.get("pads", [0] * 4), given.get("strides", [1, 1])
         if any(pads) and not given.get("count_include_pad", 0):
-            raise ExportError(f"{node.name}: a mean that leaves padding out has no fixed-point form; use padding=0, or "
+            raise ExportError(f"{node.name}: a mean that excludes padding has no fixed-point form; use padding=0, or "
                               "count_include_pad=True")  # fmt: skip
         known, output, count = self._layer_input(node), node.output[0], int(np.prod(kernel))
-        # not 1: hls4ml would merge the product behind it into weights of 1, whose shape is another
+        # not 1: hls4ml would merge the product after it into weights of 1, which have another shape
         weights = self.integers(f"{output}.weight", np.full((channels, 1, *kernel), 2.0))
         window = {"kernel_shape": list(kernel), "strides": list(strides), "pads": list(pads), "dilations": [1, 1]}
         self.add("Conv", [node.input[0], weights], output, node.name, **window, group=channels)
@@ -244,12 +244,12 @@ class _Rewriting:
         )
 
     def write_max_pool(self, node: NodeProto) -> None:
-        """Keep a maximum; with padding on a signed type, as hls4ml pads an unsigned one with a large value."""
+        """Keep a maximum; if padded, on a signed type, since hls4ml pads an unsigned one with a large value."""
         given, known, output = _attributes(node), self._known(node, node.input[0]), node.output[0]
         pads = list(given.get("pads", [0] * 4))
         _check_window(node, given)
         if pads[:2] != pads[2:]:
-            raise ExportError(f"{node.name}: hls4ml pads both ends of a maximum alike, and this one has pads {pads}; "
+            raise ExportError(f"{node.name}: hls4ml pads both ends of a maximum alike, but this one has pads {pads}; "
                               "use ceil_mode=False and one padding")  # fmt: skip
         is_mended = any(pads) and float(known.low.min()) >= 0
         bits = int(known.high.max()).bit_length()
@@ -261,10 +261,10 @@ class _Rewriting:
         self.known[output] = known
 
     def write_add(self, node: NodeProto) -> None:
-        """Keep the sum of two tensors of one unit."""
+        """Keep the sum of two tensors with the same unit."""
         one, other = (self._known(node, name) for name in node.input)
         if not np.array_equal(one.unit, other.unit):
-            raise ExportError(f"{node.name}: its operands have steps {one.unit} and {other.unit}, and must share one")
+            raise ExportError(f"{node.name}: its operands have steps {one.unit} and {other.unit}, but must share one")
         self.nodes.append(node)
         self.known[node.output[0]] = Integers(one.unit, one.low + other.low, one.high + other.high)
 
@@ -272,7 +272,7 @@ class _Rewriting:
         """Keep a node that only moves integers of one unit."""
         found = [self._known(node, name) for name in node.input if name not in self.graph.tensors]
         if any(not np.array_equal(entry.unit, found[0].unit) for entry in found):
-            raise ExportError(f"{node.name}: its inputs have different steps, and must share one")
+            raise ExportError(f"{node.name}: its inputs have different steps, but must share one")
         self.nodes.append(node)
         low, high = min(entry.low.min() for entry in found), max(entry.high.max() for entry in found)
         self.known[node.output[0]] = Integers(found[0].unit, np.float64(low), np.float64(high))
@@ -299,7 +299,7 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
 
 def _check_window(node: NodeProto, attributes: dict[str, Any]) -> None:
     if any(size != 1 for size in attributes.get("dilations", [1])):
-        raise ExportError(f"{node.name}: hls4ml computes no dilated windows; use dilation=1, or another target")
+        raise ExportError(f"{node.name}: hls4ml has no dilated windows; use dilation=1, or another target")
 
 
 def _accumulated(weights: Floats, bias: Floats, known: Integers, step: Floats) -> Integers:
@@ -314,13 +314,13 @@ def fraction_of(factor: Floats, reach: Floats, low: float, high: float) -> int:
     """Return the fewest fractional bits of a multiplier with which no integer changes its code.
 
     Args:
-        factor: What integers are multiplied by, a scalar or one a channel.
+        factor: What integers are multiplied by, a scalar or one per channel.
         reach: Bound of the integers' size, likewise.
         low: Smallest code of the grid that the product is rounded to.
         high: Largest one.
 
     Returns:
-        That number; where float32 has too few bits for any, the most that it has.
+        That number, or the most that float32 has if no number suffices.
     """
     most = MANTISSA - 1 - int(np.floor(log2(float(factor.max()))))
     fewest = max(0, -int(np.floor(log2(float(factor.min())))))
@@ -337,7 +337,7 @@ def _keeps_codes(factor: Floats, reach: Floats, low: float, high: float, fractio
 
 
 def _bits(low: float, high: float) -> int:
-    """Return the width of the narrowest signed type that holds a range; two bits at least, as one means -1 and 1."""
+    """Return the width of the narrowest signed type that holds a range; at least two bits, as one means -1 and 1."""
     return max(2, 1 + max(ceil(log2(max(-low, 1))), ceil(log2(max(high, 0) + 1))))
 
 

@@ -1,4 +1,4 @@
-"""What a target decides of an export: flavor, storage, operator set, and what the student may hold."""
+"""What a target decides about an export: flavor, storage, operator set, and what the student may hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from export.targets.table import Target, find_target
 from quantizers.integer import Function, Grid, IntegerView, Node, Quantize, Shape
 
 DEFAULT_FLAVOR = "ort"
-MOST_AXES = 5  # of a padding that every runtime takes; a transposed convolution with strides in two axes pads six
+MOST_AXES = 5  # of a padding that every runtime supports; a transposed convolution with strides in two axes pads six
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Form:
     """How a file is written.
 
     Args:
-        flavor: Of the graph.
+        flavor: Flavor of the graph.
         pack: How low-bit weights are stored.
         linear: Form of linear layers.
         opset: Version of the operator set; None for the oldest that the storage allows.
-        target: The runtime it is for; None where nobody said.
+        target: The runtime it is for; None if unspecified.
     """
 
     flavor: str
@@ -43,11 +43,11 @@ class Form:
 
 
 def form_of(target: str | None, flavor: str, pack: Pack, linear: LinearForm, opset: int | None) -> Form:
-    """Return how a file is written for a target; without one, as asked.
+    """Return how a file is written for a target, or as requested if there is none.
 
     Args:
         target: As ``find_target`` takes it, or None.
-        flavor: As ``export_onnx`` takes it, and so are the others.
+        flavor: As in ``export_onnx``, like those below.
         pack: See there.
         linear: See there.
         opset: See there.
@@ -64,7 +64,7 @@ def form_of(target: str | None, flavor: str, pack: Pack, linear: LinearForm, ops
     if flavor not in (DEFAULT_FLAVOR, chosen.flavor):
         raise ExportError(f"target {chosen.name!r} takes flavor {chosen.flavor!r}; leave flavor out, got {flavor!r}")
     if pack == "packed" and chosen.pack == "int8":
-        raise ExportError(f"target {chosen.name!r} takes weights as int8 alone; use pack='auto' or 'int8'")
+        raise ExportError(f"target {chosen.name!r} takes weights only as int8; use pack='auto' or 'int8'")
     if linear == "matmul_nbits" and chosen.linear == "gemm":
         raise ExportError(f"target {chosen.name!r} has no MatMulNBits; use linear='auto' or 'gemm'")
     if chosen.oldest is not None:
@@ -79,10 +79,10 @@ def form_of(target: str | None, flavor: str, pack: Pack, linear: LinearForm, ops
 
 
 def _at_version(target: Target, pack: Pack, linear: LinearForm, opset: int | None) -> Form:
-    """Return the most compact form that a version of ONNX Runtime loads; the installed one is not asked."""
+    """Return the most compact form that a version of ONNX Runtime loads; the installed version does not matter."""
     loads = storage_for(target.oldest or (0, 0))
     if pack == "packed" and INT4.name not in loads:
-        raise ExportError(f"target {target.name!r} loads no packed weights; use pack='auto' or a newer version")
+        raise ExportError(f"target {target.name!r} does not load packed weights; use pack='auto' or a newer version")
     if linear == "matmul_nbits" and not _loads_blocks(loads):
         raise ExportError(f"target {target.name!r} is slow at MatMulNBits; use linear='auto' or a newer version")
     if opset is not None and OPSETS.get(opset, (0, 0)) > (target.oldest or (0, 0)):
@@ -92,7 +92,7 @@ def _at_version(target: Target, pack: Pack, linear: LinearForm, opset: int | Non
     if pack == "auto":
         pack = "packed" if INT4.name in loads else "int8"
     if pack == "packed" and INT2.name not in loads:
-        opset = opset or INT4.opset  # rules out INT2, which is younger
+        opset = opset or INT4.opset  # rules out INT2, which is newer
     return Form(target.flavor, pack, linear if _loads_blocks(loads) else "gemm", opset, target)
 
 
@@ -104,7 +104,7 @@ def check_suits(view: IntegerView, target: Target | None) -> None:
     """Refuse a student that a target cannot compute, naming the place and a way out.
 
     Raises:
-        ExportError: If a grid has a zero point where the target takes none, or it holds a function that the target
+        ExportError: If a grid has a zero point that the target does not take, or the student holds a function that it
             lacks.
     """
     if target is None:
@@ -133,13 +133,13 @@ def _kinds(node: Node, view: IntegerView) -> set[str]:
 def _check_symmetric(name: str, grid: Grid, target: Target) -> None:
     if grid.is_shifted:
         raise ExportError(
-            f"{name}: its codes are {grid.low}..{grid.high}, and target {target.name!r} takes no zero points; train "
+            f"{name}: its codes are {grid.low}..{grid.high}, but target {target.name!r} takes no zero points; train "
             "with symmetric grids (config: quant.symmetric: true; API: QuantSpec(symmetric=True))"
         )
 
 
 def write_for(model: onnx.ModelProto, target: Target | None) -> None:
-    """Rewrite a lowered model for its target, in place, and say so in its metadata.
+    """Rewrite a lowered model for its target, in place, and record the target in its metadata.
 
     Raises:
         ExportError: If a rewrite does not fit the graph.
@@ -149,7 +149,7 @@ def write_for(model: onnx.ModelProto, target: Target | None) -> None:
     try:
         rewrite(model, target.rewrites)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"rewritten for target {target.name!r}, the graph does not hold ({error})") from error
+        raise ExportError(f"the graph is invalid once rewritten for target {target.name!r} ({error})") from error
     said = {"target": target.name}
     if not target.is_onnxruntime:
         said["needs"] = json.dumps(needs_of(target))
@@ -162,10 +162,10 @@ def needs_of(target: Target) -> str:
 
 
 def target_of(model: onnx.ModelProto) -> Target | None:
-    """Return the target that a file says it was written for; None where it says none.
+    """Return the target that a file says it was written for; None if it names none.
 
     Raises:
-        ValueError: If it says one that this version does not know.
+        ValueError: If it names one that this version does not know.
     """
     name = properties_of(model).get("target")
     return None if name is None else find_target(name)

@@ -41,7 +41,7 @@ class Graph:
         return name
 
     def finish(self, nodes: Sequence[NodeProto]) -> None:
-        """Put the nodes into the model, without those that nothing reads any more and their constants."""
+        """Put the nodes into the model, except those that nothing reads anymore, and their constants."""
         nodes = list(nodes)
         while True:
             read = {name for node in nodes for name in node.input} | {entry.name for entry in self.model.graph.output}

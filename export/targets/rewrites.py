@@ -1,6 +1,6 @@
 """Change a written graph for one runtime, so that it computes what the student does.
 
-Every rewrite keeps the function to the bit in ONNX Runtime; parity checks it there, and in the runtime itself.
+Every rewrite preserves the function in ONNX Runtime, bit for bit; parity checks it there, and in the runtime itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def separate_sums(model: ModelProto) -> None:
     """Put a MaxPool of one pixel, which changes nothing, between a convolution's quantizer and a sum or product.
 
     OpenVINO otherwise fuses ``Conv -> quantizer -> Add -> quantizer`` into one kernel, which does not round at the
-    inner quantizer. A Clip there stops it in models of a fixed batch alone; nothing is fused across a pooling.
+    inner quantizer. A Clip there prevents that only in models with a fixed batch; nothing is fused across a pooling.
     """
     graph, nodes = Graph(model), []
     places = {id(made) for node in graph.nodes if node.op_type in ("Add", "Mul") for made in _convolved(graph, node)}
@@ -54,9 +54,9 @@ def _convolved(graph: Graph, node: NodeProto) -> Iterator[NodeProto]:
 
 
 def no_full_clips(model: ModelProto) -> None:
-    """Remove each Clip that leaves all 256 codes of its type.
+    """Remove each Clip that keeps all 256 codes of its type.
 
-    IREE takes uint8 for signed in Clip, where 255 is -1. Codes below 128 are right either way.
+    IREE treats uint8 as signed in Clip, so that 255 is -1. Codes below 128 are right either way.
     """
     graph, nodes = Graph(model), []
     for node in graph.nodes:
@@ -83,9 +83,9 @@ def _read_instead(graph: Graph, old: str, new: str) -> None:
 
 
 def nonzero_biases(model: ModelProto) -> None:
-    """Give each linear layer whose bias is absent or all zeros one that is not: 1e-30 in the first element.
+    """Give each linear layer whose bias is absent or all zeros a nonzero one: 1e-30 in the first element.
 
-    OpenVINO 2026.4 drops a bias of zeros, and then computes garbage where two such layers follow each other.
+    OpenVINO 2026.4 drops a bias of zeros, and then computes garbage if two such layers follow each other.
     """
     graph = Graph(model)
     for node in graph.nodes:
@@ -100,7 +100,7 @@ def nonzero_biases(model: ModelProto) -> None:
 def float_linear_biases(model: ModelProto) -> None:
     """Store the biases of linear layers as floats: each code times the accumulator's step.
 
-    OpenCV 5 takes a Gemm's bias only as a constant. In ONNX Runtime nothing changes: it finds the codes again.
+    OpenCV 5 takes a Gemm's bias only as a constant. In ONNX Runtime nothing changes: it recovers the codes.
     """
     graph = Graph(model)
     for node in graph.nodes:
@@ -110,7 +110,7 @@ def float_linear_biases(model: ModelProto) -> None:
 
 
 def _bias(graph: Graph, layer: NodeProto) -> npt.NDArray[np.float32]:
-    """Return the real bias of a layer, zeros where it has none."""
+    """Return the real bias of a layer, zeros if it has none."""
     if len(layer.input) < 3:
         return np.zeros(_outputs(graph, layer), np.float32)
     if layer.input[2] in graph.tensors:

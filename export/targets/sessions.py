@@ -83,7 +83,7 @@ class OpenCvSession:
 
 
 class TvmSession:
-    """A file compiled by TVM, for each size of batch that it meets.
+    """A file compiled by TVM, for each batch size that it sees.
 
     Args:
         content: The serialized model.
@@ -149,7 +149,7 @@ def _compiled_by_iree(content: bytes) -> bytes:
         try:
             importer.main(importer.parse_arguments([str(source), "-o", str(text)]))
             return bytes(compiler.compile_file(str(text), extra_args=IREE_OPTIONS))
-        except Exception as error:  # importer and compiler have no common one
+        except Exception as error:  # importer and compiler have no common exception class
             raise RuntimeError(f"IREE refuses the file: {str(error).strip()[-400:]}") from error
 
 
@@ -174,14 +174,14 @@ def open_in(runtime: str, content: bytes, threads: int = 1) -> Session:
     Args:
         runtime: ``iree``, ``opencv``, ``openvino`` or ``tvm``.
         content: The serialized model.
-        threads: At least 1, where the runtime can be told.
+        threads: At least 1; some runtimes ignore it.
 
     Returns:
         What runs it.
 
     Raises:
-        ValueError: If the runtime is none of these.
-        ImportError: If it is not installed; says how to get it.
+        ValueError: If the runtime is not one of these.
+        ImportError: If it is not installed; the message says how to get it.
         RuntimeError: If its compiler refuses the file.
     """
     if runtime not in SESSIONS:
@@ -190,7 +190,7 @@ def open_in(runtime: str, content: bytes, threads: int = 1) -> Session:
 
 
 def is_installed(runtime: str) -> bool:
-    """Tell whether a file can be run by a runtime here."""
+    """Return whether a file can be run by a runtime here."""
     try:
         return runtime in MODULES and importlib.util.find_spec(MODULES[runtime]) is not None
     except ImportError:  # of the package that the module is in

@@ -1,4 +1,4 @@
-"""The targets by name: the form of file that each runtime computes exactly, and what it asks of a student.
+"""The targets by name: the form of file that each runtime computes exactly, and what it requires of a student.
 
 Nothing here imports onnx or PyTorch, so that a config is checked at once. What was tried, and with which versions, is
 in docs/runtimes.md; ``tests/runtimes/`` runs each of them in a separate environment.
@@ -19,7 +19,7 @@ _WITH_VERSION = re.compile(rf"{ONNXRUNTIME}\s*(?:>=|==)\s*(\d{{1,3}})\.(\d{{1,3}
 
 @dataclass(frozen=True)
 class Limit:
-    """What a target wants of one setting of the student.
+    """What a target requires of one setting of the student.
 
     Args:
         key: A field of ``quantizers.QuantSpec``, which is a key of a config's ``quant``.
@@ -37,7 +37,7 @@ class Target:
     """A runtime, and the form of file that it computes exactly.
 
     Args:
-        name: As users give it.
+        name: As users write it.
         about: Its description, in a few words.
         tried: Package and version that the tests run it with.
         flavor: Flavor of the graph.
@@ -45,14 +45,14 @@ class Target:
         linear: Form of linear layers: ``auto`` or ``gemm``.
         opset: Version of the operator set; None for the oldest that the storage allows.
         rewrites: Names of the changes to the written graph (``export.targets.rewrites``), in order.
-        limits: What it wants of the student's settings.
-        lacks: What it computes otherwise, so that a student with it is refused: real functions by name
+        limits: What it requires of the student's settings.
+        lacks: What it computes differently, so that a student with it is refused: real functions by name
             (``quantizers.functions``), ``gelu_tanh``, ``signed_pad``: zero padding of a grid below zero, and
             ``pad_of_6_axes``, which a transposed convolution with strides becomes.
         is_exact: Whether every code is the student's; else ``bound`` says how far it may be off.
-        bound: How equal it computes the student.
-        refusal: Why no file is written for it, and what to use instead; empty where one is.
-        oldest: The oldest onnxruntime that must load the file; None where that is not asked for.
+        bound: How closely it reproduces the student.
+        refusal: Why no file is written for it, and what to use instead; empty if one is.
+        oldest: The oldest onnxruntime that must load the file; None if not requested.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Target:
 
     @property
     def is_onnxruntime(self) -> bool:
-        """Whether ONNX Runtime itself runs the file: then ``student.onnx`` is the file."""
+        """Whether ONNX Runtime itself runs the file, which is then ``student.onnx``."""
         return self.name.startswith(ONNXRUNTIME)
 
     @property
@@ -142,7 +142,7 @@ def find_target(text: str) -> Target:
         The target; with a version, stored as that version loads it.
 
     Raises:
-        ValueError: If it names none, the version is too old for any file, or the target is refused.
+        ValueError: If it does not name a target, the version is too old for any file, or the target is refused.
     """
     text = text.strip()
     if (match := _WITH_VERSION.fullmatch(text)) is not None:
@@ -159,7 +159,7 @@ def find_target(text: str) -> Target:
 def _at_version(version: Version) -> Target:
     if version < OLDEST:
         raise ValueError(
-            f"target: {ONNXRUNTIME} {version_text(version)} is too old; files need {version_text(OLDEST)} at least"
+            f"target: {ONNXRUNTIME} {version_text(version)} is too old; files need at least {version_text(OLDEST)}"
         )
     return replace(TARGETS[ONNXRUNTIME], name=f"{ONNXRUNTIME}>={version_text(version)}", oldest=version)
 

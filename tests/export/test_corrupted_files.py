@@ -206,7 +206,7 @@ CORRUPTIONS: dict[str, tuple[Change, str]] = {
                          "24 of 24 images differ, some not finite"),
     "an infinite scale": (altered("head.weight.scale", lambda s: np.where(np.arange(s.size) == 0, np.inf, s)),
                           "not finite|failed"),
-    "a quantizer left out of the list": (retapped(lambda taps: taps.pop(1)), "the file names no such quantizer"),
+    "a quantizer left out of the list": (retapped(lambda taps: taps.pop(1)), "the file does not list this quantizer"),
     "all quantizers left out": (retapped(lambda taps: taps.clear()), "could not be compared: .* and . more"),
     "a quantizer of another name": (retapped(lambda taps: taps[1].update(name="x")), "x .the student has no such"),
     "a quantizer listed twice": (retapped(lambda taps: taps.append(taps[1])), "the student has no such quantizer, or"),
@@ -334,7 +334,7 @@ def test_a_kernel_that_rounds_otherwise_is_a_fault(student, path, monkeypatch):
     report = check_parity(student, path, batches(2))
     assert not report.uncompared
     assert sum(layer.differing_on for layer in report.layers) == wrong["done"] == 2
-    with pytest.raises(ParityError, match=r"^with optimizations on, kernels .* give others .*: \S+ \(2 of"):
+    with pytest.raises(ParityError, match=r"^with optimizations on, kernels give wrong codes .*: \S+ \(2 of"):
         report.raise_if_worse()
 
 
@@ -373,7 +373,7 @@ def test_a_damaged_list_of_quantizers_is_refused(student, path, tmp_path, value)
     model = onnx.load(path)
     next(entry for entry in model.metadata_props if entry.key == "quantizers").value = value
     onnx.save(model, tmp_path / "c.onnx")
-    with pytest.raises(ValueError, match="what it says of its quantizers is damaged"):
+    with pytest.raises(ValueError, match="its list of quantizers is damaged"):
         check_parity(student, tmp_path / "c.onnx", batches(2))
 
 

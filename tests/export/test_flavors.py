@@ -194,7 +194,7 @@ def test_qonnx_says_what_it_cannot_run(residual, images, tmp_path):
 
 @pytest.mark.parametrize(
     ("flavor", "warning"),
-    [("qcdq", "have a zero point, which some runtimes do not take: a_quant, b_quant"),
+    [("qcdq", "have a zero point, which some runtimes do not support: a_quant, b_quant"),
      ("qonnx", "are shifted, and so declared wider than their grids: a_quant, b_quant")],
     indirect=["flavor"],
 )  # fmt: skip

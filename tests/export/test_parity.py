@@ -309,5 +309,5 @@ def test_outputs_of_other_names_are_told(tmp_path):
         assert not report.passed and any(re.search(message, row) for row in report.uncompared)
         assert any("'fixtures' (the student has no such output" in row for row in report.uncompared)
     (tmp_path / "u.onnx").write_bytes(text.replace(b"out", b"cut"))
-    with pytest.raises(ValueError, match="no 'out'; compare a file that export_onnx wrote of this student"):
+    with pytest.raises(ValueError, match="not 'out'; compare a file that export_onnx wrote of this student"):
         check_parity(student, tmp_path / "u.onnx", batches(4))

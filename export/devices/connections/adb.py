@@ -56,7 +56,7 @@ class AdbShell:
         The exit code is printed after the output, too: devices older than Android 7 hand none back.
 
         Raises:
-            DeviceError: If the device has gone, or the time is over.
+            DeviceError: If the device is gone, or the time is up.
         """
         mark = f"qkd-exit-{secrets.token_hex(8)}"
         text = f"sh -c {shlex.quote(script)}; code=$?; echo; echo {mark}:$code:"
@@ -105,7 +105,7 @@ def _require(serial: str) -> None:
 
 
 def read_devices(text: str) -> dict[str, str]:
-    """Return serial -> state of what ``adb devices`` printed, daemon messages left out."""
+    """Return serial -> state of what ``adb devices`` printed, without daemon messages."""
     _, _, body = text.partition("List of devices attached")
     rows = (line.strip().partition("\t") for line in body.splitlines() if "\t" in line)
     return {printable(serial): printable(state) for serial, _, state in rows}

@@ -28,19 +28,19 @@ class Device:
     Args:
         address: ``local``, ``ssh://[user@]host[:port]`` (the host may be an alias of ``~/.ssh/config``), or
             ``adb://SERIAL``.
-        name: Shown in tables and used for file names; absent, the address.
+        name: Shown in tables and used for file names; by default the address.
         python: The Python there that has onnxruntime: a name on the PATH or a path; a relative path, ``~/`` or not,
             starts in the home folder there.
-        folder: Where a temporary folder may be made; absent, ``/tmp``, for adb ``/data/local/tmp``.
-        perf_test: Path of ``onnxruntime_perf_test`` there; given, it measures instead of Python.
-        ssh_options: Further arguments of ``ssh``, such as ``-F my_config``; for whom ``~/.ssh/config`` is not enough.
+        folder: Where a temporary folder may be made; by default ``/tmp``, for adb ``/data/local/tmp``.
+        perf_test: Path of ``onnxruntime_perf_test`` there; if given, it measures instead of Python.
+        ssh_options: Further arguments of ``ssh``, such as ``-F my_config``; if ``~/.ssh/config`` is not enough.
         timeout_s: Longest duration of one command there, in seconds.
-        threads: Intra-op threads on this device; absent, what the measurement says.
-        affinity: CPUs the measurement is pinned to; absent, what the measurement says.
-        provider: Execution provider, or several with commas; absent, what the measurement says.
+        threads: Intra-op threads on this device; by default that of the measurement.
+        affinity: CPUs to pin to; by default those of the measurement.
+        provider: Execution provider, or several with commas; by default those of the measurement.
 
     Raises:
-        ValueError: If a field is out of range, or the address is of none of these forms.
+        ValueError: If a field is out of range, or the address has none of these forms.
     """
 
     address: str = LOCAL
@@ -78,7 +78,7 @@ class Device:
 
     @property
     def title(self) -> str:
-        """The name, or the address where there is none."""
+        """The name, or the address if there is none."""
         return self.name or self.address
 
     @property
@@ -108,7 +108,7 @@ class Device:
 
 
 def as_device(device: str | Device) -> Device:
-    """Return a device of an address; a ``Device`` is returned unchanged.
+    """Return the device at an address; a ``Device`` is returned unchanged.
 
     Args:
         device: An address (``local``, ``ssh://[user@]host[:port]``, ``adb://SERIAL``), or a device.
@@ -117,7 +117,7 @@ def as_device(device: str | Device) -> Device:
         The device.
 
     Raises:
-        ValueError: If the address is of no known form.
+        ValueError: If the address has an unknown form.
     """
     return device if isinstance(device, Device) else Device(device)
 
@@ -126,7 +126,7 @@ def check_address(address: str) -> None:
     """Raise unless the address has one of the known forms.
 
     Raises:
-        ValueError: If it has not, or holds characters that neither a host nor a serial has.
+        ValueError: If it does not, or holds characters that neither a host nor a serial has.
     """
     if address == LOCAL:
         return

@@ -1,4 +1,4 @@
-"""Find the runner's answer in what a device wrote, and take nothing of it on trust."""
+"""Find the runner's answer in what a device wrote, and trust nothing in it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def read_answer(captured: Captured, token: str) -> dict[str, Any]:
     """Return the answer, its texts printable and bounded, its numbers finite.
 
     Args:
-        captured: What the command left.
-        token: Made for this command; the answer stands between marks that hold it.
+        captured: The output of the command.
+        token: Made for this command; the answer is between marks that hold it.
 
     Raises:
         DeviceError: If there is none, it is not JSON, or the runner reports a failure.

@@ -1,4 +1,4 @@
-"""Run a program whose output nobody vouches for: bounded in time and size, made printable before it is shown."""
+"""Run a program whose output is not trusted: bounded in time and size, made printable before it is shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO
 from export.devices.connections.address import DeviceError
 
 OUTPUT_LIMIT = 8 << 20  # bytes; a result takes some kilobytes
-KEPT_STDERR = 16 << 10  # bytes of the end of stderr, where the cause stands
+KEPT_STDERR = 16 << 10  # bytes of the end of stderr, where the cause is
 CHUNK = 1 << 16
 SHOWN = 400  # characters of foreign text in a message
 # ESC [ ... letter, ESC ] ... BEL or ESC \, the other two-character sequences; then every control character
@@ -24,7 +24,7 @@ ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P^_X].*?(?:\x07|\x1b\\|$)|
 
 @dataclass(frozen=True)
 class Captured:
-    """What a program left.
+    """The output of a program.
 
     Args:
         code: Its exit code; negative for the signal that ended it.
@@ -63,9 +63,9 @@ def capture(
 
     Args:
         command: The program and its arguments; no shell.
-        timeout_s: After which it is killed, with the processes it started.
+        timeout_s: Time after which it is killed, with the processes it started.
         stdin: Blocks that are fed to it; it may end without reading them.
-        environment: Its environment; absent, this process's.
+        environment: Its environment; by default this process's.
         say: Called with each line of its stderr, made printable.
         holds_stdin: Whether its stdin stays open until it ends. If this process dies, however it dies, the system
             closes it: a program that watches it can end then, too.
@@ -94,7 +94,7 @@ def capture(
 
 
 def end_all() -> None:
-    """Kill every program that is being captured; who waits for one gets its exit code."""
+    """Kill every program that is being captured; whoever waits for one gets its exit code."""
     for running in list(_RUNNING):
         running.signal()
 
@@ -136,7 +136,7 @@ class _Running:
         return code
 
     def kill(self) -> None:
-        """End what still runs."""
+        """End everything that still runs."""
         _RUNNING.discard(self)
         self.signal()
         self.process.wait()

@@ -31,14 +31,14 @@ class Shell(Protocol):
         say: Say | None = None,
         holds_stdin: bool = False,
     ) -> Captured:
-        """Run a script of POSIX sh; its exit code is the result's. ``holds_stdin``: as ``capture`` has it."""
+        """Run a script of POSIX sh; its exit code is the result's. ``holds_stdin``: as in ``capture``."""
 
     def put(self, folder: str, files: Mapping[str, Content], *, timeout_s: float) -> None:
         """Make the folder, for this user alone, and copy files into it."""
 
 
 def quote_program(program: str) -> str:
-    """Return a program as a word of sh; ``~/`` and relative paths are of the home folder of whoever runs it."""
+    """Return a program as a word of sh; ``~/`` and relative paths start in the home folder of the user who runs it."""
     if "/" in program and not program.startswith("/"):
         return f'"$HOME"/{shlex.quote(program.removeprefix("~/"))}'
     return shlex.quote(program)

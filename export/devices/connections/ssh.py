@@ -52,7 +52,7 @@ class SshShell:
         """Run a script of sh on the device, whatever the user's shell is there.
 
         Raises:
-            DeviceError: If ssh cannot connect, the connection is lost, or the time is over.
+            DeviceError: If ssh cannot connect, the connection is lost, or the time is up.
         """
         command = [*self.command, f"sh -c {shlex.quote(script)}"]
         done = capture(command, timeout_s=timeout_s, stdin=stdin, say=say, holds_stdin=holds_stdin)

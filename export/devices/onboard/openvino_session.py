@@ -1,6 +1,6 @@
 """Measure with OpenVINO: a session with the methods of ONNX Runtime's that the runner calls.
 
-The runner loads this file where a job names it. Like the runner it imports nothing of the toolkit.
+The runner loads this file where a job names it. Like the runner it imports nothing from the toolkit.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class Session:
-    """A file compiled by OpenVINO for the CPU, in float32: bfloat16, its default on some, rounds codes.
+    """A file compiled by OpenVINO for the CPU, in float32: bfloat16, its default on some CPUs, rounds codes.
 
     Args:
         path: The file.
-        threads: Of inference.
+        threads: Threads of inference.
     """
 
     def __init__(self, path: str, threads: int) -> None:
@@ -47,7 +47,7 @@ class Session:
         return [self._request.get_tensor(name).data.copy() for name in names]
 
     def run_with_ort_values(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
-        """Compute the outputs of prepared inputs; the first call with them takes their values over."""
+        """Compute the outputs of prepared inputs; the first call with them copies their values."""
         if self._prepared is not feeds:
             self._prepare({name: value.numpy() for name, value in feeds.items()})
             self._prepared = feeds
@@ -55,7 +55,7 @@ class Session:
         return [self._request.get_tensor(name).data for name in names]
 
     def _prepare(self, arrays: dict[str, Any]) -> None:
-        """Compile for these shapes, once each: OpenVINO is faster where it knows them."""
+        """Compile for these shapes, once each: OpenVINO is faster if it knows them."""
         openvino = importlib.import_module("openvino")
         self._prepared = None
         shape = next(iter(arrays.values())).shape

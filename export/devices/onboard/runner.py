@@ -1,7 +1,7 @@
 """Measure ONNX files on the machine this one file is copied to; prints JSON between two marks.
 
-It needs the standard library, numpy and onnxruntime alone, runs from Python 3.8 and onnxruntime 1.14 on, and imports
-nothing of the toolkit. The toolkit's own measurements on this machine run it, too, so there is one timing loop.
+It needs only the standard library, numpy and onnxruntime, runs from Python 3.8 and onnxruntime 1.14 on, and imports
+nothing from the toolkit. The toolkit's own measurements on this machine run it, too, so there is one timing loop.
 
     python runner.py probe TOKEN FOLDER '{"int4": "<base64 of a tiny model>"}'
     python runner.py run JOB.json           result on stdout, talk on stderr
@@ -46,7 +46,7 @@ ARM_PARTS = {
     "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1",
     "0xd41": "Cortex-A78", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xd48": "Cortex-X2",
 }  # fmt: skip
-SCORED_BATCH = 16  # images a run while the sample is scored, where the model's batch is free
+SCORED_BATCH = 16  # images per run while the sample is scored, where the model's batch is free
 NOISY = 1.25  # p90 over median above which a note is made; quiet machines stay below 1.05
 SLOWED = 1.10  # last quarter over first quarter of the rounds
 COOLED = 0.9  # frequency after over before
@@ -60,7 +60,7 @@ BUSY = 0.5  # load average over cores before the start
 
 
 class Refused(ValueError):
-    """What was asked for does not fit the model or the runtime."""
+    """The request does not fit the model or the runtime."""
 
 
 def probe(models: dict[str, Any], folder: str = ".") -> dict[str, Any]:
@@ -157,7 +157,7 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def open_all(ort: Any, job: dict[str, Any], entries: list[Any], folder: str, failed: dict[str, str]) -> list[Timed]:
-    """Load the models; what fails beside the CPU provider goes into ``failed`` (key -> why), if another one loads."""
+    """Load the models; what fails besides the CPU provider goes into ``failed`` (key -> why), if another one loads."""
     models, errors = [], []
     for entry in entries:
         try:
@@ -175,7 +175,7 @@ def open_all(ort: Any, job: dict[str, Any], entries: list[Any], folder: str, fai
 def choose(ort: Any, job: dict[str, Any], folder: str, failed: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
     """Return the entries to measure, and why others need not be: the low-bit provider may have nothing to do.
 
-    Its entries go into ``failed`` where it is asked for by name and not offered here.
+    Its entries go into ``failed`` if it is requested by name and not offered here.
     """
     kept: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
@@ -223,7 +223,7 @@ def register_low_bit(ort: Any, job: dict[str, Any], folder: str) -> str:
 
 
 def compare_low_bit(ort: Any, job: dict[str, Any], entry: dict[str, Any], folder: str) -> int | None:
-    """Return how many nodes of a file the low-bit provider takes; None where onnxruntime does not tell.
+    """Return how many nodes of a file the low-bit provider takes; None if onnxruntime does not say.
 
     Its outputs are compared with those of the CPU provider first, on random images and on the sample: a file whose
     outputs differ in one bit is refused.
@@ -243,7 +243,7 @@ def compare_low_bit(ort: Any, job: dict[str, Any], entry: dict[str, Any], folder
 
 
 def take_turns(models: list[Timed], rounds: int) -> list[list[int]]:
-    """Run every model once a round, the order rotating, and return what each inference took in nanoseconds."""
+    """Run every model once per round, in rotating order, and return each inference's time in nanoseconds."""
     times: list[list[int]] = [[] for _ in models]
     order = list(range(len(models)))
     for number in range(rounds):
@@ -272,7 +272,7 @@ class Timed:
         self.first_run_ms = self.run() / NS_PER_MS
 
     def run(self) -> int:
-        """Run one inference; return what it took in nanoseconds. The clock is around the call alone."""
+        """Run one inference; return its time in nanoseconds. The clock is around the call alone."""
         start = time.perf_counter_ns()
         self.session.run_with_ort_values(self.outputs, self.feeds)
         return time.perf_counter_ns() - start
@@ -282,13 +282,13 @@ class Timed:
         return list(self.session.run_with_ort_values(self.outputs, self.feeds))
 
     def facts(self) -> dict[str, Any]:
-        """Return what is known before the rounds."""
+        """Return the facts known before the rounds."""
         known = {"load_ms": self.load_ms, "first_run_ms": self.first_run_ms, "input_shape": list(self.shape)}
         return dict(known, taken=self.taken)
 
 
 def quiet_options(ort: Any) -> Any:
-    """Return session options that print nothing: what fails is raised, too."""
+    """Return session options that print nothing: failures are raised anyway."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     return options
@@ -399,7 +399,7 @@ def sample_of(job: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def run_in_batches(model: Timed, images: Any) -> Any:
-    """Return the first output for all images; where the batch is fixed, the last one is filled up and cut."""
+    """Return the first output for all images; if the batch is fixed, the last one is padded and cut."""
     import numpy
 
     fixed = model.session.get_inputs()[0].shape[0]
@@ -506,7 +506,7 @@ def cpu_name(fields: dict[str, str]) -> str:
 
 
 def version_of(package: str) -> str | None:
-    """Return a package's version, None where it cannot be imported."""
+    """Return a package's version, or None if it cannot be imported."""
     try:
         return str(__import__(package).__version__)
     except Exception:  # a broken installation raises whatever it likes
@@ -514,7 +514,7 @@ def version_of(package: str) -> str | None:
 
 
 def memory_bytes(field: str) -> int | None:
-    """Return a figure of /proc/meminfo, None where it is not known."""
+    """Return a figure of /proc/meminfo, or None if unknown."""
     for line in (read("/proc/meminfo") or "").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -522,7 +522,7 @@ def memory_bytes(field: str) -> int | None:
 
 
 def conditions(cpus: list[int]) -> dict[str, Any]:
-    """Return frequency, temperature and load now; None where the system does not say."""
+    """Return frequency, temperature and load now; None if the system does not say."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {"frequency_mhz": frequency_mhz(cpus), "temperature_c": temperature_c(), "load": load}
 
@@ -576,7 +576,7 @@ def condition_notes(before: dict[str, Any], after: dict[str, Any], job: dict[str
 
 
 def read(path: str) -> str | None:
-    """Return a file's text, None where it cannot be read."""
+    """Return a file's text, or None if it cannot be read."""
     try:
         with open(path) as file:
             return file.read().strip()
@@ -585,7 +585,7 @@ def read(path: str) -> str | None:
 
 
 def say(text: str) -> None:
-    """Tell progress on stderr; nobody has to listen."""
+    """Report progress on stderr; nobody has to listen."""
     try:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
@@ -594,7 +594,7 @@ def say(text: str) -> None:
 
 
 def end_with_caller() -> None:
-    """End this process once stdin is closed: the caller holds the other end, and has gone."""
+    """End this process once stdin is closed: the caller holds the other end, and is gone."""
     try:
         while os.read(0, 4096):
             pass
@@ -610,14 +610,14 @@ def answer(token: str, value: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the first argument says; 0 also where the answer is an error that was understood."""
+    """Do what the first argument says; return 0 also if the answer is an expected error."""
     if arguments[0] == "probe":
         answer(arguments[1], probe(json.loads(arguments[3]), arguments[2]))
         return 0
     path = os.path.abspath(arguments[1])
     with open(path) as file:
         job = json.load(file)
-    if hasattr(signal, "alarm"):  # ends a run whose caller has gone
+    if hasattr(signal, "alarm"):  # ends a run whose caller is gone
         signal.alarm(int(math.ceil(job["timeout_s"])) + 5)
     if arguments[-1] == "child" or job.get("watched"):
         threading.Thread(target=end_with_caller, daemon=True).start()
@@ -635,5 +635,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if sys.path[:1] in ([""], [os.path.dirname(os.path.abspath(globals().get("__file__", "")))]):
-        del sys.path[0]  # what is beside this file, or where it is piped to, must not hide modules
+        del sys.path[0]  # what is next to this file, or where it is piped to, must not hide modules
     sys.exit(main(sys.argv[1:]))

@@ -56,12 +56,12 @@ def test_fit_repacks_only_where_it_must(files):
     fitted = fit_storage(files["int2"], ["int8"])
     assert fitted.content == files["int8"].read_bytes() and fitted.repacked == ("int8",)
     assert fit_storage(files["int8"], ["int8"]).repacked == ()
-    with pytest.raises(ExportError, match="loads no weights in int2, int4, int8; it is too old"):
+    with pytest.raises(ExportError, match="runtime is too old: it loads no weights in int2, int4, int8"):
         fit_storage(files["int2"], [])
 
 
 def test_unknown_storage(files):
-    with pytest.raises(ExportError, match="storage must be of int2, int4, int8, blocks of .*, got int3"):
+    with pytest.raises(ExportError, match="storage must be among int2, int4, int8, blocks of .*, got int3"):
         repack(files["int2"], ["int8", "int3"])
 
 

@@ -257,9 +257,9 @@ def test_files_that_are_none(tmp_path, content, message):
 
 def test_graphs_whose_cost_cannot_be_told(tmp_path, student):
     other = [helper.make_node("Fancy", ["x"], ["y"], domain="com.example")]
-    with pytest.raises(ValueError, match=r"n\.onnx: its operators of com\.example are not known"):
+    with pytest.raises(ValueError, match=r"n\.onnx: its operators from com\.example are unknown"):
         cost_of_file(save(tmp_path, other, domain="com.example"))
-    with pytest.raises(ValueError, match=r"n\.onnx: the size of the tensor 'x' cannot be told; export with fixed"):
+    with pytest.raises(ValueError, match=r"n\.onnx: the size of the tensor 'x' is unknown; export with fixed"):
         cost_of_file(save(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], shape=("batch", 3, "height")))
     with pytest.raises(TypeError, match="cost_of_student takes what quantizers.prepare made, got Branches"):
         cost_of_student(Branches())

@@ -163,9 +163,9 @@ def broken_views() -> dict:
         "nan scale": (lambda v: with_scale(v, "a1", float("nan")), r"a1: its scale must be positive"),
         "sum": (lambda v: with_scale(v, "left_q", 0.5), r"sum: both inputs must share one scale, got \[0\.125, 0\.5\]"),
         "concatenation": (lambda v: with_scale(v, "a3", 1.0), r"cat: inputs and output must share one grid"),
-        "edge": (lambda v: with_node(v, "conv2", inputs=("no",)), r"conv2: its input 'no' is made by no earlier node"),
+        "edge": (lambda v: with_node(v, "conv2", inputs=("no",)), r"conv2: no earlier node makes its input 'no'"),
         "real input": (lambda v: with_node(v, "conv2", inputs=("sum",)), r"conv2: its input 'sum' is not quantized"),
-        "output": (lambda v: replace(v, outputs=("nowhere",)), r"the output 'nowhere' is made by no node"),
+        "output": (lambda v: replace(v, outputs=("nowhere",)), r"no node makes the output 'nowhere'"),
         "wide grid": (
             lambda v: replace(v, grids={**v.grids, "a1": Grid(1.0, 0, 256)}),
             r"a1: its codes 0\.\.256 do not fit eight bits",

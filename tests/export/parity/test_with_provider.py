@@ -76,8 +76,8 @@ def test_nothing_taken_is_a_fault_and_no_proof(images, tmp_path, offered):
     student = made(images, path, weight_bits=8, act_bits=8)
     report = check_parity(student, path, [images], provider=offered)
     assert report.provider.claimed == 0 and report.provider.layers == () and not report.passed
-    assert report.faults == (f"{offered}: it takes no node of this file, so equal outputs show nothing of it",)
-    with pytest.raises(ParityError, match="takes no node of this file"):
+    assert report.faults == (f"{offered}: it takes no nodes of this file, so equal outputs prove nothing about it",)
+    with pytest.raises(ParityError, match="takes no nodes of this file"):
         report.raise_if_worse()
 
 

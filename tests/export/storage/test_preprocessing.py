@@ -179,7 +179,7 @@ def test_float_and_int8_files_say_it_too(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"std": (0.1, 0.0, 0.1)}, "std positive"),
-        ({"std": (0.1,)}, "one value a channel"),
+        ({"std": (0.1,)}, "one value per channel"),
         ({"mean": (0.1, float("nan"), 0.1)}, "finite"),
         ({"image_size": (0, 4)}, "1 to"),
         ({"place": "beside"}, "outside or inside"),

@@ -141,11 +141,11 @@ def off_ties(rng: np.random.Generator, low: int, high: int, reach: int) -> float
     [
         ([nn.Conv2d(2, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.LazyLinear(3)], "Sigmoid has no fixed-point form"),
         ([nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AvgPool2d(3, padding=1, count_include_pad=False), nn.Flatten(),
-          nn.LazyLinear(3)], "a mean that leaves padding out has no fixed-point form"),
-        ([nn.Conv2d(2, 4, 3, dilation=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)], "0: hls4ml computes no dilated"),
-        ([nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)], "0: hls4ml computes no 2 groups"),
+          nn.LazyLinear(3)], "a mean that excludes padding has no fixed-point form"),
+        ([nn.Conv2d(2, 4, 3, dilation=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)], "0: hls4ml has no dilated"),
+        ([nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)], "0: hls4ml cannot do 2 groups"),
         ([nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten(), nn.LazyLinear(3)],
-         "pads both ends of a maximum alike, and this one has pads"),
+         "pads both ends of a maximum alike, but this one has pads"),
         ([nn.Conv2d(2, 4, 8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)], "use nn.Flatten and nn.Linear"),
     ],
 )  # fmt: skip

@@ -254,7 +254,7 @@ def _rule_faults(student: StudentConfig) -> list[str]:
         faults.append("`low_bit.reestimate_batches` needs `bn: train`: with frozen_teacher, the teacher's are kept")
     if rules.transition_rate is not None and student.bn == "frozen_teacher":
         faults.append(
-            "`low_bit.transition_rate` needs `bn: train`: with frozen_teacher, all weights use the schedule's rate"
+            "`low_bit.transition_rate` needs `bn: train`: with frozen_teacher, all weights train at the schedule's rate"
         )
     return faults
 

@@ -1,7 +1,7 @@
 """Read the logs of published population searches (PBA, role-kd) as schedules; nothing in them is executed or unpickled.
 
-A record is a line: a JSON array, or a Python literal, of ``[target, clone, target iteration, clone iteration, old,
-new]``. ``old`` is the donor's policy, ``new`` what the target runs from there on: 60 integers, or a mapping that holds
+Each line is a record: a JSON array, or a Python literal, of ``[target, clone, target iteration, clone iteration, old,
+new]``. ``old`` is the donor's policy, ``new`` what the target runs from then on: 60 integers, or a mapping that holds
 them as ``hp_policy``. Two copies of 15 operations, probability (0..10) and magnitude (0..9) each, in an order that
 only the program knew: see ``ORDERS``.
 
@@ -22,9 +22,9 @@ from qkd.files import refuse_pickle
 from qkd.foreign.opening import read_regular
 
 ORDERS = {
-    # CPython 2.7's hash order of the dictionary: what every published log was written in.
+    # CPython 2.7's hash order of the dictionary, in which every published log was written.
     "py2": PBA_OPERATIONS,
-    # As the operations stand in the released source; a log of a Python 3 run of that code is in this order.
+    # In the order of the released source; a log of a Python 3 run of that code is in this order.
     "source": (
         "AutoContrast",
         "Equalize",

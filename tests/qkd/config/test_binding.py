@@ -317,9 +317,9 @@ def test_every_key_of_the_schema_says_what_it_is() -> None:
 @pytest.mark.parametrize(("data", "fault"), [
     ({"name": "digits", "train_crop": "random"}, "only for a folder of images"),
     ({"name": "digits", "train_decode": "reduced"}, "only for a folder of images"),
-    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0.5, 0.1]}, "`crop_area` must be [small"),
-    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0, 0]}, "`crop_area` must be [smallest,"),
-    ({"name": "folder", "path": "x", "crop_ratio": [2, 1]}, "`crop_ratio` must be [smallest, largest]"),
+    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0.5, 0.1]}, "`crop_area` must be .smallest"),
+    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0, 0]}, "`crop_area` must be .smallest"),
+    ({"name": "folder", "path": "x", "crop_ratio": [2, 1]}, "`crop_ratio` must be .smallest, largest"),
 ], ids=str)  # fmt: skip
 def test_pieces_that_cannot_be_drawn_are_refused(data: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):

@@ -215,7 +215,7 @@ def test_refused_peers(data: Path) -> None:
         tiny_config(data, {"student.peers": {"nets": [{"weight_bits": 4}]}})
     with pytest.raises(ValueError, match="at least 1"):
         tiny_config(data, {"student.peers": {"nets": []}})
-    with pytest.raises(ValueError, match=r"nets\[1\]\.taps names 2 modules, but `taps` 1"):
+    with pytest.raises(ValueError, match=r"nets\[1\]\.taps names 2 modules, `taps` names 1"):
         tiny_config(data, {"student.peers": {"nets": [{}, {"taps": ["a", "b"]}], "taps": ["layer1"]}})
     study = [{"name": "co_study", "epochs": 2, "teacher_terms": SOFT}]
     with pytest.raises(ValueError, match="can have teacher_terms or peers, not both; set `peers: false` there"):

@@ -75,8 +75,8 @@ def check_images(images: Tensor) -> None:
 def augment(images: Tensor, drawn: Drawn, draws: SampleDraws, fill: Tensor, finish: Finish | None = None) -> Tensor:
     """Return images after their operations in order, and after ``finish``.
 
-    Pixels that a geometric operation or a cut-out exposes get ``fill`` at once, and later operations treat them like any
-    other pixel. The result for an image depends only on itself, its operations and its draws.
+    Pixels that a geometric operation or a cut-out exposes get ``fill`` at once, and later operations treat them like
+    any other pixel. The result for an image depends only on itself, its operations and its draws.
 
     Args:
         images: uint8, shape ``[batch, channels, height, width]``.

@@ -20,7 +20,7 @@ _STEP, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4
 
 
 class Use(IntEnum):
-    """What the numbers are used for; each has 65,536 of its own per image. A seed's images depend on these values."""
+    """What the numbers are used for; each has its own 65,536 per image. A seed's images depend on these values."""
 
     FIRES = 0
     TURNS = 1

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-MOST_FAULTS = 50  # that are listed one by one
+MOST_FAULTS = 50  # at most this many are listed one by one
 
 OUR_FOLDERS = tuple(Path(__file__).resolve().parent.parent / name for name in ("qkd", "quantizers", "export"))
 INPUT_ERRNOS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG,
 }  # fmt: skip
-SYSTEM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM}  # nothing that other input would mend
+SYSTEM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM}  # which other input would not fix
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; ``faults`` holds every fault, one line each, and so does the message."""
+    """A config that cannot be used; ``faults`` holds every fault, one line each, as does the message."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
@@ -32,7 +32,7 @@ class ConfigError(ValueError):
 
 
 def first_of(faults: list[str], most: int = MOST_FAULTS) -> list[str]:
-    """Return the first faults, and a line that says how many more there are."""
+    """Return the first faults, and a line with the number of further ones."""
     rest = len(faults) - most
     return faults if rest <= 0 else [*faults[:most], f"... and {rest:,} more faults like these"]
 
@@ -43,13 +43,13 @@ class UsageError(ValueError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a failed command tells.
+    """What a failed command reports.
 
     Args:
         message: Text for stderr; one line for unexpected errors.
         exit_code: 1 or 2.
-        is_expected: The message was written for this case; there is no need for a traceback.
-        faults: How many faults the message lists, a line each; 1 where it is one message, of however many lines.
+        is_expected: Whether the message was written for this case, so that no traceback is needed.
+        faults: How many faults the message lists, one line each; 1 for a single message, however many lines it has.
     """
 
     message: str
@@ -62,8 +62,8 @@ def classify(error: Exception) -> Failure:
     """Return message and exit code of an exception.
 
     An error that our own code raises on purpose is shown unchanged. A ``ValueError`` or ``TypeError`` among these is
-    about the user's input, any other is a failed run; so is whatever was raised from a full or failing disk. What comes
-    from elsewhere is unexpected.
+    about the user's input; any other is a failed run, and so is an error caused by a full or failing disk. Errors from
+    elsewhere are unexpected.
     """
     if isinstance(error, ConfigError):
         return Failure(str(error), BAD_INPUT, is_expected=True, faults=len(error.faults))
@@ -97,7 +97,7 @@ def _is_worded(error: Exception) -> bool:
 
 
 def _from_the_system(error: BaseException) -> bool:
-    """Return whether an error was raised from a full disk and the like."""
+    """Return whether an error was caused by a full disk or the like."""
     cause = error.__cause__
     return cause is not None and (getattr(cause, "errno", None) in SYSTEM_ERRNOS or _from_the_system(cause))
 

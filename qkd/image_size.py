@@ -19,7 +19,7 @@ def height_width(size: ImageSize) -> tuple[int, int]:
 
 
 def image_size_of(height: int, width: int) -> ImageSize:
-    """Return a size as people write it: one number where it is square."""
+    """Return a size as people write it: one number if it is square."""
     return height if height == width else (height, width)
 
 
@@ -34,10 +34,10 @@ def size_text(size: ImageSize) -> str:
 
 
 def parsed_size(text: str) -> ImageSize:
-    """Return what a file's header says: ``32`` or ``24x32``.
+    """Return the image size in a file's header: ``32`` or ``24x32``.
 
     Raises:
-        ValueError: If it says neither.
+        ValueError: If it is neither.
     """
     sides = [int(side) for side in text.split("x")]
     if len(sides) not in (1, 2) or min(sides) < 1:

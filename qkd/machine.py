@@ -1,4 +1,4 @@
-"""Report what this machine offers and whether another distribution sits on our import names."""
+"""Report what this machine offers and whether another distribution uses our import names."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def own_version() -> str:
 
 
 def find_clashes(distributions: Iterable[importlib.metadata.Distribution] | None = None) -> list[Clash]:
-    """Return what is wrong with our three import names; nothing where all is well.
+    """Return what is wrong with our three import names; empty if nothing is.
 
     Args:
-        distributions: Those to look at; the installed ones where absent.
+        distributions: Those to check; default: the installed ones.
     """
     clashes = [clash for name in NAMES if (clash := _wrong_home(name))]
     for distribution in importlib.metadata.distributions() if distributions is None else distributions:
@@ -157,7 +157,7 @@ def _resolve(name: str) -> Path | None:
 
 
 def _top_level(distribution: importlib.metadata.Distribution) -> set[str]:
-    """Return the import names of a distribution from its record: names of folders, and of modules beside them."""
+    """Return the import names of a distribution from its record: names of top-level folders and modules."""
     names = set((distribution.read_text("top_level.txt") or "").split())
     record = distribution.read_text("RECORD")
     for row in csv.reader((record or "").splitlines()):
@@ -168,7 +168,7 @@ def _top_level(distribution: importlib.metadata.Distribution) -> set[str]:
 
 
 def _altered(distribution: importlib.metadata.Distribution) -> list[Clash]:
-    """Return a clash for each of our names with files that are not those that were installed."""
+    """Return a clash for each of our names with files that differ from the installed ones."""
     wrong: dict[str, list[str]] = {}
     for row in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
         if len(row) < 2 or not row[1].startswith("sha256=") or Path(row[0]).parts[0] not in NAMES:
@@ -209,7 +209,7 @@ def _cpuinfo() -> str:
 
 
 def cpu_flags() -> tuple[str, ...]:
-    """Return what of the processor's instructions decides speed here, by the kernel's names."""
+    """Return the processor's instruction sets that affect speed here, by the kernel's names."""
     words = _cpu_words()
     return tuple(flag for flag in FLAGS if flag in words)
 
@@ -244,7 +244,7 @@ def _providers() -> tuple[str, ...]:
 
 
 def _low_bit() -> str:
-    """Return which kernels the low-bit execution provider has here, or why it offers none; it is compiled for that."""
+    """Return which kernels the low-bit execution provider has here, or why it offers none; this compiles it."""
     from export.lowbit import availability
 
     found = availability()

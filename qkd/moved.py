@@ -1,4 +1,4 @@
-"""Keep old names for a release: rooms and modules that have moved, names and config keys in British spelling."""
+"""Keep old names for one release: packages and modules that have moved, British spellings of names and keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from export.moved import OLD_NAMES, OldModules, by_old_name, warn_of_old
 
 
 def moved(old: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module's ``__getattr__`` that finds what was its own in the modules where it is now.
+    """Return a module's ``__getattr__`` that finds its former names in the modules where they are now.
 
     Args:
         old: Dotted name of the module.
@@ -89,15 +89,15 @@ OLD_VALUES: dict[str, dict[str | bool, str]] = {
     "memory_format": {True: "channels_last", False: "contiguous"},
 }
 FREE_FORM = {"options", "method_options", "net_options"}  # groups whose keys are a loss's, a method's or a net's own
-DEEPEST = 8  # groups within each other, in a config; more is a fault, and told as one
+DEEPEST = 8  # groups within each other, in a config; more is reported as a fault
 
 
 def in_new_spelling(data: Any, *, is_stored: bool = False, where: str = "config") -> Any:
-    """Return raw config data with keys and values of today in place of those in British spelling.
+    """Return raw config data with British spellings of keys and values replaced by today's.
 
     Args:
         data: Nested mappings and lists, which are not changed; keys may be dotted paths.
-        is_stored: Whether the toolkit wrote it, so that nobody is warned.
+        is_stored: Whether the toolkit wrote it, in which case there is no warning.
         where: Dotted place of the data, for the warning.
     """
     if where.count(".") > DEEPEST:
@@ -109,7 +109,7 @@ def in_new_spelling(data: Any, *, is_stored: bool = False, where: str = "config"
     found = {}
     for key, value in data.items():
         new = _new_key(key, where)
-        new = key if new in data else new  # both spellings stand there: the schema says that one is unknown
+        new = key if new in data else new  # with both spellings, the schema reports one as unknown
         place = f"{where}.{key}"
         inner = value if key in FREE_FORM else in_new_spelling(value, is_stored=is_stored, where=place)
         found[new] = _new_value(str(new), inner)
@@ -130,7 +130,7 @@ def json_in_first_spelling(text: str) -> str:
 def train_in_first_spelling(train: Mapping[str, Any]) -> dict[str, Any]:
     """Return a training's section with precision and memory format as the first version had them, for hashes.
 
-    Members of a search train in float32 and contiguous where nobody has asked, as ever: ``auto`` is no other setting.
+    Members of a search train in float32 and contiguous by default, as before: ``auto`` is not a different setting.
 
     Args:
         train: Plain data of the section; a key that is left out is ``auto``.

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from qkd.foreign.shown import raw_stream, shown, shown_line
 
-PLAIN_INTERVAL_S = 5.0  # a log file wants a line now and then, not one a step
+PLAIN_INTERVAL_S = 5.0  # a log file needs a line now and then, not one per step
 
 
 def duration(seconds: float) -> str:
@@ -31,13 +31,13 @@ def format_values(values: dict[str, object]) -> str:
 
 
 class Tracker:
-    """Counts the work done within :meth:`Progress.track`; this one shows nothing."""
+    """Counts the work done within :meth:`Progress.track`; the base class shows nothing."""
 
     def line(self, text: str) -> None:
-        """Write a line of its own among what is shown: an epoch that is done."""
+        """Write a separate line, e.g. for a finished epoch."""
 
     def update(self, n: int = 1, **values: object) -> None:
-        """Count ``n`` further units; ``values`` (loss, accuracy, ...) are shown beside the count."""
+        """Count ``n`` further units; ``values`` (loss, accuracy, ...) are shown next to the count."""
 
     def close(self) -> None:
         """Show the last state; called when the ``with`` block ends."""
@@ -108,19 +108,19 @@ class BarTracker(Tracker):
 
 
 class Board:
-    """Holds a table within :meth:`Progress.board`; this one shows nothing."""
+    """Holds a table within :meth:`Progress.board`; the base class shows nothing."""
 
     def show(self, headline: str, rows: Sequence[str] = (), *, is_news: bool = False) -> None:
         """Show a headline and, where there is room for a table, its rows.
 
         Args:
-            headline: One line that says it all.
+            headline: A one-line summary.
             rows: Lines of the table, its heading first.
-            is_news: Whether a log should have the headline, however young the last one is.
+            is_news: Whether to log the headline, however recent the last one is.
         """
 
     def leave(self) -> None:
-        """Leave what is drawn where it is: other lines follow, the next table comes below them."""
+        """Leave the table on the screen; the next one is drawn below it."""
 
 
 class PlainBoard(Board):
@@ -159,10 +159,10 @@ class LiveBoard(Board):
 
 
 class Progress:
-    """Talks to the person who waits.
+    """Reports progress to the user.
 
     Args:
-        stream: Where to write; ``sys.stderr`` of the moment where absent.
+        stream: Where to write; default: the current ``sys.stderr``.
         interval_s: Least seconds between two plain lines of one tracker.
     """
 
@@ -170,7 +170,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._interval_s = interval_s
         self._board = Board()
-        self.tell: Callable[[str], None] | None = None  # who else gets every line: the log of a run
+        self.tell: Callable[[str], None] | None = None  # also gets every line, e.g. the log of a run
 
     def stage(self, name: str, note: str = "") -> None:
         """Announce a stage, with a note such as ``already complete``."""

@@ -37,7 +37,7 @@ GUARDS = {
     "ArraySplit.__init__": {"ValueError"},  # the reader has counted the labels
     "MemorySplit.__init__": {"TypeError", "ValueError"},  # readers give uint8 and int64
     "Op.__post_init__": {"ValueError"},  # a search moves within the range
-    "Policy.__post_init__": {"TypeError"},  # made of Op values
+    "Policy.__post_init__": {"TypeError"},  # must consist of Op values
     "_content": {"ValueError"},  # of a schedule file, whose faults are collected before
     "stratified_quotas": {"ValueError"},  # the config has checked the fraction, and limits are cut to what is there
     "channel_statistics": {"ValueError"},  # of no images: the readers refuse an empty set

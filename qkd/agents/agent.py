@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Agent:
-    """Turns uint8 batches into augmented ones; a value: it holds no state that a call changes.
+    """Turns uint8 batches into augmented ones; immutable: calls do not change its state.
 
     Args:
         name: The policy's name in the config.
@@ -54,16 +54,16 @@ class Agent:
     ) -> Tensor:
         """Return the batch as this agent shows it.
 
-        What an image becomes depends on the image, the epoch, the generator's state and the image's number in
-        ``samples`` alone: the same on every device, and however an epoch is cut into batches, if every batch comes with
-        a generator in the state that belongs to the epoch.
+        The result for an image depends only on the image, the epoch, the generator's state and the image's number in
+        ``samples``. It is the same on every device and for any batch size, if every batch of an epoch comes with a
+        generator in the same state.
 
         Args:
             images: uint8, shape ``[batch, channels, height, width]``; untouched.
             generator: Is drawn from once, for the key of all further draws.
             epoch: Counts from 0.
-            samples: A number for each image, such as its position in the data set, int64, shape ``[batch]``; absent:
-                0, 1, 2, ..., so that batches of one epoch need generators in different states.
+            samples: A number for each image, such as its position in the data set, int64, shape ``[batch]``;
+                default: 0, 1, 2, ..., so that batches of one epoch need generators in different states.
 
         Returns:
             uint8, same shape and device.
@@ -87,7 +87,7 @@ class Agent:
 
     @property
     def following(self) -> int:
-        """How many images after a batch :meth:`with_labels` wants to see: 1 where it mixes images, else 0."""
+        """How many images after a batch :meth:`with_labels` needs: 1 if it mixes images, else 0."""
         return 1 if self.cutmix else 0
 
     def with_labels(
@@ -107,7 +107,7 @@ class Agent:
             samples: As for a call.
 
         Returns:
-            The images; None where this agent does not mix any (``cutmix`` is 0).
+            The images and labels; None instead of labels if this agent does not mix images (``cutmix`` is 0).
 
         Raises:
             TypeError: As a call.
@@ -122,7 +122,7 @@ class Agent:
         return mix_boxes(seen, labels, SampleDraws(take_key(generator), numbers), self.cutmix)
 
     def schedule(self, epochs: int) -> Schedule | None:
-        """Return what is done before crop, flip and cut-out, as a schedule of ``epochs`` epochs.
+        """Return the policies applied before crop, flip and cut-out, as a schedule of ``epochs`` epochs.
 
         ``none``, ``crop`` and ``crop_flip`` have one segment with an empty policy. ``trivial`` and ``randaugment``
         have none: a policy draws 0, 1 or 2 operations, each at its own magnitude, they draw a fixed number at any or
@@ -195,7 +195,7 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
         mean: Of the data set, per channel, fractions 0..1.
 
     Returns:
-        The agent: gives the augmentation of any epoch.
+        The agent, for any epoch.
 
     Raises:
         ValueError: If the policy is unknown (with the nearest one), ``none`` comes with a cut-out or CutMix, ``epochs``
@@ -231,11 +231,11 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
 
 
 def agent_of_schedule(schedule: Schedule, config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> Agent:
-    """Return the agent that plays a schedule at hand; crop, flip and cut-out as the config says.
+    """Return an agent that applies a given schedule, with crop, flip and cut-out from the config.
 
     Args:
         schedule: Stretched to ``epochs``.
-        config: Its ``policy`` and ``schedule`` are not looked at.
+        config: Its ``policy`` and ``schedule`` are ignored.
         epochs: Length of the training.
         mean: Of the data set, per channel, fractions 0..1.
     """

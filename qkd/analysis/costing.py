@@ -1,4 +1,4 @@
-"""Find what ``qkd cost`` was asked about, and show the answer as a table."""
+"""Find the target of ``qkd cost``, and show its cost as a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYER_HEAD = ["layer", "kind", "output", "weight bits", "input bits", "parameter
 
 @dataclass(frozen=True)
 class CostTable:
-    """A cost as ``qkd cost`` prints it: totals beside those of the FP32 twin, and layers where asked for."""
+    """A cost as ``qkd cost`` prints it: totals next to those of the FP32 twin, and layers if requested."""
 
     report: CostReport
     has_layers: bool

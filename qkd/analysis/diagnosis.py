@@ -1,4 +1,4 @@
-r"""Measure what a teacher's soft targets tell of single images and of how classes relate, and see known failures.
+r"""Measure what a teacher's soft targets say about images and class relations, and detect known failures.
 
 :math:`p` is the softmax of the teacher's logits, :math:`\tilde p` that of the logits over the temperature, :math:`t`
 the true class, :math:`K` the number of classes. All follow Tang et al., `Understanding and Improving Knowledge
@@ -19,7 +19,7 @@ from qkd.losses import equivalent_label_smoothing
 from qkd.losses.checks import check_labels, check_logits, check_temperature
 from qkd.losses.stable import unit_rows
 
-PAIR_VALUES = 4_000_000  # comparisons of two classes held at a time
+PAIR_VALUES = 4_000_000  # comparisons of two classes in memory at a time
 
 # Thresholds of find_failures: rounded geometric middles between groups of teachers, measured on their training images.
 # Digits: ResNet-20 of digits/w2a2, two seeds each: plain; label smoothing 0.05, 0.1 and 0.2; over-trained (80 epochs,
@@ -41,13 +41,13 @@ SURE_STD = 5e-4  # at temperature 1, between over-trained and plain
 SURE_DOUBT = 2e-4  # mean of 1 - p_t at temperature 1, between over-trained and plain
 SMOOTHED_SHARE = 1e-3  # K min p at temperature 1, between plain (unsure ones, too) and smoothed
 SMOOTHED_RELATION = 0.06  # nats at REFERENCE_TEMPERATURE, between smoothed and all others
-REFERENCE_TEMPERATURE = 4.0  # soft enough that classes beside the likeliest two count
+REFERENCE_TEMPERATURE = 4.0  # soft enough for classes other than the likeliest two to matter
 FLAT_STD = 0.034  # at the temperature of the distillation, between smoothed and over-trained on digits
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What soft targets tell at one temperature.
+    """What soft targets say at one temperature.
 
     Args:
         temperature: Dimensionless.
@@ -65,7 +65,7 @@ class Knowledge:
             distribution can have in it. Ours.
         equivalent_smoothing: The label smoothing that is as unsure of the true class on average.
         within_contrast: Mean correlation of two classes of one superclass; None without superclasses.
-        between_contrast: Of two classes of different ones.
+        between_contrast: The same for two classes of different superclasses.
     """
 
     temperature: float
@@ -95,13 +95,13 @@ class Knowledge:
 def teacher_knowledge(
     logits: Tensor, labels: Tensor, *, temperature: float = 1.0, superclasses: Sequence[int] | None = None
 ) -> Knowledge:
-    """Return what a teacher's soft targets tell.
+    """Return what a teacher's soft targets say.
 
     Args:
         logits: Of the teacher, shape ``[images, classes]``, floating, at least two classes and two images.
         labels: int64, shape ``[images]``.
         temperature: Positive.
-        superclasses: Number of each class's superclass; absent: there are none.
+        superclasses: Number of each class's superclass; None if there are none.
 
     Raises:
         ValueError: If shapes do not fit, a logit is not finite, or the temperature is out of range.
@@ -129,7 +129,7 @@ def teacher_knowledge(
 
 
 def class_relations(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Return the Pearson correlations, over the images, of the probabilities of each two classes.
+    """Return the Pearson correlations, over the images, of the probabilities of each pair of classes.
 
     Args:
         logits: Shape ``[images, classes]``, at least two images.
@@ -162,12 +162,12 @@ def relation_contrast(relations: Tensor, superclasses: Sequence[int]) -> tuple[f
     """
     groups = torch.tensor(list(superclasses), device=relations.device)
     if relations.shape != (len(groups), len(groups)):
-        raise ValueError(f"need a superclass a class, got {len(groups)} for relations {tuple(relations.shape)}")
+        raise ValueError(f"need one superclass per class, got {len(groups)} for relations {tuple(relations.shape)}")
     same = groups.unsqueeze(0) == groups.unsqueeze(1)
     different = ~same
     same.fill_diagonal_(fill_value=False)
     if not bool(same.any()) or not bool(different.any()):
-        raise ValueError("superclasses need two classes that share one, and two that do not")
+        raise ValueError("superclasses must have two classes that share one, and two that do not")
     return float(relations[same].mean()), float(relations[different].mean())
 
 
@@ -215,7 +215,7 @@ def geometry_agreement(features: Tensor, class_weights: Tensor, logits: Tensor, 
 
 @dataclass(frozen=True)
 class Finding:
-    """A known failure that was seen.
+    """A known failure that was found.
 
     Args:
         name: ``over_confident``, ``label_smoothed`` or ``no_instance_knowledge``.
@@ -231,7 +231,7 @@ class Finding:
 
 
 def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -> tuple[Finding, ...]:
-    """Return which known failures of distillation a teacher shows; empty where none is seen.
+    """Return which known failures of distillation a teacher shows; empty if there are none.
 
     * ``over_confident``: the true class's probability is nearly 1 for every image (Cho and Hariharan 2019). Gradients
       are hardly re-scaled at temperature 1.
@@ -243,7 +243,7 @@ def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -
     The thresholds, and the teachers they were measured on (10 classes), stand at the top of the module.
 
     Args:
-        plain: What the teacher tells at temperature 1.
+        plain: What the teacher says at temperature 1.
         reference: At temperature 4, where class relations are judged whatever the distillation's is.
         softened: At the temperature of the distillation.
 

@@ -1,4 +1,4 @@
-r"""Which layer of a teacher a layer of the student is to follow: layers matched by what they tell about the class.
+r"""Which teacher layer each student layer should follow: layers matched by what they say about the class.
 
 Information flow modeling describes a net by the information :math:`w_i` that each of its layers has about the class,
 and lets a student's layer :math:`i` follow the teacher's layer :math:`\kappa(i)` whose information is the nearest; the
@@ -25,11 +25,11 @@ LEAST_IMAGES = 2  # of a class: one in each half
 
 @dataclass(frozen=True)
 class LayerMatch:
-    """A student's layer, and the teacher's that it is to follow.
+    """A student's layer, and the teacher's layer that it should follow.
 
     Args:
         student: Tap of the student.
-        student_information: What it tells about the class, see :func:`class_information`.
+        student_information: What it says about the class, see :func:`class_information`.
         teacher: Tap of the teacher.
         teacher_information: Likewise.
     """
@@ -41,7 +41,7 @@ class LayerMatch:
 
 
 def class_information(features: Tensor, labels: Tensor) -> float:
-    """Return how much features tell about the class: the accuracy of the nearest class mean, from 0 to 1.
+    """Return how much features say about the class: the accuracy of the nearest class mean, from 0 to 1.
 
     Images of each class are halved in their order; each half is scored with the means of the other, so that features of
     many dimensions do not score by memory.
@@ -63,7 +63,7 @@ def class_information(features: Tensor, labels: Tensor) -> float:
             halves[0].append(places[::2])
             halves[1].append(places[1::2])
     if not halves[0]:
-        raise ValueError("no class has two images: there is nothing to score means with")
+        raise ValueError("at least one class must have two images, to score class means with")
     right = total = 0
     for known, asked in (halves, halves[::-1]):
         means = torch.stack([rows[places].mean(0) for places in known])
@@ -75,7 +75,7 @@ def class_information(features: Tensor, labels: Tensor) -> float:
 
 
 def match_layers(student: Mapping[str, float], teacher: Mapping[str, float]) -> tuple[LayerMatch, ...]:
-    """Return for each layer of the student the teacher's whose information is the nearest; the last follows the last.
+    """Return for each student layer the teacher's with the nearest information; the last layer follows the last.
 
     Args:
         student: Tap -> information, from the input to the output.
@@ -90,7 +90,7 @@ def match_layers(student: Mapping[str, float], teacher: Mapping[str, float]) -> 
         [('a', 'x'), ('b', 'z')]
     """
     if not student or not teacher:
-        raise ValueError("layers to match are missing: student and teacher need one each")
+        raise ValueError("layers to match are missing: student and teacher need at least one each")
     *_, last = teacher
     found = []
     for index, (tap, information) in enumerate(student.items(), 1):

@@ -1,4 +1,4 @@
-"""Warn where given weights see other images than they were trained on: wrong mean and std are silent otherwise."""
+"""Warn if given weights see other images than they were trained on; nothing else reports a wrong mean and std."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COMMON = {
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a net and normalized images go together.
+    """How well a net fits normalized images.
 
     Args:
         accuracy: Of the sample, a fraction.
@@ -56,7 +56,7 @@ class Fit:
 
 
 def warn_of_normalization(net: nn.Module, splits: Splits, progress: Progress) -> None:
-    """Warn where a net that is used as given does much better with another mean and std, or near chance.
+    """Warn if a net with given weights does much better with another mean and std, or is near chance.
 
     A sample of training images is scored with the run's mean and std and with what is common elsewhere; the first
     batch norm's running statistics are compared with what it sees here. Test images are not looked at.
@@ -64,7 +64,7 @@ def warn_of_normalization(net: nn.Module, splits: Splits, progress: Progress) ->
     Args:
         net: With the given weights; its modes are restored.
         splits: The run's images.
-        progress: Where to warn.
+        progress: Receives the warnings.
     """
     sample = list(_sample(splits.train, next(net.parameters()).device))
     ours, others = _fit(net, sample, splits.mean, splits.std), dict(_others(net, splits, sample))
@@ -100,7 +100,7 @@ def _others(net: nn.Module, splits: Splits, sample: Sample) -> Iterator[tuple[st
 
 
 def _values(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std a channel; what is known of colors is averaged for gray images."""
+    """Return mean and std per channel; those of colors are averaged for gray images."""
     found = []
     for values in COMMON[name]:
         one = sum(values) / len(values)
@@ -134,7 +134,7 @@ def _sample(split: Split, device: torch.device) -> Iterator[tuple[Tensor, Tensor
 
 
 def _distance(norm: nn.Module, seen: list[Tensor]) -> dict[str, float]:
-    """Return how far what a batch norm sees is from its running statistics, as medians over its channels."""
+    """Return the distance of a batch norm's inputs from its running statistics, as medians over its channels."""
     mean, var = norm.running_mean, norm.running_var
     if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
         return {}
@@ -150,7 +150,7 @@ def _is_off(shift: float, spread: float) -> bool:
 
 
 def _margin(accuracy: float, images: int) -> float:
-    """Return how much better another one must be: three standard deviations of a sample, 5 points at least."""
+    """Return how much better another one must be: three standard deviations of a sample, at least 5 points."""
     return max(FAR, 3 * math.sqrt(max(accuracy * (1 - accuracy), 0.01) / max(1, min(images, SAMPLE))))
 
 

@@ -1,4 +1,4 @@
-"""Read what a net gives for the unaugmented images of a split: logits, and features at a tap or before the end."""
+"""Read a net's outputs for the unaugmented images of a split: logits, and features at a tap or before the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quantizers.modes import evaluating
 
 @dataclass(frozen=True)
 class NetOutputs:
-    """What a net gave, on the CPU.
+    """Outputs of a net, on the CPU.
 
     Args:
         logits: float32, shape ``[images, classes]``.
@@ -34,7 +34,7 @@ class NetOutputs:
 
 
 class LastInput:
-    """Reads what goes into the linear layer that runs last; a context manager, without a hook outside the block.
+    """Reads the input of the last linear layer to run; a context manager, with no hook outside the block.
 
     Args:
         model: The net.
@@ -115,9 +115,9 @@ def read_outputs(
         splits: The set they belong to, for mean and standard deviation.
         data: Batch size and workers.
         device: Where to run.
-        indices: Positions in ``split``; absent: all, in order.
-        tap: Module path whose output to read; absent: the input of the linear layer that runs last.
-        tap_paths: Of a student: float module path -> path in it.
+        indices: Positions in ``split``; default: all, in order.
+        tap: Module path whose output to read; default: the input of the last linear layer to run.
+        tap_paths: For a student: float module path -> path in it.
         role: For errors.
         tracker: Counts the images.
 

@@ -102,12 +102,12 @@ def precisions(relevance: Tensor) -> Tensor:
 
 
 def interpolated(precision: Tensor, ranks: int | None = None) -> Tensor:
-    """Return precision raised to the largest one at the same or a later rank, shape as it came.
+    """Return precision raised to the largest one at the same or a later rank, in the same shape.
 
     Args:
         precision: Shape ``[queries, ranks]``.
         ranks: How many ranks to raise, to the largest one up to the rank behind them; the rest stays unchanged and
-            does not count (the released program's loop ends there). Absent: all.
+            is ignored (the released program's loop ends there). Default: all.
     """
     end = precision.shape[1] if ranks is None else ranks + 1
     raised = precision[:, :end].flip(1).cummax(1).values.flip(1)
@@ -130,7 +130,7 @@ def eleven_point(relevance: Tensor, precision: Tensor) -> Tensor:
 
 
 def nearest_eleven_point(relevance: Tensor, precision: Tensor) -> Tensor:
-    """Return :func:`eleven_point` as the released program has it: at the first rank whose recall is nearest.
+    """Return :func:`eleven_point` as in the released program: at the first rank whose recall is nearest.
 
     Args:
         relevance: bool, shape ``[queries, ranks]``, at least one true in each row.

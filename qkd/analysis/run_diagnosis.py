@@ -57,7 +57,7 @@ from quantizers.layers import QuantLinearBn
 
 ENDINGS = (".svg", ".png")
 BINS = 20
-MOST_PAIR_IMAGES = 5000  # of the geometry: 100 classes have 4,851 pairs an image
+MOST_PAIR_IMAGES = 5000  # for the geometry: 100 classes have 4,851 pairs per image
 SHOWN_EPOCHS = 8  # in the text; JSON and picture have all
 ROWS = {
     "confidence_mean": "p_t, mean",
@@ -86,17 +86,17 @@ class Diagnosis:
 
     Args:
         name: Of the experiment.
-        net: What the student follows: the teacher's net; of an ensemble, an auxiliary or a teacher that was taught
-            along, that it is one.
+        net: What the student follows: the teacher's net; for an ensemble, an auxiliary or a co-trained
+            teacher, it says so.
         images: Training images that were read.
         accuracy: Of the teacher on them, a fraction.
-        plain: What it tells at temperature 1.
+        plain: What it says at temperature 1.
         softened: At the temperature of the distillation.
         findings: Known failures.
         geometry: Whose layer -> share of agreeing pairs with its rows ``as_is`` and at ``unit_norm``.
         rescaling: :math:`w_t` of the finished student on these images; None without student or soft targets.
         epochs: ``epoch`` and :math:`w_t` in each epoch of the student's training, as far as logged.
-        notes: What could not be told, and why.
+        notes: What could not be determined, and why.
         files: What was written.
     """
 
@@ -181,9 +181,9 @@ def diagnose_target(
     out: Path | None = None,
     progress: Progress,
 ) -> Diagnosis:
-    """Return what a run's teacher (or a config's) tells, and draw it if asked to.
+    """Return what a run's (or a config's) teacher says, and draw it if requested.
 
-    Read are training images without augmentation, never test images.
+    Training images are read without augmentation; test images never are.
 
     Args:
         target: A run folder, the name of one in ``runs_dir``, or a config: its run in ``runs_dir``, or the teacher's
@@ -224,13 +224,13 @@ def _loaded(target: str, runs_dir: Path, load: Callable[[], RunConfig]) -> RunCo
     try:
         return load()
     except ConfigError as error:
-        if Path(target).is_file():  # a config that has faults itself
+        if Path(target).is_file():  # a config with faults
             raise
         raise UsageError(f"{error}; nor is it a run: {runs_in(runs_dir)}") from error
 
 
 class _Subject:
-    """The nets of one experiment and the images they are looked at with."""
+    """The nets of one experiment, and the images to measure them on."""
 
     def __init__(
         self, config: RunConfig, folder: Path | None, limit: int | None, temperature: float | None, progress: Progress
@@ -302,7 +302,7 @@ class _Subject:
             )  # fmt: skip
 
     def _student(self, told: NetOutputs, geometry: dict[str, dict[str, float]]) -> Mapping[str, float | None] | None:
-        """Add the student's geometry, and return its re-scaling of gradients; None where there is no student."""
+        """Add the student's geometry, and return its re-scaling of gradients, or None without a student."""
         if self.folder is None or not (self.folder / "student" / WEIGHTS).is_file():
             return None
         student = load_student(RunFolder(self.config, self.folder))
@@ -379,10 +379,10 @@ class _Subject:
 
 
 def _matching_run(config: RunConfig, runs_dir: Path) -> Path | None:
-    """Return the run of a config, if it is there with a teacher; None where it is not.
+    """Return the run of a config if it exists and has a teacher, else None.
 
     Raises:
-        UsageError: If it is there, but of another teacher, data set or seed.
+        UsageError: If it exists, but with another teacher, data set or seed.
     """
     folder = run_folder(config.name, runs_dir)
     if folder is None or not (folder / "teacher" / WEIGHTS).is_file():
@@ -398,7 +398,7 @@ def _matching_run(config: RunConfig, runs_dir: Path) -> Path | None:
 
 
 def _terms(config: RunConfig) -> Sequence[TermConfig]:
-    """Return the loss terms of the student's first phase that has soft targets; its own where none has."""
+    """Return the loss terms of the student's first phase with soft targets, or its own if there is none."""
     phases = [config.student.terms if phase.terms is None else phase.terms for phase in config.student.phases]
     return next((terms for terms in phases if soft_targets(terms) is not None), config.student.terms)
 

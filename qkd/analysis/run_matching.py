@@ -1,4 +1,4 @@
-"""What ``qkd match`` does: propose which layer of the teacher each layer of the student is to follow."""
+"""What ``qkd match`` does: propose which teacher layer each student layer should follow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from qkd.training.assembly import WEIGHTS
 from qkd.training.precision import choose_device
 from qkd.units import percent
 
-DEFAULT_LIMIT = 2000  # features of a first layer have some 10,000 values an image
+DEFAULT_LIMIT = 2000  # a first layer has some 10,000 features per image
 POOLED = "flatten"  # module path of the pooled features in this toolkit's residual nets
 
 
@@ -41,10 +41,10 @@ class MatchReport:
         name: Of the run.
         images: Training images that were read.
         student: Which form of it: ``low-bit`` or ``float``.
-        teacher: What the student follows, in words.
+        teacher: Description of what the student follows.
         flows: Role -> tap -> information about the class.
         matches: The proposal, one line per layer of the student.
-        note: What the followed net is not yet.
+        note: What is not final about the followed net.
     """
 
     name: str
@@ -57,7 +57,7 @@ class MatchReport:
 
     @property
     def taps(self) -> list[list[str]]:
-        """Return the pairs as a loss term takes them."""
+        """Return the pairs in the form of a loss term."""
         return [[one.student, one.teacher] for one in self.matches]
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class MatchReport:
         }
 
     def to_text(self) -> str:
-        """Return a table of layers, one of pairs, and the pairs as a config has them."""
+        """Return a table of layers, one of pairs, and the pairs in the form of a config."""
         rows = [[role, tap, percent(value)] for role, flow in self.flows.items() for tap, value in flow.items()]
         pairs = ", ".join(f"[{student}, {teacher}]" for student, teacher in self.taps)
         return "\n".join([
@@ -99,7 +99,7 @@ def match_target(
     limit: int = DEFAULT_LIMIT,
     progress: Progress,
 ) -> MatchReport:
-    """Return which layer of its teacher (or auxiliary) each layer of a student is to follow, by what they tell.
+    """Return which layer of its teacher (or auxiliary) each student layer should follow, by what they say.
 
     Args:
         target: A run folder, or the name of one in ``runs_dir``.
@@ -111,7 +111,7 @@ def match_target(
         progress: Counts images.
 
     Raises:
-        UsageError: If there is no such run, it lacks a net, a number is out of range, or taps have to be named.
+        UsageError: If there is no such run, it lacks a net, a number is out of range, or taps must be named.
         ValueError: If data or weights cannot be used, or a tap names no module.
     """
     if limit < 1:
@@ -154,7 +154,7 @@ def _student(run: RunFolder) -> tuple[nn.Module, str]:
 
 
 class _Reader:
-    """Reads what layers of a run's nets tell about the class, from the same training images."""
+    """Measures what layers of a run's nets say about the class, on the same training images."""
 
     def __init__(self, run: RunFolder, limit: int, progress: Progress) -> None:
         self.run, self.progress = run, progress
@@ -165,7 +165,7 @@ class _Reader:
     def taps(self, role: str, net: nn.Module, name: str, taps: Sequence[str] | None) -> tuple[str, ...]:
         """Return the taps of a role's net, all there; without any named, those of its kind of net (``qkd ls nets``)."""
         names = self._default_taps(role, name) if taps is None else tuple(taps)
-        Taps(net, names, translate=tap_paths_of(net), role=role)  # before a picture is read: is each a module?
+        Taps(net, names, translate=tap_paths_of(net), role=role)  # before any image is read: is each a module?
         return names
 
     def flow(self, role: str, net: nn.Module, names: Sequence[str]) -> dict[str, float]:

@@ -43,7 +43,7 @@ class RetrievalReport:
         compat: How precision was interpolated.
         database: Training images.
         queries: Test images.
-        sizes: Role -> features an image.
+        sizes: Role -> features per image.
         scores: Role -> metric -> scores.
     """
 
@@ -186,7 +186,7 @@ class _Reader:
         return [self._features(role, net, name) for name in self.parts]
 
     def _teacher(self) -> nn.Module:
-        """Return the teacher as its student saw it in the end; an ensemble has no features, so its first member."""
+        """Return the teacher as its student last saw it; an ensemble has no features, so its first member."""
         taught = load_taught(self.run)
         return load_teacher(self.run) if taught is None else taught
 

@@ -21,18 +21,18 @@ from qkd.files import sha256_of, write_bytes, write_text
 from qkd.report.stacks import schedule_picture
 from qkd.seeding import stream
 
-GRID_COLUMNS, GRID_CELL = 10, 64  # images a row, and least pixels a side
-BUILTIN_EPOCHS = 200  # length that a policy without a file is shown for
+GRID_COLUMNS, GRID_CELL = 10, 64  # images per row, and minimum pixels per side
+BUILTIN_EPOCHS = 200  # length at which a policy without a file is shown
 
 
 @dataclass(frozen=True)
 class PolicyReport:
-    """What a schedule is.
+    """A schedule, described.
 
     Args:
         name: Of the file or the policy.
         schedule: Policies over epochs; None where operations are drawn again for every image.
-        facts: Further lines: name -> words.
+        facts: Further lines: name -> text.
         files: What was written.
     """
 
@@ -52,7 +52,7 @@ class PolicyReport:
         return {"name": self.name, "epochs": epochs, "segments": rows, **self.facts, "files": files}
 
     def to_text(self) -> str:
-        """Return the schedule as text: a block a segment, the likeliest operations first."""
+        """Return the schedule as text: one block per segment, the likeliest operations first."""
         lines = [f"{self.name}: {self.schedule.epochs} epochs" if self.schedule else self.name]
         lines += [f"  {name}: {value}" for name, value in self.facts.items()]
         start = 0
@@ -89,11 +89,11 @@ def import_policy(
 
 
 def show_policy(name: str, *, epochs: int | None = None, out: Path | None = None) -> PolicyReport:
-    """Return what a schedule file or a policy does, and draw it if asked to.
+    """Return what a schedule file or a policy does, and draw it if requested.
 
     Args:
         name: A schedule file, or a name of `qkd ls policies`.
-        epochs: Length to stretch it to; absent: its own.
+        epochs: Length to stretch it to; default: its own.
         out: ``.svg`` or ``.png`` file.
 
     Raises:
@@ -146,10 +146,10 @@ def sample_policy(
         epochs: From 0.
         out: ``.png`` file.
         seed: Of the draws.
-        length: Of the training; absent: of the schedule file, else one that the epochs fit into.
+        length: Of the training; default: that of the schedule file, or else one that includes the epochs.
 
     Raises:
-        UsageError: If the name is unknown, an epoch is not within the training, or ``out`` is no ``.png``.
+        UsageError: If the name is unknown, an epoch is not within the training, or ``out`` is not a ``.png`` file.
         qkd.data.DataError: If the data set cannot be loaded.
         OSError: If ``out`` cannot be written.
     """
@@ -174,7 +174,7 @@ def sample_policy(
 def _agent(
     name: str, epochs: int | None, *, mean: Sequence[float], padding: int = 4
 ) -> tuple[Agent, int, dict[str, Any]]:
-    """Return the agent that a name means, the length of its schedule, and facts about it."""
+    """Return the agent of a name, the length of its schedule, and facts about it."""
     path = Path(name)
     if name in POLICIES and name != "file":
         length = epochs or BUILTIN_EPOCHS

@@ -1,4 +1,4 @@
-"""What `import qkd` offers: whole runs, finished ones, distillation in a loop of one's own."""
+"""What `import qkd` offers: whole runs, finished ones, distillation in your own loop."""
 
 from typing import TYPE_CHECKING
 

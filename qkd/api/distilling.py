@@ -1,4 +1,4 @@
-"""Distillation with nets and images of one's own: no run folder, no config file."""
+"""Distillation with your own nets and images, without a run folder or a config file."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CALIBRATION_BATCHES: int = StudentConfig.model_fields["calibration_batches"].def
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a distillation was, an epoch a line; printed, it is a table.
+    """Record of a distillation, one line per epoch; printed as a table.
 
     Args:
-        rows: An epoch each: ``epoch``, ``loss``, each term, ``accuracy`` on the validation batches (or None).
+        rows: One per epoch: ``epoch``, ``loss``, each term, ``accuracy`` on the validation batches (or None).
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -70,11 +70,11 @@ def distill(
     """Train a student on a teacher's outputs, with the losses of configs; in place.
 
     A low-bit student (of ``quantizers.prepare``) that has no scales yet is calibrated first; its last tenth of epochs
-    trains the deployed arithmetic, and its scales are settled in the end, so that its export is exact.
+    trains the deployed arithmetic, and its scales are settled at the end, so that its export is exact.
 
     Args:
         student: Float or low-bit; gives logits ``[batch, classes]``. In eval mode afterward.
-        teacher: Likewise; only read, in eval mode, on the student's device. Its modes and flags are restored.
+        teacher: Likewise; only read, in eval mode, on the student's device. Its modes and flags are restored afterward.
         loaders: Batches ``(images, labels)`` for training, or a tuple of those for training and those for validation;
             the former must have a length. One pair of tensors is one batch.
         terms: Losses by the names of ``qkd ls losses``: ``"cross_entropy"``, or with the keys of a config's terms
@@ -84,7 +84,7 @@ def distill(
         seed: Of the modules that some terms learn.
 
     Returns:
-        What each epoch gave, one row per epoch.
+        The results, one row per epoch.
 
     Raises:
         TypeError: If the training batches have no length, or are not pairs of images and labels.
@@ -120,11 +120,11 @@ def _require_read(settings: StudentTrainConfig) -> None:
     asked = [key for key, neutral in UNREAD.items() if getattr(settings, key) not in neutral]
     if asked:
         found = ", ".join(f"{key}={getattr(settings, key)!r}" for key in asked)
-        raise ValueError(f"train: {found} would change nothing here: leave it out, or use `qkd.run`, which reads it")
+        raise ValueError(f"train: {found} has no effect here: leave it out, or use `qkd.run`, which reads it")
 
 
 class _Distillation:
-    """One distillation: what is built once, and its epochs."""
+    """One distillation: its setup and its epochs."""
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module, batches: Any, validation: Any, settings: StudentTrainConfig,
@@ -170,7 +170,7 @@ class _Distillation:
         return {"epoch": epoch + 1, **means, "accuracy": scored}
 
     def _phase(self, epoch: int) -> PhaseConfig:
-        """Return what an epoch trains: of a low-bit student the phases of a run that names none."""
+        """Return the phases of the training; for a low-bit student, the default phases of a run."""
         if not isinstance(self.student, Student):
             return PhaseConfig(epochs=self.settings.epochs)
         phases = default_phases(self.settings)
@@ -193,7 +193,7 @@ class _Distillation:
 
 @contextmanager
 def _fixed(teacher: nn.Module) -> Iterator[None]:
-    """Hold a teacher still within a block: eval mode, no gradients; all as before after it."""
+    """Freeze a teacher within a block (eval mode, no gradients), and restore it afterward."""
     flags = [(parameter, parameter.requires_grad) for parameter in teacher.parameters()]
     teacher.requires_grad_(False)
     try:

@@ -25,7 +25,7 @@ def loss(name: str, **options: float | int | str | bool) -> Callable[..., Tensor
         ``student_logits``, ``teacher_logits``, ``labels``, ...), and gives a scalar, shape ``[]``.
 
     Raises:
-        UsageError: If there is no such loss, or it is computed with a module that learns.
+        UsageError: If there is no such loss, or it has a trainable module.
         ValueError: If an option is unknown or out of range.
 
     Example:

@@ -1,6 +1,6 @@
-"""Rooms of the package that are also functions: ``qkd.run(config)`` runs, ``qkd.run.folder`` is a module.
+"""Subpackages that are also functions: ``qkd.run(config)`` runs, ``qkd.run.folder`` is a module.
 
-A module is called through its class, so each of these rooms gets one that calls the function of its name.
+A module is called through its class, so each of these gets a class that calls the function of its name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class _Callable(ModuleType):
-    """A room that is called as the function of its name in :mod:`qkd.api`."""
+    """A subpackage that can be called as the function of its name in :mod:`qkd.api`."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the function."""

@@ -1,4 +1,4 @@
-"""Whole runs from Python: train, and open what a run has left."""
+"""Whole runs from Python: train, and open a finished run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Run:
         path: The run folder.
 
     Raises:
-        ConfigError: If it is no run folder.
+        ConfigError: If it is not a run folder.
         ValueError: If its config is not of this version.
     """
 
@@ -61,12 +61,12 @@ class Run:
 
     @property
     def report(self) -> RunSummary:
-        """What the run came to so far: accuracies, parity, sizes, latencies."""
+        """The run's results so far: accuracies, parity, sizes, latencies."""
         return summarize(self.path)
 
     @property
     def onnx(self) -> Path:
-        """Path of the exported student; it is there once the export stage is done."""
+        """Path of the exported student, which exists once the export stage is done."""
         return self.path / "export" / "student.onnx"
 
     def images(self) -> Splits:
@@ -108,7 +108,7 @@ def run(
         overrides: ``{"student.train.epochs": 3}``, or texts like ``student.train.epochs=3``.
         runs_dir: Folder of run folders.
         until: The last stage: teacher, search, distill, export, bench or report.
-        progress: Where to talk; absent: stderr. ``qkd.progress.Silent()`` says nothing.
+        progress: Where to report; default: stderr. ``qkd.progress.Silent()`` is silent.
 
     Returns:
         The run; printed, it is a short table.
@@ -138,7 +138,7 @@ def run(
 
 
 def load_run(folder: str | PathLike[str]) -> Run:
-    """Return a run that is there: ``run.teacher``, ``run.student``, ``run.report``.
+    """Return an existing run: ``run.teacher``, ``run.student``, ``run.report``.
 
     Args:
         folder: A run folder.
@@ -147,7 +147,7 @@ def load_run(folder: str | PathLike[str]) -> Run:
         The run; printed, it is the closing table.
 
     Raises:
-        ConfigError: If it is no run folder.
+        ConfigError: If it is not a run folder.
         ValueError: If its config is not of this version.
     """
     return Run(folder)
@@ -159,7 +159,7 @@ def bound(
     *,
     with_files: bool = False,
 ) -> RunConfig:
-    """Return the config that a person means by any of these.
+    """Return the config given in any of these forms.
 
     Args:
         config: As for :func:`run`.

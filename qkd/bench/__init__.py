@@ -1,3 +1,3 @@
-"""Measuring models on devices: what a person names, which devices are meant, and the record of each device."""
+"""Measuring models on devices: the named models, the selected devices, and the record of each device."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Find the devices that are meant: addresses, or names of a devices file."""
+"""Find devices by address, or by name in a devices file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DeviceEntry(Section):
     python: str = Field("python3", description="the Python there with onnxruntime; relative: to the home folder there")
     folder: str | None = Field(None, description="where a temporary folder may be made; absent: /tmp")
     perf_test: str | None = Field(None, description="path of onnxruntime_perf_test there, to measure without Python")
-    ssh_options: tuple[str, ...] = Field((), description="further arguments of ssh")
+    ssh_options: tuple[str, ...] = Field((), description="further arguments for ssh")
     timeout_s: Positive | None = Field(None, description="longest duration of one command there, in seconds")
     threads: Threads | None = Field(None, description="intra-op threads; absent: those of the measurement")
     affinity: tuple[Cpu, ...] | None = Field(None, description="CPUs it is pinned to")
@@ -57,7 +57,7 @@ def read_devices(path: Path) -> dict[str, Device]:
         path: A YAML file in the form of ``configs/devices.yaml``.
 
     Raises:
-        ConfigError: With every fault: no such file, no YAML, unknown, missing, ill-typed or bad keys.
+        ConfigError: With every fault: no such file, not YAML, unknown, missing, ill-typed or bad keys.
     """
     if not os.path.exists(path):
         raise ConfigError([f"{path}: no such devices file; its form: {FORM}"])
@@ -73,16 +73,16 @@ def read_devices(path: Path) -> dict[str, Device]:
 
 
 def default_file() -> Path:
-    """Return the devices file where none is named: the user's own, or else the shipped one.
+    """Return the default devices file: the user's own, or else the shipped one.
 
-    Never one of the current folder: whoever wrote that could run commands here (``ssh_options``); it must be named.
+    Never one in the current folder, whose author could run commands here (``ssh_options``); it must be named.
     """
     own = own_file()
     return own if own.is_file() else shipped_folder() / FILE_NAME
 
 
 def own_file() -> Path:
-    """Return where the user's own devices file is looked for: ``~/.config/qkd/devices.yaml``."""
+    """Return the path of the user's own devices file: ``~/.config/qkd/devices.yaml``."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".config") / "qkd" / FILE_NAME
 
@@ -90,11 +90,11 @@ def own_file() -> Path:
 def resolve_devices(
     names: Sequence[str], file: Path | None = None, *, timeout_s: float | None = None
 ) -> tuple[Device, ...]:
-    """Return the devices that names or addresses mean.
+    """Return the devices with these names or addresses.
 
     Args:
         names: ``local``, addresses, and names of the devices file.
-        file: The devices file; absent, the default one (:func:`default_file`), read only where a name asks for it.
+        file: The devices file; default: :func:`default_file`, read only if a name needs it.
         timeout_s: Of devices whose entry gives none, in seconds.
 
     Raises:
@@ -129,7 +129,7 @@ def _find(name: str, known: dict[str, Device], path: Path) -> Device:
 
 
 def _place(path: Path) -> str:
-    """Return a devices file as a message names it; the shipped one is no place to write in."""
+    """Return a devices file as messages name it; the shipped one is not for editing."""
     if path.is_file() and path != shipped_folder() / FILE_NAME:
         return str(path)
     return f"your devices file, which would be {own_file()} (or --devices FILE)"

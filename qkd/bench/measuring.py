@@ -28,13 +28,13 @@ SETTINGS = ("threads", "rounds", "warmup", "providers", "affinity", "batch_size"
 
 
 def names_models(targets: list[str]) -> bool:
-    """Return whether the first of what was named is an ONNX file or a run folder, and not a config."""
+    """Return whether the first argument is an ONNX file or a run folder, not a config."""
     first = Path(targets[0])
     return first.suffix == ".onnx" or is_run(first) or (first.is_dir() and (first / "config.yaml").is_file())
 
 
 def refuse_options(args: argparse.Namespace) -> None:
-    """Raise if an option was given that a config has keys for.
+    """Raise if an option was given for which a config has keys.
 
     Raises:
         UsageError: If so; says which key.
@@ -67,16 +67,16 @@ def _check_output(path: Path | None) -> None:
 def bench_models(
     args: argparse.Namespace, progress: Progress, *, calibration: Callable[[Path], npt.NDArray[np.float32]]
 ) -> BenchTable:
-    """Measure what the arguments name; of one run and nothing else, devices that measured are recorded in its folder.
+    """Measure what the arguments name; for a single run, record the devices in its folder.
 
     Args:
         args: ``config`` and ``overrides`` hold the models; the rest are options, None where not given.
-        progress: Where to say what happens.
+        progress: Where to report.
         calibration: Returns training images of a run folder, for the int8 baseline.
 
     Raises:
         ConfigError: If a device is not known.
-        UsageError: If a model is not there, the options do not go together, or there is no folder for the output.
+        UsageError: If a model is missing, the options cannot be combined, or the output folder does not exist.
         ValueError: If a setting is out of range.
     """
     _check_output(args.output)
@@ -102,7 +102,7 @@ def bench_models(
 
 
 def _runtimes(args: argparse.Namespace) -> tuple[str, ...]:
-    """Put the runtimes that are named among the providers; return those beside ONNX Runtime."""
+    """Add the named runtimes to the providers; return those other than ONNX Runtime."""
     words = [word.strip() for text in args.runtimes or () for word in text.split(",")]
     known = (ONNXRUNTIME, *RUNTIMES)
     if unknown := [word for word in words if word not in known]:
@@ -118,7 +118,7 @@ def _runtimes(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
     """Write what devices measured into ``bench/`` of a run, where its next report finds it."""
-    # a failure is shown, and replaces nothing; what was measured beside one is recorded
+    # a failure is shown and replaces no record; what was measured despite it is recorded
     measured = [{**record, "failure": None} for record in table.records if record["models"]]
     if not measured:
         return
@@ -137,7 +137,7 @@ def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
 
 
 def _complete_where_measured(run: RunFolder, written: Collection[Path], progress: Progress) -> None:
-    """Drop records of other files than are there now; what is left may be all that the stage of the run would make."""
+    """Drop records of other files than the current ones; the rest may be all that the run's bench stage would make."""
     folder, files, own = run.folder("bench"), run_files(run.path), run.config.bench
     for title in drop_stale(folder, written, files):
         progress.warn(f"{title} had measured other files than those of this export; its record is deleted")
@@ -153,13 +153,13 @@ def _complete_where_measured(run: RunFolder, written: Collection[Path], progress
 def _devices(args: argparse.Namespace) -> list[Device]:
     found = resolve_devices(args.on or ["local"], args.devices)
     own = {"timeout_s": args.timeout} if args.timeout else {}
-    # an option of the command line stands above a device's own entry
+    # a command-line option overrides a device's own entry
     own |= {name: None for name in ("threads", "affinity") if getattr(args, name) is not None}
     own |= {"provider": None} if args.providers is not None else {}
     if args.python is None:
         return [replace(device, **own) for device in found]
     if all(device.is_local for device in found):
-        raise UsageError("--python is of a device (--on ssh://..., adb://...); here, the toolkit's own Python measures")
+        raise UsageError("--python is for a device (--on ssh://..., adb://...); here, the toolkit's own Python is used")
     return [replace(device, **own, python=device.python if device.is_local else args.python) for device in found]
 
 

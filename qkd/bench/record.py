@@ -1,4 +1,4 @@
-"""What is written of each device: one shape, whether a stage measured or a command did."""
+"""The record of each device, in the same format whether a stage or a command measured it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def records_of(results: Iterable[DeviceResult], targets: Targets, *, batch_size:
     """Return the record of each device: how it was measured, one row per model and, if it failed, the reason.
 
     Args:
-        results: One a device.
-        targets: What was measured; the files are still there.
-        batch_size: Images an inference.
+        results: One per device.
+        targets: What was measured; the files still exist.
+        batch_size: Images per inference.
     """
     hashes = {str(path): sha256_of(path) for path in targets.paths.values()}
     return tuple(_record(result, targets, hashes, batch_size) for result in results)
@@ -36,7 +36,7 @@ def records_of(results: Iterable[DeviceResult], targets: Targets, *, batch_size:
 def write_records(folder: Path, records: Sequence[Record]) -> dict[str, Path]:
     """Write ``<device>.json`` for each record; return name of the device -> file.
 
-    A file of another device that would have the same name stays.
+    A file of another device that would have the same name is kept.
 
     Args:
         folder: ``bench/`` of a run.
@@ -83,10 +83,10 @@ def file_names(titles: Sequence[str]) -> dict[str, str]:
     """Return each device's name as the stem of a separate file: ``a/b`` and ``a-b`` have two.
 
     Args:
-        titles: Names of devices, no two of them alike.
+        titles: Names of devices, all different.
     """
     stems = {title: file_name(title) for title in titles}
-    counts = Counter(stem.lower() for stem in stems.values())  # some file systems tell no case
+    counts = Counter(stem.lower() for stem in stems.values())  # some file systems ignore case
     return {
         title: stem if stem and counts[stem.lower()] == 1 else f"{stem}-{_mark(title)}".strip("-")
         for title, stem in stems.items()

@@ -1,4 +1,4 @@
-"""Show what models took on several devices, beside each other."""
+"""Show latencies of models on several devices, side by side."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class BenchTable:
     """Latencies, ratios and scores of models on devices.
 
     Args:
-        results: One a device.
-        records: Of each, what is written of it.
-        reference: Name of the float model that ratios are to; None where there is none.
+        results: One per device.
+        records: The record of each.
+        reference: Name of the float model that ratios are to; None if there is none.
     """
 
     results: Sequence[DeviceResult]
@@ -41,7 +41,7 @@ class BenchTable:
         return {"reference": self.reference, "devices": list(self.records)}
 
     def to_text(self) -> str:
-        """Return the table; notes and failures stand at the end of their rows, what columns mean below them."""
+        """Return the table, with notes and failures at the ends of rows, and the columns' meanings below."""
         rows, ends = [DEVICE_HEAD], ["notes"]
         for result, record in zip(self.results, self.records, strict=True):
             for name, row in record["models"].items():

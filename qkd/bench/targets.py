@@ -1,4 +1,4 @@
-"""Turn what a person names (ONNX files, run folders) into models to measure, and a sample to score them on."""
+"""Turn named ONNX files and run folders into models to measure, and a sample to score them on."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Targets:
 
 
 def find_targets(names: Sequence[str], sample_file: Path | None = None, runtimes: Sequence[str] = ()) -> Targets:
-    """Return the models that are meant.
+    """Return the models to measure.
 
     Args:
         names: ONNX files and run folders; a folder means its exported files and its sample.
-        sample_file: An npz file of ``images`` and perhaps ``labels``; absent, the run folder's own.
-        runtimes: Runtimes beside ONNX Runtime whose files of a run are meant, too.
+        sample_file: An npz file of ``images`` and perhaps ``labels``; default: the run folder's own.
+        runtimes: Runtimes besides ONNX Runtime whose files of a run are included.
 
     Raises:
         UsageError: If something is neither, or run folders have different samples and none is given.
@@ -81,13 +81,13 @@ def is_run(path: Path) -> bool:
 def run_files(folder: Path, runtimes: Sequence[str] = ()) -> dict[str, Path]:
     """Return the ONNX files of a run folder: ``student``, ``teacher`` and perhaps ``float``.
 
-    A student in a flavor or for a target of other runtimes is left out, but for those asked for: a latency in another
-    runtime would say nothing of it. So is one that takes pixels, which the sample of normalized images cannot feed. One
-    that was repacked for an older runtime is what a device that needs it would get anyway.
+    A student for other runtimes, by flavor or target, is left out unless requested: a latency in another runtime would
+    say nothing about it. So is one that takes pixels, since the sample has normalized images. One that was repacked for
+    an older runtime is what a device that needs it would get anyway.
 
     Args:
         folder: Of the run.
-        runtimes: Runtimes beside ONNX Runtime whose files are meant, too.
+        runtimes: Runtimes besides ONNX Runtime whose files are included.
 
     Raises:
         DamagedFileError: If ``export.json`` does not hold what the export stage writes.

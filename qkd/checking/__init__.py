@@ -1,4 +1,4 @@
-"""What a config can be told before anything runs, beyond its schema: names that tables know, files that are there."""
+"""Checks of a config before anything runs, beyond its schema: known names, existing files."""
 
 from qkd.checking.config_files import file_faults
 from qkd.checking.config_names import name_faults

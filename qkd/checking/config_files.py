@@ -1,4 +1,4 @@
-"""Look whether the files (and the one optional package) that a config needs are there, before anything is run."""
+"""Check that the files (and the one optional package) that a config needs exist, before anything is run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<
 def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield a fault for each file or folder in raw config data that is missing, and for each fault of a schedule.
 
-    A flavor whose executor is not installed is one, too: it would come up after the training.
+    A flavor whose executor is not installed is also a fault: it would only show up after the training.
 
     The contents of data and weight files are checked when they are loaded (``--dry-run``).
 
     Args:
-        data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
+        data: Nested mappings and lists; the schema reports missing values and wrong types.
 
     Yields:
         A place in the config and what is wrong there.
 
     Raises:
-        OSError: If a file that is there cannot be read.
+        OSError: If an existing file cannot be read.
     """
     yield from _data_faults(_group(data, "data"))
     yield from _device_faults(_group(data, "bench"))

@@ -1,4 +1,4 @@
-"""Look whether the tables know the names in a config, and whether its loss terms and phases can be built."""
+"""Check that the names in a config are known, and that its loss terms and phases can be built."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Place: TypeAlias = tuple[str | int, ...]
 
 
 def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield a fault for each name in raw config data that no table knows, and for loss terms that cannot be built.
+    """Yield a fault for each unknown name in raw config data, and for loss terms that cannot be built.
 
     Args:
-        data: Nested mappings and lists; what is missing or ill-typed is left to the schema.
+        data: Nested mappings and lists; the schema reports missing values and wrong types.
 
     Yields:
         A place in the config and what is wrong there.
@@ -49,7 +49,7 @@ def sections(data: Any, schema: type[Section] = RunConfig, where: Place = ()) ->
     """Yield the place of each section that raw config data holds, with its schema, outer ones first.
 
     Args:
-        data: Nested mappings and lists; what is no group of keys is left to the schema.
+        data: Nested mappings and lists; the schema reports anything that is not a group of keys.
         schema: Of the outermost.
         where: Its place.
     """
@@ -69,7 +69,7 @@ def _method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     where, name, kind = ("student", "method"), _get(data, ("student", "method")), None
     if isinstance(name, str):
         try:
-            kind = own_method(name)  # a file of the user's, which may import anything
+            kind = own_method(name)  # a user's file, which may import anything
         except ValueError as error:
             yield where, str(error).removeprefix("student.method: ")
             return
@@ -109,7 +109,7 @@ def _unknown(data: Mapping[str, Any], where: tuple[str | int, ...], kind: str, t
 
 
 def parsed(name: str) -> NetSpelling | str:
-    """Return the net that a text spells, or what is wrong with it."""
+    """Return the net that a text names, or what is wrong with it."""
     try:
         return parse_net(name)
     except ValueError as error:
@@ -143,7 +143,7 @@ def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Itera
 
 
 def _phase_faults(data: Mapping[str, Any], where: Place, schema: type[Section]) -> Iterator[Fault]:
-    """Yield what is wrong with the phases of a net that is distilled; without any, with the one that it has."""
+    """Yield what is wrong with the phases of a distilled net, or with its default phase."""
     section = _get(data, where)
     raw, terms = section.get("phases"), section.get("terms")
     try:

@@ -1,4 +1,4 @@
-"""The names a config may hold: listed for people, and looked up in a config before it is run."""
+"""The names that a config can use: listed for users, and checked in a config before it is run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Listing:
         return {name: dict(rows) for name, rows in self.tables.items()}
 
     def to_text(self) -> str:
-        """Return the tables as text, each under its name where there are several."""
+        """Return the tables as text, each under its name if there are several."""
         blocks = []
         for name, rows in self.tables.items():
             width = max((len(key) for key in rows), default=0)
@@ -93,7 +93,7 @@ def _nets() -> dict[str, str]:
 
 
 def method_notes() -> dict[str, str]:
-    """Return what is switched on by its own key, not by a term: key -> a few words."""
+    """Return methods that have their own key instead of a term: key -> a few words."""
     from qkd.methods.table import METHODS
 
     notes = {entry.asked_by.replace("[].", ": "): entry.about for entry in METHODS.values() if entry.asked_by}
@@ -106,7 +106,7 @@ def method_notes() -> dict[str, str]:
 
 
 def _methods() -> dict[str, str]:
-    """Return what a student can be trained by: sections of a config, and the terms that are a method by themselves."""
+    """Return the training methods of a student: sections of a config, and terms that are a method on their own."""
     from qkd.terms import LOSSES
 
     terms = {f"student.terms: {name}": LOSSES[name] for name in METHOD_TERMS}
@@ -141,7 +141,7 @@ def _devices() -> dict[str, str]:
 
 
 def _cuda_devices() -> dict[str, str]:
-    """Return the graphics processors by name; torch, which takes seconds, is asked only where a driver is there."""
+    """Return the graphics processors by name; torch, which takes seconds to import, is used only with a driver."""
     if sys.platform == "linux" and not any(Path(path).exists() for path in GPU_DRIVERS):
         return {}
     import torch

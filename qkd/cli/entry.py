@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        argv: The arguments; ``sys.argv`` where absent.
+        argv: The arguments; default: ``sys.argv``.
 
     Returns:
         0 for success, 1 for an error of ours, 2 for bad input, 130 for an interruption.
@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def quiet_cuda() -> None:
-    """Keep PyTorch from saying that a CUDA compiler is here without a GPU, which nobody of a command needs to know.
+    """Silence PyTorch's message about a CUDA compiler without a GPU, which is irrelevant to commands.
 
-    Brevitas imports PyTorch's extension builder, and that says so once, through its logger.
+    Brevitas imports PyTorch's extension builder, which logs it once.
     """
     logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_about_cuda)
 
@@ -102,20 +102,20 @@ def _main(args: argparse.Namespace) -> int:
     command: Command = args.command
     attend_parent()
     if not is_first() and args.name not in ("run", *STAGE_NAMES):
-        return DONE  # torchrun started several processes for what one does
+        return DONE  # torchrun started several processes for a single-process command
     try:
         return command(args)
     except KeyboardInterrupt:
         return _interrupted(args)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; nothing is left to say
+        sys.stderr.close()  # the reader of our output has exited; there is nothing left to print
         return FAILED
     except Exception as error:
         return _failed(error, args)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed arguments; overrides may stand before and after options.
+    """Return the parsed arguments; overrides can come before and after options.
 
     Args:
         argv: The arguments, without the program's name.
@@ -130,7 +130,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     complete(parser)
     args, rest = parser.parse_known_args(argv)
     takes = hasattr(args, "overrides")
-    models = args.name == "bench"  # whose further models may stand behind options, too
+    models = args.name == "bench"  # whose further models can also come after options
     unknown = [text for text in rest if text.startswith("-") or not takes or ("=" not in text and not models)]
     if unknown:
         parser.error(f"unknown argument(s): {' '.join(unknown)}; `qkd {args.name} --help` lists what there is")
@@ -193,7 +193,7 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
 
 
 class _Version(argparse.Action):
-    """Prints the version; reads it only when asked."""
+    """Prints the version; reads it only on request."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, dest, nargs=0, help="show the version and exit")

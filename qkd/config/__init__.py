@@ -1,4 +1,4 @@
-"""The schema of an experiment: every key a config file may hold, with its unit and its default."""
+"""The schema of an experiment: every key of a config file, with its unit and its default."""
 
 from qkd.config.data import AgentConfig, DataConfig, DomainConfig
 from qkd.config.data_free import DataFreeConfig

@@ -39,14 +39,14 @@ MOST_WORDED = 200  # faults of one file that are worded; more than are listed
 
 
 def place(root: str, where: Iterable[str | int]) -> str:
-    """Return a place in a file as a message shows it: dotted, a line."""
+    """Return a place in a file as messages show it: dotted, on one line."""
     return ".".join([root, *(shown_line(str(key), LONGEST_NAME) for key in where)])
 
 
 def plain_faults(data: object, where: tuple[str | int, ...] = ()) -> list[Fault]:
-    """Return what is wrong with raw data whatever its schema is.
+    """Return the faults of raw data that do not depend on its schema.
 
-    That is text (key or value) with control characters, which no path, name or option has, and endless lists.
+    These are control characters in text (keys or values), and lists that are too long.
     """
     if isinstance(data, str):
         found = UNSHOWN.search(data)
@@ -61,7 +61,7 @@ def plain_faults(data: object, where: tuple[str | int, ...] = ()) -> list[Fault]
     else:
         return []
     if len(data) > LONGEST_LIST:
-        odd.append((where, f"has {len(data):,} entries; it may have {LONGEST_LIST:,}"))
+        odd.append((where, f"has {len(data):,} entries; at most {LONGEST_LIST:,} are allowed"))
     shown = itertools.islice(pairs, LONGEST_LIST)
     return [*odd, *(fault for key, value in shown for fault in plain_faults(value, (*where, key)))]
 
@@ -82,7 +82,7 @@ def describe(value: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean `x`?``, or the list of what is known where nothing is near."""
+    """Return ``did you mean `x`?``, or the list of known names if none is close."""
     names = list(known)
     near = nearest(name, names)
     if near:
@@ -115,7 +115,7 @@ def schema_faults(error: ValidationError, data: Mapping[str, Any], schema: type[
 
 
 def _inside(where: tuple[str | int, ...], data: Any, *, is_missing: bool) -> tuple[str | int, ...]:
-    """Return the part of ``where`` that exists in the data (all but the last key where that is what is missing)."""
+    """Return the part of ``where`` that exists in the data (with the last key, if that is what is missing)."""
     for depth, key in enumerate(where):
         if is_missing and depth == len(where) - 1:
             return where
@@ -169,7 +169,7 @@ def _unknown_key(where: tuple[str | int, ...], schema: type[BaseModel]) -> str:
     known = list(_section(where[:-1], schema).model_fields)
     near = nearest(key, known)
     homes = [path for path in _known_paths(schema) if path.rpartition(".")[2] == key]
-    if homes:  # the very name, in another place, is likelier meant than a like one here
+    if homes:  # the same name in another place is likelier than a similar one here
         return f"unknown key here; did you mean `{'` or `'.join(homes)}`?"
     if near:
         return f"unknown key; did you mean `{near[0]}`?"

@@ -28,11 +28,11 @@ from qkd.nets.own.copies import resolved_nets
 
 Bound = TypeVar("Bound", bound=BaseModel)
 Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
-"""A further look at the raw data: yields a :data:`~qkd.config.bind_faults.Fault` for each thing that is wrong."""
+"""A further check of the raw data; yields a :data:`~qkd.config.bind_faults.Fault` for each problem."""
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the shipped configs: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped configs: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -41,7 +41,7 @@ def shipped_folder() -> Path:
 def shipped_configs() -> dict[str, Path]:
     """Return the shipped configs by name, e.g. ``digits/w2a2``, in alphabetical order.
 
-    Each is in the folder of its data set; ``devices.yaml`` beside these folders is no experiment.
+    Each is in the folder of its data set; ``devices.yaml`` next to these folders is not an experiment.
     """
     folder = shipped_folder()
     files = sorted(path for path in folder.rglob("*.yaml") if path.parent != folder)
@@ -97,7 +97,7 @@ def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
 
     Args:
         data: Nested mappings and lists, as YAML gives them.
-        checks: Further looks at the raw data; their faults are reported with those of the schema.
+        checks: Further checks of the raw data; their faults are reported with those of the schema.
 
     Raises:
         ConfigError: With every fault: unknown, missing, ill-typed or bad keys, each with its path.
@@ -113,7 +113,7 @@ def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError([f"config: holds a value that is not plain data: {error}"]) from error
     faults += plain_faults(data)
-    if len(faults) <= MOST_FAULTS:  # else there is enough to mend before files are looked for
+    if len(faults) <= MOST_FAULTS:  # otherwise, fix these before looking for files
         faults += [fault for check in checks for fault in check(data)]
     if faults or config is None:
         lines = dict.fromkeys(f"{place('config', where)}: {what}" for where, what in faults)
@@ -124,11 +124,11 @@ def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
 def bind_section(schema: type[Bound], data: Mapping[str, Any]) -> Bound:
     """Return the typed section of raw data.
 
-    JSON mode is strict about types (a quoted "3" is no number) yet takes lists and text for tuples and paths.
+    JSON mode is strict about types (a quoted "3" is not a number) yet takes lists and text for tuples and paths.
 
     Raises:
         pydantic.ValidationError: If it does not fit the schema.
-        TypeError, ValueError: If a value is none that JSON has.
+        TypeError, ValueError: If a value cannot be written as JSON.
     """
     return schema.model_validate_json(json.dumps(data), strict=True)
 
@@ -138,7 +138,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
 
     Args:
         data: Raw content of a config.
-        overrides: ``key.path=value``; the value is YAML, a number in the path is the index of a list's item.
+        overrides: ``key.path=value``; the value is YAML, and a number in the path is a list index.
 
     Raises:
         ConfigError: For every override that is not of this form or whose path leads nowhere.
@@ -163,8 +163,8 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     """Return the config of a file with overrides.
 
     Args:
-        name: A path, or the name of a shipped config such as ``digits/w2a2``. Files of nets in it are looked for
-            beside it (those of overrides in the current folder); without ``name`` the run has the file's.
+        name: A path, or the name of a shipped config such as ``digits/w2a2``. Net files in it are looked
+            for next to it (those in overrides: in the current folder). Without ``name``, the run is named after it.
         overrides: ``key.path=value`` texts.
         checks: Passed on to :func:`bind`.
 
@@ -179,12 +179,12 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a run whose config has none: that of its file."""
+    """Return the name of a run whose config has none, from the file's name."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "run"
 
 
 def _with_teacher(data: dict[str, Any], file: str, overridden: Sequence[str]) -> dict[str, Any]:
-    """Return raw data with the settings of a teacher that is another run's (``teacher.run``) filled in."""
+    """Return raw data with the settings of another run's teacher (``teacher.run``) filled in."""
     run = borrowed_run(data)
     if run is None:
         return data
@@ -192,7 +192,7 @@ def _with_teacher(data: dict[str, Any], file: str, overridden: Sequence[str]) ->
         folder = user_path(run)
         theirs = in_new_spelling(read_config(folder / "config.yaml"), is_stored=True)
         return with_borrowed_teacher(data, resolved_nets(theirs, folder), file=file, overridden=overridden)
-    if "net" in data["teacher"]:  # as in a run folder: they were filled in when it was made
+    if "net" in data["teacher"]:  # as in a run folder, where they are already filled in
         return data
     raise ConfigError([f"config.teacher.run: {shown_line(run)} is not a run folder: it has no config.yaml"])
 
@@ -214,7 +214,7 @@ def _near(name: str, shipped: Iterable[str]) -> list[str]:
 
 
 def _set(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Set ``data[keys[0]][keys[1]]... = value``, making groups of keys on the way."""
+    """Set ``data[keys[0]][keys[1]]... = value``, creating groups of keys along the way."""
     at: Any = data
     for depth, key in enumerate(keys):
         here = ".".join(keys[:depth]) or "config"

@@ -1,4 +1,4 @@
-"""Settings of a teacher that is another run's: taken from that run's config, and contradicted by nothing here."""
+"""Settings of a teacher borrowed from another run: read from that run's config, and not overridden here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qkd.nets.own.copies import same_net
 
 
 def borrowed_run(data: Mapping[str, Any]) -> str | None:
-    """Return the run folder that ``teacher.run`` names in raw config data; None where there is none."""
+    """Return the run folder that ``teacher.run`` names in raw config data; or None."""
     teacher = data.get("teacher")
     name = teacher.get("run") if isinstance(teacher, Mapping) else None
     return name if isinstance(name, str) else None
@@ -25,13 +25,13 @@ def with_borrowed_teacher(
     """Return raw config data with the teacher's settings of the run that it names.
 
     Args:
-        data: Whose ``teacher.run`` names a run folder.
+        data: Raw data whose ``teacher.run`` names a run folder.
         theirs: The raw config of that run.
         file: What messages call the file of the data.
-        overridden: Keys that do not have the file's values, but those of the command line.
+        overridden: Keys whose values come from the command line, not the file.
 
     Raises:
-        ConfigError: With every setting that is given here and is another there.
+        ConfigError: With every setting given here that differs there.
     """
     own, taken = dict(data["teacher"]), theirs.get("teacher")
     if not isinstance(taken, Mapping):
@@ -60,7 +60,7 @@ def _contradictions(
     """Yield key, value here and value there of each setting that differs."""
     for key, value in given.items():
         if key not in taken:
-            continue  # the schema says that it is unknown
+            continue  # the schema reports it as unknown
         if isinstance(value, Mapping) and isinstance(taken[key], Mapping):
             yield from _contradictions(value, taken[key], f"{where}.{key}")
         elif value != taken[key] and not _is_same(key, value, taken[key]):

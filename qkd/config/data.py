@@ -10,11 +10,11 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from qkd.config.sections import MOST_PIXELS, NEWER, BatchSize, Fraction, Images, Pixels, Section, UserPath, Workers
 from qkd.image_size import ImageSize, image_size_of
 
-UNSCHEDULED = ("none", "crop", "crop_flip", "cutmix", "trivial", "randaugment")  # policies that are alike in all epochs
+UNSCHEDULED = ("none", "crop", "crop_flip", "cutmix", "trivial", "randaugment")  # the same policy in every epoch
 
 
 def _size(value: Any) -> ImageSize | None:
-    """Return a size of images as the rest of the code has it: one number where it is square."""
+    """Return an image size in the form the rest of the code uses: one number if it is square."""
     if value is None:
         return None
     sides = [value, value] if isinstance(value, int) else value
@@ -36,7 +36,7 @@ DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
 
 
 class DomainConfig(Section):
-    """What all images of a domain have in common: turned, then inverted, then colored; nothing: as the set has them."""
+    """What is done to all images of a domain: rotation, then inversion, then coloring; none by default."""
 
     rotate: Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)] = Field(
         0.0, description="degrees, counterclockwise; corners become black"
@@ -136,7 +136,7 @@ class DataConfig(Section):
         if self.domains is None and self.unseen_domain is None:
             return self
         if self.domains is None or len(self.domains) < 2:
-            raise ValueError("`domains` must be at least two: images are learned from in all but `unseen_domain`")
+            raise ValueError("`domains` must name at least two: training uses the images of all but `unseen_domain`")
         if self.unseen_domain not in self.domains:
             found = "nothing" if self.unseen_domain is None else f"`{self.unseen_domain}`"
             raise ValueError(f"`unseen_domain` must name one of {', '.join(self.domains)}, got {found}")
@@ -145,13 +145,13 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _mean_and_std_come_together(self) -> DataConfig:
         if (self.mean is None) != (self.std is None) or (self.mean and self.std and len(self.mean) != len(self.std)):
-            raise ValueError("`mean` and `std` come together, one value a channel each")
+            raise ValueError("`mean` and `std` must be given together, with one value per channel each")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"`std` must be positive, got {list(self.std)}")
         if self.mean is not None and self.preprocess is not None:
-            raise ValueError("`preprocess` gives mean and std, too; leave out either it or `mean` and `std`")
+            raise ValueError("`preprocess` also sets mean and std; remove either it or `mean` and `std`")
         if self.resize_size is not None and self.resize != "crop":
-            raise ValueError(f"`resize_size` is for resize: crop, which cuts off what is longer, got `{self.resize}`")
+            raise ValueError(f"`resize_size` is for resize: crop, which trims the longer side, got `{self.resize}`")
         return self
 
     @model_validator(mode="after")
@@ -166,7 +166,7 @@ class DataConfig(Section):
             )
         for key, (least, most) in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
             if least > most or most == 0:
-                raise ValueError(f"`{key}` is smallest and largest, the latter positive, got {[least, most]}")
+                raise ValueError(f"`{key}` must be [smallest, largest], with a positive largest, got {[least, most]}")
         return self
 
 
@@ -201,7 +201,7 @@ class AgentConfig(Section):
     @model_validator(mode="after")
     def _file_needs_path(self) -> AgentConfig:
         if (self.policy == "file") != (self.schedule is not None):
-            raise ValueError("`schedule` names a file exactly when `policy` is `file`")
+            raise ValueError("`schedule` (a file) is required if `policy` is `file`, and not allowed otherwise")
         return self
 
     @model_validator(mode="after")

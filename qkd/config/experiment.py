@@ -32,9 +32,9 @@ from qkd.config.training import (
 )
 from qkd.nets.own.spelling import spelled
 
-NET = "a name of `qkd ls nets`, or your own code: path/to/file.py:function, package.module:name"
+NET = "a name from `qkd ls nets`, or your own code: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
-HEAD = "new: replace the last linear layer of `weights` by a random one; new:<layer> names the layer"
+HEAD = "new: replace the last linear layer of `weights` with a random one; new:<layer> names the layer"
 # what clients read
 FEDERATED_STUDENT = ("net", "net_options", "init", "weights", "head", "quant", "calibration_batches")
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
@@ -70,7 +70,7 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _a_new_head_has_weights(self) -> TeacherConfig:
         if self.head != "keep" and self.weights is None:
-            raise ValueError("`head` is about the last layer of `weights`, which are missing")
+            raise ValueError("`head` applies to the last layer of `weights`, which are missing")
         return self
 
     @model_validator(mode="after")
@@ -166,15 +166,15 @@ class StudentConfig(Section):
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out newer keys that are not used: configs and hashes of older runs do not change."""
         newer = ["bn", "data_free", "adaptation", "self_distillation", "widths", "float_agent"]
-        newer += ["method", "method_options"] if self.method is None else []  # options of a method are always written
-        if self.recipe == "none":  # with a recipe each key is written, or it would be set again when the file is read
+        newer += ["method", "method_options"] if self.method is None else []  # a method's options are always written
+        if self.recipe == "none":  # with a recipe, write every key: one left out would be set again on reading
             newer += ["recipe", "low_bit"]
         return without_defaults(self, serialize(self), *newer)
 
     @model_validator(mode="after")
     def _a_new_head_has_weights(self) -> StudentConfig:
         if self.head != "keep" and self.weights is None:
-            raise ValueError("`head` is about the last layer of `weights`, which are missing")
+            raise ValueError("`head` applies to the last layer of `weights`, which are missing")
         return self
 
     @model_validator(mode="after")
@@ -194,15 +194,15 @@ class StudentConfig(Section):
         if self.rotations is None:
             return self
         if self.peers is not None:
-            raise ValueError("`rotations` and `peers` each bring their own step; choose one")
+            raise ValueError("`rotations` and `peers` each define the training step; choose one")
         if self.auxiliary is not None:
-            raise ValueError("`rotations` learn from the teacher's branches, but the student's teacher is `auxiliary`")
+            raise ValueError("`rotations` learn from the teacher's branches, but the student learns from `auxiliary`")
         if self.terms != DEFAULT_TERMS:
-            raise ValueError("`rotations` bring their own loss: give `terms` to the phases without rotations, not here")
+            raise ValueError("`rotations` define the loss: put `terms` on the phases without rotations, not here")
         if any(phase.teacher_terms is not None for phase in self.phases):
             raise ValueError(
-                "a phase has `teacher_terms`, but `rotations` need a teacher that fits its branches; use mode online "
-                "for a teacher that learns along"
+                "a phase has `teacher_terms`, but `rotations` need a teacher that matches its branches; use mode "
+                "online to train the teacher along with the student"
             )
         if any(phase.meta is not None for phase in self.phases):
             raise ValueError(
@@ -211,11 +211,11 @@ class StudentConfig(Section):
         turned = [phase for phase in self.phases if phase.terms is None]
         if any(phase.trains != "student" or phase.combine != "sum" for phase in turned):
             raise ValueError(
-                "`trains` and `combine` are for phases with `terms`; a phase without trains on `rotations`, whose "
-                "terms are summed"
+                "`trains` and `combine` are for phases with `terms`; a phase without `terms` trains on `rotations`, "
+                "whose terms are summed"
             )
         if self.phases and not turned:
-            raise ValueError("every phase has its own `terms`, so none would train on `rotations`; leave one out")
+            raise ValueError("every phase has its own `terms`, so none would train on `rotations`; remove one of them")
         return self
 
     @model_validator(mode="after")
@@ -224,8 +224,8 @@ class StudentConfig(Section):
             return self
         if not any(phase.terms is None and not phase.peers for phase in self.phases):
             raise ValueError(
-                "`peers` bring their own loss, so `terms` would never be used: give them to a phase (`terms` "
-                "there come on top of the peers'), or let a phase do without them (`peers: false`)"
+                "`peers` define the loss, so `terms` would never be used: put them on a phase (they are added "
+                "to the peers' terms there), or turn peers off in a phase (`peers: false`)"
             )
         return self
 
@@ -238,7 +238,7 @@ class StudentConfig(Section):
 
     @property
     def quiz_images(self) -> int | None:
-        """Size of the quiz that the student's images lack; None where no phase has one."""
+        """Size of the quiz that is held out from the student's images; None if no phase has one."""
         return next((phase.meta.quiz_images for phase in self.phases if phase.meta is not None), None)
 
     @model_validator(mode="after")
@@ -252,16 +252,16 @@ class StudentConfig(Section):
         if len(factors) > 1:
             raise ValueError(f"`teacher_lr_factor` must be the same in all phases, got {factors}")
         if metas and any(phase.teacher_terms is not None for phase in self.phases):
-            raise ValueError("`meta` and `teacher_terms` both move the teacher; use one of them in a run")
+            raise ValueError("`meta` and `teacher_terms` both train the teacher; use only one of them in a run")
         if self.peers is not None and any(phase.meta is not None and phase.peers for phase in self.phases):
-            raise ValueError("a phase has either `meta` or peers; say `peers: false` there")
+            raise ValueError("a phase can have `meta` or peers, not both; set `peers: false` there")
         first = 0
         for phase in self.phases:
             first += phase.epochs
             if phase.meta is not None and phase.meta.teacher_start_epoch >= first:
                 raise ValueError(
                     f"`meta.teacher_start_epoch` of phase `{phase.name}` is {phase.meta.teacher_start_epoch}, but the "
-                    f"phase ends with epoch {first - 1} (counted from 0), so its teacher would never be taught"
+                    f"phase ends with epoch {first - 1} (counted from 0), so the teacher would never be taught"
                 )
         return self
 
@@ -289,7 +289,7 @@ class RunConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out clients that are not there, or what they do not read: hashes of other runs do not change."""
+        """Leave out unused clients, or the keys that clients do not read: hashes of other runs do not change."""
         values: dict[str, Any] = serialize(self)
         if self.federated is None:
             values.pop("federated", None)
@@ -317,8 +317,8 @@ class RunConfig(Section):
         branches = None if own is None else own.teacher_branches
         if branches is not None and branches.joint and self.teacher.train is None:
             raise ValueError(
-                "teacher.train is missing: student.rotations.teacher_branches.joint trains branches as it says; use "
-                "joint false with separate training"
+                "teacher.train is missing: student.rotations.teacher_branches.joint trains branches by its settings; "
+                "use joint false with separate training"
             )
         if branches is not None and branches.joint and self.teacher.train and self.teacher.train.ema_decay:
             raise ValueError(
@@ -336,12 +336,12 @@ class RunConfig(Section):
 
     @property
     def teacher_net(self) -> str:
-        """Spelling of the teacher's net, its options behind the name."""
+        """Spelling of the teacher's net: its name, then its options."""
         return spelled(self.teacher.net, self.teacher.net_options)
 
     @property
     def student_net(self) -> str:
-        """Spelling of the student's net: its own, or the teacher's; its options are in place of the teacher's."""
+        """Spelling of the student's net: its own, or the teacher's; its options replace the teacher's."""
         if self.student.net is None:
             return spelled(self.teacher.net, self.student.net_options or self.teacher.net_options)
         return spelled(self.student.net, self.student.net_options)
@@ -357,24 +357,24 @@ class RunConfig(Section):
 
     @property
     def searched_roles(self) -> tuple[str, ...]:
-        """The roles (``teacher``, ``student``) whose agent this run's search finds, in the order of their searches."""
+        """Roles (``teacher``, ``student``) whose agent this run searches for, in search order."""
         agents = (("teacher", self.teacher.agent), ("student", self.student.agent))
         return tuple(role for role, agent in agents if agent.policy == "search")
 
     @model_validator(mode="after")
     def _agents_can_be_found(self) -> RunConfig:
         if self.teacher.agent.policy == "teacher":
-            raise ValueError("teacher.agent.policy: `teacher` is for the student; name a policy, or `search` for one")
+            raise ValueError("teacher.agent.policy: `teacher` is for the student; name a policy, or use `search`")
         taken = self.teacher.agent.policy
         if self.student.agent.policy == "teacher" and self.student.agent.flatten and taken in UNSCHEDULED:
             raise ValueError(
                 f"student.agent.flatten: it mixes the epochs of a schedule, but the teacher's policy `{taken}`, which "
-                f"the student takes, has none; leave `flatten` out"
+                f"the student uses, has none; leave `flatten` out"
             )
         if self.teacher.agent.policy == "search" and self.teacher.train is None:
             raise ValueError(
-                "teacher.agent.policy: `search` needs teacher.train: the search trains teachers as it says; a teacher "
-                "that is taken from a file has no use for an agent"
+                "teacher.agent.policy: `search` needs teacher.train, by which the search trains teachers; a teacher "
+                "loaded from a file does not use an agent"
             )
         return self
 
@@ -397,24 +397,24 @@ class RunConfig(Section):
     def _student_can_start(self) -> RunConfig:
         if self.student.weights is not None and self.student.init != "auto":
             raise ValueError(
-                f"student.weights name what the student starts from, and so does init `{self.student.init}`; leave one "
-                f"out"
+                f"student.weights and init `{self.student.init}` both set what the student starts from; remove one "
+                f"of them"
             )
         if self.student_start == "teacher" and self.student_net != self.teacher_net:
             raise ValueError(
-                f"student.init `teacher` needs one net for both roles, but the student's is {self.student_net} and the "
-                f"teacher's {self.teacher_net}; use `float` with student.float_train, or `random`"
+                f"student.init `teacher` needs the same net for both roles, but the student's is {self.student_net} "
+                f"and the teacher's {self.teacher_net}; use `float` with student.float_train, or `random`"
             )
         if self.student_start == "float" and self.student.float_train is None:
             raise ValueError(
                 f"student.float_train is missing: the student ({self.student_net}, init `{self.student.init}`) starts "
-                f"from an own float training; say how in student.float_train, or use init `random`"
+                f"from its own float training; configure it in student.float_train, or use init `random`"
             )
         return self
 
 
 def _federated_faults(config: RunConfig) -> list[str]:
-    """Return what of a config a federated run does not read, or cannot do."""
+    """Return the faults of a federated run's config: keys it does not read, or cannot honor."""
     federated, student, teacher = config.federated, config.student, config.teacher
     if federated is None:
         return []
@@ -428,15 +428,15 @@ def _federated_faults(config: RunConfig) -> list[str]:
         "teacher: a federated run has none: leave it out, and name the net in student.net": (
             not teacher.untrained or config.teacher_net != config.student_net
         ),
-        f"student: a federated run does not read {', '.join(unread)}; `federated` says how clients train": bool(unread),
+        f"student: a federated run does not read {', '.join(unread)}; `federated` configures the clients": bool(unread),
         f"student.init: a federated student starts from `weights` or at random, got `{student.init}`": (
             student.init not in ("auto", "random")
         ),
-        "federated.upload: `codes` needs weight_quantizer lsq: codes of dorefa do not give its shadow weights back": (
+        "federated.upload: `codes` needs weight_quantizer lsq: codes do not recover the shadow weights of dorefa": (
             federated.upload == "codes" and student.quant.weight_quantizer != "lsq"
         ),
-        "data.batch_size: must be 2 at least with strategy fedgen: its generator has batch norm, which takes no single "
-        "latent": federated.strategy == "fedgen" and config.data.batch_size < 2,
+        "data.batch_size: must be at least 2 with strategy fedgen: its generator has batch norm, which cannot take a "
+        "single latent": federated.strategy == "fedgen" and config.data.batch_size < 2,
         "data.batch_statistics: clients have too few validation images to fill its batches; leave it out": (
             config.data.batch_statistics is not None
         ),

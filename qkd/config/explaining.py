@@ -25,7 +25,7 @@ class Key:
 
     Args:
         path: Dotted; ``[]`` behind the key of a list.
-        default: As YAML has it; empty where it must be given, ``...`` for a group.
+        default: As in YAML; empty if it must be given, ``...`` for a group.
         about: What it means.
         is_group: Whether it has keys below it.
     """
@@ -47,7 +47,7 @@ class Explained:
         return [{"key": key.path, "default": key.default, "about": key.about} for key in self.keys]
 
     def to_text(self) -> str:
-        """Return a line a key, and what it means behind it."""
+        """Return one line per key, followed by its meaning."""
         lines = []
         for key in self.keys:
             head = key.path + (":" if key.is_group else f" = {key.default}" if key.default else " (must be given)")
@@ -99,13 +99,13 @@ def _keys(section: type[BaseModel], prefix: str) -> Iterator[Key]:
 
 
 def _about(path: str, description: str | None) -> str:
-    """Return what a key means; of the recipe also what it sets."""
+    """Return what a key means; for the recipe, also what it sets."""
     said = description or ""
     return "\n    ".join([said, *recipe_lines()]) if path == "student.recipe" else said
 
 
 def _inner_mark(annotation: Any) -> str:
-    """Return what stands for an index of a list, or a name of the user's, in the path of a group."""
+    """Return the placeholder for a list index, or for a user-defined name, in the path of a group."""
     if typing.get_origin(annotation) is tuple:
         return "[]"
     return (

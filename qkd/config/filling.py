@@ -1,4 +1,4 @@
-"""Fill in what a short config leaves open because other keys of it decide: a training, its length, a recipe."""
+"""Fill in what a short config leaves out because its other keys determine it: a training, its length, a recipe."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from qkd.config.recipes.table import with_recipe
 from qkd.failures import ConfigError
 
-# Those of quantizers.spec, which needs PyTorch to import; a test holds them equal.
+# Same as in quantizers.spec, which needs PyTorch to import; a test keeps them equal.
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "fast": {"weight_bits": 2, "act_bits": 2, "first_bits": 8, "last_bits": 8, "sum_bits": 8},
 }
-TUNING_LR = 0.01  # a training that begins with trained weights: a tenth of one that begins at random
+TUNING_LR = 0.01  # training from trained weights: a tenth of the rate from random ones
 
 
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return raw config data with such keys; what is ill-typed is left to the schema.
+    """Return raw config data with these keys filled in; the schema reports values of the wrong type.
 
     Args:
         data: Nested mappings and lists.
 
     Raises:
-        ConfigError: If a width stands beside a preset that has another.
+        ConfigError: If a width is given that differs from the preset's.
 
     Example:
         >>> filled({"teacher": {"net": "resnet20"}})["teacher"]
@@ -39,7 +39,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_teacher(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data; where clients train together, with an untrained teacher of the student's net in its place.
+    """Return the data; for a federated run, with an untrained teacher of the student's net.
 
     Raises:
         ConfigError: If no net is named.
@@ -48,15 +48,15 @@ def _without_teacher(data: Mapping[str, Any]) -> dict[str, Any]:
     if not data.get("federated") or "teacher" in data or not isinstance(student, Mapping):
         return dict(data)
     if not student.get("net"):
-        raise ConfigError(["config.student.net: missing; a federated run has no teacher whose net it could be"])
+        raise ConfigError(["config.student.net: missing; a federated run has no teacher to take the net from"])
     options = {key: student[key] for key in ("net", "net_options") if key in student}
     return {**data, "teacher": {**options, "untrained": True}}
 
 
 def _trained(teacher: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fill in a training where nothing else gives the teacher its weights; one that tunes has a lower rate.
+    """Fill in the training if nothing else gives the teacher its weights, with a lower rate for fine-tuning.
 
-    A teacher that is another run's, or untrained, has none; nor have given weights that are used unchanged.
+    A teacher from another run or an untrained one has no training, nor does one whose weights are used unchanged.
     """
     is_settled = any(teacher.get(key) for key in ("train", "untrained", "run")) or teacher.get("train") == {}
     if is_settled:
@@ -67,7 +67,7 @@ def _trained(teacher: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _long_enough(student: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fill in the length of a training whose phases have one."""
+    """Fill in the number of epochs from those of the phases."""
     phases, train = student.get("phases"), student.get("train", {})
     if not isinstance(phases, list) or not phases or not isinstance(train, Mapping) or "epochs" in train:
         return student
@@ -77,11 +77,11 @@ def _long_enough(student: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_presets(student: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fill in the widths of ``quant.preset``, the student's and those of other nets in its training."""
+    """Fill in the widths of ``quant.preset`` for the student and for other nets in its training."""
     result = dict(student)
     if "quant" in student:
         result["quant"] = _with_preset(student["quant"], "config.student.quant")
-    for key, section in student.items():  # other low-bit nets of the student's training have widths, too
+    for key, section in student.items():  # other low-bit nets in the student's training
         if isinstance(section, Mapping) and "quant" in section:
             quant = _with_preset(section["quant"], f"config.student.{key}.quant")
             result[key] = {**section, "quant": quant}
@@ -93,7 +93,7 @@ def _with_preset(quant: Any, where: str) -> Any:
     if widths is None:
         return quant
     faults = [
-        f"{where}.{key}: {quant[key]!r} here, but preset {quant['preset']} has {bits}; leave one of them out"
+        f"{where}.{key}: got {quant[key]!r}, but preset {quant['preset']} has {bits}; leave one of them out"
         for key, bits in widths.items()
         if key in quant and quant[key] != bits
     ]
@@ -103,6 +103,6 @@ def _with_preset(quant: Any, where: str) -> Any:
 
 
 def _of_the_net(section: Mapping[str, Any], net: object) -> Mapping[str, Any]:
-    """Say whose weights `preprocess: torchvision` means: the teacher's, where its net is torchvision's."""
+    """Resolve `preprocess: torchvision` to the teacher's net, if that is torchvision's."""
     is_open = section.get("preprocess") == "torchvision" and isinstance(net, str) and net.startswith("torchvision/")
     return {**section, "preprocess": net} if is_open else section

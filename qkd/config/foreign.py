@@ -1,4 +1,4 @@
-"""Keys that other training programs have and this one has not, each with the way to say it here."""
+"""Keys of other training programs that this one does not have, each with its equivalent here."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 _WEIGHTS = (
     "`weights: FILE` names a file of trained ones (safetensors, or torch.save's state dict), `weights: imagenet` "
-    "torchvision's; `head: new` beside it is for other classes"
+    "torchvision's; add `head: new` for other classes"
 )
 _NET = "the net is named by `net` (`qkd ls nets` lists them; path/to/file.py:function is one of your own)"
 _DATA = "the data set is named by `data.name`; `data.path` is the folder of an npz or folder set"
 _SIZE = "classes, channels and size of the images come from the data set"
 
-# Only names that mean nothing here; a key of ours in another place is found by the binder.
+# Only names that are not keys here; the binder finds our own keys in the wrong place.
 FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(("pretrained", "pretrain", "pretrained_weights", "checkpoint", "checkpoint_path", "ckpt",
                      "ckpt_path", "load_from", "state_dict"), _WEIGHTS),
@@ -26,7 +26,7 @@ FOREIGN: Mapping[str, str] = {
 
 
 def foreign_hint(key: str) -> str:
-    """Return how to say here what a key of another program says; empty where it is not known.
+    """Return the equivalent of another program's key; empty if it is not known.
 
     Example:
         >>> foreign_hint("resume")

@@ -1,4 +1,4 @@
-"""The schema of nets and branches that learn beside a student."""
+"""The schema of nets and branches that learn alongside a student."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qkd.config.training import PhaseConfig, QuantConfig, TermConfig, TrainConfi
 if TYPE_CHECKING:
     from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 
-STEPS = ("rotations", "peers", "adaptation", "method")  # keys of a student that bring their own step
+STEPS = ("rotations", "peers", "adaptation", "method")  # keys of a student that define the training step
 
 
 class PeerConfig(Section):
-    """A net that learns beside the student and from it; thrown away in the end."""
+    """A net that learns alongside the student and from it, and is discarded at the end."""
 
     net: str | None = Field(None, description="default: the student's net")
     width: Annotated[float, Field(gt=0, le=16)] | None = Field(
@@ -42,7 +42,7 @@ class PeerConfig(Section):
 
 
 class PeersConfig(Section):
-    """A student ensemble: the student and its peers learn from labels, from their average and from one net of them."""
+    """A student ensemble: the student and its peers learn from labels, from their average and from one of the nets."""
 
     nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers")
     leader: Literal["peer", "student"] = Field(
@@ -71,19 +71,19 @@ class PeersConfig(Section):
 
     @model_validator(mode="after")
     def _taps_pair_up(self) -> PeersConfig:
-        default = type(self).model_fields["feature_weight"].default  # weighs nothing where there are no taps
+        default = type(self).model_fields["feature_weight"].default  # has no effect without taps
         if self.feature_weight not in (0, default) and not self.taps:
             raise ValueError(
-                f"`feature_weight` is {self.feature_weight}, but there are no `taps` whose features it weighs"
+                f"`feature_weight` is {self.feature_weight}, but it weights the features of `taps`, which are empty"
             )
         for index, peer in enumerate(self.nets):
             if peer.taps is not None and len(peer.taps) != len(self.taps):
-                raise ValueError(f"nets[{index}].taps names {len(peer.taps)} modules, but `taps` {len(self.taps)}")
+                raise ValueError(f"nets[{index}].taps names {len(peer.taps)} modules, `taps` names {len(self.taps)}")
         return self
 
 
 class AuxiliaryConfig(Section):
-    """An auxiliary teacher: trained from the teacher first, then the student's teacher in its place."""
+    """An auxiliary teacher: it is trained from the teacher first, and then teaches the student in its place."""
 
     net: str | None = Field(None, description="default: the student's net")
     quant: QuantConfig | None = Field(
@@ -114,9 +114,9 @@ class AuxiliaryConfig(Section):
         if any(phase.teacher_terms is not None for phase in self.phases):
             raise ValueError("`phases` with teacher_terms are for the student")
         if any(phase.meta is not None for phase in self.phases):
-            raise ValueError("`phases` with meta are for the student: its quiz is kept from the student alone")
+            raise ValueError("`phases` with meta are for the student: the quiz is held out from the student only")
         if self.quant is None and any(phase.freeze_batch_norm for phase in self.phases):
-            raise ValueError("`phases` with freeze_batch_norm need `quant`: full precision has no deployed arithmetic")
+            raise ValueError("`phases` with freeze_batch_norm need `quant`: a float net has no deployed arithmetic")
         return self
 
 
@@ -136,13 +136,14 @@ class BranchTrainingConfig(Section):
     def _has_one_training(self) -> BranchTrainingConfig:
         if self.joint == (self.train is not None):
             raise ValueError(
-                "needs `train` exactly when `joint` is false: with `joint` the branches learn as teacher.train says"
+                "`train` is required if `joint` is false, and not allowed otherwise: with `joint`, the branches are "
+                "trained by teacher.train"
             )
         return self
 
 
 class RotationsConfig(Section):
-    """Distillation on images in four orientations, through auxiliary branches that are thrown away afterward."""
+    """Distillation on images in four orientations, through auxiliary branches that are discarded afterward."""
 
     mode: Literal["offline", "online"] = Field(
         "offline", description="offline: the fixed teacher and its branches teach; online: both nets learn, as peers"
@@ -166,23 +167,24 @@ class RotationsConfig(Section):
     def _branches_can_learn(self) -> RotationsConfig:
         if (self.mode == "offline") != (self.teacher_branches is not None):
             raise ValueError(
-                "needs `teacher_branches` exactly when `mode` is offline; online, the branches of both nets learn "
-                "with the student"
+                "`teacher_branches` is required if `mode` is offline, and not allowed otherwise: online, the branches "
+                "of both nets learn with the student"
             )
         if self.student_taps and self.teacher_taps and len(self.student_taps) != len(self.teacher_taps):
             raise ValueError(
-                f"`student_taps` and `teacher_taps` pair up: got {len(self.student_taps)} and {len(self.teacher_taps)}"
+                f"`student_taps` and `teacher_taps` must have the same length, got {len(self.student_taps)} and "
+                f"{len(self.teacher_taps)}"
             )
         joint = self.joint_weight if self.mode == "online" else 0.0
         if max(self.task_weight, self.branch_weight, self.logit_weight, joint) == 0:
-            raise ValueError("no weight is positive, so there is nothing to learn from")
+            raise ValueError("at least one weight must be positive, or there is nothing to learn from")
         if self.mode == "offline" and self.joint_weight != 1:
-            raise ValueError("`joint_weight` is for mode online: offline, the student's branches see no joint labels")
+            raise ValueError("`joint_weight` is for mode online: offline, the student's branches have no joint labels")
         return self
 
 
 class AdaptationConfig(Section):
-    """Joint distillation and domain adaptation: teacher and student learn, the domain that is seen has no labels."""
+    """Joint distillation and domain adaptation: teacher and student learn, and the unseen domain has no labels."""
 
     temperature: Positive = Field(20.0, description="temperature of the soft targets, which are scaled by its square")
     source_share: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -198,7 +200,7 @@ class AdaptationConfig(Section):
 
 
 class WidthConfig(Section):
-    """Widths that a student is trained in before its own."""
+    """Bit widths that a student is trained at before its own."""
 
     weight_bits: Bits = Field(description="bits of weights")
     act_bits: Bits = Field(description="bits of activations; other keys are those of student.quant")
@@ -218,10 +220,10 @@ class SelfDistillationConfig(Section):
 
 
 def low_bit_faults(student: StudentConfig) -> list[str]:
-    """Return what does not go together, a sentence each with the keys.
+    """Return the incompatible settings of a student, one sentence with the keys for each.
 
     Args:
-        student: The section, each key of it valid by itself.
+        student: The section, whose keys are each valid on their own.
     """
     return [*_rule_faults(student), *_width_faults(student), *_self_faults(student), *_float_agent_faults(student)]
 
@@ -234,7 +236,7 @@ def _float_agent_faults(student: StudentConfig) -> list[str]:
     if student.float_train is None:
         faults.append("`float_agent` is for `float_train`, which is missing")
     if agent.policy in ("search", "teacher", "file"):
-        faults.append(f"`float_agent.policy` must name a policy by itself, got `{agent.policy}`")
+        faults.append(f"`float_agent.policy` must name a self-contained policy, got `{agent.policy}`")
     distilled = [key for key in ("data_free", "adaptation") if getattr(student, key) is not None]
     if agent.cutmix_probability and distilled:
         faults.append(f"`float_agent` cannot use CutMix with {distilled[0]}, whose images have no labels to mix")
@@ -246,13 +248,13 @@ def _rule_faults(student: StudentConfig) -> list[str]:
     if rules.places_weights and student.quant.weight_quantizer == "dorefa":
         faults.append(
             "`low_bit.dampening` and `low_bit.oscillation_thresholds` need `quant.weight_quantizer` lsq or stats, got "
-            "dorefa, whose weights have no separate place for a code"
+            "dorefa, whose codes have no fixed positions among the weights"
         )
     if rules.reestimate_batches and student.bn == "frozen_teacher":
-        faults.append("`low_bit.reestimate_batches` needs `bn: train`: with frozen_teacher the teacher's stay")
+        faults.append("`low_bit.reestimate_batches` needs `bn: train`: with frozen_teacher, the teacher's are kept")
     if rules.transition_rate is not None and student.bn == "frozen_teacher":
         faults.append(
-            "`low_bit.transition_rate` needs `bn: train`: with frozen_teacher all is trained at the schedule's rate"
+            "`low_bit.transition_rate` needs `bn: train`: with frozen_teacher, all weights train at the schedule's rate"
         )
     return faults
 
@@ -274,18 +276,18 @@ def _self_faults(student: StudentConfig) -> list[str]:
         return []
     used = [f"`{key}`" for key in STEPS if getattr(student, key) is not None]
     faults = (
-        [f"`self_distillation` cannot be combined with {', '.join(used)}, which bring another step"] if used else []
+        [f"`self_distillation` cannot be combined with {', '.join(used)}, which define another step"] if used else []
     )
     if student.quant.act_bits >= 8:
-        faults.append("`self_distillation` needs `quant.act_bits` below 8: the copy differs in finer activations alone")
+        faults.append("`self_distillation` needs `quant.act_bits` below 8: the copy differs only in finer activations")
     if all(phase.teacher_terms or phase.meta or phase.combine != "sum" or phase.trains == "modules"
            for phase in student.phases) and student.phases:  # fmt: skip
-        faults.append("`self_distillation` is for phases that sum terms for the student, and no phase does")
+        faults.append("`self_distillation` needs a phase that trains the student on a sum of terms")
     return faults
 
 
 def method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
-    """Return what does not go together: an ensemble has no features and learns nothing, an auxiliary is fixed."""
+    """Return the incompatible settings: an ensemble has no features and does not learn; an auxiliary net is fixed."""
     learner, where = (student, "student") if student.auxiliary is None else (student.auxiliary, "student.auxiliary")
     terms = [*learner.terms, *(term for phase in learner.phases for term in phase.terms or ())]
     faults = [
@@ -302,12 +304,12 @@ def method_faults(teacher: TeacherConfig, student: StudentConfig) -> list[str]:
             ["student.phases: teacher_terms cannot be combined with student.auxiliary"] if student.auxiliary else []
         )
     if student.peers is not None and any(phase.peers and phase.teacher_terms for phase in student.phases):
-        faults.append("student.phases: a phase has either teacher_terms or peers; say `peers: false` there")
+        faults.append("student.phases: a phase can have teacher_terms or peers, not both; set `peers: false` there")
     return faults
 
 
 def data_free_faults(config: RunConfig) -> list[str]:
-    """Return what of a config reads real images, which ``student.data_free`` rules out."""
+    """Return the settings that need real images, which ``student.data_free`` rules out."""
     student = config.student
     if student.data_free is None:
         return []
@@ -316,8 +318,8 @@ def data_free_faults(config: RunConfig) -> list[str]:
         f"student.view: must be `same` with data_free, got `{student.view}`: there are no raw images": (
             student.view != "same"
         ),
-        f"student.agent: policy `{agent.policy}` does not go with data_free: name one that changes single images, or "
-        f"`none` (a search scores real validation images; CutMix wants the images that follow)": (
+        f"student.agent: policy `{agent.policy}` does not work with data_free: name one that changes single images, or "
+        f"`none` (a search scores real validation images; CutMix needs the next images)": (
             agent.policy in ("search", "teacher") or bool(agent.cutmix_probability)
         ),
         "student.rotations: cannot be combined with data_free: the teacher's branches learn from real images": (
@@ -327,8 +329,8 @@ def data_free_faults(config: RunConfig) -> list[str]:
         "made from a teacher that does not change": any(
             phase.meta is not None or phase.teacher_terms is not None for phase in student.phases
         ),
-        "student.auxiliary: cannot be combined with data_free: images are made from what the student learns from, and "
-        "the auxiliary would need them first": student.auxiliary is not None,
+        "student.auxiliary: cannot be combined with data_free: images are made from the net that teaches the student, "
+        "and the auxiliary would need them first": student.auxiliary is not None,
         "bench.int8_baseline: cannot be used with data_free: it calibrates on real images": config.bench.int8_baseline,
     }
     return [fault for fault, is_there in wrong.items() if is_there]

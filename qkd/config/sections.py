@@ -1,7 +1,7 @@
-"""What every section of the schema is made of: the base of a section, and numbers with a range.
+"""Building blocks of the schema: the base class of a section, and numbers with a range.
 
 Every number has an upper bound: far above what anyone uses, far below what a machine
-chokes on. ``10**40`` pixels of padding or 100,000 threads are a slip of the finger, and end as a fault with its place.
+chokes on. ``10**40`` pixels of padding or 100,000 threads are typos, and are reported with their place in the file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from export.defaults import MOST_BATCH, MOST_THREADS
 from qkd.files.user_paths import user_path
 
-LARGEST = 1e6  # of a factor, weight, temperature, decay or time in seconds (eleven days)
+LARGEST = 1e6  # for a factor, weight, temperature, decay or time in seconds (eleven days)
 MOST_EPOCHS = 1_000_000
 MOST_IMAGES = 1_000_000_000
-MOST_PIXELS = 4096  # side of an image; nets for larger ones do not fit a training's memory
+MOST_PIXELS = 4096  # side of an image; nets for larger ones do not fit in memory during training
 MOST_WORKERS = 256
 MOST_MEMBERS = 1024  # of a population or an ensemble
 LONGEST_TEXT = 4096  # characters; the longest path that Linux takes
@@ -34,24 +34,24 @@ BatchSize = Annotated[int, Field(ge=1, le=MOST_BATCH)]
 Pixels = Annotated[int, Field(ge=0, le=MOST_PIXELS)]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
-Cpu = Annotated[int, Field(ge=0, lt=8192)]  # number of one; Linux is built for at most so many
+Cpu = Annotated[int, Field(ge=0, lt=8192)]  # index of a CPU; Linux supports at most this many
 UserPath = Annotated[Path, AfterValidator(user_path)]  # `~` is the home folder
 
 
 class _Newer:
-    """Marks a key that the first version did not have: hashes of settings have it only where it is not the default."""
+    """Marks a key that the first version did not have. Hashes of settings include it only if it is not the default."""
 
 
 NEWER = _Newer()
 
 
 class Section(BaseModel):
-    """A group of keys: frozen, and unknown keys are an error."""
+    """A group of keys. It is frozen, and unknown keys are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=LONGEST_TEXT)
 
     def tried(self, batch_size: int) -> Section:  # noqa: ARG002
-        """Return the section for a dry run: with few steps, where its keys say how many something takes.
+        """Return the section for a dry run, with its step counts reduced.
 
         Args:
             batch_size: Images per batch of the student, in the dry run.
@@ -60,11 +60,11 @@ class Section(BaseModel):
 
 
 def without_defaults(section: Section, values: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """Return what is written of a section without newer keys that have their defaults: hashes of older runs stay.
+    """Return a section's values without newer keys at their defaults, so that hashes of older runs do not change.
 
     Args:
-        section: What is written.
-        values: Of it, as pydantic writes them.
+        section: The section.
+        values: Its values, as pydantic writes them.
         keys: The newer ones.
     """
     fields = type(section).model_fields

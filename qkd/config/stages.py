@@ -1,4 +1,4 @@
-"""The sections of the schema that say how the stages around the trainings work, and how clients train together."""
+"""Sections of the schema for the stages around training, and for federated training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SearchConfig(Section):
     def _has_a_perturbation(self) -> SearchConfig:
         if self.interval_epochs >= self.epochs:
             raise ValueError(
-                f"`interval_epochs` must be less than `epochs`, or no policy is ever explored, "
+                f"`interval_epochs` must be less than `epochs`, or no policy would ever be explored, "
                 f"got {self.interval_epochs} of {self.epochs}"
             )
         return self
@@ -76,7 +76,7 @@ MOST_CLIENTS = 100_000
 
 
 class FederatedConfig(Section):
-    """Training by clients that keep their images, in place of a teacher (`qkd federate`)."""
+    """Training by clients that keep their images, instead of with a teacher (`qkd federate`)."""
 
     strategy: Literal["fedavg", "fedprox", "feddistill", "fedgen"] = Field(
         "fedgen",
@@ -167,7 +167,7 @@ def _known_target(name: str | None) -> str | None:
 
 
 class ExportConfig(OldFields, Section):
-    """How the student becomes a file."""
+    """How the student is exported."""
 
     target: Annotated[str | None, AfterValidator(_known_target)] = Field(
         None,
@@ -194,7 +194,7 @@ class ExportConfig(OldFields, Section):
 
     @property
     def chosen_target(self) -> Target | None:
-        """What ``target`` names; None where it is absent."""
+        """The target that ``target`` names, or None."""
         return None if self.target is None else find_target(self.target)
 
     @property
@@ -223,14 +223,14 @@ class ExportConfig(OldFields, Section):
 
 
 class LogConfig(Section):
-    """What is written of each epoch beside metrics.jsonl, in the folder of the role."""
+    """What is logged per epoch in the role's folder, in addition to metrics.jsonl."""
 
     csv: bool = Field(True, description="write metrics.csv, one line per epoch")
     tensorboard: bool = Field(False, description="write tensorboard/ (extra [tensorboard])")
 
 
 def _as_names(value: object) -> object:
-    """Return a text such as ``cpu, lowbit`` as its words; a list is one already."""
+    """Split text such as ``cpu, lowbit`` into names; a list is returned as a tuple."""
     if isinstance(value, str):
         return tuple(word.strip() for word in value.split(","))
     return tuple(value) if isinstance(value, list) else value

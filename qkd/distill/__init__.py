@@ -1,4 +1,4 @@
-"""Called, the function :func:`qkd.api.distill`; else old names of what is in `qkd.losses` and `qkd.terms` now."""
+"""The function :func:`qkd.api.distill` if called; otherwise old names of `qkd.losses` and `qkd.terms`."""
 
 from export.moved import OLD_NAMES
 from qkd.api.rooms import callable_room

@@ -1,6 +1,6 @@
-"""Random numbers by counting: an image's are a function of a key, its position in the data set and their use.
+"""Counter-based random numbers: a function of a key, an image's position in the data set and their use.
 
-So they do not depend on which batch an image is in, on the images beside it, or on the device.
+So they do not depend on which batch an image is in, on the other images in it, or on the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STEP, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4
 
 
 class Use(IntEnum):
-    """What numbers are for; each use has its own 65,536 for every image. A seed's images depend on these values."""
+    """What the numbers are used for; each has its own 65,536 per image. A seed's images depend on these values."""
 
     FIRES = 0
     TURNS = 1
@@ -57,17 +57,17 @@ class SampleDraws:
         return len(self._states)
 
     def words(self, use: Use, count: int) -> _Words:
-        """Return ``count`` numbers 0..2 ** 64 - 1 an image, shape ``[batch, count]``."""
+        """Return ``count`` numbers 0..2 ** 64 - 1 per image, shape ``[batch, count]``."""
         positions = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(int(use) << 16)
         return _mix(self._states[:, None] + positions * _STEP)
 
     def uniform(self, use: Use, count: int) -> FloatArray:
-        """Return ``count`` numbers in [0, 1) an image, of 53 bits, shape ``[batch, count]``."""
+        """Return ``count`` numbers in [0, 1) per image, of 53 bits, shape ``[batch, count]``."""
         numbers: FloatArray = (self.words(use, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return numbers
 
     def integers(self, high: int, use: Use, count: int) -> IntArray:
-        """Return ``count`` integers 0..high - 1 an image (``high`` up to 2 ** 32), shape ``[batch, count]``."""
+        """Return ``count`` integers 0..high - 1 per image (``high`` up to 2 ** 32), shape ``[batch, count]``."""
         scaled = ((self.words(use, count) >> np.uint64(32)) * np.uint64(high)) >> np.uint64(32)
         numbers: IntArray = scaled.astype(np.int64)
         return numbers

@@ -58,12 +58,12 @@ class NoDraws:
 class PolicyDraws:
     """PBA's draw: at most 0, 1 or 2 operations (0.2, 0.3, 0.5) of the epoch's policy.
 
-    An image's policy is shuffled and walked; each operation fires with its own probability, until as many have fired as
-    the image may have or the list ends.
+    An image's policy is shuffled and traversed; each operation is applied with its own probability, until the image has
+    its maximum or the list ends.
 
     Args:
         schedule: Policies over the epochs; stretched to the training.
-        flatten: Whether each image takes the policy of a random epoch, drawn again every time: all the policies
+        flatten: Whether each image uses the policy of a random epoch, redrawn every time: all the policies
             without their order (an ablation of the release).
 
     References:
@@ -74,7 +74,7 @@ class PolicyDraws:
     flatten: bool = False
 
     def draw(self, draws: SampleDraws, epoch: int, epochs: int) -> Drawn:
-        """Return up to two operations an image.
+        """Return up to two operations per image.
 
         Raises:
             ValueError: If ``epoch`` is not within the training.
@@ -96,7 +96,7 @@ class TrivialDraws:
     """
 
     def draw(self, draws: SampleDraws, epoch: int, epochs: int) -> Drawn:  # noqa: ARG002
-        """Return one operation an image."""
+        """Return one operation per image."""
         kinds = _codes(TRIVIAL_WIDE)[draws.integers(len(TRIVIAL_WIDE.operations), Use.KINDS, 1)]
         return Drawn(kinds, draws.integers(TRIVIAL_WIDE.levels, Use.LEVELS, 1), TRIVIAL_WIDE)
 
@@ -113,7 +113,7 @@ class RandAugmentDraws:
     magnitude: int
 
     def draw(self, draws: SampleDraws, epoch: int, epochs: int) -> Drawn:  # noqa: ARG002
-        """Return ``operations`` operations an image."""
+        """Return ``operations`` operations per image."""
         kinds = _codes(RANDAUGMENT)[draws.integers(len(RANDAUGMENT.operations), Use.KINDS, self.operations)]
         return Drawn(kinds, np.full_like(kinds, self.magnitude), RANDAUGMENT)
 
@@ -141,7 +141,7 @@ def _policy_table(schedule: Schedule, epochs: int) -> _PolicyTable:
 
 
 def _walk(table: _PolicyTable, segments: IntArray, draws: SampleDraws) -> Drawn:
-    """Return up to two operations an image. ``segments``: one for all images, or one each."""
+    """Return up to two operations per image. ``segments``: one for all images, or one per image."""
     kinds, levels, chances = table.kinds[segments], table.levels[segments], table.chances[segments]
     width = kinds.shape[1]
     if width == 0 or not chances.any():

@@ -1,4 +1,4 @@
-"""The batched engine: applies to every image of a batch the operations drawn for it, a few tensor passes in all.
+"""The batched engine: applies to every image of a batch the operations drawn for it, in a few tensor passes.
 
 On a CPU with a C++ compiler `qkd.agents.operations.native` does the same work, with the same bits, in one call.
 """
@@ -35,7 +35,7 @@ from qkd.agents.policies.spaces import ENHANCING, GEOMETRIC, Space
 # A contrast is a table, too, but its mean gray is not known from histograms of the channels.
 BLENDING = ("Contrast", "Color", "Sharpness")
 COUNTING = ("Equalize", "AutoContrast")  # their tables are made from histograms
-CHUNK_PIXELS = 1 << 18  # on a CPU, so many pixels at a time stay in its cache
+CHUNK_PIXELS = 1 << 18  # on a CPU, this many pixels fit in its cache
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,18 @@ def check_images(images: Tensor) -> None:
 def augment(images: Tensor, drawn: Drawn, draws: SampleDraws, fill: Tensor, finish: Finish | None = None) -> Tensor:
     """Return images after their operations in order, and after ``finish``.
 
-    Pixels that a geometric operation or a cut-out exposes take ``fill`` at once, and later operations treat them as any
-    pixel. What an image becomes depends on nothing but itself, its operations and its draws.
+    Pixels that a geometric operation or a cut-out exposes get ``fill`` at once, and later operations treat them like
+    any other pixel. The result for an image depends only on itself, its operations and its draws.
 
     Args:
         images: uint8, shape ``[batch, channels, height, width]``.
         drawn: The operations.
         draws: For signs, cut-out centers, crop and flip; of the same images.
         fill: uint8, shape ``[channels]``, on the images' device.
-        finish: What comes last; absent: nothing.
+        finish: What comes last; default: nothing.
 
     Returns:
-        uint8, same shape and device; ``images`` are untouched, and returned where nothing is done.
+        uint8, same shape and device; ``images`` are not changed, and are returned if there is nothing to do.
     """
     finish = finish or Finish()
     rounds = drawn.kinds.shape[1]
@@ -113,7 +113,7 @@ def augment(images: Tensor, drawn: Drawn, draws: SampleDraws, fill: Tensor, fini
 def _compiled(
     images: Tensor, fill: Tensor, drawn: Drawn, signs: IntArray, chances: FloatArray, ending: _Ending
 ) -> Tensor:
-    """Return what the batched engine would return, made by the compiled function."""
+    """Return the same as the batched engine, computed by the compiled function."""
     space, kinds, levels = drawn.space, drawn.kinds, drawn.levels
     batch, height, width = len(images), *images.shape[-2:]
     codes = _codes()[kinds]
@@ -205,7 +205,7 @@ class _Round:
         return take_rows(tables.view(-1, 1, 256), flat).expand(-1, self.batch.channels, -1)
 
     def _blend(self) -> None:
-        """Mix images with a degenerate one each: their mean gray, their gray, or their smoothed selves."""
+        """Mix each image with a degenerate one: their mean gray, their gray, or their smoothed selves."""
         found = [self._rows((name,)) for name in BLENDING]
         rows = np.concatenate(found)
         if not len(rows):

@@ -1,7 +1,7 @@
 """Geometric operations as index maps: where each pixel of a sample comes from, in Pillow's fixed-point arithmetic.
 
 An index map is int64 of shape ``[maps, height * width]``: the source pixel in row-major order, or ``height * width``
-where a pixel comes from outside (an exposed one). Maps compose exactly: by a gather of one from the other.
+if a pixel comes from outside (an exposed one). Maps compose exactly, by gathering one from the other.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def operation_maps(
 def crop_flip_maps(
     offsets: IntArray, flips: IntArray, padding: int, size: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """Return the index maps of a crop of the padded image, mirrored left to right afterward where asked.
+    """Return the index maps of a crop of the padded image, mirrored left to right afterward if requested.
 
     Args:
         offsets: Column and row of the window's corner in the padded image, 0..2 * padding, shape ``[batch, 2]``.
@@ -123,7 +123,7 @@ def cut_boxes(sides: IntArray, centers: IntArray) -> IntArray:
         centers: Column and row, shape ``[..., 2]``.
 
     Returns:
-        ``(x0, x1, y0, y1)``, shape ``[..., 4]``; they may reach beyond the image.
+        ``(x0, x1, y0, y1)``, shape ``[..., 4]``; they can extend beyond the image.
     """
     first = centers - (sides // 2)[..., None]
     end = first + sides[..., None]
@@ -131,7 +131,7 @@ def cut_boxes(sides: IntArray, centers: IntArray) -> IntArray:
 
 
 def cut_maps(boxes: IntArray, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Return index maps that leave all pixels where they are but those of a box each, which are exposed.
+    """Return index maps that keep all pixels in place except those of one box per map, which are exposed.
 
     Args:
         boxes: As `cut_boxes` gives them, shape ``[batch, 4]``.
@@ -154,7 +154,7 @@ def affine_maps(maps: Tensor, height: int, width: int) -> Tensor:
         height: In pixels.
         width: In pixels.
     """
-    # 32 bits do for sides up to 4,096: a coordinate stays below four sides, and 16 bits are its fraction.
+    # 32 bits are enough for sides up to 4,096: a coordinate stays below four sides, and 16 bits are its fraction.
     dtype = torch.int32 if max(height, width) <= 4096 else torch.int64
     x = torch.arange(width, device=maps.device, dtype=dtype)
     y = torch.arange(height, device=maps.device, dtype=dtype).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""CutMix: paste a box of the image that follows into each, and say how much of each image's label it is."""
+"""CutMix: paste a box of the next image into each image, and return its share of the label."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def mix_boxes(images: Tensor, labels: Tensor, draws: SampleDraws, probability: f
         images: uint8, shape ``[batch, channels, height, width]``, augmented already; untouched.
         labels: int64, shape ``[batch]``.
         draws: Of these images: which are mixed, and their boxes.
-        probability: Of an image to be mixed.
+        probability: That an image is mixed.
 
     Returns:
         The images, same shape and device, and their second labels.
@@ -58,8 +58,8 @@ def mix_boxes(images: Tensor, labels: Tensor, draws: SampleDraws, probability: f
 
     Note:
         Published: one box for the whole batch, pasted from a random permutation. Here every image draws for itself,
-        and the box comes from the next image (epochs are shuffled). Whoever wants that to be the next one of the epoch,
-        however it is cut into batches, gives the first image of the next batch, too, and leaves out the last result.
+        and the box comes from the next image (epochs are shuffled). For that to be the next one of the epoch for
+        any batch size, also pass the first image of the next batch, and drop the last result.
     """
     height, width = images.shape[-2:]
     drawn = draws.uniform(Use.MIX, 4)

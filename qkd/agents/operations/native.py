@@ -1,4 +1,4 @@
-"""The engine's work on a CPU as one compiled function: image by image, its operations one after the other.
+"""The engine's work on a CPU as one compiled function: image by image, one operation after another.
 
 On a CPU an image of 32x32 fits into the innermost cache, and what a batched engine pays is the number of its calls. So
 where a C++ compiler is at hand, this source is compiled once a machine (into the user's cache folder) and called once a
@@ -37,7 +37,7 @@ def run(
     *,
     has_cut: bool,
 ) -> Tensor:
-    """Return augmented images; `load` must have given a function.
+    """Return augmented images; `load` must have returned a function.
 
     Args:
         images: uint8 on the CPU, shape ``[batch, channels, height, width]``.
@@ -70,7 +70,7 @@ def run(
 
 @functools.lru_cache(maxsize=1)
 def load() -> Any:
-    """Return the compiled function, or None where there is no compiler or it is switched off."""
+    """Return the compiled function, or None if there is no compiler or it is switched off."""
     without = "augmentation on the CPU is several times slower"
     library = loaded_library("augment", SOURCE, FLAGS, without=without, parallel=True)
     return None if library is None else bound(library)

@@ -1,4 +1,4 @@
-"""A batch on which operations wait: geometric ones as one index map an image, point operations as one table a channel.
+"""A batch with pending operations: geometric ones as one index map per image, point operations as a table per channel.
 
 Nothing is approximated. Index maps compose by a gather of one from the other, tables likewise; a pixel that a map
 exposes points to a slot behind the image's pixels, one slot for each map, whose color goes through the tables that
@@ -18,12 +18,12 @@ from qkd.agents.operations.tables import look_up
 
 
 class PendingBatch:
-    """Images with what waits to be done to them. Rows are positions in the batch, each at most once.
+    """Images with their pending operations. Rows are positions in the batch, each at most once.
 
     Args:
         images: uint8, shape ``[batch, channels, height, width]``; never written to.
         fill: Of exposed pixels, uint8, shape ``[channels]``, on the images' device.
-        most_maps: The largest number of index maps that an image may get between two calls of `settle`.
+        most_maps: The largest number of index maps per image between two calls of `settle`.
     """
 
     def __init__(self, images: Tensor, fill: Tensor, most_maps: int) -> None:
@@ -32,7 +32,7 @@ class PendingBatch:
         self._is_own = False
         self._fill = fill
         self._slots = most_maps
-        self.maps: IntArray = np.zeros(len(images), dtype=np.int64)  # how many wait on each image
+        self.maps: IntArray = np.zeros(len(images), dtype=np.int64)  # number pending on each image
         self.has_table: npt.NDArray[np.bool_] = np.zeros(len(images), dtype=bool)
         self._index: Tensor | None = None  # composed maps, int64 [batch, pixels]
         self._colors: Tensor | None = None  # of the slots, uint8 [batch, channels, slots]
@@ -40,29 +40,29 @@ class PendingBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """Device of the images."""
         return self._fill.device
 
     @property
     def channels(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return self._shape[1]
 
     def images(self) -> Tensor:
-        """Return the images after all that waits: uint8, their first shape, contiguous."""
+        """Return the images after all pending operations: uint8, in their original shape, contiguous."""
         self.settle(np.arange(len(self.maps)))
         return self._pixels.reshape(self._shape)
 
     def pixels(self, rows: IntArray) -> Tensor:
-        """Return the stored images of these rows: without the operations that wait."""
+        """Return the stored images of these rows, without the pending operations."""
         return self._of(self._pixels, rows).view(-1, *self._shape[1:])
 
     def write(self, rows: IntArray, images: Tensor) -> None:
-        """Replace the images of these rows, on which nothing may wait."""
+        """Replace the images of these rows, which must have no pending operations."""
         self._store(rows, images.flatten(2))
 
     def add_maps(self, rows: IntArray, maps: Tensor) -> None:
-        """Let an index map (`qkd.agents.operations.geometry`) wait on each of these rows, after what already waits."""
+        """Queue an index map (see `qkd.agents.operations.geometry`) for each row, after those already pending."""
         places = self._shape[2] * self._shape[3]
         waiting = self.maps[rows]
         if self._colors is None:
@@ -76,7 +76,7 @@ class PendingBatch:
         self.maps[rows] += 1
 
     def add_tables(self, rows: IntArray, tables: Tensor) -> None:
-        """Let a table, uint8 ``[rows, channels, 256]``, wait on each of these rows, after what already waits."""
+        """Queue a table, uint8 ``[rows, channels, 256]``, for each row, after those already pending."""
         if self._tables is None:
             self._tables = tables.new_empty((len(self.maps), self._shape[1], 256))
         waiting = self.maps[rows]
@@ -90,7 +90,7 @@ class PendingBatch:
         self.has_table[rows] = True
 
     def tables(self, rows: IntArray) -> Tensor:
-        """Return the tables that wait on these rows; where none does, the one that changes nothing."""
+        """Return the pending tables of these rows, or the identity table where there is none."""
         plain = torch.arange(256, dtype=torch.uint8, device=self.device).expand(len(rows), self._shape[1], 256)
         if self._tables is None:
             return plain
@@ -98,7 +98,7 @@ class PendingBatch:
         return torch.where(has_one, self._of(self._tables, rows), plain)
 
     def settle(self, rows: IntArray) -> None:
-        """Do what waits on these rows."""
+        """Apply the pending operations of these rows."""
         tabled, mapped = rows[self.has_table[rows]], rows[self.maps[rows] > 0]
         if len(tabled) and self._tables is not None:
             self._store(tabled, look_up(self._of(self._pixels, tabled), self._of(self._tables, tabled)))
@@ -111,7 +111,7 @@ class PendingBatch:
             self.maps[mapped] = 0
 
     def _composed(self, rows: IntArray, maps: Tensor, waiting: IntArray, places: int) -> Tensor:
-        """Return maps that do what waits on these rows first: exposed pixels of the new ones get a new slot."""
+        """Return maps that apply the pending maps of these rows first; newly exposed pixels get a new slot."""
         is_old = np.nonzero(waiting)[0]
         if self._index is None:
             return maps

@@ -1,4 +1,4 @@
-"""Copy some rows of a tensor, out of it or into it, in the way that is fast on its device."""
+"""Copy some rows of a tensor, out of it or into it, in the fastest way on its device."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def take_rows(values: Tensor, rows: IntArray) -> Tensor:
 def put_rows(target: Tensor, rows: IntArray, values: Tensor) -> None:
     """Write ``values`` to the given rows of ``target``, in place."""
     if target.device.type == "cpu":
-        target.numpy()[rows] = values.numpy()  # a copy a row; PyTorch's indexed copy of bytes takes 30 times as long
+        target.numpy()[rows] = values.numpy()  # a copy per row; PyTorch's indexed copy of bytes takes 30 times as long
     else:
         target.index_copy_(0, to_device(rows, target.device), values)

@@ -1,4 +1,4 @@
-"""The C++ of augmentation: image by image, its operations one after the other, in the arithmetic of Pillow."""
+"""The C++ of augmentation: image by image, one operation after another, in Pillow's arithmetic."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ FIXED_TABLES = ("Brightness", "Invert", "Posterize", "Solarize")  # the same for
 
 @functools.lru_cache(maxsize=8)
 def fixed_tables(space: Space, device: torch.device) -> Tensor:
-    """Return the tables that no image changes: uint8, shape ``[operation, level, sign, 256]``; sign 0 is plus.
+    """Return the tables that are independent of images: uint8, shape ``[operation, level, sign, 256]``; sign 0 is plus.
 
     Operations are those of ``FIXED_TABLES``; one that the space does not have changes nothing.
     """
@@ -51,7 +51,7 @@ def histograms(images: Tensor) -> Tensor:
     """
     shape = images.shape[:2]
     pixels = images.flatten(2).to(torch.int64)
-    if images.device.type == "cpu":  # several times the speed of a scatter there
+    if images.device.type == "cpu":  # several times as fast as a scatter there
         pixels += torch.arange(0, 256 * shape.numel(), 256).view(*shape, 1)
         return torch.bincount(pixels.view(-1), minlength=256 * shape.numel()).view(*shape, 256)
     counts = torch.zeros((*shape, 256), dtype=torch.int64, device=images.device)

@@ -8,7 +8,7 @@ STRENGTHS = ((0.2, 1), (0.3, 3), (0.4, 5))  # probability and magnitude in each 
 
 
 def pba_schedule() -> Schedule:
-    """Return the schedule, three segments of one length.
+    """Return the schedule: three segments of the same length.
 
     Its numbers were chosen, not searched: a mild start to compare a searched schedule with.
     """

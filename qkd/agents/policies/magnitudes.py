@@ -24,7 +24,7 @@ def translate_pixels(level: int, side: int) -> int:
 
 
 def shear_slope(level: int) -> float:
-    """Return the shear, 0..0.27 pixels a pixel; the sign is drawn."""
+    """Return the shear, 0..0.27 pixels per pixel; the sign is drawn."""
     return level * 0.3 / 10
 
 

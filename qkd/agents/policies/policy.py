@@ -1,4 +1,4 @@
-"""What an agent does, as values: operations, policies made of them, and schedules of policies over the epochs."""
+"""What an agent does, as values: operations, policies of operations, and schedules of policies over the epochs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Op:
 
     Args:
         name: One of ``PBA_OPERATIONS``.
-        probability: That it fires when its turn comes, 0..1.
+        probability: That it is applied when drawn, 0..1.
         magnitude: Level, integer 0..9; `qkd.agents.policies.magnitudes` says what it means for each operation.
 
     Raises:
@@ -93,7 +93,7 @@ class Policy:
     """Operations among which an image's are drawn: none, one or two of them, in random order (`PolicyDraws`).
 
     Args:
-        ops: May be empty (nothing is done) and may hold an operation more than once.
+        ops: Can be empty (no operation), and can contain an operation more than once.
 
     Raises:
         TypeError: If ``ops`` holds anything but `Op` values.
@@ -105,7 +105,7 @@ class Policy:
         """Take any sequence of operations; keep a tuple."""
         object.__setattr__(self, "ops", tuple(self.ops))
         if not all(isinstance(op, Op) for op in self.ops):
-            raise TypeError(f"a Policy is made of Op values, got {self.ops!r}")
+            raise TypeError(f"a Policy must consist of Op values, got {self.ops!r}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Schedule:
     """Policies over the epochs of a training.
 
     Args:
-        segments: One or more, in order; pairs ``(epochs, policy)`` are taken too.
+        segments: One or more, in order; pairs ``(epochs, policy)`` are accepted, too.
 
     Raises:
         ValueError: If there are no segments, or one is out of range.
@@ -165,7 +165,7 @@ class Schedule:
             ValueError: If ``total_epochs`` is not positive.
 
         References:
-            The role-kd release (arXiv 2004.08861) and PBA (Ho et al., arXiv 1905.05393) stretch their schedules so.
+            The role-kd release (arXiv 2004.08861) and PBA (Ho et al., arXiv 1905.05393) stretch schedules this way.
         """
         fault = epochs_fault(total_epochs)
         if fault:

@@ -43,7 +43,7 @@ class ScheduleFile:
 
     Args:
         schedule: Policies over the epochs.
-        role: ``teacher``, ``student``, or None where the file does not say.
+        role: ``teacher``, ``student``, or None if the file does not say.
         provenance: Where it comes from: plain values by name.
     """
 
@@ -59,7 +59,7 @@ def load_schedule(path: Path) -> Schedule:
         path: The schedule file (YAML).
 
     Returns:
-        The schedule alone; :func:`read_schedule_file` gives role and provenance, too.
+        The schedule only; :func:`read_schedule_file` also gives role and provenance.
 
     Raises:
         ScheduleError: As :func:`read_schedule_file`.
@@ -77,7 +77,7 @@ def read_schedule_file(path: Path) -> ScheduleFile:
         The schedule, whose role it is, and where it came from.
 
     Raises:
-        ScheduleError: If the file is missing, no YAML, of another format or version, or any value in it is wrong: all
+        ScheduleError: If the file is missing, not YAML, of another format or version, or has a wrong value: all
             faults at once, each with its place.
 
     Example:
@@ -121,8 +121,8 @@ def save_schedule(
         provenance: Plain values (text, numbers, lists, mappings with text keys) that say where it comes from.
 
     Raises:
-        ValueError: If ``role`` is another word, or ``provenance`` holds other than plain values.
-        OSError: If the disk refuses.
+        ValueError: If ``role`` is neither, or ``provenance`` holds anything but plain values.
+        OSError: If the file cannot be written.
     """
     if role is not None and role not in ROLES:
         raise ValueError(f"role must be one of {ROLES}, got {role!r}")

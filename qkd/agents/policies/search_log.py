@@ -1,7 +1,7 @@
 """Read the logs of published population searches (PBA, role-kd) as schedules; nothing in them is executed or unpickled.
 
-A record is a line: a JSON array, or a Python literal, of ``[target, clone, target iteration, clone iteration, old,
-new]``. ``old`` is the donor's policy, ``new`` what the target runs from there on: 60 integers, or a mapping that holds
+Each line is a record: a JSON array, or a Python literal, of ``[target, clone, target iteration, clone iteration, old,
+new]``. ``old`` is the donor's policy, ``new`` what the target runs from then on: 60 integers, or a mapping that holds
 them as ``hp_policy``. Two copies of 15 operations, probability (0..10) and magnitude (0..9) each, in an order that
 only the program knew: see ``ORDERS``.
 
@@ -22,9 +22,9 @@ from qkd.files import refuse_pickle
 from qkd.foreign.opening import read_regular
 
 ORDERS = {
-    # CPython 2.7's hash order of the dictionary: what every published log was written in.
+    # CPython 2.7's hash order of the dictionary, in which every published log was written.
     "py2": PBA_OPERATIONS,
-    # As the operations stand in the released source; a log of a Python 3 run of that code is in this order.
+    # In the order of the released source; a log of a Python 3 run of that code is in this order.
     "source": (
         "AutoContrast",
         "Equalize",
@@ -59,16 +59,16 @@ class SearchLogError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """A member of the population takes over another's state.
+    """A population member's copy of another's state.
 
     Args:
         line: Of the file, from 1.
-        target: Who takes over.
-        clone: From whom.
-        target_epoch: Where the target was.
-        clone_epoch: Where the donor was, which is where the target continues.
+        target: The member that copies.
+        clone: The donor.
+        target_epoch: Epoch of the target.
+        clone_epoch: Epoch of the donor, from which the target continues.
         old: The donor's policy, 60 integers.
-        new: What the target does from there on.
+        new: The target's policy from then on.
     """
 
     line: int
@@ -82,15 +82,15 @@ class Record:
 
 @dataclass(frozen=True)
 class ImportedLog:
-    """What a log came to.
+    """The result of reading a log.
 
     Args:
         schedule: Policies over the search's epochs.
-        file: The log that was read (the best trial's, where ``best.txt`` was named).
-        records: Lines that the schedule is made of.
-        dropped: Lines of a stale beginning that were left out.
+        file: The log that was read (the best trial's, if ``best.txt`` was named).
+        records: Number of lines used for the schedule.
+        dropped: Number of lines of a stale beginning that were left out.
         lineage: Members from whom the state came, in order, the trial itself at the end.
-        notes: What a person should know.
+        notes: Notes for the user.
     """
 
     schedule: Schedule
@@ -112,7 +112,7 @@ def import_log(path: Path, *, epochs: int, op_order: str, trial: str | None = No
         trial: Whose lineage to follow in a log of all trials.
 
     Raises:
-        SearchLogError: If the file is missing, pickled, no such log, cut off, or inconsistent: all faults at once.
+        SearchLogError: If the file is missing, pickled, not such a log, truncated, or inconsistent: all faults at once.
         ValueError: If ``epochs`` or ``op_order`` is wrong.
     """
     if op_order not in ORDERS:
@@ -137,7 +137,7 @@ def _of_best(path: Path) -> Path:
         return path
     text = _text(path).strip()
     if not text.isdecimal():
-        raise SearchLogError(path, [f"must hold the number of the best trial and nothing else, found {text[:40]!r}"])
+        raise SearchLogError(path, [f"must contain only the number of the best trial, found {text[:40]!r}"])
     return path.parent / f"pbt_policy_{int(text)}.txt"
 
 
@@ -242,7 +242,7 @@ def _integers(value: object, place: str, faults: list[str]) -> tuple[int, ...]:
 
 
 def _lineage_of(path: Path, records: list[Record], trial: str) -> list[Record]:
-    """Return one trial's own log out of a log of all: who takes over a state takes over its history, too."""
+    """Return one trial's log from a log of all trials: a member that copies a state also inherits its history."""
     histories: dict[str, list[Record]] = {}
     for record in records:
         histories[record.target] = [*histories.get(record.clone, []), record]

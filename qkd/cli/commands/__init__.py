@@ -1,3 +1,3 @@
-"""Sub-commands, a module each: `add` declares its options, the rest is what it does with them."""
+"""Sub-commands, one per module: `add` declares the options, the rest runs the command."""
 
 __all__: list[str] = []

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Run the stage of a config, or measure models on devices: 1 where a device failed."""
+    """Run the stage of a config, or measure models on devices; return 1 if a device failed."""
     from qkd.bench.measuring import bench_models, names_models, refuse_options
 
     if not names_models([args.config]):
@@ -40,7 +40,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def _training_images(folder: Path) -> npt.NDArray[np.float32]:
-    """Return images of a run folder to calibrate an int8 baseline on."""
+    """Return a run folder's images for calibrating an int8 baseline."""
     from qkd.roles.sample import calibration_images
     from qkd.roles.stored import stored_config
 

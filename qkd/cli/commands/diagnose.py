@@ -1,4 +1,4 @@
-"""`qkd diagnose`: what a teacher tells, and which known failure of distillation it shows."""
+"""`qkd diagnose`: what a teacher's outputs reveal, and which known failures of distillation they show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 
 
 def diagnose(args: argparse.Namespace) -> int:
-    """Measure a teacher on its training images, print tables and findings, draw them if asked to."""
+    """Measure a teacher on its training images, print tables and findings, and draw them if requested."""
     from qkd.analysis.run_diagnosis import diagnose_target
 
     options = {"limit": args.limit, "temperature": args.temperature, "out": args.out, "progress": new_progress()}

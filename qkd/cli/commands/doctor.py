@@ -1,4 +1,4 @@
-"""`qkd doctor`: versions, devices, and whether another distribution sits on our names."""
+"""`qkd doctor`: versions, devices, and whether another distribution uses our names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Look at this machine; exit code 1 where another distribution sits on our names."""
+    """Check this machine; return 1 if another distribution uses our names."""
     from qkd.machine import examine
 
     report = examine()

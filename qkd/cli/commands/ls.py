@@ -1,4 +1,4 @@
-"""`qkd ls`: the names that a config may hold, and the runs of a folder."""
+"""`qkd ls`: the names that a config can use, and the runs in a folder."""
 
 from __future__ import annotations
 

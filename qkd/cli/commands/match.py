@@ -1,4 +1,4 @@
-"""`qkd match`: which layer of the teacher each layer of the student is to follow."""
+"""`qkd match`: which teacher layer each student layer should follow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
 
 
 def match(args: argparse.Namespace) -> int:
-    """Pair the layers of a run's nets by what they tell about the class."""
+    """Pair the layers of a run's nets by what they say about the class."""
     from qkd.analysis.run_matching import match_target
 
     taps = {"student_taps": args.student_taps, "teacher_taps": args.teacher_taps}

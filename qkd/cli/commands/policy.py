@@ -55,7 +55,7 @@ def import_log(args: argparse.Namespace) -> int:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Print a schedule in words, and draw it if asked to."""
+    """Print a schedule in words, and draw it if requested."""
     from qkd.analysis.schedules import show_policy
 
     return print_result(args, show_policy(args.policy, epochs=args.epochs, out=args.out))

@@ -14,5 +14,5 @@ def add(commands: Any) -> None:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the report where it is not up to date, then print the closing table."""
+    """Write the report if it is not up to date, then print the closing table."""
     return run_stages_of(load(args), (args.name,), args)

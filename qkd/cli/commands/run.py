@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
 
 
 def _look_ahead(args: argparse.Namespace, config: RunConfig, stages: Sequence[str]) -> None:
-    """Find what would otherwise show late: a fresh run needs all files, and phases that can be trained."""
+    """Find faults that would otherwise show late: missing files, and phases that cannot be trained."""
     if (args.runs_dir / config.name).exists():
         return
     load(args, with_files=True)

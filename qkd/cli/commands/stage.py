@@ -38,7 +38,7 @@ def run_stage(args: argparse.Namespace) -> int:
     if getattr(args, "runtime", None) is not None:
         from export.targets.asked import parse_runtime
 
-        parse_runtime(args.runtime)  # a wrong one is said before anything runs
+        parse_runtime(args.runtime)  # a wrong one is reported before anything runs
     config = meant(args, load(args))
     if args.name == "export":
         return run_stages_of(config, (args.name,), args) if is_first() else DONE

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 
 
 def validate(args: argparse.Namespace) -> int:
-    """Look for faults; none is an answer, too."""
+    """Look for faults, and print them or that there are none."""
     config = load(args, with_files=True)
     more = f"qkd run {shlex.join([args.config, *args.overrides])} --dry-run"
     found = f"{args.config}: no faults in keys, names and files\nnot tried: nets, images, export; `{more}` does"

@@ -1,3 +1,3 @@
-"""What sub-commands share: options, values among the arguments, loading and printing."""
+"""Shared by sub-commands: options, values among the arguments, loading and printing."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What sub-commands share: the options that many have, loading a config, printing a result."""
+"""Shared by sub-commands: common options, loading a config, printing a result."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def add_command(
     config: tuple[str, str] | None = None,
     has_runs: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a sub-command with the options that all have.
+    """Add a sub-command with the common options.
 
     Args:
         commands: What ``add_subparsers`` returned.
         name: Of the sub-command.
         command: What it does, with the parsed arguments; returns the exit code.
         text: One line about it.
-        config: Placeholder and help of its first argument, where that is a config; overrides may follow it.
+        config: Placeholder and help of its first argument, if that is a config; overrides can follow it.
         has_runs: Whether it reads or writes run folders.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -63,7 +63,7 @@ def add_config(parser: argparse.ArgumentParser, config: tuple[str, str], *, is_o
     Args:
         parser: Of a command.
         config: Placeholder and help.
-        is_optional: Whether it may be left out.
+        is_optional: Whether it can be left out.
     """
     nargs = {"nargs": "?"} if is_optional else {}
     first = parser.add_argument("config", metavar=config[0], help=config[1], **nargs)  # type: ignore[arg-type]
@@ -87,20 +87,20 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
     require_config(args)
     folder = Path(args.config)
     if hasattr(args, "runs_dir") and (folder / "config.yaml").is_file():
-        folder = folder.resolve()  # the folder's own config; the folder may have got another name
+        folder = folder.resolve()  # the folder's own config; the folder may have been renamed
         args.config, args.runs_dir = str(folder / "config.yaml"), folder.parent
         args.overrides = [*args.overrides, f"name={folder.name}"]
     return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
 
 
 def require_config(args: argparse.Namespace) -> None:
-    """Raise where a command of runs was given neither a config nor a run folder.
+    """Raise if a command for runs was given neither a config nor a run folder.
 
     Args:
         args: With ``config``, and ``runs_dir`` where the command has it.
 
     Raises:
-        UsageError: If there is nothing of this name; says what there is.
+        UsageError: If nothing has this name; lists what there is.
     """
     if not hasattr(args, "runs_dir") or (Path(args.config) / "config.yaml").is_file():
         return
@@ -115,7 +115,7 @@ def require_config(args: argparse.Namespace) -> None:
 
 
 def meant(args: argparse.Namespace, config: RunConfig) -> RunConfig:
-    """Return the config of the run that is meant: a run beside it where its folder holds other widths of it."""
+    """Return the config of the run that is meant: or of a run next to it, if its folder holds other bit widths."""
     from qkd.pipeline.siblings import beside
 
     return beside(config, args.runs_dir, new_progress())
@@ -149,13 +149,13 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
 
 
 def new_progress() -> Progress:
-    """Return bars and lines on stderr; of several processes that train together, the first one talks."""
+    """Return bars and lines on stderr; with several training processes, only the first one reports."""
     from qkd.progress import Progress, Silent
 
     return Progress() if is_first() else Silent()
 
 
 def print_result(args: argparse.Namespace, result: Any) -> int:
-    """Print a result as the arguments ask for: its ``to_text()``, or its ``to_json()``; return that all is done."""
+    """Print a result's ``to_text()`` or ``to_json()``, by the arguments; return exit code 0."""
     print(json.dumps(result.to_json(), indent=2) if args.json else result.to_text())
     return DONE

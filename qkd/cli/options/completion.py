@@ -1,4 +1,4 @@
-"""What the shell completes: configs, keys of configs, and the options that the parser knows (extra [completion])."""
+"""What the shell completes: configs, keys of configs, and the parser's options (extra [completion])."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ASKED = "_ARGCOMPLETE"  # set by the shell's completion while it asks
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell where it asks what can stand next; then this process ends.
+    """Answer the shell's completion request, if there is one, and exit.
 
     Args:
         parser: Of all commands.
@@ -46,7 +46,7 @@ def configs(prefix: str, **_: object) -> Iterator[str]:
 
 
 def overrides(prefix: str, **_: object) -> Iterator[str]:
-    """Yield the keys of a config, each with the sign that its value follows.
+    """Yield the keys of a config, each followed by its `=`.
 
     Args:
         prefix: What is typed already.

@@ -24,12 +24,12 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
 
 
 def on_devices(args: argparse.Namespace, config: RunConfig, work: Callable[[], int]) -> int:
-    """Do the work of a command: here, as one of several processes, or by starting these and waiting for them.
+    """Run a command: here, as one of several processes, or by starting them and waiting.
 
     Args:
         args: With ``devices``, and the arguments as they were given (``argv``).
         config: Of the run.
-        work: Every process's; returns the exit code.
+        work: What every process runs; returns the exit code.
 
     Raises:
         qkd.failures.ConfigError: If the config cannot be trained on so many devices, with every fault.

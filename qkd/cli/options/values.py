@@ -9,7 +9,7 @@ import re
 from qkd.foreign.shown import shown_line
 
 MOST_DIGITS = 9  # of a whole number among the arguments
-CPU, MOST_CPUS = "[0-9]{1,4}", 8192  # a CPU's number; Linux is built for at most so many
+CPU, MOST_CPUS = "[0-9]{1,4}", 8192  # index of a CPU; Linux supports at most this many
 
 
 def whole(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What a recipe sets: keys of the student by its widths, each with where it comes from; a key that is given stands."""
+"""What a recipe sets: student keys by bit width, each with its source; a key that is given is kept."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """A key that a recipe sets where a config leaves it out.
+    """A key that a recipe sets if the config leaves it out.
 
     Args:
         path: Dotted, below ``student``.
-        value: As YAML has it.
-        bits: Widths of weights that it is for.
-        why: Its description, and who says that it helps.
-        without: Keys of the student beside which it is not set, ``key=value`` for one value of a key: they bring what
+        value: As in YAML.
+        bits: Weight bit widths that it applies to.
+        why: Its description and source.
+        without: Student keys that prevent it, or ``key=value`` for one value of a key: they define what
             it would change.
     """
 
@@ -65,7 +65,7 @@ RECIPES: Mapping[str, tuple[Setting, ...]] = {
 
 
 def with_recipe(student: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a student's raw section with the keys that its recipe sets; ill-typed parts are left to the schema.
+    """Return a student's raw section with the keys that its recipe sets; the schema reports parts of the wrong type.
 
     Args:
         student: Nested mappings and lists; widths of a preset are filled in.
@@ -86,17 +86,17 @@ def with_recipe(student: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def settings_for(recipe: str, bits: object) -> tuple[Setting, ...]:
-    """Return what a recipe sets for a width of weights.
+    """Return what a recipe sets for a weight bit width.
 
     Args:
         recipe: A key of :data:`RECIPES`.
-        bits: Of weights; any other value has nothing.
+        bits: Of weights; for any other value, nothing is set.
     """
     return tuple(setting for setting in RECIPES[recipe] if bits in setting.bits)
 
 
 def recipe_lines() -> list[str]:
-    """Return what each recipe sets, a line a key."""
+    """Return what each recipe sets, one line per key."""
     return [
         f"{name}, {_widths(setting.bits)}: student.{setting.path} = {_text(setting.value)} ({setting.why})"
         for name, settings in RECIPES.items()

@@ -1,4 +1,4 @@
-"""Old names of what is in `qkd.losses` now."""
+"""Old names of `qkd.losses`."""
 
 from qkd import losses
 from qkd.moved import moved

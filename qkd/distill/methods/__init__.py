@@ -1,4 +1,4 @@
-"""Old names of what is in the folders of `qkd.methods` now."""
+"""Old names of the subpackages of `qkd.methods`."""
 
 from qkd.moved import moved
 

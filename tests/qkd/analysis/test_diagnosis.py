@@ -218,7 +218,7 @@ def test_what_is_refused() -> None:
         (lambda: teacher_knowledge(v, labels, temperature=0.0), "temperature"),
         (lambda: teacher_knowledge(v * math.nan, labels), "not all finite"),
         (lambda: class_relations(v[:1]), "at least 2 images"),
-        (lambda: relation_contrast(torch.eye(3), [0, 1]), "a superclass a class, got 2"),
+        (lambda: relation_contrast(torch.eye(3), [0, 1]), "one superclass per class, got 2"),
         (lambda: relation_contrast(torch.eye(3), [0, 1, 2]), "two classes that share one"),
         (lambda: relation_contrast(torch.eye(3), [1, 1, 1]), "two classes that share one"),
         (lambda: geometry_agreement(v, v[:4], v, labels), "class weights"),

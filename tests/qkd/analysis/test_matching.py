@@ -45,7 +45,7 @@ def test_a_class_with_one_image_is_left_out() -> None:
     [
         (torch.zeros(3, 2), torch.zeros(4, dtype=torch.long), "a row for each of 4 labels"),
         (torch.zeros(4), torch.zeros(4, dtype=torch.long), "a row for each of 4 labels"),
-        (torch.zeros(3, 2), torch.arange(3), "no class has two images"),
+        (torch.zeros(3, 2), torch.arange(3), "one class must have two images"),
     ],
 )
 def test_what_cannot_be_scored(features: torch.Tensor, labels: torch.Tensor, words: str) -> None:

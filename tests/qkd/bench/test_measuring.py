@@ -160,7 +160,7 @@ def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["STUDENT", "--python", "env/bin/python"], "--python is of a device"),
+        (["STUDENT", "--python", "env/bin/python"], "--python is for a device"),
         (["digits/smoke", "--python", "env/bin/python"], "name the Python in a devices file (bench.devices=FILE)"),
         (["none.onnx"], "none.onnx: no such file; name ONNX files, run folders, or one config"),
         (["STUDENT", "--on", "pi9"], "device 'pi9' is neither an address"),

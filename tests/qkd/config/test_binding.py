@@ -150,7 +150,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "config.student.agent.policy: unknown agent policy 'crop_flap'; did you mean `crop_flip`?",
         "config.data.name: unknown data set 'digit'; did you mean `digits`?",
         "config.data.val_fraction: must be less than 1, got 1.0",
-        "config.teacher: `head` is about the last layer of `weights`, which are missing",
+        "config.teacher: `head` applies to the last layer of `weights`, which are missing",
         "config.teacher.net: unknown net 'resnet_20'; did you mean `resnet20`?",
         "config.device: must match ^(auto|cpu|cuda(:\\d+)?)$, got 'gpu'",
     ]
@@ -317,9 +317,9 @@ def test_every_key_of_the_schema_says_what_it_is() -> None:
 @pytest.mark.parametrize(("data", "fault"), [
     ({"name": "digits", "train_crop": "random"}, "only for a folder of images"),
     ({"name": "digits", "train_decode": "reduced"}, "only for a folder of images"),
-    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0.5, 0.1]}, "`crop_area` is smallest and"),
-    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0, 0]}, "`crop_area` is smallest and"),
-    ({"name": "folder", "path": "x", "crop_ratio": [2, 1]}, "`crop_ratio` is smallest and largest"),
+    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0.5, 0.1]}, "`crop_area` must be .smallest"),
+    ({"name": "folder", "path": "x", "train_crop": "random", "crop_area": [0, 0]}, "`crop_area` must be .smallest"),
+    ({"name": "folder", "path": "x", "crop_ratio": [2, 1]}, "`crop_ratio` must be .smallest, largest"),
 ], ids=str)  # fmt: skip
 def test_pieces_that_cannot_be_drawn_are_refused(data: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):

@@ -37,7 +37,7 @@ def test_a_preset_of_a_config_is_that_of_quant_spec(name: str) -> None:
 def test_a_preset_is_told_from_widths_that_contradict_it() -> None:
     words = ["student.quant.preset=fast", "student.quant.sum_bits=2"]
     assert load_config("digits/w2a2", words[:1]).student.quant.sum_bits == 8
-    fault = r"config\.student\.quant\.sum_bits: 2 here, but preset fast has 8; leave one of them out"
+    fault = r"config\.student\.quant\.sum_bits: got 2, but preset fast has 8; leave one of them out"
     with pytest.raises(ConfigError, match=fault):
         load_config("digits/w2a2", words)
     with pytest.raises(ConfigError, match=r"config\.student\.quant\.preset: must be"):

@@ -276,13 +276,13 @@ def test_refusals() -> None:
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({}, "needs `teacher_branches` exactly when `mode` is offline"),
-        ({"mode": "online", "teacher_branches": {"joint": True}}, "exactly when `mode` is offline"),
-        ({"teacher_branches": {}}, "needs `train` exactly when `joint` is false"),
-        ({"teacher_branches": {"joint": True, "train": {"epochs": 1}}}, "needs `train` exactly when"),
+        ({}, "`teacher_branches` is required if `mode` is offline"),
+        ({"mode": "online", "teacher_branches": {"joint": True}}, "is required if `mode` is offline"),
+        ({"teacher_branches": {}}, "`train` is required if `joint` is false"),
+        ({"teacher_branches": {"joint": True, "train": {"epochs": 1}}}, "`train` is required if"),
         (
             {"teacher_branches": {"joint": True}, "student_taps": ["a"], "teacher_taps": ["a", "b"]},
-            "pair up: got 1 and 2",
+            "must have the same length, got 1 and 2",
         ),
         (
             {"teacher_branches": {"joint": True}, "task_weight": 0, "branch_weight": 0, "logit_weight": 0},

@@ -215,16 +215,16 @@ def test_refused_peers(data: Path) -> None:
         tiny_config(data, {"student.peers": {"nets": [{"weight_bits": 4}]}})
     with pytest.raises(ValueError, match="at least 1"):
         tiny_config(data, {"student.peers": {"nets": []}})
-    with pytest.raises(ValueError, match=r"nets\[1\]\.taps names 2 modules, but `taps` 1"):
+    with pytest.raises(ValueError, match=r"nets\[1\]\.taps names 2 modules, `taps` names 1"):
         tiny_config(data, {"student.peers": {"nets": [{}, {"taps": ["a", "b"]}], "taps": ["layer1"]}})
     study = [{"name": "co_study", "epochs": 2, "teacher_terms": SOFT}]
-    with pytest.raises(ValueError, match="either teacher_terms or peers; say `peers: false` there"):
+    with pytest.raises(ValueError, match="can have teacher_terms or peers, not both; set `peers: false` there"):
         tiny_config(data, {**PEERS, "student.phases": study})
     with pytest.raises(ValueError, match="so `terms` would never be used"):
         tiny_config(data, {**PEERS, "student.terms": SOFT})
     alone = [{"epochs": 1}, {"name": "alone", "epochs": 1, "peers": False}]
     assert len(tiny_config(data, {**PEERS, "student.terms": SOFT, "student.phases": alone}).student.terms) == 2
-    with pytest.raises(ValueError, match=r"`feature_weight` is 5.0, but there are no `taps`"):
+    with pytest.raises(ValueError, match=r"`feature_weight` is 5.0, but it weights the features of `taps`"):
         tiny_config(data, {"student.peers": {"nets": [{}], "feature_weight": 5.0}})
 
 

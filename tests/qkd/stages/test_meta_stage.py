@@ -158,7 +158,7 @@ TEACHING = {"quiz_images": 12}
         ),
         (
             [{"epochs": 1, "meta": TEACHING}, {"epochs": 2, "teacher_terms": [{"loss": "cross_entropy"}]}],
-            "`meta` and `teacher_terms` both move the teacher",
+            "`meta` and `teacher_terms` both train the teacher",
         ),
         ([{"epochs": 3, "meta": {**TEACHING, "teacher_start_epoch": 3}}], "ends with epoch 2 .* never be taught"),
         ([{"epochs": 3, "meta": {"quiz_images": 0}}], "greater than"),
@@ -174,7 +174,7 @@ def test_what_a_config_may_not_say(data: Path, phases: list[dict[str, Any]], mes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"student.peers": {"nets": [{"net": "lenet5"}]}}, "either `meta` or peers"),
+        ({"student.peers": {"nets": [{"net": "lenet5"}]}}, "can have `meta` or peers, not both"),
         ({"teacher.members": 2}, "meta needs teacher.members 1"),
         ({"student.rotations": {"mode": "online"}}, "a phase has `meta`, which moves the teacher away"),
         ({"student.auxiliary": {"train": {"epochs": 1}}}, "meta cannot be combined with student.auxiliary"),

@@ -222,7 +222,7 @@ def test_a_net_without_stages_needs_taps(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"student.terms": [{"loss": "cross_entropy"}]}, "bring their own loss"),
+        ({"student.terms": [{"loss": "cross_entropy"}]}, "define the loss"),
         (
             {"student.phases": [{"epochs": 2, "terms": [{"loss": "cross_entropy"}]}]},
             "none would train on `rotations`",
@@ -231,18 +231,18 @@ def test_a_net_without_stages_needs_taps(data: Path, tmp_path: Path) -> None:
             {"student.phases": [{"epochs": 2, "teacher_terms": [{"loss": "cross_entropy"}]}]},
             "a phase has `teacher_terms`",
         ),
-        ({**JOINT, "teacher.train": None, "teacher.weights": "w.safetensors"}, r"joint trains branches as it says"),
+        ({**JOINT, "teacher.train": None, "teacher.weights": "w.safetensors"}, r"trains branches by its settings"),
         ({"student.phases": [{"epochs": 2, "combine": "clipped"}]}, "are for phases with `terms`"),
         ({"student.phases": [{"epochs": 2, "trains": "modules"}]}, "are for phases with `terms`"),
         (
             {"student.phases": [{"epochs": 1}, {"epochs": 1, "terms": TERMS, "meta": {"quiz_images": 8}}]},
             "a phase has `meta`",
         ),
-        ({"student.auxiliary": {"train": {"epochs": 1}}}, "the student's teacher is `auxiliary`"),
+        ({"student.auxiliary": {"train": {"epochs": 1}}}, "the student learns from `auxiliary`"),
         ({"teacher.members": 2}, r"teacher\.members: must be 1 with student\.rotations, got 2"),
         ({"teacher.train": None, "teacher.untrained": True}, "learn from a trained teacher"),
         ({**JOINT, "teacher.train.ema_decay": 0.9}, "averages the teacher, but not the branches"),
-        ({**ONLINE, "student.rotations": {"mode": "online", **dict.fromkeys(WEIGHTS, 0)}}, "no weight is positive"),
+        ({**ONLINE, "student.rotations": {"mode": "online", **dict.fromkeys(WEIGHTS, 0)}}, "weight must be positive"),
     ],
 )  # fmt: skip
 def test_config_refusals(data: Path, changes: dict[str, Any], match: str) -> None:

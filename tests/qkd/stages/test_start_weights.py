@@ -44,7 +44,7 @@ def test_it_ends_where_the_one_with_its_own_float_training_ends(data: Path, tmp_
 
 
 def test_two_starts_are_refused(data: Path) -> None:
-    with pytest.raises(ValidationError, match="name what the student starts from, and so does init `random`"):
+    with pytest.raises(ValidationError, match="and init `random` both set what the student starts from"):
         tiny_config(data, {**NARROW, "student.init": "random", "student.weights": "some.safetensors"})
 
 

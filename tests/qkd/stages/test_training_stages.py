@@ -238,7 +238,7 @@ def test_starts() -> None:
     float_train = {"epochs": 1}
     assert start() == "teacher" and start(net="resnet8") == "teacher" and start(init="random") == "random"
     assert start(net="wrn_16_1", float_train=float_train) == "float" == start(init="float", float_train=float_train)
-    with pytest.raises(ValueError, match=r"student\.init `teacher` needs one net for both roles"):
+    with pytest.raises(ValueError, match=r"student\.init `teacher` needs the same net for both roles"):
         start(init="teacher", net="wrn_16_1")
     with pytest.raises(ValueError, match=r"student\.float_train is missing"):
         start(net="wrn_16_1")

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Print the table, and write the page where one is asked for."""
+    """Print the table, and write the page if requested."""
     from qkd.report.comparing.comparison import compare_runs, write_comparison
     from qkd.run.target import require_run_folder
 

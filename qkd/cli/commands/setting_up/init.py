@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 
 
 def init(args: argparse.Namespace) -> int:
-    """Look, write, and say what was seen."""
+    """Inspect the folder, write the config, and print what was found."""
     from qkd.failures import UsageError
     from qkd.starting import first_config, look_at
 

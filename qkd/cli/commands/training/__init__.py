@@ -1,3 +1,3 @@
-"""Sub-commands of trainings that are no `qkd run`."""
+"""Sub-commands for training other than `qkd run`."""
 
 __all__: list[str] = []

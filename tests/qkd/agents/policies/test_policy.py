@@ -47,7 +47,7 @@ def test_an_operation_tells_all_its_faults_at_once() -> None:
 
 
 def test_a_policy_holds_operations_only() -> None:
-    with pytest.raises(TypeError, match="made of Op values"):
+    with pytest.raises(TypeError, match="must consist of Op values"):
         Policy((("Rotate", 0.5, 3),))  # type: ignore[arg-type]
 
 

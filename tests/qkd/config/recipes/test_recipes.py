@@ -128,10 +128,11 @@ FAULTS = {
         },
         "cannot be combined with `teacher_terms`",
     ),
-    "two steps": ({"self_distillation": {}, "rotations": {"mode": "online"}}, "bring another step"),
+    "two steps": ({"self_distillation": {}, "rotations": {"mode": "online"}}, "define another step"),
     "no coarser copy": ({"self_distillation": {}, "quant": {"act_bits": 8}}, "below 8"),
     "no phase for it": (
-        {"self_distillation": {}, "phases": [{"epochs": 2, "combine": "clipped"}]}, "no phase does"
+        {"self_distillation": {}, "phases": [{"epochs": 2, "combine": "clipped"}]},
+        "needs a phase that trains the student on a sum",
     ),
 }  # fmt: skip
 

@@ -284,7 +284,7 @@ def test_settings_that_are_refused(values: dict[str, Any], match: str) -> None:
     ("changes", "match"),
     [
         ({"student.float_agent": {"policy": "none"}}, "`float_agent` is for `float_train`, which is missing"),
-        ({"student.float_agent": {"policy": "search"}}, "must name a policy by itself, got `search`"),
+        ({"student.float_agent": {"policy": "search"}}, "must name a self-contained policy, got `search`"),
         ({"student.float_agent": {"policy": "cutmix"}}, "cannot use CutMix with data_free"),
     ],
 )

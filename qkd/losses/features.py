@@ -117,7 +117,7 @@ def attention_transfer_loss(student_feature: Tensor, teacher_feature: Tensor, *,
 
     References:
         Zagoruyko, Komodakis, `Paying More Attention to Attention <https://arxiv.org/abs/1612.03928>`_, 2017, section
-        3.1: equation 2 with the mean of squares, which is what is commonly used; the paper has the norm itself.
+        3.1: equation 2 with the mean of squares, as is common; the paper uses the norm itself.
 
     Note:
         An image with an all-zero feature has no attention; its map stays zero (value and gradient).

@@ -18,7 +18,7 @@ class PhaseRule:
     """A method's rule of a phase, from a function ``(phase, terms, keys)`` in its folder, in the table as ``phases``.
 
     Args:
-        faults: Key of the phase and what is wrong with it.
+        faults: Key of the phase and its fault.
         brings_loss: Whether the student's terms do not apply, nor the requirements on their weighted sum.
         more_terms: Key of the phase -> terms of another net, which shares no modules with the student's.
     """

@@ -20,7 +20,7 @@ class RdskdLoss(NamedTuple):
     """RDSKD's loss of a generator, and the parts whose increments it penalizes.
 
     Args:
-        total: What is minimized, shape ``[]``.
+        total: The loss to minimize, shape ``[]``.
         authenticity: :func:`one_hot_loss`, shape ``[]``.
         balance: :func:`class_balance_loss`, natural logarithm, shape ``[]``.
         diversity: :func:`image_diversity_loss`, shape ``[]``.

@@ -108,7 +108,7 @@ def class_logits_loss(
 
     References:
         Jeong et al., `Communication-Efficient On-Device Machine Learning <https://arxiv.org/abs/1811.11479>`_, 2018
-        (federated distillation). Deviation: they take the cross-entropy, which is more by the target's entropy, a
+        (federated distillation). Deviation: they use the cross-entropy, which is larger by the target's entropy, a
         constant.
     """
     check_temperature(temperature)

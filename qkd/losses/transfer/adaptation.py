@@ -78,7 +78,7 @@ def adapting_teacher_loss(source_logits: Tensor, labels: Tensor, discrepancy: Te
         ValueError: If the shapes do not fit, labels are not valid classes, or ``progress`` is outside ``[0, 1]``.
 
     References:
-        arXiv 2005.07839, 2020. Not copied from the released code: there the student's loss moves the teacher, too.
+        arXiv 2005.07839, 2020. Not copied from the released code: there the student's loss updates the teacher, too.
     """
     check_scalar(discrepancy=discrepancy)
     share, weight = student_share(progress), discrepancy_weight(progress)

@@ -37,8 +37,8 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
             is unknown.
 
     References:
-        Gretton et al., `A Kernel Two-Sample Test <https://jmlr.org/papers/v13/gretton12a.html>`_, 2012; which kernels
-        arXiv 2005.07839 takes could not be read, so that the bandwidths are ours.
+        Gretton et al., `A Kernel Two-Sample Test <https://jmlr.org/papers/v13/gretton12a.html>`_, 2012; the
+        kernels of arXiv 2005.07839 were not available to us, so the bandwidths are ours.
 
     Example:
         >>> mean_discrepancy_loss(torch.zeros(2, 3), torch.ones(4, 3), kernel="linear").item()

@@ -53,8 +53,8 @@ def class_proposal(
             is outside ``(0, 1]``.
 
     References:
-        Dynamic importance sampling: the abstract; its mixture over ranks could not be read, so the form is ours. By the
-        teacher: Sparse Logit Sampling, arXiv 2503.16870, 2025.
+        Dynamic importance sampling: the abstract; its mixture over ranks was not available to us, so the form is ours.
+        By the teacher: Sparse Logit Sampling, arXiv 2503.16870, 2025.
 
     Example:
         >>> p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.5, 0.25, 0.25]])

@@ -28,7 +28,7 @@ FOLDERS = ("generator", "student", "student/float")  # folders of samples; the f
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """What ``qkd generate`` drew.
+    """The result of ``qkd generate``.
 
     Args:
         name: Name of the run.

@@ -30,4 +30,4 @@ def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[str]:
         yield "no term of the phase reads the teacher, so a quiz cannot teach it; add one, e.g. soft_target"
     deaf = [name for name, entry in entries.items() if not entry.teaches]
     if deaf:
-        yield f"no gradient passes {', '.join(deaf)} into the teacher, so a quiz cannot teach through it; use others"
+        yield f"no gradient flows through {', '.join(deaf)} into the teacher, so a quiz cannot use it; use others"

@@ -61,7 +61,7 @@ class MetaStep(DistillStep):
         scale_lr_factor: Factor on ``inner_lr`` for those.
         view: Gives the teacher's images for a batch (normalized float32); the student's own if None.
         tap_paths: Float module path -> path within the student.
-        first_epoch: Of the training, where the phase begins.
+        first_epoch: Epoch of the training in which the phase begins.
 
     Raises:
         ValueError: If no term reads the teacher, or a tap does not name a module.
@@ -138,7 +138,7 @@ class MetaStep(DistillStep):
             )  # fmt: skip
 
     def _factors(self) -> dict[str, float]:
-        """Return weight -> factor on its learning rate, where that is not 1."""
+        """Return weight -> factor on its learning rate, if not 1."""
         if self._lr_factors is None:
             scales = set() if self._scale_lr_factor == 1 else {id(scale) for scale in self._scales()}
             named = self._student.named_parameters()

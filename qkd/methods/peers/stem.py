@@ -90,7 +90,7 @@ def lend(stem: SharedStem, peer: nn.Module, name: str) -> None:
     if own != theirs:
         raise ValueError(
             f"student.peers.stem: the stem of {name} has {own} channels, the student's {theirs}; give the nets stems "
-            f"of one size (option `width` of our ResNets leaves it unchanged), or leave `stem` out"
+            f"of the same size (option `width` of our ResNets leaves it unchanged), or leave `stem` out"
         )
     for module in modules:
         _put(peer, module, nn.Identity() if module is not modules[-1] else Borrowed(stem))

@@ -152,7 +152,7 @@ class GrowingPool:
             files = self.files.files[first:made]
             if gone := [path for path in files if not path.is_file()]:
                 raise FileNotFoundError(
-                    f"{gone[0]} is gone: the resumed checkpoint belongs to {made} batches of images; restore "
+                    f"{gone[0]} is missing: the resumed checkpoint belongs to {made} batches of images; restore "
                     f"it, or delete {self.files.place.parent} to train again"
                 )
             self._parts += [load_pool([path]).to(self.device) for path in files]

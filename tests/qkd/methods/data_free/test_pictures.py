@@ -70,7 +70,7 @@ def test_the_page_shows_the_samples_a_row_for_each_epoch(tmp_path: Path, channel
 def test_samples_say_whose_training_made_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", folder="student")
     make_run(tmp_path / "run", folder="student/float")
-    whose = ["Samples of the float twin's training, a row", "Samples of the student's training, a row"]
+    whose = ["Samples of the float twin's training, one row", "Samples of the student's training, one row"]
     assert [words[: len(start)] for words, start in zip(made_pictures(run), whose, strict=True)] == whose
     assert made_histogram(run) is None, "a generator that learns along is not judged"
 

@@ -55,7 +55,7 @@ class Adapter(nn.Module):
     costs less and has been the usual choice since.
 
     Args:
-        channels: Of the student and of the teacher.
+        channels: Channels of the student and of the teacher.
         size: Height and width of the teacher's feature; None for features that are vectors.
     """
 

@@ -111,7 +111,7 @@ def class_relation_targets(class_weights: Tensor, *, sharpness: float = 0.3, one
     """Return the targets of :func:`class_relation_loss` for each class.
 
     Args:
-        class_weights: Of the teacher's last layer, shape ``[classes, features]``, floating.
+        class_weights: Weights of the teacher's last layer, shape ``[classes, features]``, floating.
         sharpness: As for :func:`class_relation_loss`.
         one_hot_share: As for :func:`class_relation_loss`.
 

@@ -303,7 +303,7 @@ class Method:
         Args:
             lesson: The nets and the step that it builds on.
             phase: As in the config.
-            terms: Of the phase: its own, or the student's if those apply.
+            terms: Terms of the phase: its own, or the student's if those apply.
             first_epoch: Epoch of the training in which their decay starts.
         """
         raise NotImplementedError(f"{type(self).__name__} handles phase {phase.name}, so it must implement `step`")

@@ -54,7 +54,7 @@ def phase_faults(
     Args:
         terms: The student's, for phases without their own.
         phases: In order.
-        keys: Of the student's section, those that are set: they request methods.
+        keys: The keys that are set in the student's section: they request methods.
 
     Yields:
         Index of the phase, from 0; the key of its config; a sentence.

@@ -30,7 +30,7 @@ def contrastive_loss(
     Args:
         local_views: :math:`h` of the current images, shape ``[batch, features]``, floating.
         global_views: :math:`g` of the same images, same shape. No gradient flows into it.
-        cached_local: Of earlier images, shape ``[cached, features]``. None or no rows if there are none.
+        cached_local: :math:`h` of earlier images, shape ``[cached, features]``. None or no rows if there are none.
         cached_global: Likewise. Required with ``cached_local`` and only then.
         temperature: :math:`\tau > 0`.
 

@@ -61,8 +61,9 @@ def disagreement_loss(
         student_logits: Shape ``[batch, classes]``, floating.
         teacher_logits: Same shape.
         measure: ``"divergence"`` (ZSKT, DFQ) or ``"distance"`` (DFAD: mean absolute difference of logits).
-        reduction: Of the divergence: ``"batchmean"`` (DFQ), or ``"mean"`` over batch times classes (ZSKT's code).
-        temperature: Of the divergence, positive.
+        reduction: Reduction of the divergence: ``"batchmean"`` (DFQ), or ``"mean"`` over batch times classes (ZSKT's
+            code).
+        temperature: Temperature of the divergence, positive.
 
     Returns:
         A scalar, shape ``[]``, at most 0.

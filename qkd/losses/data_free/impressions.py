@@ -18,8 +18,8 @@ def class_similarity(class_weights: Tensor) -> Tensor:
     r"""Return how similar classes are to a teacher: cosines of its last layer's weights, scaled to ``[0, 1]``.
 
     Args:
-        class_weights: Of the last linear layer, shape ``[classes, features]``, floating (the transpose of the paper's
-            :math:`W`).
+        class_weights: Weights of the last linear layer, shape ``[classes, features]``, floating (the transpose of the
+            paper's :math:`W`).
 
     Returns:
         Shape ``[classes, classes]``, symmetric, least entry 0, diagonal 1; ones where all classes are equal.

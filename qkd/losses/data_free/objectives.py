@@ -46,7 +46,7 @@ def rdskd_generator_loss(
 
     Args:
         images: Generated, shape ``[batch, ...]``, an even number: the halves of one forward pass.
-        teacher_logits: Of these images, shape ``[batch, classes]``.
+        teacher_logits: Logits of these images, shape ``[batch, classes]``.
         authenticity_reference: :math:`L_a'`: the loss near the start of the epoch; 0 at first. A constant.
         balance_reference: :math:`L_c'`, likewise.
 
@@ -83,12 +83,12 @@ def dafl_generator_loss(
     .. math:: L = w_{oh} L_{oh} + w_{ie} L_{ie} + w_a L_{act}
 
     Args:
-        teacher_logits: Of generated images, shape ``[batch, classes]``.
+        teacher_logits: Logits of generated images, shape ``[batch, classes]``.
         teacher_feature: The input to the teacher's last layer, shape ``[batch, ...]``.
         one_hot_weight: :math:`w_{oh}`.
         balance_weight: :math:`w_{ie}`.
         activation_weight: :math:`w_a`.
-        base: Of the balance's logarithm; DAFL's is 10.
+        base: Base of the balance's logarithm; DAFL's is 10.
 
     Returns:
         A scalar, shape ``[]``.
@@ -122,7 +122,7 @@ def mskd_generator_loss(
         latents: What they were generated from, shape ``[batch, ...]``.
         teacher_logits: Shape ``[batch, classes]``.
         teacher_feature: The input to the teacher's last layer, shape ``[batch, ...]``.
-        diversity_weight: Of :func:`mode_seeking_loss`.
+        diversity_weight: Weight of :func:`mode_seeking_loss`.
 
     Returns:
         A scalar, shape ``[]``.
@@ -150,13 +150,13 @@ def dfq_generator_loss(
     """Return DFQ's generator loss: disagreement, batch-norm statistics, one-hot outputs, balanced classes.
 
     Args:
-        student_logits: Of generated images, shape ``[batch, classes]``.
+        student_logits: Logits of generated images, shape ``[batch, classes]``.
         teacher_logits: Same shape.
         statistics: :func:`batch_norm_loss`, form ``norms``, shape ``[]``.
-        adversarial_weight: Of :func:`disagreement_loss` (a divergence, mean over the batch).
-        statistics_weight: Of the statistics.
-        one_hot_weight: Of :func:`one_hot_loss`.
-        balance_weight: Of :func:`class_balance_loss`, natural logarithm.
+        adversarial_weight: Weight of :func:`disagreement_loss` (a divergence, mean over the batch).
+        statistics_weight: Weight of the statistics.
+        one_hot_weight: Weight of :func:`one_hot_loss`.
+        balance_weight: Weight of :func:`class_balance_loss`, natural logarithm.
 
     Returns:
         A scalar, shape ``[]``.
@@ -190,10 +190,10 @@ def gdfq_generator_loss(
     """Return GDFQ's loss of a conditional generator: the requested class, and batch-norm statistics.
 
     Args:
-        teacher_logits: Of generated images, shape ``[batch, classes]``.
+        teacher_logits: Logits of generated images, shape ``[batch, classes]``.
         labels: The classes they were generated for, int64, shape ``[batch]``.
         statistics: :func:`batch_norm_loss`, form ``squares``, shape ``[]``.
-        statistics_weight: Of the statistics.
+        statistics_weight: Weight of the statistics.
 
     Returns:
         A scalar, shape ``[]``.
@@ -320,7 +320,7 @@ def cmi_inversion_loss(
     .. math:: L = a_{bn} R + a_{oh} \mathrm{CE}(T(x), y) + a_{adv} L_{adv} + a_{cr} L_{cr}
 
     Args:
-        teacher_logits: Of the global views, shape ``[batch, classes]``.
+        teacher_logits: Logits of the global views, shape ``[batch, classes]``.
         labels: Requested classes, int64, shape ``[batch]``.
         statistics: :math:`R`, :func:`batch_norm_loss`, form ``norms``, shape ``[]``.
         contrast: :math:`L_{cr}`, :func:`contrastive_loss`, shape ``[]``.

@@ -53,7 +53,7 @@ def class_balance_loss(teacher_logits: Tensor, *, base: str = "e") -> Tensor:
 
     Args:
         teacher_logits: :math:`v`, shape ``[batch, classes]``, floating; the gradient flows into it.
-        base: Of the logarithm: ``"e"`` (RDSKD, CMI, DFQ) or ``"10"`` (DAFL; 2.3026 times smaller).
+        base: Base of the logarithm: ``"e"`` (RDSKD, CMI, DFQ) or ``"10"`` (DAFL; 2.3026 times smaller).
 
     Returns:
         A scalar, shape ``[]``, in ``[-log classes, 0]``.

@@ -20,7 +20,7 @@ def proximal_loss(parameters: Sequence[Tensor], global_parameters: Sequence[Tens
 
     Args:
         parameters: :math:`w`, the client's, floating, of any shapes.
-        global_parameters: Of the same shapes. Constants: no gradient flows into them.
+        global_parameters: The global ones, of the same shapes. Constants: no gradient flows into them.
         mu: :math:`\mu`, not negative.
 
     Returns:

@@ -66,8 +66,8 @@ def adapting_teacher_loss(source_logits: Tensor, labels: Tensor, discrepancy: Te
     .. math:: L = (1 - b)(\mathrm{CE} + g\, \mathrm{MMD})
 
     Args:
-        source_logits: Of the teacher on source images, shape ``[batch, classes]``.
-        labels: Of the source images, int64, shape ``[batch]``.
+        source_logits: Logits of the teacher on source images, shape ``[batch, classes]``.
+        labels: Labels of the source images, int64, shape ``[batch]``.
         discrepancy: :func:`mean_discrepancy_loss` of its features on both domains, shape ``[]``.
         progress: The fraction of training done, in ``[0, 1]``; gives :math:`b` and :math:`g`.
 
@@ -107,7 +107,7 @@ def adapted_student_loss(
         student_target: Logits of target images, shape ``[other, classes]``.
         teacher_source: The teacher's of source images, shape ``[batch, classes]``. Constants.
         teacher_target: The teacher's of target images, shape ``[other, classes]``. Constants.
-        labels: Of the source images, int64, shape ``[batch]``; the target's are not known.
+        labels: Labels of the source images, int64, shape ``[batch]``; those of the target are unknown.
         progress: The fraction of training done, in ``[0, 1]``; gives :math:`b`.
         temperature: :math:`\tau > 0`.
         source_share: :math:`a` in ``[0, 1]``.

@@ -38,7 +38,7 @@ def filtered_soft_target_loss(
         criterion: ``"confident"``: whole images where the student is at least as sure of the true class as the teacher;
             ``"close"``: individual logits whose probabilities differ by less than ``threshold``; ``"none"`` filters
             nothing, ``"all"`` everything.
-        threshold: Of ``"close"``, a difference of probabilities, not negative.
+        threshold: Threshold of ``"close"``, a difference of probabilities, not negative.
 
     Returns:
         A scalar, shape ``[]``, in nats.

@@ -25,7 +25,8 @@ def lipschitz_constants(features: Sequence[Tensor], *, iterations: int = ITERATI
 
     Args:
         features: In network order, at least two, shape ``[batch, ...]`` each, floating.
-        iterations: Of the power iteration, at least 1. It starts from the rows' sum, so no random number is drawn.
+        iterations: Steps of the power iteration, at least 1. It starts from the rows' sum, so no random number is
+            drawn.
 
     Returns:
         One per block, shape ``[features - 1]``; 0 for features of zeros.
@@ -58,8 +59,8 @@ def lipschitz_loss(
 
     Args:
         student_stages: The inputs and outputs of its blocks, in order, shape ``[batch, ...]`` each.
-        teacher_stages: Of the same number of blocks, of the same batch; sizes may differ. Constants.
-        iterations: Of the power iteration.
+        teacher_stages: The same for the teacher, with as many blocks and the same batch; sizes may differ. Constants.
+        iterations: Steps of the power iteration.
 
     Returns:
         A scalar, shape ``[]``; 0 where all constants agree. Teacher blocks that give only zeros are left

@@ -78,7 +78,7 @@ def draw_classes(proposal: Tensor, count: int, generator: torch.Generator) -> Sa
     """Return classes drawn with replacement, and the weight of each.
 
     Args:
-        proposal: Of :func:`class_proposal`, shape ``[classes]``, positive.
+        proposal: Probabilities from :func:`class_proposal`, shape ``[classes]``, positive.
         count: How many, positive.
         generator: For the draws, on the CPU.
 
@@ -134,8 +134,8 @@ def estimated_log_normalizers(
 
     Args:
         student_feature: The input to the last layer, shape ``[batch, features]``.
-        class_weights: Of the last layer, shape ``[classes, features]``.
-        class_bias: Of the last layer, shape ``[classes]``; None if it has none.
+        class_weights: Weights of the last layer, shape ``[classes, features]``.
+        class_bias: Bias of the last layer, shape ``[classes]``; None if it has none.
         sampled: A different draw from the one that the loss is estimated from.
 
     Returns:
@@ -176,8 +176,9 @@ def sampled_soft_target_loss(
 
     Args:
         student_feature: The input to the last layer, shape ``[batch, features]``, floating.
-        class_weights: Of the last layer, shape ``[classes, features]``; for a low-bit layer, the dequantized ones.
-        class_bias: Of the last layer, shape ``[classes]``; None if it has none.
+        class_weights: Weights of the last layer, shape ``[classes, features]``; for a low-bit layer, the dequantized
+            ones.
+        class_bias: Bias of the last layer, shape ``[classes]``; None if it has none.
         teacher_log_probabilities: :math:`\log p` of the drawn classes, at the temperature, shape ``[batch, drawn]``.
             Constants.
         sampled: The drawn classes with their weights.

@@ -37,7 +37,7 @@ class AdaptationStep:
         student: Gives logits ``[batch, classes]``; in train mode.
         teacher: The same; its parameters require gradients.
         settings: Temperature, shares, and which features to align.
-        epochs: Of the whole training.
+        epochs: Number of epochs of the whole training.
         steps: Steps per epoch.
 
     Raises:

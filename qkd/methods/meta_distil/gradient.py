@@ -27,9 +27,9 @@ class MetaGradient:
     """What one step of a student that follows its teacher says about the teacher.
 
     Args:
-        quiz_loss: Of the student after the assumed step, shape ``[]``, without graph.
-        gradients: Of the quiz loss, by the teacher's tensors, in their order and shapes; zeros for tensors that the
-            student's loss does not read.
+        quiz_loss: Quiz loss of the student after the assumed step, shape ``[]``, without graph.
+        gradients: Gradients of the quiz loss, by the teacher's tensors, in their order and shapes; zeros for tensors
+            that the student's loss does not read.
     """
 
     quiz_loss: Tensor

@@ -22,7 +22,7 @@ class MetaSchedule:
     Args:
         train: The student's training.
         meta: Peak rates and the teacher's first epoch.
-        steps_per_epoch: Of the student's training.
+        steps_per_epoch: Steps per epoch of the student's training.
         lr_factor: The phase's factor on the assumed step's rate.
         first_epoch: Epoch of the training, from 0, in which its first phase with a quiz begins: the teacher does not
             learn earlier.

@@ -27,8 +27,8 @@ class MetaRates:
     """Learning rates of one step.
 
     Args:
-        inner_lr: Of the student's assumed step.
-        teacher_lr: Of the teacher; None if it is not taught (yet), so that the step is a plain one.
+        inner_lr: Learning rate of the student's assumed step.
+        teacher_lr: Learning rate of the teacher; None if it is not taught (yet), so that the step is a plain one.
     """
 
     inner_lr: float
@@ -55,7 +55,7 @@ class MetaStep(DistillStep):
         terms: The loss; at least one term reads the teacher.
         quiz: Gives normalized images and labels of the quiz for an epoch and a step.
         rates: Gives the learning rates for a batch.
-        optimizer: Of the teacher's parameters; its learning rate is set at every step.
+        optimizer: Optimizer of the teacher's parameters; its learning rate is set at every step.
         order: How the quiz's gradient is computed; see :func:`~qkd.methods.meta_distil.gradient.meta_gradient`.
         scales: Gives the step sizes of quantizers among the student's weights; called at the first step.
         scale_lr_factor: Factor on ``inner_lr`` for those.

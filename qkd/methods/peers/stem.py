@@ -80,7 +80,7 @@ def lend(stem: SharedStem, peer: nn.Module, name: str) -> None:
     Args:
         stem: The student's.
         peer: Float or low-bit; changed in place.
-        name: Of the peer, for errors.
+        name: Name of the peer, for errors.
 
     Raises:
         ValueError: If it has no such modules, or its stem has another number of channels.

@@ -64,17 +64,17 @@ def student_ensemble_loss(
     with :math:`\mathrm{sg}` the stopped gradient: no net is updated as a teacher.
 
     Args:
-        logits: Of each net, net 0 (the pseudo teacher) first, shape ``[batch, classes]`` each.
+        logits: Logits of each net, net 0 (the pseudo teacher) first, shape ``[batch, classes]`` each.
         labels: int64, shape ``[batch]``.
-        features: Of each net, in the same order, one tensor ``[batch, ...]`` per tap; those of nets 1 and up already
-            passed through their adapters, so that shapes agree with net 0's. Empty if there are no features.
+        features: Features of each net, in the same order, one tensor ``[batch, ...]`` per tap; those of nets 1 and up
+            already passed through their adapters, so that shapes agree with net 0's. Empty if there are no features.
         other_labels: Second labels of mixed images, as for :func:`cross_entropy_loss`.
         other_share: Their share of each label.
         temperature: :math:`T > 0`.
         label_weight: :math:`\alpha \ge 0`.
         feature_weight: :math:`\beta \ge 0`.
         ensemble_weight: :math:`\gamma \ge 0`.
-        label_smoothing: Of the cross-entropies.
+        label_smoothing: Label smoothing of the cross-entropies.
 
     Returns:
         The sum and its parts before weighting. With one net the last two parts are zero, and the loss is
@@ -135,8 +135,8 @@ class PeerAdapters(nn.Module):
     """Adapters of the features of nets 1 and up to net 0's shapes: 1x1 convolutions, or nothing if they agree.
 
     Args:
-        shapes: Of each net, net 0 first, the shape of its feature at each tap, without the batch.
-        seed: Of the initialization.
+        shapes: For each net, net 0 first, the shape of its feature at each tap, without the batch.
+        seed: Seed of the initialization.
 
     Raises:
         ValueError: If there is no adapter between two shapes.

@@ -19,7 +19,7 @@ class BranchedOutput:
     """Outputs of a net and its branches.
 
     Args:
-        logits: Of the net, shape ``[rows, classes]``.
+        logits: Logits of the net, shape ``[rows, classes]``.
         branches: Joint logits of each branch, shape ``[rows, 4 * classes]``.
     """
 

@@ -61,8 +61,8 @@ class GrowingPool:
         student: The net that learns. It is in eval mode while images are made, as published, and does not change.
         settings: The method, with its weights.
         splits: Shape of the images, classes, mean and standard deviation.
-        seed: Of the run.
-        device: Of the nets.
+        seed: Seed of the run.
+        device: Device of the nets.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class GrowingPool:
         """Set the folder of its batches. A resumed training has the files of those already made.
 
         Args:
-            folder: Of the training.
+            folder: Folder of the training.
         """
         self.files = BatchFiles(make_folder(folder / FOLDER), self.count)
 
@@ -186,8 +186,8 @@ class GrowingSource(MadeSource):
         job: Its seed, role, agent, device and folder.
         pool: The pool.
         images: Images per epoch.
-        agent: Of the student.
-        arrangement: Of the images of a batch, as for :class:`MadeSource`.
+        agent: Agent of the student.
+        arrangement: Arrangement of the images of a batch, as for :class:`MadeSource`.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ def due(count: int, step: int, steps: int) -> int:
 
     Args:
         count: Final number of batches.
-        step: Of the training, from 0.
-        steps: Of the training.
+        step: Step of the training, from 0.
+        steps: Number of steps of the training.
     """
     return sum(index * steps // count <= step for index in range(count))

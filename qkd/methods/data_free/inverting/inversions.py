@@ -59,7 +59,7 @@ class Best:
 
         Args:
             loss: Shape ``[]``.
-            images: Of this step.
+            images: Images of this step.
             low_bit: The loss against the low-bit student, if a different one was minimized.
 
         Raises:
@@ -103,8 +103,8 @@ class Inverter:
         teacher: Frozen, with everything that the method reads.
         settings: Rate, steps, weights, and whatever else the method reads.
         splits: Shape of the images, classes, mean and standard deviation.
-        seed: Of the run.
-        device: Of the teacher.
+        seed: Seed of the run.
+        device: Device of the teacher.
         rival: The student that images are made against; None if they are made for any student, or
             before its first step.
     """

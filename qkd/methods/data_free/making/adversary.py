@@ -48,7 +48,7 @@ class Adversary:
         student: The net that learns. Its weights do not change, but batch norm in training mode sees these images,
             too (as published).
         settings: The method, with its weights.
-        classes: Of the teacher.
+        classes: Number of classes of the teacher.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ class AdversarialSource(MadeSource):
         job: Its seed, role, agent and device.
         adversary: The generator.
         images: Images per epoch.
-        agent: Of the student.
-        arrangement: Of the images of a batch, as for :class:`MadeSource`.
+        agent: Agent of the student.
+        arrangement: Arrangement of the images of a batch, as for :class:`MadeSource`.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ def build_generator(settings: DataFreeConfig, splits: Splits, seed: int, *names:
     Args:
         settings: The generator's kind and sizes.
         splits: The images to imitate: their shape and classes.
-        seed: Of the run.
+        seed: Seed of the run.
         *names: Names of the random stream.
     """
     sizes = {
@@ -104,7 +104,7 @@ class GeneratorStep:
         teacher: Frozen.
         settings: The method, with its weights.
         splits: Mean and standard deviation of the images, for samples.
-        seed: Of the run.
+        seed: Seed of the run.
         folder: Folder for samples.
     """
 
@@ -143,7 +143,7 @@ def sample_generator(
         net: The generator.
         settings: Size of its latents.
         splits: Classes, mean and standard deviation of the images.
-        seed: Of the run.
+        seed: Seed of the run.
         folder: Folder for the sample.
         epoch: Number of finished epochs.
     """

@@ -141,7 +141,8 @@ def _distances(controls: Tensor, shown: Tensor, height: int, width: int) -> Tens
     """Return each pixel's distance to the nearest point of the visible curves, in pixels.
 
     Args:
-        controls: Of quadratic Bezier curves, fractions of width and height, shape ``[count, curves, 3, 2]``.
+        controls: Control points of quadratic Bezier curves, fractions of width and height, shape
+            ``[count, curves, 3, 2]``.
         shown: Which curves are visible, shape ``[count, curves]``; the first one always is.
         height: In pixels.
         width: In pixels.

@@ -17,7 +17,7 @@ class Answer:
 
     Args:
         logits: Shape ``[batch, classes]``, with the images' graph.
-        low_bit: Of the deployed student, for the metrics; the same tensor if that is the student.
+        low_bit: Logits of the deployed student, for the metrics; the same tensor if that is the student.
     """
 
     logits: Tensor
@@ -55,7 +55,7 @@ def rival_facts(name: str, losses: Tensor, form: str) -> dict[str, Tensor]:
     Args:
         name: Name of the loss in the metrics.
         losses: Both, shape ``[2]``.
-        form: Of :class:`Rival`.
+        form: Form of :class:`Rival`.
     """
     own, low_bit = losses.clone().unbind()
     return {name: own, **({f"{name}_low_bit": low_bit} if form == "fp_shadow" else {})}

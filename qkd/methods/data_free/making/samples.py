@@ -61,7 +61,7 @@ def write_sample(folder: Path, epoch: int, images: Tensor) -> Path:
     """Write a sample of an epoch; return its file.
 
     Args:
-        folder: Of the generator.
+        folder: Folder of the generator.
         epoch: Number of finished epochs.
         images: uint8, shape ``[batch, channels, height, width]``.
     """

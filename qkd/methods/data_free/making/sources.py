@@ -38,7 +38,7 @@ class Generated:
     Args:
         generator: Maps latents and labels to images.
         latent: Size of a latent.
-        classes: Of the teacher.
+        classes: Number of classes of the teacher.
         device: Where the generator is.
         asks: Whether it takes a class.
     """
@@ -89,7 +89,7 @@ class LatentSource:
     Args:
         job: Its seed, role and device.
         latent: Size of a latent.
-        classes: Of the teacher.
+        classes: Number of classes of the teacher.
         steps: Steps per epoch.
     """
 
@@ -122,7 +122,7 @@ class MadeSource:
         teacher: Gives the class of an image, if none was requested.
         images: Images per epoch.
         agent: The student's, as in the config.
-        arrangement: Of the images of a batch; None leaves them unchanged.
+        arrangement: Arrangement of the images of a batch; None leaves them unchanged.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Distillation losses: pure functions of tensors with keyword-only scalars.
 
-Tensors but labels are floating; half precision is computed in float32, float64 in float64. Logarithms are natural
-unless an option says otherwise. What is not a number among the inputs is not a number in the result, so that a training
-stops and says where.
+All tensors except labels are floating point. Half precision is computed in float32, float64 in float64. Logarithms
+are natural unless an option says otherwise. NaNs in the inputs give NaN in the result, so that training stops
+and reports where.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Losses on the logits of auxiliary branches: joint labels of class and orientation, and soft targets branch by branch.
 
-Neighbors: :func:`~qkd.losses.logits.soft_target_loss` is the divergence that is summed here.
+See also :func:`~qkd.losses.logits.soft_target_loss`, the divergence that is summed here.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def joint_label_loss(
     .. math:: L = \sum_l \frac{1}{4B} \sum_{b, r} -\log \sigma(a^l_{4b + r})_{4 y_b + r}
 
     Args:
-        branch_logits: :math:`a^l`, a tensor a branch, shape ``[4 * batch, 4 * classes]``, floating; rows in the order
-            of :func:`~qkd.losses.turns.turn_images`.
+        branch_logits: :math:`a^l`, one tensor per branch, shape ``[4 * batch, 4 * classes]``, floating; rows in the
+            order of :func:`~qkd.losses.turns.turn_images`.
         labels: True classes :math:`y`, shape ``[batch]``, int64.
-        other_labels: Second classes of mixed images (CutMix), shape ``[batch]``, int64; absent: there are none.
-        other_share: What part of each label they are, shape ``[batch]``, in ``[0, 1]``. Given exactly with them.
+        other_labels: Second classes of mixed images (CutMix), shape ``[batch]``, int64; None if there are none.
+        other_share: Their share of each label, shape ``[batch]``, in ``[0, 1]``. Required with ``other_labels`` and
+            only then.
         label_smoothing: In ``[0, 1)``, the share of a joint label spread over all ``4 * classes``.
 
     Returns:
@@ -57,7 +58,7 @@ def joint_label_loss(
     for logits in branch_logits:
         if logits.dim() != 2 or logits.shape[1] % TURNS or len(logits) != len(targets):
             raise ValueError(
-                f"joint logits need {TURNS} rows an image and {TURNS} columns a class, got shape "
+                f"joint logits need {TURNS} rows per image and {TURNS} columns per class, got shape "
                 f"{tuple(logits.shape)} for {len(labels)} labels"
             )
         check_labels(upright(logits)[:, ::TURNS], labels)
@@ -78,8 +79,8 @@ def branch_soft_target_loss(
     .. math:: L = \sum_l \tau^2\, \mathrm{KL}(\sigma(a_t^l / \tau) \,\|\, \sigma(a_s^l / \tau))
 
     Args:
-        student_branches: :math:`a_s^l`, a tensor a branch, shape ``[rows, outputs]``, floating.
-        teacher_branches: :math:`a_t^l`, as many, of the same shapes. Treated as constants.
+        student_branches: :math:`a_s^l`, one tensor per branch, shape ``[rows, outputs]``, floating.
+        teacher_branches: :math:`a_t^l`, the same number of tensors, of the same shapes. Treated as constants.
         temperature: :math:`\tau > 0`.
 
     Returns:
@@ -101,7 +102,8 @@ def branch_soft_target_loss(
     _require_branches(student_branches)
     if len(student_branches) != len(teacher_branches):
         raise ValueError(
-            f"student and teacher need as many branches, got {len(student_branches)} and {len(teacher_branches)}"
+            f"student and teacher need the same number of branches, "
+            f"got {len(student_branches)} and {len(teacher_branches)}"
         )
     losses = [
         soft_target_loss(student, teacher, temperature=temperature)

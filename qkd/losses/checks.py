@@ -1,4 +1,4 @@
-"""Refuse tensors and numbers that a loss is not defined for, saying what was found."""
+"""Reject tensors and numbers that a loss is not defined for, and report what was found."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor, *, least_classes: int = 1) -> None:
-    """Raise unless both are ``[batch, classes]`` and of one shape.
+    """Raise unless both have the same shape ``[batch, classes]``.
 
     Raises:
         ValueError: If they are not, or there are fewer than ``least_classes`` classes.
     """
     if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
-            f"student and teacher need logits of one shape [batch, classes], "
+            f"student and teacher need logits of the same shape [batch, classes], "
             f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         )
     _check_not_empty(student_logits)
@@ -26,10 +26,10 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor, *, least_classe
 
 
 def check_labels(logits: Tensor, labels: Tensor) -> None:
-    """Raise unless labels are int64, ``[batch]``, as many as the logits' rows, and name classes.
+    """Raise unless labels are int64, ``[batch]``, one per row of logits, and valid classes.
 
     Raises:
-        ValueError: If they do not. On a GPU their values are not looked at, which would wait for it.
+        ValueError: If they are not. On a GPU the values are not checked, because that would synchronize.
     """
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 class numbers, got {str(labels.dtype).removeprefix('torch.')}")
@@ -46,14 +46,14 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
 
 
 def check_share(share: Tensor, labels: Tensor) -> None:
-    """Raise unless shares of second labels are as many as labels and in ``[0, 1]``.
+    """Raise unless there is one share in ``[0, 1]`` per label.
 
     Raises:
-        ValueError: If they are not. On a GPU their values are not looked at.
+        ValueError: If there is not. On a GPU the values are not checked.
     """
     if share.shape != labels.shape:
         raise ValueError(
-            f"need other_labels and other_share as labels, {tuple(labels.shape)}, got {tuple(share.shape)}"
+            f"other_labels and other_share need the shape of labels, {tuple(labels.shape)}, got {tuple(share.shape)}"
         )
     if share.device.type == "cpu" and not 0 <= float(share.min()) <= float(share.max()) <= 1:
         raise ValueError(f"other_share must be in [0, 1], got {float(share.min())} to {float(share.max())}")
@@ -63,14 +63,14 @@ def _check_not_empty(tensor: Tensor) -> None:
     if len(tensor) == 0:
         raise ValueError("the batch is empty: a loss is a mean over images")
     if tensor.numel() == 0:
-        raise ValueError(f"needs at least one number an image, got {tuple(tensor.shape)}")
+        raise ValueError(f"needs at least one number per image, got {tuple(tensor.shape)}")
 
 
 def check_scalar(**parts: Tensor) -> None:
-    """Raise unless every part of a sum is a scalar: a longer one would make the loss a vector.
+    """Raise unless every part of a sum is a scalar; any other would make the loss a vector.
 
     Raises:
-        ValueError: If one is not; names it.
+        ValueError: If one is not. The message names it.
     """
     for name, part in parts.items():
         if part.dim():
@@ -78,7 +78,7 @@ def check_scalar(**parts: Tensor) -> None:
 
 
 def check_temperature(temperature: float, scale: float | None = None) -> None:
-    """Raise unless the temperature is positive and finite, and the scale, if any, finite and not negative.
+    """Raise unless the temperature is positive and finite, and the scale, if given, finite and nonnegative.
 
     Raises:
         ValueError: If they are not.
@@ -93,7 +93,7 @@ def check_weight(**weights: float) -> None:
     """Raise unless every weight is finite and not negative.
 
     Raises:
-        ValueError: If one is not; names it.
+        ValueError: If one is not. The message names it.
     """
     for name, value in weights.items():
         if not (math.isfinite(value) and value >= 0):
@@ -111,7 +111,7 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
 
 
 def check_features(*features: Tensor) -> None:
-    """Raise unless all are ``[batch, ...]`` of one batch, none of them empty.
+    """Raise unless all are ``[batch, ...]`` with the same batch size, and none is empty.
 
     Raises:
         ValueError: If they are not.
@@ -124,7 +124,7 @@ def check_features(*features: Tensor) -> None:
 
 
 def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:
-    """Raise unless both are ``[batch, channels, height, width]`` of one batch.
+    """Raise unless both are ``[batch, channels, height, width]`` with the same batch size.
 
     Raises:
         ValueError: If they are not.
@@ -138,14 +138,14 @@ def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:
 
 
 def check_feature_lists(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], *, least: int) -> None:
-    """Raise unless both are lists of one length of features ``[batch, channels, ...]`` of one batch.
+    """Raise unless both lists have the same length and hold features ``[batch, channels, ...]`` of one batch.
 
     Raises:
         ValueError: If they are not, or have fewer than ``least`` features.
     """
     if len(student_features) != len(teacher_features) or len(student_features) < least:
         raise ValueError(
-            f"need as many features of the student as of the teacher, at least {least}, "
+            f"student and teacher need the same number of features, at least {least}, "
             f"got {len(student_features)} and {len(teacher_features)}"
         )
     for student, teacher in zip(student_features, teacher_features, strict=True):

@@ -1,10 +1,10 @@
-"""What options of losses may be, without the arithmetic: a config is checked against it before torch is loaded."""
+"""Allowed values of loss options, without the arithmetic, so that a config can be checked before torch is loaded."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-HEADS = 4  # of MHGD's attention, as in role-kd; the authors of MHGD take 8
+HEADS = 4  # of MHGD's attention, as in role-kd; the authors of MHGD use 8
 
 Attention = Literal["trained", "random"]
 ATTENTIONS: tuple[Attention, ...] = ("trained", "random")

@@ -22,13 +22,13 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor, *, module: nn.Mo
     Args:
         student_feature: Shape ``[batch, ...]``, floating.
         teacher_feature: Same shape, or the shape that ``module`` gives. Treated as a constant.
-        module: The regressor :math:`r` (:func:`build_adapter`); absent: the identity.
+        module: The regressor :math:`r` (:func:`build_adapter`); the identity if None.
 
     Returns:
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes differ, behind the regressor.
+        ValueError: If the shapes differ after the regressor.
 
     Example:
         >>> hint_loss(torch.zeros(2, 4, 3, 3), torch.full((2, 4, 3, 3), 0.5)).item()
@@ -42,8 +42,8 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor, *, module: nn.Mo
     student_feature = student_feature if module is None else module(student_feature)
     if student_feature.shape != teacher_feature.shape:
         raise ValueError(
-            f"a hint compares features of one shape, got {tuple(student_feature.shape)} and "
-            f"{tuple(teacher_feature.shape)}: tap layers of one shape"
+            f"a hint compares features of the same shape, got {tuple(student_feature.shape)} and "
+            f"{tuple(teacher_feature.shape)}: tap layers of the same shape"
         )
     return functional.mse_loss(student_feature, given(teacher_feature))
 
@@ -55,7 +55,7 @@ class Adapter(nn.Module):
     costs less and has been the usual choice since.
 
     Args:
-        channels: Of the student and of the teacher.
+        channels: Channels of the student and of the teacher.
         size: Height and width of the teacher's feature; None for features that are vectors.
     """
 
@@ -72,7 +72,7 @@ class Adapter(nn.Module):
 
 
 def build_adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module | None:
-    """Return what brings a feature of one shape to another; None where they are the same.
+    """Return a module that maps a feature of one shape to another, or None if they are the same.
 
     Args:
         student: Without the batch: ``(channels, height, width)`` or ``(channels,)``.
@@ -85,8 +85,8 @@ def build_adapter(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Modu
         return None
     if len(student) != len(teacher) or len(student) not in (1, 3):
         raise ValueError(
-            f"no adapter from a student's feature {student} to a teacher's {teacher}: tap two convolutional layers or "
-            f"two that give vectors"
+            f"there is no adapter from a student's feature {student} to a teacher's {teacher}: tap two convolutional "
+            f"layers or two that give vectors"
         )
     return Adapter((student[0], teacher[0]), (teacher[1], teacher[2]) if len(teacher) == 3 else None)
 
@@ -99,8 +99,8 @@ def attention_transfer_loss(student_feature: Tensor, teacher_feature: Tensor, *,
               a = \frac1C \sum_c |f_c|^p,\quad \hat a = a / \|a\|_2
 
     Args:
-        student_feature: Shape ``[batch, channels, height, width]``; channels may differ from the teacher's. Where its
-            height or width is larger, it is averaged down to the teacher's, and the other way round.
+        student_feature: Shape ``[batch, channels, height, width]``; channels may differ from the teacher's. The larger
+            height or width of the two is averaged down to the smaller.
         teacher_feature: Likewise. Treated as a constant.
         power: :math:`p \ge 1`.
 
@@ -117,10 +117,10 @@ def attention_transfer_loss(student_feature: Tensor, teacher_feature: Tensor, *,
 
     References:
         Zagoruyko, Komodakis, `Paying More Attention to Attention <https://arxiv.org/abs/1612.03928>`_, 2017, section
-        3.1: equation 2 with the mean of squares, which is what is commonly used; the paper has the norm itself.
+        3.1: equation 2 with the mean of squares, as is common; the paper uses the norm itself.
 
     Note:
-        An image whose feature is all zero has no attention; its map stays zero (value and gradient).
+        An image with an all-zero feature has no attention; its map stays zero (value and gradient).
     """
     check_maps(student_feature, teacher_feature)
     if not (math.isfinite(power) and power >= 1):
@@ -135,7 +135,7 @@ def _attention(maps: Tensor, size: tuple[int, int], power: float) -> Tensor:
     if tuple(maps.shape[2:]) != size:
         maps = functional.adaptive_avg_pool2d(maps, size)
     largest = maps.detach().abs().amax((1, 2, 3), keepdim=True)
-    # attention has no scale, but powers overflow
+    # attention is scale-free, but powers overflow
     maps = maps / torch.where(largest > 0, largest, torch.ones_like(largest))
     magnitudes = maps.square() if power == 2 else maps.abs().pow(power)
     return unit_rows(magnitudes.mean(1).flatten(1))

@@ -1,4 +1,4 @@
-"""What a loss takes as given: the teacher's side, which stays a constant unless a gradient into it is asked for."""
+"""What a loss takes as given: the teacher's side, a constant unless a gradient into it is requested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _in_graph: ContextVar[bool] = ContextVar("teacher_in_graph", default=False)
 
 @contextmanager
 def teacher_in_graph() -> Iterator[None]:
-    """Let losses that are computed within a block pass gradients into the teacher's tensors (to learn how to teach)."""
+    """Let losses computed in the block pass gradients into the teacher's tensors (to learn how to teach)."""
     token = _in_graph.set(True)
     try:
         yield
@@ -22,5 +22,5 @@ def teacher_in_graph() -> Iterator[None]:
 
 
 def given(teacher: Tensor) -> Tensor:
-    """Return a tensor of the teacher's without its graph; unchanged within :func:`teacher_in_graph`."""
+    """Return a teacher tensor detached from its graph, or unchanged within :func:`teacher_in_graph`."""
     return teacher if _in_graph.get() else teacher.detach()

@@ -17,12 +17,12 @@ from qkd.losses.singular import CANDIDATES, aligned_pairs, main_direction, vecto
 from qkd.losses.stable import distances, in_full_precision, unit_rows
 
 ATTENTION_DECAY = 5e-4
-LEAST_DISTANCE = 1e-6  # the root of the 1e-12 under which squared distances do not fall, as published
+LEAST_DISTANCE = 1e-6  # the root of 1e-12, the floor of squared distances, as published
 MEAN_EPSILON = 1e-8
 
 
 class HeadGraphs(Protocol):
-    """What the losses need of :class:`~qkd.terms.head_graph.MultiHeadGraph`."""
+    """What the losses need from :class:`~qkd.terms.head_graph.MultiHeadGraph`."""
 
     training: bool
 
@@ -56,13 +56,13 @@ def multi_head_graph_loss(
     with v the singular vectors of :func:`~qkd.losses.singular.aligned_vectors`, student first.
 
     Args:
-        student_stages: In the order of the net, at least two, each ``[batch, channels, ...]``, floating.
+        student_stages: In network order, at least two, each ``[batch, channels, ...]``, floating.
         teacher_stages: Likewise. Treated as constants.
         module: The attention, the same for both, treated as a constant; it is trained by
             :func:`graph_attention_loss`. Its adapters learn from this loss.
-        candidates: Singular vectors of the student that are looked at, at least 1.
-        attention: ``trained``: refuse an attention that never learned. ``random`` allows it: role-kd's released
-            code throws the attention's training step away, so that it compares graphs in a fixed random projection.
+        candidates: Number of the student's singular vectors to consider, at least 1.
+        attention: ``trained`` rejects an attention that was never trained. ``random`` allows it: role-kd's
+            released code discards the attention's training step, so it compares graphs in a fixed random projection.
         singular_weight: Weight of :func:`~qkd.losses.singular.singular_vector_loss` of the same vectors, which
             then cost one decomposition instead of two; 1 as role-kd combines them.
 
@@ -70,8 +70,8 @@ def multi_head_graph_loss(
         A scalar, shape ``[]``, in nats, a sum over rows and heads as published; not negative.
 
     Raises:
-        ValueError: As for :func:`~qkd.losses.singular.singular_vector_loss`; if there is no module, it never
-            learned though it should have, ``attention`` is unknown, or ``singular_weight`` is negative or not finite.
+        ValueError: As for :func:`~qkd.losses.singular.singular_vector_loss`; if there is no module, it should
+            be trained but was not, ``attention`` is unknown, or ``singular_weight`` is negative or not finite.
 
     References:
         Lee, Song, `Graph-based Knowledge Distillation by Multi-head Attention Network
@@ -82,8 +82,8 @@ def multi_head_graph_loss(
     module = _required(module)
     if attention == "trained" and not module.is_trained:
         raise ValueError(
-            "the attention of multi_head_graph never learned: let a phase with graph_attention (trains: modules) come "
-            "first, or set its option `attention` to `random`, as in role-kd's released code"
+            "the attention of multi_head_graph was never trained: let a phase with graph_attention (trains: modules) "
+            "come first, or set its option `attention` to `random`, as in role-kd's released code"
         )
     students, teachers = aligned_pairs(student_stages, teacher_stages, candidates=candidates, module=module.adapters)
     student_graphs, teacher_graphs = (module.graphs(vectors, learns=False) for vectors in (students, teachers))
@@ -107,7 +107,9 @@ def graph_divergence(student_graph: Tensor, teacher_graph: Tensor) -> Tensor:
         ValueError: If the shapes differ.
     """
     if student_graph.shape != teacher_graph.shape:
-        raise ValueError(f"need graphs of one shape, got {tuple(student_graph.shape)} and {tuple(teacher_graph.shape)}")
+        raise ValueError(
+            f"need graphs of the same shape, got {tuple(student_graph.shape)} and {tuple(teacher_graph.shape)}"
+        )
     student, teacher = student_graph.log_softmax(-1), given(teacher_graph).log_softmax(-1)
     return (student.exp() * (student - teacher)).sum()
 
@@ -123,17 +125,17 @@ def graph_attention_loss(
     It trains the attention of MHGD on the teacher alone, before the student is distilled with it.
 
     Args:
-        teacher_stages: In the order of the net, at least two, each ``[batch, channels, ...]``. Constants.
-        module: The attention and its estimators. In training mode, batch norm takes the batch's statistics and notes
+        teacher_stages: In network order, at least two, each ``[batch, channels, ...]``. Constants.
+        module: The attention and its estimators. In training mode, batch norm uses the batch's statistics and records
             them, and heads are dropped at random (PyTorch's global generator).
         weight_decay: :math:`\lambda`, on all matrices of attention and estimators.
 
     Returns:
-        A scalar, shape ``[]``; without its decay in ``[0, 2]`` for each pair of neighbors.
+        A scalar, shape ``[]``; without weight decay, in ``[0, 2]`` for each pair of neighbors.
 
     Raises:
-        ValueError: If there are fewer than two features, batches differ, a training batch has a single image (it has
-            no statistics for batch norm), there is no module, or ``weight_decay`` is negative or
+        ValueError: If there are fewer than two features, batches differ, a training batch has a single image
+            (batch norm needs more), there is no module, or ``weight_decay`` is negative or
             not finite.
 
     References:
@@ -183,7 +185,7 @@ def logit_relation_loss(
         Park et al. 2019, equations 5 to 11, on logits as in role-kd's released code.
 
     Note:
-        The mean is over all pairs, an image with itself included: the floor under the root makes these positive, too.
+        The mean is over all pairs, including an image with itself: the floor under the root makes these positive, too.
         :func:`~qkd.losses.relations.distance_relation_loss` leaves them out, as the paper does.
     """
     check_logits(student_logits, teacher_logits)

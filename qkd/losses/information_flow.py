@@ -16,8 +16,8 @@ from qkd.losses.stable import in_full_precision, offset_unit_rows
 
 NORM_EPSILON = 1e-6  # added to norms and squared distances, as published
 RATIO_EPSILON = 1e-6  # of divergence `kl`, as published
-LEAST_SIMILARITY = 1e-7  # antiparallel features give (cos + 1) / 2 = -6e-8 in float32: no logarithm
-LEAST_PROBABILITY = 1e-12  # `kagan` divides by probabilities, and `rbf` has some of 1e-300
+LEAST_SIMILARITY = 1e-7  # antiparallel features give (cos + 1) / 2 = -6e-8 in float32, which has no logarithm
+LEAST_PROBABILITY = 1e-12  # `kagan` divides by probabilities, and `rbf` gives some as small as 1e-300
 
 
 @in_full_precision
@@ -51,20 +51,20 @@ def information_flow_loss(
     Args:
         student_feature: Shape ``[batch, ...]``, floating; flattened to one row per image.
         teacher_feature: Shape ``[batch, ...]``; all but ``batch`` may differ. Treated as a constant.
-        kernel: What a pair of images is to each other.
-        divergence: How two rows of probabilities are compared.
-        sigma: :math:`\sigma > 0` of ``rbf`` and ``cauchy``, in units of the feature; the others have none.
-        reduction: ``mean`` over all pairs, as published, shrinks with the batch; ``row_mean`` is ``batch`` times it.
+        kernel: Similarity of a pair of images.
+        divergence: How to compare two rows of probabilities.
+        sigma: :math:`\sigma > 0` of ``rbf`` and ``cauchy``, in units of the feature; unused by the others.
+        reduction: ``mean`` over all pairs, as published, shrinks with the batch; ``row_mean`` is ``batch`` times that.
         normalize: Divide each feature by its root mean square over the batch first (ours): every kernel but ``cosine``
-            and ``adaptive_rbf`` sees scale, and a low-bit student has its own scale.
+            and ``adaptive_rbf`` depends on scale, and a low-bit student has its own scale.
 
     Returns:
         A scalar, shape ``[]``, in nats for ``jeffreys`` and ``kl``; zero where both features are equal up to rotation
-        (``kl``: of the size of its epsilon). ``jeffreys``, ``abs`` and ``squared`` stay when student and teacher change
-        places.
+        (``kl``: of the size of its epsilon). ``jeffreys``, ``abs`` and ``squared`` do not change when student and
+        teacher are swapped.
 
     Raises:
-        ValueError: If the batches differ, a feature has no dimension beside the batch, a choice is unknown, or
+        ValueError: If the batches differ, a feature has no dimension besides the batch, a choice is unknown, or
             ``sigma`` is not positive and finite.
 
     References:
@@ -73,9 +73,9 @@ def information_flow_loss(
         divergences. The form of ``exponential`` is the one in common use, our reading.
 
     Note:
-        Probabilities are kept as logarithms, so that none underflows; ``kagan`` alone divides by a probability, which
-        counts as 1e-12 where it is smaller. Distances are taken of centered features, which changes them by nothing but
-        rounding. An image whose feature is all zero gets no gradient through the cosine kernel (published: 1e6 times
+        Probabilities are kept as logarithms, so that none underflows; ``kagan`` alone divides by a probability, clamped
+        to at least 1e-12. Distances are computed from centered features, which changes only their
+        rounding. An image with an all-zero feature gets no gradient through the cosine kernel (published: 1e6 times
         that of any other).
 
     Example:
@@ -107,9 +107,9 @@ def _log_rows(log_kernel: Tensor) -> Tensor:
 def _squared_distances(rows: Tensor) -> Tensor:
     """Return squared distances of all pairs plus epsilon, ``[batch, batch]``; the diagonal is epsilon exactly.
 
-    By one matrix product: differences of all pairs of a convolution's output would not fit into the cost of a step.
+    Uses one matrix product: differences of all pairs of a convolution's output would be too expensive for a step.
     """
-    rows = rows - rows.detach().mean(0)  # less to cancel, and equal rows become zeros
+    rows = rows - rows.detach().mean(0)  # less cancellation, and equal rows become zeros
     squares = rows.square().sum(1)
     apart = (squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * rows @ rows.T).clamp_min(0)
     is_other = 1 - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)

@@ -4,8 +4,8 @@ Universe: label smoothing (an option of the cross-entropy). Domain: how classes 
 Instance: how sure the teacher is of each image (:func:`teacher_confidence_loss`). :func:`top_classes_loss` keeps only
 the classes that the teacher thinks likely.
 
-The paper's body could not be read; its definitions here follow descriptions of it. What is our reading is said where
-it stands.
+The paper's body was not available to us; the definitions here follow descriptions of it. Our own readings are
+marked as such.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qkd.losses.stable import in_full_precision, log_others, unit_rows
 def teacher_confidence_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float, scale: float | None = None
 ) -> Tensor:
-    r"""Return soft targets that tell the teacher's confidence in the true class and nothing else (KD-pt).
+    r"""Return the loss with soft targets that carry only the teacher's confidence in the true class (KD-pt).
 
     .. math:: L = \frac{c}{B} \sum_b \mathrm{KL}(\rho \| \tilde q),\quad \rho_y = \tilde p_y,\quad
               \rho_{k \ne y} = \frac{1 - \tilde p_y}{K - 1}
@@ -38,10 +38,10 @@ def teacher_confidence_loss(
         teacher_logits: Same shape. Treated as a constant.
         labels: Shape ``[batch]``, int64.
         temperature: :math:`\tau > 0`.
-        scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
+        scale: :math:`c \ge 0`; defaults to :math:`\tau^2`.
 
     Returns:
-        A scalar, shape ``[]``, in nats: the cross-entropy :math:`H(\rho, \tilde q)` less the entropy of
+        A scalar, shape ``[]``, in nats: the cross-entropy :math:`H(\rho, \tilde q)` minus the entropy of
         :math:`\rho`, a constant of the student; the gradient is the same.
 
     Raises:
@@ -72,7 +72,7 @@ def class_relation_loss(
     one_hot_share: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    r"""Return soft targets that tell how the true class relates to the others and nothing of the image (KD-sim).
+    r"""Return the loss with soft targets that carry only the true class's relations to the others (KD-sim).
 
     .. math:: L = \frac{c}{B} \sum_b \mathrm{KL}(\rho(y_b) \| \tilde q_b),\quad
               \rho(y) = m\, \mathrm{onehot}(y) + (1 - m)\, \sigma(\hat W \hat w_y / s)
@@ -84,12 +84,12 @@ def class_relation_loss(
         labels: Shape ``[batch]``, int64.
         class_weights: The teacher's last layer, shape ``[classes, features]``. Treated as a constant.
         temperature: :math:`\tau > 0` of the student's distribution.
-        sharpness: :math:`s > 0`; cosines are in [-1, 1], which at 1 gives nearly flat targets.
+        sharpness: :math:`s > 0`; cosines are in [-1, 1], so 1 gives nearly flat targets.
         one_hot_share: :math:`m` in ``[0, 1)``.
-        scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
+        scale: :math:`c \ge 0`; defaults to :math:`\tau^2`.
 
     Returns:
-        A scalar, shape ``[]``, in nats: the cross-entropy less the entropy of :math:`\rho`.
+        A scalar, shape ``[]``, in nats: the cross-entropy minus the entropy of :math:`\rho`.
 
     Raises:
         ValueError: If shapes do not fit, or a number is out of range.
@@ -111,7 +111,7 @@ def class_relation_targets(class_weights: Tensor, *, sharpness: float = 0.3, one
     """Return the targets of :func:`class_relation_loss` for each class.
 
     Args:
-        class_weights: Of the teacher's last layer, shape ``[classes, features]``, floating.
+        class_weights: Weights of the teacher's last layer, shape ``[classes, features]``, floating.
         sharpness: As for :func:`class_relation_loss`.
         one_hot_share: As for :func:`class_relation_loss`.
 
@@ -151,7 +151,7 @@ def top_classes_loss(
     remainder: Remainder = "uniform",
     scale: float | None = None,
 ) -> Tensor:
-    r"""Return soft targets of the classes that the teacher thinks likeliest (KD-topk).
+    r"""Return the loss with soft targets of the classes that the teacher thinks likeliest (KD-topk).
 
     .. math:: L = \frac{c}{B} \sum_b \mathrm{KL}(\rho \| \tilde q),\quad
               \rho_i = \tilde p_i\ (i \in \mathrm{top}_k),\quad
@@ -161,13 +161,13 @@ def top_classes_loss(
         student_logits: Shape ``[batch, classes]``, floating.
         teacher_logits: Same shape. Treated as a constant.
         temperature: :math:`\tau > 0`.
-        classes: :math:`k`, from 1 to all; a quarter of them was best on CIFAR-100 in the descriptions. Of classes that
-            are as likely the first count.
+        classes: :math:`k`, from 1 to all; a quarter of them was best on CIFAR-100 in the descriptions. Ties go
+            to the first class.
         remainder: ``uniform`` as above (our reading); ``renormalize`` gives the rest to the top classes in proportion.
-        scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
+        scale: :math:`c \ge 0`; defaults to :math:`\tau^2`.
 
     Returns:
-        A scalar, shape ``[]``, in nats: the cross-entropy less the entropy of :math:`\rho`. With all classes it is
+        A scalar, shape ``[]``, in nats: the cross-entropy minus the entropy of :math:`\rho`. With all classes it is
         :func:`soft_target_loss`, bit for bit.
 
     Raises:
@@ -205,7 +205,7 @@ def gradient_rescaling(
     temperature: float,
     scale: float | None = None,
 ) -> Tensor:
-    r"""Return by how much soft targets change the size of each image's gradient (the instance level).
+    r"""Return the factor by which soft targets change the size of each image's gradient (the instance level).
 
     .. math:: w = (1 - \lambda) + \lambda \frac{c}{\tau} \frac{\tilde p_y - \tilde q_y}{1 - q_y}
 
@@ -218,7 +218,7 @@ def gradient_rescaling(
         labels: Shape ``[batch]``, int64.
         teacher_share: :math:`\lambda` in ``[0, 1]``.
         temperature: :math:`\tau > 0`.
-        scale: :math:`c`; absent: :math:`\tau^2`.
+        scale: :math:`c`; defaults to :math:`\tau^2`.
 
     Returns:
         Shape ``[batch]``, without gradient. Below :math:`1 - \lambda` where the student is surer than the teacher.
@@ -276,13 +276,13 @@ def _divergence(student_logits: Tensor, target_log: Tensor, temperature: float, 
 
 
 def _largest(rows: Tensor, count: int) -> Tensor:
-    """Return a mask of the largest entries of each row; of equal ones the first, as ``topk`` does not promise."""
+    """Return a mask of the largest entries of each row. Ties go to the first, which ``topk`` does not guarantee."""
     last = rows.topk(count, dim=1).values[:, -1:]
-    above = ~(rows <= last)  # what is not a number stays, for the training loop to find
+    above = ~(rows <= last)  # NaNs stay, for the training loop to find
     ties = rows == last
     return above | (ties & (ties.cumsum(1) <= count - above.sum(1, keepdim=True)))
 
 
 def _least_log(like: Tensor) -> float:
-    """Return the logarithm of the smallest positive number of a type: a probability of zero, but finite."""
+    """Return the logarithm of the smallest positive number of a type: stands for probability zero, but is finite."""
     return math.log(torch.finfo(like.dtype).tiny)

@@ -31,17 +31,18 @@ def cross_entropy_loss(
     Args:
         student_logits: Unnormalized scores :math:`z`, shape ``[batch, classes]``, floating.
         labels: True classes, shape ``[batch]``, int64, in ``0 .. classes - 1``.
-        other_labels: Second classes of mixed images (CutMix), same shape and type; absent: there are none.
-        other_share: What part of each label they are, shape ``[batch]``, in ``[0, 1]``:
-            :math:`y = (1 - s)\,\mathrm{onehot}(y_1) + s\,\mathrm{onehot}(y_2)`. Given exactly with them.
+        other_labels: Second classes of mixed images (CutMix), same shape and type; None if there are none.
+        other_share: Their share of each label, shape ``[batch]``, in ``[0, 1]``:
+            :math:`y = (1 - s)\,\mathrm{onehot}(y_1) + s\,\mathrm{onehot}(y_2)`. Required with ``other_labels`` and
+            only then.
         label_smoothing: :math:`a` in ``[0, 1)``, the share of the label spread over all :math:`K` classes.
 
     Returns:
         A scalar, shape ``[]``, in nats, of the type of the logits.
 
     Raises:
-        ValueError: If the shapes do not fit, labels are not int64 or no classes, only one of the two ``other`` tensors
-            is given, or ``other_share`` or ``label_smoothing`` is out of range.
+        ValueError: If the shapes do not fit, labels are not int64 or not valid classes, only one of the two ``other``
+            tensors is given, or ``other_share`` or ``label_smoothing`` is out of range.
 
     References:
         Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2015, section 7.
@@ -54,7 +55,7 @@ def cross_entropy_loss(
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing=}")
     if (other_labels is None) != (other_share is None):
-        raise ValueError("other_labels and other_share belong together: give both or none")
+        raise ValueError("other_labels and other_share belong together: give both or neither")
     if other_labels is None or other_share is None:
         return functional.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
     check_labels(student_logits, other_labels)
@@ -83,7 +84,7 @@ def soft_target_loss(
         student_logits: Unnormalized scores :math:`z_s`, shape ``[batch, classes]``, floating.
         teacher_logits: :math:`z_t`, same shape. Treated as a constant: no gradient flows into it.
         temperature: :math:`\tau > 0`, dimensionless; 1 leaves the distributions unchanged.
-        scale: :math:`c \ge 0`; absent: :math:`\tau^2`, which keeps the gradient's size when :math:`\tau` changes.
+        scale: :math:`c \ge 0`; defaults to :math:`\tau^2`, which keeps the gradient's size when :math:`\tau` changes.
             Give 1 for the bare divergence.
         reduction: ``"batchmean"`` divides the sum by the batch, ``"mean"`` by batch times classes (as some published
             code does; it is ``classes`` times smaller).
@@ -112,7 +113,7 @@ def soft_target_loss(
         raise ValueError(f"reduction must be 'batchmean' or 'mean', got {reduction=}")
     student_log = functional.log_softmax(student_logits / temperature, dim=1)
     teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
-    # "sum" and an own divisor: PyTorch warns that its "mean" is about to change its meaning
+    # "sum" and our own divisor: PyTorch warns that the meaning of "mean" will change
     divergence = functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
     count = len(student_logits) if reduction == "batchmean" else student_logits.numel()
     return divergence / count * (temperature**2 if scale is None else scale)
@@ -127,7 +128,7 @@ def logit_square_loss(student_logits: Tensor, teacher_logits: Tensor, *, tempera
     Args:
         student_logits: Unnormalized scores :math:`z_s`, shape ``[batch, classes]``, floating.
         teacher_logits: :math:`z_t`, same shape. Treated as a constant: no gradient flows into it.
-        temperature: :math:`\tau > 0`; a factor :math:`1 / \tau^2` of the loss, which no other factor makes up for.
+        temperature: :math:`\tau > 0`; it scales the loss by :math:`1 / \tau^2`, which nothing else compensates.
 
     Returns:
         A scalar, shape ``[]``, a mean over batch and classes. Zero where both logits are equal; unlike soft targets it
@@ -165,7 +166,7 @@ def decoupled_loss(
     .. math:: L = \frac{c}{B} \sum_b \big[ \alpha\, \mathrm{KL}(b_t \| b_s) + \beta\, \mathrm{KL}(r_t \| r_s) \big]
 
     with :math:`b = (q_y, 1 - q_y)` and :math:`r_k = q_k / (1 - q_y)` for :math:`k \ne y`, where
-    :math:`q = \sigma(z / \tau)`. :func:`soft_target_loss` is the case :math:`\alpha = 1,\ \beta = 1 - p_y` of each
+    :math:`q = \sigma(z / \tau)`. :func:`soft_target_loss` is the case :math:`\alpha = 1,\ \beta = 1 - p_y` for each
     image.
 
     Args:
@@ -175,7 +176,7 @@ def decoupled_loss(
         temperature: :math:`\tau > 0`.
         target_weight: :math:`\alpha \ge 0`.
         others_weight: :math:`\beta \ge 0`; 8 is published for CIFAR-100.
-        scale: :math:`c \ge 0`; absent: :math:`\tau^2`.
+        scale: :math:`c \ge 0`; defaults to :math:`\tau^2`.
 
     Returns:
         A scalar, shape ``[]``, in nats. Zero where both logits are equal.

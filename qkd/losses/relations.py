@@ -1,4 +1,4 @@
-"""Losses on what the images of a batch are to each other: similarities, distances, angles, probabilities."""
+"""Losses on relations between the images of a batch: similarities, distances, angles, probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qkd.losses.checks import check_features
 from qkd.losses.given import given
 from qkd.losses.stable import distances, in_full_precision, offset_unit_rows, unit_rows
 
-PKT_EPSILON = 1e-7  # of the published loss, in both logarithms and beside the norms
+PKT_EPSILON = 1e-7  # of the published loss, in both logarithms and added to the norms
 
 
 @in_full_precision
@@ -24,7 +24,7 @@ def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor)
 
     Args:
         student_feature: Shape ``[batch, ...]``, floating.
-        teacher_feature: Shape ``[batch, ...]``; everything but ``batch`` may differ from the student's. Treated as a
+        teacher_feature: Shape ``[batch, ...]``; everything except ``batch`` may differ from the student's. Treated as a
             constant: no gradient flows into it.
 
     Returns:
@@ -32,7 +32,7 @@ def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor)
         unchanged when a feature is scaled or an orthogonal map is applied to it.
 
     Raises:
-        ValueError: If the batches differ, or a feature has no dimension beside the batch.
+        ValueError: If the batches differ, or a feature has no dimension besides the batch.
 
     References:
         Tung, Mori, `Similarity-Preserving Knowledge Distillation <https://arxiv.org/abs/1907.09682>`_, 2019,
@@ -40,8 +40,8 @@ def similarity_preserving_loss(student_feature: Tensor, teacher_feature: Tensor)
 
     Note:
         An image whose feature is all zero is similar to none: its row of :math:`\tilde G` stays zero and passes no
-        gradient (the published 0 / 1e-12 passes one of 1e10 to a row that a quantizer rounded to zero); what others'
-        rows say of their similarity to it is as for any image.
+        gradient (the published 0 / 1e-12 passes one of 1e10 to a row that a quantizer rounded to zero); the entries
+        for it in other rows are like any other image's.
 
     Example:
         >>> feature = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -63,11 +63,11 @@ def _similarity(feature: Tensor) -> Tensor:
 
 @in_full_precision
 def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-    r"""Return how differently two features place the images of a batch apart (RKD-D).
+    r"""Return how differently two features space the images of a batch (RKD-D).
 
     .. math:: L = \frac1{B^2} \sum_{ij} \ell_1(\psi^s_{ij} - \psi^t_{ij}),\quad \psi_{ij} = \|x_i - x_j\| / \mu
 
-    with Huber's :math:`\ell_1` (:math:`\delta = 1`) and :math:`\mu` the mean of the distances that are not zero.
+    with Huber's :math:`\ell_1` (:math:`\delta = 1`) and :math:`\mu` the mean of the nonzero distances.
 
     Args:
         student_feature: Shape ``[batch, ...]``, floating; flattened to one row per image.
@@ -77,7 +77,7 @@ def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> 
         A scalar, shape ``[]``; zero where both features are equal up to rotation and scale.
 
     Raises:
-        ValueError: If the batches differ, or a feature has no dimension beside the batch.
+        ValueError: If the batches differ, or a feature has no dimension besides the batch.
 
     References:
         Park et al., `Relational Knowledge Distillation <https://arxiv.org/abs/1904.05068>`_, 2019, equations 5 to 8.
@@ -92,7 +92,7 @@ def distance_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> 
 
 @in_full_precision
 def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-    r"""Return how different the angles are that three images of a batch form (RKD-A).
+    r"""Return how much the angles formed by three images of a batch differ (RKD-A).
 
     .. math:: L = \frac1{B^3} \sum_{ijk} \ell_1(a^s_{ijk} - a^t_{ijk}),\quad
               a_{ijk} = \langle e_{ij}, e_{ik} \rangle,\quad e_{ij} = (x_j - x_i) / \|x_j - x_i\|
@@ -106,7 +106,7 @@ def angle_relation_loss(student_feature: Tensor, teacher_feature: Tensor) -> Ten
         A scalar, shape ``[]``; zero where both features are equal up to rotation, shift and scale.
 
     Raises:
-        ValueError: As there.
+        ValueError: If the batches differ, or a feature has no dimension besides the batch.
 
     References:
         Park et al. 2019, equations 9 to 11.
@@ -137,7 +137,7 @@ def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor
         A scalar, shape ``[]``, in nats.
 
     Raises:
-        ValueError: If the batches differ, or a feature has no dimension beside the batch.
+        ValueError: If the batches differ, or a feature has no dimension besides the batch.
 
     References:
         Passalis, Tefas, `Learning Deep Representations with Probabilistic Knowledge Transfer
@@ -153,7 +153,7 @@ def probabilistic_transfer_loss(student_feature: Tensor, teacher_feature: Tensor
 
 
 def _cosine_kernel(units: Tensor) -> Tensor:
-    """Return ``(cosine + 1) / 2`` of all pairs; rounding may take opposite rows below 0, where no logarithm is."""
+    """Return ``(cosine + 1) / 2`` of all pairs; rounding may take opposite rows below 0, which has no logarithm."""
     return ((units @ units.T + 1) / 2).clamp_min(0)
 
 
@@ -167,9 +167,9 @@ def _mean_distances(feature: Tensor) -> Tensor:
 def _angles(feature: Tensor) -> Tensor:
     """Return the cosine of the angle at each image between each two others, ``[batch, batch, batch]``.
 
-    From products of all pairs, so that no tensor of ``batch ** 2`` differences is made. Such products cancel where two
-    images are close together, so they are taken in float64 (where the device has it). Angles do not change with shift
-    and scale; both are taken out first, for precision.
+    Uses products of all pairs, so that no tensor of ``batch ** 2`` differences is needed. Such products cancel where
+    two images are close together, so they are computed in float64 (where the device has it). Angles do not depend on
+    shift and scale; both are removed first, for precision.
     """
     rows = feature.flatten(1)
     rows = rows if rows.device.type == "mps" else rows.double()

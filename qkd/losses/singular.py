@@ -14,8 +14,8 @@ from torch.nn import functional
 from qkd.losses.checks import check_feature_lists, check_features
 from qkd.losses.stable import in_full_precision
 
-CANDIDATES = 4  # singular vectors of the student among which the teacher's first one looks for its like, as published
-POWER_ROUNDS, POWERS_A_ROUND = 4, 8  # power iteration: looks whether it has converged after each round
+CANDIDATES = 4  # singular vectors of the student to match with the teacher's first one, as published
+POWER_ROUNDS, POWERS_A_ROUND = 4, 8  # power iteration, checked for convergence after each round
 BANDWIDTH = 8.0  # of the kernel exp(-difference ** 2 / 8)
 
 WidthMatch = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -39,7 +39,7 @@ def singular_vector_loss(
     most in the teacher's direction or against it, turned to it (:func:`aligned_vectors`).
 
     Args:
-        student_stages: In the order of the net, at least two, each ``[batch, channels, ...]``, floating. Height and
+        student_stages: In network order, at least two, each ``[batch, channels, ...]``, floating. Height and
             width may differ from the teacher's.
         teacher_stages: Likewise; as many channels as the student's. Treated as constants.
         candidates: At least 1.
@@ -47,8 +47,8 @@ def singular_vector_loss(
             (:class:`~qkd.terms.width_adapters.WidthAdapters`), where these differ.
 
     Returns:
-        A scalar, shape ``[]``: a sum over batch and pairs of channels, as published. The sign of singular vectors,
-        which is nobody's to choose, does not change it, nor does a feature's scale.
+        A scalar, shape ``[]``: a sum over batch and pairs of channels, as published. It depends neither on the
+        sign of singular vectors, which is arbitrary, nor on a feature's scale.
 
     Raises:
         ValueError: If there are fewer than two features, lists or batches differ in length, channels differ (after
@@ -59,8 +59,8 @@ def singular_vector_loss(
         <https://arxiv.org/abs/1807.06819>`_, 2018.
 
     Note:
-        Published losses leave the teacher's sign to the library. We turn the teacher's vector so that its entries add
-        up to something positive: for features after a ReLU, whose first vector has no mixed signs, nothing changes.
+        Published losses leave the teacher's sign to the library. We turn the teacher's vector so that its entries have
+        a positive sum: for features after a ReLU, whose first vector has no mixed signs, nothing changes.
     """
     return vector_divergence(*aligned_pairs(student_stages, teacher_stages, candidates=candidates, module=module))
 
@@ -110,7 +110,7 @@ def aligned_pairs(
 def aligned_vectors(
     student_feature: Tensor, teacher_feature: Tensor, *, candidates: int = CANDIDATES
 ) -> tuple[Tensor, Tensor]:
-    """Return the student's vector that is most like the teacher's first right singular vector, and that one.
+    """Return the student's vector closest to the teacher's first right singular vector, and the latter.
 
     Of the student's first ``candidates`` vectors the one with the largest absolute cosine is taken, times the
     cosine's sign (0 where all are orthogonal, as published).
@@ -124,14 +124,14 @@ def aligned_vectors(
         Two tensors ``[batch, channels]`` with rows of norm 1; rows of zeros for images whose feature is zero.
 
     Raises:
-        ValueError: If the batches or the channels differ, or a feature has no dimension beside the batch.
+        ValueError: If the batches or the channels differ, or a feature has no dimension besides the batch.
     """
     check_features(student_feature, teacher_feature)
     if student_feature.shape[1] != teacher_feature.shape[1]:
         raise ValueError(
             f"singular vectors are compared channel by channel, but the student's feature has "
             f"{student_feature.shape[1]} channels and the teacher's {teacher_feature.shape[1]}: "
-            f"tap layers of one width, or give a module that maps the student's"
+            f"tap layers of the same width, or give a module that maps the student's"
         )
     teacher = main_direction(teacher_feature)
     vectors = right_singular_vectors(student_feature, candidates)
@@ -159,11 +159,11 @@ def right_singular_vectors(feature: Tensor, count: int) -> Tensor:
 
     Args:
         feature: Shape ``[batch, channels, ...]``, floating.
-        count: How many; at most as many as the smaller side has are returned.
+        count: How many; at most the length of the smaller side.
 
     Returns:
-        Shape ``[batch, count, channels]``, by falling singular value, of arbitrary sign. Vectors to a singular value
-        of zero are zeros: any other choice would be arbitrary.
+        Shape ``[batch, count, channels]``, by decreasing singular value, of arbitrary sign. Vectors of zero singular
+        values are zeros: any other choice would be arbitrary.
     """
     with torch.autocast(feature.device.type, enabled=False):
         return _SingularVectors.apply(_matrix(feature), count)  # type: ignore[no-any-return]
@@ -179,7 +179,7 @@ def _by_powers(matrix: Tensor) -> Tensor | None:
     """Return the first right singular vectors of matrices without negative entries by power iteration, if it converges.
 
     It costs a third of a decomposition. Without negative entries the first vector has none either, so that a start
-    without zeros cannot miss it; what has not converged to rounding (equal singular values, say) gives None.
+    without zeros cannot miss it; a matrix that does not converge to rounding (equal singular values, say) gives None.
     """
     size = matrix.amax((1, 2), keepdim=True)
     if not bool((matrix.amin() >= 0) & size.isfinite().all()):
@@ -211,10 +211,10 @@ class _SingularVectors(torch.autograd.Function):
         size = torch.linalg.vector_norm(matrix, torch.inf, (1, 2), keepdim=True)
         finite = size.isfinite()
         size = torch.where(finite & (size > 0), size, torch.ones_like(size))
-        scaled = torch.where(finite, matrix, 0) / size  # vectors know no scale, but squares overflow
+        scaled = torch.where(finite, matrix, 0) / size  # vectors are scale-free, but squares overflow
         values, vectors = _decompose(scaled)
         ctx.save_for_backward(scaled, values, vectors, size)
-        # what is not finite is for the training loop to find
+        # non-finite values are for the training loop to find
         return torch.where(finite, vectors[:, :, :count].mT, torch.nan)
 
     @staticmethod
@@ -230,12 +230,12 @@ class _SingularVectors(torch.autograd.Function):
         own = vectors[:, :, :count].mT
         turn = (inside + outside) * (own != 0).any(2, keepdim=True)
         result = ((scaled @ turn.mT) @ own + (scaled @ own.mT) @ turn) / size
-        # Only a feature of 1e-33 and less has a gradient beyond float32; as published, it is not counted.
+        # Only a feature of 1e-33 and less has a gradient beyond float32; as published, it is ignored.
         return torch.nan_to_num(result, nan=torch.nan, posinf=0.0, neginf=0.0), None
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues of A^T A, falling, and their vectors in columns; zeros in place of what is in its kernel."""
+    """Return eigenvalues of A^T A, falling, and their vectors in columns; zeros for those in its kernel."""
     rows, columns = matrix.shape[1:]
     is_wide = columns > rows
     values, vectors = torch.linalg.eigh(matrix @ matrix.mT if is_wide else matrix.mT @ matrix)

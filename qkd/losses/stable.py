@@ -1,6 +1,6 @@
 """Arithmetic that stays finite, values and gradients, where the plain form would divide by zero or take its root.
 
-What a 2-bit student gives is often degenerate: rows of zeros, equal rows, rows that point in opposite directions.
+A 2-bit student's outputs are often degenerate: rows of zeros, equal rows, rows that point in opposite directions.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LABELS = ("labels", "other_labels", "generated_labels")  # the arguments of losses that are whole numbers
+LABELS = ("labels", "other_labels", "generated_labels")  # the integer arguments of losses
 
 
 def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     """Let a loss compute outside autocast, with its half-precision tensors (also those in lists) in float32.
 
-    Autocast rounds the products of all pairs of images to half precision, of which some losses keep no digit. Tensors
-    that are no labels must be floating (ValueError): PyTorch takes whole numbers for some operations, and cuts results
-    off without a word.
+    Autocast rounds the products of all pairs of images to half precision, which costs some losses all their digits.
+    Tensors other than labels must be floating (ValueError): PyTorch accepts integers for some operations and silently
+    truncates the results.
     """
     names = tuple(inspect.signature(loss).parameters)
 
@@ -48,7 +48,7 @@ def _require_floating(name: str, value: Any) -> None:
 
 
 def device_type(values: Iterable[Any]) -> str:
-    """Return the type of the device of the first tensor, also one in a list; ``cpu`` where there is none."""
+    """Return the device type of the first tensor, also one in a list; ``cpu`` if there is none."""
     for value in values:
         if isinstance(value, Tensor):
             return value.device.type
@@ -81,7 +81,7 @@ def row_norms(rows: Tensor) -> Tensor:
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Return rows of norm 1 along the last dimension; a row of zeros stays, with gradient 0.
+    """Return rows of norm 1 along the last dimension; a row of zeros stays zero, with gradient 0.
 
     Args:
         rows: Shape ``[..., features]``, floating, of any size: rows of 1e30 do not overflow.
@@ -93,7 +93,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 def offset_unit_rows(rows: Tensor, epsilon: float) -> Tensor:
-    """Return rows divided by their norm plus epsilon, as some published losses have it; a row of zeros stays.
+    """Return rows divided by their norm plus epsilon, as in some published losses; a row of zeros stays zero.
 
     Deviation: the gradient of a row of zeros is 0. That of the published form is NaN (the root of zero) or, with a safe
     root, ``1 / epsilon`` times that of any other row: one dead image of a 2-bit student would drown the batch.
@@ -110,7 +110,7 @@ def offset_unit_rows(rows: Tensor, epsilon: float) -> Tensor:
 def distances(rows: Tensor) -> Tensor:
     """Return Euclidean distances of all pairs, ``[rows, rows]``; between equal rows exactly 0, with gradient 0.
 
-    Differences are squared, rather than squares and products added up: those cancel for rows that are close together.
+    Differences are squared: a sum of squares and products would cancel for rows that are close together.
 
     Args:
         rows: Shape ``[rows, features]``, floating.
@@ -122,13 +122,13 @@ def distances(rows: Tensor) -> Tensor:
 
 
 def log_others(log_probabilities: Tensor, is_target: Tensor) -> Tensor:
-    """Return the logarithm of what all but the marked class of each row have together, shape ``[batch]``.
+    """Return the log of the total probability of all but the marked class of each row, shape ``[batch]``.
 
     ``log(1 - p)`` itself is minus infinity as soon as p rounds to 1.
 
     Args:
         log_probabilities: Shape ``[batch, classes]``, at least two classes.
-        is_target: Same shape, bool, one class a row.
+        is_target: Same shape, bool, one class per row.
     """
     others = log_probabilities[~is_target].reshape(len(log_probabilities), -1)
     return torch.logsumexp(others, dim=1)

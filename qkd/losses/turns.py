@@ -1,4 +1,4 @@
-"""Images in four orientations, and the labels and rows that go with them."""
+"""Images in four orientations, with their labels and rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TURNS = 4  # 0, 90, 180, 270 degrees
 
 
 def turn_images(images: Tensor) -> Tensor:
-    """Return every image turned counter-clockwise by 0, 90, 180 and 270 degrees, the four of an image side by side.
+    """Return every image turned counter-clockwise by 0, 90, 180 and 270 degrees, with its four turns adjacent.
 
     Args:
         images: Shape ``[batch, channels, side, side]``.
@@ -70,12 +70,12 @@ def upright(rows: Tensor) -> Tensor:
         ValueError: If the number of rows is not a multiple of four.
     """
     if rows.dim() == 0 or len(rows) % TURNS:
-        raise ValueError(f"need four rows an image, got shape {tuple(rows.shape)}")
+        raise ValueError(f"need four rows per image, got shape {tuple(rows.shape)}")
     return rows[::TURNS]
 
 
 def class_log_probabilities(joint_logits: Tensor) -> Tensor:
-    r"""Return what joint logits say of the class alone: :math:`\log \sum_r \sigma(z)_{4 k + r}`.
+    r"""Return what joint logits say about the class alone: :math:`\log \sum_r \sigma(z)_{4 k + r}`.
 
     Args:
         joint_logits: :math:`z`, shape ``[rows, 4 * classes]``, floating.

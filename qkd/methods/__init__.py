@@ -1,3 +1,3 @@
-"""Methods of distillation, a folder each: what a method checks, which nets it brings, its step and its results."""
+"""Distillation methods, one folder each: a method's checks, nets, step and results."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What a method of distillation is: the places of a run at which it may have its say."""
+"""The interface of a distillation method: the points of a run where it can intervene."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class Synthesis(Protocol):
-    """What makes images in the space that the teacher sees."""
+    """A source of images in the teacher's input space."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return normalized images, and the classes that they were made for; None where no class was asked for."""
+        """Return normalized images, and the classes that they were made for; None if no class was requested."""
         ...
 
 
@@ -45,21 +45,21 @@ class TappedStep(Protocol):
         ...
 
     def tapped(self) -> AbstractContextManager[object]:
-        """Hold the hooks within a block."""
+        """Register the hooks for the duration of a block."""
         ...
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What the student of a run learns from, if it is trained yet.
+    """What the student of a run learns from, whether trained yet or not.
 
     Args:
-        load: Gives it in eval mode, on the CPU; raises FileNotFoundError where it is not there yet.
-        files: Its weights, and those of the teachers behind it.
+        load: Loads it in eval mode, on the CPU; raises FileNotFoundError if it does not exist yet.
+        files: Its weights, and those of its own teachers.
         net: A name of ``qkd ls nets``.
         words: A description for people.
-        below: What it learned from itself, and what is looked at in its place before it is trained.
-        untrained: What is said then.
+        below: Its own guide, which is also inspected in its place before it is trained.
+        untrained: The note to print in that case.
     """
 
     load: Callable[[], nn.Module]
@@ -72,12 +72,12 @@ class Guide:
 
 @dataclass(frozen=True)
 class Beside:
-    """What learns with a net in that net's own training.
+    """Modules that learn with a net in that net's own training.
 
     Args:
-        phase: Of the whole training.
-        partners: What learns.
-        save: Writes it into the net's folder; returns the files.
+        phase: The phase that covers the whole training.
+        partners: The modules that learn.
+        save: Writes them to the net's folder; returns the files.
     """
 
     phase: Phase
@@ -87,18 +87,18 @@ class Beside:
 
 @dataclass
 class Lesson:
-    """What the phases of a distillation are built from; methods share it.
+    """The shared inputs of a distillation's phases.
 
     Args:
         config: Its ``student`` section has the loss terms.
-        phases: Names, lengths and what is special about each.
-        student: The net that is trained, low-bit or float.
-        teacher: What it learns from.
-        view: Gives the teacher's images; None where it sees the student's.
+        phases: Names, lengths and the particulars of each.
+        student: The net to train, low-bit or float.
+        teacher: The net it learns from.
+        view: Gives the teacher's images; None if it sees the student's.
         net: The student's float net, on the student's device: the shapes of its features.
         splits: The images.
-        run: The run folder, for what was trained before; None outside a run.
-        weights: What the student starts from; None where that is random.
+        run: The run folder, for nets trained earlier; None outside a run.
+        weights: Initial weights of the student; None if random.
         bank: Modules of the terms of all phases.
     """
 
@@ -115,7 +115,7 @@ class Lesson:
 
     @property
     def student_paths(self) -> Mapping[str, str] | None:
-        """Float module path -> path within the student; None where the paths are the same."""
+        """Float module path -> path within the student; None if the paths are the same."""
         return tap_paths_of(self.student)
 
     def terms(self, terms: Sequence[TermConfig], bank: ModuleBank | None = None) -> WeightedTerms:
@@ -123,7 +123,7 @@ class Lesson:
 
         Args:
             terms: As the config has them.
-            bank: Of their modules; absent: that of the student's terms.
+            bank: Their modules; those of the student's terms if None.
         """
         smoothing = self.config.student.train.label_smoothing
         return build_terms(terms, label_smoothing=smoothing, bank=self.bank if bank is None else bank)
@@ -131,12 +131,12 @@ class Lesson:
     def distill_step(
         self, terms: Sequence[TermConfig], first_epoch: int, *, student_learns: bool = True
     ) -> DistillStep:
-        """Return the step of a student beside a fixed teacher.
+        """Return the step of a student with a fixed teacher.
 
         Args:
             terms: The loss.
-            first_epoch: Of the training, where they begin to decay.
-            student_learns: False: only modules of terms get a gradient.
+            first_epoch: Epoch of the training in which their decay starts.
+            student_learns: If False, only modules of terms get a gradient.
         """
         return DistillStep(
             self.student, self.teacher, self.terms(terms), view=self.view, tap_paths=self.student_paths,
@@ -144,7 +144,7 @@ class Lesson:
         )  # fmt: skip
 
     def _memory(self) -> TeacherMemory | None:
-        """Return what keeps the teacher's logits: where it sees clean images, or the student's are never augmented."""
+        """Return a cache of the teacher's logits, if it sees clean images or the student's are never augmented."""
         student, data = self.config.student, self.config.data
         sees_raw = student.view == "clean" or (student.view == "same" and student.agent.policy == "none")
         return memory_for(
@@ -152,7 +152,7 @@ class Lesson:
         )
 
     def start_of(self, asked: Callable[[PhaseConfig], bool]) -> int:
-        """Return the epoch of the training, from 0, in which the first phase begins that is asked for; else 0."""
+        """Return the epoch, from 0, in which the first matching phase begins; 0 if there is none."""
         first = 0
         for phase in self.phases:
             if asked(phase):
@@ -162,56 +162,56 @@ class Lesson:
 
 
 class Method:
-    """A method of distillation; one object serves one training. What it does not override is as without it.
+    """A distillation method; one object per training. Anything it does not override works as without it.
 
-    A method of your own: derive a class, name it in a config (``student.method: path/to/file.py:Name``), and override
-    ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`.
+    To write your own method, derive a class, name it in a config (``student.method: path/to/file.py:Name``), and
+    override ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`.
 
     Args:
-        config: The run's; ``config.student.method_options`` are the options of a method of your own.
+        config: The run's; ``config.student.method_options`` has the options of your own method.
     """
 
     brings_loss = True
-    """Whether a phase that it takes does without the student's own terms; the phase's own come on top."""
+    """Whether a phase that it handles ignores the student's terms; the phase's own terms are added."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.partners: tuple[Partner, ...] = ()
-        """Nets that learn beside the student; set by :meth:`prepare`."""
+        """Nets that learn with the student; set by :meth:`prepare`."""
         self.low_bit: tuple[Student, ...] = ()
-        """Those of them that are calibrated at the start, as the student is."""
+        """Those of them that are calibrated at the start, like the student."""
 
     @property
     def why_one_device(self) -> str:
-        """Return why its steps cannot be shared by several devices; empty where they can.
+        """Return why its steps cannot be split across devices; empty if they can.
 
-        They can if the loss is a mean over images (of terms that say how they compare them), all that learns is reached
-        by ``backward``, and what is read at a step is the batch: each device then takes a share of every batch.
+        They can if the loss is a mean over images (of terms that state how they compare them), ``backward`` reaches
+        everything that learns, and a step reads only the batch: each device then takes a share of every batch.
         """
         return f"{type(self).__name__} does not say that devices may share its batches (why_one_device)"
 
     def faults(self) -> Iterable[str]:
-        """Return what is wrong with the config, a line each with the key it is about; empty if it can be trained."""
+        """Return the faults of the config, one per line with its key; empty if it can be trained."""
         return ()
 
     # images
 
     def images(self, splits: Splits) -> Splits:
-        """Return the images of a run as its student may use them."""
+        """Return the images of a run that its student is allowed to use."""
         return splits
 
     def synthesis(self, context: Context) -> Synthesis | None:  # noqa: ARG002
-        """Return what makes images in place of the training images, for calibration; None where they are those.
+        """Return the source of calibration images, or None to use the training images.
 
-        Asked for once the nets are prepared.
+        Called once the nets are prepared.
 
         Args:
-            context: The run, with what has been trained before the student.
+            context: The run, with the nets trained before the student.
         """
         return None
 
     def source(self, context: Context) -> Callable[[Job], Source] | None:  # noqa: ARG002
-        """Return what makes the student's batches; None where they are the training images.
+        """Return the source of the student's batches, or None to use the training images.
 
         Args:
             context: As for :meth:`synthesis`.
@@ -219,10 +219,10 @@ class Method:
         return None
 
     def calibration_images(self, images: Tensor) -> Tensor:
-        """Return what calibrates a student for a batch of normalized images."""
+        """Return the calibration images for a batch of normalized images."""
         return images
 
-    # trainings before the student's, and what the student learns from
+    # trainings before the student's, and the student's guide
 
     def sub_trainings(self, context: Context, before: str) -> Iterator[Role]:  # noqa: ARG002
         """Yield the trainings that a role needs first, in order.
@@ -234,27 +234,27 @@ class Method:
         yield from ()
 
     def float_twin(self, role: StudentRole) -> Role | None:  # noqa: ARG002
-        """Return the training of the float net that a student starts from; None where it learns from the labels.
+        """Return the training of the float net that a student starts from; None if it learns from the labels.
 
         Args:
-            role: Whose start it is; its ``student.float_train`` is set.
+            role: The student role that starts from it; its ``student.float_train`` is set.
         """
         return None
 
     def borrow(self, run: RunFolder, source: Path, progress: Progress) -> None:
-        """Take over what another run, whose teacher is taken, has made out of that teacher.
+        """Copy what another run has made from its teacher, which this run reuses.
 
         Args:
             run: The run.
             source: The other run's folder.
-            progress: Where to say so.
+            progress: Where to report it.
         """
 
     def taken_over(self) -> tuple[str, ...] | None:
-        """Return what, beside the teacher, a student of other widths takes over of a run: names of manifests.
+        """Return the manifests, besides the teacher's, that a student of other widths reuses from a run.
 
         Returns:
-            None: a run of other widths is another run, with a name that a person gives it. Else it is a run beside the
+            None if a run of other widths is a separate run that a person names. Otherwise it is a run next to the
             first one, named after its widths, and :meth:`borrow` copies what these manifests name.
         """
         return None
@@ -263,16 +263,16 @@ class Method:
         """Give a student other weights than those of its float net, in place, before it is calibrated.
 
         Args:
-            run: The run folder, with what was trained before.
+            run: The run folder, with the nets trained before.
             student: Low-bit, not calibrated.
         """
 
     def beside_teacher(self, net: nn.Module, splits: Splits) -> Beside | None:  # noqa: ARG002
-        """Return what learns with the teacher in its own training; None where it learns by itself."""
+        """Return the modules that learn with the teacher in its own training, or None."""
         return None
 
     def guide(self, run: RunFolder, below: Guide) -> Guide:  # noqa: ARG002
-        """Return what the student learns from, given what it would learn from without this method."""
+        """Return the student's guide, given the one without this method."""
         return below
 
     def made_from(self, run: RunFolder) -> Mapping[str, Path]:  # noqa: ARG002
@@ -287,50 +287,50 @@ class Method:
 
     @property
     def trains_teacher(self) -> bool:
-        """Whether the teacher learns beside the student; its parameters then require a gradient."""
+        """Whether the teacher learns with the student; its parameters then require a gradient."""
         return False
 
     def takes(self, phase: PhaseConfig) -> bool:  # noqa: ARG002
-        """Return whether it brings the step of a phase."""
+        """Return whether it provides the step of a phase."""
         return False
 
     def prepare(self, lesson: Lesson) -> None:
-        """Build what its steps share, before the first of them is asked for: nets, optimizers, ``partners``."""
+        """Build what its steps share, before the first of them is requested: nets, optimizers, ``partners``."""
 
     def step(self, lesson: Lesson, phase: PhaseConfig, terms: Sequence[TermConfig], first_epoch: int) -> TappedStep:
-        """Return the step of a phase that it takes.
+        """Return the step of a phase that it handles.
 
         Args:
-            lesson: Nets and step that it is built from.
-            phase: As the config has it.
-            terms: Of the phase: its own, or the student's where those apply.
-            first_epoch: Of the training, where they begin to decay.
+            lesson: The nets and the step that it builds on.
+            phase: As in the config.
+            terms: Terms of the phase: its own, or the student's if those apply.
+            first_epoch: Epoch of the training in which their decay starts.
         """
-        raise NotImplementedError(f"{type(self).__name__} takes phase {phase.name}, so it needs a step")
+        raise NotImplementedError(f"{type(self).__name__} handles phase {phase.name}, so it must implement `step`")
 
     def backward(self, lesson: Lesson, phase: PhaseConfig) -> Backward:  # noqa: ARG002
-        """Return what turns the result of a step into gradients."""
+        """Return the function that turns the result of a step into gradients."""
         return plain_backward
 
     def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:
-        """Put its nets into the modes of a phase; teacher (eval) and student (train) are in theirs."""
+        """Set the modes of its nets for a phase; those of the teacher (eval) and student (train) are set already."""
 
     def stretched(self, phase: PhaseConfig, factor: float, end: int) -> PhaseConfig:  # noqa: ARG002
-        """Return a phase for a training of another length, its own epochs apart.
+        """Return a phase for a training of another length, except for the number of its own epochs.
 
         Args:
             phase: With its new length.
             factor: New length of the training over the old.
-            end: Where the phase ends now, in epochs of the training.
+            end: New end of the phase, in epochs of the training.
         """
         return phase
 
-    # what came of it
+    # results
 
     def results(self, context: Context, role: str, model: nn.Module) -> Mapping[str, Any]:  # noqa: ARG002
         """Return further keys of a role's ``result.json``; test images may be read.
 
-        ``rows`` is a list of nets for the report: ``role`` (words for people), and, where they are known, ``net``,
+        ``rows`` is a list of nets for the report: ``role`` (words for people), and, if known, ``net``,
         ``test_accuracy`` (a fraction), ``weight_bits`` with ``act_bits``, ``teaches`` (whether the student learned from
         it).
 

@@ -1,4 +1,4 @@
-"""Look whether phases can teach what they say: gradients to combine, modules to train, attention before its use."""
+"""Check that phases can train what they claim: gradients to combine, modules to train, attention before its use."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PhaseFault = tuple[int, str, str]
 
 @dataclass(frozen=True)
 class PhaseRule:
-    """What a method says of a phase: function ``(phase, terms, keys)`` of its folder, in the table as ``phases``.
+    """A method's rule of a phase, from a function ``(phase, terms, keys)`` in its folder, in the table as ``phases``.
 
     Args:
-        faults: Key of the phase and what is wrong with it.
-        brings_loss: Whether the student's terms do not apply, nor what is asked of a weighted sum of them.
+        faults: Key of the phase and its fault.
+        brings_loss: Whether the student's terms do not apply, nor the requirements on their weighted sum.
         more_terms: Key of the phase -> terms of another net, which shares no modules with the student's.
     """
 
@@ -29,11 +29,11 @@ class PhaseRule:
 
 
 def student_faults(student: StudentConfig, phases: Sequence[PhaseConfig]) -> list[str]:
-    """Return what is wrong with a student's phases, a line each with the place.
+    """Return the faults of a student's phases, one per line with its location.
 
     Args:
-        student: Its terms, and what learns beside it.
-        phases: In order; a student's own, or those that stand for them.
+        student: Its terms, and the nets that learn with it.
+        phases: In order; a student's own, or those used instead.
     """
     found = phase_faults(student.terms, phases, keys=set_keys(dict(student)))
     return [f"phases[{index}].{key}: {what}" for index, key, what in found]
@@ -47,14 +47,14 @@ def set_keys(section: Mapping[str, object]) -> set[str]:
 def phase_faults(
     terms: Sequence[TermConfig], phases: Sequence[PhaseConfig], *, keys: Collection[str] = ()
 ) -> Iterator[PhaseFault]:
-    """Yield ``(index, key, what is wrong)`` for each phase that cannot be trained as it says.
+    """Yield ``(index, key, fault)`` for each phase that cannot be trained as configured.
 
-    Losses that are unknown are passed over: :func:`~qkd.terms.term_checks.check_terms` names them.
+    Unknown losses are skipped: :func:`~qkd.terms.term_checks.check_terms` names them.
 
     Args:
         terms: The student's, for phases without their own.
         phases: In order.
-        keys: Of the student's section, those that are set: they ask for methods.
+        keys: The keys that are set in the student's section: they request methods.
 
     Yields:
         Index of the phase, from 0; the key of its config; a sentence.
@@ -80,16 +80,16 @@ def _faults(phase: PhaseConfig, terms: Sequence[TermConfig]) -> Iterator[tuple[s
     if phase.trains == "modules" and all(entry.module is None for entry in entries):
         yield "trains", "`modules`, but no term of the phase has one to train (e.g. graph_attention, hint)"
     if phase.trains == "student" and entries and not any(entry.needs_student for entry in entries):
-        yield "terms", "none of them reads the student, so it learns nothing; set `trains: modules`"
+        yield "terms", "none of them reads the student, so the student learns nothing; set `trains: modules`"
     if phase.combine == "clipped":
         sides = {entry.is_distillation for entry in entries if entry.needs_student}
         if sides != {True, False}:
-            missing = "needs the teacher" if sides == {False} else "does without the teacher (e.g. cross_entropy)"
+            missing = "needs the teacher" if sides == {False} else "works without the teacher (e.g. cross_entropy)"
             yield "combine", f"`clipped` weighs two gradients against each other, but no term {missing}"
 
 
 def counting(terms: Sequence[TermConfig]) -> list[TermConfig]:
-    """Return the terms that weigh something and whose loss is known."""
+    """Return the terms with a nonzero weight and a known loss."""
     return [term for term in terms if term.weight > 0 and term.loss in LOSSES]
 
 
@@ -109,7 +109,7 @@ def _untaught(term: TermConfig) -> str:
 
 
 def _module_key(term: TermConfig, loss: str = "") -> str:
-    """Return what tells whether two terms share a module; see :class:`~qkd.terms.modules.ModuleBank`."""
+    """Return the key that is equal for terms that share a module; see :class:`~qkd.terms.modules.ModuleBank`."""
     entry = LOSSES[loss or term.loss]
     shaping = entry.module.options if entry.module is not None else ()
     values = {name: term.options.get(name, entry.options[name].default) for name in shaping}

@@ -1,4 +1,4 @@
-"""A row that a method adds to the report: a net that the student learned from or with, and that is thrown away."""
+"""A row that a method adds to the report: a net that the student learned from or with, and that is discarded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Row:
     Args:
         role: Its description for people, with its bits.
         net: A name of ``qkd ls nets``.
-        test_accuracy: Fraction of the test images; None where it is not known.
+        test_accuracy: Fraction of the test images; None if unknown.
         teaches: Whether the student learned from it, rather than with it; these come first.
     """
 
@@ -29,7 +29,7 @@ def row_of(role: str, result: Mapping[str, Any], *, teaches: bool = False) -> Ro
 
     Args:
         role: Its description.
-        result: What it came to, as in a ``result.json``.
+        result: Its results, as in a ``result.json``.
         teaches: Whether the student learned from it.
     """
     bits = result.get("weight_bits")

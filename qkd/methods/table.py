@@ -1,4 +1,4 @@
-"""The methods by name: where each is, which key of a config asks for it, and who else may bring one."""
+"""The methods by name: location, the config key that requests each, and how others can add one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qkd.methods.phase_checks import PhaseRule
     from qkd.methods.report_row import Row
 
-GROUP = "qkd.methods"  # entry points of packages that bring methods
+GROUP = "qkd.methods"  # entry points of packages that provide methods
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Entry:
     """A row of the table.
 
     Args:
-        place: ``module:Class``; imported where a config asks for it.
-        asked_by: The key that asks for it, with ``[]`` for the entries of a list; empty: every run has it.
+        place: ``module:Class``; imported if a config requests it.
+        asked_by: The key that requests it, with ``[]`` for the entries of a list; empty if every run has it.
         about: One line for people, with its source.
-        rows: ``module:function`` that gives its rows in the report; empty where it has none.
-        record: ``module:Class``, the shape of what it adds to a ``result.json``.
-        phases: ``module:function`` that says what a phase means to it (:class:`qkd.methods.phase_checks.PhaseRule`).
-        faults: ``module:function`` that says what of a config does not fit it; empty where the schema says all.
+        rows: ``module:function`` that returns its rows in the report; empty if it has none.
+        record: ``module:Class``, the schema of its part of a ``result.json``.
+        phases: ``module:function`` that returns its rule of a phase (:class:`qkd.methods.phase_checks.PhaseRule`).
+        faults: ``module:function`` that yields config faults; empty if the schema covers everything.
     """
 
     place: str
@@ -48,7 +48,7 @@ class Entry:
     faults: str = ""
 
 
-METHODS = {  # in the order in which they have their say
+METHODS = {  # in the order in which they are consulted
     "data_free": Entry(
         "qkd.methods.data_free.method:DataFree",
         "student.data_free",
@@ -111,15 +111,15 @@ METHODS = {  # in the order in which they have their say
         "student.self_distillation",
         "SPEQ: the student learns from itself with more precise activations (Boo et al. 2021)",
     ),
-    "plain": Entry("qkd.methods.plain.method:Plain", "", "a student beside a fixed teacher: a weighted sum of terms"),
+    "plain": Entry("qkd.methods.plain.method:Plain", "", "a student with a fixed teacher: a weighted sum of terms"),
 }
 
 
 def methods_of(config: RunConfig) -> tuple[Method, ...]:
-    """Return the methods that a config asks for, each a new object: the user's own first, plain distillation last.
+    """Return new objects of the methods that a config requests: the user's own first, plain distillation last.
 
     Raises:
-        ValueError: If ``student.method`` cannot be found or is no method, or a method finds a fault in the config.
+        ValueError: If ``student.method`` cannot be found or is not a method, or a method finds a fault in the config.
     """
     places = [entry.place for entry in METHODS.values() if not entry.asked_by or _is_set(config, entry.asked_by)]
     own = [] if config.student.method is None else [own_method(config.student.method)]
@@ -131,20 +131,20 @@ def methods_of(config: RunConfig) -> tuple[Method, ...]:
 
 
 def own_method(name: str) -> type[Method]:
-    """Return a method that is not of this package.
+    """Return a method from outside this package.
 
     Args:
         name: ``path/to/file.py:Class``, ``package.module:Class``, or the name of an entry point of group
             ``qkd.methods``.
 
     Raises:
-        ValueError: If there is none, or it is no :class:`~qkd.methods.method.Method`.
+        ValueError: If there is none, or it is not a :class:`~qkd.methods.method.Method`.
     """
     from qkd.methods.method import Method
 
     try:
         found = load_place(name) if ":" in name else _entry_point(name)
-    except Exception as error:  # the file is the user's: whatever it raises is what is wrong with it
+    except Exception as error:  # it is the user's file, so report whatever it raises
         raise ValueError(f"student.method: {name} cannot be loaded: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"student.method: {name} is not a class derived from qkd.methods.method.Method")
@@ -152,7 +152,7 @@ def own_method(name: str) -> type[Method]:
 
 
 def method_mark(config: RunConfig) -> dict[str, str]:
-    """Return the hash of the file that a run's own method comes from: a changed one is another training."""
+    """Return the hash of the file of a run's own method: a changed file means a different training."""
     name = config.student.method
     if name is None:
         return {}
@@ -160,31 +160,31 @@ def method_mark(config: RunConfig) -> dict[str, str]:
 
 
 def report_rows() -> Iterator[Callable[[Path, Mapping[str, Mapping[str, Any]]], list[Row]]]:
-    """Yield the functions that give methods' rows in the report: run folder and results -> rows."""
+    """Yield the functions that return methods' rows in the report: run folder and results -> rows."""
     for entry in METHODS.values():
         if entry.rows:
             yield _resolve(entry.rows)
 
 
 def result_shapes() -> list[type[BaseModel]]:
-    """Return the shapes of what methods add to a ``result.json``."""
+    """Return the schemas of the methods' parts of a ``result.json``."""
     return [_resolve(entry.record) for entry in METHODS.values() if entry.record]
 
 
 def phase_rules() -> list[Callable[[PhaseConfig, Sequence[TermConfig], Collection[str]], PhaseRule]]:
-    """Return what says what a phase means to each method; none of it imports PyTorch."""
+    """Return the functions with each method's phase rule; none of them imports PyTorch."""
     return [_resolve(entry.phases) for entry in METHODS.values() if entry.phases]
 
 
 def config_faults(config: RunConfig) -> Iterator[str]:
-    """Yield what of a config does not fit the methods that it asks for, but a user's own; imports no PyTorch."""
+    """Yield config faults for the requested methods, except a user's own; does not import PyTorch."""
     for entry in METHODS.values():
         if entry.faults and _is_set(config, entry.asked_by):
             yield from _resolve(entry.faults)(config)
 
 
 def _is_set(config: RunConfig, key: str) -> bool:
-    """Return whether a key, or one of a list's, has another value than its default."""
+    """Return whether a key, or any entry of a list, differs from its default."""
     return any(value != default for value, default in _values(config, key.split(".")))
 
 
@@ -199,7 +199,7 @@ def _values(section: Section, keys: list[str]) -> Iterator[tuple[Any, Any]]:
 
 
 def _resolve(place: str) -> Any:
-    """Return what a row of the table names."""
+    """Return the object that a row of the table names."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -1,3 +1,3 @@
-"""Losses that make images out of a teacher: no real image is read."""
+"""Losses for synthesizing images from a teacher. No real images are read."""
 
 __all__: list[str] = []

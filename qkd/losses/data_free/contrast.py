@@ -1,4 +1,4 @@
-"""CMI's contrast: two views of one generated image are to be told from those of all others, earlier ones included."""
+"""CMI's contrast: distinguish two views of a generated image from those of all others, including earlier ones."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def contrastive_loss(
     .. math:: \ell_i = -\log \frac{\exp(h_i \cdot g_i / \tau)}{\sum_j \exp(h_i \cdot g_j / \tau)},\quad
               L = \frac1B \sum_{i \le B} \ell_i + \frac1M \sum_{B < i \le B + M} \ell_i
 
-    over the rows of the batch followed by those of the bank; all rows are brought to length 1, and :math:`g` is a
-    constant. Without a bank the second mean is missing.
+    over the rows of the batch followed by those of the bank; all rows are normalized to length 1, and :math:`g` is a
+    constant. Without a bank, the second mean is omitted.
 
     Args:
         local_views: :math:`h` of the current images, shape ``[batch, features]``, floating.
         global_views: :math:`g` of the same images, same shape. No gradient flows into it.
-        cached_local: Of earlier images, shape ``[cached, features]``; absent or of no rows: there are none.
-        cached_global: Likewise; given exactly with it.
+        cached_local: :math:`h` of earlier images, shape ``[cached, features]``. None or no rows if there are none.
+        cached_global: Likewise. Required with ``cached_local`` and only then.
         temperature: :math:`\tau > 0`.
 
     Returns:
@@ -51,7 +51,7 @@ def contrastive_loss(
     """
     check_temperature(temperature)
     if (cached_local is None) != (cached_global is None):
-        raise ValueError("cached_local and cached_global belong together: give both or none")
+        raise ValueError("cached_local and cached_global belong together: give both or neither")
     if local_views.dim() != 2 or local_views.shape != global_views.shape or local_views.numel() == 0:
         raise ValueError(
             f"needs both views as [batch, features], got {tuple(local_views.shape)} and {tuple(global_views.shape)}"

@@ -1,4 +1,4 @@
-"""Where teacher and student disagree: what an adversarial generator looks for, and what DFAD's student reduces."""
+"""Where teacher and student disagree: what an adversarial generator maximizes and DFAD's student minimizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ JS_FLOOR, JS_CEILING = 0.01, 0.99  # its probabilities are clamped to these, and
 
 @in_full_precision
 def logit_distance_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    r"""Return DFAD's distance of logits: the mean of their absolute differences.
+    r"""Return DFAD's distance between logits: the mean of their absolute differences.
 
     .. math:: L = \frac{1}{B K} \sum |z_s - z_t|
 
@@ -52,17 +52,18 @@ def disagreement_loss(
     reduction: str = "batchmean",
     temperature: float = 1.0,
 ) -> Tensor:
-    r"""Return minus how far student and teacher are apart: the adversarial loss of a generator.
+    r"""Return minus the distance between student and teacher: the adversarial loss of a generator.
 
-    It is the student's own loss with another sign: :math:`-\mathrm{KL}(\sigma(z_t/\tau) \| \sigma(z_s/\tau))`, without
-    a factor :math:`\tau^2`, or minus :func:`logit_distance_loss`. Gradients flow into both sides.
+    This is the student's own loss with the opposite sign: :math:`-\mathrm{KL}(\sigma(z_t/\tau) \| \sigma(z_s/\tau))`,
+    without a factor :math:`\tau^2`, or minus :func:`logit_distance_loss`. Gradients flow into both sides.
 
     Args:
         student_logits: Shape ``[batch, classes]``, floating.
         teacher_logits: Same shape.
         measure: ``"divergence"`` (ZSKT, DFQ) or ``"distance"`` (DFAD: mean absolute difference of logits).
-        reduction: Of the divergence: ``"batchmean"`` (DFQ), or ``"mean"`` over batch times classes (ZSKT's code).
-        temperature: Of the divergence, positive.
+        reduction: Reduction of the divergence: ``"batchmean"`` (DFQ), or ``"mean"`` over batch times classes (ZSKT's
+            code).
+        temperature: Temperature of the divergence, positive.
 
     Returns:
         A scalar, shape ``[]``, at most 0.
@@ -90,7 +91,7 @@ def disagreement_loss(
 
 @in_full_precision
 def decision_adversarial_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    r"""Return CMI's adversarial loss: minus the divergence, of images on whose class both nets agree.
+    r"""Return CMI's adversarial loss: minus the divergence, over images on whose class both nets agree.
 
     .. math:: L = -\frac1B \sum_b \mathrm{KL}(\sigma(z_t) \| \sigma(z_s))_b\;
               1\{\arg\max z_{t,b} = \arg\max z_{s,b}\}
@@ -110,7 +111,7 @@ def decision_adversarial_loss(student_logits: Tensor, teacher_logits: Tensor) ->
 
     Example:
         >>> z = torch.tensor([[1.0, -3.0]])
-        >>> decision_adversarial_loss(-z, z).item()  # they disagree, so the image does not count
+        >>> decision_adversarial_loss(-z, z).item()  # they disagree, so the image is ignored
         -0.0
     """
     check_logits(student_logits, teacher_logits)
@@ -120,13 +121,13 @@ def decision_adversarial_loss(student_logits: Tensor, teacher_logits: Tensor) ->
 
 @in_full_precision
 def competition_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = JS_TEMPERATURE) -> Tensor:
-    r"""Return Adaptive DeepInversion's competition: 1 less the Jensen-Shannon divergence of both nets, as released.
+    r"""Return Adaptive DeepInversion's competition: 1 minus the Jensen-Shannon divergence of both nets, as released.
 
     .. math:: L = 1 - \mathrm{clamp}_{[0,1]}\big( \tfrac12 \mathrm{KL}(M \| P) + \tfrac12 \mathrm{KL}(M \| Q) \big)
 
     with :math:`P = \sigma(z_s/\tau)`, :math:`Q = \sigma(z_t/\tau)`, :math:`M = (P + Q)/2`, each clamped to
-    ``[0.01, 0.99]`` (and not normalized again), a mean over the batch. The order of the arguments is the released
-    code's; the textbook has :math:`\mathrm{KL}(P \| M)`.
+    ``[0.01, 0.99]`` (and not normalized again), a mean over the batch. The argument order follows the released code;
+    the textbook form is :math:`\mathrm{KL}(P \| M)`.
 
     Args:
         student_logits: Shape ``[batch, classes]``, floating; the gradient flows into both sides.

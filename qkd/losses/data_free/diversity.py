@@ -11,19 +11,19 @@ from torch.nn import functional
 from qkd.losses.checks import check_features, check_logits, check_scalar
 from qkd.losses.stable import in_full_precision, row_norms
 
-RATIO_EPSILON = 1e-12  # finite in float32 to the second power; below 1e-9 of any ratio that images have
-MODE_EPSILON = 1e-5  # MSGAN's, as FedGen's code has it
+RATIO_EPSILON = 1e-12  # its square is finite in float32; below 1e-9 of any ratio of real images
+MODE_EPSILON = 1e-5  # MSGAN's, as in FedGen's code
 
 
 @in_full_precision
 def image_diversity_loss(images: Tensor, teacher_logits: Tensor) -> Tensor:
-    r"""Return RDSKD's inter-sample loss of a batch's two halves: far images at near outputs are what it wants.
+    r"""Return RDSKD's inter-sample loss of a batch's two halves: it rewards distant images with close outputs.
 
     .. math:: L_d = \frac{1}{r + \epsilon},\quad
               r = \frac{\|x_2 - x_1\|_F}{\sqrt{\|\sigma(v_2) - \sigma(v_1)\|_F^2 + \epsilon}}
 
-    The norms are over the whole half batch, not a mean over pairs. The outputs' distance is in the denominator: the
-    published form, which is not MSGAN's.
+    The norms are over the whole half batch, not a mean over pairs. The distance of the outputs is in the denominator,
+    as published; this differs from MSGAN.
 
     Args:
         images: Shape ``[batch, ...]``, an even number, floating: first half :math:`x_1`, second half :math:`x_2`.
@@ -37,7 +37,7 @@ def image_diversity_loss(images: Tensor, teacher_logits: Tensor) -> Tensor:
 
     Note:
         Published with :math:`\epsilon = 10^{-20}` outside only: a saturated teacher (equal outputs) then has a NaN
-        gradient, and equal images an infinite one. Here :math:`\epsilon = 10^{-12}` stands in both places.
+        gradient, and equal images an infinite one. Here :math:`\epsilon = 10^{-12}` is used in both places.
 
     References:
         Han et al., Robustness and Diversity Seeking Data-Free Knowledge Distillation, ICASSP 2021.
@@ -57,7 +57,7 @@ def image_diversity_loss(images: Tensor, teacher_logits: Tensor) -> Tensor:
 
 @in_full_precision
 def mode_seeking_loss(images: Tensor, latents: Tensor) -> Tensor:
-    r"""Return MSGAN's regularizer of a batch's two halves: latents that differ shall give images that differ.
+    r"""Return MSGAN's regularizer of a batch's two halves: different latents should give different images.
 
     .. math:: L = \Big( \frac{\mathrm{mean}|G(z_1) - G(z_2)|}{\mathrm{mean}|z_1 - z_2|} + 10^{-5} \Big)^{-1}
 
@@ -92,14 +92,14 @@ def exponential_increment(loss: Tensor, reference: Tensor | float, *, limit: flo
     Args:
         loss: :math:`L`, shape ``[]``.
         reference: :math:`L_\mathrm{prev}`, a constant; 0 at first.
-        limit: Largest exponent. Beyond it the value stands at ``exp(limit)`` and its slope with it, so that neither
+        limit: Largest exponent. Beyond it, value and slope are held at ``exp(limit)``, so that neither
             overflows and the generator still gets a gradient.
 
     Returns:
         A scalar, shape ``[]``; 1 where both are equal.
 
     Raises:
-        ValueError: If the loss is no scalar, or ``limit`` is not positive and finite.
+        ValueError: If the loss is not a scalar, or ``limit`` is not positive and finite.
 
     References:
         Han et al., Robustness and Diversity Seeking Data-Free Knowledge Distillation, ICASSP 2021.

@@ -22,16 +22,16 @@ def batch_norm_loss(
     *,
     form: str = "norms",
 ) -> Tensor:
-    r"""Return how far a batch's statistics at each batch norm are from those that the teacher has kept.
+    r"""Return how far a batch's statistics at each batch norm are from the teacher's running statistics.
 
     .. math::
         \text{norms:}\ \sum_l \|\hat\sigma^2_l - \sigma^2_l\|_2 + \|\hat\mu_l - \mu_l\|_2 \qquad
         \text{squares:}\ \frac1L \sum_l \mathrm{MSE}(\sigma^2_l, \hat\sigma^2_l) + \mathrm{MSE}(\mu_l, \hat\mu_l)
 
-    Mean and *biased* variance of each channel, over the batch and the image plane, of what enters the batch norm.
+    Mean and *biased* variance of each channel, over the batch and the image plane, of the input to the batch norm.
 
     Args:
-        inputs: What enters each batch norm, shape ``[batch, channels, ...]``; the gradient flows into it.
+        inputs: The input to each batch norm, shape ``[batch, channels, ...]``; the gradient flows into it.
         running_means: :math:`\hat\mu_l`, shape ``[channels]`` each; constants.
         running_variances: :math:`\hat\sigma^2_l`, likewise.
         form: ``"norms"`` (DeepInversion, CMI, DFQ: norms, summed) or ``"squares"`` (GDFQ: mean squares, averaged).
@@ -40,7 +40,7 @@ def batch_norm_loss(
         A scalar, shape ``[]``; exactly 0, with gradient 0, where all statistics agree.
 
     Raises:
-        ValueError: If the lists are empty or of several lengths, channels do not fit, or ``form`` is unknown.
+        ValueError: If the lists are empty or differ in length, channels do not fit, or ``form`` is unknown.
 
     References:
         Yin et al., `Dreaming to Distill <https://arxiv.org/abs/1912.08795>`_, 2020; Xu et al.,
@@ -54,7 +54,7 @@ def batch_norm_loss(
     check_choice("form", form, STATISTICS)
     if not inputs or len({len(inputs), len(running_means), len(running_variances)}) > 1:
         raise ValueError(
-            f"needs as many means and variances as inputs of batch norms, at least one, got {len(running_means)}, "
+            f"needs equal numbers of means, variances and batch norm inputs, at least one, got {len(running_means)}, "
             f"{len(running_variances)} and {len(inputs)}; a teacher without batch norm has no such statistics"
         )
     parts = [_differences(*layer) for layer in zip(inputs, running_means, running_variances, strict=True)]
@@ -87,7 +87,7 @@ def total_variation_loss(images: Tensor, *, form: str = "norms") -> Tensor:
         A scalar, shape ``[]``; 0, with gradient 0, for images of one color.
 
     Raises:
-        ValueError: If images are no planes or too small, or ``form`` is unknown.
+        ValueError: If images are not two-dimensional or too small, or ``form`` is unknown.
 
     References:
         Yin et al., `Dreaming to Distill <https://arxiv.org/abs/1912.08795>`_, 2020.
@@ -99,7 +99,7 @@ def total_variation_loss(images: Tensor, *, form: str = "norms") -> Tensor:
     check_choice("form", form, VARIATIONS)
     if images.dim() != 4 or len(images) == 0 or min(images.shape[2:]) < 2:
         raise ValueError(
-            f"needs images [batch, channels, height, width] of two pixels at least, got {tuple(images.shape)}"
+            f"needs images [batch, channels, height, width] of at least two pixels each way, got {tuple(images.shape)}"
         )
     steps = (
         images[..., :, 1:] - images[..., :, :-1],

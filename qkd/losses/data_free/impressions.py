@@ -1,4 +1,4 @@
-"""ZSKD's data impressions: how alike the teacher's classes are, targets drawn from it, and the images' loss."""
+"""ZSKD's data impressions: class similarity from the teacher, targets drawn from it, and the loss of the images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LEAST_CONCENTRATION = 1e-4
 
 @in_full_precision
 def class_similarity(class_weights: Tensor) -> Tensor:
-    r"""Return how alike classes are to a teacher: cosines of its last layer's weights, as a whole in ``[0, 1]``.
+    r"""Return how similar classes are to a teacher: cosines of its last layer's weights, scaled to ``[0, 1]``.
 
     Args:
-        class_weights: Of the last linear layer, shape ``[classes, features]``, floating (the transpose of the paper's
-            :math:`W`).
+        class_weights: Weights of the last linear layer, shape ``[classes, features]``, floating (the transpose of the
+            paper's :math:`W`).
 
     Returns:
         Shape ``[classes, classes]``, symmetric, least entry 0, diagonal 1; ones where all classes are equal.
 
     Raises:
-        ValueError: If the shape is another, or there are fewer than two classes.
+        ValueError: If the shape is wrong, or there are fewer than two classes.
 
     References:
         Nayak et al., `Zero-Shot Knowledge Distillation <https://arxiv.org/abs/1905.08114>`_, 2019.
@@ -35,7 +35,7 @@ def class_similarity(class_weights: Tensor) -> Tensor:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     if class_weights.dim() != 2 or len(class_weights) < 2:
-        raise ValueError(f"needs weights [classes, features] of two classes at least, got {tuple(class_weights.shape)}")
+        raise ValueError(f"needs weights [classes, features] of at least two classes, got {tuple(class_weights.shape)}")
     rows = unit_rows(class_weights)
     cosines = rows @ rows.T
     return _to_unit_range(cosines, cosines.min(), cosines.max())
@@ -50,13 +50,13 @@ def dirichlet_concentrations(similarity: Tensor, *, beta: float = 1.0, compat: s
     Args:
         similarity: :math:`C` of :func:`class_similarity`, shape ``[classes, classes]``.
         beta: Positive; the paper draws half of the targets with 1 and half with 0.1.
-        compat: ``"paper"``, or ``"released"``: there beta is lost in a second min-max, so that it changes nothing.
+        compat: ``"paper"``, or ``"released"``: there beta cancels in a second min-max and has no effect.
 
     Returns:
-        A row a class, shape ``[classes, classes]``, positive.
+        One row per class, shape ``[classes, classes]``, positive.
 
     Raises:
-        ValueError: If the shape is another, ``beta`` is not positive and finite, or ``compat`` is unknown.
+        ValueError: If the shape is wrong, ``beta`` is not positive and finite, or ``compat`` is unknown.
 
     References:
         Nayak et al., `Zero-Shot Knowledge Distillation <https://arxiv.org/abs/1905.08114>`_, 2019.
@@ -67,7 +67,9 @@ def dirichlet_concentrations(similarity: Tensor, *, beta: float = 1.0, compat: s
     """
     check_choice("compat", compat, COMPATS)
     if similarity.dim() != 2 or similarity.shape[0] != similarity.shape[1] or len(similarity) < 2:
-        raise ValueError(f"needs similarities [classes, classes] of two at least, got {tuple(similarity.shape)}")
+        raise ValueError(
+            f"needs similarities [classes, classes] of at least two classes, got {tuple(similarity.shape)}"
+        )
     check_temperature(beta)  # positive and finite
     rows = _to_unit_range(similarity, similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True))
     return rows * (beta if compat == "paper" else 1.0) + LEAST_CONCENTRATION
@@ -75,7 +77,7 @@ def dirichlet_concentrations(similarity: Tensor, *, beta: float = 1.0, compat: s
 
 @in_full_precision
 def data_impression_loss(teacher_logits: Tensor, targets: Tensor, *, temperature: float = 20.0) -> Tensor:
-    r"""Return the loss of ZSKD's images: the teacher's softened outputs against drawn targets.
+    r"""Return the loss of ZSKD's images: the teacher's softened outputs against sampled targets.
 
     .. math:: L = -\frac1B \sum_b \sum_k y_{bk} \log \sigma(v_b / \tau)_k
 
@@ -85,8 +87,8 @@ def data_impression_loss(teacher_logits: Tensor, targets: Tensor, *, temperature
         temperature: :math:`\tau > 0`.
 
     Returns:
-        A scalar, shape ``[]``, in nats: a cross-entropy (without :math:`\tau^2`), least where it is the entropy of the
-        targets.
+        A scalar, shape ``[]``, in nats: a cross-entropy (without :math:`\tau^2`), smallest where it equals the
+        entropy of the targets.
 
     Raises:
         ValueError: If the shapes differ, or ``temperature`` is out of range.
@@ -100,7 +102,7 @@ def data_impression_loss(teacher_logits: Tensor, targets: Tensor, *, temperature
     """
     if teacher_logits.dim() != 2 or teacher_logits.shape != targets.shape or targets.numel() == 0:
         raise ValueError(
-            f"needs logits and targets of one shape [batch, classes], got {tuple(teacher_logits.shape)} and "
+            f"needs logits and targets of the same shape [batch, classes], got {tuple(teacher_logits.shape)} and "
             f"{tuple(targets.shape)}"
         )
     check_temperature(temperature)

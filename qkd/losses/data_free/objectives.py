@@ -1,4 +1,4 @@
-"""Each method's whole loss of a generator or of an image: published sums of the losses beside this module."""
+"""Each method's full loss of a generator or an image: published sums of the losses in this package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RdskdLoss(NamedTuple):
     """RDSKD's loss of a generator, and the parts whose increments it penalizes.
 
     Args:
-        total: What is minimized, shape ``[]``.
+        total: The loss to minimize, shape ``[]``.
         authenticity: :func:`one_hot_loss`, shape ``[]``.
         balance: :func:`class_balance_loss`, natural logarithm, shape ``[]``.
         diversity: :func:`image_diversity_loss`, shape ``[]``.
@@ -40,13 +40,13 @@ def rdskd_generator_loss(
     authenticity_reference: Tensor | float = 0.0,
     balance_reference: Tensor | float = 0.0,
 ) -> RdskdLoss:
-    r"""Return RDSKD's loss of a generator: no weights, but increments that are penalized exponentially.
+    r"""Return RDSKD's generator loss: no weights, but exponential penalties on increments.
 
     .. math:: L_G = e^{L_a - L_a'} + e^{L_c - L_c'} + L_d
 
     Args:
         images: Generated, shape ``[batch, ...]``, an even number: the halves of one forward pass.
-        teacher_logits: Of these images, shape ``[batch, classes]``.
+        teacher_logits: Logits of these images, shape ``[batch, classes]``.
         authenticity_reference: :math:`L_a'`: the loss near the start of the epoch; 0 at first. A constant.
         balance_reference: :math:`L_c'`, likewise.
 
@@ -78,17 +78,17 @@ def dafl_generator_loss(
     activation_weight: float = 0.1,
     base: str = "10",
 ) -> Tensor:
-    r"""Return DAFL's loss of a generator: one-hot outputs, balanced classes, large features.
+    r"""Return DAFL's generator loss: one-hot outputs, balanced classes, large features.
 
     .. math:: L = w_{oh} L_{oh} + w_{ie} L_{ie} + w_a L_{act}
 
     Args:
-        teacher_logits: Of generated images, shape ``[batch, classes]``.
-        teacher_feature: What enters the teacher's last layer, shape ``[batch, ...]``.
+        teacher_logits: Logits of generated images, shape ``[batch, classes]``.
+        teacher_feature: The input to the teacher's last layer, shape ``[batch, ...]``.
         one_hot_weight: :math:`w_{oh}`.
         balance_weight: :math:`w_{ie}`.
         activation_weight: :math:`w_a`.
-        base: Of the balance's logarithm; DAFL's is 10.
+        base: Base of the balance's logarithm; DAFL's is 10.
 
     Returns:
         A scalar, shape ``[]``.
@@ -113,16 +113,16 @@ def dafl_generator_loss(
 def mskd_generator_loss(
     images: Tensor, latents: Tensor, teacher_logits: Tensor, teacher_feature: Tensor, *, diversity_weight: float = 1.0
 ) -> Tensor:
-    """Return MSKD's loss of a generator, in our reading: DAFL's with MSGAN's mode seeking.
+    """Return MSKD's generator loss, in our reading: DAFL's with MSGAN's mode seeking.
 
-    No formula of it could be read; it is named in RDSKD's comparison only.
+    Its formula was not available to us; the method appears only in RDSKD's comparison.
 
     Args:
         images: Generated, shape ``[batch, ...]``, an even number.
         latents: What they were generated from, shape ``[batch, ...]``.
         teacher_logits: Shape ``[batch, classes]``.
-        teacher_feature: What enters the teacher's last layer, shape ``[batch, ...]``.
-        diversity_weight: Of :func:`mode_seeking_loss`.
+        teacher_feature: The input to the teacher's last layer, shape ``[batch, ...]``.
+        diversity_weight: Weight of :func:`mode_seeking_loss`.
 
     Returns:
         A scalar, shape ``[]``.
@@ -147,16 +147,16 @@ def dfq_generator_loss(
     one_hot_weight: float = 1.0,
     balance_weight: float = 20.0,
 ) -> Tensor:
-    """Return DFQ's loss of a generator: disagreement, batch-norm statistics, one-hot outputs, balanced classes.
+    """Return DFQ's generator loss: disagreement, batch-norm statistics, one-hot outputs, balanced classes.
 
     Args:
-        student_logits: Of generated images, shape ``[batch, classes]``.
+        student_logits: Logits of generated images, shape ``[batch, classes]``.
         teacher_logits: Same shape.
         statistics: :func:`batch_norm_loss`, form ``norms``, shape ``[]``.
-        adversarial_weight: Of :func:`disagreement_loss` (a divergence, mean over the batch).
-        statistics_weight: Of the statistics.
-        one_hot_weight: Of :func:`one_hot_loss`.
-        balance_weight: Of :func:`class_balance_loss`, natural logarithm.
+        adversarial_weight: Weight of :func:`disagreement_loss` (a divergence, mean over the batch).
+        statistics_weight: Weight of the statistics.
+        one_hot_weight: Weight of :func:`one_hot_loss`.
+        balance_weight: Weight of :func:`class_balance_loss`, natural logarithm.
 
     Returns:
         A scalar, shape ``[]``.
@@ -187,19 +187,19 @@ def dfq_generator_loss(
 def gdfq_generator_loss(
     teacher_logits: Tensor, labels: Tensor, statistics: Tensor, *, statistics_weight: float = 0.1
 ) -> Tensor:
-    """Return GDFQ's loss of a conditional generator: the class that was asked for, and batch-norm statistics.
+    """Return GDFQ's loss of a conditional generator: the requested class, and batch-norm statistics.
 
     Args:
-        teacher_logits: Of generated images, shape ``[batch, classes]``.
+        teacher_logits: Logits of generated images, shape ``[batch, classes]``.
         labels: The classes they were generated for, int64, shape ``[batch]``.
         statistics: :func:`batch_norm_loss`, form ``squares``, shape ``[]``.
-        statistics_weight: Of the statistics.
+        statistics_weight: Weight of the statistics.
 
     Returns:
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, or the weight is negative or not finite.
+        ValueError: If the shapes do not fit, labels are not valid classes, or the weight is negative or not finite.
 
     References:
         Xu et al., `Generative Low-bitwidth Data Free Quantization <https://arxiv.org/abs/2003.03603>`_, 2020.
@@ -218,7 +218,7 @@ def gdfq_student_loss(
     temperature: float = 20.0,
     divergence_weight: float = 1.0,
 ) -> Tensor:
-    r"""Return GDFQ's loss of the student: the labels that were asked for, and soft targets.
+    r"""Return GDFQ's student loss: the requested labels, and soft targets.
 
     .. math:: L = \mathrm{CE}(z_s, y) + \alpha\, \tau^2\, \frac{1}{B K} \sum_{b,k} \mathrm{KL}_{bk}
 
@@ -235,7 +235,7 @@ def gdfq_student_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, or a number is out of range.
+        ValueError: If the shapes do not fit, labels are not valid classes, or a number is out of range.
 
     References:
         Xu et al., `Generative Low-bitwidth Data Free Quantization <https://arxiv.org/abs/2003.03603>`_, 2020.
@@ -258,14 +258,14 @@ def deep_inversion_loss(
     norm_weight: float = 0.0,
     competition_weight: float = 0.0,
 ) -> Tensor:
-    r"""Return DeepInversion's loss of images; with a student's logits and a weight for them its adaptive form.
+    r"""Return DeepInversion's loss of images; given a student's logits and a weight for them, its adaptive form.
 
     .. math:: L = \mathrm{CE}(T(x), y) + a_{tv} L_{tv} + a_{bn} R + a_{l2} \|x\|_2 + a_c (1 - \mathrm{JS})
 
     Args:
         images: :math:`x`, shape ``[batch, channels, height, width]``, floating.
         teacher_logits: Shape ``[batch, classes]``.
-        labels: Classes that are asked for, int64, shape ``[batch]``.
+        labels: Requested classes, int64, shape ``[batch]``.
         statistics: :math:`R`, :func:`batch_norm_loss`, form ``norms``, shape ``[]``.
         student_logits: Shape ``[batch, classes]``; needed for ``competition_weight``.
         variation_weight: :math:`a_{tv}` of :func:`total_variation_loss`, form ``norms``.
@@ -277,8 +277,8 @@ def deep_inversion_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, a competition has no student, or a weight is
-            negative or not finite.
+        ValueError: If the shapes do not fit, labels are not valid classes, ``competition_weight`` has no
+            ``student_logits``, or a weight is negative or not finite.
 
     References:
         Yin et al., `Dreaming to Distill <https://arxiv.org/abs/1912.08795>`_, 2020.
@@ -296,7 +296,7 @@ def deep_inversion_loss(
     if norm_weight:
         loss = loss + norm_weight * row_norms(images.flatten())
     if competition_weight and student_logits is None:
-        raise ValueError("competition_weight needs student_logits: the adaptive form plays against a student")
+        raise ValueError("competition_weight needs student_logits: the adaptive form competes with a student")
     if competition_weight and student_logits is not None:
         loss = loss + competition_weight * competition_loss(student_logits, teacher_logits)
     return loss
@@ -320,11 +320,11 @@ def cmi_inversion_loss(
     .. math:: L = a_{bn} R + a_{oh} \mathrm{CE}(T(x), y) + a_{adv} L_{adv} + a_{cr} L_{cr}
 
     Args:
-        teacher_logits: Of the global views, shape ``[batch, classes]``.
-        labels: Classes that are asked for, int64, shape ``[batch]``.
+        teacher_logits: Logits of the global views, shape ``[batch, classes]``.
+        labels: Requested classes, int64, shape ``[batch]``.
         statistics: :math:`R`, :func:`batch_norm_loss`, form ``norms``, shape ``[]``.
         contrast: :math:`L_{cr}`, :func:`contrastive_loss`, shape ``[]``.
-        adversarial: :math:`L_{adv}`, :func:`decision_adversarial_loss`, shape ``[]``; absent: there is no student.
+        adversarial: :math:`L_{adv}`, :func:`decision_adversarial_loss`, shape ``[]``. None if there is no student.
         statistics_weight: :math:`a_{bn}`.
         one_hot_weight: :math:`a_{oh}`; 1 without a student.
         adversarial_weight: :math:`a_{adv}`.
@@ -334,7 +334,7 @@ def cmi_inversion_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, or a weight is negative or not finite.
+        ValueError: If the shapes do not fit, labels are not valid classes, or a weight is negative or not finite.
 
     References:
         Fang et al., `Contrastive Model Inversion <https://arxiv.org/abs/2105.08584>`_, 2021.

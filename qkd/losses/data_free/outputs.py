@@ -1,4 +1,4 @@
-"""What a teacher's outputs say of generated images: how sure it is of each, and how evenly they cover the classes."""
+"""What a teacher's outputs say about generated images: how sure it is of each, and how evenly they cover classes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def one_hot_loss(teacher_logits: Tensor) -> Tensor:
 
     .. math:: L = -\frac1B \sum_b \log \max_k \sigma(v_b)_k
 
-    RDSKD calls it authenticity, DAFL the one-hot loss. In nats, a mean over the batch; it tends to 0 for a teacher that
-    is sure of every image.
+    RDSKD calls it authenticity, DAFL the one-hot loss. In nats, averaged over the batch; it tends to 0 for a teacher
+    that is sure of every image.
 
     Args:
         teacher_logits: :math:`v`, shape ``[batch, classes]``, floating; the gradient flows into it.
@@ -30,7 +30,7 @@ def one_hot_loss(teacher_logits: Tensor) -> Tensor:
         A scalar, shape ``[]``, in ``[0, ln classes]``.
 
     Raises:
-        ValueError: If the shape is another, the batch is empty, or there are fewer than two classes.
+        ValueError: If the shape is wrong, the batch is empty, or there are fewer than two classes.
 
     References:
         Chen et al., `Data-Free Learning of Student Networks <https://arxiv.org/abs/1904.01186>`_, 2019.
@@ -45,21 +45,21 @@ def one_hot_loss(teacher_logits: Tensor) -> Tensor:
 
 @in_full_precision
 def class_balance_loss(teacher_logits: Tensor, *, base: str = "e") -> Tensor:
-    r"""Return the negative entropy of the batch's mean class probabilities: least where all classes are as frequent.
+    r"""Return the negative entropy of the batch's mean class probabilities: smallest if classes are equally frequent.
 
     .. math:: L = \sum_k \bar p_k \log \bar p_k,\quad \bar p = \frac1B \sum_b \sigma(v_b)
 
-    Computed from logarithms, so that a class of probability 0 costs neither a NaN nor its gradient.
+    Computed from logarithms, so that a class of probability 0 gives no NaN and keeps its gradient.
 
     Args:
         teacher_logits: :math:`v`, shape ``[batch, classes]``, floating; the gradient flows into it.
-        base: Of the logarithm: ``"e"`` (RDSKD, CMI, DFQ) or ``"10"`` (DAFL; 2.3026 times smaller).
+        base: Base of the logarithm: ``"e"`` (RDSKD, CMI, DFQ) or ``"10"`` (DAFL; 2.3026 times smaller).
 
     Returns:
         A scalar, shape ``[]``, in ``[-log classes, 0]``.
 
     Raises:
-        ValueError: If the shape is another, the batch is empty, there are fewer than two classes, or ``base`` is
+        ValueError: If the shape is wrong, the batch is empty, there are fewer than two classes, or ``base`` is
             unknown.
 
     References:
@@ -79,7 +79,7 @@ def class_balance_loss(teacher_logits: Tensor, *, base: str = "e") -> Tensor:
 
 @in_full_precision
 def feature_activation_loss(teacher_feature: Tensor) -> Tensor:
-    r"""Return DAFL's activation loss: minus the mean magnitude of what enters the teacher's last layer.
+    r"""Return DAFL's activation loss: minus the mean magnitude of the input to the teacher's last layer.
 
     .. math:: L = -\frac1N \sum |f|
 

@@ -1,4 +1,4 @@
-"""What holds clients together without a generator: nearness to the global weights, and classes' mean logits."""
+"""Losses that keep clients together without a generator: distance to the global weights, and class mean logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def proximal_loss(parameters: Sequence[Tensor], global_parameters: Sequence[Tens
 
     Args:
         parameters: :math:`w`, the client's, floating, of any shapes.
-        global_parameters: Of the same shapes. Constants: no gradient flows into them.
+        global_parameters: The global ones, of the same shapes. Constants: no gradient flows into them.
         mu: :math:`\mu`, not negative.
 
     Returns:
@@ -54,7 +54,7 @@ def class_mean_logits(logits: Tensor, labels: Tensor, *, classes: int) -> tuple[
         classes: Number of classes.
 
     Returns:
-        Means ``[classes, classes]``, of the logits' dtype, a row a class, 0 where it has no image; and counts
+        Means ``[classes, classes]``, of the logits' dtype, one row per class, 0 for a class without images; and counts
         ``[classes]``, int64.
 
     Raises:
@@ -87,16 +87,17 @@ def class_logits_loss(
     *,
     temperature: float = 1.0,
 ) -> Tensor:
-    r"""Return the divergence of logits from the mean logits that all clients have for the images' classes.
+    r"""Return the divergence of logits from the mean logits of all clients for the images' classes.
 
     .. math:: L = \tau^2 \frac1n \sum_b w_{y_b}\, \mathrm{KL}(\sigma(t_{y_b} / \tau) \,\|\, \sigma(z_b / \tau))
 
     Args:
         student_logits: :math:`z`, shape ``[batch, classes]``, floating.
         labels: :math:`y`, int64, shape ``[batch]``.
-        class_logits: :math:`t`, a row a class, shape ``[classes, classes]``. Constants: no gradient flows into them.
+        class_logits: :math:`t`, one row per class, shape ``[classes, classes]``. Constants: no gradient flows into
+            them.
         class_weights: :math:`w`, not negative, floating, shape ``[classes]``: 1, or 0 for a class that no client has
-            had, whose images then add nothing. Constants.
+            seen, whose images then add nothing. Constants.
         temperature: :math:`\tau > 0`, dimensionless.
 
     Returns:
@@ -107,7 +108,7 @@ def class_logits_loss(
 
     References:
         Jeong et al., `Communication-Efficient On-Device Machine Learning <https://arxiv.org/abs/1811.11479>`_, 2018
-        (federated distillation). Deviation: they take the cross-entropy, which is more by the target's entropy, a
+        (federated distillation). Deviation: they use the cross-entropy, which is larger by the target's entropy, a
         constant.
     """
     check_temperature(temperature)

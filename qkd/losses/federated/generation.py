@@ -13,7 +13,7 @@ from qkd.losses.stable import in_full_precision
 
 
 def label_shares(label_counts: Tensor) -> Tensor:
-    r"""Return which share of each class's images each client has.
+    r"""Return the share of each class's images that each client has.
 
     .. math:: w_{k,y} = n_k(y) / \sum_j n_j(y)
 
@@ -21,11 +21,11 @@ def label_shares(label_counts: Tensor) -> Tensor:
         label_counts: :math:`n_k(y)`, images of each class at each client, shape ``[clients, classes]``, not negative.
 
     Returns:
-        Shares in ``[0, 1]``, float64, shape ``[clients, classes]``; columns add up to 1, or are 0 where no client has
+        Shares in ``[0, 1]``, float64, shape ``[clients, classes]``; columns sum to 1, or are 0 where no client has
         the class.
 
     Raises:
-        ValueError: If the shape is another, or a count is negative.
+        ValueError: If the shape is wrong, or a count is negative.
 
     Example:
         >>> label_shares(torch.tensor([[3, 0], [1, 0]])).tolist()
@@ -40,7 +40,7 @@ def label_shares(label_counts: Tensor) -> Tensor:
 
 @in_full_precision
 def latent_diversity_loss(noise: Tensor, latents: Tensor) -> Tensor:
-    r"""Return how alike the latents of unlike noise are.
+    r"""Return how similar the latents of different noise are.
 
     .. math:: L = \exp\Big(-\tfrac{1}{n^2} \sum_{ij} d_2(\epsilon_i, \epsilon_j)\, d_1(z_i, z_j)\Big)
 
@@ -48,7 +48,7 @@ def latent_diversity_loss(noise: Tensor, latents: Tensor) -> Tensor:
     itself are counted.
 
     Args:
-        noise: :math:`\epsilon`, what the latents were made from, shape ``[batch, noise]``, floating.
+        noise: :math:`\epsilon`, what the latents were generated from, shape ``[batch, noise]``, floating.
         latents: :math:`z`, shape ``[batch, ...]``, floating.
 
     Returns:
@@ -85,7 +85,7 @@ def fedgen_generator_loss(
     beta: float = 0.0,
     student_logits: Tensor | None = None,
 ) -> Tensor:
-    r"""Return the loss of FedGen's generator: every client's last layer finds the class that was asked for.
+    r"""Return the loss of FedGen's generator: every client's last layer recognizes the requested class.
 
     .. math:: L = \alpha \sum_k \frac1n \sum_b w_{k,y_b}\, (-\log \sigma(f_k(z_b))_{y_b})
                   + \eta\, L_\mathrm{diversity}
@@ -93,9 +93,9 @@ def fedgen_generator_loss(
 
     Args:
         client_logits: :math:`f_k(z)`, shape ``[clients, batch, classes]``, floating.
-        labels: :math:`y`, the classes asked for, int64, shape ``[batch]``.
+        labels: :math:`y`, the requested classes, int64, shape ``[batch]``.
         shares: :math:`w_{k,y}` (:func:`label_shares`), floating, shape ``[clients, classes]``. Constants.
-        noise: What the latents were made from, shape ``[batch, noise]``.
+        noise: What the latents were generated from, shape ``[batch, noise]``.
         latents: :math:`z`, shape ``[batch, ...]``.
         alpha: Weight of the cross-entropies.
         eta: Weight of :func:`latent_diversity_loss`.
@@ -103,7 +103,7 @@ def fedgen_generator_loss(
         student_logits: :math:`f(z)` of that student, shape ``[batch, classes]``; needed where ``beta`` is positive.
 
     Returns:
-        A scalar, shape ``[]``, in nats (but for the diversity term).
+        A scalar, shape ``[]``, in nats (except for the diversity term).
 
     Raises:
         ValueError: If shapes or labels do not fit, a weight is negative, or ``beta`` has no ``student_logits``.
@@ -115,7 +115,7 @@ def fedgen_generator_loss(
     is_stack = client_logits.dim() == 3 and len(client_logits) > 0
     if not is_stack or shares.shape != (client_logits.shape[0], client_logits.shape[2]):
         raise ValueError(
-            f"needs client logits [clients, batch, classes] of one client at least, and shares [clients, classes], got "
+            f"needs client logits [clients, batch, classes] of at least one client, and shares [clients, classes], got "
             f"{tuple(client_logits.shape)} and {tuple(shares.shape)}"
         )
     for logits in client_logits:
@@ -150,7 +150,7 @@ def fedgen_client_loss(
         student_logits: :math:`f(x)`, of the client's images, shape ``[n, classes]``, floating.
         labels: :math:`y`, of the images, int64, shape ``[n]``.
         generated_logits: :math:`f(G(y'))`: the client's last layer on latents, shape ``[m, classes]``.
-        generated_labels: :math:`y'`, the classes asked for, int64, shape ``[m]``.
+        generated_labels: :math:`y'`, the requested classes, int64, shape ``[m]``.
         target_logits: :math:`f(G(y))`, of latents with the images' own classes, shape ``[n, classes]``. A constant:
             no gradient flows into it.
         weight: :math:`a` (:func:`fedgen_weight`).
@@ -180,8 +180,8 @@ def fedgen_weight(rounds_done: int, *, start: float = 10.0, decay: float = 0.98,
     Args:
         rounds_done: Rounds before this one, from 0.
         start: Weight of the first round.
-        decay: Factor a round, in ``(0, 1]``.
-        least: Lower end.
+        decay: Factor per round, in ``(0, 1]``.
+        least: Lower bound.
 
     Returns:
         The weight.

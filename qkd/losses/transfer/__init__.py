@@ -1,3 +1,3 @@
-"""Losses for another domain, for very many classes, and for how steep a net's blocks are."""
+"""Losses for domain adaptation, for very many classes, and for how steep a net's blocks are."""
 
 __all__: list[str] = []

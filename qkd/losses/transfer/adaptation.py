@@ -14,12 +14,12 @@ FIRST_SHARE, LAST_SHARE = 0.1, 0.9
 
 
 def student_share(progress: float, *, first: float = FIRST_SHARE, last: float = LAST_SHARE) -> float:
-    r"""Return what part of the joint loss is the student's: it grows exponentially with the training.
+    r"""Return the student's share of the joint loss: it grows exponentially during training.
 
     .. math:: b = b_0 (b_1 / b_0)^p
 
     Args:
-        progress: :math:`p`, the part of the training that is done, in ``[0, 1]``.
+        progress: :math:`p`, the fraction of training done, in ``[0, 1]``.
         first: :math:`b_0`, positive.
         last: :math:`b_1`, positive.
 
@@ -27,7 +27,7 @@ def student_share(progress: float, *, first: float = FIRST_SHARE, last: float = 
         :math:`b`.
 
     Raises:
-        ValueError: If ``progress`` is outside, or a share is not positive.
+        ValueError: If ``progress`` is out of range, or a share is not positive.
 
     Example:
         >>> round(student_share(0.5), 6)
@@ -43,13 +43,13 @@ def discrepancy_weight(progress: float) -> float:
     r"""Return the weight of the discrepancy: :math:`g = 2 / (1 + e^{-10 p}) - 1`, from 0 to 1.
 
     Args:
-        progress: :math:`p`, the part of the training that is done, in ``[0, 1]``.
+        progress: :math:`p`, the fraction of training done, in ``[0, 1]``.
 
     Returns:
         :math:`g`.
 
     Raises:
-        ValueError: If ``progress`` is outside.
+        ValueError: If ``progress`` is out of range.
 
     Example:
         >>> discrepancy_weight(0.0)
@@ -61,24 +61,24 @@ def discrepancy_weight(progress: float) -> float:
 
 @in_full_precision
 def adapting_teacher_loss(source_logits: Tensor, labels: Tensor, discrepancy: Tensor, *, progress: float) -> Tensor:
-    r"""Return the teacher's part of the joint loss: source labels, and features that do not tell domains apart.
+    r"""Return the teacher's part of the joint loss: source labels, and features that do not distinguish domains.
 
     .. math:: L = (1 - b)(\mathrm{CE} + g\, \mathrm{MMD})
 
     Args:
-        source_logits: Of the teacher on source images, shape ``[batch, classes]``.
-        labels: Of the source images, int64, shape ``[batch]``.
+        source_logits: Logits of the teacher on source images, shape ``[batch, classes]``.
+        labels: Labels of the source images, int64, shape ``[batch]``.
         discrepancy: :func:`mean_discrepancy_loss` of its features on both domains, shape ``[]``.
-        progress: The part of the training that is done, in ``[0, 1]``; gives :math:`b` and :math:`g`.
+        progress: The fraction of training done, in ``[0, 1]``; gives :math:`b` and :math:`g`.
 
     Returns:
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, or ``progress`` is outside ``[0, 1]``.
+        ValueError: If the shapes do not fit, labels are not valid classes, or ``progress`` is outside ``[0, 1]``.
 
     References:
-        arXiv 2005.07839, 2020. Not copied from the released code: there the student's loss moves the teacher, too.
+        arXiv 2005.07839, 2020. Not copied from the released code: there the student's loss updates the teacher, too.
     """
     check_scalar(discrepancy=discrepancy)
     share, weight = student_share(progress), discrepancy_weight(progress)
@@ -107,8 +107,8 @@ def adapted_student_loss(
         student_target: Logits of target images, shape ``[other, classes]``.
         teacher_source: The teacher's of source images, shape ``[batch, classes]``. Constants.
         teacher_target: The teacher's of target images, shape ``[other, classes]``. Constants.
-        labels: Of the source images, int64, shape ``[batch]``; the target's are not known.
-        progress: The part of the training that is done, in ``[0, 1]``; gives :math:`b`.
+        labels: Labels of the source images, int64, shape ``[batch]``; those of the target are unknown.
+        progress: The fraction of training done, in ``[0, 1]``; gives :math:`b`.
         temperature: :math:`\tau > 0`.
         source_share: :math:`a` in ``[0, 1]``.
 
@@ -116,7 +116,7 @@ def adapted_student_loss(
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, or a number is out of range.
+        ValueError: If the shapes do not fit, labels are not valid classes, or a number is out of range.
 
     References:
         arXiv 2005.07839, 2020. Not copied from the released code: the teacher is a constant here, and the divergence is

@@ -1,4 +1,4 @@
-"""How far the features of two domains are apart: the maximum mean discrepancy."""
+"""How far apart the features of two domains are: the maximum mean discrepancy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
     .. math:: L = \frac{1}{n^2}\sum_{ij} k(s_i, s_j) + \frac{1}{m^2}\sum_{ij} k(t_i, t_j)
                   - \frac{2}{nm}\sum_{ij} k(s_i, t_j)
 
-    The biased estimate: pairs of a row with itself are counted, so that it is never negative.
+    This is the biased estimate: it includes pairs of a row with itself, so it is never negative.
 
     Args:
         source_feature: :math:`s`, shape ``[n, ...]``, floating; the gradient flows into both.
@@ -33,12 +33,12 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
         scaled.
 
     Raises:
-        ValueError: If a feature has no dimension beside the batch, rows differ in size, a set is empty, or ``kernel``
+        ValueError: If a feature has no dimension besides the batch, rows differ in size, a set is empty, or ``kernel``
             is unknown.
 
     References:
-        Gretton et al., `A Kernel Two-Sample Test <https://jmlr.org/papers/v13/gretton12a.html>`_, 2012; which kernels
-        arXiv 2005.07839 takes could not be read, so that the bandwidths are ours.
+        Gretton et al., `A Kernel Two-Sample Test <https://jmlr.org/papers/v13/gretton12a.html>`_, 2012; the
+        kernels of arXiv 2005.07839 were not available to us, so the bandwidths are ours.
 
     Example:
         >>> mean_discrepancy_loss(torch.zeros(2, 3), torch.ones(4, 3), kernel="linear").item()
@@ -50,13 +50,13 @@ def mean_discrepancy_loss(source_feature: Tensor, target_feature: Tensor, *, ker
     source, target = source_feature.flatten(1), target_feature.flatten(1)
     if source.shape[1] != target.shape[1]:
         raise ValueError(
-            f"needs features of one size, got {tuple(source_feature.shape)} and {tuple(target_feature.shape)}"
+            f"needs features of the same size, got {tuple(source_feature.shape)} and {tuple(target_feature.shape)}"
         )
     if kernel == "linear":
         return (source.mean(0) - target.mean(0)).square().sum()
     rows, count = torch.cat([source, target]), len(source)
     size = rows.detach().abs().amax()
-    rows = rows / torch.where(size > 0, size, torch.ones_like(size))  # kernels know no scale, but squares overflow
+    rows = rows / torch.where(size > 0, size, torch.ones_like(size))  # kernels are scale-free, but squares overflow
     squares = distances(rows).square()  # without a tensor of all differences: features may be large
     pairs = max(1, len(rows) * (len(rows) - 1))
     width = (squares.detach().sum() / pairs).clamp_min(torch.finfo(squares.dtype).tiny)

@@ -25,7 +25,7 @@ def filtered_soft_target_loss(
     criterion: Criterion = "confident",
     threshold: float = 0.01,
 ) -> Tensor:
-    r"""Return soft targets whose gradient is filtered: KDDG in our reading, whose own formula could not be read.
+    r"""Return soft targets whose gradient is filtered: our reading of KDDG, whose formula was not available to us.
 
     The value is that of :func:`soft_target_loss`. Its gradient with respect to the student's logits is 0 where the
     criterion holds, and unchanged elsewhere. Probabilities of the criteria are at temperature 1.
@@ -35,16 +35,16 @@ def filtered_soft_target_loss(
         teacher_logits: Same shape. Treated as a constant.
         labels: True classes, int64, shape ``[batch]``.
         temperature: :math:`\tau > 0`.
-        criterion: ``"confident"``: whole images on whose true class the student is as sure as the teacher, or surer;
-            ``"close"``: single logits whose probabilities differ by less than ``threshold``; ``"none"`` filters
+        criterion: ``"confident"``: whole images where the student is at least as sure of the true class as the teacher;
+            ``"close"``: individual logits whose probabilities differ by less than ``threshold``; ``"none"`` filters
             nothing, ``"all"`` everything.
-        threshold: Of ``"close"``, a difference of probabilities, not negative.
+        threshold: Threshold of ``"close"``, a difference of probabilities, not negative.
 
     Returns:
         A scalar, shape ``[]``, in nats.
 
     Raises:
-        ValueError: If the shapes do not fit, labels name no classes, or an option is out of range.
+        ValueError: If the shapes do not fit, labels are not valid classes, or an option is out of range.
 
     References:
         Wang et al., `Embracing the Dark Knowledge: Domain Generalization Using Regularized Knowledge Distillation

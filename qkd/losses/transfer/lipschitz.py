@@ -20,15 +20,16 @@ def lipschitz_constants(features: Sequence[Tensor], *, iterations: int = ITERATI
 
     .. math:: c_l = \sigma_{\max}(X_l^\top Y_l) = \sqrt{\| (X_l^\top Y_l)^\top (X_l^\top Y_l) \|_2}
 
-    where :math:`X_l` and :math:`Y_l` hold an image a row, of length 1: what enters and leaves the block. Power
+    where :math:`X_l` and :math:`Y_l` hold one image per row, of length 1: the input and output of the block. Power
     iteration finds the vector, through which no gradient flows; the matrix itself is never formed.
 
     Args:
-        features: In the order of the net, at least two, shape ``[batch, ...]`` each, floating.
-        iterations: Of the power iteration, at least 1. It starts from the rows' sum, so that no number is drawn.
+        features: In network order, at least two, shape ``[batch, ...]`` each, floating.
+        iterations: Steps of the power iteration, at least 1. It starts from the rows' sum, so no random number is
+            drawn.
 
     Returns:
-        One a block, shape ``[features - 1]``; 0 for features of zeros.
+        One per block, shape ``[features - 1]``; 0 for features of zeros.
 
     Raises:
         ValueError: If there are fewer than two features, batches differ, or ``iterations`` is below 1.
@@ -57,12 +58,12 @@ def lipschitz_loss(
     .. math:: L = \frac1N \sum_l \Big( \frac{c_l^s - c_l^t}{c_l^t} \Big)^2
 
     Args:
-        student_stages: What enters and leaves its blocks, in order, shape ``[batch, ...]`` each.
-        teacher_stages: Of as many blocks, of the same batch; sizes may differ. Constants.
-        iterations: Of the power iteration.
+        student_stages: The inputs and outputs of its blocks, in order, shape ``[batch, ...]`` each.
+        teacher_stages: The same for the teacher, with as many blocks and the same batch; sizes may differ. Constants.
+        iterations: Steps of the power iteration.
 
     Returns:
-        A scalar, shape ``[]``; 0 where all constants agree. Blocks of the teacher that give nothing but zeros are left
+        A scalar, shape ``[]``; 0 where all constants agree. Teacher blocks that give only zeros are left
         out.
 
     Raises:
@@ -79,7 +80,7 @@ def lipschitz_loss(
     check_feature_lists(student_stages, teacher_stages, least=2)
     student = lipschitz_constants(student_stages, iterations=iterations)
     teacher = lipschitz_constants([given(one) for one in teacher_stages], iterations=iterations).to(student)
-    steep = ~(teacher <= 0)  # what is not a number stays, for the training loop to find
+    steep = ~(teacher <= 0)  # NaNs stay, for the training loop to find
     relative = torch.where(steep, (student - teacher) / torch.where(steep, teacher, 1), torch.zeros_like(student))
     return relative.square().sum() / len(relative)
 

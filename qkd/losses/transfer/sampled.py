@@ -19,8 +19,8 @@ class SampledClasses(NamedTuple):
     """Classes that a sum over all classes is estimated from: :func:`draw_classes` or :func:`every_class`.
 
     Args:
-        classes: int64, shape ``[drawn]``; one may come up several times.
-        weights: What each counts in a sum, shape ``[drawn]``: ``1 / (drawn * probability)``.
+        classes: int64, shape ``[drawn]``; one may occur several times.
+        weights: The weight of each in a sum, shape ``[drawn]``: ``1 / (drawn * probability)``.
     """
 
     classes: Tensor
@@ -53,8 +53,8 @@ def class_proposal(
             is outside ``(0, 1]``.
 
     References:
-        Dynamic importance sampling: the abstract; its mixture over ranks could not be read, so the form is ours. By the
-        teacher: Sparse Logit Sampling, arXiv 2503.16870, 2025.
+        Dynamic importance sampling: the abstract; its mixture over ranks was not available to us, so the form is ours.
+        By the teacher: Sparse Logit Sampling, arXiv 2503.16870, 2025.
 
     Example:
         >>> p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.5, 0.25, 0.25]])
@@ -75,12 +75,12 @@ def class_proposal(
 
 
 def draw_classes(proposal: Tensor, count: int, generator: torch.Generator) -> SampledClasses:
-    """Return classes drawn with replacement, and what each counts.
+    """Return classes drawn with replacement, and the weight of each.
 
     Args:
-        proposal: Of :func:`class_proposal`, shape ``[classes]``, positive.
+        proposal: Probabilities from :func:`class_proposal`, shape ``[classes]``, positive.
         count: How many, positive.
-        generator: Of the draws, on the CPU.
+        generator: For the draws, on the CPU.
 
     Returns:
         The classes and weights ``1 / (count * probability)``, on the device of ``proposal``.
@@ -107,7 +107,7 @@ def every_class(classes: int, device: torch.device | str = "cpu") -> SampledClas
 
     Args:
         classes: How many there are, positive.
-        device: Where they are wanted.
+        device: The device of the result.
 
     Returns:
         The classes, and weights of 1.
@@ -133,10 +133,10 @@ def estimated_log_normalizers(
     .. math:: c = \log \sum_j w_j e^{z_{k_j}}
 
     Args:
-        student_feature: What enters the last layer, shape ``[batch, features]``.
-        class_weights: Of the last layer, shape ``[classes, features]``.
-        class_bias: Of the last layer, shape ``[classes]``; None where it has none.
-        sampled: Another draw than the loss is estimated from.
+        student_feature: The input to the last layer, shape ``[batch, features]``.
+        class_weights: Weights of the last layer, shape ``[classes, features]``.
+        class_bias: Bias of the last layer, shape ``[classes]``; None if it has none.
+        sampled: A different draw from the one that the loss is estimated from.
 
     Returns:
         Shape ``[batch]``. With every class it is exact.
@@ -171,13 +171,14 @@ def sampled_soft_target_loss(
                   + e^{z_{k_j} - c_b} \big) + c_b - 1 \Big]
 
     For any :math:`c` its mean over draws is at least :math:`\tau^2\, \mathrm{KL}(p \| q)`, and equal to it, value and
-    gradient, where :math:`c = \log \sum_k e^{z_k}`: since the sum over classes stands outside the logarithm, weights
+    gradient, where :math:`c = \log \sum_k e^{z_k}`: since the sum over classes is outside the logarithm, weights
     :math:`w` make it unbiased. Only drawn rows of the last layer are read, and its gradient is sparse.
 
     Args:
-        student_feature: What enters the last layer, shape ``[batch, features]``, floating.
-        class_weights: Of the last layer, shape ``[classes, features]``; of a low-bit layer the dequantized ones.
-        class_bias: Of the last layer, shape ``[classes]``; None where it has none.
+        student_feature: The input to the last layer, shape ``[batch, features]``, floating.
+        class_weights: Weights of the last layer, shape ``[classes, features]``; for a low-bit layer, the dequantized
+            ones.
+        class_bias: Bias of the last layer, shape ``[classes]``; None if it has none.
         teacher_log_probabilities: :math:`\log p` of the drawn classes, at the temperature, shape ``[batch, drawn]``.
             Constants.
         sampled: The drawn classes with their weights.
@@ -222,9 +223,11 @@ def _logits(feature: Tensor, weights: Tensor, bias: Tensor | None, classes: Tens
             f"{tuple(weights.shape)}"
         )
     if classes.device.type == "cpu" and not 0 <= int(classes.min()) <= int(classes.max()) < len(weights):
-        raise ValueError(f"drawn classes must be 0 to {len(weights) - 1}, as there are weights, got {classes.tolist()}")
+        raise ValueError(
+            f"drawn classes must be 0 to {len(weights) - 1}, one per row of weights, got {classes.tolist()}"
+        )
     if bias is not None and bias.shape != weights.shape[:1]:
-        raise ValueError(f"needs a bias a class, {tuple(weights.shape[:1])}, got {tuple(bias.shape)}")
+        raise ValueError(f"needs one bias per class, {tuple(weights.shape[:1])}, got {tuple(bias.shape)}")
     rows = functional.embedding(classes, weights, sparse=True)  # its gradient has drawn rows only
     logits = feature @ rows.T
     return logits if bias is None else logits + functional.embedding(classes, bias[:, None], sparse=True)[:, 0]

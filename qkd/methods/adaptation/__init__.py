@@ -1,3 +1,3 @@
-"""Joint distillation and domain adaptation: teacher and student learn from labeled and from unlabeled images."""
+"""Joint distillation and domain adaptation: teacher and student learn from labeled and unlabeled images."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The float net that an adapting student starts from: adapted in full precision, beside its own copy of the teacher."""
+"""The float net that an adapting student starts from: adapted in full precision, with its own copy of the teacher."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qkd.training import FitResult
 
 
 class AdaptedFloatRole(FloatTwinRole):
-    """A student in full precision; the teacher that adapts beside it is not kept.
+    """A full-precision student; the teacher that adapts with it is not kept.
 
     Args:
-        role: Whose start it is.
+        role: The student role that starts from it.
     """
 
     def __init__(self, role: StudentRole) -> None:

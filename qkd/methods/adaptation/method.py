@@ -1,4 +1,4 @@
-"""Joint distillation and domain adaptation as a method: it takes the phases without their own terms."""
+"""Joint distillation and domain adaptation as a method: it handles the phases without their own terms."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class Adaptation(Method):
-    """The teacher adapts to a domain without labels, and the student follows it on both domains.
+    """The teacher adapts to an unlabeled domain, and the student follows it on both domains.
 
-    Departures from the released code: the student's loss moves no teacher, divergences are from the teacher to the
-    student, and no image of the test chooses an epoch.
+    Deviations from the released code: the student's loss does not update the teacher, divergences are from the
+    teacher to the student, and no test image is used to choose an epoch.
     """
 
     @property
     def why_one_device(self) -> str:
-        """Return why devices cannot share its batches."""
-        return "the discrepancy of features compares all images of both domains, and only those of one are shared"
+        """Return why a batch cannot be split across devices."""
+        return "the discrepancy of features compares all images of both domains, but only those of one domain are split"
 
     @property
     def settings(self) -> AdaptationConfig:
@@ -43,24 +43,24 @@ class Adaptation(Method):
         return True
 
     def faults(self) -> Iterable[str]:
-        """Return what of the config does not fit the method."""
+        """Return faults of the config for the method."""
         return config_faults(self.config)
 
     def images(self, splits: Splits) -> Splits:
         """Return the images unchanged.
 
         Raises:
-            ValueError: If there are none of the unseen domain.
+            ValueError: If there are no images of the unseen domain.
         """
         require_target(splits)
         return splits
 
     def source(self, context: Context) -> Callable[[Job], Source]:  # noqa: ARG002
-        """Return what makes batches of both domains."""
+        """Return the source of batches from both domains."""
         return PairedSource
 
     def float_twin(self, role: StudentRole) -> Role:
-        """Return the float net that the student starts from: adapted, too."""
+        """Return the float net that the student starts from, which is adapted, too."""
         return AdaptedFloatRole(role)
 
     def takes(self, phase: PhaseConfig) -> bool:
@@ -68,7 +68,7 @@ class Adaptation(Method):
         return phase.terms is None
 
     def prepare(self, lesson: Lesson) -> None:
-        """Let the teacher learn beside the student."""
+        """Set up the teacher to learn with the student."""
         self.partners = (Partner("teacher", lesson.teacher, self.settings.teacher_lr_factor),)
 
     def step(self, lesson: Lesson, phase: PhaseConfig, terms: Sequence[TermConfig], first_epoch: int) -> TappedStep:  # noqa: ARG002
@@ -79,5 +79,5 @@ class Adaptation(Method):
         return AdaptationStep(lesson.student, lesson.teacher, self.settings, epochs=epochs, steps=steps)
 
     def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:
-        """Let the teacher learn."""
+        """Set up the teacher to learn."""
         lesson.teacher.train(self.takes(phase))

@@ -1,4 +1,4 @@
-"""What domain adaptation says of a phase, before anything runs."""
+"""Phase rules of domain adaptation, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from qkd.methods.phase_checks import PhaseRule
 
 
 def adaptation_phase(phase: PhaseConfig, terms: Sequence[TermConfig], keys: Collection[str]) -> PhaseRule:  # noqa: ARG001
-    """Return the rule of a phase: one without its own terms adapts, and its loss is the method's.
+    """Return the rule of a phase: one without its own terms adapts, with the method's loss.
 
     Args:
-        phase: As the config has it.
-        terms: Its own, or the student's.
-        keys: Of the student's section, those that are set.
+        phase: As in the config.
+        terms: Its own terms, or the student's.
+        keys: The keys that are set in the student's section.
     """
     if "adaptation" not in keys or phase.terms is not None:
         return PhaseRule()
@@ -23,6 +23,9 @@ def adaptation_phase(phase: PhaseConfig, terms: Sequence[TermConfig], keys: Coll
 
 def _faults(phase: PhaseConfig) -> Iterator[tuple[str, str]]:
     if phase.trains == "modules":
-        yield "trains", "`modules`, but teacher and student learn in this phase; give it `terms`, or `trains: student`"
+        yield (
+            "trains",
+            "`modules`, but teacher and student learn in this phase; give it `terms`, or set `trains: student`",
+        )
     if phase.combine == "clipped":
-        yield "combine", "`clipped` weighs terms of the student's, not the loss of an adaptation; say `sum`"
+        yield "combine", "`clipped` combines the student's terms, not the adaptation loss; set `sum`"

@@ -1,4 +1,4 @@
-"""Batches of two domains: labeled images of the seen ones, and as many of the other without labels."""
+"""Batches of two domains: labeled images of the seen domains, and as many unlabeled ones of the other."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def target_of(batch: Batch) -> Tensor:
 
 
 class PairedSource:
-    """Training images with an agent, as any student's, and in each batch images of the unseen domain.
+    """Training images with an agent, like any student's, plus images of the unseen domain in each batch.
 
-    These are shuffled separately, and all are read before one comes again; the agent changes them as the others.
+    The latter are shuffled separately, and all are read before any repeats. The agent augments them like the others.
 
     Args:
         job: Its images, agent, seed, role and device.
@@ -69,7 +69,7 @@ class PairedSource:
         """Yield the images of the unseen domain of each step."""
         job, steps = self._job, self.images // size
         places = self._places((epoch * steps + first) * size, (epoch + 1) * steps * size)
-        part = cast(Split, self._target)  # but for its labels, which batches do without
+        part = cast(Split, self._target)  # except for its labels, which batches do not need
         raw = iterate(part, places, size, job.device, drop_last=True, workers=job.data.workers)
         for step, (images, _) in enumerate(raw):
             samples = places[step * size : (step + 1) * size]
@@ -78,7 +78,7 @@ class PairedSource:
             yield normalize(seen, job.splits.mean, job.splits.std)
 
     def _places(self, start: int, end: int) -> Tensor:
-        """Return which images are read, from the ``start``-th to before the ``end``-th of the whole training."""
+        """Return which images are read from ``start`` up to ``end`` (exclusive), counted over the whole training."""
         count, job = len(self._target), self._job
         laps = range(start // count, -(-end // count))
         orders = [epoch_order(count, stream(job.seed, job.role, "target order", lap)) for lap in laps]

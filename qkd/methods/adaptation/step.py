@@ -1,4 +1,4 @@
-"""A training step of teacher and student on images of two domains, of which one has labels."""
+"""A training step of teacher and student on images of two domains, one of them labeled."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class AdaptationStep:
     .. math:: L = (1 - b)(\mathrm{CE}(z_T(x_s), y) + g\, \mathrm{MMD}(f_T(x_s), f_T(x_t)))
               + b\, \big( a \tau^2 \mathrm{KL}_s + (1 - a)\, \mathrm{CE}(z_S(x_s), y) + \tau^2 \mathrm{KL}_t \big)
 
-    with :math:`b` from 0.1 to 0.9, exponentially, and :math:`g = 2 / (1 + e^{-10 p}) - 1`, where :math:`p` is the part
-    of the training that is done: 0 at its first step, 1 at its last. The first summand moves the teacher alone, the
-    second the student alone. Each net sees both domains in one forward pass, so that batch norm has the statistics of
-    their mixture, in training as later (ours; the paper's could not be read).
+    with :math:`b` from 0.1 to 0.9, exponentially, and :math:`g = 2 / (1 + e^{-10 p}) - 1`, where :math:`p` is the
+    fraction of training done: 0 at its first step, 1 at its last. The first summand updates only the teacher, the
+    second only the student. Each net sees both domains in one forward pass, so that batch norm has the statistics of
+    their mixture, in training and later (ours; the paper's choice was not available to us).
 
     Args:
         student: Gives logits ``[batch, classes]``; in train mode.
         teacher: The same; its parameters require gradients.
-        settings: Temperature, shares, and whose features are to be alike.
-        epochs: Of the whole training.
-        steps: An epoch.
+        settings: Temperature, shares, and which features to align.
+        epochs: Number of epochs of the whole training.
+        steps: Steps per epoch.
 
     Raises:
-        ValueError: If the tap names no module of the teacher.
+        ValueError: If the tap does not name a module of the teacher.
 
     References:
         arXiv 2005.07839, 2020.
@@ -57,12 +57,12 @@ class AdaptationStep:
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Hold the forward hook of the teacher within a block."""
+        """Register the forward hook of the teacher for the duration of a block."""
         with self._taps:
             yield
 
     def progress(self, batch: Batch) -> float:
-        """Return what part of the training is done before a batch, in ``[0, 1]``."""
+        """Return the fraction of training done before a batch, in ``[0, 1]``."""
         return min(1.0, (batch.epoch * self._steps + batch.step) / self._last)
 
     def __call__(self, batch: Batch) -> StepResult:

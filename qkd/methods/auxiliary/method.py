@@ -14,22 +14,22 @@ from qkd.training.assembly import WEIGHTS, Context, Role
 
 
 class Auxiliary(Method):
-    """Puts a net between teacher and student."""
+    """Method that puts a net between teacher and student."""
 
     @property
     def why_one_device(self) -> str:
-        """Return nothing: it is trained as a student."""
+        """Return an empty string: it is trained like a student."""
         return ""
 
     def sub_trainings(self, context: Context, before: str) -> Iterator[Role]:
-        """Yield its own float training, where it has one, and its training from the teacher."""
+        """Yield its own float training, if it has one, and its training from the teacher."""
         if before == "student":
             role = AuxiliaryRole(context)
             yield from role.sub_trainings()
             yield role
 
     def guide(self, run: RunFolder, below: Guide) -> Guide:
-        """Return the auxiliary, which learned from what the student would learn from without it."""
+        """Return the auxiliary, which learned from what the student would otherwise learn from."""
         net = auxiliary_of(run.config).net or run.config.student_net
         return Guide(
             lambda: load_auxiliary(run),
@@ -37,7 +37,7 @@ class Auxiliary(Method):
             net,
             f"{net}, an auxiliary that learned from {below.words}",
             below,
-            "the auxiliary teacher is not trained yet: this is the teacher that it will learn from",
+            "the auxiliary teacher is not trained yet; this is the teacher it will learn from",
         )
 
 
@@ -45,8 +45,8 @@ def load_auxiliary(run: RunFolder) -> nn.Module:
     """Return the run's auxiliary teacher, low-bit or float, in eval mode, on the CPU.
 
     Raises:
-        FileNotFoundError: If it is not there yet.
-        ValueError: If its file is damaged or of another net.
+        FileNotFoundError: If it does not exist yet.
+        ValueError: If its file is damaged or of a different net.
     """
     quant, path = auxiliary_of(run.config).quant, run.path / FOLDER / WEIGHTS
     return load_float(path) if quant is None else load_low_bit(path, quant)

@@ -1,4 +1,4 @@
-"""The training of an auxiliary teacher, which has the student's place in its own config."""
+"""The training of an auxiliary teacher, which takes the student's place in its own config."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ class AuxiliaryRole(StudentRole):
         self._is_float = auxiliary_of(context.config).quant is None
 
     def agent(self) -> AgentConfig:
-        """Return the student's agent; a schedule that the student's search finds is found with this net as its teacher,
-        so that this training does without it.
+        """Return the student's agent.
+
+        The student's search uses this net as its teacher, so this training cannot use the schedule that it finds.
         """
         return self.agent_without_search()
 
     def student(self) -> nn.Module:
-        """Return what is trained, on the device."""
+        """Return the net to train, on the device."""
         return self.float_net().to(self.context.device) if self._is_float else super().student()
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
-        """Calibrate a low-bit one."""
+        """Calibrate the net if it is low-bit."""
         if isinstance(student, Student):
             super().begin(student, made)
 
@@ -60,14 +61,14 @@ class AuxiliaryRole(StudentRole):
         return marks | ({"start": sha256_of(source)} if source is not None else {})
 
     def inputs(self) -> list[Path]:
-        """Return its teachers, its start, and schedules of the teacher's; never the student's own."""
+        """Return its teachers, its start, and the teacher's schedules; never the student's own."""
         is_shared = self._run.config.student.agent.policy == "teacher"
         reads_agent = is_shared or self._run.config.student.view == "own"
         agents = agent_inputs(self._run, "teacher") if reads_agent else []
         return [*guide_of(self.context.run).files, *self.start_inputs(), *agents]
 
     def details(self) -> Mapping[str, Any]:
-        """Return its bits; None in full precision."""
+        """Return its bits; None if full precision."""
         quant = self.config.student.quant
         bits = (None, None) if self._is_float else (quant.weight_bits, quant.act_bits)
         return dict(zip(("weight_bits", "act_bits"), bits, strict=True))
@@ -79,16 +80,16 @@ def auxiliary_of(config: RunConfig) -> AuxiliaryConfig:
 
 
 def auxiliary_config(config: RunConfig) -> RunConfig:
-    """Return the config with the auxiliary in the student's place."""
+    """Return the config with the auxiliary in place of the student."""
     auxiliary = auxiliary_of(config)
     student = config.student.model_copy(
         update={
             "net": auxiliary.net or config.student_net,
-            "net_options": {},  # behind the name
+            "net_options": {},  # part of the name
             "init": _init(config, auxiliary),
             "weights": None,  # the student's; _borrowed gives them to an auxiliary of the same net
             "float_train": auxiliary.float_train,
-            "float_agent": None,  # it has the student's agent throughout
+            "float_agent": None,  # it uses the student's agent throughout
             "quant": auxiliary.quant or config.student.quant,
             "train": auxiliary.train,
             "terms": auxiliary.terms,
@@ -106,16 +107,16 @@ def auxiliary_config(config: RunConfig) -> RunConfig:
 
 
 def auxiliary_phases(auxiliary: AuxiliaryConfig) -> tuple[PhaseConfig, ...]:
-    """Return the phases of an auxiliary's training; without any in the config: one in full precision, or a student's.
+    """Return the phases of an auxiliary's training; by default one in full precision, or a student's.
 
-    A net in full precision has no deployed arithmetic to settle into.
+    A full-precision net has no deployed arithmetic to settle into.
     """
     is_float = auxiliary.quant is None and not auxiliary.phases
     return (PhaseConfig(name="auxiliary", epochs=auxiliary.train.epochs),) if is_float else auxiliary.phases
 
 
 def _init(config: RunConfig, auxiliary: AuxiliaryConfig) -> str:
-    """Return what an auxiliary starts from by itself; weights that it borrows come first."""
+    """Return what an auxiliary starts from if it borrows no weights."""
     if auxiliary.init == "random":
         return "random"
     if auxiliary.float_train is not None:
@@ -124,7 +125,7 @@ def _init(config: RunConfig, auxiliary: AuxiliaryConfig) -> str:
 
 
 def _borrowed(run: RunFolder) -> Path | None:
-    """Return what the student starts from (its float training, or a file), where the auxiliary starts from it, too."""
+    """Return what the student starts from (its float training, or a file), if the auxiliary starts from it, too."""
     config, auxiliary = run.config, auxiliary_of(run.config)
     if auxiliary.init == "random" or auxiliary.float_train is not None:
         return None

@@ -13,13 +13,13 @@ from qkd.training import Partner
 
 
 class CoStudy(Method):
-    """Takes the phases with ``teacher_terms``; the teacher is a partner of the whole training."""
+    """Method for the phases with ``teacher_terms``; the teacher is a partner for the whole training."""
 
     brings_loss = False
 
     @property
     def why_one_device(self) -> str:
-        """Return nothing: both nets learn by one loss."""
+        """Return an empty string: both nets learn from one loss."""
         return ""
 
     @property
@@ -50,5 +50,5 @@ class CoStudy(Method):
         )  # fmt: skip
 
     def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:
-        """Let the teacher learn."""
+        """Set up the teacher to learn."""
         lesson.teacher.train(self.takes(phase))

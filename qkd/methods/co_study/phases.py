@@ -1,4 +1,4 @@
-"""What co-study says of a phase, before anything runs."""
+"""Phase rules of co-study, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from qkd.terms.loss_table import LOSSES
 
 
 def co_study_phase(phase: PhaseConfig, terms: Sequence[TermConfig], keys: Collection[str]) -> PhaseRule:  # noqa: ARG001
-    """Return the rule of a phase: the teacher's terms have their own modules, and read the student as a teacher.
+    """Return the rule of a phase: the teacher's terms have their own modules, and treat the student as a teacher.
 
     Args:
-        phase: As the config has it.
-        terms: Its own, or the student's.
-        keys: Of the student's section, those that are set.
+        phase: As in the config.
+        terms: Its own terms, or the student's.
+        keys: The keys that are set in the student's section.
     """
     others = phase.teacher_terms or ()
     faults = [

@@ -1,4 +1,4 @@
-"""Co-studying: student and teacher learn on the same batch, each from its own terms and from the other."""
+"""Co-studying: student and teacher learn on the same batch, from their own terms and from each other."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class CoStudyStep:
 
     .. math:: L = L_s(z_s, \mathrm{sg}(z_t)) + L_t(z_t, \mathrm{sg}(z_s))
 
-    with :math:`\mathrm{sg}` the stopped gradient: no term moves the net that it learns from. Both nets are in train
-    mode. In the teacher's terms it takes the student's part: its logits are ``student_logits`` there, and taps are
-    pairs ``[teacher module, student module]``.
+    with :math:`\mathrm{sg}` the stopped gradient: no term updates the net that it learns from. Both nets are in train
+    mode. In the teacher's terms, the teacher plays the student's part: its logits are ``student_logits`` there, and
+    taps are pairs ``[teacher module, student module]``.
 
     Args:
         student: Gives logits ``[batch, classes]``.
         teacher: The same; its parameters require gradients.
         terms: The student's.
         teacher_terms: The teacher's.
-        view: Gives the teacher's images for a batch; absent: the student's own.
+        view: Gives the teacher's images for a batch; the student's own if None.
         tap_paths: Float module path -> path within the student.
-        first_epoch: Of the training, where the phase begins.
+        first_epoch: Epoch of the training in which the phase begins.
 
     Raises:
-        ValueError: If a tap names no module, or a term reads a last layer that is not linear.
+        ValueError: If a tap does not name a module, or a term reads a last layer that is not linear.
 
     References:
         Kim et al., `QKD: Quantization-aware Knowledge Distillation <https://arxiv.org/abs/1911.12491>`_, 2019, its
@@ -65,12 +65,12 @@ class CoStudyStep:
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Hold the forward hooks within a block; the step needs them where a term reads features."""
+        """Register the forward hooks for the duration of a block. The step needs them if a term reads features."""
         with self._student_taps, self._teacher_taps:
             yield
 
     def __call__(self, batch: Batch) -> StepResult:
-        """Return loss, terms (the teacher's behind ``teacher_``) and the student's logits for a batch."""
+        """Return loss, terms (the teacher's prefixed with ``teacher_``) and the student's logits for a batch."""
         student_logits = self._student(batch.images)
         student_features = self._student_taps.take()
         teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))

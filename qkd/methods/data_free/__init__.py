@@ -1,3 +1,3 @@
-"""Data-free distillation: images are made out of the teacher, and no real one is read."""
+"""Data-free distillation: images are made from the teacher, and no real images are read."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What a data-free method cannot be used with: nets that lack what it reads, images of one class."""
+"""Checks of a data-free method: reject nets that lack what it reads, and images of a single class."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from qkd.methods.data_free.making.watching import last_layer_of, norms_of
 
 
 def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -> None:
-    """Raise unless a teacher has what a method reads of it.
+    """Raise unless a teacher has everything that a method reads.
 
     Args:
-        method: Of ``student.data_free``.
-        name: Of the net.
-        net: With any weights.
-        classes: Of the data set.
+        method: The value of ``student.data_free.method``.
+        name: Name of the net.
+        net: The net, with any weights.
+        classes: Number of classes of the data set.
 
     Raises:
         ValueError: If it has no batch norm with running statistics, does not end in a linear layer of its classes, or
@@ -27,23 +27,25 @@ def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -
         others = ", ".join(other for other, row in KINDS.items() if not row.needs_statistics)
         raise ValueError(
             f"student.data_free.method: `{method}` reads running statistics of the teacher's batch norms, but {name} "
-            f"has none; use another net, or a method that does without: {others}"
+            f"has none; use another net, or a method that does not need them: {others}"
         )
     last = last_layer_of(net)
     if kind.needs_last_layer and (last is None or last.out_features != classes):
         others = ", ".join(other for other, row in KINDS.items() if not row.needs_last_layer)
-        found = "has none" if last is None else f"has none of {classes} outputs (its last one has {last.out_features})"
+        found = (
+            "has none" if last is None else f"has none with {classes} outputs (its last one has {last.out_features})"
+        )
         raise ValueError(
             f"student.data_free.method: `{method}` reads the teacher's last linear layer, but {name} {found}; use "
-            f"another net, or a method that does without: {others}"
+            f"another net, or a method that does not need them: {others}"
         )
 
 
 def require_classes(classes: int) -> None:
-    """Raise unless there are two classes at least: with one, no image is more of its class than any other.
+    """Raise unless there are at least two classes: with one, no image is more typical of its class than another.
 
     Args:
-        classes: Of the data set.
+        classes: Number of classes of the data set.
 
     Raises:
         ValueError: If there are fewer.

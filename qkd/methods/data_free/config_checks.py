@@ -1,4 +1,4 @@
-"""What a data-free method cannot be used with, of a config; imports no PyTorch."""
+"""Config checks of the data-free methods. Does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qkd.methods.data_free.making.kinds import KINDS
 
 
 def config_faults(config: RunConfig) -> Iterator[str]:
-    """Yield what of a config does not fit its data-free method, one line each with the key it is about."""
+    """Yield config faults for its data-free method, one per line with its key."""
     settings = cast(DataFreeConfig, config.student.data_free)
     known = KINDS[settings.method].weights
     for name in settings.weights:

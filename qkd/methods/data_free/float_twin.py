@@ -15,10 +15,10 @@ _WITHOUT_SAY = ("student.quant.", "teacher.run")  # keys that do not change a fl
 
 
 class DataFreeFloatRole(FloatTwinRole):
-    """A student in full precision.
+    """A full-precision student.
 
     Args:
-        role: Whose start it is.
+        role: The student role that starts from it.
     """
 
     def __init__(self, role: StudentRole) -> None:
@@ -26,7 +26,7 @@ class DataFreeFloatRole(FloatTwinRole):
 
 
 def is_same_twin(one: RunConfig, other: RunConfig) -> bool:
-    """Return whether two runs whose images come from one generator or pool have the same float student.
+    """Return whether two runs that share a generator or pool have the same float student.
 
     Args:
         one: Config of a run.
@@ -39,7 +39,7 @@ def is_same_twin(one: RunConfig, other: RunConfig) -> bool:
 
 
 def _float_config(config: RunConfig) -> RunConfig:
-    """Return the config with the float net in the student's place, without what is the low-bit student's own."""
+    """Return the config with the float net in place of the student, without the low-bit student's own settings."""
     settings = cast(DataFreeConfig, config.student.data_free).of_float_student()
     return float_twin_config(
         config, data_free=settings, low_bit=LowBitConfig(), self_distillation=None, peers=None, auxiliary=None

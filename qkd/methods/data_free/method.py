@@ -1,4 +1,4 @@
-"""Data-free distillation as a method: what makes the images comes before the student, or learns along."""
+"""Data-free distillation as a method: the image source is made before the student, or learns along with it."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from qkd.training import Partner
 from qkd.training.assembly import WEIGHTS, Context, Role
 from qkd.training.job import Job, Source
 
-ADVERSARY, GROWN = "generator", "growing_pool"  # name their tensors in checkpoints
+ADVERSARY, GROWN = "generator", "growing_pool"  # names of their tensors in checkpoints
 
 
 class DataFree(Method):
-    """Gives the student made images in place of real ones: for its training, its calibration, its batch norm.
+    """Method that gives the student generated images in place of real ones: for training, calibration, batch norm.
 
-    Phases, terms and taps stay as the config has them; labels are the classes that images were made for or, where none
-    was asked for, the teacher's decisions.
+    Phases, terms and taps are as in the config. Labels are the classes that images were made for or, if none was
+    requested, the teacher's decisions.
     """
 
     brings_loss = False
@@ -59,12 +59,12 @@ class DataFree(Method):
         super().__init__(config)
         self._adversary: Adversary | None = None
         self._growing: GrowingPool | None = None
-        self._pool: Pool | None = None  # a training asks for it twice: for calibration, and for its batches
+        self._pool: Pool | None = None  # a training needs it twice: for calibration, and for its batches
 
     @property
     def why_one_device(self) -> str:
-        """Return why devices cannot share its batches: each would make all of them."""
-        return "made images are drawn for a whole batch, and a generator's batch norm and diversity are over all of it"
+        """Return why a batch cannot be split across devices: each would make the whole batch."""
+        return "made images are drawn for a whole batch, and a generator's batch norm and diversity need all of it"
 
     @property
     def settings(self) -> DataFreeConfig:
@@ -72,7 +72,7 @@ class DataFree(Method):
         return cast(DataFreeConfig, self.config.student.data_free)
 
     def faults(self) -> Iterable[str]:
-        """Return what of the config does not fit the method."""
+        """Return faults of the config for the method."""
         return config_faults(self.config)
 
     # images
@@ -89,13 +89,13 @@ class DataFree(Method):
         return blind(splits)
 
     def synthesis(self, context: Context) -> Synthesis:
-        """Return what makes images, arranged as the config says."""
+        """Return the source of images, arranged as in the config."""
         arrangement = arrangement_of(self.settings, context.splits, context.device)
         made = self._synthesis(context)
         return made if arrangement.is_idle else Arranged(made, arrangement)
 
     def _synthesis(self, context: Context) -> Synthesis:
-        """Return what makes images by the method."""
+        """Return the method's source of images."""
         settings, splits, device = self.settings, context.splits, context.device
         if settings.family == NOISE:
             return Noise(splits.image_shape, device)
@@ -112,7 +112,7 @@ class DataFree(Method):
         return self._grown() if settings.family == GROWING else self._opponent()
 
     def source(self, context: Context) -> Callable[[Job], Source]:
-        """Return what makes the student's batches."""
+        """Return the source of the student's batches."""
         settings, agent = self.settings, self.config.student.agent
         arrangement = arrangement_of(settings, context.splits, context.device)
         more: dict[str, Any] = {"images": settings.images_per_epoch, "agent": agent, "arrangement": arrangement}
@@ -128,7 +128,7 @@ class DataFree(Method):
     # trainings before the student's
 
     def sub_trainings(self, context: Context, before: str) -> Iterator[Role]:
-        """Yield the generator or the pool, where it is made once: before the student, whatever its width."""
+        """Yield the generator or pool if it is made once, before the student, for any width."""
         if before != "student":
             return
         if self.settings.family == GENERATOR:
@@ -137,17 +137,17 @@ class DataFree(Method):
             yield PoolRole(context, self.settings)
 
     def float_twin(self, role: StudentRole) -> Role:
-        """Return the float net that the student starts from: distilled from made images, too."""
+        """Return the float net that the student starts from, also distilled from generated images."""
         return DataFreeFloatRole(role)
 
     def taken_over(self) -> tuple[str, ...]:
-        """Return the manifest of what makes the images, where it is made once for students of all widths."""
+        """Return the manifest of the image source, if it is made once for students of all widths."""
         return (NAME,) if self.settings.made_once else ()
 
     def borrow(self, run: RunFolder, source: Path, progress: Progress) -> None:
-        """Copy the generator or the pool of the run whose teacher is taken, where it has the same settings.
+        """Copy the generator or pool of the run that the teacher comes from, if its settings are the same.
 
-        With it the float student that a student of the same net starts from: widths do not enter its training.
+        Also copy the float student that a student of the same net starts from: its training does not depend on widths.
         """
         theirs, own = stored_config(source), self.settings
         other, there = theirs.student.data_free, RunFolder(theirs, source.resolve())
@@ -162,17 +162,17 @@ class DataFree(Method):
             progress.say(f"float student: copied from {source}, not retrained")
 
     def made_from(self, run: RunFolder) -> Mapping[str, Path]:
-        """Return the files of what makes the images, by their path in the run folder."""
+        """Return the files of the image source, by their path in the run folder."""
         folder, family = run.path / NAME, self.settings.family
         files = [folder / WEIGHTS] if family == GENERATOR else []
         if family == POOL:
             files = sorted((folder / POOL_FOLDER).glob("batch_*.npz"))
         return {path.relative_to(run.path).as_posix(): path for path in files}
 
-    # what is made while the student learns
+    # image sources that change while the student learns
 
     def prepare(self, lesson: Lesson) -> None:
-        """Build a generator that learns along, or a pool that grows, where the method has one."""
+        """Build a generator that learns with the student, or a growing pool, if the method has one."""
         settings, device = self.settings, next(lesson.student.parameters()).device
         teacher = Watched(lesson.teacher)
         if settings.family == GROWING:

@@ -1,4 +1,4 @@
-"""What ``qkd generate`` does: a picture of the images that a data-free run has made, by epoch, and some fresh ones."""
+"""The command ``qkd generate``: a picture of a data-free run's generated images by epoch, and some fresh ones."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from qkd.run.target import require_run_folder
 from qkd.seeding import stream
 from qkd.training.assembly import Context
 
-FOLDERS = ("generator", "student", "student/float")  # where samples are, the first that has some
+FOLDERS = ("generator", "student", "student/float")  # folders of samples; the first with any is used
 
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """What ``qkd generate`` drew.
+    """The result of ``qkd generate``.
 
     Args:
-        name: Of the run.
-        method: Of ``student.data_free``.
+        name: Name of the run.
+        method: The value of ``student.data_free.method``.
         out: The picture.
-        rows: What each row of it shows, from the top.
-        folder: Of the training whose samples these are, in the run folder; empty where there are none.
-        found: What the teacher saw in the images of a generator or a pool; empty where there is none.
+        rows: Description of each of its rows, from the top.
+        folder: Folder of the training with these samples, in the run folder; empty if there are none.
+        found: What the teacher saw in the images of a generator or pool; empty if there is none.
     """
 
     name: str
@@ -54,7 +54,7 @@ class GenerationReport:
     def to_text(self) -> str:
         """Return a few lines."""
         whose = f"samples of {self.folder}/" if self.folder else "no training has samples"
-        lines = [f"{self.out}: images of {self.name} ({self.method}; {whose}), a row each: {', '.join(self.rows)}"]
+        lines = [f"{self.out}: images of {self.name} ({self.method}; {whose}), rows: {', '.join(self.rows)}"]
         if self.found:
             lines.append(f"classes that the teacher sees in them: {self.found['class_histogram']}")
         return "\n".join(lines)
@@ -67,11 +67,11 @@ def generate_target(target: str, *, runs_dir: Path, out: Path, count: int = 16, 
         target: A run folder, or the name of one in ``runs_dir``.
         runs_dir: Folder of run folders.
         out: PNG file to write.
-        count: Images a row.
-        seed: Of the fresh ones.
+        count: Images per row.
+        seed: Seed of the fresh images.
 
     Raises:
-        UsageError: If there is no such run, it is not data-free, or it has made no images yet.
+        UsageError: If there is no such run, it is not data-free, or it has no images yet.
         ValueError: If a file is damaged.
         OSError: If the picture cannot be written.
     """
@@ -85,7 +85,7 @@ def generate_target(target: str, *, runs_dir: Path, out: Path, count: int = 16, 
     place = next((name for name in FOLDERS if sample_files(run.path / name)), "")
     files = sample_files(run.path / place) if place else []
     rows = {f"epoch {epoch_of(path)}": read_sample(path)[:count] for path in files}
-    if settings.made_once or settings.without_training:  # what learns along is thrown away with the training
+    if settings.made_once or settings.without_training:  # others are discarded after training
         rows["fresh"] = _fresh(run, count, seed)
     if not rows:
         raise UsageError(f"{folder}: has made no images yet: run `qkd distill` with its config first")

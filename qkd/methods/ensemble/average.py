@@ -17,13 +17,13 @@ SPACES: tuple[Space, ...] = ("logit", "probability")
 class EnsembleTeacher(nn.Module):
     """Several nets of one data set as one teacher: its logits are those of their average.
 
-    It has no features: two nets that differ by seed have nothing in common at a module path, so feature
-    losses cannot read it.
+    It has no features: features of nets with different seeds do not correspond, so feature losses
+    cannot read it.
 
     Args:
         models: At least one; each gives logits ``[batch, classes]``.
-        space: What is averaged: :func:`mean_probability_logits` or :func:`mean_logits`.
-        temperature: Of the probabilities that are averaged; ``logit`` has none.
+        space: The average: :func:`mean_probability_logits` or :func:`mean_logits`.
+        temperature: Temperature of the averaged probabilities; not used by ``logit``.
 
     Raises:
         ValueError: If there are no models, ``space`` is unknown, or ``temperature`` is not positive and finite.
@@ -44,14 +44,14 @@ class EnsembleTeacher(nn.Module):
 
     @property
     def without_features(self) -> str:
-        """Say why no loss can read its features."""
+        """Return why no loss can read its features."""
         return (
-            f"the teacher is an ensemble of {len(self.members)} nets: it has neither features nor a last layer of its "
+            f"the teacher is an ensemble of {len(self.members)} nets: it has no features and no last layer of its "
             f"own; use losses on logits, or teacher.members: 1"
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[batch, classes]`` of the average; of copies of one net exactly that net's."""
+        """Return logits ``[batch, classes]`` of the average; for copies of one net, exactly that net's."""
         logits = [member(x) for member in self.members]
         if self.space == "logit":
             return mean_logits(logits)
@@ -67,7 +67,7 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
         logits: At least one, each ``[batch, classes]``.
 
     Returns:
-        Shape ``[batch, classes]``; where all are equal exactly these (a sum divided by n would round).
+        Shape ``[batch, classes]``; if all are equal, exactly these (a sum divided by n would round).
 
     Raises:
         ValueError: If there are none, or their shapes differ.
@@ -90,8 +90,8 @@ def mean_probability_logits(logits: Sequence[Tensor], *, temperature: float = 1.
     so that :math:`\sigma(z / \tau)` is the mean of the probabilities at temperature :math:`\tau`; the constant c of
     each row is chosen so that equal logits come back unchanged.
 
-    Soft targets with their own temperature T soften *this* mean: with :math:`\tau = 1`, the ensemble's prediction is
-    averaged first and softened then, :math:`\sigma(z / T) \propto \bar p^{1 / T}`; with :math:`\tau = T` they are the
+    Soft targets with their own temperature T soften *this* mean: with :math:`\tau = 1`, the ensemble's predictions are
+    averaged first and then softened, :math:`\sigma(z / T) \propto \bar p^{1 / T}`; with :math:`\tau = T` they are the
     mean of the softened probabilities. As :math:`\tau` grows, the mean becomes that of the logits.
 
     Args:
@@ -99,14 +99,14 @@ def mean_probability_logits(logits: Sequence[Tensor], *, temperature: float = 1.
         temperature: :math:`\tau > 0`.
 
     Returns:
-        Shape ``[batch, classes]``; where all are equal exactly these.
+        Shape ``[batch, classes]``; if all are equal, exactly these.
 
     Raises:
         ValueError: If there are none, their shapes differ, or ``temperature`` is not positive and finite.
 
     Note:
-        From logarithms, relative to the largest of each entry: nothing overflows, and a class that every member is sure
-        against keeps its order.
+        Computed from logarithms, relative to the largest of each entry: nothing overflows, and classes that every
+        member rules out keep their order.
 
     Example:
         >>> sure = [torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 100.0]])]
@@ -129,5 +129,5 @@ def _check(logits: Sequence[Tensor]) -> Tensor:
     first = logits[0]
     shapes = [tuple(one.shape) for one in logits]
     if first.dim() != 2 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"members need logits of one shape [batch, classes], got {', '.join(map(str, shapes))}")
+        raise ValueError(f"members need logits of the same shape [batch, classes], got {', '.join(map(str, shapes))}")
     return first

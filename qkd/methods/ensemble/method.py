@@ -22,15 +22,15 @@ from qkd.training.assembly import WEIGHTS, Context
 
 
 class Ensemble(Method):
-    """Trains the teacher's members but the first, each in its own folder."""
+    """Method that trains the teacher's other members, each in its own folder."""
 
     @property
     def why_one_device(self) -> str:
-        """Return nothing: its members are trained as any net."""
+        """Return an empty string: its members are trained like any net."""
         return ""
 
     def sub_trainings(self, context: Context, before: str) -> Iterator[FloatRole]:
-        """Yield the further members: weights, order of the images and augmentation differ from the first's."""
+        """Yield the other members: their weights, image order and augmentation differ from the first's."""
         teacher, run = self.config.teacher, context.run
         if before != "teacher":
             return
@@ -47,7 +47,7 @@ class Ensemble(Method):
         return Guide(lambda: load_ensemble(run), files, below.net, f"{below.words}, an ensemble of {len(files)}")
 
     def results(self, context: Context, role: str, model: nn.Module) -> Mapping[str, Any]:
-        """Return what a teacher's result says of its ensemble.
+        """Return the ensemble's part of a teacher's result.
 
         Keys: ``members`` (accuracies, the first member first), ``members_mean`` and ``members_spread`` (sample
         standard deviation) of the test accuracies, ``ensemble`` (accuracies of the average). Accuracies are fractions.
@@ -70,7 +70,7 @@ class Ensemble(Method):
 
 
 def average_of(config: RunConfig, nets: list[nn.Module]) -> EnsembleTeacher:
-    """Return the average of members as a config has it."""
+    """Return the average of members as set in a config."""
     return EnsembleTeacher(nets, config.teacher.ensemble, temperature=config.teacher.ensemble_temperature)
 
 
@@ -80,8 +80,8 @@ def load_ensemble(run: RunFolder) -> nn.Module:
     In eval mode, on the CPU.
 
     Raises:
-        FileNotFoundError: If one is not there yet.
-        ValueError: If a file is damaged or of another net.
+        FileNotFoundError: If one does not exist yet.
+        ValueError: If a file is damaged or of a different net.
     """
     members = [load_member(run, number) for number in range(run.config.teacher.members)]
     if len(members) == 1:
@@ -93,14 +93,14 @@ def load_member(run: RunFolder, number: int) -> nn.Module:
     """Return a member of the run's teacher, from 0, in eval mode, on the CPU.
 
     Raises:
-        FileNotFoundError: If it is not there yet.
-        ValueError: If its file is damaged or of another net.
+        FileNotFoundError: If it does not exist yet.
+        ValueError: If its file is damaged or of a different net.
     """
     return load_float(member_folder(run, number) / WEIGHTS)
 
 
 def member_folder(run: RunFolder, number: int) -> Path:
-    """Return the folder of a member of the teacher, from 0; it may not be there yet."""
+    """Return the folder of a member of the teacher, from 0; it may not exist yet."""
     return run.path / "teacher" / f"member_{number}" if number else run.path / "teacher"
 
 

@@ -13,7 +13,7 @@ from qkd.report.records import Accuracies, Record
 
 
 class EnsembleRecord(Record):
-    """What an ensemble adds to its teacher's result."""
+    """The ensemble's part of its teacher's result."""
 
     members: list[Accuracies] = []
     ensemble: Accuracies | None = None
@@ -21,7 +21,7 @@ class EnsembleRecord(Record):
     @model_validator(mode="after")
     def _has_members(self) -> EnsembleRecord:
         if self.ensemble is not None and not self.members:
-            raise ValueError("an ensemble comes with its members")
+            raise ValueError("an ensemble needs its members")
         return self
 
 

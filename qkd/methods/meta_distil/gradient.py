@@ -1,4 +1,4 @@
-"""How a teacher should change so that a student which follows it for one step does better on a quiz (MetaDistil)."""
+"""How to change a teacher so that a student that follows it for one step does better on a quiz (MetaDistil)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ Order = Literal["second", "first"]
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
 ORDERS: tuple[Order, ...] = ("second", "first")
 
-# The finite difference of `first` moves the student by this share of its weights' norm. DARTS moves it by 0.01 in all,
-# which hardly a low-bit weight notices. On ResNet-8 (2 and 4 bit; digits) the direction agrees best with `second` here:
-# cosine 0.98 to 1.00 at 0.03, 0.91 to 0.99 at 0.01, below 0.75 at 0.001, where steps of the staircase are what it sees.
+# The finite difference of `first` moves the student by this fraction of its weights' norm. DARTS moves it by 0.01 in
+# total, which changes hardly any low-bit weight. On ResNet-8 (2 and 4 bit; digits) the direction agrees best with
+# `second` here: cosine 0.98 to 1.00 at 0.03, 0.91 to 0.99 at 0.01, below 0.75 at 0.001, where it sees the steps of the
+# staircase.
 PROBE_SHARE = 0.03
 
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """What a student that has followed its teacher for one step says about the teacher.
+    """What one step of a student that follows its teacher says about the teacher.
 
     Args:
-        quiz_loss: Of the student after the assumed step, shape ``[]``, without graph.
-        gradients: Of the quiz loss, by the teacher's tensors, in their order and shapes; zeros for a tensor that the
-            student's loss does not read.
+        quiz_loss: Quiz loss of the student after the assumed step, shape ``[]``, without graph.
+        gradients: Gradients of the quiz loss, by the teacher's tensors, in their order and shapes; zeros for tensors
+            that the student's loss does not read.
     """
 
     quiz_loss: Tensor
@@ -45,7 +46,7 @@ def meta_gradient(
     order: Order = "second",
     lr_factors: Mapping[str, float] | None = None,
 ) -> MetaGradient:
-    r"""Return the gradient of the quiz loss by the teacher, through one assumed step of the student.
+    r"""Return the gradient of the quiz loss with respect to the teacher, through one assumed step of the student.
 
     .. math:: \theta' = \theta - \eta \nabla_\theta l(\theta, \phi),\qquad
               \nabla_\phi Q(\theta') = -\eta\, \nabla_\phi \langle \nabla_\theta l(\theta, \phi), g \rangle,\quad
@@ -62,18 +63,18 @@ def meta_gradient(
         student_loss: :math:`l`: gives the student's loss, shape ``[]``, for the weights given; its graph
             reaches the teacher's tensors. The same random numbers at every call.
         quiz_loss: :math:`Q`, likewise; it does not read the teacher.
-        weights: :math:`\theta`, by name, step sizes of quantizers among them; only their values are read.
+        weights: :math:`\theta`, by name, including step sizes of quantizers; only their values are read.
         teacher: :math:`\phi`, leaves that require a gradient.
         inner_lr: :math:`\eta \ge 0`.
         order: ``second`` (exact) or ``first`` (finite differences).
-        lr_factors: Name of a weight -> factor on its :math:`\eta`; absent: 1.
+        lr_factors: Name of a weight -> factor on its :math:`\eta`; 1 by default.
 
     Returns:
-        The quiz loss, and its gradient by each of the teacher's tensors.
+        The quiz loss, and its gradient with respect to each of the teacher's tensors.
 
     Raises:
         ValueError: If ``inner_lr`` is negative or not finite, ``order`` is unknown, ``lr_factors`` names something
-            that is no weight, or the loss does not depend on the teacher.
+            that is not a weight, or the loss does not depend on the teacher.
 
     References:
         Zhou, Xu, McAuley, `BERT Learns to Teach: Knowledge Distillation with Meta Learning
@@ -95,7 +96,7 @@ def meta_gradient(
         for name, leaf in leaves.items()
     }
     quiz, directions = _quiz(quiz_loss, assumed)
-    # A weight that the loss or the quiz does not read carries nothing from the one to the other.
+    # A weight that the loss or the quiz does not read carries nothing between them.
     steps = {name: rates[name] * directions[name] for name in slopes if name in directions}
     if order == "second":
         gradients = _differentiated(slopes, steps, teacher)
@@ -111,12 +112,12 @@ def _check(weights: Mapping[str, Tensor], inner_lr: float, order: str, factors: 
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     strange = sorted(factors.keys() - weights.keys())
     if strange:
-        raise ValueError(f"lr_factors names no weights of the student: {', '.join(strange[:3])}")
+        raise ValueError(f"lr_factors has names that are not weights of the student: {', '.join(strange[:3])}")
 
 
 def _gradients(loss: Tensor, leaves: Mapping[str, Tensor], *, graph: bool) -> dict[str, Tensor]:
-    """Return the gradients by name, without those of weights that are not read."""
-    # The graph stays in either case: the teacher's half of it is walked later.
+    """Return the gradients by name, except for weights that are not read."""
+    # The graph is kept either way: the teacher's half of it is used later.
     found = torch.autograd.grad(
         loss, tuple(leaves.values()), create_graph=graph, retain_graph=True, allow_unused=True
     )  # fmt: skip
@@ -133,7 +134,7 @@ def _quiz(quiz_loss: Loss, assumed: Mapping[str, Tensor]) -> tuple[Tensor, dict[
 def _differentiated(
     slopes: Mapping[str, Tensor], steps: Mapping[str, Tensor], teacher: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Return minus the derivative by the teacher of the product of the student's gradient and the steps."""
+    """Return minus the gradient with respect to the teacher of (student's gradient . steps)."""
     names = [name for name in steps if slopes[name].requires_grad]
     if not names:
         raise _independent()
@@ -153,7 +154,7 @@ def _differenced(
     """Return the same from the teacher's first gradients at both sides of the student's weights."""
     size = get_total_norm([leaves[name].detach() for name in steps])
     length = get_total_norm(list(steps.values()))
-    # Nothing to learn from where the quiz has no slope, or the step no length (inner_lr 0).
+    # There is nothing to learn if the quiz gradient is zero, or the step is (inner_lr 0).
     epsilon = float(PROBE_SHARE * size / length) if float(length) > 0 else 0.0
     if inner_lr == 0 or not epsilon > 0:
         return tuple(torch.zeros_like(tensor) for tensor in teacher)

@@ -1,4 +1,4 @@
-"""MetaDistil as a method: a quiz is kept from the student, and its teacher learns from how it does there."""
+"""MetaDistil as a method: a quiz is held out, and the teacher learns from the student's result on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantizers import quantizer_scales
 
 
 class MetaDistil(Method):
-    """Takes the phases with ``meta``; the teacher is a partner with its own optimizer."""
+    """Method for the phases with ``meta``; the teacher is a partner with its own optimizer."""
 
     brings_loss = False
 
@@ -29,14 +29,14 @@ class MetaDistil(Method):
 
     @property
     def why_one_device(self) -> str:
-        """Return why not: a quiz judges a step of the student, which is one of the whole batch."""
-        return "MetaDistil differentiates the student's step on the whole batch, which no device has"
+        """Return why a batch cannot be split across devices: a quiz judges a student step on the whole batch."""
+        return "MetaDistil differentiates the student's step on the whole batch, which no single device has"
 
     def images(self, splits: Splits) -> Splits:
         """Return the images without the quiz.
 
         Raises:
-            ValueError: If there are not enough training images for it.
+            ValueError: If there are not enough training images for the quiz.
         """
         images = self.config.student.quiz_images
         if images is None:
@@ -51,13 +51,13 @@ class MetaDistil(Method):
         return phase.meta is not None
 
     def prepare(self, lesson: Lesson) -> None:
-        """Build the teacher's optimizer; gradients reach its weights within a step alone."""
+        """Build the teacher's optimizer; gradients reach its weights only within a step."""
         lesson.teacher.requires_grad_(False)
-        # its teacher's rate falls through later phases
+        # its teacher's rate decreases through later phases
         self._taught_from = lesson.start_of(self.takes)
         first = next(phase.meta for phase in lesson.phases if phase.meta is not None)
         momentum, decay = first.teacher_momentum, first.teacher_weight_decay
-        # each step sets lr
+        # each step sets the learning rate
         parameters = lesson.teacher.parameters()
         self._optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=decay)
         self.partners = (Partner("teacher", lesson.teacher, optimizer=self._optimizer),)
@@ -88,7 +88,7 @@ class MetaDistil(Method):
         )
 
     def stretched(self, phase: PhaseConfig, factor: float, end: int) -> PhaseConfig:
-        """Return a phase whose quiz begins in proportion, and before the phase ends."""
+        """Return a phase with a proportional start of its quiz, before the phase ends."""
         if phase.meta is None:
             return phase
         start = min(int(phase.meta.teacher_start_epoch * factor), end - 1)

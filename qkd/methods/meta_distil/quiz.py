@@ -1,4 +1,4 @@
-"""Batches of the quiz by which a student's teacher is judged."""
+"""Batches of the quiz that judges a student's teacher."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qkd.seeding import stream
 
 
 class Quiz:
-    """Draws a batch of the quiz for each step: the same one whenever the step is repeated.
+    """Batches of the quiz, one per step: the same one if the step is repeated.
 
     Args:
         split: The quiz.
-        batch_size: Images a batch; all of them where there are not as many.
+        batch_size: Images per batch; all of them if there are fewer.
         mean: Per channel, fraction 0..1.
         std: Per channel, fraction.
         seed: The run's.
-        device: Where the batches are wanted.
+        device: The device of the batches.
 
     Raises:
         ValueError: If the quiz is empty, or ``batch_size`` not positive.

@@ -9,10 +9,10 @@ from qkd.training.optimizer import learning_rate
 
 
 class MetaSchedule:
-    """Gives the learning rates of a step: both rise and fall as the student's own.
+    """Gives the learning rates of a step: both rise and fall like the student's own.
 
-    The assumed step's rate is ``inner_lr`` where the student's is at its peak. The teacher's is ``teacher_lr`` where
-    the student's is largest from the teacher's first epoch on.
+    The assumed step's rate is ``inner_lr`` when the student's is at its peak. The teacher's is ``teacher_lr`` when
+    the student's is largest, counting from the teacher's first epoch.
 
     Example:
         As published for images (240 epochs, rates a tenth at 150, 180 and 210), with ``inner_lr`` absent and
@@ -22,12 +22,13 @@ class MetaSchedule:
     Args:
         train: The student's training.
         meta: Peak rates and the teacher's first epoch.
-        steps_per_epoch: Of the student's training.
-        lr_factor: Of the phase, on the assumed step's rate.
-        first_epoch: Of the training, from 0, where its first phase with a quiz begins: no teacher is taught earlier.
+        steps_per_epoch: Steps per epoch of the student's training.
+        lr_factor: The phase's factor on the assumed step's rate.
+        first_epoch: Epoch of the training, from 0, in which its first phase with a quiz begins: the teacher does not
+            learn earlier.
 
     Raises:
-        ValueError: If an epoch has no step.
+        ValueError: If an epoch has no steps.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class MetaSchedule:
         first_epoch: int = 0,
     ) -> None:
         if steps_per_epoch < 1:
-            raise ValueError(f"an epoch needs a step, got {steps_per_epoch=}")
+            raise ValueError(f"an epoch needs at least one step, got {steps_per_epoch=}")
         self._train, self._meta, self._steps = train, meta, steps_per_epoch
         peak = train.lr if meta.inner_lr is None else meta.inner_lr
         self._inner = peak * lr_factor / train.lr
-        # After the warm-up no schedule rises.
+        # No schedule rises after the warm-up.
         start = max(first_epoch, meta.teacher_start_epoch) * steps_per_epoch
         warm = round(train.warmup_epochs * steps_per_epoch)
         steps = {start, max(start, warm), max(start, warm - 1)}

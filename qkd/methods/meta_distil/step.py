@@ -27,8 +27,8 @@ class MetaRates:
     """Learning rates of one step.
 
     Args:
-        inner_lr: Of the student's assumed step.
-        teacher_lr: Of the teacher; None where it is not taught (yet): the step is a plain one then.
+        inner_lr: Learning rate of the student's assumed step.
+        teacher_lr: Learning rate of the teacher; None if it is not taught (yet), so that the step is a plain one.
     """
 
     inner_lr: float
@@ -36,17 +36,18 @@ class MetaRates:
 
 
 class MetaStep(DistillStep):
-    """A training step for the student whose teacher learns, too.
+    """A training step for a student whose teacher learns, too.
 
     1. *Assume*: what would the student's weights be after one step of gradient descent on this batch? The student
        itself, its batch-norm statistics and the random numbers of the step do not change.
-    2. *Teach*: cross-entropy of that student on a batch of the quiz; its gradient by the teacher's weights moves the
-       teacher, with its own optimizer.
+    2. *Teach*: cross-entropy of that student on a batch of the quiz; its gradient with respect to the teacher's
+    weights updates
+       the teacher, with its own optimizer.
     3. *Pilot*: an ordinary distillation step on the same batch, with the updated teacher.
 
-    Deviation: the teacher is in eval mode throughout, so that its batch-norm statistics stay; the released code has it
-    in train mode while it is taught. The assumed student is in the mode that the
-    student is in. Reduced precision is off but for the pilot.
+    Deviation: the teacher is in eval mode throughout, so that its batch-norm statistics do not change; the released
+    code has it in train mode while it is taught. The assumed student is in the same mode
+    as the student. Reduced precision is off except for the pilot.
 
     Args:
         student: Gives logits ``[batch, classes]``.
@@ -54,24 +55,24 @@ class MetaStep(DistillStep):
         terms: The loss; at least one term reads the teacher.
         quiz: Gives normalized images and labels of the quiz for an epoch and a step.
         rates: Gives the learning rates for a batch.
-        optimizer: Of the teacher's parameters; its learning rate is set at every step.
-        order: How the quiz's gradient comes about; see :func:`~qkd.methods.meta_distil.gradient.meta_gradient`.
+        optimizer: Optimizer of the teacher's parameters; its learning rate is set at every step.
+        order: How the quiz's gradient is computed; see :func:`~qkd.methods.meta_distil.gradient.meta_gradient`.
         scales: Gives the step sizes of quantizers among the student's weights; called at the first step.
         scale_lr_factor: Factor on ``inner_lr`` for those.
-        view: Gives the teacher's images for a batch (normalized float32); absent: the student's own.
+        view: Gives the teacher's images for a batch (normalized float32); the student's own if None.
         tap_paths: Float module path -> path within the student.
-        first_epoch: Of the training, where the phase begins.
+        first_epoch: Epoch of the training in which the phase begins.
 
     Raises:
-        ValueError: If no term reads the teacher, or a tap names no module.
+        ValueError: If no term reads the teacher, or a tap does not name a module.
 
     References:
         Zhou, Xu, McAuley, `BERT Learns to Teach: Knowledge Distillation with Meta Learning
         <https://arxiv.org/abs/2106.04570>`_, 2022, algorithm 1.
 
     Note:
-        As published, the teacher's rate is 0 until a given epoch while its momentum gathers; here nothing is computed
-        until then, and the momentum starts at 0.
+        As published, the teacher's rate is 0 until a given epoch while its momentum accumulates; here nothing is
+        computed until then, and the momentum starts at 0.
     """
 
     def __init__(
@@ -110,11 +111,11 @@ class MetaStep(DistillStep):
         return dataclasses.replace(result, facts={**result.facts, "quiz_loss": found.quiz_loss})
 
     def gradient(self, batch: Batch, inner_lr: float) -> MetaGradient:
-        """Return the quiz loss after an assumed step, and its gradient by the teacher's parameters; changes nothing.
+        """Return the quiz loss after an assumed step, and its gradient for the teacher's parameters. Changes nothing.
 
         Args:
-            batch: What the student assumes to learn from.
-            inner_lr: Of its step.
+            batch: The batch of the assumed step.
+            inner_lr: Learning rate of that step.
         """
         images, labels = self._quiz(batch.epoch, batch.step)
         teacher = {name: weight.detach().requires_grad_() for name, weight in self._teacher.named_parameters()}
@@ -137,7 +138,7 @@ class MetaStep(DistillStep):
             )  # fmt: skip
 
     def _factors(self) -> dict[str, float]:
-        """Return weight -> factor on its learning rate, where that is not 1."""
+        """Return weight -> factor on its learning rate, if not 1."""
         if self._lr_factors is None:
             scales = set() if self._scale_lr_factor == 1 else {id(scale) for scale in self._scales()}
             named = self._student.named_parameters()
@@ -147,12 +148,12 @@ class MetaStep(DistillStep):
     def _assumed(self, weights: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits and features of the student with other weights; it keeps its own, and its statistics."""
         buffers = {name: buffer.clone() for name, buffer in self._student.named_buffers()}
-        with _kept_random_state(images.device):  # so that the pilot drops out what was assumed
+        with _kept_random_state(images.device):  # so that the pilot has the same dropout as the assumed step
             logits = functional_call(self._student, {**weights, **buffers}, (images,))
         return logits, self._student_taps.take()
 
     def _teacher_half(self, batch: Batch, teacher: Mapping[str, Tensor]) -> Outputs:
-        """Return the teacher's half of the outputs, with its graph; the student's is missing."""
+        """Return the teacher's half of the outputs, with its graph, without the student's."""
         labels, share = second_labels(batch)
         outputs = Outputs(batch.images, batch.labels, other_labels=labels, other_share=share)
         if self._last_weight:
@@ -168,16 +169,16 @@ class MetaStep(DistillStep):
         norm = get_total_norm([*found.gradients, found.quiz_loss])
         if not bool(torch.isfinite(norm)):
             raise TrainingError(
-                f"the quiz has no finite gradient by the teacher at epoch {batch.epoch + 1}, step {batch.step + 1}: "
-                f"quiz loss {float(found.quiz_loss):.6g}, gradient norm {float(norm):.6g}; lower meta.inner_lr or "
-                f"meta.teacher_lr, under another name",
+                f"the quiz gradient with respect to the teacher is not finite at epoch {batch.epoch + 1}, "
+                f"step {batch.step + 1}: quiz loss {float(found.quiz_loss):.6g}, gradient norm {float(norm):.6g}; "
+                f"lower meta.inner_lr or meta.teacher_lr, under another name",
                 epoch=batch.epoch + 1,
                 step=batch.step + 1,
                 term="quiz",
             )
 
     def _move(self, gradients: tuple[Tensor, ...], lr: float) -> None:
-        """Move the teacher; its parameters neither keep a gradient nor require one."""
+        """Update the teacher; its parameters neither keep a gradient nor require one."""
         parameters = tuple(self._teacher.parameters())
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -194,6 +195,6 @@ def _kept_random_state(device: torch.device) -> Iterator[None]:
 
 
 def _last_weight(teacher: nn.Module) -> str:
-    """Return the name of the weights of a net's last linear layer, which :func:`last_weights` reads."""
+    """Return the name of the weights of a net's last linear layer, as read by :func:`last_weights`."""
     linear = [name for name, module in teacher.named_modules() if isinstance(module, nn.Linear)]
     return f"{linear[-1]}.weight".lstrip(".")

@@ -1,3 +1,3 @@
-"""A student ensemble: nets that learn beside the student, and from each other."""
+"""A student ensemble: nets that learn with the student, and from each other."""
 
 __all__: list[str] = []

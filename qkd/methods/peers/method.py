@@ -1,4 +1,4 @@
-"""A student ensemble as a method: peers learn beside the student in every phase that does not do without them."""
+"""A student ensemble as a method: peers learn with the student in every phase that does not exclude them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quantizers import Student, freeze_batch_norm
 
 
 class Peers(Method):
-    """Takes the phases with peers; a phase's own terms come on top of their loss."""
+    """Method for the phases with peers; a phase's own terms are added to their loss."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
@@ -27,15 +27,15 @@ class Peers(Method):
 
     @property
     def why_one_device(self) -> str:
-        """Return nothing: the loss of each net is a mean over images."""
+        """Return an empty string: the loss of each net is a mean over images."""
         return ""
 
     def takes(self, phase: PhaseConfig) -> bool:
-        """Return whether peers learn along in a phase."""
+        """Return whether peers learn in a phase."""
         return phase.peers
 
     def prepare(self, lesson: Lesson) -> None:
-        """Build the peers, and what brings their features to one shape."""
+        """Build the peers, and the adapters that bring their features to one shape."""
         device, section = next(lesson.student.parameters()).device, self._section
         self._peers, factor = build_peers(self.config, lesson.splits, lesson.weights, device), section.lr_factor
         self._stem = SharedStem(lesson.student, section.stem) if section.stem else None
@@ -66,13 +66,13 @@ class Peers(Method):
         )
 
     def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:  # noqa: ARG002
-        """Put the peers into the student's modes."""
+        """Set the peers to the student's modes."""
         for peer in self._peers:
             peer.model.train()
             freeze_batch_norm(peer.model, phase.freeze_batch_norm)
 
     def results(self, context: Context, role: str, model: nn.Module) -> Mapping[str, Any]:  # noqa: ARG002
-        """Return what each peer came to."""
+        """Return the results of each peer."""
         if role != "student":
             return {}
         return {"peers": peer_results(self._peers, self.config, context.splits, context.device)}

@@ -1,4 +1,4 @@
-"""The peers of a run's student: built, started and scored like it, and thrown away."""
+"""The peers of a run's student: built, started and scored like it, then discarded."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Peer:
-    """A net that learns beside the student.
+    """A net that learns with the student.
 
     Args:
-        config: As the run has it.
+        config: As in the run.
         name: ``peer_0``, ``peer_1``, ...
         net: Name of the net.
-        model: What learns: a float net or its low-bit form, on the run's device.
+        model: The net that learns: a float net or its low-bit form, on the run's device.
         taps: Module paths of its float net.
-        shapes: Of its features at these taps, without the batch.
+        shapes: Shapes of its features at these taps, without the batch.
     """
 
     config: PeerConfig
@@ -45,11 +45,11 @@ class Peer:
     shapes: tuple[tuple[int, ...], ...]
 
     def learner(self) -> Learner:
-        """Return it as a step takes it."""
+        """Return it in the form that a step needs."""
         return _learner(self.name, self.model, self.taps)
 
     def partner(self, lr_factor: float) -> Partner:
-        """Return it as a training takes it."""
+        """Return it in the form that a training needs."""
         return Partner(self.name, self.model, lr_factor, scales=lambda: quantizer_scales(self.model))
 
 
@@ -61,11 +61,11 @@ def build_peers(config: RunConfig, splits: Splits, weights: Path | None, device:
     Args:
         config: The run's.
         splits: The images, for their shape.
-        weights: What the student starts from; None where that is random.
+        weights: Initial weights of the student; None if random.
         device: Where to train.
 
     Raises:
-        ValueError: If a net is unknown, or a tap names no module.
+        ValueError: If a net is unknown, or a tap does not name a module.
         quantizers.RewriteError: If a net cannot be rewritten.
     """
     section = cast(PeersConfig, config.student.peers)
@@ -96,7 +96,7 @@ def _peer(
 
 
 def peer_net(config: RunConfig, peer: PeerConfig) -> str:
-    """Return the spelling of a peer's net: its own or the student's, with its width among the options."""
+    """Return the name of a peer's net: its own or the student's, with its width among the options."""
     name = peer.net or config.student_net
     return name if peer.width is None else spelled(name, {"width": peer.width})
 
@@ -119,21 +119,21 @@ def tap_shapes(net: nn.Module, taps: Sequence[str], splits: Splits, role: str) -
         role: For errors.
 
     Raises:
-        ValueError: If a tap names no module.
+        ValueError: If a tap does not name a module.
     """
     shapes = feature_shapes(copy.deepcopy(net).cpu(), dict.fromkeys(taps), blank_images(splits), role=role)
     return tuple(shapes[tap] for tap in taps)
 
 
 def learners(peers: Sequence[Peer], student: nn.Module, section: PeersConfig) -> list[Learner]:
-    """Return the nets of a student ensemble as a step takes them: the peers and the student, the leader first."""
+    """Return the nets of a student ensemble as a step needs them: the peers and the student, the leader first."""
     return _led([peer.learner() for peer in peers], _learner("student", student, section.taps), section)
 
 
 def adapters(
     peers: Sequence[Peer], net: nn.Module, section: PeersConfig, splits: Splits, *, seed: int, device: torch.device
 ) -> PeerAdapters:
-    """Return what brings all features to the shapes of the leader's.
+    """Return the adapters that bring all features to the leader's shapes.
 
     Args:
         peers: At least one.
@@ -144,7 +144,7 @@ def adapters(
         device: Where to train.
 
     Raises:
-        ValueError: If a tap names no module, or there is no adapter between two shapes.
+        ValueError: If a tap does not name a module, or there is no adapter between two shapes.
     """
     own = tap_shapes(net, section.taps, splits, "student")
     return PeerAdapters(_led([peer.shapes for peer in peers], own, section), seed=seed).to(device)
@@ -157,13 +157,13 @@ def _led(peers: list[T], student: T, section: PeersConfig) -> list[T]:
 def peer_results(
     peers: Sequence[Peer], config: RunConfig, splits: Splits, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Return what each peer came to; the scales of low-bit ones are settled first, as the student's.
+    """Return the results of each peer; the scales of low-bit ones are settled first, like the student's.
 
     Args:
         peers: At the end of their training.
         config: The run's, for batch sizes.
         splits: The images; test images are read.
-        device: Where the peers are.
+        device: The device of the peers.
     """
     return [_result(peer, config, splits, device) for peer in peers]
 

@@ -1,4 +1,4 @@
-"""What peers say of a phase, before anything runs."""
+"""Phase rules of peers, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from qkd.methods.phase_checks import PhaseRule
 
 
 def peer_phase(phase: PhaseConfig, terms: Sequence[TermConfig], keys: Collection[str]) -> PhaseRule:  # noqa: ARG001
-    """Return the rule of a phase: where peers learn along, their loss takes the place of the student's terms.
+    """Return the rule of a phase: if peers learn in it, their loss replaces the student's terms.
 
     Args:
-        phase: As the config has it.
-        terms: Its own, or the student's.
-        keys: Of the student's section, those that are set.
+        phase: As in the config.
+        terms: Its own terms, or the student's.
+        keys: The keys that are set in the student's section.
     """
     if "peers" not in keys or not phase.peers:
         return PhaseRule()
@@ -23,6 +23,6 @@ def peer_phase(phase: PhaseConfig, terms: Sequence[TermConfig], keys: Collection
 
 def _faults(phase: PhaseConfig) -> Iterator[tuple[str, str]]:
     if phase.trains == "modules":
-        yield "trains", "`modules`, but its peers learn in this phase, and the student with them; say `peers: false`"
+        yield "trains", "`modules`, but its peers learn in this phase, and the student with them; set `peers: false`"
     if phase.combine == "clipped":
-        yield "combine", "`clipped` weighs terms of the student's, not its peers' loss; say `peers: false`, or `sum`"
+        yield "combine", "`clipped` combines the student's terms, not its peers' loss; set `peers: false`, or `sum`"

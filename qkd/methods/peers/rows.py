@@ -11,7 +11,7 @@ from qkd.report.records import Record, Result
 
 
 class PeersRecord(Record):
-    """What peers add to their student's result."""
+    """The peers' part of their student's result."""
 
     peers: list[Result] = []
 

@@ -14,17 +14,17 @@ from quantizers.modes import evaluating
 
 
 class SharedStem:
-    """The student's stem; within a step the peers read what it made of the batch, so that it runs once.
+    """The student's stem; within a step the peers read its output for the batch, so that it runs once.
 
-    Its gradient is the sum over all nets, and batch norm sees a batch once, as if all nets were one with several ends.
-    Outside a step (calibration and scores of peers) it is computed for them, in eval mode.
+    Its gradient is the sum over all nets, and batch norm sees a batch once, as if all nets were one net with several
+    heads. Outside a step (calibration and scores of peers) it is computed for them, in eval mode.
 
     Args:
         student: Low-bit or float.
-        paths: The convolution of the float net, and its batch norm where it has one.
+        paths: The convolution of the float net, and its batch norm if it has one.
 
     Raises:
-        ValueError: If the student has no such modules, or they are something else.
+        ValueError: If the student has no such modules, or they have another type.
     """
 
     def __init__(self, student: nn.Module, paths: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ class SharedStem:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep what the student's forward pass makes of a batch for the peers' within a block."""
+        """Keep the output of the student's forward pass for the peers' within a block."""
 
         def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
             self._value = output
@@ -59,7 +59,7 @@ class SharedStem:
 
 
 class Borrowed(nn.Module):
-    """What stands in a peer where its own stem was; it has no parameters.
+    """The replacement of a peer's own stem; it has no parameters.
 
     Args:
         stem: The student's.
@@ -67,7 +67,7 @@ class Borrowed(nn.Module):
 
     def __init__(self, stem: SharedStem) -> None:
         super().__init__()
-        self._stem = (stem,)  # a tuple hides it from Module: it is no part of the peer
+        self._stem = (stem,)  # a tuple hides it from Module: it is not part of the peer
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the stem's output."""
@@ -80,7 +80,7 @@ def lend(stem: SharedStem, peer: nn.Module, name: str) -> None:
     Args:
         stem: The student's.
         peer: Float or low-bit; changed in place.
-        name: Of the peer, for errors.
+        name: Name of the peer, for errors.
 
     Raises:
         ValueError: If it has no such modules, or its stem has another number of channels.
@@ -90,14 +90,14 @@ def lend(stem: SharedStem, peer: nn.Module, name: str) -> None:
     if own != theirs:
         raise ValueError(
             f"student.peers.stem: the stem of {name} has {own} channels, the student's {theirs}; give the nets stems "
-            f"of one size (option `width` of our ResNets leaves it unchanged), or leave `stem` out"
+            f"of the same size (option `width` of our ResNets leaves it unchanged), or leave `stem` out"
         )
     for module in modules:
         _put(peer, module, nn.Identity() if module is not modules[-1] else Borrowed(stem))
 
 
 def _stem_modules(net: nn.Module, paths: Sequence[str], name: str = "the student") -> tuple[nn.Module, ...]:
-    """Return what a stem is made of, in order: of a low-bit net the quantizer of the images, too."""
+    """Return the modules of a stem, in order; for a low-bit net, also the quantizer of the images."""
     known = dict(net.named_modules())
     found = [known.get(path) for path in paths]
     if isinstance(net, Student):
@@ -115,8 +115,8 @@ def _stem_modules(net: nn.Module, paths: Sequence[str], name: str = "the student
 def _no_stem(paths: Sequence[str], name: str) -> str:
     return (
         f"student.peers.stem: {name} has no convolution `{paths[0]}`{' with batch norm' if len(paths) == 2 else ''}"
-        f"{f' `{paths[1]}`' if len(paths) == 2 else ' without batch norm'} at these places of its float net; name its "
-        f"first convolution and the batch norm behind it, where there is one"
+        f"{f' `{paths[1]}`' if len(paths) == 2 else ' without batch norm'} at these paths of its float net; name its "
+        f"first convolution and the batch norm after it, if there is one"
     )
 
 

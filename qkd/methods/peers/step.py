@@ -61,20 +61,20 @@ def student_ensemble_loss(
               + \gamma \sum_j T^2\, \mathrm{KL}(\mathrm{sg}(\sigma(\bar z / T)) \,\|\, \sigma(z_j / T)),
               \quad \bar z = \frac1n \sum_j z_j
 
-    with :math:`\mathrm{sg}` the stopped gradient: no net is moved as a teacher.
+    with :math:`\mathrm{sg}` the stopped gradient: no net is updated as a teacher.
 
     Args:
-        logits: Of each net, net 0 (the pseudo teacher) first, shape ``[batch, classes]`` each.
+        logits: Logits of each net, net 0 (the pseudo teacher) first, shape ``[batch, classes]`` each.
         labels: int64, shape ``[batch]``.
-        features: Of each net, in the same order, a tensor ``[batch, ...]`` a tap; those of nets 1 and up already
-            behind their adapters, so that shapes agree with net 0's. Empty: no features.
+        features: Features of each net, in the same order, one tensor ``[batch, ...]`` per tap; those of nets 1 and up
+            already passed through their adapters, so that shapes agree with net 0's. Empty if there are no features.
         other_labels: Second labels of mixed images, as for :func:`cross_entropy_loss`.
-        other_share: What part of each label they are.
+        other_share: Their share of each label.
         temperature: :math:`T > 0`.
         label_weight: :math:`\alpha \ge 0`.
         feature_weight: :math:`\beta \ge 0`.
         ensemble_weight: :math:`\gamma \ge 0`.
-        label_smoothing: Of the cross-entropies.
+        label_smoothing: Label smoothing of the cross-entropies.
 
     Returns:
         The sum and its parts before weighting. With one net the last two parts are zero, and the loss is
@@ -89,13 +89,14 @@ def student_ensemble_loss(
         <https://arxiv.org/abs/2011.07449>`_, 2020.
 
     Note:
-        The weights of the average are fixed at 1/n: the released code makes them parameters that no optimizer gets.
+        The weights of the average are fixed at 1/n: the released code makes them parameters but gives them to no
+        optimizer.
     """
     check_temperature(temperature)
     check_weight(label_weight=label_weight, feature_weight=feature_weight, ensemble_weight=ensemble_weight)
     average = mean_logits(logits).detach()
     if features and len(features) != len(logits):
-        raise ValueError(f"need features of each net or of none, got {len(features)} for {len(logits)} nets")
+        raise ValueError(f"need features of every net or of none, got {len(features)} for {len(logits)} nets")
     by_labels = [cross_entropy_loss(one, labels, other_labels, other_share, label_smoothing=label_smoothing)
                  for one in logits]  # fmt: skip
     by_average = [soft_target_loss(one, average, temperature=temperature) for one in logits]
@@ -109,7 +110,7 @@ def student_ensemble_loss(
 
 def _pairs(own: Sequence[Tensor], lead: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     if len(own) != len(lead):
-        raise ValueError(f"every net needs as many features as net 0, got {len(own)} and {len(lead)}")
+        raise ValueError(f"every net needs the same number of features as net 0, got {len(own)} and {len(lead)}")
     yield from zip(own, lead, strict=True)
 
 
@@ -120,8 +121,8 @@ class Learner:
     Args:
         name: For errors and metrics, e.g. ``peer_0`` or ``student``.
         net: Gives logits ``[batch, classes]``.
-        taps: Module paths of its float net, as many as the others have.
-        tap_paths: Float module path -> path within ``net``; absent: the paths are the same.
+        taps: Module paths of its float net, the same number for all nets.
+        tap_paths: Float module path -> path within ``net``; None if the paths are the same.
     """
 
     name: str
@@ -131,11 +132,11 @@ class Learner:
 
 
 class PeerAdapters(nn.Module):
-    """What brings the features of nets 1 and up to the shapes of net 0's: 1x1 convolutions, nothing where they agree.
+    """Adapters of the features of nets 1 and up to net 0's shapes: 1x1 convolutions, or nothing if they agree.
 
     Args:
-        shapes: Of each net, net 0 first, the shape of its feature at each tap, without the batch.
-        seed: Of the initialization.
+        shapes: For each net, net 0 first, the shape of its feature at each tap, without the batch.
+        seed: Seed of the initialization.
 
     Raises:
         ValueError: If there is no adapter between two shapes.
@@ -152,7 +153,7 @@ class PeerAdapters(nn.Module):
                     self.maps[_key(net, tap)] = adapter
 
     def forward(self, features: Sequence[Tensor], net: int) -> list[Tensor]:
-        """Return the features of net number ``net``, a tensor a tap, in the shapes of net 0's."""
+        """Return the features of net number ``net``, one tensor per tap, in net 0's shapes."""
         keys = [_key(net, tap) for tap in range(len(features))]
         return [
             cast(Tensor, self.maps[key](feature)) if key in self.maps else feature
@@ -169,26 +170,26 @@ class StudentEnsembleStep:
 
     Published for nets that differ in width and share their stem (first convolution and batch norm): ``stem``. Nets that
     differ in bit width (full precision, 8, 4 and 2 bits in one training, each of the same topology, so that no adapter
-    is needed) are ours; they may share nothing, so that each has its own grid from the image on.
+    is needed) are ours; they can share nothing, so that each has its own grid starting with the image.
 
-    Deviation: adapters are in the optimizer from the first step; the released code makes them on the way, and moves
-    them from the second epoch on, at half the rate.
+    Deviation: adapters are in the optimizer from the first step; the released code creates them during training, and
+    updates them from the second epoch on, at half the rate.
 
     Args:
-        learners: Net 0 first, whose features are the goal; one of them is the run's student.
-        adapters: Of their features.
+        learners: Net 0 first, whose features are the targets; one of them is the run's student.
+        adapters: Adapters of their features.
         temperature: As for :func:`student_ensemble_loss`.
         label_weight: Likewise.
         feature_weight: Likewise.
         ensemble_weight: Likewise.
         label_smoothing: Likewise.
-        own: The student's forward pass with its further terms (a teacher's, say); absent: it has none.
+        own: The student's forward pass with its further terms (a teacher's, say); None if it has none.
         own_hold: Context that ``own`` needs (hooks).
-        student: Place of the run's student among the learners: -1, or 0 where the others follow it.
-        stem: What all of them share; absent: nothing.
+        student: Index of the run's student among the learners: -1, or 0 if the others follow it.
+        stem: The stem that all of them share; None if they share nothing.
 
     Raises:
-        ValueError: If a tap names no module, or the nets have different numbers of taps.
+        ValueError: If a tap does not name a module, or the nets have different numbers of taps.
     """
 
     def __init__(
@@ -226,7 +227,7 @@ class StudentEnsembleStep:
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Hold the forward hooks within a block."""
+        """Register the forward hooks for the duration of a block."""
         with ExitStack() as stack:
             for taps in self._taps:
                 stack.enter_context(taps)
@@ -234,7 +235,7 @@ class StudentEnsembleStep:
             yield
 
     def __call__(self, batch: Batch) -> StepResult:
-        """Return loss, terms and the student's logits for a batch; each peer's accuracy on it as a fact."""
+        """Return loss, terms and the student's logits for a batch; each peer's accuracy on it is among the facts."""
         logits, own = self._logits(batch)
         seen = [taps.take() for taps in self._taps]
         features = [
@@ -253,7 +254,7 @@ class StudentEnsembleStep:
 
     def _logits(self, batch: Batch) -> tuple[list[Tensor], StepResult]:
         """Return the logits of all nets in their order, and the student's own result."""
-        if self._stem is not None:  # the student runs first, and its stem is what the others read
+        if self._stem is not None:  # the student runs first, and the others read its stem
             with self._stem.kept():
                 own = self._own_result(batch)
                 peers = self._peers(batch)

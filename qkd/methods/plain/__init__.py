@@ -1,3 +1,3 @@
-"""Plain distillation: a student beside a fixed teacher, its loss a weighted sum of terms."""
+"""Plain distillation: a student with a fixed teacher, and a weighted sum of terms as its loss."""
 
 __all__: list[str] = []

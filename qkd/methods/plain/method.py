@@ -1,4 +1,4 @@
-"""Plain distillation as a method: it takes every phase that no other does."""
+"""Plain distillation as a method: it handles every phase that no other method does."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from qkd.training.job import Backward, plain_backward
 
 
 class Plain(Method):
-    """A student beside a fixed teacher; its loss is the weighted sum of a phase's terms."""
+    """A student with a fixed teacher; its loss is the weighted sum of a phase's terms."""
 
     brings_loss = False
 
     @property
     def why_one_device(self) -> str:
-        """Return nothing: its loss is a sum of terms."""
+        """Return an empty string: its loss is a sum of terms."""
         return ""
 
     def takes(self, phase: PhaseConfig) -> bool:  # noqa: ARG002
-        """Return True: whatever no other method takes."""
+        """Return True: it handles whatever no other method does."""
         return True
 
     def step(self, lesson: Lesson, phase: PhaseConfig, terms: Sequence[TermConfig], first_epoch: int) -> TappedStep:
         """Return the step of a phase, for the student or for the modules of its terms alone."""
         if phase.trains == "modules" and not lesson.terms(terms).has_modules:
             raise ValueError(
-                f"phase {phase.name}: trains `modules`, but at these taps no term needs one; remove the phase"
+                f"phase {phase.name}: trains `modules`, but no term needs one at these taps; remove the phase"
             )
         return lesson.distill_step(terms, first_epoch, student_learns=phase.trains == "student")
 
     def backward(self, lesson: Lesson, phase: PhaseConfig) -> Backward:
-        """Return what turns a result into gradients: the sum's, or with those that tell of the teacher clipped."""
+        """Return the function that computes gradients: the sum's, or with the teacher-dependent ones clipped."""
         if phase.combine == "sum":
             return plain_backward
         # its epochs are counted through later phases
@@ -51,6 +51,6 @@ class Plain(Method):
         return backward
 
     def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:
-        """Let the student stand still where a phase trains modules alone."""
+        """Freeze the student if a phase trains only modules."""
         if phase.trains == "modules":
             lesson.student.eval()

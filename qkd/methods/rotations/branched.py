@@ -16,10 +16,10 @@ from qkd.terms.taps import Taps
 
 @dataclass(frozen=True)
 class BranchedOutput:
-    """What a net and its branches gave.
+    """Outputs of a net and its branches.
 
     Args:
-        logits: Of the net, shape ``[rows, classes]``.
+        logits: Logits of the net, shape ``[rows, classes]``.
         branches: Joint logits of each branch, shape ``[rows, 4 * classes]``.
     """
 
@@ -28,17 +28,18 @@ class BranchedOutput:
 
 
 class BranchedNet:
-    """A net and its branches. The net knows nothing of them: they hang on forward hooks, held by :meth:`tapped`.
+    """A net and its branches. The net does not reference them: they run in forward hooks, registered by :meth:`tapped`.
 
     Args:
         net: Gives logits ``[rows, classes]``.
-        branches: A module a tap: feature map -> joint logits ``[rows, 4 * classes]``.
+        branches: One module per tap: feature map -> joint logits ``[rows, 4 * classes]``.
         taps: Module paths of the (float) net, from the input to the output.
-        tap_paths: Float module path -> path within ``net``; absent: the paths are the same.
+        tap_paths: Float module path -> path within ``net``; None if the paths are the same.
         role: ``teacher`` or ``student``, for errors.
 
     Raises:
-        ValueError: If a tap names no module, two taps read one module, or there are not as many branches as taps.
+        ValueError: If a tap does not name a module, two taps read the same module, or there are not as many branches
+            as taps.
     """
 
     def __init__(
@@ -51,13 +52,13 @@ class BranchedNet:
         role: str = "model",
     ) -> None:
         if len(branches) != len(taps):
-            raise ValueError(f"the {role} needs a branch a tap, got {len(branches)} branches and {len(taps)} taps")
+            raise ValueError(f"the {role} needs one branch per tap, got {len(branches)} branches and {len(taps)} taps")
         self.net, self.branches, self.paths = net, branches, tuple(taps)
         self._taps = Taps(net, taps, translate=tap_paths, role=role)
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Hold the forward hooks within a block."""
+        """Register the forward hooks for the duration of a block."""
         with self._taps:
             yield
 
@@ -76,10 +77,11 @@ class BranchedNet:
 
 
 class BranchClassifier(nn.Module):
-    """What the branches of a finished net say of the class alone; the net itself is not part of this module.
+    """The class predictions of a finished net's branches; the net itself is not part of this module.
 
     Args:
-        branched: Net and branches. The net does not change: its mode, parameters and buffers are not this module's.
+        branched: Net and branches. The net does not change: its mode, parameters and buffers do not belong to this
+            module.
     """
 
     def __init__(self, branched: BranchedNet) -> None:

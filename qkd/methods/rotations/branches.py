@@ -20,8 +20,8 @@ from qkd.terms.modules import feature_shapes
 from qkd.training.assembly import WEIGHTS
 from qkd.training.state import fill
 
-STAGE = "teacher_branches"  # its manifest: a part of the stage that needs them first
-JOINT_FILE = "branches.safetensors"  # beside the teacher's weights, where both learned together
+STAGE = "teacher_branches"  # its manifest, part of the first stage that needs them
+JOINT_FILE = "branches.safetensors"  # next to the teacher's weights, if both learned together
 
 Role = Literal["teacher", "student"]
 
@@ -33,7 +33,7 @@ def is_joint(config: RunConfig) -> bool:
 
 
 def own_training(config: RunConfig) -> TrainConfig | None:
-    """Return how the teacher's branches learn behind the finished teacher; None where they do not."""
+    """Return the training of branches on the finished teacher, or None if there is none."""
     branches = _settings(config).teacher_branches
     return None if branches is None else branches.train
 
@@ -62,7 +62,7 @@ def fresh_branches(config: RunConfig, net: nn.Module, splits: Splits, role: Role
         config: Its ``student.rotations`` names the taps.
         net: The role's float net; untouched.
         splits: The images, for their shape and classes.
-        role: Whose.
+        role: The role of the net.
 
     Raises:
         ValueError: If a tap cannot be used.
@@ -81,7 +81,7 @@ def branched_teacher(config: RunConfig, teacher: nn.Module, branches: nn.ModuleL
 
 
 def branches_file(run: RunFolder) -> Path | None:
-    """Return where the run's trained branches of its teacher are; None where the config has none."""
+    """Return the path of the trained branches of the run's teacher; None if the config has none."""
     if is_joint(run.config):
         return run.path / "teacher" / JOINT_FILE
     return run.path / "student" / STAGE / WEIGHTS if own_training(run.config) is not None else None
@@ -94,10 +94,10 @@ def save_branches(path: Path, branches: nn.ModuleList, config: RunConfig, splits
 
 
 def load_branches(run: RunFolder, teacher: nn.Module, splits: Splits) -> nn.ModuleList | None:
-    """Return the trained branches of the run's teacher, on its device; None where the config has none.
+    """Return the trained branches of the run's teacher, on its device; None if the config has none.
 
     Raises:
-        FileNotFoundError: If they are not there yet.
+        FileNotFoundError: If they do not exist yet.
         ValueError: If their file is damaged, or was made for other taps.
     """
     path = branches_file(run)

@@ -1,4 +1,4 @@
-"""HSSAKD as a method: turned images, and branches of the teacher that learn with it, behind it, or with the student."""
+"""HSSAKD as a method: turned images, and branches of the teacher that learn with it, after it, or with the student."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from qkd.training.assembly import Context
 
 
 class Rotations(Method):
-    """Takes the phases without their own terms."""
+    """Method for the phases without their own terms."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
@@ -46,7 +46,7 @@ class Rotations(Method):
         """Return the images unchanged.
 
         Raises:
-            ValueError: If they are not square: turned ones would have another size.
+            ValueError: If they are not square: turned ones would have a different size.
         """
         side_of_square(splits.image_size, "student.rotations")
         return splits
@@ -57,7 +57,7 @@ class Rotations(Method):
 
     @property
     def why_one_device(self) -> str:
-        """Return nothing: each image is turned by itself."""
+        """Return an empty string: each image is turned by itself."""
         return ""
 
     @property
@@ -66,15 +66,15 @@ class Rotations(Method):
         return self._own.mode == "online"
 
     def sub_trainings(self, context: Context, before: str) -> Iterator[BranchRole]:
-        """Yield the training of the teacher's branches, where they learn behind it."""
+        """Yield the training of the teacher's branches, if they learn after it."""
         if before == "student" and own_training(self.config) is not None:
             yield BranchRole(context)
 
     def beside_teacher(self, net: nn.Module, splits: Splits) -> Beside | None:
-        """Return the teacher's branches, where they learn with it.
+        """Return the teacher's branches, if they learn with it.
 
         Raises:
-            ValueError: If a tap names no module, or the config does not train the teacher.
+            ValueError: If a tap does not name a module, or the config does not train the teacher.
         """
         if not is_joint(self.config):
             return None
@@ -138,7 +138,7 @@ class Rotations(Method):
         return self._step
 
     def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:  # noqa: ARG002
-        """Let nets and branches learn or stand still."""
+        """Train or freeze nets and branches."""
         if not self.takes(phase):
             return
         for module in self._learn:

@@ -1,8 +1,8 @@
 """HSSAKD: distillation on images in four orientations, through auxiliary branches of class and orientation together.
 
-Every image of a batch is turned by 0, 90, 180 and 270 degrees. A branch on a tapped feature tells the joint label
-``4 * class + orientation``; what the branches believe is distilled beside the logits. The net's own task, telling
-classes, is learned on upright images only.
+Every image of a batch is turned by 0, 90, 180 and 270 degrees. A branch on a tapped feature predicts the joint label
+``4 * class + orientation``; the branches' predictions are distilled along with the logits. The net's own task,
+classification, is learned on upright images only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Weighted = tuple[str, float, Callable[[], Tensor]]  # name of a term, its factor
 
 
 class BranchStep:
-    r"""The step that trains the branches of a teacher, behind it unchanged or together with it.
+    r"""The step that trains the branches of a teacher, either on the unchanged teacher or together with it.
 
     .. math:: L = \sum_l \mathrm{CE}(a^l(x_{4B}), 4 y + r) \;[\, + \mathrm{CE}(z(x), y)\,]
 
     Args:
-        teacher: Net and branches. Not joint: the net is in eval mode, and nothing of it changes.
+        teacher: Net and branches. If not joint, the net is in eval mode and does not change.
         joint: Whether the net learns, too, from its labels and through the branches.
         label_smoothing: Share of a label spread over all labels.
 
@@ -43,12 +43,12 @@ class BranchStep:
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Hold the forward hooks within a block."""
+        """Register the forward hooks for the duration of a block."""
         with self._teacher.tapped():
             yield
 
     def __call__(self, batch: Batch) -> StepResult:
-        """Return the loss, its terms, and logits of the upright images: the branches', or the net's where it learns."""
+        """Return the loss, its terms, and logits of the upright images: the branches', or the net's if it learns."""
         given = self._teacher(turn_images(batch.images), backbone_learns=self._joint)
         joint_labels = (
             "joint_labels",
@@ -70,18 +70,18 @@ class RotationStep:
               + w_l\,\tau^2\,\mathrm{KL}(z_T \,\|\, z_S)
 
     The divergences are means over all four orientations. The student's branches never see a joint label: they learn
-    from the teacher's alone, and their gradients flow on into the student.
+    only from the teacher's, and their gradients flow into the student.
 
     Args:
         student: Net and branches; both learn.
-        teacher: As many branches; net and branches are in eval mode and only read.
-        config: Temperature and weights; a term of weight zero is left out.
+        teacher: Has the same number of branches; net and branches are in eval mode and only read.
+        config: Temperature and weights; terms of weight zero are left out.
         label_smoothing: Share of a label spread over all classes.
-        view: Gives the teacher's images for a batch (normalized float32), turned as the student's; absent: the
-            student's own.
+        view: Gives the teacher's images for a batch (normalized float32), turned as the student's; the student's
+            own if None.
 
     Raises:
-        ValueError: If the nets have not as many branches.
+        ValueError: If the nets have different numbers of branches.
 
     References:
         Yang et al., `Hierarchical Self-supervised Augmented Knowledge Distillation
@@ -105,7 +105,7 @@ class RotationStep:
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Hold the forward hooks of both nets within a block."""
+        """Register the forward hooks of both nets for the duration of a block."""
         with self._student.tapped(), self._teacher.tapped():
             yield
 
@@ -138,13 +138,13 @@ class PeerStep:
 
     Args:
         student: Net and branches; both learn.
-        peer: As many branches; net and branches learn, too, on images of its view.
-        config: Temperature and weights; a term of weight zero is left out.
+        peer: Has the same number of branches; net and branches learn, too, on images of its view.
+        config: Temperature and weights; terms of weight zero are left out.
         label_smoothing: Share of a label spread over all labels.
-        view: Gives the peer's images for a batch (normalized float32); absent: the student's own.
+        view: Gives the peer's images for a batch (normalized float32); the student's own if None.
 
     Raises:
-        ValueError: If the nets have not as many branches.
+        ValueError: If the nets have different numbers of branches.
 
     References:
         Yang et al., `Knowledge Distillation Using Hierarchical Self-Supervision Augmented Distribution
@@ -166,7 +166,7 @@ class PeerStep:
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Hold the forward hooks of both nets within a block."""
+        """Register the forward hooks of both nets for the duration of a block."""
         with self._student.tapped(), self._peer.tapped():
             yield
 
@@ -196,12 +196,12 @@ class PeerStep:
 
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return labels, second labels and their shares; the latter are None where images are not mixed."""
+    """Return labels, second labels and their shares; the latter are None if images are not mixed."""
     return (batch.labels, *second_labels(batch))
 
 
 def _soft_targets(own: BranchedOutput, other: BranchedOutput, config: RotationsConfig) -> list[Weighted]:
-    """Return what one net learns from another: the losses take the other's logits as constants."""
+    """Return the terms that one net learns from another, whose logits are constants."""
     heat = config.temperature
     return [
         (

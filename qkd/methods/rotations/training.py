@@ -1,4 +1,4 @@
-"""The training of a teacher's branches behind the finished teacher."""
+"""The training of a teacher's branches on the finished teacher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qkd.training.assembly import WEIGHTS, Context, Made
 
 @dataclass(frozen=True)
 class BranchRole:
-    """The branches of a run's teacher, which is complete and does not change.
+    """The branches of a run's teacher, which is finished and does not change.
 
     Args:
         context: The run.

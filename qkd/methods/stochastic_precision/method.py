@@ -1,4 +1,4 @@
-"""Self-distillation from a stochastic-precision copy as a method: a term beside those of a phase."""
+"""Self-distillation from a stochastic-precision copy as a method: a term in addition to those of a phase."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from quantizers import Student
 
 
 class StochasticPrecision(Method):
-    """Takes the phases in which a student beside a fixed teacher learns from a sum of terms."""
+    """Method for the phases in which a student with a fixed teacher learns from a sum of terms."""
 
     brings_loss = False
 
     @property
     def why_one_device(self) -> str:
-        """Return nothing: its term is a mean over images, and the draws are the same everywhere."""
+        """Return an empty string: its term is a mean over images, and the draws are the same on all devices."""
         return ""
 
     def takes(self, phase: PhaseConfig) -> bool:
@@ -27,7 +27,7 @@ class StochasticPrecision(Method):
         return is_fixed and phase.trains == "student" and phase.combine == "sum"
 
     def step(self, lesson: Lesson, phase: PhaseConfig, terms: Sequence[TermConfig], first_epoch: int) -> TappedStep:  # noqa: ARG002
-        """Return the step of a phase: its terms, and that of the copy."""
+        """Return the step of a phase: its terms, and the copy's term."""
         if not isinstance(lesson.student, Student):
             raise ValueError("student.self_distillation needs a low-bit student: a float net has no coarser copy")
         options = cast(SelfDistillationConfig, self.config.student.self_distillation)

@@ -1,4 +1,4 @@
-"""A training step of a student beside a teacher, with a term from its own copy of stochastic precision."""
+"""A training step of a student with a teacher, plus a term from its own copy at stochastic precision."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class SelfStep:
 
     Args:
         base: The step without it.
-        student: What both forward passes go through.
-        options: Weight, temperature, and the chance of an activation to keep its bits.
+        student: The net that both forward passes use.
+        options: Weight, temperature, and the probability that an activation keeps its bits.
         seed: The run's.
     """
 
@@ -35,7 +35,7 @@ class SelfStep:
         self._base, self._student, self._options, self._seed = base, student, options, seed
 
     def tapped(self) -> AbstractContextManager[object]:
-        """Hold the hooks of the step within a block."""
+        """Register the hooks of the step for the duration of a block."""
         return self._base.tapped()
 
     def __call__(self, batch: Batch) -> StepResult:
@@ -52,7 +52,7 @@ class SelfStep:
 
 @in_full_precision
 def soft_cosine_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    r"""Return how far two softened distributions point apart, averaged over the batch.
+    r"""Return the cosine distance of two softened distributions, averaged over the batch.
 
     .. math:: L = \tau^2 \left(1 - \frac{p_s \cdot p_t}{|p_s||p_t|}\right),\quad p = \sigma(z / \tau)
 
@@ -62,7 +62,7 @@ def soft_cosine_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperat
         temperature: :math:`\tau > 0`, dimensionless.
 
     Returns:
-        A scalar, shape ``[]``, in ``[0, temperature ** 2]``. Zero exactly where both distributions agree.
+        A scalar, shape ``[]``, in ``[0, temperature ** 2]``. Exactly zero where both distributions agree.
 
     Raises:
         ValueError: If the shapes differ, or ``temperature`` is not positive.
@@ -74,6 +74,6 @@ def soft_cosine_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperat
     check_temperature(temperature)
     student = (student_logits / temperature).softmax(1)
     teacher = (teacher_logits.detach() / temperature).softmax(1)
-    # of unit vectors, 1 - cos is half their squared distance: exactly 0 where they are equal
+    # of unit vectors, 1 - cos is half their squared distance: exactly 0 if they are equal
     apart = functional.normalize(student, dim=1) - functional.normalize(teacher, dim=1)
     return temperature**2 * 0.5 * apart.square().sum(1).mean()

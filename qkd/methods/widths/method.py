@@ -1,4 +1,4 @@
-"""Progressive widths as a method: trainings before the student's, and the start that they give it."""
+"""Progressive widths as a method: trainings before the student's, and the initial weights that they give it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from quantizers.recipes.carrying import carry_over
 
 
 class Widths(Method):
-    """Trains the student in the widths of ``student.widths``, in order, each from the one before."""
+    """Method that trains the student in the widths of ``student.widths``, in order, each from the previous one."""
 
     @property
     def why_one_device(self) -> str:
-        """Return nothing: each is trained as a student."""
+        """Return an empty string: each is trained like a student."""
         return ""
 
     def sub_trainings(self, context: Context, before: str) -> Iterator[Role]:
@@ -27,7 +27,7 @@ class Widths(Method):
             yield from (WidthRole(context, index) for index in range(len(self.config.student.widths)))
 
     def start(self, run: RunFolder, student: Student) -> None:
-        """Give the student what the last of the widths came to."""
+        """Give the student the weights of the last of the widths."""
         carry_over(student, weights_of(run, len(self.config.student.widths) - 1))
 
     def made_from(self, run: RunFolder) -> Mapping[str, Path]:

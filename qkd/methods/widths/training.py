@@ -1,4 +1,4 @@
-"""The training of a student in other widths than its own, which has the student's place in its own config."""
+"""The training of a student in other widths than its own, which takes the student's place in its own config."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class WidthRole(StudentRole):
         return run.path / FOLDER / str(index) / WEIGHTS
 
     def agent(self) -> AgentConfig:
-        """Return the student's agent; a schedule that its search finds is not there yet."""
+        """Return the student's agent; the schedule that its search finds does not exist yet."""
         return self.agent_without_search()
 
     def student(self) -> nn.Module:
-        """Return what is trained, on the device, with the weights of the widths before."""
+        """Return the net to train, on the device, with the weights of the previous widths."""
         student = super().student()
         if self._index:
             carry_over(student, weights_of(self._run, self._index - 1))
@@ -56,7 +56,7 @@ class WidthRole(StudentRole):
         return {**super().marks(), **{name: sha256_of(path) for name, path in self._before().items()}}
 
     def inputs(self) -> list[Path]:
-        """Return its teacher, its start, and schedules of the teacher's; never the student's own."""
+        """Return its teacher, its start, and the teacher's schedules; never the student's own."""
         is_shared = self._run.config.student.agent.policy == "teacher"
         reads_agent = is_shared or self._run.config.student.view == "own"
         agents = agent_inputs(self._run, "teacher") if reads_agent else []
@@ -67,7 +67,7 @@ class WidthRole(StudentRole):
 
 
 def weights_of(run: RunFolder, index: int) -> dict[str, Tensor]:
-    """Return the state that a training in one of the widths came to.
+    """Return the final state of a training in one of the widths.
 
     Args:
         run: The run folder.

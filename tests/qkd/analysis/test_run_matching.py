@@ -114,7 +114,7 @@ def test_a_student_with_an_auxiliary_is_matched_with_it(folder: Path, match: Any
     report = match("by_way")
     assert report["teacher"] == "resnet8, an auxiliary that learned from wrn_16_1" and report["note"] == ""
     shutil.rmtree(folder / "runs" / "by_way" / "student" / "auxiliary")
-    assert "the teacher that it will learn from" in match("by_way")["note"]
+    assert "the teacher it will learn from" in match("by_way")["note"]
 
 
 def test_an_ensemble_has_no_layers_to_follow(folder: Path, match: Any) -> None:

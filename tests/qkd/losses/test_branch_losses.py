@@ -91,14 +91,20 @@ ROWS = torch.zeros(4, 8)
     ("call", "match"),
     [
         (lambda: joint_label_loss([], torch.tensor([1])), "at least one branch"),
-        (lambda: joint_label_loss([ROWS], torch.tensor([1, 0])), r"4 rows an image .*\(4, 8\) for 2 labels"),
-        (lambda: joint_label_loss([torch.zeros(4, 18)], torch.tensor([0])), r"4 columns a class, got shape \(4, 18\)"),
+        (lambda: joint_label_loss([ROWS], torch.tensor([1, 0])), r"4 rows per image .*\(4, 8\) for 2 labels"),
+        (
+            lambda: joint_label_loss([torch.zeros(4, 18)], torch.tensor([0])),
+            r"4 columns per class, got shape \(4, 18\)",
+        ),
         (lambda: joint_label_loss([ROWS], torch.tensor([2])), "labels must be 0 to 1 for 2 classes, got 2 to 2"),
         (lambda: joint_label_loss([ROWS], torch.tensor([1]), label_smoothing=1.0), "label_smoothing"),
         (lambda: joint_label_loss([ROWS], torch.tensor(1)), r"need labels \[batch\]"),
         (lambda: branch_soft_target_loss([], [], temperature=3.0), "at least one branch"),
-        (lambda: branch_soft_target_loss([ROWS], [ROWS, ROWS], temperature=3.0), "as many branches, got 1 and 2"),
-        (lambda: branch_soft_target_loss([ROWS], [ROWS[:2]], temperature=3.0), "one shape"),
+        (
+            lambda: branch_soft_target_loss([ROWS], [ROWS, ROWS], temperature=3.0),
+            "the same number of branches, got 1 and 2",
+        ),
+        (lambda: branch_soft_target_loss([ROWS], [ROWS[:2]], temperature=3.0), "the same shape"),
         (lambda: branch_soft_target_loss([ROWS], [ROWS], temperature=0.0), "temperature must be positive"),
     ],
 )

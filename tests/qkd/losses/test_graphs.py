@@ -132,7 +132,9 @@ def test_an_attention_that_never_learned_is_refused_unless_it_is_meant_to_be_ran
     torch.manual_seed(0)
     module = MultiHeadGraph(WIDTHS, WIDTHS).double()
     assert not module.is_trained
-    with pytest.raises(ValueError, match="attention of multi_head_graph never learned: let a phase with graph_attent"):
+    with pytest.raises(
+        ValueError, match="attention of multi_head_graph was never trained: let a phase with graph_attent"
+    ):
         multi_head_graph_loss(features(0), features(1), module=module)
     assert multi_head_graph_loss(features(0), features(1), module=module, attention="random").item() > 0
     graph_attention_loss(features(1), module=module)
@@ -331,7 +333,7 @@ def test_what_they_refuse() -> None:
         multi_head_graph_loss(features(0), features(1), module=module, singular_weight=-1.0)
     with pytest.raises(ValueError, match="attention must be one of trained, random, got 'released'"):
         multi_head_graph_loss(features(0), features(1), module=module, attention="released")
-    with pytest.raises(ValueError, match=r"of one shape \[batch, classes\]"):
+    with pytest.raises(ValueError, match=r"of the same shape \[batch, classes\]"):
         logit_relation_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="angle_weight must be finite"):
         logit_relation_loss(torch.zeros(2, 3), torch.zeros(2, 3), angle_weight=math.nan)

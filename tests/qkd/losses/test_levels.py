@@ -232,7 +232,7 @@ Y = torch.zeros(2, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: decoupled_loss(Z, torch.zeros(2, 4), Y, temperature=1.0), "one shape"),
+        (lambda: decoupled_loss(Z, torch.zeros(2, 4), Y, temperature=1.0), "the same shape"),
         (lambda: decoupled_loss(torch.zeros(2, 1), torch.zeros(2, 1), Y, temperature=1.0), "at least 2 classes, got 1"),
         (lambda: decoupled_loss(Z, Z, Y[:1], temperature=1.0), r"labels \[batch\]"),
         (lambda: decoupled_loss(Z, Z, Y, temperature=0.0), "temperature must be positive"),

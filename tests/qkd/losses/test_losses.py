@@ -118,8 +118,8 @@ def test_soft_target_stays_finite(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("shapes", "options", "match"),
     [
-        (((2, 3), (2, 4)), {"temperature": 1.0}, "one shape"),
-        (((2, 3, 1), (2, 3, 1)), {"temperature": 1.0}, "one shape"),
+        (((2, 3), (2, 4)), {"temperature": 1.0}, "the same shape"),
+        (((2, 3, 1), (2, 3, 1)), {"temperature": 1.0}, "the same shape"),
         (((2, 3), (2, 3)), {"temperature": 0.0}, "temperature must be positive"),
         (((2, 3), (2, 3)), {"temperature": -4.0}, "temperature=-4.0"),
         (((2, 3), (2, 3)), {"temperature": math.inf}, "temperature must be positive and finite"),
@@ -218,5 +218,5 @@ def test_mixed_labels_come_with_their_shares() -> None:
     z, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="other_labels and other_share belong together"):
         cross_entropy_loss(z, labels, labels)
-    with pytest.raises(ValueError, match=r"need other_labels and other_share as labels"):
+    with pytest.raises(ValueError, match=r"other_labels and other_share need the shape of labels"):
         cross_entropy_loss(z, labels, labels, torch.zeros(3))

@@ -240,7 +240,7 @@ def test_refused_features(name: str, shapes) -> None:
 
 def test_refused_options_and_shapes() -> None:
     f = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="features of one shape"):
+    with pytest.raises(ValueError, match="features of the same shape"):
         hint_loss(f, torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"\[batch, channels, height, width\]"):
         attention_transfer_loss(f, f)

@@ -99,7 +99,7 @@ def test_equal_nets_are_drawn_from_evenly() -> None:
 @pytest.mark.parametrize(
     ("compute", "match"),
     [
-        (lambda: class_proposal(LOGITS, TEACHER[:1]), "of one shape"),
+        (lambda: class_proposal(LOGITS, TEACHER[:1]), "of the same shape"),
         (lambda: class_proposal(LOGITS, TEACHER, kind="rank"), "kind must be one of"),
         (lambda: class_proposal(LOGITS, TEACHER, uniform_share=0), "uniform_share must be in"),
         (lambda: draw_classes(torch.zeros(3), 2, torch.Generator()), "positive probabilities"),

@@ -221,8 +221,13 @@ def test_adapters_bridge_widths_and_learn() -> None:
     ("students", "teachers", "candidates", "message"),
     [
         (SHAPES[:1], SHAPES[:1], 4, "at least 2, got 1 and 1"),
-        (SHAPES, SHAPES[:2], 4, "as many features of the student as of the teacher, at least 2, got 3 and 2"),
-        (SHAPES[:2], (SHAPES[0], (7, 3, 3)), 4, "6 channels and the teacher's 7: tap layers of one width, or give"),
+        (SHAPES, SHAPES[:2], 4, "student and teacher need the same number of features, at least 2, got 3 and 2"),
+        (
+            SHAPES[:2],
+            (SHAPES[0], (7, 3, 3)),
+            4,
+            "6 channels and the teacher's 7: tap layers of the same width, or give",
+        ),
         (SHAPES, SHAPES, 0, "candidates must be at least 1, got candidates=0"),
     ],
 )

@@ -124,7 +124,7 @@ def test_constants_of_zeros_are_finite() -> None:
 @pytest.mark.parametrize(
     ("compute", "match"),
     [
-        (lambda: mean_discrepancy_loss(torch.zeros(2, 3), torch.zeros(2, 4)), "features of one size"),
+        (lambda: mean_discrepancy_loss(torch.zeros(2, 3), torch.zeros(2, 4)), "features of the same size"),
         (lambda: mean_discrepancy_loss(STUDENT, TEACHER, kernel="rbf"), "kernel must be one of gaussian, linear"),
         (lambda: student_share(1.1), "progress must be in"),
         (lambda: student_share(0.5, first=0), "shares must be positive"),

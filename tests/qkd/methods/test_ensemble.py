@@ -116,9 +116,9 @@ def test_refused() -> None:
     for mean in (mean_logits, mean_probability_logits):
         with pytest.raises(ValueError, match="at least one model"):
             mean([])
-        with pytest.raises(ValueError, match=r"one shape \[batch, classes\], got \(5, 4\), \(5, 3\)"):
+        with pytest.raises(ValueError, match=r"the same shape \[batch, classes\], got \(5, 4\), \(5, 3\)"):
             mean([torch.zeros(5, 4), torch.zeros(5, 3)])
-        with pytest.raises(ValueError, match="one shape"):
+        with pytest.raises(ValueError, match="the same shape"):
             mean([torch.zeros(5)])
 
 

@@ -158,7 +158,7 @@ def test_a_loss_without_the_teacher_is_refused(order: Any, loss: Callable[..., T
         ({"inner_lr": math.nan}, "inner_lr"),
         ({"inner_lr": math.inf}, "inner_lr"),
         ({"order": "third"}, "second, first, got 'third'"),
-        ({"lr_factors": {"v": 1.0}}, "no weights of the student: v"),
+        ({"lr_factors": {"v": 1.0}}, "not weights of the student: v"),
     ],
 )
 def test_raises(change: dict[str, Any], message: str) -> None:

@@ -276,7 +276,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_teacher_moves(splits: Sp
     student, teacher = nets(splits)
     before = copy_of(teacher)
     images = torch.full((16, 1, 8, 8), float("nan"))
-    with pytest.raises(TrainingError, match="quiz has no finite gradient.*epoch 3, step 5.*inner_lr") as caught:
+    with pytest.raises(
+        TrainingError, match="quiz gradient with respect to the teacher is not finite.*epoch 3, step 5.*inner_lr"
+    ) as caught:
         step_of(splits, student, teacher)(batch_of(splits, images=images, epoch=2, step=4))
     assert (caught.value.term, caught.value.epoch, caught.value.step) == ("quiz", 3, 5)
     assert same(before, copy_of(teacher))

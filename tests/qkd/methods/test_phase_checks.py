@@ -51,7 +51,7 @@ def test_phases_that_work(phases: list[PhaseConfig]) -> None:
         ([phase(trains="modules")], 0, "trains", "no term of the phase has one to train"),
         ([phase(ATTENTION)], 0, "terms", "none of them reads the student"),
         ([phase(), phase(LABELS, combine="clipped")], 1, "combine", "no term needs the teacher"),
-        ([phase(SOFT, combine="clipped")], 0, "combine", "does without the teacher (e.g. cross_entropy)"),
+        ([phase(SOFT, combine="clipped")], 0, "combine", "works without the teacher (e.g. cross_entropy)"),
         ([phase(LABELS, SOFT | {"weight": 0}, combine="clipped")], 0, "combine", "no term needs the teacher"),
         ([phase(LABELS, ATTENTION, combine="clipped")], 0, "combine", "no term needs the teacher"),
         ([phase(GRAPH), phase(ATTENTION, trains="modules")], 0, "terms", "nothing trains the attention of multi_head"),
@@ -75,7 +75,7 @@ def test_phases_that_do_not(phases: list[PhaseConfig], index: int, key: str, mes
 @pytest.mark.parametrize(
     ("phases", "index", "key", "message"),
     [
-        ([phase(combine="clipped")], 0, "combine", "not its peers' loss; say `peers: false`"),
+        ([phase(combine="clipped")], 0, "combine", "not its peers' loss; set `peers: false`"),
         ([phase(LABELS, SOFT, combine="clipped")], 0, "combine", "not its peers' loss"),
         ([phase(ATTENTION, trains="modules")], 0, "trains", "its peers learn in this phase"),
         ([phase(), phase(GRAPH, peers=False)], 1, "terms", "nothing trains the attention"),

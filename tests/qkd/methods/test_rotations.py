@@ -263,7 +263,7 @@ def test_refusals() -> None:
     for step in (RotationStep, PeerStep):
         with pytest.raises(ValueError, match=r"student has 3 \(layer1, layer2, layer3\) and the teacher 2"):
             step(student, fewer, OFFLINE)
-    with pytest.raises(ValueError, match="the teacher needs a branch a tap, got 3 branches and 2 taps"):
+    with pytest.raises(ValueError, match="the teacher needs one branch per tap, got 3 branches and 2 taps"):
         BranchedNet(teacher.net, teacher.branches, ["layer1", "layer2"], role="teacher")
     with pytest.raises(ValueError, match="the student has no module 'layer9'"):
         BranchedNet(student.net, nn.ModuleList(student.branches[:1]), ["layer9"], role="student")

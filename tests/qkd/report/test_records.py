@@ -63,7 +63,7 @@ def test_an_ensemble_without_members_is_refused_by_name(tmp_path: Path) -> None:
     write(path, {**whole, "ensemble": None})
     summarize(tmp_path / "run")
     write(path, {**whole, "ensemble": {"test_accuracy": 0.5}})
-    with pytest.raises(DamagedFileError, match="an ensemble comes with its members"):
+    with pytest.raises(DamagedFileError, match="an ensemble needs its members"):
         summarize(tmp_path / "run")
 
 

@@ -126,7 +126,7 @@ def test_an_ensemble_has_no_features(data: Path) -> None:
 def test_an_ensemble_has_no_last_layer(ensemble: RunFolder, data: Path, tmp_path: Path) -> None:
     terms = [{"loss": "class_relation"}]
     run = run_tiny(tiny_config(data, {**ENSEMBLE, "student.terms": terms, "name": "layer"}), tmp_path, "teacher")
-    with pytest.raises(ValueError, match="ensemble of 3 nets: it has neither features nor a last layer"):
+    with pytest.raises(ValueError, match="ensemble of 3 nets: it has no features and no last layer"):
         STAGES["distill"](run, Silent())
 
 

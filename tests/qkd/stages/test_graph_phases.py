@@ -214,16 +214,16 @@ def test_terms_without_phases_and_an_auxiliarys_are_looked_at_as_well() -> None:
     assert where == ("student", "auxiliary", "terms") and "nothing trains the attention" in what
     phases = [{"epochs": 1, "terms": [{"loss": "soft_target"}], "combine": "clipped"}]
     ((where, what),) = name_faults({"student": {"auxiliary": {"phases": phases}}})
-    assert where == ("student", "auxiliary", "phases", 0, "combine") and "does without the teacher" in what
+    assert where == ("student", "auxiliary", "phases", 0, "combine") and "works without the teacher" in what
     peers = {"student": {"peers": {"nets": [{}]}, "phases": [{"epochs": 1, "combine": "clipped"}]}}
     ((where, what),) = name_faults(peers)
-    assert where == ("student", "phases", 0, "combine") and "say `peers: false`" in what
+    assert where == ("student", "phases", 0, "combine") and "set `peers: false`" in what
 
 
 def test_modules_that_no_tap_needs_are_told(data: Path) -> None:
     own = [{"name": "warm", "epochs": 1, "trains": "modules", "terms": [{"loss": "hint", "taps": [["fc", "fc"]]}]}]
     rest = [{"epochs": 4, "terms": [{"loss": "cross_entropy"}]}]
-    with pytest.raises(ValueError, match="phase warm: trains `modules`, but at these taps no term needs one"):
+    with pytest.raises(ValueError, match="phase warm: trains `modules`, but no term needs one at these taps"):
         built(data, config(data, **{"student.phases": own + rest}))
 
 

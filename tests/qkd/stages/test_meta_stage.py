@@ -202,7 +202,7 @@ def test_what_it_does_not_go_with(data: Path, changes: dict[str, Any], message: 
         ({"terms": [{"loss": "cross_entropy"}, {"loss": "soft_target", "weight": 0}]}, "no term of the phase reads"),
         (
             {"terms": [{"loss": "soft_target"}, {"loss": "singular_vector", "taps": [["a", "a"], ["b", "b"]]}]},
-            "no gradient passes singular_vector into the teacher",
+            "no gradient flows through singular_vector into the teacher",
         ),
         ({"trains": "modules", "terms": [{"loss": "hint", "taps": [["a", "a"]]}]}, "the student does not learn"),
         ({"combine": "clipped", "terms": [{"loss": loss} for loss in ("cross_entropy", "soft_target")]}, "plain sum"),

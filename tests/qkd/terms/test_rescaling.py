@@ -98,7 +98,7 @@ def test_what_is_refused() -> None:
     targets = soft_targets(terms(("soft_target", 1.0, {})))
     assert targets is not None
     for student, teacher, labels, message in (
-        (logits(0), logits(1)[:4], LABELS, "of one shape"),
+        (logits(0), logits(1)[:4], LABELS, "of the same shape"),
         (logits(0)[:, :1], logits(1)[:, :1], LABELS, "at least 2 classes"),
         (logits(0), logits(1), LABELS[:4], "and labels"),
     ):

@@ -1,3 +1,3 @@
-"""Images that are inverted out of a teacher, a batch at a time, and the pool that keeps them on disk."""
+"""Images inverted from a teacher, one batch at a time, and the pool that keeps them on disk."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""CMI's synthesis: a fresh generator for every batch, and a head that tells its images from earlier ones."""
+"""CMI's synthesis: a fresh generator for every batch, and a head that distinguishes its images from earlier ones."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from qkd.methods.data_free.making.watching import Seen
 from qkd.seeding import global_stream, stream
 
 TEMPERATURE = 0.1
-HEAD = 256  # features that views are compared in
+HEAD = 256  # size of the features in which views are compared
 BANK = 4096  # pairs of the memory bank that are kept; the released code keeps 40,960 and samples 4,096 of them
 BETAS = (0.5, 0.999)
 LEAST_AREA = 0.25  # of a local view
-DEVIATION = 0.02  # of the weights that a generator begins with
+DEVIATION = 0.02  # of a generator's initial weights
 
 
 class Contrast(Inverter):
-    """Inversion through a generator, with contrast; against a student also where it differs, of one decision."""
+    """Inversion through a generator, with contrast; with a student, also by its divergence at equal decisions."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:
-        """Return a batch; head, its optimizer and the bank continue from the batch before."""
+        """Return a batch. The head, its optimizer and the bank continue from the previous batch."""
         draws = stream(self.seed, "inversion", index)
         generator = self._generator(index)
         latents = torch.randn(count, self.settings.latent, generator=draws).to(self.device).requires_grad_()
@@ -65,12 +65,12 @@ class Contrast(Inverter):
 
 
 def padding_of(splits: Splits) -> int:
-    """Return by how many pixels a global view is shifted at most: an eighth of the side."""
+    """Return the largest shift of a global view in pixels: an eighth of the side."""
     return max(1, min(splits.image_shape[1:]) // 8)
 
 
 class _Memory:
-    """What CMI keeps from batch to batch: the head with its optimizer, and features of earlier images."""
+    """State that CMI keeps from batch to batch: the head with its optimizer, and features of earlier images."""
 
     def __init__(self, features: int, seed: int, device: torch.device, state: dict[str, np.ndarray], lr: float) -> None:
         with global_stream(seed, "init", "contrast"):
@@ -88,7 +88,7 @@ class _Memory:
         return contrastive_loss(self.head(local_views), self.head(global_views), *cached, temperature=TEMPERATURE)
 
     def state(self, views: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
-        """Return what the next batch continues from, and the features of this one, for the bank."""
+        """Return the state for the next batch, and the features of this one for the bank."""
         tensors = {"bank_local": views[0], "bank_global": views[1], **self.head.state_dict()}
         for name, parameter in self.head.named_parameters():
             tensors |= {f"{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}
@@ -105,5 +105,5 @@ class _Memory:
 
 
 def _features(seen: Seen) -> Tensor:
-    """Return what CMI compares: the mean over the plane of what enters each batch norm, ``[batch, features]``."""
+    """Return what CMI compares: the spatial mean of each batch norm's input, ``[batch, features]``."""
     return torch.cat([one.flatten(2).mean(2) if one.dim() > 2 else one for one in seen.inputs], 1)

@@ -1,4 +1,4 @@
-"""A pool that grows while the student learns: each batch of images is made against the student of that moment."""
+"""A pool that grows while the student learns: each batch of images is made against the current student."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GROWING_INVERSIONS: Mapping[
 
 
 class Grown(nn.Module):
-    """How far a pool has grown, in every checkpoint of the training that it grows with."""
+    """A pool's progress, kept in every checkpoint of the training that it grows with."""
 
     made: Tensor
     losses: Tensor
@@ -52,17 +52,17 @@ class Grown(nn.Module):
 
 
 class GrowingPool:
-    """Inverted images of which the later ones are made against the student.
+    """Inverted images, the later ones made against the student.
 
-    The first ones, a tenth and one batch at least, are made without it: they also calibrate it.
+    The first tenth, at least one batch, is made without it and also calibrates it.
 
     Args:
-        teacher: Frozen; it has what the method reads.
-        student: What learns. It is in eval mode while images are made, as published, and nothing of it changes.
-        settings: Which method, with its weights.
+        teacher: Frozen, with everything that the method reads.
+        student: The net that learns. It is in eval mode while images are made, as published, and does not change.
+        settings: The method, with its weights.
         splits: Shape of the images, classes, mean and standard deviation.
-        seed: Of the run.
-        device: Of the nets.
+        seed: Seed of the run.
+        device: Device of the nets.
     """
 
     def __init__(
@@ -80,23 +80,23 @@ class GrowingPool:
         self.grown = Grown().to(device)
         self.files: BatchFiles | None = None
         self._parts: list[Tensor] = []
-        self._first: Inverted | None = None  # made before it is known where its file shall be
+        self._first: Inverted | None = None  # made before the location of its file is known
         self._pool: Pool | None = None
 
     @property
     def warm_up(self) -> int:
-        """Return how many batches are made without the student."""
+        """Return the number of batches made without the student."""
         return max(1, round(WARM_UP * self.count))
 
     @property
     def facts(self) -> dict[str, Tensor]:
-        """Return the last batch's loss, shape ``[]``; against a student in float also that against the low-bit one."""
+        """Return the last batch's loss, shape ``[]``; with a float student, also the loss against the low-bit one."""
         return rival_facts("inversion", self.grown.losses, self.settings.student_for_generator)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return images of the present pool, each at most once where there are enough, and the teacher's classes.
+        """Return images from the current pool, without repeats if there are enough, and the teacher's classes.
 
-        One without images gets its first batch.
+        An empty pool gets its first batch.
         """
         if not self._parts:
             self._begin()
@@ -106,25 +106,25 @@ class GrowingPool:
         return self._pool.draw(count, generator)
 
     def settle_in(self, folder: Path) -> None:
-        """Say where its batches are; a training that is resumed has the files of those that it had made.
+        """Set the folder of its batches. A resumed training has the files of those already made.
 
         Args:
-            folder: Of the training.
+            folder: Folder of the training.
         """
         self.files = BatchFiles(make_folder(folder / FOLDER), self.count)
 
     def grow(self, due: int) -> None:
-        """Make what is due of the pool by now; read what was made before an interruption.
+        """Make the batches that are due by now, and read those made before an interruption.
 
         Args:
             due: Batches in all.
 
         Raises:
-            FileNotFoundError: If the file of a batch that was made is gone.
+            FileNotFoundError: If the file of a finished batch is missing.
             ValueError: If one is damaged.
         """
         if self.files is None:
-            raise ValueError("a growing pool has no folder yet")
+            raise ValueError("the growing pool has no folder yet")
         if not self._parts:
             self._read(int(self.grown.made))
         if self._first is not None:
@@ -144,15 +144,15 @@ class GrowingPool:
         self._add(self._first)
 
     def _read(self, made: int) -> None:
-        """Read the batches that a resumed training had; without any, or without the first one's file, make that."""
+        """Read the batches of a resumed training. If there are none, or the first one's file is missing, make it."""
         if self.files is None or made == 0 or not self.files.files[0].is_file():
-            self._begin()  # it depends on no student
+            self._begin()  # it does not depend on a student
         first = len(self._parts)
         if self.files is not None and made > first:
             files = self.files.files[first:made]
             if gone := [path for path in files if not path.is_file()]:
                 raise FileNotFoundError(
-                    f"{gone[0]} is gone: the resumed checkpoint belongs to {made} batches of images; restore "
+                    f"{gone[0]} is missing: the resumed checkpoint belongs to {made} batches of images; restore "
                     f"it, or delete {self.files.place.parent} to train again"
                 )
             self._parts += [load_pool([path]).to(self.device) for path in files]
@@ -177,17 +177,17 @@ class GrowingPool:
 
 
 class GrowingSource(MadeSource):
-    """Batches of a pool that grows, evenly over the training: the last of its batches is there for as long as any.
+    """Batches of a pool that grows evenly over the training, so that the last batch is in use as long as any other.
 
-    A batch of the pool is made behind the student's step (and the checkpoint) before, so that a training that is
-    resumed makes it again against the same student.
+    A batch of the pool is made after the previous student step (and checkpoint), so that a resumed training
+    makes it again against the same student.
 
     Args:
         job: Its seed, role, agent, device and folder.
-        pool: What grows.
-        images: An epoch.
-        agent: Of the student.
-        arrangement: Of the images of a batch, as for :class:`MadeSource`.
+        pool: The pool.
+        images: Images per epoch.
+        agent: Agent of the student.
+        arrangement: Arrangement of the images of a batch, as for :class:`MadeSource`.
     """
 
     def __init__(
@@ -208,11 +208,11 @@ class GrowingSource(MadeSource):
 
 
 def due(count: int, step: int, steps: int) -> int:
-    """Return how many batches of a pool are there before a step: batch ``i`` comes before step ``i * steps // count``.
+    """Return how many batches a pool has before a step: batch ``i`` is made before step ``i * steps // count``.
 
     Args:
-        count: Batches in the end.
-        step: Of the training, from 0.
-        steps: Of the training.
+        count: Final number of batches.
+        step: Step of the training, from 0.
+        steps: Number of steps of the training.
     """
     return sum(index * steps // count <= step for index in range(count))

@@ -1,4 +1,4 @@
-"""Images that are optimized themselves until a frozen teacher sees in them what it shall: DeepInversion, ZSKD."""
+"""Images optimized directly until a frozen teacher gives the desired outputs: DeepInversion, ZSKD."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Inverted:
 
     Args:
         images: Normalized, float32, shape ``[batch, channels, height, width]``.
-        state: Arrays that the next batch is made from, by name.
-        loss: At its best step.
-        low_bit_loss: The same against the low-bit student, where the images were made against its float weights.
+        state: Arrays for making the next batch, by name.
+        loss: The loss at its best step.
+        low_bit_loss: The same against the low-bit student, if the images were made against its float weights.
     """
 
     images: Tensor
@@ -43,24 +43,24 @@ class Inversion(Protocol):
     """How a batch of a pool is made."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:
-        """Return batch ``index`` of ``count`` images, from what the one before has left."""
+        """Return batch ``index`` of ``count`` images, from the state that the previous one left."""
         ...
 
 
 class Best:
-    """The images of the best step, copied: the optimizer moves the ones that it was given."""
+    """A copy of the images of the best step: the optimizer changes its own in place."""
 
     def __init__(self) -> None:
         self.loss, self.images = float("inf"), torch.empty(0)
         self.low_bit: float | None = None
 
     def offer(self, loss: Tensor, images: Tensor, *, low_bit: float | None = None) -> bool:
-        """Keep images whose loss is less than any before; return whether it is.
+        """Keep the images if their loss is the lowest so far; return whether it is.
 
         Args:
             loss: Shape ``[]``.
-            images: Of this step.
-            low_bit: The loss against the low-bit student, where another was reduced.
+            images: Images of this step.
+            low_bit: The loss against the low-bit student, if a different one was minimized.
 
         Raises:
             FloatingPointError: If the loss is not finite.
@@ -78,14 +78,14 @@ class Best:
 
 @torch.no_grad()
 def low_bit_loss(total: Callable[[Tensor | None], Tensor], answer: Answer | None) -> float | None:
-    """Return a loss against the low-bit student; None where there is none, or it is what the loss is against."""
+    """Return a loss against the low-bit student; None if there is none, or the loss is against it already."""
     if answer is None or answer.low_bit is answer.logits:
         return None
     return float(total(answer.low_bit))
 
 
 def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
-    """Move what optimizers hold against the gradient of a loss."""
+    """Take one step of the optimizers along the gradient of a loss."""
     parameters = [one for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]]
     # not `backward`: a student that the images are made against would get gradients, too
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -97,16 +97,16 @@ def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
 
 @dataclass(frozen=True)
 class Inverter:
-    """What an inversion works with.
+    """Base class of inversions.
 
     Args:
-        teacher: Frozen; it has what the method reads.
-        settings: Rate, steps, weights, and what else the method reads.
+        teacher: Frozen, with everything that the method reads.
+        settings: Rate, steps, weights, and whatever else the method reads.
         splits: Shape of the images, classes, mean and standard deviation.
-        seed: Of the run.
-        device: Of the teacher.
-        rival: The student that images are made against; None where they are made for students of all kinds, or before
-            the first of its steps.
+        seed: Seed of the run.
+        device: Device of the teacher.
+        rival: The student that images are made against; None if they are made for any student, or
+            before its first step.
     """
 
     teacher: Watched
@@ -122,10 +122,10 @@ class Inverter:
 
 
 class DeepInversion(Inverter):
-    """Images from noise: a class, smoothness, the teacher's statistics; adaptive: and where a student differs."""
+    """Images from noise: a class, smoothness, the teacher's statistics; adaptive: also disagreement with a student."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
-        """Return a batch; it depends on no other."""
+        """Return a batch; it does not depend on any other."""
         generator, shape = stream(self.seed, "inversion", index), (count, *self.splits.image_shape)
         images = torch.randn(shape, generator=generator).to(self.device).requires_grad_()
         labels = (torch.arange(count) % len(self.splits.classes)).to(self.device)
@@ -147,10 +147,10 @@ class DeepInversion(Inverter):
 
 
 class DataImpressions(Inverter):
-    """ZSKD's images: pixels in 0 to 1 whose softened outputs are what was drawn for them."""
+    """ZSKD's images: pixels in 0 to 1 whose softened outputs match sampled targets."""
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:  # noqa: ARG002
-        """Return a batch; it depends on no other."""
+        """Return a batch; it does not depend on any other."""
         generator = stream(self.seed, "inversion", index)
         pixels = torch.rand((count, *self.splits.image_shape), generator=generator).to(self.device)
         pixels.requires_grad_()
@@ -166,7 +166,7 @@ class DataImpressions(Inverter):
         return Inverted(best.images, {}, best.loss)
 
     def targets(self, index: int, count: int) -> Tensor:
-        """Return what a batch's outputs shall be: rows of probabilities, classes take turns, and so do scales."""
+        """Return a batch's target outputs: rows of probabilities, cycling through classes and scales."""
         if self.teacher.last is None:
             raise ValueError("zskd reads the weights of the teacher's last linear layer, but it has none")
         similarity = class_similarity(self.teacher.last.weight.detach().double().cpu())
@@ -183,7 +183,7 @@ class DataImpressions(Inverter):
 
 
 def _full_range(pixels: Tensor) -> Tensor:
-    """Return each image stretched to 0 to 1; one of a single value stays."""
+    """Return each image stretched to 0 to 1; constant images are unchanged."""
     flat = pixels.flatten(1)
     least, most = (one[:, None, None, None] for one in (flat.amin(1), flat.amax(1)))
     return torch.where(most > least, (pixels - least) / (most - least).clamp_min(1e-12), pixels)

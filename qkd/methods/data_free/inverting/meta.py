@@ -1,4 +1,4 @@
-"""Fast-DFKD's synthesis: every batch begins with a generator that all batches before it have taught to be near."""
+"""Fast-DFKD's synthesis: every batch starts from a generator meta-learned on all earlier batches."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _META, _MOMENTS = "meta/", "moments/"
 class MetaInversion(Inverter):
     r"""Inversion through a copy of a meta-generator, which then takes one step along the copy's gradients.
 
-    The first-order form (FOMAML), as released: the meta-gradient is the sum of the gradients that the copy has seen on
-    its way, and Adam takes it at ``lr * pool_steps``.
+    The first-order form (FOMAML), as released: the meta-gradient is the sum of the copy's gradients, and
+    Adam applies it at ``lr * pool_steps``.
 
     Deviations: the teacher's statistics are compared with one batch's (released: with an average over batches, of
-    momentum 0.9), and no layer of the meta-generator is reset on the way.
+    momentum 0.9), and no layer of the meta-generator is reset in between.
 
     References:
         Fang et al., `Up to 100x Faster Data-free Knowledge Distillation <https://arxiv.org/abs/2112.06253>`_, 2022.
     """
 
     def __call__(self, index: int, count: int, state: dict[str, np.ndarray]) -> Inverted:
-        """Return a batch; the meta-generator and its optimizer continue from the batch before."""
+        """Return a batch. The meta-generator and its optimizer continue from the previous batch."""
         draws = stream(self.seed, "inversion", index)
         meta = _Meta(build_generator(self.settings, self.splits, self.seed, "meta").to(self.device), self._meta_rate)
         meta.restore(state)
@@ -61,7 +61,7 @@ class MetaInversion(Inverter):
 
             def total(logits: Tensor | None, seen: Seen = seen) -> Tensor:
                 opposed = None if logits is None else decision_adversarial_loss(logits, seen.logits)
-                nothing = torch.zeros((), device=seen.logits.device)  # of CMI's loss, the part without contrast
+                nothing = torch.zeros((), device=seen.logits.device)  # CMI's loss without contrast
                 return cmi_inversion_loss(
                     seen.logits, labels, seen.statistics(), nothing, opposed, contrast_weight=0.0, **self.weights()
                 )
@@ -77,7 +77,7 @@ class MetaInversion(Inverter):
 
 
 class _Meta:
-    """The meta-generator, its optimizer, and the gradient that it gets."""
+    """The meta-generator, its optimizer, and its accumulated gradient."""
 
     def __init__(self, net: nn.Module, rate: float) -> None:
         self.net = net.train()
@@ -90,20 +90,20 @@ class _Meta:
             total += gradient
 
     def step(self) -> None:
-        """Move along the sum."""
+        """Take a step along the sum."""
         for parameter, total in zip(self.net.parameters(), self._sums, strict=True):
             parameter.grad = total
         self.optimizer.step()
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what the next batch continues from."""
+        """Return the state for the next batch."""
         tensors = {_META + name: tensor for name, tensor in self.net.state_dict().items()}
         for name, parameter in self.net.named_parameters():
             tensors |= {f"{_MOMENTS}{name}/{key}": value for key, value in self.optimizer.state[parameter].items()}
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Put back what the batch before has left; of the first batch, nothing."""
+        """Restore the state that the previous batch left; nothing for the first batch."""
         if not state:
             return
         tensors = {name: torch.from_numpy(array.copy()) for name, array in state.items()}

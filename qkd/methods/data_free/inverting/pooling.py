@@ -1,4 +1,4 @@
-"""A pool of inverted images on disk: a file a batch, made in order, so that an interrupted one resumes."""
+"""A pool of inverted images on disk: one file per batch, made in order, so that it can resume after an interruption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from qkd.training import FitResult
 from qkd.training.assembly import Context, Made
 
 FOLDER = "pool"  # in the generator's folder
-BANKS = ("bank_local", "bank_global")  # features that the next batches get of batches before
+BANKS = ("bank_local", "bank_global")  # features of earlier batches for the next ones
 _STATE = "state/"
 INVERSIONS: Mapping[str, Callable[[Watched, DataFreeConfig, Splits, int, torch.device], Inversion]] = {
     "deep_inversion": DeepInversion,
@@ -39,11 +39,11 @@ INVERSIONS: Mapping[str, Callable[[Watched, DataFreeConfig, Splits, int, torch.d
 
 
 class BatchFiles:
-    """The files of a pool's batches: images, and what the next batch is made from.
+    """The files of a pool's batches: images, and the state for the next batch.
 
     Args:
-        place: Their folder.
-        count: How many there are in the end.
+        place: Folder of the files.
+        count: Final number of files.
     """
 
     def __init__(self, place: Path, count: int) -> None:
@@ -51,12 +51,12 @@ class BatchFiles:
         self.files = [place / f"batch_{index:05d}.npz" for index in range(count)]
 
     def write(self, index: int, made: Inverted, **facts: Any) -> None:
-        """Write a batch, whole or not at all."""
+        """Write a batch atomically."""
         state = {_STATE + name: array for name, array in made.state.items()}
         write_arrays(self.files[index], images=made.images.cpu().numpy(), loss=np.float64(made.loss), **facts, **state)
 
     def state(self, index: int) -> dict[str, np.ndarray]:
-        """Return what a batch continues from, always read from files: the last one's state, the latest features."""
+        """Return the state that a batch continues from, always read from files: the last state, the latest features."""
         files = self.files[:index]
         last = _state_of(files[-1]) if files else {}
         if not set(BANKS) <= set(last):
@@ -71,11 +71,11 @@ class PoolRole:
     """The inverted images of a run.
 
     Args:
-        context: The run; what the student learns from is trained.
+        context: The run; the student's teachers are trained already.
         settings: The config's ``student.data_free``.
     """
 
-    train = None  # no net is trained: images are
+    train = None  # no net is trained, only images
 
     def __init__(self, context: Context, settings: DataFreeConfig) -> None:
         self.context = Context(context.run, sightless(context.splits), context.device, context.progress)
@@ -89,14 +89,14 @@ class PoolRole:
         return self.context.run.path / self.folder / FOLDER
 
     def agent(self) -> AgentConfig:
-        """Return the agent that does nothing."""
+        """Return an agent that does nothing."""
         return AgentConfig(policy="none")
 
     def make(self) -> Made:
         """Load the teacher.
 
         Raises:
-            FileNotFoundError: If what it learns from is not there yet.
+            FileNotFoundError: If what it learns from does not exist yet.
             ValueError: If the teacher's file is damaged.
         """
         context = self.context
@@ -126,7 +126,7 @@ class PoolRole:
         return [*files, self._origin, *self._shown(), self._metrics(files)]
 
     def files(self) -> list[Path]:
-        """Return the files of its batches, whether they are there or not."""
+        """Return the files of its batches, whether they exist or not."""
         return self.batches.files
 
     def _write(self, inversion: Inversion, index: int) -> None:
@@ -139,7 +139,7 @@ class PoolRole:
         return self.place / "origin.json"
 
     def _hold_origin(self) -> None:
-        """Write down what the pool is made from; refuse one that was begun with something else."""
+        """Record what the pool is made from; reject a pool that was started from something else."""
         run = self.context.run
         now: dict[str, Any] = {
             "made from": teacher_marks(run), **origin_settings(self.context.config, self.settings)
@@ -148,7 +148,7 @@ class PoolRole:
         if self._origin.is_file() and (then := read_json(self._origin)) != now:
             changed = sorted(key for key in {**then, **now} if then.get(key) != now.get(key))
             raise ValueError(
-                f"{self.place}: the pool was begun with something else ({', '.join(changed)}); delete the folder to "
+                f"{self.place}: the pool was started from something else ({', '.join(changed)}); delete the folder to "
                 f"start from scratch, or give the run another name (name=...)"
             )
         write_json(self._origin, now)
@@ -179,12 +179,12 @@ class PoolRole:
 
 
 def batches_of(settings: DataFreeConfig) -> int:
-    """Return how many batches a pool has in the end."""
+    """Return the final number of batches of a pool."""
     return -(-settings.pool_images // settings.batch_size)
 
 
 def size_of(settings: DataFreeConfig, index: int) -> int:
-    """Return how many images a batch has: the last one what is left."""
+    """Return how many images a batch has; the last one has the remainder."""
     return min(settings.batch_size, settings.pool_images - index * settings.batch_size)
 
 
@@ -197,13 +197,13 @@ def load_pool(files: list[Path]) -> Tensor:
     """Return the images of a pool's files, normalized, float32, on the CPU.
 
     Raises:
-        FileNotFoundError: If one is not there yet.
+        FileNotFoundError: If one does not exist yet.
         ValueError: If one is damaged.
     """
     parts = []
     for path in files:
         images = read_arrays(path).get("images")
         if images is None or images.dtype != np.float32 or images.ndim != 4:
-            raise ValueError(f"{path}: is not a batch of inverted images; delete it to have it made again")
+            raise ValueError(f"{path}: not a batch of inverted images; delete it to regenerate it")
         parts.append(torch.from_numpy(images))
     return torch.cat(parts)

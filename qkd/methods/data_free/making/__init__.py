@@ -1,3 +1,3 @@
-"""How images are made: generators, what they are judged by, and the sources that give them to a training."""
+"""How images are made: generators, their objectives, and the sources that feed a training."""
 
 __all__: list[str] = []

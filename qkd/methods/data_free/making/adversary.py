@@ -1,4 +1,4 @@
-"""A generator that learns along: it moves between the student's steps, inside the source of batches."""
+"""A generator that learns with the student: the source of batches updates it between the student's steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Move:
 
     Args:
         loss: Shape ``[]``.
-        images: That it was taken on, made before it.
+        images: The images that it was computed on, made before it.
     """
 
     loss: Tensor
@@ -39,15 +39,16 @@ class Move:
 
 
 class Adversary:
-    """A generator that learns along, its optimizer, and the nets that it plays between.
+    """A generator that learns together with the student, its optimizer, and both nets.
 
     Args:
         net: The generator, on its device.
-        optimizer: Of its parameters.
+        optimizer: For its parameters.
         teacher: Frozen.
-        student: What learns; its weights stay, but batch norm in training mode sees these images, too (as published).
-        settings: Which method, with its weights.
-        classes: Of the teacher.
+        student: The net that learns. Its weights do not change, but batch norm in training mode sees these images,
+            too (as published).
+        settings: The method, with its weights.
+        classes: Number of classes of the teacher.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class Adversary:
 
     @property
     def facts(self) -> dict[str, Tensor]:
-        """Return the last step's loss, shape ``[]``; against a student in float also that against the low-bit one."""
+        """Return the last step's loss, shape ``[]``; with a float student, also the loss against the low-bit one."""
         return rival_facts("generator", self.net.references, self.settings.student_for_generator)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return images as the generator makes them now."""
+        """Return images from the current generator."""
         with torch.no_grad():
             return self.net(*self.latents(count, generator)), None
 
@@ -92,7 +93,7 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             told = loss if answer is None or answer.low_bit is answer.logits else self._loss(moment, answer.low_bit)
-            # shown with every step until the next one, also by a resumed training
+            # shown with every step until the next update, also by a resumed training
             self.net.references.copy_(torch.stack((loss.detach(), told.detach())))
         return Move(loss.detach(), images.detach())
 
@@ -102,21 +103,21 @@ class Adversary:
 
 
 class AdversarialSource(MadeSource):
-    """Images of a generator that learns along: before every ``student_steps`` steps of the student it takes one.
+    """Images of a generator that learns with the student: one step before every ``student_steps`` student steps.
 
-    Where both learn jointly (DAFL as published), it takes one before each, and the student learns from the very images
-    of that step: the sum of both losses, back-propagated once, has the same two gradients, since the generator's loss
-    does not read the student, and the images are constants to the student's.
+    If both learn jointly (DAFL as published), it takes one before each, and the student learns from
+    the same images: the sum of both losses, back-propagated once, has the same two gradients, since the generator's
+    loss does not read the student, and the images are constants to the student's.
 
-    A batch is made when the loop asks for it, behind the step (and the checkpoint) before, so that a training that is
-    resumed finds the generator unchanged.
+    A batch is made when the loop requests it, after the previous step (and checkpoint), so that a resumed training
+    finds the generator unchanged.
 
     Args:
         job: Its seed, role, agent and device.
         adversary: The generator.
-        images: An epoch.
-        agent: Of the student.
-        arrangement: Of the images of a batch, as for :class:`MadeSource`.
+        images: Images per epoch.
+        agent: Agent of the student.
+        arrangement: Arrangement of the images of a batch, as for :class:`MadeSource`.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class AdversarialSource(MadeSource):
             return
         same = self._adversary.settings.method in SAME_LATENTS
         draws = self._stream("made" if same else "adversary", epoch, step // self._every)
-        torch.manual_seed(derive(self._job.seed, self._job.role, "adversary", epoch, step))  # drop-out of the student
+        torch.manual_seed(derive(self._job.seed, self._job.role, "adversary", epoch, step))  # dropout of the student
         move = self._adversary.learn(size, draws)
         self._joint_images = move.images if self._is_joint else None
         if not bool(torch.isfinite(move.loss)):

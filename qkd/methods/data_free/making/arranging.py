@@ -1,4 +1,4 @@
-"""What becomes of made images before a student sees them: procedural ones join them, and some are put into boxes."""
+"""Changes to made images before a student sees them: procedural images are added, and some are put into boxes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qkd.data import Splits
 from qkd.methods.data_free.making.procedural import Procedural
 from qkd.methods.method import Synthesis
 
-SHRINKS = (-0.2, 1.1)  # natural logarithm of how many times smaller a side gets: 0.8 to 3 times
-TILT, SHIFT = 0.3, 0.3  # at most: radians, and halves of a side
+SHRINKS = (-0.2, 1.1)  # natural logarithm of the factor by which a side shrinks: 0.8 to 3
+TILT, SHIFT = 0.3, 0.3  # limits: radians, and halves of a side
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Arrangement:
     """How a batch is put together.
 
     Args:
-        procedural: Makes the images that join; None where none do.
-        share: Of a batch, that these have.
+        procedural: Makes the images to add; None if there are none.
+        share: Their share of a batch.
         boxed: Probability that an image is put into a box.
         mean: Per channel, fractions of the full range.
         std: Likewise.
@@ -42,7 +42,7 @@ class Arrangement:
         return self.procedural is None and self.boxed == 0
 
     def made(self, count: int) -> int:
-        """Return how many of a batch the method makes: one at least, and all but one where others join."""
+        """Return how many of a batch the method makes: at least one, and at most all but one if others are added."""
         if self.procedural is None:
             return count
         return max(1, min(count - 1, count - round(self.share * count)))
@@ -50,13 +50,13 @@ class Arrangement:
     def __call__(
         self, images: Tensor, labels: Tensor | None, count: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Return a batch, and the classes where they are still known: not of images that joined or were changed.
+        """Return a batch, and the classes if they are still known: not if images were added or changed.
 
         Args:
             images: Normalized, shape ``[made, channels, height, width]``.
-            labels: Shape ``[made]``; None where no class was asked for.
+            labels: Shape ``[made]``; None if no class was requested.
             count: Images of the batch.
-            generator: Of the random numbers.
+            generator: For the random numbers.
         """
         if self.is_idle:
             return images, labels
@@ -79,25 +79,25 @@ class Arranged:
 
     Args:
         synthesis: Makes images.
-        arrangement: Of its images.
+        arrangement: Arrangement of its images.
     """
 
     def __init__(self, synthesis: Synthesis, arrangement: Arrangement) -> None:
         self._synthesis, self._arrangement = synthesis, arrangement
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return images, and the classes where they are still known."""
+        """Return images, and the classes if they are still known."""
         images, labels = self._synthesis.draw(self._arrangement.made(count), generator)
         return self._arrangement(images, labels, count, generator)
 
 
 def arrangement_of(settings: DataFreeConfig, splits: Splits, device: torch.device) -> Arrangement:
-    """Return how a config arranges its made images.
+    """Return the arrangement of made images for a config.
 
     Args:
         settings: The section of the config.
         splits: Shape of the images, mean and standard deviation.
-        device: Where they are wanted.
+        device: The device of the images.
     """
     kinds, mean, std = settings.procedural_kinds, splits.mean, splits.std
     joins = Procedural(splits.image_shape, kinds, mean, std, device) if settings.procedural_share else None
@@ -105,11 +105,11 @@ def arrangement_of(settings: DataFreeConfig, splits: Splits, device: torch.devic
 
 
 def in_boxes(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images on black: each has another size, side ratio, tilt and place, and what leaves the plane is cut off.
+    """Return images on black, each with random size, aspect ratio, tilt and position; parts outside are cut off.
 
     Args:
         pixels: Fractions of the full range, shape ``[batch, channels, height, width]``.
-        generator: Of the random numbers.
+        generator: For the random numbers.
     """
     count = len(pixels)
     across, down = (torch.empty(count).uniform_(*SHRINKS, generator=generator).exp() for _ in range(2))

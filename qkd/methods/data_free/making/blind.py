@@ -1,4 +1,4 @@
-"""The images of a run as a data-free student may use them: none; test images score it when it is trained."""
+"""The images that a data-free student is allowed to use: none, except test images to score it after training."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from qkd.data import Splits
 
 
 class RealImageError(RuntimeError):
-    """A real image was asked for where a training is data-free."""
+    """A real image was requested in a data-free training."""
 
 
 class NoImages:
-    """A part of a data set that gives no image.
+    """A split of a data set that never gives an image.
 
     Args:
-        count: How many images it says it has.
+        count: Number of images that it reports.
         shape: Channels, height and width.
     """
 
@@ -44,12 +44,12 @@ class NoImages:
             RealImageError: Always.
         """
         raise RealImageError(
-            f"the run is data-free (student.data_free), but {len(indices)} real images were asked for: what asks "
-            f"must take images of the data-free source"
+            f"the run is data-free (student.data_free), but {len(indices)} real images were requested; the caller "
+            f"must use images from the data-free source"
         )
 
     def subset(self, indices: Tensor) -> NoImages:
-        """Return as many images that it does not give."""
+        """Return a split of as many unavailable images."""
         return NoImages(len(indices), self._shape)
 
     def to(self, device: torch.device | str) -> NoImages:  # noqa: ARG002
@@ -64,7 +64,7 @@ def blind(splits: Splits) -> Splits:
 
 
 def sightless(splits: Splits) -> Splits:
-    """Return a data set without any image at all, test images included: for what is made before the student."""
+    """Return a data set without any images, even test images: for whatever is made before the student."""
     shape = splits.image_shape
     none = NoImages(0, shape)
     return replace(splits, train=NoImages(len(splits.train), shape), val=none, test=none, quiz=None, target=None)

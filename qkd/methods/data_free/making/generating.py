@@ -1,4 +1,4 @@
-"""The training of a generator: against the teacher alone, once, for students of all widths."""
+"""The training of a generator: once, against the teacher alone, for students of all widths."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from qkd.training.state import fill
 from quantizers.modes import evaluating
 
 NAME = "generator"  # of the stage, its folder and its manifest
-JUDGED = 512  # images that its histogram is taken from
+JUDGED = 512  # images for its histogram
 
 
 class TrainedGenerator(nn.Module):
-    """A generator with what its training remembers beside its weights.
+    """A generator and the state that its training keeps besides its weights.
 
     Args:
-        generator: What is kept in the end.
+        generator: The net that is kept in the end.
     """
 
     references: Tensor
@@ -60,10 +60,10 @@ def build_generator(settings: DataFreeConfig, splits: Splits, seed: int, *names:
     """Return a generator with random weights from the run's seed, on the CPU.
 
     Args:
-        settings: Which, and its sizes.
-        splits: The images it shall be like: their shape and classes.
-        seed: Of the run.
-        *names: Of the random stream.
+        settings: The generator's kind and sizes.
+        splits: The images to imitate: their shape and classes.
+        seed: Seed of the run.
+        *names: Names of the random stream.
     """
     sizes = {
         "classes": len(splits.classes),
@@ -81,8 +81,8 @@ def load_generator(run: RunFolder, settings: DataFreeConfig, splits: Splits) -> 
     """Return the run's trained generator, in eval mode, on the CPU.
 
     Raises:
-        FileNotFoundError: If there is none yet.
-        ValueError: If its file is damaged or of another generator.
+        FileNotFoundError: If it does not exist yet.
+        ValueError: If its file is damaged or of a different generator.
     """
     path = run.path / NAME / WEIGHTS
     if not path.is_file():
@@ -100,12 +100,12 @@ class GeneratorStep:
     """A step of a generator against the teacher.
 
     Args:
-        net: What is trained.
+        net: The net to train.
         teacher: Frozen.
-        settings: Which method, with its weights.
+        settings: The method, with its weights.
         splits: Mean and standard deviation of the images, for samples.
-        seed: Of the run.
-        folder: Gets samples.
+        seed: Seed of the run.
+        folder: Folder for samples.
     """
 
     net: TrainedGenerator
@@ -116,7 +116,7 @@ class GeneratorStep:
     folder: Path
 
     def __call__(self, batch: Batch) -> StepResult:
-        """Return the loss of a batch of latents; the labels are the classes that were asked for."""
+        """Return the loss of a batch of latents; the labels are the requested classes."""
         if batch.step == 0 and is_sampled(batch.epoch, self.settings.train.epochs):
             self.sample(batch.epoch)
         latents = batch.images.flatten(1)
@@ -130,22 +130,22 @@ class GeneratorStep:
         return StepResult(found.loss, terms, seen.logits, facts=facts_of(seen))
 
     def sample(self, epoch: int) -> Path:
-        """Write what the generator makes now."""
+        """Write a sample of the current generator."""
         return sample_generator(self.net, self.settings, self.splits, self.seed, self.folder, epoch)
 
 
 def sample_generator(
     net: TrainedGenerator, settings: DataFreeConfig, splits: Splits, seed: int, folder: Path, epoch: int
 ) -> Path:
-    """Write what a generator makes of latents that stay the same.
+    """Write a sample of a generator for fixed latents.
 
     Args:
         net: The generator.
         settings: Size of its latents.
         splits: Classes, mean and standard deviation of the images.
-        seed: Of the run.
-        folder: Gets the sample.
-        epoch: Epochs that are done.
+        seed: Seed of the run.
+        folder: Folder for the sample.
+        epoch: Number of finished epochs.
     """
     latents, labels = draw_latents(
         SHOWN, settings.latent, len(splits.classes), stream(seed, "samples"), net.references.device
@@ -159,7 +159,7 @@ class GeneratorRole:
     """The generator of a run.
 
     Args:
-        context: The run; what the student learns from is trained.
+        context: The run; the student's teachers are trained already.
         settings: The config's ``student.data_free``.
     """
 
@@ -176,14 +176,14 @@ class GeneratorRole:
         return self.settings.train
 
     def agent(self) -> AgentConfig:
-        """Return the agent that does nothing: there are no images."""
+        """Return an agent that does nothing: there are no images."""
         return AgentConfig(policy="none")
 
     def make(self) -> Made:
         """Build generator and teacher.
 
         Raises:
-            FileNotFoundError: If what it learns from is not there yet.
+            FileNotFoundError: If what it learns from does not exist yet.
             ValueError: If the teacher's file is damaged.
         """
         context, settings = self.context, self.settings
@@ -216,12 +216,12 @@ class GeneratorRole:
         return path
 
     def _shown(self, step: GeneratorStep) -> list[Path]:
-        """Write the last sample; return those of all epochs, which go where the generator is taken over."""
+        """Write the last sample; return those of all epochs, which are copied along with a reused generator."""
         step.sample(self.settings.train.epochs)
         return sample_files(step.folder)
 
     def _score(self, net: TrainedGenerator, teacher: Watched, fitted: FitResult | None) -> Path:
-        """Write what the teacher sees in its images: how often each class, how sure it is."""
+        """Write what the teacher sees in its images: the frequency of each class, and its confidence."""
         context, settings = self.context, self.settings
         classes = len(context.splits.classes)
         drawn = draw_latents(
@@ -242,14 +242,14 @@ class GeneratorRole:
 
 
 def judged(logits: Tensor) -> dict[str, Any]:
-    """Return what a teacher sees in made images, from its logits: a histogram of classes, and how sure it is."""
+    """Return what a teacher sees in made images, from its logits: a histogram of classes, and its confidence."""
     counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double()
     shares = counts / counts.sum()
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(counts))).log()
     return {
         "images": len(logits),
         "class_histogram": [int(one) for one in counts],
-        "histogram_entropy": float(entropy),  # 1: all classes are as frequent
+        "histogram_entropy": float(entropy),  # 1: all classes are equally frequent
         "mean_confidence": float(functional.softmax(logits, dim=1).amax(1).mean()),
     }
 
@@ -261,10 +261,10 @@ def logits_of(teacher: Watched, images: Tensor) -> Tensor:
 
 
 def teacher_marks(run: RunFolder) -> dict[str, str]:
-    """Return the hashes of what the student's images are made out of."""
+    """Return the hashes of the files that the student's images are made from."""
     return {path.relative_to(run.path).as_posix(): sha256_of(path) for path in guide_of(run).files}
 
 
 def origin_settings(config: RunConfig, settings: DataFreeConfig) -> Mapping[str, Any]:
-    """Return what of a config the making of images depends on: dotted key -> plain value."""
+    """Return the settings that the made images depend on: dotted key -> plain value."""
     return {"seed": config.seed, **dict(leaves(settings.origin(), "data_free"))}

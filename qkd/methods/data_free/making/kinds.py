@@ -1,4 +1,4 @@
-"""The data-free methods by name: what each needs of a teacher, and the weights that a config may set."""
+"""The data-free methods by name: what each needs from a teacher, and the weights that a config may set."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Kind:
     """A row of :data:`KINDS`.
 
     Args:
-        about: A few words, with the source.
-        weights: Keywords of its loss that are weights, with the values it has without a config's.
+        about: A short description, with the source.
+        weights: Weights of its loss by keyword, with their default values.
         needs_statistics: Whether it reads running statistics of the teacher's batch norms.
-        needs_last_layer: Whether it reads what enters the teacher's last linear layer, or its weights.
-        condition: Of the generator: how it is told a class.
+        needs_last_layer: Whether it reads the input to the teacher's last linear layer, or its weights.
+        condition: How a class is passed to the generator.
     """
 
     about: str
@@ -28,13 +28,13 @@ class Kind:
 
 _DAFL = {"one_hot_weight": 1.0, "balance_weight": 5.0, "activation_weight": 0.1}
 KINDS: Mapping[str, Kind] = {
-    "noise": Kind("images of N(0, 1): what every other method has to beat"),
-    "procedural": Kind("random fields, windows and curves: neither data nor the teacher makes them"),
+    "noise": Kind("images of N(0, 1): the baseline for every other method"),
+    "procedural": Kind("random fields, windows and curves: made from neither data nor the teacher"),
     "rdskd": Kind("RDSKD (Han et al. 2021): exponentially penalized increments, no weights"),
     "dafl": Kind("DAFL (Chen et al. 2019), its generator trained first", _DAFL, needs_last_layer=True),
     "mskd": Kind("MSKD (our reading): DAFL with mode seeking", {"diversity_weight": 1.0}, needs_last_layer=True),
     "gdfq": Kind(
-        "GDFQ (Xu et al. 2020): a generator that is told the class",
+        "GDFQ (Xu et al. 2020): a class-conditional generator",
         {"statistics_weight": 0.1},
         needs_statistics=True,
         condition="product",
@@ -67,7 +67,7 @@ KINDS: Mapping[str, Kind] = {
         "DAFL (Chen et al. 2019), generator and student in one step, as published", _DAFL, needs_last_layer=True
     ),
     "adaptive_inversion": Kind(
-        "Adaptive DeepInversion (Yin et al. 2020): inversion against the student of the moment",
+        "Adaptive DeepInversion (Yin et al. 2020): inversion against the current student",
         {"variation_weight": 2.5e-5, "statistics_weight": 10.0, "norm_weight": 0.0, "competition_weight": 1.0},
         needs_statistics=True,
     ),
@@ -77,7 +77,7 @@ KINDS: Mapping[str, Kind] = {
         needs_statistics=True,
     ),
     "fast_dfkd": Kind(
-        "Fast-DFKD (Fang et al. 2022): a generator that starts every batch where earlier ones taught it to",
+        "Fast-DFKD (Fang et al. 2022): every batch starts from a meta-learned generator",
         {"statistics_weight": 10.0, "one_hot_weight": 0.5, "adversarial_weight": 1.0},
         needs_statistics=True,
     ),
@@ -85,5 +85,5 @@ KINDS: Mapping[str, Kind] = {
 
 
 def weights_of(method: str, given: Mapping[str, float]) -> dict[str, Any]:
-    """Return the weights of a method's loss: its own, with those of a config in their place."""
+    """Return the weights of a method's loss: its defaults, overridden by a config."""
     return {**KINDS[method].weights, **given}

@@ -1,4 +1,4 @@
-"""Each generator's loss by the name of its method, on what a teacher (and a student) makes of a batch."""
+"""Each generator's loss by the name of its method, computed from a teacher's (and a student's) outputs for a batch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from qkd.methods.data_free.making.watching import Seen
 
 @dataclass(frozen=True)
 class Moment:
-    """A batch of generated images, and what the nets made of it.
+    """A batch of generated images, and the outputs of the nets for it.
 
     Args:
         images: With their graph.
         latents: What they were generated from, shape ``[batch, latent]``.
-        labels: Classes that were asked for, int64, shape ``[batch]``.
-        seen: By the teacher.
+        labels: Requested classes, int64, shape ``[batch]``.
+        seen: Outputs of the teacher.
         references: RDSKD's two losses near the start of the epoch, shape ``[2]``.
-        student_logits: With their graph; None where there is no student.
+        student_logits: With their graph; None if there is no student.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class Moment:
 
     @property
     def feature(self) -> Tensor:
-        """Return what enters the teacher's last linear layer."""
+        """Return the input to the teacher's last linear layer."""
         if self.seen.feature is None:
             raise ValueError("the teacher has no last linear layer, which this method reads")
         return self.seen.feature
@@ -53,7 +53,7 @@ class Moment:
     def students(self) -> Tensor:
         """Return the student's logits."""
         if self.student_logits is None:
-            raise ValueError("this method plays against a student, and there is none")
+            raise ValueError("this method needs a student to compete with, but there is none")
         return self.student_logits
 
 
@@ -62,8 +62,8 @@ class Objective:
     """A generator's loss on a batch.
 
     Args:
-        loss: What is minimized, shape ``[]``.
-        references: RDSKD's two losses as they are now, shape ``[2]``; None for other methods.
+        loss: The loss to minimize, shape ``[]``.
+        references: RDSKD's two current losses, shape ``[2]``; None for other methods.
     """
 
     loss: Tensor
@@ -73,7 +73,7 @@ class Objective:
 Weights = Mapping[str, Any]  # keywords of a loss
 
 
-def _rdskd(moment: Moment, weights: Weights) -> Objective:  # noqa: ARG001 - it has none, which is its claim
+def _rdskd(moment: Moment, weights: Weights) -> Objective:  # noqa: ARG001 - it has none, as the paper claims
     authenticity, balance = moment.references.unbind()
     found = rdskd_generator_loss(
         moment.images, moment.seen.logits, authenticity_reference=authenticity, balance_reference=balance
@@ -126,7 +126,7 @@ OBJECTIVES: Mapping[str, Callable[[Moment, Weights], Objective]] = {
 
 @torch.no_grad()
 def facts_of(seen: Seen) -> dict[str, Tensor]:
-    """Return what shows how a generator is doing, whatever its loss: shape ``[]`` each, in nats."""
+    """Return measures of a generator's progress, whatever its loss: shape ``[]`` each, in nats."""
     logits = seen.logits.detach()
     facts = {"one_hot": one_hot_loss(logits), "class_balance": class_balance_loss(logits)}
     return facts if not seen.inputs else {**facts, "statistics": seen.statistics()}

@@ -12,12 +12,12 @@ from qkd.methods.data_free.making.samples import epoch_of, grid_png, read_sample
 from qkd.report.charts import histogram_chart
 from qkd.report.records import read_record
 
-ACROSS = 16  # images a row
+ACROSS = 16  # images per row
 PLACES = {"generator": "", "student/float": "float twin", "student": "student"}  # folder -> whose training made them
 
 
 def made_pictures(run_path: Path) -> dict[str, str]:
-    """Return what a picture shows -> PNG file in base64; empty for a run that made no images.
+    """Return a dict of caption -> PNG file in base64; empty for a run that made no images.
 
     Args:
         run_path: The run folder.
@@ -32,13 +32,13 @@ def made_pictures(run_path: Path) -> dict[str, str]:
             rows = [read_sample(path)[:ACROSS] for path in files]
             epochs = ", ".join(str(epoch_of(path)) for path in files)
             whose = f" of the {role}'s training" if role else ""
-            words = f"Samples{whose}, a row each for epoch {epochs}.{'' if role else _seen(run_path)}"
+            words = f"Samples{whose}, one row per epoch: {epochs}.{'' if role else _seen(run_path)}"
             pictures[words] = base64.b64encode(grid_png(rows)).decode("ascii")
     return pictures
 
 
 def made_histogram(run_path: Path) -> Markup | None:
-    """Return a chart of how often the teacher sees each class; None for a run without a generator or a pool.
+    """Return a chart of how often the teacher sees each class; None for a run without a generator or pool.
 
     Args:
         run_path: The run folder.
@@ -54,7 +54,7 @@ def made_histogram(run_path: Path) -> Markup | None:
 
 
 def seen_by_teacher(run_path: Path) -> dict[str, Any]:
-    """Return the result of a run's generator or pool; empty where it has none.
+    """Return the result of a run's generator or pool; empty if it has none.
 
     Args:
         run_path: The run folder.

@@ -1,4 +1,4 @@
-"""Images that are drawn from formulas: they read neither data nor a teacher."""
+"""Images drawn from formulas, without data or a teacher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional
 
 Shape = tuple[int, int, int]  # channels, height and width in pixels
 
-CELLS = (4, 5, 6, 8, 11)  # a field is enlarged from so many cells along the shorter side of the image
-SHAPES = 3  # at most, of an image
-CURVES, POINTS = 3, 10  # at most so many curves an image, of so many points each
-JOINED = 0.7  # probability that a curve begins where the one before it ends
+CELLS = (4, 5, 6, 8, 11)  # number of cells along the shorter side of the image that a field is enlarged from
+SHAPES = 3  # maximum per image
+CURVES, POINTS = 3, 10  # maximum curves per image, and points per curve
+JOINED = 0.7  # probability that a curve starts where the previous one ends
 REFERENCE_SIDE = 32  # pixels; thicknesses of curves are stated for it
 
 
@@ -35,7 +35,7 @@ def _fields(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def _windows(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Return fields that are seen through soft ellipses of random place and size, on black."""
+    """Return fields seen through soft ellipses of random position and size, on black."""
     down, across = (torch.linspace(-1, 1, side) for side in shape[1:])
     top, left = (uniform(count, -0.25, 0.25, generator) for _ in range(2))
     tall, wide = (uniform(count, 0.35, 1.0, generator) for _ in range(2))
@@ -44,7 +44,7 @@ def _windows(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def _shapes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Return flat rectangles and ellipses that hide one another, with soft edges, on a flat or black ground.
+    """Return flat rectangles and ellipses that occlude each other, with soft edges, on a flat or black background.
 
     References:
         "Dead leaves": Lee, Mumford, Huang, Occlusion Models for Natural Images, 2001.
@@ -73,7 +73,7 @@ def _shapes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def _strokes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Return a few random curves each, of random thickness, on black: for images that are drawings of lines."""
+    """Return a few random curves per image, of random thickness, on black, like line drawings."""
     channels, height, width = shape
     controls = torch.empty(count, CURVES, 3, 2).uniform_(0.16, 0.84, generator=generator)
     joined = torch.rand(count, CURVES - 1, 1, generator=generator) < JOINED
@@ -88,7 +88,7 @@ def _strokes(count: int, shape: Shape, generator: torch.Generator) -> Tensor:
     return ink.expand(-1, channels, -1, -1)
 
 
-# Each takes how many images, their shape and a generator of random numbers; it returns fractions of the full range,
+# Each takes the number of images, their shape and a random generator; it returns fractions of the full range,
 # shape `[count, channels, height, width]`.
 KINDS: Mapping[str, Callable[[int, Shape, torch.Generator], Tensor]] = {
     "fields": _fields,
@@ -99,14 +99,14 @@ KINDS: Mapping[str, Callable[[int, Shape, torch.Generator], Tensor]] = {
 
 
 class Procedural:
-    """Images of kinds that take turns.
+    """Images of alternating kinds.
 
     Args:
         shape: Channels, height and width.
         kinds: Names of :data:`KINDS`.
         mean: Per channel, fractions of the full range.
         std: Likewise.
-        device: Where they are wanted.
+        device: The device of the images.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Procedural:
 
 
 def _enlarged(count: int, shape: Shape, cells: int, generator: torch.Generator) -> Tensor:
-    """Return random planes that were enlarged from a few cells; channels agree more in some images than in others."""
+    """Return random planes enlarged from a few cells; channels agree more in some images than in others."""
     channels, *sides = shape
     if count == 0:
         return torch.empty(0, *shape)
@@ -138,11 +138,12 @@ def _enlarged(count: int, shape: Shape, cells: int, generator: torch.Generator) 
 
 
 def _distances(controls: Tensor, shown: Tensor, height: int, width: int) -> Tensor:
-    """Return each pixel's distance from the nearest point of the curves that are shown, in pixels.
+    """Return each pixel's distance to the nearest point of the visible curves, in pixels.
 
     Args:
-        controls: Of quadratic Bezier curves, fractions of width and height, shape ``[count, curves, 3, 2]``.
-        shown: Which curves count, shape ``[count, curves]``; the first one always does.
+        controls: Control points of quadratic Bezier curves, fractions of width and height, shape
+            ``[count, curves, 3, 2]``.
+        shown: Which curves are visible, shape ``[count, curves]``; the first one always is.
         height: In pixels.
         width: In pixels.
     """

@@ -1,4 +1,4 @@
-"""The student as an opponent: what it makes of images that are moved against it, with a gradient for the images."""
+"""The student as an opponent: its outputs for images that are optimized against it, with a gradient for the images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from quantizers.modes import statistics_kept
 
 @dataclass(frozen=True)
 class Answer:
-    """What a student makes of a batch.
+    """A student's outputs for a batch.
 
     Args:
         logits: Shape ``[batch, classes]``, with the images' graph.
-        low_bit: Of the student that will be used, to be told beside them; the same tensor where it is that one.
+        low_bit: Logits of the deployed student, for the metrics; the same tensor if that is the student.
     """
 
     logits: Tensor
@@ -26,13 +26,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rival:
-    """A student that images are moved against; nothing of it changes but, in training mode, its batch norm.
+    """A student that images are optimized against; only its batch norm changes, in training mode.
 
     Args:
         student: Low-bit, or its float twin.
         form: ``ste``: the low-bit one, the gradient straight through its grids; ``fp_shadow``: its float weights and
-            activations in float, quantizers off. The low-bit student then sees the images, too: it alone moves batch
-            norm, whose statistics shall be those of the student that is used.
+            activations in float, quantizers off. The low-bit student then sees the images, too: it alone updates
+            batch norm, whose statistics must be those of the deployed student.
     """
 
     student: nn.Module
@@ -50,12 +50,12 @@ class Rival:
 
 
 def rival_facts(name: str, losses: Tensor, form: str) -> dict[str, Tensor]:
-    """Return the loss of what is moved, shape ``[]``; against a student in float also that against the low-bit one.
+    """Return the loss that is optimized, shape ``[]``; with a float student, also the loss against the low-bit one.
 
     Args:
-        name: Of the loss in the metrics.
+        name: Name of the loss in the metrics.
         losses: Both, shape ``[2]``.
-        form: Of :class:`Rival`.
+        form: Form of :class:`Rival`.
     """
     own, low_bit = losses.clone().unbind()
     return {name: own, **({f"{name}_low_bit": low_bit} if form == "fp_shadow" else {})}

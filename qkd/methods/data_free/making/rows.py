@@ -1,4 +1,4 @@
-"""What making images adds to a result, as a report reads it."""
+"""The part of a result that comes from making images, as a report reads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qkd.report.records import Count, Images, Record, Share
 
 
 class MadeRecord(Record):
-    """What a teacher sees in the images of a generator or a pool; empty in the results of nets."""
+    """What a teacher sees in the images of a generator or pool; empty in the results of nets."""
 
     method: str | None = None
     steps: Count | None = None
@@ -21,7 +21,7 @@ class MadeRecord(Record):
         if self.class_histogram is None:
             return self
         if None in (self.method, self.steps, self.images, self.mean_confidence):
-            raise ValueError("a class_histogram comes with method, steps, images and mean_confidence")
+            raise ValueError("a class_histogram needs method, steps, images and mean_confidence")
         if sum(self.class_histogram) != self.images:
             raise ValueError(f"class_histogram counts {sum(self.class_histogram)} images of {self.images}")
         return self

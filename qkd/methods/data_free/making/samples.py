@@ -16,12 +16,12 @@ from qkd.files import make_folder, write_bytes
 
 FOLDER = "samples"  # in a generator's folder
 SHOWN = 32  # images of a sample
-MOST_SAMPLES = 10  # epochs of a training that have one, beside the end
+MOST_SAMPLES = 10  # epochs of a training with a sample, besides the last
 GAP = 1  # pixels between the images of a grid
 
 
 def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return normalized images as uint8, on the same device; what is out of range is clipped.
+    """Return normalized images as uint8, on the same device; values out of range are clipped.
 
     Args:
         images: Float, shape ``[batch, channels, height, width]``.
@@ -35,7 +35,7 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def write_arrays(path: Path, **arrays: npt.NDArray[np.generic]) -> str:
-    """Write arrays as an npz file, whole or not at all; return its SHA-256. Nothing in it is pickled."""
+    """Write arrays as an npz file atomically; return its SHA-256. Nothing in it is pickled."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return write_bytes(path, buffer.getvalue())
@@ -54,17 +54,15 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(
-            f"{path}: is not an npz file of plain arrays ({error}); delete it to have it made again"
-        ) from error
+        raise ValueError(f"{path}: not an npz file of plain arrays ({error}); delete it to regenerate it") from error
 
 
 def write_sample(folder: Path, epoch: int, images: Tensor) -> Path:
     """Write a sample of an epoch; return its file.
 
     Args:
-        folder: Of the generator.
-        epoch: Epochs that are done.
+        folder: Folder of the generator.
+        epoch: Number of finished epochs.
         images: uint8, shape ``[batch, channels, height, width]``.
     """
     path = make_folder(folder / FOLDER) / f"epoch_{epoch:05d}.npz"
@@ -86,7 +84,7 @@ def read_sample(path: Path) -> npt.NDArray[np.uint8]:
     """
     images = read_arrays(path).get("images")
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"{path}: is not a sample of images; delete it")
+        raise ValueError(f"{path}: not a sample of images; delete it")
     return images.astype(np.uint8, copy=False)
 
 
@@ -96,16 +94,16 @@ def epoch_of(path: Path) -> int:
 
 
 def is_sampled(epoch: int, epochs: int) -> bool:
-    """Return whether an epoch of a training, from 0, begins with a sample: the first, and a few of the rest."""
+    """Return whether an epoch of a training, from 0, starts with a sample: the first one and a few of the rest do."""
     return epoch % max(1, -(-epochs // MOST_SAMPLES)) == 0
 
 
 def grid_png(rows: Sequence[npt.NDArray[np.uint8]], scale: int = 2) -> bytes:
-    """Return images as a PNG file, a row each, on white.
+    """Return rows of images as a PNG file, on white.
 
     Args:
-        rows: uint8, shape ``[images, channels, height, width]`` each, all of one size.
-        scale: Pixels a pixel.
+        rows: uint8, shape ``[images, channels, height, width]`` each, all of the same size.
+        scale: Output pixels per image pixel.
 
     Raises:
         ValueError: If there are no images, or their sizes differ.
@@ -113,7 +111,7 @@ def grid_png(rows: Sequence[npt.NDArray[np.uint8]], scale: int = 2) -> bytes:
     from PIL import Image
 
     if not rows or len({row.shape[1:] for row in rows}) > 1 or min(len(row) for row in rows) == 0:
-        raise ValueError(f"needs rows of images of one size, got {[row.shape for row in rows]}")
+        raise ValueError(f"needs rows of images of the same size, got {[row.shape for row in rows]}")
     channels, height, width = rows[0].shape[1:]
     across = max(len(row) for row in rows)
     canvas = np.full(

@@ -1,4 +1,4 @@
-"""Where a data-free training gets its batches: latents for a generator, made images for a student."""
+"""Where a data-free training gets its batches: latents for a generator, generated images for a student."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Noise:
 
     Args:
         shape: Channels, height and width.
-        device: Where they are wanted.
+        device: The device of the images.
     """
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
@@ -38,9 +38,9 @@ class Generated:
     Args:
         generator: Maps latents and labels to images.
         latent: Size of a latent.
-        classes: Of the teacher.
+        classes: Number of classes of the teacher.
         device: Where the generator is.
-        asks: Whether it is told a class.
+        asks: Whether it takes a class.
     """
 
     def __init__(self, generator: nn.Module, *, latent: int, classes: int, device: torch.device, asks: bool) -> None:
@@ -49,7 +49,7 @@ class Generated:
 
     @torch.no_grad()
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return images, and their classes where it is told one."""
+        """Return images, and their classes if it takes one."""
         latents, labels = draw_latents(count, self.latent, self.classes, generator, self.device)
         return self.generator(latents, labels), labels if self.asks else None
 
@@ -66,7 +66,7 @@ class Pool:
         self.images, self.labels = images, labels
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return images of the pool, each at most once where there are enough, and their classes."""
+        """Return images of the pool, without repeats if there are enough, and their classes."""
         order = torch.cat(
             [torch.randperm(len(self.images), generator=generator) for _ in range(-(-count // len(self.images)))]
         )
@@ -77,7 +77,7 @@ class Pool:
 def draw_latents(
     count: int, latent: int, classes: int, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return latents of N(0, 1), ``[count, latent]``, and labels that have every class as often as can be."""
+    """Return latents of N(0, 1), ``[count, latent]``, and labels with the classes as balanced as possible."""
     latents = torch.randn(count, latent, generator=generator)
     labels = torch.randperm(count, generator=generator) % classes
     return latents.to(device), labels.to(device)
@@ -89,8 +89,8 @@ class LatentSource:
     Args:
         job: Its seed, role and device.
         latent: Size of a latent.
-        classes: Of the teacher.
-        steps: An epoch.
+        classes: Number of classes of the teacher.
+        steps: Steps per epoch.
     """
 
     def __init__(self, job: Job, *, latent: int, classes: int, steps: int) -> None:
@@ -112,17 +112,17 @@ class LatentSource:
 
 
 class MadeSource:
-    """Made images for a student's training; what a batch holds depends on seed, role, epoch and step.
+    """Made images for a student's training; the content of a batch depends on seed, role, epoch and step.
 
     An agent other than ``none`` augments them as pixels, which clips them to the range of images.
 
     Args:
         job: Its seed, role, agent and device.
         synthesis: Makes images.
-        teacher: Says which class an image is of, where none was asked for.
-        images: An epoch.
-        agent: Of the student, as the config has it.
-        arrangement: Of the images of a batch; None leaves them as they are made.
+        teacher: Gives the class of an image, if none was requested.
+        images: Images per epoch.
+        agent: The student's, as in the config.
+        arrangement: Arrangement of the images of a batch; None leaves them unchanged.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class MadeSource:
         return self._arrangement(images, labels, size, stream(job.seed, job.role, "arranged", epoch, step))
 
     def drawn(self, epoch: int, step: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Return the images of a batch that the method makes, and their classes where they were asked for."""
+        """Return the images of a batch that the method makes, and their classes if they were requested."""
         return self._synthesis.draw(count, stream(self._job.seed, self._job.role, "made", epoch, step))
 
     def _augmented(self, raw: Tensor, epoch: int, samples: Tensor) -> Tensor:

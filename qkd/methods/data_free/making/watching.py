@@ -1,4 +1,4 @@
-"""A frozen teacher that tells what images do inside of it: logits, last feature, statistics at its batch norms."""
+"""A frozen teacher that reports its activations for images: logits, last feature, statistics at its batch norms."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qkd.losses import batch_norm_loss
 
 @dataclass(frozen=True)
 class Seen:
-    """What a teacher made of a batch.
+    """A teacher's outputs for a batch.
 
     Args:
         logits: Shape ``[batch, classes]``, with their graph.
-        feature: What enters its last linear layer, shape ``[batch, ...]``; None where it has none.
-        inputs: What enters each batch norm.
+        feature: The input to its last linear layer, shape ``[batch, ...]``; None if it has none.
+        inputs: The input to each batch norm.
         means: Their running means.
         variances: Their running variances.
     """
@@ -40,7 +40,7 @@ class Seen:
 
 
 class Watched:
-    """A teacher in eval mode; its weights and buffers stay unchanged, gradients pass to the images.
+    """A teacher in eval mode. Its weights and buffers do not change; gradients pass to the images.
 
     Args:
         net: Logits ``[batch, classes]`` of images. Its parameters no longer require a gradient.
@@ -52,7 +52,7 @@ class Watched:
         self.last = last_layer_of(net)
 
     def __call__(self, images: Tensor) -> Seen:
-        """Return what the teacher makes of normalized images, with their graph."""
+        """Return the teacher's outputs for normalized images, with their graph."""
         inputs: list[tuple[Tensor, _BatchNorm]] = []
         features: list[Tensor] = []
         with self._hooked(inputs, features):
@@ -85,6 +85,6 @@ def norms_of(net: nn.Module) -> list[_BatchNorm]:
 
 
 def last_layer_of(net: nn.Module) -> nn.Linear | None:
-    """Return a net's last linear layer; None where it has none."""
+    """Return a net's last linear layer, or None if it has none."""
     layers = [one for one in net.modules() if isinstance(one, nn.Linear)]
     return layers[-1] if layers else None

@@ -198,7 +198,7 @@ def test_a_pool_is_read_where_it_was_made_and_no_further(tmp_path: Path) -> None
     late = growing("cmi_adversarial", student)
     late.grown.made.fill_(3)
     late.settle_in(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"batch_00001.npz is gone: the resumed checkpoint belongs to 3"):
+    with pytest.raises(FileNotFoundError, match=r"batch_00001.npz is missing: the resumed checkpoint belongs to 3"):
         late.grow(3)
 
 

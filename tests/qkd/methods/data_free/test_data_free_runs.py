@@ -259,7 +259,7 @@ def test_a_pool_of_another_origin_is_refused(config_of: Callable[..., RunConfig]
         origin.write_text(origin.read_text().replace('"seed": 0', '"seed": 1'))
         run.manifest_file("generator").unlink()
         run.manifest_file("distill").unlink()
-        with pytest.raises(ValueError, match=r"begun with something else \(seed\)"):
+        with pytest.raises(ValueError, match=r"started from something else \(seed\)"):
             STAGES["distill"](run, Silent())
 
 

@@ -58,4 +58,4 @@ def test_a_generator_that_is_taken_over_brings_its_samples(
     with run_tiny(config, tmp_path, "teacher") as run:
         assert main(["generate", str(run.path), "--out", str(tmp_path / "grid.png")]) == 0
     said = capsys.readouterr().out
-    assert "(rdskd; samples of generator/), a row each: epoch 0, epoch 1, epoch 2, fresh" in said
+    assert "(rdskd; samples of generator/), rows: epoch 0, epoch 1, epoch 2, fresh" in said

@@ -223,7 +223,7 @@ def test_pixels_and_files(tmp_path: Path) -> None:
         read_arrays(tmp_path / "c.npz")
     assert [epoch for epoch in range(25) if is_sampled(epoch, 25)] == [0, 3, 6, 9, 12, 15, 18, 21, 24]
     assert grid_png([np.zeros((2, 1, 4, 4), np.uint8)]).startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="rows of images of one size"):
+    with pytest.raises(ValueError, match="rows of images of the same size"):
         grid_png([])
 
 
@@ -338,7 +338,7 @@ def test_generate_draws_samples_by_epoch_and_fresh_images(
         assert "has made no images yet" in capsys.readouterr().err
         STAGES["distill"](run, Silent())
         shown = gather(run)
-    assert "a row each for epoch 0, 1, 2. rdskd, 6 steps; the teacher sees each class" in next(iter(shown.pictures))
+    assert "one row per epoch: 0, 1, 2. rdskd, 6 steps; the teacher sees each class" in next(iter(shown.pictures))
     assert shown.histogram is not None and "sees in 512 images" in shown.histogram
     assert main(asked) == 0
     told = json.loads(capsys.readouterr().out)

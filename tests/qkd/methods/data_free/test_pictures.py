@@ -52,7 +52,7 @@ def test_the_page_shows_the_samples_a_row_for_each_epoch(tmp_path: Path, channel
     page = render_page(summarize(run), record)
     ((alt, png),) = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)"', page)
     assert alt == (
-        "Samples, a row each for epoch 0, 3, 12. rdskd, 480 steps; the teacher sees each class 0 to 5 times in 10 "
+        "Samples, one row per epoch: 0, 3, 12. rdskd, 480 steps; the teacher sees each class 0 to 5 times in 10 "
         "images, with a mean confidence of 0.475."
     )
     assert f'<p class="note">{alt}</p>' in page and "<h2>Made images</h2>" in page
@@ -70,7 +70,7 @@ def test_the_page_shows_the_samples_a_row_for_each_epoch(tmp_path: Path, channel
 def test_samples_say_whose_training_made_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", folder="student")
     make_run(tmp_path / "run", folder="student/float")
-    whose = ["Samples of the float twin's training, a row", "Samples of the student's training, a row"]
+    whose = ["Samples of the float twin's training, one row", "Samples of the student's training, one row"]
     assert [words[: len(start)] for words, start in zip(made_pictures(run), whose, strict=True)] == whose
     assert made_histogram(run) is None, "a generator that learns along is not judged"
 
@@ -107,7 +107,7 @@ def test_a_histogram_of_any_counts_is_drawn() -> None:
         ({"class_histogram": [5, 2, 0, "3"]}, "result.json.*class_histogram"),
         ({"class_histogram": [5, 2]}, "counts 7 images of 10"),
         ({"mean_confidence": 2.0}, "result.json.*mean_confidence"),
-        ({"steps": None}, "comes with method, steps"),
+        ({"steps": None}, "needs method, steps"),
     ],
 )
 def test_a_damaged_result_is_named(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
@@ -127,5 +127,5 @@ def test_a_damaged_result_is_named(tmp_path: Path, changes: dict[str, Any], matc
 def test_a_sample_of_anything_else_is_named(tmp_path: Path, arrays: dict[str, Any]) -> None:
     run = make_run(tmp_path / "run")
     write_arrays(run / "generator" / "samples" / "epoch_00003.npz", **arrays)
-    with pytest.raises(ValueError, match="epoch_00003.npz: is not a sample of images; delete it"):
+    with pytest.raises(ValueError, match="epoch_00003.npz: not a sample of images; delete it"):
         made_pictures(run)

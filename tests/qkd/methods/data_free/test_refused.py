@@ -67,7 +67,7 @@ def run(tmp_path: Path, net: str, method: str, *, classes: int = 4) -> int:
         ("nets.py:plain", "adaptive_inversion", f"{STATISTICS} nets.py:plain has none"),
         ("nets.py:without_statistics", "fast_dfkd", f"{STATISTICS} nets.py:without_statistics has none"),
         ("nets.py:convolutional", "dafl_joint", "reads the teacher's last linear layer, but"),
-        ("nets.py:inner_linear", "zskd", "has none of 4 outputs (its last one has 3)"),
+        ("nets.py:inner_linear", "zskd", "has none with 4 outputs (its last one has 3)"),
         ("nets.py:color", "dfad", "channels"),
     ],
 )
@@ -92,7 +92,8 @@ def test_every_method_says_which_others_do_without() -> None:
     for method, kind in KINDS.items():
         if kind.needs_last_layer:
             with pytest.raises(
-                ValueError, match=r"has none of 2 outputs .*; use another net, .* without: noise, procedural, rdskd"
+                ValueError,
+                match=r"has none with 2 outputs .*; use another net, .* not need them: noise, procedural, rdskd",
             ):
                 require_teacher_fits(method, "inner", net, 2)
         with pytest.raises(ValueError, match="at least two classes, got 1: add images"):

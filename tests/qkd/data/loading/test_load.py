@@ -66,9 +66,9 @@ def test_scores_by_batch_statistics_have_a_full_batch() -> None:
     """Otherwise it would show with the first score, after the training."""
     digits(val_fraction=0.1, batch_statistics=128)
     digits(val_fraction=0.0, batch_statistics=359)
-    with pytest.raises(DataError, match="one full batch of 200 images at least, but there are 144 validation images;"):
+    with pytest.raises(DataError, match="at least one full batch of 200 images, but there are only 144 validation"):
         digits(val_fraction=0.1, batch_statistics=200)
-    with pytest.raises(DataError, match="of 360 images at least, but there are 359 test images;"):
+    with pytest.raises(DataError, match="of 360 images, but there are only 359 test images;"):
         digits(val_fraction=0.0, batch_statistics=360)
 
 

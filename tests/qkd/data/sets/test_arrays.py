@@ -183,7 +183,7 @@ def test_a_plain_pickle_is_refused(good: Path) -> None:
 
 
 def test_another_size_than_configured_is_refused(good: Path) -> None:
-    with pytest.raises(DataError, match="only digits and a folder of images are resized"):
+    with pytest.raises(DataError, match="only digits and folders of images are resized"):
         load(good, image_size=32)
 
 
@@ -306,11 +306,11 @@ def test_an_altered_large_archive_is_named(good: Path, in_place: None, position:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (LABELS + 1, "labels are 1..3, but 1 of these 4 classes (0) have no image among 30; subtract 1 from"),
-        (LABELS + 100, "labels are 100..102, but 100 of these 103 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)"),
-        (LABELS * 2, "labels are 0..4, but 2 of these 5 classes (1, 3) have no image among 30; number the classes"),
-        (np.where(np.arange(30) == 4, 300_000_000, LABELS), "299,999,997 of these 300,000,001 classes (3, 4, 5"),
-        (np.where(np.arange(30) == 4, 3_000_000, LABELS), "2,999,997 of these 3,000,001 classes (3, 4, 5"),
+        (LABELS + 1, "labels are 1..3, but 1 of the 4 classes (0) have no image among 30; subtract 1 from"),
+        (LABELS + 100, "labels are 100..102, but 100 of the 103 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)"),
+        (LABELS * 2, "labels are 0..4, but 2 of the 5 classes (1, 3) have no image among 30; number the classes"),
+        (np.where(np.arange(30) == 4, 300_000_000, LABELS), "299,999,997 of the 300,000,001 classes (3, 4, 5"),
+        (np.where(np.arange(30) == 4, 3_000_000, LABELS), "2,999,997 of the 3,000,001 classes (3, 4, 5"),
         (np.where(np.arange(30) == 4, 2**62, LABELS), "classes (3, 4, 5"),
         (np.where(np.arange(30) == 4, 2**64 - 1, LABELS.astype(np.uint64)), "found 18446744073709551615"),
         (np.eye(3, dtype=np.int64)[LABELS], "of one-hot rows take labels.argmax(1)"),
@@ -332,15 +332,15 @@ def test_named_classes_may_lack_images_and_it_is_noted(good: Path) -> None:
     (good / "classes.json").write_text(json.dumps(["cat", "dog", "eel", "fox"]))
     write(good, "test", images=IMAGES[:2], labels=LABELS[:2])
     assert load(good).notes == (
-        "1 of 4 classes have no training image (fox): nothing learns their outputs",
-        "2 of 4 classes have no test image (eel, fox): the test accuracy says nothing of them",
+        "1 of 4 classes have no training image (fox): their outputs are never trained",
+        "2 of 4 classes have no test image (eel, fox): the test accuracy does not cover them",
     )
 
 
 def test_a_class_that_is_never_tested_is_noted(good: Path) -> None:
     assert load(good).notes == ()
     write(good, "test", images=IMAGES[:2], labels=LABELS[:2])
-    assert load(good).notes == ("1 of 3 classes have no test image (2): the test accuracy says nothing of them",)
+    assert load(good).notes == ("1 of 3 classes have no test image (2): the test accuracy does not cover them",)
 
 
 def test_names_of_far_more_classes_than_images_are_refused(good: Path) -> None:

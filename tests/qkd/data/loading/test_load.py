@@ -66,7 +66,8 @@ def test_scores_by_batch_statistics_have_a_full_batch() -> None:
     """Otherwise it would show with the first score, after the training."""
     digits(val_fraction=0.1, batch_statistics=128)
     digits(val_fraction=0.0, batch_statistics=359)
-    with pytest.raises(DataError, match="at least one full batch of 200 images, but there are only 144 validation"):
+    said = "at least one full batch of 200 images, but there are only 144 validation images;"
+    with pytest.raises(DataError, match=said):
         digits(val_fraction=0.1, batch_statistics=200)
     with pytest.raises(DataError, match="of 360 images, but there are only 359 test images;"):
         digits(val_fraction=0.0, batch_statistics=360)

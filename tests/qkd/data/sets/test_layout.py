@@ -75,7 +75,7 @@ def test_a_training_part_alone_is_divided(tmp_path: Path) -> None:
 
 def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, 1)
-    with pytest.raises(DataError, match=r"0.2 of its 2 images is none .*raise data.test_fraction"):
+    with pytest.raises(DataError, match=r"0.2 of its 2 images would leave none .*raise data.test_fraction"):
         load(tmp_path)
     with pytest.raises(DataError, match="classes \\['cat'\\] are not in"):
         fill(tmp_path / "set" / "train", 3)

@@ -125,7 +125,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes on this machine want a GPU each, and there are 1"):
+    with pytest.raises(ValueError, match="2 processes on this machine need one GPU each, but it has 1"):
         joining._backend("auto")
     assert joining._backend("cuda:0") == joining._backend("cpu") == "gloo"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
@@ -268,7 +268,7 @@ LOST = membership.LOST
         ([-15, LOST, None], 1, "process 0 of 3 was killed by SIGTERM"),
         ([2, 2], 2, ""),  # the first has said it
         ([LOST, 1], 1, "said by 1"),
-        ([LOST, LOST], 1, "have lost each other"),
+        ([LOST, LOST], 1, "the processes lost contact"),
     ],
 )
 def test_one_says_why_all_have_stopped(tmp_path: Path, codes: list[int | None], code: int, text: str) -> None:

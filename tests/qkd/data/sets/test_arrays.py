@@ -291,7 +291,7 @@ def test_a_file_that_is_written_to_while_it_is_in_use_is_noticed(good: Path, in_
     splits = load(good)
     with open(good / "train.npz", "r+b") as file:
         file.truncate(200)
-    with pytest.raises(DataError, match=r"train\.npz: was written to while it was in use"):
+    with pytest.raises(DataError, match=r"train\.npz: was modified while it was in use"):
         splits.train.batch(torch.arange(3), "cpu")
 
 

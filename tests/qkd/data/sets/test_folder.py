@@ -184,7 +184,8 @@ def test_images_of_kinds_that_are_not_read_are_counted_in_one_line(good: Path) -
         (good / "train" / "ant" / name).write_bytes(b"another kind")
     after = load(good)
     assert after.facts == before.facts and len(after.notes) == 1
-    assert after.notes[0].startswith("3 images in unsupported formats not read (supported: ") and "'a.heic'" in after.notes[0]
+    assert after.notes[0].startswith("3 images in unsupported formats not read (supported: ")
+    assert "'a.heic'" in after.notes[0]
 
 
 def test_hidden_class_folders_are_skipped_and_counted(good: Path) -> None:

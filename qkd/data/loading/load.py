@@ -169,7 +169,7 @@ def _require_known(name: str) -> None:
 
 def _folder_of(config: DataConfig, content: str) -> Path:
     if config.path is None:
-        raise DataError(f"data.path is missing; data set {config.name!r} needs a folder with {content}")
+        raise DataError(f"data.path: missing; data set {config.name!r} needs a folder with {content}")
     if not config.path.is_dir():
         raise DataError(f"data.path: {config.path} is not a folder; data set {config.name!r} needs one with {content}")
     return config.path

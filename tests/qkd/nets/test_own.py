@@ -80,9 +80,9 @@ def test_two_files_with_a_module_of_one_name_beside_them_do_not_meet(home: Path)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mynet.py:Fixed", r"must give logits \[batch, 5\] for 1 x 8x8 images, got \[2, 7\]"),
+        ("mynet.py:Fixed", r"must return logits \[batch, 5\] for 1 x 8x8 images, got \[2, 7\]"),
         ("mynet.py:broken", "failed: RuntimeError: no such luck"),
-        ("mynet.py:words", "gives a str, not a torch.nn.Module"),
+        ("mynet.py:words", "returns a str, not a torch.nn.Module"),
         ("mynet.py:number", "is a int, not a function or class"),
         (
             "mynet.py:instance",
@@ -117,9 +117,9 @@ def test_spellings() -> None:
     text = spelled("resnet20", {"b": 1, "a": [2]})
     assert text == 'resnet20{"a": [2], "b": 1}' and parse_net(text).options == {"a": [2], "b": 1}
     assert net_title('/a/b/mynet.py:build{"w": 2}') == 'mynet.py:build{"w": 2}'
-    with pytest.raises(ValueError, match="options behind the name must be JSON"):
+    with pytest.raises(ValueError, match="options after the name must be JSON"):
         parse_net("resnet20{a: 2}")
-    with pytest.raises(ValueError, match="its options do not fit"):
+    with pytest.raises(ValueError, match="invalid options"):
         build_net('resnet8{"depth": 3}', classes=2, channels=1, image_size=8)
 
 

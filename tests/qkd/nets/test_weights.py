@@ -129,7 +129,7 @@ def test_a_prefix_that_does_not_make_all_names_fit_is_not_stripped(tmp_path: Pat
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "it looks like an HDF5 file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (b"<!DOCTYPE html><html>not found</html>", "it looks like a web page"),
-        (b"\x08\x07\x12\x07pytorch", "of another kind"),
+        (b"\x08\x07\x12\x07pytorch", "its kind is unknown"),
     ],
 )
 def test_other_kinds_of_files_are_told(tmp_path: Path, content: bytes, message: str) -> None:

@@ -105,7 +105,7 @@ def test_moving_keeps_the_parts() -> None:
         ({"name": "imagenet"}, "known: cifar10"),
         ({"name": "npz"}, "data.path: missing; data set 'npz' needs a folder with train.npz"),
         ({"name": "folder", "path": "no/such/place"}, "no/such/place is not a folder"),
-        ({"name": "digits", "image_size": 4}, "digits are 8x8 pixels and can be enlarged, not reduced to"),
+        ({"name": "digits", "image_size": 4}, "digits are 8x8 pixels and can be enlarged, but not reduced to"),
         ({"name": "digits", "train_limit": 5}, "5 images leave 5 of 10 classes without a training image"),
     ],
 )

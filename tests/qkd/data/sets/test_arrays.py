@@ -101,8 +101,8 @@ BROKEN_IMAGES[0, 0, 0, 0] = np.nan
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"labels": LABELS}, "array images missing, found ['labels']"),
-        ({"images": IMAGES, "y": LABELS}, "array labels missing"),
+        ({"labels": LABELS}, "missing array images, found ['labels']"),
+        ({"images": IMAGES, "y": LABELS}, "missing array labels"),
         ({"images": IMAGES / 255, "labels": LABELS}, "must be uint8 (0..255), found float64"),
         ({"images": BROKEN_IMAGES, "labels": LABELS}, "1 of its values are NaN or infinite"),
         ({"images": IMAGES.astype(np.int64), "labels": LABELS}, "must be uint8 (0..255), found int64"),
@@ -113,8 +113,8 @@ BROKEN_IMAGES[0, 0, 0, 0] = np.nan
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "`images` is empty"),
         ({"images": IMAGES, "labels": LABELS.astype(float)}, "`labels` must be integers, found float64"),
         ({"images": IMAGES, "labels": LABELS > 0}, "`labels` must be integers, found bool"),
-        ({"images": IMAGES, "labels": LABELS[:29]}, "found labels [29] for 30 images"),
-        ({"images": IMAGES, "labels": LABELS.reshape(30, 1)}, "found labels [30, 1] for 30 images"),
+        ({"images": IMAGES, "labels": LABELS[:29]}, "label per image, found [29] for 30 images"),
+        ({"images": IMAGES, "labels": LABELS.reshape(30, 1)}, "label per image, found [30, 1] for 30 images"),
         ({"images": IMAGES, "labels": LABELS - 1}, "labels must be 0..1 (2 classes), found -1..1"),
         ({"images": IMAGES, "labels": np.array([{"a": 1}] * 30)}, "holds pickled objects"),
         ({"images": np.array([None] * 30), "labels": LABELS}, "holds pickled objects"),
@@ -397,7 +397,7 @@ SHAPE = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s), }"
         (zipped("{'descr': '|u1'"), "damaged or not a NumPy archive"),
         (zipped("(" * 100), "damaged or not a NumPy archive"),
         (zipped("{'descr': __import__('os').system('true'), 'fortran_order': False, 'shape': ()}"), "damaged"),
-        (zipped(SHAPE % "30, 6, 6, 3", IMAGES.tobytes(), name="pictures.npy"), "array images missing"),
+        (zipped(SHAPE % "30, 6, 6, 3", IMAGES.tobytes(), name="pictures.npy"), "missing array images"),
     ],
 )
 def test_hostile_archives_are_refused(good: Path, content: bytes, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Try every step of an experiment on two batches, so that faults show before training and not after it."""
+"""Try every step of an experiment on two batches, so that errors show up before training rather than after it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WORKS = "works"
 
 @dataclass(frozen=True)
 class Check:
-    """A step that was tried: its name, what came of it, and how long it took."""
+    """A step that was tried: its name, its outcome, and how long it took."""
 
     name: str
     outcome: str
@@ -73,7 +73,7 @@ def dry_run(config: RunConfig, progress: Progress) -> DryRunReport:
 
     Args:
         config: The experiment.
-        progress: Where to say what is being tried.
+        progress: Reports what is being tried.
 
     Raises:
         ValueError: If data, nets, agents or loss terms cannot be used.

@@ -76,7 +76,7 @@ def test_an_uneven_share_is_refused_with_numbers_that_fit() -> None:
 
 
 def test_processes_that_see_other_files_are_named() -> None:
-    with pytest.raises(ValueError, match=r"student: process 0 sees .* process 1 other; .* the same run folder"):
+    with pytest.raises(ValueError, match=r"student: process 0 sees .* process 1 sees other; .* the same run folder"):
         agree({"checkpoint": 3}, Pretended(0, 2), "student")
     agree({"checkpoint": 3}, Engine(), "student")
 

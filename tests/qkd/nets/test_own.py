@@ -107,7 +107,7 @@ def test_a_place_is_looked_at_without_running_it(home: Path) -> None:
     assert "no such file" in place_fault(f"{home}/gone.py:build")
     assert "no module 'no.such'" in place_fault("no.such:build")
     (home / "wrong.py").write_text("def (", encoding="utf-8")
-    assert "is no Python that this version reads" in place_fault(f"{home}/wrong.py:build")
+    assert "is not Python that this version can parse" in place_fault(f"{home}/wrong.py:build")
     raw = {"teacher": {"net": f"{home}/mynet.py:buidl"}, "student": {"net": "nonet"}}
     found = dict(name_faults(raw))
     assert set(found) == {("teacher", "net"), ("student", "net")}

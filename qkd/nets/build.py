@@ -119,7 +119,7 @@ def build_net(name: str, *, classes: int, channels: int, image_size: ImageSize) 
     """
     if classes < 2 or channels < 1 or min(height_width(image_size)) < 1:
         raise ValueError(
-            f"a net needs at least 2 classes, 1 channel, and 1 pixel, got {classes=}, {channels=}, {image_size=}"
+            f"a net needs at least 2 classes, 1 channel and 1 pixel, got {classes=}, {channels=}, {image_size=}"
         )
     net = parse_net(name)
     sizes: dict[str, Any] = {"classes": classes, "channels": channels, "image_size": image_size}

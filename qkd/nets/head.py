@@ -48,7 +48,7 @@ def without_head(
         found: The file's, under the net's names; its last layer may have another shape, or be missing.
 
     Returns:
-        The tensors, and what was done in words.
+        The tensors, and a description of what was done.
 
     Raises:
         HeadError: If the net has no such layer, or the shapes of other layers differ, too.

@@ -96,7 +96,7 @@ class Model:
 
 
 def read_facts(said: dict[str, str], path: str) -> dict[str, Any]:
-    """Return what a file says of its input, checked; anybody can write anything there.
+    """Return what a file says about its input, checked, since anybody can write anything there.
 
     Args:
         said: Its metadata.

@@ -25,8 +25,8 @@ _checked: set[tuple[str, ...]] = set()  # nets of this process that gave what th
 def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: ImageSize) -> nn.Module:
     """Call a user's function or class, and check the result.
 
-    It is called with its options; of ``classes``, ``channels`` and ``image_size`` it gets those that its signature
-    names (under the usual names: ``num_classes``, ``in_channels``, ``img_size``, ...) and the options leave open.
+    It is called with its options. It also gets those of ``classes``, ``channels`` and ``image_size`` that its signature
+    names (under the usual names: ``num_classes``, ``in_channels``, ``img_size``, ...) and the options do not set.
 
     Args:
         net: Which.

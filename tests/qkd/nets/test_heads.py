@@ -35,7 +35,9 @@ def test_a_new_head_is_the_only_thing_that_stays_random(tmp_path: Path, name: st
 def test_without_it_the_way_is_said(tmp_path: Path) -> None:
     file = tmp_path / "old.pth"
     torch.save(net(classes=9).state_dict(), file)
-    with pytest.raises(WeightsError, match="head `fc` of the file has 9 classes, this net has 4; `head: new` beside"):
+    with pytest.raises(
+        WeightsError, match="head `fc` of the file has 9 classes, but this net has 4; set `head: new` next to"
+    ):
         load_weights(net(), file)
 
 

@@ -183,7 +183,7 @@ def test_counters_that_old_files_lack_are_forgiven(tmp_path: Path) -> None:
 def test_a_head_of_another_class_count_is_named_as_such(tmp_path: Path, name: str, head: str) -> None:
     save_weights(net(name, classes=100), tmp_path / "w.safetensors")
     text = refusal(net(name, classes=10), tmp_path / "w.safetensors")
-    assert f"the head `{head}` of the file has 100 classes, this net has 10" in text
+    assert f"the head `{head}` of the file has 100 classes, but this net has 10" in text
     assert "missing" not in text
 
 

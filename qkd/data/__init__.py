@@ -1,4 +1,4 @@
-"""Data sets: loaded, checked, divided, and handed out as ``uint8`` batches in a seeded order."""
+"""Data sets: load, check and split them, and iterate over ``uint8`` batches in a seeded order."""
 
 from typing import TYPE_CHECKING
 

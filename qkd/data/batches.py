@@ -1,4 +1,4 @@
-"""From a split to batches: in the order asked for, from memory or decoded by worker processes."""
+"""Batches of a split in the requested order, read from memory or decoded by worker processes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     Raises:
         TypeError: If ``images`` are not uint8.
-        ValueError: If ``mean`` or ``std`` have another length than there are channels, or a ``std`` is not positive.
+        ValueError: If the length of ``mean`` or ``std`` is not the number of channels, or a ``std`` is not positive.
     """
     if images.dtype != torch.uint8:
-        raise TypeError(f"needs uint8 images, got {images.dtype}")
+        raise TypeError(f"images must be uint8, got {images.dtype}")
     channels = images.shape[1]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"images have {channels} channels, but mean has {len(mean)} and std has {len(std)}")
@@ -56,18 +56,18 @@ def iterate(
     No global random state is read or changed.
 
     Args:
-        split: Where the images come from.
+        split: The source of the images.
         indices: Positions in ``split``, int64, shape ``[n]``; a slice of an epoch's order starts in mid-epoch.
-        batch_size: Images a batch, positive.
-        device: Where the batches are wanted.
-        drop_last: Leave out a last batch that is not full.
-        workers: Decoding processes, at most one a core; ignored where the split is in memory.
-        following: So many images that come after a batch are given with it, at its end, and again in the next one; the
-            last so many ``indices`` begin no batch.
-        part: Rows of each full batch that are wanted, with what follows them; absent: all. Only with ``drop_last``.
+        batch_size: Images per batch, positive.
+        device: Device of the batches.
+        drop_last: Drop the last batch if it is not full.
+        workers: Decoding processes, at most one per core; ignored if the split is in memory.
+        following: This many images after a batch are appended to it and repeated in the next one; no batch starts at
+            the last ``following`` indices.
+        part: Rows of each full batch to return, with those that follow them; None for all. Only with ``drop_last``.
 
     Yields:
-        ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``; ``following`` more rows.
+        ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``, plus ``following`` rows.
 
     Raises:
         ValueError: If ``batch_size`` is not positive, or ``workers`` or ``following`` is negative.
@@ -83,7 +83,7 @@ def iterate(
     first, stop, _ = slice(None).indices(batch_size) if part is None else part.indices(batch_size)
     chunks = [indices[start + first : start + stop + following].cpu() for start in range(0, end, batch_size)]
     if split.decodes and workers and len(chunks) > 1:
-        workers = min(workers, len(chunks), usable_cpus())  # more only get in each other's way
+        workers = min(workers, len(chunks), usable_cpus())  # more would only slow each other down
         return _decoded_by_workers(split, chunks, device, workers)
     return (split.batch(chunk, device) for chunk in chunks)
 
@@ -102,19 +102,19 @@ class _Chunks(Dataset[tuple[Tensor, Tensor] | str]):
         try:
             return self.split.batch(self.chunks[index], "cpu")
         except DataError as error:
-            # As a value: an exception that crosses the process border arrives wrapped in the worker's traceback.
+            # Returned as a value: an exception that crosses the process boundary is wrapped in the worker's traceback.
             return str(error)
 
 
 def _decoded_by_workers(
     split: Split, chunks: list[Tensor], device: torch.device | str, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    split.batch(chunks[0][:1], "cpu")  # loads and compiles what decodes, before every worker would do so
+    split.batch(chunks[0][:1], "cpu")  # load and compile the decoder once, not in every worker
     loader = DataLoader(
         _Chunks(split, chunks),
         batch_size=None,
         num_workers=workers,
-        generator=torch.Generator(),  # else the loader draws from the global one
+        generator=torch.Generator(),  # otherwise the loader draws from the global one
         pin_memory=torch.device(device).type == "cuda",
     )
     for batch in loader:

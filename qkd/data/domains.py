@@ -1,4 +1,4 @@
-"""Domains: one data set whose images are turned, inverted or colored, each image in one way."""
+"""Domains: one data set whose images are rotated, inverted or colored, each image in one way."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from qkd.config import DataConfig, DomainConfig
 
 QUARTER = 90  # degrees
-UNKNOWN = -1  # label of an image whose label is not known
+UNKNOWN = -1  # placeholder for an unknown label
 
 
 class InDomains(NamedTuple):
     """A data set divided into domains.
 
     Attributes:
-        parts: Its training images of the domains that are seen; its test images in the domain that is not.
-        target: Its training images of the unseen domain, without labels.
+        parts: The training images of the seen domains, and the test images in the unseen one.
+        target: The training images of the unseen domain, without labels.
     """
 
     parts: Parts
@@ -35,13 +35,13 @@ class InDomains(NamedTuple):
 
 
 class DomainSplit:
-    """A part of a data set whose images are changed when they are read, each as its domain is.
+    """A part of a data set whose images are transformed on reading, each according to its domain.
 
     Args:
-        split: The images as the set has them.
-        domains: What is done to the images of each domain.
-        numbers: Which domain an image is of: a position in ``domains``, int64, shape ``[n]``.
-        channels: Of the changed images: 3 where any domain, seen or not, has a color.
+        split: The original images.
+        domains: The transforms of each domain.
+        numbers: The domain of each image: a position in ``domains``, int64, shape ``[n]``.
+        channels: Of the transformed images: 3 if any domain, seen or unseen, has a color.
     """
 
     def __init__(self, split: Split, domains: tuple[DomainConfig, ...], numbers: Tensor, *, channels: int) -> None:
@@ -68,7 +68,7 @@ class DomainSplit:
         return made, labels
 
     def subset(self, indices: Tensor) -> DomainSplit:
-        """Return the part made of these images, in this order."""
+        """Return the part with these images, in this order."""
         numbers = self.numbers[indices.cpu()]
         return DomainSplit(self.split.subset(indices), self.domains, numbers, channels=self.channels)
 
@@ -79,7 +79,7 @@ class DomainSplit:
 
 
 class Unlabeled:
-    """A part of a data set whose labels nobody may read: each batch has -1 in their place.
+    """A part of a data set whose labels must not be read: each batch has -1 in their place.
 
     Args:
         split: The images.
@@ -90,12 +90,12 @@ class Unlabeled:
 
     @property
     def labels(self) -> Tensor:
-        """Raise: there are none.
+        """Raise, because there are no labels.
 
         Raises:
             DataError: Always.
         """
-        raise DataError("labels of the unseen domain (data.unseen_domain) are not known in training")
+        raise DataError("the labels of the unseen domain (data.unseen_domain) are not available in training")
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -112,7 +112,7 @@ class Unlabeled:
         return images, torch.full((len(indices),), UNKNOWN, device=images.device)
 
     def subset(self, indices: Tensor) -> Unlabeled:
-        """Return the part made of these images, in this order."""
+        """Return the part with these images, in this order."""
         return Unlabeled(self._split.subset(indices))
 
     def to(self, device: torch.device | str) -> Unlabeled:
@@ -122,16 +122,16 @@ class Unlabeled:
 
 
 def changed(images: Tensor, domain: DomainConfig, *, channels: int) -> Tensor:
-    """Return images as a domain shows them: turned, then inverted, then colored.
+    """Return images as they look in a domain: rotated, then inverted, then colored.
 
     Args:
         images: uint8, shape ``[n, channels, height, width]``.
-        domain: What is done to them.
-        channels: Of the result: as many as the images have, or 3 for gray ones.
+        domain: The transforms to apply.
+        channels: Of the result: the number that the images have, or 3 for gray images.
 
     Returns:
-        uint8, shape ``[n, channels, height, width]``. Pixels between those of a turned image are linear in their
-        neighbors, rounded; turns by 180 degrees, and by 90 of square images, are exact.
+        uint8, shape ``[n, channels, height, width]``. Rotations interpolate linearly and round; they are exact for
+        180 degrees, and for 90 degrees if the images are square.
     """
     made = turned(images, domain.rotate).expand(-1, channels, -1, -1)
     made = 255 - made if domain.invert else made
@@ -142,11 +142,11 @@ def changed(images: Tensor, domain: DomainConfig, *, channels: int) -> Tensor:
 
 
 def turned(images: Tensor, degrees: float) -> Tensor:
-    """Return images turned counterclockwise about their center, on black.
+    """Return images rotated counterclockwise about their center, on black.
 
     Args:
         images: uint8, shape ``[n, channels, height, width]``.
-        degrees: By how much.
+        degrees: The angle.
 
     Returns:
         uint8, same shape.
@@ -157,7 +157,7 @@ def turned(images: Tensor, degrees: float) -> Tensor:
     height, width = images.shape[2:]
     angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
     cosine, sine = angle.cos().item(), angle.sin().item()
-    # where each pixel comes from, in halves of the sides: x to the right, y downward
+    # source position of each pixel, in half sides: x to the right, y downward
     rows = [[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]]
     theta = torch.tensor([rows], dtype=torch.float64, device=images.device)
     grid = functional.affine_grid(theta, [1, 1, height, width], align_corners=False)
@@ -168,24 +168,24 @@ def turned(images: Tensor, degrees: float) -> Tensor:
 
 
 def divide_domains(parts: Parts, config: DataConfig) -> InDomains:
-    """Return a data set in the domains of a config.
+    """Divide a data set into the domains of a config.
 
-    Which domain a training image is of is drawn once, the same for every seed of a run and without a look at its label;
-    domains are of one size, up to one image. So no image is seen in two domains.
+    The domain of each training image is drawn once, independent of its label and of the run's seed. The domains have
+    equal sizes, up to one image, and no image is seen in two of them.
 
     Args:
         parts: The set as read.
-        config: Its ``domains`` and ``unseen_domain`` are set.
+        config: A config with ``domains`` and ``unseen_domain``.
 
     Raises:
         DataError: If the images have two or four channels, or there are fewer training images than domains.
     """
     domains, found = dict(config.domains or {}), parts.train.image_shape[0]
     if len(parts.train) < len(domains):
-        raise DataError(f"data.domains: {len(parts.train)} training images do not suffice for {len(domains)} domains")
+        raise DataError(f"data.domains: {len(parts.train)} training images are not enough for {len(domains)} domains")
     channels = channels_in(domains, found)
     if channels not in (1, 3) or found not in (1, channels):
-        raise DataError(f"data.domains: color is for images of 1 or 3 channels, but these have {found}")
+        raise DataError(f"data.domains: color needs images with 1 or 3 channels, but these have {found}")
     kinds, unseen = tuple(domains.values()), list(domains).index(str(config.unseen_domain))
     order = torch.randperm(len(parts.train), generator=stream(0, "domains"))
     numbers = torch.empty(len(parts.train), dtype=torch.int64)
@@ -206,12 +206,12 @@ def divide_domains(parts: Parts, config: DataConfig) -> InDomains:
 
 
 def channels_in(domains: Mapping[str, DomainConfig], channels: int) -> int:
-    """Return the channels of images in these domains, of ``channels`` as the set has them."""
+    """Return the number of channels of images in these domains, given the ``channels`` of the set."""
     return 3 if any(domain.color is not None for domain in domains.values()) else channels
 
 
 def domain_mark(fingerprint: str, config: DataConfig) -> str:
-    """Return a fingerprint of a set in the domains of a config, from that of the set."""
+    """Return the fingerprint of a set in the domains of a config, derived from the set's own."""
     told = {name: domain.model_dump(mode="json") for name, domain in (config.domains or {}).items()}
     words = json.dumps([fingerprint, list(told.items()), config.unseen_domain])
     return hashlib.sha256(words.encode()).hexdigest()

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Images or labels that cannot be used; the message names the file or array, what was found and the way out."""
+    """Images or labels that cannot be used; the message names the file or array, what was found, and how to fix it."""

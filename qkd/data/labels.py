@@ -1,4 +1,4 @@
-"""Checks of class numbers and class names: each class has images, and there are not absurdly many."""
+"""Checks of class numbers and names: every class has images, and the number of classes is plausible."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from qkd.data.errors import DataError
 
-MOST_CLASSES = 100_000  # named ones may be more than the images up to here: ImageNet-21k has 21,841
+MOST_CLASSES = 100_000  # up to here, named classes may outnumber the images: ImageNet-21k has 21,841
 _LISTED = 10
 
 
 def listed(items: Sequence[Any]) -> str:
-    """Return items as a list for a message, the first ten of them.
+    """Format items as a list for a message; only the first ten are shown.
 
     Example:
         >>> listed([3, 5])
@@ -28,45 +28,45 @@ def listed(items: Sequence[Any]) -> str:
 
 
 def count_classes(labels: Tensor, source: Path) -> int:
-    """Return how many classes numbered labels mean: the highest and one more.
+    """Return the number of classes of numbered labels: the highest label plus one.
 
     Args:
         labels: Of the training images, int64, shape ``[n]``, not empty.
         source: Their file, for messages.
 
     Raises:
-        DataError: If a class below the highest has no training image: labels that begin at 1, or ids of another list.
+        DataError: If a class below the highest has no training image: labels start at 1, or are IDs from another list.
     """
     present: list[int] = torch.unique(labels).tolist()
     low, high = present[0], present[-1]
     count = max(high + 1, 1)
     if low < 0 or len(present) == count:
-        return count  # negative ones are out of range, which is said where the range is checked
+        return count  # negative labels are reported by the range check
     lacking = count - len(present)
     is_shifted = len(present) == high - low + 1
     way = f"subtract {low} from the labels of train and test" if is_shifted else "number the classes 0, 1, 2, ..."
     raise DataError(
-        f"{source}: labels are {low}..{high}, but {lacking:,} of these {count:,} classes ({_first_lacking(present)}) "
+        f"{source}: labels are {low}..{high}, but {lacking:,} of the {count:,} classes ({_first_lacking(present)}) "
         f"have no image among {len(labels):,}; {way}, or name all classes in classes.json"
     )
 
 
 def require_names(names: Sequence[str], source: Path, *, images: int) -> tuple[str, ...]:
-    """Return class names that can be used.
+    """Check class names and return them as a tuple.
 
     Args:
-        names: A name a class.
+        names: One name per class.
         source: Their file or folder, for messages.
         images: Number of training images.
 
     Raises:
-        DataError: If a name occurs twice, is no text that can be printed, or there are far more classes than images.
+        DataError: If a name occurs twice or is not printable text, or there are far more classes than images.
     """
     if len(names) > max(MOST_CLASSES, images):
-        raise DataError(f"{source}: {len(names):,} classes for {images:,} training images; name those that occur")
+        raise DataError(f"{source}: {len(names):,} classes for {images:,} training images; name only those that occur")
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1}) if len(names) <= 1000 else []
-        raise DataError(f"{source}: class names must differ, found twice: {listed(twice) if twice else 'some'}")
+        raise DataError(f"{source}: class names must be unique, found twice: {listed(twice) if twice else 'some'}")
     bad = [name for name in names if not name.isprintable()]
     if bad:
         raise DataError(f"{source}: class names must be printable text, found {listed(bad)}; rename them")
@@ -74,7 +74,7 @@ def require_names(names: Sequence[str], source: Path, *, images: int) -> tuple[s
 
 
 def class_notes(train: Tensor, test: Tensor, classes: Sequence[str]) -> list[str]:
-    """Return a line for each part in which classes have no image: allowed, but seldom meant.
+    """Return one line for each part in which some classes have no image: allowed, but seldom intended.
 
     Args:
         train: Labels of the training images, int64, shape ``[n]``.
@@ -83,8 +83,8 @@ def class_notes(train: Tensor, test: Tensor, classes: Sequence[str]) -> list[str
     """
     lines = []
     for part, labels, what in (
-        ("training", train, "nothing learns their outputs"),
-        ("test", test, "the test accuracy says nothing of them"),
+        ("training", train, "their outputs are never trained"),
+        ("test", test, "the test accuracy does not cover them"),
     ):
         counts = torch.bincount(labels, minlength=len(classes))
         empty = [classes[label] for label in (counts == 0).nonzero().flatten().tolist()]
@@ -95,7 +95,7 @@ def class_notes(train: Tensor, test: Tensor, classes: Sequence[str]) -> list[str
 
 
 def _first_lacking(present: Iterable[int]) -> str:
-    """Return the first classes from 0 that are not in an ascending list, for a message."""
+    """Return the first classes, counted from 0, that are missing from an ascending list, for a message."""
 
     def gaps() -> Iterable[int]:
         expected = 0

@@ -1,4 +1,4 @@
-"""What a data set is once loaded: three parts that hand out uint8 batches, and the facts that go with them."""
+"""Loaded data sets: three parts that return uint8 batches, and the facts about them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Split(Protocol):
 
     Attributes:
         labels: Class numbers, int64, shape ``[n]``, on the CPU.
-        decodes: Whether a batch reads and decodes files (worth worker processes), or is a look-up in memory.
+        decodes: Whether a batch reads and decodes files (so worker processes pay off) or is a lookup in memory.
     """
 
     labels: Tensor
@@ -40,11 +40,11 @@ class Split(Protocol):
         ...
 
     def subset(self, indices: Tensor) -> Split:
-        """Return the part made of these images, in this order."""
+        """Return the part with these images, in this order."""
         ...
 
     def to(self, device: torch.device | str) -> Split:
-        """Move what is in memory to ``device``; return itself, or the part that is there now."""
+        """Move what is in memory to ``device``; return itself, or the moved part."""
         ...
 
 
@@ -57,14 +57,14 @@ class MemorySplit:
 
     Raises:
         TypeError: If ``images`` are not uint8 or ``labels`` not int64.
-        ValueError: If the shapes do not fit each other.
+        ValueError: If the shapes do not match.
     """
 
     decodes = False
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         if images.dtype != torch.uint8 or labels.dtype != torch.int64:
-            raise TypeError(f"needs uint8 images and int64 labels, got {images.dtype} and {labels.dtype}")
+            raise TypeError(f"images must be uint8 and labels int64, got {images.dtype} and {labels.dtype}")
         if images.dim() != 4 or labels.shape != images.shape[:1]:
             raise ValueError(
                 "needs images [n, channels, height, width] and labels [n], "
@@ -85,33 +85,33 @@ class MemorySplit:
         return channels, height, width
 
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """Return ``(images, labels)`` of these images on ``device``: one index-select where they already are there."""
+        """Return ``(images, labels)`` of these images on ``device``: one index-select if they are already there."""
         indices = indices.to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices)
         labels = self._labels_on_device.index_select(0, indices)
         return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
     def subset(self, indices: Tensor) -> MemorySplit:
-        """Return the part made of these images, in this order."""
+        """Return the part with these images, in this order."""
         return MemorySplit(self.images[indices.to(self.images.device)], self.labels[indices.cpu()])
 
     def to(self, device: torch.device | str) -> MemorySplit:
-        """Move images and labels to ``device`` once; return itself. ``labels`` stays on the CPU."""
+        """Move images and labels to ``device`` once and return itself. ``labels`` stays on the CPU."""
         self.images = self.images.to(device)
         self._labels_on_device = self._labels_on_device.to(device)
         return self
 
 
 class Parts(NamedTuple):
-    """A data set as read, before a validation part is kept back.
+    """A data set as read, before a validation part is held out.
 
     Attributes:
         train: All its training images.
         test: Its test images.
-        classes: Names; a label is a position in it.
-        notes: What a person should know of it, a line each.
-        val_rows: Positions in ``train`` of images that come as a validation part; None: a share is kept back.
-        test_words: Where the test images come from, for people.
+        classes: Class names; a label is a position in it.
+        notes: Remarks for the user, one per line.
+        val_rows: Positions in ``train`` of the set's own validation part; None if a share is to be held out.
+        test_words: Where the test images come from, in words.
     """
 
     train: Split
@@ -127,24 +127,24 @@ class Splits:
     """A loaded data set.
 
     Attributes:
-        train: Images to learn from.
-        val: Images kept from the training set for search and model selection; may be empty.
+        train: Images to train on.
+        val: Images held out of the training set for search and model selection; may be empty.
         test: Images that are scored once, at the end.
-        classes: Names; a label is a position in it.
+        classes: Class names; a label is a position in it.
         channels: 1 (gray) or 3 (color).
         image_size: Side in pixels of square images, or ``(height, width)``.
-        mean: Per channel, fraction 0..1: of ``train``, unless the config says another.
+        mean: Per channel, fraction 0..1: that of ``train``, unless the config gives one.
         std: Per channel, fraction of the full range, likewise.
-        fingerprint: Hash of what was read, before it was split (`qkd.data.loading.facts`); of the quiz, too, where
-            there is one.
-        quiz: Training images that the student does not learn from, because they judge its teacher
+        fingerprint: Hash of the set as read, before it was split (`qkd.data.loading.facts`), and of the quiz, if there
+            is one.
+        quiz: Training images that the student is not trained on, because they judge its teacher
             (:func:`qkd.data.take_quiz`); they are not in ``train``.
-        facts: What the set was when it was read; None where it was made, not read.
-        notes: What a person should know of it, a line each.
-        resize: Rule by which images of other sizes are brought to ``image_size`` (:class:`qkd.data.sets.Fit`);
-            ``none`` where all are of that size.
-        held_out: What is kept from training, in one line.
-        target: Training images of the domain that is not seen, without labels; None where the set has no domains.
+        facts: Facts of the set when it was read; None if it was generated.
+        notes: Remarks for the user, one per line.
+        resize: Rule that resizes images of other sizes to ``image_size`` (:class:`qkd.data.sets.Fit`); ``none`` if all
+            have that size.
+        held_out: What is held out from training, in one line.
+        target: Training images of the unseen domain, without labels; None if the set has no domains.
     """
 
     train: Split
@@ -169,7 +169,7 @@ class Splits:
         return self.channels, *height_width(self.image_size)
 
     def to(self, device: torch.device | str) -> Splits:
-        """Move every part that is in memory to ``device``, in place; return itself."""
+        """Move every part that is in memory to ``device``, in place, and return itself."""
         self.train, self.val, self.test = (part.to(device) for part in (self.train, self.val, self.test))
         self.quiz = None if self.quiz is None else self.quiz.to(device)
         self.target = None if self.target is None else self.target.to(device)

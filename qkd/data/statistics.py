@@ -1,4 +1,4 @@
-"""Per-channel mean and spread of the images of a part, exact, a few images at a time."""
+"""Exact per-channel mean and standard deviation of the images of a part, a few images at a time."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torch import Tensor
 from qkd.data.splits import Split
 
 SMALLEST_STD = 1 / 255  # one gray level: a channel that never changes must not divide by zero
-LARGEST_SAMPLE = 4096  # decoded images: the mean of so many is good to about 0.005, and a folder may hold a million
-_CHUNK_VALUES = 1 << 20  # pixel values at a time: their squares, int32, are 4 MiB
+LARGEST_SAMPLE = 4096  # images to decode: their mean is accurate to about 0.005, and a folder may hold a million
+_CHUNK_VALUES = 1 << 20  # pixel values at a time; their int32 squares take 4 MiB
 _CHUNK_IMAGES = 1024
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return ``(mean, std)`` per channel as fractions of the full range, exact sums over integer pixels.
+    """Return ``(mean, std)`` per channel as fractions of the full range, from exact sums over integer pixels.
 
-    Files that must be decoded are sampled evenly where there are more than 4,096 of them. A std below one gray level
-    counts as one gray level.
+    More than 4,096 files that must be decoded are sampled evenly. A std below one gray level is raised to one gray
+    level.
 
     Raises:
         DataError: If an image cannot be decoded.
         ValueError: If the split is empty.
     """
     if len(split) == 0:
-        raise ValueError("cannot take the mean of no images")
+        raise ValueError("cannot compute the mean of zero images")
     chosen = _evenly(len(split), LARGEST_SAMPLE) if split.decodes else torch.arange(len(split))
     values = split.batch(chosen[:1], "cpu")[0].numel()
     count, total, squares = 0, torch.zeros(0), torch.zeros(0)

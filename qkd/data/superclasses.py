@@ -1,4 +1,4 @@
-"""The superclasses of CIFAR-100, by class name: a published table, so that no file of labels needs to be opened."""
+"""The superclasses of CIFAR-100 by class name: a published table, so that no label file needs to be opened."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ CIFAR100_SUPERCLASSES = {
 
 
 def superclasses(classes: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the number of each class's superclass; None where the classes are not those of CIFAR-100.
+    """Return the superclass number of each class; None if the classes are not those of CIFAR-100.
 
     Args:
-        classes: Names, a class each. All of CIFAR-100's, or some of them (a folder of its images).
+        classes: Class names: all of CIFAR-100's, or some of them (a folder of its images).
 
     Returns:
-        A number (0 to 19, in the published order) a class. None, too, where no two classes share a superclass or
-        all of them do: there is nothing to tell apart.
+        One number (0 to 19, in the published order) per class. Also None if no two classes share a superclass, or all
+        of them do, so that there is nothing to distinguish.
 
     Example:
         >>> superclasses(["cloud", "wolf", "sea", "bear"])

@@ -1,3 +1,3 @@
-"""Where a training runs: on one device, or on several that take a share of every batch each."""
+"""The devices of a training: one, or several that each take a share of every batch."""
 
 __all__: list[str] = []

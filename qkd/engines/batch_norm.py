@@ -1,8 +1,7 @@
-"""Batch norm whose statistics are those of the whole batch, although each process has only a share of it.
+"""Batch norm with the statistics of the whole batch, although each process has only a share of it.
 
-A layer keeps its class, its parameters and its name in a state: only what it computes in training is another function,
-while the block is open. So a net that fuses a convolution with its batch norm, or looks for batch norm by its class,
-sees nothing new.
+A layer keeps its class, its parameters and its state names; only its training forward is replaced while the block is
+open. So a net that fuses a convolution with its batch norm, or looks for batch norm by class, notices nothing.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ Reduce = Callable[[Tensor], None]
 
 @contextmanager
 def synchronized(modules: Iterable[nn.Module], reduce: Reduce, is_shared: Callable[[], bool]) -> Iterator[None]:
-    """Let every batch norm below these modules take the statistics of whole batches within a block.
+    """Let every batch norm below these modules use the statistics of whole batches within a block.
 
     Args:
-        modules: Looked through once, at the start.
+        modules: Searched once, at the start.
         reduce: Sums over the processes.
         is_shared: Whether a layer's input is a share of a batch at the moment, rather than a whole one.
     """
     layers = dict.fromkeys(layer for module in modules for layer in module.modules() if isinstance(layer, _BatchNorm))
     for layer in layers:
-        layer.__dict__["forward"] = _forward_of(layer, reduce, is_shared)  # in front of the class's own
-        layer.__dict__[SHARED] = lambda: reduce if is_shared() else None  # for who computes it with what comes next
+        layer.__dict__["forward"] = _forward_of(layer, reduce, is_shared)  # shadows the class's forward
+        layer.__dict__[SHARED] = lambda: reduce if is_shared() else None  # for code that fuses it with the next layer
     try:
         yield
     finally:
@@ -62,7 +61,7 @@ def _forward_of(layer: _BatchNorm, reduce: Reduce, is_shared: Callable[[], bool]
 
 @torch.no_grad()
 def _follow(layer: _BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """Move the running statistics, as PyTorch does: the variance unbiased."""
+    """Update the running statistics as PyTorch does, with the unbiased variance."""
     if not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
         return
     if layer.num_batches_tracked is not None:
@@ -76,13 +75,13 @@ def _follow(layer: _BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None
 
 
 class _WholeBatchNorm(torch.autograd.Function):
-    """Normalize by statistics over all processes; in float64 where sums meet, so that nothing cancels."""
+    """Normalize by statistics over all processes, with sums in float64 to avoid cancellation."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the normalized ``x``; mean and variance of each channel, ``[channels]``; values a channel, ``[]``."""
+        """Return the normalized ``x``; mean and variance per channel, ``[channels]``; values per channel, ``[]``."""
         own_var, own_mean = torch.var_mean(x.float(), dim=_all_but_channels(x), correction=0)
         channels, count = x.shape[1], x.numel() // x.shape[1]
         mean, var = own_mean.double(), own_var.double()
@@ -101,7 +100,7 @@ class _WholeBatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """Return gradients of the sum of all processes' losses by this one's ``x``, and its part of the others."""
+        """Return the gradient of all processes' summed losses by this one's ``x``, and its share of the others."""
         x, weight, mean, var, total = ctx.saved_tensors
         by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             gradient.contiguous(memory_format=_format(x)), x, weight, mean, var, None, None, False, ctx.eps,

@@ -1,4 +1,4 @@
-"""What a training needs of the devices it runs on: this module's engine is one device, where there is nothing to do.
+"""The interface between a training and its devices; the engine of this module is one device and has nothing to do.
 
 Errors: :class:`PeerLostError` and :class:`FirstFailedError` (both ``RuntimeError``) end a process whose training cannot
 continue because of another process.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # a command that trains nothing does not wait for torch
+if TYPE_CHECKING:  # commands that do not train should not have to import torch
     from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -21,40 +21,40 @@ class PeerLostError(RuntimeError):
 
 
 class FirstFailedError(RuntimeError):
-    """The first process has failed at what it does for all; it says itself what was wrong."""
+    """The first process has failed at something it does for all; it reports the cause itself."""
 
 
 class Engine:
-    """One device. An engine of several overrides whatever is a matter of more than one process.
+    """One device. An engine of several devices overrides everything that involves more than one process.
 
-    All processes of a training run the same program. What is said to return "the same on all" is a collective call:
-    every process makes it, in the same order.
+    All processes of a training run the same program. Methods that return "the same on all" are collective calls: every
+    process makes them, in the same order.
     """
 
     size = 1
     """Number of processes, each with its own device."""
     rank = 0
-    """Number of this process among them, from 0."""
+    """Index of this process among them, from 0."""
     local_rank = 0
-    """Number of this process among those on its machine, from 0: that of its GPU."""
+    """Index of this process among those on its machine, from 0; also the index of its GPU."""
     synchronizes = True
-    """Whether batch norm takes the statistics of the whole batch, rather than those of the process's share."""
+    """Whether batch norm uses the statistics of the whole batch, rather than those of the process's share."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     # who does what
 
     def first(self, work: Callable[[], T]) -> T:
-        """Let the first process do something by itself, however long it takes; return what it gave, the same on all.
+        """Let the first process do something alone, however long it takes; return its result, the same on all.
 
         Args:
-            work: Runs in the first process alone, as on one device; returns plain data (what JSON holds).
+            work: Runs only in the first process, as on one device; returns plain data (JSON values).
 
         Raises:
-            FirstFailedError: In the other processes, where it raised something in the first.
+            FirstFailedError: In the other processes, if it raised an error in the first.
         """
         return work()
 
@@ -62,61 +62,60 @@ class Engine:
         """Let the first process do something before all others do the same; return each process's own result.
 
         Raises:
-            FirstFailedError: In the other processes, where it raised something in the first.
+            FirstFailedError: In the other processes, if it raised an error in the first.
         """
         return work()
 
     def decide(self, value: bool) -> bool:  # noqa: FBT001 - reads as a sentence
-        """Return what the first process has to say, the same on all."""
+        """Return the value of the first process, the same on all."""
         return value
 
     def wait(self) -> None:
-        """Wait until every process is here: what the first one has written by then can be read."""
+        """Wait for every process; files that the first one wrote before can then be read."""
 
     def texts(self, text: str) -> list[str]:
-        """Return a text of each process, by rank, the same on all."""
+        """Return the text of each process, by rank, the same on all."""
         return [text]
 
     # a training
 
     def share(self, images: int) -> slice:
-        """Return which rows of a batch are this process's.
+        """Return the rows of a batch that belong to this process.
 
         Args:
-            images: In the whole batch.
+            images: Number of images in the whole batch.
 
         Raises:
-            ValueError: If they cannot be shared out evenly: a mean of means would weigh images differently.
+            ValueError: If they cannot be divided evenly, since a mean of means would weight images differently.
         """
         return slice(0, images)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes, in place: bit for bit the same on all."""
+        """Replace each tensor with its mean over the processes, in place, bit-identical on all."""
 
     def sums(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return scalars (shape ``[]``) summed over the processes, the same on all."""
         return values
 
     def copy_first(self, modules: Sequence[nn.Module]) -> None:
-        """Give every process the parameters and buffers that these modules have in the first one, in place."""
+        """Copy the parameters and buffers of these modules from the first process to all, in place."""
 
     def whole(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes, in the order of the batch, the same on all.
 
-        A loss of the whole batch that each process computes from them gives the right gradient once gradients are
-        averaged.
+        If each process computes a loss of the whole batch from them, averaging the gradients gives the right gradient.
 
         Args:
-            rows: This process's, shape ``[images, ...]``.
+            rows: The rows of this process, shape ``[images, ...]``.
         """
         return rows
 
     def on_whole_batches(self) -> AbstractContextManager[object]:
-        """Return the context of what every process computes on whole batches: batch norm has nothing to gather."""
+        """Return a context in which every process computes on whole batches, so batch norm need not gather."""
         return nullcontext()
 
     def training(self, modules: Sequence[nn.Module]) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Return the context in which these modules train: batch norm takes the statistics of whole batches."""
+        """Return the context in which these modules train: batch norm uses the statistics of whole batches."""
         return nullcontext()
 
 
@@ -131,7 +130,7 @@ def current() -> Engine:
 
 @contextmanager
 def using(engine: Engine) -> Iterator[Engine]:
-    """Let an engine be the current one within a block."""
+    """Make an engine the current one within a block."""
     _current.append(engine)
     try:
         yield engine
@@ -140,20 +139,20 @@ def using(engine: Engine) -> Iterator[Engine]:
 
 
 def alone() -> AbstractContextManager[Engine]:
-    """Return a block in which this process works as on one device: it waits for no other."""
+    """Return a context in which this process works as on one device, without waiting for others."""
     return using(_ONE)
 
 
 def shared_rows(images: int, rank: int, size: int) -> slice:
-    """Return which rows of a batch a process takes: neighbors, so that an image still comes before the same one.
+    """Return the rows of a batch that a process takes: contiguous ones, so that images keep their successors.
 
     Args:
-        images: In the whole batch.
-        rank: Of the process, from 0.
+        images: Number of images in the whole batch.
+        rank: Rank of the process, from 0.
         size: Number of processes.
 
     Raises:
-        ValueError: If they cannot be shared out evenly.
+        ValueError: If they cannot be divided evenly.
 
     Example:
         >>> shared_rows(6, 1, 2)
@@ -163,7 +162,7 @@ def shared_rows(images: int, rank: int, size: int) -> slice:
         below, above = images // size * size, (images // size + 1) * size
         choices = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"a batch of {images} images cannot be shared evenly by {size} devices, and an uneven share would weigh "
+            f"a batch of {images} images cannot be divided evenly among {size} devices, and uneven shares would weight "
             f"images differently; set data.batch_size to a multiple of {size} (e.g. {choices})"
         )
     share = images // size
@@ -171,20 +170,20 @@ def shared_rows(images: int, rank: int, size: int) -> slice:
 
 
 def agree(values: Mapping[str, Any], engine: Engine, what: str) -> None:
-    """Raise unless all processes see the same.
+    """Raise unless all processes see the same values.
 
     Args:
-        values: What each sees: names and texts.
-        engine: Of the processes.
+        values: Names and texts that each process sees.
+        engine: The engine of the processes.
         what: Names the values in the error.
 
     Raises:
-        ValueError: Naming the first process that sees something else.
+        ValueError: If they differ; names the first process that sees something else.
     """
     texts = engine.texts(repr(sorted(values.items())))
     for rank, text in enumerate(texts):
         if text != texts[0]:
             raise ValueError(
-                f"{what}: process 0 sees {texts[0]}, process {rank} {text}; all processes of a training need the same "
-                f"run folder (a file system that all machines share), the same config and the same images"
+                f"{what}: process 0 sees {texts[0]}, process {rank} sees {text}; all processes of a training need the "
+                f"same run folder (a file system that all machines share), the same config and the same images"
             )

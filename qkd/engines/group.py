@@ -1,4 +1,4 @@
-"""Several processes with a device each that train one net: every batch is shared, every gradient averaged."""
+"""Several processes, one device each, that train one net: every batch is divided, every gradient averaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qkd.engines.batch_norm import synchronized
 from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, alone, current, shared_rows
 
 T = TypeVar("T")
-FOR_ANY_WORK = timedelta(days=30)  # a long export is no reason to give up; a process that ended is noticed otherwise
+FOR_ANY_WORK = timedelta(days=30)  # a long export is no reason to give up; dead processes are detected differently
 _DONE, _FAILED = "done ", "failed"
 
 
@@ -23,10 +23,10 @@ class DeviceGroup(Engine):
     """The processes of ``torch.distributed``'s default group, which is initialized.
 
     Args:
-        store: Of the group: short messages, and what takes long is waited for there.
-        control: A group of processors (gloo) for decisions, so that no GPU is waited for; absent: the default group.
-        local_rank: Of this process on its machine, from 0.
-        synchronizes: Whether batch norm takes the statistics of whole batches.
+        store: The group's store, used for short messages and for waiting on long work.
+        control: A CPU group (gloo) for decisions, so that they do not wait for a GPU; None for the default group.
+        local_rank: Rank of this process on its machine, from 0.
+        synchronizes: Whether batch norm uses the statistics of whole batches.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class DeviceGroup(Engine):
     # who does what
 
     def first(self, work: Callable[[], T]) -> T:
-        """Let the first process do something by itself; the others wait and get its plain data."""
+        """Let the first process do something alone; the others wait and get its plain data."""
         key = self._key()
         if self.is_first:
             try:
@@ -75,27 +75,27 @@ class DeviceGroup(Engine):
         return value
 
     def decide(self, value: bool) -> bool:  # noqa: FBT001 - reads as a sentence
-        """Return what the first process has to say."""
+        """Return the value of the first process."""
         said = torch.tensor([int(value)])
         with _reached():
             distributed.broadcast(said, 0, group=self._control)
         return bool(said)
 
     def wait(self) -> None:
-        """Wait until every process is here."""
-        self.decide(True)  # what the first one sends has been sent
+        """Wait for every process."""
+        self.decide(True)  # the message of the first process has arrived
         said = torch.zeros(1)
         with _reached():
             distributed.all_reduce(said, group=self._control)
 
     def texts(self, text: str) -> list[str]:
-        """Return a text of each process, by rank."""
+        """Return the text of each process, by rank."""
         key = self._key()
         self._tell(f"{key}/{self.rank}", _DONE + text)
         return [self._hear(f"{key}/{rank}") for rank in range(self.size)]
 
     def report(self) -> bool:
-        """Return whether this process is the first to say that it has failed, so that only one does."""
+        """Return whether this process is the first to report a failure, so that only one does."""
         return bool(self._store.add("reports", 1) == 1)
 
     def _key(self) -> str:
@@ -111,18 +111,18 @@ class DeviceGroup(Engine):
             self._store.wait([key], FOR_ANY_WORK)
             said: str = self._store.get(key).decode("utf-8")
         if said == _FAILED:
-            raise FirstFailedError("the first process has failed; it says why")
+            raise FirstFailedError("the first process has failed; its own message says why")
         return said.removeprefix(_DONE)
 
     # a training
 
     def share(self, images: int) -> slice:
-        """Return which rows of a batch are this process's."""
+        """Return the rows of a batch that belong to this process."""
         return shared_rows(images, self.rank, self.size)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes, in place."""
+        """Replace each tensor with its mean over the processes, in place."""
         for group in _alike(tensors):
             wire = _wire_of(group)
             self._reduce(wire)
@@ -139,7 +139,7 @@ class DeviceGroup(Engine):
 
     @torch.no_grad()
     def copy_first(self, modules: Sequence[nn.Module]) -> None:
-        """Give every process the parameters and buffers of the first one, in place."""
+        """Copy the parameters and buffers of the first process to all, in place."""
         tensors = [tensor for module in modules for tensor in module.state_dict().values()]
         for group in _alike(tensors):
             wire = _wire_of(group)
@@ -153,7 +153,7 @@ class DeviceGroup(Engine):
 
     @contextmanager
     def on_whole_batches(self) -> Iterator[None]:
-        """Let batch norm take its input for a whole batch within a block."""
+        """Let batch norm treat its input as a whole batch within a block."""
         before, self._is_whole = self._is_whole, True
         try:
             yield
@@ -161,7 +161,7 @@ class DeviceGroup(Engine):
             self._is_whole = before
 
     def training(self, modules: Sequence[nn.Module]) -> AbstractContextManager[object]:
-        """Return the context in which batch norm takes the statistics of whole batches, unless that is off."""
+        """Return the context in which batch norm uses the statistics of whole batches, unless that is off."""
         if not self.synchronizes:
             return super().training(modules)
         return synchronized(modules, self._reduce, lambda: current() is self and not self._is_whole)
@@ -171,14 +171,14 @@ class DeviceGroup(Engine):
             distributed.all_reduce(tensor, group=self._way(tensor))
 
     def _way(self, tensor: Tensor) -> distributed.ProcessGroup | None:
-        """Return the group that sends a tensor: GPUs send none of the processor's."""
+        """Return the group that sends a tensor: GPU groups cannot send CPU tensors."""
         return self._control if tensor.device.type == "cpu" else None
 
 
 class _Whole(torch.autograd.Function):
-    """Gather rows; the gradient of a loss that every process computes from all of them comes from its own rows alone.
+    """Gather rows. Every process computes a loss from all rows, and takes its gradient from its own rows only.
 
-    It is multiplied by the number of processes, because their gradients are averaged and not summed afterward.
+    The gradient is multiplied by the number of processes, because gradients are then averaged rather than summed.
     """
 
     @staticmethod
@@ -187,7 +187,7 @@ class _Whole(torch.autograd.Function):
         wire = _on_the_wire(rows)
         gathered = wire.new_zeros((group.size * len(rows), *rows.shape[1:]))
         gathered[ctx.rows] = wire
-        group._reduce(gathered)  # every row is zero in all processes but one: nothing is rounded
+        group._reduce(gathered)  # each row is zero in all processes but one, so nothing is rounded
         return gathered.to(rows.dtype)
 
     @staticmethod
@@ -196,7 +196,7 @@ class _Whole(torch.autograd.Function):
 
 
 def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the tensors in groups of one type and device, so that each group is sent at once."""
+    """Group tensors by type and device, so that each group is sent at once."""
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
@@ -204,14 +204,14 @@ def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def _on_the_wire(tensor: Tensor) -> Tensor:
-    """Return a tensor in a type that every backend sends: each value of the others fits one of these."""
+    """Convert a tensor, without loss, to a type that every backend can send."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         return tensor.float()
     return tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
 def _wire_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the values of some tensors of one type and device, in one row to send."""
+    """Return the values of tensors of one type and device as one flat tensor to send."""
     return torch.cat([_on_the_wire(tensor).reshape(-1) for tensor in tensors])
 
 
@@ -224,11 +224,11 @@ def _put_back(tensors: Sequence[Tensor], wire: Tensor) -> None:
 
 @contextmanager
 def _reached() -> Iterator[None]:
-    """Say in words what the transport says when a process is gone."""
+    """Replace the transport's errors about a lost process with a readable one."""
     try:
         yield
     except RuntimeError as error:
         raise PeerLostError(
-            "another process of this training has ended or cannot be reached, so this one stops, too; nothing is lost: "
-            "the same command resumes from the last checkpoint"
+            "another process of this training has ended or cannot be reached, so this one stops, too; nothing is lost, "
+            "and the same command resumes from the last checkpoint"
         ) from error

@@ -1,4 +1,4 @@
-"""Join the processes that were started together, and leave them."""
+"""Join and leave the processes that were started together."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from qkd.engines.group import DeviceGroup
 
 TRAINING_TIMEOUT = timedelta(minutes=30)  # between two steps: another process may be writing a checkpoint
-GRACE_S = 2.0  # whoever knows why it failed speaks first
+GRACE_S = 2.0  # so that the process that knows the cause reports first
 _joined: list[DeviceGroup] = []
 
 
 @contextmanager
 def joined(device: str, *, synchronizes: bool = True) -> Iterator[Engine]:
-    """Let this process be one of those that were started together, within a block; by itself it is one device.
+    """Join this process with those that were started with it, within a block; a single process is one device.
 
     Args:
-        device: As the config has it: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``.
-        synchronizes: Whether batch norm takes the statistics of whole batches.
+        device: As in the config: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``.
+        synchronizes: Whether batch norm uses the statistics of whole batches.
 
     Raises:
         ValueError: If a machine has fewer GPUs than processes that want one each.
-        PeerLostError: If the others do not come.
+        PeerLostError: If the others do not connect.
     """
     if not is_member():
         yield Engine()
@@ -41,16 +41,16 @@ def joined(device: str, *, synchronizes: bool = True) -> Iterator[Engine]:
     _joined.append(group)
     with using(group), nullcontext() if group.is_first else only_reading():
         yield group
-    group.wait()  # the first one holds what the others talk through
+    group.wait()  # the first process hosts the store of the others
     _joined.clear()
     _leave()
 
 
 def speaks_up(error: BaseException) -> bool:
-    """Return whether this process is the one to say why all have failed.
+    """Return whether this process should report why all have failed.
 
     Args:
-        error: What ends it.
+        error: The error that ends it.
     """
     if isinstance(error, FirstFailedError):
         return False
@@ -67,7 +67,7 @@ def speaks_up(error: BaseException) -> bool:
 
 
 def exit_code(error: BaseException, code: int) -> int:
-    """Return the exit code of a process that fails: a separate one where the cause is another process."""
+    """Return the exit code of a process that fails: a separate one if the cause is another process."""
     return LOST if isinstance(error, PeerLostError | FirstFailedError) and is_started_by_us() else code
 
 
@@ -87,8 +87,8 @@ def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
         control: Any = None if backend == "gloo" else distributed.new_group(backend="gloo", timeout=TRAINING_TIMEOUT)
     except RuntimeError as error:
         raise PeerLostError(
-            f"process {rank} of {size} has not met the others ({str(error).splitlines()[0]}); see that MASTER_ADDR and "
-            f"MASTER_PORT can be reached from every machine"
+            f"process {rank} of {size} could not connect to the others ({str(error).splitlines()[0]}); check that "
+            f"MASTER_ADDR and MASTER_PORT can be reached from every machine"
         ) from error
     return DeviceGroup(store, control, local_rank=local, synchronizes=synchronizes)
 
@@ -99,21 +99,21 @@ def _store(rank: int, size: int) -> Any:
     if is_started_by_us():
         return FileStore(os.environ[MEETING], size)
     found, _, _ = next(rendezvous("env://", rank, size, timeout=TRAINING_TIMEOUT))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store keeps what an earlier one said
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store keeps messages of earlier attempts
     return PrefixStore(f"qkd/{attempt}", found)
 
 
 def _backend(device: str) -> str:
-    """Return how tensors travel: between GPUs that are all different, or through the processors."""
+    """Return the backend: nccl if every process has its own GPU, otherwise gloo."""
     import torch
 
     if device == "cpu" or ":" in device or not torch.cuda.is_available():
-        return "gloo"  # with one GPU by number all share it
+        return "gloo"  # a GPU that is given by number is shared by all
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])), torch.cuda.device_count()
     if here > there:
         raise ValueError(
-            f"device: {here} processes on this machine want a GPU each, and there are {there}; start {there}, or "
-            f"share one with device=cuda:0, or use device=cpu"
+            f"device: {here} processes on this machine need one GPU each, but it has {there}; start {there}, share one "
+            f"with device=cuda:0, or use device=cpu"
         )
     return "nccl"
 

@@ -1,4 +1,4 @@
-"""Start the processes of a training on this machine, watch them, and say once how they ended."""
+"""Start the processes of a training on this machine, watch them, and report once how they ended."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from qkd.engines.membership import LOST, MEETING
 from qkd.machine import usable_cpus
 
 POLL_S = 0.1
-GRACE_S = 10.0  # for the others to end by themselves after one has failed; they write nothing in that time
+GRACE_S = 10.0  # for the others to exit on their own after one has failed; they write nothing in that time
 
 
 def launch(arguments: Sequence[str], devices: int) -> int:
-    """Start ``qkd`` with these arguments once a device, and wait for all; when one fails, all are stopped.
+    """Start ``qkd`` with these arguments once per device, and wait for all; if one fails, all are stopped.
 
     Args:
-        arguments: Of the command line, without the program's name.
-        devices: How many, at least 2.
+        arguments: Command line arguments, without the program name.
+        devices: Number of devices, at least 2.
 
     Returns:
-        The exit code: 0, or that of the process that failed; 1 where one was killed.
+        The exit code: 0, or that of the process that failed; 1 if one was killed.
 
     Raises:
-        KeyboardInterrupt: If it is interrupted, once the others have ended.
+        KeyboardInterrupt: If it is interrupted, after the others have ended.
     """
     with tempfile.TemporaryDirectory(prefix="qkd-devices-") as folder:
         logs = [Path(folder) / f"{rank}.log" for rank in range(1, devices)]
         started = [_start(arguments, rank, devices, Path(folder)) for rank in range(devices)]
         try:
             code = _watch(started, logs)
-        except KeyboardInterrupt:  # which a terminal has told the others, too
+        except KeyboardInterrupt:  # the terminal has sent it to the others, too
             _wait(started, GRACE_S)
             raise
         finally:
@@ -49,14 +49,14 @@ def member_environment(rank: int, devices: int, folder: Path, environment: Mappi
     """Return the environment of a process.
 
     Args:
-        rank: Its number, from 0.
-        devices: How many there are.
-        folder: Where they meet.
-        environment: Of the process that starts them; its ``OMP_NUM_THREADS`` holds, where it has one.
+        rank: Rank of the process, from 0.
+        devices: Number of processes.
+        folder: The folder where they meet.
+        environment: Environment of the parent process; its ``OMP_NUM_THREADS`` is kept, if set.
     """
     size = str(devices)
     return {
-        "OMP_NUM_THREADS": str(max(1, usable_cpus() // devices)),  # else each would take all cores
+        "OMP_NUM_THREADS": str(max(1, usable_cpus() // devices)),  # otherwise each would take all cores
         **environment,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -71,29 +71,29 @@ def _start(arguments: Sequence[str], rank: int, devices: int, folder: Path) -> s
     command = [sys.executable, "-m", "qkd", *arguments]
     if rank == 0:
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
-    with (folder / f"{rank}.log").open("wb") as log:  # the first one talks; what another has to say is read at the end
+    with (folder / f"{rank}.log").open("wb") as log:  # the first one prints; the other outputs are read at the end
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
 
 
 def _watch(started: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> int:
-    """Wait until all have ended or one has failed; then let the others end, stop them, and say why."""
+    """Wait until all have ended or one has failed; then let the others end, stop them, and report why."""
     while any(process.poll() is None for process in started) and not any(process.returncode for process in started):
         time.sleep(POLL_S)
     if not any(process.returncode for process in started):
         return 0
     _wait(started, GRACE_S)
-    codes = [process.returncode for process in started]  # before we stop any: None is still running
+    codes = [process.returncode for process in started]  # before we stop any; None means still running
     _stop(started, GRACE_S)
     return _tell(codes, logs, sys.stderr)
 
 
 def _tell(codes: Sequence[int | None], logs: Sequence[Path], stream: IO[str]) -> int:
-    """Say what the process that failed has not said itself, and return the exit code.
+    """Report what the failed process has not reported itself, and return the exit code.
 
     Args:
         codes: Exit codes by rank, negative for a signal; None for one that was still running.
-        logs: What processes 1, 2, ... have written.
-        stream: Where to.
+        logs: The output of processes 1, 2, ...
+        stream: Where to write.
     """
     told = [(rank, code) for rank, code in enumerate(codes) if code is not None and 0 < code != LOST]
     killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
@@ -101,12 +101,12 @@ def _tell(codes: Sequence[int | None], logs: Sequence[Path], stream: IO[str]) ->
         rank, number = killed[0]
         print(
             f"qkd: process {rank} of {len(codes)} was killed by {_signal_name(number)}, so all were stopped; nothing "
-            f"is lost: the same command resumes from the last checkpoint",
+            f"is lost, and the same command resumes from the last checkpoint",
             file=stream,
         )
         return 1
     if not told:
-        print(f"qkd: the processes have lost each other (exit codes {list(codes)}); all were stopped", file=stream)
+        print(f"qkd: the processes lost contact (exit codes {list(codes)}); all were stopped", file=stream)
         return 1
     for rank, _ in told:
         if rank:

@@ -1,4 +1,4 @@
-"""Whether this process is one of several that train together, from what its environment says."""
+"""Whether this process is one of several that train together, according to its environment."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import sys
 from typing import NoReturn
 
-MEETING = "QKD_MEETING_FILE"  # where processes that we have started find each other
-LOST = 75  # exit code of a process that ends because another has: it has nothing to tell
+MEETING = "QKD_MEETING_FILE"  # where processes that we start find each other
+LOST = 75  # exit code of a process that ends because another one has, and has nothing to report
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
 
 
@@ -28,13 +28,13 @@ def is_first() -> bool:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process with an exit code; one of several at once, since threads of their transport may not end.
+    """End this process with an exit code; one of several ends immediately, since its transport threads may hang.
 
     Args:
-        code: 0 where all is done.
+        code: 0 for success.
 
     Raises:
-        SystemExit: With the code, where it is by itself.
+        SystemExit: With the code, if it is the only process.
     """
     if not is_member():
         sys.exit(code)
@@ -44,9 +44,9 @@ def end_process(code: int) -> NoReturn:
 
 
 def attend_parent() -> None:
-    """End this process when the one that has started it ends: its end of the pipe closes."""
+    """End this process when its parent ends, which closes the parent's end of the pipe."""
     if is_started_by_us():
-        import threading  # no command without others waits for it
+        import threading  # not needed by commands with one process
 
         threading.Thread(target=_until_closed, args=(sys.stdin.fileno(),), daemon=True).start()
 

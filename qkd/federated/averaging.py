@@ -18,29 +18,28 @@ CALIBRATED = "calibrated"
 
 
 class UnlikeStatesError(ValueError):
-    """States that are not of one net."""
+    """States that do not belong to the same net."""
 
 
 def average_states(states: Sequence[State], weights: Sequence[float]) -> dict[str, Tensor]:
     """Return the weighted mean of the states of one net.
 
-    Floating tensors are averaged in float64, client by client in the order given, and rounded once. Quantizer steps
-    are averaged by their size, since their sign is without effect. Ends of an activation's grid are whole numbers and
-    stay so: the lower end is rounded, the upper one keeps its distance. What cannot be averaged has its own rule:
-    counters of batches take the largest, ``calibrated`` holds where it holds for all, all other integers (records of
-    grids) must be equal.
+    Floating-point tensors are averaged in float64, client by client in the given order, and rounded once. Quantizer
+    steps are averaged by absolute value, since their sign has no effect. The ends of an activation grid remain whole
+    numbers: the lower end is rounded, and the upper one keeps its distance. Other integers have their own rules: batch
+    counters take the maximum, ``calibrated`` is set if it is set for all, and the rest (grid records) must be equal.
 
     Args:
-        states: Name -> tensor, of the same names, shapes and types, at least one; order does not matter but for
-            rounding in float64.
-        weights: One a state, not negative, not all 0; they are divided by their sum.
+        states: Name -> tensor, at least one state, all with the same names, shapes and types. Their order affects only
+            the rounding in float64.
+        weights: One per state, not negative, not all 0; they are divided by their sum.
 
     Returns:
-        Name -> tensor, of the states' types. A single state comes back bit for bit (steps without a sign).
+        Name -> tensor, with the types of the states. A single state is returned bit-identical (steps without sign).
 
     Raises:
-        UnlikeStatesError: If names, shapes or types differ, or an integer that has to be equal does.
-        ValueError: If there is no state, or the weights are not as above.
+        UnlikeStatesError: If names, shapes or types differ, or integers that must be equal.
+        ValueError: If there is no state, or the weights are invalid.
 
     Example:
         >>> average_states([{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}], [3, 1])
@@ -48,7 +47,7 @@ def average_states(states: Sequence[State], weights: Sequence[float]) -> dict[st
     """
     total = float(sum(weights))
     if not states or len(states) != len(weights) or min(weights) < 0 or not total > 0:
-        raise ValueError(f"needs states and as many weights, none negative, got {len(states)} and {list(weights)}")
+        raise ValueError(f"needs one non-negative weight per state, got {len(states)} states and {list(weights)}")
     _require_alike(states)
     shares = [weight / total for weight in weights]
     return {name: _averaged(name, states, shares) for name in states[0]}
@@ -73,11 +72,11 @@ def _averaged(name: str, states: Sequence[State], shares: Sequence[float]) -> Te
 
 
 def is_grid_end(name: str, state: State) -> bool:
-    """Tell whether a name is of the smallest or largest code of a grid.
+    """Return whether a name is that of the smallest or largest code of a grid.
 
     Args:
-        name: In the state.
-        state: Of a net.
+        name: A name in the state.
+        state: The state of a net.
     """
     place, _, last = name.rpartition(".")
     return last in ("low", "high") and place.endswith("tensor_quant") and {f"{place}.low", f"{place}.high"} <= {*state}
@@ -107,4 +106,4 @@ def _require_alike(states: Sequence[State]) -> None:
         other = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
         if other != first:
             unlike = sorted(name for name in {*first, *other} if first.get(name) != other.get(name))
-            raise UnlikeStatesError(f"states are not of one net: {', '.join(unlike[:4])} differ")
+            raise UnlikeStatesError(f"the states are not of the same net: {', '.join(unlike[:4])} differ")

@@ -1,4 +1,4 @@
-"""What server and clients of a federated run have in common: the start, the division of the images, the sizes."""
+"""What server and clients of a federated run share: the initial state, the division of the images, the sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FEDGEN = "fedgen"
 
 
 class Federation:
-    """A federated run as both sides know it; every process makes the same of the same config.
+    """A federated run as both sides see it; every process derives the same from the same config.
 
     Args:
         config: The run's, with a section ``federated``.
@@ -41,7 +41,7 @@ class Federation:
         if config.federated is None:
             raise ValueError("the config has no section `federated`; `qkd run` is for runs without clients")
         if len(splits.classes) < 2:
-            raise ValueError(f"federated: clients learn to tell classes apart, but the data has {len(splits.classes)}")
+            raise ValueError(f"federated: clients need at least two classes, but the data has {len(splits.classes)}")
         self.config, self.splits, self.device = config, splits, device
         self.settings: FederatedConfig = config.federated
         self.seed, self.classes = config.seed, len(splits.classes)
@@ -58,7 +58,7 @@ class Federation:
 
     @property
     def is_low_bit(self) -> bool:
-        """Tell whether clients train low-bit students."""
+        """Return whether clients train low-bit students."""
         return self.settings.precision == "low_bit"
 
     @property
@@ -77,14 +77,14 @@ class Federation:
         return net
 
     def net(self) -> nn.Module:
-        """Return what is trained, as it starts: a low-bit student that is not calibrated, or a float net."""
+        """Return the initial net: an uncalibrated low-bit student, or a float net."""
         net = self.float_net()
         if self.is_low_bit:
             net = prepare_student(self.config, net, self.splits.image_shape)
         return net.to(self.device)
 
     def upload(self, net: nn.Module) -> FloatUpload:
-        """Return how nets are sent to the server; ``net`` is what codes are decoded with, and overwritten then."""
+        """Return the upload of nets to the server; ``net`` is used, and overwritten, to decode codes."""
         if self.settings.upload == "codes" and isinstance(net, Student):
             return CodesUpload(net)
         return FloatUpload()
@@ -106,7 +106,7 @@ class Federation:
         return self.splits.val.subset(self.val_parts[client])
 
     def batches(self, client: int, server_round: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalized batches of a client's images: epoch after epoch, each in its own order.
+        """Yield normalized batches of a client's images, epoch after epoch, each in a different order.
 
         A client with fewer images than a batch takes all of them in every step.
 

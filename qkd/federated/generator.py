@@ -10,7 +10,7 @@ HIDDEN = 256  # units of the only hidden layer, as released
 
 
 class LatentGenerator(nn.Module):
-    """Noise with a one-hot class behind it, a linear layer with batch norm and ReLU, and a linear layer.
+    """Noise with a one-hot class appended, a linear layer with batch norm and ReLU, and a linear layer.
 
     Args:
         classes: Number of classes.

@@ -12,19 +12,19 @@ from quantizers.modes import evaluating
 
 
 class NoHeadError(ValueError):
-    """A net whose logits no linear layer gives, so that there is nothing to feed latents to."""
+    """A net whose logits do not come from a linear layer, so that latents cannot be fed to it."""
 
 
 def head_path(net: nn.Module, images: Tensor) -> str:
-    """Return the path of the linear layer whose output is a float net's.
+    """Return the path of the linear layer that gives the logits of a float net.
 
     Args:
-        net: In float.
-        images: Of the size that it takes, shape ``[batch, channels, height, width]``.
+        net: The float net.
+        images: Images of its input size, shape ``[batch, channels, height, width]``.
 
     Raises:
-        NoHeadError: If there is none: the net ends with something else, or its last layer reads no ``[batch,
-            features]``.
+        NoHeadError: If there is none: the net ends with something else, or the input of its last layer is not
+            ``[batch, features]``.
     """
     given: dict[str, tuple[Tensor, Tensor]] = {}
     handles = [
@@ -69,7 +69,7 @@ class Head(nn.Module):
         """
         layer = dict(net.named_modules()).get(path)
         if not isinstance(layer, (nn.Linear, QuantLinearBn)):
-            raise NoHeadError(f"{path}: no linear layer, found {type(layer).__name__}")
+            raise NoHeadError(f"{path}: is not a linear layer, but {type(layer).__name__}")
         return cls(layer)
 
     @property

@@ -1,4 +1,4 @@
-"""What server and clients send each other, as values, and how many bytes that is."""
+"""The messages between server and clients, as values, and their size in bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODEL, GENERATOR = "model/", "generator/"  # prefixes of tensor names in a messa
 
 @dataclass(frozen=True)
 class Order:
-    """What the server asks of a client.
+    """A request of the server to a client.
 
     Args:
         client: Which, from 0.
@@ -31,7 +31,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client answers.
+    """The answer of a client.
 
     Args:
         client: Which.
@@ -50,7 +50,7 @@ Answer: TypeAlias = Callable[[str, Order], Reply]  # what a client does: a run's
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Return the bytes of the tensors of a message; names and envelopes, which depend on the engine, are not counted.
+    """Return the bytes of the tensors in a message, without names and envelopes, which depend on the engine.
 
     Args:
         tensors: Of an order or a reply.

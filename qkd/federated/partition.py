@@ -31,7 +31,7 @@ def dirichlet_shares(classes: int, clients: int, *, alpha: float, seed: int) -> 
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha must be positive and finite, got {alpha=}")
     if classes < 1 or clients < 1:
-        raise ValueError(f"needs at least one class and one client, got {classes=} and {clients=}")
+        raise ValueError(f"at least one class and one client are required, got {classes=} and {clients=}")
     generator = np.random.default_rng(derive(seed, "federated", "shares"))
     shares: npt.NDArray[np.float64] = generator.dirichlet([alpha] * clients, size=classes)
     broken = ~np.isfinite(shares).all(1)  # every draw of a tiny alpha may round to 0
@@ -55,7 +55,7 @@ def divide(labels: Tensor, shares: Tensor, *, seed: int, least: int = 0) -> list
         Sorted positions of each client, int64.
 
     Raises:
-        ValueError: If there are fewer images than ``least`` a client, or a label names no row of ``shares``.
+        ValueError: If there are fewer than ``least`` images per client, or a label is not a row of ``shares``.
     """
     classes, clients = shares.shape
     if len(labels) < least * clients:

@@ -1,4 +1,4 @@
-"""What a federated run came to: accuracy by round and by bytes, as a record, a table and pictures."""
+"""The results of a federated run: accuracy by round and by bytes, as a record, a table and pictures."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _by_bytes(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 @dataclass(frozen=True)
 class FederatedReport:
-    """What `qkd federate` prints.
+    """The output of `qkd federate`.
 
     Args:
         name: Of the run.
@@ -116,7 +116,7 @@ class FederatedReport:
         }  # fmt: skip
 
     def to_text(self) -> str:
-        """Return the rounds that were scored as a table (some of them, where they are many), and what came of it."""
+        """Return a table of the scored rounds (some of them if there are many), and the result."""
         settings, scored = self.settings, [row for row in self.rounds if "test_accuracy" in row]
         stride = max(1, -(-len(scored) // SHOWN))
         shown = scored[::-1][::stride][::-1]  # the last one is always among them
@@ -132,7 +132,7 @@ class FederatedReport:
 
 
 def read_report(folder: Path, name: str, settings: Mapping[str, Any]) -> FederatedReport:
-    """Return what a complete federated run has in its folder.
+    """Read the report of a complete federated run from its folder.
 
     Args:
         folder: The run folder.

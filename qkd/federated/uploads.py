@@ -1,4 +1,4 @@
-"""What a client sends of its net: all of it in float, or low-bit weights as packed codes with their scales."""
+"""How a client sends its net: everything in float, or low-bit weights as packed codes with their scales."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class FloatUpload:
 
 
 class CodesUpload(FloatUpload):
-    """Weights as codes: of each layer the codes, as many bits each as the grid has, and its scales in float.
+    """Weights as codes: for each layer its codes, with as many bits as the grid needs, and its scales in float.
 
-    Lost is where a shadow weight stands within its code's cell (up to half a step) and by how much it is clipped: the
-    server averages dequantized weights. All else of the state (biases, batch norm, scales) is sent in float.
+    The position of a shadow weight within its code's cell (up to half a step) and the amount of clipping are lost: the
+    server averages dequantized weights. The rest of the state (biases, batch norm, scales) is sent in float.
 
     Args:
         student: Low-bit, of the clients' kind; the server's own, whose state is overwritten by :meth:`decode`.
@@ -107,7 +107,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         count: Number of codes.
 
     Raises:
-        ValueError: If there are not as many bytes as that takes.
+        ValueError: If the number of bytes does not match.
     """
     if packed.dtype != torch.uint8 or packed.shape != (-(-count * bits // 8),):
         raise ValueError(f"{count} codes of {bits} bits take {-(-count * bits // 8)} bytes, got {tuple(packed.shape)}")

@@ -1,4 +1,4 @@
-"""Files: whole or not at all, within bounds, YAML as data."""
+"""File access: atomic writes, bounded reads, and YAML as plain data."""
 
 from qkd.files.reading import delete_file, may_write, only_reading
 from qkd.files.whole import (

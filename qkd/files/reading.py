@@ -1,4 +1,4 @@
-"""Whether this process may write: of several that train together, the first one writes for all."""
+"""Whether this process may write: if several train together, only the first one writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _readers: list[bool] = []
 
 @contextmanager
 def only_reading() -> Iterator[None]:
-    """Let this process write and delete no file within a block; the functions that would do so return as if they had.
+    """Keep this process from writing and deleting files within a block; functions that would do so return as if done.
 
     Yields:
         Nothing.
@@ -33,7 +33,7 @@ def may_write() -> bool:
 
 
 def delete_file(path: Path) -> None:
-    """Delete a file, if it is there and this process writes.
+    """Delete a file if it exists and this process writes files.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Paths as people write them: a leading ``~`` is the home folder, in configs, overrides and arguments alike."""
+"""Paths as users write them: a leading ``~`` is the home folder, in configs, overrides and arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def user_path(text: str | Path) -> Path:
-    """Return the path that a person means.
+    """Return the path that the user means.
 
     A ``~`` whose home folder is not known stays unchanged: what cannot be found is then named as written.
 

@@ -1,4 +1,4 @@
-"""Whole-or-nothing files: a write is complete under its name or has left what was there untouched.
+"""Atomic file writes: a write is either complete under its name or leaves the old file untouched.
 
 Errors: :class:`DamagedFileError` (a ``ValueError``) for content that is not what was written; ``OSError`` with the
 path, the cause and a way out where the disk refuses; ``ValueError`` for pickled files, which are never opened.
@@ -40,7 +40,7 @@ _WAY_OUT = {
 
 
 class DamagedFileError(ValueError):
-    """A file does not hold what was once written: it is truncated, altered or not of its format."""
+    """A file is damaged: truncated, altered, or not in its format."""
 
 
 def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
@@ -245,7 +245,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         DamagedFileError: If it is not a whole safetensors file.
         ValueError: If it is pickled (``torch.save``): such files are never opened.
-        OSError: If it is no regular file, too large, or cannot be read.
+        OSError: If it is not a regular file, too large, or cannot be read.
     """
     return parse_safetensors(path, read_regular(path, MOST_TENSOR_BYTES))
 
@@ -262,7 +262,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFileError: If it is not a whole safetensors file.
-        OSError: If it is no regular file, or cannot be read.
+        OSError: If it is not a regular file, or cannot be read.
     """
     with open_regular(path):  # safetensors would wait for a named pipe
         pass
@@ -289,7 +289,7 @@ def read_json(path: Path) -> Any:
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFileError: If it is not JSON.
-        OSError: If it is no regular file, or too large.
+        OSError: If it is not a regular file, or too large.
     """
     try:
         return parse_json(path, read_text(path))

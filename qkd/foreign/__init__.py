@@ -1,4 +1,4 @@
-"""What comes from outside: files read within bounds, text made harmless before a terminal gets it."""
+"""Untrusted input: bounded file reads, and text sanitized before it reaches a terminal."""
 
 from qkd.foreign.near import LONGEST_NAME, nearest
 from qkd.foreign.opening import UnreadableFileError, is_regular, open_regular, read_regular, read_text

@@ -21,17 +21,17 @@ KINDS = {
 
 
 class UnreadableFileError(OSError):
-    """What is named is no regular file, has no name a file can have, or is larger than its kind of file can be."""
+    """The path is not a regular file or not a valid file name, or the file is too large for its kind."""
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:
-    """Tell whether there is a regular file, or a link to one, of this name.
+    """Return whether there is a regular file, or a link to one, with this name.
 
     Args:
         path: Any name.
 
     Returns:
-        False also where the name is none, or may not be looked at.
+        False also if the name is not valid or not accessible.
     """
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
@@ -49,7 +49,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         The open file, binary; the caller closes it.
 
     Raises:
-        UnreadableFileError: If it is a named pipe, a socket or a device, or the name is none.
+        UnreadableFileError: If it is a named pipe, a socket or a device, or the name is not valid.
         OSError: If there is no such file, it is a folder, or it cannot be read.
     """
     try:

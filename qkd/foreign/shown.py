@@ -1,7 +1,7 @@
-"""Show text from files, devices and command lines: control characters as ``\\x1b``, never as what they do.
+"""Show text from files, devices and command lines with control characters escaped, such as ``\\x1b``.
 
-Everything the toolkit prints passes through here once: `clean_output` stands around every command. What draws on the
-terminal itself (bars, boards) asks for :func:`raw_stream` and cleans its own words.
+Everything the toolkit prints passes through here once: `clean_output` wraps every command. Code that draws on the
+terminal itself (bars, boards) gets the :func:`raw_stream` and cleans its own text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BREAKS = re.compile("[\t\n]")
 
 
 def shown(text: str) -> str:
-    r"""Return text with control characters written out: ``\x1b``, ``\u202e``; tabs and newlines stay.
+    r"""Return text with control characters escaped as ``\x1b``, ``\u202e``; tabs and newlines are kept.
 
     Args:
         text: Any.
@@ -31,14 +31,14 @@ def shown(text: str) -> str:
 
 
 def shown_line(text: str, limit: int = 200) -> str:
-    r"""Return text as one line; newlines are written out, too.
+    r"""Return text as one line, with newlines escaped, too.
 
     Args:
         text: Any.
-        limit: Most characters of the line, at least 3.
+        limit: Maximum length in characters, at least 3.
 
     Returns:
-        The line; where it was longer, it ends with ``...``.
+        The line; if it was longer, it ends with ``...``.
     """
     line = _BREAKS.sub(_written_out, shown(text[: limit + 1]))
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
@@ -50,7 +50,7 @@ def _written_out(match: re.Match[str]) -> str:
 
 
 class CleanStream:
-    """A text stream that writes control characters out, and what its encoding lacks as an escape, too.
+    """A text stream that escapes control characters, and characters that its encoding lacks.
 
     Args:
         stream: Where to write.
@@ -90,7 +90,7 @@ def raw_stream(stream: TextIO) -> TextIO:
 
 @contextmanager
 def clean_output() -> Iterator[None]:
-    """Let nothing but clean text through stdout and stderr while the context is open.
+    """Let only clean text through stdout and stderr while the context is open.
 
     Yields:
         Nothing.

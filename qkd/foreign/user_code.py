@@ -1,4 +1,4 @@
-"""Python code that a person names in a config: found, read without running it, and imported where it is asked for."""
+"""User code that a config names: found, read without running it, and imported when requested."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import Any
 from qkd.foreign.near import nearest
 from qkd.foreign.opening import read_text
 
-MOST_SOURCES = 200  # files that one file imports from beside it; more are a project, which should be a package
+MOST_SOURCES = 200  # files that one file imports from its folder; more are a project, which should be a package
 
 
 def is_place(name: str) -> bool:
-    """Return whether a name means code: ``path/to/file.py:name`` or ``package.module:name``."""
+    """Return whether a name refers to code: ``path/to/file.py:name`` or ``package.module:name``."""
     return ":" in name
 
 
@@ -32,7 +32,7 @@ def file_of(place: str) -> Path | None:
 
 
 def source_of(place: str) -> Path | None:
-    """Return the file that holds what a place names, without running it; None where there is none."""
+    """Return the source file of a place without running it; None if there is none."""
     file = file_of(place)
     if file is not None:
         return file if file.is_file() else None
@@ -46,7 +46,7 @@ def source_of(place: str) -> Path | None:
 
 
 def place_fault(place: str) -> str:
-    """Return what is wrong with a place as far as its source tells; empty where nothing is. Nothing is run.
+    """Return what is wrong with a place, judging by its source without running it; empty if nothing is.
 
     Args:
         place: ``path/to/file.py:name`` or ``package.module:name``.
@@ -64,7 +64,7 @@ def place_fault(place: str) -> str:
     except OSError as error:
         return f"{source} cannot be read: {error}"
     except (SyntaxError, ValueError) as error:
-        return f"{source} is no Python that this version reads: {error}"
+        return f"{source} is not Python that this version can parse: {error}"
     if name in names or "*" in names:
         return ""
     near = nearest(name, sorted(names))
@@ -72,7 +72,7 @@ def place_fault(place: str) -> str:
 
 
 def load_place(place: str) -> Any:
-    """Import what a place names.
+    """Import the object that a place names.
 
     A file's own folder can be imported from while it is read; what it takes from there is its own, so that two files
     with a ``layers.py`` beside them do not meet. For a module the current folder counts, too.
@@ -104,13 +104,13 @@ def imports_beside(place: str) -> Iterator[None]:
 
 
 def sources_of(file: Path) -> dict[str, Path]:
-    """Return a Python file and what it imports from beside it: path relative to its folder -> file.
+    """Return a Python file and what it imports from its folder: path relative to the folder -> file.
 
     Args:
         file: Which; its imports are read, not run.
 
     Raises:
-        ValueError: If it is no Python, or imports more than 200 files from there.
+        ValueError: If it is not Python, or imports more than 200 files from there.
         OSError: If a file cannot be read.
     """
     folder, found, waiting = file.resolve().parent, dict[str, Path](), [file.resolve()]
@@ -121,18 +121,18 @@ def sources_of(file: Path) -> dict[str, Path]:
             continue
         found[name] = path
         if len(found) > MOST_SOURCES:
-            raise ValueError(f"{file}: imports more than {MOST_SOURCES} files from beside it; make a package of them")
+            raise ValueError(f"{file}: imports more than {MOST_SOURCES} files from its folder; make them a package")
         try:
             tree = ast.parse(read_text(path), str(path))
         except SyntaxError as error:
-            raise ValueError(f"{path} is no Python that this version reads: {error}") from error
+            raise ValueError(f"{path} is not Python that this version can parse: {error}") from error
         for module in _imported(tree):
             waiting += _beside(folder, module)
     return dict(sorted(found.items()))
 
 
 def code_hash(file: Path) -> str:
-    """Return the SHA-256 of a Python file and of all that it imports from beside it, by name and content."""
+    """Return the SHA-256 of a Python file and all that it imports from its folder, by name and content."""
     digest = hashlib.sha256()
     for name, path in sources_of(file).items():
         digest.update(f"{name}\n{path.stat().st_size}\n".encode() + path.read_bytes())
@@ -149,7 +149,7 @@ def _file_module(path: Path) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

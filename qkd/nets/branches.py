@@ -1,4 +1,4 @@
-"""Auxiliary branches: small classifiers that read a net's tapped feature maps in training and are thrown away."""
+"""Auxiliary branches: small classifiers on a net's tapped feature maps, used in training and then discarded."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def stage_names(net: nn.Module) -> tuple[str, ...]:
 def build_branches(net: nn.Module, taps: Sequence[str], shapes: Sequence[Shape], *, outputs: int) -> nn.ModuleList:
     """Build a branch for each tapped feature map, with random weights (from torch's global generator), in float32.
 
-    A branch has the structure of what follows its tap in the net. Where every tap is a stage of residual blocks, that
-    is a copy (with separate weights) of each stage behind it; the branch of the net's last stage is that stage
-    with stride 1. For other taps each tap behind it becomes a 3x3 convolution with the stride and the channels that
-    lead to that tap's shape, batch norm and ReLU; the branch of the last tap is one such layer with stride 1.
+    A branch has the structure of what follows its tap in the net. If every tap is a stage of residual blocks, that is a
+    copy (with separate weights) of each later stage; the branch of the last stage is that stage with stride 1.
+    Otherwise each later tap becomes a 3x3 convolution with the stride and the channels that lead to that tap's shape,
+    batch norm and ReLU; the branch of the last tap is one such layer with stride 1.
 
     Note: where the net's blocks begin with batch norm (WRN), a batch norm and a ReLU follow the stages, as in the net.
 
@@ -85,9 +85,9 @@ def build_branches(net: nn.Module, taps: Sequence[str], shapes: Sequence[Shape],
 
 def _check(taps: Sequence[str], shapes: Sequence[Shape]) -> None:
     if not taps or len(taps) != len(shapes):
-        raise ValueError(f"branches need taps, and a shape for each, got {len(taps)} taps and {len(shapes)} shapes")
+        raise ValueError(f"branches need taps and one shape per tap, got {len(taps)} taps and {len(shapes)} shapes")
     if len(set(taps)) != len(taps):
-        raise ValueError(f"every tap gets one branch, but one is named twice: {', '.join(taps)}")
+        raise ValueError(f"every tap gets one branch, but a tap is listed twice: {', '.join(taps)}")
     for tap, shape in zip(taps, shapes, strict=True):
         if len(shape) != 3:
             raise ValueError(

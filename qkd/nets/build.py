@@ -1,4 +1,4 @@
-"""Float nets by name: the papers' own and torchvision's."""
+"""Float nets by name: those of the papers and torchvision's."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _REGISTERED = re.compile(  # the decorator, perhaps with a name; other decorator
 
 @dataclass(frozen=True)
 class NetRow:
-    """A net of ours: where its builder is. The name is enough for a config; PyTorch is imported when it is built.
+    """A built-in net and where its builder is. Configs need only its name; PyTorch is imported when it is built.
 
     Args:
         home: Module of ``qkd.nets``.
-        builder: Class or function there.
-        sizes: What it takes by position, such as its depth.
-        is_sized: Whether it is built for a size of image.
+        builder: Class or function in that module.
+        sizes: Its positional arguments, such as the depth.
+        is_sized: Whether it is built for a certain image size.
     """
 
     home: str
@@ -64,7 +64,7 @@ NETS: dict[str, NetRow] = {
 
 
 def net_names() -> list[str]:
-    """Return every name that :func:`build_net` knows: ours, then ``torchvision/...``; torchvision is not imported.
+    """Return every name that :func:`build_net` accepts: ours, then ``torchvision/...``, without importing torchvision.
 
     Returns:
         Ours in alphabetical order, then ``torchvision/...``.
@@ -77,9 +77,9 @@ def net_names() -> list[str]:
 
 @cache
 def registered_names() -> list[str]:
-    """Return what ``torchvision_nets.torchvision_names`` does, from torchvision's source: importing it takes seconds.
+    """Return the ``torchvision_nets.torchvision_names`` from torchvision's source, since importing it takes seconds.
 
-    Where the source cannot be read as expected, torchvision is imported after all.
+    If the source cannot be parsed as expected, torchvision is imported after all.
     """
     spec = find_spec("torchvision")
     folder = Path(spec.origin).parent / "models" if spec is not None and spec.origin else Path()
@@ -96,8 +96,8 @@ def build_net(name: str, *, classes: int, channels: int, image_size: ImageSize) 
     """Build a float net with random weights (drawn from torch's global generator), in training mode.
 
     Args:
-        name: A key of ``NETS``, ``torchvision/<name>``, or code of one's own (``path/to/file.py:function``,
-            ``package.module:name``); options of its builder may stand behind it as JSON.
+        name: A key of ``NETS``, ``torchvision/<name>``, or user code (``path/to/file.py:function``,
+            ``package.module:name``), optionally followed by options of its builder as JSON.
         classes: Outputs, at least 2.
         channels: Channels of the image, positive.
         image_size: Side in pixels of square images, or ``(height, width)``; positive.
@@ -107,8 +107,8 @@ def build_net(name: str, *, classes: int, channels: int, image_size: ImageSize) 
         takes all but torchvision's nets with layer norm or attention.
 
     Raises:
-        ValueError: If the name is unknown (with the nearest one), a number is out of range, or the net cannot take
-            images of this size or with these channels.
+        ValueError: If the name is unknown (the message suggests similar ones), a number is out of range, or the net
+            cannot take images of this size or with these channels.
         OSError: If torchvision's own files cannot be read.
 
     Example:
@@ -137,7 +137,7 @@ def build_net(name: str, *, classes: int, channels: int, image_size: ImageSize) 
 
 
 def unknown_net(name: str) -> str:
-    """Return what to say of the name of a net that is not known."""
+    """Return the message for an unknown net name."""
     hint = net_hint(name, net_names())
     return (
         f"unknown net {name!r}{'; ' if hint else ''}{hint}; `qkd ls nets` lists them; a net of your own is "
@@ -151,4 +151,4 @@ def _with_options(net: NetSpelling, build: Callable[[], nn.Module]) -> nn.Module
     except TypeError as error:
         if not net.options:
             raise
-        raise ValueError(f"net {net}: its options do not fit: {error}") from error
+        raise ValueError(f"net {net}: invalid options: {error}") from error

@@ -1,4 +1,4 @@
-"""What weights files of other programs hold: their kind by content, state dicts in wrappers, prefixes of names."""
+"""Weights files of other programs: detect their kind by content, unwrap state dicts, strip name prefixes."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _KINDS = (
 
 
 class UnreadableWeights(ValueError):
-    """A file that holds no weights that can be read; the message has no file name."""
+    """A file without readable weights; the message does not include the file name."""
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """Tensors by name, as a file holds them or with the names changed.
+    """Tensors by name, as stored in a file or renamed.
 
     Args:
         tensors: Name -> tensor.
         place: Keys that lead to it in the file, joined by dots; empty for the file itself.
-        change: What was done to the names, in words; empty where nothing was.
+        change: How the names were changed, in words; empty if they were not.
     """
 
     tensors: Mapping[str, Tensor]
@@ -50,20 +50,20 @@ class StateDict:
 
     @property
     def note(self) -> str:
-        """What was done to come by these weights, in words; empty where nothing was."""
+        """How these weights were obtained, in words; empty if nothing was changed."""
         words = [f"taken from `{self.place}`"] if self.place else []
         return ", ".join([*words, self.change] if self.change else words)
 
 
 def read_state_dicts(path: Path) -> list[StateDict]:
-    """Return the state dicts that a file holds, the likeliest first; its content decides, not its suffix.
+    """Return the state dicts in a file, the likeliest first; the format is detected by content, not by suffix.
 
     Args:
-        path: safetensors, or a file of ``torch.save``. The latter is read with ``weights_only=True``: no class but
-            tensors and plain containers is made of it.
+        path: safetensors, or a file of ``torch.save``. The latter is read with ``weights_only=True``, which creates
+            nothing but tensors and plain containers.
 
     Raises:
-        UnreadableWeights: If it is neither, is damaged, holds objects of other classes, or no state dict.
+        UnreadableWeights: If it is neither, is damaged, or holds objects of other classes or no state dict.
         OSError: If it cannot be read.
     """
     with open_regular(path) as file:
@@ -87,7 +87,7 @@ def read_state_dicts(path: Path) -> list[StateDict]:
 
 
 def renamed(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDict]:
-    """Yield a state dict under the names that a net may know it by: unchanged, and without inserted parts and prefixes.
+    """Yield a state dict under the names that a net may use: unchanged, and without inserted parts and prefixes.
 
     Args:
         state: As the file has it.
@@ -114,7 +114,7 @@ def _joined(*words: str) -> str:
 
 
 def _prefix(names: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Return what stands before a net's names in all names of a file; empty where nothing does."""
+    """Return the prefix of the net's names that all names of a file share; empty if there is none."""
     first = next(iter(wanted), None)
     if first is None:
         return ""
@@ -148,7 +148,7 @@ def _read_torch(path: Path) -> Any:
             raise UnreadableWeights(
                 "is a TorchScript program, which is not run; save net.state_dict() alone"
             ) from error
-        raise UnreadableWeights(f"damaged, or no file of torch.save ({_first_line(error)})") from error
+        raise UnreadableWeights(f"damaged, or not a torch.save file ({_first_line(error)})") from error
 
 
 def _refusal(reason: str) -> str:
@@ -188,7 +188,7 @@ def _describe(content: Any) -> str:
 def _kind(start: bytes) -> str:
     if not start:
         return "it is empty"
-    return next((f"it looks like {words}" for mark, words in _KINDS if start.startswith(mark)), "of another kind")
+    return next((f"it looks like {words}" for mark, words in _KINDS if start.startswith(mark)), "its kind is unknown")
 
 
 def _first_line(error: Exception) -> str:

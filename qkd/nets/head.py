@@ -1,4 +1,4 @@
-"""The last layer of a net: which one it is, and weights of a file that do without it."""
+"""The last layer of a net: find it, and load weights without it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-KEEP, NEW = "keep", "new"  # what a config says of the head of given weights
+KEEP, NEW = "keep", "new"  # config values for the head of given weights
 
 
 class HeadError(ValueError):
-    """A net whose last layer cannot be told; the message has no file name."""
+    """A net whose last layer cannot be determined; the message does not include the file name."""
 
 
 def head_layer(net: nn.Module, head: str) -> str:
@@ -39,7 +39,7 @@ def head_layer(net: nn.Module, head: str) -> str:
 def without_head(
     net: nn.Module, head: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
-    """Return a file's tensors with the net's own in place of the last layer's.
+    """Return a file's tensors, with those of the last layer replaced by the net's own.
 
     Args:
         net: Receives the weights; its last layer stays unchanged: random.
@@ -48,10 +48,10 @@ def without_head(
         found: The file's, under the net's names; its last layer may have another shape, or be missing.
 
     Returns:
-        The tensors, and what was done in words.
+        The tensors, and a description of what was done.
 
     Raises:
-        HeadError: If the net has no such layer, or other layers than that have another shape, too.
+        HeadError: If the net has no such layer, or the shapes of other layers differ, too.
     """
     layer = head_layer(net, head)
     own = {name: value for name, value in wanted.items() if name.startswith(f"{layer}.")}
@@ -62,7 +62,7 @@ def without_head(
     ]
     if others:
         raise HeadError(
-            f"head: the last layer is taken to be `{layer}`, but {', '.join(others[:4])} differ, too; name the layer "
+            f"head: the last layer is assumed to be `{layer}`, but {', '.join(others[:4])} differ, too; name the layer "
             f"that gives the logits (head: new:<layer>), or use weights of this net"
         )
     rest = {name: value for name, value in found.items() if not name.startswith(f"{layer}.")}

@@ -1,4 +1,4 @@
-"""Torchvision's trained weights: fetched once into PyTorch's cache, checked against the hash in their name."""
+"""Torchvision's trained weights: downloaded once into PyTorch's cache, checked against the hash in their name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OWN_SCALE = ("googlenet", "inception_v3")  # ported: they want -1..1, which tor
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are made for trained weights.
+    """How images are preprocessed for trained weights.
 
     Args:
         mean: Per channel (red, green, blue), fraction 0..1.
@@ -41,7 +41,7 @@ STANDARD = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 256,
 
 
 def preprocessing_of(net: str) -> Preprocessing:
-    """Return what a torchvision net's ImageNet weights want; the usual values for any other net.
+    """Return the preprocessing that a torchvision net's ImageNet weights expect; the usual values for other nets.
 
     Args:
         net: As a config spells it.
@@ -65,14 +65,14 @@ def preprocessing_of(net: str) -> Preprocessing:
 
 
 def weights_file(weights: Path, net: str) -> Path:
-    """Return the file that a config's ``weights`` mean: itself, or what ``imagenet`` stands for.
+    """Return the file that a config's ``weights`` refer to: the path itself, or the file behind ``imagenet``.
 
     Args:
         weights: A path, or ``imagenet``.
         net: The net that they are for, as a config spells it.
 
     Raises:
-        WeightsError: If the net is none of torchvision's, or the file cannot be fetched.
+        WeightsError: If the net is not one of torchvision's, or the file cannot be fetched.
     """
     return weights if str(weights) != IMAGENET else imagenet_file(net)
 
@@ -83,15 +83,15 @@ def imagenet_file(net: str) -> Path:
     The cache is PyTorch's: ``$TORCH_HOME/hub/checkpoints``, by default ``~/.cache/torch/hub/checkpoints``.
 
     Raises:
-        WeightsError: If the net is none of torchvision's, there is no network, or the file is not what its name says.
+        WeightsError: If the net is not one of torchvision's, there is no network, or the file does not match its name.
     """
     import torch
 
     bare = parse_net(net).name
     if not bare.startswith(PREFIX):
         raise WeightsError(
-            f"weights: imagenet: torchvision has weights for its own nets only, and the net is {net!r}; use "
-            f"net: torchvision/..., or name a file of weights"
+            f"weights: imagenet: torchvision only has weights for its own nets, but the net is {net!r}; use "
+            f"net: torchvision/..., or name a weights file"
         )
     url = str(_weights_of(bare).url)
     name = Path(urlparse(url).path).name
@@ -117,15 +117,15 @@ def _fetch(url: str, path: Path) -> None:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=_prefix(path.name), progress=False)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise WeightsError(
-            f"weights: imagenet: {url} cannot be fetched ({' '.join(str(error).split())}); without a network, put that "
-            f"file into {path.parent}, or name a file of weights"
+            f"weights: imagenet: cannot download {url} ({' '.join(str(error).split())}); without a network, put that "
+            f"file into {path.parent}, or name a weights file"
         ) from error
 
 
 def _require_hash(path: Path) -> None:
     prefix = _prefix(path.name)
     if prefix is not None and not sha256_of(path).startswith(prefix):
-        raise WeightsError(f"{path}: damaged: its SHA-256 does not begin with {prefix}; delete it, to fetch it again")
+        raise WeightsError(f"{path}: damaged: its SHA-256 does not start with {prefix}; delete it to fetch it again")
 
 
 def _prefix(name: str) -> str | None:

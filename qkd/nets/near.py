@@ -1,4 +1,4 @@
-"""What a person may have meant by the name of a net that is not known."""
+"""Suggestions for an unknown net name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def near_nets(name: str, known: Sequence[str]) -> list[str]:
     collections before it make no difference. Otherwise the name that is spelled most like it.
 
     Args:
-        name: What was asked for.
+        name: The requested name.
         known: All names, ours and ``torchvision/...``.
 
     Example:

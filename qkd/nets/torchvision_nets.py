@@ -1,4 +1,4 @@
-"""Every classification net of torchvision by name, with the number of classes and channels asked for."""
+"""Every torchvision classification net by name, with the requested number of classes and channels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _replace_first_conv(name: str, net: nn.Module, channels: int) -> None:
             parent = net.get_submodule(path.rpartition(".")[0])
             setattr(parent, path.rpartition(".")[2], _like(module, channels))
             return
-    raise ValueError(f"{name} has no first convolution of 3 channels that could take {channels}; use color images")
+    raise ValueError(f"{name} does not start with a convolution of 3 channels to adapt to {channels}; use color images")
 
 
 def _like(conv: nn.Conv2d, channels: int) -> nn.Conv2d:

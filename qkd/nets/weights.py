@@ -53,12 +53,12 @@ def load_weights(net: nn.Module, path: Path, *, head: str = KEEP) -> str:
             ``new:<layer>`` names the layer.
 
     Returns:
-        What was done to make it fit, in words; empty where nothing was.
+        What was done to make the weights fit, in words; empty if nothing.
 
     Raises:
-        WeightsError: If the file is missing, of another kind, pickled, damaged, holds NaN, infinities or other than
-            dense float tensors, or does not fit: then with the missing, unexpected and ill-shaped keys, the names that
-            were found, and the number of classes where only the head differs.
+        WeightsError: If the file is missing, of another kind, pickled or damaged, holds NaN, infinities or anything
+            but dense float tensors, or does not fit. In the last case the message lists the missing, unexpected and
+            mis-shaped keys, the names found, and the number of classes if only the head differs.
     """
     path = Path(path)
     wanted = net.state_dict()
@@ -77,7 +77,7 @@ def load_weights(net: nn.Module, path: Path, *, head: str = KEEP) -> str:
 
 
 def _refuse_foreign_kinds(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise unless each tensor that fits by name and shape holds values that a float net can take."""
+    """Raise unless each tensor with a matching name and shape holds values that a float net can take."""
     kinds = {key: _foreign_kind(value, wanted[key]) for key, value in found.items() if key in wanted}
     bad = [f"{key} ({kind})" for key, kind in kinds.items() if kind]
     if bad:
@@ -86,7 +86,7 @@ def _refuse_foreign_kinds(path: Path, wanted: Mapping[str, Tensor], found: Mappi
 
 
 def _foreign_kind(value: Tensor, wanted: Tensor) -> str:
-    """Return why a tensor cannot be taken as a net's; empty where it can."""
+    """Return why a tensor cannot be loaded into a net; empty if it can."""
     if value.is_meta:
         return "meta: without values"
     if value.is_quantized or value.layout is not torch.strided:
@@ -97,7 +97,7 @@ def _foreign_kind(value: Tensor, wanted: Tensor) -> str:
 
 
 def _fitting(net: nn.Module, path: Path, wanted: Mapping[str, Tensor], head: str) -> tuple[StateDict, str]:
-    """Return the first state dict of a file that fits a net, and what to say of it."""
+    """Return the first state dict of a file that fits a net, and a note about it."""
     states = [_without_auxiliary(state, wanted) for state in _read(path)]
     renamings = [form for state in states for form in renamed(state, wanted)]
     if head != KEEP:
@@ -175,8 +175,8 @@ def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
     if head is not None and not missing and not unexpected:
         theirs, ours, name = head
         faults.append(
-            f"the head `{name}` of the file has {theirs} classes, this net has {ours}; `head: new` beside `weights` "
-            f"leaves it out and trains a new one"
+            f"the head `{name}` of the file has {theirs} classes, but this net has {ours}; set `head: new` next to "
+            f"`weights` to skip it and train a new one"
         )
     if missing:
         faults.append(f"missing in the file ({len(missing)}): {_listed(missing)}")

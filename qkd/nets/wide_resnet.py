@@ -40,7 +40,7 @@ class WideResNet(nn.Module):
     """A 3x3 stem, stages ``layer1`` to ``layer3``, batch norm and ReLU, global mean, linear ``fc``.
 
     Args:
-        depth: 6n + 4, for n blocks a stage.
+        depth: 6n + 4, for n blocks per stage.
         widen: Factor k on 16, 32, 64 channels.
         classes: Outputs.
         channels: Channels of the image.

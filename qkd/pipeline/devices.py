@@ -1,4 +1,4 @@
-"""Look whether an experiment can be trained on several devices, before any of them trains."""
+"""Check whether an experiment can be trained on several devices, before any of them trains."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from qkd.methods.table import methods_of
 
 
 def require_devices(config: RunConfig, devices: int) -> None:
-    """Raise unless every training of an experiment can be shared by so many devices.
+    """Raise unless every training of an experiment can be divided among this many devices.
 
     Args:
         config: The experiment.
-        devices: How many.
+        devices: Number of devices.
 
     Raises:
-        ConfigError: With every fault.
+        ConfigError: If not; lists every fault.
     """
     if faults := list(device_faults(config, devices)):
         raise ConfigError(faults)
 
 
 def device_faults(config: RunConfig, devices: int) -> Iterator[str]:
-    """Yield why an experiment cannot be trained on several devices, a line each with the key it is about.
+    """Yield the reasons why an experiment cannot be trained on several devices, one line each with its config key.
 
     Args:
         config: The experiment.

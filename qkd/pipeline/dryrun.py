@@ -1,4 +1,4 @@
-"""Try every step of an experiment on two batches, so that faults show before training and not after it."""
+"""Try every step of an experiment on two batches, so that errors show up before training rather than after it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WORKS = "works"
 
 @dataclass(frozen=True)
 class Check:
-    """A step that was tried: its name, what came of it, and how long it took."""
+    """A step that was tried: its name, its outcome, and how long it took."""
 
     name: str
     outcome: str
@@ -73,7 +73,7 @@ def dry_run(config: RunConfig, progress: Progress) -> DryRunReport:
 
     Args:
         config: The experiment.
-        progress: Where to say what is being tried.
+        progress: Reports what is being tried.
 
     Raises:
         ValueError: If data, nets, agents or loss terms cannot be used.
@@ -88,9 +88,9 @@ def dry_run(config: RunConfig, progress: Progress) -> DryRunReport:
 def check_distillation(config: RunConfig, progress: Progress) -> None:
     """Take two steps of every phase of the student's training on a few images, as a run does before its first stage.
 
-    What needs nets and data to be seen (a tap that is no module, shapes that do not fit, too large a quiz, a layer that
-    the export's target lacks) would otherwise show when the teacher is trained and both agents are found. Of
-    :func:`dry_run` this is the part that takes seconds.
+    Errors that need nets and data to be seen (a tap that is not a module, shapes that do not match, too large a quiz, a
+    layer that the export target lacks) would otherwise show up only after training the teacher and searching both
+    agents. This is the part of :func:`dry_run` that takes seconds.
 
     Args:
         config: The experiment.
@@ -111,7 +111,7 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
 
 
 class _Attempt:
-    """One dry run: every training of the experiment is put together in a temporary folder and takes two batches.
+    """One dry run: every training of the experiment is set up in a temporary folder and takes two batches.
 
     Weights are written between them as in a run, since one training starts from another's. A brief one has small
     batches, and trains no float net.
@@ -141,7 +141,7 @@ class _Attempt:
         return of_student
 
     def _contexts(self, outcome: list[str]) -> tuple[Context, Context]:
-        """Return the teacher's and the student's, which may be without images that the teacher has."""
+        """Return the contexts of the teacher and the student; the student may lack images that the teacher has."""
         config, device = self.config, choose_device(self.config.device)
         whole = load_splits(config.data, seed=config.seed).to(device)
         splits = student_images(config, whole).to(device)
@@ -160,7 +160,7 @@ class _Attempt:
         return replace(own, splits=whole), own
 
     def _train(self, role: Role) -> None:
-        """Put a training together, take its batches phase by phase, and write its weights."""
+        """Set up a training, take its batches phase by phase, and write its weights."""
         is_float, is_first = isinstance(role, FloatRole), all(check.name != role.title for check in self.checks)
         with self._tried(role.title) as outcome:
             training = assemble(role)
@@ -179,7 +179,7 @@ class _Attempt:
 
     @contextmanager
     def _tried(self, name: str) -> Iterator[list[str]]:
-        """Time what is tried; where a role has been tried before (in float), the two are told as one."""
+        """Time what is tried; if a role has been tried before (in float), merge the two entries."""
         self.progress.stage("dry run", name)
         before = next((check for check in self.checks if check.name == name), None)
         outcome, seconds = ([], 0.0) if before is None else ([before.outcome], before.seconds)
@@ -191,7 +191,7 @@ class _Attempt:
         self.checks.append(Check(name, "; ".join(found) or WORKS, seconds + time.monotonic() - start))
 
     def _export(self, context: Context) -> str:
-        """Export the nets that the trainings have left, as the export stage does, and run the files."""
+        """Export the trained nets, as the export stage does, and run the files."""
         config, splits = context.config, context.splits
         student, nets = load_student(context.run), float_nets(context.run)
         raw, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
@@ -218,7 +218,7 @@ class _Attempt:
 
 
 def tried_config(config: RunConfig, batch_size: int) -> RunConfig:
-    """Return a config for a few batches: a schedule that comes with us in place of one that is still to be found."""
+    """Return a config for a few batches: a built-in schedule replaces one that has not been found yet."""
     roles = {}
     for name, role, changes in (
         ("teacher", config.teacher, {"members": min(config.teacher.members, BATCHES)}),

@@ -1,4 +1,4 @@
-"""Run the stages of an experiment in order, leaving out what is complete."""
+"""Run the stages of an experiment in order, skipping those that are complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOOKS = ("teacher", "search", "distill", "export")  # stages that load the image
 
 
 def refuse_clients(config: RunConfig) -> None:
-    """Raise if a config is of clients that train together, whose stages are others.
+    """Raise if a config is for federated training, which has different stages.
 
     Raises:
         UsageError: If it has a section ``federated``.
@@ -49,12 +49,12 @@ def run_stages(
     Args:
         run: The run folder, open.
         names: Which stages; what they need must be complete or among them.
-        progress: Where to say which stage runs.
+        progress: Reports which stage runs.
         stages: Name -> stage; the toolkit's own where absent (others bring their own images, if any).
 
     Raises:
         qkd.data.DataError: If the data set is not what the run was begun with.
-        UsageError: If a stage needs one that is neither complete nor asked for.
+        UsageError: If a stage needs one that is neither complete nor requested.
         ValueError: If a file of the run cannot be written under its name.
         OSError: If a file of the run or of the data set cannot be read or written.
     """
@@ -101,6 +101,6 @@ def _require(run: RunFolder, name: str) -> None:
         found = ", ".join(f"{need} ({why})" for need, why in missing.items())
         first = f"qkd run {shlex.quote(str(run.path))} --until {[*missing][-1]}"
         raise UsageError(
-            f"stage {name} of {run.path} needs what earlier stages make: {found}; `{first}` makes it (what is complete "
-            f"stays), or leave out --until for all stages"
+            f"stage {name} of {run.path} needs the results of earlier stages: {found}; run `{first}` (complete stages "
+            f"are kept), or omit --until to run all stages"
         )

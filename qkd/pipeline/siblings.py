@@ -1,4 +1,4 @@
-"""Another width of a run's student: a run beside it, which takes over the teacher and what was made out of it."""
+"""Another bit width for a run's student: a sibling run that reuses the teacher and what was made from it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.identity import differences, identity
 
-WIDTHS = "student.quant."  # what differs
-FOLLOWS = "student.low_bit."  # what may differ with it: recipes set it by the widths
+WIDTHS = "student.quant."  # keys that differ
+FOLLOWS = "student.low_bit."  # keys that may differ with them, since recipes set them by the widths
 
 
 def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
-    """Return the config of the run that is meant where its folder holds the same run at other widths.
+    """Return the config of the sibling run if the folder holds the same run at other bit widths.
 
     So ``qkd run data-free.yaml student.quant.weight_bits=4``, called after ``qkd run data-free.yaml``, makes a second
-    student out of the first one's images: in another folder, named after the widths. This is done where a method
-    asks for it (:meth:`~qkd.methods.method.Method.taken_over`). Any other config is returned unchanged; where it is
-    another run than its folder holds, :meth:`~qkd.run.folder.RunFolder.open` says so.
+    student from the first one's images, in another folder named after the widths. Methods opt in to this with
+    :meth:`~qkd.methods.method.Method.taken_over`. Any other config is returned unchanged; if it does not match the run
+    in its folder, :meth:`~qkd.run.folder.RunFolder.open` reports that.
 
     Args:
         config: The experiment.
         runs_dir: Where run folders are kept.
-        progress: Where to say that it is another run.
+        progress: Reports that it is another run.
 
     Raises:
-        UsageError: If what is to be taken over is not finished in the first run.
+        UsageError: If the stages to reuse are not finished in the first run.
         ValueError: If the folder's config is damaged.
     """
     folder = runs_dir / config.name

@@ -1,3 +1,3 @@
-"""Use of exported files: classes of single images, accuracy on a data set, and the one file that does it elsewhere."""
+"""Use exported files: classify single images, score a data set, and a standalone program for other machines."""
 
 __all__: list[str] = []

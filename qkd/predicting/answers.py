@@ -1,4 +1,4 @@
-"""The answer of `qkd predict`: likely classes of each image, as text or plain data."""
+"""The output of `qkd predict`: the likeliest classes of each image, as text or plain data."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def answer(path: Path, images: Sequence[str], *, top: int) -> Answers:
     """Classify images with an exported file.
 
     Args:
-        path: The file; its metadata says how it is fed.
+        path: The file; its metadata says how to preprocess images.
         images: Image files, folders of them, or .npy files of uint8 pixels.
-        top: Classes an image.
+        top: Classes per image.
 
     Raises:
         qkd.predicting.predict.InputError: If the file or an image cannot be used.

@@ -1,4 +1,4 @@
-"""What the files of a run say of the images they take, and what is beside them for whoever feeds them."""
+"""The preprocessing metadata of a run's exported files, and the files next to them that describe it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABELS, FACTS, PROGRAM = "labels.txt", "preprocess.json", "predict.py"
 
 
 def preprocessing_of(config: RunConfig, splits: Splits, name: str = "") -> Preprocessing:
-    """Return how images of a run become what its nets were trained on.
+    """Return how the images of a run are preprocessed for its nets.
 
     Args:
         config: The run's.
@@ -35,7 +35,7 @@ def preprocessing_of(config: RunConfig, splits: Splits, name: str = "") -> Prepr
 
 
 def write_beside(folder: Path, preprocessing: Preprocessing) -> list[Path]:
-    """Write ``labels.txt``, ``preprocess.json`` and ``predict.py`` beside a run's ONNX files.
+    """Write ``labels.txt``, ``preprocess.json`` and ``predict.py`` next to a run's ONNX files.
 
     Args:
         folder: Of the exported files.

@@ -1,4 +1,4 @@
-"""Classify images with an exported ONNX file, by nothing but what the file says of itself.
+"""Classify images with an exported ONNX file, using only the metadata in the file.
 
 It needs the standard library, numpy and onnxruntime alone (and Pillow to read JPEG, PNG and other image files; arrays
 in .npy files are read without it), runs from Python 3.8 on, and imports nothing of the
@@ -96,7 +96,7 @@ class Model:
 
 
 def read_facts(said: dict[str, str], path: str) -> dict[str, Any]:
-    """Return what a file says of its input, checked; anybody can write anything there.
+    """Return what a file says about its input, checked, since anybody can write anything there.
 
     Args:
         said: Its metadata.

@@ -1,4 +1,4 @@
-"""What a run's files make of the test images, class by class, and pictures of mistakes and of what agents do."""
+"""The predictions of a run's files on the test images, by class, and pictures of mistakes and augmentations."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def write_predictions(run: RunFolder, splits: Splits) -> list[Path]:
 
 
 def predictions_of(path: Path, run: RunFolder, splits: Splits) -> Predictions:
-    """Return what a file says of the test images, fed as it says, with optimizations on.
+    """Return a file's predictions on the test images, preprocessed as it says, with optimizations on.
 
     Args:
         path: The file.

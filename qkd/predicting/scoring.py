@@ -88,7 +88,7 @@ class Score:
 
 
 def score_file(path: Path, data: str) -> Score:
-    """Return how a file does on labeled images.
+    """Score a file on labeled images.
 
     Args:
         path: An exported ONNX file that says how it is fed.
@@ -106,7 +106,7 @@ def score_file(path: Path, data: str) -> Score:
     for images, labels in found.batches:
         scores = model.scores(images)
         if scores.ndim != 2:
-            raise InputError(f"{path}: gives {list(scores.shape)}, and not [images, classes]")
+            raise InputError(f"{path}: returns {list(scores.shape)}, not [images, classes]")
         if not confusion.size:
             outputs = max(scores.shape[1], len(found.classes))
             confusion = np.zeros((outputs, outputs), np.int64)
@@ -120,7 +120,7 @@ def labeled_images(data: str, model: Model) -> LabeledImages:
     """Return the images that a person means, with labels by the model's classes.
 
     Raises:
-        UsageError: If they are none, or of classes that the model does not know.
+        UsageError: If there are none, or their classes are not the model's.
         ValueError: If a config is wrong, or its data set cannot be read.
     """
     path = Path(data)
@@ -167,7 +167,7 @@ def _labels_of(names: Sequence[str], model: Model, where: Path) -> dict[str, int
     unknown = [name for name in names if name not in model.classes]
     if unknown:
         raise UsageError(
-            f"{where}: the model knows no class {', '.join(map(repr, unknown[:3]))}; it knows "
+            f"{where}: the model does not have class {', '.join(map(repr, unknown[:3]))}; it has "
             f"{', '.join(map(repr, model.classes[:8]))}{', ...' if len(model.classes) > 8 else ''}"
         )
     return {name: model.classes.index(name) for name in names}
@@ -190,7 +190,7 @@ def _of_archive(path: Path, model: Model) -> LabeledImages:
         raise UsageError(f"{path}: needs arrays `images` and `labels` ({error})") from error
     most = len(model.classes) or None
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images) or not len(labels):
-        raise UsageError(f"{path}: needs a label for each image, found {labels.dtype} {labels.shape}")
+        raise UsageError(f"{path}: needs one label per image, found {labels.dtype} {labels.shape}")
     if labels.min() < 0 or (most and labels.max() >= most):
         raise UsageError(f"{path}: labels are {labels.min()} to {labels.max()}, but the model has {most} classes")
     pixels = from_array(images[..., None] if images.ndim == 3 else images, model.facts, str(path))

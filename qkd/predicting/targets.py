@@ -1,4 +1,4 @@
-"""Find the exported file that a person names: an ONNX file, or a run, whose student is meant."""
+"""Find the exported file that a user names: an ONNX file, or a run, which stands for its student."""
 
 from __future__ import annotations
 

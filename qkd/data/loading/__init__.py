@@ -1,3 +1,3 @@
-"""Data sets by name: loaded, checked, and told apart by hashes of their content."""
+"""Data sets by name: load them, check them, and identify them by hashes of their content."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What a data set is, as a few hashes of its content: a run keeps them, and notices when images or labels change."""
+"""The identity of a data set: a few hashes that a run keeps in order to notice changed images or labels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qkd.data.errors import DataError
 from qkd.data.sets import ArraySplit, FolderSplit
 from qkd.data.splits import MemorySplit, Parts, Split
 
-WHOLE_BYTES = 1 << 29  # parts of up to 512 MiB are hashed whole: a third of a second
-_SAMPLE_BYTES = 1 << 28  # of a larger one, evenly spaced images of so many bytes in all
-_SAMPLE_IMAGES = 4096  # and at most so many: each is a seek on a disk
+WHOLE_BYTES = 1 << 29  # parts of up to 512 MiB are hashed whole, which takes a third of a second
+_SAMPLE_BYTES = 1 << 28  # larger parts: total bytes of evenly spaced images
+_SAMPLE_IMAGES = 4096  # and at most this many, because each is a disk seek
 _BLOCK = 1 << 20
 _T = TypeVar("_T")
-_NAMED = 5  # classes that a message names
+_NAMED = 5  # classes to name in a message
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class PartFacts:
     """One part of a data set.
 
     Args:
-        images: How many.
+        images: Number of images.
         labels: SHA-256 of its labels in order.
-        pixels: SHA-256 of its images in order: pixels, or the bytes of their files with the sizes of all of them.
-        sampled: Images that ``pixels`` is made of, evenly spaced; 0 where it is all of them.
+        pixels: SHA-256 of its images in order: their pixels, or the bytes of the files plus the sizes of all files.
+        sampled: Number of evenly spaced images that ``pixels`` covers; 0 if it covers all of them.
     """
 
     images: int
@@ -44,13 +44,13 @@ class PartFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """A data set before it is split; equal where nothing that was looked at has changed.
+    """A data set before it is split; equal if nothing that was hashed has changed.
 
     Args:
         classes: Names.
         train: Its training images.
         test: Its test images.
-        fingerprint: One SHA-256 of all that, for whoever needs a single value.
+        fingerprint: One SHA-256 of all that, for use as a single value.
     """
 
     classes: tuple[str, ...]
@@ -64,13 +64,13 @@ class DataFacts:
 
     @classmethod
     def from_json(cls, value: object) -> DataFacts:
-        """Return what :meth:`to_json` made.
+        """Read the result of :meth:`to_json`.
 
         Raises:
-            ValueError: If it was not made by it.
+            ValueError: If ``value`` does not have that form.
         """
         if not isinstance(value, Mapping) or set(value) != {"classes", "train", "test", "fingerprint"}:
-            raise ValueError("needs classes, train, test and fingerprint")
+            raise ValueError("must have classes, train, test and fingerprint")
         classes = value["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError("`classes` must be a list of names")
@@ -81,11 +81,11 @@ class DataFacts:
 def facts_of(parts: Parts) -> DataFacts:
     """Return the facts of a data set.
 
-    Parts of up to 512 MiB are looked at whole. Of a larger one, evenly spaced images of 256 MiB in all (4,096 at most)
-    are, and of a folder the sizes of all files: a change elsewhere is not seen.
+    Parts of up to 512 MiB are hashed whole. A larger part is sampled: evenly spaced images, 256 MiB in total and at
+    most 4,096 of them, plus the sizes of all files if it is a folder. Changes elsewhere go unnoticed.
 
     Args:
-        parts: The set, before a validation part is kept back. Of a folder the files are read, not decoded.
+        parts: The set before a validation part is held out. The files of a folder are read but not decoded.
 
     Raises:
         DataError: If a file cannot be read.
@@ -114,16 +114,16 @@ def facts_of(parts: Parts) -> DataFacts:
 
 
 def changes(then: DataFacts, now: DataFacts) -> list[str]:
-    """Return what has changed, in words; nothing where the facts are equal.
+    """Describe what has changed, in words.
 
-    A change of the number of images or of the classes is not followed by what it brings with it.
+    If the number of images or the classes changed, the changes that follow from that are not listed.
 
     Args:
-        then: What the set was.
-        now: What was found.
+        then: The earlier facts.
+        now: The current facts.
 
     Returns:
-        A line for each change; none where the facts are equal.
+        One line per change; empty if the facts are equal.
     """
     lines = []
     if then.classes != now.classes:
@@ -140,13 +140,13 @@ def changes(then: DataFacts, now: DataFacts) -> list[str]:
 
 
 def sampling_note(facts: DataFacts) -> str:
-    """Say what of a set is not looked at.
+    """Describe which images of a set are not hashed.
 
     Args:
-        facts: Of the set.
+        facts: The facts of the set.
 
     Returns:
-        A sentence; empty where all of it is looked at.
+        A sentence; empty if everything is hashed.
     """
     large = [f"{part.sampled:,} of {part.images:,} images of {name}"
              for name, part in (("train", facts.train), ("test", facts.test)) if part.sampled]  # fmt: skip
@@ -161,7 +161,7 @@ def _class_change(then: Sequence[str], now: Sequence[str]) -> str:
 
 
 def _chosen(split: Split) -> Tensor:
-    """Return which images of a part are looked at."""
+    """Return the positions of the images that are hashed."""
     count = len(split)
     size = sum(_sizes(split)) if isinstance(split, FolderSplit) else count * _image_bytes(split)
     if size <= WHOLE_BYTES:
@@ -183,7 +183,7 @@ def _content(split: Split, chosen: Tensor) -> Iterator[bytes]:
 
 
 def _pixels(split: Split, indices: Tensor) -> Tensor:
-    """Return images for comparing their content: not through ``batch``, which is for training and scoring."""
+    """Return images for comparing their content, without ``batch``, which is for training and scoring."""
     if isinstance(split, ArraySplit):
         return split.pixels(indices)
     if isinstance(split, MemorySplit):

@@ -1,4 +1,4 @@
-"""Data sets by name: loads one, checks it, and keeps a validation part back from its training images."""
+"""Data sets by name: load one, check it, and hold out a validation part of its training images."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _folder(config: DataConfig) -> Parts:
 
 
 def folder_form(config: DataConfig) -> Form:
-    """Return what a config says of the form of images in a folder."""
+    """Return the form that a config gives the images of a folder."""
     fit = Fit(config.resize, config.resize_size, config.interpolation)
     return Form(config.image_size, fit, config.channels, config.test_fraction, config.split_seed)
 
@@ -72,21 +72,21 @@ DATASETS: dict[str, Callable[[DataConfig], Parts]] = {
 
 
 def load_splits(config: DataConfig, seed: int) -> Splits:
-    """Load a data set and divide it: train and validation from its training images, test as it comes.
+    """Load a data set and split it: train and validation from its training images, test unchanged.
 
-    The validation part and, after it, the part that ``train_limit`` keeps are stratified by class and drawn from
+    The validation part, and then the part that ``train_limit`` keeps, are stratified by class and drawn from
     ``seed``; the test part never depends on it. Every class keeps at least one training image.
 
     Args:
         config: The ``data`` section of an experiment.
-        seed: Of the division, not negative.
+        seed: Seed of the split, not negative.
 
     Returns:
         The three parts, with classes, shape, mean and standard deviation per channel (fractions 0..1), and a
         fingerprint.
 
     Raises:
-        DataError: If the set is unknown, missing, damaged or inconsistent, the division leaves a class untrained, or a
+        DataError: If the set is unknown, missing, damaged or inconsistent, the split leaves a class untrained, or a
             part is smaller than the batches that ``batch_statistics`` scores it in.
         ValueError: If torchvision has no weights for the net that ``preprocess`` names.
         OSError: If a file of the set cannot be read.
@@ -100,7 +100,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         (parts, target), fingerprint = divide_domains(parts, config), domain_mark(fingerprint, config)
     everything, test, classes, notes = parts[:4]
     if len(classes) < 2:
-        raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs two at least")
+        raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs at least two")
     notes = (*notes, *class_notes(everything.labels, test.labels, classes))
     generator = torch.Generator().manual_seed(seed)
     train, val = _validation(parts, config.val_fraction, generator)
@@ -118,13 +118,13 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
 
 
 def _require_full_batch(config: DataConfig, counts: Mapping[str, int]) -> None:
-    """Raise before training what scores would raise after it."""
+    """Raise before training the error that scoring would raise after it."""
     size = config.batch_statistics or 0
     small = [f"{count} {name} images" for name, count in counts.items() if 0 < count < size]
     if small:
         raise DataError(
-            f"data.batch_statistics: scores need one full batch of {size} images at least, but there are "
-            f"{' and '.join(small)}; lower it, or leave it out for running statistics"
+            f"data.batch_statistics: scoring needs at least one full batch of {size} images, but there are only "
+            f"{' and '.join(small)}; lower it, or omit it to use running statistics"
         )
 
 
@@ -133,18 +133,18 @@ def _resize_of(split: Split) -> str:
 
 
 def _held_out(parts: Parts, train: int, learned: int, val: int, config: DataConfig) -> str:
-    """Return what is kept from training, in one line."""
+    """Return one line that says what is held out from training."""
     chosen = "its own part" if parts.val_rows is not None else f"{config.val_fraction:g} of the training images"
     unused = f"; {learned - train:,} unused (data.train_limit)" if learned > train else ""
     validation = f"{val:,} for validation ({chosen})" if val else "none for validation"
     return (
-        f"{train:,} images to learn from; held out: {validation}, {len(parts.test):,} for the test "
+        f"{train:,} training images; held out: {validation}, {len(parts.test):,} for the test "
         f"({parts.test_words}){unused}"
     )
 
 
 def read_facts(config: DataConfig) -> DataFacts:
-    """Return what a data set is now, reading no more of it than that takes: images of a folder are not decoded.
+    """Return the current facts of a data set, reading as little as possible: images of a folder are not decoded.
 
     Args:
         config: The ``data`` section of an experiment.
@@ -176,7 +176,7 @@ def _folder_of(config: DataConfig, content: str) -> Path:
 
 
 def _validation(parts: Parts, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
-    """Return what is learned from and what is chosen by: the set's own validation part, or a share of the training."""
+    """Return the training and validation parts: the set's own validation part, or a share of its training images."""
     if parts.val_rows is None:
         return _keep_back(parts.train, fraction, generator)
     is_val = torch.zeros(len(parts.train), dtype=torch.bool)
@@ -186,7 +186,7 @@ def _validation(parts: Parts, fraction: float, generator: torch.Generator) -> tu
 
 def _keep_back(split: Split, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
     counts = torch.bincount(split.labels)
-    # A class of one image stays in training: one that is never seen cannot be selected for either.
+    # A class with one image stays in training: validating a class that is never trained would be useless.
     quotas = torch.minimum(stratified_quotas(counts, round(len(split) * fraction)), (counts - 1).clamp(min=0))
     val, train = take_quotas(split.labels, quotas, generator)
     return split.subset(train), split.subset(val)
@@ -211,16 +211,16 @@ def _check_form(config: DataConfig, channels: int, found: ImageSize) -> None:
     if config.image_size is not None and config.image_size != found:
         raise DataError(
             f"data.image_size: images of {config.name!r} are {size_text(found)}, not {size_text(config.image_size)} "
-            f"pixels; only digits and a folder of images are resized, so leave it out"
+            f"pixels; only digits and folders of images are resized, so omit it"
         )
     if config.channels is not None and config.channels != channels:
         raise DataError(
-            f"data.channels: images of {config.name!r} have {channels}, not {config.channels}; only a folder of images "
-            f"is converted, so leave it out"
+            f"data.channels: images of {config.name!r} have {channels}, not {config.channels}; only folders of images "
+            f"are converted, so omit it"
         )
     for name, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != channels:
-            way = "; with data.channels: 3 a folder of gray images is read as color" if channels == 1 else ""
+            way = "; data.channels: 3 reads a folder of gray images as color" if channels == 1 else ""
             raise DataError(f"data.{name}: has {len(values)} values, but the images have {channels} channels{way}")
 
 

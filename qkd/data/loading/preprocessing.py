@@ -1,4 +1,4 @@
-"""Fill in what trained weights want of images: mean, std, size and resize rule."""
+"""Fill in the preprocessing that trained weights expect: mean, std, size and resize rule."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def preprocessed(config: DataConfig) -> DataConfig:
-    """Return a data section with the values that ``preprocess`` stands for; what is given besides stays.
+    """Return a data section with the values that ``preprocess`` stands for; other given values are kept.
 
-    Of a set that is not a folder only mean and std apply: its images have the size they have.
+    For a set that is not a folder, only mean and std apply, since its images have a fixed size.
 
     Args:
         config: The ``data`` section of an experiment.
@@ -23,13 +23,13 @@ def preprocessed(config: DataConfig) -> DataConfig:
     """
     if config.preprocess is None:
         return config
-    from qkd.nets.imagenet import preprocessing_of  # torchvision: only where it is asked
+    from qkd.nets.imagenet import preprocessing_of  # imports torchvision, so only if needed
 
     wanted = preprocessing_of(config.preprocess)
     values: dict[str, object] = {"mean": wanted.mean, "std": wanted.std}
     if config.name == "folder":
         size = config.image_size or wanted.image_size
-        share = wanted.resize_size / wanted.image_size  # of the shorter side that the center leaves, whatever its size
+        share = wanted.resize_size / wanted.image_size  # shorter side over center crop, at any size
         values |= {"image_size": size, "channels": config.channels or 3, "interpolation": wanted.interpolation}
         values |= {"resize_size": round(min(height_width(size)) * share)} if config.resize == "crop" else {}
     return config.model_copy(update=values)

@@ -1,4 +1,4 @@
-"""Say how large the images of a data set are and how many classes it has, without reading it where that is known."""
+"""The image size and number of classes of a data set, without reading the set if they are known."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from qkd.image_size import ImageSize
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What a net must know of a data set.
+    """The facts about a data set that a net is built from.
 
     Args:
-        classes: How many, at least 2.
-        channels: Of an image: 1 or 3.
-        image_size: Its side in pixels, or height and width.
+        classes: Number of classes, at least 2.
+        channels: Channels of an image: 1 or 3.
+        image_size: Side of an image in pixels, or height and width.
     """
 
     classes: int
@@ -25,7 +25,7 @@ class ImageShape:
     image_size: ImageSize
 
 
-# As published; the other sets (npz, folder) are what their files are.
+# As published; the shapes of the other sets (npz, folder) depend on their files.
 PUBLISHED = {
     "cifar10": ImageShape(10, 3, 32),
     "cifar100": ImageShape(100, 3, 32),
@@ -37,7 +37,7 @@ PUBLISHED = {
 
 
 def image_shape(config: DataConfig) -> ImageShape:
-    """Return the shape of a data set's images, and its classes; only npz and folders are read for it.
+    """Return the image shape and number of classes of a data set; only npz files and folders are read for this.
 
     Args:
         config: The ``data`` section of an experiment.
@@ -52,7 +52,7 @@ def image_shape(config: DataConfig) -> ImageShape:
     """
     if config.name in PUBLISHED:
         shape = PUBLISHED[config.name]
-        if config.name == "digits" and config.image_size is not None:  # which are enlarged
+        if config.name == "digits" and config.image_size is not None:  # digits are enlarged
             shape = replace(shape, image_size=config.image_size)
         return replace(shape, channels=channels_in(config.domains or {}, shape.channels))
     splits = load_splits(config, seed=0)

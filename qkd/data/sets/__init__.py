@@ -1,4 +1,4 @@
-"""Readers of data sets, one module a kind: NumPy archives, folders of images, torchvision's sets, the digits."""
+"""Readers of data sets, one module per kind: NumPy archives, image folders, torchvision's sets, the digits."""
 
 from qkd.data.sets.arrays import load_npz_splits
 from qkd.data.sets.digits import load_digits_splits

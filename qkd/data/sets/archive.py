@@ -1,4 +1,4 @@
-"""Arrays of a NumPy archive (npz), checked by their headers before a value is read; large ones stay in the file."""
+"""Arrays of a NumPy archive (npz): headers are checked before any value is read; large arrays stay in the file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from qkd.data.errors import DataError
 from qkd.data.sets.rows import HeldRows, Rows, StoredRows
 from qkd.foreign import is_regular
 
-IN_MEMORY_BYTES = 1 << 26  # arrays above it stay in the file where they can: 64 MiB
+IN_MEMORY_BYTES = 1 << 26  # 64 MiB; larger arrays stay in the file if possible
 _LONGEST_HEADER = 10_000  # characters; NumPy's own bound, above which its parser is not safe to use
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member; what follows are its name and an extra field
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member; its name and an extra field follow
 _BLOCK = 1 << 20
-# what the readers of zip files and of NumPy's headers were seen to raise on altered bytes
+# errors that the readers of zip files and NumPy headers were seen to raise on altered bytes
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, RuntimeError,
                MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
                tokenize.TokenError)  # fmt: skip
@@ -34,13 +34,13 @@ _UNREADABLE = (OSError, EOFError, ValueError, TypeError, LookupError, Arithmetic
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an archive says of one of its arrays.
+    """The header of one array in an archive.
 
     Args:
-        name: Of the array.
+        name: Name of the array.
         dtype: Type of its values.
         shape: Its shape.
-        is_fortran: First axis fastest.
+        is_fortran: Whether the first axis varies fastest.
         start: Bytes of the member before the first value.
     """
 
@@ -52,7 +52,7 @@ class ArrayHeader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values."""
+        """Size of its values in bytes."""
         count = 1
         for size in self.shape:
             count *= size  # Python's integers: a hostile shape must not wrap around
@@ -64,11 +64,11 @@ class Archive:
 
     Args:
         path: The file.
-        wanted: What it must hold, for messages.
-        file: Open for reading.
+        wanted: Expected content, for messages.
+        file: The file, open for reading.
 
     Raises:
-        DataError: If it is no NumPy archive.
+        DataError: If it is not a NumPy archive.
     """
 
     def __init__(self, path: Path, wanted: str, file: IO[bytes]) -> None:
@@ -83,14 +83,14 @@ class Archive:
         return list(self._members)
 
     def header(self, name: str) -> ArrayHeader:
-        """Return what the archive says of an array; not one of its values is read.
+        """Return the header of an array without reading any of its values.
 
         Raises:
-            DataError: If it is encrypted, holds pickled objects, or is not as long as it says.
+            DataError: If it is encrypted, holds pickled objects, or its length does not match its header.
         """
         info = self._members[name]
         if info.flag_bits & 1:
-            raise DataError(f"{self.path}: `{name}` is encrypted; unpack it and save {self.wanted} with numpy.savez")
+            raise DataError(f"{self.path}: `{name}` is encrypted; decrypt it and save {self.wanted} with numpy.savez")
         with self._zip.open(info) as member:
             version = npy.read_magic(member)
             if version not in ((1, 0), (2, 0)):
@@ -108,7 +108,7 @@ class Archive:
         return found
 
     def read(self, header: ArrayHeader) -> npt.NDArray[Any]:
-        """Return an array, in memory once.
+        """Return an array, with only one copy in memory.
 
         Raises:
             DataError: If it is damaged, or larger than the memory of this machine.
@@ -124,15 +124,15 @@ class Archive:
                     raise self._damaged(f"`{header.name}` is truncated")
                 rest[: len(block)] = block
                 rest = rest[len(block) :]
-            member.read(1)  # its end, where the check sum is compared
+            member.read(1)  # the end, where the checksum is compared
         array = values.view(header.dtype)
         return array.reshape(header.shape[::-1]).T if header.is_fortran else array.reshape(header.shape)
 
     def rows(self, header: ArrayHeader) -> Rows:
-        """Return a uint8 array whose rows can be had: from the file where it is stored uncompressed, else from memory.
+        """Return access to the rows of a uint8 array: in the file if it is stored uncompressed, otherwise in memory.
 
         Raises:
-            DataError: If it is damaged, or is compressed and larger than the memory of this machine.
+            DataError: If it is damaged, or compressed and larger than the memory of this machine.
         """
         info = self._members[header.name]
         if info.compress_type != zipfile.ZIP_STORED or header.is_fortran or header.nbytes <= IN_MEMORY_BYTES:
@@ -142,7 +142,7 @@ class Archive:
         return stored
 
     def _first_byte(self, info: zipfile.ZipInfo) -> int:
-        """Return where a member begins in the file: the fields of its local header have their own lengths."""
+        """Return where the data of a member begins in the file: the fields of its local header vary in length."""
         with open(self.path, "rb") as file:
             file.seek(info.header_offset)
             fields = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
@@ -159,14 +159,14 @@ class Archive:
 
         stored.each_block(add)
         if found[0] != info.CRC:
-            raise self._damaged(f"the check sum of `{header.name}` does not fit")
+            raise self._damaged(f"the checksum of `{header.name}` does not match")
 
     def _require_room(self, header: ArrayHeader) -> None:
         room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if header.nbytes > room:
             raise DataError(
-                f"{self.path}: `{header.name}` takes {header.nbytes / 2**30:,.1f} GiB of memory, and this machine has "
-                f"{room / 2**30:,.1f}; save it with numpy.savez (not compressed), which is read image by image"
+                f"{self.path}: `{header.name}` takes {header.nbytes / 2**30:,.1f} GiB of memory, but this machine has "
+                f"{room / 2**30:,.1f}; save it uncompressed with numpy.savez, so that it is read image by image"
             )
 
     def _check_kind(self, file: IO[bytes]) -> None:
@@ -175,22 +175,22 @@ class Archive:
         if start[:1] == b"\x80":  # how a pickle begins
             raise DataError(f"{self.path}: is a pickle, which is never opened; save {self.wanted} with numpy.savez")
         if start != b"PK\x03\x04":  # how a zip file begins
-            raise DataError(f"{self.path}: damaged or no NumPy archive; write it again with numpy.savez")
+            raise DataError(f"{self.path}: damaged or not a NumPy archive; write it again with numpy.savez")
 
     def _damaged(self, reason: str) -> DataError:
-        return DataError(f"{self.path}: damaged or no NumPy archive ({reason}); write it again with numpy.savez")
+        return DataError(f"{self.path}: damaged or not a NumPy archive ({reason}); write it again with numpy.savez")
 
 
 @contextmanager
 def open_archive(path: Path, wanted: str) -> Iterator[Archive]:
-    """Open an npz file; what a hostile or damaged one makes the readers raise becomes an error that names the file.
+    """Open an npz file; errors that a hostile or damaged file triggers are replaced by one that names the file.
 
     Args:
         path: The file.
-        wanted: What it must hold, for messages.
+        wanted: Expected content, for messages.
 
     Raises:
-        DataError: If it is missing, no regular file, damaged, encrypted or pickled.
+        DataError: If it is missing, not a regular file, damaged, encrypted or pickled.
     """
     if not is_regular(path):
         raise DataError(f"{path}: no such file; needs train.npz and test.npz in that folder, each with {wanted}")
@@ -201,4 +201,6 @@ def open_archive(path: Path, wanted: str) -> Iterator[Archive]:
         raise
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: damaged or no NumPy archive ({reason}); write it again with numpy.savez") from error
+        raise DataError(
+            f"{path}: damaged or not a NumPy archive ({reason}); write it again with numpy.savez"
+        ) from error

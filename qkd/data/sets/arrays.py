@@ -1,4 +1,4 @@
-"""A data set kept as two NumPy archives, ``train.npz`` and ``test.npz``, checked before anything is trained on it."""
+"""A data set in two NumPy archives, ``train.npz`` and ``test.npz``, checked before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from qkd.files import parse_json
 from qkd.foreign import UnreadableFileError, read_text
 
 _WANTED = "`images` uint8 [n, height, width] or [n, height, width, channels] and `labels` integers [n]"
-_LARGEST_NAMES = 1 << 26  # bytes of classes.json; a million names take half of it
+_LARGEST_NAMES = 1 << 26  # bytes of classes.json; a million names take half of that
 
 
 def load_npz_splits(folder: Path) -> Parts:
-    """Return the parts of ``train.npz``, ``test.npz`` and, if there is one, ``classes.json``.
+    """Load the parts of a data set from ``train.npz``, ``test.npz`` and, if there is one, ``classes.json``.
 
-    Images of more than 64 MiB that are not compressed stay in their file: each batch reads its own.
+    Uncompressed images of more than 64 MiB stay in their file, and each batch reads its own.
 
     Args:
-        folder: Holds the archives. Each has ``images`` (uint8, ``[n, height, width]`` or ``[n, height, width, 1 or
-            3]``) and ``labels`` (integers, ``[n]``, from 0). ``classes.json`` is a list of names; without it classes
-            are numbered, and every one of them needs a training image.
+        folder: Folder of the archives. Each has ``images`` (uint8, ``[n, height, width]`` or ``[n, height, width, 1 or
+            3]``) and ``labels`` (integers, ``[n]``, from 0). ``classes.json`` is a list of names; without it, classes
+            are numbered, and each of them needs a training image.
 
     Returns:
         Both parts, and the classes by name or number.
 
     Raises:
-        DataError: If a file or array is missing, damaged, encrypted, pickled, of the wrong type, shape or count, or if
-            a label is out of range or is tested but never trained.
+        DataError: If a file or array is missing, damaged, encrypted, pickled, or of the wrong type, shape or count, or
+            if a label is out of range or is tested but never trained.
         OSError: If ``classes.json`` cannot be read.
     """
     train = _read_archive(folder / "train.npz")
@@ -45,7 +45,7 @@ def load_npz_splits(folder: Path) -> Parts:
     sizes = [_size(part) for part in (train, test)]
     if sizes[0] != sizes[1]:
         raise DataError(
-            f"{folder}: images of train.npz are {sizes[0]} and those of test.npz {sizes[1]}; both must agree"
+            f"{folder}: images of train.npz are {sizes[0]}, but those of test.npz are {sizes[1]}; they must match"
         )
     classes = _class_names(folder / "classes.json", folder / "train.npz", train.labels)
     for name, part in (("train", train), ("test", test)):
@@ -53,7 +53,7 @@ def load_npz_splits(folder: Path) -> Parts:
     untrained = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if untrained:
         raise DataError(
-            f"{folder}: classes {listed(untrained)} are in test.npz but not in train.npz: nothing could learn them"
+            f"{folder}: classes {listed(untrained)} are in test.npz but not in train.npz, so they cannot be learned"
         )
     return Parts(train, test, classes)
 
@@ -63,7 +63,7 @@ def _read_archive(path: Path) -> MemorySplit | ArraySplit:
         missing = [name for name in ("images", "labels") if name not in archive.names]
         if missing:
             found = listed(archive.names)
-            raise DataError(f"{path}: array {' and '.join(missing)} missing, found {found}; needs {_WANTED}")
+            raise DataError(f"{path}: missing array {' and '.join(missing)}, found {found}; needs {_WANTED}")
         images, labels = archive.header("images"), archive.header("labels")
         _check_images(archive, images)
         _check_labels(path, labels, images.shape[0])
@@ -79,7 +79,7 @@ def _check_images(archive: Archive, images: ArrayHeader) -> None:
     path, shape = archive.path, images.shape
     if images.dtype != np.uint8:
         found = f"{images.dtype}{_not_finite(archive, images)}"
-        raise DataError(f"{path}: `images` must be uint8 (0..255), found {found}; scale, round and convert them")
+        raise DataError(f"{path}: `images` must be uint8 (0..255), found {found}; scale, round, and convert them")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
         raise DataError(
             f"{path}: `images` must be [n, height, width] or [n, height, width, 1 or 3] (channels last), "
@@ -92,7 +92,7 @@ def _check_images(archive: Archive, images: ArrayHeader) -> None:
 
 
 def _not_finite(archive: Archive, images: ArrayHeader) -> str:
-    """Return how many values are NaN or infinite, for a message; only small arrays are read for it."""
+    """Return the number of NaN or infinite values, as text for a message; only small arrays are read for this."""
     if not np.issubdtype(images.dtype, np.floating) or images.nbytes > IN_MEMORY_BYTES:
         return ""
     bad = int((~np.isfinite(archive.read(images))).sum())
@@ -106,8 +106,8 @@ def _check_labels(path: Path, labels: ArrayHeader, count: int) -> None:
         )
     if labels.shape != (count,):
         one_hot = len(labels.shape) == 2 and labels.shape[1] > 1
-        hint = "; of one-hot rows take labels.argmax(1)" if one_hot else ""
-        raise DataError(f"{path}: needs one label an image, found labels {list(labels.shape)} for {count} images{hint}")
+        hint = "; convert one-hot rows with labels.argmax(1)" if one_hot else ""
+        raise DataError(f"{path}: needs one label per image, found {list(labels.shape)} for {count} images{hint}")
 
 
 def _as_classes(path: Path, labels: npt.NDArray[Any]) -> Tensor:
@@ -132,10 +132,10 @@ def _class_names(path: Path, archive: Path, labels: Tensor) -> tuple[str, ...]:
     try:
         names = parse_json("the list", read_text(path, _LARGEST_NAMES))
     except (UnreadableFileError, IsADirectoryError) as error:
-        fault = f"{path}: is not a file of class names (regular, at most 64 MiB); needs a list of them"
+        fault = f"{path}: class names must be in a regular file of at most 64 MiB that holds a list of them"
         raise DataError(fault) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); needs a list of class names") from error
+        raise DataError(f"{path}: is not valid JSON ({error}); needs a list of class names") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: needs a list of class names (strings), found {type(names).__name__}")
     return require_names(names, path, images=len(labels))

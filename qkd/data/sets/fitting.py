@@ -1,4 +1,4 @@
-"""How an image of any size is brought to the size that a net sees: rules by name."""
+"""Rules, by name, for resizing an image of any size to the input size of a net."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-Size = tuple[int, int]  # width and height in pixels, as Pillow has them
+Size = tuple[int, int]  # width and height in pixels, in Pillow's order
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NAME = re.compile(r"(?P<rule>crop|stretch|pad)(?::(?P<resize>[0-9]{1,5}))?(?::(?P<how>bilinear|bicubic))?")
@@ -16,15 +16,14 @@ _NAME = re.compile(r"(?P<rule>crop|stretch|pad)(?::(?P<resize>[0-9]{1,5}))?(?::(
 
 @dataclass(frozen=True)
 class Fit:
-    """A rule of resizing.
+    """A resize rule.
 
     Args:
-        rule: ``crop``: resize so that the image covers the wanted size, then cut the center out; ``stretch``: resize
-            both sides, whatever becomes of the proportions; ``pad``: resize so that the whole image fits, and put it
-            in the middle of black.
-        resize_size: Only of ``crop``: length in pixels of the shorter side before the center is cut out; None: as
-            short as covers the wanted size.
-        interpolation: ``bilinear`` or ``bicubic``; both average over pixels where they shrink.
+        rule: ``crop``: resize so that the image covers the target size, then crop the center; ``stretch``: resize both
+            sides and ignore the aspect ratio; ``pad``: resize so that the whole image fits, and center it on black.
+        resize_size: Only for ``crop``: length in pixels of the shorter side before the center crop; None for the
+            shortest that covers the target size.
+        interpolation: ``bilinear`` or ``bicubic``, both with antialiasing when they downsample.
 
     Example:
         >>> Fit("crop", 256).name, Fit.named("crop:256:bicubic").interpolation
@@ -43,24 +42,24 @@ class Fit:
 
     @classmethod
     def named(cls, name: str) -> Fit:
-        """Return the rule that a word means.
+        """Return the rule with this name.
 
         Raises:
-            ValueError: If it means none.
+            ValueError: If there is no such rule.
         """
         match = _NAME.fullmatch(name)
         if match is None:
-            raise ValueError(f"must be crop, stretch or pad, perhaps with a size and an interpolation, got {name!r}")
+            raise ValueError(f"must be crop, stretch or pad, optionally with a size and interpolation, got {name!r}")
         return cls(match["rule"], None if match["resize"] is None else int(match["resize"]), match["how"] or "bilinear")
 
     def resized(self, size: Size, wanted: Size) -> Size:
-        """Return the size that an image is resized to, before anything is cut off or added."""
+        """Return the size that an image is resized to before cropping or padding."""
         return _RESIZED[self.rule](self, size, wanted)
 
     def placed(self, size: Size, wanted: Size) -> tuple[Size, Size]:
-        """Return the size that an image becomes, and where in it the kept window begins; negative: that much is black.
+        """Return the resized size, and where in it the kept window begins (negative for black padding).
 
-        An image of the wanted size does not change.
+        An image that already has the target size does not change.
         """
         if size == wanted:
             return size, (0, 0)
@@ -70,11 +69,11 @@ class Fit:
         return made, ((made[0] - wanted[0]) // 2, (made[1] - wanted[1]) // 2)
 
     def __call__(self, image: Image.Image, wanted: Size) -> Image.Image:
-        """Return an image of the wanted size."""
+        """Return an image of the target size."""
         if image.size == wanted:
             return image
         size, (left, top) = self.placed(image.size, wanted)
-        # Columns, then rows: in one call Pillow orders them as is fastest, by a rule that changed with version 13.
+        # Columns, then rows: in a single call, Pillow picks the faster order, by a rule that changed in version 13.
         made = image.resize((size[0], image.size[1]), INTERPOLATIONS[self.interpolation])
         made = made.resize(size, INTERPOLATIONS[self.interpolation])
         if self.rule == "pad":
@@ -85,8 +84,8 @@ class Fit:
 
 
 def _covering(fit: Fit, size: Size, wanted: Size) -> Size:
-    # the share of the resized image that is kept is the same for all images: the smaller of both sides' where the
-    # wanted size is not square
+    # the kept share of the resized image is the same for all images: the smaller one of the two sides if the target
+    # size is not square
     factor = max(wanted[0] / size[0], wanted[1] / size[1])
     if fit.resize_size is not None:
         factor *= max(1.0, fit.resize_size / min(wanted))

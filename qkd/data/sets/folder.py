@@ -1,4 +1,4 @@
-"""A data set kept as a folder of image files, one sub-folder a class, decoded when a batch asks for them."""
+"""A data set in a folder of image files, one subfolder per class, decoded as batches need them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from qkd.data.sets.layout import Layout, layout_of
 from qkd.data.splits import Parts
 from qkd.image_size import ImageSize, height_width, image_size_of
 
-# what systems and programs put into folders beside hidden files (".DS_Store", "._x.jpg", ".ipynb_checkpoints")
+# what systems and programs leave in folders in addition to hidden files (".DS_Store", "._x.jpg", ".ipynb_checkpoints")
 SYSTEM_NAMES = frozenset({
     "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "ehthumbs.db",
     "desktop.ini",
 })  # fmt: skip
-_NAMED = 3  # skipped files that a note names
-# images of kinds that are not read; a person would miss them
+_NAMED = 3  # skipped files to name in a note
+# unsupported image formats, which a user should hear about
 OTHER_IMAGE_SUFFIXES = frozenset({
     ".apng", ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".ico", ".j2k",
     ".jfif", ".jp2", ".jpe", ".jxl", ".nef", ".orf", ".pcx", ".pfm", ".psd", ".raw", ".rw2", ".svg", ".tga", ".xcf",
@@ -34,14 +34,14 @@ OTHER_IMAGE_SUFFIXES = frozenset({
 
 @dataclass(frozen=True)
 class Form:
-    """What images of a folder are brought to, and how one without test images is divided.
+    """The target form of the images in a folder, and how a folder without test images is split.
 
     Args:
-        image_size: In pixels; None: all are of one size already.
-        fit: How an image of another size is brought to it.
-        channels: 1 or 3; None: 1 where all images are gray, else 3.
-        test_fraction: Share of each class that is the test part, where the folder has none.
-        split_seed: Of that division; the run's own seed does not change which images are scored.
+        image_size: In pixels; None if all images already have the same size.
+        fit: How images of other sizes are resized.
+        channels: 1 or 3; None for 1 if all images are gray, otherwise 3.
+        test_fraction: Share of each class that becomes the test part if the folder has none.
+        split_seed: Seed of that split; the run's seed does not change which images are scored.
     """
 
     image_size: ImageSize | None = None
@@ -55,14 +55,14 @@ AS_THEY_ARE = Form()
 
 
 class FolderSplit:
-    """A part whose images are in files.
+    """A part whose images are files.
 
     Args:
         files: Paths of the images.
         labels: Class numbers, int64, shape ``[n]``.
-        channels: 1 or 3; what images are converted to.
+        channels: Channels of the decoded images, 1 or 3.
         image_size: In pixels.
-        fit: How an image of another size is brought to it.
+        fit: How images of other sizes are resized.
     """
 
     decodes = True
@@ -89,7 +89,7 @@ class FolderSplit:
         """Decode these images: uint8 ``[batch, channels, height, width]`` and labels int64 ``[batch]``.
 
         Raises:
-            DataError: If a file cannot be decoded; names it.
+            DataError: If a file cannot be decoded; the message names it.
         """
         indices = indices.cpu()
         images = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
@@ -98,35 +98,35 @@ class FolderSplit:
         return images.to(device, non_blocking=True), self.labels[indices].to(device, non_blocking=True)
 
     def subset(self, indices: Tensor) -> FolderSplit:
-        """Return the part made of these images, in this order."""
+        """Return the part with these images, in this order."""
         files = [self.files[index] for index in indices.tolist()]
         return self.like(files, self.labels[indices.cpu()])
 
     def like(self, files: Sequence[Path], labels: Tensor) -> FolderSplit:
-        """Return other files in the form of these."""
+        """Return a part with other files in the same form."""
         return FolderSplit(files, labels, channels=self.channels, image_size=self.image_size, fit=self.fit)
 
     def to(self, device: torch.device | str) -> FolderSplit:
-        """Return itself: files stay where they are."""
+        """Return itself, since files do not move."""
         return self
 
 
 def load_folder_splits(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
-    """Return the parts of a folder of images, whichever of :func:`~qkd.data.sets.layout.layout_of` it has.
+    """Load the parts of a folder of images, in any layout of :func:`~qkd.data.sets.layout.layout_of`.
 
-    Every file's header is read here, so that one that is no image is named before training starts. Images are gray
-    where all of them are, else color, unless ``form`` says which.
+    The header of every file is read here, so that files that are not images are reported before training starts.
+    Images are gray if all of them are, otherwise color, unless ``form`` says which.
 
     Args:
-        folder: Holds ``train`` and ``test``, ``train`` and ``val``, or class folders.
-        form: What images are brought to, and how a set without test images is divided.
+        folder: Folder with ``train`` and ``test``, ``train`` and ``val``, or class folders.
+        form: Target form of the images, and how a set without test images is split.
 
     Returns:
         Both parts, images decoded as batches need them, and the classes in alphabetical order.
 
     Raises:
-        DataError: If a folder is missing or empty, a class is tested but not trained, a file is no readable image, or
-            sizes differ and ``form`` has none.
+        DataError: If a folder is missing or empty, a class is tested but not trained, a file is not a readable image,
+            or sizes differ and ``form`` has none.
         OSError: If a folder cannot be read.
     """
     found = list_folder(folder, form)
@@ -141,20 +141,20 @@ def load_folder_splits(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
 
 
 def list_folder(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
-    """Return the parts of a folder of images by their files alone: nothing is known of sizes and channels (both 1).
+    """List the parts of a folder of images without reading the files: sizes and channels are unknown (both 1).
 
-    Hidden files and folders, and what systems leave behind, are skipped at every depth; a note counts them.
+    Hidden files and folders, and files that systems leave behind, are skipped at every depth and counted in a note.
 
     Args:
         folder: As for :func:`load_folder_splits`.
-        form: How a set without test images is divided.
+        form: How a set without test images is split.
 
     Returns:
         Both parts, and the classes in alphabetical order.
 
     Raises:
-        DataError: If a folder is missing or empty, a class is tested but not trained, an image is no regular file, or a
-            link leads nowhere or to a folder within a class.
+        DataError: If a folder is missing or empty, a class is tested but not trained, an image is not a regular file,
+            or a link is broken or leads to a folder within a class.
         OSError: If a folder cannot be read.
     """
     layout, skipped = layout_of(folder, is_hidden), _Skipped()
@@ -174,35 +174,35 @@ def list_folder(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
 
 
 def _known_files(folder: Path, train: Path, classes: Sequence[str], skipped: _Skipped) -> dict[str, list[Path]]:
-    """Return the files of a part that is not learned from; its classes are among those that are."""
+    """Return the files of a part that is not trained on; its classes must be among those of the training images."""
     files = _files_by_class(folder, skipped)
     if unknown := sorted(set(files) - set(classes)):
-        raise DataError(f"{folder}: classes {listed(unknown)} are not in {train}: nothing could learn them")
+        raise DataError(f"{folder}: classes {listed(unknown)} are not in {train}, so they cannot be learned")
     return files
 
 
 def _divided(everything: FolderSplit, folder: Path, form: Form) -> tuple[FolderSplit, FolderSplit]:
-    """Return training and test images of a set without a separate test part: stratified, seeded."""
+    """Split a set without a separate test part into training and test images: stratified, seeded."""
     counts = torch.bincount(everything.labels)
     wanted = torch.minimum(stratified_quotas(counts, round(len(everything) * form.test_fraction)), counts - 1)
     test, train = take_quotas(everything.labels, wanted, torch.Generator().manual_seed(form.split_seed))
     if not len(test):
         raise DataError(
-            f"{folder}: it has no test images, and {form.test_fraction:g} of its {len(everything)} images is "
-            f"none (every class keeps one for training); add images, or raise data.test_fraction"
+            f"{folder}: has no test images, and {form.test_fraction:g} of its {len(everything)} images would leave "
+            f"none for the test (every class keeps one for training); add images, or raise data.test_fraction"
         )
     return everything.subset(train), everything.subset(test)
 
 
 def _words(layout: Layout, form: Form) -> str:
-    """Return where test images come from, for the line that says what is held out."""
+    """Return where the test images come from, for the line about held-out images."""
     if layout.test is not None:
         return f"{layout.test.name}/"
     return f"{form.test_fraction:g} of each class by data.split_seed {form.split_seed}, since there is no test/"
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is none of the set's own: hidden, or left behind by a system."""
+    """Return whether a file or folder does not belong to the set: hidden, or left behind by a system."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
@@ -211,7 +211,7 @@ def _files_by_class(folder: Path, skipped: _Skipped) -> dict[str, list[Path]]:
     skipped.hidden += [child.name for child in children if is_hidden(child.name)]
     dead = [child for child in children if not is_hidden(child.name) and not os.path.exists(child)]
     if dead:
-        raise DataError(f"{dead[0]}: links to nothing, so its class would be missing; restore or delete it")
+        raise DataError(f"{dead[0]}: is a broken link, so its class would be missing; restore or delete it")
     found = {
         child.name: sorted(_images_below(child, skipped), key=lambda path: path.parts)
         for child in children
@@ -234,8 +234,8 @@ def _images_below(folder: Path, skipped: _Skipped) -> Iterable[Path]:
                 skipped.hidden.append(entry.name)
             elif entry.is_dir(follow_symlinks=False):
                 yield from _images_below(Path(entry.path), skipped)
-            elif os.path.isdir(entry.path):  # a circle of links would never end
-                raise DataError(f"{entry.path}: links to a folder, which is not followed; copy or delete it")
+            elif os.path.isdir(entry.path):  # following a cycle of links would never end
+                raise DataError(f"{entry.path}: is a link to a folder, which is not followed; copy or delete it")
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 if not os.path.isfile(entry.path):
                     raise DataError(f"{entry.path}: is not a file, or is a broken link; restore or delete it")
@@ -246,17 +246,17 @@ def _images_below(folder: Path, skipped: _Skipped) -> Iterable[Path]:
 
 @dataclass
 class _Skipped:
-    """Names of what was passed over below a set's folders."""
+    """Names of the skipped files and folders of a set."""
 
     hidden: list[str] = field(default_factory=list)
-    unread: list[str] = field(default_factory=list)  # images of kinds that are not read
+    unread: list[str] = field(default_factory=list)  # images in unsupported formats
 
     def notes(self) -> tuple[str, ...]:
-        """Return a line for each sort of them."""
+        """Return one line per kind."""
         kinds = ", ".join(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
         lines = {
             "hidden files and folders skipped": self.hidden,
-            f"images of other kinds not read (known: {kinds}; convert them)": self.unread,
+            f"images in unsupported formats not read (supported: {kinds}; convert them)": self.unread,
         }
         return tuple(f"{len(names):,} {line} ({_some(names)})" for line, names in lines.items() if names)
 
@@ -268,7 +268,7 @@ def _some(skipped: Sequence[str]) -> str:
 
 @dataclass
 class _Look:
-    """What the headers of a set's images have in common."""
+    """What the image headers of a set have in common."""
 
     wants_one_size: bool
     is_gray: bool = True

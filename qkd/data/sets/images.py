@@ -1,4 +1,4 @@
-"""Decode image files of a few stated formats; whatever else a file holds, it is refused by its name."""
+"""Decode image files of a few formats; anything else is rejected with an error that names the file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from qkd.data.sets import jpeg, resampling
 from qkd.data.sets.fitting import Fit
 from qkd.image_size import ImageSize, height_width
 
-# suffix -> Pillow's name of the format; no other decoder is asked (that of EPS, for one, starts Ghostscript)
+# suffix -> Pillow's name of the format; no other decoder is used (the EPS decoder, for example, starts Ghostscript)
 FORMATS = {
     ".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": "PPM", ".png": "PNG", ".ppm": "PPM",
     ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
 IMAGE_SUFFIXES = tuple(FORMATS)
-MOST_PIXELS = 89_478_485  # of a file, and of what resizing makes of it: where Pillow begins to warn of bombs
+MOST_PIXELS = 89_478_485  # in a file and after resizing: where Pillow starts to warn of decompression bombs
 CROP = Fit()
-DIVISORS = (1, 2, 4, 8)  # of sides, that a JPEG decoder has fast transforms for
+DIVISORS = (1, 2, 4, 8)  # of the sides; JPEG decoders have fast transforms for them
 Piece = Callable[[tuple[int, int]], tuple[int, int, int, int]]  # width, height -> left, top, width, height
 _GRAY_MODES = frozenset({"1", "L", "LA"})
 _COLOR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
@@ -35,7 +35,7 @@ _COLOR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before it is decoded."""
+    """The header of an image file, read without decoding the image."""
 
     width: int
     height: int
@@ -43,28 +43,28 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return what an image file says of itself.
+    """Read the header of an image file.
 
     Raises:
-        DataError: If it is no image of a stated format, is too large, or has other than 8 bits a channel.
+        DataError: If it is not an image in a supported format, is too large, or does not have 8 bits per channel.
     """
     with _opened(path) as file:
         mode, (width, height) = file.mode, file.size
     if mode not in _GRAY_MODES | _COLOR_MODES:
         raise DataError(
-            f"{path}: its pixels are of mode {mode!r}, not 8 bit a channel; convert it to 8-bit gray or RGB"
+            f"{path}: its pixels have mode {mode!r}, not 8 bits per channel; convert it to 8-bit gray or RGB"
         )
     return Header(width, height, mode in _GRAY_MODES)
 
 
 def decode(path: Path, *, channels: int, image_size: ImageSize, fit: Fit = CROP) -> Tensor:
-    """Return an image file as uint8 ``[channels, height, width]``.
+    """Decode an image file to uint8 ``[channels, height, width]``.
 
     Args:
         path: The file.
         channels: 1 (gray) or 3 (red, green, blue).
-        image_size: That it is brought to, in pixels.
-        fit: How it is brought to that size.
+        image_size: Target size in pixels.
+        fit: How the image is resized to it.
 
     Raises:
         DataError: If the file cannot be decoded.
@@ -77,16 +77,16 @@ def decode(path: Path, *, channels: int, image_size: ImageSize, fit: Fit = CROP)
 def decode_into(
     out: Tensor, path: Path, fit: Fit = CROP, piece: Piece | None = None, *, is_reduced: bool = False
 ) -> None:
-    """Write an image file to planes.
+    """Decode an image file into planes.
 
     Args:
         out: uint8, contiguous, shape ``[channels, height, width]``; 1 (gray) or 3 channels (red, green, blue).
         path: The file.
-        fit: How it is brought to that size.
-        piece: Gives the piece of an image of some size (left, top, width, height) that is stretched to the wanted size,
-            in place of the rule of ``fit``.
-        is_reduced: Whether a JPEG file is decoded at a half, a quarter or an eighth of its sides where that is as large
-            as what is wanted: other pixels, in less time.
+        fit: How the image is resized to the size of ``out``.
+        piece: Maps an image size to the crop (left, top, width, height) that is stretched to the target size, instead
+            of the rule of ``fit``.
+        is_reduced: Whether a JPEG file is decoded at a half, a quarter or an eighth of its sides if that is at least
+            the target size. This is faster, but gives different pixels.
 
     Raises:
         DataError: If the file cannot be decoded.
@@ -97,7 +97,7 @@ def decode_into(
     if data is not None and frame is not None:
         _refuse_sizes(path, (frame.width, frame.height), out, fit)
         divisor = _divisor((frame.width, frame.height), out, fit, piece) if is_reduced else 1
-        is_same_form = frame.channels == 1 or len(out) == 3  # to gray as Pillow converts, not as JPEG stores it
+        is_same_form = frame.channels == 1 or len(out) == 3  # gray as Pillow converts it, not JPEG's luma
         pixels = jpeg.pixels_of(data, frame) if divisor == 1 and is_same_form else None
     if pixels is None:
         pixels = _pillow_pixels(path, out, fit, divisor)
@@ -108,7 +108,7 @@ def decode_into(
 
 
 def _jpeg_data(path: Path) -> bytearray | None:
-    """Return the content of a JPEG file; None where it is none, or cannot be read, which opening it will word."""
+    """Return the content of a JPEG file; None if it is not one, or cannot be read, which opening it will report."""
     try:
         with path.open("rb") as file:
             start = file.read(len(jpeg.START))
@@ -126,7 +126,7 @@ def _pillow_pixels(path: Path, out: Tensor, fit: Fit, divisor: int) -> npt.NDArr
 
 
 def _divisor(size: tuple[int, int], out: Tensor, fit: Fit, piece: Piece | None) -> int:
-    """Return by how much the sides of a file may be divided when it is decoded: nothing is enlarged afterward."""
+    """Return the largest divisor at which a file can be decoded without enlarging anything afterward."""
     wanted = out.shape[2], out.shape[1]
     found, needed = (piece(size)[2:], wanted) if piece else (size, fit.placed(size, wanted)[0])
     room = min(found[0] // needed[0], found[1] // needed[1])
@@ -134,7 +134,7 @@ def _divisor(size: tuple[int, int], out: Tensor, fit: Fit, piece: Piece | None) 
 
 
 def _scaled(piece: Piece, size: tuple[int, int], divisor: int, frame: jpeg.Frame | None) -> tuple[int, int, int, int]:
-    """Return the piece of an image that was decoded at a divisor of its sides: to the nearest pixel there."""
+    """Return a crop in the coordinates of an image that was decoded at a divisor, rounded to whole pixels."""
     if divisor == 1 or frame is None:
         return piece(size)
     left, top, width, height = piece((frame.width, frame.height))
@@ -144,7 +144,7 @@ def _scaled(piece: Piece, size: tuple[int, int], divisor: int, frame: jpeg.Frame
 
 
 def _fit_into(out: Tensor, pixels: npt.NDArray[np.uint8], fit: Fit) -> None:
-    """Write pixels ``[height, width(, channels)]``, brought to their size, to planes."""
+    """Resize pixels ``[height, width(, channels)]`` and write them to planes."""
     resize = resampling.load()
     wanted = out.shape[2], out.shape[1]
     is_gray = pixels.ndim == 2 or pixels.shape[2] == 1
@@ -161,7 +161,7 @@ def _fit_into(out: Tensor, pixels: npt.NDArray[np.uint8], fit: Fit) -> None:
 
 
 def _refuse_sizes(path: Path, size: tuple[int, int], out: Tensor, fit: Fit) -> None:
-    """Refuse bombs: too many pixels in the file, resized, or on the way there, when only columns are done."""
+    """Reject decompression bombs: too many pixels in the file, after resizing, or when only columns are resized."""
     resized = fit.resized(size, (out.shape[2], out.shape[1]))
     for one in (size, resized, (resized[0], size[1])):
         _refuse_bomb(path, one)
@@ -171,7 +171,7 @@ def _refuse_sizes(path: Path, size: tuple[int, int], out: Tensor, fit: Fit) -> N
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on tags and palettes; what matters is an error
+            warnings.simplefilter("ignore")  # about tags and palettes; real problems raise errors
             with Image.open(path, formats=sorted(set(FORMATS.values()))) as file:
                 _refuse_bomb(path, file.size)
                 yield file
@@ -179,10 +179,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{path}: cannot be read as an image: it is none of {', '.join(sorted(set(FORMATS.values())))}, whatever "
-            "its name says; replace or delete it"
+            f"{path}: cannot be read as an image: its content is not {', '.join(sorted(set(FORMATS.values())))}, "
+            "whatever its name says; replace or delete it"
         ) from error
-    except Exception as error:  # damaged files make Pillow's decoders raise anything
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be read as an image ({reason}); replace or delete it") from error
 
@@ -190,6 +190,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _refuse_bomb(path: Path, size: tuple[int, int]) -> None:
     if size[0] * size[1] > MOST_PIXELS:
         raise DataError(
-            f"{path}: cannot be read as an image: {size[0]:,}x{size[1]:,} pixels to decode or resize are more than "
-            f"{MOST_PIXELS:,}; scale it down, or replace or delete it"
+            f"{path}: cannot be read as an image: {size[0]:,}x{size[1]:,} pixels to decode or resize exceed the limit "
+            f"of {MOST_PIXELS:,}; scale it down, or replace or delete it"
         )

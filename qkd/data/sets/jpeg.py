@@ -1,8 +1,8 @@
-"""Decode JPEG files in two thirds of Pillow's time, by simplejpeg or torchvision, where the pixels are the same.
+"""Decode JPEG files in two thirds of Pillow's time with simplejpeg or torchvision, if the pixels are the same.
 
-All three wrap libjpeg-turbo, whose transform and whose upsampling are defined to the bit; builds with another library
-are found out by decoding a few pictures both ways once. Whatever is not plain (four components, 12 bits, arithmetic
-coding, anything damaged) is left to Pillow, which also words what is wrong with a file.
+All three wrap libjpeg-turbo, whose transform and upsampling are bit-exact. Builds with another library are detected by
+decoding a few pictures both ways once. Anything unusual (four components, 12 bits, arithmetic coding, damaged files) is
+left to Pillow, which also reports what is wrong with a file.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
-Decoder = Callable[[bytearray, int], Pixels]  # a file and its channels -> [height, width, channels]
+Decoder = Callable[[bytearray, int], Pixels]  # file content, channels -> [height, width, channels]
 START = b"\xff\xd8\xff"  # of every JPEG file
 _FRAMES = (0xC0, 0xC1, 0xC2)  # Huffman-coded: baseline, extended, progressive
-_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # tables that share the range of the frames' markers
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # table markers in the range of the frame markers
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a JPEG file says of its picture."""
+    """The frame header of a JPEG file."""
 
     width: int
     height: int
@@ -36,7 +36,7 @@ class Frame:
 
 
 def frame_of(data: bytes | bytearray) -> Frame | None:
-    """Return what a file says of its picture; None where it is no JPEG, or not of the plain kind.
+    """Return the frame header of a file; None if it is not a JPEG file, or an unusual one.
 
     Args:
         data: The file, or its beginning.
@@ -58,34 +58,34 @@ def frame_of(data: bytes | bytearray) -> Frame | None:
 
 
 def pixels_of(data: bytearray, frame: Frame) -> Pixels | None:
-    """Return a JPEG file's pixels, ``[height, width, channels]``; None where Pillow should decode it.
+    """Return the pixels of a JPEG file, ``[height, width, channels]``; None if Pillow should decode it.
 
     Args:
         data: The file.
-        frame: What `frame_of` found there.
+        frame: The result of `frame_of`.
     """
     decode = decoder()
     if decode is None:
         return None
     try:
         image = decode(data, frame.channels)
-    except (RuntimeError, ValueError):  # damaged; Pillow says how
+    except (RuntimeError, ValueError):  # damaged; Pillow reports how
         return None
     return image if image.shape == (frame.height, frame.width, frame.channels) else None
 
 
 @functools.lru_cache(maxsize=1)
 def decoder() -> Decoder | None:
-    """Return the first decoder that is installed and gives Pillow's pixels; None where there is none."""
+    """Return the first installed decoder that gives Pillow's pixels; None if there is none."""
     for name, find in DECODERS.items():
         try:
             decode = find()
             if all(_agrees(decode, channels, how) for channels, how in ((3, 2), (3, 0), (1, 0))):
                 return decode
-            _log.info("%s does not decode JPEG files here: its pixels are not Pillow's", name)
+            _log.info("%s is not used to decode JPEG files: its pixels differ from Pillow's", name)
         except (ImportError, OSError, RuntimeError, ValueError, AttributeError, TypeError) as error:
-            _log.debug("%s does not decode JPEG files here: %s", name, error)
-    _log.info("JPEG files are decoded by Pillow, in half as much time again; simplejpeg would do (extra `jpeg`)")
+            _log.debug("%s is not used to decode JPEG files: %s", name, error)
+    _log.info("JPEG files are decoded by Pillow, which takes 1.5 times as long as simplejpeg (extra `jpeg`)")
     return None
 
 
@@ -102,7 +102,7 @@ def _simplejpeg() -> Decoder:
 def _torchvision() -> Decoder:
     import torchvision.io  # noqa: F401 - registers the operation
 
-    # its function of the same name warns, from torchvision 0.29 on, that it will be gone one day
+    # the Python function of the same name has a deprecation warning since torchvision 0.29
     operation, unchanged = torch.ops.image.decode_jpeg, 0
 
     def decode(data: bytearray, channels: int) -> Pixels:  # noqa: ARG001 - one signature for all
@@ -116,7 +116,7 @@ DECODERS: dict[str, Callable[[], Decoder]] = {"simplejpeg": _simplejpeg, "torchv
 
 
 def _agrees(decode: Decoder, channels: int, subsampling: int) -> bool:
-    """Return whether a picture of waves and edges, at odd sides, has the pixels that Pillow gives it."""
+    """Return whether a picture of waves and edges, with odd sides, gets the same pixels as from Pillow."""
     x, y = np.arange(53), np.arange(37)[:, None]
     waves = np.stack([x * 5 + y * 3, x * y, 255 * ((x // 7 + y // 5) % 2)], axis=-1).astype(np.uint8)
     file = io.BytesIO()

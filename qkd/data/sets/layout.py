@@ -1,4 +1,4 @@
-"""Which parts a folder of images has: train and test, train and val, or class folders alone, which are divided."""
+"""The parts of an image folder: train and test, train and val, or only class folders, which are split."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from qkd.data.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VALIDATION = ("val", "valid", "validation")  # names that people give it
+VALIDATION = ("val", "valid", "validation")  # accepted names
 PARTS = ("train", "test", *VALIDATION)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders of a set; each holds a folder a class.
+    """The folders of a set; each holds one folder per class.
 
     Args:
-        train: Images to learn from; of a set without parts, all of them.
-        test: Images to score on; None: a share of ``train``.
-        val: Images to choose by; None: a share of what is left of ``train``.
+        train: Images to train on; all images if the set has no parts.
+        test: Images to score on; None for a share of ``train``.
+        val: Images for model selection; None for a share of the rest of ``train``.
     """
 
     train: Path
@@ -31,27 +31,27 @@ class Layout:
 
 
 def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
-    """Return which parts a folder has.
+    """Find the parts of a folder.
 
-    ``train`` and ``test``, with or without ``val`` (``valid``, ``validation``): as they are called. ``train`` and
-    ``val`` alone: the latter is what is scored in the end. ``train`` alone, or class folders: test images are a share.
+    ``train`` and ``test``, with or without ``val`` (``valid``, ``validation``), are used as named. With only ``train``
+    and ``val``, the latter is the test part. With only ``train``, or class folders, the test part is a share of it.
 
     Args:
-        folder: Of the set.
-        is_hidden: Tells names that are not the set's own.
+        folder: Folder of the set.
+        is_hidden: Returns whether a name does not belong to the set.
 
     Raises:
-        DataError: If it is no folder, has images outside class folders, or parts of which some are missing.
+        DataError: If it is not a folder, has images outside class folders, or lacks some of the parts.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; needs train/<class>/*.png|jpg|... and test/<class>/... beside it")
+        raise DataError(f"{folder}: no such folder; needs train/<class>/*.png|jpg|... and test/<class>/... next to it")
     names = {child.name for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name)}
     val = next((name for name in VALIDATION if name in names), None)
     if "train" not in names:
         found = sorted(names & set(PARTS))
         if found and names <= set(PARTS):
             raise DataError(
-                f"{folder / 'train'}: no such folder; needs train/<class>/*.png|jpg|..., or class folders alone, but "
+                f"{folder / 'train'}: no such folder; needs train/<class>/*.png|jpg|..., or only class folders, but "
                 f"{folder} has {', '.join(found)}"
             )
         return Layout(folder)

@@ -1,4 +1,4 @@
-"""Training images in files: of each a random piece, another one every epoch, perhaps decoded at a reduced scale."""
+"""Training images in files: a random crop of each, new in every epoch, optionally decoded at a reduced scale."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 from qkd.data.sets.folder import FolderSplit
 from qkd.data.sets.images import Piece, decode_into
 
-ATTEMPTS = 10  # to find a piece that the image has room for
+ATTEMPTS = 10  # to draw a crop that fits into the image
 Box = tuple[int, int, int, int]  # left, top, width, height
 Numbers = Callable[[Tensor, int], Sequence[Sequence[float]]]
-"""Gives so many numbers in [0, 1) for each of some positions in the data set; must be picklable."""
+"""Returns that many numbers in [0, 1) for each of some positions in the data set; must be picklable."""
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Which piece of an image is taken: a share of its area, of some proportions, anywhere.
+    """A random crop: a share of the image's area with a random aspect ratio, at a random position.
 
     Args:
         area: Smallest and largest share of the image's area, uniform.
-        ratio: Smallest and largest width over height, uniform in its logarithm.
+        ratio: Smallest and largest ratio of width to height, log-uniform.
 
     References:
         Szegedy et al., `Going Deeper with Convolutions <https://arxiv.org/abs/1409.4842>`_, 2015, section 6.
@@ -37,15 +37,15 @@ class RandomCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def box(self, size: tuple[int, int], attempts: Sequence[Sequence[float]]) -> Box:
-        """Return the piece of an image that some random numbers mean.
+        """Return the crop of an image for some random numbers.
 
         Args:
             size: Width and height of the image, in pixels.
-            attempts: For each area, ratio, left and top as numbers in [0, 1).
+            attempts: Per attempt, the area, ratio, left and top as numbers in [0, 1).
 
         Returns:
-            ``(left, top, width, height)``, within the image. Where no attempt fits: the largest piece from the center
-            whose proportions are allowed.
+            ``(left, top, width, height)``, within the image. If no attempt fits, the largest center crop with an
+            allowed aspect ratio.
         """
         narrow, broad = (math.log(value) for value in self.ratio)
         for area, ratio, left, top in attempts:
@@ -60,13 +60,13 @@ class RandomCrop:
 
 
 class TrainingFolder:
-    """A folder's images as a training wants them.
+    """The images of a folder, cropped for training.
 
     Args:
         whole: The folder's part.
-        crop: How pieces are drawn; None: whole images. A piece depends on the numbers of its position alone.
-        numbers: Of an epoch.
-        is_reduced: Whether JPEG files are decoded at a reduced scale where that is large enough.
+        crop: How crops are drawn; None for whole images. A crop depends only on the numbers of its position.
+        numbers: The random numbers of an epoch.
+        is_reduced: Whether JPEG files are decoded at a reduced scale if that is large enough.
     """
 
     decodes = True
@@ -93,7 +93,7 @@ class TrainingFolder:
         """Decode these images: uint8 ``[batch, channels, height, width]`` and labels int64 ``[batch]``.
 
         Raises:
-            DataError: If a file cannot be decoded; names it.
+            DataError: If a file cannot be decoded; the message names it.
         """
         indices, whole = indices.cpu(), self.whole
         images = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
@@ -110,9 +110,9 @@ class TrainingFolder:
         return [functools.partial(self._crop.box, attempts=one) for one in attempts]
 
     def subset(self, indices: Tensor) -> FolderSplit:
-        """Return the part made of these images, in this order, uncropped."""
+        """Return the part with these images, in this order, uncropped."""
         return self.whole.subset(indices)
 
     def to(self, device: torch.device | str) -> TrainingFolder:  # noqa: ARG002
-        """Return itself: files stay where they are."""
+        """Return itself, since files do not move."""
         return self

@@ -1,9 +1,9 @@
-"""Resize images in compiled code, to the bit as Pillow does, and only those pixels of the result that are kept.
+"""Resize images in compiled code, bit-identical to Pillow, computing only the pixels that are kept.
 
-Pillow resizes the whole image, one row after the other; its result is then cropped, and turned from pixels that hold
-their channels into planes. Here the coefficients and the roundings are the same (whole numbers of 22 bits after the
-point, columns first), but what is cropped off is never computed, and planes are written at once. Where there is no C++
-compiler, or ``QKD_NATIVE=0``, there is no such function, and Pillow does the work.
+Pillow resizes the whole image row by row; its result is then cropped and converted from interleaved channels to planes.
+Here the coefficients and rounding are the same (fixed point with 22 fractional bits, columns first), but pixels that
+are cropped off are never computed, and planes are written directly. Without a C++ compiler, or with ``QKD_NATIVE=0``,
+Pillow does the work.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ extern "C" void qkd_resize(
 
 @functools.lru_cache(maxsize=1)
 def load() -> Any:
-    """Return the compiled function, or None where there is no compiler or it is switched off."""
+    """Return the compiled function, or None if there is no compiler or it is switched off."""
     library = loaded_library("resize", SOURCE, FLAGS, without="images are resized by Pillow, several times slower")
     return None if library is None else bound(library)
 
@@ -228,12 +228,12 @@ def resize_window(
     """Resize an image and write a window of the result to planes.
 
     Args:
-        function: What `load` gave.
-        image: Shape ``[height, width, channels]`` (1 or 3) or ``[height, width]``; rows may be apart.
-        size: ``(width, height)`` that it is resized to.
-        corner: Of the window there: column and row; what is beyond the resized image is black.
+        function: The result of `load`.
+        image: Shape ``[height, width, channels]`` (1 or 3) or ``[height, width]``; rows may be strided.
+        size: ``(width, height)`` to resize to.
+        corner: Column and row of the window in the resized image; anything outside the image is black.
         how: Name of the filter, one of ``FILTERS``.
-        out: uint8, contiguous, shape ``[channels, height, width]``: of the window.
+        out: The window, uint8, contiguous, shape ``[channels, height, width]``.
     """
     channels, height, width = out.shape
     function(

@@ -1,4 +1,4 @@
-"""Parts whose images are in one large array, in memory or in a file, and are copied a batch at a time."""
+"""Parts whose images are in one large array, in memory or in a file, copied one batch at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rows(Protocol):
 
 
 class HeldRows:
-    """Images in memory, in whatever order of axes their array has there.
+    """Images in memory, with whatever memory layout their array has.
 
     Args:
         array: uint8, as in :class:`Rows`.
@@ -49,12 +49,12 @@ class HeldRows:
 class StoredRows:
     """Images that stay in their file: each batch reads its own.
 
-    The file is read, not mapped: a map makes every page that was looked at a part of this process, and kills it where
-    somebody shortens the file.
+    The file is read, not memory-mapped: with a mapping, every page that was read would count as memory of this process,
+    and the process would be killed if the file were truncated.
 
     Args:
         path: The file.
-        offset: Of the first pixel, in bytes.
+        offset: Offset of the first pixel in bytes.
         shape: As in :class:`Rows`.
 
     Raises:
@@ -76,7 +76,7 @@ class StoredRows:
             DataError: If the file was written to since it was opened.
         """
         if self._state() != self._opened:
-            raise DataError(f"{self._path}: was written to while it was in use; run the command again")
+            raise DataError(f"{self._path}: was modified while it was in use; run the command again")
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
         flat = images.reshape(len(rows), -1)
         if len(rows) and bool((np.diff(rows) == 1).all()):
@@ -87,7 +87,7 @@ class StoredRows:
         return images
 
     def each_block(self, use: Callable[[memoryview], object], block_bytes: int = 1 << 20) -> None:
-        """Call ``use`` with all pixels in the order of the file, a megabyte at a time."""
+        """Call ``use`` with all pixels in file order, one megabyte at a time."""
         buffer = memoryview(bytearray(block_bytes))
         left, at = self._image_bytes * self.shape[0], self._offset
         while left:
@@ -103,7 +103,7 @@ class StoredRows:
         while into:
             count = os.preadv(self._handle, [into], at)
             if not count:
-                raise DataError(f"{self._path}: ends before its last image: damaged; write it again with numpy.savez")
+                raise DataError(f"{self._path}: is truncated before its last image; write it again with numpy.savez")
             into, at = into[count:], at + count
 
     def _state(self) -> tuple[int, int]:
@@ -112,12 +112,12 @@ class StoredRows:
 
 
 class ArraySplit:
-    """A part that is some rows of a large array: parts of parts share it.
+    """A part that consists of some rows of a large array, which its own parts share.
 
     Args:
         source: The array.
         labels: Of the chosen rows, int64, shape ``[n]``.
-        rows: Chosen rows, int64, shape ``[n]``; absent: all.
+        rows: Chosen rows, int64, shape ``[n]``; None for all.
     """
 
     decodes = False
@@ -126,7 +126,7 @@ class ArraySplit:
         self.source, self.labels = source, labels
         self.rows = torch.arange(source.shape[0]) if rows is None else rows
         if self.labels.shape != self.rows.shape:
-            raise ValueError(f"needs a label a row, got {tuple(labels.shape)} for {tuple(self.rows.shape)}")
+            raise ValueError(f"needs one label per row, got {tuple(labels.shape)} for {tuple(self.rows.shape)}")
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -142,7 +142,7 @@ class ArraySplit:
         """Return ``(images, labels)``: uint8 ``[batch, channels, height, width]`` and int64 ``[batch]``.
 
         Raises:
-            DataError: If the file that holds the images was written to.
+            DataError: If the file with the images was modified.
         """
         indices = indices.cpu()
         images = self.pixels(indices)
@@ -152,17 +152,17 @@ class ArraySplit:
         """Return these images on the CPU: uint8 ``[batch, channels, height, width]``.
 
         Raises:
-            DataError: If the file that holds them was written to.
+            DataError: If the file with the images was modified.
         """
         return torch.from_numpy(channels_first(self.source.take(self.rows[indices].numpy())))
 
     def subset(self, indices: Tensor) -> ArraySplit:
-        """Return the part made of these images, in this order."""
+        """Return the part with these images, in this order."""
         indices = indices.cpu()
         return ArraySplit(self.source, self.labels[indices], self.rows[indices])
 
     def to(self, device: torch.device | str) -> Split:
-        """Return itself, or, for a device with room enough (half of what is free), its images there."""
+        """Return itself, or its images on the device if they take at most half of its free memory."""
         target = torch.device(device)
         size = len(self) * int(np.prod(self.source.shape[1:], dtype=np.int64))
         if target.type == "cpu" or (target.type == "cuda" and size > torch.cuda.mem_get_info(target)[0] // 2):

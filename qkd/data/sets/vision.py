@@ -1,4 +1,4 @@
-"""CIFAR-10/100, Fashion-MNIST, MNIST and SVHN, read (and fetched, where there is a network) by torchvision."""
+"""CIFAR-10/100, Fashion-MNIST, MNIST and SVHN, read (and, with a network, downloaded) by torchvision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IDX_FILES = (
 
 @dataclass(frozen=True)
 class VisionSet:
-    """One set of torchvision: its class there, the files it is made of, and their folder under ``root``."""
+    """A torchvision data set: its class there, its files, and their folder under ``root``."""
 
     title: str
     dataset: str
@@ -43,22 +43,22 @@ VISION_SETS = {
 
 
 def load_vision_splits(name: str, root: Path, *, download: bool) -> Parts:
-    """Return the parts of a torchvision set.
+    """Load the parts of a torchvision data set.
 
-    Note: torchvision keeps CIFAR as pickles. It compares their MD5 sums with built-in ones before it opens them, so
-    nothing but the published files is ever unpickled.
+    Note: torchvision stores CIFAR as pickles. It compares their MD5 sums with built-in ones before opening them, so
+    only the published files are ever unpickled.
 
     Args:
         name: A key of ``VISION_SETS``.
         root: Folder that holds (or receives) the set.
-        download: Fetch what is missing.
+        download: Download missing files.
 
     Returns:
         Both parts, in memory, and the classes by name.
 
     Raises:
-        DataError: If the files are missing and may not or cannot be fetched, or are damaged; names them and their
-            place.
+        DataError: If the files are damaged, or are missing and must not or cannot be downloaded; the message names
+            them and their folder.
     """
     spec = VISION_SETS[name]
     train = _open(spec, root, train=True, download=download)
@@ -79,11 +79,11 @@ def _open(spec: VisionSet, root: Path, *, train: bool, download: bool) -> Any:
 
 def _missing(spec: VisionSet, root: Path, *, download: bool, reason: Exception) -> str:
     folder = (root / spec.folder).resolve()
-    tried = "could not be read or fetched" if download else "is not there, and data.download is false"
+    tried = "could not be read or downloaded" if download else "is missing, and data.download is false"
     unpacked = " (torchvision unpacks them there when data.download is true)" if spec.unpack else ""
     return (
         f"{spec.title} {tried}: {' '.join(str(reason).split())}. Without a network, put {', '.join(spec.files)} "
-        f"into {folder}{unpacked}, or let data.root name the folder that holds them; delete what is damaged there"
+        f"into {folder}{unpacked}, or set data.root to the folder that holds them; delete damaged files there"
     )
 
 

@@ -15,16 +15,16 @@ HINT = "install the extra: pip install 'qkd-toolkit[flower]', or use federated.e
 
 
 def run_flower(server: Server, progress: Progress, answer: Answer | None = None) -> None:
-    """Take the rounds that are left under Flower's simulation.
+    """Run the remaining rounds under Flower's simulation.
 
-    Clients are Ray actors, ``federated.workers`` at a time, each with one CPU and the run's threads (1 where the config
-    says none); they load the images themselves. What a round gives is what the local engine gives with as many threads.
+    Clients are Ray actors, ``federated.workers`` at a time, each with one CPU and the run's threads (1 if not
+    configured); they load the images themselves. The results equal those of the local engine with as many threads.
 
     Args:
-        server: Where the run stands; after each round it is saved.
-        progress: Where to say one line per round.
-        answer: A client's half: a config as JSON and an order give a reply; the run's own where absent. Ray sends it
-            to other processes, so it must be picklable.
+        server: The state of the run, saved after each round.
+        progress: Gets one line per round.
+        answer: The client side: maps a config as JSON and an order to a reply; None for the default. Ray sends it to
+            other processes, so it must be picklable.
 
     Raises:
         ImportError: If Flower or Ray is not installed.
@@ -55,4 +55,4 @@ def run_flower(server: Server, progress: Progress, answer: Answer | None = None)
     if failures:
         raise failures[0]
     if server.rounds():
-        raise RuntimeError("Flower's simulation ended before the last round; its messages above say why")
+        raise RuntimeError("Flower's simulation ended before the last round; see its messages above")

@@ -1,4 +1,4 @@
-"""Our strategy and our client as Flower has them (message API): a `Strategy`, a `ServerApp` and a `ClientApp`."""
+"""Our strategy and client in terms of Flower's message API: a `Strategy`, a `ServerApp` and a `ClientApp`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PARTITION = "partition-id"  # Flower's name of a client's number, in its simulat
 
 
 def server_app(server: Server, progress: Progress, failures: list[BaseException]) -> ServerApp:
-    """Return the app that takes the rounds that are left.
+    """Return the app that runs the remaining rounds.
 
     Args:
         server: Of the run.
-        progress: Where to say one line per round.
-        failures: Gets the error that ends it, which Flower would log alone.
+        progress: Gets one line per round.
+        failures: Gets the error that ends it, which Flower would only log.
     """
     app = ServerApp()
 
@@ -64,7 +64,7 @@ def client_app(config: str, answer: Answer) -> ClientApp:
 
     Args:
         config: The run's, as JSON.
-        answer: What does the work.
+        answer: The function that does the work.
     """
     app = ClientApp()
 
@@ -84,7 +84,7 @@ def client_app(config: str, answer: Answer) -> ClientApp:
 
 
 def answer_order(config: str, order: Order) -> Reply:
-    """Do what the server asks, in whatever process this is; the images are loaded once a process."""
+    """Carry out an order of the server in the current process; the images are loaded once per process."""
     made = _worker(config)
     with cpu_threads(made.federation.config.threads or 1):
         return made.answer(order)
@@ -97,7 +97,7 @@ def _worker(config: str) -> Worker:
 
 
 class FlowerStrategy(FlowerBase):  # type: ignore[misc]
-    """Our strategy, asked by Flower.
+    """Our strategy as a Flower strategy.
 
     Args:
         server: Holds the strategy, and the record of the rounds.
@@ -112,7 +112,7 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid  # noqa: ARG002
     ) -> Iterable[Message]:  # fmt: skip
-        """Return a message to each client of the round."""
+        """Return one message per client of the round."""
         self.server.model = tensors_of(arrays)
         return [
             self._message(order, MessageType.TRAIN) for order in self.server.configure_train(self._ours(server_round))
@@ -128,7 +128,7 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid  # noqa: ARG002
     ) -> Iterable[Message]:  # fmt: skip
-        """Return a message to each client that scores."""
+        """Return one message per client that scores."""
         orders = self.server.configure_evaluate(self._ours(server_round))
         return [self._message(order, MessageType.EVALUATE) for order in orders]
 
@@ -138,7 +138,7 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
         return None
 
     def summary(self) -> None:
-        """Say nothing: the run has introduced itself."""
+        """Print nothing, since the run has already introduced itself."""
 
     def close_round(self, server_round: int, progress: Progress) -> None:
         """Score, record and save a round; Flower asks for round 0 before the first."""
@@ -175,7 +175,7 @@ def nodes_by_client(grid: Grid, clients: int) -> dict[int, int]:
     nodes, waited_s = list(grid.get_node_ids()), 0.0
     while len(nodes) < clients:
         if waited_s >= START_S:
-            raise RuntimeError(f"{len(nodes)} of {clients} clients have appeared in {START_S:.0f} s")
+            raise RuntimeError(f"only {len(nodes)} of {clients} clients appeared within {START_S:.0f} s")
         time.sleep(POLL_S)
         nodes, waited_s = list(grid.get_node_ids()), waited_s + POLL_S
     asked = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes]

@@ -1,4 +1,4 @@
-"""The engine in this process: clients work one after the other, and one that fails is left out of its round."""
+"""The engine in this process: clients work one after another, and one that fails is left out of its round."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qkd.progress import Progress, Tracker
 
 
 def run_local(server: Server, answer: Callable[[Order], Reply], progress: Progress) -> None:
-    """Take the rounds that are left.
+    """Run the remaining rounds.
 
     Args:
-        server: Where the run stands; after each round it is saved.
-        answer: A client's half, which may raise: then the client is left out.
+        server: The state of the run, saved after each round.
+        answer: The client side; if it raises, the client is left out.
         progress: Shows clients, rounds and time left.
 
     Raises:
@@ -38,7 +38,7 @@ def _answers(orders: Sequence[Order], answer: Callable[[Order], Reply], tracker:
     for order in orders:
         try:
             replies.append(answer(order))
-        except Exception as error:  # whatever goes wrong at a client, the others finish the round
+        except Exception as error:  # if anything goes wrong at a client, the others finish the round
             replies.append(Reply(order.client, error=failure(error)))
         tracker.update(1)
     return replies

@@ -1,4 +1,4 @@
-"""The server of a federated run: rounds with what they cost, scores, and checkpoints; any engine drives it."""
+"""The server of a federated run: rounds with their costs, scores, and checkpoints; any engine can drive it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Server:
         self._row: dict[str, Any] = {}
 
     def resume(self) -> None:
-        """Go back to the last round that was closed, if there is one.
+        """Return to the last closed round, if there is one.
 
         Raises:
             ValueError: If the checkpoint is of another run.
@@ -59,7 +59,7 @@ class Server:
         return range(first, self.federation.settings.rounds + 1)
 
     def configure_train(self, server_round: int) -> list[Order]:
-        """Return what the clients of a round are asked."""
+        """Return the orders to the clients of a round."""
         orders = self.strategy.configure_train(server_round, self.model)
         self._row = {
             "round": server_round,
@@ -89,20 +89,20 @@ class Server:
         }
 
     def configure_evaluate(self, server_round: int) -> list[Order]:
-        """Return what clients are asked to score."""
+        """Return the scoring orders to clients."""
         orders = self.strategy.configure_evaluate(server_round, self.model)
         self._row["evaluation_bytes_down"] = sum(tensor_bytes(order.tensors) for order in orders)
         return orders
 
     def aggregate_evaluate(self, server_round: int, replies: Sequence[Reply]) -> None:
-        """Take the clients' scores; who failed to score is left out."""
+        """Take the clients' scores; clients that failed to score are left out."""
         for reply in replies:
             if reply.error:
                 self.progress.warn(f"round {server_round}: client {reply.client} did not score: {reply.error}")
         self._row |= self.strategy.aggregate_evaluate(server_round, replies)
 
     def close_round(self, server_round: int) -> str:
-        """Score the global net on the test images where it is due, record the round, save; return a line about it."""
+        """Score the global net on the test images if due, record and save the round; return a line about it."""
         if self.strategy.is_scored(server_round):
             self._row["test_accuracy"] = self._score()
         self.rows.append(self._row)
@@ -117,7 +117,7 @@ class Server:
             net, federation.splits.test, federation.splits, federation.config.data, federation.device
         )  # fmt: skip
         if found is None:
-            raise ValueError("the data set has no test images, so there is nothing to score by; add some")
+            raise ValueError("the data set has no test images to score on; add some")
         return found
 
 

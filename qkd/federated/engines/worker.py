@@ -1,4 +1,4 @@
-"""The client's half: it calibrates, trains or scores the net that it is sent, on its own images."""
+"""The client side: calibrates, trains or scores the net that the server sends, on the client's own images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantizers import Student, calibrate, quantizer_scales
 
 
 class ClientError(RuntimeError):
-    """A client whose training went wrong."""
+    """The training of a client failed."""
 
 
 class Worker:
@@ -34,7 +34,7 @@ class Worker:
         self.upload = federation.upload(self.net)
 
     def answer(self, order: Order) -> Reply:
-        """Do what the server asks.
+        """Carry out an order of the server.
 
         Raises:
             ClientError: If the loss is not finite.

@@ -19,9 +19,9 @@ LOGITS, KNOWN, COUNTS = "class_logits", "class_known", "class_counts"
 class ClassLogits(Strategy):
     """FedAvg whose clients also follow the mean logits that all clients had for a class in the round before.
 
-    Our reading: clients weigh alike whatever images of a class they have, as devices do in the paper; a client's own
-    logits stay in the mean, and weights are averaged, too (the paper exchanges logits alone, which leaves no global
-    student to export).
+    Our reading: clients have equal weight however many images of a class they have, like devices in the paper; a
+    client's own logits remain in the mean, and weights are averaged, too (the paper exchanges only logits, which leaves
+    no global student to export).
 
     References:
         Jeong et al., `Communication-Efficient On-Device Machine Learning <https://arxiv.org/abs/1811.11479>`_, 2018.
@@ -37,7 +37,7 @@ class ClassLogits(Strategy):
         return {LOGITS: self.logits, KNOWN: self.known} if server_round > 1 else {}
 
     def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:  # noqa: ARG002
-        """Average the clients' logits of each class; a class that nobody has this time keeps what it had."""
+        """Average the clients' logits per class; a class that no client has in this round keeps its mean."""
         has = torch.stack([reply.tensors[COUNTS] > 0 for reply in replies])
         rows = torch.stack([reply.tensors[LOGITS].double() for reply in replies])
         number = has.sum(0)

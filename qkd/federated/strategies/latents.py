@@ -22,7 +22,7 @@ WEIGHT_DECAY = 1e-2  # of the generator's Adam, as released
 class Latents(Strategy):
     """FedAvg whose server, after each round, trains a generator of latents that it sends to the clients of the next.
 
-    The server needs what the clients' last layers say and how many images of each class they have; no image.
+    The server needs the outputs of the clients' last layers and how many images of each class they have, but no images.
 
     References:
         Zhu, Hong, Zhou, `Data-Free Knowledge Distillation for Heterogeneous Federated Learning

@@ -1,4 +1,4 @@
-"""What a strategy of federated training is, for server and client; the base is federated averaging."""
+"""The interface of federated strategies, for server and client; the base class is federated averaging."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NOT_FINITE = "its update holds NaN or an infinity"
 
 
 class FederationError(RuntimeError):
-    """A round that cannot be finished: no client is left."""
+    """A round that cannot be finished because no client is left."""
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What a round of training came to.
+    """The result of a round of training.
 
     Args:
         model: State of the global net.
@@ -60,12 +60,12 @@ class Objective:
         return cross_entropy_loss(logits, labels)
 
     def report(self) -> dict[str, Tensor]:
-        """Return what is uploaded beside the net, after the last step."""
+        """Return what is uploaded in addition to the net, after the last step."""
         return {}
 
 
 class Strategy:
-    """The server's half: whom it asks, with what, and what it makes of the answers. The base is FedAvg.
+    """The server side: which clients it asks, what it sends, and how it combines the answers. The base is FedAvg.
 
     The four methods have the names of Flower's strategies (message API), with our values in place of its messages.
 
@@ -85,7 +85,7 @@ class Strategy:
     # what Flower's strategies have, too
 
     def configure_train(self, server_round: int, model: State) -> list[Order]:
-        """Return what the clients of a round are asked.
+        """Return the orders to the clients of a round.
 
         Args:
             server_round: From 1; round 0 calibrates.
@@ -96,7 +96,7 @@ class Strategy:
         return [Order(client, task, server_round, tensors) for client in self.clients(server_round)]
 
     def aggregate_train(self, server_round: int, replies: Sequence[Reply]) -> Aggregate:
-        """Return the average of what clients made, weighted by their images; those that failed have no weight.
+        """Return the average of the clients' nets, weighted by their images; failed clients have no weight.
 
         Raises:
             FederationError: If all of them failed.
@@ -123,7 +123,7 @@ class Strategy:
         return [Order(client, "evaluate", server_round, prefixed(MODEL, model)) for client in asked]
 
     def aggregate_evaluate(self, server_round: int, replies: Sequence[Reply]) -> dict[str, float]:  # noqa: ARG002
-        """Return the share of all validation images that are classified right; empty where nobody scored any."""
+        """Return the share of all validation images classified correctly; empty if no client scored any."""
         scored = sorted((reply for reply in replies if not reply.error), key=lambda reply: reply.client)
         images = sum(reply.metrics["images"] for reply in scored)
         return {"val_accuracy": sum(reply.metrics["right"] for reply in scored) / images} if images else {}
@@ -131,7 +131,7 @@ class Strategy:
     # what a strategy may change
 
     def sent(self, server_round: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return what clients get beside the global net."""
+        """Return what clients get in addition to the global net."""
         return {}
 
     def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:  # noqa: ARG002
@@ -145,7 +145,7 @@ class Strategy:
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the server keeps from round to round beside the global net."""
+        """Return what the server keeps between rounds in addition to the global net."""
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -167,12 +167,12 @@ class Strategy:
         return sorted(order[:count].tolist())
 
     def is_scored(self, server_round: int) -> bool:
-        """Tell whether the global net is scored after a round."""
+        """Return whether the global net is scored after a round."""
         settings = self.federation.settings
         return server_round == settings.rounds or (server_round > 0 and server_round % settings.evaluate_every == 0)
 
     def fault(self, reply: Reply) -> str:
-        """Return why a reply is of no use; empty where it is."""
+        """Return why a reply cannot be used; empty if it can."""
         if reply.error:
             return reply.error
         floats = (tensor for tensor in reply.tensors.values() if tensor.is_floating_point())

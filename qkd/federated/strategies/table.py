@@ -1,4 +1,4 @@
-"""The strategies by name, each with what its server and what its clients do."""
+"""The strategies by name, each with its server side and its client side."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Nets that a person brings: how a config spells them, how they are built, and their copies in run folders."""
+"""User-defined nets: how a config spells them, how they are built, and their copies in run folders."""
 
 __all__: list[str] = []

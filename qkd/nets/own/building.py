@@ -1,4 +1,4 @@
-"""Build a person's net for the images at hand, and see that it gives a logit a class."""
+"""Build a user's net for the given images, and check that it returns one logit per class."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _checked: set[tuple[str, ...]] = set()  # nets of this process that gave what th
 
 
 def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: ImageSize) -> nn.Module:
-    """Call a person's function or class, and look at what it gives.
+    """Call a user's function or class, and check the result.
 
-    It is called with its options; of ``classes``, ``channels`` and ``image_size`` it gets those that its signature
-    names (under the usual names: ``num_classes``, ``in_channels``, ``img_size``, ...) and the options leave open.
+    It is called with its options. It also gets those of ``classes``, ``channels`` and ``image_size`` that its signature
+    names (under the usual names: ``num_classes``, ``in_channels``, ``img_size``, ...) and the options do not set.
 
     Args:
         net: Which.
@@ -35,7 +35,7 @@ def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: Imag
         image_size: In pixels.
 
     Raises:
-        ValueError: If it cannot be imported, its builder raises, or it gives no net that gives ``[batch, classes]``.
+        ValueError: If it cannot be imported, its builder raises, or its net does not return ``[batch, classes]``.
     """
     try:
         builder: Callable[..., Any] = load_place(net.name)
@@ -57,7 +57,7 @@ def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: Imag
         raise ValueError(f"net {net.title}: building it with ({words}) failed: {type(error).__name__}: {error}; "
                          "`net_options` are its keyword arguments") from error  # fmt: skip
     if not isinstance(made, nn.Module):
-        raise ValueError(f"net {net.title}: gives a {type(made).__name__}, not a torch.nn.Module")
+        raise ValueError(f"net {net.title}: returns a {type(made).__name__}, not a torch.nn.Module")
     _check_logits(net, made.train(), classes, channels, image_size)
     return made
 
@@ -90,7 +90,7 @@ def _check_logits(net: NetSpelling, made: nn.Module, classes: int, channels: int
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(
-            f"net {net.title}: must give logits [batch, {classes}] for {what}, got {found} for a batch of 2; give its "
-            f"builder a parameter `num_classes`, which is filled in, or set `net_options`"
+            f"net {net.title}: must return logits [batch, {classes}] for {what}, got {found} for a batch of 2; give "
+            f"its builder a parameter `num_classes`, which is filled in, or set `net_options`"
         )
     _checked.add(key)

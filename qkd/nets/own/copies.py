@@ -1,4 +1,4 @@
-"""Copies of a person's nets in a run folder, under a name with their hash: a run can be opened where they are gone."""
+"""Copies of a user's nets in a run folder, named by hash, so that a run can be opened without the originals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def keep_net(net: str, folder: Path) -> str:
         The net, with the copy as its file.
 
     Raises:
-        ValueError: If the file is no Python.
+        ValueError: If the file is not Python.
         OSError: If a file cannot be read or written.
     """
 
@@ -106,12 +106,12 @@ def module_hash(net: str) -> str | None:
 
 
 def same_net(one: str, other: str) -> bool:
-    """Return whether two spellings mean one net: the same text, or files of the same content."""
+    """Return whether two spellings mean the same net: the same text, or files with the same content."""
     if one == other:
         return True
     try:
         return with_file(one, _by_content) == with_file(other, _by_content)
-    except (OSError, ValueError):  # one is gone, so that nobody knows
+    except (OSError, ValueError):  # one is missing, so they cannot be compared
         return False
 
 

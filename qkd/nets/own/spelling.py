@@ -1,4 +1,4 @@
-"""How a net is spelled: a name of ours, torchvision's, or code of one's own, with the options of its builder behind."""
+"""How a net is spelled: a built-in name, torchvision's, or user code, followed by options of its builder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def parse_net(text: str) -> NetSpelling:
         text: A name, perhaps with options as JSON behind it.
 
     Raises:
-        ValueError: If the options are no JSON.
+        ValueError: If the options are not JSON.
 
     Example:
         >>> parse_net('mynet.py:build{"width": 2}')
@@ -57,11 +57,11 @@ def parse_net(text: str) -> NetSpelling:
     """
     match = _SPELLING.fullmatch(text)
     if match is None:
-        raise ValueError(f"needs the name of a net, got {text!r}")
+        raise ValueError(f"must be the name of a net, got {text!r}")
     try:
         options = json.loads(match["options"] or "{}")
     except ValueError as error:
-        raise ValueError(f"net {text!r}: the options behind the name must be JSON: {error}") from error
+        raise ValueError(f"net {text!r}: the options after the name must be JSON: {error}") from error
     return NetSpelling(match["name"], options)
 
 

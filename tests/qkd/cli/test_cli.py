@@ -241,7 +241,7 @@ def test_a_stage_says_what_is_missing(
     text = capsys.readouterr().err
     assert f"stage {stage}" in text and "(not run)" in text
     before = {"distill": "search", "export": "distill", "bench": "export", "report": "bench"}[stage]
-    assert f"`qkd run {tmp_path / 'runs' / 'small'} --until {before}` makes it" in text
+    assert f"run `qkd run {tmp_path / 'runs' / 'small'} --until {before}`" in text
 
 
 def test_a_run_folder_that_cannot_be_made_is_the_users_to_mend(

@@ -80,7 +80,7 @@ def test_normalizing_refuses_what_does_not_fit() -> None:
 
 
 def test_a_split_checks_its_tensors() -> None:
-    with pytest.raises(TypeError, match="uint8 images and int64 labels"):
+    with pytest.raises(TypeError, match="images must be uint8 and labels int64"):
         MemorySplit(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="labels"):
         MemorySplit(torch.zeros((2, 1, 4, 4), dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))

@@ -92,7 +92,7 @@ def test_domains_are_the_same_for_every_seed_and_order_of_images_stays() -> None
 def test_labels_of_the_unseen_domain_are_not_to_be_had() -> None:
     target = digits().target
     assert target is not None
-    with pytest.raises(DataError, match="not known in training"):
+    with pytest.raises(DataError, match="not available in training"):
         _ = target.labels
     assert target.batch(torch.arange(3), "cpu")[1].tolist() == [-1, -1, -1]
     assert target.subset(torch.arange(3)).to("cpu").image_shape == (1, 8, 8)
@@ -147,7 +147,7 @@ def test_what_a_config_may_not_say(settings: dict[str, Any], match: str) -> None
 
 def test_more_domains_than_images_are_refused() -> None:
     tiny = MemorySplit(images(2, 1, 4, 4), torch.arange(2))
-    with pytest.raises(DataError, match="2 training images do not suffice for 3 domains"):
+    with pytest.raises(DataError, match="2 training images are not enough for 3 domains"):
         divide_domains(Parts(tiny, tiny, ("a", "b")), DataConfig(name="digits", domains=KINDS, unseen_domain="turned"))
 
 

@@ -51,5 +51,5 @@ def test_a_class_lacks_on_one_side(splits: Splits, images: int) -> None:
 
 
 def test_one_quiz_is_enough(splits: Splits) -> None:
-    with pytest.raises(ValueError, match="a quiz of 20 images has been kept back already"):
+    with pytest.raises(ValueError, match="a quiz of 20 images has already been held out"):
         take_quiz(take_quiz(splits, 20, seed=0), 20, seed=0)

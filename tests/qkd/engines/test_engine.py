@@ -76,7 +76,7 @@ def test_an_uneven_share_is_refused_with_numbers_that_fit() -> None:
 
 
 def test_processes_that_see_other_files_are_named() -> None:
-    with pytest.raises(ValueError, match=r"student: process 0 sees .* process 1 other; .* the same run folder"):
+    with pytest.raises(ValueError, match=r"student: process 0 sees .* process 1 sees other; .* the same run folder"):
         agree({"checkpoint": 3}, Pretended(0, 2), "student")
     agree({"checkpoint": 3}, Engine(), "student")
 
@@ -125,7 +125,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes on this machine want a GPU each, and there are 1"):
+    with pytest.raises(ValueError, match="2 processes on this machine need one GPU each, but it has 1"):
         joining._backend("auto")
     assert joining._backend("cuda:0") == joining._backend("cpu") == "gloo"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
@@ -268,7 +268,7 @@ LOST = membership.LOST
         ([-15, LOST, None], 1, "process 0 of 3 was killed by SIGTERM"),
         ([2, 2], 2, ""),  # the first has said it
         ([LOST, 1], 1, "said by 1"),
-        ([LOST, LOST], 1, "have lost each other"),
+        ([LOST, LOST], 1, "the processes lost contact"),
     ],
 )
 def test_one_says_why_all_have_stopped(tmp_path: Path, codes: list[int | None], code: int, text: str) -> None:

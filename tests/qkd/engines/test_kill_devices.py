@@ -162,7 +162,7 @@ def test_another_number_of_devices_resumes_with_a_warning_or_is_refused(folder: 
 def test_a_fault_is_said_once(folder: Path) -> None:
     config = experiment(folder, "uneven", **{"data.batch_size": 15})
     assert start(folder, config, devices=2).wait(600) == 2
-    assert log_of(folder, config).count("a batch of 15 images cannot be shared evenly by 2 devices") == 1
+    assert log_of(folder, config).count("a batch of 15 images cannot be divided evenly among 2 devices") == 1
     gone = experiment(folder, "gone", **{"teacher.weights": str(folder / "gone.safetensors")})
     assert start(folder, gone, devices=2).wait(600) == 2
     assert log_of(folder, gone).count("gone.safetensors") == 1

@@ -158,7 +158,7 @@ def test_images_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is of one class" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "tiny" / "federated").exists()
     splits = synthetic_splits(classes=4)
-    with pytest.raises(ValueError, match="clients learn to tell classes apart, but the data has 1"):
+    with pytest.raises(ValueError, match="clients need at least two classes, but the data has 1"):
         Federation(config, replace(splits, classes=("all",)), torch.device("cpu"))
 
 

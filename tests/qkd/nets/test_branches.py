@@ -78,7 +78,7 @@ def test_other_nets_get_plain_layers_that_follow_the_taps() -> None:
     [
         ([], [], "need taps"),
         (["layer1"], [], "1 taps and 0 shapes"),
-        (["layer1", "layer1"], RESNET_SHAPES[:1] * 2, "named twice"),
+        (["layer1", "layer1"], RESNET_SHAPES[:1] * 2, "listed twice"),
         (["flatten"], [(64,)], r"tap 'flatten' gives \['batch', 64\]; tap a module before the pooling"),
         (["layer2", "layer1"], [RESNET_SHAPES[1], RESNET_SHAPES[0]], r"'layer1' gives larger maps \(8x8\)"),
         (["layer2", "layer1"], [(8, 4, 4), (8, 4, 4)], "from the input to the output: the net has layer1, layer2"),

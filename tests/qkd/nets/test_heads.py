@@ -35,7 +35,9 @@ def test_a_new_head_is_the_only_thing_that_stays_random(tmp_path: Path, name: st
 def test_without_it_the_way_is_said(tmp_path: Path) -> None:
     file = tmp_path / "old.pth"
     torch.save(net(classes=9).state_dict(), file)
-    with pytest.raises(WeightsError, match="head `fc` of the file has 9 classes, this net has 4; `head: new` beside"):
+    with pytest.raises(
+        WeightsError, match="head `fc` of the file has 9 classes, but this net has 4; set `head: new` next to"
+    ):
         load_weights(net(), file)
 
 
@@ -43,7 +45,7 @@ def test_a_head_that_cannot_be_told_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "old.pth"
     state = {**net(classes=9).state_dict(), "conv1.weight": torch.zeros(16, 1, 3, 3)}
     torch.save(state, file)
-    with pytest.raises(WeightsError, match=r"taken to be `fc`, but conv1.weight .* differ, too; name the layer"):
+    with pytest.raises(WeightsError, match=r"assumed to be `fc`, but conv1.weight .* differ, too; name the layer"):
         load_weights(net(), file, head="new")
     with pytest.raises(WeightsError, match="no layer 'head'"):
         load_weights(net(), file, head="new:head")
@@ -68,7 +70,7 @@ def test_torchvision_weights_come_from_the_cache_with_their_hash(
     note = load_weights(target, weights_file(Path("imagenet"), "torchvision/googlenet"), head="new")
     assert "without its auxiliary heads" in note and "1000 classes in the file" in note
     found.write_bytes(b"x")
-    with pytest.raises(WeightsError, match=f"damaged: its SHA-256 does not begin with {digest}"):
+    with pytest.raises(WeightsError, match=f"damaged: its SHA-256 does not start with {digest}"):
         imagenet_file("torchvision/googlenet")
 
 
@@ -78,7 +80,7 @@ def test_without_a_network_the_way_is_said(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(WeightsError, match=r"resnet18-\w+.pth cannot be fetched .*put that file into .*checkpoints"):
+    with pytest.raises(WeightsError, match=r"cannot download .*resnet18-\w+.pth .*put that file into .*checkpoints"):
         imagenet_file("torchvision/resnet18")
-    with pytest.raises(WeightsError, match="torchvision has weights for its own nets only, and the net is 'resnet20'"):
+    with pytest.raises(WeightsError, match="torchvision only has weights for its own nets, but the net is 'resnet20'"):
         imagenet_file("resnet20")

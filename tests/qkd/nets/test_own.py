@@ -80,9 +80,9 @@ def test_two_files_with_a_module_of_one_name_beside_them_do_not_meet(home: Path)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mynet.py:Fixed", r"must give logits \[batch, 5\] for 1 x 8x8 images, got \[2, 7\]"),
+        ("mynet.py:Fixed", r"must return logits \[batch, 5\] for 1 x 8x8 images, got \[2, 7\]"),
         ("mynet.py:broken", "failed: RuntimeError: no such luck"),
-        ("mynet.py:words", "gives a str, not a torch.nn.Module"),
+        ("mynet.py:words", "returns a str, not a torch.nn.Module"),
         ("mynet.py:number", "is a int, not a function or class"),
         (
             "mynet.py:instance",
@@ -107,7 +107,7 @@ def test_a_place_is_looked_at_without_running_it(home: Path) -> None:
     assert "no such file" in place_fault(f"{home}/gone.py:build")
     assert "no module 'no.such'" in place_fault("no.such:build")
     (home / "wrong.py").write_text("def (", encoding="utf-8")
-    assert "is no Python that this version reads" in place_fault(f"{home}/wrong.py:build")
+    assert "is not Python that this version can parse" in place_fault(f"{home}/wrong.py:build")
     raw = {"teacher": {"net": f"{home}/mynet.py:buidl"}, "student": {"net": "nonet"}}
     found = dict(name_faults(raw))
     assert set(found) == {("teacher", "net"), ("student", "net")}
@@ -117,9 +117,9 @@ def test_spellings() -> None:
     text = spelled("resnet20", {"b": 1, "a": [2]})
     assert text == 'resnet20{"a": [2], "b": 1}' and parse_net(text).options == {"a": [2], "b": 1}
     assert net_title('/a/b/mynet.py:build{"w": 2}') == 'mynet.py:build{"w": 2}'
-    with pytest.raises(ValueError, match="options behind the name must be JSON"):
+    with pytest.raises(ValueError, match="options after the name must be JSON"):
         parse_net("resnet20{a: 2}")
-    with pytest.raises(ValueError, match="its options do not fit"):
+    with pytest.raises(ValueError, match="invalid options"):
         build_net('resnet8{"depth": 3}', classes=2, channels=1, image_size=8)
 
 

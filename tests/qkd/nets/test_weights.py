@@ -129,7 +129,7 @@ def test_a_prefix_that_does_not_make_all_names_fit_is_not_stripped(tmp_path: Pat
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "it looks like an HDF5 file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (b"<!DOCTYPE html><html>not found</html>", "it looks like a web page"),
-        (b"\x08\x07\x12\x07pytorch", "of another kind"),
+        (b"\x08\x07\x12\x07pytorch", "its kind is unknown"),
     ],
 )
 def test_other_kinds_of_files_are_told(tmp_path: Path, content: bytes, message: str) -> None:
@@ -183,7 +183,7 @@ def test_counters_that_old_files_lack_are_forgiven(tmp_path: Path) -> None:
 def test_a_head_of_another_class_count_is_named_as_such(tmp_path: Path, name: str, head: str) -> None:
     save_weights(net(name, classes=100), tmp_path / "w.safetensors")
     text = refusal(net(name, classes=10), tmp_path / "w.safetensors")
-    assert f"the head `{head}` of the file has 100 classes, this net has 10" in text
+    assert f"the head `{head}` of the file has 100 classes, but this net has 10" in text
     assert "missing" not in text
 
 

@@ -68,7 +68,9 @@ def test_a_change_runs_the_stage_and_what_follows_from_it(tmp_path: Path) -> Non
 
 def test_a_single_stage_needs_the_earlier_ones(tmp_path: Path) -> None:
     recorder = Recorder()
-    with pytest.raises(UsageError, match=r"teacher \(not run\), search \(not run\); `qkd run .*small --until search`"):
+    with pytest.raises(
+        UsageError, match=r"teacher \(not run\), search \(not run\); run `qkd run .*small --until search`"
+    ):
         run_all(tmp_path, recorder, ("distill",))
     run_all(tmp_path, recorder, ("teacher",))
     run_all(tmp_path, recorder, ("search",))

@@ -236,7 +236,7 @@ def test_val_names_what_does_not_fit(run: RunFolder, tmp_path: Path, capsys: pyt
     (tmp_path / "set" / "zebra").mkdir(parents=True)
     np.savez(tmp_path / "far.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, 9]))
     np.savez(tmp_path / "bare.npz", images=np.zeros((2, 8, 8), np.uint8))
-    cases = {"set": "knows no class 'zebra'", "far.npz": "labels are 0 to 9", "bare.npz": "needs arrays"}
+    cases = {"set": "does not have class 'zebra'", "far.npz": "labels are 0 to 9", "bare.npz": "needs arrays"}
     for name, words in cases.items():
         assert main(["val", str(run.path), str(tmp_path / name)]) == 2
         assert words in capsys.readouterr().err

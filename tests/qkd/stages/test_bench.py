@@ -155,7 +155,7 @@ def test_measuring_again_after_another_export_makes_the_report_possible(
     assert main(board) == 0
     assert "local had measured other files than those of this export; its record is deleted" in capsys.readouterr().err
     assert main(["report", str(run)]) == 2  # the run's own device is this machine
-    assert f"`qkd run {run} --until bench` makes it" in capsys.readouterr().err
+    assert f"run `qkd run {run} --until bench`" in capsys.readouterr().err
     assert main(["bench", str(run), *quick]) == main(["report", str(run)]) == 0
     assert state_of(run, capsys) == "complete" and len(summarize(run).devices) == 2
 

@@ -207,7 +207,7 @@ def test_weights_from_a_file_are_used_as_they_are(data: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("net", "classes", "match"),
-    [("resnet8", 5, "5 classes, this net has 4"), ("wrn_16_1", 4, "not for this net")],
+    [("resnet8", 5, "5 classes, but this net has 4"), ("wrn_16_1", 4, "not for this net")],
 )
 def test_a_mismatched_teacher_file_is_refused(data: Path, tmp_path: Path, net: str, classes: int, match: str) -> None:
     save_weights(build_net(net, classes=classes, channels=1, image_size=8), tmp_path / "given.safetensors")

@@ -54,7 +54,7 @@ def test_it_says_what_it_saw_and_the_config_runs(home: Path, capsys: pytest.Capt
     assert main(["init", "pets"]) == 0
     text = capsys.readouterr().out
     assert "20 images of 2 classes, color, 10x12 pixels" in text and "classes: cat 10, dog 10" in text
-    assert "14 images to learn from; held out: 2 for validation" in text and "wrote pets.yaml" in text
+    assert "14 training images; held out: 2 for validation" in text and "wrote pets.yaml" in text
     lines = (home / "pets.yaml").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if not line.startswith("#")]) <= 6
     config = load_config("pets.yaml")

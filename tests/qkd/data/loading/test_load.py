@@ -66,9 +66,10 @@ def test_scores_by_batch_statistics_have_a_full_batch() -> None:
     """Otherwise it would show with the first score, after the training."""
     digits(val_fraction=0.1, batch_statistics=128)
     digits(val_fraction=0.0, batch_statistics=359)
-    with pytest.raises(DataError, match="one full batch of 200 images at least, but there are 144 validation images;"):
+    said = "at least one full batch of 200 images, but there are only 144 validation images;"
+    with pytest.raises(DataError, match=said):
         digits(val_fraction=0.1, batch_statistics=200)
-    with pytest.raises(DataError, match="of 360 images at least, but there are 359 test images;"):
+    with pytest.raises(DataError, match="of 360 images, but there are only 359 test images;"):
         digits(val_fraction=0.0, batch_statistics=360)
 
 
@@ -104,7 +105,7 @@ def test_moving_keeps_the_parts() -> None:
         ({"name": "imagenet"}, "known: cifar10"),
         ({"name": "npz"}, "data.path: missing; data set 'npz' needs a folder with train.npz"),
         ({"name": "folder", "path": "no/such/place"}, "no/such/place is not a folder"),
-        ({"name": "digits", "image_size": 4}, "digits are 8x8 pixels and can be enlarged, not reduced to"),
+        ({"name": "digits", "image_size": 4}, "digits are 8x8 pixels and can be enlarged, but not reduced to"),
         ({"name": "digits", "train_limit": 5}, "5 images leave 5 of 10 classes without a training image"),
     ],
 )

@@ -101,8 +101,8 @@ BROKEN_IMAGES[0, 0, 0, 0] = np.nan
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"labels": LABELS}, "array images missing, found ['labels']"),
-        ({"images": IMAGES, "y": LABELS}, "array labels missing"),
+        ({"labels": LABELS}, "missing array images, found ['labels']"),
+        ({"images": IMAGES, "y": LABELS}, "missing array labels"),
         ({"images": IMAGES / 255, "labels": LABELS}, "must be uint8 (0..255), found float64"),
         ({"images": BROKEN_IMAGES, "labels": LABELS}, "1 of its values are NaN or infinite"),
         ({"images": IMAGES.astype(np.int64), "labels": LABELS}, "must be uint8 (0..255), found int64"),
@@ -113,8 +113,8 @@ BROKEN_IMAGES[0, 0, 0, 0] = np.nan
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "`images` is empty"),
         ({"images": IMAGES, "labels": LABELS.astype(float)}, "`labels` must be integers, found float64"),
         ({"images": IMAGES, "labels": LABELS > 0}, "`labels` must be integers, found bool"),
-        ({"images": IMAGES, "labels": LABELS[:29]}, "found labels [29] for 30 images"),
-        ({"images": IMAGES, "labels": LABELS.reshape(30, 1)}, "found labels [30, 1] for 30 images"),
+        ({"images": IMAGES, "labels": LABELS[:29]}, "label per image, found [29] for 30 images"),
+        ({"images": IMAGES, "labels": LABELS.reshape(30, 1)}, "label per image, found [30, 1] for 30 images"),
         ({"images": IMAGES, "labels": LABELS - 1}, "labels must be 0..1 (2 classes), found -1..1"),
         ({"images": IMAGES, "labels": np.array([{"a": 1}] * 30)}, "holds pickled objects"),
         ({"images": np.array([None] * 30), "labels": LABELS}, "holds pickled objects"),
@@ -145,7 +145,7 @@ def test_a_class_that_is_tested_but_never_trained_is_refused(good: Path) -> None
 
 def test_parts_of_different_size_are_refused(good: Path) -> None:
     write(good, "test", images=IMAGES[:9, :4, :4], labels=LABELS[:9])
-    assert "images of train.npz are 6x6x3 and those of test.npz 4x4x3" in refusal(good)
+    assert "images of train.npz are 6x6x3, but those of test.npz are 4x4x3" in refusal(good)
 
 
 @pytest.mark.parametrize("text", ["{", '{"0": "cat"}', "[]", "[1, 2, 3]", '["a", "a", "b"]'])
@@ -164,26 +164,26 @@ def test_a_truncated_archive_is_named(good: Path, keep: float) -> None:
     path = good / "train.npz"
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
-    assert "train.npz: damaged or no NumPy archive" in refusal(good)
+    assert "train.npz: damaged or not a NumPy archive" in refusal(good)
 
 
 def test_an_altered_archive_is_named(good: Path) -> None:
     data = bytearray((good / "train.npz").read_bytes())
     data[1000] ^= 255  # inside the pixels: the archive's own check sum tells
     (good / "train.npz").write_bytes(data)
-    assert "train.npz: damaged or no NumPy archive" in refusal(good)
+    assert "train.npz: damaged or not a NumPy archive" in refusal(good)
 
 
 def test_a_plain_pickle_is_refused(good: Path) -> None:
     np.save(good / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (good / "train.npz").write_bytes((good / "x.npy").read_bytes())
-    assert "train.npz: damaged or no NumPy archive" in refusal(good)
+    assert "train.npz: damaged or not a NumPy archive" in refusal(good)
     (good / "train.npz").write_bytes(b"\x80\x04N.")
     assert "train.npz: is a pickle, which is never opened" in refusal(good)
 
 
 def test_another_size_than_configured_is_refused(good: Path) -> None:
-    with pytest.raises(DataError, match="only digits and a folder of images are resized"):
+    with pytest.raises(DataError, match="only digits and folders of images are resized"):
         load(good, image_size=32)
 
 
@@ -291,7 +291,7 @@ def test_a_file_that_is_written_to_while_it_is_in_use_is_noticed(good: Path, in_
     splits = load(good)
     with open(good / "train.npz", "r+b") as file:
         file.truncate(200)
-    with pytest.raises(DataError, match=r"train\.npz: was written to while it was in use"):
+    with pytest.raises(DataError, match=r"train\.npz: was modified while it was in use"):
         splits.train.batch(torch.arange(3), "cpu")
 
 
@@ -300,20 +300,20 @@ def test_an_altered_large_archive_is_named(good: Path, in_place: None, position:
     data = bytearray((good / "train.npz").read_bytes())
     data[int(300 + position * IMAGES.nbytes)] ^= 1
     (good / "train.npz").write_bytes(data)
-    assert "train.npz: damaged or no NumPy archive" in refusal(good)
+    assert "train.npz: damaged or not a NumPy archive" in refusal(good)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (LABELS + 1, "labels are 1..3, but 1 of these 4 classes (0) have no image among 30; subtract 1 from"),
-        (LABELS + 100, "labels are 100..102, but 100 of these 103 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)"),
-        (LABELS * 2, "labels are 0..4, but 2 of these 5 classes (1, 3) have no image among 30; number the classes"),
-        (np.where(np.arange(30) == 4, 300_000_000, LABELS), "299,999,997 of these 300,000,001 classes (3, 4, 5"),
-        (np.where(np.arange(30) == 4, 3_000_000, LABELS), "2,999,997 of these 3,000,001 classes (3, 4, 5"),
+        (LABELS + 1, "labels are 1..3, but 1 of the 4 classes (0) have no image among 30; subtract 1 from"),
+        (LABELS + 100, "labels are 100..102, but 100 of the 103 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)"),
+        (LABELS * 2, "labels are 0..4, but 2 of the 5 classes (1, 3) have no image among 30; number the classes"),
+        (np.where(np.arange(30) == 4, 300_000_000, LABELS), "299,999,997 of the 300,000,001 classes (3, 4, 5"),
+        (np.where(np.arange(30) == 4, 3_000_000, LABELS), "2,999,997 of the 3,000,001 classes (3, 4, 5"),
         (np.where(np.arange(30) == 4, 2**62, LABELS), "classes (3, 4, 5"),
         (np.where(np.arange(30) == 4, 2**64 - 1, LABELS.astype(np.uint64)), "found 18446744073709551615"),
-        (np.eye(3, dtype=np.int64)[LABELS], "of one-hot rows take labels.argmax(1)"),
+        (np.eye(3, dtype=np.int64)[LABELS], "convert one-hot rows with labels.argmax(1)"),
         (LABELS.astype(np.float32), 'convert class numbers with .astype("int64")'),
         (np.where(LABELS == 0, np.nan, LABELS), "must be integers, found float64"),
         (np.array(["cat"] * 30), "must be integers, found <U3"),
@@ -332,15 +332,15 @@ def test_named_classes_may_lack_images_and_it_is_noted(good: Path) -> None:
     (good / "classes.json").write_text(json.dumps(["cat", "dog", "eel", "fox"]))
     write(good, "test", images=IMAGES[:2], labels=LABELS[:2])
     assert load(good).notes == (
-        "1 of 4 classes have no training image (fox): nothing learns their outputs",
-        "2 of 4 classes have no test image (eel, fox): the test accuracy says nothing of them",
+        "1 of 4 classes have no training image (fox): their outputs are never trained",
+        "2 of 4 classes have no test image (eel, fox): the test accuracy does not cover them",
     )
 
 
 def test_a_class_that_is_never_tested_is_noted(good: Path) -> None:
     assert load(good).notes == ()
     write(good, "test", images=IMAGES[:2], labels=LABELS[:2])
-    assert load(good).notes == ("1 of 3 classes have no test image (2): the test accuracy says nothing of them",)
+    assert load(good).notes == ("1 of 3 classes have no test image (2): the test accuracy does not cover them",)
 
 
 def test_names_of_far_more_classes_than_images_are_refused(good: Path) -> None:
@@ -359,7 +359,7 @@ def test_class_names_that_cannot_be_printed_are_refused(good: Path, text: str) -
 
 def test_a_pipe_in_the_place_of_a_file_does_not_hang(good: Path) -> None:
     os.mkfifo(good / "classes.json")
-    assert "classes.json: is not a file of class names" in refusal(good)
+    assert "classes.json: class names must be in a regular file" in refusal(good)
     (good / "classes.json").unlink()
     (good / "train.npz").unlink()
     os.mkfifo(good / "train.npz")
@@ -392,12 +392,12 @@ SHAPE = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s), }"
         (zipped(SHAPE % "30, 6, 6, 3", IMAGES.tobytes(), flags=1), "`images` is encrypted"),
         (zipped(SHAPE % "1000000000, 224, 224, 3"), "`images` should have 150,528,000,000,000 bytes, found 0"),
         (zipped(SHAPE % "-30, -6, 6, 3", IMAGES.tobytes()), "should have"),
-        (zipped(SHAPE % ", ".join(["2"] * 200)), "damaged or no NumPy archive"),
+        (zipped(SHAPE % ", ".join(["2"] * 200)), "damaged or not a NumPy archive"),
         (zipped("{'descr': '|O', 'fortran_order': False, 'shape': (30,), }"), "`images` holds pickled objects"),
-        (zipped("{'descr': '|u1'"), "damaged or no NumPy archive"),
-        (zipped("(" * 100), "damaged or no NumPy archive"),
+        (zipped("{'descr': '|u1'"), "damaged or not a NumPy archive"),
+        (zipped("(" * 100), "damaged or not a NumPy archive"),
         (zipped("{'descr': __import__('os').system('true'), 'fortran_order': False, 'shape': ()}"), "damaged"),
-        (zipped(SHAPE % "30, 6, 6, 3", IMAGES.tobytes(), name="pictures.npy"), "array images missing"),
+        (zipped(SHAPE % "30, 6, 6, 3", IMAGES.tobytes(), name="pictures.npy"), "missing array images"),
     ],
 )
 def test_hostile_archives_are_refused(good: Path, content: bytes, message: str) -> None:
@@ -409,7 +409,7 @@ def test_hostile_archives_are_refused(good: Path, content: bytes, message: str) 
 def test_more_than_this_machine_holds_is_refused_before_it_is_read(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(good / "train", images=IMAGES, labels=LABELS)
     monkeypatch.setattr(archive.os, "sysconf", lambda name: 30)
-    assert "save it with numpy.savez (not compressed)" in refusal(good)
+    assert "save it uncompressed with numpy.savez" in refusal(good)
 
 
 def test_every_mutation_is_worded(good: Path) -> None:

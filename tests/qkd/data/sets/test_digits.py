@@ -38,5 +38,7 @@ def test_a_config_enlarges_the_digits_and_facts_tell_the_sizes_apart() -> None:
 
 @pytest.mark.parametrize("size", [7, (8, 4)])
 def test_smaller_digits_are_refused(size: int | tuple[int, int]) -> None:
-    with pytest.raises(DataError, match=r"data\.image_size: digits are 8x8 pixels and can be enlarged, not reduced to"):
+    with pytest.raises(
+        DataError, match=r"data\.image_size: digits are 8x8 pixels and can be enlarged, but not reduced to"
+    ):
         load_digits_splits(size)

@@ -51,7 +51,7 @@ def test_a_truncated_idx_file_is_told(tmp_path: Path) -> None:
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.zeros(20, np.uint8))
     path = raw / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(DataError, match="delete what is damaged there"):
+    with pytest.raises(DataError, match="delete damaged files there"):
         load_splits(config("mnist", tmp_path, download=False), seed=0)
 
 
@@ -118,7 +118,7 @@ def test_no_network_is_told_with_the_way_out(name: str, tmp_path: Path, monkeypa
         raise urllib.error.URLError("Temporary failure in name resolution")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    with pytest.raises(DataError, match="could not be read or fetched.*Without a network, put ") as caught:
+    with pytest.raises(DataError, match="could not be read or downloaded.*Without a network, put ") as caught:
         load_splits(config(name, tmp_path), seed=0)
     assert str(tmp_path) in str(caught.value)
 

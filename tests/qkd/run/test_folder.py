@@ -192,16 +192,16 @@ def test_nothing_is_written_through_links_out_of_the_folder(config: RunConfig, t
     assert sorted(path.name for path in outside.iterdir()) == [".x.partial-1", "victim"]
     assert (outside / "victim").read_text() == "precious"
     (run / ".lock").symlink_to("inner")
-    with pytest.raises(ValueError, match=r"\.lock: is a link or a pipe"):
+    with pytest.raises(ValueError, match=r"\.lock is a link or a pipe"):
         RunFolder.open(config, tmp_path / "runs")
     (run / ".lock").unlink()
     (run / ".lock").hardlink_to(outside / "victim")
-    with pytest.raises(ValueError, match=r"\.lock: is not a file of this folder alone"):
+    with pytest.raises(ValueError, match=r"\.lock does not belong to this folder alone"):
         RunFolder.open(config, tmp_path / "runs")
     assert (outside / "victim").read_text() == "precious"
     (run / ".lock").unlink()
     os.mkfifo(run / ".lock")
-    with pytest.raises(ValueError, match=r"\.lock: is not a file of"):
+    with pytest.raises(ValueError, match=r"\.lock does not belong to"):
         RunFolder.open(config, tmp_path / "runs")
 
 

@@ -89,7 +89,7 @@ def test_a_device_that_fails_is_written_down_and_the_others_go_on(
 
 
 def test_no_device_at_all_fails_the_stage(exported: RunFolder, data: Path) -> None:
-    with pytest.raises(BenchError, match=rf"no device could measure: ssh://127\.0\.0\.1:1: .*({REFUSED})"):
+    with pytest.raises(BenchError, match=rf"all devices failed to measure: ssh://127\.0\.0\.1:1: .*({REFUSED})"):
         bench(exported, data, on=(NOWHERE,))
     assert (exported.path / "bench" / "ssh-127.0.0.1-1.json").is_file()
     with pytest.raises(ConfigError, match="device 'pi9' is neither an address"):

@@ -35,7 +35,7 @@ class CostReport:
         role: The role whose agent was searched.
         run: The cost counted in this run.
         run_every_epoch: What the same run would have validated if it had scored after every epoch, as published.
-        seconds: Time spent in turns, summed over the members.
+        seconds: Time spent in members' turns, summed over the members.
         published: The cost of the published code.
         ours_at_published: The published setting in this toolkit, which scores at perturbation points only.
     """

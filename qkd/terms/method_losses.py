@@ -1,4 +1,4 @@
-"""The table of losses that belong to a method (of generators, images, a teacher): no term of a student names them."""
+"""The table of losses that belong to a method (of generators, images, a teacher) and are not terms of a student."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MethodLoss:
     """A row of :data:`METHOD_LOSSES`.
 
     Args:
-        name: Of its function in :mod:`qkd.losses`.
+        name: Name of its function in :mod:`qkd.losses`.
         summary: One line for `qkd ls losses`.
         source: Where it is published.
     """

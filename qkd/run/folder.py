@@ -62,7 +62,7 @@ class RunFolder:
 
         Args:
             config: The experiment. An existing folder must hold the same one, except for settings that no training
-                    depends on (:mod:`qkd.run.identity`): these are updated, and stages that use them become incomplete.
+                depends on (:mod:`qkd.run.identity`): these are updated, and stages that use them become incomplete.
             runs_dir: Where run folders are kept; created if missing.
 
         Returns:

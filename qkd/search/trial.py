@@ -33,7 +33,7 @@ class Trial:
 
     Args:
         training: The role's training, with the search's length and images (``train`` and ``val``); each turn loads a
-                member's state into its nets.
+            member's state into its nets.
         agent: Crop and flip after a policy; cut-out is off during a search, as published.
         compat: ``correct`` or ``weights_only`` (`qkd.config.SearchConfig.compat`).
         progress: Where to report that a member has diverged.

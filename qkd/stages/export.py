@@ -54,7 +54,7 @@ def run(run: RunFolder, progress: Progress) -> None:
         export.ExportError: If a net cannot be exported to ONNX, or a layer stays in float and the config is strict.
         ImportError: If the flavor is ``qonnx``, and qonnx is not installed.
         export.ParityError: If a file is not proven to be the student (``ParityReport.faults``). The files and the
-                comparison are kept, but the stage is not complete.
+            comparison are kept, but the stage is not complete.
     """
     with cpu_threads(run.config.threads):
         splits = run_images(run, progress)

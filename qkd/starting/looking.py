@@ -86,7 +86,7 @@ def look_at(folder: Path) -> Look:
 
     Raises:
         ValueError: If there are no images, none in class folders, only one class, or an image that cannot be read (then
-                a ``DataError``).
+            a ``DataError``).
         OSError: If the folder cannot be read.
     """
     if not folder.is_dir():

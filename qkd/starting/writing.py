@@ -69,7 +69,7 @@ def first_config(
         folder: Its path, as the config should give it.
         file: Where to write.
         net: As on the command line: the path of a net's file is relative to the current folder. If omitted, one that
-                fits the size of the images.
+            fits the size of the images.
         weights: The teacher's weights: a file, or ``imagenet``.
         bits: Bits of weights and activations, such as ``w4a4``.
         name: Of the run; defaults to that of the file.

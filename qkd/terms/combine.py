@@ -32,7 +32,7 @@ def clipped_backward(
         distill_loss: Shape ``[]``.
         scale: Multiplies a loss (needed for reduced precision); scales both gradients and the limit equally.
         parameters: The student's parameters, without gradients. Other parameters that the losses reach (e.g. adapters)
-                get the plain sum of both gradients.
+            get the plain sum of both gradients.
         epoch: Counted from the first epoch of distillation, from 0.
 
     Raises:

@@ -91,7 +91,7 @@ class MultiHeadGraph(nn.Module):
     Args:
         student_widths: Channels of the student's tapped features, in network order, at least two.
         teacher_widths: Channels of the teacher's, which the attention works on. If widths differ, a learned map
-                (:class:`~qkd.terms.width_adapters.WidthAdapters`) comes first.
+            (:class:`~qkd.terms.width_adapters.WidthAdapters`) comes first.
         heads: Number of heads.
 
     Raises:

@@ -72,19 +72,19 @@ class LossEntry:
     Args:
         name: Name of the loss's function in :mod:`qkd.losses`.
         inputs: Its tensors, in order: fields of :class:`Outputs`; ``student_feature`` and ``teacher_feature`` for a
-                loss that is called once per pair of taps (and summed over them); or ``student_stages`` and
-                ``teacher_stages`` for a loss that is called once with the lists of all its taps, in order.
+            loss that is called once per pair of taps (and summed over them); or ``student_stages`` and
+            ``teacher_stages`` for a loss that is called once with the lists of all its taps, in order.
         summary: One line for `qkd ls losses`.
         source: Where it is published.
         options: Name -> what the config can set.
         module: The module it needs, if any, which the function gets as the keyword ``module``.
         least_taps: Minimum number of pairs of taps, if it reads features.
         taught_by: The loss that trains its module, in the same or an earlier phase, with the same taps; empty if it
-                trains the module itself or has none.
+            trains the module itself or has none.
         teaches: Whether it can give the teacher a gradient (MetaDistil); singular vectors of the teacher remain
-                constants, and the gradient of a distance between logits does not depend on the teacher.
+            constants, and the gradient of a distance between logits does not depend on the teacher.
         compares_images: Whether it compares the images of a batch, so that the mean over two halves of a batch is not
-                its value on the whole batch; several devices then compute it on whole batches.
+            its value on the whole batch; several devices then compute it on whole batches.
     """
 
     name: str

@@ -75,15 +75,15 @@ def build_bank(
 ) -> ModuleBank:
     """Return the bank for the taps that terms name, after a forward pass of both nets to find their shapes.
 
-        Args:
-            student: The student's *float* net (the low-bit one has the same shapes at its taps).
-            teacher: The teacher.
-            terms: The terms of all phases.
-            images: A few normalized images, shape ``[batch, channels, height, width]``, on the nets' device.
-            seed: Seed of the modules' initialization.
+    Args:
+        student: The student's *float* net (the low-bit one has the same shapes at its taps).
+        teacher: The teacher.
+        terms: The terms of all phases.
+        images: A few normalized images, shape ``[batch, channels, height, width]``, on the nets' device.
+        seed: Seed of the modules' initialization.
 
     Raises:
-    ValueError: If a tap does not name a module.
+        ValueError: If a tap does not name a module.
     """
     asking = [term for term in terms if term.loss in LOSSES and LOSSES[term.loss].module is not None]
     pairs = [pair for term in asking for pair in term.taps]

@@ -129,7 +129,7 @@ def rescaling_facts(hard: Tensor, loss: Tensor) -> dict[str, Tensor]:
     Returns:
         ``hard_gradient`` and ``loss_gradient``: their means. ``w_counted``: share of the images whose ``hard`` is at
         least 0.05. ``w_sum`` and ``w_square``: means over *all* images of :math:`w_t` and its square, where images
-            that do not count add 0. Shape ``[]`` each.
+        that do not count add 0. Shape ``[]`` each.
 
     Raises:
         ValueError: If there are no images, or the shapes differ.

@@ -36,7 +36,7 @@ class DistillStep:
 
     Raises:
         ValueError: If a tap does not name a module, or a term reads the teacher's last layer and that is not linear;
-                at the first batch, if the teacher returns probabilities.
+            at the first batch, if the teacher returns probabilities.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ def last_weights(teacher: nn.Module) -> Tensor:
     """Return the weights of a net's last linear layer, ``[classes, features]``, without a gradient.
 
     Raises:
-    ValueError: If it has no linear layer.
+        ValueError: If it has no linear layer.
     """
     layers = [module for module in teacher.modules() if isinstance(module, nn.Linear)]
     if not layers:

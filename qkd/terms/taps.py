@@ -28,7 +28,7 @@ class Taps:
 
     Raises:
         ValueError: If a path does not name a module (the message lists near matches), or the values before the grid are
-                requested from a module without a quantizer.
+            requested from a module without a quantizer.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))

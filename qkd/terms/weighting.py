@@ -179,7 +179,7 @@ def build_terms(
 
     Raises:
         ValueError: If a loss or option is unknown, an option has the wrong type or value, taps are missing or given
-                although none are read, or no term has a positive weight; reports all faults at once.
+            although none are read, or no term has a positive weight; reports all faults at once.
     """
     faults = check_terms(terms)
     if faults:

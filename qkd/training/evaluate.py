@@ -33,7 +33,7 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
 
     Raises:
         ValueError: If there are fewer images than a batch of ``data.batch_statistics``, a batch size or the number of
-                workers is out of range, or mean and std do not fit the images.
+            workers is out of range, or mean and std do not fit the images.
         DataError: If an image cannot be decoded.
         TypeError: If images are not uint8.
     """

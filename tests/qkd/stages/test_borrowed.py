@@ -159,7 +159,7 @@ def test_the_refusal_of_another_student_says_the_way(
     file = tmp_path / "tiny.yaml"
     file.write_text(config_text(tiny_config(data, {**TINY, "student.quant.weight_bits": 2})))
     assert main(["teacher", str(file), "--runs-dir", str(first.parent)]) == 2
-    assert f"with `teacher.run={first}`, too, its teacher is taken" in capsys.readouterr().err
+    assert f"add `teacher.run={first}` to take its teacher instead" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     assert "teacher.run=runs/first" in capsys.readouterr().out

@@ -118,7 +118,7 @@ def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(
     kept = "student.onnxruntime-1.17.onnx, student.openvino.onnx"
     assert f"kept from an earlier export, of the same student: {kept}" in listener.said
     assert any("student.slim.onnx is not in any record of this run's exports" in line for line in listener.said)
-    assert "student.onnx was for onnxruntime-web, and is for ONNX Runtime now (export.target)" in listener.said
+    assert "student.onnx was for onnxruntime-web, and is now for ONNX Runtime (export.target)" in listener.said
     assert {name: (folder / name).read_bytes() for name in first} == first  # also student.onnx: the same bytes
     facts = read_json(folder / "export.json")
     others = {"student.openvino", "student.onnxruntime-1.17", "student.iree"}

@@ -81,7 +81,7 @@ def test_whatever_looks_at_the_run_sees_the_teacher_as_it_was_taught(done: RunFo
 def test_before_it_is_taught_it_is_said_that_it_will_be(data: Path, tmp_path: Path) -> None:
     run = run_tiny(tiny_config(data, CHANGES), tmp_path, "teacher")
     followed = load_followed(run)
-    assert followed.words == "resnet8" and "who is not trained yet: this is how it starts" in followed.note
+    assert followed.words == "resnet8" and "which is not trained yet; this is its initial state" in followed.note
     run.close()
 
 

@@ -20,10 +20,10 @@ COSTS = {
     "parameters": ("parameters", False),
     "multiply-accumulates": ("macs", False),
     "bit operations (BOPs)": ("bops", False),
-    "weights at their bits": ("weight_bytes", True),
+    "weights at their bit width": ("weight_bytes", True),
     "weights, biases, weight scales": ("parameter_bytes", True),
     "activation peak, codes in bytes": ("peak_stored_bytes", True),
-    "activation peak, at their bits": ("peak_packed_bytes", True),
+    "activation peak, at bit width": ("peak_packed_bytes", True),
 }
 COST_HEAD = ["", "student", "FP32 twin", "ratio"]
 LAYER_HEAD = [
@@ -67,7 +67,7 @@ def render_text(
         parts.append(f"**{plain_text(summary.verdict)}**")
     parts.append(markdown(model_table(summary)))
     if summary.caveats:
-        parts += ["## Read this with the figures", "\n".join(f"- {plain_text(caveat)}" for caveat in summary.caveats)]
+        parts += ["## Notes on these figures", "\n".join(f"- {plain_text(caveat)}" for caveat in summary.caveats)]
     if summary.parity:
         parts += ["## Parity", plain_text(parity_sentence(summary))]
     parts += [plain_text(flavor_sentence(name, facts)) for name, facts in summary.flavors.items()]

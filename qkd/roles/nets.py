@@ -126,7 +126,7 @@ def load_float(path: Path) -> nn.Module:
     """Return a float net that a role wrote, in eval mode, on the CPU.
 
     Raises:
-        FileNotFoundError: If it is not there yet.
+        FileNotFoundError: If it does not exist yet.
         ValueError: If its file is damaged or of another net.
     """
     net = _build(_facts(path))
@@ -142,7 +142,7 @@ def load_low_bit(path: Path, quant: QuantConfig) -> Student:
         quant: Its bit widths.
 
     Raises:
-        FileNotFoundError: If it is not there yet.
+        FileNotFoundError: If it does not exist yet.
         ValueError: If its file is damaged or of another student.
     """
     facts = _facts(path)

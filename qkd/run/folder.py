@@ -299,7 +299,7 @@ def _change(folder: Path, name: str, sha256: str) -> str:
     except ValueError as error:
         return str(error)
     if not path.is_file():
-        return f"{name} is gone"
+        return f"{name} is missing"
     return "" if sha256_of(path) == sha256 else NEW.get(name, f"{name} has changed")
 
 

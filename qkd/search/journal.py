@@ -39,7 +39,7 @@ from qkd.search.population import (
     with_score,
 )
 
-FORMAT = 1  # raise it when the meaning of the files changes
+FORMAT = 1  # increase it when the meaning of the files changes
 _STATE = re.compile(r"round-(\d{4,})-member-(\d{2,})\.safetensors")
 
 

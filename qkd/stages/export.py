@@ -219,9 +219,7 @@ def judge_file(name: str, report: ParityReport, progress: Progress) -> None:
         progress.say(f"{name}.onnx: {report.runtime.sentence}")
     for side, compared in (("off", report.off), ("on", report.on)):
         if compared.differing:
-            ties = (
-                f" ({compared.ties} of them because the student's two best logits are equal)" if compared.ties else ""
-            )
+            ties = f" ({compared.ties} of them where the student's two best logits are equal)" if compared.ties else ""
             differing = f"{compared.differing} of {report.images} images get a different class{ties}"
             progress.warn(f"{name}.onnx: with ONNX Runtime's optimizations {side}, {differing}")
 

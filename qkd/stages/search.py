@@ -15,7 +15,7 @@ from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent
 from qkd.training import cpu_threads
 
-NOTE = "the agents are those that the config names; no search was run"
+NOTE = "the agents are those named in the config; no search was run"
 ROLES: tuple[Role, ...] = ("teacher", "student")
 
 

@@ -91,7 +91,7 @@ METHOD_LOSSES: dict[str, MethodLoss] = {
         "mode_seeking_loss", "generator: different latents give different images", "Mao et al. 2019, MSGAN"
     ),
     "mskd": MethodLoss("mskd_generator_loss", "generator: DAFL's loss with mode seeking", "MSKD (our reading)"),
-    "one_hot": MethodLoss("one_hot_loss", "generator: the teacher is sure of each image", _DAFL),
+    "one_hot": MethodLoss("one_hot_loss", "generator: the teacher is confident about each image", _DAFL),
     "proximal": MethodLoss(
         "proximal_loss", "client: weights stay near those that the server sent", "Li et al. 2020, FedProx"
     ),

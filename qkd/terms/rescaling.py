@@ -24,7 +24,7 @@ from qkd.terms.weighting import Outputs
 # epochs, most values were beyond +-10.
 LEAST_DOUBT = 0.05
 DEFAULT_TEMPERATURE = 4.0
-# Losses whose gradient with respect to the logits, summed over the wrong classes, is that of soft targets.
+# Losses whose gradient by the logits, summed over the wrong classes, is that of soft targets of the true class.
 RESCALING_LOSSES = ("soft_target", "teacher_confidence")
 
 

@@ -82,7 +82,7 @@ def memory_for(
 
     Args:
         splits: The images; only images in memory are read once more.
-        batch_size: Images a forward pass.
+        batch_size: Images per forward pass.
         epochs: Length of the training.
         sees_raw: Whether the teacher sees each image unchanged in every epoch.
         teacher: A teacher that is not fixed gets no memory.

@@ -32,7 +32,7 @@ from qkd.files import (
 )
 from qkd.foreign.opening import read_regular
 
-FORMAT = 1  # raise it when the meaning of the files changes
+FORMAT = 1  # increase it when the meaning of the files changes
 KEPT = 2  # if the last one is damaged, there must be a good one to go back to
 _NAME = re.compile(r"step-(\d{9})\.(json|safetensors)")
 

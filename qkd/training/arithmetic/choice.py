@@ -50,7 +50,9 @@ class Choice:
     def told(self) -> str:
         """Return the choice as one line of text, with the times of the race."""
         times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.step_ms.items() if ms)
-        return f"trains in {self.precision}, {self.memory_format}: {self.reason}{f' ({times} a step)' if times else ''}"
+        return (
+            f"trains in {self.precision}, {self.memory_format}: {self.reason}{f' ({times} per step)' if times else ''}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -110,7 +112,7 @@ def decided(asked: Asked, batch_size: int, images: int, state: Mapping[str, Any]
     """
     plain = unraced(asked)
     if "auto" not in (asked.precision, asked.memory_format):
-        return Choice(plain.precision, plain.memory_format, "asked for")
+        return Choice(plain.precision, plain.memory_format, "as requested")
     if state is not None:
         began = _stored(state)
     elif why := _no_race(asked, batch_size, images):
@@ -199,7 +201,7 @@ def _stored(state: Mapping[str, Any]) -> Choice:
 
 
 def _kept(asked: Asked) -> Choice | None:
-    """Return the choice stored in the folder, unless another training was to make that choice."""
+    """Return the choice stored in the folder, unless this training could not have made it."""
     found = _read(asked.folder / FILE)
     is_candidate = found is not None and (found.precision, found.memory_format) in _candidates(asked)
     return found if is_candidate else None

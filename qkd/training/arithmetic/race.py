@@ -70,7 +70,7 @@ def takes_channels_last(net: nn.Module, image_shape: tuple[int, int, int], devic
 def _runs(net: nn.Module, images: Tensor) -> bool:
     try:
         net(images)
-    except Exception as error:  # a person's net: whatever it raises
+    except Exception as error:  # the user's net may raise anything
         _log.info("a net does not run on images of strides %s: %s", images.stride(), error)
         return False
     return True
@@ -79,7 +79,7 @@ def _runs(net: nn.Module, images: Tensor) -> bool:
 def _made(model: nn.Module, images: Tensor, precision: str, memory_format: str) -> Callable[[], None] | None:
     try:
         return _step(model, images, precision, memory_format)
-    except Exception as error:  # a person's net: whatever it raises
+    except Exception as error:  # the user's net may raise anything
         _log.info("no race in %s, %s: %s", precision, memory_format, error)
         return None
 

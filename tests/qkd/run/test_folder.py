@@ -100,7 +100,7 @@ def test_a_stage_is_complete_while_its_files_stay(config: RunConfig, tmp_path: P
         weights.write_text("W")
         assert run.why_incomplete("teacher") == "teacher/weights has changed"
         weights.unlink()
-        assert run.why_incomplete("teacher") == "teacher/weights is gone"
+        assert run.why_incomplete("teacher") == "teacher/weights is missing"
         weights.write_text("w")
         given.write_text("another")
         assert run.why_incomplete("teacher") == "search/schedule has changed"

@@ -134,7 +134,7 @@ def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(
     # of a retrained student there is no file yet
     write_other_weights(folder.parent / "student" / "weights.safetensors")
     export(data, tmp_path, listener)
-    assert any(line.startswith("student.openvino.onnx is deleted") for line in listener.said)
+    assert any(line.startswith("student.openvino.onnx has been deleted") for line in listener.said)
     assert {path.name for path in folder.glob("student*.onnx")} == {"student.onnx", "student.slim.onnx"}
     assert read_json(folder / "export.json").keys() == {"student", "teacher"}
 

@@ -143,7 +143,7 @@ def _resolve(
             rounding = [name for name, own in translate.items() if isinstance(modules.get(own), ActQuantizer)]
             raise ValueError(
                 f"taps: {path!r} of the {role} does no rounding, so it has no values before a grid (tap: pre_quant); "
-                f"these have:  {', '.join(rounding[:12])}"
+                f"these have: {', '.join(rounding[:12])}"
             )
         found[key] = modules[inner]
     return found

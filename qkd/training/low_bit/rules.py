@@ -36,8 +36,8 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
     layers = low_bit_layers(student)
     if config.places_weights and not all(can_be_placed(layer) for layer in layers.values()):
         raise ValueError(
-            "student.low_bit: dampening and oscillation_thresholds need weight_quantizer lsq or stats: with dorefa, "
-            "no single weight value belongs to a code"
+            "student.low_bit: dampening and oscillation_thresholds need weight_quantizer lsq or stats: dorefa has "
+            "no separate latent value for each code"
         )
     if config.decay_by_bits or config.transition_rate is not None:
         _separate(optimizer, layers.values(), by_bits=config.decay_by_bits)
